@@ -1,0 +1,1 @@
+import sys, tensorflow as tf; print(sys.version, tf.__version__)

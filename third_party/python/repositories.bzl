@@ -1,0 +1,188 @@
+"""The Python packages: a locked environment, installed once, as a toolchain."""
+
+_PYTHONS = ["python3.12", "python3.11", "python3", "python"]
+
+# uv does not read pip's configuration. These are the settings of pip that say
+# where packages come from, and what uv calls them.
+_UV_NAME_OF_PIP_SETTING = {
+    "cert": "SSL_CERT_FILE",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "index-url": "UV_DEFAULT_INDEX",
+    "no-index": "UV_NO_INDEX",
+    "proxy": "ALL_PROXY",
+    "trusted-host": "UV_INSECURE_HOST",
+}
+
+def _first_python(ctx, arguments):
+    """Returns the path of the first Python that runs `arguments`, or None."""
+    named = ctx.os.environ.get("PYTHON_BIN_PATH")
+    for name in [named] if named else _PYTHONS:
+        path = name if "/" in name else ctx.which(name)
+        if path and ctx.execute([path] + arguments).return_code == 0:
+            return path
+    return None
+
+def _run(ctx, arguments, doing, environment = {}):
+    """Runs a command that takes minutes; fails with all that it printed."""
+    ctx.report_progress(doing)
+    result = ctx.execute(arguments, timeout = 3600, environment = environment)
+    if result.return_code:
+        fail("{} failed:\n{}\n{}".format(doing, result.stdout, result.stderr))
+    return result.stdout
+
+def _python_with_pip(ctx):
+    python = _first_python(ctx, ["-m", "pip", "--version"])
+    if not python:
+        fail("No Python with pip found ({}). Install pip, on Debian with: apt-get install python3-pip".format(", ".join(_PYTHONS)))
+    return python
+
+def _uv_impl(ctx):
+    _run(
+        ctx,
+        [
+            _python_with_pip(ctx),
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--require-hashes",
+            "--target=.",
+            "--requirement",
+            ctx.path(ctx.attr.requirements),
+        ],
+        "Installing uv",
+        {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_USER": "0"},
+    )
+    ctx.file("BUILD", "exports_files([\"bin/uv\"])\n")
+
+uv = repository_rule(
+    doc = """Installs uv from its wheel, whose hash is pinned, with pip.
+
+    pip knows by itself how this machine reaches its packages.
+    """,
+    implementation = _uv_impl,
+    attrs = {"requirements": attr.label(mandatory = True)},
+    environ = ["PYTHON_BIN_PATH"],
+)
+
+def _index_settings(ctx):
+    """Returns pip's settings (files and variables) as variables for uv."""
+    settings = {}
+    listed = _run(
+        ctx,
+        [_python_with_pip(ctx), "-m", "pip", "config", "list"],
+        "Reading pip's configuration",
+    )
+    for line in listed.splitlines():
+        name, _, value = line.partition("=")
+        uv_name = _UV_NAME_OF_PIP_SETTING.get(name.rpartition(".")[2])
+        if uv_name and uv_name not in ctx.os.environ:
+            # pip prints a Python literal; several values stand on lines of
+            # their own in its files and are separated by spaces in variables.
+            values = value.strip("'").replace("\\n", " ").split(" ")
+            separator = "," if uv_name == "UV_FIND_LINKS" else " "
+            settings[uv_name] = separator.join([v for v in values if v])
+    return settings
+
+def _locked_packages(lock):
+    return [
+        line.partition("==")[0]
+        for line in lock.splitlines()
+        if "==" in line and line[0].isalnum()
+    ]
+
+_PACKAGE = """
+py_library(
+    name = "{name}",
+    data = ["{lock}"],
+)
+"""
+
+_TOOLCHAIN = """load("@bazel_tools//tools/python:toolchain.bzl", "py_runtime_pair")
+
+package(default_visibility = ["//visibility:public"])
+
+py_runtime(
+    name = "runtime",
+    interpreter_path = "{interpreter}",
+    python_version = "PY3",
+)
+
+py_runtime_pair(
+    name = "runtime_pair",
+    py3_runtime = ":runtime",
+)
+
+toolchain(
+    name = "toolchain",
+    toolchain = ":runtime_pair",
+    toolchain_type = "@bazel_tools//tools/python:toolchain_type",
+)
+"""
+
+def _python_environment_impl(ctx):
+    python = _first_python(
+        ctx,
+        ["-c", "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))"],
+    )
+    if not python:
+        fail("Python 3.11 or 3.12 is needed, and none was found ({}). Install it, or name it in PYTHON_BIN_PATH.".format(", ".join(_PYTHONS)))
+    if not ctx.path("/usr/bin/python").exists and not ctx.path("/usr/local/bin/python").exists:
+        fail("Bazel starts Python programs with `python`, which this machine lacks. Install it, on Debian with: apt-get install python-is-python3")
+
+    lock = ctx.read(ctx.attr.lock)
+    packages = _locked_packages(lock)
+    environment = ctx.path("environment")
+    interpreter = environment.get_child("bin").get_child("python")
+    uv_command = ctx.path(ctx.attr.uv)
+    _run(
+        ctx,
+        [uv_command, "venv", "--quiet", "--python", python, environment],
+        "Making a Python environment",
+    )
+    _run(
+        ctx,
+        [
+            uv_command,
+            "pip",
+            "install",
+            "--quiet",
+            "--python",
+            interpreter,
+            "--compile-bytecode",
+            # Hashes say what is right, so any index may provide it.
+            "--index-strategy=unsafe-best-match",
+            "--require-hashes",
+            "--requirement",
+            ctx.path(ctx.attr.lock),
+        ],
+        "Installing {} Python packages".format(len(packages)),
+        _index_settings(ctx),
+    )
+    ctx.file("BUILD", _TOOLCHAIN.format(interpreter = interpreter) + "".join([
+        _PACKAGE.format(name = name, lock = "@" + str(ctx.attr.lock))
+        # A package with markers is in the lock once for each of them.
+        for name in {name: None for name in packages}
+    ]))
+
+python_environment = repository_rule(
+    doc = """Installs a lock into one environment, the toolchain's interpreter.
+
+    `@NAME//:PACKAGE` is a py_library for each package of the lock. It brings no
+    files but the lock itself: the interpreter finds the packages, and whatever
+    depends on one is built and tested anew when the lock changes.
+    """,
+    implementation = _python_environment_impl,
+    attrs = {
+        "lock": attr.label(
+            doc = "A requirements file with versions and hashes.",
+            mandatory = True,
+        ),
+        "uv": attr.label(mandatory = True),
+    },
+    environ = ["PYTHON_BIN_PATH"],
+)
