@@ -1,0 +1,257 @@
+r"""Exports the feature extractor of an MNIST CNN.
+
+Trains it first,
+
+  bazel run //exporters:mnist_cnn -- --train_on=digits --export_dir=DIR
+
+or takes the weights of a checkpoint:
+
+  bazel run //exporters:mnist_cnn -- \
+    --checkpoint_path=CHECKPOINT --export_dir=DIR
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from absl import flags
+from etils import epy
+
+from exporters.reusable import command_line
+from exporters.reusable import errors
+from exporters.reusable import publishing
+from models.vision import datasets
+from models.vision import mnist_cnn
+from models.vision import training
+
+# These import TensorFlow, which must wait until the flags are parsed.
+with epy.lazy_imports():
+  from exporters.reusable import checkpoints
+  from exporters.reusable import hyperparameters
+  from exporters.reusable import model_card
+  from exporters.reusable import saving
+  import tensorflow as tf
+  import tf_keras
+
+_TRAIN_ON = flags.DEFINE_enum(
+  "train_on",
+  None,
+  list(datasets.BY_NAME),
+  "Train a classifier on this data set, and export its feature extractor."
+  " digits and digits_0_4 (the first five classes) come with scikit-learn; the"
+  " others are downloaded. Either this or --checkpoint_path.",
+)
+_CHECKPOINT_DIR = flags.DEFINE_string(
+  "checkpoint_dir",
+  None,
+  "With --train_on: keep the checkpoint of the trained classifier here.",
+)
+_EPOCHS = flags.DEFINE_integer(
+  "epochs",
+  training.Config.epochs,
+  "With --train_on: how often to go through the training images; 0 exports"
+  " the initial weights.",
+  lower_bound=0,
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size",
+  training.Config.batch_size,
+  "With --train_on: images in a step.",
+  lower_bound=1,
+)
+_LEARNING_RATE = flags.DEFINE_float(
+  "learning_rate",
+  training.Config.learning_rate,
+  "With --train_on: learning rate of Adam at the start.",
+  lower_bound=0.0,
+)
+_SEED = flags.DEFINE_integer(
+  "seed",
+  training.Config.seed,
+  "With --train_on: seed of the initial weights, the order of the images and"
+  " dropout.",
+)
+_L2_STRENGTH = flags.DEFINE_float(
+  "l2_strength",
+  mnist_cnn.L2_STRENGTH,
+  "Factor of the L2 regularization of every kernel, in training and in the"
+  " regularization losses of the export.",
+  lower_bound=0.0,
+)
+command_line.require_one_of("checkpoint_path", "train_on")
+command_line.forbid_without(
+  "train_on",
+  ["checkpoint_dir", "epochs", "batch_size", "learning_rate", "seed"],
+)
+
+_EXAMPLE = """
+import os
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"  # tensorflow-hub is Keras 2.
+import tensorflow_hub as hub
+import tf_keras
+
+model = tf_keras.Sequential([
+    hub.KerasLayer(
+        "path/to/mnist_cnn",
+        trainable=True,
+        arguments={"dropout_rate": 0.4, "batch_norm_momentum": 0.9},
+    ),
+    tf_keras.layers.Dense(num_classes),
+])
+model.compile(
+    optimizer="adam",
+    loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    metrics=["accuracy"],
+)
+model.fit(images, labels, epochs=10)
+"""
+
+
+def export(
+  *,
+  export_dir: str,
+  checkpoint_path: str | None = None,
+  train_on: str | None = None,
+  training_config: training.Config | None = None,
+  checkpoint_dir: str | None = None,
+  l2_strength: float = mnist_cnn.L2_STRENGTH,
+  overwrite: bool = False,
+) -> None:
+  """Exports the feature extractor of an MNIST CNN.
+
+  Args:
+    export_dir: The directory that the SavedModel appears at.
+    checkpoint_path: A checkpoint of a classifier, `tf.train.Checkpoint(model=
+      models.vision.mnist_cnn.classifier(…))`: the prefix of its files or a
+      directory. Either this or `train_on`.
+    train_on: Name of the data set to train on, in `models.vision.datasets`.
+    training_config: How to train, with `train_on`.
+    checkpoint_dir: Where to keep the trained classifier's checkpoint.
+    l2_strength: Factor of the L2 regularization of every kernel.
+    overwrite: Replace `export_dir` and `checkpoint_dir` where they exist.
+
+  Raises:
+    ExportError: A directory is in the way, the data cannot be had, or the
+      checkpoint does not match.
+  """
+  with publishing.publish(export_dir, overwrite=overwrite) as directory:
+    if train_on:
+      extractor, provenance = _train(
+        train_on,
+        training_config or training.Config(),
+        checkpoint_dir,
+        l2_strength,
+        overwrite,
+      )
+    else:
+      extractor = mnist_cnn.feature_extractor(l2_strength=l2_strength)
+      checkpoints.restore(
+        checkpoint_path,
+        tf.train.Checkpoint(
+          model=tf.train.Checkpoint(feature_extractor=extractor)
+        ),
+        left_out=["model/logits", "model/optimizer"],
+      )
+      provenance = {"source": "a checkpoint"}
+    _save(extractor, directory, provenance)
+  print(f"Exported the feature extractor to {export_dir}")
+
+
+def _train(name, config, checkpoint_dir, l2_strength, overwrite):
+  """Returns a trained feature extractor, and of what the card tells of it."""
+  with contextlib.ExitStack() as stack:
+    if checkpoint_dir:
+      directory = stack.enter_context(
+        publishing.publish(checkpoint_dir, overwrite=overwrite)
+      )
+    try:
+      dataset = datasets.BY_NAME[name]()
+    except ConnectionError as e:
+      raise errors.ExportError(str(e)) from e
+    tf_keras.utils.set_random_seed(config.seed)
+    classifier = mnist_cnn.classifier(
+      mnist_cnn.feature_extractor(l2_strength=l2_strength),
+      dataset.num_classes,
+    )
+    print(
+      f"Training on {len(dataset.train.labels):,} images of"
+      f" {dataset.description}"
+    )
+    accuracy = training.train(classifier, dataset, config)
+    held_out = f"{len(dataset.test.labels):,} images held out"
+    print(f"Test accuracy: {accuracy:.4f} on {held_out}")
+    if checkpoint_dir:
+      tf.train.Checkpoint(model=classifier).save(
+        os.path.join(directory, "checkpoint")
+      )
+  return classifier.feature_extractor, {
+    "trained on": dataset.description,
+    "test accuracy of the classifier": f"{accuracy:.4f} on {held_out}",
+  }
+
+
+def _save(extractor, directory, provenance):
+  """Writes the SavedModel and its card."""
+  tunable = [
+    hyperparameters.of_layers(
+      extractor,
+      tf_keras.layers.Dropout,
+      "rate",
+      name="dropout_rate",
+      description="Share of the units before the last layer that are dropped in"
+      " training, from 0 to less than 1.",
+    ),
+    hyperparameters.of_layers(
+      extractor,
+      tf_keras.layers.BatchNormalization,
+      "momentum",
+      name="batch_norm_momentum",
+      description="Share of the old value that the moving averages of batch"
+      " normalization keep at each training step, from 0 to 1. Less suits small"
+      " data sets.",
+    ),
+  ]
+  images = tf.TensorSpec([None, *mnist_cnn.IMAGE_SHAPE], tf.float32, "images")
+  root = saving.reusable(extractor, images, hyperparameters=tunable)
+  signature = saving.signature(root, images, "feature_vector")
+  saving.save(root, directory, signatures={"serving_default": signature})
+  model_card.write(
+    directory,
+    root,
+    signature,
+    name="MNIST CNN feature extractor",
+    description="A small convolutional network that turns grey images of"
+    " single characters, 28 by 28 pixels as in MNIST, into feature vectors: two"
+    " convolutions with batch normalization and pooling, dropout and a dense"
+    " layer.",
+    meanings={
+      "images": "grey values from 0 (background) to 1 (ink)",
+      "feature_vector": "features of each image, 0 or more",
+    },
+    hyperparameters=tunable,
+    example=_EXAMPLE,
+    provenance=provenance,
+  )
+
+
+def main() -> None:
+  export(
+    export_dir=command_line.path(command_line.EXPORT_DIR.value),
+    checkpoint_path=command_line.path(command_line.CHECKPOINT_PATH.value),
+    train_on=_TRAIN_ON.value,
+    training_config=training.Config(
+      epochs=_EPOCHS.value,
+      batch_size=_BATCH_SIZE.value,
+      learning_rate=_LEARNING_RATE.value,
+      seed=_SEED.value,
+    ),
+    checkpoint_dir=command_line.path(_CHECKPOINT_DIR.value),
+    l2_strength=_L2_STRENGTH.value,
+    overwrite=command_line.OVERWRITE.value,
+  )
+
+
+if __name__ == "__main__":
+  command_line.run(main)

@@ -1,0 +1,96 @@
+import os
+
+import tensorflow as tf
+import tf_keras
+
+from exporters.reusable import checkpoints
+from exporters.reusable import errors
+
+
+def _model(units=3, layers=2):
+  body = tf_keras.Sequential(
+    [tf_keras.layers.Dense(units, name=f"dense{i}") for i in range(layers)],
+    name="body",
+  )
+  body.build((None, 2))
+  return body
+
+
+def _full_model(body):
+  head = tf_keras.layers.Dense(5, name="head")
+  model = tf_keras.Sequential([body, head])
+  model.body, model.head = body, head
+  model.compile("adam", "mse")
+  model.fit(tf.ones([4, 2]), tf.ones([4, 5]), verbose=0)
+  return model
+
+
+def _root(body):
+  return tf.train.Checkpoint(model=tf.train.Checkpoint(body=body))
+
+
+class RestoreTest(tf.test.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.full_model = _full_model(_model())
+    self.directory = self.get_temp_dir()
+    checkpoint = tf.train.Checkpoint(model=self.full_model)
+    self.path = checkpoint.save(os.path.join(self.directory, "checkpoint"))
+
+  def restore(self, body, path=None, left_out=("model/head", "model/optimizer")):
+    checkpoints.restore(path or self.path, _root(body), left_out=left_out)
+
+  def test_restores_a_part_from_prefix_directory_and_write(self):
+    written = tf.train.Checkpoint(model=self.full_model).write(
+      os.path.join(self.directory, "written")
+    )
+    for path in (self.path, self.directory, written):
+      body = _model()
+      self.restore(body, path)
+      for weight, expected in zip(body.weights, self.full_model.body.weights):
+        self.assertAllEqual(weight, expected)
+
+  def test_variable_without_value(self):
+    with self.assertRaisesRegex(
+      errors.ExportError, r"has no value for dense2/kernel:0 \(3, 3\)"
+    ):
+      self.restore(_model(layers=3))
+
+  def test_values_that_nothing_uses(self):
+    with self.assertRaisesRegex(
+      errors.ExportError,
+      r"has model/layer_with_weights-0/layer_with_weights-1/bias \(3,\), which"
+      " the model lacks",
+    ):
+      self.restore(_model(layers=1))
+    with self.assertRaisesRegex(
+      errors.ExportError, r"has model/layer_with_weights-1/kernel \(3, 5\)"
+    ):
+      self.restore(_model(), left_out=["model/optimizer"])
+
+  def test_other_shape_leaves_the_model_as_it_was(self):
+    body = _model(units=4)
+    before = body.get_weights()
+    with self.assertRaisesRegex(
+      errors.ExportError, r"has \(2, 3\) for dense0/kernel:0 \(2, 4\)"
+    ):
+      self.restore(body)
+    self.assertAllEqual(body.get_weights()[0], before[0])
+
+  def test_no_checkpoint(self):
+    empty = os.path.join(self.directory, "empty")
+    os.mkdir(empty)
+    broken = os.path.join(self.directory, "broken")
+    with open(broken + ".index", "w") as f:
+      f.write("nothing")
+    for path, message in (
+      (empty, "has no checkpoint in it"),
+      (os.path.join(empty, "x"), "x.index does not exist"),
+      (broken, "Cannot read"),
+    ):
+      with self.assertRaisesRegex(errors.ExportError, message):
+        self.restore(_model(), path)
+
+
+if __name__ == "__main__":
+  tf.test.main()

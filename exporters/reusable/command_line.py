@@ -1,0 +1,102 @@
+"""What the command lines of all exporters share.
+
+It imports no TensorFlow, and neither may an exporter before its flags are
+parsed: `--help` and errors in flags are answered at once.
+"""
+
+from collections.abc import Callable
+import os
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from exporters.reusable import errors
+
+# tensorflow-hub and Model Garden are Keras 2; TensorFlow reads this when it is
+# imported, and the next one too: errors only.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+EXPORT_DIR = flags.DEFINE_string(
+  "export_dir",
+  None,
+  "The directory that the SavedModel appears at, when all of it is right."
+  " It must not exist, or be empty.",
+  required=True,
+)
+OVERWRITE = flags.DEFINE_bool(
+  "overwrite", False, "Replace an existing --export_dir, in one step."
+)
+CHECKPOINT_PATH = flags.DEFINE_string(
+  "checkpoint_path",
+  None,
+  "The checkpoint to export: the prefix of its files, or a directory, of"
+  " which the newest is taken. Either this or --train_on.",
+)
+
+# From here on: `run` makes these flags known as its caller's, for --help.
+flags.disclaim_key_flags()
+
+
+def path(value: str | None) -> str | None:
+  """Makes a path of a flag absolute.
+
+  Under `bazel run` a relative one starts from the directory that the user is
+  in, which is not the working directory of the program.
+
+  Args:
+    value: The flag's value; None and the URLs of remote storage stay as is.
+  """
+  if value is None or "://" in value:
+    return value
+  return os.path.join(
+    os.environ.get("BUILD_WORKING_DIRECTORY", os.getcwd()),
+    os.path.expanduser(value),
+  )
+
+
+def require_one_of(*names: str) -> None:
+  """Makes exactly one of some flags mandatory."""
+  flags.mark_flags_as_mutual_exclusive(names, required=True)
+
+
+def forbid_without(condition: str, names: list[str]) -> None:
+  """Refuses flags that would have no effect without another one.
+
+  Args:
+    condition: The flag that `names` need.
+    names: The flags that say something only together with `condition`.
+  """
+  for name in names:
+    flags.register_multi_flags_validator(
+      [condition, name],
+      lambda values, name=name: (
+        values[condition] is not None or not flags.FLAGS[name].present
+      ),
+      f"--{name} applies only with --{condition}.",
+    )
+
+
+def run(main: Callable[[], None]) -> None:
+  """Parses the flags and calls `main`.
+
+  An ExportError becomes one line on standard error and the exit status 1.
+
+  Args:
+    main: The program, in the module that is run.
+  """
+  flags.adopt_module_key_flags(sys.modules[__name__])
+
+  def guarded(arguments: list[str]) -> None:
+    if len(arguments) > 1:
+      sys.exit(f"ERROR: {arguments[1]} is not a flag. Flags start with --.")
+    if not flags.FLAGS["verbosity"].present:
+      logging.set_verbosity(logging.WARNING)
+    try:
+      main()
+    except errors.ExportError as e:
+      sys.exit(f"ERROR: {e}")
+
+  app.run(guarded)

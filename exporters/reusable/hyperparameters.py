@@ -1,0 +1,111 @@
+"""Hyperparameters of an export: what its consumers may tune.
+
+A hyperparameter is a scalar argument of the exported `__call__`, with a
+default. It reaches the model in one of two ways: a function takes it as an
+argument of its own; a Keras model reads it from attributes of its layers, which
+hold the argument's Tensor while the model is traced.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+from exporters.reusable import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class Hyperparameter:
+  """A float32 scalar argument of the exported `__call__`.
+
+  Attributes:
+    name: Name of the argument.
+    default: Its value where the consumer gives none.
+    description: What it does and which values it takes; for the model card.
+    layers: The layers that read it. Empty for a model that takes it as an
+      argument.
+    attribute: The attribute of these layers that stands for it.
+  """
+
+  name: str
+  default: float
+  description: str
+  layers: Sequence[Any] = ()
+  attribute: str = ""
+
+
+def of_layers(
+  model: tf.Module,
+  layer_type: type[Any],
+  attribute: str,
+  *,
+  name: str,
+  description: str,
+) -> Hyperparameter:
+  """Makes one hyperparameter of an attribute that layers of a model share.
+
+  A layer whose attribute is 0, such as a Dropout that is off, is left out, and
+  so stays as it is.
+
+  Args:
+    model: A Keras model or a module.
+    layer_type: The type of the layers, such as `tf_keras.layers.Dropout`.
+    attribute: The attribute, such as `rate`. Its value is the default.
+    name: Name of the hyperparameter.
+    description: What it does and which values it takes.
+
+  Returns:
+    The hyperparameter.
+
+  Raises:
+    ExportError: No layer has a value other than 0, or they differ.
+  """
+  layers = [
+    layer
+    for layer in model.submodules
+    if isinstance(layer, layer_type) and getattr(layer, attribute) != 0
+  ]
+  values = sorted({float(getattr(layer, attribute)) for layer in layers})
+  if len(values) != 1:
+    raise errors.ExportError(
+      f"Hyperparameter {name} needs {layer_type.__name__} layers of one"
+      f" {attribute} other than 0, and {model.name} has {values or 'none'}."
+      " Leave it out, or make one hyperparameter for each value."
+    )
+  return Hyperparameter(name, values[0], description, layers, attribute)
+
+
+@contextlib.contextmanager
+def bound(
+  hyperparameters: Sequence[Hyperparameter], values: Mapping[str, tf.Tensor]
+) -> Iterator[dict[str, tf.Tensor]]:
+  """Lets layers read values of hyperparameters; gives theirs back at the end.
+
+  Args:
+    hyperparameters: What to bind.
+    values: For the name of each hyperparameter a float32 Tensor, shape `[]`.
+
+  Yields:
+    The values that no layer reads: arguments for the model, by name.
+  """
+  with contextlib.ExitStack() as stack:
+    for hyperparameter in hyperparameters:
+      for layer in hyperparameter.layers:
+        stack.callback(
+          setattr,
+          layer,
+          hyperparameter.attribute,
+          getattr(layer, hyperparameter.attribute),
+        )
+        # Layers use it beside their inputs, in the dtype that they compute in.
+        setattr(
+          layer,
+          hyperparameter.attribute,
+          tf.cast(
+            values[hyperparameter.name],
+            getattr(layer, "compute_dtype", tf.float32),
+          ),
+        )
+    yield {h.name: values[h.name] for h in hyperparameters if not h.layers}

@@ -1,0 +1,119 @@
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from absl.testing import absltest
+
+from exporters.reusable import errors
+from exporters.reusable import publishing
+
+# Publishes a file of two halves; takes about `seconds` for it.
+_WRITER = """
+import pathlib, sys, time
+from exporters.reusable import publishing
+export_dir, text, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+with publishing.publish(export_dir, overwrite=True) as directory:
+  with open(pathlib.Path(directory) / "saved_model.pb", "w") as f:
+    print("writing", flush=True)
+    for half in text[:4], text[4:]:
+      time.sleep(seconds / 2)
+      f.write(half)
+      f.flush()
+"""
+
+
+class PublishTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.parent = pathlib.Path(self.create_tempdir().full_path)
+    self.target = self.parent / "export"
+
+  def publish(self, text="complete", **kwargs):
+    with publishing.publish(self.target, **kwargs) as directory:
+      (pathlib.Path(directory) / "saved_model.pb").write_text(text)
+
+  def assert_only(self, *names):
+    self.assertCountEqual([p.name for p in self.parent.iterdir()], names)
+
+  def assert_published(self, text):
+    self.assertEqual((self.target / "saved_model.pb").read_text(), text)
+
+  def test_appears_whole_at_the_end_and_readable_for_all(self):
+    with publishing.publish(self.target) as directory:
+      (pathlib.Path(directory) / "saved_model.pb").write_text("complete")
+      self.assertFalse(self.target.exists())
+    self.assert_published("complete")
+    self.assert_only("export")
+    expected = pathlib.Path(self.create_tempdir().full_path) / "usual"
+    expected.mkdir()
+    self.assertEqual(self.target.stat().st_mode, expected.stat().st_mode)
+
+  def test_takes_an_empty_directory_and_makes_parents(self):
+    self.target = self.parent / "a" / "b"
+    self.target.mkdir(parents=True)
+    self.publish()
+    self.assert_published("complete")
+
+  def test_failure_leaves_nothing(self):
+    with self.assertRaisesRegex(ValueError, "broken"):
+      with publishing.publish(self.target) as directory:
+        (pathlib.Path(directory) / "saved_model.pb").write_text("half")
+        raise ValueError("broken")
+    self.assert_only()
+
+  def test_refuses_before_the_work_starts(self):
+    self.publish("old")
+    (self.parent / "file").write_text("")
+    for path, message in (
+      (self.target, "is not empty. Choose another directory, or say --over"),
+      (self.parent / "file", "Not a directory"),
+      (self.parent / "file" / "x", "Not a directory"),
+      ("gs://bucket/export", "not a local directory"),
+    ):
+      with self.assertRaisesRegex(errors.ExportError, message):
+        with publishing.publish(path):
+          self.fail("The work started.")
+    self.assert_published("old")
+    self.assert_only("export", "file")
+
+  def test_overwrite_replaces(self):
+    self.publish("old")
+    self.publish("new", overwrite=True)
+    self.assert_published("new")
+    self.assert_only("export")
+
+  def test_killed_at_any_point(self):
+    self.publish("old text")
+    kills_after_the_start = 0
+    for delay in (0, 0.03, 0.06, 0.09, 0.1, 0.11, 0.12, 0.15, None):
+      writer = subprocess.Popen(
+        [sys.executable, "-c", _WRITER, self.target, "new text", "0.1"],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+      )
+      self.assertEqual(writer.stdout.readline(), b"writing\n")
+      if delay is not None:
+        time.sleep(delay)
+        kills_after_the_start += writer.poll() is None
+        writer.send_signal(signal.SIGKILL)
+      writer.communicate()
+      self.assertIn(
+        (self.target / "saved_model.pb").read_text(), ("old text", "new text")
+      )
+    self.assertGreater(kills_after_the_start, 3)
+    # The last one was not killed, and found nothing in its way.
+    self.assert_published("new text")
+    self.assert_only("export")
+
+  def test_leaves_the_unfinished_directory_of_a_living_process(self):
+    with publishing.publish(self.target) as first:
+      with publishing.publish(self.target) as second:
+        self.assertTrue(os.path.isdir(first))
+        self.assertNotEqual(first, second)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,407 @@
+"""Saves any callable model as a lean reusable SavedModel.
+
+The interface is the one of TensorFlow Hub's reusable SavedModels: a root object
+with `__call__`, `variables`, `trainable_variables` and `regularization_losses`.
+Lean means: one traced function for each mode, and nothing else of the model.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import inspect
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+
+from exporters.reusable import errors
+from exporters.reusable import hyperparameters as hyperparameters_lib
+
+Hyperparameter = hyperparameters_lib.Hyperparameter
+
+
+def reusable(
+  model: Callable[..., Any],
+  input_spec: Any,
+  *,
+  hyperparameters: Sequence[Hyperparameter] = (),
+  variables: Iterable[tf.Variable] | None = None,
+  trainable_variables: Iterable[tf.Variable] | None = None,
+  regularization_losses: Sequence[Callable[[], tf.Tensor]] | None = None,
+) -> tf.train.Checkpoint:
+  """Makes an object that `save` writes and consumers call.
+
+  Further attributes may be set on it before it is saved: other objects that
+  this function makes, assets, variables.
+
+  Args:
+    model: A Keras model or layer, a `tf.Module`, or a function. It takes one
+      input, `training` by that name where its modes differ, and the
+      hyperparameters that no layers read.
+    input_spec: `tf.TensorSpec`, or a list or dict of them: shape and dtype of
+      the input. What is free in a shape is `None`, the batch dimension first.
+    hyperparameters: What consumers may tune.
+    variables: All variables that `model` uses. Default: `model.variables`.
+    trainable_variables: Those that consumers train. Default:
+      `model.trainable_variables`, or of a function's `variables` those that
+      are trainable.
+    regularization_losses: Functions without arguments, each returning a float
+      scalar. Default: one for each weight regularizer of a Keras model or of
+      the Keras layers in a module.
+
+  Returns:
+    An object whose `__call__` takes the input, `training` (default False) where
+    `model` has it, and the hyperparameters.
+
+  Raises:
+    ExportError: The export would fail its consumers in silence: it lacks
+      variables or trainable variables, hides `training`, carries an
+      optimizer's state, or has a hyperparameter or loss without effect.
+  """
+  has_training = _has_training(model, hyperparameters)
+  if variables is None:
+    variables = getattr(model, "variables", ())
+  variables = list(variables)
+  if trainable_variables is None:
+    trainable_variables = getattr(
+      model, "trainable_variables", [v for v in variables if v.trainable]
+    )
+  trainable_variables = list(trainable_variables)
+  _check_variables(model, variables, trainable_variables)
+  if regularization_losses is None:
+    regularization_losses = _weight_regularizers(model)
+
+  call, traces = _trace(model, input_spec, hyperparameters, has_training)
+  for trace, values in traces:
+    _check_captured(trace, variables)
+  for hyperparameter in hyperparameters:
+    if not any(
+      _has_effect(values[hyperparameter.name], trace)
+      for trace, values in traces
+    ):
+      raise errors.ExportError(
+        f"Hyperparameter {hyperparameter.name} changes nothing: neither an"
+        " output nor an update of a variable depends on it. Bind it to the"
+        " layers that use it, or leave it out."
+      )
+
+  root = tf.train.Checkpoint()
+  setattr(root, "__call__", call)
+  root.variables = variables
+  root.trainable_variables = trainable_variables
+  root.regularization_losses = [
+    _trace_loss(loss) for loss in regularization_losses
+  ]
+  return root
+
+
+def signature(
+  reusable_object: tf.train.Checkpoint,
+  input_spec: Any,
+  output_name: str = "outputs",
+) -> tf.types.experimental.ConcreteFunction:
+  """Makes a signature of inference with the default hyperparameters.
+
+  Args:
+    reusable_object: What `reusable` returns.
+    input_spec: The input that it was made with. A Tensor is named as its spec
+      is, `inputs` where that has no name; those of a dict by their keys.
+    output_name: Name of the output where it is one Tensor. Outputs of a dict
+      keep their keys; what in it is not a Tensor is left out.
+
+  Returns:
+    A function for `save`, from named Tensors to a dict of Tensors.
+  """
+  named_spec = (
+    {
+      key: tf.TensorSpec(spec.shape, spec.dtype, key)
+      for key, spec in input_spec.items()
+    }
+    if isinstance(input_spec, Mapping)
+    else tf.nest.map_structure(
+      lambda s: tf.TensorSpec(s.shape, s.dtype, s.name or "inputs"), input_spec
+    )
+  )
+
+  parameters = inspect.signature(
+    reusable_object.__call__.python_function
+  ).parameters
+
+  def serve(*inputs):
+    outputs = reusable_object.__call__(
+      tf.nest.pack_sequence_as(named_spec, inputs),
+      # As Tensors, which have a trace already; a number would get its own.
+      **{
+        name: tf.constant(parameter.default)
+        for name, parameter in parameters.items()
+        if isinstance(parameter.default, float)
+      },
+    )
+    if not isinstance(outputs, Mapping):
+      return {output_name: outputs}
+    return {key: out for key, out in outputs.items() if tf.is_tensor(out)}
+
+  # Traced here: TensorFlow's save would trace it, and all it calls, once more.
+  return tf.function(
+    serve, input_signature=tf.nest.flatten(named_spec)
+  ).get_concrete_function()
+
+
+def save(
+  root: tf.train.Checkpoint,
+  export_dir: str,
+  *,
+  signatures: Mapping[str, tf.types.experimental.ConcreteFunction],
+) -> None:
+  """Writes a SavedModel.
+
+  Args:
+    root: What `reusable` returns.
+    export_dir: The directory to write.
+    signatures: What `signature` returns, by name; `serving_default` is the one
+      that tools look for.
+
+  Raises:
+    ExportError: An object that `root` holds is an optimizer, or a function uses
+      a resource, such as a table, that `root` does not hold.
+  """
+  for trackable in tf.train.TrackableView(root).descendants():
+    if _is_optimizer(trackable):
+      raise errors.ExportError(
+        f"The export holds an optimizer, {type(trackable).__name__}. Its state"
+        " is of no use to others: take it out."
+      )
+  try:
+    tf.saved_model.save(root, export_dir, signatures=dict(signatures))
+  except (AssertionError, KeyError) as e:
+    # How TensorFlow reports resources that it cannot reach from `root`.
+    raise errors.ExportError(
+      "A function of the export uses a resource that the export does not hold."
+      " Set it as an attribute. TensorFlow says:"
+      f" {' '.join(str(e.args[0]).split())}"
+    ) from e
+
+
+def _has_training(
+  model: Callable[..., Any], hyperparameters: Sequence[Hyperparameter]
+) -> bool:
+  """Tells whether a model has modes; refuses what consumers could not reach."""
+  if isinstance(model, tf_keras.layers.Layer):
+    # Keras hands `training` on to inner layers, whatever `call` names.
+    return True
+  parameters = dict(inspect.signature(_python_function(model)).parameters)
+  parameters.pop(next(iter(parameters), None), None)  # The input.
+  for hyperparameter in hyperparameters:
+    if not hyperparameter.layers and (
+      parameters.pop(hyperparameter.name, None) is None
+    ):
+      raise errors.ExportError(
+        f"Hyperparameter {hyperparameter.name} is neither bound to layers nor"
+        " an argument of the model."
+      )
+  has_training = parameters.pop("training", None) is not None
+  if parameters:
+    raise errors.ExportError(
+      f"The model takes {', '.join(map(str, parameters.values()))}, which is"
+      " neither its one input, nor `training` by that name, nor a"
+      " hyperparameter; consumers could not set it. Name it, or wrap the model"
+      " in a function that takes what consumers may set."
+    )
+  return has_training
+
+
+def _python_function(model: Callable[..., Any]) -> Callable[..., Any]:
+  """Unwraps a tf.function: a nested one costs at every step under XLA."""
+  if isinstance(model, tf_keras.layers.Layer):
+    return model
+  if isinstance(model, tf.Module):
+    model = model.__call__
+  return getattr(model, "python_function", model)
+
+
+def _check_variables(
+  model: Any,
+  variables: Sequence[tf.Variable],
+  trainable_variables: Sequence[tf.Variable],
+) -> None:
+  """Refuses lists of variables with which consumers would train nothing."""
+  listed = {v.ref() for v in variables}
+  for variable in trainable_variables:
+    if variable.ref() not in listed:
+      raise errors.ExportError(
+        f"Variable {variable.name} is among trainable_variables and not among"
+        " variables."
+      )
+    if not variable.trainable:
+      raise errors.ExportError(
+        f"Variable {variable.name} is among trainable_variables and was made"
+        " with trainable=False: no gradient would reach it."
+      )
+  if not trainable_variables and any(v.trainable for v in variables):
+    raise errors.ExportError(
+      f"The model has {len(variables)} variables and lists none of them as"
+      " trainable: consumers would train nothing. Unfreeze the model, or list"
+      " trainable_variables."
+    )
+  if isinstance(model, tf.Module):
+    for module in (model, *model.submodules):
+      for value in vars(module).values():
+        if _is_optimizer(value) and any(
+          v.ref() in listed for v in _optimizer_variables(value)
+        ):
+          raise errors.ExportError(
+            f"The variables of the model include those of an optimizer,"
+            f" {type(value).__name__}. List variables without them."
+          )
+
+
+def _is_optimizer(value: Any) -> bool:
+  return callable(getattr(value, "apply_gradients", None))
+
+
+def _optimizer_variables(optimizer: Any) -> Sequence[tf.Variable]:
+  variables = optimizer.variables
+  return variables() if callable(variables) else variables
+
+
+def _trace(
+  model: Callable[..., Any],
+  input_spec: Any,
+  hyperparameters: Sequence[Hyperparameter],
+  has_training: bool,
+):
+  """Traces a model once for each mode.
+
+  Returns:
+    The tf.function, and for each mode its concrete function and the Tensors
+    that stand for the hyperparameters in it, by name.
+  """
+  function = _python_function(model)
+  traced_values = []
+
+  def call(inputs, *arguments):
+    # Otherwise a seed that this process has set would be in the export, and
+    # every consumer, and every replica of his, would drop the same units.
+    tf.compat.v1.get_default_graph().seed = None
+    arguments = dict(zip(list(signature.parameters)[1:], arguments))
+    mode = {"training": arguments.pop("training")} if has_training else {}
+    traced_values.append(arguments)
+    with hyperparameters_lib.bound(hyperparameters, arguments) as direct:
+      return function(inputs, **mode, **direct)
+
+  parameter = inspect.Parameter
+  signature = inspect.Signature(
+    [parameter("inputs", parameter.POSITIONAL_OR_KEYWORD)]
+    + [
+      parameter(name, parameter.POSITIONAL_OR_KEYWORD, default=default)
+      for name, default in (
+        ([("training", False)] if has_training else [])
+        + [(h.name, h.default) for h in hyperparameters]
+      )
+    ]
+  )
+  # tf.function, and with it the SavedModel, takes names and defaults from here.
+  call.__signature__ = signature
+  call = tf.function(call)
+  traces = []
+  for mode in [{"training": False}, {"training": True}] if has_training else [{}]:
+    trace = call.get_concrete_function(
+      input_spec,
+      **mode,
+      **{h.name: tf.TensorSpec([], tf.float32) for h in hyperparameters},
+    )
+    traces.append((trace, traced_values[-1]))
+  first, last = (
+    tf.nest.map_structure(
+      tf.TensorSpec.from_tensor, trace.structured_outputs
+    )
+    for trace in (traces[0][0], traces[-1][0])
+  )
+  try:
+    same = tf.nest.flatten(first) == tf.nest.flatten(last)
+    tf.nest.assert_same_structure(first, last)
+  except (TypeError, ValueError):
+    same = False
+  if not same:
+    raise errors.ExportError(
+      f"The model returns {first} in inference and {last} in training; they"
+      " must have the same structure, shapes and dtypes."
+    )
+  return call, traces
+
+
+def _check_captured(trace, variables: Sequence[tf.Variable]) -> None:
+  listed = {v.ref() for v in variables}
+  missing = [v for v in trace.variables if v.ref() not in listed]
+  if missing:
+    raise errors.ExportError(
+      f"The model uses {', '.join(sorted(v.name for v in missing))}, which"
+      " `variables` lacks: consumers could neither train nor save it. Make it"
+      " an attribute of the model, or list it."
+    )
+
+
+def _has_effect(tensor: tf.Tensor, trace) -> bool:
+  """Tells whether a result or an update in a traced function needs a Tensor."""
+  results = {output.op for output in trace.outputs}
+  results.update(trace.graph.control_outputs)
+  seen = set()
+  waiting = list(tensor.consumers())
+  while waiting:
+    op = waiting.pop()
+    if op in results:
+      return True
+    if op not in seen:
+      seen.add(op)
+      waiting += [c for output in op.outputs for c in output.consumers()]
+  return False
+
+
+def _weight_regularizers(model: Any) -> list[Callable[[], tf.Tensor]]:
+  """Finds the losses of the weights of a model's Keras layers, one by one."""
+  if not isinstance(model, tf.Module):
+    return []
+  layers = [
+    layer
+    for layer in (*model.submodules, model)
+    if isinstance(layer, tf_keras.layers.Layer)
+  ]
+  for layer in layers:
+    if getattr(layer, "activity_regularizer", None) is not None:
+      raise errors.ExportError(
+        f"Layer {layer.name} has an activity regularizer, which a SavedModel"
+        " cannot hand on. Take it out."
+      )
+  # A layer's losses are its own, then those of the layers in it.
+  own: dict[tf_keras.layers.Layer, int] = {}
+  for layer in sorted(layers, key=lambda layer: len(layer.submodules)):
+    own[layer] = len(layer.losses) - sum(
+      own.get(inner, 0) for inner in layer.submodules
+    )
+  # In the order of the weights, as in Keras' own `losses`.
+  position = {v.ref(): i for i, v in enumerate(model.variables)}
+  return [
+    _loss_of_layer(layer, index)
+    for layer in sorted(
+      filter(own.get, layers),
+      key=lambda layer: min(position[v.ref()] for v in layer.weights),
+    )
+    for index in range(own[layer])
+  ]
+
+
+def _loss_of_layer(
+  layer: tf_keras.layers.Layer, index: int
+) -> Callable[[], tf.Tensor]:
+  return lambda: layer.losses[index]
+
+
+def _trace_loss(loss: Callable[[], tf.Tensor]) -> tf.types.experimental.PolymorphicFunction:
+  """Traces a regularization loss and checks that it is a float scalar."""
+  function = tf.function(loss, input_signature=[])
+  output = function.get_concrete_function().structured_outputs
+  if not (
+    tf.is_tensor(output) and output.shape == [] and output.dtype.is_floating
+  ):
+    raise errors.ExportError(
+      f"A regularization loss returns {output}; it must be a float scalar."
+    )
+  return function

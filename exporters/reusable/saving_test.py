@@ -1,0 +1,274 @@
+import os
+
+import tensorflow as tf
+import tf_keras
+
+from exporters.reusable import errors
+from exporters.reusable import hyperparameters
+from exporters.reusable import saving
+
+_SPEC = tf.TensorSpec([None, 2], tf.float32)
+
+
+class Affine(tf.Module):
+  """A module whose training differs: it scales, and counts its calls."""
+
+  def __init__(self):
+    super().__init__()
+    self.kernel = tf.Variable([[1.0], [2.0]], name="kernel")
+    self.calls = tf.Variable(0.0, trainable=False, name="calls")
+
+  @tf.function
+  def __call__(self, inputs, training=False, scale=1.0):
+    outputs = inputs @ self.kernel
+    if training:
+      self.calls.assign_add(1.0)
+      outputs *= scale
+    return outputs
+
+
+_SCALE = hyperparameters.Hyperparameter("scale", 3.0, "factor in training")
+
+
+def _keras_model():
+  regularizer = tf_keras.regularizers.L2(0.5)
+  return tf_keras.Sequential(
+    [
+      tf_keras.layers.InputLayer((2,), name="inputs"),
+      tf_keras.layers.Dense(
+        3, kernel_regularizer=regularizer, bias_regularizer=regularizer
+      ),
+      tf_keras.layers.BatchNormalization(momentum=0.5),
+      tf_keras.layers.Dropout(0.5),
+      tf_keras.layers.Dense(3, kernel_regularizer=regularizer),
+    ]
+  )
+
+
+class SavingTest(tf.test.TestCase):
+  def save_and_load(self, *args, **kwargs):
+    root = saving.reusable(*args, **kwargs)
+    export_dir = os.path.join(self.get_temp_dir(), self.id())
+    signature = saving.signature(root, args[1])
+    saving.save(root, export_dir, signatures={"serving_default": signature})
+    return tf.saved_model.load(export_dir)
+
+  def assert_refused(self, message, *args, **kwargs):
+    with self.assertRaisesRegex(errors.ExportError, message):
+      saving.reusable(*args, **kwargs)
+
+  def test_module(self):
+    loaded = self.save_and_load(Affine(), _SPEC, hyperparameters=[_SCALE])
+    x = tf.constant([[1.0, 1.0], [0.0, 2.0]])
+    self.assertAllEqual(loaded(x), [[3.0], [4.0]])
+    self.assertAllEqual(loaded(x, training=True), [[9.0], [12.0]])
+    self.assertAllEqual(loaded(x, training=True, scale=0.5), [[1.5], [2.0]])
+    self.assertAllEqual(
+      loaded.signatures["serving_default"](inputs=x)["outputs"], loaded(x)
+    )
+    self.assertEqual(
+      [v.name for v in loaded.trainable_variables], ["kernel:0"]
+    )
+    (calls,) = [v for v in loaded.variables if v.name == "calls:0"]
+    self.assertEqual(calls.numpy(), 2.0)
+    # One trace for each mode, whatever has been called.
+    self.assertLen(loaded.__call__.concrete_functions, 2)
+
+  def test_function_of_dicts(self):
+    bias = tf.Variable(1.0)
+    spec = {"a": _SPEC, "b": _SPEC}
+
+    def call(inputs):
+      total = inputs["a"] + inputs["b"] + bias
+      return {"total": total, "parts": [inputs["a"]]}
+
+    loaded = self.save_and_load(call, spec, variables=[bias])
+    x = tf.ones([1, 2])
+    self.assertAllEqual(loaded({"a": x, "b": x})["total"], [[3.0, 3.0]])
+    self.assertAllEqual(loaded({"a": x, "b": x})["parts"], [x])
+    self.assertEqual(
+      loaded.signatures["serving_default"](a=x, b=x).keys(), {"total"}
+    )
+    self.assertLen(loaded.trainable_variables, 1)
+
+  def test_keras_model(self):
+    model = _keras_model()
+    rate = hyperparameters.of_layers(
+      model, tf_keras.layers.Dropout, "rate", name="rate", description=""
+    )
+    before = {k: v for k, v in vars(model.layers[2]).items()}
+    loaded = self.save_and_load(model, _SPEC, hyperparameters=[rate])
+    self.assertEqual(before, vars(model.layers[2]))
+    x = tf.random.stateless_normal([5, 2], [1, 2])
+    self.assertAllClose(loaded(x), model(x), rtol=1e-6)
+    self.assertAllClose(
+      [loss() for loss in loaded.regularization_losses], model.losses
+    )
+    self.assertLen(loaded.regularization_losses, 3)
+
+  def test_losses_of_nested_layers_are_there_once(self):
+    class Outer(tf_keras.layers.Layer):
+      def __init__(self):
+        super().__init__()
+        self.inner = _keras_model()
+        self.scale = self.add_weight(
+          name="scale", shape=[], regularizer=tf_keras.regularizers.L1(2.0)
+        )
+
+      def call(self, inputs):
+        return self.inner(inputs) * self.scale
+
+    outer = Outer()
+    outer(tf.ones([1, 2]))
+    loaded = self.save_and_load(outer, _SPEC)
+    self.assertCountEqual(
+      [float(loss()) for loss in loaded.regularization_losses],
+      [float(loss) for loss in outer.losses],
+    )
+    self.assertLen(loaded.regularization_losses, 4)
+    # Keras hands `training` on to the dropout, though `call` does not name it.
+    x = tf.ones([100, 2])
+    self.assertNotAllClose(loaded(x, training=True)[0], loaded(x)[0])
+
+  def test_sub_object(self):
+    module = Affine()
+    root = saving.reusable(module, _SPEC, hyperparameters=[_SCALE])
+    root.doubled = saving.reusable(
+      lambda x: 2.0 * (x @ module.kernel), _SPEC, variables=[module.kernel]
+    )
+    export_dir = os.path.join(self.get_temp_dir(), "sub_object")
+    saving.save(root, export_dir, signatures={})
+    loaded = tf.saved_model.load(export_dir)
+    self.assertAllEqual(loaded.doubled(tf.ones([1, 2])), [[6.0]])
+    self.assertIs(
+      loaded.doubled.trainable_variables[0], loaded.trainable_variables[0]
+    )
+
+  def test_seeds_of_the_process_stay_out(self):
+    tf.random.set_seed(7)
+    root = saving.reusable(_keras_model(), _SPEC)
+    (random_op,) = [
+      op
+      for op in root.__call__.get_concrete_function(
+        _SPEC, training=True
+      ).graph.get_operations()
+      if op.type == "RandomUniform"
+    ]
+    self.assertEqual(random_op.get_attr("seed"), 0)
+    self.assertEqual(random_op.get_attr("seed2"), 0)
+
+  def test_refuses_a_model_without_trainable_variables(self):
+    model = _keras_model()
+    model.trainable = False
+    self.assert_refused("lists none of them as trainable", model, _SPEC)
+
+  def test_refuses_a_variable_that_is_not_listed(self):
+    hidden = tf.Variable(1.0, name="hidden")
+    nested = tf.function(lambda x: x * hidden)
+    self.assert_refused("uses hidden:0, which", lambda x: nested(x), _SPEC)
+
+  def test_refuses_a_trainable_variable_that_is_not_listed(self):
+    kernel = tf.Variable([[1.0], [2.0]], name="kernel")
+    self.assert_refused(
+      "kernel:0 is among trainable_variables and not among",
+      lambda x: x @ kernel,
+      _SPEC,
+      trainable_variables=[kernel],
+    )
+
+  def test_refuses_training_that_cannot_be_found(self):
+    self.assert_refused(r"takes \*\*kwargs", lambda x, **kwargs: x, _SPEC)
+    self.assert_refused(
+      "takes is_training=False", lambda x, is_training=False: x, _SPEC
+    )
+
+  def test_refuses_an_optimizer(self):
+    module = Affine()
+    module.optimizer = tf_keras.optimizers.Adam()
+    module.optimizer.build([module.kernel])
+    self.assert_refused(
+      "include those of an optimizer, Adam",
+      module,
+      _SPEC,
+      hyperparameters=[_SCALE],
+      variables=[
+        module.kernel,
+        module.calls,
+        *module.optimizer.variables,
+      ],
+    )
+    root = saving.reusable(module, _SPEC, hyperparameters=[_SCALE])
+    root.optimizer = module.optimizer
+    with self.assertRaisesRegex(errors.ExportError, "holds an optimizer, Adam"):
+      saving.save(root, self.get_temp_dir(), signatures={})
+
+  def test_a_compiled_model_loses_its_optimizer(self):
+    model = _keras_model()
+    model.compile("adam", "mse")
+    model.fit(tf.ones([4, 2]), tf.ones([4, 3]), verbose=0)
+    loaded = self.save_and_load(model, _SPEC)
+    self.assertLen(loaded.variables, len(model.layers[0].weights) + 4 + 2)
+
+  def test_refuses_a_hyperparameter_without_effect(self):
+    model = _keras_model()
+    dense, batch_norm, *_ = model.layers
+    for layer, attribute in ((batch_norm, "axis_"), (dense, "momentum")):
+      setattr(layer, attribute, 0.5)
+      self.assert_refused(
+        "tunable changes nothing",
+        model,
+        _SPEC,
+        hyperparameters=[
+          hyperparameters.Hyperparameter(
+            "tunable", 0.5, "", [layer], attribute
+          )
+        ],
+      )
+      self.assertEqual(getattr(layer, attribute), 0.5)
+    self.assert_refused(
+      "unused changes nothing",
+      lambda x, unused: x + 0.0 * tf.stop_gradient(x),
+      _SPEC,
+      hyperparameters=[hyperparameters.Hyperparameter("unused", 1.0, "")],
+    )
+    self.assert_refused(
+      "missing is neither bound to layers nor",
+      lambda x: x,
+      _SPEC,
+      hyperparameters=[hyperparameters.Hyperparameter("missing", 1.0, "")],
+    )
+
+  def test_refuses_modes_of_different_structure(self):
+    self.assert_refused(
+      "must have the same structure",
+      lambda x, training=False: {"x": x} if training else x,
+      _SPEC,
+    )
+
+  def test_refuses_losses_that_are_not(self):
+    self.assert_refused(
+      "must be a float scalar",
+      lambda x: x,
+      _SPEC,
+      regularization_losses=[lambda: tf.ones([2])],
+    )
+    model = tf_keras.Sequential(
+      [tf_keras.layers.Dense(1, activity_regularizer="l2", name="active")]
+    )
+    model.build((None, 2))
+    self.assert_refused("active has an activity regularizer", model, _SPEC)
+
+  def test_refuses_a_table_that_it_does_not_hold(self):
+    table = tf.lookup.StaticHashTable(
+      tf.lookup.KeyValueTensorInitializer(["a"], [2.0]), 0.0
+    )
+    spec = tf.TensorSpec([None], tf.string)
+    root = saving.reusable(lambda x: table.lookup(x), spec)
+    with self.assertRaisesRegex(errors.ExportError, "does not hold"):
+      saving.save(root, self.get_temp_dir(), signatures={})
+    root.table = table
+    saving.save(root, self.get_temp_dir(), signatures={})
+
+
+if __name__ == "__main__":
+  tf.test.main()

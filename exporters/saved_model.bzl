@@ -1,0 +1,36 @@
+"""An export as a build artifact."""
+
+def _saved_model_impl(ctx):
+    export_dir = ctx.actions.declare_directory(ctx.label.name)
+    ctx.actions.run(
+        executable = ctx.executable.exporter,
+        arguments = ["--export_dir=" + export_dir.path] + ctx.attr.flags,
+        outputs = [export_dir],
+        mnemonic = "Export",
+        progress_message = "Exporting %s" % ctx.label,
+    )
+    return [DefaultInfo(
+        files = depset([export_dir]),
+        runfiles = ctx.runfiles([export_dir]),
+    )]
+
+saved_model = rule(
+    doc = """Runs an exporter and keeps the SavedModel that it writes.
+
+    It is exported again when the exporter, its flags or the Python packages
+    change. A test that has it as `data` gets its path from
+    `$(rootpath :NAME)`.
+    """,
+    implementation = _saved_model_impl,
+    attrs = {
+        "exporter": attr.label(
+            doc = "A binary of this folder.",
+            cfg = "exec",
+            executable = True,
+            mandatory = True,
+        ),
+        "flags": attr.string_list(
+            doc = "Its flags, but for --export_dir.",
+        ),
+    },
+)

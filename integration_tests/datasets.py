@@ -1,0 +1,48 @@
+"""Images to fine-tune on, as arrays."""
+
+from etils import epy
+import numpy as np
+
+# Programs import this module for the names, before they parse their flags.
+with epy.lazy_imports():
+  from sklearn import datasets as sklearn_datasets
+  import tensorflow as tf
+  import tf_keras
+
+# Digits are scikit-learn's handwritten ones; the others are downloaded.
+NAMES = ["digits", "digits_5_9", "mnist", "fashion_mnist"]
+
+Arrays = tuple[np.ndarray, np.ndarray]
+
+
+def load(name: str) -> tuple[Arrays, Arrays]:
+  """Loads a data set.
+
+  Args:
+    name: One of `NAMES`.
+
+  Returns:
+    Training and held-out data, each as images, float32 `[n, 28, 28, 1]` in
+    [0, 1], and labels, int `[n]`, from 0 on.
+
+  Raises:
+    ConnectionError: It cannot be downloaded.
+  """
+  if not name.startswith("digits"):
+    try:
+      train, test = getattr(tf_keras.datasets, name).load_data()
+    except Exception as e:  # tf_keras raises nothing more specific.
+      raise ConnectionError(f"Cannot download {name}: {e}") from e
+    return tuple(
+      (images[..., None].astype(np.float32) / 255, labels.astype(int))
+      for images, labels in (train, test)
+    )
+  images, labels = sklearn_datasets.load_digits(return_X_y=True)
+  first = 5 if name == "digits_5_9" else 0
+  images, labels = images[labels >= first], labels[labels >= first] - first
+  images = tf.image.resize(images.reshape(-1, 8, 8, 1) / 16, (28, 28)).numpy()
+  held_out = len(labels) // 5
+  return (
+    (images[held_out:], labels[held_out:]),
+    (images[:held_out], labels[:held_out]),
+  )

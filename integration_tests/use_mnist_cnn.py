@@ -1,0 +1,181 @@
+r"""Fine-tunes an exported MNIST CNN feature extractor on other images.
+
+  bazel run //integration_tests:use_mnist_cnn -- \
+    --saved_model_dir=DIR --dataset=digits_5_9 --retrain
+
+It uses nothing of the code that made the export.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from absl import app
+from absl import flags
+from etils import epy
+
+from integration_tests import datasets
+from integration_tests import strategies
+
+# Read by TensorFlow when it is imported. tensorflow-hub is Keras 2.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+with epy.lazy_imports():
+  import tensorflow as tf
+  import tensorflow_hub as hub
+  import tf_keras
+
+_SAVED_MODEL_DIR = flags.DEFINE_string(
+  "saved_model_dir", None, "The export to fine-tune.", required=True
+)
+_DATASET = flags.DEFINE_enum(
+  "dataset",
+  "digits_5_9",
+  datasets.NAMES,
+  "Images to fine-tune on. Digits come with scikit-learn; the others are"
+  " downloaded.",
+)
+_RETRAIN = flags.DEFINE_bool(
+  "retrain",
+  False,
+  "Train the weights of the export too. Without it only a new classifier on"
+  " its features is trained.",
+)
+_DROPOUT_RATE = flags.DEFINE_float(
+  "dropout_rate",
+  None,
+  "With --retrain: the rate, instead of the export's default.",
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
+_BATCH_NORM_MOMENTUM = flags.DEFINE_float(
+  "batch_norm_momentum",
+  None,
+  "With --retrain: the momentum, instead of the export's default.",
+  lower_bound=0.0,
+  upper_bound=1.0,
+)
+_REGULARIZATION_LOSS_MULTIPLIER = flags.DEFINE_float(
+  "regularization_loss_multiplier",
+  1.0,
+  "With --retrain: factor of the regularization losses of the export.",
+  lower_bound=0.0,
+)
+_EPOCHS = flags.DEFINE_integer(
+  "epochs", 5, "How often to go through the images.", lower_bound=1
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", 32, "Images in a step, on all devices together.", lower_bound=1
+)
+_LEARNING_RATE = flags.DEFINE_float(
+  "learning_rate", 1e-3, "Learning rate of Adam.", lower_bound=0.0
+)
+_STRATEGY = flags.DEFINE_enum(
+  "strategy", "default", strategies.NAMES, "How to distribute the training."
+)
+_OUTPUT_SAVED_MODEL_DIR = flags.DEFINE_string(
+  "output_saved_model_dir", None, "Where to save the fine-tuned model."
+)
+
+
+def build_model(
+  saved_model_dir: str,
+  num_classes: int,
+  *,
+  retrain: bool,
+  dropout_rate: float | None = None,
+  batch_norm_momentum: float | None = None,
+  regularization_loss_multiplier: float = 1.0,
+  learning_rate: float = 1e-3,
+) -> tf_keras.Model:
+  """Puts a new classifier on an export, and compiles both for training.
+
+  Args:
+    saved_model_dir: The export.
+    num_classes: Number of classes.
+    retrain: Train the weights of the export too.
+    dropout_rate: Rate of the export's dropout; None: its default.
+    batch_norm_momentum: Momentum of its batch normalization; None: its default.
+    regularization_loss_multiplier: Factor of its regularization losses.
+    learning_rate: Of Adam.
+
+  Returns:
+    A model from images, float32 `[batch, 28, 28, 1]` in [0, 1], to logits,
+    float32 `[batch, num_classes]`.
+  """
+  export = hub.load(saved_model_dir)
+  export.regularization_losses = [
+    _scaled(loss, regularization_loss_multiplier)
+    for loss in export.regularization_losses
+  ]
+  arguments = {
+    "dropout_rate": dropout_rate,
+    "batch_norm_momentum": batch_norm_momentum,
+  }
+  model = tf_keras.Sequential(
+    [
+      tf_keras.layers.InputLayer((28, 28, 1)),
+      hub.KerasLayer(
+        export,
+        trainable=retrain,
+        arguments={k: v for k, v in arguments.items() if v is not None},
+        name="feature_extractor",
+      ),
+      tf_keras.layers.Dense(num_classes, name="logits"),
+    ]
+  )
+  model.compile(
+    optimizer=tf_keras.optimizers.Adam(learning_rate),
+    loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    metrics=["accuracy"],
+  )
+  return model
+
+
+def _scaled(loss, factor):
+  return tf.function(lambda: factor * loss(), input_signature=[])
+
+
+def main(_) -> None:
+  output_dir = _path(_OUTPUT_SAVED_MODEL_DIR.value or "")
+  if _OUTPUT_SAVED_MODEL_DIR.value and os.path.exists(output_dir):
+    sys.exit(f"ERROR: {output_dir} exists. Choose another directory.")
+  for name in (
+    "dropout_rate",
+    "batch_norm_momentum",
+    "regularization_loss_multiplier",
+  ):
+    if flags.FLAGS[name].present and not _RETRAIN.value:
+      sys.exit(f"ERROR: --{name} applies only with --retrain.")
+  try:
+    train, test = datasets.load(_DATASET.value)
+    with strategies.get(_STRATEGY.value).scope():
+      model = build_model(
+        _path(_SAVED_MODEL_DIR.value),
+        num_classes=max(train[1]) + 1,
+        retrain=_RETRAIN.value,
+        dropout_rate=_DROPOUT_RATE.value,
+        batch_norm_momentum=_BATCH_NORM_MOMENTUM.value,
+        regularization_loss_multiplier=_REGULARIZATION_LOSS_MULTIPLIER.value,
+        learning_rate=_LEARNING_RATE.value,
+      )
+  except OSError as e:  # No such export, no network.
+    sys.exit(f"ERROR: {e}")
+  model.fit(*train, batch_size=_BATCH_SIZE.value, epochs=_EPOCHS.value)
+  _, accuracy = model.evaluate(*test, verbose=0)
+  print(f"Test accuracy: {accuracy:.4f} on {len(test[1]):,} images held out")
+  if _OUTPUT_SAVED_MODEL_DIR.value:
+    model.save(output_dir, save_format="tf")
+
+
+def _path(value: str) -> str:
+  """Makes a path start from the user's directory under `bazel run` too."""
+  if "://" in value:
+    return value
+  return os.path.join(os.environ.get("BUILD_WORKING_DIRECTORY", ""), value)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,47 @@
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from models.vision import datasets
+from models.vision import mnist_cnn
+from models.vision import training
+
+
+def _train(dataset, seed, **config):
+  tf_keras.utils.set_random_seed(seed)
+  model = mnist_cnn.classifier(
+    mnist_cnn.feature_extractor(features=16), dataset.num_classes
+  )
+  accuracy = training.train(model, dataset, training.Config(**config))
+  return accuracy, model.get_weights()
+
+
+class TrainingTest(tf.test.TestCase):
+  def test_digits(self):
+    everything = datasets.BY_NAME["digits"]()
+    half = datasets.BY_NAME["digits_0_4"]()
+    self.assertEqual(
+      len(everything.train.labels) + len(everything.test.labels), 1797
+    )
+    self.assertEqual(everything.num_classes, 10)
+    self.assertEqual(half.num_classes, 5)
+    self.assertAllEqual(np.unique(half.train.labels), range(5))
+    images = everything.test.images
+    self.assertEqual(images.shape[1:], (28, 28, 1))
+    self.assertEqual(images.dtype, np.float32)
+    self.assertEqual((images.min(), images.max()), (0.0, 1.0))
+
+  def test_training_learns_and_repeats(self):
+    dataset = datasets.BY_NAME["digits_0_4"]()
+    before, _ = _train(dataset, 1, epochs=0)
+    accuracy, weights = _train(dataset, 1, epochs=2)
+    again, weights_again = _train(dataset, 1, epochs=2)
+    self.assertLess(before, 0.5)
+    self.assertGreater(accuracy, 0.8)
+    self.assertEqual(accuracy, again)
+    for weight, weight_again in zip(weights, weights_again):
+      self.assertAllClose(weight, weight_again, rtol=1e-5)
+
+
+if __name__ == "__main__":
+  tf.test.main()

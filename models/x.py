@@ -1,1 +1,0 @@
-import sys, tensorflow as tf; print(sys.version, tf.__version__)
