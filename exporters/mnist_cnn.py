@@ -27,63 +27,13 @@ from models.vision import training
 
 # These import TensorFlow, which must wait until the flags are parsed.
 with epy.lazy_imports():
+  import tensorflow as tf
+  import tf_keras
+
   from exporters.reusable import checkpoints
   from exporters.reusable import hyperparameters
   from exporters.reusable import model_card
   from exporters.reusable import saving
-  import tensorflow as tf
-  import tf_keras
-
-_TRAIN_ON = flags.DEFINE_enum(
-  "train_on",
-  None,
-  list(datasets.BY_NAME),
-  "Train a classifier on this data set, and export its feature extractor."
-  " digits and digits_0_4 (the first five classes) come with scikit-learn; the"
-  " others are downloaded. Either this or --checkpoint_path.",
-)
-_CHECKPOINT_DIR = flags.DEFINE_string(
-  "checkpoint_dir",
-  None,
-  "With --train_on: keep the checkpoint of the trained classifier here.",
-)
-_EPOCHS = flags.DEFINE_integer(
-  "epochs",
-  training.Config.epochs,
-  "With --train_on: how often to go through the training images; 0 exports"
-  " the initial weights.",
-  lower_bound=0,
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size",
-  training.Config.batch_size,
-  "With --train_on: images in a step.",
-  lower_bound=1,
-)
-_LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate",
-  training.Config.learning_rate,
-  "With --train_on: learning rate of Adam at the start.",
-  lower_bound=0.0,
-)
-_SEED = flags.DEFINE_integer(
-  "seed",
-  training.Config.seed,
-  "With --train_on: seed of the initial weights, the order of the images and"
-  " dropout.",
-)
-_L2_STRENGTH = flags.DEFINE_float(
-  "l2_strength",
-  mnist_cnn.L2_STRENGTH,
-  "Factor of the L2 regularization of every kernel, in training and in the"
-  " regularization losses of the export.",
-  lower_bound=0.0,
-)
-command_line.require_one_of("checkpoint_path", "train_on")
-command_line.forbid_without(
-  "train_on",
-  ["checkpoint_dir", "epochs", "batch_size", "learning_rate", "seed"],
-)
 
 _EXAMPLE = """
 import os
@@ -159,8 +109,14 @@ def export(
   print(f"Exported the feature extractor to {export_dir}")
 
 
-def _train(name, config, checkpoint_dir, l2_strength, overwrite):
-  """Returns a trained feature extractor, and of what the card tells of it."""
+def _train(
+  name: str,
+  config: training.Config,
+  checkpoint_dir: str | None,
+  l2_strength: float,
+  overwrite: bool,
+) -> tuple[tf_keras.Model, dict[str, str]]:
+  """Returns a trained feature extractor, and what the card tells of it."""
   with contextlib.ExitStack() as stack:
     if checkpoint_dir:
       directory = stack.enter_context(
@@ -192,7 +148,9 @@ def _train(name, config, checkpoint_dir, l2_strength, overwrite):
   }
 
 
-def _save(extractor, directory, provenance):
+def _save(
+  extractor: tf_keras.Model, directory: str, provenance: dict[str, str]
+) -> None:
   """Writes the SavedModel and its card."""
   tunable = [
     hyperparameters.of_layers(
@@ -236,22 +194,84 @@ def _save(extractor, directory, provenance):
   )
 
 
+def define_flags() -> None:
+  """Defines the flags of this program."""
+  command_line.define_flags()
+  flags.adopt_module_key_flags(command_line)
+  flags.DEFINE_enum(
+    "train_on",
+    None,
+    list(datasets.BY_NAME),
+    "Instead of --checkpoint_path: train a classifier on this data set, and"
+    " export its feature extractor. digits and digits_0_4 (the first five"
+    " classes) come with scikit-learn; the others are downloaded.",
+  )
+  flags.DEFINE_string(
+    "checkpoint_dir",
+    None,
+    "With --train_on: keep the checkpoint of the trained classifier in this"
+    " directory, for which the same holds as for --export_dir.",
+  )
+  flags.DEFINE_integer(
+    "epochs",
+    training.Config.epochs,
+    "With --train_on: how often to go through the training images; 0 exports"
+    " the initial weights.",
+    lower_bound=0,
+  )
+  flags.DEFINE_integer(
+    "batch_size",
+    training.Config.batch_size,
+    "With --train_on: images in a step.",
+    lower_bound=1,
+  )
+  flags.DEFINE_float(
+    "learning_rate",
+    training.Config.learning_rate,
+    "With --train_on: learning rate of Adam at the start.",
+    lower_bound=0.0,
+  )
+  flags.DEFINE_integer(
+    "seed",
+    training.Config.seed,
+    "With --train_on: seed of the initial weights, the order of the images and"
+    " dropout.",
+  )
+  flags.DEFINE_float(
+    "l2_strength",
+    mnist_cnn.L2_STRENGTH,
+    "Factor of the L2 regularization of every kernel, in training and in the"
+    " regularization losses of the export.",
+    lower_bound=0.0,
+  )
+  flags.mark_flags_as_mutual_exclusive(
+    ["checkpoint_path", "train_on"], required=True
+  )
+  command_line.forbid_without(
+    "train_on",
+    ["checkpoint_dir", "epochs", "batch_size", "learning_rate", "seed"],
+  )
+
+
 def main() -> None:
+  """Exports what the flags say."""
+  values = flags.FLAGS
   export(
-    export_dir=command_line.path(command_line.EXPORT_DIR.value),
-    checkpoint_path=command_line.path(command_line.CHECKPOINT_PATH.value),
-    train_on=_TRAIN_ON.value,
+    export_dir=command_line.path(values.export_dir),
+    checkpoint_path=command_line.path(values.checkpoint_path),
+    train_on=values.train_on,
     training_config=training.Config(
-      epochs=_EPOCHS.value,
-      batch_size=_BATCH_SIZE.value,
-      learning_rate=_LEARNING_RATE.value,
-      seed=_SEED.value,
+      epochs=values.epochs,
+      batch_size=values.batch_size,
+      learning_rate=values.learning_rate,
+      seed=values.seed,
     ),
-    checkpoint_dir=command_line.path(_CHECKPOINT_DIR.value),
-    l2_strength=_L2_STRENGTH.value,
-    overwrite=command_line.OVERWRITE.value,
+    checkpoint_dir=command_line.path(values.checkpoint_dir),
+    l2_strength=values.l2_strength,
+    overwrite=values.overwrite,
   )
 
 
 if __name__ == "__main__":
+  define_flags()
   command_line.run(main)

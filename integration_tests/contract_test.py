@@ -73,7 +73,9 @@ class ContractTest(tf.test.TestCase):
         self.export(_inputs(self.spec, 3, 1), training=True) ** 2
       )
     gradients = tape.gradient(loss, list(self.export.trainable_variables))
-    for variable, gradient in zip(self.export.trainable_variables, gradients):
+    for variable, gradient in zip(
+      self.export.trainable_variables, gradients, strict=True
+    ):
       self.assertTrue(variable.trainable)
       self.assertIsNotNone(gradient, variable.name)
 
@@ -131,7 +133,7 @@ class ContractTest(tf.test.TestCase):
         logits = model(inputs, training=True)
         loss = loss_of(labels, logits) + tf.add_n(model.losses)
       gradients = tape.gradient(loss, variables)
-      optimizer.apply_gradients(zip(gradients, variables))
+      optimizer.apply_gradients(zip(gradients, variables, strict=True))
       return loss
 
     labels = tf.constant([0, 1, 2, 0, 1])
@@ -143,7 +145,8 @@ class ContractTest(tf.test.TestCase):
     parameters = re.findall(r"= \w+\[([\d,]*)\]\S* parameter\(", entry)
     batch = ",".join(map(str, [5, *self.spec.shape[1:]]))
     for shape in [
-      batch, *(",".join(map(str, v.shape)) for v in model.variables)
+      batch,
+      *(",".join(map(str, v.shape)) for v in model.variables),
     ]:
       self.assertIn(shape, parameters)
     constants = re.findall(r"= \w+\[([\d,]*)\]\S* constant\(", hlo)

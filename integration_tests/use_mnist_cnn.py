@@ -8,6 +8,7 @@ It uses nothing of the code that made the export.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import os
 import sys
 
@@ -26,58 +27,6 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tensorflow_hub as hub
   import tf_keras
-
-_SAVED_MODEL_DIR = flags.DEFINE_string(
-  "saved_model_dir", None, "The export to fine-tune.", required=True
-)
-_DATASET = flags.DEFINE_enum(
-  "dataset",
-  "digits_5_9",
-  datasets.NAMES,
-  "Images to fine-tune on. Digits come with scikit-learn; the others are"
-  " downloaded.",
-)
-_RETRAIN = flags.DEFINE_bool(
-  "retrain",
-  False,
-  "Train the weights of the export too. Without it only a new classifier on"
-  " its features is trained.",
-)
-_DROPOUT_RATE = flags.DEFINE_float(
-  "dropout_rate",
-  None,
-  "With --retrain: the rate, instead of the export's default.",
-  lower_bound=0.0,
-  upper_bound=1.0,
-)
-_BATCH_NORM_MOMENTUM = flags.DEFINE_float(
-  "batch_norm_momentum",
-  None,
-  "With --retrain: the momentum, instead of the export's default.",
-  lower_bound=0.0,
-  upper_bound=1.0,
-)
-_REGULARIZATION_LOSS_MULTIPLIER = flags.DEFINE_float(
-  "regularization_loss_multiplier",
-  1.0,
-  "With --retrain: factor of the regularization losses of the export.",
-  lower_bound=0.0,
-)
-_EPOCHS = flags.DEFINE_integer(
-  "epochs", 5, "How often to go through the images.", lower_bound=1
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 32, "Images in a step, on all devices together.", lower_bound=1
-)
-_LEARNING_RATE = flags.DEFINE_float(
-  "learning_rate", 1e-3, "Learning rate of Adam.", lower_bound=0.0
-)
-_STRATEGY = flags.DEFINE_enum(
-  "strategy", "default", strategies.NAMES, "How to distribute the training."
-)
-_OUTPUT_SAVED_MODEL_DIR = flags.DEFINE_string(
-  "output_saved_model_dir", None, "Where to save the fine-tuned model."
-)
 
 
 def build_model(
@@ -134,48 +83,111 @@ def build_model(
   return model
 
 
-def _scaled(loss, factor):
+def _scaled(
+  loss: Callable[[], tf.Tensor], factor: float
+) -> Callable[[], tf.Tensor]:
   return tf.function(lambda: factor * loss(), input_signature=[])
 
 
-def main(_) -> None:
-  output_dir = _path(_OUTPUT_SAVED_MODEL_DIR.value or "")
-  if _OUTPUT_SAVED_MODEL_DIR.value and os.path.exists(output_dir):
+def define_flags() -> None:
+  """Defines the flags of this program."""
+  flags.DEFINE_string(
+    "saved_model_dir", None, "The export to fine-tune.", required=True
+  )
+  flags.DEFINE_enum(
+    "dataset",
+    "digits_5_9",
+    datasets.NAMES,
+    "Images to fine-tune on. Digits come with scikit-learn; the others are"
+    " downloaded.",
+  )
+  flags.DEFINE_bool(
+    "retrain",
+    False,
+    "Train the weights of the export too. Without it only a new classifier on"
+    " its features is trained.",
+  )
+  flags.DEFINE_float(
+    "dropout_rate",
+    None,
+    "With --retrain: the rate, instead of the export's default.",
+    lower_bound=0.0,
+    upper_bound=0.99,
+  )
+  flags.DEFINE_float(
+    "batch_norm_momentum",
+    None,
+    "With --retrain: the momentum, instead of the export's default.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+  )
+  flags.DEFINE_float(
+    "regularization_loss_multiplier",
+    1.0,
+    "With --retrain: factor of the regularization losses of the export.",
+    lower_bound=0.0,
+  )
+  flags.DEFINE_integer(
+    "epochs", 5, "How often to go through the images.", lower_bound=1
+  )
+  flags.DEFINE_integer(
+    "batch_size",
+    32,
+    "Images in a step, on all devices together.",
+    lower_bound=1,
+  )
+  flags.DEFINE_float(
+    "learning_rate", 1e-3, "Learning rate of Adam.", lower_bound=0.0
+  )
+  flags.DEFINE_enum(
+    "strategy", "default", strategies.NAMES, "How to distribute the training."
+  )
+  flags.DEFINE_string(
+    "output_saved_model_dir", None, "Where to save the fine-tuned model."
+  )
+
+
+def main(_: list[str]) -> None:
+  """Fine-tunes as the flags say."""
+  values = flags.FLAGS
+  output_dir = _path(values.output_saved_model_dir)
+  if output_dir and os.path.exists(output_dir):
     sys.exit(f"ERROR: {output_dir} exists. Choose another directory.")
   for name in (
     "dropout_rate",
     "batch_norm_momentum",
     "regularization_loss_multiplier",
   ):
-    if flags.FLAGS[name].present and not _RETRAIN.value:
+    if values[name].present and not values.retrain:
       sys.exit(f"ERROR: --{name} applies only with --retrain.")
   try:
-    train, test = datasets.load(_DATASET.value)
-    with strategies.get(_STRATEGY.value).scope():
+    train, test = datasets.load(values.dataset)
+    with strategies.get(values.strategy).scope():
       model = build_model(
-        _path(_SAVED_MODEL_DIR.value),
+        _path(values.saved_model_dir),
         num_classes=max(train[1]) + 1,
-        retrain=_RETRAIN.value,
-        dropout_rate=_DROPOUT_RATE.value,
-        batch_norm_momentum=_BATCH_NORM_MOMENTUM.value,
-        regularization_loss_multiplier=_REGULARIZATION_LOSS_MULTIPLIER.value,
-        learning_rate=_LEARNING_RATE.value,
+        retrain=values.retrain,
+        dropout_rate=values.dropout_rate,
+        batch_norm_momentum=values.batch_norm_momentum,
+        regularization_loss_multiplier=values.regularization_loss_multiplier,
+        learning_rate=values.learning_rate,
       )
   except OSError as e:  # No such export, no network.
     sys.exit(f"ERROR: {e}")
-  model.fit(*train, batch_size=_BATCH_SIZE.value, epochs=_EPOCHS.value)
+  model.fit(*train, batch_size=values.batch_size, epochs=values.epochs)
   _, accuracy = model.evaluate(*test, verbose=0)
   print(f"Test accuracy: {accuracy:.4f} on {len(test[1]):,} images held out")
-  if _OUTPUT_SAVED_MODEL_DIR.value:
+  if output_dir:
     model.save(output_dir, save_format="tf")
 
 
-def _path(value: str) -> str:
+def _path(value: str | None) -> str | None:
   """Makes a path start from the user's directory under `bazel run` too."""
-  if "://" in value:
+  if value is None or "://" in value:
     return value
   return os.path.join(os.environ.get("BUILD_WORKING_DIRECTORY", ""), value)
 
 
 if __name__ == "__main__":
+  define_flags()
   app.run(main)

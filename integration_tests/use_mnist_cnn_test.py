@@ -56,25 +56,29 @@ class UseMnistCnnTest(tf.test.TestCase):
     """Tells for each weight of the export whether training moved it."""
     return [
       not np.array_equal(old, new)
-      for old, new in zip(before, _layer(model).get_weights())
+      for old, new in zip(before, _layer(model).get_weights(), strict=True)
     ]
 
-  def test_transfer(self):
-    _, untrained, _ = self.fit(
-      _UNTRAINED.value, retrain=False, learning_rate=1e-2
-    )
-    model, frozen, before = self.fit(
-      _PRETRAINED.value, retrain=False, learning_rate=1e-2
-    )
-    self.assertNotIn(True, self.moved(model, before))
-    self.assertEmpty(model.losses)
-    model, retrained, before = self.fit(
-      _PRETRAINED.value, retrain=True, epochs=8
-    )
-    self.assertNotIn(False, self.moved(model, before))
-    print(f"{untrained=:.4f} {frozen=:.4f} {retrained=:.4f}")
-    self.assertGreater(frozen, untrained + 0.01)
-    self.assertGreater(retrained, frozen + 0.005)
+  def test_pretrained_features_beat_untrained_ones(self):
+    accuracy = {}
+    for export in (_UNTRAINED, _PRETRAINED):
+      model, accuracy[export.name], before = self.fit(
+        export.value, retrain=False, learning_rate=1e-2
+      )
+      self.assertNotIn(True, self.moved(model, before))
+      self.assertAllEqual(model.losses, [0.0, 0.0, 0.0])
+    print(accuracy)
+    self.assertGreater(accuracy["pretrained"], accuracy["untrained"] + 0.02)
+
+  def test_retraining_beats_frozen_features(self):
+    accuracy = {}
+    for retrain in (False, True):
+      model, accuracy[retrain], before = self.fit(
+        _PRETRAINED.value, retrain=retrain
+      )
+      self.assertEqual(self.moved(model, before), [retrain] * 12)
+    print(accuracy)
+    self.assertGreater(accuracy[True], accuracy[False] + 0.05)
 
   def test_regularization_losses(self):
     models = [
@@ -86,7 +90,7 @@ class UseMnistCnnTest(tf.test.TestCase):
     kernels = [v for v in models[0].variables if "kernel" in v.name][:-1]
     expected = np.array([1e-4 * tf.reduce_sum(k**2) for k in kernels])
     self.assertLen(expected, 3)
-    for model, multiplier in zip(models, (1.0, 10.0, 0.0)):
+    for model, multiplier in zip(models, (1.0, 10.0, 0.0), strict=True):
       self.assertAllClose(model.losses, multiplier * expected, rtol=1e-5)
     # The loss that training minimizes has them in it.
     images, labels = self.test
@@ -140,7 +144,7 @@ class UseMnistCnnTest(tf.test.TestCase):
     start = [v.numpy() for v in averages]
 
     def step(**arguments):
-      for variable, value in zip(averages, start):
+      for variable, value in zip(averages, start, strict=True):
         variable.assign(value)
       model(images, training=True, **arguments)
       return [v.numpy() for v in averages]
@@ -152,7 +156,9 @@ class UseMnistCnnTest(tf.test.TestCase):
       ({"batch_norm_momentum": 1.0}, 1.0),
       ({}, 0.9),
     ):
-      for new, old, of_batch in zip(step(**arguments), start, batch):
+      for new, old, of_batch in zip(
+        step(**arguments), start, batch, strict=True
+      ):
         self.assertAllClose(
           new, momentum * old + (1.0 - momentum) * of_batch, rtol=1e-4
         )
@@ -162,7 +168,9 @@ class UseMnistCnnTest(tf.test.TestCase):
   def save_and_serve(self, model, export_dir):
     """Saves a fine-tuned model; compares it, when the export is gone."""
     images = self.test[0]
-    expected = model.predict(images, verbose=0)
+    # Not `predict`: the replicas of a strategy have moving averages of their
+    # own, of which this call, as the saved model, takes the mean.
+    expected = model(images)
     output_dir = os.path.join(self.get_temp_dir(), "fine_tuned")
     model.save(output_dir, save_format="tf")
     shutil.rmtree(export_dir)
@@ -204,7 +212,7 @@ class UseMnistCnnTest(tf.test.TestCase):
         self.assertNotIn(False, self.moved(model, before))
         self.assertGreater(accuracy, 0.85)
         served = self.save_and_serve(model, export_dir)
-        self.assertAllClose(served, accuracy, atol=1e-3)
+        self.assertAllClose(served, accuracy, atol=0.02)
 
   def test_the_example_of_the_card_runs(self):
     card = pathlib.Path(_PRETRAINED.value, "assets.extra", "README.md")
@@ -237,7 +245,10 @@ class UseMnistCnnTest(tf.test.TestCase):
     for arguments, message in (
       (["--saved_model_dir=/nowhere"], "ERROR: /nowhere does not exist"),
       (["--saved_model_dir=x", "--dropout_rate=0.1"], "only with --retrain"),
-      (["--saved_model_dir=x", "--dropout_rate=2"], "within the range"),
+      (
+        ["--saved_model_dir=x", "--dropout_rate=2"],
+        "not a number in the range",
+      ),
     ):
       result = self.run_program(*arguments)
       self.assertEqual(result.returncode, 1)

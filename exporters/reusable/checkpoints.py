@@ -1,6 +1,8 @@
 """Restores checkpoints, and says what does not match before it restores."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 
 import tensorflow as tf
 
@@ -10,6 +12,8 @@ import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from exporters.reusable import errors
+
+Graph = trackable_object_graph_pb2.TrackableObjectGraph
 
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
@@ -42,9 +46,7 @@ def restore(
         f"{prefix} was not written by tf.train.Checkpoint; TF1 checkpoints"
         " must be converted first."
       )
-    graph = trackable_object_graph_pb2.TrackableObjectGraph.FromString(
-      reader.get_tensor(_GRAPH_KEY)
-    )
+    graph = Graph.FromString(reader.get_tensor(_GRAPH_KEY))
     _check_match(prefix, root, graph, shapes, left_out)
     status = root.read(prefix)
   except tf.errors.OpError as e:
@@ -69,7 +71,13 @@ def _prefix(checkpoint_path: str) -> str:
   return checkpoint_path
 
 
-def _check_match(prefix, root, graph, shapes, left_out) -> None:
+def _check_match(
+  prefix: str,
+  root: tf.train.Checkpoint,
+  graph: Graph,
+  shapes: Mapping[str, Sequence[int]],
+  left_out: Sequence[str],
+) -> None:
   """Walks the live objects and the saved ones along the same names."""
   view = tf.train.TrackableView(root)
   matched: dict = {}  # From ids of live objects to saved nodes.
@@ -112,18 +120,18 @@ def _check_match(prefix, root, graph, shapes, left_out) -> None:
     )
 
 
-def _children(graph, node_id: int) -> dict[str, int]:
+def _children(graph: Graph, node_id: int) -> dict[str, int]:
   return {c.local_name: c.node_id for c in graph.nodes[node_id].children}
 
 
-def _keys(graph, node_id: int | None) -> Iterator[str]:
+def _keys(graph: Graph, node_id: int | None) -> Iterator[str]:
   """Yields the checkpoint's keys of a node; none for an unmatched object."""
   if node_id is not None:
     for attribute in graph.nodes[node_id].attributes:
       yield attribute.checkpoint_key
 
 
-def _below(graph, path: str) -> set[int]:
+def _below(graph: Graph, path: str) -> set[int]:
   """Returns the saved node at a path, all below it, and their slots."""
   node_id = 0
   for name in path.split("/"):

@@ -37,7 +37,9 @@ class RestoreTest(tf.test.TestCase):
     checkpoint = tf.train.Checkpoint(model=self.full_model)
     self.path = checkpoint.save(os.path.join(self.directory, "checkpoint"))
 
-  def restore(self, body, path=None, left_out=("model/head", "model/optimizer")):
+  def restore(
+    self, body, path=None, left_out=("model/head", "model/optimizer")
+  ):
     checkpoints.restore(path or self.path, _root(body), left_out=left_out)
 
   def test_restores_a_part_from_prefix_directory_and_write(self):
@@ -47,7 +49,9 @@ class RestoreTest(tf.test.TestCase):
     for path in (self.path, self.directory, written):
       body = _model()
       self.restore(body, path)
-      for weight, expected in zip(body.weights, self.full_model.body.weights):
+      for weight, expected in zip(
+        body.weights, self.full_model.body.weights, strict=True
+      ):
         self.assertAllEqual(weight, expected)
 
   def test_variable_without_value(self):

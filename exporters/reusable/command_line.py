@@ -19,25 +19,31 @@ from exporters.reusable import errors
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-EXPORT_DIR = flags.DEFINE_string(
-  "export_dir",
-  None,
-  "The directory that the SavedModel appears at, when all of it is right."
-  " It must not exist, or be empty.",
-  required=True,
-)
-OVERWRITE = flags.DEFINE_bool(
-  "overwrite", False, "Replace an existing --export_dir, in one step."
-)
-CHECKPOINT_PATH = flags.DEFINE_string(
-  "checkpoint_path",
-  None,
-  "The checkpoint to export: the prefix of its files, or a directory, of"
-  " which the newest is taken. Either this or --train_on.",
-)
 
-# From here on: `run` makes these flags known as its caller's, for --help.
-flags.disclaim_key_flags()
+def define_flags() -> None:
+  """Defines the flags that all exporters have.
+
+  Flags are defined when a program starts, not when its module is imported:
+  what it exports is a library too, and several may be imported at once.
+  """
+  flags.DEFINE_string(
+    "export_dir",
+    None,
+    "The directory that the SavedModel appears at, when all of it is right."
+    " It must not exist, or be empty.",
+    required=True,
+  )
+  flags.DEFINE_bool(
+    "overwrite",
+    False,
+    "Replace what exists at --export_dir, in one step.",
+  )
+  flags.DEFINE_string(
+    "checkpoint_path",
+    None,
+    "The checkpoint to export: the prefix of its files, or a directory, of"
+    " which the newest is taken.",
+  )
 
 
 def path(value: str | None) -> str | None:
@@ -55,11 +61,6 @@ def path(value: str | None) -> str | None:
     os.environ.get("BUILD_WORKING_DIRECTORY", os.getcwd()),
     os.path.expanduser(value),
   )
-
-
-def require_one_of(*names: str) -> None:
-  """Makes exactly one of some flags mandatory."""
-  flags.mark_flags_as_mutual_exclusive(names, required=True)
 
 
 def forbid_without(condition: str, names: list[str]) -> None:
@@ -87,7 +88,6 @@ def run(main: Callable[[], None]) -> None:
   Args:
     main: The program, in the module that is run.
   """
-  flags.adopt_module_key_flags(sys.modules[__name__])
 
   def guarded(arguments: list[str]) -> None:
     if len(arguments) > 1:

@@ -43,10 +43,10 @@ class HyperparametersTest(tf.test.TestCase):
     values = {"dropout_rate": tf.constant(0.9), "scale": tf.constant(5.0)}
     with self.assertRaisesRegex(ValueError, "broken"):
       with hyperparameters.bound(both, values) as arguments:
-        self.assertAllClose([l.rate for l in model.layers], [0.9, 0.9])
+        self.assertAllClose([layer.rate for layer in model.layers], [0.9, 0.9])
         self.assertEqual(list(arguments), ["scale"])
         raise ValueError("broken")
-    self.assertEqual([l.rate for l in model.layers], [0.3, 0.3])
+    self.assertEqual([layer.rate for layer in model.layers], [0.3, 0.3])
     self.assertIsInstance(model.layers[0].rate, float)
 
   def test_bound_in_the_dtype_of_the_layer(self):
@@ -60,7 +60,9 @@ class HyperparametersTest(tf.test.TestCase):
 
     outputs = call(tf.ones([10000]), tf.constant(0.25))
     self.assertEqual(outputs.dtype, tf.bfloat16)
-    self.assertAllClose(tf.reduce_mean(tf.cast(outputs == 0, "float32")), 0.25, 0.1)
+    self.assertAllClose(
+      tf.reduce_mean(tf.cast(outputs == 0, "float32")), 0.25, 0.1
+    )
 
 
 if __name__ == "__main__":

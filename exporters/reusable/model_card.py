@@ -1,6 +1,8 @@
 """The model card: `assets.extra/README.md`, from what an export knows."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import os
 from typing import Any
 
@@ -55,7 +57,7 @@ def write(
       _tensors(signature.structured_outputs, meanings),
     ),
     "A dimension that is `None` is free. The names are those of the signature"
-    " `serving_default`, which runs inference with the default hyperparameters.",
+    " `serving_default`: inference with the default hyperparameters.",
     "## Hyperparameters",
     "Scalar arguments of the model, for example"
     f' `hub.KerasLayer(…, arguments={{"{hyperparameters[0].name}":'
@@ -96,7 +98,9 @@ def _size(variables: Iterable[tf.Variable]) -> int:
   return sum(v.shape.num_elements() for v in variables)
 
 
-def _inputs(signature: tf.types.experimental.ConcreteFunction) -> dict[str, Any]:
+def _inputs(
+  signature: tf.types.experimental.ConcreteFunction,
+) -> dict[str, Any]:
   specs = tf.nest.flatten(signature.structured_input_signature)
   return {spec.name: spec for spec in specs}
 
@@ -106,9 +110,7 @@ def _tensors(
 ) -> Iterable[tuple[str, ...]]:
   for name in specs:
     shape = ", ".join(map(str, specs[name].shape.as_list()))
-    yield (
-      f"`{name}`", specs[name].dtype.name, f"`[{shape}]`", meanings[name]
-    )
+    yield (f"`{name}`", specs[name].dtype.name, f"`[{shape}]`", meanings[name])
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -5,7 +5,10 @@ with `__call__`, `variables`, `trainable_variables` and `regularization_losses`.
 Lean means: one traced function for each mode, and nothing else of the model.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import inspect
 from typing import Any
 
@@ -15,7 +18,12 @@ import tf_keras
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters as hyperparameters_lib
 
+ConcreteFunction = tf.types.experimental.ConcreteFunction
+Function = tf.types.experimental.PolymorphicFunction
 Hyperparameter = hyperparameters_lib.Hyperparameter
+
+# The Python arguments that a model is traced with, without and with modes.
+_MODES = {False: [{}], True: [{"training": False}, {"training": True}]}
 
 
 def reusable(
@@ -69,13 +77,21 @@ def reusable(
   if regularization_losses is None:
     regularization_losses = _weight_regularizers(model)
 
-  call, traces = _trace(model, input_spec, hyperparameters, has_training)
-  for trace, values in traces:
-    _check_captured(trace, variables)
+  call, traced_arguments = _callable(model, hyperparameters, has_training)
+  traces = [
+    call.get_concrete_function(
+      input_spec,
+      **mode,
+      **{h.name: tf.TensorSpec([], tf.float32) for h in hyperparameters},
+    )
+    for mode in _MODES[has_training]
+  ]
+  _check_structure(traces)
+  _check_captured(traces, variables)
   for hyperparameter in hyperparameters:
     if not any(
-      _has_effect(values[hyperparameter.name], trace)
-      for trace, values in traces
+      _has_effect(arguments[hyperparameter.name], trace)
+      for arguments, trace in zip(traced_arguments, traces, strict=True)
     ):
       raise errors.ExportError(
         f"Hyperparameter {hyperparameter.name} changes nothing: neither an"
@@ -84,7 +100,7 @@ def reusable(
       )
 
   root = tf.train.Checkpoint()
-  setattr(root, "__call__", call)
+  root.__call__ = call
   root.variables = variables
   root.trainable_variables = trainable_variables
   root.regularization_losses = [
@@ -97,7 +113,7 @@ def signature(
   reusable_object: tf.train.Checkpoint,
   input_spec: Any,
   output_name: str = "outputs",
-) -> tf.types.experimental.ConcreteFunction:
+) -> ConcreteFunction:
   """Makes a signature of inference with the default hyperparameters.
 
   Args:
@@ -149,7 +165,7 @@ def save(
   root: tf.train.Checkpoint,
   export_dir: str,
   *,
-  signatures: Mapping[str, tf.types.experimental.ConcreteFunction],
+  signatures: Mapping[str, ConcreteFunction],
 ) -> None:
   """Writes a SavedModel.
 
@@ -262,62 +278,55 @@ def _optimizer_variables(optimizer: Any) -> Sequence[tf.Variable]:
   return variables() if callable(variables) else variables
 
 
-def _trace(
+def _callable(
   model: Callable[..., Any],
-  input_spec: Any,
   hyperparameters: Sequence[Hyperparameter],
   has_training: bool,
-):
-  """Traces a model once for each mode.
+) -> tuple[Function, list[dict[str, tf.Tensor]]]:
+  """Wraps a model into a tf.function with named arguments and defaults.
 
   Returns:
-    The tf.function, and for each mode its concrete function and the Tensors
-    that stand for the hyperparameters in it, by name.
+    The tf.function, and a list that it adds to each time it is traced: the
+    Tensors that stand for the hyperparameters, by name.
   """
   function = _python_function(model)
-  traced_values = []
+  traced_arguments: list[dict[str, tf.Tensor]] = []
+  defaults = {"training": False} if has_training else {}
+  defaults.update({h.name: h.default for h in hyperparameters})
 
-  def call(inputs, *arguments):
+  def call(inputs: Any, *values: Any) -> Any:
     # Otherwise a seed that this process has set would be in the export, and
-    # every consumer, and every replica of his, would drop the same units.
+    # all consumers, and all replicas of one, would drop the same units.
     tf.compat.v1.get_default_graph().seed = None
-    arguments = dict(zip(list(signature.parameters)[1:], arguments))
+    arguments = dict(zip(defaults, values, strict=True))
     mode = {"training": arguments.pop("training")} if has_training else {}
-    traced_values.append(arguments)
+    traced_arguments.append(arguments)
     with hyperparameters_lib.bound(hyperparameters, arguments) as direct:
       return function(inputs, **mode, **direct)
 
-  parameter = inspect.Parameter
-  signature = inspect.Signature(
-    [parameter("inputs", parameter.POSITIONAL_OR_KEYWORD)]
-    + [
-      parameter(name, parameter.POSITIONAL_OR_KEYWORD, default=default)
-      for name, default in (
-        ([("training", False)] if has_training else [])
-        + [(h.name, h.default) for h in hyperparameters]
-      )
+  # tf.function, and with it the SavedModel, takes names and defaults from here.
+  kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+  call.__signature__ = inspect.Signature(
+    [
+      inspect.Parameter("inputs", kind),
+      *(
+        inspect.Parameter(name, kind, default=default)
+        for name, default in defaults.items()
+      ),
     ]
   )
-  # tf.function, and with it the SavedModel, takes names and defaults from here.
-  call.__signature__ = signature
-  call = tf.function(call)
-  traces = []
-  for mode in [{"training": False}, {"training": True}] if has_training else [{}]:
-    trace = call.get_concrete_function(
-      input_spec,
-      **mode,
-      **{h.name: tf.TensorSpec([], tf.float32) for h in hyperparameters},
-    )
-    traces.append((trace, traced_values[-1]))
+  return tf.function(call), traced_arguments
+
+
+def _check_structure(traces: Sequence[ConcreteFunction]) -> None:
+  """Refuses modes that return different structures, shapes or dtypes."""
   first, last = (
-    tf.nest.map_structure(
-      tf.TensorSpec.from_tensor, trace.structured_outputs
-    )
-    for trace in (traces[0][0], traces[-1][0])
+    tf.nest.map_structure(tf.TensorSpec.from_tensor, trace.structured_outputs)
+    for trace in (traces[0], traces[-1])
   )
   try:
-    same = tf.nest.flatten(first) == tf.nest.flatten(last)
     tf.nest.assert_same_structure(first, last)
+    same = tf.nest.flatten(first) == tf.nest.flatten(last)
   except (TypeError, ValueError):
     same = False
   if not same:
@@ -325,22 +334,30 @@ def _trace(
       f"The model returns {first} in inference and {last} in training; they"
       " must have the same structure, shapes and dtypes."
     )
-  return call, traces
 
 
-def _check_captured(trace, variables: Sequence[tf.Variable]) -> None:
+def _check_captured(
+  traces: Sequence[ConcreteFunction], variables: Sequence[tf.Variable]
+) -> None:
+  """Refuses variables that are used and not listed."""
   listed = {v.ref() for v in variables}
-  missing = [v for v in trace.variables if v.ref() not in listed]
+  missing = {
+    v.name for trace in traces for v in trace.variables if v.ref() not in listed
+  }
   if missing:
     raise errors.ExportError(
-      f"The model uses {', '.join(sorted(v.name for v in missing))}, which"
-      " `variables` lacks: consumers could neither train nor save it. Make it"
-      " an attribute of the model, or list it."
+      f"The model uses {', '.join(sorted(missing))}, which `variables` lacks:"
+      " consumers could neither train nor save it. Make it an attribute of the"
+      " model, or list it."
     )
 
 
-def _has_effect(tensor: tf.Tensor, trace) -> bool:
-  """Tells whether a result or an update in a traced function needs a Tensor."""
+def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:
+  """Tells whether a result or an update in a traced function needs a Tensor.
+
+  A call of a nested function counts as one op: all its outputs need all its
+  inputs.
+  """
   results = {output.op for output in trace.outputs}
   results.update(trace.graph.control_outputs)
   seen = set()
@@ -394,7 +411,7 @@ def _loss_of_layer(
   return lambda: layer.losses[index]
 
 
-def _trace_loss(loss: Callable[[], tf.Tensor]) -> tf.types.experimental.PolymorphicFunction:
+def _trace_loss(loss: Callable[[], tf.Tensor]) -> Function:
   """Traces a regularization loss and checks that it is a float scalar."""
   function = tf.function(loss, input_signature=[])
   output = function.get_concrete_function().structured_outputs

@@ -66,9 +66,7 @@ class SavingTest(tf.test.TestCase):
     self.assertAllEqual(
       loaded.signatures["serving_default"](inputs=x)["outputs"], loaded(x)
     )
-    self.assertEqual(
-      [v.name for v in loaded.trainable_variables], ["kernel:0"]
-    )
+    self.assertEqual([v.name for v in loaded.trainable_variables], ["kernel:0"])
     (calls,) = [v for v in loaded.variables if v.name == "calls:0"]
     self.assertEqual(calls.numpy(), 2.0)
     # One trace for each mode, whatever has been called.
@@ -96,7 +94,7 @@ class SavingTest(tf.test.TestCase):
     rate = hyperparameters.of_layers(
       model, tf_keras.layers.Dropout, "rate", name="rate", description=""
     )
-    before = {k: v for k, v in vars(model.layers[2]).items()}
+    before = dict(vars(model.layers[2]).items())
     loaded = self.save_and_load(model, _SPEC, hyperparameters=[rate])
     self.assertEqual(before, vars(model.layers[2]))
     x = tf.random.stateless_normal([5, 2], [1, 2])
@@ -219,9 +217,7 @@ class SavingTest(tf.test.TestCase):
         model,
         _SPEC,
         hyperparameters=[
-          hyperparameters.Hyperparameter(
-            "tunable", 0.5, "", [layer], attribute
-          )
+          hyperparameters.Hyperparameter("tunable", 0.5, "", [layer], attribute)
         ],
       )
       self.assertEqual(getattr(layer, attribute), 0.5)

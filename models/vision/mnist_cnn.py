@@ -41,7 +41,7 @@ def feature_extractor(
     feature vectors, float32 `[batch, features]`, none of them negative.
   """
 
-  def regularizer():
+  def regularizer() -> tf_keras.regularizers.Regularizer:
     return tf_keras.regularizers.L2(l2_strength)
 
   layers = [tf_keras.layers.InputLayer(IMAGE_SHAPE, name="images")]
@@ -83,8 +83,8 @@ def classifier(extractor: tf_keras.Model, num_classes: int) -> tf_keras.Model:
 
   Returns:
     A Keras model from images, as the feature extractor takes them, to logits,
-    float32 `[batch, num_classes]`. Its attributes `feature_extractor` and `logits`
-    name its two layers, in checkpoints too.
+    float32 `[batch, num_classes]`. Its attributes `feature_extractor` and
+    `logits` name its two layers, in checkpoints too.
   """
   logits = tf_keras.layers.Dense(num_classes, name="logits")
   model = tf_keras.Sequential([extractor, logits], name="classifier")

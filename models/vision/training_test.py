@@ -34,12 +34,12 @@ class TrainingTest(tf.test.TestCase):
   def test_training_learns_and_repeats(self):
     dataset = datasets.BY_NAME["digits_0_4"]()
     before, _ = _train(dataset, 1, epochs=0)
-    accuracy, weights = _train(dataset, 1, epochs=2)
-    again, weights_again = _train(dataset, 1, epochs=2)
+    accuracy, weights = _train(dataset, 1, epochs=4)
+    again, weights_again = _train(dataset, 1, epochs=4)
     self.assertLess(before, 0.5)
     self.assertGreater(accuracy, 0.8)
     self.assertEqual(accuracy, again)
-    for weight, weight_again in zip(weights, weights_again):
+    for weight, weight_again in zip(weights, weights_again, strict=True):
       self.assertAllClose(weight, weight_again, rtol=1e-5)
 
 
