@@ -1,8 +1,6 @@
 """Restores checkpoints, and says what does not match before it restores."""
 
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import tensorflow as tf
 

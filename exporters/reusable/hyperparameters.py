@@ -6,9 +6,7 @@ argument of its own; a Keras model reads it from attributes of its layers, which
 hold the argument's Tensor while the model is traced.
 """
 
-from collections.abc import Iterator
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 from typing import Any

@@ -1,8 +1,6 @@
 """The model card: `assets.extra/README.md`, from what an export knows."""
 
-from collections.abc import Iterable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import os
 from typing import Any
 

@@ -5,10 +5,7 @@ with `__call__`, `variables`, `trainable_variables` and `regularization_losses`.
 Lean means: one traced function for each mode, and nothing else of the model.
 """
 
-from collections.abc import Callable
-from collections.abc import Iterable
-from collections.abc import Mapping
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import inspect
 from typing import Any
 
