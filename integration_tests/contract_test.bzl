@@ -1,7 +1,5 @@
 """The contract of reusable SavedModels, as a test of an export."""
 
-load("@rules_python//python:defs.bzl", "py_test")
-
 def contract_test(name, saved_model):
     """Checks an export with contract_test.py.
 
@@ -9,7 +7,7 @@ def contract_test(name, saved_model):
       name: Name of the test.
       saved_model: A target of the rule `saved_model`.
     """
-    py_test(
+    native.py_test(
         name = name,
         srcs = ["contract_test.py"],
         main = "contract_test.py",
