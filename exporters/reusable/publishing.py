@@ -43,7 +43,7 @@ def publish(
       f"{export_dir} is not a local directory, and only there an export can"
       " appear whole. Export to a local one and copy that."
     )
-  target = pathlib.Path(export_dir).absolute()
+  target = pathlib.Path(export_dir).resolve()
   _check(target, overwrite)
   unfinished = f".{target.name}.unfinished-"
   staging = target.with_name(unfinished + uuid.uuid4().hex)
@@ -77,6 +77,11 @@ def _check(target: pathlib.Path, overwrite: bool) -> None:
     return
   except OSError as e:
     raise errors.ExportError(f"{target}: {e.strerror}.") from e
+  if target.is_mount():
+    raise errors.ExportError(
+      f"{target} is a mount point, which nothing can be renamed to. Choose a"
+      " directory in it."
+    )
   if in_the_way and not overwrite:
     raise errors.ExportError(
       f"{target} exists and is not empty. Choose another directory, or say"

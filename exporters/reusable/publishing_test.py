@@ -57,6 +57,14 @@ class PublishTest(absltest.TestCase):
     self.publish()
     self.assert_published("complete")
 
+  def test_follows_links(self):
+    link = self.parent / "link"
+    link.symlink_to(self.target)
+    with publishing.publish(link) as directory:
+      (pathlib.Path(directory) / "saved_model.pb").write_text("complete")
+    self.assert_published("complete")
+    self.assert_only("export", "link")
+
   def test_failure_leaves_nothing(self):
     with self.assertRaisesRegex(ValueError, "broken"):
       with publishing.publish(self.target) as directory:
@@ -72,6 +80,7 @@ class PublishTest(absltest.TestCase):
       (self.parent / "file", "Not a directory"),
       (self.parent / "file" / "x", "Not a directory"),
       ("gs://bucket/export", "not a local directory"),
+      ("/proc", "is a mount point"),
     ):
       with self.assertRaisesRegex(errors.ExportError, message):
         with publishing.publish(path):

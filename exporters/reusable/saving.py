@@ -71,8 +71,9 @@ def reusable(
     )
   trainable_variables = list(trainable_variables)
   _check_variables(model, variables, trainable_variables)
+  losses = _weight_losses(model)
   if regularization_losses is None:
-    regularization_losses = _weight_regularizers(model)
+    regularization_losses = losses
 
   call, traced_arguments = _callable(model, hyperparameters, has_training)
   traces = [
@@ -83,6 +84,11 @@ def reusable(
     )
     for mode in _MODES[has_training]
   ]
+  if len(getattr(model, "losses", ())) > len(losses):
+    raise errors.ExportError(
+      "Calling the model adds losses that depend on its input, by add_loss, and"
+      " a SavedModel cannot hand them on. Return what they need as outputs."
+    )
   _check_structure(traces)
   _check_captured(traces, variables)
   for hyperparameter in hyperparameters:
@@ -176,12 +182,11 @@ def save(
     ExportError: An object that `root` holds is an optimizer, or a function uses
       a resource, such as a table, that `root` does not hold.
   """
-  for trackable in tf.train.TrackableView(root).descendants():
-    if _is_optimizer(trackable):
-      raise errors.ExportError(
-        f"The export holds an optimizer, {type(trackable).__name__}. Its state"
-        " is of no use to others: take it out."
-      )
+  for optimizer in _optimizers(root):
+    raise errors.ExportError(
+      f"The export holds an optimizer, {type(optimizer).__name__}. Its state is"
+      " of no use to others: take it out."
+    )
   try:
     tf.saved_model.save(root, export_dir, signatures=dict(signatures))
   except (AssertionError, KeyError) as e:
@@ -254,25 +259,23 @@ def _check_variables(
       " trainable: consumers would train nothing. Unfreeze the model, or list"
       " trainable_variables."
     )
-  if isinstance(model, tf.Module):
-    for module in (model, *model.submodules):
-      for value in vars(module).values():
-        if _is_optimizer(value) and any(
-          v.ref() in listed for v in _optimizer_variables(value)
-        ):
-          raise errors.ExportError(
-            f"The variables of the model include those of an optimizer,"
-            f" {type(value).__name__}. List variables without them."
-          )
+  for optimizer in _optimizers(model):
+    if any(v.ref() in listed for v in tf.nest.flatten(optimizer.variables)):
+      raise errors.ExportError(
+        "The variables of the model include those of an optimizer,"
+        f" {type(optimizer).__name__}. List variables without them."
+      )
 
 
-def _is_optimizer(value: Any) -> bool:
-  return callable(getattr(value, "apply_gradients", None))
-
-
-def _optimizer_variables(optimizer: Any) -> Sequence[tf.Variable]:
-  variables = optimizer.variables
-  return variables() if callable(variables) else variables
+def _optimizers(model: Any) -> list[Any]:
+  """Finds the optimizers in an object and in all that it holds."""
+  if not isinstance(model, (tf.Module, tf.train.Checkpoint)):
+    return []
+  return [
+    trackable
+    for trackable in tf.train.TrackableView(model).descendants()
+    if callable(getattr(trackable, "apply_gradients", None))
+  ]
 
 
 def _callable(
@@ -289,7 +292,7 @@ def _callable(
   function = _python_function(model)
   traced_arguments: list[dict[str, tf.Tensor]] = []
   defaults = {"training": False} if has_training else {}
-  defaults.update({h.name: h.default for h in hyperparameters})
+  defaults.update({h.name: float(h.default) for h in hyperparameters})
 
   def call(inputs: Any, *values: Any) -> Any:
     # Otherwise a seed that this process has set would be in the export, and
@@ -369,7 +372,7 @@ def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:
   return False
 
 
-def _weight_regularizers(model: Any) -> list[Callable[[], tf.Tensor]]:
+def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
   """Finds the losses of the weights of a model's Keras layers, one by one."""
   if not isinstance(model, tf.Module):
     return []

@@ -94,9 +94,9 @@ class SavingTest(tf.test.TestCase):
     rate = hyperparameters.of_layers(
       model, tf_keras.layers.Dropout, "rate", name="rate", description=""
     )
-    before = dict(vars(model.layers[2]).items())
+    before = model.get_config()
     loaded = self.save_and_load(model, _SPEC, hyperparameters=[rate])
-    self.assertEqual(before, vars(model.layers[2]))
+    self.assertEqual(before, model.get_config())
     x = tf.random.stateless_normal([5, 2], [1, 2])
     self.assertAllClose(loaded(x), model(x), rtol=1e-6)
     self.assertAllClose(
@@ -253,6 +253,13 @@ class SavingTest(tf.test.TestCase):
     )
     model.build((None, 2))
     self.assert_refused("active has an activity regularizer", model, _SPEC)
+
+    class AddsLoss(tf_keras.layers.Layer):
+      def call(self, inputs):
+        self.add_loss(tf.reduce_sum(inputs))
+        return inputs
+
+    self.assert_refused("adds losses that depend", AddsLoss(), _SPEC)
 
   def test_refuses_a_table_that_it_does_not_hold(self):
     table = tf.lookup.StaticHashTable(
