@@ -14,6 +14,7 @@ import tf_keras
 
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters as hyperparameters_lib
+from exporters.reusable import xla
 
 ConcreteFunction = tf.types.experimental.ConcreteFunction
 Function = tf.types.experimental.PolymorphicFunction
@@ -301,7 +302,10 @@ def _callable(
     arguments = dict(zip(defaults, values, strict=True))
     mode = {"training": arguments.pop("training")} if has_training else {}
     traced_arguments.append(arguments)
-    with hyperparameters_lib.bound(hyperparameters, arguments) as direct:
+    with (
+      hyperparameters_lib.bound(hyperparameters, arguments) as direct,
+      xla.cured(model),
+    ):
       return function(inputs, **mode, **direct)
 
   # tf.function, and with it the SavedModel, takes names and defaults from here.
