@@ -3,6 +3,8 @@
 Without the cure each of them must fail, or it would be of no use.
 """
 
+import collections
+import contextlib
 import os
 import pathlib
 import re
@@ -121,6 +123,57 @@ _TRAPPED = {
 }
 
 
+def _application(name):
+  return lambda: getattr(tf_keras.applications, name)(
+    weights=None,
+    include_top=False,
+    pooling="avg",
+    input_shape=(None, None, 3),
+  )
+
+
+def _encoder():
+  from official.nlp.configs import encoders
+
+  return encoders.build_encoder(
+    encoders.EncoderConfig(
+      type="bert",
+      bert=encoders.BertEncoderConfig(
+        vocab_size=100,
+        hidden_size=64,
+        num_layers=4,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=32,
+      ),
+    )
+  )
+
+
+def _tokens(seed):
+  shape = [4, 16]
+  return {
+    "input_word_ids": tf.random.stateless_uniform(
+      shape, [seed, 0], 0, 100, tf.int32
+    ),
+    "input_mask": tf.ones(shape, tf.int32),
+    "input_type_ids": tf.zeros(shape, tf.int32),
+  }
+
+
+def _photos(seed):
+  return tf.random.stateless_uniform([4, 64, 64, 3], [seed, 0])
+
+
+@contextlib.contextmanager
+def _without_the_cure():
+  with (
+    mock.patch.object(xla, "_LAYERS", ()),
+    mock.patch.object(xla, "_NAMES", ()),
+  ):
+    yield
+
+
 def _batch(rank, seed, batch_size=3):
   channels = 2 if rank == 5 else 4
   size = [6 + seed] * (rank - 2)
@@ -133,6 +186,8 @@ def _step(call, variables):
   def step(inputs):
     with tf.GradientTape() as tape:
       outputs = call(inputs)
+      if isinstance(outputs, dict):
+        outputs = outputs["pooled_output"]
       # Weighted, so that no symmetry of the outputs hides an error.
       weights = tf.random.stateless_normal(tf.shape(outputs), [7, 7])
       loss = tf.reduce_sum(outputs * weights)
@@ -141,16 +196,28 @@ def _step(call, variables):
   return step
 
 
+def _free(inputs):
+  """Returns the spec of inputs of any size."""
+  return tf.nest.map_structure(
+    lambda x: tf.TensorSpec(
+      [None] * len(x.shape)
+      if x.dtype == tf.int32
+      else [None] * (len(x.shape) - 1) + [x.shape[-1]],
+      x.dtype,
+    ),
+    inputs,
+  )
+
+
 class XlaTest(parameterized.TestCase, tf.test.TestCase):
-  def export(self, model, rank):
-    channels = 2 if rank == 5 else 4
-    spec = tf.TensorSpec([None] * (rank - 1) + [channels], tf.float32)
+  def export(self, model, inputs):
     export_dir = self.create_tempdir().full_path
-    saving.save(saving.reusable(model, spec), export_dir, signatures={})
+    root = saving.reusable(model, _free(inputs))
+    saving.save(root, export_dir, signatures={})
     return tf.saved_model.load(export_dir)
 
   def is_trapped(self, loaded, inputs):
-    """Tells whether a train step has its batch as a constant."""
+    """Tells whether a train step has its batch or a weight as a constant."""
     step = tf.function(
       _step(lambda x: loaded(x, training=True), loaded.trainable_variables),
       jit_compile=True,
@@ -158,8 +225,11 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
     hlo = step.experimental_get_compiler_ir(inputs)(stage="hlo")
     entry = hlo[hlo.index("\nENTRY ") :]
     shapes = re.findall(r"= \w+\[([\d,]*)\]\S* parameter\(", entry)
-    expected = [inputs.shape, *(v.shape for v in loaded.trainable_variables)]
-    return not {",".join(map(str, s)) for s in expected} <= set(shapes)
+    needed = [*tf.nest.flatten(inputs), *loaded.trainable_variables]
+    missing = collections.Counter(
+      ",".join(map(str, x.shape)) for x in needed
+    ) - collections.Counter(shapes)
+    return bool(missing)
 
   @parameterized.named_parameters((k, *v) for k, v in _TRAPPED.items())
   def test_compiles_once_and_right(self, build, rank):
@@ -173,13 +243,10 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
       ]
 
     before = attributes()
-    loaded = self.export(model, rank)
+    loaded = self.export(model, _batch(rank, 0))
     self.assertEqual(attributes(), before)
-    with (
-      mock.patch.object(xla, "_LAYERS", ()),
-      mock.patch.object(xla, "_NAMES", ()),
-    ):
-      uncured = self.export(model, rank)
+    with _without_the_cure():
+      uncured = self.export(model, _batch(rank, 0))
     self.assertTrue(self.is_trapped(uncured, _batch(rank, 0)))
     self.assertFalse(self.is_trapped(loaded, _batch(rank, 0)))
 
@@ -206,21 +273,16 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEqual(_compilations(), compiled)
 
   def test_gradients_that_were_wrong(self):
-    # conv, transpose, cube and sum: XLA computes gradients that are far off
-    # where the batch has become a constant.
-    def build():
-      return tf_keras.Sequential(
-        [
-          layers.InputLayer((None, None, 4)),
-          layers.Conv2D(4, 3, padding="same"),
-          layers.Permute((2, 1, 3)),
-          layers.Lambda(lambda x: x**3),
-        ]
-      )
-
-    model = build()
+    """Where the batch is a constant, XLA also computes wrong numbers."""
+    model = tf_keras.Sequential(
+      [
+        layers.InputLayer((None, None, 4)),
+        layers.Conv2D(4, 3, padding="same"),
+        layers.Permute((2, 1, 3)),
+        layers.Lambda(lambda x: x**3),
+      ]
+    )
     inputs = tf.random.stateless_normal([4, 8, 8, 4], [0, 0])
-    loaded = self.export(model, 4)
 
     def loss_and_gradients(call, variables):
       @tf.function(jit_compile=True)
@@ -232,9 +294,48 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
       return step(inputs)
 
     expected = loss_and_gradients(model, model.trainable_variables)
+    loaded = self.export(model, inputs)
     actual = loss_and_gradients(loaded, loaded.trainable_variables)
     for a, e in zip(actual, expected, strict=True):
       self.assertAllClose(a, e, rtol=1e-4, atol=1e-3)
+    with _without_the_cure():
+      uncured = self.export(model, inputs)
+    wrong = loss_and_gradients(uncured, uncured.trainable_variables)
+    self.assertNotAllClose(wrong[0], expected[0], rtol=0.1)
+
+  @parameterized.named_parameters(
+    ("mobilenet_v2", _application("MobileNetV2"), _photos, True),
+    ("resnet50", _application("ResNet50"), _photos, True),
+    ("densenet121", _application("DenseNet121"), _photos, True),
+    # Its dropout would differ.
+    ("encoder", _encoder, _tokens, False),
+  )
+  def test_models(self, build, inputs, training):
+    model = build()
+    loaded = self.export(model, inputs(0))
+    self.assertFalse(self.is_trapped(loaded, inputs(0)))
+    with _without_the_cure():
+      uncured = self.export(model, inputs(0))
+    self.assertTrue(self.is_trapped(uncured, inputs(0)))
+    del uncured
+
+    def results(call, variables):
+      step = tf.function(
+        _step(lambda x: call(x, training=training), variables), jit_compile=True
+      )
+      step(inputs(0))
+      compiled = _compilations()
+      flat = tf.nest.flatten(step(inputs(1)))
+      self.assertEqual(_compilations(), compiled)
+      return [tf.convert_to_tensor(x) for x in flat]
+
+    # The live model first: a call in training moves its averages, not those
+    # of the export.
+    expected = results(model, model.trainable_variables)
+    actual = results(loaded, loaded.trainable_variables)
+    largest = max(float(tf.reduce_max(tf.abs(x))) for x in expected)
+    for a, e in zip(actual, expected, strict=True):
+      self.assertAllClose(a / largest, e / largest, rtol=1e-4, atol=1e-6)
 
 
 if __name__ == "__main__":
