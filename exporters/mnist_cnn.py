@@ -85,7 +85,10 @@ def export(
   Raises:
     ExportError: A directory is in the way, the data cannot be had, or the
       checkpoint does not match.
+    ValueError: There are both or neither of `checkpoint_path` and `train_on`.
   """
+  if bool(checkpoint_path) == bool(train_on):
+    raise ValueError("Exactly one of checkpoint_path and train_on is needed.")
   with publishing.publish(export_dir, overwrite=overwrite) as directory:
     if train_on:
       extractor, provenance = _train(

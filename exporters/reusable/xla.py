@@ -84,9 +84,7 @@ def _with_own_gradient(layer: Any) -> Callable[..., Any]:
       if activation:
         layer.activation = None
       try:
-        return original(
-          tf.nest.pack_sequence_as(inputs, flat_inputs), **kwargs
-        )
+        return original(tf.nest.pack_sequence_as(inputs, flat_inputs), **kwargs)
       finally:
         if activation:
           layer.activation = activation

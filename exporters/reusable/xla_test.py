@@ -11,10 +11,6 @@ import re
 import tempfile
 from unittest import mock
 
-# XLA reads this at its first compilation: it writes a file for each.
-_DUMP = pathlib.Path(tempfile.mkdtemp(dir=os.environ.get("TEST_TMPDIR")))
-os.environ["XLA_FLAGS"] = f"--xla_dump_to={_DUMP} --xla_dump_hlo_as_text"
-
 from absl.testing import parameterized
 import tensorflow as tf
 import tf_keras
@@ -23,6 +19,14 @@ from exporters.reusable import saving
 from exporters.reusable import xla
 
 layers = tf_keras.layers
+
+# Where XLA writes a file for each compilation.
+_DUMP = pathlib.Path(tempfile.mkdtemp(dir=os.environ.get("TEST_TMPDIR")))
+
+
+def setUpModule():
+  # XLA reads this when it is first used.
+  os.environ["XLA_FLAGS"] = f"--xla_dump_to={_DUMP} --xla_dump_hlo_as_text"
 
 
 def _compilations():
