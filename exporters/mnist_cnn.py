@@ -42,6 +42,8 @@ os.environ["TF_USE_LEGACY_KERAS"] = "1"  # tensorflow-hub is Keras 2.
 import tensorflow_hub as hub
 import tf_keras
 
+# Yours: images, float32 [n, 28, 28, 1] in [0, 1]; labels, int [n], from 0 on;
+# num_classes.
 model = tf_keras.Sequential([
     hub.KerasLayer(
         "path/to/mnist_cnn",
@@ -89,7 +91,11 @@ def export(
   """
   if bool(checkpoint_path) == bool(train_on):
     raise ValueError("Exactly one of checkpoint_path and train_on is needed.")
-  with publishing.publish(export_dir, overwrite=overwrite) as directory:
+  if checkpoint_dir:
+    publishing.check_apart(export_dir, checkpoint_dir)
+  with publishing.publish(
+    export_dir, "saved_model.pb", overwrite=overwrite
+  ) as directory:
     if train_on:
       extractor, provenance = _train(
         train_on,
@@ -107,7 +113,8 @@ def export(
         ),
         left_out=["model/logits", "model/optimizer"],
       )
-      provenance = {"source": "a checkpoint"}
+      provenance = {"source": "a checkpoint of the classifier"}
+    provenance["L2 regularization of the kernels"] = f"{l2_strength:g}"
     _save(extractor, directory, provenance)
   print(f"Exported the feature extractor to {export_dir}")
 
@@ -123,7 +130,7 @@ def _train(
   with contextlib.ExitStack() as stack:
     if checkpoint_dir:
       directory = stack.enter_context(
-        publishing.publish(checkpoint_dir, overwrite=overwrite)
+        publishing.publish(checkpoint_dir, "checkpoint", overwrite=overwrite)
       )
     try:
       dataset = datasets.BY_NAME[name]()
@@ -145,9 +152,14 @@ def _train(
       tf.train.Checkpoint(model=classifier).save(
         os.path.join(directory, "checkpoint")
       )
+  if not config.epochs:
+    return classifier.feature_extractor, {"source": "not trained"}
   return classifier.feature_extractor, {
     "trained on": dataset.description,
     "test accuracy of the classifier": f"{accuracy:.4f} on {held_out}",
+    "training": f"{config.epochs} epochs of Adam, batches of"
+    f" {config.batch_size}, learning rate {config.learning_rate:g} falling to"
+    f" 0, seed {config.seed}",
   }
 
 
@@ -199,8 +211,6 @@ def _save(
 
 def define_flags() -> None:
   """Defines the flags of this program."""
-  command_line.define_flags()
-  flags.adopt_module_key_flags(command_line)
   flags.DEFINE_enum(
     "train_on",
     None,
@@ -209,11 +219,14 @@ def define_flags() -> None:
     " export its feature extractor. digits and digits_0_4 (the first five"
     " classes) come with scikit-learn; the others are downloaded.",
   )
+  command_line.define_flags()
+  flags.adopt_module_key_flags(command_line)
   flags.DEFINE_string(
     "checkpoint_dir",
     None,
     "With --train_on: keep the checkpoint of the trained classifier in this"
-    " directory, for which the same holds as for --export_dir.",
+    " directory, which must not exist, or be empty; --overwrite replaces one"
+    " that has a checkpoint in it.",
   )
   flags.DEFINE_integer(
     "epochs",
@@ -246,9 +259,6 @@ def define_flags() -> None:
     "Factor of the L2 regularization of every kernel, in training and in the"
     " regularization losses of the export.",
     lower_bound=0.0,
-  )
-  flags.mark_flags_as_mutual_exclusive(
-    ["checkpoint_path", "train_on"], required=True
   )
   command_line.forbid_without(
     "train_on",

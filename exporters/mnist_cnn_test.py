@@ -119,8 +119,9 @@ class MnistCnnTest(absltest.TestCase):
       self.assertIn(flag, result.stdout)
     self.assertIn("bazel run //exporters:mnist_cnn", result.stdout)
     for arguments, message in (
-      (["--train_on=digits"], "export_dir must have a value"),
-      (["--export_dir=x"], "Exactly one of .checkpoint_path, train_on. must"),
+      (["--train_on=digits"], "is needed: the directory to write"),
+      (["--train_on=digits", "--export_dir="], "is needed: the directory"),
+      (["--export_dir=x"], "either --checkpoint_path=PATH or --train_on=NAME"),
       (["--nonsense"], "Unknown command line flag 'nonsense'"),
       (
         ["--export_dir=x", "--checkpoint_path=y", "--epochs=3"],
@@ -209,8 +210,16 @@ class MnistCnnTest(absltest.TestCase):
     occupied.mkdir()
     (occupied / "file").write_text("precious")
     self.assert_error(
-      _run(f"--export_dir={occupied}", "--train_on=digits"),
-      "^ERROR: .*occupied exists and is not empty",
+      _run(f"--export_dir={occupied}", "--train_on=digits", "--overwrite"),
+      "^ERROR: .*occupied has other things in it",
+    )
+    self.assert_error(
+      _run(f"--export_dir={self.export_dir}", "--train_on=digits"),
+      "^ERROR: .*export exists and is not empty",
+    )
+    self.assert_error(
+      _run("--export_dir=x", "--checkpoint_dir=x/y", "--train_on=digits"),
+      "^ERROR: .* must be apart",
     )
     self.assertEqual((occupied / "file").read_text(), "precious")
     nowhere = self.directory / "nowhere"

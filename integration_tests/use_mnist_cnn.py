@@ -14,6 +14,7 @@ import sys
 
 from absl import app
 from absl import flags
+from absl import logging
 from etils import epy
 
 from integration_tests import datasets
@@ -147,12 +148,11 @@ def define_flags() -> None:
   )
 
 
-def main(_: list[str]) -> None:
+def main(arguments: list[str]) -> None:
   """Fine-tunes as the flags say."""
   values = flags.FLAGS
-  output_dir = _path(values.output_saved_model_dir)
-  if output_dir and os.path.exists(output_dir):
-    sys.exit(f"ERROR: {output_dir} exists. Choose another directory.")
+  if len(arguments) > 1:
+    sys.exit(f"ERROR: {arguments[1]} is not a flag. Flags start with --.")
   for name in (
     "dropout_rate",
     "batch_norm_momentum",
@@ -160,7 +160,14 @@ def main(_: list[str]) -> None:
   ):
     if values[name].present and not values.retrain:
       sys.exit(f"ERROR: --{name} applies only with --retrain.")
+  logging.set_verbosity(logging.ERROR)  # Keras warns at every save.
+  output_dir = _path(values.output_saved_model_dir)
   try:
+    if output_dir:
+      # Now, not after the training.
+      tf.io.gfile.makedirs(output_dir)
+      if tf.io.gfile.listdir(output_dir):
+        sys.exit(f"ERROR: {output_dir} is not empty. Choose another directory.")
     train, test = datasets.load(values.dataset)
     with strategies.get(values.strategy).scope():
       model = build_model(
@@ -172,13 +179,20 @@ def main(_: list[str]) -> None:
         regularization_loss_multiplier=values.regularization_loss_multiplier,
         learning_rate=values.learning_rate,
       )
-  except OSError as e:  # No such export, no network.
-    sys.exit(f"ERROR: {e}")
+  except (
+    AttributeError,  # Another kind of model than an MNIST CNN,
+    TypeError,
+    ValueError,
+    OSError,  # none at all, no network,
+    tf.errors.OpError,  # or no place for the output.
+  ) as e:
+    sys.exit(f"ERROR: {' '.join(str(e).split())}")
   model.fit(*train, batch_size=values.batch_size, epochs=values.epochs)
   _, accuracy = model.evaluate(*test, verbose=0)
   print(f"Test accuracy: {accuracy:.4f} on {len(test[1]):,} images held out")
   if output_dir:
     model.save(output_dir, save_format="tf")
+    print(f"Saved the fine-tuned model to {output_dir}")
 
 
 def _path(value: str | None) -> str | None:

@@ -241,9 +241,12 @@ class UseMnistCnnTest(tf.test.TestCase):
     )
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertRegex(result.stdout, r"Test accuracy: 0\.[89]\d* on 179")
+    self.assertIn(f"Saved the fine-tuned model to {output_dir}", result.stdout)
     self.assertTrue(os.path.exists(os.path.join(output_dir, "saved_model.pb")))
     for arguments, message in (
       (["--saved_model_dir=/nowhere"], "ERROR: /nowhere does not exist"),
+      (["--saved_model_dir=integration_tests"], "ERROR: Trying to load"),
+      (["--saved_model_dir=x", "y"], "ERROR: y is not a flag"),
       (["--saved_model_dir=x", "--dropout_rate=0.1"], "only with --retrain"),
       (
         ["--saved_model_dir=x", "--dropout_rate=2"],

@@ -13,6 +13,7 @@ from exporters.reusable import errors
 
 Graph = trackable_object_graph_pb2.TrackableObjectGraph
 
+_MOST_PROBLEMS = 6  # That an error names.
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
@@ -53,6 +54,7 @@ def restore(
 
 
 def _prefix(checkpoint_path: str) -> str:
+  checkpoint_path = checkpoint_path.removesuffix(".index")
   if tf.io.gfile.isdir(checkpoint_path):
     newest = tf.train.latest_checkpoint(checkpoint_path)
     if newest is None:
@@ -112,9 +114,11 @@ def _check_match(
         for key in _keys(graph, node_id)
       ]
   if problems:
+    more = len(problems) - _MOST_PROBLEMS
     raise errors.ExportError(
       f"Checkpoint {prefix} does not match the model: it"
-      f" {'; it '.join(problems)}."
+      f" {'; it '.join(problems[:_MOST_PROBLEMS])}"
+      f"{f'; and {more} more' if more > 0 else ''}."
     )
 
 

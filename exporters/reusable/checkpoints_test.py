@@ -46,7 +46,7 @@ class RestoreTest(tf.test.TestCase):
     written = tf.train.Checkpoint(model=self.full_model).write(
       os.path.join(self.directory, "written")
     )
-    for path in (self.path, self.directory, written):
+    for path in (self.path, self.directory, written, f"{written}.index"):
       body = _model()
       self.restore(body, path)
       for weight, expected in zip(
@@ -71,6 +71,10 @@ class RestoreTest(tf.test.TestCase):
       errors.ExportError, r"has model/layer_with_weights-1/kernel \(3, 5\)"
     ):
       self.restore(_model(), left_out=["model/optimizer"])
+
+  def test_names_no_more_than_a_few(self):
+    with self.assertRaisesRegex(errors.ExportError, r"\); and 10 more\.$"):
+      self.restore(_model(layers=10))
 
   def test_other_shape_leaves_the_model_as_it_was(self):
     body = _model(units=4)

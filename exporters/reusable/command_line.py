@@ -31,18 +31,26 @@ def define_flags() -> None:
     None,
     "The directory that the SavedModel appears at, when all of it is right."
     " It must not exist, or be empty.",
-    required=True,
   )
   flags.DEFINE_bool(
     "overwrite",
     False,
-    "Replace what exists at --export_dir, in one step.",
+    "Replace a SavedModel that exists at --export_dir, in one step.",
   )
   flags.DEFINE_string(
     "checkpoint_path",
     None,
     "The checkpoint to export: the prefix of its files, or a directory, of"
     " which the newest is taken.",
+  )
+  flags.register_validator(
+    "export_dir", bool, "It is needed: the directory to write."
+  )
+  flags.register_multi_flags_validator(
+    ["checkpoint_path", "train_on"],
+    lambda values: bool(values["checkpoint_path"]) != bool(values["train_on"]),
+    "Say where the weights come from: either --checkpoint_path=PATH or"
+    " --train_on=NAME.",
   )
 
 
@@ -57,9 +65,11 @@ def path(value: str | None) -> str | None:
   """
   if value is None or "://" in value:
     return value
-  return os.path.join(
-    os.environ.get("BUILD_WORKING_DIRECTORY", os.getcwd()),
-    os.path.expanduser(value),
+  return os.path.normpath(
+    os.path.join(
+      os.environ.get("BUILD_WORKING_DIRECTORY", os.getcwd()),
+      os.path.expanduser(value),
+    )
   )
 
 
@@ -98,5 +108,7 @@ def run(main: Callable[[], None]) -> None:
       main()
     except errors.ExportError as e:
       sys.exit(f"ERROR: {e}")
+    except KeyboardInterrupt:
+      sys.exit("Interrupted. Nothing was exported.")
 
   app.run(guarded)

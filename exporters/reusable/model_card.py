@@ -43,7 +43,9 @@ def write(
     f"```python\n{example.strip()}\n```",
     "Needs `tensorflow`, `tf-keras` and `tensorflow-hub`; nothing of the code"
     " that made this model. Without `trainable=True` the weights stay as they"
-    " are, and the model runs in inference mode.",
+    " are, and the model runs in inference mode. With `tensorflow` alone,"
+    " `model = tf.saved_model.load(…)` gives what you call as"
+    " `model(inputs, training=False)`, and `model.trainable_variables`.",
     "## Inputs",
     _table(
       ("name", "dtype", "shape", "meaning"),
@@ -79,6 +81,7 @@ def write(
         ("trainable", f"{_size(root.trainable_variables):,}"),
         ("regularization losses", str(losses)),
         *provenance.items(),
+        ("exported with", f"TensorFlow {tf.__version__}"),
       ],
     ),
     f"`hub.KerasLayer` adds the {losses} regularization losses to those of your"

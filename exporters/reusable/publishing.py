@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import contextlib
 import ctypes
 import fcntl
+import itertools
 import os
 import pathlib
 import shutil
@@ -15,9 +16,24 @@ _AT_FDCWD = -100  # From <fcntl.h>.
 _RENAME_EXCHANGE = 2  # From <linux/fs.h>.
 
 
+def check_apart(*directories: str) -> None:
+  """Refuses directories of which one is, or is in, another.
+
+  Raises:
+    ExportError: Publishing one would be in the way of another.
+  """
+  paths = [pathlib.Path(d).resolve() for d in directories]
+  for path, other in itertools.permutations(paths, 2):
+    if path.is_relative_to(other):
+      raise errors.ExportError(
+        f"{path} and {other} must be apart: neither the same nor one in the"
+        " other."
+      )
+
+
 @contextlib.contextmanager
 def publish(
-  export_dir: str | os.PathLike[str], *, overwrite: bool = False
+  export_dir: str | os.PathLike[str], marker: str, *, overwrite: bool = False
 ) -> Iterator[str]:
   """Gives a directory to write; renames it to `export_dir` at the end.
 
@@ -29,8 +45,9 @@ def publish(
   Args:
     export_dir: Where the export shall appear: a local directory that does not
       exist or is empty.
-    overwrite: Replace an existing `export_dir`, in one step: at every moment
-      there is either the old one or the new one.
+    marker: A file that tells such directories from others.
+    overwrite: Replace an existing `export_dir` that has `marker` in it, in one
+      step: at every moment there is either the old one or the new one.
 
   Yields:
     The path of an empty directory beside `export_dir`.
@@ -44,7 +61,7 @@ def publish(
       " appear whole. Export to a local one and copy that."
     )
   target = pathlib.Path(export_dir).resolve()
-  _check(target, overwrite)
+  _check(target, marker, overwrite)
   unfinished = f".{target.name}.unfinished-"
   staging = target.with_name(unfinished + uuid.uuid4().hex)
   try:
@@ -60,7 +77,7 @@ def publish(
   try:
     _remove_abandoned(target.parent, unfinished)
     yield str(staging)
-    _check(target, overwrite)
+    _check(target, marker, overwrite)
     if overwrite and target.exists():
       _exchange(staging, target)
     else:
@@ -70,9 +87,9 @@ def publish(
     os.close(lock)
 
 
-def _check(target: pathlib.Path, overwrite: bool) -> None:
+def _check(target: pathlib.Path, marker: str, overwrite: bool) -> None:
   try:
-    in_the_way = any(target.iterdir())
+    names = [path.name for path in target.iterdir()]
   except FileNotFoundError:
     return
   except OSError as e:
@@ -82,7 +99,12 @@ def _check(target: pathlib.Path, overwrite: bool) -> None:
       f"{target} is a mount point, which nothing can be renamed to. Choose a"
       " directory in it."
     )
-  if in_the_way and not overwrite:
+  if names and marker not in names:
+    raise errors.ExportError(
+      f"{target} has other things in it (no {marker}). Choose another"
+      " directory."
+    )
+  if names and not overwrite:
     raise errors.ExportError(
       f"{target} exists and is not empty. Choose another directory, or say"
       " --overwrite to replace it."

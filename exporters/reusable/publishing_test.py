@@ -15,7 +15,9 @@ _WRITER = """
 import pathlib, sys, time
 from exporters.reusable import publishing
 export_dir, text, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
-with publishing.publish(export_dir, overwrite=True) as directory:
+with publishing.publish(
+  export_dir, "saved_model.pb", overwrite=True
+) as directory:
   with open(pathlib.Path(directory) / "saved_model.pb", "w") as f:
     print("writing", flush=True)
     for half in text[:4], text[4:]:
@@ -32,7 +34,9 @@ class PublishTest(absltest.TestCase):
     self.target = self.parent / "export"
 
   def publish(self, text="complete", **kwargs):
-    with publishing.publish(self.target, **kwargs) as directory:
+    with publishing.publish(
+      self.target, "saved_model.pb", **kwargs
+    ) as directory:
       (pathlib.Path(directory) / "saved_model.pb").write_text(text)
 
   def assert_only(self, *names):
@@ -42,7 +46,7 @@ class PublishTest(absltest.TestCase):
     self.assertEqual((self.target / "saved_model.pb").read_text(), text)
 
   def test_appears_whole_at_the_end_and_readable_for_all(self):
-    with publishing.publish(self.target) as directory:
+    with publishing.publish(self.target, "saved_model.pb") as directory:
       (pathlib.Path(directory) / "saved_model.pb").write_text("complete")
       self.assertFalse(self.target.exists())
     self.assert_published("complete")
@@ -60,14 +64,14 @@ class PublishTest(absltest.TestCase):
   def test_follows_links(self):
     link = self.parent / "link"
     link.symlink_to(self.target)
-    with publishing.publish(link) as directory:
+    with publishing.publish(link, "saved_model.pb") as directory:
       (pathlib.Path(directory) / "saved_model.pb").write_text("complete")
     self.assert_published("complete")
     self.assert_only("export", "link")
 
   def test_failure_leaves_nothing(self):
     with self.assertRaisesRegex(ValueError, "broken"):
-      with publishing.publish(self.target) as directory:
+      with publishing.publish(self.target, "saved_model.pb") as directory:
         (pathlib.Path(directory) / "saved_model.pb").write_text("half")
         raise ValueError("broken")
     self.assert_only()
@@ -75,18 +79,25 @@ class PublishTest(absltest.TestCase):
   def test_refuses_before_the_work_starts(self):
     self.publish("old")
     (self.parent / "file").write_text("")
-    for path, message in (
-      (self.target, "is not empty. Choose another directory, or say --over"),
-      (self.parent / "file", "Not a directory"),
-      (self.parent / "file" / "x", "Not a directory"),
-      ("gs://bucket/export", "not a local directory"),
-      ("/proc", "is a mount point"),
+    for path, overwrite, message in (
+      (self.target, False, "Choose another directory, or say --overwrite"),
+      (self.parent, True, r"has other things in it \(no saved_model.pb\)"),
+      (self.parent / "file", True, "Not a directory"),
+      (self.parent / "file" / "x", True, "Not a directory"),
+      ("gs://bucket/export", True, "not a local directory"),
+      ("/proc", True, "is a mount point"),
     ):
       with self.assertRaisesRegex(errors.ExportError, message):
-        with publishing.publish(path):
+        with publishing.publish(path, "saved_model.pb", overwrite=overwrite):
           self.fail("The work started.")
     self.assert_published("old")
     self.assert_only("export", "file")
+
+  def test_check_apart(self):
+    publishing.check_apart("/a/b", "/a/c", "/a/bc")
+    for other in ("/a/b/", "/a", "/a/b/c", "/x/../a/b"):
+      with self.assertRaisesRegex(errors.ExportError, "must be apart"):
+        publishing.check_apart("/a/b", other)
 
   def test_overwrite_replaces(self):
     self.publish("old")
@@ -118,8 +129,8 @@ class PublishTest(absltest.TestCase):
     self.assert_only("export")
 
   def test_leaves_the_unfinished_directory_of_a_living_process(self):
-    with publishing.publish(self.target) as first:
-      with publishing.publish(self.target) as second:
+    with publishing.publish(self.target, "saved_model.pb") as first:
+      with publishing.publish(self.target, "saved_model.pb") as second:
         self.assertTrue(os.path.isdir(first))
         self.assertNotEqual(first, second)
 

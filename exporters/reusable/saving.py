@@ -260,6 +260,14 @@ def _check_variables(
       " trainable: consumers would train nothing. Unfreeze the model, or list"
       " trainable_variables."
     )
+  for variable in variables:
+    if variable.dtype.is_floating and not tf.reduce_all(
+      tf.math.is_finite(variable)
+    ):
+      raise errors.ExportError(
+        f"Variable {variable.name} has values that are not finite (NaN or"
+        " infinite). Training has diverged: try a smaller learning rate."
+      )
   for optimizer in _optimizers(model):
     if any(v.ref() in listed for v in tf.nest.flatten(optimizer.variables)):
       raise errors.ExportError(

@@ -174,6 +174,16 @@ class SavingTest(tf.test.TestCase):
       trainable_variables=[kernel],
     )
 
+  def test_refuses_weights_that_are_not_finite(self):
+    module = Affine()
+    module.kernel.assign([[1.0], [float("nan")]])
+    self.assert_refused(
+      "kernel:0 has values that are not finite",
+      module,
+      _SPEC,
+      hyperparameters=[_SCALE],
+    )
+
   def test_refuses_training_that_cannot_be_found(self):
     self.assert_refused(r"takes \*\*kwargs", lambda x, **kwargs: x, _SPEC)
     self.assert_refused(

@@ -52,7 +52,8 @@ def digits(classes: range = range(10)) -> Dataset:
     )
   )
   return Dataset(
-    f"scikit-learn's handwritten digits {classes.start} to {classes.stop - 1}",
+    f"scikit-learn's handwritten digits {classes.start} to {classes.stop - 1},"
+    " enlarged from 8 by 8 pixels bilinearly",
     len(classes),
     Split(train_images, train_labels),
     Split(test_images, test_labels),
