@@ -151,6 +151,20 @@ class MnistCnnTest(absltest.TestCase):
       if path.is_file():
         self.assertNotIn(str(self.directory).encode(), path.read_bytes())
 
+  def test_card(self):
+    card = (self.export_dir / "assets.extra" / "README.md").read_text()
+    for line in (
+      "| `images` | float32 | `[None, 28, 28, 1]` | grey values",
+      "| `feature_vector` | float32 | `[None, 128]` | features",
+      "| `dropout_rate` | 0.4 | Share of the units",
+      "| `batch_norm_momentum` | 0.9 | Share of the old value",
+      "| parameters | 420,640 |",
+      "| trainable | 420,448 |",
+      "| regularization losses | 3 |",
+      "| L2 regularization of the kernels | 0.01 |",
+    ):
+      self.assertIn(f"\n{line}", card)
+
   def test_export_equals_the_model_in_a_process_without_our_code(self):
     images = np.random.default_rng(0).random((9, 28, 28, 1), np.float32)
     np.save(self.directory / "images.npy", images)

@@ -1,5 +1,6 @@
 """Fine-tunes the exports of `//exporters:mnist_cnn` as a stranger would."""
 
+import inspect
 import os
 import pathlib
 import re
@@ -228,6 +229,20 @@ class UseMnistCnnTest(tf.test.TestCase):
       exec(example.replace("path/to/mnist_cnn", _PRETRAINED.value), names)
       _, accuracy = names["model"].evaluate(*self.test, verbose=0)
       self.assertGreater(accuracy, 0.85)
+
+  def test_readme_tells_the_hyperparameters(self):
+    model = tf.saved_model.load(_PRETRAINED.value)
+    defaults = {
+      name: parameter.default
+      for name, parameter in inspect.signature(
+        model.__call__
+      ).parameters.items()
+      if isinstance(parameter.default, float)
+    }
+    self.assertLen(defaults, 2)
+    readme = pathlib.Path("README.md").read_text()
+    for name, default in defaults.items():
+      self.assertIn(f"`{name}` {default:g}", readme)
 
   def test_program(self):
     output_dir = os.path.join(self.get_temp_dir(), "output")
