@@ -34,6 +34,7 @@ with epy.lazy_imports():
   from exporters.reusable import hyperparameters
   from exporters.reusable import model_card
   from exporters.reusable import saving
+  from exporters.reusable import verification as verification_lib
 
 _EXAMPLE = """
 import os
@@ -70,6 +71,8 @@ def export(
   checkpoint_dir: str | None = None,
   l2_strength: float = mnist_cnn.L2_STRENGTH,
   overwrite: bool = False,
+  verification: str = "full",
+  keep_failed: str | None = None,
 ) -> None:
   """Exports the feature extractor of an MNIST CNN.
 
@@ -83,16 +86,21 @@ def export(
     checkpoint_dir: Where to keep the trained classifier's checkpoint.
     l2_strength: Factor of the L2 regularization of every kernel.
     overwrite: Replace `export_dir` and `checkpoint_dir` where they exist.
+    verification: `full`, `fast` or `off`.
+    keep_failed: Where to keep an export that the verification has rejected.
 
   Raises:
-    ExportError: A directory is in the way, the data cannot be had, or the
-      checkpoint does not match.
+    ExportError: A directory is in the way, the data cannot be had, the
+      checkpoint does not match, or the export differs from the model.
     ValueError: There are both or neither of `checkpoint_path` and `train_on`.
   """
   if bool(checkpoint_path) == bool(train_on):
     raise ValueError("Exactly one of checkpoint_path and train_on is needed.")
-  if checkpoint_dir:
-    publishing.check_apart(export_dir, checkpoint_dir)
+  publishing.check_apart(
+    *filter(None, [export_dir, checkpoint_dir, keep_failed])
+  )
+  if keep_failed and os.path.exists(keep_failed):
+    raise errors.ExportError(f"{keep_failed} exists. Choose another path.")
   with publishing.publish(
     export_dir, "saved_model.pb", overwrite=overwrite
   ) as directory:
@@ -115,7 +123,14 @@ def export(
       )
       provenance = {"source": "a checkpoint of the classifier"}
     provenance["L2 regularization of the kernels"] = f"{l2_strength:g}"
-    _save(extractor, directory, provenance)
+    source = _save(extractor, directory, provenance)
+    verification_lib.verify(
+      directory,
+      source,
+      [_example(batch_size) for batch_size in (3, 1)],
+      verification,
+      keep_failed=keep_failed,
+    )
   print(f"Exported the feature extractor to {export_dir}")
 
 
@@ -163,10 +178,16 @@ def _train(
   }
 
 
+def _example(batch_size: int) -> tf.Tensor:
+  return tf.random.stateless_uniform(
+    [batch_size, *mnist_cnn.IMAGE_SHAPE], [batch_size, 0]
+  )
+
+
 def _save(
   extractor: tf_keras.Model, directory: str, provenance: dict[str, str]
-) -> None:
-  """Writes the SavedModel and its card."""
+) -> saving.Source:
+  """Writes the SavedModel and its card; returns what they were made of."""
   tunable = [
     hyperparameters.of_layers(
       extractor,
@@ -175,6 +196,7 @@ def _save(
       name="dropout_rate",
       description="Share of the units before the last layer that are dropped in"
       " training, from 0 to less than 1.",
+      off=0.0,
     ),
     hyperparameters.of_layers(
       extractor,
@@ -187,7 +209,8 @@ def _save(
     ),
   ]
   images = tf.TensorSpec([None, *mnist_cnn.IMAGE_SHAPE], tf.float32, "images")
-  root = saving.reusable(extractor, images, hyperparameters=tunable)
+  source = saving.source(extractor, hyperparameters=tunable)
+  root = saving.reusable(source, images)
   signature = saving.signature(root, images, "feature_vector")
   saving.save(root, directory, signatures={"serving_default": signature})
   model_card.write(
@@ -207,6 +230,7 @@ def _save(
     example=_EXAMPLE,
     provenance=provenance,
   )
+  return source
 
 
 def define_flags() -> None:
@@ -282,6 +306,8 @@ def main() -> None:
     checkpoint_dir=command_line.path(values.checkpoint_dir),
     l2_strength=values.l2_strength,
     overwrite=values.overwrite,
+    verification=values.verification,
+    keep_failed=command_line.path(values.keep_failed),
   )
 
 

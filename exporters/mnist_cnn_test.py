@@ -81,6 +81,7 @@ class MnistCnnTest(absltest.TestCase):
       f"--checkpoint_path={cls.checkpoint}",
       f"--export_dir={export_dir}",
       "--l2_strength=0.01",
+      "--verification=fast",
     ]
 
   @classmethod
@@ -206,11 +207,14 @@ class MnistCnnTest(absltest.TestCase):
       env={**os.environ, "BUILD_WORKING_DIRECTORY": str(self.directory)},
     )
     self.assertEqual(result.returncode, 0, result.stderr)
+    self.assertIn("✓ gradients, training, (1, 28, 28, 1)", result.stdout)
+    self.assertIn("✓ effect, of dropout_rate 0.2", result.stdout)
     accuracy = float(result.stdout.split("Test accuracy: ")[1].split()[0])
     self.assertGreater(accuracy, 0.5)
     again = _run(
       f"--checkpoint_path={self.directory / 'kept'}",
       f"--export_dir={self.directory / 'again'}",
+      "--verification=off",
     )
     self.assertEqual(again.returncode, 0, again.stderr)
     data = "variables/variables.data-00000-of-00001"

@@ -4,7 +4,10 @@ def _saved_model_impl(ctx):
     export_dir = ctx.actions.declare_directory(ctx.label.name)
     ctx.actions.run(
         executable = ctx.executable.exporter,
-        arguments = ["--export_dir=" + export_dir.path] + ctx.attr.flags,
+        arguments = [
+            "--export_dir=" + export_dir.path,
+            "--verification=fast",
+        ] + ctx.attr.flags,
         outputs = [export_dir],
         mnemonic = "Export",
         progress_message = "Exporting %s" % ctx.label,
@@ -30,7 +33,7 @@ saved_model = rule(
             mandatory = True,
         ),
         "flags": attr.string_list(
-            doc = "Its flags, but for --export_dir.",
+            doc = "Its flags, but for --export_dir; they may say --verification.",
         ),
     },
 )

@@ -43,6 +43,19 @@ def define_flags() -> None:
     "The checkpoint to export: the prefix of its files, or a directory, of"
     " which the newest is taken.",
   )
+  flags.DEFINE_enum(
+    "verification",
+    "full",
+    ["full", "fast", "off"],
+    "Compare the export with the live model before it appears: in several"
+    " sizes and with other hyperparameters, in one size, or not at all.",
+  )
+  flags.DEFINE_string(
+    "keep_failed",
+    None,
+    "Where to keep an export that the verification has rejected, for looking"
+    " at. It must not exist.",
+  )
   flags.register_validator(
     "export_dir", bool, "It is needed: the directory to write."
   )

@@ -27,6 +27,8 @@ class Hyperparameter:
     layers: The layers that read it. Empty for a model that takes it as an
       argument.
     attribute: The attribute of these layers that stands for it.
+    off: The value that makes training repeatable, such as 0 for a dropout rate;
+      None where nothing random depends on it.
   """
 
   name: str
@@ -34,6 +36,7 @@ class Hyperparameter:
   description: str
   layers: Sequence[Any] = ()
   attribute: str = ""
+  off: float | None = None
 
 
 def of_layers(
@@ -43,6 +46,7 @@ def of_layers(
   *,
   name: str,
   description: str,
+  off: float | None = None,
 ) -> Hyperparameter:
   """Makes one hyperparameter of an attribute that layers of a model share.
 
@@ -55,6 +59,7 @@ def of_layers(
     attribute: The attribute, such as `rate`. Its value is the default.
     name: Name of the hyperparameter.
     description: What it does and which values it takes.
+    off: The value that makes training repeatable, if it is for randomness.
 
   Returns:
     The hyperparameter.
@@ -74,7 +79,7 @@ def of_layers(
       f" {attribute} other than 0, and {model.name} has {values or 'none'}."
       " Leave it out, or make one hyperparameter for each value."
     )
-  return Hyperparameter(name, values[0], description, layers, attribute)
+  return Hyperparameter(name, values[0], description, layers, attribute, off)
 
 
 @contextlib.contextmanager

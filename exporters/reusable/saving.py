@@ -6,6 +6,7 @@ Lean means: one traced function for each mode, and nothing else of the model.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
 import inspect
 from typing import Any
 
@@ -20,30 +21,45 @@ ConcreteFunction = tf.types.experimental.ConcreteFunction
 Function = tf.types.experimental.PolymorphicFunction
 Hyperparameter = hyperparameters_lib.Hyperparameter
 
-# The Python arguments that a model is traced with, without and with modes.
-_MODES = {False: [{}], True: [{"training": False}, {"training": True}]}
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """A model to export. `source` makes it.
+
+  Attributes:
+    model: The model as it was given.
+    call: A Python function that takes the input, and `defaults` by name.
+    defaults: The arguments that consumers may set, and their defaults.
+    hyperparameters: What consumers may tune.
+    variables: All variables that `call` uses.
+    trainable_variables: Those that consumers train.
+    regularization_losses: Functions without arguments, each returning a float
+      scalar.
+  """
+
+  model: Callable[..., Any]
+  call: Callable[..., Any]
+  defaults: Mapping[str, Any]
+  hyperparameters: Sequence[Hyperparameter]
+  variables: Sequence[tf.Variable]
+  trainable_variables: Sequence[tf.Variable]
+  regularization_losses: Sequence[Callable[[], tf.Tensor]]
 
 
-def reusable(
+def source(
   model: Callable[..., Any],
-  input_spec: Any,
   *,
   hyperparameters: Sequence[Hyperparameter] = (),
   variables: Iterable[tf.Variable] | None = None,
   trainable_variables: Iterable[tf.Variable] | None = None,
   regularization_losses: Sequence[Callable[[], tf.Tensor]] | None = None,
-) -> tf.train.Checkpoint:
-  """Makes an object that `save` writes and consumers call.
-
-  Further attributes may be set on it before it is saved: other objects that
-  this function makes, assets, variables.
+) -> Source:
+  """Finds out what an export needs to know of a model, and checks it.
 
   Args:
     model: A Keras model or layer, a `tf.Module`, or a function. It takes one
       input, `training` by that name where its modes differ, and the
       hyperparameters that no layers read.
-    input_spec: `tf.TensorSpec`, or a list or dict of them: shape and dtype of
-      the input. What is free in a shape is `None`, the batch dimension first.
     hyperparameters: What consumers may tune.
     variables: All variables that `model` uses. Default: `model.variables`.
     trainable_variables: Those that consumers train. Default:
@@ -53,14 +69,10 @@ def reusable(
       scalar. Default: one for each weight regularizer of a Keras model or of
       the Keras layers in a module.
 
-  Returns:
-    An object whose `__call__` takes the input, `training` (default False) where
-    `model` has it, and the hyperparameters.
-
   Raises:
     ExportError: The export would fail its consumers in silence: it lacks
-      variables or trainable variables, hides `training`, carries an
-      optimizer's state, or has a hyperparameter or loss without effect.
+      trainable variables, hides `training`, has an optimizer's state or weights
+      that are not finite.
   """
   has_training = _has_training(model, hyperparameters)
   if variables is None:
@@ -72,27 +84,71 @@ def reusable(
     )
   trainable_variables = list(trainable_variables)
   _check_variables(model, variables, trainable_variables)
-  losses = _weight_losses(model)
   if regularization_losses is None:
-    regularization_losses = losses
+    regularization_losses = _weight_losses(model)
+  defaults = {"training": False} if has_training else {}
+  defaults.update({h.name: float(h.default) for h in hyperparameters})
+  function = _python_function(model)
 
-  call, traced_arguments = _callable(model, hyperparameters, has_training)
+  def call(inputs: Any, **arguments: Any) -> Any:
+    arguments = {**defaults, **arguments}
+    mode = {"training": arguments.pop("training")} if has_training else {}
+    with hyperparameters_lib.bound(hyperparameters, arguments) as direct:
+      return function(inputs, **mode, **direct)
+
+  return Source(
+    model,
+    call,
+    defaults,
+    hyperparameters,
+    variables,
+    trainable_variables,
+    regularization_losses,
+  )
+
+
+def reusable(model: Source, input_spec: Any) -> tf.train.Checkpoint:
+  """Makes an object that `save` writes and consumers call.
+
+  Further attributes may be set on it before it is saved: other objects that
+  this function makes, assets, variables.
+
+  Args:
+    model: What `source` returns.
+    input_spec: `tf.TensorSpec`, or a list or dict of them: shape and dtype of
+      the input. What is free in a shape is `None`, the batch dimension first.
+
+  Returns:
+    An object whose `__call__` takes the input and the arguments of the model,
+    by the same names and with the same defaults.
+
+  Raises:
+    ExportError: The export would fail its consumers in silence: it lacks
+      variables, or has a hyperparameter or loss without effect.
+  """
+  losses = len(getattr(model.model, "losses", ()))
+  call, traced_arguments = _callable(model)
+  modes = (
+    [{"training": False}, {"training": True}]
+    if "training" in model.defaults
+    else [{}]
+  )
   traces = [
     call.get_concrete_function(
       input_spec,
       **mode,
-      **{h.name: tf.TensorSpec([], tf.float32) for h in hyperparameters},
+      **{h.name: tf.TensorSpec([], tf.float32) for h in model.hyperparameters},
     )
-    for mode in _MODES[has_training]
+    for mode in modes
   ]
-  if len(getattr(model, "losses", ())) > len(losses):
+  if len(getattr(model.model, "losses", ())) > losses:
     raise errors.ExportError(
       "Calling the model adds losses that depend on its input, by add_loss, and"
       " a SavedModel cannot hand them on. Return what they need as outputs."
     )
   _check_structure(traces)
-  _check_captured(traces, variables)
-  for hyperparameter in hyperparameters:
+  _check_captured(traces, model.variables)
+  for hyperparameter in model.hyperparameters:
     if not any(
       _has_effect(arguments[hyperparameter.name], trace)
       for arguments, trace in zip(traced_arguments, traces, strict=True)
@@ -105,10 +161,10 @@ def reusable(
 
   root = tf.train.Checkpoint()
   root.__call__ = call
-  root.variables = variables
-  root.trainable_variables = trainable_variables
+  root.variables = list(model.variables)
+  root.trainable_variables = list(model.trainable_variables)
   root.regularization_losses = [
-    _trace_loss(loss) for loss in regularization_losses
+    _trace_loss(loss) for loss in model.regularization_losses
   ]
   return root
 
@@ -287,34 +343,23 @@ def _optimizers(model: Any) -> list[Any]:
   ]
 
 
-def _callable(
-  model: Callable[..., Any],
-  hyperparameters: Sequence[Hyperparameter],
-  has_training: bool,
-) -> tuple[Function, list[dict[str, tf.Tensor]]]:
+def _callable(model: Source) -> tuple[Function, list[dict[str, tf.Tensor]]]:
   """Wraps a model into a tf.function with named arguments and defaults.
 
   Returns:
     The tf.function, and a list that it adds to each time it is traced: the
-    Tensors that stand for the hyperparameters, by name.
+    arguments, by name.
   """
-  function = _python_function(model)
   traced_arguments: list[dict[str, tf.Tensor]] = []
-  defaults = {"training": False} if has_training else {}
-  defaults.update({h.name: float(h.default) for h in hyperparameters})
 
   def call(inputs: Any, *values: Any) -> Any:
     # Otherwise a seed that this process has set would be in the export, and
     # all consumers, and all replicas of one, would drop the same units.
     tf.compat.v1.get_default_graph().seed = None
-    arguments = dict(zip(defaults, values, strict=True))
-    mode = {"training": arguments.pop("training")} if has_training else {}
+    arguments = dict(zip(model.defaults, values, strict=True))
     traced_arguments.append(arguments)
-    with (
-      hyperparameters_lib.bound(hyperparameters, arguments) as direct,
-      xla.cured(model),
-    ):
-      return function(inputs, **mode, **direct)
+    with xla.cured(model.model):
+      return model.call(inputs, **arguments)
 
   # tf.function, and with it the SavedModel, takes names and defaults from here.
   kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -323,7 +368,7 @@ def _callable(
       inspect.Parameter("inputs", kind),
       *(
         inspect.Parameter(name, kind, default=default)
-        for name, default in defaults.items()
+        for name, default in model.defaults.items()
       ),
     ]
   )

@@ -45,17 +45,21 @@ def _keras_model():
   )
 
 
+def _reusable(model, spec, **kwargs):
+  return saving.reusable(saving.source(model, **kwargs), spec)
+
+
 class SavingTest(tf.test.TestCase):
-  def save_and_load(self, *args, **kwargs):
-    root = saving.reusable(*args, **kwargs)
+  def save_and_load(self, model, spec, **kwargs):
+    root = _reusable(model, spec, **kwargs)
     export_dir = os.path.join(self.get_temp_dir(), self.id())
-    signature = saving.signature(root, args[1])
+    signature = saving.signature(root, spec)
     saving.save(root, export_dir, signatures={"serving_default": signature})
     return tf.saved_model.load(export_dir)
 
   def assert_refused(self, message, *args, **kwargs):
     with self.assertRaisesRegex(errors.ExportError, message):
-      saving.reusable(*args, **kwargs)
+      _reusable(*args, **kwargs)
 
   def test_module(self):
     loaded = self.save_and_load(Affine(), _SPEC, hyperparameters=[_SCALE])
@@ -130,8 +134,8 @@ class SavingTest(tf.test.TestCase):
 
   def test_sub_object(self):
     module = Affine()
-    root = saving.reusable(module, _SPEC, hyperparameters=[_SCALE])
-    root.doubled = saving.reusable(
+    root = _reusable(module, _SPEC, hyperparameters=[_SCALE])
+    root.doubled = _reusable(
       lambda x: 2.0 * (x @ module.kernel), _SPEC, variables=[module.kernel]
     )
     export_dir = os.path.join(self.get_temp_dir(), "sub_object")
@@ -144,7 +148,7 @@ class SavingTest(tf.test.TestCase):
 
   def test_seeds_of_the_process_stay_out(self):
     tf.random.set_seed(7)
-    root = saving.reusable(_keras_model(), _SPEC)
+    root = _reusable(_keras_model(), _SPEC)
     (random_op,) = [
       op
       for op in root.__call__.get_concrete_function(
@@ -205,7 +209,7 @@ class SavingTest(tf.test.TestCase):
         *module.optimizer.variables,
       ],
     )
-    root = saving.reusable(module, _SPEC, hyperparameters=[_SCALE])
+    root = _reusable(module, _SPEC, hyperparameters=[_SCALE])
     root.optimizer = module.optimizer
     with self.assertRaisesRegex(errors.ExportError, "holds an optimizer, Adam"):
       saving.save(root, self.get_temp_dir(), signatures={})
@@ -276,7 +280,7 @@ class SavingTest(tf.test.TestCase):
       tf.lookup.KeyValueTensorInitializer(["a"], [2.0]), 0.0
     )
     spec = tf.TensorSpec([None], tf.string)
-    root = saving.reusable(lambda x: table.lookup(x), spec)
+    root = _reusable(lambda x: table.lookup(x), spec)
     with self.assertRaisesRegex(errors.ExportError, "does not hold"):
       saving.save(root, self.get_temp_dir(), signatures={})
     root.table = table

@@ -216,7 +216,7 @@ def _free(inputs):
 class XlaTest(parameterized.TestCase, tf.test.TestCase):
   def export(self, model, inputs):
     export_dir = self.create_tempdir().full_path
-    root = saving.reusable(model, _free(inputs))
+    root = saving.reusable(saving.source(model), _free(inputs))
     saving.save(root, export_dir, signatures={})
     return tf.saved_model.load(export_dir)
 

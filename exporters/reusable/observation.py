@@ -1,0 +1,323 @@
+"""Observes all that an export must have in common with the model it is of.
+
+The same function observes the live model and its export. Run as a program, this
+module observes an export in a process that has imported no more than a consumer
+does, and compares:
+
+  python observation.py EXPORT_DIR WORK_DIR
+
+WORK_DIR has what was seen of the live model; the results are written there.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import json
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_hub as hub
+
+Arrays = dict[str, np.ndarray]
+
+# How much may differ, relative to the largest value of the array, and to the
+# largest of all the arrays that were observed together. Both sides compute in
+# float32, whose precision is 6e-8, but in different order: one op by op, the
+# other in an optimized graph.
+TOLERANCES = {
+  "variables": (0.0, 0.0),
+  "regularization losses": (1e-6, 0.0),
+  "outputs": (1e-5, 0.0),
+  # These have gone through all layers twice; some are nothing but noise, such
+  # as the gradient of a bias before a softmax.
+  "gradients": (1e-3, 1e-5),
+  "updates": (1e-4, 1e-5),
+  "effect": (0.0, 0.0),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+  """A call of the model.
+
+  Attributes:
+    name: For the report.
+    example: Index of the input.
+    arguments: What it is called with, beside the input.
+    without: If not None: only whether anything is different with these
+      arguments is observed, not what.
+  """
+
+  name: str
+  example: int
+  arguments: Mapping[str, Any]
+  without: Mapping[str, Any] | None = None
+
+
+def observe(
+  model: Any,
+  call: Callable[..., Any],
+  calls: Iterable[Call],
+  examples: Sequence[Any],
+) -> Iterator[tuple[str, str, Arrays]]:
+  """Observes a model. Its variables keep their values.
+
+  Args:
+    model: What has `variables`, `trainable_variables` and
+      `regularization_losses`.
+    call: The model as a function.
+    calls: The calls to make.
+    examples: Inputs.
+
+  Yields:
+    A kind of observation, a key of `TOLERANCES`; what was observed; and arrays
+    by name.
+  """
+  trainable = list(model.trainable_variables)
+  trained = {v.ref() for v in trainable}
+  others = [v for v in model.variables if v.ref() not in trained]
+  yield "variables", "values", _numbered(model.variables, model.variables)
+  yield "variables", "trainable", _numbered(trainable, trainable)
+  yield (
+    "regularization losses",
+    "values",
+    {str(i): f().numpy() for i, f in enumerate(model.regularization_losses)},
+  )
+  for made in calls:
+    example = examples[made.example]
+    with _kept(others):
+      with tf.GradientTape() as tape:
+        outputs = _named(call(example, **made.arguments))
+        scalar = _scalar(outputs)
+      gradients = tape.gradient(scalar, trainable)
+      moved = _numbered(others, others)
+    outputs = {name: output.numpy() for name, output in outputs.items()}
+    if made.without is not None:
+      with _kept(others):
+        before = _named(call(example, **made.without))
+        same = _numbered(others, others)
+      changed = any(
+        not np.array_equal(new[name], old[name])
+        for new, old in ((outputs, before), (moved, same))
+        for name in old
+      )
+      yield "effect", made.name, {"there is one": np.array(changed)}
+      continue
+    yield "outputs", made.name, outputs
+    if made.arguments.get("training"):
+      yield (
+        "gradients",
+        made.name,
+        {
+          name: array
+          for name, array in _numbered(trainable, gradients).items()
+          if array is not None
+        },
+      )
+      yield "updates", made.name, moved
+
+
+@contextlib.contextmanager
+def _kept(variables: Sequence[tf.Variable]) -> Iterator[None]:
+  values = [v.numpy() for v in variables]
+  yield
+  for variable, value in zip(variables, values, strict=True):
+    variable.assign(value)
+
+
+def _numbered(
+  variables: Sequence[tf.Variable], values: Iterable[Any]
+) -> dict[str, np.ndarray | None]:
+  """Names values by the order and the names of variables."""
+  return {
+    f"{i} {variable.name}": None
+    if value is None
+    else tf.convert_to_tensor(value).numpy()
+    for i, (variable, value) in enumerate(zip(variables, values, strict=True))
+  }
+
+
+def _named(outputs: Any, name: str = "") -> dict[str, tf.Tensor]:
+  """Flattens outputs; a name is the path to an output."""
+  if isinstance(outputs, Mapping):
+    items = sorted(outputs.items())
+  elif isinstance(outputs, (list, tuple)):
+    items = enumerate(outputs)
+  else:
+    return {name: outputs}
+  return {
+    path: output
+    for key, value in items
+    for path, output in _named(value, f"{name}/{key}").items()
+  }
+
+
+def _scalar(outputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+  """Sums outputs with weights, so that no symmetry of them hides an error."""
+  return tf.add_n(
+    [
+      tf.reduce_sum(
+        tf.reshape(tf.cast(output, tf.float32), [-1])
+        * tf.cos(tf.range(tf.cast(tf.size(output), tf.float32)))
+      )
+      for output in outputs.values()
+      if output.dtype.is_floating
+    ]
+  )
+
+
+def compare(
+  kind: str, expected: Arrays, actual: Arrays
+) -> tuple[float, list[str]]:
+  """Compares what was observed of two models.
+
+  Returns:
+    The largest difference, relative to the largest value expected of its
+    array; and what is wrong, in words.
+  """
+  problems = [f"{name} is missing" for name in expected.keys() - actual.keys()]
+  problems += [f"{name} is new" for name in actual.keys() - expected.keys()]
+  common = [name for name in expected if name in actual]
+  of_array, of_all = TOLERANCES[kind]
+  largest_of_all = max((_largest(expected[name]) for name in common), default=0)
+  worst = 0.0
+  for name in common:
+    old, new = expected[name], actual[name]
+    if old.shape != new.shape or old.dtype != new.dtype:
+      problems.append(
+        f"{name} is {new.dtype}{list(new.shape)}, and was"
+        f" {old.dtype}{list(old.shape)}"
+      )
+      continue
+    if old.dtype.kind not in "fiu":
+      difference, largest = float(not np.array_equal(old, new)), 1.0
+    else:
+      difference = _largest(new.astype(np.float64) - old)
+      largest = _largest(old)
+    relative = difference / (largest or 1.0)
+    worst = max(worst, relative)
+    # Not `>`, which is false for NaN.
+    if not difference <= of_array * largest + of_all * largest_of_all:
+      problems.append(
+        f"{name} differs by {difference:.2g}; its largest value is"
+        f" {largest:.2g}"
+      )
+  return worst, problems
+
+
+def _largest(array: np.ndarray) -> float:
+  if array.dtype.kind not in "fiu" or not array.size:
+    return 0.0
+  return float(np.max(np.abs(array)))
+
+
+def write(
+  work_dir: pathlib.Path,
+  observations: Iterable[tuple[str, str, Arrays]],
+  calls: Iterable[Call],
+  examples: Sequence[Any],
+) -> None:
+  """Writes what `main` reads."""
+  meta = []
+  for i, (kind, what, arrays) in enumerate(observations):
+    meta.append([kind, what, list(arrays)])
+    np.savez(work_dir / f"{i}.npz", *arrays.values())
+  structures = []
+  for i, example in enumerate(examples):
+    flat = {
+      name.removeprefix("/"): np.array(x) for name, x in _named(example).items()
+    }
+    structures.append([isinstance(example, Mapping), list(flat)])
+    np.savez(work_dir / f"example{i}.npz", *flat.values())
+  (work_dir / "plan.json").write_text(
+    json.dumps(
+      {
+        "observations": meta,
+        "calls": [dataclasses.asdict(c) for c in calls],
+        "examples": structures,
+      }
+    )
+  )
+
+
+def _arrays(path: pathlib.Path) -> list[np.ndarray]:
+  with np.load(path) as arrays:
+    return [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
+
+
+def main(export_dir: str, work_dir: str) -> None:
+  """Observes an export, and compares with what `write` has written."""
+  work = pathlib.Path(work_dir)
+  plan = json.loads((work / "plan.json").read_text())
+  calls = [Call(**c) for c in plan["calls"]]
+  examples = []
+  for i, (is_mapping, names) in enumerate(plan["examples"]):
+    tensors = [tf.constant(x) for x in _arrays(work / f"example{i}.npz")]
+    if is_mapping:
+      examples.append(dict(zip(names, tensors, strict=True)))
+    else:
+      examples.append(tensors[0] if names == [""] else tensors)
+
+  results = []
+
+  def report(kind: str, what: str, worst: float, problems: list[str]) -> None:
+    results.append([kind, what, worst, problems])
+    print(
+      f"  {'✗' if problems else '✓'} {kind}, {what}"
+      + (f": largest difference {worst:.1g}" if worst else ""),
+      flush=True,
+    )
+
+  model = hub.load(export_dir)
+  for i, (kind, what, arrays) in enumerate(
+    observe(model, model, calls, examples)
+  ):
+    expected_kind, expected_what, names = plan["observations"][i]
+    assert (kind, what) == (expected_kind, expected_what)
+    expected = dict(zip(names, _arrays(work / f"{i}.npz"), strict=True))
+    report(kind, what, *compare(kind, expected, arrays))
+
+  # Of itself: what has no counterpart in the live model.
+  outputs = {
+    name.rpartition("/")[2]: output.numpy()
+    for name, output in _named(model(examples[0])).items()
+  }
+  served = _served(model, examples[0])
+  if len(outputs) == len(served) == 1:
+    outputs = dict(zip(served, outputs.values(), strict=True))
+  outputs = {name: outputs.get(name, np.array([])) for name in served}
+  report("outputs", "serving_default", *compare("outputs", outputs, served))
+
+  copy, again = work / "copy", work / "again"
+  shutil.copytree(export_dir, copy)
+  loaded = tf.saved_model.load(str(copy))
+  tf.saved_model.save(loaded, str(again), loaded.signatures)
+  shutil.rmtree(copy)
+  report(
+    "outputs",
+    "saved again, and the first deleted",
+    *compare(
+      "outputs", served, _served(tf.saved_model.load(str(again)), examples[0])
+    ),
+  )
+  (work / "results.json").write_text(json.dumps(results))
+
+
+def _served(model: Any, example: Any) -> Arrays:
+  """Calls `serving_default`, whose inputs have the names of the example."""
+  signature = model.signatures["serving_default"]
+  names = list(signature.structured_input_signature[1])
+  inputs = (
+    example
+    if isinstance(example, Mapping)
+    else dict(zip(names, tf.nest.flatten(example), strict=True))
+  )
+  return {name: y.numpy() for name, y in signature(**inputs).items()}
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])

@@ -1,0 +1,158 @@
+"""Proves that an export equals the model it was made of."""
+
+from collections.abc import Iterator, Sequence
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+from rich import console
+from rich import table
+import tensorflow as tf
+
+from exporters.reusable import errors
+from exporters.reusable import observation
+from exporters.reusable import saving
+
+
+def verify(
+  export_dir: str,
+  source: saving.Source,
+  examples: Sequence[Any],
+  level: str,
+  *,
+  keep_failed: str | None = None,
+) -> None:
+  """Compares an export, in a process of its own, with the live model.
+
+  The process imports no more than a consumer does. What was compared is written
+  into the export, `assets.extra/verification.json`.
+
+  Args:
+    export_dir: The directory of the SavedModel.
+    source: The live model.
+    examples: Inputs of different sizes: Tensors, or lists or dicts of them.
+    level: `full`; `fast`, with the first example alone and without changing
+      hyperparameters; or `off`.
+    keep_failed: Where to move an export that fails.
+
+  Raises:
+    ExportError: The export differs.
+  """
+  if level == "off":
+    return
+  print(f"Verifying the export ({level})", flush=True)
+  calls = list(_calls(source, examples, level))
+  with tempfile.TemporaryDirectory() as work_dir:
+    work = pathlib.Path(work_dir)
+    observation.write(
+      work,
+      observation.observe(source, source.call, calls, examples),
+      calls,
+      examples,
+    )
+    process = subprocess.run(
+      # -P: beside this module are others with names that are not ours alone.
+      [sys.executable, "-P", observation.__file__, export_dir, work_dir],
+      env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
+    if process.returncode:
+      problems = [("process", "", "the export cannot be loaded and called")]
+    else:
+      results = json.loads((work / "results.json").read_text())
+      problems = [
+        (kind, what, problem)
+        for kind, what, _, found in results
+        for problem in found
+      ]
+  if problems:
+    _print_table(problems)
+    if keep_failed:
+      shutil.move(export_dir, keep_failed)
+    raise errors.ExportError(
+      f"The export differs from the model in {len(problems)} ways (see above)."
+      " Nothing was exported"
+      + (f"; it is kept at {keep_failed}." if keep_failed else ".")
+    )
+  _write_report(export_dir, source, level, results)
+
+
+def _calls(
+  source: saving.Source, examples: Sequence[Any], level: str
+) -> Iterator[observation.Call]:
+  """Plans the calls that the live model and its export are compared in."""
+  steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
+  training = {"training": True} if "training" in source.defaults else {}
+  training_steadily = {**training, **steady}
+  repeatable = _is_repeatable(source, examples[0], training_steadily)
+  if not repeatable:
+    print(
+      "  - training is not compared: it is random"
+      + "".join(f", also with {name} {off:g}" for name, off in steady.items())
+    )
+  for i, example in enumerate(examples if level == "full" else examples[:1]):
+    size = " ".join(str(x.shape) for x in tf.nest.flatten(example)[:1])
+    yield observation.Call(f"inference, {size}", i, {})
+    if training and repeatable:
+      yield observation.Call(f"training, {size}", i, training_steadily)
+  if level == "full":
+    for h in source.hyperparameters:
+      value = h.default / 2 or 0.5
+      changed = {**training_steadily, h.name: value}
+      if h.off is None and repeatable:
+        yield observation.Call(f"{h.name} {value:g}", 0, changed)
+      yield observation.Call(
+        f"of {h.name} {value:g}", 0, changed, without=training_steadily
+      )
+
+
+def _is_repeatable(
+  source: saving.Source, example: Any, arguments: dict[str, Any]
+) -> bool:
+  call = observation.Call("", 0, arguments, without=arguments)
+  *_, (_, _, differences) = observation.observe(
+    source, source.call, [call], [example]
+  )
+  return not any(differences.values())
+
+
+def _print_table(problems: Sequence[tuple[str, str, str]]) -> None:
+  result = table.Table(
+    "compared", "in", "difference", title="The export differs"
+  )
+  for row in problems:
+    result.add_row(*row)
+  console.Console().print(result)
+
+
+def _write_report(
+  export_dir: str,
+  source: saving.Source,
+  level: str,
+  results: Sequence[Sequence[Any]],
+) -> None:
+  """Writes what was compared; nothing that differs from run to run."""
+  weights = hashlib.sha256()
+  for variable in source.variables:
+    weights.update(variable.numpy().tobytes())
+  report = {
+    "level": level,
+    "compared": [f"{kind}, {what}" for kind, what, *_ in results],
+    "tolerances": observation.TOLERANCES,
+    "versions": {"tensorflow": tf.__version__, "numpy": np.__version__},
+    "weights_sha256": weights.hexdigest(),
+    "singleprint": tf.saved_model.experimental.read_fingerprint(
+      export_dir
+    ).singleprint(),
+  }
+  directory = pathlib.Path(export_dir, "assets.extra")
+  directory.mkdir(exist_ok=True)
+  (directory / "verification.json").write_text(
+    json.dumps(report, indent=2) + "\n"
+  )
