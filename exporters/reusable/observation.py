@@ -6,13 +6,15 @@ does, and compares:
 
   python observation.py EXPORT_DIR WORK_DIR
 
-WORK_DIR has what was seen of the live model; the results are written there.
+WORK_DIR has what was seen of the live model, at the latest when standard input
+ends; the results are written there.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -23,6 +25,8 @@ import tensorflow as tf
 import tensorflow_hub as hub
 
 Arrays = dict[str, np.ndarray]
+
+_ONLY = "the tensor"  # The name where there is one, without a structure.
 
 # How much may differ, relative to the largest value of the array, and to the
 # largest of all the arrays that were observed together. Both sides compute in
@@ -78,8 +82,6 @@ def observe(
     by name.
   """
   trainable = list(model.trainable_variables)
-  trained = {v.ref() for v in trainable}
-  others = [v for v in model.variables if v.ref() not in trained]
   yield "variables", "values", _numbered(model.variables, model.variables)
   yield "variables", "trainable", _numbered(trainable, trainable)
   yield (
@@ -89,44 +91,59 @@ def observe(
   )
   for made in calls:
     example = examples[made.example]
-    with _kept(others):
-      with tf.GradientTape() as tape:
-        outputs = _named(call(example, **made.arguments))
-        scalar = _scalar(outputs)
-      gradients = tape.gradient(scalar, trainable)
-      moved = _numbered(others, others)
-    outputs = {name: output.numpy() for name, output in outputs.items()}
     if made.without is not None:
-      with _kept(others):
-        before = _named(call(example, **made.without))
-        same = _numbered(others, others)
-      changed = any(
-        not np.array_equal(new[name], old[name])
-        for new, old in ((outputs, before), (moved, same))
-        for name in old
-      )
-      yield "effect", made.name, {"there is one": np.array(changed)}
+      same = is_same(model, call, example, made.arguments, made.without)
+      yield "effect", made.name, {"there is one": np.array(not same)}
       continue
-    yield "outputs", made.name, outputs
-    if made.arguments.get("training"):
+    training = made.arguments.get("training")
+    # A tape costs seconds, also where no gradient is asked for.
+    with tf.GradientTape() if training else contextlib.nullcontext() as tape:
+      outputs, updates = _run(model, call, example, made.arguments)
+      scalar = _scalar(outputs)
+    yield "outputs", made.name, {k: y.numpy() for k, y in outputs.items()}
+    if training:
+      gradients = _numbered(trainable, tape.gradient(scalar, trainable))
       yield (
         "gradients",
         made.name,
-        {
-          name: array
-          for name, array in _numbered(trainable, gradients).items()
-          if array is not None
-        },
+        {name: array for name, array in gradients.items() if array is not None},
       )
-      yield "updates", made.name, moved
+      yield "updates", made.name, updates
 
 
-@contextlib.contextmanager
-def _kept(variables: Sequence[tf.Variable]) -> Iterator[None]:
-  values = [v.numpy() for v in variables]
-  yield
-  for variable, value in zip(variables, values, strict=True):
+def is_same(
+  model: Any,
+  call: Callable[..., Any],
+  example: Any,
+  arguments: Mapping[str, Any],
+  other_arguments: Mapping[str, Any],
+) -> bool:
+  """Tells whether two calls have the same outputs and updates."""
+  first, second = (
+    [y for x in _run(model, call, example, a) for y in x.values()]
+    for a in (arguments, other_arguments)
+  )
+  return all(np.array_equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def _run(
+  model: Any,
+  call: Callable[..., Any],
+  example: Any,
+  arguments: Mapping[str, Any],
+) -> tuple[dict[str, tf.Tensor], Arrays]:
+  """Calls a model; returns its outputs, and variables that move by calls.
+
+  The variables keep the values that they had before.
+  """
+  trained = {v.ref() for v in model.trainable_variables}
+  moving = [v for v in model.variables if v.ref() not in trained]
+  before = [v.numpy() for v in moving]
+  outputs = _named(call(example, **arguments))
+  updates = _numbered(moving, moving)
+  for variable, value in zip(moving, before, strict=True):
     variable.assign(value)
+  return outputs, updates
 
 
 def _numbered(
@@ -141,18 +158,18 @@ def _numbered(
   }
 
 
-def _named(outputs: Any, name: str = "") -> dict[str, tf.Tensor]:
-  """Flattens outputs; a name is the path to an output."""
-  if isinstance(outputs, Mapping):
-    items = sorted(outputs.items())
-  elif isinstance(outputs, (list, tuple)):
-    items = enumerate(outputs)
+def _named(structure: Any, path: str = "") -> dict[str, tf.Tensor]:
+  """Flattens outputs or inputs; a name is the path to a Tensor."""
+  if isinstance(structure, Mapping):
+    items = sorted(structure.items())
+  elif isinstance(structure, (list, tuple)):
+    items = enumerate(structure)
   else:
-    return {name: outputs}
+    return {path.removeprefix("/") or _ONLY: structure}
   return {
-    path: output
+    name: tensor
     for key, value in items
-    for path, output in _named(value, f"{name}/{key}").items()
+    for name, tensor in _named(value, f"{path}/{key}").items()
   }
 
 
@@ -176,8 +193,8 @@ def compare(
   """Compares what was observed of two models.
 
   Returns:
-    The largest difference, relative to the largest value expected of its
-    array; and what is wrong, in words.
+    The largest difference, relative to what is expected as `TOLERANCES` has it;
+    and what is wrong, in words.
   """
   problems = [f"{name} is missing" for name in expected.keys() - actual.keys()]
   problems += [f"{name} is new" for name in actual.keys() - expected.keys()]
@@ -196,12 +213,15 @@ def compare(
     if old.dtype.kind not in "fiu":
       difference, largest = float(not np.array_equal(old, new)), 1.0
     else:
-      difference = _largest(new.astype(np.float64) - old)
+      difference = 0.0 if np.array_equal(old, new) else _largest(new - old)
       largest = _largest(old)
-    relative = difference / (largest or 1.0)
-    worst = max(worst, relative)
+    allowed = of_array * largest + of_all * largest_of_all
+    if difference:
+      worst = max(
+        worst, difference / (allowed / of_array if allowed else largest or 1.0)
+      )
     # Not `>`, which is false for NaN.
-    if not difference <= of_array * largest + of_all * largest_of_all:
+    if not difference <= allowed:
       problems.append(
         f"{name} differs by {difference:.2g}; its largest value is"
         f" {largest:.2g}"
@@ -212,7 +232,7 @@ def compare(
 def _largest(array: np.ndarray) -> float:
   if array.dtype.kind not in "fiu" or not array.size:
     return 0.0
-  return float(np.max(np.abs(array)))
+  return max(float(array.max()), -float(array.min()))
 
 
 def write(
@@ -220,6 +240,7 @@ def write(
   observations: Iterable[tuple[str, str, Arrays]],
   calls: Iterable[Call],
   examples: Sequence[Any],
+  save_again: bool,
 ) -> None:
   """Writes what `main` reads."""
   meta = []
@@ -228,9 +249,7 @@ def write(
     np.savez(work_dir / f"{i}.npz", *arrays.values())
   structures = []
   for i, example in enumerate(examples):
-    flat = {
-      name.removeprefix("/"): np.array(x) for name, x in _named(example).items()
-    }
+    flat = {name: np.array(x) for name, x in _named(example).items()}
     structures.append([isinstance(example, Mapping), list(flat)])
     np.savez(work_dir / f"example{i}.npz", *flat.values())
   (work_dir / "plan.json").write_text(
@@ -239,6 +258,7 @@ def write(
         "observations": meta,
         "calls": [dataclasses.asdict(c) for c in calls],
         "examples": structures,
+        "save_again": save_again,
       }
     )
   )
@@ -249,8 +269,16 @@ def _arrays(path: pathlib.Path) -> list[np.ndarray]:
     return [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
 
 
-def main(export_dir: str, work_dir: str) -> None:
-  """Observes an export, and compares with what `write` has written."""
+def check(
+  export_dir: str, model: Any, work_dir: str | os.PathLike[str]
+) -> None:
+  """Observes an export, and compares with what `write` has written.
+
+  Args:
+    export_dir: The directory of the export.
+    model: What was loaded from it.
+    work_dir: Where `write` has written.
+  """
   work = pathlib.Path(work_dir)
   plan = json.loads((work / "plan.json").read_text())
   calls = [Call(**c) for c in plan["calls"]]
@@ -260,7 +288,7 @@ def main(export_dir: str, work_dir: str) -> None:
     if is_mapping:
       examples.append(dict(zip(names, tensors, strict=True)))
     else:
-      examples.append(tensors[0] if names == [""] else tensors)
+      examples.append(tensors[0] if names == [_ONLY] else tensors)
 
   results = []
 
@@ -272,7 +300,6 @@ def main(export_dir: str, work_dir: str) -> None:
       flush=True,
     )
 
-  model = hub.load(export_dir)
   for i, (kind, what, arrays) in enumerate(
     observe(model, model, calls, examples)
   ):
@@ -283,27 +310,27 @@ def main(export_dir: str, work_dir: str) -> None:
 
   # Of itself: what has no counterpart in the live model.
   outputs = {
-    name.rpartition("/")[2]: output.numpy()
-    for name, output in _named(model(examples[0])).items()
+    name: output.numpy() for name, output in _named(model(examples[0])).items()
   }
   served = _served(model, examples[0])
-  if len(outputs) == len(served) == 1:
+  if list(outputs) == [_ONLY] and len(served) == 1:
     outputs = dict(zip(served, outputs.values(), strict=True))
   outputs = {name: outputs.get(name, np.array([])) for name in served}
   report("outputs", "serving_default", *compare("outputs", outputs, served))
-
-  copy, again = work / "copy", work / "again"
-  shutil.copytree(export_dir, copy)
-  loaded = tf.saved_model.load(str(copy))
-  tf.saved_model.save(loaded, str(again), loaded.signatures)
-  shutil.rmtree(copy)
-  report(
-    "outputs",
-    "saved again, and the first deleted",
-    *compare(
-      "outputs", served, _served(tf.saved_model.load(str(again)), examples[0])
-    ),
-  )
+  if plan["save_again"]:
+    again = work / "again"
+    tf.saved_model.save(model, str(again), model.signatures)
+    moved = work / "moved"
+    shutil.move(export_dir, moved)
+    try:
+      of_again = _served(tf.saved_model.load(str(again)), examples[0])
+    finally:
+      shutil.move(moved, export_dir)
+    report(
+      "outputs",
+      "saved again, without the first",
+      *compare("outputs", served, of_again),
+    )
   (work / "results.json").write_text(json.dumps(results))
 
 
@@ -317,6 +344,13 @@ def _served(model: Any, example: Any) -> Arrays:
     else dict(zip(names, tf.nest.flatten(example), strict=True))
   )
   return {name: y.numpy() for name, y in signature(**inputs).items()}
+
+
+def main(export_dir: str, work_dir: str) -> None:
+  """Loads an export while the other process is writing; checks it then."""
+  model = hub.load(export_dir)
+  sys.stdin.read()
+  check(export_dir, model, work_dir)
 
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ def verify(
     export_dir: The directory of the SavedModel.
     source: The live model.
     examples: Inputs of different sizes: Tensors, or lists or dicts of them.
-    level: `full`; `fast`, with the first example alone and without changing
-      hyperparameters; or `off`.
+    level: `full`; `fast`, with the first example alone, and without changing
+      hyperparameters and saving again; or `off`.
     keep_failed: Where to move an export that fails.
 
   Raises:
@@ -48,20 +48,23 @@ def verify(
   if level == "off":
     return
   print(f"Verifying the export ({level})", flush=True)
-  calls = list(_calls(source, examples, level))
   with tempfile.TemporaryDirectory() as work_dir:
     work = pathlib.Path(work_dir)
-    observation.write(
-      work,
-      observation.observe(source, source.call, calls, examples),
-      calls,
-      examples,
-    )
-    process = subprocess.run(
+    # It loads the export while this process observes the live model.
+    with subprocess.Popen(
       # -P: beside this module are others with names that are not ours alone.
       [sys.executable, "-P", observation.__file__, export_dir, work_dir],
       env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
-    )
+      stdin=subprocess.PIPE,
+    ) as process:
+      calls = list(_calls(source, examples, level))
+      observation.write(
+        work,
+        observation.observe(source, source.call, calls, examples),
+        calls,
+        examples,
+        save_again=level == "full",
+      )
     if process.returncode:
       problems = [("process", "", "the export cannot be loaded and called")]
     else:
@@ -90,7 +93,9 @@ def _calls(
   steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
   training = {"training": True} if "training" in source.defaults else {}
   training_steadily = {**training, **steady}
-  repeatable = _is_repeatable(source, examples[0], training_steadily)
+  repeatable = observation.is_same(
+    source, source.call, examples[0], training_steadily, training_steadily
+  )
   if not repeatable:
     print(
       "  - training is not compared: it is random"
@@ -110,16 +115,6 @@ def _calls(
       yield observation.Call(
         f"of {h.name} {value:g}", 0, changed, without=training_steadily
       )
-
-
-def _is_repeatable(
-  source: saving.Source, example: Any, arguments: dict[str, Any]
-) -> bool:
-  call = observation.Call("", 0, arguments, without=arguments)
-  *_, (_, _, differences) = observation.observe(
-    source, source.call, [call], [example]
-  )
-  return not any(differences.values())
 
 
 def _print_table(problems: Sequence[tuple[str, str, str]]) -> None:

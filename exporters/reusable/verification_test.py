@@ -195,8 +195,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       observation.observe(source, source.call, calls, _EXAMPLES),
       calls,
       _EXAMPLES,
+      save_again=True,
     )
-    observation.main(export_dir, work)
+    observation.check(export_dir, tf.saved_model.load(export_dir), work)
     return json.loads((work / "results.json").read_text())
 
   @parameterized.named_parameters(
