@@ -16,7 +16,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 import sys
 from typing import Any
 
@@ -40,7 +39,7 @@ TOLERANCES = {
   # as the gradient of a bias before a softmax.
   "gradients": (1e-3, 1e-5),
   "updates": (1e-4, 1e-5),
-  "effect": (0.0, 0.0),
+  "effect": (0.0, 0.0),  # There is one, or not.
 }
 
 
@@ -196,8 +195,8 @@ def compare(
     The largest difference, relative to what is expected as `TOLERANCES` has it;
     and what is wrong, in words.
   """
-  problems = [f"{name} is missing" for name in expected.keys() - actual.keys()]
-  problems += [f"{name} is new" for name in actual.keys() - expected.keys()]
+  problems = [f"{name} is missing" for name in expected if name not in actual]
+  problems += [f"{name} is new" for name in actual if name not in expected]
   common = [name for name in expected if name in actual]
   of_array, of_all = TOLERANCES[kind]
   largest_of_all = max((_largest(expected[name]) for name in common), default=0)
@@ -242,7 +241,16 @@ def write(
   examples: Sequence[Any],
   save_again: bool,
 ) -> None:
-  """Writes what `main` reads."""
+  """Writes what `check` reads.
+
+  Args:
+    work_dir: Where to write.
+    observations: What `observe` has seen of the live model.
+    calls: The calls in which it was observed.
+    examples: The inputs.
+    save_again: Whether to check that the export can be loaded and saved again,
+      and then stands without the first.
+  """
   meta = []
   for i, (kind, what, arrays) in enumerate(observations):
     meta.append([kind, what, list(arrays)])
@@ -306,7 +314,10 @@ def check(
     expected_kind, expected_what, names = plan["observations"][i]
     assert (kind, what) == (expected_kind, expected_what)
     expected = dict(zip(names, _arrays(work / f"{i}.npz"), strict=True))
-    report(kind, what, *compare(kind, expected, arrays))
+    worst, problems = compare(kind, expected, arrays)
+    if kind == "effect":
+      problems = [] if all(arrays.values()) else ["it changes nothing"]
+    report(kind, what, worst, problems)
 
   # Of itself: what has no counterpart in the live model.
   outputs = {
@@ -318,14 +329,15 @@ def check(
   outputs = {name: outputs.get(name, np.array([])) for name in served}
   report("outputs", "serving_default", *compare("outputs", outputs, served))
   if plan["save_again"]:
-    again = work / "again"
-    tf.saved_model.save(model, str(again), model.signatures)
-    moved = work / "moved"
-    shutil.move(export_dir, moved)
+    again = str(work / "again")
+    tf.saved_model.save(model, again, model.signatures)
+    # Beside it, and so the same directory, which others may have locked.
+    moved = f"{export_dir}.moved"
+    os.rename(export_dir, moved)
     try:
-      of_again = _served(tf.saved_model.load(str(again)), examples[0])
+      of_again = _served(tf.saved_model.load(again), examples[0])
     finally:
-      shutil.move(moved, export_dir)
+      os.rename(moved, export_dir)
     report(
       "outputs",
       "saved again, without the first",

@@ -223,7 +223,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       "momentum_ignored",
       _momentum_ignored,
       "effect, of momentum 0.4",
-      "there is one differs",
+      "it changes nothing",
     ),
     (
       "trainable_variable_missing",
@@ -286,6 +286,20 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertLen(results, 18)
     for variable, value in zip(source.variables, before, strict=True):
       self.assertAllEqual(variable, value)
+
+  def test_finds_a_hyperparameter_without_effect_on_either_side(self):
+    kernel = tf.Variable(tf.ones([4, 2]))
+    source = saving.source(
+      lambda x, scale: x @ kernel + 0.0 * scale,
+      hyperparameters=[hyperparameters.Hyperparameter("scale", 1.0, "")],
+      variables=[kernel],
+    )
+    export_dir = os.path.join(self.get_temp_dir(), "no_effect")
+    _export(source, export_dir)
+    found = [r for r in self.results(export_dir, source) if r[3]]
+    self.assertEqual(
+      found, [["effect", "of scale 0.5", 0.0, ["it changes nothing"]]]
+    )
 
   def test_in_a_process_of_its_own(self):
     source = _source(_model())
