@@ -91,7 +91,7 @@ def write(
   ]
   directory = os.path.join(export_dir, "assets.extra")
   os.makedirs(directory)
-  with open(os.path.join(directory, "README.md"), "w") as f:
+  with open(os.path.join(directory, "README.md"), "w", encoding="utf-8") as f:
     f.write("\n\n".join(filter(None, sections)) + "\n")
 
 
