@@ -55,7 +55,7 @@ def verify(
       # -P: beside this module are others with names that are not ours alone.
       [sys.executable, "-P", observation.__file__, export_dir, work_dir],
       env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-      | {"PYTHONUTF8": "1"},  # It prints ticks.
+      | {"PYTHONIOENCODING": "utf-8"},  # It prints ticks.
       stdin=subprocess.PIPE,
     ) as process:
       calls = list(_calls(source, examples, level))
