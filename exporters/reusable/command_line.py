@@ -25,6 +25,8 @@ def define_flags() -> None:
 
   Flags are defined when a program starts, not when its module is imported:
   what it exports is a library too, and several may be imported at once.
+
+  The program has defined --train_on before, whose values are its own.
   """
   flags.DEFINE_string(
     "export_dir",
