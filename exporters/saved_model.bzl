@@ -17,7 +17,7 @@ def _saved_model_impl(ctx):
         runfiles = ctx.runfiles([export_dir]),
     )]
 
-saved_model = rule(
+_saved_model = rule(
     doc = """Runs an exporter and keeps the SavedModel that it writes.
 
     It is exported again when the exporter, its flags or the Python packages
@@ -37,3 +37,23 @@ saved_model = rule(
         ),
     },
 )
+
+def saved_model(name, **kwargs):
+    """An export as a build artifact, and a test that it keeps all rules.
+
+    Args:
+      name: Of the artifact; the test is NAME_check_test.
+      **kwargs: Further attributes of the rule.
+    """
+    _saved_model(name = name, **kwargs)
+    native.py_test(
+        name = name + "_check_test",
+        srcs = ["//exporters:check.py"],
+        main = "//exporters:check.py",
+        args = [
+            "--saved_model_dir=$(rootpath :%s)" % name,
+            "--strict",
+        ],
+        data = [":" + name],
+        deps = ["//exporters:check_lib"],
+    )

@@ -1,0 +1,296 @@
+"""Judges SavedModels as people make them, and reads what is said of them."""
+
+import contextlib
+import html.parser
+import io
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+
+from absl import flags
+from absl.testing import parameterized
+import keras
+from official.core import exp_factory
+from official.nlp.configs import encoders
+from official.nlp.tools import export_tfhub_lib as text_exporter
+from official.vision import configs  # noqa: F401  Registers experiments.
+from official.vision.modeling import factory
+from official.vision.serving import export_tfhub_lib as image_exporter
+import tensorflow as tf
+import tf_keras
+
+from exporters import check
+from exporters.reusable import errors
+
+_SAVED_MODEL_DIR = flags.DEFINE_string("saved_model_dir", None, "An export.")
+_BINARY = "exporters/check"
+
+
+def _model_garden_resnet(directory):
+  params = exp_factory.get_exp_config("resnet_imagenet")
+  params.override(
+    {"task.model.num_classes": 7, "task.model.backbone.resnet.model_id": 18}
+  )
+  model = factory.build_classification_model(
+    tf_keras.layers.InputSpec(shape=[None, None, None, 3]), params.task.model
+  )
+  checkpoint = tf.train.Checkpoint(model=model).save(f"{directory}.checkpoint")
+  image_exporter.export_model_to_tfhub(
+    None, [32, 32], params, checkpoint, directory
+  )
+
+
+def _vocabulary(directory):
+  path = f"{directory}.vocab"
+  words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefgh"]
+  pathlib.Path(path).write_text("\n".join(words))
+  return path
+
+
+def _model_garden_bert(directory):
+  config = encoders.EncoderConfig(
+    type="bert",
+    bert=encoders.BertEncoderConfig(
+      num_layers=2,
+      hidden_size=32,
+      num_attention_heads=2,
+      intermediate_size=64,
+      vocab_size=13,
+      max_position_embeddings=32,
+    ),
+  )
+  encoder = encoders.build_encoder(config)
+  checkpoint = tf.train.Checkpoint(encoder=encoder)
+  text_exporter.export_model(
+    directory,
+    encoder_config=config,
+    model_checkpoint_path=checkpoint.save(f"{directory}.checkpoint"),
+    with_mlm=False,
+    vocab_file=_vocabulary(directory),
+    do_lower_case=True,
+  )
+
+
+def _model_garden_preprocessing(directory):
+  text_exporter.export_preprocessing(
+    directory,
+    vocab_file=_vocabulary(directory),
+    do_lower_case=True,
+    default_seq_length=16,
+    tokenize_with_offsets=False,
+  )
+
+
+def _tf_keras_save(directory):
+  layers = tf_keras.layers
+  model = tf_keras.Sequential(
+    [
+      layers.Dense(3, kernel_regularizer="l2", input_shape=(4,)),
+      layers.Dropout(0.5),
+    ]
+  )
+  model.compile("adam", "mse")
+  model.fit(tf.zeros([4, 4]), tf.zeros([4, 3]), verbose=0)
+  model.save(directory, save_format="tf")
+
+
+def _keras_3_export(directory):
+  model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+  model.export(directory, verbose=False)
+
+
+class _Module(tf.Module):
+  def __init__(self):
+    super().__init__()
+    self.kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
+
+  @tf.function
+  def __call__(self, inputs):
+    return inputs @ self.kernel
+
+
+def _tf_module(directory):
+  module = _Module()
+  module.__call__.get_concrete_function(tf.TensorSpec([None, 4]))
+  tf.saved_model.save(module, directory)
+
+
+def _tensorflow_1(directory):
+  v1 = tf.compat.v1
+  with tf.Graph().as_default(), v1.Session() as session:
+    x = v1.placeholder(tf.float32, [None, 4], "x")
+    y = x @ v1.get_variable("kernel", [4, 2], use_resource=False)
+    session.run(v1.global_variables_initializer())
+    with contextlib.redirect_stderr(io.StringIO()):
+      v1.saved_model.simple_save(session, directory, {"x": x}, {"y": y})
+
+
+class _Page(html.parser.HTMLParser):
+  """Collects the text of a page, and what it would fetch from elsewhere."""
+
+  def __init__(self):
+    super().__init__()
+    self.text = ""
+    self.fetched = []
+
+  def handle_starttag(self, tag, attrs):
+    self.fetched += [v for k, v in attrs if k in ("src", "href")]
+
+  def handle_data(self, data):
+    self.text += data
+
+
+class CheckTest(parameterized.TestCase, tf.test.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.directory = os.path.join(self.get_temp_dir(), "saved_model")
+
+  def judged(self, directory, **kwargs):
+    """Returns what is found, by rule, and whether no must is broken."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+      passed = check.check(saved_model_dir=directory, as_json=True, **kwargs)
+    report = json.loads(out.getvalue())
+    return report, {r["rule"]: r for r in report["rules"]}, passed
+
+  @parameterized.parameters(
+    (
+      _model_garden_resnet,
+      "image",
+      {"R7", "R11", "R14", "I4", "I5"},
+      {
+        "R6": "which then are lost",
+        "R7": "batch normalization is fixed",
+        "R14": "gradient of Mean .*global_average_pooling2d",
+        "I4": "fixed at 32 and 32",
+      },
+    ),
+    (
+      _model_garden_bert,
+      "encoder",
+      {"R7", "R14"},
+      {"R7": "dropout or other noise", "R14": "position_embedding/"},
+    ),
+    (
+      _model_garden_preprocessing,
+      "preprocessor",
+      {"R9", "R10", "T2"},
+      {"R10": "saved_model.pb has the path /.*vocab", "T2": "Assert"},
+    ),
+    (
+      _tf_keras_save,
+      "plain",
+      {"R7", "R10"},
+      {"R6": "1 losses", "R10": "state of an optimizer"},
+    ),
+    (
+      _keras_3_export,
+      "plain",
+      {"R1", "R9", "R11"},
+      {"R1": "hub.KerasLayer refuses it"},
+    ),
+    (
+      _tf_module,
+      "plain",
+      {"R5", "R11"},
+      {"R5": "consumers train and save nothing, in silence"},
+    ),
+    (_tensorflow_1, "plain", {"R1"}, {"R1": "of TensorFlow 1"}),
+  )
+  def test_verdicts(self, build, kind, failing, words):
+    build(self.directory)
+    report, by_rule, passed = self.judged(self.directory)
+    self.assertEqual(report["kind"], kind)
+    found = {n for n, r in by_rule.items() if r["verdict"] == "fail"}
+    self.assertEqual(found, failing)
+    for name, pattern in words.items():
+      self.assertRegex(by_rule[name]["found"], pattern)
+    self.assertFalse(passed)
+
+  def test_our_export(self):
+    report, by_rule, passed = self.judged(_SAVED_MODEL_DIR.value, strict=True)
+    self.assertTrue(passed)
+    verdicts = {r["verdict"] for r in by_rule.values()}
+    self.assertEqual(verdicts, {"pass", "not applicable"})
+    self.assertEqual(by_rule["R7"]["verdict"], "pass")
+    self.assertEqual(by_rule["R14"]["verdict"], "pass")
+    self.assertEqual(
+      list(report["hyperparameters"]), ["dropout_rate", "batch_norm_momentum"]
+    )
+    total = sum(
+      path.stat().st_size
+      for path in pathlib.Path(_SAVED_MODEL_DIR.value).rglob("*")
+      if path.is_file()
+    )
+    self.assertEqual(sum(report["bytes"].values()), total)
+    self.assertIn("Conv2D", report["ops"])
+
+  def test_suspicious_is_not_loaded_unless_trusted(self):
+    stolen = os.path.join(self.get_temp_dir(), "stolen")
+
+    def call(inputs):
+      tf.io.write_file(stolen, "all of it")
+      return inputs
+
+    root = tf.train.Checkpoint(variables=[], trainable_variables=[])
+    root.__call__ = tf.function(call)
+    root.__call__.get_concrete_function(tf.TensorSpec([None, 4]))
+    tf.saved_model.save(root, self.directory)
+    report, by_rule, passed = self.judged(self.directory)
+    self.assertFalse(passed)
+    self.assertIn("WriteFile", report["suspicious"][0])
+    self.assertIn("not loaded", by_rule["R4"]["found"])
+    self.assertFalse(os.path.exists(stolen))
+    _, by_rule, passed = self.judged(self.directory, trust=True)
+    self.assertEqual(by_rule["R4"]["verdict"], "pass")
+    self.assertTrue(os.path.exists(stolen))
+
+  def test_what_is_no_saved_model(self):
+    with self.assertRaisesRegex(errors.ExportError, "does not exist"):
+      check.check(saved_model_dir=self.directory)
+    os.mkdir(self.directory)
+    with self.assertRaisesRegex(errors.ExportError, "has no saved_model.pb"):
+      check.check(saved_model_dir=self.directory)
+    _tf_module(self.directory)
+    path = os.path.join(self.directory, "saved_model.pb")
+    with self.assertRaisesRegex(errors.ExportError, "is a file"):
+      check.check(saved_model_dir=path)
+    content = pathlib.Path(path).read_bytes()
+    pathlib.Path(path).write_bytes(content[: len(content) // 2])
+    with self.assertRaisesRegex(errors.ExportError, "truncated or damaged"):
+      check.check(saved_model_dir=self.directory)
+    pathlib.Path(path).write_bytes(content)
+    shutil.rmtree(os.path.join(self.directory, "variables"))
+    with self.assertRaisesRegex(errors.ExportError, "cannot be loaded"):
+      check.check(saved_model_dir=self.directory)
+
+  def test_binary(self):
+    _tf_module(self.directory)
+    page = os.path.join(self.get_temp_dir(), "page.html")
+
+    def run(*arguments):
+      return subprocess.run(
+        [_BINARY, *arguments], capture_output=True, encoding="utf-8"
+      )
+
+    done = run(f"--saved_model_dir={self.directory}", f"--html={page}")
+    self.assertEqual(done.returncode, 1)
+    self.assertRegex(done.stdout, r"✗ R5  fail \(must\): .*kernel:0.* Fix: ")
+    self.assertRegex(done.stdout, r"Not kept: R5\.")
+    parsed = _Page()
+    parsed.feed(pathlib.Path(page).read_text(encoding="utf-8"))
+    self.assertIn("which `variables` lacks", parsed.text)
+    self.assertIn("What takes the space", parsed.text)
+    self.assertEmpty(parsed.fetched)
+
+    done = run("--saved_model_dir=/nowhere")
+    self.assertEqual(done.returncode, 1)
+    self.assertEqual(done.stderr, "ERROR: /nowhere does not exist.\n")
+    self.assertEmpty(done.stdout)
+    done = run("--saved_model_dir=/nowhere", "--html=/nowhere/x.html")
+    self.assertIn("--html: the directory /nowhere does not exist", done.stderr)
+
+
+if __name__ == "__main__":
+  tf.test.main()

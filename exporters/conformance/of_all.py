@@ -1,0 +1,526 @@
+"""Rules for every reusable SavedModel: S1, and R1 to R14."""
+
+from collections.abc import Mapping, Sequence
+import itertools
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from exporters.conformance import findings
+from exporters.conformance import graphs
+from exporters.conformance import subject as subject_lib
+from exporters.conformance import xla_trap
+
+Subject = subject_lib.Subject
+
+_KERAS_FUNCTIONS = frozenset(["call_and_return_all_conditional_losses"])
+_XLA_SECONDS = 300  # A step of a trapped model takes minutes to lower.
+# That tools have made up, for want of one.
+_NO_NAME = re.compile(r"(args?|inputs?|outputs?|keras_tensor)(_?\d+)*")
+_ABSOLUTE_PATH = re.compile(
+  rb"/(?:content|data|home|mnt|private|proc|root|tmp|usr|Users|var)/[\w./-]*"
+)
+_OPTIMIZER = re.compile(
+  r"(^|/)(optimizer|Adam|AdamW|SGD|RMSprop|Momentum|LAMB|Adagrad)(_\d+)?(/|:|$)"
+)
+
+
+def is_harmless(subject: Subject) -> findings.Finding:
+  """Only ops that a model needs: none for files, networks, Python."""
+  if subject.suspicious:
+    return findings.failed(
+      f"{findings.some(subject.suspicious)}.",
+      "Look at what these ops do. --trust loads it all the same.",
+    )
+  return findings.passed(f"{len(subject.op_counts)} kinds of ops")
+
+
+def is_callable(subject: Subject) -> findings.Finding:
+  """The root can be called; no code of the model is needed."""
+  if not subject.graph.HasField("object_graph_def"):
+    return findings.failed(
+      "It is of TensorFlow 1: a graph with signatures and no object, which"
+      " can be neither called nor trained.",
+      "Export the model with TensorFlow 2.",
+    )
+  if subject.model is None:
+    return findings.not_decidable(subject.unloaded)
+  if subject.traces:
+    return findings.passed(f"it can be called ({len(subject.traces)} traces)")
+  if callable(subject.model):
+    return findings.failed(
+      "The root has a __call__ that was never traced, so that nothing can be"
+      " called.",
+      "Call it once, or its get_concrete_function, before saving.",
+    )
+  signatures = ", ".join(subject.signatures)
+  return findings.failed(
+    "The root cannot be called, and hub.KerasLayer refuses it; there are only"
+    f" signatures: {signatures}.",
+    "Save an object whose __call__ is a traced tf.function. Keras 3's"
+    " Model.export does not; tf_keras' Model.save does.",
+  )
+
+
+def takes_one_input(subject: Subject) -> findings.Finding:
+  """One input: a Tensor, or a list or dict of them. Outputs likewise."""
+  needed = [
+    name
+    for name, default in subject.parameters.items()
+    if default is subject_lib.NO_DEFAULT
+  ]
+  if needed:
+    return findings.failed(
+      f"{', '.join(needed)} must be given beside the input; hub.KerasLayer"
+      " gives one input.",
+      "Put all inputs into one list or dict, and give the rest defaults.",
+    )
+  for what, structure in (
+    ("input", subject.spec),
+    ("output", subject.output_spec),
+  ):
+    others = [
+      x for x in tf.nest.flatten(structure) if not isinstance(x, tf.TypeSpec)
+    ]
+    if others:
+      return findings.failed(
+        f"The {what} has {others[0]!r} in it, which is no Tensor.",
+        "Take and return Tensors, or lists or dicts of them.",
+      )
+  return findings.passed("one input, and Tensors as outputs")
+
+
+def has_modes(subject: Subject) -> findings.Finding:
+  """`training` is False by default, and has effect, where the modes differ."""
+  if "training" not in subject.parameters:
+    if subject.batch_norms:
+      return findings.failed(
+        f"It has batch normalization ({subject.batch_norms[0].name}) and no"
+        " argument `training`: its moving averages never move.",
+        "Save a __call__ with `training=False` in its signature, traced with"
+        " False and with True.",
+      )
+    return findings.not_applicable(
+      "no `training`, and nothing is seen that would need it"
+    )
+  default = subject.parameters["training"]
+  if default is not False:
+    return findings.failed(
+      f"`training` is {default!r} where the consumer says nothing.",
+      "Make False its default.",
+    )
+  structures = [trace.structured_outputs for trace in subject.traces]
+  for structure in structures[1:]:
+    try:
+      tf.nest.assert_same_structure(structures[0], structure)
+    except (TypeError, ValueError):
+      return findings.failed(
+        f"One mode returns {structures[0]}, another {structure}.",
+        "Return the same structure in both.",
+      )
+  if subject.is_text:
+    return findings.passed("`training` is named, and False by default")
+  training = {"training": True}
+  moved = _moved(subject, training)
+  if subject.batch_norms and not moved:
+    return findings.failed(
+      "No moving average of batch normalization"
+      f" ({subject.batch_norms[0].name} …) moves in a call with training=True:"
+      " the layers are frozen in the graph.",
+      "Trace the call with training=True handed on to them.",
+    )
+  if not moved and not subject.differ(training, {"training": False}):
+    return findings.failed(
+      "training=True changes neither outputs nor variables.",
+      "Hand it on to the layers when tracing; leave it out of the signature"
+      " if the model has no modes.",
+    )
+  return findings.passed(
+    "`training` is named, False by default, and has effect"
+  )
+
+
+def _moved(subject: Subject, arguments: Mapping[str, Any]) -> list[str]:
+  """Calls a model; returns names of averages that it changed, for a while."""
+  before = [v.numpy() for v in subject.batch_norms]
+  subject.model(subject.example(), **arguments)
+  moved = [
+    v.name
+    for v, old in zip(subject.batch_norms, before, strict=True)
+    if not np.array_equal(v.numpy(), old)
+  ]
+  for variable, old in zip(subject.batch_norms, before, strict=True):
+    variable.assign(old)
+  return moved
+
+
+def has_traces(subject: Subject) -> findings.Finding:
+  """Every combination of arguments can be called."""
+  hyperparameters = subject.hyperparameters
+  values: list[dict[str, Any]] = [{}]
+  if hyperparameters:
+    values.append({n: _other(v) for n, v in hyperparameters.items()})
+    values.append({n: tf.constant(v) for n, v in values[1].items()})
+  modes = [{}]
+  if "training" in subject.parameters:
+    modes = [{"training": False}, {"training": True}]
+  before = [v.numpy() for v in getattr(subject.model, "variables", ())]
+  calls = 0
+  try:
+    for mode, value in itertools.product(modes, values):
+      try:
+        subject.model(subject.example(), **mode, **value)
+      except Exception as e:
+        return findings.failed(
+          f"A call with {mode | value or 'the input alone'} fails:"
+          f" {subject_lib.first_line(e)}",
+          "Trace __call__ for every combination of its arguments.",
+        )
+      calls += 1
+  finally:
+    for v, old in zip(
+      getattr(subject.model, "variables", ()), before, strict=True
+    ):
+      v.assign(old)
+  return findings.passed(f"{calls} combinations of arguments were called")
+
+
+def _other(value: Any) -> Any:
+  """Returns another value of a hyperparameter."""
+  if isinstance(value, int):
+    return max(1, value // 2)
+  return value / 2 or 0.5 if isinstance(value, float) else value
+
+
+def lists_variables(subject: Subject) -> findings.Finding:
+  """All variables are listed, and gradients reach the trainable ones."""
+  used = {v.ref(): v for trace in subject.traces for v in trace.variables}
+  listed = {v.ref() for v in getattr(subject.model, "variables", ())}
+  trainable = list(getattr(subject.model, "trainable_variables", ()))
+  if not used and not listed:
+    return findings.not_applicable("it has no variables")
+  save = "Save lists of variables as attributes of the root."
+  missing = [v.name for ref, v in used.items() if ref not in listed]
+  if missing:
+    return findings.failed(
+      f"A call uses {findings.some(missing)}, which `variables` lacks"
+      + ("." if listed else ": consumers train and save nothing, in silence."),
+      f"{save} Those of a tf.Module are properties, which are not saved.",
+    )
+  if not trainable and any(v.trainable for v in used.values()):
+    return findings.failed(
+      "`trainable_variables` is empty: consumers train nothing, in silence.",
+      save,
+    )
+  outside = [v.name for v in trainable if v.ref() not in listed]
+  frozen = [v.name for v in trainable if not v.trainable]
+  if outside or frozen:
+    return findings.failed(
+      f"{findings.some(outside or frozen)} in `trainable_variables` is"
+      + (" not in `variables`." if outside else " not trainable."),
+      "Let trainable_variables be those of variables that are trainable.",
+    )
+  dead = _without_gradient(subject, trainable)
+  if dead:
+    return findings.failed(
+      f"{findings.some(dead)} in `trainable_variables` gets no gradient from"
+      " any output.",
+      "Take the stop_gradient out of the model, or the variables out of the"
+      " list.",
+    )
+  return findings.passed(
+    f"{len(listed)} variables, {len(trainable)} trainable, all reached"
+  )
+
+
+def _without_gradient(
+  subject: Subject, trainable: Sequence[tf.Variable]
+) -> list[str]:
+  mode = {"training": True} if "training" in subject.parameters else {}
+  before = [v.numpy() for v in subject.batch_norms]
+  with tf.GradientTape() as tape:
+    outputs = subject.model(subject.example(), **mode)
+    scalar = tf.add_n(
+      [
+        tf.reduce_sum(tf.cast(x, tf.float32) ** 2)
+        for x in tf.nest.flatten(outputs)
+        if x.dtype.is_floating
+      ]
+    )
+  for variable, old in zip(subject.batch_norms, before, strict=True):
+    variable.assign(old)
+  gradients = tape.gradient(scalar, list(trainable))
+  return [
+    v.name for v, g in zip(trainable, gradients, strict=True) if g is None
+  ]
+
+
+def has_losses(subject: Subject) -> findings.Finding:
+  """`regularization_losses` are functions that return float scalars."""
+  losses = list(getattr(subject.model, "regularization_losses", ()))
+  if not losses and not list(getattr(subject.model, "variables", ())):
+    return findings.not_applicable("it has no variables")
+  if not losses:
+    return findings.not_decidable(
+      "it has none; whether training had any, which then are lost, does not"
+      " show",
+    )
+  for i, loss in enumerate(losses):
+    try:
+      value = loss()
+    except Exception as e:
+      return findings.failed(
+        f"Regularization loss {i} cannot be called without arguments:"
+        f" {subject_lib.first_line(e)}",
+        "Save tf.functions that take no argument.",
+      )
+    if not (
+      tf.is_tensor(value) and value.shape == [] and value.dtype.is_floating
+    ):
+      return findings.failed(
+        f"Regularization loss {i} returns {findings.described(value)}, which"
+        " is no float scalar.",
+        "Return a float scalar from each.",
+      )
+  return findings.passed(f"{len(losses)} losses")
+
+
+def can_be_tuned(subject: Subject) -> findings.Finding:
+  """Hyperparameters are scalar arguments with defaults, and have effect."""
+  tunable = subject.hyperparameters
+  if not tunable:
+    fixed = ["batch normalization"] * bool(subject.batch_norms)
+    fixed += ["dropout or other noise"] * subject.is_random
+    if fixed:
+      return findings.failed(
+        f"Nothing can be adjusted: {' and '.join(fixed)} is fixed in the"
+        " graph.",
+        "Make rates and momentum scalar Tensor arguments with defaults.",
+      )
+    return findings.not_applicable("there is nothing to tune")
+  without = [n for n, v in tunable.items() if v is subject_lib.NO_DEFAULT]
+  if without:
+    return findings.failed(
+      f"{findings.some(without)} has no default.", "Give a Python number."
+    )
+  if subject.is_text:
+    return findings.passed(f"{', '.join(tunable)} can be set")
+  steady = subject.steady
+  if steady is None:
+    return findings.not_decidable(
+      f"{', '.join(tunable)} can be set; training is random with all of them"
+      " at 0 too, which hides their effect",
+    )
+  dead = [
+    name
+    for name in tunable
+    if not any(
+      subject.differ(steady, {**steady, name: value}) for value in (0.5, 0.25)
+    )
+  ]
+  if dead:
+    return findings.failed(
+      f"{findings.some(dead)} changes nothing.",
+      "Bind it to the layers that it is for, or take it out.",
+    )
+  return findings.passed(f"{', '.join(tunable)} can be set, and has effect")
+
+
+def batch_is_free(subject: Subject) -> findings.Finding:
+  """The batch size is free."""
+  fixed = [
+    x.shape
+    for x in tf.nest.flatten(subject.spec)
+    if x.shape.rank and x.shape[0] is not None
+  ]
+  if fixed:
+    return findings.failed(
+      f"The batch size is fixed: the input has the shape {fixed[0]}.",
+      "Trace with None as the first dimension.",
+    )
+  return findings.passed("the batch size is free")
+
+
+def sub_objects_are_whole(subject: Subject) -> findings.Finding:
+  """Sub-objects that can be called list their variables and losses."""
+  children = tf.train.TrackableView(subject.model).children(subject.model)
+  found = []
+  for name, child in children.items():
+    # Layers of Keras models are not meant to be called by name.
+    if name.startswith(("_", "layer-", "layer_with_weights-", "keras_api")):
+      continue
+    if name in ("signatures", *_KERAS_FUNCTIONS):
+      continue
+    if hasattr(child, "concrete_functions"):
+      if child.concrete_functions and any(
+        trace.variables for trace in child.concrete_functions
+      ):
+        return findings.failed(
+          f"`{name}` is a bare function that uses variables: nobody can ask it"
+          " for them.",
+          "Make it an object with a __call__, variables, trainable_variables"
+          " and regularization_losses.",
+        )
+    elif subject_lib.traces_of(child):
+      found.append(name)
+      for attribute in (
+        "variables",
+        "trainable_variables",
+        "regularization_losses",
+      ):
+        if not hasattr(child, attribute):
+          return findings.failed(
+            f"The sub-object `{name}` can be called and has no {attribute}.",
+            f"Save {attribute} as an attribute of it.",
+          )
+  if not found:
+    return findings.not_applicable("it has none")
+  return findings.passed(f"{', '.join(sorted(found))}")
+
+
+def is_clean(subject: Subject) -> findings.Finding:
+  """No optimizer, and no absolute path of the exporting machine."""
+  objects = subject.graph.object_graph_def
+  optimizers = [
+    child.local_name
+    for node in objects.nodes
+    for child in node.children
+    if _OPTIMIZER.search(child.local_name)
+  ]
+  optimizers += [
+    node.variable.name
+    for node in objects.nodes
+    if node.HasField("variable") and _OPTIMIZER.search(node.variable.name)
+  ]
+  optimizers += [
+    node.name
+    for node in subject.graph.graph_def.node
+    if node.op in ("VariableV2", "VarHandleOp") and _OPTIMIZER.search(node.name)
+  ]
+  if optimizers:
+    return findings.failed(
+      f"It holds the state of an optimizer ({optimizers[0]}), of no use to"
+      " others.",
+      "Save without it: Model.save(…, include_optimizer=False).",
+    )
+  for path in sorted(pathlib.Path(subject.directory).rglob("*")):
+    if path.is_file() and path.parent.name != "variables":
+      found = _ABSOLUTE_PATH.search(path.read_bytes())
+      if found:
+        return findings.failed(
+          f"{path.relative_to(subject.directory)} has the path"
+          f" {found[0].decode()} of the exporting machine in it.",
+          "Save files as tf.saved_model.Asset, and make no names of their"
+          " paths.",
+        )
+  return findings.passed("no optimizer, no absolute path")
+
+
+def is_served(subject: Subject) -> findings.Finding:
+  """A signature `serving_default` with named inputs and outputs."""
+  if subject.serving is None:
+    return findings.failed(
+      "There is no signature serving_default; there are:"
+      f" {', '.join(subject.signatures) or 'none'}.",
+      'Save with signatures={"serving_default": …}.',
+    )
+  names = [*subject.serving.inputs, *subject.serving.outputs]
+  unnamed = [name for name in names if _NO_NAME.fullmatch(name)]
+  if unnamed:
+    return findings.failed(
+      f"serving_default names {findings.some(unnamed)}, which says nothing.",
+      "Name inputs in their TensorSpecs and outputs in a dict.",
+    )
+  return findings.passed(f"serving_default with {', '.join(names)}")
+
+
+def returns_logits(subject: Subject) -> findings.Finding:
+  """Logits, not probabilities."""
+  if findings.is_vector(subject.output_spec):
+    outputs = np.asarray(subject.model(subject.example()))
+    trace = subject.traces[0]
+    *_, (made, _) = graphs.origins(
+      trace.graph.as_graph_def(), trace.outputs[0].name
+    )
+    is_softmax = (
+      outputs.shape[-1] > 1
+      and np.all(outputs >= 0)
+      and np.allclose(outputs.sum(-1), 1, atol=1e-5)
+    )
+    if is_softmax or made.op == "Sigmoid":
+      return findings.failed(
+        f"It returns probabilities (by {made.op}), and not logits.",
+        "Take the last activation out: losses have it, from_logits=True.",
+      )
+  return findings.passed("the outputs are no probabilities")
+
+
+def is_documented(subject: Subject) -> findings.Finding:
+  """The documentation tells how to fine-tune."""
+  path = pathlib.Path(subject.directory, "assets.extra", "README.md")
+  if not path.exists():
+    return findings.not_decidable(
+      "there is no assets.extra/README.md; it may be elsewhere"
+    )
+  text = " ".join(path.read_text(encoding="utf-8").split())
+  for words, what in (
+    ("trainable=True", "how to fine-tune"),
+    (
+      "(?i)regulari[sz]ation .*optimizer",
+      "of regularization in the optimizer",
+    ),
+  ):
+    if not re.search(words, text):
+      return findings.failed(
+        f"assets.extra/README.md does not tell {what}.",
+        "Say how it is fine-tuned, and that weight decay in an optimizer is"
+        " no part of a SavedModel.",
+      )
+  return findings.passed("assets.extra/README.md tells how to fine-tune")
+
+
+def compiles_once(subject: Subject) -> findings.Finding:
+  """A train step compiles once under XLA."""
+  if not list(getattr(subject.model, "trainable_variables", ())):
+    return findings.not_applicable("there is nothing to train")
+  example = subject.example()
+  with tempfile.TemporaryDirectory() as work_dir:
+    file = os.path.join(work_dir, "example.npz")
+    arrays = example if isinstance(example, Mapping) else {"only": example}
+    np.savez(file, **{name: np.asarray(x) for name, x in arrays.items()})
+    try:
+      # -P: beside that module are others with names that are not ours alone.
+      done = subprocess.run(
+        [sys.executable, "-P", xla_trap.__file__, subject.directory, file],
+        capture_output=True,
+        text=True,
+        timeout=_XLA_SECONDS,
+      )
+    except subprocess.TimeoutExpired:
+      return findings.not_decidable(
+        f"XLA takes more than {_XLA_SECONDS} s for a step"
+      )
+  if done.returncode:
+    said = (done.stderr.strip().splitlines() or [f"{done.returncode}"])[-1]
+    return findings.not_decidable(f"XLA does not take a train step: {said}")
+  baked, ops = json.loads(done.stdout.splitlines()[-1])
+  if baked:
+    return findings.failed(
+      f"Under jit_compile=True a train step makes {findings.some(baked, 2)}"
+      " constants of the program, and compiles anew at every step. The"
+      f" gradient of {findings.some(ops) or 'an op'} takes a constant out of"
+      " the model.",
+      "Give these ops a gradient that makes its own constants; for a global"
+      " mean: keep the dimensions, and squeeze them.",
+    )
+  return findings.passed(
+    "batch and variables are parameters of a compiled step"
+  )

@@ -1,0 +1,103 @@
+"""Rules for models of images: I1 to I5.
+
+Source: TensorFlow Hub, common SavedModel APIs for image tasks.
+"""
+
+import re
+
+import tensorflow as tf
+
+from exporters.conformance import findings
+from exporters.conformance import graphs
+from exporters.conformance import subject as subject_lib
+
+Subject = subject_lib.Subject
+
+# What lies between random numbers and what is dropped.
+_OF_DROPOUT = frozenset(
+  ["AddV2", "Cast", "GreaterEqual", "Identity", "Mul", "RealDiv", "SelectV2"]
+)
+
+
+def takes_images(subject: Subject) -> findings.Finding:
+  """Images are float32 [batch, height, width, 3]."""
+  spec = subject.spec
+  if spec.dtype != tf.float32:
+    return findings.failed(
+      f"It takes {spec.dtype.name}, where consumers give float32 in [0, 1].",
+      "Trace with float32, and have the normalization inside.",
+    )
+  return findings.passed(
+    "float32, three channels; whether for values in [0, 1] does not show"
+  )
+
+
+def returns_features(subject: Subject) -> findings.Finding:
+  """A feature vector is float32 [batch, features], without dropout."""
+  spec = subject.output_spec
+  if not findings.is_vector(spec):
+    return findings.not_applicable(f"it returns {findings.described(spec)}")
+  if not findings.is_float_vector(spec):
+    return findings.failed(
+      f"It returns {findings.described(spec)}: consumers need float32 [batch,"
+      " features], with a number of features that is known.",
+      "Pool over height and width.",
+    )
+  trace = next(
+    (t for t in subject.traces if True in t.structured_input_signature[0]),
+    subject.traces[0],
+  )
+  made_by = graphs.origins(
+    trace.graph.as_graph_def(), trace.outputs[0].name, _OF_DROPOUT
+  )
+  if any(subject_lib.RANDOM.match(node.op) for node, _ in made_by):
+    return findings.failed(
+      "Dropout is applied to the output: it is the consumer's to choose.",
+      "Cut the model before that dropout.",
+    )
+  return findings.passed(f"float32, {spec.shape[1]} features")
+
+
+def returns_classes(subject: Subject) -> findings.Finding:
+  """Logits are float32 [batch, classes]."""
+  names = list(subject.serving.outputs) if subject.serving else []
+  called = ", ".join(names)
+  if "feature" in called:
+    return findings.not_applicable(f"it returns {called}")
+  if not re.search("logits|classes|predictions|probabilit", called):
+    return findings.not_decidable(
+      f"whether these are logits: {called or 'the outputs have no name'}"
+    )
+  spec = subject.output_spec
+  if not findings.is_float_vector(spec):
+    return findings.failed(
+      f"Logits are {findings.described(spec)}, and not float32 [batch,"
+      " classes].",
+      "Return one logit for each class.",
+    )
+  return findings.passed(f"float32, {spec.shape[1]} classes")
+
+
+def size_is_free(subject: Subject) -> findings.Finding:
+  """Height and width are free."""
+  height, width = subject.spec.shape[1:3]
+  if height is not None or width is not None:
+    return findings.failed(
+      f"Height and width are fixed at {height} and {width}.",
+      "Trace with None for both, if the architecture allows it.",
+    )
+  for size in ((64, 64), (96, 72)):
+    subject.model(subject.example(1, size))
+  return findings.passed("height and width are free")
+
+
+def momentum_can_be_set(subject: Subject) -> findings.Finding:
+  """`batch_norm_momentum` can be set."""
+  if not subject.batch_norms:
+    return findings.not_applicable("it has no batch normalization")
+  if "batch_norm_momentum" not in subject.hyperparameters:
+    return findings.failed(
+      "batch_norm_momentum cannot be set; small data sets want a smaller one.",
+      "Make it a scalar Tensor argument with a default.",
+    )
+  return findings.passed("batch_norm_momentum can be set")

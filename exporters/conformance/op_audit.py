@@ -1,0 +1,174 @@
+"""Looks through the ops of a SavedModel before anything of it is run.
+
+A SavedModel is a program: loading it runs its initializers. Ops that are not in
+`allowed_ops.txt`, or that read or write files where no asset or checkpoint of
+the SavedModel is meant, are named with the function that they are in.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import pathlib
+
+from tensorflow.core.framework import node_def_pb2
+from tensorflow.core.protobuf import meta_graph_pb2
+
+Nodes = Sequence[node_def_pb2.NodeDef]
+
+MAIN_GRAPH = "the main graph"
+
+ALLOWED = frozenset(
+  op
+  for line in (
+    pathlib.Path(os.path.dirname(__file__), "allowed_ops.txt")
+    .read_text()
+    .splitlines()
+  )
+  if not line.startswith("#")
+  for op in line.split()
+)
+# What tf.train.Saver's functions, which TensorFlow puts into every SavedModel,
+# do besides: they are given the path of a checkpoint.
+_OF_SAVERS = frozenset(
+  ["MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"]
+)
+_TABLES_OF_FILES = frozenset(
+  ["InitializeTableFromTextFile", "InitializeTableFromTextFileV2"]
+)
+
+
+def functions(graph: meta_graph_pb2.MetaGraphDef) -> dict[str, Nodes]:
+  """Returns the nodes of every function, and of the main graph, by name."""
+  return {
+    MAIN_GRAPH: graph.graph_def.node,
+    **{f.signature.name: f.node_def for f in graph.graph_def.library.function},
+  }
+
+
+def suspicious(graph: meta_graph_pb2.MetaGraphDef) -> list[str]:
+  """Finds ops that a model has no need of.
+
+  Args:
+    graph: The graph of a SavedModel.
+
+  Returns:
+    For each such op one line: what it is, where, and what is wrong with it.
+  """
+  by_name = functions(graph)
+  savers_functions, savers_nodes = _of_savers_alone(graph, by_name)
+  found = []
+  for function, nodes in by_name.items():
+    for node in nodes:
+      if node.op in ALLOWED or node.op in by_name:
+        if node.op in _TABLES_OF_FILES and not _is_of_asset(
+          graph, function, node
+        ):
+          problem = "fills a table from a file that is no asset"
+        else:
+          continue
+      elif node.op in _OF_SAVERS:
+        if function in savers_functions or (
+          function == MAIN_GRAPH and node.name in savers_nodes
+        ):
+          continue
+        problem = "reads or writes files, and is none of the saver's"
+      else:
+        problem = "is not among the ops that a model needs"
+      found.append(f"{node.op} ({node.name}) in {function} {problem}")
+  return found
+
+
+def called(node: node_def_pb2.NodeDef) -> Iterator[str]:
+  """Yields the names of the functions that a node calls; its op may be one."""
+  yield node.op
+  for attribute in node.attr.values():
+    if attribute.HasField("func"):
+      yield attribute.func.name
+    for function in attribute.list.func:
+      yield function.name
+
+
+def _of_savers_alone(
+  graph: meta_graph_pb2.MetaGraphDef, by_name: Mapping[str, Nodes]
+) -> tuple[set[str], set[str]]:
+  """Returns functions, and nodes of the main graph, that only savers reach."""
+  saver = graph.saver_def
+  nodes, inside = _reached(
+    by_name, [saver.save_tensor_name, saver.restore_op_name], []
+  )
+  outputs = [
+    tensor.name
+    for signature in graph.signature_def.values()
+    for tensor in signature.outputs.values()
+  ]
+  collections = [
+    name
+    for key, collection in graph.collection_def.items()
+    if key in ("saved_model_main_op", "legacy_init_op", "init_op")
+    for name in collection.node_list.value
+  ]
+  objects = [
+    name
+    for node in graph.object_graph_def.nodes
+    for name in (
+      *node.function.concrete_functions,
+      *filter(None, [node.bare_concrete_function.concrete_function_name]),
+    )
+  ]
+  other_nodes, other = _reached(by_name, [*outputs, *collections], objects)
+  return inside - other, nodes - other_nodes
+
+
+def _reached(
+  by_name: Mapping[str, Nodes],
+  tensors: Iterable[str],
+  function_names: Iterable[str],
+) -> tuple[set[str], set[str]]:
+  """Follows Tensors of the main graph, and functions, to all that they need."""
+  main = {node.name: node for node in by_name[MAIN_GRAPH]}
+  nodes: set[str] = set()
+  reached: set[str] = set()
+  waiting = [_node_name(tensor) for tensor in tensors]
+  names = list(function_names)
+  while waiting:
+    name = waiting.pop()
+    if name in main and name not in nodes:
+      nodes.add(name)
+      names += called(main[name])
+      waiting += [_node_name(tensor) for tensor in main[name].input]
+  while names:
+    name = names.pop()
+    if name in by_name and name not in reached:
+      reached.add(name)
+      names += [f for node in by_name[name] for f in called(node)]
+  return nodes, reached
+
+
+def _node_name(tensor: str) -> str:
+  return tensor.removeprefix("^").split(":")[0]
+
+
+def _is_of_asset(
+  graph: meta_graph_pb2.MetaGraphDef,
+  function: str,
+  node: node_def_pb2.NodeDef,
+) -> bool:
+  """Tells whether the file that fills a table is an asset of the SavedModel."""
+  file = _node_name(node.input[1])
+  if function == MAIN_GRAPH:
+    return file in {
+      _node_name(asset.tensor_info.name) for asset in graph.asset_file_def
+    }
+  objects = graph.object_graph_def
+  concrete = objects.concrete_functions.get(function)
+  definition = next(
+    f for f in graph.graph_def.library.function if f.signature.name == function
+  )
+  arguments = [argument.name for argument in definition.signature.input_arg]
+  if concrete is None or file not in arguments:
+    return False
+  # What a function captures are its last arguments.
+  index = arguments.index(file) - len(arguments)
+  bound = concrete.bound_inputs
+  return -len(bound) <= index and (
+    objects.nodes[bound[index]].WhichOneof("kind") == "asset"
+  )

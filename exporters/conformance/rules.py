@@ -1,0 +1,96 @@
+"""The rules of a reusable SavedModel, as far as they show from outside.
+
+They are those of TensorFlow Hub's documentation (reusable SavedModels; common
+SavedModel APIs for images and for text), and what was found to hurt consumers
+since. Each is a function of what is judged, which says what it found.
+"""
+
+from collections.abc import Callable, Iterator
+import dataclasses
+
+from exporters.conformance import findings
+from exporters.conformance import of_all
+from exporters.conformance import of_images
+from exporters.conformance import of_text
+from exporters.conformance import subject as subject_lib
+
+Subject = subject_lib.Subject
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """A rule.
+
+  Attributes:
+    name: Short, such as R1.
+    level: `must`, or `should`, which is advice.
+    judge: Finds out; its documentation is what the rule asks for.
+    needs: What it shows in: the `file`, the `object` that was loaded, or in
+      its `call`.
+    kinds: Kinds of SavedModels that it is for; all where empty.
+  """
+
+  name: str
+  level: str
+  judge: Callable[[Subject], findings.Finding]
+  needs: str = "call"
+  kinds: tuple[str, ...] = ()
+
+  @property
+  def text(self) -> str:
+    """What the rule asks for."""
+    return " ".join(self.judge.__doc__.split())
+
+
+def judge(subject: Subject) -> Iterator[tuple[Rule, findings.Finding]]:
+  """Judges a SavedModel by all rules, one after the other."""
+  for rule in RULES:
+    if rule.kinds and subject.kind not in rule.kinds:
+      others = f"for {' or '.join(rule.kinds)}; this is {subject.kind}"
+      yield rule, findings.not_applicable(others)
+    elif rule.needs != "file" and subject.model is None:
+      yield rule, findings.not_decidable(subject.unloaded)
+    elif rule.needs == "call" and not subject.traces:
+      yield rule, findings.not_decidable("it cannot be called")
+    else:
+      try:
+        yield rule, rule.judge(subject)
+      except Exception as e:  # A stranger's program may do anything.
+        reason = f"trying it failed: {subject_lib.first_line(e)}"
+        yield rule, findings.not_decidable(reason)
+
+
+RULES = (
+  Rule("S1", "must", of_all.is_harmless, "file"),
+  Rule("R1", "must", of_all.is_callable, "file"),
+  Rule("R2", "must", of_all.takes_one_input),
+  Rule("R3", "must", of_all.has_modes),
+  Rule("R4", "must", of_all.has_traces),
+  Rule("R5", "must", of_all.lists_variables),
+  Rule("R6", "must", of_all.has_losses, "object"),
+  Rule("R7", "should", of_all.can_be_tuned),
+  Rule("R8", "should", of_all.batch_is_free),
+  Rule("R9", "must", of_all.sub_objects_are_whole, "object"),
+  Rule("R10", "must", of_all.is_clean, "file"),
+  Rule("R11", "should", of_all.is_served, "file"),
+  Rule("R12", "should", of_all.returns_logits, kinds=("image", "plain")),
+  Rule("R13", "must", of_all.is_documented, "file"),
+  Rule(
+    "R14", "must", of_all.compiles_once, kinds=("image", "encoder", "plain")
+  ),
+  Rule("I1", "must", of_images.takes_images, "file", kinds=("image",)),
+  Rule("I2", "must", of_images.returns_features, kinds=("image",)),
+  Rule("I3", "must", of_images.returns_classes, "file", kinds=("image",)),
+  Rule("I4", "should", of_images.size_is_free, kinds=("image",)),
+  Rule("I5", "should", of_images.momentum_can_be_set, kinds=("image",)),
+  Rule("T1", "must", of_text.embeds_text, kinds=("text embedding",)),
+  Rule("T2", "must", of_text.preprocesses, kinds=("preprocessor",)),
+  Rule("T3", "must", of_text.encodes, kinds=("encoder",)),
+  Rule("T5", "must", of_text.has_language_model, kinds=("encoder",)),
+  Rule(
+    "T6",
+    "should",
+    of_text.names_its_vocabulary,
+    kinds=("encoder", "preprocessor"),
+  ),
+)

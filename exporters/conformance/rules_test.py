@@ -1,0 +1,483 @@
+"""Breaks each rule once, or oftener, and looks whether it is found there."""
+
+import os
+import pathlib
+
+from absl.testing import parameterized
+import tensorflow as tf
+
+from exporters.conformance import findings
+from exporters.conformance import rules
+from exporters.conformance import subject as subject_lib
+
+_CARD = "hub.KerasLayer(…, trainable=True). Regularization in an optimizer …"
+_IMAGES = tf.TensorSpec([None, None, None, 3], tf.float32, "images")
+_TEXTS = tf.TensorSpec([None], tf.string, "texts")
+_SCALAR = tf.TensorSpec([], tf.float32)
+_WORDS = {
+  name: tf.TensorSpec([None, None], tf.int32, name)
+  for name in ("input_word_ids", "input_mask", "input_type_ids")
+}
+
+
+def _write(root, directory, serve=None, card=_CARD):
+  signatures = {"serving_default": serve} if serve else {}
+  tf.saved_model.save(root, directory, signatures=signatures)
+  os.mkdir(f"{directory}/assets.extra")
+  pathlib.Path(directory, "assets.extra", "README.md").write_text(card)
+
+
+def _lists(root, variables, trainable_variables=None):
+  root.variables = variables
+  root.trainable_variables = (
+    variables if trainable_variables is None else trainable_variables
+  )
+  root.regularization_losses = []
+  return root
+
+
+def _image(
+  directory,
+  *,
+  spec=_IMAGES,
+  momentum_without_effect=False,
+  trace_training=True,
+  losses=lambda kernel: [lambda: tf.reduce_sum(kernel**2)],
+  finish=lambda x, training, rate: x,
+  keepdims=True,
+  change=lambda root: None,
+  names=("images", "feature_vector"),
+  card=_CARD,
+):
+  """Writes a feature extractor for images; by default nothing is broken."""
+  initial = tf.random.stateless_normal([3, 5], [0, 0])
+  kernel = tf.Variable(initial, name="kernel")
+  mean = tf.Variable(tf.zeros([3]), trainable=False, name="moving_mean")
+
+  def call(inputs, training=False, dropout_rate=0.5, batch_norm_momentum=0.9):
+    x = tf.cast(inputs, tf.float32)
+    if keepdims:
+      x = tf.squeeze(tf.reduce_mean(x, [1, 2], keepdims=True), [1, 2])
+    else:
+      x = tf.reduce_mean(x, [1, 2])
+    if training:
+      share = 1.0 - batch_norm_momentum
+      if momentum_without_effect:
+        share = 0.1 + 0.0 * share
+      mean.assign_add((tf.reduce_mean(x, 0) - mean) * share)
+      x = tf.nn.dropout(x, dropout_rate)
+    return finish((x - mean) @ kernel, training, dropout_rate)
+
+  root = _lists(tf.train.Checkpoint(), [kernel, mean], [kernel])
+  root.__call__ = tf.function(call)
+  for training in (False, True) if trace_training else (False,):
+    root.__call__.get_concrete_function(spec, training, _SCALAR, _SCALAR)
+  root.regularization_losses = [
+    tf.function(loss, input_signature=[]) for loss in losses(kernel)
+  ]
+  change(root)
+  (of_input, of_output) = names
+  serve = tf.function(
+    lambda x: {
+      of_output: root.__call__(x, False, tf.constant(0.5), tf.constant(0.9))
+    }
+  )
+  served = tf.TensorSpec(spec.shape, spec.dtype, of_input)
+  _write(root, directory, serve.get_concrete_function(served), card)
+
+
+def _plain(directory, call, *arguments, variables=(), **attributes):
+  """Writes a small model of a function; without a signature."""
+  root = _lists(tf.train.Checkpoint(**attributes), list(variables))
+  root.__call__ = tf.function(call)
+  root.__call__.get_concrete_function(*arguments)
+  _write(root, directory)
+
+
+_VECTORS = tf.TensorSpec([None, 4], tf.float32, "vectors")
+
+
+def _writes_files(directory):
+  def call(inputs):
+    tf.io.write_file("stolen", "all of it")
+    return inputs
+
+  _plain(directory, call, _VECTORS)
+
+
+def _not_callable(directory):
+  root = tf.train.Checkpoint(serve=tf.function(lambda x: x))
+  _write(root, directory, root.serve.get_concrete_function(_VECTORS))
+
+
+def _two_inputs(directory):
+  _plain(directory, lambda x, y: x + y, _VECTORS, _VECTORS)
+
+
+def _frozen_batch_norm(directory):
+  mean = tf.Variable(tf.zeros([4]), trainable=False, name="moving_mean")
+  _plain(directory, lambda x: x - mean, _VECTORS, variables=[mean])
+
+
+def _standing_batch_norm(directory):
+  mean = tf.Variable(tf.zeros([4]), trainable=False, name="moving_mean")
+
+  def call(inputs, training=False):
+    return inputs - mean + float(training)
+
+  root = _lists(tf.train.Checkpoint(), [mean], [])
+  root.__call__ = tf.function(call)
+  for training in (False, True):
+    root.__call__.get_concrete_function(_VECTORS, training)
+  _write(root, directory)
+
+
+def _training_without_effect(directory):
+  root = _lists(tf.train.Checkpoint(), [])
+  root.__call__ = tf.function(lambda x, training=False: x)
+  for training in (False, True):
+    root.__call__.get_concrete_function(_VECTORS, training)
+  _write(root, directory)
+
+
+class _Module(tf.Module):
+  def __init__(self):
+    super().__init__()
+    self.kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
+
+  @tf.function
+  def __call__(self, inputs):
+    return inputs @ self.kernel
+
+
+def _module(directory):
+  module = _Module()
+  module.__call__.get_concrete_function(_VECTORS)
+  _write(module, directory)
+
+
+def _no_trainable_variables(directory):
+  _image(directory, change=lambda r: setattr(r, "trainable_variables", []))
+
+
+def _frozen_variable_listed(directory):
+  _image(
+    directory, change=lambda r: setattr(r, "trainable_variables", r.variables)
+  )
+
+
+def _gradient_stopped(directory):
+  _image(directory, finish=lambda x, training, rate: tf.stop_gradient(x))
+
+
+def _loss_is_no_scalar(directory):
+  _image(directory, losses=lambda kernel: [lambda: kernel**2])
+
+
+def _nothing_adjustable(directory):
+  def call(inputs, training=False):
+    return tf.nn.dropout(inputs, 0.5) if training else inputs
+
+  root = _lists(tf.train.Checkpoint(), [])
+  root.__call__ = tf.function(call)
+  for training in (False, True):
+    root.__call__.get_concrete_function(_VECTORS, training)
+  _write(root, directory)
+
+
+def _sub_object_lists_nothing(directory):
+  inner = tf.train.Checkpoint(variables=[])
+  inner.__call__ = tf.function(lambda x: x)
+  inner.__call__.get_concrete_function(_VECTORS)
+  _image(directory, change=lambda root: setattr(root, "inner", inner))
+
+
+def _bare_function(directory):
+  kernel = tf.Variable(tf.ones([4, 2]))
+  bare = tf.function(lambda x: x @ kernel)
+  bare.get_concrete_function(_VECTORS)
+
+  def change(root):
+    root.bare = bare
+    root.kernel = kernel
+
+  _image(directory, change=change)
+
+
+def _optimizer_inside(directory):
+  slots = tf.train.Checkpoint(step=tf.Variable(0))
+  _image(directory, change=lambda root: setattr(root, "optimizer", slots))
+
+
+def _path_in_an_asset(directory):
+  asset = f"{directory}.txt"
+  pathlib.Path(asset).write_text("made by /home/somebody/train.py")
+  _image(
+    directory,
+    change=lambda root: setattr(root, "notes", tf.saved_model.Asset(asset)),
+  )
+
+
+def _no_momentum(directory):
+  mean = tf.Variable(tf.zeros([3]), trainable=False, name="moving_mean")
+
+  def call(inputs, training=False):
+    x = tf.squeeze(tf.reduce_mean(inputs, [1, 2], keepdims=True), [1, 2])
+    if training:
+      mean.assign(x[0])
+    return x - mean
+
+  root = _lists(tf.train.Checkpoint(), [mean], [])
+  root.__call__ = tf.function(call)
+  for training in (False, True):
+    root.__call__.get_concrete_function(_IMAGES, training)
+  _write(root, directory)
+
+
+def _text_embedding(directory, features=2):
+  def call(texts):
+    lengths = tf.cast(tf.strings.length(texts), tf.float32)
+    return tf.stack([lengths] * features, axis=1)
+
+  def letters(texts):  # As many as the longest text has.
+    return tf.cast(
+      tf.strings.unicode_decode(texts, "UTF-8").to_tensor(), tf.float32
+    )
+
+  _plain(directory, call if features else letters, _TEXTS)
+
+
+def _callable(call, *traces):
+  result = _lists(tf.train.Checkpoint(), [])
+  result.__call__ = tf.function(call)
+  for arguments in traces:
+    result.__call__.get_concrete_function(*arguments)
+  return result
+
+
+def _preprocessor(
+  directory,
+  *,
+  longest=None,
+  with_tokenize=True,
+  pack_with_length=True,
+  special=True,
+  with_assert=False,
+):
+  """Writes a preprocessor, with letters for words; by default intact."""
+
+  def split(texts):
+    if with_assert:
+      tf.debugging.Assert(tf.size(texts) > 0, ["empty"])
+    return tf.strings.unicode_decode(texts, "UTF-8")
+
+  def packed(segments, seq_length):
+    ids = tf.concat([s.to_tensor() for s in segments], 1)[:, :seq_length]
+    ids = tf.pad(ids, [[0, 0], [0, seq_length - tf.shape(ids)[1]]])
+    return {
+      "input_word_ids": ids,
+      "input_mask": tf.cast(ids > 0, tf.int32),
+      "input_type_ids": tf.zeros_like(ids),
+    }
+
+  def call(texts):
+    outputs = packed([split(texts)], 8)
+    if longest is not None:
+      ids = split(texts).to_tensor()
+      outputs["input_word_ids"] += tf.ensure_shape(ids, [None, longest])[:, :8]
+    return outputs
+
+  ragged = tf.RaggedTensorSpec([None, None], tf.int32)
+  root = _callable(call, [_TEXTS])
+  if with_tokenize:
+    root.tokenize = _callable(split, [_TEXTS])
+  if special and with_tokenize:
+    special_tokens = tf.function(lambda: {"mask_id": tf.constant(3)})
+    special_tokens.get_concrete_function()
+    root.tokenize.get_special_tokens_dict = special_tokens
+  if pack_with_length:
+    root.bert_pack_inputs = _callable(
+      lambda segments, seq_length=8: packed(segments, seq_length),
+      [[ragged, ragged], tf.TensorSpec([], tf.int32)],
+    )
+  else:
+    root.bert_pack_inputs = _callable(
+      lambda segments: packed(segments, 8), [[ragged, ragged]]
+    )
+  _write(root, directory)
+
+
+def _encoder(directory, *, spec=None, mlm=None, vocabulary=True):
+  """Writes an encoder that learns nothing but a table; by default intact."""
+  table = tf.Variable(tf.random.stateless_normal([16, 4], [0, 0]), name="table")
+
+  def call(inputs):
+    sequence = tf.nn.embedding_lookup(table, inputs["input_word_ids"])
+    pooled = sequence[:, 0] + 0.0 * tf.cast(
+      inputs["input_mask"][:, :1] + inputs["input_type_ids"][:, :1], tf.float32
+    )
+    return {
+      "sequence_output": sequence,
+      "pooled_output": pooled,
+      "default": pooled,
+      "encoder_outputs": [sequence],
+    }
+
+  root = _callable(call, [spec or _WORDS])
+  _lists(root, [table])
+  if vocabulary:
+    file = f"{directory}.vocab"
+    pathlib.Path(file).write_text("[PAD]\n")
+    root.vocab_file = tf.saved_model.Asset(file)
+    root.do_lower_case = tf.Variable(True, trainable=False)
+  if mlm:
+    positions = tf.TensorSpec([None, None], tf.int32, "masked_lm_positions")
+    root.mlm = _callable(
+      lambda inputs: {
+        mlm: tf.gather(
+          call(inputs)["sequence_output"],
+          inputs["masked_lm_positions"],
+          batch_dims=1,
+        )
+      },
+      [{**_WORDS, "masked_lm_positions": positions}],
+    )
+    _lists(root.mlm, [table])
+  _write(root, directory)
+
+
+def _of(build, **changes):
+  return lambda directory: build(directory, **changes)
+
+
+# A rule, what breaks it, and the words in which it is said.
+_BROKEN = (
+  ("S1", _writes_files, r"WriteFile \(.*\) in __inference"),
+  ("R1", _not_callable, "hub.KerasLayer refuses it.*: serving_default"),
+  ("R2", _two_inputs, "y must be given beside the input"),
+  ("R3", _frozen_batch_norm, "no argument `training`"),
+  ("R3", _standing_batch_norm, r"No moving average .* moves"),
+  ("R3", _training_without_effect, "changes neither outputs nor variables"),
+  ("R4", _of(_image, trace_training=False), "'training': True.* fails"),
+  ("R5", _module, "uses kernel:0, which `variables` lacks.*in silence"),
+  ("R5", _no_trainable_variables, "train nothing, in silence"),
+  ("R5", _frozen_variable_listed, "moving_mean:0 in .* is not trainable"),
+  ("R5", _gradient_stopped, "kernel:0 in .* gets no gradient"),
+  ("R6", _loss_is_no_scalar, "loss 0 returns .* no float scalar"),
+  (
+    "R7",
+    _of(_image, momentum_without_effect=True),
+    "^batch_norm_momentum changes nothing",
+  ),
+  ("R7", _nothing_adjustable, "dropout or other noise is fixed"),
+  (
+    "R8",
+    _of(_image, spec=tf.TensorSpec([4, None, None, 3])),
+    r"batch size is fixed.*\(4, None",
+  ),
+  ("R9", _sub_object_lists_nothing, "`inner` .* has no trainable_v"),
+  ("R9", _bare_function, "`bare` is a bare function"),
+  ("R10", _optimizer_inside, "state of an optimizer"),
+  ("R10", _path_in_an_asset, "/home/somebody/train.py"),
+  ("R11", _two_inputs, "no signature serving_default"),
+  ("R11", _of(_image, names=("args_0", "output_0")), "args_0, output_0"),
+  (
+    "R12",
+    _of(_image, finish=lambda x, training, rate: tf.nn.softmax(x)),
+    r"probabilities \(by Softmax\)",
+  ),
+  (
+    "R12",
+    _of(_image, finish=lambda x, training, rate: tf.sigmoid(x)),
+    r"probabilities \(by Sigmoid\)",
+  ),
+  ("R13", _of(_image, card="trainable=True"), "regularization in the opt"),
+  ("R14", _of(_image, keepdims=False), r"gradient of Mean \(Mean in "),
+  (
+    "I1",
+    _of(_image, spec=tf.TensorSpec([None, None, None, 3], tf.uint8)),
+    "takes uint8",
+  ),
+  (
+    "I2",
+    _of(
+      _image,
+      finish=lambda x, training, rate: (
+        tf.nn.dropout(x, rate) if training else x
+      ),
+    ),
+    "Dropout is applied to the output",
+  ),
+  (
+    "I3",
+    _of(
+      _image,
+      finish=lambda x, training, rate: x[:, tf.newaxis],
+      names=("images", "logits"),
+    ),
+    r"\(None, 1, 5\), and not float32 \[batch, classes",
+  ),
+  ("I4", _of(_image, spec=tf.TensorSpec([None, 8, 8, 3])), "fixed at 8 and 8"),
+  ("I5", _no_momentum, "batch_norm_momentum cannot be set"),
+  ("T1", _of(_text_embedding, features=None), r"\(None, None\), and not"),
+  ("T2", _of(_preprocessor, with_tokenize=False), "no sub-object `tokenize`"),
+  ("T2", _of(_preprocessor, pack_with_length=False), "and a seq_length"),
+  ("T2", _of(_preprocessor, longest=9), "cannot run in Dataset.map"),
+  ("T2", _of(_preprocessor, with_assert=True), "Assert ops"),
+  (
+    "T3",
+    _of(
+      _encoder,
+      spec={k: tf.TensorSpec([None, 8], tf.int32, k) for k in _WORDS},
+    ),
+    r"\(None, 8\), and not int32 \[batch, seq_length\]",
+  ),
+  ("T5", _of(_encoder, mlm="logits"), "returns logits, and not mlm_logits"),
+  ("T6", _of(_encoder, vocabulary=False), "vocab_file and do_lower_case"),
+  ("T6", _of(_preprocessor, special=False), "no get_special_tokens_dict"),
+)
+_INTACT = (
+  ("image", _image),
+  ("preprocessor", _preprocessor),
+  ("encoder", _of(_encoder, mlm="mlm_logits")),
+  ("text embedding", _text_embedding),
+)
+
+
+class RulesTest(parameterized.TestCase, tf.test.TestCase):
+  def subject(self, build):
+    directory = os.path.join(self.get_temp_dir(), "export")
+    build(directory)
+    subject = subject_lib.read(directory)
+    subject_lib.load(subject, trust=False)
+    return subject
+
+  @parameterized.parameters(*_BROKEN)
+  def test_finds(self, name, build, words):
+    subject = self.subject(build)
+    (rule,) = [rule for rule in rules.RULES if rule.name == name]
+    if rule.kinds:
+      self.assertIn(subject.kind, rule.kinds)
+    finding = rule.judge(subject)
+    self.assertEqual(finding.verdict, findings.FAIL, finding)
+    self.assertRegex(finding.text, words)
+    self.assertNotEmpty(finding.fix)
+
+  @parameterized.parameters(*_INTACT)
+  def test_passes(self, kind, build):
+    subject = self.subject(build)
+    self.assertEqual(subject.kind, kind)
+    verdicts = {r.name: f for r, f in rules.judge(subject)}
+    allowed = (findings.PASS, findings.NOT_APPLICABLE)
+    not_passed = {n: f for n, f in verdicts.items() if f.verdict not in allowed}
+    # Of these nothing is to be seen where there is nothing.
+    self.assertContainsSubset(not_passed, {"R6", "R11", "I3"})
+
+  def test_every_rule_has_been_broken(self):
+    self.assertEqual(
+      {name for name, *_ in _BROKEN}, {rule.name for rule in rules.RULES}
+    )
+
+
+if __name__ == "__main__":
+  tf.test.main()

@@ -1,0 +1,284 @@
+"""What is known of a SavedModel that is to be judged."""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import inspect
+import os
+import re
+from typing import Any
+
+from google.protobuf import message
+import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow.core.protobuf import saved_model_pb2
+
+from exporters.conformance import op_audit
+from exporters.reusable import errors
+from exporters.reusable import observation
+
+# Ops of a graph that drop units, or make noise.
+RANDOM = re.compile(r"(Stateless)?(Random|TruncatedNormal|Multinomial)")
+# Of an argument without a default.
+NO_DEFAULT = inspect.Parameter.empty
+_SENTENCES = ("It rains.", "A much longer sentence, with a comma!", "naïve", "")
+
+
+@dataclasses.dataclass
+class Subject:
+  """A SavedModel that is judged.
+
+  Attributes:
+    directory: Where it is.
+    graph: What its `saved_model.pb` says.
+    suspicious: Ops that a model has no need of.
+    model: What was loaded; None where nothing was.
+    unloaded: Why nothing was loaded, in words.
+  """
+
+  directory: str
+  graph: meta_graph_pb2.MetaGraphDef
+  suspicious: list[str]
+  model: Any = None
+  unloaded: str = ""
+
+  @functools.cached_property
+  def traces(self) -> list[Any]:
+    """The concrete functions of the root's `__call__`."""
+    return traces_of(self.model)
+
+  @functools.cached_property
+  def parameters(self) -> dict[str, Any]:
+    """The arguments of `__call__` beside the input, and their defaults."""
+    _, *others = inspect.signature(self.model.__call__).parameters.values()
+    return {parameter.name: parameter.default for parameter in others}
+
+  @functools.cached_property
+  def hyperparameters(self) -> dict[str, Any]:
+    """The arguments that are scalar Tensors, and their defaults."""
+    arguments: dict[str, Any] = {}
+    for trace in self.traces:
+      positional, named = trace.structured_input_signature
+      arguments |= (
+        dict(zip(self.parameters, positional[1:], strict=False)) | named
+      )
+    return {
+      name: self.parameters.get(name, NO_DEFAULT)
+      for name, value in arguments.items()
+      if isinstance(value, tf.TensorSpec)
+      and value.shape == []
+      and value.dtype.is_floating | value.dtype.is_integer
+    }
+
+  @functools.cached_property
+  def spec(self) -> Any:
+    """The input: a `tf.TensorSpec`, or a list or dict of them."""
+    if self.traces:
+      return self.traces[0].structured_input_signature[0][0]
+    return _only(_specs(self.serving.inputs)) if self.serving else None
+
+  @functools.cached_property
+  def output_spec(self) -> Any:
+    """What a call returns: a `tf.TensorSpec`, or a structure of them."""
+    if self.traces:
+      return self.traces[0].structured_outputs
+    return _only(_specs(self.serving.outputs)) if self.serving else None
+
+  @property
+  def signatures(self) -> list[str]:
+    """The names of the signatures, without those of TensorFlow's own."""
+    return [n for n in self.graph.signature_def if not n.startswith("__")]
+
+  @property
+  def serving(self) -> meta_graph_pb2.SignatureDef | None:
+    """The signature `serving_default`."""
+    return self.graph.signature_def.get("serving_default")
+
+  @functools.cached_property
+  def kind(self) -> str:
+    """`image`, `encoder`, `preprocessor`, `text embedding` or `plain`."""
+    spec = self.spec
+    if isinstance(spec, Mapping):
+      return "encoder" if "input_word_ids" in spec else "plain"
+    if not isinstance(spec, tf.TensorSpec) or spec.shape.rank is None:
+      return "plain"
+    if spec.dtype == tf.string and spec.shape.rank == 1:
+      is_embedding = isinstance(self.output_spec, tf.TensorSpec) and (
+        self.output_spec.dtype.is_floating
+      )
+      return "text embedding" if is_embedding else "preprocessor"
+    is_image = spec.shape.rank == 4 and spec.shape[-1] == 3
+    return "image" if is_image else "plain"
+
+  @property
+  def is_text(self) -> bool:
+    """Whether its input is strings."""
+    return self.kind in ("preprocessor", "text embedding")
+
+  @functools.cached_property
+  def batch_norms(self) -> list[tf.Variable]:
+    """The moving averages of batch normalization, by their names."""
+    return [
+      v
+      for v in getattr(self.model, "variables", ())
+      if re.search(r"moving_(mean|var)", v.name)
+    ]
+
+  @functools.cached_property
+  def op_counts(self) -> dict[str, int]:
+    """How often each op is in the graph, the most frequent first."""
+    counts: dict[str, int] = {}
+    for nodes in op_audit.functions(self.graph).values():
+      for node in nodes:
+        counts[node.op] = counts.get(node.op, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+  @property
+  def is_random(self) -> bool:
+    """Whether something in the graph draws random numbers."""
+    return any(RANDOM.match(op) for op in self.op_counts)
+
+  @functools.cached_property
+  def steady(self) -> dict[str, Any] | None:
+    """Arguments of a training call that gives the same twice, if there are."""
+    training = {"training": True} if "training" in self.parameters else {}
+    off = {
+      name: default * 0
+      for name, default in self.hyperparameters.items()
+      if isinstance(default, float)
+    }
+    for arguments in (training, {**training, **off}):
+      if not self.differ(arguments, arguments):
+        return arguments
+    return None
+
+  def differ(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Tells whether calls with these arguments differ, updates included."""
+    return not observation.is_same(
+      self.model, self.model, self.example(), first, second
+    )
+
+  def example(self, batch_size: int = 2, size: tuple[int, ...] = ()) -> Any:
+    """Makes an input.
+
+    Args:
+      batch_size: Where the model leaves it free.
+      size: Of the other free dimensions, in their order; the last goes on.
+    """
+    size = size or {"image": (64,), "encoder": (16,)}.get(self.kind, (8,))
+
+    def array(name: str, spec: tf.TensorSpec) -> tf.Tensor:
+      free = iter(size)
+      last = size[-1]
+      batch, *rest = spec.shape if spec.shape.rank else (batch_size,)
+      shape = [
+        batch_size if batch is None else batch,
+        *(next(free, last) if d is None else d for d in rest),
+      ]
+      if spec.dtype == tf.string:
+        return tf.constant((_SENTENCES * shape[0])[: shape[0]])
+      seed = [shape[0], 0]
+      if spec.dtype.is_floating:
+        return tf.cast(tf.random.stateless_uniform(shape, seed), spec.dtype)
+      if spec.dtype.is_integer:
+        # Small, as ids of words must be less than nobody knows what.
+        largest = {"input_mask": 1, "input_type_ids": 0}.get(name, 9)
+        smallest = min(largest, 1)
+        return tf.cast(
+          tf.random.stateless_uniform(
+            shape, seed, smallest, largest + 1, tf.int32
+          ),
+          spec.dtype,
+        )
+      return tf.zeros(shape, spec.dtype)
+
+    if isinstance(self.spec, Mapping):
+      return {name: array(name, spec) for name, spec in self.spec.items()}
+    return tf.nest.map_structure(lambda spec: array("", spec), self.spec)
+
+
+def read(directory: str) -> Subject:
+  """Reads a SavedModel, and executes nothing of it.
+
+  Raises:
+    ExportError: There is none, or it cannot be read.
+  """
+  if not tf.io.gfile.exists(directory):
+    raise errors.ExportError(f"{directory} does not exist.")
+  if not tf.io.gfile.isdir(directory):
+    raise errors.ExportError(
+      f"{directory} is a file. A SavedModel is a directory with saved_model.pb"
+      " in it: give that."
+    )
+  path = os.path.join(directory, "saved_model.pb")
+  if not tf.io.gfile.exists(path):
+    raise errors.ExportError(
+      f"{directory} has no saved_model.pb in it: it is no SavedModel, or its"
+      " export was broken off."
+    )
+  with tf.io.gfile.GFile(path, "rb") as f:
+    content = f.read()
+  try:
+    graphs = saved_model_pb2.SavedModel.FromString(content).meta_graphs
+  except message.DecodeError as e:
+    raise errors.ExportError(
+      f"{path} cannot be read: it is truncated or damaged. Export it again."
+    ) from e
+  if not graphs:
+    raise errors.ExportError(f"{path} is empty. Export it again.")
+  # Of several, TensorFlow 2 loads the one that is tagged `serve`.
+  serving = [g for g in graphs if "serve" in g.meta_info_def.tags]
+  graph = (serving or graphs)[0]
+  return Subject(directory, graph, op_audit.suspicious(graph))
+
+
+def load(subject: Subject, trust: bool) -> None:
+  """Loads what was read, unless it is suspicious and not trusted.
+
+  Raises:
+    ExportError: It cannot be loaded.
+  """
+  if subject.suspicious and not trust:
+    subject.unloaded = "it was not loaded, for its ops are suspicious"
+    return
+  if not subject.graph.HasField("object_graph_def"):
+    subject.unloaded = "it is of TensorFlow 1: a graph, and no objects"
+    return
+  if any(
+    op in op_audit.ALLOWED and not hasattr(tf.raw_ops, op)
+    for op in subject.op_counts
+  ):
+    # Registers its ops; a consumer of text has it anyway.
+    import tensorflow_text  # noqa: F401
+  try:
+    subject.model = tf.saved_model.load(subject.directory)
+  except Exception as e:  # Whatever a stranger's file brings about.
+    raise errors.ExportError(
+      f"{subject.directory} cannot be loaded: {first_line(e)}"
+    ) from e
+
+
+def traces_of(loaded: Any) -> list[Any]:
+  """Returns the concrete functions of an object's `__call__`."""
+  # Not callable(): what was loaded is told by what it has.
+  call = getattr(loaded, "__call__", None)  # noqa: B004
+  return list(getattr(call, "concrete_functions", ()))
+
+
+def first_line(error: Exception) -> str:
+  """Returns what an error says, in one line."""
+  lines = [line.strip() for line in str(error).splitlines()]
+  return next(filter(None, lines), type(error).__name__)
+
+
+def _specs(tensors: Mapping[str, Any]) -> dict[str, tf.TensorSpec]:
+  return {
+    name: tf.TensorSpec(
+      tf.TensorShape(info.tensor_shape), tf.dtypes.as_dtype(info.dtype), name
+    )
+    for name, info in tensors.items()
+  }
+
+
+def _only(specs: dict[str, tf.TensorSpec]) -> Any:
+  return next(iter(specs.values())) if len(specs) == 1 else specs
