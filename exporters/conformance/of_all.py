@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 import itertools
 import json
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -25,8 +24,10 @@ _KERAS_FUNCTIONS = frozenset(["call_and_return_all_conditional_losses"])
 _XLA_SECONDS = 300  # A step of a trapped model takes minutes to lower.
 # That tools have made up, for want of one.
 _NO_NAME = re.compile(r"(args?|inputs?|outputs?|keras_tensor)(_?\d+)*")
+# Of folders that are in no name of an op.
 _ABSOLUTE_PATH = re.compile(
-  rb"/(?:content|data|home|mnt|private|proc|root|tmp|usr|Users|var)/[\w./-]*"
+  rb"/(?:home|mnt|private|proc|root|tmp|usr|Users|var/(?:folders|lib|tmp))"
+  rb"/[\w./-]*"
 )
 _OPTIMIZER = re.compile(
   r"(^|/)(optimizer|Adam|AdamW|SGD|RMSprop|Momentum|LAMB|Adagrad)(_\d+)?(/|:|$)"
@@ -411,16 +412,16 @@ def is_clean(subject: Subject) -> findings.Finding:
       " others.",
       "Save without it: Model.save(…, include_optimizer=False).",
     )
-  for path in sorted(pathlib.Path(subject.directory).rglob("*")):
-    if path.is_file() and path.parent.name != "variables":
-      found = _ABSOLUTE_PATH.search(path.read_bytes())
-      if found:
-        return findings.failed(
-          f"{path.relative_to(subject.directory)} has the path"
-          f" {found[0].decode()} of the exporting machine in it.",
-          "Save files as tf.saved_model.Asset, and make no names of their"
-          " paths.",
-        )
+  for file in subject.files:
+    if file.startswith("variables/"):
+      continue
+    found = _ABSOLUTE_PATH.search(subject.content(file))
+    if found:
+      return findings.failed(
+        f"{file} has the path {found[0].decode()} of the exporting machine in"
+        " it.",
+        "Save files as tf.saved_model.Asset, and make no names of their paths.",
+      )
   return findings.passed("no optimizer, no absolute path")
 
 
@@ -465,12 +466,10 @@ def returns_logits(subject: Subject) -> findings.Finding:
 
 def is_documented(subject: Subject) -> findings.Finding:
   """The documentation tells how to fine-tune."""
-  path = pathlib.Path(subject.directory, "assets.extra", "README.md")
-  if not path.exists():
-    return findings.not_decidable(
-      "there is no assets.extra/README.md; it may be elsewhere"
-    )
-  text = " ".join(path.read_text(encoding="utf-8").split())
+  card = "assets.extra/README.md"
+  if card not in subject.files:
+    return findings.not_decidable(f"there is no {card}; it may be elsewhere")
+  text = " ".join(subject.content(card).decode().split())
   for words, what in (
     ("trainable=True", "how to fine-tune"),
     (
@@ -480,11 +479,11 @@ def is_documented(subject: Subject) -> findings.Finding:
   ):
     if not re.search(words, text):
       return findings.failed(
-        f"assets.extra/README.md does not tell {what}.",
+        f"{card} does not tell {what}.",
         "Say how it is fine-tuned, and that weight decay in an optimizer is"
         " no part of a SavedModel.",
       )
-  return findings.passed("assets.extra/README.md tells how to fine-tune")
+  return findings.passed(f"{card} tells how to fine-tune")
 
 
 def compiles_once(subject: Subject) -> findings.Finding:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 import html
 import os
-import pathlib
 from typing import Any
 
 import tensorflow as tf
@@ -109,14 +108,12 @@ def _sizes(subject: subject_lib.Subject) -> dict[str, int]:
     "graph: the rest": graph.graph_def.ByteSize() - functions,
     "objects": graph.object_graph_def.ByteSize(),
   }
-  root = pathlib.Path(subject.directory)
-  sizes["saved_model.pb: the rest"] = (
-    root / "saved_model.pb"
-  ).stat().st_size - sum(sizes.values())
-  for path in root.rglob("*"):
-    place = path.relative_to(root).parts[0]
-    if path.is_file() and place != "saved_model.pb":
-      sizes[place] = sizes.get(place, 0) + path.stat().st_size
+  rest = subject.files["saved_model.pb"] - sum(sizes.values())
+  sizes["saved_model.pb: the rest"] = rest
+  for file, size in subject.files.items():
+    place = file.split(os.sep)[0]
+    if place != "saved_model.pb":
+      sizes[place] = sizes.get(place, 0) + size
   return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 

@@ -43,6 +43,24 @@ class Subject:
   unloaded: str = ""
 
   @functools.cached_property
+  def files(self) -> dict[str, int]:
+    """The bytes of every file, by its path in the directory."""
+    paths = [
+      os.path.join(folder, name)
+      for folder, _, names in tf.io.gfile.walk(self.directory)
+      for name in names
+    ]
+    return {
+      os.path.relpath(path, self.directory): tf.io.gfile.stat(path).length
+      for path in sorted(paths)
+    }
+
+  def content(self, file: str) -> bytes:
+    """Reads one of the files."""
+    with tf.io.gfile.GFile(os.path.join(self.directory, file), "rb") as f:
+      return f.read()
+
+  @functools.cached_property
   def traces(self) -> list[Any]:
     """The concrete functions of the root's `__call__`."""
     return traces_of(self.model)
