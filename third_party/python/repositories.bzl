@@ -37,7 +37,7 @@ def _python_with_pip(ctx):
         fail("No Python with pip found ({}). Install pip, on Debian with: apt-get install python3-pip".format(", ".join(_PYTHONS)))
     return python
 
-def _uv_impl(ctx):
+def _wheel_impl(ctx):
     _run(
         ctx,
         [
@@ -54,18 +54,25 @@ def _uv_impl(ctx):
             "--requirement",
             ctx.path(ctx.attr.requirements),
         ],
-        "Installing uv",
+        "Installing " + ctx.name,
         {"PIP_REQUIRE_VIRTUALENV": "0", "PIP_USER": "0"},
     )
-    ctx.file("BUILD", "exports_files([\"bin/uv\"])\n")
+    ctx.file("BUILD", "exports_files([\"{}\"])\n".format(ctx.attr.file))
 
-uv = repository_rule(
-    doc = """Installs uv from its wheel, whose hash is pinned, with pip.
+wheel = repository_rule(
+    doc = """Installs one wheel, whose hash is pinned, with pip, for one file.
 
-    pip knows by itself how this machine reaches its packages.
+    pip knows by itself how this machine reaches its packages. It is fetched when
+    the file is needed.
     """,
-    implementation = _uv_impl,
-    attrs = {"requirements": attr.label(mandatory = True)},
+    implementation = _wheel_impl,
+    attrs = {
+        "file": attr.string(
+            doc = "What of it is used.",
+            mandatory = True,
+        ),
+        "requirements": attr.label(mandatory = True),
+    },
     environ = ["PYTHON_BIN_PATH"],
 )
 

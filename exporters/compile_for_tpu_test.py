@@ -1,0 +1,140 @@
+"""Compiles train steps for TPUs, and reads what is said where they cannot."""
+
+import ctypes
+import os
+import pathlib
+import re
+import subprocess
+
+from absl import flags
+from absl.testing import parameterized
+import tensorflow as tf
+
+from exporters.tpu import pjrt
+
+_LIBTPU = flags.DEFINE_string("libtpu", None, "Path of libtpu.so.")
+_MNIST_CNN = flags.DEFINE_string("mnist_cnn", None, "An export.")
+_BINARY = "exporters/compile_for_tpu"
+_VECTORS = tf.TensorSpec([None, 4], tf.float32)
+
+
+def _string_op(inputs):
+  text = tf.strings.upper(tf.strings.as_string(inputs))
+  return tf.strings.to_number(text) * 1.0
+
+
+def _unbounded_loop(inputs):
+  (outputs,) = tf.while_loop(
+    lambda x: tf.reduce_sum(x) < 100.0,
+    lambda x: [tf.ensure_shape(x * 2.0, [None, 4])],
+    [inputs],
+    [tf.TensorShape([None, 4])],
+  )
+  return tf.ensure_shape(outputs, [32, 4])
+
+
+def _dynamic_shape(inputs):
+  return tf.boolean_mask(inputs, inputs[:, 0] > 0.0)
+
+
+class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
+  def run_binary(self, *arguments):
+    return subprocess.run(
+      [_BINARY, f"--libtpu={_LIBTPU.value}", *arguments],
+      capture_output=True,
+      encoding="utf-8",
+    )
+
+  def export(self, function, **attributes):
+    kernel = tf.Variable(tf.ones([4, 4]), name="kernel")
+    root = tf.train.Checkpoint(
+      variables=[kernel], trainable_variables=[kernel], **attributes
+    )
+    root.__call__ = tf.function(lambda x: function(x @ kernel))
+    root.__call__.get_concrete_function(_VECTORS)
+    directory = os.path.join(self.get_temp_dir(), "export")
+    tf.saved_model.save(root, directory)
+    return directory
+
+  def test_export_compiles(self):
+    done = self.run_binary(
+      f"--saved_model_dir={_MNIST_CNN.value}",
+      "--topology=v5e:2x2",
+      "--topology=v6e:2x2",
+    )
+    self.assertEqual(done.returncode, 0, done.stderr)
+    for topology, memory in (("v5e", "16,384"), ("v6e", "32,768")):
+      self.assertRegex(
+        done.stdout,
+        rf"✓ {topology}:2x2, batch 32: compiles; \d+ MiB of {memory} MiB HBM;"
+        r" [\d.e+]+ flops",
+      )
+    needed = [int(n) for n in re.findall(r"(\d+) MiB of", done.stdout)]
+    self.assertAllInRange(needed, 5, 200)  # 26 MiB were measured.
+
+  def test_what_does_not_fit(self):
+    done = self.run_binary(
+      f"--saved_model_dir={_MNIST_CNN.value}", "--batch_size=524288"
+    )
+    self.assertEqual(done.returncode, 1)
+    self.assertIn("does not fit at low effort; trying at full", done.stdout)
+    self.assertRegex(done.stdout, r"✗ v5e.*: does not fit; [\d.]+GB of 15.75GB")
+
+  @parameterized.parameters(
+    (_string_op, r"TPUs have no op AsString.*Dataset.map"),
+    (_unbounded_loop, r"loops must have a bound"),
+    (_dynamic_shape, r"TPUs need shapes that are known"),
+  )
+  def test_refuses(self, function, words):
+    done = self.run_binary(f"--saved_model_dir={self.export(function)}")
+    self.assertEqual(done.returncode, 1)
+    self.assertRegex(done.stderr.splitlines()[-1], f"^ERROR: .*{words}")
+    self.assertNotIn("Traceback", done.stderr)
+
+  def test_refuses_a_table(self):
+    table = tf.lookup.StaticHashTable(
+      tf.lookup.KeyValueTensorInitializer([0, 1], [1.0, 2.0]), 0.0
+    )
+    directory = self.export(
+      lambda x: x * table.lookup(tf.cast(x > 0.0, tf.int32)), table=table
+    )
+    done = self.run_binary(f"--saved_model_dir={directory}")
+    self.assertEqual(done.returncode, 1)
+    self.assertRegex(
+      done.stderr.splitlines()[-1],
+      r"^ERROR: Op LookupTableFindV2 \(.*\) looks up a table.*Dataset.map",
+    )
+
+  def test_structures_are_those_of_the_header(self):
+    (header,) = pathlib.Path(tf.sysconfig.get_include()).glob(
+      "xla/pjrt/c/pjrt_c_api.h"
+    )
+    text = re.sub(r"//.*", "", header.read_text())
+    table = re.findall(r"_PJRT_API_STRUCT_FIELD\((PJRT_\w+)\);", text)
+    for name, position in pjrt.FUNCTIONS.items():
+      self.assertEqual(table[position], name)
+    for name in (
+      "PJRT_Compile_Args",
+      "PJRT_Error_Message_Args",
+      "PJRT_Executable_GetCompiledMemoryStats_Args",
+      "PJRT_Executable_GetCostAnalysis_Args",
+      "PJRT_Program",
+      "PJRT_TopologyDescription_Create_Args",
+    ):
+      body = re.search(rf"struct {name} {{(.*?)}};", text, re.DOTALL)[1]
+      self.assertEqual(
+        re.findall(r"(\w+);", body),
+        [field for field, _ in getattr(pjrt, name)._fields_],
+      )
+    self.assertEqual(pjrt.PJRT_NamedValue.value_size.offset, 48)
+    self.assertEqual(ctypes.sizeof(pjrt.PJRT_NamedValue), 56)
+
+  def test_wrong_flags(self):
+    done = self.run_binary("--saved_model_dir=x", "--topology=v9:2x2")
+    self.assertIn("it starts with one of v2, v3", done.stderr)
+    done = self.run_binary("--saved_model_dir=x", "--batch_size=many")
+    self.assertIn("It is a number, or max", done.stderr)
+
+
+if __name__ == "__main__":
+  tf.test.main()

@@ -1,0 +1,323 @@
+"""Compiles programs for a TPU with libtpu alone: no TPU, no other package.
+
+libtpu, which PyPI has, is the compiler and the driver of TPUs in one. It is
+called through the PJRT C API, by ctypes. Structures and functions have the
+names of that API's header, which TensorFlow's package brings along
+(xla/pjrt/c/pjrt_c_api.h); a test compares them.
+
+libtpu may abort its process, or hang: `compile_program` uses another one, which
+runs this module.
+"""
+
+import ctypes
+import dataclasses
+import json
+import os
+import pathlib
+import struct
+import subprocess
+import sys
+import tempfile
+
+_size_t, _void_p, _int64 = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int64
+
+# Positions in the table of functions, PJRT_Api, which only ever grows.
+FUNCTIONS = {
+  "PJRT_Error_Message": 1,
+  "PJRT_Plugin_Initialize": 3,
+  "PJRT_Executable_GetCostAnalysis": 46,
+  "PJRT_TopologyDescription_Create": 82,
+  "PJRT_Compile": 89,
+  "PJRT_Executable_GetCompiledMemoryStats": 96,
+}
+_MAJOR_VERSION = 0
+
+# Without these libtpu asks its machine for TPUs, and lets one process in.
+_ENVIRONMENT = {
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+  "TPU_MIN_LOG_LEVEL": "3",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_STDERR_LOG_LEVEL": "3",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_WORKER_ID": "0",
+}
+
+
+class TpuError(Exception):
+  """The compiler has refused a program, or failed; in its own words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """What is known of a program that compiles.
+
+  Attributes:
+    peak_bytes: Of the memory (HBM) of one core, at most in use at once.
+    argument_bytes: Of it, what the arguments take: weights, state, batch.
+    flops: Floating point operations of one run; nan where it is not told.
+    accessed_bytes: Bytes that one run reads and writes; nan likewise.
+    api_version: Major and minor version of the PJRT C API of this libtpu.
+  """
+
+  peak_bytes: int
+  argument_bytes: int
+  flops: float
+  accessed_bytes: float
+  api_version: tuple[int, int]
+
+
+def compile_program(
+  program: bytes,
+  *,
+  libtpu: str,
+  topology: str,
+  full_effort: bool = False,
+  timeout: float = 1800,
+) -> Compiled:
+  """Compiles a program, in a process of its own.
+
+  Args:
+    program: A serialized HloModuleProto, as TensorFlow gives it for the stage
+      `hlo_serialized`.
+    libtpu: Path of libtpu.so.
+    topology: Which TPUs, such as `v5e:2x2`.
+    full_effort: Whether to optimize, which takes ten times as long. Without,
+      the memory is overstated.
+    timeout: In seconds.
+
+  Raises:
+    TpuError: The compiler does not take the program, aborts or takes too long.
+  """
+  with tempfile.TemporaryDirectory() as work_dir:
+    file = pathlib.Path(work_dir, "program")
+    file.write_bytes(program)
+    try:
+      # -P: beside this module are others with names that are not ours alone.
+      done = subprocess.run(
+        [sys.executable, "-P", __file__, libtpu, file, topology]
+        + ["full"] * full_effort,
+        env=os.environ | _ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+      )
+    except subprocess.TimeoutExpired as e:
+      raise TpuError(f"it takes more than {timeout:.0f} s") from e
+  lines = done.stdout.splitlines()
+  if done.returncode or not lines:
+    said = done.stderr.strip().splitlines()[-3:]
+    raise TpuError(f"libtpu ended with {done.returncode}: {' '.join(said)}")
+  answer = json.loads(lines[-1])
+  if "error" in answer:
+    raise TpuError(answer["error"])
+  answer["api_version"] = tuple(answer["api_version"])
+  return Compiled(**answer)
+
+
+def _struct(name: str, *fields: tuple[str, type]) -> type[ctypes.Structure]:
+  """Makes a structure of the API: each begins with its size and extensions."""
+  return type(
+    name,
+    (ctypes.Structure,),
+    {
+      "_fields_": [
+        ("struct_size", _size_t),
+        ("extension_start", _void_p),
+        *fields,
+      ]
+    },
+  )
+
+
+PJRT_Api_Version = _struct(
+  "PJRT_Api_Version",
+  ("major_version", ctypes.c_int),
+  ("minor_version", ctypes.c_int),
+)
+
+
+PJRT_Api = _struct(
+  "PJRT_Api",
+  ("pjrt_api_version", PJRT_Api_Version),
+  ("functions", _void_p * (max(FUNCTIONS.values()) + 1)),
+)
+
+PJRT_Error_Message_Args = _struct(
+  "PJRT_Error_Message_Args",
+  ("error", _void_p),
+  ("message", _void_p),
+  ("message_size", _size_t),
+)
+
+PJRT_Plugin_Initialize_Args = _struct("PJRT_Plugin_Initialize_Args")
+
+
+PJRT_TopologyDescription_Create_Args = _struct(
+  "PJRT_TopologyDescription_Create_Args",
+  ("topology_name", ctypes.c_char_p),
+  ("topology_name_size", _size_t),
+  ("create_options", _void_p),
+  ("num_options", _size_t),
+  ("topology", _void_p),
+)
+
+PJRT_Program = _struct(
+  "PJRT_Program",
+  ("code", ctypes.c_char_p),
+  ("code_size", _size_t),
+  ("format", ctypes.c_char_p),
+  ("format_size", _size_t),
+)
+
+PJRT_Compile_Args = _struct(
+  "PJRT_Compile_Args",
+  ("topology", _void_p),
+  ("program", _void_p),
+  ("compile_options", ctypes.c_char_p),
+  ("compile_options_size", _size_t),
+  ("client", _void_p),
+  ("executable", _void_p),
+)
+
+PJRT_Executable_GetCompiledMemoryStats_Args = _struct(
+  "PJRT_Executable_GetCompiledMemoryStats_Args",
+  ("executable", _void_p),
+  ("generated_code_size_in_bytes", _int64),
+  ("argument_size_in_bytes", _int64),
+  ("output_size_in_bytes", _int64),
+  ("alias_size_in_bytes", _int64),
+  ("temp_size_in_bytes", _int64),
+  ("host_generated_code_size_in_bytes", _int64),
+  ("host_argument_size_in_bytes", _int64),
+  ("host_output_size_in_bytes", _int64),
+  ("host_alias_size_in_bytes", _int64),
+  ("host_temp_size_in_bytes", _int64),
+  ("peak_memory_in_bytes", _int64),
+)
+
+
+class _Value(ctypes.Union):
+  """Of the union in the header, what is read here, and what has its size."""
+
+  _fields_ = (("float_value", ctypes.c_float), ("int64_value", _int64))
+
+
+PJRT_NamedValue = _struct(
+  "PJRT_NamedValue",
+  ("name", _void_p),
+  ("name_size", _size_t),
+  ("type", ctypes.c_int),
+  ("value", _Value),
+  ("value_size", _size_t),
+)
+
+PJRT_Executable_GetCostAnalysis_Args = _struct(
+  "PJRT_Executable_GetCostAnalysis_Args",
+  ("executable", _void_p),
+  ("num_properties", _size_t),
+  ("properties", ctypes.POINTER(PJRT_NamedValue)),
+)
+
+
+def _compile_options(full_effort: bool) -> bytes:
+  """Writes a CompileOptionsProto of XLA for one core.
+
+  Of its ExecutableBuildOptionsProto: device_ordinal (field 1) is -1, as proto
+  writes it in ten bytes; num_replicas (4) and num_partitions (5) are 1. How
+  hard to optimize is said twice, as older and newer versions of libtpu read
+  different fields: exec_time_optimization_effort (20) and optimization_level
+  (24), of which 9 is O0.
+  """
+  build = b"\x08" + b"\xff" * 9 + b"\x01" + b"\x20\x01" + b"\x28\x01"
+  if not full_effort:
+    build += b"\xa5\x01" + struct.pack("<f", -1.0) + b"\xc0\x01\x09"
+  # It is field 3, a message.
+  return b"\x1a" + bytes([len(build)]) + build
+
+
+def _compile(
+  libtpu: str, program: bytes, topology: str, full_effort: bool
+) -> Compiled:
+  """Compiles a program in this process."""
+  library = ctypes.CDLL(libtpu)
+  library.GetPjrtApi.restype = ctypes.POINTER(PJRT_Api)
+  api = library.GetPjrtApi().contents
+  version = api.pjrt_api_version
+  if version.major_version != _MAJOR_VERSION:
+    raise TpuError(
+      f"this libtpu has version {version.major_version} of the PJRT C API, and"
+      f" {_MAJOR_VERSION} is known here"
+    )
+
+  def call(name: str, **fields):
+    made_of = globals()[f"{name}_Args"]
+    arguments = made_of(struct_size=ctypes.sizeof(made_of), **fields)
+    function = ctypes.CFUNCTYPE(_void_p, _void_p)(
+      api.functions[FUNCTIONS[name]]
+    )
+    error = function(ctypes.addressof(arguments))
+    if error:
+      said = PJRT_Error_Message_Args(
+        struct_size=ctypes.sizeof(PJRT_Error_Message_Args), error=error
+      )
+      ctypes.CFUNCTYPE(None, _void_p)(
+        api.functions[FUNCTIONS["PJRT_Error_Message"]]
+      )(ctypes.addressof(said))
+      message = ctypes.string_at(said.message, said.message_size)
+      raise TpuError(message.decode(errors="replace"))
+    return arguments
+
+  call("PJRT_Plugin_Initialize")
+  created = call(
+    "PJRT_TopologyDescription_Create",
+    topology_name=topology.encode(),
+    topology_name_size=len(topology),
+  )
+  code = PJRT_Program(
+    struct_size=ctypes.sizeof(PJRT_Program),
+    code=program,
+    code_size=len(program),
+    format=b"hlo",
+    format_size=3,
+  )
+  options = _compile_options(full_effort)
+  executable = call(
+    "PJRT_Compile",
+    topology=created.topology,
+    program=ctypes.addressof(code),
+    compile_options=options,
+    compile_options_size=len(options),
+  ).executable
+  memory = call("PJRT_Executable_GetCompiledMemoryStats", executable=executable)
+  costs = {}
+  try:
+    found = call("PJRT_Executable_GetCostAnalysis", executable=executable)
+    for value in found.properties[: found.num_properties]:
+      name = ctypes.string_at(value.name, value.name_size).decode()
+      costs[name] = value.value.float_value
+  except TpuError:
+    pass  # Some versions have none; the figures are nan then.
+  return Compiled(
+    peak_bytes=memory.peak_memory_in_bytes,
+    argument_bytes=memory.argument_size_in_bytes,
+    flops=costs.get("flops", float("nan")),
+    accessed_bytes=costs.get("bytes accessed", float("nan")),
+    api_version=(version.major_version, version.minor_version),
+  )
+
+
+def main(libtpu: str, file: str, topology: str, effort: str = "") -> None:
+  """Compiles a program, and prints the result, or the error, as JSON."""
+  try:
+    program = pathlib.Path(file).read_bytes()
+    compiled = _compile(libtpu, program, topology, effort == "full")
+    answer = dataclasses.asdict(compiled)
+  except TpuError as e:
+    answer = {"error": str(e)}
+  print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])
