@@ -16,6 +16,7 @@ import os
 import pathlib
 import pickle
 import re
+import signal
 import sys
 import tempfile
 from typing import Any, NamedTuple
@@ -586,6 +587,8 @@ def _lines() -> Iterator[str]:
 
 def main(level: str) -> None:
   """Checks an export, as the lines of standard input say."""
+  # The other process tells of an interruption.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
   # To optimize graphs that run once or twice takes longer than to run them.
   tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
   lines = _lines()
