@@ -1,6 +1,8 @@
 """Restores checkpoints, and says what does not match before it restores."""
 
 from collections.abc import Iterator, Mapping, Sequence
+import glob
+import hashlib
 
 import tensorflow as tf
 
@@ -51,6 +53,25 @@ def restore(
   except tf.errors.OpError as e:
     raise errors.ExportError(f"Cannot read {prefix}: {e.message}.") from e
   status.expect_partial().assert_existing_objects_matched()
+
+
+def sha256(checkpoint_path: str) -> str:
+  """Hashes the contents of a checkpoint's files.
+
+  Args:
+    checkpoint_path: As for `restore`.
+
+  Raises:
+    ExportError: There is no checkpoint.
+  """
+  prefix = _prefix(checkpoint_path)
+  contents = hashlib.sha256()
+  data = sorted(tf.io.gfile.glob(f"{glob.escape(prefix)}.data-*"))
+  for path in [f"{prefix}.index", *data]:
+    with tf.io.gfile.GFile(path, "rb") as f:
+      while block := f.read(2**24):
+        contents.update(block)
+  return contents.hexdigest()
 
 
 def _prefix(checkpoint_path: str) -> str:
