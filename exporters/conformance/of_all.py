@@ -466,10 +466,10 @@ def returns_logits(subject: Subject) -> findings.Finding:
 
 def is_documented(subject: Subject) -> findings.Finding:
   """The documentation tells how to fine-tune."""
-  card = "assets.extra/README.md"
-  if card not in subject.files:
+  card = subject_lib.CARD
+  text = subject.card
+  if text is None:
     return findings.not_decidable(f"there is no {card}; it may be elsewhere")
-  text = " ".join(subject.content(card).decode().split())
   for words, what in (
     ("trainable=True", "how to fine-tune"),
     (

@@ -117,6 +117,25 @@ def encodes(subject: Subject) -> findings.Finding:
   return findings.passed("takes and returns what encoders do")
 
 
+def names_its_preprocessor(subject: Subject) -> findings.Finding:
+  """It is recorded which preprocessor an encoder belongs to."""
+  recorded = getattr(subject.model, "preprocessor_sha256", None)
+  if recorded is not None:
+    return findings.passed(f"preprocessor_sha256 {recorded().numpy().decode()}")
+  card = subject.card
+  if card is None:
+    return findings.not_decidable(
+      "it records none, and has no card that could name one"
+    )
+  if "preprocessor" not in card:
+    return findings.failed(
+      "Neither the export nor its card says which preprocessor it belongs to.",
+      "Name it in the card, and save a function `preprocessor_sha256` with"
+      " both.",
+    )
+  return findings.passed("its card tells of a preprocessor")
+
+
 def has_language_model(subject: Subject) -> findings.Finding:
   """`mlm` takes masked_lm_positions and returns mlm_logits."""
   mlm = getattr(subject.model, "mlm", None)

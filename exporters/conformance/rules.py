@@ -86,6 +86,7 @@ RULES = (
   Rule("T1", "must", of_text.embeds_text, kinds=("text embedding",)),
   Rule("T2", "must", of_text.preprocesses, kinds=("preprocessor",)),
   Rule("T3", "must", of_text.encodes, kinds=("encoder",)),
+  Rule("T4", "must", of_text.names_its_preprocessor, kinds=("encoder",)),
   Rule("T5", "must", of_text.has_language_model, kinds=("encoder",)),
   Rule(
     "T6",

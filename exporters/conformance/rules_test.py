@@ -307,7 +307,7 @@ def _preprocessor(
   _write(root, directory)
 
 
-def _encoder(directory, *, spec=None, mlm=None, vocabulary=True):
+def _encoder(directory, *, spec=None, mlm=None, vocabulary=True, card=_CARD):
   """Writes an encoder that learns nothing but a table; by default intact."""
   table = tf.Variable(tf.random.stateless_normal([16, 4], [0, 0]), name="table")
 
@@ -343,7 +343,7 @@ def _encoder(directory, *, spec=None, mlm=None, vocabulary=True):
       [{**_WORDS, "masked_lm_positions": positions}],
     )
     _lists(root.mlm, [table])
-  _write(root, directory)
+  _write(root, directory, card=card)
 
 
 def _of(build, **changes):
@@ -432,6 +432,7 @@ _BROKEN = (
     ),
     r"\(None, 8\), and not int32 \[batch, seq_length\]",
   ),
+  ("T4", _encoder, "Neither the export nor its card"),
   ("T5", _of(_encoder, mlm="logits"), "returns logits, and not mlm_logits"),
   ("T6", _of(_encoder, vocabulary=False), "vocab_file and do_lower_case"),
   ("T6", _of(_preprocessor, special=False), "no get_special_tokens_dict"),
@@ -439,7 +440,10 @@ _BROKEN = (
 _INTACT = (
   ("image", _image),
   ("preprocessor", _preprocessor),
-  ("encoder", _of(_encoder, mlm="mlm_logits")),
+  (
+    "encoder",
+    _of(_encoder, mlm="mlm_logits", card=f"{_CARD} Its preprocessor is …"),
+  ),
   ("text embedding", _text_embedding),
 )
 

@@ -19,6 +19,8 @@ from exporters.reusable import observation
 
 # Ops of a graph that drop units, or make noise.
 RANDOM = re.compile(r"(Stateless)?(Random|TruncatedNormal|Multinomial)")
+# Where documentation is in a SavedModel.
+CARD = "assets.extra/README.md"
 # Of an argument without a default.
 NO_DEFAULT = inspect.Parameter.empty
 _SENTENCES = ("It rains.", "A much longer sentence, with a comma!", "naïve", "")
@@ -59,6 +61,13 @@ class Subject:
     """Reads one of the files."""
     with tf.io.gfile.GFile(os.path.join(self.directory, file), "rb") as f:
       return f.read()
+
+  @property
+  def card(self) -> str | None:
+    """The text of `CARD`, without line breaks; None if there is none."""
+    if CARD not in self.files:
+      return None
+    return " ".join(self.content(CARD).decode().split())
 
   @functools.cached_property
   def traces(self) -> list[Any]:
