@@ -190,7 +190,7 @@ def _save(
   """Writes the SavedModel and its card; returns what they were made of."""
   tunable = [
     hyperparameters.of_layers(
-      extractor,
+      extractor.submodules,
       tf_keras.layers.Dropout,
       "rate",
       name="dropout_rate",
@@ -199,7 +199,7 @@ def _save(
       off=0.0,
     ),
     hyperparameters.of_layers(
-      extractor,
+      extractor.submodules,
       tf_keras.layers.BatchNormalization,
       "momentum",
       name="batch_norm_momentum",
