@@ -411,7 +411,7 @@ def _converted(inputs: Any, spec: Any) -> Any:
 def _check_structure(traces: Sequence[ConcreteFunction]) -> None:
   """Refuses modes that return different structures, shapes or dtypes."""
   first, last = (
-    tf.nest.map_structure(tf.TensorSpec.from_tensor, trace.structured_outputs)
+    tf.nest.map_structure(tf.type_spec_from_value, trace.structured_outputs)
     for trace in (traces[0], traces[-1])
   )
   try:
