@@ -116,9 +116,11 @@ def export(
       extractor = mnist_cnn.feature_extractor(l2_strength=l2_strength)
       checkpoints.restore(
         checkpoint_path,
-        tf.train.Checkpoint(
-          model=tf.train.Checkpoint(feature_extractor=extractor)
-        ),
+        [
+          tf.train.Checkpoint(
+            model=tf.train.Checkpoint(feature_extractor=extractor)
+          )
+        ],
         left_out=["model/logits", "model/optimizer"],
       )
       provenance = {"source": "a checkpoint of the classifier"}

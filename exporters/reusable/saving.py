@@ -397,7 +397,10 @@ def _is_other_form(inputs: Any, spec: Any) -> bool:
   """Tells whether an input is a list for a dict, or has other dtypes."""
   return isinstance(inputs, Mapping) != isinstance(spec, Mapping) or any(
     x.dtype != s.dtype
-    for x, s in zip(tf.nest.flatten(inputs), tf.nest.flatten(spec))
+    # Lists of several lengths are told by their first elements.
+    for x, s in zip(
+      tf.nest.flatten(inputs), tf.nest.flatten(spec), strict=False
+    )
   )
 
 

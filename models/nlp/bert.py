@@ -37,9 +37,9 @@ def core_model(encoder_config: encoders.EncoderConfig) -> tf_keras.Model:
     A Keras model from a dict of `INPUT_NAMES`, each int32
     `[batch, seq_length]`, to a dict of `sequence_output`, float32
     `[batch, seq_length, hidden_size]`; `pooled_output`, float32
-    `[batch, hidden_size]`; `default`, the same; and `encoder_outputs`, a list of
-    what each layer returns, shaped as `sequence_output`. Its attribute `encoder`
-    is Model Garden's encoder, which has all the variables, and
+    `[batch, hidden_size]`; `default`, the same; and `encoder_outputs`, a list
+    of what each layer returns, shaped as `sequence_output`. Its attribute
+    `encoder` is Model Garden's encoder, which has all the variables, and
     `encoder_config` is the argument.
   """
   encoder = encoders.build_encoder(encoder_config)
@@ -67,8 +67,8 @@ def pretrain_model(
 
   Returns:
     Model Garden's `BertPretrainerV2`, built. It takes the inputs of `core` and
-    `masked_lm_positions`, int32 `[batch, predictions]`, and returns a dict: what
-    the encoder returns; `mlm_logits`, float32
+    `masked_lm_positions`, int32 `[batch, predictions]`, and returns a dict:
+    what the encoder returns; `mlm_logits`, float32
     `[batch, predictions, vocab_size]`; and, if wanted, `next_sentence`, float32
     logits `[batch, 2]`. `tf.train.Checkpoint(**model.checkpoint_items)` is how
     Model Garden writes its checkpoints.

@@ -1,4 +1,4 @@
-"""Reads the configs of Model Garden's encoders, and refuses what it cannot mean.
+"""Reads configs of Model Garden's encoders, and refuses what they cannot mean.
 
 Model Garden itself takes a wrong key of the legacy format without a word, and
 shows a traceback for one of the other.
@@ -19,7 +19,7 @@ with epy.lazy_imports():
   from official.nlp.configs import encoders
   import yaml
 
-# The legacy names that differ. https://arxiv.org/abs/1810.04805's code, `modeling.py`.
+# The legacy names that differ.
 _LEGACY_NAMES = {
   "num_hidden_layers": "num_layers",
   "hidden_act": "hidden_activation",
@@ -130,9 +130,7 @@ def _config(
   return config
 
 
-def _check_key(
-  key: Any, known: Collection[str], what: str = "key"
-) -> None:
+def _check_key(key: Any, known: Collection[str], what: str = "key") -> None:
   if key not in known:
     nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
     raise ValueError(f"unknown {what} {key}; the nearest is {nearest[0]}")

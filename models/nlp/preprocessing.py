@@ -2,14 +2,15 @@
 
 The functions are traced into SavedModels that run in the data pipelines of TPU
 hosts, where an Assert op can stop a program. Model Garden's layers for the same
-(`official.nlp.modeling.layers.text_layers`) have dozens of them, which come with
-most ops on RaggedTensors; here are none.
+(`official.nlp.modeling.layers.text_layers`) have dozens of them, which come
+with most ops on RaggedTensors; here are none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import hashlib
 
 from etils import epy
 
@@ -29,7 +30,7 @@ _SENTENCEPIECE_NAMES = {**_WORDPIECE_NAMES, "padding_id": "<pad>"}
 _UNKNOWN = "[UNK]"
 _SUFFIX = "##"  # Begins a wordpiece that is not the first of its word.
 
-# Share of the words that a vocabulary for lowercased text may have with capitals.
+# Share of words with capitals that a vocabulary for lowercased text may have.
 _MANY_CAPITALS = 0.01
 
 
@@ -40,10 +41,12 @@ class Tokenizer:
   Attributes:
     tokens: The vocabulary, in the order of the ids.
     do_lower_case: Whether text is lowercased and stripped of accents first.
-    special_tokens: Ids, by the names that Model Garden has for what they do, and
-      `vocab_size`.
-    tokenize: From strings `[batch]` to ids, an int32 RaggedTensor: of wordpieces
-      `[batch, (words), (pieces)]`, of SentencePiece `[batch, (pieces)]`.
+    special_tokens: Ids, by the names that Model Garden has for what they do,
+      and `vocab_size`.
+    sha256: A hash of all that decides which tokens a text has, in hexadecimal.
+    tokenize: From strings `[batch]` to ids, an int32 RaggedTensor: of
+      wordpieces `[batch, (words), (pieces)]`, of SentencePiece
+      `[batch, (pieces)]`.
     tokenize_with_offsets: From strings to a list of three RaggedTensors of the
       same shape: ids; int64 offsets, in bytes of the string, of the start and of
       the end of each token. None where offsets cannot be told.
@@ -53,6 +56,7 @@ class Tokenizer:
   tokens: Sequence[str]
   do_lower_case: bool
   special_tokens: Mapping[str, int]
+  sha256: str
   tokenize: Callable[[tf.Tensor], tf.RaggedTensor]
   tokenize_with_offsets: Callable[[tf.Tensor], list[tf.RaggedTensor]] | None
   resources: Sequence[tf.Module] = ()
@@ -79,7 +83,9 @@ def read_vocabulary(vocab_file: str) -> list[str]:
     if token.endswith("\r"):
       raise ValueError(f"line {line} ends in \\r\\n; it must end in \\n")
     if token in line_of:
-      raise ValueError(f"{token} is in it twice, lines {line_of[token]}, {line}")
+      raise ValueError(
+        f"{token} is in it twice, lines {line_of[token]}, {line}"
+      )
     line_of[token] = line
   _check_special_tokens(tokens, [_UNKNOWN, *_WORDPIECE_NAMES.values()])
   return tokens
@@ -102,8 +108,8 @@ def check_casing(tokens: Sequence[str], do_lower_case: bool) -> None:
   cased = sum(t != t.lower() for t in words if not t.startswith("[unused"))
   if do_lower_case and cased > _MANY_CAPITALS * len(words):
     raise ValueError(
-      f"{cased:,} of its {len(tokens):,} tokens have capitals, which text that is"
-      " lowercased never has"
+      f"{cased:,} of its {len(tokens):,} tokens have capitals, which lowercased"
+      " text never has"
     )
   if not do_lower_case and not cased:
     raise ValueError(
@@ -129,9 +135,7 @@ def wordpiece_tokenizer(
   normalizer = text.FastBertNormalizer(
     lower_case_nfd_strip_accents=do_lower_case
   )
-  tokenizer = text.FastWordpieceTokenizer(
-    list(tokens), token_out_type=tf.int32
-  )
+  tokenizer = text.FastWordpieceTokenizer(list(tokens), token_out_type=tf.int32)
   begins_word = tf.constant([not token.startswith(_SUFFIX) for token in tokens])
 
   def by_words(*flat: tf.RaggedTensor) -> list[tf.RaggedTensor]:
@@ -168,6 +172,7 @@ def wordpiece_tokenizer(
     tokens,
     do_lower_case,
     _special_tokens(tokens, _WORDPIECE_NAMES),
+    _sha256("wordpiece", do_lower_case, "\n".join(tokens).encode()),
     tokenize,
     tokenize_with_offsets,
   )
@@ -214,6 +219,7 @@ def sentencepiece_tokenizer(
     tokens,
     do_lower_case,
     _special_tokens(tokens, _SENTENCEPIECE_NAMES),
+    _sha256("sentencepiece", do_lower_case, model),
     tokenize,
     None,
     [tokenizer],
@@ -225,6 +231,11 @@ def _special_tokens(
 ) -> dict[str, int]:
   ids = {key: tokens.index(name) for key, name in names.items()}
   return {**ids, "vocab_size": len(tokens)}
+
+
+def _sha256(kind: str, do_lower_case: bool, vocabulary: bytes) -> str:
+  start = f"{kind} {'lower' if do_lower_case else 'cased'}\n"
+  return hashlib.sha256(start.encode() + vocabulary).hexdigest()
 
 
 def pack(
@@ -245,8 +256,8 @@ def pack(
     special_tokens: Those of a `Tokenizer`.
 
   Returns:
-    `input_word_ids`; `input_mask`, 1 up to the last [SEP]; and `input_type_ids`,
-    the number of the segment: each int32 `[batch, seq_length]`.
+    `input_word_ids`; `input_mask`, 1 up to the last [SEP]; and
+    `input_type_ids`, the number of the segment: each int32 `[batch, seq_length]`.
   """
   # Of each segment: all ids in one row, and where those of an example start.
   flat, splits = [], []
