@@ -144,7 +144,7 @@ def reusable(
   )
   traces = [
     call.get_concrete_function(
-      spec,
+      _named(spec),
       **mode,
       **{h.name: h.spec for h in model.hyperparameters},
     )
@@ -196,17 +196,7 @@ def signature(
   Returns:
     A function for `save`, from named Tensors to a dict of Tensors.
   """
-  named_spec = (
-    {
-      key: tf.TensorSpec(spec.shape, spec.dtype, key)
-      for key, spec in input_spec.items()
-    }
-    if isinstance(input_spec, Mapping)
-    else tf.nest.map_structure(
-      lambda s: tf.TensorSpec(s.shape, s.dtype, s.name or "inputs"), input_spec
-    )
-  )
-
+  named_spec = _named(input_spec)
   parameters = inspect.signature(
     reusable_object.__call__.python_function
   ).parameters
@@ -404,6 +394,24 @@ def _callable(
   )
   function = tf.function(call)
   return function, traced_arguments
+
+
+def _named(spec: Any) -> Any:
+  """Gives the Tensors of an input names, those of a dict their keys.
+
+  When TensorFlow saves, it looks for each trace by the names that are in it: it
+  would trace once more where the first trace was asked for without names.
+  """
+
+  def with_name(part: Any, name: str) -> Any:
+    is_tensor = isinstance(part, tf.TensorSpec)  # A RaggedTensor has no name.
+    return tf.TensorSpec(part.shape, part.dtype, name) if is_tensor else part
+
+  if isinstance(spec, Mapping):
+    return {key: with_name(part, key) for key, part in spec.items()}
+  if isinstance(spec, (list, tuple)):
+    return [with_name(part, f"inputs_{i}") for i, part in enumerate(spec)]
+  return with_name(spec, getattr(spec, "name", None) or "inputs")
 
 
 def _is_other_form(inputs: Any, spec: Any) -> bool:
