@@ -96,11 +96,7 @@ def export(
   """
   if bool(checkpoint_path) == bool(train_on):
     raise ValueError("Exactly one of checkpoint_path and train_on is needed.")
-  publishing.check_apart(
-    *filter(None, [export_dir, checkpoint_dir, keep_failed])
-  )
-  if keep_failed and os.path.exists(keep_failed):
-    raise errors.ExportError(f"{keep_failed} exists. Choose another path.")
+  publishing.check_apart(export_dir, checkpoint_dir, keep_failed=keep_failed)
   with publishing.publish(
     export_dir, "saved_model.pb", overwrite=overwrite
   ) as directory:

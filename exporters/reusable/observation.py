@@ -286,6 +286,8 @@ def write(
     with open(work_dir / str(i), "wb") as f:
       for array in arrays.values():
         np.save(f, array)
+  # `check` finds them by these names.
+  assert len({(kind, what) for kind, what, _ in seen}) == len(seen)
   plan = {name: [vars(c) for c in calls] for name, calls in plan.items()}
   with open(work_dir / "plan", "wb") as f:
     pickle.dump((plan, seen, save_again), f)
@@ -396,7 +398,7 @@ def load(export_dir: str) -> Any:
     if not found:
       raise
     print(f"  - tensorflow_text is needed: {found[0]}", flush=True)
-    import tensorflow_text  # noqa: F401, PLC0415
+    import tensorflow_text  # noqa: F401
 
     return hub.load(export_dir)
 

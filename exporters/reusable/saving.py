@@ -231,6 +231,19 @@ def signature(
   ).get_concrete_function()
 
 
+def constant(value: Any) -> Function:
+  """Makes an attribute of an export that is called, and returns a value.
+
+  Variables will not do: one of strings cannot be loaded on a TPU.
+
+  Args:
+    value: What makes a Tensor, or a dict of such.
+  """
+  return tf.function(
+    lambda: tf.nest.map_structure(tf.constant, value), input_signature=[]
+  )
+
+
 def save(
   root: tf.train.Checkpoint,
   export_dir: str,

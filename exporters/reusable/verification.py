@@ -110,8 +110,10 @@ def _calls(
     "gradients": bool(source.trainable_variables),
     "updates": len(source.variables) > len(source.trainable_variables),
   }
-  for i, example in enumerate(examples if level == "full" else examples[:1]):
-    size = " ".join(str(x.shape) for x in tf.nest.flatten(example)[:1])
+  for example in examples if level == "full" else examples[:1]:
+    tensors = tf.nest.flatten(example)
+    size = f"{len(tensors)} of " if len(tensors) > 1 else ""
+    size += str(tensors[0].shape)
     yield observation.Call(
       f"inference, {size}", example, {}, **({} if training else learning)
     )

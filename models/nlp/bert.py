@@ -8,12 +8,9 @@ Both are built of Model Garden's own, `official.nlp`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from etils import epy
-
-if TYPE_CHECKING:
-  from official.nlp.configs import encoders
 
 with epy.lazy_imports():
   from official.modeling import tf_utils
@@ -90,7 +87,9 @@ def pretrain_model(
     )
   model = models.BertPretrainerV2(
     core.encoder,
-    mlm_activation=tf_utils.get_activation(activation(core.encoder_config)),
+    mlm_activation=tf_utils.get_activation(
+      _first(core.encoder_config, "hidden_activation", "inner_activation")
+    ),
     mlm_initializer=initializer,
     classification_heads=heads,
   )
@@ -100,10 +99,25 @@ def pretrain_model(
   return model
 
 
-def activation(encoder_config: encoders.EncoderConfig) -> str:
-  """Returns the name of the activation of the encoder's dense layers."""
+def pooler(core: tf_keras.Model) -> tf_keras.layers.Dense:
+  """Returns the layer that makes the pooled output of a core model."""
+  layer = getattr(core.encoder, "pooler_layer", None)
+  return layer or core.encoder.get_layer("pooler_transform")  # ALBERT.
+
+
+def vocab_size(encoder_config: encoders.EncoderConfig) -> int:
+  """Returns the number of rows of the word embedding."""
+  return _first(encoder_config, "vocab_size", "word_vocab_size")
+
+
+def max_seq_length(encoder_config: encoders.EncoderConfig) -> int:
+  """Returns the number of rows of the position table."""
+  return _first(
+    encoder_config, "max_position_embeddings", "max_sequence_length"
+  )
+
+
+def _first(encoder_config: encoders.EncoderConfig, *names: str) -> Any:
+  """Returns what the config of a type has under one of several names."""
   config = encoder_config.get()
-  for name in ("hidden_activation", "inner_activation"):
-    if hasattr(config, name):
-      return getattr(config, name)
-  raise ValueError(f"{encoder_config.type} has no activation in its config.")
+  return next(getattr(config, name) for name in names if hasattr(config, name))

@@ -39,6 +39,7 @@ class Tokenizer:
   """Splits text into tokens.
 
   Attributes:
+    kind: `wordpiece` or `sentencepiece`.
     tokens: The vocabulary, in the order of the ids.
     do_lower_case: Whether text is lowercased and stripped of accents first.
     special_tokens: Ids, by the names that Model Garden has for what they do,
@@ -48,11 +49,12 @@ class Tokenizer:
       wordpieces `[batch, (words), (pieces)]`, of SentencePiece
       `[batch, (pieces)]`.
     tokenize_with_offsets: From strings to a list of three RaggedTensors of the
-      same shape: ids; int64 offsets, in bytes of the string, of the start and of
-      the end of each token. None where offsets cannot be told.
+      same shape: ids; int64 offsets, in bytes of the string, of the start and
+      of the end of each token. None where offsets cannot be told.
     resources: What the functions use and an export must hold.
   """
 
+  kind: str
   tokens: Sequence[str]
   do_lower_case: bool
   special_tokens: Mapping[str, int]
@@ -60,6 +62,10 @@ class Tokenizer:
   tokenize: Callable[[tf.Tensor], tf.RaggedTensor]
   tokenize_with_offsets: Callable[[tf.Tensor], list[tf.RaggedTensor]] | None
   resources: Sequence[tf.Module] = ()
+
+
+class CasingError(ValueError):
+  """A vocabulary was made for the other value of `do_lower_case`."""
 
 
 def read_vocabulary(vocab_file: str) -> list[str]:
@@ -98,21 +104,21 @@ def _check_special_tokens(tokens: Sequence[str], names: Sequence[str]) -> None:
 
 
 def check_casing(tokens: Sequence[str], do_lower_case: bool) -> None:
-  """Refuses tokens that are made for the other value of `do_lower_case`.
+  """Refuses tokens that were made for the other value of `do_lower_case`.
 
   Raises:
-    ValueError: They are.
+    CasingError: They were, as their capitals or the lack of them show.
   """
   special = {_UNKNOWN, *_WORDPIECE_NAMES.values()}
   words = [t for t in tokens if t not in special and t.lower() != t.upper()]
   cased = sum(t != t.lower() for t in words if not t.startswith("[unused"))
   if do_lower_case and cased > _MANY_CAPITALS * len(words):
-    raise ValueError(
+    raise CasingError(
       f"{cased:,} of its {len(tokens):,} tokens have capitals, which lowercased"
       " text never has"
     )
   if not do_lower_case and not cased:
-    raise ValueError(
+    raise CasingError(
       "no token has capitals, so that words with capitals in text that is not"
       " lowercased would be unknown"
     )
@@ -169,6 +175,7 @@ def wordpiece_tokenizer(
     )
 
   return Tokenizer(
+    "wordpiece",
     tokens,
     do_lower_case,
     _special_tokens(tokens, _WORDPIECE_NAMES),
@@ -216,6 +223,7 @@ def sentencepiece_tokenizer(
     return tokenizer.tokenize(sentences)
 
   return Tokenizer(
+    "sentencepiece",
     tokens,
     do_lower_case,
     _special_tokens(tokens, _SENTENCEPIECE_NAMES),
@@ -252,12 +260,13 @@ def pack(
 
   Args:
     segments: Ids, int32 `[batch, (pieces)]` or `[batch, (words), (pieces)]`.
-    seq_length: Length of the result, at least one more than there are segments.
+    seq_length: Length of the result, with room for the special tokens.
     special_tokens: Those of a `Tokenizer`.
 
   Returns:
     `input_word_ids`; `input_mask`, 1 up to the last [SEP]; and
-    `input_type_ids`, the number of the segment: each int32 `[batch, seq_length]`.
+    `input_type_ids`, the number of the segment: each int32
+    `[batch, seq_length]`.
   """
   # Of each segment: all ids in one row, and where those of an example start.
   flat, splits = [], []
