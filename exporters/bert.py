@@ -99,6 +99,8 @@ _MEANINGS = {
   "sequence_output": "features of each token",
   "pooled_output": "features of the whole input",
   "default": "the same as `pooled_output`",
+  "word_embeddings": "embeddings of the tokens",
+  "embedding_output": "embeddings of the tokens, as the first layer takes them",
 }
 
 
@@ -284,19 +286,25 @@ def _restored(
   Returns:
     The core model; and the pretrain model, if there is that head.
   """
+  if config.type == "funnel":
+    if with_mlm:
+      raise errors.ExportError(
+        "--export_type=encoder_with_mlm: an encoder of type funnel returns fewer"
+        " vectors than there are tokens to predict. Export the encoder alone."
+      )
+    with_mlm = False
   try:
-    core = bert.core_model(config)
+    with checkpoints.uninitialized():
+      core = bert.core_model(config)
   except (TypeError, ValueError, tf.errors.OpError) as e:
     raise errors.ExportError(
       f"No encoder of type {config.type} can be made with its config:"
       f" {' '.join(str(e).split())}"
     ) from e
   pooler = bert.pooler(core)
-  initial = pooler.get_weights()
   next_sentence = None
   if pooler_from == "next_sentence":
-    next_sentence = tf_keras.layers.Dense.from_config(pooler.get_config())
-    next_sentence.build(pooler.kernel.shape[:1])
+    next_sentence = _built_like(pooler)
   pretrainer, masked_lm, of_masked_lm = None, None, []
   if with_mlm is not False:
     pretrainer = bert.pretrain_model(core)
@@ -323,7 +331,7 @@ def _restored(
   if next_sentence:
     pooler.set_weights(next_sentence.get_weights())
   elif pooler_from == "random":
-    pooler.set_weights(initial)
+    pooler.set_weights(_built_like(pooler).get_weights())
   elif pooler_from == "identity":
     _make_identity(pooler)
   if any(v.ref() in lacking for v in of_masked_lm):
@@ -353,6 +361,13 @@ def _structures(
   ]
 
 
+def _built_like(layer: tf_keras.layers.Dense) -> tf_keras.layers.Dense:
+  """Makes a layer of the same sizes, with initial weights."""
+  new = tf_keras.layers.Dense.from_config(layer.get_config())
+  new.build(layer.kernel.shape[:1])
+  return new
+
+
 def _make_identity(pooler: tf_keras.layers.Dense) -> None:
   inputs, outputs = pooler.kernel.shape
   if inputs != outputs:
@@ -379,7 +394,8 @@ def _export_encoder(
   config = core.encoder_config
   tunable = _dropout_rates(core)
   spec = {
-    name: tf.TensorSpec([None, None], tf.int32) for name in bert.INPUT_NAMES
+    name: tf.TensorSpec(tensor.shape, tf.int32)
+    for name, tensor in core.input.items()
   }
 
   def check(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
@@ -390,7 +406,10 @@ def _export_encoder(
   signatures = {"serving_default": saving.signature(root, spec)}
   sub_objects = {}
   if pretrainer:
-    mlm_spec = {**spec, "masked_lm_positions": spec["input_word_ids"]}
+    mlm_spec = {
+      **spec,
+      "masked_lm_positions": tf.TensorSpec([None, None], tf.int32),
+    }
     mlm = saving.source(pretrainer, hyperparameters=tunable, check=check)
     root.mlm = saving.reusable(mlm, mlm_spec, also_takes=_other_forms(mlm_spec))
     signatures["mlm"] = saving.signature(root.mlm, mlm_spec)
@@ -464,17 +483,20 @@ def _dropout_rates(
   core: tf_keras.Model,
 ) -> list[hyperparameters.Hyperparameter]:
   """Returns hyperparameters for the rates of dropout that are not 0."""
+  view = tf.train.TrackableView(core)
+  # Model Garden's configs mean both the dropout in the attention, and the one
+  # behind it, whose name says so.
+  in_attention = {
+    id(layer)
+    for parent in view.descendants()
+    for name, layer in view.children(parent).items()
+    if "attention_dropout" in name or "Attention" in type(parent).__name__
+  }
   dropouts = [
     layer
     for layer in core.submodules
     if isinstance(layer, tf_keras.layers.Dropout) and layer.rate
   ]
-  in_attention = {
-    id(layer)
-    for attention in core.submodules
-    if "Attention" in type(attention).__name__
-    for layer in attention.submodules
-  }
   of_attention = [d for d in dropouts if id(d) in in_attention]
   others = [d for d in dropouts if id(d) not in in_attention]
   return [
@@ -490,14 +512,14 @@ def _dropout_rates(
       (
         others,
         "dropout_rate",
-        "Share of the embeddings and of the outputs of attention and of dense"
-        " layers that is dropped in training, from 0 to less than 1.",
+        "Share of the embeddings and of the outputs of layers that is dropped"
+        " in training, from 0 to less than 1.",
       ),
       (
         of_attention,
         "attention_dropout_rate",
-        "Share of the attention between tokens that is dropped in training,"
-        " from 0 to less than 1.",
+        "Share of the attention between tokens, and of its outputs, that is"
+        " dropped in training, from 0 to less than 1.",
       ),
     )
     if layers
@@ -510,7 +532,10 @@ def _examples(
   """Makes inputs of two sizes, with padding."""
   examples = []
   for batch_size, length in (3, 24), (1, 8):
+    # BigBird takes so many blocks, and no fewer.
+    length *= getattr(config.get(), "block_size", 1)
     seq_length = min(length, bert.max_seq_length(config))
+    seq_length = spec["input_word_ids"].shape[1] or seq_length
     below = {
       "input_word_ids": bert.vocab_size(config),
       "input_mask": 2,

@@ -1,8 +1,10 @@
 """Restores checkpoints, and says what does not match before it restores."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import fnmatch
 import os
+from typing import Any
 
 import tensorflow as tf
 
@@ -17,6 +19,28 @@ Graph = trackable_object_graph_pb2.TrackableObjectGraph
 
 _MOST_PROBLEMS = 6  # That an error names.
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+@contextlib.contextmanager
+def uninitialized() -> Iterator[None]:
+  """Makes variables without computing initial values.
+
+  For a model that is about to be restored: those of BERT-base take longer to
+  draw than to read, and as much memory.
+  """
+
+  def creator(next_creator: Callable[..., tf.Variable], **kwargs: Any) -> Any:
+    shape = kwargs.get("shape")
+    if shape is not None and callable(kwargs["initial_value"]):
+      shape = tf.TensorShape(shape)
+      dtype = kwargs["dtype"]
+      kwargs["initial_value"] = lambda: tf.raw_ops.Empty(
+        shape=shape.as_list(), dtype=dtype
+      )
+    return next_creator(**kwargs)
+
+  with tf.variable_creator_scope(creator):
+    yield
 
 
 def restore(

@@ -20,6 +20,9 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
+# Their layers mix the tokens by matrices of one size. They have no masks either.
+_FIXED_SEQ_LENGTH = ("fnet", "sparse_mixer")
+
 # In the order of Model Garden's lists of inputs.
 INPUT_NAMES = ("input_word_ids", "input_mask", "input_type_ids")
 
@@ -38,10 +41,18 @@ def core_model(encoder_config: encoders.EncoderConfig) -> tf_keras.Model:
     of what each layer returns, shaped as `sequence_output`. Its attribute
     `encoder` is Model Garden's encoder, which has all the variables, and
     `encoder_config` is the argument.
+
+  Raises:
+    ValueError: The encoder takes other inputs than BERT's.
   """
+  if encoder_config.type == "xlnet":
+    raise ValueError("its inputs are not those of BERT")
+  seq_length = None
+  if encoder_config.type in _FIXED_SEQ_LENGTH:
+    seq_length = max_seq_length(encoder_config)
   encoder = encoders.build_encoder(encoder_config)
   inputs = {
-    name: tf_keras.Input([None], dtype=tf.int32, name=name)
+    name: tf_keras.Input([seq_length], dtype=tf.int32, name=name)
     for name in INPUT_NAMES
   }
   outputs = encoder(inputs)

@@ -130,8 +130,6 @@ def text_files(paths: Sequence[str]) -> Corpus:
 def _blocks(path: str) -> Iterator[str]:
   """Yields the blocks of lines in a text file."""
   with tf.io.gfile.GFile(path) as file:
-    for blank, lines in itertools.groupby(
-      file, lambda line: not line.strip()
-    ):
+    for blank, lines in itertools.groupby(file, lambda line: not line.strip()):
       if not blank:
         yield "".join(lines)

@@ -68,7 +68,10 @@ class EncoderConfigTest(absltest.TestCase):
       ('{"num_hiden_layers": 2}', "the nearest is num_hidden_layers"),
       ('{"num_layers": 2}', "unknown key num_layers; the nearest is num_h"),
       ('{"num_hidden_layers": 2}', "it has no vocab_size"),
-      ('{"vocab_size": 9, "hidden_act": 2}', "hidden_act is 2, and must be str"),
+      (
+        '{"vocab_size": 9, "hidden_act": 2}',
+        "hidden_act is 2, and must be str",
+      ),
       ("[]", "not an object"),
       ("{", "not JSON"),
     ):

@@ -69,9 +69,7 @@ class PreprocessingTest(tf.test.TestCase):
       )
       ids = actual.tokenize(_SENTENCES)
       self.assertEqual(ids.dtype, tf.int32)
-      self.assertEqual(
-        ids.to_list(), expected.tokenize(_SENTENCES).to_list()
-      )
+      self.assertEqual(ids.to_list(), expected.tokenize(_SENTENCES).to_list())
       self.assertGreater(ids.values.nrows(), 200)
       self.assertGreater(tf.size(ids.flat_values), ids.values.nrows() + 50)
 
@@ -79,9 +77,7 @@ class PreprocessingTest(tf.test.TestCase):
     tokens = _vocabulary()
     tokenizer = preprocessing.wordpiece_tokenizer(tokens, do_lower_case=True)
     ids, begins, ends = tokenizer.tokenize_with_offsets(_SENTENCES)
-    self.assertEqual(
-      ids.to_list(), tokenizer.tokenize(_SENTENCES).to_list()
-    )
+    self.assertEqual(ids.to_list(), tokenizer.tokenize(_SENTENCES).to_list())
     for sentence, *of_sentence in zip(
       _SENTENCES, ids.to_list(), begins.to_list(), ends.to_list(), strict=True
     ):
@@ -145,7 +141,9 @@ class PreprocessingTest(tf.test.TestCase):
       seq_length = int(rng.integers(count + 1, 24))
       segments = [
         tf.ragged.constant(
-          [rng.integers(4, 99, rng.integers(12)).tolist() for _ in range(batch)],
+          [
+            rng.integers(4, 99, rng.integers(12)).tolist() for _ in range(batch)
+          ],
           dtype=tf.int32,
           ragged_rank=1,
         )
@@ -165,7 +163,11 @@ class PreprocessingTest(tf.test.TestCase):
     packed = preprocessing.pack([words, words], 8, _SPECIAL)
     self.assertAllEqual(
       packed["input_word_ids"],
-      [[2, 5, 6, 7, 3, 5, 6, 3], [2, 3, 3, 0, 0, 0, 0, 0], [2, 8, 3, 8, 3, 0, 0, 0]],
+      [
+        [2, 5, 6, 7, 3, 5, 6, 3],
+        [2, 3, 3, 0, 0, 0, 0, 0],
+        [2, 8, 3, 8, 3, 0, 0, 0],
+      ],
     )
 
   def test_no_assert_ops(self):
@@ -209,7 +211,9 @@ class PreprocessingTest(tf.test.TestCase):
     cased = [*lower, "The"]
     preprocessing.check_casing(lower, True)
     preprocessing.check_casing(cased, False)
-    preprocessing.check_casing([*cased, *map(str, range(9))] + ["a"] * 200, True)
+    preprocessing.check_casing(
+      [*cased, *map(str, range(9))] + ["a"] * 200, True
+    )
     with self.assertRaisesRegex(preprocessing.CasingError, "1 of its 6 tokens"):
       preprocessing.check_casing(cased, True)
     with self.assertRaisesRegex(preprocessing.CasingError, "no token has"):

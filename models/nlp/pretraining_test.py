@@ -134,9 +134,7 @@ class TrainTest(tf.test.TestCase):
     ]
     self.assertGreater(accuracies[0], 0.9)  # By chance 0.04.
     self.assertEqual(*accuracies)
-    for first, second in zip(
-      models[0].weights, models[1].weights, strict=True
-    ):
+    for first, second in zip(models[0].weights, models[1].weights, strict=True):
       self.assertAllClose(first, second, rtol=1e-4, atol=1e-5)
     # The model is given back as it was.
     layers = [
@@ -185,9 +183,7 @@ class TrainTest(tf.test.TestCase):
     )
     newest = tf.train.latest_checkpoint(checkpoint_dir)
     self.assertEqual(newest.rsplit("-", 1)[1], str(epochs + 2))
-    self.assertEqual(
-      tf.train.load_variable(newest, _STEPS), (epochs + 2) * 40
-    )
+    self.assertEqual(tf.train.load_variable(newest, _STEPS), (epochs + 2) * 40)
     # Nothing is left to do: the weights are those of the checkpoint.
     again = _model()
     self.assertEqual(
