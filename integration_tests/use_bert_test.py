@@ -42,7 +42,7 @@ class UseBertTest(tf.test.TestCase):
       os.path.join(_PRETRAINED.value, "preprocessor"), _SEQ_LENGTH
     )
 
-  def fit(self, export, *, epochs=5, strategy="default", **kwargs):
+  def fit(self, export, *, epochs=4, strategy="default", **kwargs):
     """Returns a trained model, and its test accuracy."""
     tf_keras.utils.set_random_seed(1)
     train, test = (
@@ -57,6 +57,7 @@ class UseBertTest(tf.test.TestCase):
         os.path.join(export, "encoder"),
         len(self.dataset.class_names),
         steps=len(train) * epochs,
+        learning_rate=1.5e-3,
         **kwargs,
       )
     model.fit(train, epochs=epochs, verbose=0)
