@@ -41,9 +41,9 @@ class Hyperparameter:
 
   @property
   def spec(self) -> tf.TensorSpec:
-    """Shape and dtype of the argument."""
-    is_int = isinstance(self.default, int)
-    return tf.TensorSpec([], tf.int32 if is_int else tf.float32)
+    """Shape, dtype and name of the argument."""
+    dtype = tf.int32 if isinstance(self.default, int) else tf.float32
+    return tf.TensorSpec([], dtype, self.name)
 
 
 def of_layers(

@@ -136,21 +136,20 @@ def reusable(
       variables, or has a hyperparameter or loss without effect.
   """
   losses = len(getattr(model.model, "losses", ()))
-  call, traced_arguments = _callable(model, input_spec)
+  call, first_traces, traced_arguments = _callable(model, input_spec)
   modes = (
     [{"training": False}, {"training": True}]
     if "training" in model.defaults
     else [{}]
   )
-  traces = [
-    call.get_concrete_function(
-      spec,
-      **mode,
-      **{h.name: h.spec for h in model.hyperparameters},
-    )
-    for mode in modes
-    for spec in (input_spec, *also_takes)
-  ]
+  for mode in modes:
+    for spec in (input_spec, *also_takes):
+      first_traces[_form(spec, mode)] = call.get_concrete_function(
+        _named(spec),
+        **mode,
+        **{h.name: h.spec for h in model.hyperparameters},
+      )
+  traces = list(first_traces.values())
   if len(getattr(model.model, "losses", ())) > losses:
     raise errors.ExportError(
       "Calling the model adds losses that depend on its input, by add_loss, and"
@@ -196,17 +195,7 @@ def signature(
   Returns:
     A function for `save`, from named Tensors to a dict of Tensors.
   """
-  named_spec = (
-    {
-      key: tf.TensorSpec(spec.shape, spec.dtype, key)
-      for key, spec in input_spec.items()
-    }
-    if isinstance(input_spec, Mapping)
-    else tf.nest.map_structure(
-      lambda s: tf.TensorSpec(s.shape, s.dtype, s.name or "inputs"), input_spec
-    )
-  )
-
+  named_spec = _named(input_spec)
   parameters = inspect.signature(
     reusable_object.__call__.python_function
   ).parameters
@@ -368,16 +357,18 @@ def _optimizers(model: Any) -> list[Any]:
 
 def _callable(
   model: Source, input_spec: Any
-) -> tuple[Function, list[dict[str, tf.Tensor]]]:
+) -> tuple[Function, dict[Any, ConcreteFunction], list[dict[str, tf.Tensor]]]:
   """Wraps a model into a tf.function with named arguments and defaults.
 
-  Other forms of the input than that of `input_spec` are converted, and call the
-  function that is traced for that one: they cost almost nothing.
+  The model itself is traced once for each mode. TensorFlow traces all again
+  when it saves, which then calls the first traces; so do other forms of the
+  input than that of `input_spec`, when they are converted.
 
   Returns:
-    The tf.function, and a list that it adds to each time it is traced: the
-    arguments, by name.
+    The tf.function; a dict for the first traces, by their `_form`; and a list
+    that the function adds to each time it is traced: the arguments, by name.
   """
+  first_traces: dict[Any, ConcreteFunction] = {}
   traced_arguments: list[dict[str, tf.Tensor]] = []
 
   def call(inputs: Any, *values: Any) -> Any:
@@ -387,7 +378,10 @@ def _callable(
     arguments = dict(zip(model.defaults, values, strict=True))
     traced_arguments.append(arguments)
     if _is_other_form(inputs, input_spec):
-      return function(_converted(inputs, input_spec), **arguments)
+      inputs = _converted(inputs, input_spec)
+    traced = first_traces.get(_form(inputs, arguments))
+    if traced is not None:
+      return traced(inputs, **arguments)
     with xla.cured(model.model):
       return model.call(inputs, **arguments)
 
@@ -402,8 +396,27 @@ def _callable(
       ),
     ]
   )
-  function = tf.function(call)
-  return function, traced_arguments
+  return tf.function(call), first_traces, traced_arguments
+
+
+def _form(inputs: Any, arguments: Mapping[str, Any]) -> Any:
+  """Returns what tells the traces of a function from one another."""
+  tensors = tuple((str(x.shape), x.dtype) for x in tf.nest.flatten(inputs))
+  return arguments.get("training"), isinstance(inputs, Mapping), tensors
+
+
+def _named(spec: Any) -> Any:
+  """Gives the Tensors of an input names, those of a dict their keys."""
+
+  def with_name(part: Any, name: str) -> Any:
+    is_tensor = isinstance(part, tf.TensorSpec)  # A RaggedTensor has no name.
+    return tf.TensorSpec(part.shape, part.dtype, name) if is_tensor else part
+
+  if isinstance(spec, Mapping):
+    return {key: with_name(part, key) for key, part in spec.items()}
+  if isinstance(spec, (list, tuple)):
+    return [with_name(part, f"inputs_{i}") for i, part in enumerate(spec)]
+  return with_name(spec, getattr(spec, "name", None) or "inputs")
 
 
 def _is_other_form(inputs: Any, spec: Any) -> bool:
