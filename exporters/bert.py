@@ -12,7 +12,9 @@ writes the encoder to DIR/encoder and the preprocessor to DIR/preprocessor.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import os
+import tempfile
 from typing import Any
 
 from absl import flags
@@ -20,12 +22,14 @@ from etils import epy
 import numpy as np
 
 from exporters import bert_preprocessor
+from exporters import bert_pretraining
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.reusable import publishing
 from models.nlp import bert
 from models.nlp import encoder_config as encoder_config_lib
 from models.nlp import preprocessing
+from models.nlp import pretraining
 
 # These import TensorFlow, which must wait until the flags are parsed.
 with epy.lazy_imports():
@@ -115,6 +119,10 @@ def export(
   encoder_config_file: str | None = None,
   bert_config_file: str | None = None,
   checkpoint_path: str | None = None,
+  train_on: Sequence[str] | None = None,
+  training_config: pretraining.Config | None = None,
+  checkpoint_dir: str | None = None,
+  strategy: str = "default",
   pooler: str | None = None,
   seq_length: int = 128,
   tokenize_with_offsets: bool = False,
@@ -141,6 +149,13 @@ def export(
     bert_config_file: A `bert_config.json`, as the first BERTs have.
     checkpoint_path: For an encoder: its checkpoint, in any structure that Model
       Garden writes; the prefix of its files or a directory.
+    train_on: Instead of a checkpoint: text files, or `python_docs` alone, to
+      pre-train the encoder on. Without `vocab_file` a vocabulary is built, of
+      at most the `vocab_size` in the config.
+    training_config: How to train, with `train_on`.
+    checkpoint_dir: Where to keep checkpoints of the training, which goes on
+      from the newest one there.
+    strategy: How to distribute the training.
     pooler: For an encoder: where the weights of its pooler come from;
       `checkpoint`, `next_sentence`, `random` or `identity`.
     seq_length: The length that the preprocessor packs to by default.
@@ -154,10 +169,14 @@ def export(
     ExportError: A directory is in the way; files cannot be read, or do not fit
       together; or the export differs from the model.
   """
-  publishing.check_apart(export_dir, keep_failed=keep_failed)
+  publishing.check_apart(export_dir, checkpoint_dir, keep_failed=keep_failed)
   token_file = vocab_file or sp_model_file
-  tokenizer = _tokenizer(vocab_file, sp_model_file, do_lower_case, check_casing)
-  if tokenize_with_offsets and not tokenizer.tokenize_with_offsets:
+  tokenizer = None
+  if token_file:
+    tokenizer = _tokenizer(
+      vocab_file, sp_model_file, do_lower_case, check_casing
+    )
+  if tokenize_with_offsets and sp_model_file:
     raise errors.ExportError(
       "--tokenize_with_offsets: text is stripped of accents before"
       " SentencePiece sees it, so that its tokens have no offsets. Leave it out."
@@ -165,12 +184,39 @@ def export(
   config = None
   if export_type != "preprocessing":
     config = _encoder_config(encoder_config_file, bert_config_file)
-    _check_pair(config, tokenizer, token_file, seq_length)
+    _check_seq_length(config, seq_length)
+    if tokenizer:
+      _check_vocab_size(config, tokenizer, token_file)
+  if train_on and pooler in ("checkpoint", "next_sentence"):
+    raise errors.ExportError(
+      f"--pooler={pooler}: the training does not reach a pooler. Say"
+      " --pooler=random or --pooler=identity."
+    )
+  provenance = {"source": "a checkpoint"}
   together = export_type == "all"
   checked = {"verification": verification, "keep_failed": keep_failed}
-  with publishing.publish(
-    export_dir, "encoder" if together else "saved_model.pb", overwrite=overwrite
-  ) as directory:
+  with contextlib.ExitStack() as stack:
+    directory = stack.enter_context(
+      publishing.publish(
+        export_dir,
+        "encoder" if together else "saved_model.pb",
+        overwrite=overwrite,
+      )
+    )
+    if train_on:
+      checkpoint_path = checkpoint_dir or stack.enter_context(
+        tempfile.TemporaryDirectory()
+      )
+      tokenizer, provenance = bert_pretraining.train(
+        train_on,
+        config,
+        tokenizer,
+        training_config or pretraining.Config(seq_length=seq_length),
+        do_lower_case=do_lower_case,
+        strategy=strategy,
+        checkpoint_dir=checkpoint_path,
+      )
+      token_file = token_file or os.path.join(checkpoint_path, "vocab.txt")
     if export_type in ("preprocessing", "all"):
       bert_preprocessor.export(
         os.path.join(directory, "preprocessor") if together else directory,
@@ -193,7 +239,7 @@ def export(
         pretrainer,
         tokenizer,
         token_file,
-        {"source": "a checkpoint", "pooler": f"{pooler}: {_POOLERS[pooler]}"},
+        {**provenance, "pooler": f"{pooler}: {_POOLERS[pooler]}"},
         **checked,
       )
   print(f"Exported to {export_dir}: {export_type}")
@@ -240,11 +286,10 @@ def _encoder_config(
     raise errors.ExportError(f"{file}: {e}.") from e
 
 
-def _check_pair(
+def _check_vocab_size(
   config: encoders.EncoderConfig,
   tokenizer: preprocessing.Tokenizer,
   token_file: str,
-  seq_length: int,
 ) -> None:
   """Refuses an encoder and a preprocessor that do not go together."""
   tokens, size = len(tokenizer.tokens), bert.vocab_size(config)
@@ -259,6 +304,9 @@ def _check_pair(
         " a copy of the vocabulary."
       )
     )
+
+
+def _check_seq_length(config: encoders.EncoderConfig, seq_length: int) -> None:
   limit = bert.max_seq_length(config)
   if seq_length > limit:
     raise errors.ExportError(
@@ -587,7 +635,13 @@ def define_flags() -> None:
     " predicts masked tokens; the preprocessor; or all: the encoder, with mlm"
     " if the checkpoint has its head, and the preprocessor side by side.",
   )
-  flags.DEFINE_string("train_on", None, "")
+  flags.DEFINE_list(
+    "train_on",
+    None,
+    "Instead of --checkpoint_path: pre-train the encoder on text, and export it."
+    " Paths of UTF-8 files, with commas between them, in which blank lines end"
+    " documents; or python_docs, the docstrings of Python's standard library.",
+  )
   command_line.define_flags(without_weights=("export_type", "preprocessing"))
   flags.adopt_module_key_flags(command_line)
   flags.DEFINE_string(
@@ -611,7 +665,9 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "vocab_file",
     None,
-    "The vocabulary of wordpieces, one a line. Either this or --sp_model_file.",
+    "The vocabulary of wordpieces, one a line. Either this or --sp_model_file."
+    " With --train_on it may be left out: one is built of the text, of at most"
+    " the vocab_size in the encoder's config.",
   )
   flags.DEFINE_string("sp_model_file", None, "The model of SentencePiece.")
   flags.DEFINE_bool(
@@ -638,15 +694,24 @@ def define_flags() -> None:
     "Give the preprocessor a sub-object that also tells where in the text each"
     " token is.",
   )
-  flags.DEFINE_integer("seed", 0, "Seed of random weights.")
+  flags.DEFINE_integer(
+    "seed",
+    0,
+    "Seed of random weights; with --train_on of all that is random in it.",
+  )
+  bert_pretraining.define_flags()
+  flags.adopt_module_key_flags(bert_pretraining)
   flags.register_validator(
     "do_lower_case",
     lambda value: value is not None,
     "Say --do_lower_case or --nodo_lower_case.",
   )
   flags.register_multi_flags_validator(
-    ["vocab_file", "sp_model_file"],
-    lambda values: sum(map(bool, values.values())) == 1,
+    ["vocab_file", "sp_model_file", "train_on"],
+    lambda values: (
+      bool(values["vocab_file"]) + bool(values["sp_model_file"])
+      in ((0, 1) if values["train_on"] else (1,))
+    ),
     "Say what the tokens are: either --vocab_file=PATH or"
     " --sp_model_file=PATH.",
   )
@@ -686,6 +751,17 @@ def main() -> None:
     encoder_config_file=command_line.path(values.encoder_config_file),
     bert_config_file=command_line.path(values.bert_config_file),
     checkpoint_path=command_line.path(values.checkpoint_path),
+    train_on=(
+      [
+        name if name == "python_docs" else command_line.path(name)
+        for name in values.train_on
+      ]
+      if values.train_on
+      else None
+    ),
+    training_config=bert_pretraining.training_config(),
+    checkpoint_dir=command_line.path(values.checkpoint_dir),
+    strategy=values.strategy,
     pooler=values.pooler,
     seq_length=values.seq_length,
     tokenize_with_offsets=values.tokenize_with_offsets,

@@ -7,7 +7,11 @@ def _saved_model_impl(ctx):
         arguments = [
             "--export_dir=" + export_dir.path,
             "--verification=fast",
-        ] + ctx.attr.flags,
+        ] + [
+            ctx.expand_location(flag, ctx.attr.data)
+            for flag in ctx.attr.flags
+        ],
+        inputs = ctx.files.data,
         outputs = [export_dir],
         mnemonic = "Export",
         progress_message = "Exporting %s" % ctx.label,
@@ -26,6 +30,10 @@ saved_model = rule(
     """,
     implementation = _saved_model_impl,
     attrs = {
+        "data": attr.label_list(
+            doc = "Files that the flags name as $(location LABEL).",
+            allow_files = True,
+        ),
         "exporter": attr.label(
             doc = "A binary of this folder.",
             cfg = "exec",

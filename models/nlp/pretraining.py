@@ -32,7 +32,7 @@ class Config:
   """How to pre-train.
 
   Attributes:
-    epochs: Number of epochs. A checkpoint is kept of each.
+    epochs: Number of epochs; 0 trains nothing.
     steps_per_epoch: Steps in an epoch, whatever the length of the text.
     batch_size: Sequences in a step, on all devices together.
     seq_length: Tokens in a sequence.
@@ -71,7 +71,8 @@ def train(
     corpus: The text.
     tokenizer: Splits it into the tokens of the model.
     config: How to train.
-    checkpoint_dir: Where to keep checkpoints, in Model Garden's form, and the
+    checkpoint_dir: Where to keep checkpoints, in Model Garden's form: `ckpt-` and
+      the number of steps, the first with the initial weights; and the
       vocabulary, `vocab.txt`. If there are any, training goes on after the
       newest; what is random is then not what it would have been.
 
@@ -105,21 +106,24 @@ def train(
         _resume(manager, tokenizer)
         callbacks.append(
           tf_keras.callbacks.LambdaCallback(
-            on_epoch_end=lambda epoch, logs: manager.save()
+            on_epoch_end=lambda epoch, logs: manager.save(
+              int(trained.optimizer.iterations.numpy())
+            )
           )
         )
     steps_done = int(trained.optimizer.iterations.numpy())
     # Another seed than at the start, or the same text would come again.
     tf.random.set_seed(config.seed + steps_done)
-    trained.fit(
-      examples(corpus.train, tokenizer, config, training=True),
-      initial_epoch=steps_done // config.steps_per_epoch,
-      epochs=config.epochs,
-      steps_per_epoch=config.steps_per_epoch,
-      callbacks=callbacks,
-      # A bar on a terminal; in a log a line for each epoch.
-      verbose=1 if sys.stdout.isatty() else 2,
-    )
+    if config.epochs:
+      trained.fit(
+        examples(corpus.train, tokenizer, config, training=True),
+        initial_epoch=steps_done // config.steps_per_epoch,
+        epochs=config.epochs,
+        steps_per_epoch=config.steps_per_epoch,
+        callbacks=callbacks,
+        # A bar on a terminal; in a log a line for each epoch.
+        verbose=1 if sys.stdout.isatty() else 2,
+      )
     tf.random.set_seed(config.seed)
     _, accuracy = trained.evaluate(
       examples(corpus.held_out, tokenizer, config, training=False), verbose=0
@@ -257,13 +261,14 @@ def _prepared(model: tf_keras.Model, config: Config) -> Iterator[None]:
 def _resume(
   manager: tf.train.CheckpointManager, tokenizer: preprocessing.Tokenizer
 ) -> None:
-  """Restores the newest checkpoint; keeps the vocabulary if there is none."""
+  """Restores the newest checkpoint, or writes the first and the vocabulary."""
   vocab_file = os.path.join(manager.directory, "vocab.txt")
   vocabulary = "".join(f"{token}\n" for token in tokenizer.tokens)
   if not manager.latest_checkpoint:
     tf.io.gfile.makedirs(manager.directory)
     with tf.io.gfile.GFile(vocab_file, "w") as f:
       f.write(vocabulary)
+    manager.save(0)
     return
   with tf.io.gfile.GFile(vocab_file) as f:
     if f.read() != vocabulary:
