@@ -580,8 +580,6 @@ def _examples(
   """Makes inputs of two sizes, with padding."""
   examples = []
   for batch_size, length in (3, 24), (1, 8):
-    # BigBird takes so many blocks, and no fewer.
-    length *= getattr(config.get(), "block_size", 1)
     seq_length = min(length, bert.max_seq_length(config))
     seq_length = spec["input_word_ids"].shape[1] or seq_length
     below = {
