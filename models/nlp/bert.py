@@ -128,6 +128,16 @@ def max_seq_length(encoder_config: encoders.EncoderConfig) -> int:
   )
 
 
+def attention_dropout_rate(encoder_config: encoders.EncoderConfig) -> float:
+  """Returns the rate of dropout of attention."""
+  return _first(
+    encoder_config,
+    "attention_dropout_rate",
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+  )
+
+
 def _first(encoder_config: encoders.EncoderConfig, *names: str) -> Any:
   """Returns what the config of a type has under one of several names."""
   config = encoder_config.get()
