@@ -7,6 +7,7 @@ parsed: `--help` and errors in flags are answered at once.
 from collections.abc import Callable
 import os
 import sys
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -95,6 +96,26 @@ def path(value: str | None) -> str | None:
       os.path.expanduser(value),
     )
   )
+
+
+def record() -> dict[str, Any]:
+  """Returns the flags of the program, for the report of the verification.
+
+  Only what makes a difference to the export: of files the name, and neither
+  directories to write nor `--overwrite`.
+  """
+  values = {
+    flag.name: flag.value
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    if not flag.name.endswith("_dir")
+    and flag.name not in ("overwrite", "keep_failed")
+  }
+  return {
+    name: os.path.basename(os.path.normpath(value))
+    if value and name.endswith(("_path", "_file"))
+    else value
+    for name, value in sorted(values.items())
+  }
 
 
 def forbid_without(condition: str, names: list[str]) -> None:
