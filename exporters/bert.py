@@ -179,7 +179,8 @@ def export(
   if tokenize_with_offsets and sp_model_file:
     raise errors.ExportError(
       "--tokenize_with_offsets: text is stripped of accents before"
-      " SentencePiece sees it, so that its tokens have no offsets. Leave it out."
+      " SentencePiece sees it, so that its tokens have no offsets. Leave it"
+      " out."
     )
   config = None
   if export_type != "preprocessing":
@@ -337,8 +338,8 @@ def _restored(
   if config.type == "funnel":
     if with_mlm:
       raise errors.ExportError(
-        "--export_type=encoder_with_mlm: an encoder of type funnel returns fewer"
-        " vectors than there are tokens to predict. Export the encoder alone."
+        "--export_type=encoder_with_mlm: an encoder of type funnel returns"
+        " fewer vectors than there are tokens to predict. Export the encoder alone."
       )
     with_mlm = False
   try:
@@ -532,13 +533,14 @@ def _dropout_rates(
 ) -> list[hyperparameters.Hyperparameter]:
   """Returns hyperparameters for the rates of dropout that are not 0."""
   view = tf.train.TrackableView(core)
-  # Model Garden's configs mean both the dropout in the attention, and the one
-  # behind it, whose name says so.
+  # Of most types the rate is also that of the dropout behind the attention.
+  rate = bert.attention_dropout_rate(core.encoder_config)
   in_attention = {
     id(layer)
     for parent in view.descendants()
     for name, layer in view.children(parent).items()
-    if "attention_dropout" in name or "Attention" in type(parent).__name__
+    if ("attention_dropout" in name or "Attention" in type(parent).__name__)
+    and getattr(layer, "rate", None) == rate
   }
   dropouts = [
     layer
@@ -580,8 +582,6 @@ def _examples(
   """Makes inputs of two sizes, with padding."""
   examples = []
   for batch_size, length in (3, 24), (1, 8):
-    # BigBird takes so many blocks, and no fewer.
-    length *= getattr(config.get(), "block_size", 1)
     seq_length = min(length, bert.max_seq_length(config))
     seq_length = spec["input_word_ids"].shape[1] or seq_length
     below = {
@@ -638,8 +638,8 @@ def define_flags() -> None:
   flags.DEFINE_list(
     "train_on",
     None,
-    "Instead of --checkpoint_path: pre-train the encoder on text, and export it."
-    " Paths of UTF-8 files, with commas between them, in which blank lines end"
+    "Instead of --checkpoint_path: pre-train the encoder on text, and export"
+    " it. Paths of UTF-8 files, with commas between them, in which blank lines end"
     " documents; or python_docs, the docstrings of Python's standard library.",
   )
   command_line.define_flags(without_weights=("export_type", "preprocessing"))

@@ -19,8 +19,23 @@ import tf_keras
 _SAVED_MODEL_DIR = flags.DEFINE_string("saved_model_dir", None, "The export.")
 
 
+_FREE = 7  # For what is free in a shape, beside the batch.
+
+
+def _shape(spec, batch_size):
+  return [batch_size, *(size or _FREE for size in spec.shape[1:])]
+
+
 def _inputs(spec, batch_size, seed):
-  return tf.random.stateless_uniform([batch_size, *spec.shape[1:]], [seed, 0])
+  """Makes an input: floats in [0, 1), and 0 or 1 where it takes integers."""
+  return tf.nest.map_structure(
+    lambda s: tf.cast(
+      (1 if s.dtype.is_floating else 2)
+      * tf.random.stateless_uniform(_shape(s, batch_size), [seed, 0]),
+      s.dtype,
+    ),
+    spec,
+  )
 
 
 class ContractTest(tf.test.TestCase):
@@ -29,7 +44,8 @@ class ContractTest(tf.test.TestCase):
     self.export = hub.load(_SAVED_MODEL_DIR.value)
     self.traces = self.export.__call__.concrete_functions
     # Positional: the input, `training`, and the hyperparameters.
-    (self.spec, *_), _ = self.traces[0].structured_input_signature
+    self.forms = [t.structured_input_signature[0][0] for t in self.traces]
+    self.spec = self.forms[0]
     signature = tf.saved_model.load(_SAVED_MODEL_DIR.value).signatures
     self.serving = signature["serving_default"]
 
@@ -45,20 +61,29 @@ class ContractTest(tf.test.TestCase):
 
   def test_every_combination_of_arguments_has_a_trace(self):
     """Rules R1 to R4 and R8."""
-    for batch_size, training, value in itertools.product(
-      (1, 3), (False, True), (None, 0.25, tf.constant(0.25))
+    for form, batch_size, training, value in itertools.product(
+      self.forms, (1, 3), (False, True), (None, 0.25, tf.constant(0.25))
     ):
       arguments = {} if value is None else self.tuned(value)
       outputs = self.export(
-        _inputs(self.spec, batch_size, 1), training=training, **arguments
+        _inputs(form, batch_size, 1), training=training, **arguments
       )
-      self.assertEqual(outputs.dtype, tf.float32)
-      self.assertEqual(outputs.shape[0], batch_size)
-    self.assertAllEqual(
+      for output in tf.nest.flatten(outputs):
+        self.assertEqual(output.dtype, tf.float32)
+        self.assertEqual(output.shape[0], batch_size)
+    self.assertAllClose(
       self.export(_inputs(self.spec, 3, 1)),
       self.export(_inputs(self.spec, 3, 1), training=False),
+      rtol=1e-6,
+      atol=1e-6,
     )
-    self.assertLen(self.traces, 2)
+    # Each form of the input in each mode, and none beside.
+    modes = collections.Counter(
+      (repr(form), trace.structured_input_signature[0][1])
+      for form, trace in zip(self.forms, self.traces, strict=True)
+    )
+    self.assertLen(modes, 2 * len(set(map(repr, self.forms))))
+    self.assertEqual(set(modes.values()), {1})
 
   def test_lists_of_variables(self):
     """Rule R5."""
@@ -70,15 +95,33 @@ class ContractTest(tf.test.TestCase):
     self.assertNotEmpty(trainable)
     self.assertContainsSubset(trainable, listed)
     with tf.GradientTape() as tape:
-      loss = tf.reduce_sum(
-        self.export(_inputs(self.spec, 3, 1), training=True) ** 2
-      )
+      outputs = self.export(_inputs(self.spec, 3, 1), training=True)
+      loss = tf.add_n([tf.reduce_sum(y**2) for y in tf.nest.flatten(outputs)])
     gradients = tape.gradient(loss, list(self.export.trainable_variables))
     for variable, gradient in zip(
       self.export.trainable_variables, gradients, strict=True
     ):
       self.assertTrue(variable.trainable)
       self.assertIsNotNone(gradient, variable.name)
+
+  def test_sub_objects(self):
+    """Rule R9."""
+    for name, child in (
+      tf.train.TrackableView(self.export).children(self.export).items()
+    ):
+      if callable(child) and name not in ("__call__", "signatures"):
+        variables = {v.ref() for v in child.variables}
+        trainable = {v.ref() for v in child.trainable_variables}
+        self.assertContainsSubset(trainable, variables)
+        used = {
+          v.ref()
+          for trace in child.__call__.concrete_functions
+          for v in trace.variables
+        }
+        self.assertContainsSubset(used, variables)
+        self.assertEmpty(
+          [loss for loss in child.regularization_losses if loss().shape != []]
+        )
 
   def test_regularization_losses(self):
     """Rule R6."""
@@ -101,11 +144,20 @@ class ContractTest(tf.test.TestCase):
   def test_signature(self):
     """Rule R11."""
     specs = self.serving.structured_input_signature[1]
-    (name,) = specs
-    self.assertNotIn(name, ("args_0", "inputs"))
     x = _inputs(self.spec, 3, 1)
-    (output,) = self.serving(**{name: x}).values()
-    self.assertAllEqual(output, self.export(x))
+    outputs = self.export(x)
+    if not isinstance(x, dict):
+      (name,) = specs
+      x = {name: x}
+      (name,) = self.serving.structured_outputs
+      outputs = {name: outputs}
+    self.assertCountEqual(specs, x)
+    self.assertNotIn("args_0", specs)
+    self.assertNotIn("inputs", specs)
+    served = self.serving(**x)
+    self.assertNotEmpty(served)
+    for name, output in served.items():
+      self.assertAllClose(output, outputs[name], rtol=1e-6, atol=1e-6)
 
   def test_card(self):
     """Rule R13."""
@@ -116,13 +168,13 @@ class ContractTest(tf.test.TestCase):
 
   def test_a_train_step_compiles_once_under_xla(self):
     """Rule R14."""
-    model = tf_keras.Sequential(
-      [
-        hub.KerasLayer(_SAVED_MODEL_DIR.value, trainable=True),
-        tf_keras.layers.Dense(3),
-      ]
+    inputs = tf.nest.map_structure(
+      lambda s: tf_keras.Input(s.shape[1:], dtype=s.dtype), self.spec
     )
-    model(_inputs(self.spec, 5, 1))
+    features = hub.KerasLayer(_SAVED_MODEL_DIR.value, trainable=True)(inputs)
+    if isinstance(features, dict):
+      features = features["default"]
+    model = tf_keras.Model(inputs, tf_keras.layers.Dense(3)(features))
     variables = model.trainable_variables
     optimizer = tf_keras.optimizers.Adam()
     optimizer.build(variables)
@@ -132,7 +184,7 @@ class ContractTest(tf.test.TestCase):
     def step(inputs, labels):
       with tf.GradientTape() as tape:
         logits = model(inputs, training=True)
-        loss = loss_of(labels, logits) + tf.add_n(model.losses)
+        loss = tf.add_n([loss_of(labels, logits), *model.losses])
       gradients = tape.gradient(loss, variables)
       optimizer.apply_gradients(zip(gradients, variables, strict=True))
       return loss
@@ -145,7 +197,7 @@ class ContractTest(tf.test.TestCase):
     entry = hlo[hlo.index("\nENTRY ") :]
     parameters = re.findall(r"= \w+\[([\d,]*)\]\S* parameter\(", entry)
     # Counted: one variable must not pass for another of the same shape.
-    needed = [tf.TensorShape([5, *self.spec.shape[1:]])]
+    needed = [_shape(s, 5) for s in tf.nest.flatten(self.spec)]
     needed += [v.shape for v in model.variables]
     missing = collections.Counter(
       ",".join(map(str, shape)) for shape in needed

@@ -91,9 +91,7 @@ def read_tsv(path: str) -> Dataset:
   if len({name for name, _ in rows}) < 2:
     raise ValueError(f"{path} has fewer than two classes.")
   pairs = [(text, name) for name, text in rows]
-  return _dataset(
-    [pair for i, pair in enumerate(pairs) if i % 5], pairs[::5]
-  )
+  return _dataset([pair for i, pair in enumerate(pairs) if i % 5], pairs[::5])
 
 
 def _dataset(

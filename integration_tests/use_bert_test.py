@@ -168,9 +168,7 @@ class UseBertTest(tf.test.TestCase):
             self.assertAllEqual(*variable.values)
         moved = [
           not np.array_equal(old, new)
-          for old, new in zip(
-            before, encoder.trainable_variables, strict=True
-          )
+          for old, new in zip(before, encoder.trainable_variables, strict=True)
         ]
         self.assertNotIn(False, moved)
         # The largest class has 18 % of the texts.
@@ -193,9 +191,7 @@ class UseBertTest(tf.test.TestCase):
         )
         self.assertAllClose(served, expected, atol=1e-4)
         reloaded = tf_keras.models.load_model(output_dir, compile=False)
-        self.assertAllClose(
-          reloaded(tf.constant(strings)), expected, atol=1e-4
-        )
+        self.assertAllClose(reloaded(tf.constant(strings)), expected, atol=1e-4)
 
   def test_program(self):
     output_dir = os.path.join(self.get_temp_dir(), "output")

@@ -220,7 +220,7 @@ def signature(
   ).get_concrete_function()
 
 
-def constant(value: Any) -> Function:
+def constant(value: Any) -> tf.train.Checkpoint:
   """Makes an attribute of an export that is called, and returns a value.
 
   Variables will not do: one of strings cannot be loaded on a TPU.
@@ -228,9 +228,13 @@ def constant(value: Any) -> Function:
   Args:
     value: What makes a Tensor, or a dict of such.
   """
-  return tf.function(
+  result = tf.train.Checkpoint()
+  result.__call__ = tf.function(
     lambda: tf.nest.map_structure(tf.constant, value), input_signature=[]
   )
+  result.variables, result.trainable_variables = [], []
+  result.regularization_losses = []
+  return result
 
 
 def save(

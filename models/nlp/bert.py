@@ -20,8 +20,8 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
-# Their layers mix the tokens by matrices of one size. They have no masks either.
-_FIXED_SEQ_LENGTH = ("fnet", "sparse_mixer")
+# Their layers have matrices, or a choice of blocks, for one length alone.
+_FIXED_SEQ_LENGTH = ("bigbird", "fnet", "sparse_mixer")
 
 # In the order of Model Garden's lists of inputs.
 INPUT_NAMES = ("input_word_ids", "input_mask", "input_type_ids")
@@ -125,6 +125,16 @@ def max_seq_length(encoder_config: encoders.EncoderConfig) -> int:
   """Returns the number of rows of the position table."""
   return _first(
     encoder_config, "max_position_embeddings", "max_sequence_length"
+  )
+
+
+def attention_dropout_rate(encoder_config: encoders.EncoderConfig) -> float:
+  """Returns the rate of dropout of attention."""
+  return _first(
+    encoder_config,
+    "attention_dropout_rate",
+    "attention_dropout",
+    "attention_probs_dropout_prob",
   )
 
 

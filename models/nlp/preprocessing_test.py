@@ -1,6 +1,7 @@
 import collections
 import os
 import pydoc
+import re
 
 import numpy as np
 import sentencepiece
@@ -10,7 +11,8 @@ import tensorflow_text as text
 from models.nlp import preprocessing
 
 _SPECIAL = {"padding_id": 0, "start_of_sequence_id": 2, "end_of_segment_id": 3}
-_SENTENCES = pydoc.render_doc(collections).split("\n") + [
+_SENTENCES = [
+  *pydoc.render_doc(collections).split("\n"),
   "",
   "Ärgerlich: ¡Señor Ångström isn't HERE! 漢字 ﬁ",
   "a" * 100 + " " + "b" * 101,
@@ -19,16 +21,13 @@ _SENTENCES = pydoc.render_doc(collections).split("\n") + [
 
 
 def _vocabulary():
-  words = text.BasicTokenizer().tokenize(
-    ["".join(c if c.isalnum() else " " for c in s) for s in _SENTENCES]
-  )
-  words = sorted({w.decode() for row in words.to_list() for w in row})
+  words = sorted(set(re.findall(r"\w+", " ".join(_SENTENCES[:-3]))))
   characters = sorted({c for sentence in _SENTENCES for c in sentence} - {" "})
   return [
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
     *characters,
     *("##" + c for c in characters),
-    *(w for w in words if len(w) > 1 and len(w) < 50),
+    *(w for w in words if len(w) > 1),
   ]
 
 
@@ -104,6 +103,7 @@ class PreprocessingTest(tf.test.TestCase):
       model_prefix=prefix,
       vocab_size=150,
       pad_id=0,
+      unk_id=1,
       bos_id=-1,
       eos_id=-1,
       control_symbols=["[CLS]", "[SEP]", "[MASK]"],
@@ -197,7 +197,7 @@ class PreprocessingTest(tf.test.TestCase):
       (good + b"word\n", "word is in it twice, lines 6, 7"),
       (good + b"\nx\n", "line 7 is empty"),
       (good.replace(b"\n", b"\r\n"), "line 1 ends in"),
-      (good + b"\xff\n", "not UTF-8 text at byte 35"),
+      (good + b"\xff\n", "not UTF-8 text at byte 36"),
     ):
       with self.assertRaisesRegex(ValueError, message):
         preprocessing.read_vocabulary(self.write(data))

@@ -134,9 +134,7 @@ class TrainTest(tf.test.TestCase):
     ]
     self.assertGreater(accuracies[0], 0.9)  # By chance 0.04.
     self.assertEqual(*accuracies)
-    for first, second in zip(
-      models[0].weights, models[1].weights, strict=True
-    ):
+    for first, second in zip(models[0].weights, models[1].weights, strict=True):
       self.assertAllClose(first, second, rtol=1e-4, atol=1e-5)
     # The model is given back as it was.
     layers = [
