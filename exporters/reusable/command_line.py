@@ -110,11 +110,16 @@ def record() -> dict[str, Any]:
     if not flag.name.endswith("_dir")
     and flag.name not in ("overwrite", "keep_failed")
   }
+
+  def without_directory(name: str, value: Any) -> Any:
+    if value and name.endswith(("_path", "_file")):
+      return os.path.basename(os.path.normpath(value))
+    if isinstance(value, list):  # Of files.
+      return [os.path.basename(v) for v in value]
+    return value
+
   return {
-    name: os.path.basename(os.path.normpath(value))
-    if value and name.endswith(("_path", "_file"))
-    else value
-    for name, value in sorted(values.items())
+    name: without_directory(name, values[name]) for name in sorted(values)
   }
 
 
