@@ -100,11 +100,7 @@ def export(
   """
   if bool(checkpoint_path) == bool(train_on):
     raise ValueError("Exactly one of checkpoint_path and train_on is needed.")
-  publishing.check_apart(
-    *filter(None, [export_dir, checkpoint_dir, keep_failed])
-  )
-  if keep_failed and os.path.exists(keep_failed):
-    raise errors.ExportError(f"{keep_failed} exists. Choose another path.")
+  publishing.check_apart(export_dir, checkpoint_dir, keep_failed=keep_failed)
   with publishing.publish(
     export_dir, "saved_model.pb", overwrite=overwrite
   ) as directory:
@@ -122,9 +118,11 @@ def export(
       extractor = mnist_cnn.feature_extractor(l2_strength=l2_strength)
       checkpoints.restore(
         checkpoint_path,
-        tf.train.Checkpoint(
-          model=tf.train.Checkpoint(feature_extractor=extractor)
-        ),
+        [
+          tf.train.Checkpoint(
+            model=tf.train.Checkpoint(feature_extractor=extractor)
+          )
+        ],
         left_out=["model/logits", "model/optimizer"],
       )
       provenance = {"source": "a checkpoint of the classifier"}
@@ -199,7 +197,7 @@ def _save(
   """Writes the SavedModel and its card; returns what they were made of."""
   tunable = [
     hyperparameters.of_layers(
-      extractor,
+      extractor.submodules,
       tf_keras.layers.Dropout,
       "rate",
       name="dropout_rate",
@@ -208,7 +206,7 @@ def _save(
       off=0.0,
     ),
     hyperparameters.of_layers(
-      extractor,
+      extractor.submodules,
       tf_keras.layers.BatchNormalization,
       "momentum",
       name="batch_norm_momentum",

@@ -7,7 +7,11 @@ def _saved_model_impl(ctx):
         arguments = [
             "--export_dir=" + export_dir.path,
             "--verification=fast",
-        ] + ctx.attr.flags,
+        ] + [
+            ctx.expand_location(flag, ctx.attr.data)
+            for flag in ctx.attr.flags
+        ],
+        inputs = ctx.files.data,
         outputs = [export_dir],
         mnemonic = "Export",
         progress_message = "Exporting %s" % ctx.label,
@@ -26,6 +30,10 @@ _saved_model = rule(
     """,
     implementation = _saved_model_impl,
     attrs = {
+        "data": attr.label_list(
+            doc = "Files that the flags name as $(location LABEL).",
+            allow_files = True,
+        ),
         "exporter": attr.label(
             doc = "A binary of this folder.",
             cfg = "exec",
@@ -38,22 +46,25 @@ _saved_model = rule(
     },
 )
 
-def saved_model(name, **kwargs):
-    """An export as a build artifact, and a test that it keeps all rules.
+def saved_model(name, checked = ["."], **kwargs):
+    """An export as a build artifact, and tests that it keeps all rules.
 
     Args:
-      name: Of the artifact; the test is NAME_check_test.
+      name: Of the artifact.
+      checked: The directories in it that are SavedModels to be tested.
       **kwargs: Further attributes of the rule.
     """
     _saved_model(name = name, **kwargs)
-    native.py_test(
-        name = name + "_check_test",
-        srcs = ["//exporters:check.py"],
-        main = "//exporters:check.py",
-        args = [
-            "--saved_model_dir=$(rootpath :%s)" % name,
-            "--strict",
-        ],
-        data = [":" + name],
-        deps = ["//exporters:check_lib"],
-    )
+    for directory in checked:
+        part = "" if directory == "." else "_" + directory
+        native.py_test(
+            name = name + part + "_check_test",
+            srcs = ["//exporters:check.py"],
+            main = "//exporters:check.py",
+            args = [
+                "--saved_model_dir=$(rootpath :%s)/%s" % (name, directory),
+                "--strict",
+            ],
+            data = [":" + name],
+            deps = ["//exporters:check_lib"],
+        )

@@ -9,20 +9,13 @@ It uses nothing of the code that made the export.
 from __future__ import annotations
 
 from collections.abc import Callable
-import os
-import sys
 
-from absl import app
 from absl import flags
-from absl import logging
 from etils import epy
 
+from integration_tests import command_line
 from integration_tests import datasets
 from integration_tests import strategies
-
-# Read by TensorFlow when it is imported. tensorflow-hub is Keras 2.
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 with epy.lazy_imports():
   import tensorflow as tf
@@ -92,9 +85,6 @@ def _scaled(
 
 def define_flags() -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_string(
-    "saved_model_dir", None, "The export to fine-tune.", required=True
-  )
   flags.DEFINE_enum(
     "dataset",
     "digits_5_9",
@@ -140,38 +130,24 @@ def define_flags() -> None:
   flags.DEFINE_float(
     "learning_rate", 1e-3, "Learning rate of Adam.", lower_bound=0.0
   )
-  flags.DEFINE_enum(
-    "strategy", "default", strategies.NAMES, "How to distribute the training."
-  )
-  flags.DEFINE_string(
-    "output_saved_model_dir", None, "Where to save the fine-tuned model."
+  command_line.define_flags(
+    only_with_retrain=[
+      "dropout_rate",
+      "batch_norm_momentum",
+      "regularization_loss_multiplier",
+    ]
   )
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
   """Fine-tunes as the flags say."""
   values = flags.FLAGS
-  if len(arguments) > 1:
-    sys.exit(f"ERROR: {arguments[1]} is not a flag. Flags start with --.")
-  for name in (
-    "dropout_rate",
-    "batch_norm_momentum",
-    "regularization_loss_multiplier",
-  ):
-    if values[name].present and not values.retrain:
-      sys.exit(f"ERROR: --{name} applies only with --retrain.")
-  logging.set_verbosity(logging.ERROR)  # Keras warns at every save.
-  output_dir = _path(values.output_saved_model_dir)
-  try:
-    if output_dir:
-      # Now, not after the training.
-      tf.io.gfile.makedirs(output_dir)
-      if tf.io.gfile.listdir(output_dir):
-        sys.exit(f"ERROR: {output_dir} is not empty. Choose another directory.")
+  with command_line.input_errors():
+    output_dir = command_line.make_output_dir()
     train, test = datasets.load(values.dataset)
     with strategies.get(values.strategy).scope():
       model = build_model(
-        _path(values.saved_model_dir),
+        command_line.path(values.saved_model_dir),
         num_classes=max(train[1]) + 1,
         retrain=values.retrain,
         dropout_rate=values.dropout_rate,
@@ -179,14 +155,6 @@ def main(arguments: list[str]) -> None:
         regularization_loss_multiplier=values.regularization_loss_multiplier,
         learning_rate=values.learning_rate,
       )
-  except (
-    AttributeError,  # Another kind of model than an MNIST CNN,
-    TypeError,
-    ValueError,
-    OSError,  # none at all, no network,
-    tf.errors.OpError,  # or no place for the output.
-  ) as e:
-    sys.exit(f"ERROR: {' '.join(str(e).split())}")
   model.fit(*train, batch_size=values.batch_size, epochs=values.epochs)
   _, accuracy = model.evaluate(*test, verbose=0)
   print(f"Test accuracy: {accuracy:.4f} on {len(test[1]):,} images held out")
@@ -195,13 +163,6 @@ def main(arguments: list[str]) -> None:
     print(f"Saved the fine-tuned model to {output_dir}")
 
 
-def _path(value: str | None) -> str | None:
-  """Makes a path start from the user's directory under `bazel run` too."""
-  if value is None or "://" in value:
-    return value
-  return os.path.join(os.environ.get("BUILD_WORKING_DIRECTORY", ""), value)
-
-
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  command_line.run(main)

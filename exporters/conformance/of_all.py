@@ -176,9 +176,9 @@ def has_traces(subject: Subject) -> findings.Finding:
   before = [v.numpy() for v in getattr(subject.model, "variables", ())]
   calls = 0
   try:
-    for mode, value in itertools.product(modes, values):
+    for form, mode, value in itertools.product(subject.forms, modes, values):
       try:
-        subject.model(subject.example(), **mode, **value)
+        subject.model(subject.example(form=form), **mode, **value)
       except Exception as e:
         return findings.failed(
           f"A call with {mode | value or 'the input alone'} fails:"
@@ -382,6 +382,19 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
             f"The sub-object `{name}` can be called and has no {attribute}.",
             f"Save {attribute} as an attribute of it.",
           )
+      listed = {v.ref() for v in child.variables}
+      missing = [
+        v.name
+        for trace in subject_lib.traces_of(child)
+        for v in trace.variables
+        if v.ref() not in listed
+      ]
+      if missing:
+        return findings.failed(
+          f"The sub-object `{name}` uses {findings.some(missing)}, which its"
+          " `variables` lacks.",
+          "Save lists of all its variables.",
+        )
   if not found:
     return findings.not_applicable("it has none")
   return findings.passed(f"{', '.join(sorted(found))}")

@@ -185,9 +185,12 @@ def _nothing_adjustable(directory):
   _write(root, directory)
 
 
-def _sub_object_lists_nothing(directory):
+def _sub_object_lists_nothing(directory, variable=False):
   inner = tf.train.Checkpoint(variables=[])
-  inner.__call__ = tf.function(lambda x: x)
+  inner.kernel = tf.Variable(tf.ones([4]), name="hidden")
+  if variable:
+    _lists(inner, [])
+  inner.__call__ = tf.function(lambda x: x * inner.kernel)
   inner.__call__.get_concrete_function(_VECTORS)
   _image(directory, change=lambda root: setattr(root, "inner", inner))
 
@@ -376,6 +379,11 @@ _BROKEN = (
     r"batch size is fixed.*\(4, None",
   ),
   ("R9", _sub_object_lists_nothing, "`inner` .* has no trainable_v"),
+  (
+    "R9",
+    _of(_sub_object_lists_nothing, variable=True),
+    "`inner` uses hidden:0, which its `variables` lacks",
+  ),
   ("R9", _bare_function, "`bare` is a bare function"),
   ("R10", _optimizer_inside, "state of an optimizer"),
   ("R10", _path_in_an_asset, "/home/somebody/train.py"),

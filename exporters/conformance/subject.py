@@ -100,9 +100,29 @@ class Subject:
   @functools.cached_property
   def spec(self) -> Any:
     """The input: a `tf.TensorSpec`, or a list or dict of them."""
-    if self.traces:
-      return self.traces[0].structured_input_signature[0][0]
-    return _only(_specs(self.serving.inputs)) if self.serving else None
+    if not self.traces:
+      return _only(_specs(self.serving.inputs)) if self.serving else None
+    # Of several, that of the signature, which shows what is usual.
+    served = _specs(self.serving.inputs) if self.serving else {}
+    return next(
+      (
+        form
+        for form in self.forms
+        if isinstance(form, Mapping)
+        and {k: s.dtype for k, s in form.items()}
+        == {k: s.dtype for k, s in served.items()}
+      ),
+      self.forms[0],
+    )
+
+  @functools.cached_property
+  def forms(self) -> list[Any]:
+    """The different inputs that `__call__` was traced with."""
+    found: dict[str, Any] = {}
+    for trace in self.traces:
+      form = trace.structured_input_signature[0][0]
+      found.setdefault(repr(form), form)
+    return list(found.values())
 
   @functools.cached_property
   def output_spec(self) -> Any:
@@ -185,10 +205,13 @@ class Subject:
       self.model, self.model, self.example(), first, second
     )
 
-  def example(self, batch_size: int = 2, size: tuple[int, ...] = ()) -> Any:
+  def example(
+    self, batch_size: int = 2, size: tuple[int, ...] = (), form: Any = None
+  ) -> Any:
     """Makes an input.
 
     Args:
+      form: One of `forms`; None: `spec`.
       batch_size: Where the model leaves it free.
       size: Of the other free dimensions, in their order; the last goes on.
     """
@@ -219,9 +242,10 @@ class Subject:
         )
       return tf.zeros(shape, spec.dtype)
 
-    if isinstance(self.spec, Mapping):
-      return {name: array(name, spec) for name, spec in self.spec.items()}
-    return tf.nest.map_structure(lambda spec: array("", spec), self.spec)
+    form = self.spec if form is None else form
+    if isinstance(form, Mapping):
+      return {name: array(name, spec) for name, spec in form.items()}
+    return tf.nest.map_structure(lambda spec: array(spec.name, spec), form)
 
 
 def read(directory: str) -> Subject:

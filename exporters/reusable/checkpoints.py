@@ -1,8 +1,12 @@
 """Restores checkpoints, and says what does not match before it restores."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import fnmatch
 import glob
 import hashlib
+import os
+from typing import Any
 
 import tensorflow as tf
 
@@ -19,24 +23,52 @@ _MOST_PROBLEMS = 6  # That an error names.
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
+@contextlib.contextmanager
+def uninitialized() -> Iterator[None]:
+  """Makes variables without computing initial values.
+
+  For a model that is about to be restored: those of BERT-base take longer to
+  draw than to read, and as much memory.
+  """
+
+  def creator(next_creator: Callable[..., tf.Variable], **kwargs: Any) -> Any:
+    shape = kwargs.get("shape")
+    if shape is not None and callable(kwargs["initial_value"]):
+      shape = tf.TensorShape(shape)
+      dtype = kwargs["dtype"]
+      kwargs["initial_value"] = lambda: tf.raw_ops.Empty(
+        shape=shape.as_list(), dtype=dtype
+      )
+    return next_creator(**kwargs)
+
+  with tf.variable_creator_scope(creator):
+    yield
+
+
 def restore(
   checkpoint_path: str,
-  root: tf.train.Checkpoint,
+  roots: Sequence[tf.train.Checkpoint],
   *,
   left_out: Sequence[str] = (),
-) -> None:
+  optional: Sequence[tf.Variable] = (),
+) -> list[tf.Variable]:
   """Restores a checkpoint that must match, both ways.
 
   Args:
     checkpoint_path: The prefix of the checkpoint's files, or a directory, of
       which the newest checkpoint is taken.
-    root: What to restore, in the structure of the object that was saved.
+    roots: What to restore, in each structure that the saved object may have
+      had. The first one that matches is restored.
     left_out: Paths of objects in the checkpoint, such as `model/optimizer`,
-      that `root` may lack.
+      that `roots` may lack. A `*` in a name stands for any characters.
+    optional: Variables that the checkpoint may lack.
+
+  Returns:
+    Those of `optional` that it does lack; they keep their values.
 
   Raises:
     ExportError: There is no checkpoint, a variable has no value in it or one of
-      another shape, or it has values that neither `root` nor `left_out` names.
+      another shape, or it has values that neither `roots` nor `left_out` name.
   """
   prefix = _prefix(checkpoint_path)
   try:
@@ -48,11 +80,27 @@ def restore(
         " must be converted first."
       )
     graph = Graph.FromString(reader.get_tensor(_GRAPH_KEY))
-    _check_match(prefix, root, graph, shapes, left_out)
-    status = root.read(prefix)
+    matches = [
+      _match(root, graph, shapes, left_out, optional) for root in roots
+    ]
+    problems, lacking, root = min(
+      zip(*zip(*matches, strict=True), roots, strict=True),
+      key=lambda match: len(match[0]),
+    )
+    if problems:
+      more = len(problems) - _MOST_PROBLEMS
+      names = "=…, ".join(tf.train.TrackableView(root).children(root))
+      raise errors.ExportError(
+        f"Checkpoint {prefix}, as tf.train.Checkpoint({names}=…), does not"
+        f" match the model: it {'; it '.join(problems[:_MOST_PROBLEMS])}"
+        f"{f'; and {more} more' if more > 0 else ''}."
+      )
+    status = root.read(prefix).expect_partial()
   except tf.errors.OpError as e:
     raise errors.ExportError(f"Cannot read {prefix}: {e.message}.") from e
-  status.expect_partial().assert_existing_objects_matched()
+  if not lacking:
+    status.assert_existing_objects_matched()
+  return lacking
 
 
 def sha256(checkpoint_path: str) -> str:
@@ -77,13 +125,7 @@ def sha256(checkpoint_path: str) -> str:
 def _prefix(checkpoint_path: str) -> str:
   checkpoint_path = checkpoint_path.removesuffix(".index")
   if tf.io.gfile.isdir(checkpoint_path):
-    newest = tf.train.latest_checkpoint(checkpoint_path)
-    if newest is None:
-      raise errors.ExportError(
-        f"{checkpoint_path} has no checkpoint in it (no file `checkpoint` that"
-        " names one)."
-      )
-    return newest
+    return _newest(checkpoint_path)
   if not tf.io.gfile.exists(checkpoint_path + ".index"):
     raise errors.ExportError(
       f"There is no checkpoint {checkpoint_path}: {checkpoint_path}.index does"
@@ -92,14 +134,43 @@ def _prefix(checkpoint_path: str) -> str:
   return checkpoint_path
 
 
-def _check_match(
-  prefix: str,
+def _newest(directory: str) -> str:
+  """Finds the checkpoint that the file `checkpoint` names, or the only one."""
+  state = tf.train.get_checkpoint_state(directory)
+  if state and state.model_checkpoint_path:
+    # It may hold an absolute path, from before the directory was moved.
+    name = os.path.basename(state.model_checkpoint_path)
+    for prefix in (state.model_checkpoint_path, os.path.join(directory, name)):
+      if tf.io.gfile.exists(prefix + ".index"):
+        return prefix
+    raise errors.ExportError(
+      f"The file `checkpoint` in {directory} names {name}, which is not there."
+    )
+  found = sorted(tf.io.gfile.glob(os.path.join(directory, "*.index")))
+  if len(found) == 1:
+    return found[0].removesuffix(".index")
+  names = ", ".join(os.path.basename(f).removesuffix(".index") for f in found)
+  raise errors.ExportError(
+    f"{directory} has {names} in it, and no file `checkpoint` that says which"
+    " is the newest. Say which one."
+    if found
+    else f"{directory} has no checkpoint in it."
+  )
+
+
+def _match(
   root: tf.train.Checkpoint,
   graph: Graph,
   shapes: Mapping[str, Sequence[int]],
   left_out: Sequence[str],
-) -> None:
-  """Walks the live objects and the saved ones along the same names."""
+  optional: Sequence[tf.Variable],
+) -> tuple[list[str], list[tf.Variable]]:
+  """Walks the live objects and the saved ones along the same names.
+
+  Returns:
+    What does not match, in words; and the variables that the checkpoint lacks
+    and may lack.
+  """
   view = tf.train.TrackableView(root)
   matched: dict = {}  # From ids of live objects to saved nodes.
   waiting = [(root, 0)]
@@ -115,10 +186,14 @@ def _check_match(
       ]
 
   problems = []
+  lacking = []
+  may_lack = {v.ref() for v in optional}
   for variable in view.descendants():
     if isinstance(variable, tf.Variable):
       keys = list(_keys(graph, matched.get(id(variable))))
-      if not keys:
+      if not keys and variable.ref() in may_lack:
+        lacking.append(variable)
+      elif not keys:
         problems.append(f"has no value for {variable.name} {variable.shape}")
       elif shapes[keys[0]] != variable.shape:
         problems.append(
@@ -134,13 +209,7 @@ def _check_match(
         f" {tuple(shapes[key])}, which the model lacks"
         for key in _keys(graph, node_id)
       ]
-  if problems:
-    more = len(problems) - _MOST_PROBLEMS
-    raise errors.ExportError(
-      f"Checkpoint {prefix} does not match the model: it"
-      f" {'; it '.join(problems[:_MOST_PROBLEMS])}"
-      f"{f'; and {more} more' if more > 0 else ''}."
-    )
+  return problems, lacking
 
 
 def _children(graph: Graph, node_id: int) -> dict[str, int]:
@@ -155,15 +224,16 @@ def _keys(graph: Graph, node_id: int | None) -> Iterator[str]:
 
 
 def _below(graph: Graph, path: str) -> set[int]:
-  """Returns the saved node at a path, all below it, and their slots."""
-  node_id = 0
-  for name in path.split("/"):
-    children = _children(graph, node_id)
-    if name not in children:
-      return set()
-    node_id = children[name]
+  """Returns the saved nodes at a path, all below them, and their slots."""
+  waiting = [0]
+  for pattern in path.split("/"):
+    waiting = [
+      child
+      for node_id in waiting
+      for name, child in _children(graph, node_id).items()
+      if fnmatch.fnmatchcase(name, pattern)
+    ]
   found: set[int] = set()
-  waiting = [node_id]
   while waiting:
     node_id = waiting.pop()
     if node_id not in found:

@@ -21,13 +21,17 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-def define_flags() -> None:
+def define_flags(*, without_weights: tuple[str, str] | None = None) -> None:
   """Defines the flags that all exporters have.
 
   Flags are defined when a program starts, not when its module is imported:
   what it exports is a library too, and several may be imported at once.
 
   The program has defined --train_on before, whose values are its own.
+
+  Args:
+    without_weights: A flag, and the value of it with which the export has no
+      weights, so that nothing says where they come from.
   """
   flags.DEFINE_string(
     "export_dir",
@@ -62,11 +66,16 @@ def define_flags() -> None:
   flags.register_validator(
     "export_dir", bool, "It is needed: the directory to write."
   )
+  name, value = without_weights or ("export_dir", None)
   flags.register_multi_flags_validator(
-    ["checkpoint_path", "train_on"],
-    lambda values: bool(values["checkpoint_path"]) != bool(values["train_on"]),
+    ["checkpoint_path", "train_on", name],
+    lambda values: (
+      sum(bool(values[f]) for f in ("checkpoint_path", "train_on"))
+      == (values[name] != value)
+    ),
     "Say where the weights come from: either --checkpoint_path=PATH or"
-    " --train_on=NAME.",
+    " --train_on=NAME"
+    + (f"; neither with --{name}={value}." if without_weights else "."),
   )
 
 
@@ -101,11 +110,16 @@ def record() -> dict[str, Any]:
     if not flag.name.endswith("_dir")
     and flag.name not in ("overwrite", "keep_failed")
   }
+
+  def without_directory(name: str, value: Any) -> Any:
+    if value and name.endswith(("_path", "_file")):
+      return os.path.basename(os.path.normpath(value))
+    if isinstance(value, list):  # Of files.
+      return [os.path.basename(v) for v in value]
+    return value
+
   return {
-    name: os.path.basename(os.path.normpath(value))
-    if value and name.endswith(("_path", "_file"))
-    else value
-    for name, value in sorted(values.items())
+    name: without_directory(name, values[name]) for name in sorted(values)
   }
 
 

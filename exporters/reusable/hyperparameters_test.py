@@ -13,7 +13,7 @@ def _dropouts(*rates):
 
 def _dropout_rate(model):
   return hyperparameters.of_layers(
-    model,
+    model.submodules,
     tf_keras.layers.Dropout,
     "rate",
     name="dropout_rate",
@@ -31,9 +31,9 @@ class HyperparametersTest(tf.test.TestCase):
     )
 
   def test_of_layers_wants_one_value(self):
-    with self.assertRaisesRegex(errors.ExportError, r"has \[0.1, 0.2\]"):
+    with self.assertRaisesRegex(errors.ExportError, r"are \[0.1, 0.2\]"):
       _dropout_rate(_dropouts(0.1, 0.2))
-    with self.assertRaisesRegex(errors.ExportError, "has none"):
+    with self.assertRaisesRegex(errors.ExportError, "are none"):
       _dropout_rate(_dropouts(0.0))
 
   def test_bound_gives_back_also_after_an_error(self):

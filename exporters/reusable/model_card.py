@@ -20,6 +20,7 @@ def write(
   hyperparameters: Sequence[hyperparameters_lib.Hyperparameter],
   example: str,
   provenance: Mapping[str, str],
+  needs: Sequence[str] = ("tensorflow", "tf-keras", "tensorflow-hub"),
 ) -> None:
   """Writes the card into the directory of a SavedModel.
 
@@ -34,18 +35,26 @@ def write(
     hyperparameters: Those that `root` was made with.
     example: Python that loads and fine-tunes the export.
     provenance: Where the weights come from: names and values of a table.
+    needs: Packages that `example` imports.
   """
   losses = len(root.regularization_losses)
+  trains = bool(root.trainable_variables)
+  packages = ", ".join(f"`{name}`" for name in needs[:-1])
   sections = [
     f"# {name}",
     description,
-    "## Load and fine-tune",
+    "## Load and fine-tune" if trains else "## Load",
     f"```python\n{example.strip()}\n```",
-    "Needs `tensorflow`, `tf-keras` and `tensorflow-hub`; nothing of the code"
-    " that made this model. Without `trainable=True` the weights stay as they"
-    " are, and the model runs in inference mode. With `tensorflow` alone,"
-    " `model = tf.saved_model.load(…)` gives what you call as"
-    " `model(inputs, training=False)`, and `model.trainable_variables`.",
+    f"Needs {packages} and `{needs[-1]}`; nothing of the code that made this"
+    " model."
+    + (
+      " Without `trainable=True` the weights stay as they are, and the model"
+      " runs in inference mode. With `tensorflow` alone,"
+      " `model = tf.saved_model.load(…)` gives what you call as"
+      " `model(inputs, training=False)`, and `model.trainable_variables`."
+      if trains
+      else ""
+    ),
     "## Inputs",
     _table(
       ("name", "dtype", "shape", "meaning"),
@@ -73,13 +82,19 @@ def write(
     )
     if hyperparameters
     else "",
-    "## Weights",
+    "## Weights" if trains else "## Source",
     _table(
       ("", ""),
       [
-        ("parameters", f"{_size(root.variables):,}"),
-        ("trainable", f"{_size(root.trainable_variables):,}"),
-        ("regularization losses", str(losses)),
+        *(
+          [
+            ("parameters", f"{_size(root.variables):,}"),
+            ("trainable", f"{_size(root.trainable_variables):,}"),
+            ("regularization losses", str(losses)),
+          ]
+          if trains
+          else []
+        ),
         *provenance.items(),
         ("exported with", f"TensorFlow {tf.__version__}"),
       ],
@@ -87,7 +102,9 @@ def write(
     f"`hub.KerasLayer` adds the {losses} regularization losses to those of your"
     " model when `trainable=True`. Regularization that an optimizer applies by"
     " itself, such as the weight decay of AdamW, is no part of a SavedModel: if"
-    " you want it, choose such an optimizer again.",
+    " you want it, choose such an optimizer again."
+    if trains
+    else "",
   ]
   directory = os.path.join(export_dir, "assets.extra")
   os.makedirs(directory)

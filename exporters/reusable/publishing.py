@@ -16,12 +16,22 @@ _AT_FDCWD = -100  # From <fcntl.h>.
 _RENAME_EXCHANGE = 2  # From <linux/fs.h>.
 
 
-def check_apart(*directories: str) -> None:
+def check_apart(
+  *directories: str | None, keep_failed: str | None = None
+) -> None:
   """Refuses directories of which one is, or is in, another.
 
+  Args:
+    *directories: What shall be published; None is passed over.
+    keep_failed: Where an export that fails shall be kept, if at all.
+
   Raises:
-    ExportError: Publishing one would be in the way of another.
+    ExportError: Publishing one would be in the way of another, or `keep_failed`
+      exists.
   """
+  if keep_failed and os.path.exists(keep_failed):
+    raise errors.ExportError(f"{keep_failed} exists. Choose another path.")
+  directories = filter(None, [*directories, keep_failed])
   paths = [pathlib.Path(d).resolve() for d in directories]
   for path, other in itertools.permutations(paths, 2):
     if path.is_relative_to(other):

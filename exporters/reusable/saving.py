@@ -53,6 +53,7 @@ def source(
   variables: Iterable[tf.Variable] | None = None,
   trainable_variables: Iterable[tf.Variable] | None = None,
   regularization_losses: Sequence[Callable[[], tf.Tensor]] | None = None,
+  check: Callable[[Any], Any] | None = None,
 ) -> Source:
   """Finds out what an export needs to know of a model, and checks it.
 
@@ -68,6 +69,8 @@ def source(
     regularization_losses: Functions without arguments, each returning a float
       scalar. Default: one for each weight regularizer of a Keras model or of
       the Keras layers in a module.
+    check: Takes the input and returns it, with ops that fail where the model
+      does not take it.
 
   Raises:
     ExportError: The export would fail its consumers in silence: it lacks
@@ -87,11 +90,13 @@ def source(
   if regularization_losses is None:
     regularization_losses = _weight_losses(model)
   defaults = {"training": False} if has_training else {}
-  defaults.update({h.name: float(h.default) for h in hyperparameters})
+  defaults.update({h.name: h.default for h in hyperparameters})
   function = _python_function(model)
 
   def call(inputs: Any, **arguments: Any) -> Any:
     arguments = {**defaults, **arguments}
+    if check is not None:
+      inputs = check(inputs)
     mode = {"training": arguments.pop("training")} if has_training else {}
     with hyperparameters_lib.bound(hyperparameters, arguments) as direct:
       return function(inputs, **mode, **direct)
@@ -107,7 +112,9 @@ def source(
   )
 
 
-def reusable(model: Source, input_spec: Any) -> tf.train.Checkpoint:
+def reusable(
+  model: Source, input_spec: Any, *, also_takes: Sequence[Any] = ()
+) -> tf.train.Checkpoint:
   """Makes an object that `save` writes and consumers call.
 
   Further attributes may be set on it before it is saved: other objects that
@@ -117,6 +124,8 @@ def reusable(model: Source, input_spec: Any) -> tf.train.Checkpoint:
     model: What `source` returns.
     input_spec: `tf.TensorSpec`, or a list or dict of them: shape and dtype of
       the input. What is free in a shape is `None`, the batch dimension first.
+    also_takes: Other forms of the input: of other dtypes, which are cast; of a
+      dict also lists, in the order of its keys; of a list other lengths.
 
   Returns:
     An object whose `__call__` takes the input and the arguments of the model,
@@ -127,20 +136,20 @@ def reusable(model: Source, input_spec: Any) -> tf.train.Checkpoint:
       variables, or has a hyperparameter or loss without effect.
   """
   losses = len(getattr(model.model, "losses", ()))
-  call, traced_arguments = _callable(model)
+  call, first_traces, traced_arguments = _callable(model, input_spec)
   modes = (
     [{"training": False}, {"training": True}]
     if "training" in model.defaults
     else [{}]
   )
-  traces = [
-    call.get_concrete_function(
-      input_spec,
-      **mode,
-      **{h.name: tf.TensorSpec([], tf.float32) for h in model.hyperparameters},
-    )
-    for mode in modes
-  ]
+  for mode in modes:
+    for spec in (input_spec, *also_takes):
+      first_traces[_form(spec, mode)] = call.get_concrete_function(
+        _named(spec),
+        **mode,
+        **{h.name: h.spec for h in model.hyperparameters},
+      )
+  traces = list(first_traces.values())
   if len(getattr(model.model, "losses", ())) > losses:
     raise errors.ExportError(
       "Calling the model adds losses that depend on its input, by add_loss, and"
@@ -186,17 +195,7 @@ def signature(
   Returns:
     A function for `save`, from named Tensors to a dict of Tensors.
   """
-  named_spec = (
-    {
-      key: tf.TensorSpec(spec.shape, spec.dtype, key)
-      for key, spec in input_spec.items()
-    }
-    if isinstance(input_spec, Mapping)
-    else tf.nest.map_structure(
-      lambda s: tf.TensorSpec(s.shape, s.dtype, s.name or "inputs"), input_spec
-    )
-  )
-
+  named_spec = _named(input_spec)
   parameters = inspect.signature(
     reusable_object.__call__.python_function
   ).parameters
@@ -208,7 +207,7 @@ def signature(
       **{
         name: tf.constant(parameter.default)
         for name, parameter in parameters.items()
-        if isinstance(parameter.default, float)
+        if type(parameter.default) in (int, float)
       },
     )
     if not isinstance(outputs, Mapping):
@@ -219,6 +218,23 @@ def signature(
   return tf.function(
     serve, input_signature=tf.nest.flatten(named_spec)
   ).get_concrete_function()
+
+
+def constant(value: Any) -> tf.train.Checkpoint:
+  """Makes an attribute of an export that is called, and returns a value.
+
+  Variables will not do: one of strings cannot be loaded on a TPU.
+
+  Args:
+    value: What makes a Tensor, or a dict of such.
+  """
+  result = tf.train.Checkpoint()
+  result.__call__ = tf.function(
+    lambda: tf.nest.map_structure(tf.constant, value), input_signature=[]
+  )
+  result.variables, result.trainable_variables = [], []
+  result.regularization_losses = []
+  return result
 
 
 def save(
@@ -343,13 +359,20 @@ def _optimizers(model: Any) -> list[Any]:
   ]
 
 
-def _callable(model: Source) -> tuple[Function, list[dict[str, tf.Tensor]]]:
+def _callable(
+  model: Source, input_spec: Any
+) -> tuple[Function, dict[Any, ConcreteFunction], list[dict[str, tf.Tensor]]]:
   """Wraps a model into a tf.function with named arguments and defaults.
 
+  The model itself is traced once for each mode. TensorFlow traces all again
+  when it saves, which then calls the first traces; so do other forms of the
+  input than that of `input_spec`, when they are converted.
+
   Returns:
-    The tf.function, and a list that it adds to each time it is traced: the
-    arguments, by name.
+    The tf.function; a dict for the first traces, by their `_form`; and a list
+    that the function adds to each time it is traced: the arguments, by name.
   """
+  first_traces: dict[Any, ConcreteFunction] = {}
   traced_arguments: list[dict[str, tf.Tensor]] = []
 
   def call(inputs: Any, *values: Any) -> Any:
@@ -358,6 +381,11 @@ def _callable(model: Source) -> tuple[Function, list[dict[str, tf.Tensor]]]:
     tf.compat.v1.get_default_graph().seed = None
     arguments = dict(zip(model.defaults, values, strict=True))
     traced_arguments.append(arguments)
+    if _is_other_form(inputs, input_spec):
+      inputs = _converted(inputs, input_spec)
+    traced = first_traces.get(_form(inputs, arguments))
+    if traced is not None:
+      return traced(inputs, **arguments)
     with xla.cured(model.model):
       return model.call(inputs, **arguments)
 
@@ -372,7 +400,45 @@ def _callable(model: Source) -> tuple[Function, list[dict[str, tf.Tensor]]]:
       ),
     ]
   )
-  return tf.function(call), traced_arguments
+  return tf.function(call), first_traces, traced_arguments
+
+
+def _form(inputs: Any, arguments: Mapping[str, Any]) -> Any:
+  """Returns what tells the traces of a function from one another."""
+  tensors = tuple((str(x.shape), x.dtype) for x in tf.nest.flatten(inputs))
+  return arguments.get("training"), isinstance(inputs, Mapping), tensors
+
+
+def _named(spec: Any) -> Any:
+  """Gives the Tensors of an input names, those of a dict their keys."""
+
+  def with_name(part: Any, name: str) -> Any:
+    is_tensor = isinstance(part, tf.TensorSpec)  # A RaggedTensor has no name.
+    return tf.TensorSpec(part.shape, part.dtype, name) if is_tensor else part
+
+  if isinstance(spec, Mapping):
+    return {key: with_name(part, key) for key, part in spec.items()}
+  if isinstance(spec, (list, tuple)):
+    return [with_name(part, f"inputs_{i}") for i, part in enumerate(spec)]
+  return with_name(spec, getattr(spec, "name", None) or "inputs")
+
+
+def _is_other_form(inputs: Any, spec: Any) -> bool:
+  """Tells whether an input is a list for a dict, or has other dtypes."""
+  return isinstance(inputs, Mapping) != isinstance(spec, Mapping) or any(
+    x.dtype != s.dtype
+    # Lists of several lengths are told by their first elements.
+    for x, s in zip(
+      tf.nest.flatten(inputs), tf.nest.flatten(spec), strict=False
+    )
+  )
+
+
+def _converted(inputs: Any, spec: Any) -> Any:
+  """Casts Tensors, and names those of a list by the keys of a dict."""
+  if isinstance(spec, Mapping) and not isinstance(inputs, Mapping):
+    inputs = dict(zip(spec, inputs, strict=True))
+  return tf.nest.map_structure(lambda x, s: tf.cast(x, s.dtype), inputs, spec)
 
 
 def _check_structure(traces: Sequence[ConcreteFunction]) -> None:

@@ -181,7 +181,9 @@ def _calls(
     "updates": len(source.variables) > len(source.trainable_variables),
   }
   for i, example in enumerate(examples if level == "full" else examples[:1]):
-    size = str(tf.nest.flatten(example)[0].shape)
+    tensors = tf.nest.flatten(example)
+    size = f"{len(tensors)} of " if len(tensors) > 1 else ""
+    size += str(tensors[0].shape)
     yield observation.Call(
       f"inference {size}", example, {}, **({} if training else learning)
     )

@@ -42,10 +42,15 @@ def _model(**changes):
 def _source(model, tunable=("rate", "momentum"), **kwargs):
   of_layers = {
     "rate": lambda: hyperparameters.of_layers(
-      model, layers.Dropout, "rate", name="rate", description="", off=0.0
+      model.submodules,
+      layers.Dropout,
+      "rate",
+      name="rate",
+      description="",
+      off=0.0,
     ),
     "momentum": lambda: hyperparameters.of_layers(
-      model,
+      model.submodules,
       layers.BatchNormalization,
       "momentum",
       name="momentum",

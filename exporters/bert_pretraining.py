@@ -1,0 +1,187 @@
+"""Pre-trains an encoder for `//exporters:bert`: what --train_on does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from absl import flags
+from etils import epy
+
+from exporters.reusable import command_line
+from exporters.reusable import errors
+from models.nlp import bert
+from models.nlp import datasets
+from models.nlp import preprocessing
+from models.nlp import pretraining
+from models.nlp import vocabulary
+
+if TYPE_CHECKING:
+  from official.nlp.configs import encoders
+
+with epy.lazy_imports():
+  from official.common import distribute_utils
+  import tensorflow as tf
+  import tf_keras
+
+# By the names that consumers' flags give them: those of Model Garden.
+_STRATEGIES = {
+  "default": "off",
+  "one_device": "one_device",
+  "mirrored": "mirrored",
+}
+
+
+def train(
+  train_on: Sequence[str],
+  config: encoders.EncoderConfig,
+  tokenizer: preprocessing.Tokenizer | None,
+  training_config: pretraining.Config,
+  *,
+  do_lower_case: bool,
+  strategy: str,
+  checkpoint_dir: str,
+) -> tuple[preprocessing.Tokenizer, dict[str, str]]:
+  """Pre-trains an encoder, or goes on with it, and leaves a checkpoint.
+
+  Args:
+    train_on: Text files, or `python_docs` alone.
+    config: Of the encoder. If the vocabulary is built, its `vocab_size` is the
+      greatest that is allowed, and is set to the one that there is.
+    tokenizer: The tokenizer; None: a vocabulary is built for it.
+    training_config: How to train.
+    do_lower_case: Of the vocabulary that is built.
+    strategy: One of `_STRATEGIES`.
+    checkpoint_dir: Where the checkpoints are, and `vocab.txt`.
+
+  Returns:
+    The tokenizer, and what the card tells of the training.
+
+  Raises:
+    ExportError: The text cannot be read, or what is in `checkpoint_dir` is of
+      another model.
+  """
+  try:
+    corpus = (
+      datasets.python_docs()
+      if list(train_on) == ["python_docs"]
+      else datasets.text_files(train_on)
+    )
+    if tokenizer is None:
+      print(f"Building a vocabulary of {corpus.description}")
+      tokens = vocabulary.build(
+        corpus.train, bert.vocab_size(config), do_lower_case=do_lower_case
+      )
+      tokenizer = preprocessing.wordpiece_tokenizer(
+        tokens, do_lower_case=do_lower_case
+      )
+      config.get().override({"vocab_size": len(tokens)})
+    tf_keras.utils.set_random_seed(training_config.seed)
+    with distribute_utils.get_distribution_strategy(
+      _STRATEGIES[strategy],
+      num_gpus=len(tf.config.list_physical_devices("GPU")),
+    ).scope():
+      model = bert.pretrain_model(bert.core_model(config))
+    print(f"Training on {corpus.description}")
+    accuracy = pretraining.train(
+      model, corpus, tokenizer, training_config, checkpoint_dir=checkpoint_dir
+    )
+  except (OSError, ValueError) as e:
+    raise errors.ExportError(
+      f"--train_on={','.join(train_on)}: {' '.join(str(e).split())}"
+    ) from e
+  print(f"Masked tokens of held-out text that are predicted: {accuracy:.4f}")
+  if not training_config.epochs:
+    return tokenizer, {"source": "not trained"}
+  return tokenizer, {
+    "trained on": corpus.description,
+    "masked tokens of held-out text that are predicted": f"{accuracy:.4f}",
+    "training": f"{training_config.epochs} epochs of"
+    f" {training_config.steps_per_epoch} steps of AdamW, batches of"
+    f" {training_config.batch_size} sequences of"
+    f" {training_config.seq_length} tokens, learning rate"
+    f" {training_config.learning_rate:g} falling to 0, masking rate"
+    f" {training_config.masking_rate:g}, seed {training_config.seed}",
+  }
+
+
+def define_flags() -> None:
+  """Defines the flags that say how to train."""
+  flags.DEFINE_string(
+    "checkpoint_dir",
+    None,
+    "With --train_on: keep checkpoints in this directory, one for each epoch."
+    " Training goes on from the newest one that is there.",
+  )
+  flags.DEFINE_enum(
+    "strategy",
+    "default",
+    list(_STRATEGIES),
+    "With --train_on: how to distribute the training.",
+  )
+  flags.DEFINE_integer(
+    "epochs",
+    pretraining.Config.epochs,
+    "With --train_on: how many epochs to train; 0 exports initial weights.",
+    lower_bound=0,
+  )
+  flags.DEFINE_integer(
+    "steps_per_epoch",
+    pretraining.Config.steps_per_epoch,
+    "With --train_on: steps in an epoch, whatever the length of the text.",
+    lower_bound=1,
+  )
+  flags.DEFINE_integer(
+    "batch_size",
+    pretraining.Config.batch_size,
+    "With --train_on: sequences of --seq_length in a step, on all devices"
+    " together.",
+    lower_bound=1,
+  )
+  flags.DEFINE_float(
+    "learning_rate",
+    pretraining.Config.learning_rate,
+    "With --train_on: learning rate of AdamW at its highest.",
+    lower_bound=0.0,
+  )
+  flags.DEFINE_float(
+    "masking_rate",
+    pretraining.Config.masking_rate,
+    "With --train_on: share of the tokens to predict.",
+    lower_bound=0.01,
+    upper_bound=0.9,
+  )
+  flags.DEFINE_bool(
+    "dropout",
+    pretraining.Config.dropout,
+    "With --train_on: have the encoder's dropout active in the training."
+    " Without it models learn faster, until they overfit.",
+  )
+  command_line.forbid_without(
+    "train_on",
+    [
+      "checkpoint_dir",
+      "strategy",
+      "epochs",
+      "steps_per_epoch",
+      "batch_size",
+      "learning_rate",
+      "masking_rate",
+      "dropout",
+    ],
+  )
+
+
+def training_config() -> pretraining.Config:
+  """Returns what the flags say."""
+  values = flags.FLAGS
+  return pretraining.Config(
+    epochs=values.epochs,
+    steps_per_epoch=values.steps_per_epoch,
+    batch_size=values.batch_size,
+    seq_length=values.seq_length,
+    learning_rate=values.learning_rate,
+    masking_rate=values.masking_rate,
+    dropout=values.dropout,
+    seed=values.seed,
+  )

@@ -1,0 +1,491 @@
+"""Exports checkpoints as Model Garden writes them, and looks at the exports."""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import absltest
+from absl.testing import parameterized
+import numpy as np
+from official.nlp.configs import encoders
+import tensorflow as tf
+import tf_keras
+import yaml
+
+from exporters import bert as exporter
+from exporters.reusable import errors
+from models.nlp import bert
+
+_EXPORTER = pathlib.Path("exporters/bert").absolute()
+
+_LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+_TOKENS = [
+  *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+  *_LETTERS,
+  *("##" + letter for letter in _LETTERS),
+  *("the", "fox", "dog", "."),
+]
+
+_SIZES = {
+  "vocab_size": len(_TOKENS),
+  "word_vocab_size": len(_TOKENS),
+  "hidden_size": 16,
+  "num_layers": 2,
+  "num_blocks": 2,
+  "num_attention_heads": 2,
+  "intermediate_size": 24,
+  "inner_dim": 24,
+  "max_position_embeddings": 32,
+  "max_sequence_length": 32,
+  "pe_max_seq_length": 32,
+  "block_size": 4,
+  "embedding_width": 16,
+  "embedding_size": 16,
+  "word_embed_size": 8,
+  "intra_bottleneck_size": 16,
+  # Other than those of attention, which shall not be confused with them.
+  "dropout_rate": 0.1,
+  "output_dropout": 0.1,
+  "hidden_dropout_prob": 0.1,
+  "attention_dropout_rate": 0.2,
+  "attention_dropout": 0.2,
+  "attention_probs_dropout_prob": 0.2,
+  "attention_layers": [1],
+  "moe_layers": [0],
+  "num_experts": 2,
+}
+
+# What a consumer sees, in a process without our code and Model Garden's.
+_CONSUMER = """
+import sys
+import numpy as np
+import tensorflow as tf
+import tensorflow_hub as hub
+import tensorflow_text
+
+encoder = hub.load(sys.argv[1] + "/encoder")
+preprocessor = hub.load(sys.argv[1] + "/preprocessor")
+assert encoder.preprocessor_sha256() == preprocessor.preprocessor_sha256()
+assert bool(encoder.do_lower_case)
+assert encoder.vocab_file.asset_path.numpy().endswith(b"vocab.txt")
+
+def preprocess(text):
+  return preprocessor(text, seq_length=9)
+
+texts = tf.data.Dataset.from_tensor_slices(
+    ["The foxes.", "DöG", "", "fox fox fox fox fox fox fox fox"]
+)
+(inputs,) = texts.batch(4).map(preprocess)
+names = ["input_word_ids", "input_mask", "input_type_ids"]
+as_list = [inputs[name] for name in names]
+positions = tf.constant([[1, 2]] * 4)
+forms = {
+    "dict": inputs,
+    "list": as_list,
+    "dict of int64": {k: tf.cast(x, tf.int64) for k, x in inputs.items()},
+    "list of int64": [tf.cast(x, tf.int64) for x in as_list],
+}
+results = {name: encoder(x)["pooled_output"] for name, x in forms.items()}
+results |= {name: x for name, x in inputs.items()}
+outputs = encoder(inputs, training=True, dropout_rate=0.0,
+                  attention_dropout_rate=0.0)
+results["sequence_output"] = outputs["sequence_output"]
+results["default"] = outputs["default"]
+results["encoder_outputs"] = outputs["encoder_outputs"][0]
+mlm = encoder.mlm({**inputs, "masked_lm_positions": positions})
+results["mlm_logits"] = mlm["mlm_logits"]
+results["of mlm signature"] = encoder.signatures["mlm"](
+    **inputs, masked_lm_positions=positions
+)["mlm_logits"]
+assert len(encoder.mlm.variables) == len(encoder.variables) + 5
+tokens = preprocessor.tokenize(["The foxes.", "Dog"])
+assert tokens.to_list() == [[[57], [58, 35, 49], [60]], [[59]]], tokens
+ids, begins, ends = preprocessor.tokenize_with_offsets(["é fox"])
+assert begins.to_list() == [[[0], [3]]], begins
+assert ends.to_list() == [[[2], [6]]], ends
+ids = preprocessor.tokenize.get_special_tokens_dict()
+assert {k: int(v) for k, v in ids.items()} == dict(
+    padding_id=0, start_of_sequence_id=2, end_of_segment_id=3, mask_id=4,
+    vocab_size=61)
+for count, expected in (
+    (1, [2, 57, 58, 35, 49, 60, 3, 0, 0, 0]),
+    (2, [2, 57, 58, 35, 49, 3, 57, 58, 35, 3]),
+    (3, [2, 57, 58, 3, 57, 58, 3, 57, 58, 3]),
+):
+  packed = preprocessor.bert_pack_inputs([tokens] * count, seq_length=10)
+  assert packed["input_word_ids"][0].numpy().tolist() == expected, packed
+try:
+  encoder([tf.zeros([1, 33], tf.int32)] * 3)
+  raise AssertionError("seq_length 33 was taken.")
+except tf.errors.InvalidArgumentError as e:
+  assert "past the position table of this encoder, which has 32" in str(e), e
+np.savez(sys.argv[2], **results)
+assert not {"models", "exporters", "official"} & set(sys.modules)
+"""
+
+
+def _run(*arguments, **kwargs):
+  return subprocess.run(
+    [_EXPORTER, *arguments], capture_output=True, text=True, **kwargs
+  )
+
+
+def _hashes(directory):
+  return {
+    str(path.relative_to(directory)): hashlib.sha256(
+      path.read_bytes()
+    ).hexdigest()
+    for path in directory.rglob("*")
+    if path.is_file() and path.name != "fingerprint.pb"
+  }
+
+
+def _config(kind, **changes):
+  """Makes a small config: what the YAML says, and the object."""
+  fields = dataclasses.fields(encoders.EncoderConfig(type=kind).get())
+  sizes = {**_SIZES, **changes}
+  values = {f.name: sizes[f.name] for f in fields if f.name in sizes}
+  config = encoders.EncoderConfig(type=kind)
+  config.override({kind: values})
+  return {"type": kind, kind: values}, config
+
+
+def _randomized(model):
+  for seed, variable in enumerate(model.variables):
+    noise = tf.random.stateless_normal(variable.shape, [seed, 0])
+    variable.assign(variable + 0.1 * noise)
+  return model
+
+
+class BertTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.directory = pathlib.Path(
+      tempfile.mkdtemp(dir=absltest.TEST_TMPDIR.value)
+    )
+    cls.vocab_file = cls.write("vocab.txt", "\n".join(_TOKENS) + "\n")
+    values, config = _config("bert")
+    cls.config_file = cls.write("encoder.yaml", yaml.safe_dump(values))
+    cls.core = bert.core_model(config)
+    cls.pretrainer = _randomized(
+      bert.pretrain_model(cls.core, next_sentence=True)
+    )
+    optimizer = tf_keras.optimizers.legacy.Adam()
+    optimizer.apply_gradients(
+      [(tf.zeros_like(v), v) for v in cls.pretrainer.trainable_variables]
+    )
+    items = cls.pretrainer.checkpoint_items
+    for name, checkpoint in {
+      "items": tf.train.Checkpoint(**items),
+      "encoder": tf.train.Checkpoint(encoder=cls.core.encoder),
+      "model": tf.train.Checkpoint(model=cls.core.encoder),
+      "pretrainer": tf.train.Checkpoint(pretrainer=cls.pretrainer),
+      "model_is_pretrainer": tf.train.Checkpoint(model=cls.pretrainer),
+    }.items():
+      checkpoint.write(str(cls.directory / name))
+    # As `orbit` and `official.core.base_trainer` do.
+    trainer = tf.train.Checkpoint(
+      model=cls.pretrainer,
+      optimizer=optimizer,
+      global_step=tf.Variable(0),
+      **items,
+    )
+    tf.train.CheckpointManager(
+      trainer, str(cls.directory / "trainer"), max_to_keep=2
+    ).save()
+
+  @classmethod
+  def write(cls, name, text):
+    path = cls.directory / name
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+  def export(self, **kwargs):
+    """Exports in this process; returns the weights by their names."""
+    export_dir = self.directory / "export"
+    shutil.rmtree(export_dir, ignore_errors=True)
+    arguments = {
+      "export_type": "encoder",
+      "encoder_config_file": self.config_file,
+      "checkpoint_path": str(self.directory / "trainer"),
+      "vocab_file": self.vocab_file,
+      "do_lower_case": True,
+      "pooler": "checkpoint",
+      "seq_length": 16,
+      "verification": "off",
+      **kwargs,
+    }
+    exporter.export(export_dir=str(export_dir), **arguments)
+    path = (
+      export_dir / "encoder"
+      if (export_dir / "encoder").exists()
+      else export_dir
+    )
+    return tf.saved_model.load(str(path))
+
+  def assert_refused(self, message, **kwargs):
+    with self.assertRaisesRegex(errors.ExportError, message):
+      self.export(**kwargs)
+    self.assertFalse((self.directory / "export").exists())
+
+  def assert_same_weights(self, export, but=""):
+    expected = {v.name: v.numpy() for v in self.core.variables}
+    actual = {v.name: v.numpy() for v in export.variables}
+    self.assertSameElements(actual, expected)
+    different = [
+      n for n in actual if not np.array_equal(actual[n], expected[n])
+    ]
+    self.assertEqual([n for n in different if not (but and but in n)], [])
+
+  def test_all(self):
+    arguments = [
+      "--export_type=all",
+      f"--encoder_config_file={self.config_file}",
+      f"--checkpoint_path={self.directory / 'trainer'}",
+      f"--vocab_file={self.vocab_file}",
+      "--do_lower_case",
+      "--pooler=next_sentence",
+      "--seq_length=16",
+      "--tokenize_with_offsets",
+    ]
+    export_dir, second = self.directory / "all", self.directory / "second"
+    result = _run(*arguments, f"--export_dir={export_dir}")
+    self.assertEqual(result.returncode, 0, result.stderr)
+    for line in (
+      "✓ gradients, training 3 of (3, 24)",
+      "✓ hyperparameters, attention_dropout_rate 0.1",
+      "✓ mlm, gradients, training 4 of (3, 24)",
+      "✓ bert_pack_inputs, outputs, inference 3 of (3, None, None)",
+      "✓ hyperparameters, seq_length 8",
+    ):
+      self.assertIn(line, result.stdout)
+    result = _run(*arguments, f"--export_dir={second}")
+    self.assertEqual(result.returncode, 0, result.stderr)
+    hashes = _hashes(export_dir)
+    self.assertEqual(hashes, _hashes(second))
+    self.assertIn("encoder/assets/vocab.txt", hashes)
+    for path in export_dir.rglob("*"):
+      if path.is_file():
+        self.assertNotIn(str(self.directory).encode(), path.read_bytes())
+    graph = (export_dir / "preprocessor" / "saved_model.pb").read_bytes()
+    self.assertNotIn(b"Assert", graph)
+    card = (export_dir / "encoder" / "assets.extra/README.md").read_text()
+    sha256 = re.search(r"`([0-9a-f]{64})`", card)[1]
+    of_preprocessor = export_dir / "preprocessor" / "assets.extra/README.md"
+    self.assertIn(sha256, of_preprocessor.read_text())
+    for text in ("| `attention_dropout_rate` | 0.2 |", "`mlm_logits`"):
+      self.assertIn(text, card)
+    self.check_in_a_process_without_our_code(export_dir)
+
+  def check_in_a_process_without_our_code(self, export_dir):
+    outputs = self.directory / "outputs.npz"
+    subprocess.run(
+      [sys.executable, "-c", _CONSUMER, export_dir, outputs],
+      check=True,
+      cwd=self.directory,
+      env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+    )
+    actual = np.load(outputs)
+    inputs = {name: actual[name] for name in bert.INPUT_NAMES}
+    np.testing.assert_array_equal(
+      inputs["input_word_ids"][:2],
+      [[2, 57, 58, 35, 49, 60, 3, 0, 0], [2, 59, 3, 0, 0, 0, 0, 0, 0]],
+    )
+    expected = self.core(inputs)
+    (head,) = self.pretrainer.classification_heads
+    pooled = head.dense(expected["sequence_output"][:, 0])
+    mlm = self.pretrainer(
+      {**inputs, "masked_lm_positions": tf.constant([[1, 2]] * 4)}
+    )
+    for name, value in {
+      "dict": pooled,
+      "list": pooled,
+      "dict of int64": pooled,
+      "list of int64": pooled,
+      "default": pooled,
+      "sequence_output": expected["sequence_output"],
+      "encoder_outputs": expected["encoder_outputs"][0],
+      "mlm_logits": mlm["mlm_logits"],
+      "of mlm signature": mlm["mlm_logits"],
+    }.items():
+      np.testing.assert_allclose(actual[name], value, atol=1e-5, err_msg=name)
+
+  @parameterized.parameters(
+    "encoder", "model", "items", "pretrainer", "model_is_pretrainer", "trainer"
+  )
+  def test_structures_of_checkpoints(self, name):
+    self.assert_same_weights(
+      self.export(checkpoint_path=str(self.directory / name))
+    )
+
+  def test_poolers(self):
+    expected = [
+      w.numpy() for w in self.pretrainer.classification_heads[0].dense.weights
+    ]
+    for name in ("items", "pretrainer", "model_is_pretrainer"):
+      export = self.export(
+        checkpoint_path=str(self.directory / name), pooler="next_sentence"
+      )
+      self.assert_same_weights(export, but="pooler")
+      pooler = [v for v in export.variables if "pooler" in v.name]
+      np.testing.assert_array_equal(pooler[0], expected[0])
+    self.assert_refused(
+      "no value for kernel:0",
+      checkpoint_path=str(self.directory / "encoder"),
+      pooler="next_sentence",
+    )
+    inputs = {name: tf.ones([2, 5], tf.int32) for name in bert.INPUT_NAMES}
+    export = self.export(pooler="identity")
+    self.assert_same_weights(export, but="pooler")
+    outputs = export(inputs)
+    np.testing.assert_allclose(
+      outputs["pooled_output"], outputs["sequence_output"][:, 0], atol=1e-6
+    )
+    self.assert_same_weights(self.export(pooler="random"), but="pooler")
+    self.assertNotIn("mlm", dir(export))
+
+  def test_no_pooler_in_the_checkpoint(self):
+    encoder = self.core.encoder
+    view = tf.train.TrackableView(encoder)
+    # The object graph without what leads to the pooler.
+    without = tf.train.Checkpoint()
+    for name, child in view.children(encoder).items():
+      is_layer = isinstance(child, tf_keras.layers.Layer)
+      if is_layer and child is not encoder.pooler_layer:
+        setattr(without, name, child)
+    path = tf.train.Checkpoint(encoder=without).write(
+      str(self.directory / "no_pooler")
+    )
+    self.assert_refused(
+      "has no pooler. Choose another value: next_sentence",
+      checkpoint_path=path,
+    )
+    self.assert_same_weights(
+      self.export(checkpoint_path=path, pooler="random"), but="pooler"
+    )
+
+  def test_checkpoints_must_match_both_ways(self):
+    one, three = (
+      self.write(f"{n}.yaml", yaml.safe_dump(_config("bert", num_layers=n)[0]))
+      for n in (1, 3)
+    )
+    self.assert_refused("which the model lacks", encoder_config_file=one)
+    self.assert_refused(
+      r"has no value for transformer/layer_2/intermediate/kernel:0 \(16, 24\)",
+      encoder_config_file=three,
+    )
+    self.assert_refused(
+      "has no value for .*cls/predictions/transform/dense/kernel:0",
+      checkpoint_path=str(self.directory / "encoder"),
+      export_type="encoder_with_mlm",
+    )
+
+  def test_all_without_mlm(self):
+    export = self.export(
+      checkpoint_path=str(self.directory / "encoder"), export_type="all"
+    )
+    self.assert_same_weights(export)
+    self.assertNotIn("mlm", dir(export))
+
+  def test_what_does_not_go_together(self):
+    text = pathlib.Path(self.vocab_file).read_text()
+    for name, changed, message in (
+      ("short", text.removesuffix(".\n"), "has 60 tokens, and the encoder's"),
+      ("long", text + "x y\n", "has 62 tokens, .*They are not of the same"),
+      ("twice", text + "fox\n", "fox is in it twice, lines 59, 62"),
+      ("special", text.replace("[MASK]", "[M]"), r"it lacks \[MASK\]"),
+      ("cased", text.replace("fox", "Fox"), "does not go with --do_lower_case"),
+    ):
+      with self.subTest(name):
+        self.assert_refused(message, vocab_file=self.write(name, changed))
+    self.assert_refused(
+      "does not go with --nodo_lower_case: no token has", do_lower_case=False
+    )
+    self.assert_refused("seq_length=64 is past", seq_length=64)
+    self.assert_refused("No such file", vocab_file="/no/file")
+    self.assert_refused(
+      "unknown key num_layer; the nearest is num_layers",
+      encoder_config_file=self.write("x", "type: bert\nbert: {num_layer: 1}"),
+    )
+    self.export(do_lower_case=False, check_casing=False)
+
+  @parameterized.parameters(
+    "albert",
+    "bert_v2",
+    "bigbird",
+    "fnet",
+    "funnel",
+    "kernel",
+    "mobilebert",
+    "query_bert",
+    "reuse",
+  )
+  def test_encoder_type(self, kind):
+    values, config = _config(kind)
+    core = bert.core_model(config)
+    model = core if kind == "funnel" else bert.pretrain_model(core)
+    _randomized(model)
+    path = str(self.directory / kind)
+    items = getattr(model, "checkpoint_items", {"encoder": core.encoder})
+    tf.train.Checkpoint(**items).write(path)
+    export = self.export(
+      export_type="encoder" if kind == "funnel" else "encoder_with_mlm",
+      encoder_config_file=self.write(f"{kind}.yaml", yaml.safe_dump(values)),
+      checkpoint_path=path,
+      verification="fast",
+    )
+    self.assertLen(export.variables, len(core.variables))
+
+  def test_encoder_types_that_are_refused(self):
+    for kind, message in (
+      ("xlnet", "its inputs are not those of BERT"),
+      ("sparse_mixer", "The model uses .*router"),
+    ):
+      values, config = _config(kind)
+      path = str(self.directory / kind)
+      if kind != "xlnet":
+        tf.train.Checkpoint(encoder=bert.core_model(config).encoder).write(path)
+      self.assert_refused(
+        message,
+        encoder_config_file=self.write(f"{kind}.yaml", yaml.safe_dump(values)),
+        checkpoint_path=path,
+      )
+
+  def test_help_and_wrong_flags_are_answered_at_once(self):
+    result = _run("--help", env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
+    self.assertIn("models.nlp.bert", result.stderr)
+    self.assertNotIn("tensorflow", result.stderr)
+    self.assertNotIn("official", result.stderr)
+    self.assertIn("bazel run //exporters:bert", result.stdout)
+    good = [
+      "--export_dir=x",
+      "--checkpoint_path=y",
+      "--vocab_file=z",
+      "--do_lower_case",
+      "--encoder_config_file=c",
+      "--pooler=random",
+    ]
+    for arguments, message in (
+      (good[1:], "the directory to write"),
+      (good[:1] + good[2:], "either --checkpoint_path=PATH or --train_on"),
+      (good[:2] + good[3:], "either --vocab_file=PATH or --sp_model_file"),
+      (good[:3] + good[4:], "Say --do_lower_case or --nodo_lower_case"),
+      (good[:4] + good[5:], "either --encoder_config_file=PATH or"),
+      (good[:5], "An encoder needs --pooler, one of checkpoint, next_sent"),
+      ([*good, "--export_type=preprocessing"], "neither"),
+    ):
+      result = _run(*arguments)
+      self.assertEqual(result.returncode, 1, result)
+      self.assertIn(message, result.stderr)
+      self.assertNotIn("Traceback", result.stderr)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,135 @@
+"""Text to pre-train on, as documents."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Sequence
+import dataclasses
+import itertools
+import os
+import pathlib
+import platform
+import sys
+import sysconfig
+
+from etils import epy
+
+with epy.lazy_imports():
+  import tensorflow as tf
+
+# Not everywhere beside the rest of the standard library: Linux distributions
+# package these apart. Without them a Python version has the same text
+# everywhere.
+_LEFT_OUT = {
+  *("dist-packages", "distutils", "ensurepip", "idlelib", "lib2to3"),
+  *("site-packages", "test", "tests", "tkinter", "turtledemo", "turtle.py"),
+}
+
+
+_HELD_OUT_EVERY = 50  # Documents of text files.
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """Documents, of which some are held out; each a string Tensor, shape `[]`."""
+
+  description: str
+  train: tf.data.Dataset
+  held_out: tf.data.Dataset
+
+
+def python_docs() -> Corpus:
+  """Returns the docstrings of this Python's standard library.
+
+  Every fifth module is held out. A text that several places have counts once.
+
+  Raises:
+    FileNotFoundError: This Python has no source of its library.
+  """
+  library = pathlib.Path(sysconfig.get_paths()["stdlib"])
+  modules = sorted(
+    path.relative_to(library)
+    for path in library.rglob("*.py")
+    if path.relative_to(library).with_suffix("").parts[0]
+    in sys.stdlib_module_names
+    and not _LEFT_OUT.intersection(path.relative_to(library).parts)
+  )
+  if not modules:
+    raise FileNotFoundError(
+      f"There is no source in {library}. Take a Python that has that of its"
+      " standard library."
+    )
+  splits, seen = ([], []), set()
+  for index, module in enumerate(modules):
+    for node in ast.walk(ast.parse((library / module).read_bytes())):
+      if isinstance(
+        node,
+        (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef),
+      ):
+        text = ast.get_docstring(node)
+        if text and text not in seen:
+          seen.add(text)
+          splits[index % 5 == 4].append(text)
+  return Corpus(
+    f"the docstrings of Python {platform.python_version()}'s standard library",
+    *map(tf.data.Dataset.from_tensor_slices, splits),
+  )
+
+
+def text_files(paths: Sequence[str]) -> Corpus:
+  """Returns the documents in text files.
+
+  A document is a block of lines; blank lines are between the blocks. Every
+  fiftieth document is held out.
+
+  Args:
+    paths: UTF-8 files; `*` in a path stands for many.
+
+  Raises:
+    FileNotFoundError: No file is there for a path.
+    ValueError: A file is not UTF-8, or there are fewer than 50 documents.
+  """
+  files = []
+  for path in paths:
+    found = sorted(tf.io.gfile.glob(path))
+    if not found:
+      raise FileNotFoundError(f"{path} does not exist.")
+    files += found
+  count = 0
+  for path in files:
+    try:
+      count += sum(1 for _ in _blocks(path))
+    except UnicodeDecodeError as e:
+      raise ValueError(f"{path} is not UTF-8: {e}") from e
+  if count < _HELD_OUT_EVERY:
+    raise ValueError(
+      f"{', '.join(paths)}: {count} documents, blocks of lines with blank lines"
+      f" between them. Pre-training needs {_HELD_OUT_EVERY} or more."
+    )
+
+  def documents(held_out: bool) -> Iterator[str]:
+    numbered = enumerate(text for path in files for text in _blocks(path))
+    for index, text in numbered:
+      if (index % _HELD_OUT_EVERY == 0) == held_out:
+        yield text
+
+  # The names alone: an export's card tells no path of this machine.
+  names = ", ".join(os.path.basename(path) for path in paths)
+  return Corpus(
+    f"{count:,} documents of {names}",
+    *(
+      tf.data.Dataset.from_generator(
+        lambda held_out=held_out: documents(held_out),
+        output_signature=tf.TensorSpec([], tf.string),
+      )
+      for held_out in (False, True)
+    ),
+  )
+
+
+def _blocks(path: str) -> Iterator[str]:
+  """Yields the blocks of lines in a text file."""
+  with tf.io.gfile.GFile(path) as file:
+    for blank, lines in itertools.groupby(file, lambda line: not line.strip()):
+      if not blank:
+        yield "".join(lines)

@@ -1,0 +1,223 @@
+import collections
+import os
+import pydoc
+import re
+
+import numpy as np
+import sentencepiece
+import tensorflow as tf
+import tensorflow_text as text
+
+from models.nlp import preprocessing
+
+_SPECIAL = {"padding_id": 0, "start_of_sequence_id": 2, "end_of_segment_id": 3}
+_SENTENCES = [
+  *pydoc.render_doc(collections).split("\n"),
+  "",
+  "Ärgerlich: ¡Señor Ångström isn't HERE! 漢字 ﬁ",
+  "a" * 100 + " " + "b" * 101,
+  "[CLS] is no special token here",
+]
+
+
+def _vocabulary():
+  words = sorted(set(re.findall(r"\w+", " ".join(_SENTENCES[:-3]))))
+  characters = sorted({c for sentence in _SENTENCES for c in sentence} - {" "})
+  return [
+    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+    *characters,
+    *("##" + c for c in characters),
+    *(w for w in words if len(w) > 1),
+  ]
+
+
+def _op_types(function, *specs):
+  graph = tf.function(function).get_concrete_function(*specs).graph
+  definition = graph.as_graph_def()
+  return {
+    node.op
+    for nodes in (
+      definition.node,
+      *(f.node_def for f in definition.library.function),
+    )
+    for node in nodes
+  }
+
+
+class PreprocessingTest(tf.test.TestCase):
+  def write(self, data):
+    path = os.path.join(self.get_temp_dir(), "vocab.txt")
+    with open(path, "wb") as f:
+      f.write(data)
+    return path
+
+  def test_tokens_are_those_of_bert_tokenizer(self):
+    tokens = _vocabulary()
+    path = self.write("\n".join(tokens).encode())
+    self.assertEqual(preprocessing.read_vocabulary(path), tokens)
+    for do_lower_case in (False, True):
+      table = tf.lookup.StaticHashTable(
+        tf.lookup.KeyValueTensorInitializer(
+          tokens, tf.range(len(tokens), dtype=tf.int64)
+        ),
+        default_value=-1,
+      )
+      expected = text.BertTokenizer(table, lower_case=do_lower_case)
+      actual = preprocessing.wordpiece_tokenizer(
+        tokens, do_lower_case=do_lower_case
+      )
+      ids = actual.tokenize(_SENTENCES)
+      self.assertEqual(ids.dtype, tf.int32)
+      self.assertEqual(ids.to_list(), expected.tokenize(_SENTENCES).to_list())
+      self.assertGreater(ids.values.nrows(), 200)
+      self.assertGreater(len(ids.flat_values.numpy()), ids.values.nrows() + 50)
+
+  def test_offsets_are_those_of_the_text(self):
+    tokens = _vocabulary()
+    tokenizer = preprocessing.wordpiece_tokenizer(tokens, do_lower_case=True)
+    ids, begins, ends = tokenizer.tokenize_with_offsets(_SENTENCES)
+    self.assertEqual(ids.to_list(), tokenizer.tokenize(_SENTENCES).to_list())
+    for sentence, *of_sentence in zip(
+      _SENTENCES, ids.to_list(), begins.to_list(), ends.to_list(), strict=True
+    ):
+      for of_word in zip(*of_sentence, strict=True):
+        for token, begin, end in zip(*of_word, strict=True):
+          piece = sentence.encode()[begin:end].decode()
+          found = tokens[token].removeprefix("##")
+          if found != "[UNK]" and piece.isascii():
+            self.assertEqual(found, piece.lower())
+    # BertTokenizer counts in the text without accents.
+    sentence = _SENTENCES[-3].encode()
+    begin, end = begins[-3, 3, 0].numpy(), ends[-3, 3, -1].numpy()
+    self.assertEqual(sentence[begin:end].decode(), "Señor")
+
+  def test_sentencepiece(self):
+    directory = self.get_temp_dir()
+    corpus = os.path.join(directory, "corpus")
+    with open(corpus, "w", encoding="utf-8") as f:
+      f.write("\n".join(_SENTENCES).lower())
+    prefix = os.path.join(directory, "model")
+    sentencepiece.SentencePieceTrainer.train(
+      input=corpus,
+      model_prefix=prefix,
+      vocab_size=150,
+      pad_id=0,
+      unk_id=1,
+      bos_id=-1,
+      eos_id=-1,
+      control_symbols=["[CLS]", "[SEP]", "[MASK]"],
+      minloglevel=2,
+    )
+    tokenizer = preprocessing.sentencepiece_tokenizer(
+      prefix + ".model", do_lower_case=True
+    )
+    self.assertEqual(
+      tokenizer.special_tokens,
+      {
+        "padding_id": 0,
+        "start_of_sequence_id": 2,
+        "end_of_segment_id": 3,
+        "mask_id": 4,
+        "vocab_size": 150,
+      },
+    )
+    processor = sentencepiece.SentencePieceProcessor(prefix + ".model")
+    plain = ["the factory function", "isn't it a dict?"]
+    self.assertEqual(
+      tokenizer.tokenize([s.upper() for s in plain]).to_list(),
+      processor.encode(plain),
+    )
+    self.assertNotIn(
+      "Assert", _op_types(tokenizer.tokenize, tf.TensorSpec([None], tf.string))
+    )
+    with self.assertRaisesRegex(ValueError, "not a model of SentencePiece"):
+      preprocessing.sentencepiece_tokenizer(corpus, do_lower_case=True)
+
+  def test_pack_is_that_of_tensorflow_text(self):
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+      count, batch = rng.integers(1, 4), rng.integers(1, 5)
+      seq_length = int(rng.integers(count + 1, 24))
+      segments = [
+        tf.ragged.constant(
+          [
+            rng.integers(4, 99, rng.integers(12)).tolist() for _ in range(batch)
+          ],
+          dtype=tf.int32,
+          ragged_rank=1,
+        )
+        for _ in range(count)
+      ]
+      trimmer = text.RoundRobinTrimmer(seq_length - count - 1)
+      word_ids, type_ids = text.combine_segments(trimmer.trim(segments), 2, 3)
+      word_ids, mask = text.pad_model_inputs(word_ids, seq_length)
+      type_ids, _ = text.pad_model_inputs(type_ids, seq_length)
+      actual = preprocessing.pack(segments, seq_length, _SPECIAL)
+      self.assertAllEqual(actual["input_word_ids"], word_ids)
+      self.assertAllEqual(actual["input_mask"], mask)
+      self.assertAllEqual(actual["input_type_ids"], type_ids)
+
+  def test_pack_of_words(self):
+    words = tf.ragged.constant([[[5, 6], [7]], [], [[8]]], tf.int32)
+    packed = preprocessing.pack([words, words], 8, _SPECIAL)
+    self.assertAllEqual(
+      packed["input_word_ids"],
+      [
+        [2, 5, 6, 7, 3, 5, 6, 3],
+        [2, 3, 3, 0, 0, 0, 0, 0],
+        [2, 8, 3, 8, 3, 0, 0, 0],
+      ],
+    )
+
+  def test_no_assert_ops(self):
+    tokenizer = preprocessing.wordpiece_tokenizer(
+      _vocabulary(), do_lower_case=True
+    )
+    strings = tf.TensorSpec([None], tf.string)
+    words = tf.RaggedTensorSpec([None, None, None], tf.int32)
+    for function, specs in (
+      (tokenizer.tokenize, [strings]),
+      (tokenizer.tokenize_with_offsets, [strings]),
+      (
+        lambda a, b, n: preprocessing.pack([a, b], n, _SPECIAL),
+        [words, words, tf.TensorSpec([], tf.int32)],
+      ),
+    ):
+      types = _op_types(function, *specs)
+      self.assertIn("GatherV2", types)
+      self.assertNotIn("Assert", types)
+    # As the ops that are avoided have them.
+    self.assertIn("Assert", _op_types(lambda x: x.merge_dims(1, 2), words))
+
+  def test_bad_vocabularies(self):
+    good = b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nword\n"
+    for data, message in (
+      (good.replace(b"[CLS]\n", b""), r"it lacks \[CLS\]"),
+      (good + b"word\n", "word is in it twice, lines 6, 7"),
+      (good + b"\nx\n", "line 7 is empty"),
+      (good.replace(b"\n", b"\r\n"), "line 1 ends in"),
+      (good + b"\xff\n", "not UTF-8 text at byte 36"),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        preprocessing.read_vocabulary(self.write(data))
+    # Only \n ends a line.
+    odd = good.decode() + "x\u2028\u0085y\n"
+    tokens = preprocessing.read_vocabulary(self.write(odd.encode()))
+    self.assertLen(tokens, 7)
+
+  def test_casing(self):
+    lower = ["[CLS]", "[unused1]", "the", "##s", "1"]
+    cased = [*lower, "The"]
+    preprocessing.check_casing(lower, True)
+    preprocessing.check_casing(cased, False)
+    preprocessing.check_casing(
+      [*cased, *map(str, range(9))] + ["a"] * 200, True
+    )
+    with self.assertRaisesRegex(preprocessing.CasingError, "1 of its 6 tokens"):
+      preprocessing.check_casing(cased, True)
+    with self.assertRaisesRegex(preprocessing.CasingError, "no token has"):
+      preprocessing.check_casing(lower, False)
+
+
+if __name__ == "__main__":
+  tf.test.main()

@@ -1,0 +1,233 @@
+import multiprocessing
+import os
+import time
+
+import numpy as np
+from official.nlp.configs import encoders
+import tensorflow as tf
+import tf_keras
+
+from models.nlp import bert
+from models.nlp import datasets
+from models.nlp import preprocessing
+from models.nlp import pretraining
+from models.nlp import vocabulary
+
+_WORDS = [f"{a}{b}" for a in "bcdfg" for b in "aeiou"]
+
+
+def setUpModule():
+  (cpu,) = tf.config.list_physical_devices("CPU")
+  tf.config.set_logical_device_configuration(
+    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+  )
+
+
+def _corpus():
+  """Makes documents that say one word 25 times."""
+  texts = [" ".join([_WORDS[i % 25]] * 25) for i in range(100)]
+  return datasets.Corpus(
+    "words",
+    tf.data.Dataset.from_tensor_slices(texts[:75]),
+    tf.data.Dataset.from_tensor_slices(texts[75:]),
+  )
+
+
+def _tokenizer(extra=()):
+  return preprocessing.wordpiece_tokenizer(
+    [*vocabulary.SPECIAL_TOKENS, *_WORDS, *extra], do_lower_case=True
+  )
+
+
+def _model(hidden_size=32, tokenizer=None):
+  tf_keras.utils.set_random_seed(0)
+  return bert.pretrain_model(
+    bert.core_model(
+      encoders.EncoderConfig(
+        type="bert",
+        bert=encoders.BertEncoderConfig(
+          vocab_size=len((tokenizer or _tokenizer()).tokens),
+          hidden_size=hidden_size,
+          num_layers=1,
+          num_attention_heads=2,
+          intermediate_size=64,
+          max_position_embeddings=32,
+        ),
+      )
+    )
+  )
+
+
+def _config(**kwargs):
+  return pretraining.Config(
+    **{
+      "epochs": 6,
+      "steps_per_epoch": 40,
+      "batch_size": 16,
+      "seq_length": 16,
+      "learning_rate": 1e-2,
+      **kwargs,
+    }
+  )
+
+
+def _train_in_a_process(checkpoint_dir):
+  pretraining.train(
+    _model(),
+    _corpus(),
+    _tokenizer(),
+    _config(epochs=1000),
+    checkpoint_dir=checkpoint_dir,
+  )
+
+
+class ExamplesTest(tf.test.TestCase):
+  def test_masks(self):
+    tokenizer = _tokenizer()
+    masked_ids, replaced = [], []
+    tf.random.set_seed(0)
+    for inputs, labels, weights in pretraining.examples(
+      _corpus().train, tokenizer, _config(), training=True
+    ).take(40):
+      word_ids = inputs["input_word_ids"].numpy()
+      self.assertEqual(word_ids.shape, (16, 16))
+      self.assertEqual(labels.shape, (16, 3))  # 15 % of 16, rounded up.
+      self.assertAllEqual(inputs["input_mask"], np.ones([16, 16]))
+      self.assertAllEqual(inputs["input_type_ids"], np.zeros([16, 16]))
+      rows, columns = np.nonzero(weights)
+      positions = inputs["masked_lm_positions"].numpy()[rows, columns]
+      masked_ids.extend(labels.numpy()[rows, columns])
+      replaced.extend(word_ids[rows, positions])
+      # With the labels put back, the text is as it was.
+      word_ids[rows, positions] = labels.numpy()[rows, columns]
+      self.assertAllEqual(word_ids[:, 0], [2] * 16)
+      self.assertAllEqual(word_ids[:, -1], [3] * 16)
+      before, after = word_ids[:, 1:-2], word_ids[:, 2:-1]
+      inside = (before > 4) & (after > 4)
+      self.assertGreater(inside.mean(), 0.8)
+      self.assertAllEqual(after[inside], before[inside])
+    self.assertGreater(len(masked_ids), 1200)
+    self.assertGreater(min(masked_ids), 4)  # No special tokens.
+    masked_ids, replaced = np.array(masked_ids), np.array(replaced)
+    # Of 1,200 and more: five standard deviations are 0.06 at most.
+    self.assertNear(np.mean(replaced == 4), 0.8, 0.06)
+    self.assertNear(np.mean(replaced == masked_ids), 0.1, 0.06)
+
+  def test_held_out_text_comes_once(self):
+    batches = list(
+      pretraining.examples(
+        _corpus().held_out, _tokenizer(), _config(), training=False
+      )
+    )
+    masks = np.concatenate([x["input_mask"] for x, _, _ in batches])
+    # 25 documents of 25 words and a separator, in sequences of 14.
+    self.assertEqual(masks.sum(), 25 * 26 + 2 * len(masks))
+    self.assertLen(masks, -(-25 * 26 // 14))
+
+
+class TrainTest(tf.test.TestCase):
+  def test_learns_and_repeats(self):
+    models = [_model(), _model()]
+    accuracies = [
+      pretraining.train(model, _corpus(), _tokenizer(), _config())
+      for model in models
+    ]
+    self.assertGreater(accuracies[0], 0.9)  # By chance 0.04.
+    self.assertEqual(*accuracies)
+    for first, second in zip(models[0].weights, models[1].weights, strict=True):
+      self.assertAllClose(first, second, rtol=1e-4, atol=1e-5)
+    # The model is given back as it was.
+    layers = [
+      layer
+      for layer in models[0].submodules
+      if isinstance(layer, tf_keras.layers.Layer)
+    ]
+    self.assertNotIn(False, [layer.trainable for layer in layers])
+    rates = [layer.rate for layer in layers if hasattr(layer, "rate")]
+    self.assertIn(0.1, rates)
+
+  def test_under_a_strategy(self):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    with strategy.scope():
+      model = _model()
+    accuracy = pretraining.train(model, _corpus(), _tokenizer(), _config())
+    self.assertGreater(accuracy, 0.9)
+    for variable in model.trainable_variables:
+      self.assertLen(variable.values, 2)
+      self.assertAllEqual(*variable.values)
+
+  def test_resumes_after_it_was_killed(self):
+    checkpoint_dir = os.path.join(self.get_temp_dir(), "checkpoints")
+    process = multiprocessing.get_context("spawn").Process(
+      target=_train_in_a_process, args=[checkpoint_dir]
+    )
+    process.start()
+    while (tf.train.latest_checkpoint(checkpoint_dir) or "-0").endswith("-0"):
+      self.assertTrue(process.is_alive())
+      time.sleep(0.1)
+    process.kill()
+    process.join()
+    killed = tf.train.latest_checkpoint(checkpoint_dir)
+    steps = tf.train.load_variable(killed, _STEPS)
+    epochs = steps // 40
+    self.assertEqual(steps % 40, 0)
+    self.assertGreater(epochs, 0)
+
+    model = _model()
+    accuracy = pretraining.train(
+      model,
+      _corpus(),
+      _tokenizer(),
+      _config(epochs=epochs + 2),
+      checkpoint_dir=checkpoint_dir,
+    )
+    newest = tf.train.latest_checkpoint(checkpoint_dir)
+    steps = (epochs + 2) * 40
+    self.assertEqual(os.path.basename(newest), f"ckpt-{steps}")
+    self.assertEqual(tf.train.load_variable(newest, _STEPS), steps)
+    # Nothing is left to do: the weights are those of the checkpoint.
+    again = _model()
+    self.assertEqual(
+      pretraining.train(
+        again,
+        _corpus(),
+        _tokenizer(),
+        _config(epochs=epochs + 2),
+        checkpoint_dir=checkpoint_dir,
+      ),
+      accuracy,
+    )
+    for first, second in zip(model.weights, again.weights, strict=True):
+      self.assertAllEqual(first, second)
+    # It is in Model Garden's form.
+    restored = _model()
+    status = tf.train.Checkpoint(**restored.checkpoint_items).restore(newest)
+    status.assert_nontrivial_match().expect_partial()
+    self.assertAllEqual(
+      restored.masked_lm.weights[0], model.masked_lm.weights[0]
+    )
+
+    with self.assertRaisesRegex(ValueError, "vocab.txt is another vocabulary"):
+      tokenizer = _tokenizer(["more"])
+      pretraining.train(
+        _model(tokenizer=tokenizer),
+        _corpus(),
+        tokenizer,
+        _config(),
+        checkpoint_dir=checkpoint_dir,
+      )
+    with self.assertRaisesRegex(ValueError, "is of another model.*shape"):
+      pretraining.train(
+        _model(hidden_size=64),
+        _corpus(),
+        _tokenizer(),
+        _config(),
+        checkpoint_dir=checkpoint_dir,
+      )
+
+
+_STEPS = "optimizer/_iterations/.ATTRIBUTES/VARIABLE_VALUE"
+
+
+if __name__ == "__main__":
+  tf.test.main()
