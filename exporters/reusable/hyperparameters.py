@@ -29,6 +29,7 @@ class Hyperparameter:
     attribute: The attribute of these layers that stands for it.
     off: The value that makes training repeatable, such as 0 for a dropout rate;
       None where nothing random depends on it.
+    proportional: Each layer keeps its proportion to the default.
   """
 
   name: str
@@ -37,6 +38,7 @@ class Hyperparameter:
   layers: Sequence[Any] = ()
   attribute: str = ""
   off: float | None = None
+  proportional: bool = False
 
 
 def of_layers(
@@ -47,11 +49,12 @@ def of_layers(
   name: str,
   description: str,
   off: float | None = None,
+  proportional: bool = False,
 ) -> Hyperparameter:
   """Makes one hyperparameter of an attribute that layers of a model share.
 
-  A layer whose attribute is 0, such as a Dropout that is off, is left out, and
-  so stays as it is.
+  A layer whose attribute is `off`, such as a Dropout of rate 0, is left out,
+  and so stays as it is.
 
   Args:
     model: A Keras model or a module.
@@ -60,26 +63,31 @@ def of_layers(
     name: Name of the hyperparameter.
     description: What it does and which values it takes.
     off: The value that makes training repeatable, if it is for randomness.
+    proportional: The layers may differ: the largest value is the default, and
+      all change in proportion to it.
 
   Returns:
     The hyperparameter.
 
   Raises:
-    ExportError: No layer has a value other than 0, or they differ.
+    ExportError: No layer has a value other than `off`, or they differ.
   """
   layers = [
     layer
     for layer in model.submodules
-    if isinstance(layer, layer_type) and getattr(layer, attribute) != 0
+    if isinstance(layer, layer_type) and getattr(layer, attribute) != off
   ]
   values = sorted({float(getattr(layer, attribute)) for layer in layers})
-  if len(values) != 1:
+  if not values or (len(values) > 1 and not proportional):
+    other = "" if off is None else f" other than {off:g}"
     raise errors.ExportError(
       f"Hyperparameter {name} needs {layer_type.__name__} layers of one"
-      f" {attribute} other than 0, and {model.name} has {values or 'none'}."
+      f" {attribute}{other}, and {model.name} has {values or 'none'}."
       " Leave it out, or make one hyperparameter for each value."
     )
-  return Hyperparameter(name, values[0], description, layers, attribute, off)
+  return Hyperparameter(
+    name, values[-1], description, layers, attribute, off, proportional
+  )
 
 
 @contextlib.contextmanager
@@ -98,19 +106,12 @@ def bound(
   with contextlib.ExitStack() as stack:
     for hyperparameter in hyperparameters:
       for layer in hyperparameter.layers:
-        stack.callback(
-          setattr,
-          layer,
-          hyperparameter.attribute,
-          getattr(layer, hyperparameter.attribute),
-        )
+        own = getattr(layer, hyperparameter.attribute)
+        stack.callback(setattr, layer, hyperparameter.attribute, own)
+        value = values[hyperparameter.name]
+        if hyperparameter.proportional:
+          value *= own / hyperparameter.default
         # Layers use it beside their inputs, in the dtype that they compute in.
-        setattr(
-          layer,
-          hyperparameter.attribute,
-          tf.cast(
-            values[hyperparameter.name],
-            getattr(layer, "compute_dtype", tf.float32),
-          ),
-        )
+        dtype = getattr(layer, "compute_dtype", tf.float32)
+        setattr(layer, hyperparameter.attribute, tf.cast(value, dtype))
     yield {h.name: values[h.name] for h in hyperparameters if not h.layers}
