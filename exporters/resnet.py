@@ -300,7 +300,7 @@ def _save(
   height, width, _ = config.input_size
   features = (
     'features["feature_vector"]'
-    if len(signature.structured_outputs) > 1
+    if len(signature.get_concrete_function().structured_outputs) > 1
     else "features"
   )
   loss = (

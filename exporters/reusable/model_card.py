@@ -12,7 +12,7 @@ from exporters.reusable import hyperparameters as hyperparameters_lib
 def write(
   export_dir: str,
   root: tf.train.Checkpoint,
-  signature: tf.types.experimental.ConcreteFunction,
+  signature: tf.types.experimental.PolymorphicFunction,
   *,
   name: str,
   description: str,
@@ -35,6 +35,7 @@ def write(
     example: Python that loads and fine-tunes the export.
     provenance: Where the weights come from: names and values of a table.
   """
+  served = signature.get_concrete_function()
   losses = len(root.regularization_losses)
   sections = [
     f"# {name}",
@@ -49,12 +50,12 @@ def write(
     "## Inputs",
     _table(
       ("name", "dtype", "shape", "meaning"),
-      _tensors(_inputs(signature), meanings),
+      _tensors(_inputs(served), meanings),
     ),
     "## Outputs",
     _table(
       ("name", "dtype", "shape", "meaning"),
-      _tensors(signature.structured_outputs, meanings),
+      _tensors(served.structured_outputs, meanings),
     ),
     "A dimension that is `None` is free. The names are those of the signature"
     " `serving_default`: inference with the default hyperparameters.",

@@ -126,6 +126,7 @@ def reusable(model: Source, input_spec: Any) -> tf.train.Checkpoint:
     ExportError: The export would fail its consumers in silence: it lacks
       variables, or has a hyperparameter or loss without effect.
   """
+  input_spec = _named(input_spec)
   losses = len(getattr(model.model, "losses", ()))
   call, traced_arguments = _callable(model)
   modes = (
@@ -137,7 +138,10 @@ def reusable(model: Source, input_spec: Any) -> tf.train.Checkpoint:
     call.get_concrete_function(
       input_spec,
       **mode,
-      **{h.name: tf.TensorSpec([], tf.float32) for h in model.hyperparameters},
+      **{
+        h.name: tf.TensorSpec([], tf.float32, h.name)
+        for h in model.hyperparameters
+      },
     )
     for mode in modes
   ]
@@ -173,7 +177,7 @@ def signature(
   reusable_object: tf.train.Checkpoint,
   input_spec: Any,
   output_name: str = "outputs",
-) -> ConcreteFunction:
+) -> Function:
   """Makes a signature of inference with the default hyperparameters.
 
   Args:
@@ -186,46 +190,50 @@ def signature(
   Returns:
     A function for `save`, from named Tensors to a dict of Tensors.
   """
-  named_spec = (
-    {
-      key: tf.TensorSpec(spec.shape, spec.dtype, key)
-      for key, spec in input_spec.items()
-    }
-    if isinstance(input_spec, Mapping)
-    else tf.nest.map_structure(
-      lambda s: tf.TensorSpec(s.shape, s.dtype, s.name or "inputs"), input_spec
-    )
-  )
-
-  parameters = inspect.signature(
-    reusable_object.__call__.python_function
-  ).parameters
+  named_spec = _named(input_spec)
+  defaults = {
+    name: parameter.default
+    for name, parameter in inspect.signature(
+      reusable_object.__call__.python_function
+    ).parameters.items()
+    if isinstance(parameter.default, float)
+  }
 
   def serve(*inputs):
-    outputs = reusable_object.__call__(
+    trace = reusable_object.__call__.get_concrete_function(
+      named_spec,
+      **{name: tf.TensorSpec([], tf.float32, name) for name in defaults},
+    )
+    outputs = trace(
       tf.nest.pack_sequence_as(named_spec, inputs),
-      # As Tensors, which have a trace already; a number would get its own.
-      **{
-        name: tf.constant(parameter.default)
-        for name, parameter in parameters.items()
-        if isinstance(parameter.default, float)
-      },
+      **{name: tf.constant(value) for name, value in defaults.items()},
     )
     if not isinstance(outputs, Mapping):
       return {output_name: outputs}
     return {key: out for key, out in outputs.items() if tf.is_tensor(out)}
 
-  # Traced here: TensorFlow's save would trace it, and all it calls, once more.
-  return tf.function(
-    serve, input_signature=tf.nest.flatten(named_spec)
-  ).get_concrete_function()
+  # Not traced here: TensorFlow traces all again when it saves. A trace from
+  # before would be saved too, and the function that it calls.
+  return tf.function(serve, input_signature=tf.nest.flatten(named_spec))
+
+
+def _named(input_spec: Any) -> Any:
+  """Names the specs of an input. TensorFlow finds the traces again by names."""
+  if isinstance(input_spec, Mapping):
+    return {
+      key: tf.TensorSpec(spec.shape, spec.dtype, key)
+      for key, spec in input_spec.items()
+    }
+  return tf.nest.map_structure(
+    lambda s: tf.TensorSpec(s.shape, s.dtype, s.name or "inputs"), input_spec
+  )
 
 
 def save(
   root: tf.train.Checkpoint,
   export_dir: str,
   *,
-  signatures: Mapping[str, ConcreteFunction],
+  signatures: Mapping[str, Function],
 ) -> None:
   """Writes a SavedModel.
 
