@@ -129,9 +129,11 @@ def export(
       extractor = mnist_cnn.feature_extractor(l2_strength=l2_strength)
       checkpoints.restore(
         checkpoint_path,
-        tf.train.Checkpoint(
-          model=tf.train.Checkpoint(feature_extractor=extractor)
-        ),
+        [
+          tf.train.Checkpoint(
+            model=tf.train.Checkpoint(feature_extractor=extractor)
+          )
+        ],
         left_out=["model/logits", "model/optimizer"],
       )
       provenance = {"source": "a checkpoint of the classifier"}
@@ -159,7 +161,7 @@ def _save(
   """Writes the SavedModel and its card; returns what they were made of."""
   tunable = [
     hyperparameters.of_layers(
-      extractor,
+      extractor.submodules,
       tf_keras.layers.Dropout,
       "rate",
       name="dropout_rate",
@@ -168,7 +170,7 @@ def _save(
       off=0.0,
     ),
     hyperparameters.of_layers(
-      extractor,
+      extractor.submodules,
       tf_keras.layers.BatchNormalization,
       "momentum",
       name="batch_norm_momentum",

@@ -103,8 +103,9 @@ def export(
   endpoints: Sequence[str] = (),
   experiment: str | None = None,
   config_overrides: Sequence[str] = (),
-  normalization: str = "imagenet",
+  normalization: str | None = None,
   checkpoint_path: str | None = None,
+  weights: str | None = None,
   train_on: str | None = None,
   training_config: training.Config | None = None,
   strategy: str = "default",
@@ -124,9 +125,14 @@ def export(
     experiment: Name of the configuration, as `models.vision.resnet.config`
       knows it. Default: `resnet_imagenet`, with `train_on` `resnet_small`.
     config_overrides: What to change in it, as `config` takes it.
-    normalization: Of the images, as `cut` names it.
-    checkpoint_path: A checkpoint of Model Garden's classifier. Either this or
+    normalization: Of the images, as `cut` names it. Default: as Model Garden
+      trains the configuration.
+    checkpoint_path: A checkpoint of Model Garden's classifier, or of its
+      backbone where nothing else is exported; or the classifier's weights as
+      Keras saves them, in its own format or in a file `*.h5`. Either this or
       `train_on`.
+    weights: `raw`, or `average` for the moving averages, where the checkpoint
+      has both.
     train_on: Name of the data set to train on, in `models.vision.datasets`.
     training_config: How to train, with `train_on`.
     strategy: How to distribute the training, as the flag says it.
@@ -150,14 +156,16 @@ def export(
     raise errors.ExportError(f"{keep_failed} exists. Choose another path.")
   if endpoints and export_type == "classification":
     raise errors.ExportError("Endpoints come with the feature vector only.")
+  experiment = experiment or ("resnet_small" if train_on else "resnet_imagenet")
+  is_legacy = experiment == resnet.LEGACY
+  normalization = normalization or (
+    "imagenet_means" if is_legacy else "imagenet"
+  )
   types = list(_OUTPUTS) if export_type == "all" else [export_type]
   marker = types[0] if export_type == "all" else "saved_model.pb"
   with publishing.publish(
     export_dir, marker, overwrite=overwrite
   ) as directory:
-    experiment = experiment or (
-      "resnet_small" if train_on else "resnet_imagenet"
-    )
     try:
       params = resnet.config(experiment, config_overrides)
     except ValueError as e:
@@ -174,13 +182,18 @@ def export(
       except ValueError as e:
         raise errors.ExportError(f"{e}") from e
 
+    def classifier() -> tf_keras.Model:
+      if is_legacy:
+        return resnet.legacy_classifier(params.task.model.num_classes)
+      return resnet.classifier(params)
+
     if train_on:
 
       def build(
         num_classes: int,
       ) -> tuple[tf.train.Checkpoint, tf_keras.Model]:
         params.task.model.num_classes = num_classes
-        model = resnet.classifier(params)
+        model = classifier()
         cut(model)  # What cannot be cut is found before the training.
         trained = resnet.cut(model, ["logits"], normalization)
         return tf.train.Checkpoint(model=model), trained
@@ -196,14 +209,13 @@ def export(
       )
       pieces = cut(trained.model)
     else:
-      model = resnet.classifier(params)
+      model = classifier()
       pieces = cut(model)
-      checkpoints.restore(
-        checkpoint_path,
-        tf.train.Checkpoint(model=model),
-        left_out=["backbone", "optimizer", "model/optimizer", "global_step"],
-      )
-      provenance = {"source": "a checkpoint of the classifier"}
+      _restore(checkpoint_path, model, pieces, weights)
+      provenance = {
+        "source": "a checkpoint of the classifier"
+        + (", averaged over its training" if weights == "average" else "")
+      }
     provenance = {"configuration": experiment, **provenance}
     for kind, piece in pieces.items():
       piece_dir = (
@@ -218,6 +230,52 @@ def export(
         keep_failed=keep_failed,
       )
   print(f"Exported {' and '.join(types)} to {export_dir}")
+
+
+def _restore(
+  checkpoint_path: str,
+  model: tf_keras.Model,
+  pieces: dict[str, tf_keras.Model],
+  weights: str | None,
+) -> None:
+  """Restores a classifier from any form that Model Garden writes.
+
+  Args:
+    checkpoint_path: Where it is.
+    model: The classifier.
+    pieces: What is exported of it.
+    weights: `raw`, `average`, or None, which leaves no choice.
+
+  Raises:
+    ExportError: It does not match.
+  """
+  if checkpoint_path.endswith((".h5", ".hdf5")):
+    try:
+      model.load_weights(checkpoint_path)
+    except (OSError, ValueError) as e:
+      message = " ".join(str(e).split())
+      raise errors.ExportError(
+        f"Cannot take the weights of {checkpoint_path}: {message}"
+      ) from e
+    return
+  roots = [tf.train.Checkpoint(model=model), model]
+  backbone = getattr(model, "backbone", None)
+  if backbone is not None and all(
+    len(piece.weights) == len(backbone.weights) for piece in pieces.values()
+  ):
+    roots.append(tf.train.Checkpoint(backbone=backbone))
+  checkpoints.restore(
+    checkpoint_path,
+    roots,
+    left_out=[
+      "backbone",
+      "global_step",
+      "optimizer",
+      "model/optimizer",
+      "keras_api",
+    ],
+    averages=None if weights is None else weights == "average",
+  )
 
 
 def _example(batch_size: int, height: int, width: int) -> tf.Tensor:
@@ -273,7 +331,9 @@ def _hyperparameters(
       for layer in piece.submodules
     ):
       found.append(
-        hyperparameters.of_layers(piece, layer_type, attribute, **kwargs)
+        hyperparameters.of_layers(
+          piece.submodules, layer_type, attribute, **kwargs
+        )
       )
   return found
 
@@ -358,8 +418,8 @@ def define_flags() -> None:
     "experiment",
     None,
     "Name of the configuration in Model Garden, such as resnet_imagenet (the"
-    " default with --checkpoint_path) or resnet_rs_imagenet; or resnet_small"
-    " (the default with --train_on).",
+    " default with --checkpoint_path) or resnet_rs_imagenet; legacy_resnet50;"
+    " or resnet_small (the default with --train_on).",
   )
   flags.DEFINE_multi_string(
     "config_file",
@@ -376,11 +436,20 @@ def define_flags() -> None:
   )
   flags.DEFINE_enum(
     "normalization",
-    "imagenet",
+    None,
     resnet.NORMALIZATIONS,
     "What the classifier was trained to see for images in [0, 1]: these minus"
-    " the means and divided by the deviations of ImageNet's channels, as in"
-    " Model Garden, or these as they are. It becomes a part of the export.",
+    " the means and divided by the deviations of ImageNet's channels; times 255"
+    " minus other means; or these as they are. The default is what Model Garden"
+    " does, the second for legacy_resnet50 and the first for all others. It"
+    " becomes a part of the export.",
+  )
+  flags.DEFINE_enum(
+    "weights",
+    None,
+    ["raw", "average"],
+    "Which weights to take of a checkpoint that has moving averages of them"
+    " too. Model Garden evaluates the averages.",
   )
   classifier_training.define_flags()
   flags.adopt_module_key_flags(classifier_training)
@@ -402,6 +471,7 @@ def main() -> None:
     ],
     normalization=values.normalization,
     checkpoint_path=command_line.path(values.checkpoint_path),
+    weights=values.weights,
     train_on=values.train_on,
     training_config=classifier_training.config(),
     strategy=values.strategy,

@@ -1,6 +1,9 @@
 """Restores checkpoints, and says what does not match before it restores."""
 
 from collections.abc import Iterator, Mapping, Sequence
+import fnmatch
+import os
+from typing import Any
 
 import tensorflow as tf
 
@@ -19,22 +22,34 @@ _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 def restore(
   checkpoint_path: str,
-  root: tf.train.Checkpoint,
+  roots: Sequence[Any],
   *,
   left_out: Sequence[str] = (),
-) -> None:
+  optional: Sequence[tf.Variable] = (),
+  averages: bool | None = False,
+) -> list[tf.Variable]:
   """Restores a checkpoint that must match, both ways.
 
   Args:
     checkpoint_path: The prefix of the checkpoint's files, or a directory, of
       which the newest checkpoint is taken.
-    root: What to restore, in the structure of the object that was saved.
+    roots: What to restore, in each structure that the saved object may have
+      had: `tf.train.Checkpoint`, or a model of which Keras has saved the
+      weights. The first one that matches is restored.
     left_out: Paths of objects in the checkpoint, such as `model/optimizer`,
-      that `root` may lack.
+      that `roots` may lack. A `*` in a name stands for any characters.
+    optional: Variables that the checkpoint may lack.
+    averages: Take the moving averages that Model Garden's optimizer
+      `ExponentialMovingAverage` keeps of variables, where it has them. None:
+      refuse a checkpoint that leaves the choice.
+
+  Returns:
+    Those of `optional` that it does lack; they keep their values.
 
   Raises:
     ExportError: There is no checkpoint, a variable has no value in it or one of
-      another shape, or it has values that neither `root` nor `left_out` names.
+      another shape, it has values that neither `roots` nor `left_out` name, or
+      the wanted averages are not in it.
   """
   prefix = _prefix(checkpoint_path)
   try:
@@ -46,23 +61,54 @@ def restore(
         " must be converted first."
       )
     graph = Graph.FromString(reader.get_tensor(_GRAPH_KEY))
-    _check_match(prefix, root, graph, shapes, left_out)
-    status = root.read(prefix)
+    matches = [
+      _match(root, graph, shapes, left_out, optional) for root in roots
+    ]
+    problems, lacking, matched, root = min(
+      zip(*zip(*matches, strict=True), roots, strict=True),
+      key=lambda match: len(match[0]),
+    )
+    if problems:
+      more = len(problems) - _MOST_PROBLEMS
+      names = "=…, ".join(tf.train.TrackableView(root).children(root))
+      form = (
+        f"tf.train.Checkpoint({names}=…)"
+        if isinstance(root, tf.train.Checkpoint)
+        else "weights that Keras has saved"
+      )
+      raise errors.ExportError(
+        f"Checkpoint {prefix}, as {form}, does not match"
+        f" the model: it {'; it '.join(problems[:_MOST_PROBLEMS])}"
+        f"{f'; and {more} more' if more > 0 else ''}."
+      )
+    average_nodes = _average_nodes(graph)
+    if averages and not average_nodes:
+      raise errors.ExportError(
+        f"Checkpoint {prefix} has no moving averages, only the raw weights."
+      )
+    if averages is None and average_nodes:
+      raise errors.ExportError(
+        f"Checkpoint {prefix} has the raw weights and moving averages of them:"
+        " say which to export."
+      )
+    if not isinstance(root, tf.train.Checkpoint):
+      root = tf.train.Checkpoint(root=root)
+    status = root.read(prefix).expect_partial()
+    if averages:
+      for variable, node_id in matched:
+        for key in _keys(graph, average_nodes.get(node_id)):
+          variable.assign(reader.get_tensor(key))
   except tf.errors.OpError as e:
     raise errors.ExportError(f"Cannot read {prefix}: {e.message}.") from e
-  status.expect_partial().assert_existing_objects_matched()
+  if not lacking:
+    status.assert_existing_objects_matched()
+  return lacking
 
 
 def _prefix(checkpoint_path: str) -> str:
   checkpoint_path = checkpoint_path.removesuffix(".index")
   if tf.io.gfile.isdir(checkpoint_path):
-    newest = tf.train.latest_checkpoint(checkpoint_path)
-    if newest is None:
-      raise errors.ExportError(
-        f"{checkpoint_path} has no checkpoint in it (no file `checkpoint` that"
-        " names one)."
-      )
-    return newest
+    return _newest(checkpoint_path)
   if not tf.io.gfile.exists(checkpoint_path + ".index"):
     raise errors.ExportError(
       f"There is no checkpoint {checkpoint_path}: {checkpoint_path}.index does"
@@ -71,14 +117,43 @@ def _prefix(checkpoint_path: str) -> str:
   return checkpoint_path
 
 
-def _check_match(
-  prefix: str,
+def _newest(directory: str) -> str:
+  """Finds the checkpoint that the file `checkpoint` names, or the only one."""
+  state = tf.train.get_checkpoint_state(directory)
+  if state and state.model_checkpoint_path:
+    # It may hold an absolute path, from before the directory was moved.
+    name = os.path.basename(state.model_checkpoint_path)
+    for prefix in (state.model_checkpoint_path, os.path.join(directory, name)):
+      if tf.io.gfile.exists(prefix + ".index"):
+        return prefix
+    raise errors.ExportError(
+      f"The file `checkpoint` in {directory} names {name}, which is not there."
+    )
+  found = sorted(tf.io.gfile.glob(os.path.join(directory, "*.index")))
+  if len(found) == 1:
+    return found[0].removesuffix(".index")
+  names = ", ".join(os.path.basename(f).removesuffix(".index") for f in found)
+  raise errors.ExportError(
+    f"{directory} has {names} in it, and no file `checkpoint` that says which"
+    " is the newest. Say which one."
+    if found
+    else f"{directory} has no checkpoint in it."
+  )
+
+
+def _match(
   root: tf.train.Checkpoint,
   graph: Graph,
   shapes: Mapping[str, Sequence[int]],
   left_out: Sequence[str],
-) -> None:
-  """Walks the live objects and the saved ones along the same names."""
+  optional: Sequence[tf.Variable],
+) -> tuple[list[str], list[tf.Variable], list[tuple[tf.Variable, int]]]:
+  """Walks the live objects and the saved ones along the same names.
+
+  Returns:
+    What does not match, in words; the variables that the checkpoint lacks and
+    may lack; and those that match, with the saved nodes.
+  """
   view = tf.train.TrackableView(root)
   matched: dict = {}  # From ids of live objects to saved nodes.
   waiting = [(root, 0)]
@@ -94,15 +169,22 @@ def _check_match(
       ]
 
   problems = []
+  lacking = []
+  matching = []
+  may_lack = {v.ref() for v in optional}
   for variable in view.descendants():
     if isinstance(variable, tf.Variable):
       keys = list(_keys(graph, matched.get(id(variable))))
-      if not keys:
+      if not keys and variable.ref() in may_lack:
+        lacking.append(variable)
+      elif not keys:
         problems.append(f"has no value for {variable.name} {variable.shape}")
       elif shapes[keys[0]] != variable.shape:
         problems.append(
           f"has {tuple(shapes[keys[0]])} for {variable.name} {variable.shape}"
         )
+      else:
+        matching.append((variable, matched[id(variable)]))
   known = set(matched.values())
   for path in ("save_counter", *left_out):
     known |= _below(graph, path)
@@ -113,13 +195,17 @@ def _check_match(
         f" {tuple(shapes[key])}, which the model lacks"
         for key in _keys(graph, node_id)
       ]
-  if problems:
-    more = len(problems) - _MOST_PROBLEMS
-    raise errors.ExportError(
-      f"Checkpoint {prefix} does not match the model: it"
-      f" {'; it '.join(problems[:_MOST_PROBLEMS])}"
-      f"{f'; and {more} more' if more > 0 else ''}."
-    )
+  return problems, lacking, matching
+
+
+def _average_nodes(graph: Graph) -> dict[int, int]:
+  """Finds, for nodes of variables, the nodes of their moving averages."""
+  return {
+    slot.original_variable_node_id: slot.slot_variable_node_id
+    for node in graph.nodes
+    for slot in node.slot_variables
+    if slot.slot_name == "average"
+  }
 
 
 def _children(graph: Graph, node_id: int) -> dict[str, int]:
@@ -134,15 +220,16 @@ def _keys(graph: Graph, node_id: int | None) -> Iterator[str]:
 
 
 def _below(graph: Graph, path: str) -> set[int]:
-  """Returns the saved node at a path, all below it, and their slots."""
-  node_id = 0
-  for name in path.split("/"):
-    children = _children(graph, node_id)
-    if name not in children:
-      return set()
-    node_id = children[name]
+  """Returns the saved nodes at a path, all below them, and their slots."""
+  waiting = [0]
+  for pattern in path.split("/"):
+    waiting = [
+      child
+      for node_id in waiting
+      for name, child in _children(graph, node_id).items()
+      if fnmatch.fnmatchcase(name, pattern)
+    ]
   found: set[int] = set()
-  waiting = [node_id]
   while waiting:
     node_id = waiting.pop()
     if node_id not in found:

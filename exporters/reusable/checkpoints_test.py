@@ -40,7 +40,7 @@ class RestoreTest(tf.test.TestCase):
   def restore(
     self, body, path=None, left_out=("model/head", "model/optimizer")
   ):
-    checkpoints.restore(path or self.path, _root(body), left_out=left_out)
+    checkpoints.restore(path or self.path, [_root(body)], left_out=left_out)
 
   def test_restores_a_part_from_prefix_directory_and_write(self):
     written = tf.train.Checkpoint(model=self.full_model).write(
@@ -67,10 +67,91 @@ class RestoreTest(tf.test.TestCase):
       " the model lacks",
     ):
       self.restore(_model(layers=1))
+    for left_out in (["model/optimizer"], ["model/optimizer", "*/heads"]):
+      with self.assertRaisesRegex(
+        errors.ExportError, r"has model/layer_with_weights-1/kernel \(3, 5\)"
+      ):
+        self.restore(_model(), left_out=left_out)
+    self.restore(_model(), left_out=["*/optimizer", "model/h*d"])
+
+  def test_takes_the_structure_that_matches(self):
+    other = _model()
+    path = tf.train.Checkpoint(body=other).write(
+      os.path.join(self.directory, "body")
+    )
+    body = _model()
+    roots = [_root(body), tf.train.Checkpoint(body=body)]
+    left_out = ["model/head", "model/optimizer"]
+    for of_roots in (roots, roots[::-1]):
+      for of_path in (path, self.path):
+        self.assertEmpty(
+          checkpoints.restore(of_path, of_roots, left_out=left_out)
+        )
+        expected = other if of_path == path else self.full_model.body
+        self.assertAllEqual(body.weights[0], expected.weights[0])
+    # The error is about the structure that is nearest.
     with self.assertRaisesRegex(
-      errors.ExportError, r"has model/layer_with_weights-1/kernel \(3, 5\)"
+      errors.ExportError,
+      r"Checkpoint\(body=…\), does not match the model: it has no value for"
+      r" dense2/kernel:0 \(3, 3\); it has no value for dense2/bias:0 \(3,\)\.$",
     ):
-      self.restore(_model(), left_out=["model/optimizer"])
+      body = _model(layers=3)
+      checkpoints.restore(path, [_root(body), tf.train.Checkpoint(body=body)])
+
+  def test_optional_variables(self):
+    body = _model(layers=3)
+    optional = body.layers[2].weights
+    before = optional[0].numpy()
+    lacking = checkpoints.restore(
+      self.path,
+      [_root(body)],
+      left_out=["model/head", "model/optimizer"],
+      optional=optional,
+    )
+    self.assertEqual([v.name for v in lacking], [v.name for v in optional])
+    self.assertAllEqual(optional[0], before)
+    self.assertAllEqual(body.weights[0], self.full_model.body.weights[0])
+    with self.assertRaisesRegex(errors.ExportError, "no value for dense2/bias"):
+      checkpoints.restore(
+        self.path,
+        [_root(body)],
+        left_out=["model/head", "model/optimizer"],
+        optional=optional[:1],
+      )
+    self.assertEmpty(
+      checkpoints.restore(
+        self.path,
+        [_root(_model())],
+        left_out=["model/head", "model/optimizer"],
+      )
+    )
+
+  def test_directories(self):
+    old, new = (os.path.join(self.directory, name) for name in ("old", "new"))
+    manager = tf.train.CheckpointManager(
+      tf.train.Checkpoint(model=self.full_model), old, max_to_keep=2
+    )
+    manager.save()
+    manager.save()
+    # As a program on another machine leaves it, and another one moves it.
+    state = os.path.join(old, "checkpoint")
+    with open(state) as f:
+      text = f.read()
+    with open(state, "w") as f:
+      f.write(text.replace('path: "', f'path: "{old}/'))
+    os.rename(old, new)
+    self.restore(_model(), new)
+    os.remove(os.path.join(new, "checkpoint"))
+    with self.assertRaisesRegex(
+      errors.ExportError, "has ckpt-1, ckpt-2 in it, and no file `checkpoint`"
+    ):
+      self.restore(_model(), new)
+    os.remove(os.path.join(new, "ckpt-1.index"))
+    self.restore(_model(), new)
+    with open(os.path.join(new, "checkpoint"), "w") as f:
+      f.write('model_checkpoint_path: "gone"')
+    with self.assertRaisesRegex(errors.ExportError, "names gone, which is not"):
+      self.restore(_model(), new)
 
   def test_names_no_more_than_a_few(self):
     with self.assertRaisesRegex(errors.ExportError, r"\); and 10 more\.$"):

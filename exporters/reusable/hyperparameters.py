@@ -6,7 +6,7 @@ argument of its own; a Keras model reads it from attributes of its layers, which
 hold the argument's Tensor while the model is traced.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 from typing import Any
@@ -18,11 +18,12 @@ from exporters.reusable import errors
 
 @dataclasses.dataclass(frozen=True)
 class Hyperparameter:
-  """A float32 scalar argument of the exported `__call__`.
+  """A scalar argument of the exported `__call__`.
 
   Attributes:
     name: Name of the argument.
-    default: Its value where the consumer gives none.
+    default: Its value where the consumer gives none. It makes the argument
+      float32, or int32 if it is an int.
     description: What it does and which values it takes; for the model card.
     layers: The layers that read it. Empty for a model that takes it as an
       argument.
@@ -33,16 +34,22 @@ class Hyperparameter:
   """
 
   name: str
-  default: float
+  default: float | int
   description: str
   layers: Sequence[Any] = ()
   attribute: str = ""
   off: float | None = None
   proportional: bool = False
 
+  @property
+  def spec(self) -> tf.TensorSpec:
+    """Shape, dtype and name of the argument."""
+    is_int = isinstance(self.default, int)
+    return tf.TensorSpec([], tf.int32 if is_int else tf.float32, self.name)
+
 
 def of_layers(
-  model: tf.Module,
+  layers: Iterable[Any],
   layer_type: type[Any],
   attribute: str,
   *,
@@ -51,13 +58,13 @@ def of_layers(
   off: float | None = None,
   proportional: bool = False,
 ) -> Hyperparameter:
-  """Makes one hyperparameter of an attribute that layers of a model share.
+  """Makes one hyperparameter of an attribute that layers share.
 
   A layer whose attribute is `off`, such as a Dropout of rate 0, is left out,
   and so stays as it is.
 
   Args:
-    model: A Keras model or a module.
+    layers: Where to look, such as the `submodules` of a Keras model.
     layer_type: The type of the layers, such as `tf_keras.layers.Dropout`.
     attribute: The attribute, such as `rate`. Its value is the default.
     name: Name of the hyperparameter.
@@ -72,21 +79,21 @@ def of_layers(
   Raises:
     ExportError: No layer has a value other than `off`, or they differ.
   """
-  layers = [
+  bound_layers = [
     layer
-    for layer in model.submodules
+    for layer in layers
     if isinstance(layer, layer_type) and getattr(layer, attribute) != off
   ]
-  values = sorted({float(getattr(layer, attribute)) for layer in layers})
+  values = sorted({float(getattr(layer, attribute)) for layer in bound_layers})
   if not values or (len(values) > 1 and not proportional):
     other = "" if off is None else f" other than {off:g}"
     raise errors.ExportError(
       f"Hyperparameter {name} needs {layer_type.__name__} layers of one"
-      f" {attribute}{other}, and {model.name} has {values or 'none'}."
+      f" {attribute}{other}, and there are {values or 'none'}."
       " Leave it out, or make one hyperparameter for each value."
     )
   return Hyperparameter(
-    name, values[-1], description, layers, attribute, off, proportional
+    name, values[-1], description, bound_layers, attribute, off, proportional
   )
 
 
@@ -98,7 +105,7 @@ def bound(
 
   Args:
     hyperparameters: What to bind.
-    values: For the name of each hyperparameter a float32 Tensor, shape `[]`.
+    values: For the name of each hyperparameter a Tensor, shape `[]`.
 
   Yields:
     The values that no layer reads: arguments for the model, by name.

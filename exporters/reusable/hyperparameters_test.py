@@ -13,7 +13,7 @@ def _dropouts(*rates):
 
 def _dropout_rate(model, **kwargs):
   return hyperparameters.of_layers(
-    model,
+    model.submodules,
     tf_keras.layers.Dropout,
     "rate",
     name="dropout_rate",
@@ -33,9 +33,9 @@ class HyperparametersTest(tf.test.TestCase):
     )
 
   def test_of_layers_wants_one_value(self):
-    with self.assertRaisesRegex(errors.ExportError, r"has \[0.1, 0.2\]"):
+    with self.assertRaisesRegex(errors.ExportError, r"are \[0.1, 0.2\]"):
       _dropout_rate(_dropouts(0.1, 0.2))
-    with self.assertRaisesRegex(errors.ExportError, "has none"):
+    with self.assertRaisesRegex(errors.ExportError, "there are none"):
       _dropout_rate(_dropouts(0.0))
 
   def test_layers_in_proportion(self):
@@ -53,7 +53,7 @@ class HyperparametersTest(tf.test.TestCase):
       [tf_keras.layers.BatchNormalization(momentum=0.0)]
     )
     hyperparameter = hyperparameters.of_layers(
-      model,
+      model.submodules,
       tf_keras.layers.BatchNormalization,
       "momentum",
       name="batch_norm_momentum",

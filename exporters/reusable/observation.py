@@ -16,6 +16,8 @@ import dataclasses
 import json
 import os
 import pathlib
+import pickle
+import re
 import sys
 from typing import Any
 
@@ -26,12 +28,19 @@ import tensorflow_hub as hub
 Arrays = dict[str, np.ndarray]
 
 _ONLY = "the tensor"  # The name where there is one, without a structure.
+_INTERFACE = (
+  "__call__",
+  "variables",
+  "trainable_variables",
+  "regularization_losses",
+)
 
 # How much may differ, relative to the largest value of the array, and to the
 # largest of all the arrays that were observed together. Both sides compute in
 # float32, whose precision is 6e-8, but in different order: one op by op, the
-# other in an optimized graph.
+# other in an optimized graph. What is not a float may not differ.
 TOLERANCES = {
+  "interface": (0.0, 0.0),  # It is there, or not.
   "variables": (0.0, 0.0),
   "regularization losses": (1e-6, 0.0),
   "outputs": (1e-5, 0.0),
@@ -45,27 +54,28 @@ TOLERANCES = {
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-  """A call of the model.
+  """A call of the model, or of a sub-object of it.
 
   Attributes:
     name: For the report.
-    example: Index of the input.
+    example: The input.
     arguments: What it is called with, beside the input.
+    gradients: Whether the gradients of trainable variables are observed.
+    updates: Whether it is observed what the call does to other variables.
     without: If not None: only whether anything is different with these
       arguments is observed, not what.
   """
 
   name: str
-  example: int
+  example: Any
   arguments: Mapping[str, Any]
+  gradients: bool = False
+  updates: bool = False
   without: Mapping[str, Any] | None = None
 
 
 def observe(
-  model: Any,
-  call: Callable[..., Any],
-  calls: Iterable[Call],
-  examples: Sequence[Any],
+  model: Any, call: Callable[..., Any], calls: Iterable[Call]
 ) -> Iterator[tuple[str, str, Arrays]]:
   """Observes a model. Its variables keep their values.
 
@@ -74,7 +84,6 @@ def observe(
       `regularization_losses`.
     call: The model as a function.
     calls: The calls to make.
-    examples: Inputs.
 
   Yields:
     A kind of observation, a key of `TOLERANCES`; what was observed; and arrays
@@ -82,31 +91,37 @@ def observe(
   """
   trainable = list(model.trainable_variables)
   yield "variables", "values", _numbered(model.variables, model.variables)
-  yield "variables", "trainable", _numbered(trainable, trainable)
+  position = {v.ref(): i for i, v in enumerate(model.variables)}
+  yield (
+    "variables",
+    "trainable",
+    _numbered(trainable, [position.get(v.ref(), -1) for v in trainable]),
+  )
   yield (
     "regularization losses",
     "values",
-    {str(i): f().numpy() for i, f in enumerate(model.regularization_losses)},
+    {str(i): _array(f()) for i, f in enumerate(model.regularization_losses)},
   )
   for made in calls:
-    example = examples[made.example]
     if made.without is not None:
-      same = is_same(model, call, example, made.arguments, made.without)
+      same = is_same(model, call, made.example, made.arguments, made.without)
       yield "effect", made.name, {"there is one": np.array(not same)}
       continue
-    training = made.arguments.get("training")
     # A tape costs seconds, also where no gradient is asked for.
-    with tf.GradientTape() if training else contextlib.nullcontext() as tape:
-      outputs, updates = _run(model, call, example, made.arguments)
-      scalar = _scalar(outputs)
-    yield "outputs", made.name, {k: y.numpy() for k, y in outputs.items()}
-    if training:
+    with (
+      tf.GradientTape() if made.gradients else contextlib.nullcontext()
+    ) as tape:
+      outputs, updates = _run(model, call, made.example, made.arguments)
+      scalar = _scalar(outputs) if made.gradients else None
+    yield "outputs", made.name, {k: _array(y) for k, y in outputs.items()}
+    if made.gradients:
       gradients = _numbered(trainable, tape.gradient(scalar, trainable))
       yield (
         "gradients",
         made.name,
         {name: array for name, array in gradients.items() if array is not None},
       )
+    if made.updates:
       yield "updates", made.name, updates
 
 
@@ -152,9 +167,16 @@ def _numbered(
   return {
     f"{i} {variable.name}": None
     if value is None
-    else tf.convert_to_tensor(value).numpy()
+    else _array(tf.convert_to_tensor(value))
     for i, (variable, value) in enumerate(zip(variables, values, strict=True))
   }
+
+
+def _array(tensor: tf.Tensor) -> np.ndarray:
+  # By itself NumPy would cut zeros off strings.
+  return np.asarray(
+    tensor.numpy(), object if tensor.dtype == tf.string else None
+  )
 
 
 def _named(structure: Any, path: str = "") -> dict[str, tf.Tensor]:
@@ -163,6 +185,11 @@ def _named(structure: Any, path: str = "") -> dict[str, tf.Tensor]:
     items = sorted(structure.items())
   elif isinstance(structure, (list, tuple)):
     items = enumerate(structure)
+  elif isinstance(structure, tf.RaggedTensor):
+    items = [
+      ("flat_values", structure.flat_values),
+      ("nested_row_splits", structure.nested_row_splits),
+    ]
   else:
     return {path.removeprefix("/") or _ONLY: structure}
   return {
@@ -209,7 +236,7 @@ def compare(
         f" {old.dtype}{list(old.shape)}"
       )
       continue
-    if old.dtype.kind not in "fiu":
+    if old.dtype.kind != "f":
       difference, largest = float(not np.array_equal(old, new)), 1.0
     else:
       difference = 0.0 if np.array_equal(old, new) else _largest(new - old)
@@ -224,12 +251,14 @@ def compare(
       problems.append(
         f"{name} differs by {difference:.2g}; its largest value is"
         f" {largest:.2g}"
+        if old.dtype.kind == "f"
+        else f"{name} differs"
       )
   return worst, problems
 
 
 def _largest(array: np.ndarray) -> float:
-  if array.dtype.kind not in "fiu" or not array.size:
+  if array.dtype.kind != "f" or not array.size:
     return 0.0
   return max(float(array.max()), -float(array.min()))
 
@@ -237,44 +266,29 @@ def _largest(array: np.ndarray) -> float:
 def write(
   work_dir: pathlib.Path,
   observations: Iterable[tuple[str, str, Arrays]],
-  calls: Iterable[Call],
-  examples: Sequence[Any],
+  plan: Mapping[str, Sequence[Call]],
   save_again: bool,
 ) -> None:
   """Writes what `check` reads.
 
   Args:
     work_dir: Where to write.
-    observations: What `observe` has seen of the live model.
-    calls: The calls in which it was observed.
-    examples: The inputs.
+    observations: What `observe` has seen of the live model, and then of its
+      sub-objects.
+    plan: The calls in which they were observed, by the names of sub-objects;
+      the model itself has the name "" and is the first.
     save_again: Whether to check that the export can be loaded and saved again,
       and then stands without the first.
   """
-  meta = []
+  seen = []
   for i, (kind, what, arrays) in enumerate(observations):
-    meta.append([kind, what, list(arrays)])
-    np.savez(work_dir / f"{i}.npz", *arrays.values())
-  structures = []
-  for i, example in enumerate(examples):
-    flat = {name: np.array(x) for name, x in _named(example).items()}
-    structures.append([isinstance(example, Mapping), list(flat)])
-    np.savez(work_dir / f"example{i}.npz", *flat.values())
-  (work_dir / "plan.json").write_text(
-    json.dumps(
-      {
-        "observations": meta,
-        "calls": [dataclasses.asdict(c) for c in calls],
-        "examples": structures,
-        "save_again": save_again,
-      }
-    )
-  )
-
-
-def _arrays(path: pathlib.Path) -> list[np.ndarray]:
-  with np.load(path) as arrays:
-    return [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
+    seen.append([kind, what, list(arrays)])
+    with open(work_dir / str(i), "wb") as f:
+      for array in arrays.values():
+        np.save(f, array)
+  plan = {name: [vars(c) for c in calls] for name, calls in plan.items()}
+  with open(work_dir / "plan", "wb") as f:
+    pickle.dump((plan, seen, save_again), f)
 
 
 def check(
@@ -288,16 +302,9 @@ def check(
     work_dir: Where `write` has written.
   """
   work = pathlib.Path(work_dir)
-  plan = json.loads((work / "plan.json").read_text())
-  calls = [Call(**c) for c in plan["calls"]]
-  examples = []
-  for i, (is_mapping, names) in enumerate(plan["examples"]):
-    tensors = [tf.constant(x) for x in _arrays(work / f"example{i}.npz")]
-    if is_mapping:
-      examples.append(dict(zip(names, tensors, strict=True)))
-    else:
-      examples.append(tensors[0] if names == [_ONLY] else tensors)
-
+  with open(work / "plan", "rb") as f:
+    plan, seen, save_again = pickle.load(f)
+  plan = {name: [Call(**c) for c in calls] for name, calls in plan.items()}
   results = []
 
   def report(kind: str, what: str, worst: float, problems: list[str]) -> None:
@@ -308,42 +315,64 @@ def check(
       flush=True,
     )
 
-  for i, (kind, what, arrays) in enumerate(
-    observe(model, model, calls, examples)
-  ):
-    expected_kind, expected_what, names = plan["observations"][i]
-    assert (kind, what) == (expected_kind, expected_what)
-    expected = dict(zip(names, _arrays(work / f"{i}.npz"), strict=True))
-    worst, problems = compare(kind, expected, arrays)
-    if kind == "effect":
-      problems = [] if all(arrays.values()) else ["it changes nothing"]
-    report(kind, what, worst, problems)
+  expected = {}
+  for i, (kind, what, names) in enumerate(seen):
+    expected[kind, what] = work / str(i), names
+  for part, calls in plan.items():
+    observed = getattr(model, part, None) if part else model
+    lacking = [name for name in _INTERFACE if not hasattr(observed, name)]
+    report(
+      "interface",
+      part or "the model",
+      0.0,
+      [f"{name} is missing" for name in lacking],
+    )
+    if lacking:
+      continue
+    for kind, what, arrays in of_part(part, observe(observed, observed, calls)):
+      path, names = expected[kind, what]
+      with open(path, "rb") as f:
+        old = {name: np.load(f, allow_pickle=True) for name in names}
+      worst, problems = compare(kind, old, arrays)
+      if kind == "effect":
+        problems = [] if all(arrays.values()) else ["it changes nothing"]
+      report(kind, what, worst, problems)
 
   # Of itself: what has no counterpart in the live model.
-  outputs = {
-    name: output.numpy() for name, output in _named(model(examples[0])).items()
-  }
-  served = _served(model, examples[0])
-  if list(outputs) == [_ONLY] and len(served) == 1:
-    outputs = dict(zip(served, outputs.values(), strict=True))
-  outputs = {name: outputs.get(name, np.array([])) for name in served}
-  report("outputs", "serving_default", *compare("outputs", outputs, served))
-  if plan["save_again"]:
-    again = str(work / "again")
-    tf.saved_model.save(model, again, model.signatures)
-    # Beside it, and so the same directory, which others may have locked.
-    moved = f"{export_dir}.moved"
-    os.rename(export_dir, moved)
-    try:
-      of_again = _served(tf.saved_model.load(again), examples[0])
-    finally:
-      os.rename(moved, export_dir)
-    report(
-      "outputs",
-      "saved again, without the first",
-      *compare("outputs", served, of_again),
-    )
+  example = plan[""][0].example
+  if "serving_default" not in model.signatures:
+    report("outputs", "serving_default", 0.0, ["there is no such signature"])
+  elif "__call__" in dir(model):
+    outputs = {name: _array(y) for name, y in _named(model(example)).items()}
+    served = _served(model, example)
+    if list(outputs) == [_ONLY] and len(served) == 1:
+      outputs = dict(zip(served, outputs.values(), strict=True))
+    outputs = {name: outputs.get(name, np.array([])) for name in served}
+    report("outputs", "serving_default", *compare("outputs", outputs, served))
+    if save_again:
+      again = str(work / "again")
+      tf.saved_model.save(model, again, model.signatures)
+      # Beside it, and so the same directory, which others may have locked.
+      moved = f"{export_dir}.moved"
+      os.rename(export_dir, moved)
+      try:
+        of_again = _served(tf.saved_model.load(again), example)
+      finally:
+        os.rename(moved, export_dir)
+      report(
+        "outputs",
+        "saved again, without the first",
+        *compare("outputs", served, of_again),
+      )
   (work / "results.json").write_text(json.dumps(results))
+
+
+def of_part(
+  part: str, observations: Iterable[tuple[str, str, Arrays]]
+) -> Iterator[tuple[str, str, Arrays]]:
+  """Adds the name of a sub-object, "" for none, to what was observed of it."""
+  for kind, what, arrays in observations:
+    yield kind, f"{part}: {what}" if part else what, arrays
 
 
 def _served(model: Any, example: Any) -> Arrays:
@@ -355,12 +384,26 @@ def _served(model: Any, example: Any) -> Arrays:
     if isinstance(example, Mapping)
     else dict(zip(names, tf.nest.flatten(example), strict=True))
   )
-  return {name: y.numpy() for name, y in signature(**inputs).items()}
+  return {name: _array(y) for name, y in signature(**inputs).items()}
+
+
+def load(export_dir: str) -> Any:
+  """Loads an export; imports tensorflow-text where it has ops of it."""
+  try:
+    return hub.load(export_dir)
+  except (RuntimeError, OSError, tf.errors.NotFoundError) as e:
+    found = re.search("Op type not registered '[^']*'", str(e))
+    if not found:
+      raise
+    print(f"  - tensorflow_text is needed: {found[0]}", flush=True)
+    import tensorflow_text  # noqa: F401, PLC0415
+
+    return hub.load(export_dir)
 
 
 def main(export_dir: str, work_dir: str) -> None:
   """Loads an export while the other process is writing; checks it then."""
-  model = hub.load(export_dir)
+  model = load(export_dir)
   sys.stdin.read()
   check(export_dir, model, work_dir)
 

@@ -53,6 +53,7 @@ def source(
   variables: Iterable[tf.Variable] | None = None,
   trainable_variables: Iterable[tf.Variable] | None = None,
   regularization_losses: Sequence[Callable[[], tf.Tensor]] | None = None,
+  check: Callable[[Any], Any] | None = None,
 ) -> Source:
   """Finds out what an export needs to know of a model, and checks it.
 
@@ -68,6 +69,8 @@ def source(
     regularization_losses: Functions without arguments, each returning a float
       scalar. Default: one for each weight regularizer of a Keras model or of
       the Keras layers in a module.
+    check: Takes the input and returns it, with ops that fail where the model
+      does not take it.
 
   Raises:
     ExportError: The export would fail its consumers in silence: it lacks
@@ -87,11 +90,13 @@ def source(
   if regularization_losses is None:
     regularization_losses = _weight_losses(model)
   defaults = {"training": False} if has_training else {}
-  defaults.update({h.name: float(h.default) for h in hyperparameters})
+  defaults.update({h.name: h.default for h in hyperparameters})
   function = _python_function(model)
 
   def call(inputs: Any, **arguments: Any) -> Any:
     arguments = {**defaults, **arguments}
+    if check is not None:
+      inputs = check(inputs)
     mode = {"training": arguments.pop("training")} if has_training else {}
     with hyperparameters_lib.bound(hyperparameters, arguments) as direct:
       return function(inputs, **mode, **direct)
@@ -107,7 +112,9 @@ def source(
   )
 
 
-def reusable(model: Source, input_spec: Any) -> tf.train.Checkpoint:
+def reusable(
+  model: Source, input_spec: Any, *, also_takes: Sequence[Any] = ()
+) -> tf.train.Checkpoint:
   """Makes an object that `save` writes and consumers call.
 
   Further attributes may be set on it before it is saved: other objects that
@@ -117,6 +124,8 @@ def reusable(model: Source, input_spec: Any) -> tf.train.Checkpoint:
     model: What `source` returns.
     input_spec: `tf.TensorSpec`, or a list or dict of them: shape and dtype of
       the input. What is free in a shape is `None`, the batch dimension first.
+    also_takes: Other forms of the input: of other dtypes, which are cast; of a
+      dict also lists, in the order of its keys; of a list other lengths.
 
   Returns:
     An object whose `__call__` takes the input and the arguments of the model,
@@ -128,7 +137,7 @@ def reusable(model: Source, input_spec: Any) -> tf.train.Checkpoint:
   """
   input_spec = _named(input_spec)
   losses = len(getattr(model.model, "losses", ()))
-  call, traced_arguments = _callable(model)
+  call, traced_arguments = _callable(model, input_spec)
   modes = (
     [{"training": False}, {"training": True}]
     if "training" in model.defaults
@@ -136,14 +145,12 @@ def reusable(model: Source, input_spec: Any) -> tf.train.Checkpoint:
   )
   traces = [
     call.get_concrete_function(
-      input_spec,
+      spec,
       **mode,
-      **{
-        h.name: tf.TensorSpec([], tf.float32, h.name)
-        for h in model.hyperparameters
-      },
+      **{h.name: h.spec for h in model.hyperparameters},
     )
     for mode in modes
+    for spec in (input_spec, *also_takes)
   ]
   if len(getattr(model.model, "losses", ())) > losses:
     raise errors.ExportError(
@@ -191,22 +198,21 @@ def signature(
     A function for `save`, from named Tensors to a dict of Tensors.
   """
   named_spec = _named(input_spec)
-  defaults = {
-    name: parameter.default
+  tunable = [
+    Hyperparameter(name, parameter.default, "")
     for name, parameter in inspect.signature(
       reusable_object.__call__.python_function
     ).parameters.items()
-    if isinstance(parameter.default, float)
-  }
+    if type(parameter.default) in (int, float)
+  ]
 
   def serve(*inputs):
     trace = reusable_object.__call__.get_concrete_function(
-      named_spec,
-      **{name: tf.TensorSpec([], tf.float32, name) for name in defaults},
+      named_spec, **{h.name: h.spec for h in tunable}
     )
     outputs = trace(
       tf.nest.pack_sequence_as(named_spec, inputs),
-      **{name: tf.constant(value) for name, value in defaults.items()},
+      **{h.name: tf.constant(h.default) for h in tunable},
     )
     if not isinstance(outputs, Mapping):
       return {output_name: outputs}
@@ -351,8 +357,13 @@ def _optimizers(model: Any) -> list[Any]:
   ]
 
 
-def _callable(model: Source) -> tuple[Function, list[dict[str, tf.Tensor]]]:
+def _callable(
+  model: Source, input_spec: Any
+) -> tuple[Function, list[dict[str, tf.Tensor]]]:
   """Wraps a model into a tf.function with named arguments and defaults.
+
+  Other forms of the input than that of `input_spec` are converted, and call the
+  function that is traced for that one: they cost almost nothing.
 
   Returns:
     The tf.function, and a list that it adds to each time it is traced: the
@@ -366,6 +377,8 @@ def _callable(model: Source) -> tuple[Function, list[dict[str, tf.Tensor]]]:
     tf.compat.v1.get_default_graph().seed = None
     arguments = dict(zip(model.defaults, values, strict=True))
     traced_arguments.append(arguments)
+    if _is_other_form(inputs, input_spec):
+      return function(_converted(inputs, input_spec), **arguments)
     with xla.cured(model.model):
       return model.call(inputs, **arguments)
 
@@ -380,13 +393,32 @@ def _callable(model: Source) -> tuple[Function, list[dict[str, tf.Tensor]]]:
       ),
     ]
   )
-  return tf.function(call), traced_arguments
+  function = tf.function(call)
+  return function, traced_arguments
+
+
+def _is_other_form(inputs: Any, spec: Any) -> bool:
+  """Tells whether an input is a list for a dict, or has other dtypes."""
+  return isinstance(inputs, Mapping) != isinstance(spec, Mapping) or any(
+    x.dtype != s.dtype
+    # Lists of several lengths are told by their first elements.
+    for x, s in zip(
+      tf.nest.flatten(inputs), tf.nest.flatten(spec), strict=False
+    )
+  )
+
+
+def _converted(inputs: Any, spec: Any) -> Any:
+  """Casts Tensors, and names those of a list by the keys of a dict."""
+  if isinstance(spec, Mapping) and not isinstance(inputs, Mapping):
+    inputs = dict(zip(spec, inputs, strict=True))
+  return tf.nest.map_structure(lambda x, s: tf.cast(x, s.dtype), inputs, spec)
 
 
 def _check_structure(traces: Sequence[ConcreteFunction]) -> None:
   """Refuses modes that return different structures, shapes or dtypes."""
   first, last = (
-    tf.nest.map_structure(tf.TensorSpec.from_tensor, trace.structured_outputs)
+    tf.nest.map_structure(tf.type_spec_from_value, trace.structured_outputs)
     for trace in (traces[0], traces[-1])
   )
   try:

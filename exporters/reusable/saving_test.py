@@ -96,7 +96,11 @@ class SavingTest(tf.test.TestCase):
   def test_keras_model(self):
     model = _keras_model()
     rate = hyperparameters.of_layers(
-      model, tf_keras.layers.Dropout, "rate", name="rate", description=""
+      model.submodules,
+      tf_keras.layers.Dropout,
+      "rate",
+      name="rate",
+      description="",
     )
     before = model.get_config()
     loaded = self.save_and_load(model, _SPEC, hyperparameters=[rate])

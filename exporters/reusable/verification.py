@@ -1,6 +1,6 @@
 """Proves that an export equals the model it was made of."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import hashlib
 import json
 import os
@@ -27,6 +27,7 @@ def verify(
   examples: Sequence[Any],
   level: str,
   *,
+  sub_objects: Mapping[str, tuple[saving.Source, Sequence[Any]]] | None = None,
   keep_failed: str | None = None,
 ) -> None:
   """Compares an export, in a process of its own, with the live model.
@@ -37,9 +38,13 @@ def verify(
   Args:
     export_dir: The directory of the SavedModel.
     source: The live model.
-    examples: Inputs of different sizes: Tensors, or lists or dicts of them.
+    examples: Inputs of different sizes: Tensors, RaggedTensors, or lists or
+      dicts of them.
     level: `full`; `fast`, with the first example alone, and without changing
       hyperparameters and saving again; or `off`.
+    sub_objects: For the name of each attribute of the export that is an export
+      by itself, such as `mlm`: its model and inputs. All is compared that is
+      compared of `source`.
     keep_failed: Where to move an export that fails.
 
   Raises:
@@ -58,13 +63,12 @@ def verify(
       | {"PYTHONIOENCODING": "utf-8"},  # It prints ticks.
       stdin=subprocess.PIPE,
     ) as process:
-      calls = list(_calls(source, examples, level))
+      parts = {"": (source, examples), **(sub_objects or {})}
+      plan = {
+        name: list(_calls(name, *part, level)) for name, part in parts.items()
+      }
       observation.write(
-        work,
-        observation.observe(source, source.call, calls, examples),
-        calls,
-        examples,
-        save_again=level == "full",
+        work, _observe(parts, plan), plan, save_again=level == "full"
       )
     if process.returncode:
       problems = [("process", "", "the export cannot be loaded and called")]
@@ -88,7 +92,7 @@ def verify(
 
 
 def _calls(
-  source: saving.Source, examples: Sequence[Any], level: str
+  part: str, source: saving.Source, examples: Sequence[Any], level: str
 ) -> Iterator[observation.Call]:
   """Plans the calls that the live model and its export are compared in."""
   steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
@@ -99,23 +103,53 @@ def _calls(
   )
   if not repeatable:
     print(
-      "  - training is not compared: it is random"
+      f"  - {part}{': ' if part else ''}training is not compared: it is random"
       + "".join(f", also with {name} {off:g}" for name, off in steady.items())
     )
+  learning = {
+    "gradients": bool(source.trainable_variables),
+    "updates": len(source.variables) > len(source.trainable_variables),
+  }
   for i, example in enumerate(examples if level == "full" else examples[:1]):
     size = " ".join(str(x.shape) for x in tf.nest.flatten(example)[:1])
-    yield observation.Call(f"inference, {size}", i, {})
+    yield observation.Call(
+      f"inference, {size}", example, {}, **({} if training else learning)
+    )
     if training and repeatable:
-      yield observation.Call(f"training, {size}", i, training_steadily)
+      yield observation.Call(
+        f"training, {size}", example, training_steadily, **learning
+      )
   if level == "full":
     for h in source.hyperparameters:
-      value = h.default / 2 or 0.5
+      value = _changed(h.default)
       changed = {**training_steadily, h.name: value}
       if h.off is None and repeatable:
-        yield observation.Call(f"{h.name} {value:g}", 0, changed)
+        yield observation.Call(
+          f"{h.name} {value:g}", examples[0], changed, **learning
+        )
       yield observation.Call(
-        f"of {h.name} {value:g}", 0, changed, without=training_steadily
+        f"of {h.name} {value:g}",
+        examples[0],
+        changed,
+        without=training_steadily,
       )
+
+
+def _changed(default: float) -> float:
+  """Returns another value for a hyperparameter, of the same type."""
+  if isinstance(default, int):
+    return default // 2 or 2
+  return default / 2 or 0.5
+
+
+def _observe(
+  parts: Mapping[str, tuple[saving.Source, Sequence[Any]]],
+  plan: Mapping[str, Sequence[observation.Call]],
+) -> Iterator[tuple[str, str, observation.Arrays]]:
+  for name, (source, _) in parts.items():
+    yield from observation.of_part(
+      name, observation.observe(source, source.call, plan[name])
+    )
 
 
 def _print_table(problems: Sequence[tuple[str, str, str]]) -> None:

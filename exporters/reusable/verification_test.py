@@ -8,6 +8,7 @@ import tempfile
 
 from absl.testing import parameterized
 import tensorflow as tf
+import tensorflow_text
 import tf_keras
 
 from exporters.reusable import errors
@@ -42,10 +43,15 @@ def _model(**changes):
 def _source(model, tunable=("rate", "momentum"), **kwargs):
   of_layers = {
     "rate": lambda: hyperparameters.of_layers(
-      model, layers.Dropout, "rate", name="rate", description="", off=0.0
+      model.submodules,
+      layers.Dropout,
+      "rate",
+      name="rate",
+      description="",
+      off=0.0,
     ),
     "momentum": lambda: hyperparameters.of_layers(
-      model,
+      model.submodules,
       layers.BatchNormalization,
       "momentum",
       name="momentum",
@@ -185,20 +191,129 @@ def _serving_differs(export_dir):
   )
 
 
+# Texts to token ids, as a preprocessor has it.
+_TEXTS = tf.TensorSpec([None], tf.string, "texts")
+_IDS = tf.RaggedTensorSpec([None, None], tf.int32)
+_TEXT_EXAMPLES = [
+  tf.constant(["zero \0 byte", "", "a b c d e"]),
+  tf.constant(["one"]),
+]
+
+
+def _tokenize(texts):
+  return tf.ragged.map_flat_values(
+    lambda words: tf.cast(tf.strings.to_hash_bucket_fast(words, 100), tf.int32),
+    tf.strings.split(texts),
+  )
+
+
+def _pack(segments, seq_length):
+  seq_length = tf.cast(seq_length, tf.int32)
+  ids = tf.concat(segments, 1)[:, :seq_length].to_tensor()
+  padding = [[0, 0], [0, seq_length - tf.shape(ids)[1]]]
+  return {"input_word_ids": tf.pad(ids, padding), "texts": tf.shape(ids)[0]}
+
+
+def _preprocessor(**changes):
+  """Returns the sources and examples of a preprocessor and its parts."""
+  tokenize = changes.get("tokenize", _tokenize)
+  pack = changes.get("pack", _pack)
+  seq_length = hyperparameters.Hyperparameter("seq_length", 4.0, "")
+  return {
+    "": (
+      saving.source(
+        lambda texts, seq_length: pack([tokenize(texts)], seq_length),
+        hyperparameters=[seq_length],
+      ),
+      _TEXTS,
+      _TEXT_EXAMPLES,
+    ),
+    "tokenize": (saving.source(tokenize), _TEXTS, _TEXT_EXAMPLES),
+    "pack": (
+      saving.source(pack, hyperparameters=[seq_length]),
+      [_IDS, _IDS],
+      [[_tokenize(x), _tokenize(x + "s")] for x in _TEXT_EXAMPLES],
+    ),
+  }
+
+
+def _export_parts(parts, export_dir, change=lambda root: None):
+  made = {
+    name: saving.reusable(source, spec)
+    for name, (source, spec, _) in parts.items()
+  }
+  root = made.pop("")
+  for name, part in made.items():
+    setattr(root, name, part)
+  change(root)
+  signature = saving.signature(root, parts[""][1])
+  saving.save(root, export_dir, signatures={"serving_default": signature})
+
+
+def _pack_other_way(segments, seq_length):
+  return _pack(segments[::-1], seq_length)
+
+
+def _with_head(head_kernel=1.0):
+  """Returns the sources and examples of an encoder and a head on it."""
+  source = _source(_model())
+  kernel = tf.Variable(head_kernel * tf.ones([2, 3]), name="head_kernel")
+  head = saving.source(
+    lambda x, training=False: source.model(x, training=training) @ kernel,
+    hyperparameters=source.hyperparameters,
+    variables=[*source.variables, kernel],
+    trainable_variables=[*source.trainable_variables, kernel],
+    regularization_losses=source.regularization_losses,
+  )
+  return {"": (source, _SPEC, _EXAMPLES), "head": (head, _SPEC, _EXAMPLES)}
+
+
 class VerificationTest(parameterized.TestCase, tf.test.TestCase):
-  def results(self, export_dir, source):
+  def results(self, export_dir, source=None, parts=None):
     """Runs both halves of the verification in this process."""
     work = pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir()))
-    calls = list(verification._calls(source, _EXAMPLES, "full"))
+    parts = parts or {"": (source, _EXAMPLES)}
+    plan = {
+      name: list(verification._calls(name, *part, "full"))
+      for name, part in parts.items()
+    }
     observation.write(
-      work,
-      observation.observe(source, source.call, calls, _EXAMPLES),
-      calls,
-      _EXAMPLES,
-      save_again=True,
+      work, verification._observe(parts, plan), plan, save_again=True
     )
-    observation.check(export_dir, tf.saved_model.load(export_dir), work)
+    observation.check(export_dir, observation.load(export_dir), work)
     return json.loads((work / "results.json").read_text())
+
+  @parameterized.named_parameters(
+    ("intact", {}, {}),
+    (
+      "tokenize",
+      {"tokenize": lambda texts: _tokenize(tf.strings.upper(texts))},
+      {
+        "input_word_ids differs",
+        "tokenize: flat_values differs",
+      },
+    ),
+    ("pack", {"pack": _pack_other_way}, {"pack: input_word_ids differs"}),
+  )
+  def test_strings(self, changes, expected):
+    export_dir = os.path.join(self.get_temp_dir(), "text")
+    _export_parts(_preprocessor(**changes), export_dir)
+    parts = {
+      name: (source, examples)
+      for name, (source, _, examples) in _preprocessor().items()
+    }
+    results = self.results(export_dir, parts=parts)
+    self.assertEqual(
+      {
+        (f"{what.split(': ')[0]}: " if ": " in what else "") + problem
+        for _, what, _, problems in results
+        for problem in problems
+      },
+      set(expected),
+    )
+    self.assertIn(
+      "tokenize: inference, (3,)", [what for _, what, *_ in results]
+    )
 
   @parameterized.named_parameters(
     (
@@ -276,6 +391,54 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertLen(matching, 1, found)
     self.assertRegex(matching[0], words)
 
+  @parameterized.named_parameters(
+    ("intact", 1.0, lambda root: None, {}),
+    (
+      "value",
+      1.5,
+      lambda root: None,
+      {
+        "variables, head: values": "8 head_kernel:0 differs by 0.5",
+        "outputs, head: training, (5, 4)": "the tensor differs by",
+      },
+    ),
+    (
+      "variables_missing",
+      1.0,
+      lambda root: delattr(root.head, "variables"),
+      {"interface, head": "variables is missing"},
+    ),
+    (
+      "missing",
+      1.0,
+      lambda root: delattr(root, "head"),
+      {"interface, head": "__call__ is missing"},
+    ),
+  )
+  def test_sub_object(self, kernel, change, expected):
+    export_dir = os.path.join(self.get_temp_dir(), "with_head")
+    _export_parts(_with_head(kernel), export_dir, change)
+    parts = {
+      name: (source, examples)
+      for name, (source, _, examples) in _with_head().items()
+    }
+    found = {
+      f"{kind}, {what}": problems[0]
+      for kind, what, _, problems in self.results(export_dir, parts=parts)
+      if problems
+    }
+    self.assertEqual(bool(found), bool(expected))
+    for place, words in expected.items():
+      self.assertStartsWith(found[place], words)
+
+  def test_text_ops_in_a_process_of_its_own(self):
+    source = saving.source(lambda texts: tensorflow_text.normalize_utf8(texts))
+    export_dir = os.path.join(self.get_temp_dir(), "text_ops")
+    _export_parts({"": (source, _TEXTS, None)}, export_dir)
+    verification.verify(export_dir, source, _TEXT_EXAMPLES, "fast")
+    with open(f"{export_dir}/assets.extra/verification.json") as f:
+      self.assertIn("outputs, inference, (3,)", json.load(f)["compared"])
+
   def test_intact(self):
     source = _source(_model())
     export_dir = os.path.join(self.get_temp_dir(), "intact")
@@ -283,7 +446,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     before = [v.numpy() for v in source.variables]
     results = self.results(export_dir, source)
     self.assertEqual([r[3] for r in results], [[]] * len(results))
-    self.assertLen(results, 18)
+    self.assertLen(results, 19)
     for variable, value in zip(source.variables, before, strict=True):
       self.assertAllEqual(variable, value)
 

@@ -15,6 +15,10 @@ from etils import epy
 with epy.lazy_imports():
   from official.core import config_definitions
   from official.core import exp_factory
+  from official.legacy.image_classification.resnet import imagenet_preprocessing
+  from official.legacy.image_classification.resnet import (
+    resnet_model as legacy_resnet_model,
+  )
   from official.modeling import hyperparams
   from official.vision.configs import image_classification
   from official.vision.modeling import factory
@@ -24,7 +28,8 @@ with epy.lazy_imports():
   import tf_keras
   import yaml
 
-NORMALIZATIONS = ("imagenet", "none")
+NORMALIZATIONS = ("imagenet", "imagenet_means", "none")
+LEGACY = "legacy_resnet50"
 
 # Experiments beside those of `official.vision`: another one, changed.
 _EXPERIMENTS = {
@@ -32,11 +37,15 @@ _EXPERIMENTS = {
   "resnet_small": (
     "resnet_imagenet",
     {
-      "num_classes": 10,
-      "input_size": [32, 32, 3],
-      "backbone": {"resnet": {"model_id": 18, "depth_multiplier": 0.25}},
+      "model": {
+        "num_classes": 10,
+        "input_size": [32, 32, 3],
+        "backbone": {"resnet": {"model_id": 18, "depth_multiplier": 0.25}},
+      }
     },
   ),
+  # From `official/legacy/image_classification/resnet/resnet_model.py`.
+  LEGACY: ("resnet_imagenet", {"losses": {"l2_weight_decay": 2e-4}}),
 }
 
 
@@ -46,8 +55,10 @@ def config(
   """Makes the configuration of a ResNet and its training.
 
   Args:
-    experiment: Name of an experiment in `official.core.exp_factory`, or
-      `resnet_small`, a ResNet-18 of a quarter of the width.
+    experiment: Name of an experiment in `official.core.exp_factory`;
+      `resnet_small`, a ResNet-18 of a quarter of the width; or
+      `legacy_resnet50`, the one of `official.legacy`, of which only
+      `task.model.num_classes` can be changed.
     overrides: YAML files, or YAML or `key=value,…` itself, each of which
       changes what goes before it. Keys are those of the experiment, such as
       `task.model.num_classes`.
@@ -68,7 +79,7 @@ def config(
     ) from e
   if not isinstance(params.task, classification_task):
     raise ValueError(f"{experiment} is not an experiment of a classifier.")
-  params.task.model.override(changes)
+  params.task.override(changes)
   for override in overrides:
     try:
       hyperparams.override_params_dict(params, override, is_strict=True)
@@ -83,6 +94,12 @@ def config(
     except tf.errors.OpError as e:
       raise ValueError(f"Cannot read {override}: {e.message}.") from e
   backbone = params.task.model.backbone
+  if experiment == LEGACY:
+    expected = exp_factory.get_exp_config(name)
+    expected.task.override(changes)
+    expected.task.model.num_classes = params.task.model.num_classes
+    if params.as_dict() != expected.as_dict():
+      raise ValueError(f"Of {LEGACY} only task.model.num_classes can be changed.")
   if backbone.type != "resnet":
     raise ValueError(
       f"The backbone of {experiment} is a {backbone.type}, not a resnet."
@@ -115,20 +132,40 @@ def classifier(params: config_definitions.ExperimentConfig) -> tf_keras.Model:
   )
 
 
+def legacy_classifier(num_classes: int) -> tf_keras.Model:
+  """Builds the ResNet-50 of `official.legacy`, for images of any size.
+
+  Args:
+    num_classes: Number of classes.
+
+  Returns:
+    A Keras model as Model Garden's, from normalized images, float32
+    `[batch, height, width, 3]`, to probabilities, float32
+    `[batch, num_classes]`. Its layer before the last one gives the logits.
+  """
+  # Model Garden's is for 224 by 224 pixels, which no layer of it needs.
+  return tf_keras.models.clone_model(
+    legacy_resnet_model.resnet50(num_classes),
+    input_tensors=tf_keras.Input([None, None, 3]),
+  )
+
+
 def cut(
   model: tf_keras.Model, names: Sequence[str], normalization: str = "imagenet"
 ) -> tf_keras.Model:
   """Cuts a piece out of a classifier. It shares the classifier's layers.
 
   Args:
-    model: What `classifier` returns.
+    model: What `classifier` or `legacy_classifier` returns.
     names: What the piece returns: `feature_vector` (what goes into the last
       layer, but for dropout), `logits`, or levels of the backbone's feature
       maps, from `2` (a quarter of the image's height and width) to `5` (a
       thirty-second).
     normalization: What is done to the images first: `imagenet` subtracts the
       means of ImageNet's channels and divides by their deviations, as the
-      training in `official.vision` does; `none` leaves them as they are.
+      training in `official.vision` does; `imagenet_means` multiplies with 255
+      and subtracts other means, as that in `official.legacy` does; `none`
+      leaves them as they are.
 
   Returns:
     A Keras model from images, float32 `[batch, height, width, 3]`, RGB in
@@ -161,8 +198,11 @@ def cut(
 def _normalized(images: tf.Tensor, normalization: str) -> tf.Tensor:
   if normalization == "none":
     return images
-  means, deviations = preprocess_ops.MEAN_NORM, preprocess_ops.STDDEV_NORM
-  return tf_keras.layers.Rescaling(
-    [1 / d for d in deviations],
-    [-m / d for m, d in zip(means, deviations, strict=True)],
-  )(images)
+  if normalization == "imagenet":
+    factors = [1 / deviation for deviation in preprocess_ops.STDDEV_NORM]
+    means = preprocess_ops.MEAN_NORM
+  else:
+    factors = [255.0] * 3
+    means = [mean / 255 for mean in imagenet_preprocessing.CHANNEL_MEANS]
+  offsets = [-m * f for m, f in zip(means, factors, strict=True)]
+  return tf_keras.layers.Rescaling(factors, offsets)(images)
