@@ -157,10 +157,12 @@ def train(
       model.set_weights(weights)
     if checkpoint_dir:
       root.save(os.path.join(directory, "checkpoint"))
+  classes = {"classes": ", ".join(dataset.classes)}
   if not training_config.epochs:
-    return root, {"source": "not trained"}
+    return root, {"source": "not trained", **classes}
   return root, {
     "trained on": dataset.description,
+    **classes,
     "test accuracy of the classifier": f"{accuracy:.4f} on {held_out}",
     "training": f"{training_config.epochs} epochs of Adam, batches of"
     f" {training_config.batch_size}, learning rate"

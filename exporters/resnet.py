@@ -214,7 +214,9 @@ def export(
       _restore(checkpoint_path, model, pieces, weights)
       provenance = {
         "source": "a checkpoint of the classifier"
-        + (", averaged over its training" if weights == "average" else "")
+        + (", averaged over its training" if weights == "average" else ""),
+        "classes": f"{params.task.model.num_classes}, numbered as in the data"
+        " that it was trained on",
       }
     provenance = {"configuration": experiment, **provenance}
     for kind, piece in pieces.items():
@@ -378,7 +380,7 @@ def _save(
     meanings={
       "images": "RGB in [0, 1]; the model normalizes them itself",
       "feature_vector": "features of each image, averaged over it",
-      "logits": f"of {config.num_classes} classes, for a"
+      "logits": f"of {config.num_classes} classes (see Weights), for a"
       f" {'sigmoid' if is_multilabel else 'softmax'}",
       **{
         str(level): f"feature map of a cell for {2**level} by {2**level}"
@@ -455,6 +457,7 @@ def define_flags() -> None:
   flags.adopt_module_key_flags(classifier_training)
   command_line.define_flags()
   flags.adopt_module_key_flags(command_line)
+  command_line.forbid_without("checkpoint_path", ["weights"])
 
 
 def main() -> None:
