@@ -10,6 +10,7 @@ from etils import epy
 
 from exporters.reusable import command_line
 from exporters.reusable import errors
+from exporters.reusable import strategies
 from models.nlp import bert
 from models.nlp import datasets
 from models.nlp import preprocessing
@@ -20,16 +21,7 @@ if TYPE_CHECKING:
   from official.nlp.configs import encoders
 
 with epy.lazy_imports():
-  from official.common import distribute_utils
-  import tensorflow as tf
   import tf_keras
-
-# By the names that consumers' flags give them: those of Model Garden.
-_STRATEGIES = {
-  "default": "off",
-  "one_device": "one_device",
-  "mirrored": "mirrored",
-}
 
 
 def train(
@@ -51,7 +43,7 @@ def train(
     tokenizer: The tokenizer; None: a vocabulary is built for it.
     training_config: How to train.
     do_lower_case: Of the vocabulary that is built.
-    strategy: One of `_STRATEGIES`.
+    strategy: One of `strategies.NAMES`.
     checkpoint_dir: Where the checkpoints are, and `vocab.txt`.
 
   Returns:
@@ -77,10 +69,7 @@ def train(
       )
       config.get().override({"vocab_size": len(tokens)})
     tf_keras.utils.set_random_seed(training_config.seed)
-    with distribute_utils.get_distribution_strategy(
-      _STRATEGIES[strategy],
-      num_gpus=len(tf.config.list_physical_devices("GPU")),
-    ).scope():
+    with strategies.get(strategy).scope():
       model = bert.pretrain_model(bert.core_model(config))
     print(f"Training on {corpus.description}")
     accuracy = pretraining.train(
@@ -113,12 +102,8 @@ def define_flags() -> None:
     "With --train_on: keep checkpoints in this directory, one for each epoch."
     " Training goes on from the newest one that is there.",
   )
-  flags.DEFINE_enum(
-    "strategy",
-    "default",
-    list(_STRATEGIES),
-    "With --train_on: how to distribute the training.",
-  )
+  strategies.define_flag()
+  flags.adopt_module_key_flags(strategies)
   flags.DEFINE_integer(
     "epochs",
     pretraining.Config.epochs,

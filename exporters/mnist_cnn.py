@@ -13,17 +13,14 @@ or takes the weights of a checkpoint:
 from __future__ import annotations
 
 from collections.abc import Mapping
-import contextlib
-import os
 from typing import Any
 
 from absl import flags
 from etils import epy
 
+from exporters import classifier_training
 from exporters.reusable import command_line
-from exporters.reusable import errors
 from exporters.reusable import publishing
-from models.vision import datasets
 from models.vision import mnist_cnn
 from models.vision import training
 
@@ -70,6 +67,7 @@ def export(
   checkpoint_path: str | None = None,
   train_on: str | None = None,
   training_config: training.Config | None = None,
+  strategy: str = "default",
   checkpoint_dir: str | None = None,
   l2_strength: float = mnist_cnn.L2_STRENGTH,
   overwrite: bool = False,
@@ -86,6 +84,7 @@ def export(
       directory. Either this or `train_on`.
     train_on: Name of the data set to train on, in `models.vision.datasets`.
     training_config: How to train, with `train_on`.
+    strategy: How to distribute the training, as the flag says it.
     checkpoint_dir: Where to keep the trained classifier's checkpoint.
     l2_strength: Factor of the L2 regularization of every kernel.
     overwrite: Replace `export_dir` and `checkpoint_dir` where they exist.
@@ -107,13 +106,25 @@ def export(
     process = verification_lib.start(verification)
     record: dict[str, Any] = {"flags": flag_values}
     if train_on:
-      extractor, provenance = _train(
+
+      def build(
+        num_classes: int,
+      ) -> tuple[tf.train.Checkpoint, tf_keras.Model]:
+        classifier = mnist_cnn.classifier(
+          mnist_cnn.feature_extractor(l2_strength=l2_strength), num_classes
+        )
+        return tf.train.Checkpoint(model=classifier), classifier
+
+      trained, provenance = classifier_training.train(
+        build,
         train_on,
+        mnist_cnn.IMAGE_SHAPE,
         training_config or training.Config(),
-        checkpoint_dir,
-        l2_strength,
-        overwrite,
+        strategy=strategy,
+        checkpoint_dir=checkpoint_dir,
+        overwrite=overwrite,
       )
+      extractor = trained.model.feature_extractor
     else:
       extractor = mnist_cnn.feature_extractor(l2_strength=l2_strength)
       checkpoints.restore(
@@ -139,50 +150,6 @@ def export(
       keep_failed=keep_failed,
     )
   print(f"Exported the feature extractor to {export_dir}")
-
-
-def _train(
-  name: str,
-  config: training.Config,
-  checkpoint_dir: str | None,
-  l2_strength: float,
-  overwrite: bool,
-) -> tuple[tf_keras.Model, dict[str, str]]:
-  """Returns a trained feature extractor, and what the card tells of it."""
-  with contextlib.ExitStack() as stack:
-    if checkpoint_dir:
-      directory = stack.enter_context(
-        publishing.publish(checkpoint_dir, "checkpoint", overwrite=overwrite)
-      )
-    try:
-      dataset = datasets.BY_NAME[name]()
-    except ConnectionError as e:
-      raise errors.ExportError(str(e)) from e
-    tf_keras.utils.set_random_seed(config.seed)
-    classifier = mnist_cnn.classifier(
-      mnist_cnn.feature_extractor(l2_strength=l2_strength),
-      dataset.num_classes,
-    )
-    print(
-      f"Training on {len(dataset.train.labels):,} images of"
-      f" {dataset.description}"
-    )
-    accuracy = training.train(classifier, dataset, config)
-    held_out = f"{len(dataset.test.labels):,} images held out"
-    print(f"Test accuracy: {accuracy:.4f} on {held_out}")
-    if checkpoint_dir:
-      tf.train.Checkpoint(model=classifier).save(
-        os.path.join(directory, "checkpoint")
-      )
-  if not config.epochs:
-    return classifier.feature_extractor, {"source": "not trained"}
-  return classifier.feature_extractor, {
-    "trained on": dataset.description,
-    "test accuracy of the classifier": f"{accuracy:.4f} on {held_out}",
-    "training": f"{config.epochs} epochs of Adam, batches of"
-    f" {config.batch_size}, learning rate {config.learning_rate:g} falling to"
-    f" 0, seed {config.seed}",
-  }
 
 
 def _example(batch_size: int) -> tf.Tensor:
@@ -242,58 +209,16 @@ def _save(
 
 def define_flags() -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_enum(
-    "train_on",
-    None,
-    list(datasets.BY_NAME),
-    "Instead of --checkpoint_path: train a classifier on this data set, and"
-    " export its feature extractor. digits and digits_0_4 (the first five"
-    " classes) come with scikit-learn; the others are downloaded.",
-  )
+  classifier_training.define_flags()
+  flags.adopt_module_key_flags(classifier_training)
   command_line.define_flags()
   flags.adopt_module_key_flags(command_line)
-  flags.DEFINE_string(
-    "checkpoint_dir",
-    None,
-    "With --train_on: keep the checkpoint of the trained classifier in this"
-    " directory, which must not exist, or be empty; --overwrite replaces one"
-    " that has a checkpoint in it.",
-  )
-  flags.DEFINE_integer(
-    "epochs",
-    training.Config.epochs,
-    "With --train_on: how often to go through the training images; 0 exports"
-    " the initial weights.",
-    lower_bound=0,
-  )
-  flags.DEFINE_integer(
-    "batch_size",
-    training.Config.batch_size,
-    "With --train_on: images in a step.",
-    lower_bound=1,
-  )
-  flags.DEFINE_float(
-    "learning_rate",
-    training.Config.learning_rate,
-    "With --train_on: learning rate of Adam at the start.",
-    lower_bound=0.0,
-  )
-  flags.DEFINE_integer(
-    "seed",
-    training.Config.seed,
-    "With --train_on: seed of the initial weights, the order of the images and"
-    " dropout.",
-  )
   flags.DEFINE_float(
     "l2_strength",
     mnist_cnn.L2_STRENGTH,
     "Factor of the L2 regularization of every kernel, in training and in the"
     " regularization losses of the export.",
     lower_bound=0.0,
-  )
-  command_line.forbid_without(
-    "train_on",
-    ["checkpoint_dir", "epochs", "batch_size", "learning_rate", "seed"],
   )
 
 
@@ -304,12 +229,8 @@ def main() -> None:
     export_dir=command_line.path(values.export_dir),
     checkpoint_path=command_line.path(values.checkpoint_path),
     train_on=values.train_on,
-    training_config=training.Config(
-      epochs=values.epochs,
-      batch_size=values.batch_size,
-      learning_rate=values.learning_rate,
-      seed=values.seed,
-    ),
+    training_config=classifier_training.config(),
+    strategy=values.strategy,
     checkpoint_dir=command_line.path(values.checkpoint_dir),
     l2_strength=values.l2_strength,
     overwrite=values.overwrite,

@@ -75,6 +75,7 @@ def input_errors() -> Iterator[None]:
     yield
   except (
     AttributeError,  # Another kind of model than the program is for,
+    KeyError,
     TypeError,
     ValueError,
     OSError,  # none at all, no network,

@@ -15,32 +15,54 @@ NAMES = ["digits", "digits_5_9", "mnist", "fashion_mnist"]
 Arrays = tuple[np.ndarray, np.ndarray]
 
 
-def load(name: str) -> tuple[Arrays, Arrays]:
+def load(
+  name: str, image_shape: tuple[int, int, int] = (28, 28, 1)
+) -> tuple[Arrays, Arrays]:
   """Loads a data set.
 
   Args:
     name: One of `NAMES`.
+    image_shape: Height, width and channels that the images get. They are grey;
+      channels repeat it.
 
   Returns:
-    Training and held-out data, each as images, float32 `[n, 28, 28, 1]` in
+    Training and held-out data, each as images, float32 `[n, *image_shape]` in
     [0, 1], and labels, int `[n]`, from 0 on.
 
   Raises:
     ConnectionError: It cannot be downloaded.
   """
-  if not name.startswith("digits"):
-    try:
-      train, test = getattr(tf_keras.datasets, name).load_data()
-    except Exception as e:  # tf_keras raises nothing more specific.
-      raise ConnectionError(f"Cannot download {name}: {e}") from e
-    return tuple(
-      (images[..., None].astype(np.float32) / 255, labels.astype(int))
-      for images, labels in (train, test)
+  return tuple(
+    (
+      np.repeat(
+        tf.image.resize(images[..., None], image_shape[:2]),
+        image_shape[2],
+        axis=-1,
+      ),
+      labels.astype(int),
     )
+    for images, labels in (
+      _digits(name) if name.startswith("digits") else _downloaded(name)
+    )
+  )
+
+
+def _downloaded(name: str) -> tuple[Arrays, Arrays]:
+  try:
+    train, test = getattr(tf_keras.datasets, name).load_data()
+  except Exception as e:  # tf_keras raises nothing more specific.
+    raise ConnectionError(f"Cannot download {name}: {e}") from e
+  return tuple(
+    (images.astype(np.float32) / 255, labels)
+    for images, labels in (train, test)
+  )
+
+
+def _digits(name: str) -> tuple[Arrays, Arrays]:
   images, labels = sklearn_datasets.load_digits(return_X_y=True)
   first = 5 if name == "digits_5_9" else 0
   images, labels = images[labels >= first], labels[labels >= first] - first
-  images = tf.image.resize(images.reshape(-1, 8, 8, 1) / 16, (28, 28)).numpy()
+  images = images.reshape(-1, 8, 8) / 16
   held_out = len(labels) // 5
   return (
     (images[held_out:], labels[held_out:]),

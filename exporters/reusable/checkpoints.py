@@ -47,10 +47,11 @@ def uninitialized() -> Iterator[None]:
 
 def restore(
   checkpoint_path: str,
-  roots: Sequence[tf.train.Checkpoint],
+  roots: Sequence[Any],
   *,
   left_out: Sequence[str] = (),
   optional: Sequence[tf.Variable] = (),
+  averages: bool | None = False,
 ) -> list[tf.Variable]:
   """Restores a checkpoint that must match, both ways.
 
@@ -58,17 +59,22 @@ def restore(
     checkpoint_path: The prefix of the checkpoint's files, or a directory, of
       which the newest checkpoint is taken.
     roots: What to restore, in each structure that the saved object may have
-      had. The first one that matches is restored.
+      had: `tf.train.Checkpoint`, or a model of which Keras has saved the
+      weights. The first one that matches is restored.
     left_out: Paths of objects in the checkpoint, such as `model/optimizer`,
       that `roots` may lack. A `*` in a name stands for any characters.
     optional: Variables that the checkpoint may lack.
+    averages: Take the moving averages that Model Garden's optimizer
+      `ExponentialMovingAverage` keeps of variables, where it has them. None:
+      refuse a checkpoint that leaves the choice.
 
   Returns:
     Those of `optional` that it does lack; they keep their values.
 
   Raises:
     ExportError: There is no checkpoint, a variable has no value in it or one of
-      another shape, or it has values that neither `roots` nor `left_out` name.
+      another shape, it has values that neither `roots` nor `left_out` name, or
+      the wanted averages are not in it.
   """
   prefix = _prefix(checkpoint_path)
   try:
@@ -83,19 +89,40 @@ def restore(
     matches = [
       _match(root, graph, shapes, left_out, optional) for root in roots
     ]
-    problems, lacking, root = min(
+    problems, lacking, matched, root = min(
       zip(*zip(*matches, strict=True), roots, strict=True),
       key=lambda match: len(match[0]),
     )
     if problems:
       more = len(problems) - _MOST_PROBLEMS
       names = "=…, ".join(tf.train.TrackableView(root).children(root))
+      form = (
+        f"tf.train.Checkpoint({names}=…)"
+        if isinstance(root, tf.train.Checkpoint)
+        else "weights that Keras has saved"
+      )
       raise errors.ExportError(
-        f"Checkpoint {prefix}, as tf.train.Checkpoint({names}=…), does not"
-        f" match the model: it {'; it '.join(problems[:_MOST_PROBLEMS])}"
+        f"Checkpoint {prefix}, as {form}, does not match"
+        f" the model: it {'; it '.join(problems[:_MOST_PROBLEMS])}"
         f"{f'; and {more} more' if more > 0 else ''}."
       )
+    average_nodes = _average_nodes(graph)
+    if averages and not average_nodes:
+      raise errors.ExportError(
+        f"Checkpoint {prefix} has no moving averages, only the raw weights."
+      )
+    if averages is None and average_nodes:
+      raise errors.ExportError(
+        f"Checkpoint {prefix} has the raw weights and moving averages of them:"
+        " say which to export."
+      )
+    if not isinstance(root, tf.train.Checkpoint):
+      root = tf.train.Checkpoint(root=root)
     status = root.read(prefix).expect_partial()
+    if averages:
+      for variable, node_id in matched:
+        for key in _keys(graph, average_nodes.get(node_id)):
+          variable.assign(reader.get_tensor(key))
   except tf.errors.OpError as e:
     raise errors.ExportError(f"Cannot read {prefix}: {e.message}.") from e
   if not lacking:
@@ -164,12 +191,12 @@ def _match(
   shapes: Mapping[str, Sequence[int]],
   left_out: Sequence[str],
   optional: Sequence[tf.Variable],
-) -> tuple[list[str], list[tf.Variable]]:
+) -> tuple[list[str], list[tf.Variable], list[tuple[tf.Variable, int]]]:
   """Walks the live objects and the saved ones along the same names.
 
   Returns:
-    What does not match, in words; and the variables that the checkpoint lacks
-    and may lack.
+    What does not match, in words; the variables that the checkpoint lacks and
+    may lack; and those that match, with the saved nodes.
   """
   view = tf.train.TrackableView(root)
   matched: dict = {}  # From ids of live objects to saved nodes.
@@ -187,6 +214,7 @@ def _match(
 
   problems = []
   lacking = []
+  matching = []
   may_lack = {v.ref() for v in optional}
   for variable in view.descendants():
     if isinstance(variable, tf.Variable):
@@ -199,6 +227,8 @@ def _match(
         problems.append(
           f"has {tuple(shapes[keys[0]])} for {variable.name} {variable.shape}"
         )
+      else:
+        matching.append((variable, matched[id(variable)]))
   known = set(matched.values())
   for path in ("save_counter", *left_out):
     known |= _below(graph, path)
@@ -209,7 +239,17 @@ def _match(
         f" {tuple(shapes[key])}, which the model lacks"
         for key in _keys(graph, node_id)
       ]
-  return problems, lacking
+  return problems, lacking, matching
+
+
+def _average_nodes(graph: Graph) -> dict[int, int]:
+  """Finds, for nodes of variables, the nodes of their moving averages."""
+  return {
+    slot.original_variable_node_id: slot.slot_variable_node_id
+    for node in graph.nodes
+    for slot in node.slot_variables
+    if slot.slot_name == "average"
+  }
 
 
 def _children(graph: Graph, node_id: int) -> dict[str, int]:

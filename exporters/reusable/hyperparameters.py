@@ -30,6 +30,7 @@ class Hyperparameter:
     attribute: The attribute of these layers that stands for it.
     off: The value that makes training repeatable, such as 0 for a dropout rate;
       None where nothing random depends on it.
+    proportional: Each layer keeps its proportion to the default.
   """
 
   name: str
@@ -38,12 +39,13 @@ class Hyperparameter:
   layers: Sequence[Any] = ()
   attribute: str = ""
   off: float | None = None
+  proportional: bool = False
 
   @property
   def spec(self) -> tf.TensorSpec:
     """Shape, dtype and name of the argument."""
-    dtype = tf.int32 if isinstance(self.default, int) else tf.float32
-    return tf.TensorSpec([], dtype, self.name)
+    is_int = isinstance(self.default, int)
+    return tf.TensorSpec([], tf.int32 if is_int else tf.float32, self.name)
 
 
 def of_layers(
@@ -54,11 +56,12 @@ def of_layers(
   name: str,
   description: str,
   off: float | None = None,
+  proportional: bool = False,
 ) -> Hyperparameter:
   """Makes one hyperparameter of an attribute that layers share.
 
-  A layer whose attribute is 0, such as a Dropout that is off, is left out, and
-  so stays as it is.
+  A layer whose attribute is `off`, such as a Dropout of rate 0, is left out,
+  and so stays as it is.
 
   Args:
     layers: Where to look, such as the `submodules` of a Keras model.
@@ -67,27 +70,30 @@ def of_layers(
     name: Name of the hyperparameter.
     description: What it does and which values it takes.
     off: The value that makes training repeatable, if it is for randomness.
+    proportional: The layers may differ: the largest value is the default, and
+      all change in proportion to it.
 
   Returns:
     The hyperparameter.
 
   Raises:
-    ExportError: No layer has a value other than 0, or they differ.
+    ExportError: No layer has a value other than `off`, or they differ.
   """
   bound_layers = [
     layer
     for layer in layers
-    if isinstance(layer, layer_type) and getattr(layer, attribute) != 0
+    if isinstance(layer, layer_type) and getattr(layer, attribute) != off
   ]
   values = sorted({float(getattr(layer, attribute)) for layer in bound_layers})
-  if len(values) != 1:
+  if not values or (len(values) > 1 and not proportional):
+    other = "" if off is None else f" other than {off:g}"
     raise errors.ExportError(
       f"Hyperparameter {name} needs {layer_type.__name__} layers of one"
-      f" {attribute} other than 0, and there are {values or 'none'}."
+      f" {attribute}{other}, and there are {values or 'none'}."
       " Leave it out, or make one hyperparameter for each value."
     )
   return Hyperparameter(
-    name, values[0], description, bound_layers, attribute, off
+    name, values[-1], description, bound_layers, attribute, off, proportional
   )
 
 
@@ -107,19 +113,12 @@ def bound(
   with contextlib.ExitStack() as stack:
     for hyperparameter in hyperparameters:
       for layer in hyperparameter.layers:
-        stack.callback(
-          setattr,
-          layer,
-          hyperparameter.attribute,
-          getattr(layer, hyperparameter.attribute),
-        )
+        own = getattr(layer, hyperparameter.attribute)
+        stack.callback(setattr, layer, hyperparameter.attribute, own)
+        value = values[hyperparameter.name]
+        if hyperparameter.proportional:
+          value *= own / hyperparameter.default
         # Layers use it beside their inputs, in the dtype that they compute in.
-        setattr(
-          layer,
-          hyperparameter.attribute,
-          tf.cast(
-            values[hyperparameter.name],
-            getattr(layer, "compute_dtype", tf.float32),
-          ),
-        )
+        dtype = getattr(layer, "compute_dtype", tf.float32)
+        setattr(layer, hyperparameter.attribute, tf.cast(value, dtype))
     yield {h.name: values[h.name] for h in hyperparameters if not h.layers}

@@ -11,13 +11,15 @@ def _dropouts(*rates):
   )
 
 
-def _dropout_rate(model):
+def _dropout_rate(model, **kwargs):
   return hyperparameters.of_layers(
     model.submodules,
     tf_keras.layers.Dropout,
     "rate",
     name="dropout_rate",
     description="",
+    off=0.0,
+    **kwargs,
   )
 
 
@@ -33,8 +35,32 @@ class HyperparametersTest(tf.test.TestCase):
   def test_of_layers_wants_one_value(self):
     with self.assertRaisesRegex(errors.ExportError, r"are \[0.1, 0.2\]"):
       _dropout_rate(_dropouts(0.1, 0.2))
-    with self.assertRaisesRegex(errors.ExportError, "are none"):
+    with self.assertRaisesRegex(errors.ExportError, "there are none"):
       _dropout_rate(_dropouts(0.0))
+
+  def test_layers_in_proportion(self):
+    model = _dropouts(0.2, 0.0, 0.4)
+    hyperparameter = _dropout_rate(model, proportional=True)
+    self.assertEqual(hyperparameter.default, 0.4)
+    values = {"dropout_rate": tf.constant(0.1)}
+    with hyperparameters.bound([hyperparameter], values):
+      self.assertAllClose(
+        [layer.rate for layer in model.layers], [0.05, 0.0, 0.1]
+      )
+
+  def test_zero_counts_where_it_does_not_turn_off(self):
+    model = tf_keras.Sequential(
+      [tf_keras.layers.BatchNormalization(momentum=0.0)]
+    )
+    hyperparameter = hyperparameters.of_layers(
+      model.submodules,
+      tf_keras.layers.BatchNormalization,
+      "momentum",
+      name="batch_norm_momentum",
+      description="",
+    )
+    self.assertEqual(hyperparameter.default, 0.0)
+    self.assertLen(hyperparameter.layers, 1)
 
   def test_bound_gives_back_also_after_an_error(self):
     model = _dropouts(0.3, 0.3)

@@ -71,8 +71,8 @@ def train(
     corpus: The text.
     tokenizer: Splits it into the tokens of the model.
     config: How to train.
-    checkpoint_dir: Where to keep checkpoints, in Model Garden's form: `ckpt-` and
-      the number of steps, the first with the initial weights; and the
+    checkpoint_dir: Where to keep checkpoints, in Model Garden's form: `ckpt-`
+      and the number of steps, the first with the initial weights; and the
       vocabulary, `vocab.txt`. If there are any, training goes on after the
       newest; what is random is then not what it would have been.
 

@@ -1,95 +1,137 @@
-"""Data sets of small grey images, by name."""
+"""Data sets of images, by name."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Sequence
 import dataclasses
 
 from etils import epy
-import numpy as np
 
 # Programs import this module for the names, before they parse their flags.
 with epy.lazy_imports():
   from sklearn import datasets as sklearn_datasets
   from sklearn import model_selection
   import tensorflow as tf
-  import tf_keras
+  import tensorflow_datasets as tfds
 
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-  """Images, float32 `[n, 28, 28, 1]` in [0, 1], and labels, int64 `[n]`."""
-
-  images: np.ndarray
-  labels: np.ndarray
+# Digits are scikit-learn's handwritten ones; the others are downloaded.
+NAMES = ("digits", "digits_0_4", "mnist", "fashion_mnist", "cifar10")
+PREFIX = "tfds:"  # Before the name of a data set in tensorflow-datasets.
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """A data set, of which `test` is held out."""
+  """A data set, of which `test` is held out.
+
+  Attributes:
+    description: What it is, for the model card.
+    classes: Names of the classes that the labels count, from 0 on.
+    train: Pairs of an image, float32 `[height, width, channels]` in [0, 1],
+      and a label, int64 `[]`. Their number is known.
+    test: The same.
+  """
 
   description: str
-  num_classes: int
-  train: Split
-  test: Split
+  classes: Sequence[str]
+  train: tf.data.Dataset
+  test: tf.data.Dataset
 
 
-def digits(classes: range = range(10)) -> Dataset:
-  """Returns scikit-learn's handwritten digits (UCI, 8x8 pixels), enlarged.
+def is_name(name: str) -> bool:
+  """Tells whether `load` may know a name; tensorflow-datasets is not asked."""
+  return name in NAMES or (name.startswith(PREFIX) and name != PREFIX)
+
+
+def load(name: str, image_shape: Sequence[int]) -> Dataset:
+  """Loads a data set.
 
   Args:
-    classes: The digits to keep. The labels count from 0.
+    name: One of `NAMES`, or `tfds:NAME` for NAME in tensorflow-datasets, which
+      keeps what it downloads in the directory that TFDS_DATA_DIR says.
+    image_shape: Height, width and channels that the images get: they are
+      resized bilinearly, and grey ones repeated to three channels.
+
+  Raises:
+    ConnectionError: It is not there and cannot be downloaded.
+    ValueError: It is unknown, or has no single images with one label, or images
+      of other channels.
   """
+  dataset = (
+    _digits(range(5) if name == "digits_0_4" else range(10))
+    if name.startswith("digits")
+    else _of_tensorflow_datasets(name.removeprefix(PREFIX))
+  )
+  channels = dataset.train.element_spec[0].shape[-1]
+  if channels not in (1, image_shape[-1]):
+    raise ValueError(
+      f"The images of {name} have {channels} channels; the model takes"
+      f" {image_shape[-1]}."
+    )
+
+  def prepare(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    image = tf.image.convert_image_dtype(image, tf.float32)  # From uint8 too.
+    image = tf.image.resize(image, image_shape[:2])
+    return tf.broadcast_to(image, image_shape), label
+
+  return dataclasses.replace(
+    dataset,
+    **{
+      split: getattr(dataset, split).map(prepare, tf.data.AUTOTUNE)
+      for split in ("train", "test")
+    },
+  )
+
+
+def _digits(classes: range) -> Dataset:
+  """Returns scikit-learn's handwritten digits (UCI, 8x8 pixels)."""
   data = sklearn_datasets.load_digits()
-  images = tf.image.resize(data.images[..., np.newaxis] / 16.0, (28, 28))
-  kept = np.isin(data.target, classes)
+  kept = (data.target >= classes.start) & (data.target < classes.stop)
+  images = data.images[kept][..., None].astype("float32") / 16
   labels = data.target[kept] - classes.start
   train_images, test_images, train_labels, test_labels = (
     model_selection.train_test_split(
-      images.numpy()[kept],
-      labels,
-      test_size=0.2,
-      stratify=labels,
-      random_state=0,
+      images, labels, test_size=0.2, stratify=labels, random_state=0
     )
   )
   return Dataset(
     f"scikit-learn's handwritten digits {classes.start} to {classes.stop - 1},"
     " enlarged from 8 by 8 pixels bilinearly",
-    len(classes),
-    Split(train_images, train_labels),
-    Split(test_images, test_labels),
+    [str(digit) for digit in classes],
+    tf.data.Dataset.from_tensor_slices((train_images, train_labels)),
+    tf.data.Dataset.from_tensor_slices((test_images, test_labels)),
   )
 
 
-def _downloaded(description: str, module_name: str) -> Dataset:
-  """Returns a data set that tf_keras downloads into ~/.keras/datasets.
-
-  Args:
-    description: What it is called.
-    module_name: Its module in `tf_keras.datasets`.
-
-  Raises:
-    ConnectionError: It is not there and cannot be downloaded.
-  """
+def _of_tensorflow_datasets(name: str) -> Dataset:
+  """Returns a data set of tensorflow-datasets; downloads it if need be."""
   try:
-    splits = getattr(tf_keras.datasets, module_name).load_data()
-  except Exception as e:  # tf_keras raises nothing more specific.
-    raise ConnectionError(f"{description} cannot be downloaded: {e}") from e
-  return Dataset(
-    description,
-    10,
-    *(
-      Split(
-        images[..., np.newaxis].astype(np.float32) / 255.0,
-        labels.astype(np.int64),
-      )
-      for images, labels in splits
-    ),
+    builder = tfds.builder(name)
+  except ValueError as e:  # It lists all there are, line by line.
+    raise ValueError(
+      f"tensorflow-datasets has no {name}: {str(e).splitlines()[0]}"
+    ) from e
+  features = builder.info.features
+  if builder.info.supervised_keys != ("image", "label") or not isinstance(
+    features["label"], tfds.features.ClassLabel
+  ):
+    raise ValueError(
+      f"{name} has no single images with one label each; its features are"
+      f" {', '.join(features)}."
+    )
+  try:
+    builder.download_and_prepare()
+  except Exception as e:  # It raises what its downloads and parsers do.
+    message = " ".join(str(e).split())
+    raise ConnectionError(
+      f"tensorflow-datasets cannot prepare {name}: {message}"
+    ) from e
+  held_out = [s for s in ("test", "validation") if s in builder.info.splits]
+  train, test = (
+    ("train", held_out[0]) if held_out else ("train[:80%]", "train[80%:]")
   )
-
-
-BY_NAME: dict[str, Callable[[], Dataset]] = {
-  "digits": digits,
-  "digits_0_4": lambda: digits(range(5)),
-  "mnist": lambda: _downloaded("MNIST", "mnist"),
-  "fashion_mnist": lambda: _downloaded("Fashion-MNIST", "fashion_mnist"),
-}
+  return Dataset(
+    f"{builder.info.full_name} of tensorflow-datasets",
+    features["label"].names,
+    builder.as_dataset(split=train, as_supervised=True),
+    builder.as_dataset(split=test, as_supervised=True),
+  )

@@ -10,7 +10,10 @@ from etils import epy
 from models.vision import datasets
 
 with epy.lazy_imports():
+  import tensorflow as tf
   import tf_keras
+
+_SHUFFLED_BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +22,7 @@ class Config:
 
   Attributes:
     epochs: How often to go through the training images; 0 trains nothing.
-    batch_size: Images in a step.
+    batch_size: Images in a step, on all devices together.
     learning_rate: Of Adam, at the start; it falls to 0 along a cosine.
     seed: Of the initial weights, the order of the images and dropout. The same
       seed on the same machine gives the same weights.
@@ -40,41 +43,51 @@ def train(
   few classes then serve other classes better.
 
   Args:
-    model: From images to logits, `[batch, dataset.num_classes]`.
+    model: From images to logits, `[batch, classes]`, built in the scope of the
+      strategy to train with.
     dataset: What to train on.
     config: How to train.
 
   Returns:
     The accuracy on the images held out, in [0, 1].
   """
-  steps = -(-len(dataset.train.labels) // config.batch_size) * config.epochs
-  trained = tf_keras.Sequential(
-    [
-      tf_keras.layers.RandomTranslation(0.12, 0.12, fill_mode="constant"),
-      tf_keras.layers.RandomRotation(0.06, fill_mode="constant"),
-      tf_keras.layers.RandomZoom(0.15, 0.15, fill_mode="constant"),
-      model,
-    ]
+  size = int(dataset.train.cardinality())
+  image, _ = dataset.train.element_spec
+  image_bytes = image.shape.num_elements() * image.dtype.size
+  batches = (
+    dataset.train.shuffle(
+      min(size, max(1, _SHUFFLED_BYTES // image_bytes)), config.seed
+    )
+    .batch(config.batch_size)
+    .prefetch(tf.data.AUTOTUNE)
   )
-  trained.compile(
-    optimizer=tf_keras.optimizers.Adam(
-      tf_keras.optimizers.schedules.CosineDecay(
-        config.learning_rate, max(steps, 1)
-      )
-    ),
-    loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    metrics=["accuracy"],
-  )
+  with model.distribute_strategy.scope():
+    trained = tf_keras.Sequential(
+      [
+        tf_keras.layers.RandomTranslation(0.12, 0.12, fill_mode="constant"),
+        tf_keras.layers.RandomRotation(0.06, fill_mode="constant"),
+        tf_keras.layers.RandomZoom(0.15, 0.15, fill_mode="constant"),
+        model,
+      ]
+    )
+    trained.compile(
+      optimizer=tf_keras.optimizers.Adam(
+        tf_keras.optimizers.schedules.CosineDecay(
+          config.learning_rate,
+          max(-(-size // config.batch_size) * config.epochs, 1),
+        )
+      ),
+      loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+      metrics=["accuracy"],
+    )
   if config.epochs:
     trained.fit(
-      dataset.train.images,
-      dataset.train.labels,
-      batch_size=config.batch_size,
+      batches,
       epochs=config.epochs,
       # A bar on a terminal; in a log a line for each epoch.
       verbose=1 if sys.stdout.isatty() else 2,
     )
   _, accuracy = trained.evaluate(
-    dataset.test.images, dataset.test.labels, verbose=0
+    dataset.test.batch(config.batch_size), verbose=0
   )
   return accuracy

@@ -1,0 +1,422 @@
+"""Runs the exporter as a user does, and looks at what it writes."""
+
+import os
+import pathlib
+import subprocess
+import tempfile
+
+from absl.testing import absltest
+import numpy as np
+from official.core import exp_factory
+from official.core import task_factory
+from official.core import train_lib
+from official.core import train_utils
+from official.legacy.image_classification.resnet import resnet_model
+from official.vision.configs import image_classification  # Registers.
+from official.vision.ops import preprocess_ops
+import tensorflow as tf
+import tensorflow_datasets as tfds
+import tf_keras
+
+from models.vision import resnet
+
+_EXPORTER = pathlib.Path("exporters/resnet").absolute()
+_TINY = "task.model.backbone.resnet.model_id=10,task.model.num_classes=3"
+
+
+def _run(*arguments, **kwargs):
+  return subprocess.run(
+    [_EXPORTER, *arguments], capture_output=True, text=True, **kwargs
+  )
+
+
+def _shake(model):
+  """Gives all variables, also those that start at 0 or 1, some noise."""
+  for i, variable in enumerate(model.variables):
+    noise = tf.random.stateless_uniform(variable.shape, [i, 0])
+    variable.assign(variable * (0.9 + 0.2 * noise) + 0.01 * noise)
+
+
+def _images(*shape):
+  return tf.random.stateless_uniform([*shape, 3], [1, 2])
+
+
+def _normalized(images):
+  """Normalizes images as Model Garden's training does."""
+  return tf.stack(
+    [
+      preprocess_ops.normalize_image(
+        255 * image, preprocess_ops.MEAN_RGB, preprocess_ops.STDDEV_RGB
+      )
+      for image in images
+    ]
+  )
+
+
+class Colored(tfds.core.GeneratorBasedBuilder):
+  """Twenty images, black and white by turns."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  def _info(self):
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=tfds.features.FeaturesDict(
+        {
+          "image": tfds.features.Image(shape=(6, 4, 3)),
+          "label": tfds.features.ClassLabel(names=["black", "white"]),
+        }
+      ),
+      supervised_keys=("image", "label"),
+    )
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._generate_examples()}
+
+  def _generate_examples(self):
+    for i in range(20):
+      image = np.full([6, 4, 3], 255 * (i % 2), np.uint8)
+      yield i, {"image": image, "label": i % 2}
+
+
+class ResNetTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.directory = pathlib.Path(
+      tempfile.mkdtemp(dir=absltest.TEST_TMPDIR.value)
+    )
+
+  def export(self, name, *arguments, verification="off", **kwargs):
+    """Returns the directory of an export."""
+    export_dir = self.directory / name
+    result = _run(
+      f"--export_dir={export_dir}",
+      f"--verification={verification}",
+      *arguments,
+      **kwargs,
+    )
+    self.assertEqual(result.returncode, 0, result.stderr)
+    self.output = result.stdout
+    return export_dir
+
+  def assert_same(self, actual, expected, tolerance=1e-5):
+    self.assertEqual(actual.shape, expected.shape)
+    largest = np.max(np.abs(expected))
+    self.assertGreater(largest, 0)
+    np.testing.assert_allclose(
+      actual, expected, rtol=0, atol=tolerance * largest
+    )
+
+  def assert_error(self, result, message):
+    self.assertEqual(result.returncode, 1, result)
+    self.assertRegex(result.stderr, message)
+    self.assertNotIn("Traceback", result.stderr)
+
+  def test_help_and_wrong_flags_are_answered_at_once(self):
+    # Python names on standard error what it imports.
+    result = _run("--help", env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
+    self.assertIn("models.vision.resnet", result.stderr)
+    self.assertNotIn("tensorflow", result.stderr)
+    self.assertNotIn("official", result.stderr)
+    for flag in ("--experiment", "--config_file", "--endpoints", "--weights"):
+      self.assertIn(flag, result.stdout)
+    for arguments, message in (
+      (["--export_dir=x"], "either --checkpoint_path=PATH or --train_on=NAME"),
+      (["--export_dir=x", "--train_on=cats"], "must be one of digits, .*tfds:"),
+      (
+        ["--export_dir=x", "--checkpoint_path=y", "--strategy=mirrored"],
+        "--strategy applies only with --train_on",
+      ),
+      (
+        ["--export_dir=x", "--train_on=digits", "--weights=raw"],
+        "--weights applies only with --checkpoint_path",
+      ),
+      (
+        [
+          "--export_dir=x",
+          "--train_on=digits",
+          "--export_type=classification",
+          "--endpoints=2",
+        ],
+        "ERROR: Endpoints come with the feature vector",
+      ),
+    ):
+      self.assert_error(_run(*arguments), message)
+
+  def test_both_pieces_with_all_that_a_variant_has(self):
+    """ResNet-RS: dropout, stochastic depth, squeeze and excitation."""
+    overrides = (
+      f"{_TINY},task.model.backbone.resnet.depth_multiplier=0.25,"
+      "task.model.backbone.resnet.stochastic_depth_drop_rate=0.2"
+    )
+    model = resnet.classifier(resnet.config("resnet_rs_imagenet", [overrides]))
+    _shake(model)
+    checkpoint = tf.train.Checkpoint(model=model)
+    export_dir = self.export(
+      "both",
+      f"--checkpoint_path={checkpoint.write(str(self.directory / 'rs'))}",
+      "--experiment=resnet_rs_imagenet",
+      f"--params_override={overrides}",
+      "--export_type=all",
+      "--endpoints=2,3,4,5",
+      verification="full",
+    )
+    for line in (
+      "✓ gradients, training, (1, 96, 64, 3)",
+      "✓ effect, of batch_norm_momentum 0.5",
+      "✓ effect, of dropout_rate 0.125",
+      "✓ effect, of stochastic_depth_rate 0.1",
+    ):
+      self.assertIn(line, self.output)
+    features = tf.saved_model.load(str(export_dir / "feature_vector"))
+    classifier = tf.saved_model.load(str(export_dir / "classification"))
+    for height, width in ((32, 32), (64, 64), (224, 224), (48, 96)):
+      images = _images(2, height, width)
+      normalized = _normalized(images)
+      outputs = features(images)
+      self.assertEqual(outputs["feature_vector"].shape, [2, 128])
+      for level, expected in model.backbone(normalized).items():
+        self.assert_same(outputs[level], expected)
+      self.assert_same(classifier(images), model(normalized))
+    self.assertEqual(
+      sorted(features.signatures["serving_default"].structured_outputs),
+      ["2", "3", "4", "5", "feature_vector"],
+    )
+    # The anchor, Model Garden's own exporter, exports none of these.
+    losses = [loss() for loss in classifier.regularization_losses]
+    np.testing.assert_allclose(losses, model.losses, rtol=1e-6)
+    self.assertLen(features.regularization_losses, len(losses) - 1)
+
+    # Two steps of training move the averages as in the live model.
+    calm = {"dropout_rate": 0.0, "stochastic_depth_rate": 0.0}
+    live = {
+      layer: layer.momentum
+      for layer in model.submodules
+      if isinstance(layer, tf_keras.layers.BatchNormalization)
+    }
+    for layer in live:
+      layer.momentum = 0.75
+    for layer in model.submodules:
+      for attribute in ("rate", "_drop_rate"):
+        if hasattr(layer, attribute):
+          setattr(layer, attribute, 0.0)
+    for images in (_images(3, 64, 64), 0.5 * _images(3, 64, 64)):
+      self.assert_same(
+        classifier(images, training=True, batch_norm_momentum=0.75, **calm),
+        model(_normalized(images), training=True),
+        1e-4,
+      )
+    for variable, expected in zip(
+      classifier.variables, model.variables, strict=True
+    ):
+      self.assert_same(variable.numpy(), expected.numpy(), 1e-4)
+
+    # In a step of training about a fifth of the images skip the last block.
+    images = tf.tile(_images(1, 32, 32), [500, 1, 1, 1])
+    still = {"dropout_rate": 0.0, "batch_norm_momentum": 1.0}
+    changed = {
+      rate: np.mean(
+        np.ptp(
+          classifier(
+            images, training=True, stochastic_depth_rate=rate, **still
+          ),
+          axis=0,
+        )
+      )
+      for rate in (0.0, 0.2)
+    }
+    self.assertLess(changed[0.0], 1e-3 * changed[0.2])
+
+  def test_checkpoints_of_many_forms(self):
+    params = resnet.config("resnet_imagenet", [_TINY])
+    model = resnet.classifier(params)
+    _shake(model)
+    images = _images(2, 64, 64)
+    features = resnet.cut(model, ["feature_vector"])(images)
+    path = str(self.directory / "forms")
+    tf.train.Checkpoint(model=model).write(f"{path}/model")
+    tf.train.Checkpoint(backbone=model.backbone).write(f"{path}/backbone")
+    model.save_weights(f"{path}/weights")
+    model.save_weights(f"{path}/weights.h5")
+    for name in ("model", "backbone", "weights", "weights.h5"):
+      with self.subTest(name):
+        export_dir = self.export(
+          f"of_{name}",
+          f"--checkpoint_path={path}/{name}",
+          f"--params_override={_TINY}",
+        )
+        loaded = tf.saved_model.load(str(export_dir))
+        self.assert_same(loaded(images), features)
+    nowhere = self.directory / "nowhere"
+    for arguments, message in (
+      (
+        [f"--checkpoint_path={path}/model"],
+        r"Checkpoint .*/model, as tf.train.Checkpoint\(model=…\), does not"
+        " match the model: it has .*; and .* more",
+      ),
+      (
+        [
+          f"--checkpoint_path={path}/backbone",
+          f"--params_override={_TINY}",
+          "--export_type=all",
+        ],
+        "has no value for dense.*/kernel",
+      ),
+      (
+        [f"--checkpoint_path={path}/weights.h5"],
+        "Cannot take the weights of .*weights.h5",
+      ),
+      (
+        [
+          f"--checkpoint_path={path}/model",
+          f"--params_override={_TINY}",
+          "--endpoints=6",
+        ],
+        "ERROR: The model has no 6; it has 2, 3, 4, 5, feature_vector",
+      ),
+      (
+        [f"--checkpoint_path={path}/model", "--config_file=/no.yaml"],
+        "ERROR: Cannot read /no.yaml",
+      ),
+    ):
+      self.assert_error(_run(f"--export_dir={nowhere}", *arguments), message)
+      self.assertFalse(nowhere.exists())
+
+  def test_legacy(self):
+    model = resnet_model.resnet50(3, rescale_inputs=True)
+    _shake(model)
+    model.save_weights(str(self.directory / "legacy.h5"))
+    export_dir = self.export(
+      "legacy",
+      f"--checkpoint_path={self.directory / 'legacy.h5'}",
+      "--experiment=legacy_resnet50",
+      "--params_override=task.model.num_classes=3",
+    )
+    images = _images(2, 224, 224)
+    head = model.get_layer("fc1000")
+    features = tf_keras.Model(model.input, head.input)(images)
+    loaded = tf.saved_model.load(str(export_dir))
+    self.assert_same(loaded(images), features)
+    self.assertLen(loaded.regularization_losses, 53)
+
+  def test_model_gardens_trainer(self):
+    """Its directory is exported as it is, with its params.yaml."""
+    records = str(self.directory / "records")
+    random = np.random.default_rng(0)
+    with tf.io.TFRecordWriter(records) as writer:
+      for i in range(16):
+        image = random.normal(60 + 60 * (i % 3), 40, [40, 40, 3])
+        image = np.clip(image, 0, 255).astype(np.uint8)
+        example = tf.train.Example()
+        feature = example.features.feature
+        encoded = tf.io.encode_jpeg(image).numpy()
+        feature["image/encoded"].bytes_list.value.append(encoded)
+        feature["image/class/label"].int64_list.value.append(i % 3)
+        writer.write(example.SerializeToString())
+    self.assertTrue(image_classification.ImageClassificationTask)
+    params = exp_factory.get_exp_config("resnet_imagenet")
+    data = {"input_path": records, "global_batch_size": 8}
+    params.override(
+      {
+        "runtime": {"enable_xla": False},
+        "task": {
+          "model": {
+            "num_classes": 3,
+            "input_size": [32, 32, 3],
+            "backbone": {"resnet": {"model_id": 10, "depth_multiplier": 0.25}},
+          },
+          "train_data": data,
+          "validation_data": data,
+        },
+        "trainer": {
+          "train_steps": 3,
+          "steps_per_loop": 3,
+          "checkpoint_interval": 3,
+          "optimizer_config": {
+            "ema": {"average_decay": 0.5, "trainable_weights_only": False},
+            "learning_rate": {
+              "type": "constant",
+              "constant": {"learning_rate": 0.1},
+            },
+            "warmup": {"type": None},
+          },
+        },
+      }
+    )
+    model_dir = str(self.directory / "trained")
+    train_utils.serialize_config(params, model_dir)
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with strategy.scope():
+      task = task_factory.get_task(params.task, logging_dir=model_dir)
+      trainer = train_utils.create_trainer(
+        params, task, train=True, evaluate=False
+      )
+    model, _ = train_lib.run_experiment(
+      strategy, task, "train", params, model_dir, trainer=trainer
+    )
+    images = _images(4, 32, 32)
+    expected = {"raw": model(_normalized(images))}
+    with strategy.scope():
+      trainer.optimizer.swap_weights()
+    expected["average"] = model(_normalized(images))
+    arguments = [
+      f"--checkpoint_path={model_dir}",
+      f"--config_file={model_dir}/params.yaml",
+    ]
+    for weights in ("raw", "average"):
+      export_dir = self.export(
+        weights,
+        f"--weights={weights}",
+        "--export_type=classification",
+        *arguments,
+      )
+      loaded = tf.saved_model.load(str(export_dir))
+      self.assert_same(loaded(images), expected[weights])
+    self.assertGreater(
+      np.max(np.abs(expected["raw"] - expected["average"])), 0.01
+    )
+    self.assert_error(
+      _run(f"--export_dir={self.directory / 'unsaid'}", *arguments),
+      "has the raw weights and moving averages of them: say which",
+    )
+
+  def test_trains_on_tensorflow_datasets(self):
+    Colored(data_dir=str(self.directory / "data")).download_and_prepare()
+    export_dir = self.export(
+      "colored",
+      "--train_on=tfds:colored",
+      "--export_type=classification",
+      "--strategy=mirrored",
+      "--epochs=10",
+      "--batch_size=8",
+      f"--checkpoint_dir={self.directory / 'kept'}",
+      env={**os.environ, "TFDS_DATA_DIR": str(self.directory / "data")},
+    )
+    self.assertIn("Test accuracy: 1.0000 on 4 images held out", self.output)
+    card = (export_dir / "assets.extra" / "README.md").read_text()
+    for line in (
+      "# ResNet-18 classification",
+      "| `logits` | float32 | `[None, 2]` | of 2 classes (see Weights), for a",
+      "| classes | black, white |",
+      "| trained on | colored/1.0.0 of tensorflow-datasets |",
+      "| L2 regularization of the kernels | 5e-05 |",
+    ):
+      self.assertIn(line, card)
+    again = self.export(
+      "again",
+      f"--checkpoint_path={self.directory / 'kept'}",
+      "--experiment=resnet_small",
+      "--params_override=task.model.num_classes=2",
+      "--export_type=classification",
+    )
+    for variable, expected in zip(
+      tf.saved_model.load(str(again)).variables,
+      tf.saved_model.load(str(export_dir)).variables,
+      strict=True,
+    ):
+      np.testing.assert_array_equal(variable, expected)
+
+
+if __name__ == "__main__":
+  absltest.main()
