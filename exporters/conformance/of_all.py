@@ -269,6 +269,10 @@ def has_losses(subject: Subject) -> findings.Finding:
   losses = list(getattr(subject.model, "regularization_losses", ()))
   if not losses and not list(getattr(subject.model, "variables", ())):
     return findings.not_applicable("it has no variables")
+  if not losses and subject.verified("regularization losses"):
+    return findings.passed(
+      "none, as in the model that it was made of, says its verification"
+    )
   if not losses:
     return findings.not_decidable(
       "it has none; whether training had any, which then are lost, does not"
@@ -479,6 +483,8 @@ def returns_logits(subject: Subject) -> findings.Finding:
 
 def is_documented(subject: Subject) -> findings.Finding:
   """The documentation tells how to fine-tune."""
+  if subject.model and not getattr(subject.model, "trainable_variables", ()):
+    return findings.not_applicable("there is nothing to train")
   card = subject_lib.CARD
   text = subject.card
   if text is None:

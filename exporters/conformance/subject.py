@@ -4,6 +4,7 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import inspect
+import json
 import os
 import re
 from typing import Any
@@ -21,6 +22,8 @@ from exporters.reusable import observation
 RANDOM = re.compile(r"(Stateless)?(Random|TruncatedNormal|Multinomial)")
 # Where documentation is in a SavedModel.
 CARD = "assets.extra/README.md"
+# Where this project's exporters say what they have compared.
+VERIFICATION = "assets.extra/verification.json"
 # Of an argument without a default.
 NO_DEFAULT = inspect.Parameter.empty
 _SENTENCES = ("It rains.", "A much longer sentence, with a comma!", "naïve", "")
@@ -68,6 +71,13 @@ class Subject:
     if CARD not in self.files:
       return None
     return " ".join(self.content(CARD).decode().split())
+
+  def verified(self, kind: str) -> bool:
+    """Tells whether its exporter has compared this with the live model."""
+    if VERIFICATION not in self.files:
+      return False
+    comparisons = json.loads(self.content(VERIFICATION)).get("comparisons", ())
+    return any(c["kind"] == kind and c["passed"] for c in comparisons)
 
   @functools.cached_property
   def traces(self) -> list[Any]:

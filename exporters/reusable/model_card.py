@@ -12,7 +12,7 @@ from exporters.reusable import hyperparameters as hyperparameters_lib
 def write(
   export_dir: str,
   root: tf.train.Checkpoint,
-  signature: tf.types.experimental.PolymorphicFunction,
+  signature: tf.types.experimental.ConcreteFunction,
   *,
   name: str,
   description: str,
@@ -37,7 +37,6 @@ def write(
     provenance: Where the weights come from: names and values of a table.
     needs: Packages that `example` imports.
   """
-  served = signature.get_concrete_function()
   losses = len(root.regularization_losses)
   trains = bool(root.trainable_variables)
   packages = ", ".join(f"`{name}`" for name in needs[:-1])
@@ -59,12 +58,12 @@ def write(
     "## Inputs",
     _table(
       ("name", "dtype", "shape", "meaning"),
-      _tensors(_inputs(served), meanings),
+      _tensors(_inputs(signature), meanings),
     ),
     "## Outputs",
     _table(
       ("name", "dtype", "shape", "meaning"),
-      _tensors(served.structured_outputs, meanings),
+      _tensors(signature.structured_outputs, meanings),
     ),
     "A dimension that is `None` is free. The names are those of the signature"
     " `serving_default`: inference with the default hyperparameters.",

@@ -182,7 +182,7 @@ def signature(
   reusable_object: tf.train.Checkpoint,
   input_spec: Any,
   output_name: str = "outputs",
-) -> Function:
+) -> ConcreteFunction:
   """Makes a signature of inference with the default hyperparameters.
 
   Args:
@@ -196,29 +196,28 @@ def signature(
     A function for `save`, from named Tensors to a dict of Tensors.
   """
   named_spec = _named(input_spec)
-  tunable = [
-    Hyperparameter(name, parameter.default, "")
-    for name, parameter in inspect.signature(
-      reusable_object.__call__.python_function
-    ).parameters.items()
-    if type(parameter.default) in (int, float)
-  ]
+  parameters = inspect.signature(
+    reusable_object.__call__.python_function
+  ).parameters
 
   def serve(*inputs):
-    trace = reusable_object.__call__.get_concrete_function(
-      named_spec, **{h.name: h.spec for h in tunable}
-    )
-    outputs = trace(
+    outputs = reusable_object.__call__(
       tf.nest.pack_sequence_as(named_spec, inputs),
-      **{h.name: tf.constant(h.default) for h in tunable},
+      # As Tensors, which have a trace already; a number would get its own.
+      **{
+        name: tf.constant(parameter.default)
+        for name, parameter in parameters.items()
+        if type(parameter.default) in (int, float)
+      },
     )
     if not isinstance(outputs, Mapping):
       return {output_name: outputs}
     return {key: out for key, out in outputs.items() if tf.is_tensor(out)}
 
-  # Not traced here: TensorFlow traces all again when it saves. A trace from
-  # before would be saved too, and the function that it calls.
-  return tf.function(serve, input_signature=tf.nest.flatten(named_spec))
+  # Traced here: TensorFlow's save would trace it, and all it calls, once more.
+  return tf.function(
+    serve, input_signature=tf.nest.flatten(named_spec)
+  ).get_concrete_function()
 
 
 def constant(value: Any) -> tf.train.Checkpoint:
@@ -242,7 +241,7 @@ def save(
   root: tf.train.Checkpoint,
   export_dir: str,
   *,
-  signatures: Mapping[str, Function],
+  signatures: Mapping[str, ConcreteFunction],
 ) -> None:
   """Writes a SavedModel.
 

@@ -462,7 +462,7 @@ _BROKEN = [
     _preprocessor,
     _broken_parts(_preprocessor, pack=_pack_other_way),
     "outputs",
-    r"pack, outputs, inference \(3, None\)",
+    r"pack, outputs, inference 2 of \(3, None\)",
     "input_word_ids differs",
   ),
   (

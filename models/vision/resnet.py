@@ -186,9 +186,7 @@ def cut(
       outputs["logits"] = layer.output
   for name in names:
     if name not in outputs:
-      raise ValueError(
-        f"The model has no {name}; it has {', '.join(outputs)}."
-      )
+      raise ValueError(f"The model has no {name}; it has {', '.join(outputs)}.")
   chosen = {name: outputs[name] for name in names}
   piece = tf_keras.Model(
     model.input, chosen if len(chosen) > 1 else chosen[names[0]]
