@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-import os
 from typing import TYPE_CHECKING
 
 from absl import flags
