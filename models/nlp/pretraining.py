@@ -160,7 +160,7 @@ def examples(
   unselectable = [
     ids["start_of_sequence_id"],
     ids["end_of_segment_id"],
-    list(tokenizer.tokens).index("[UNK]"),
+    *(i for i, t in enumerate(tokenizer.tokens) if t in ("[UNK]", "<unk>")),
   ]
   chooser = text.MaskValuesChooser(ids["vocab_size"], ids["mask_id"])
 
@@ -270,6 +270,11 @@ def _resume(
       f.write(vocabulary)
     manager.save(0)
     return
+  if not tf.io.gfile.exists(vocab_file):
+    raise ValueError(
+      f"{manager.directory} has checkpoints of another program: there is no"
+      " vocab.txt. Train in another directory."
+    )
   with tf.io.gfile.GFile(vocab_file) as f:
     if f.read() != vocabulary:
       raise ValueError(
