@@ -11,8 +11,9 @@ writes the encoder to DIR/encoder and the preprocessor to DIR/preprocessor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
+import functools
 import os
 import tempfile
 from typing import Any
@@ -130,6 +131,7 @@ def export(
   overwrite: bool = False,
   verification: str = "full",
   keep_failed: str | None = None,
+  flag_values: Mapping[str, Any] | None = None,
 ) -> None:
   """Exports an encoder, its preprocessor, or both.
 
@@ -164,6 +166,7 @@ def export(
     overwrite: Replace `export_dir` where it exists.
     verification: `full`, `fast` or `off`.
     keep_failed: Where to keep an export that the verification has rejected.
+    flag_values: For the report of the verification.
 
   Raises:
     ExportError: A directory is in the way; files cannot be read, or do not fit
@@ -195,7 +198,6 @@ def export(
     )
   provenance = {"source": "a checkpoint"}
   together = export_type == "all"
-  checked = {"verification": verification, "keep_failed": keep_failed}
   with contextlib.ExitStack() as stack:
     directory = stack.enter_context(
       publishing.publish(
@@ -203,6 +205,13 @@ def export(
         "encoder" if together else "saved_model.pb",
         overwrite=overwrite,
       )
+    )
+    record: dict[str, Any] = {"flags": flag_values}
+    verify = functools.partial(
+      verification_lib.verify,
+      level=verification,
+      record=record,
+      keep_failed=keep_failed,
     )
     if train_on:
       checkpoint_path = checkpoint_dir or stack.enter_context(
@@ -224,9 +233,15 @@ def export(
         tokenizer,
         seq_length=seq_length,
         with_offsets=tokenize_with_offsets,
-        **checked,
+        verify=functools.partial(
+          verify, process=verification_lib.start(verification)
+        ),
       )
     if config:
+      verify = functools.partial(
+        verify, process=verification_lib.start(verification)
+      )
+      record["checkpoint_sha256"] = checkpoints.sha256(checkpoint_path)
       tf_keras.utils.set_random_seed(seed)
       core, pretrainer = _restored(
         config,
@@ -241,7 +256,7 @@ def export(
         tokenizer,
         token_file,
         {**provenance, "pooler": f"{pooler}: {_POOLERS[pooler]}"},
-        **checked,
+        verify,
       )
   print(f"Exported to {export_dir}: {export_type}")
 
@@ -339,7 +354,8 @@ def _restored(
     if with_mlm:
       raise errors.ExportError(
         "--export_type=encoder_with_mlm: an encoder of type funnel returns"
-        " fewer vectors than there are tokens to predict. Export the encoder alone."
+        " fewer vectors than there are tokens to predict. Export the encoder"
+        " alone."
       )
     with_mlm = False
   try:
@@ -435,9 +451,7 @@ def _export_encoder(
   tokenizer: preprocessing.Tokenizer,
   token_file: str,
   provenance: Mapping[str, str],
-  *,
-  verification: str,
-  keep_failed: str | None,
+  verify: Callable[..., None],
 ) -> None:
   """Writes the SavedModel of an encoder and its card, and verifies it."""
   config = core.encoder_config
@@ -492,14 +506,7 @@ def _export_encoder(
     },
     needs=("tensorflow", "tf-keras", "tensorflow-hub", "tensorflow-text"),
   )
-  verification_lib.verify(
-    directory,
-    source,
-    _examples(config, spec),
-    verification,
-    sub_objects=sub_objects,
-    keep_failed=keep_failed,
-  )
+  verify(directory, source, _examples(config, spec), sub_objects=sub_objects)
 
 
 def _checked_length(
@@ -770,6 +777,7 @@ def main() -> None:
     overwrite=values.overwrite,
     verification=values.verification,
     keep_failed=command_line.path(values.keep_failed),
+    flag_values=command_line.record(),
   )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epy
@@ -15,7 +15,6 @@ with epy.lazy_imports():
   from exporters.reusable import hyperparameters
   from exporters.reusable import model_card
   from exporters.reusable import saving
-  from exporters.reusable import verification as verification_lib
 
 _EXAMPLE = """
 import tensorflow as tf
@@ -51,8 +50,7 @@ def export(
   *,
   seq_length: int,
   with_offsets: bool,
-  verification: str,
-  keep_failed: str | None,
+  verify: Callable[..., None],
 ) -> None:
   """Writes the SavedModel of a preprocessor and its card, and verifies it.
 
@@ -66,8 +64,8 @@ def export(
     tokenizer: Splits text into tokens.
     seq_length: The length that is packed to by default.
     with_offsets: Whether to have `tokenize_with_offsets`.
-    verification: `full`, `fast` or `off`.
-    keep_failed: Where to keep an export that the verification has rejected.
+    verify: Takes the directory, the `saving.Source`, examples and sub-objects,
+      as `verification.verify` does.
 
   Raises:
     ExportError: The export differs.
@@ -133,14 +131,7 @@ def export(
     provenance=provenance(tokenizer),
     needs=("tensorflow", "tensorflow-text"),
   )
-  verification_lib.verify(
-    directory,
-    source,
-    examples,
-    verification,
-    sub_objects=sub_objects,
-    keep_failed=keep_failed,
-  )
+  verify(directory, source, examples, sub_objects=sub_objects)
 
 
 def provenance(tokenizer: preprocessing.Tokenizer) -> dict[str, str]:

@@ -12,8 +12,10 @@ or takes the weights of a checkpoint:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import contextlib
 import os
+from typing import Any
 
 from absl import flags
 from etils import epy
@@ -73,6 +75,7 @@ def export(
   overwrite: bool = False,
   verification: str = "full",
   keep_failed: str | None = None,
+  flag_values: Mapping[str, Any] | None = None,
 ) -> None:
   """Exports the feature extractor of an MNIST CNN.
 
@@ -88,6 +91,7 @@ def export(
     overwrite: Replace `export_dir` and `checkpoint_dir` where they exist.
     verification: `full`, `fast` or `off`.
     keep_failed: Where to keep an export that the verification has rejected.
+    flag_values: For the report of the verification.
 
   Raises:
     ExportError: A directory is in the way, the data cannot be had, the
@@ -100,6 +104,8 @@ def export(
   with publishing.publish(
     export_dir, "saved_model.pb", overwrite=overwrite
   ) as directory:
+    process = verification_lib.start(verification)
+    record: dict[str, Any] = {"flags": flag_values}
     if train_on:
       extractor, provenance = _train(
         train_on,
@@ -120,6 +126,7 @@ def export(
         left_out=["model/logits", "model/optimizer"],
       )
       provenance = {"source": "a checkpoint of the classifier"}
+      record["checkpoint_sha256"] = checkpoints.sha256(checkpoint_path)
     provenance["L2 regularization of the kernels"] = f"{l2_strength:g}"
     source = _save(extractor, directory, provenance)
     verification_lib.verify(
@@ -127,6 +134,8 @@ def export(
       source,
       [_example(batch_size) for batch_size in (3, 1)],
       verification,
+      process=process,
+      record=record,
       keep_failed=keep_failed,
     )
   print(f"Exported the feature extractor to {export_dir}")
@@ -306,6 +315,7 @@ def main() -> None:
     overwrite=values.overwrite,
     verification=values.verification,
     keep_failed=command_line.path(values.keep_failed),
+    flag_values=command_line.record(),
   )
 
 

@@ -1,6 +1,7 @@
 """Runs the exporter as a user does, and looks at what it writes."""
 
 import hashlib
+import json
 import os
 import pathlib
 import signal
@@ -148,9 +149,48 @@ class MnistCnnTest(absltest.TestCase):
     )
     self.assertEqual(first, second)
     self.assertIn("assets.extra/README.md", first)
+    self.assertIn("assets.extra/verification.json", first)
     for path in self.export_dir.rglob("*"):
       if path.is_file():
         self.assertNotIn(str(self.directory).encode(), path.read_bytes())
+
+  def test_report_of_the_verification(self):
+    report = json.loads(
+      (self.export_dir / "assets.extra" / "verification.json").read_text()
+    )
+    self.assertEqual(
+      report["flags"],
+      {
+        "batch_size": 32,
+        "checkpoint_path": "checkpoint",
+        "epochs": 12,
+        "l2_strength": 0.01,
+        "learning_rate": 0.001,
+        "seed": 0,
+        "train_on": None,
+        "verification": "fast",
+      },
+    )
+    contents = [
+      (self.directory / f"checkpoint.{name}").read_bytes()
+      for name in ("index", "data-00000-of-00001")
+    ]
+    self.assertEqual(
+      report["checkpoint_sha256"],
+      hashlib.sha256(b"".join(contents)).hexdigest(),
+    )
+    weights = [v.numpy() for v in self.classifier.feature_extractor.variables]
+    self.assertEqual(
+      report["weights_sha256"],
+      hashlib.sha256(b"".join(w.tobytes() for w in weights)).hexdigest(),
+    )
+    self.assertEqual(
+      report["singleprint"],
+      tf.saved_model.experimental.read_fingerprint(
+        str(self.export_dir)
+      ).singleprint(),
+    )
+    self.assertIn("tf-models-official", report["versions"])
 
   def test_card(self):
     card = (self.export_dir / "assets.extra" / "README.md").read_text()
@@ -207,8 +247,8 @@ class MnistCnnTest(absltest.TestCase):
       env={**os.environ, "BUILD_WORKING_DIRECTORY": str(self.directory)},
     )
     self.assertEqual(result.returncode, 0, result.stderr)
-    self.assertIn("✓ gradients, training, (1, 28, 28, 1)", result.stdout)
-    self.assertIn("✓ effect, of dropout_rate 0.2", result.stdout)
+    self.assertIn("✓ gradients, training (1, 28, 28, 1)", result.stdout)
+    self.assertIn("✓ hyperparameters, dropout_rate 0.2", result.stdout)
     accuracy = float(result.stdout.split("Test accuracy: ")[1].split()[0])
     self.assertGreater(accuracy, 0.5)
     again = _run(

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import fnmatch
+import glob
+import hashlib
 import os
 from typing import Any
 
@@ -99,6 +101,25 @@ def restore(
   if not lacking:
     status.assert_existing_objects_matched()
   return lacking
+
+
+def sha256(checkpoint_path: str) -> str:
+  """Hashes the contents of a checkpoint's files.
+
+  Args:
+    checkpoint_path: As for `restore`.
+
+  Raises:
+    ExportError: There is no checkpoint.
+  """
+  prefix = _prefix(checkpoint_path)
+  contents = hashlib.sha256()
+  data = sorted(tf.io.gfile.glob(f"{glob.escape(prefix)}.data-*"))
+  for path in [f"{prefix}.index", *data]:
+    with tf.io.gfile.GFile(path, "rb") as f:
+      while block := f.read(2**24):
+        contents.update(block)
+  return contents.hexdigest()
 
 
 def _prefix(checkpoint_path: str) -> str:

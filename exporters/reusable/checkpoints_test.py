@@ -42,6 +42,15 @@ class RestoreTest(tf.test.TestCase):
   ):
     checkpoints.restore(path or self.path, [_root(body)], left_out=left_out)
 
+  def test_sha256(self):
+    hashes = []
+    for name, value in (("first", 1.0), ("second", 1.0), ("third", 2.0)):
+      checkpoint = tf.train.Checkpoint(v=tf.Variable([value]))
+      path = checkpoint.write(os.path.join(self.get_temp_dir(), name))
+      hashes.append(checkpoints.sha256(path))
+    self.assertEqual(hashes[0], hashes[1])
+    self.assertNotEqual(hashes[0], hashes[2])
+
   def test_restores_a_part_from_prefix_directory_and_write(self):
     written = tf.train.Checkpoint(model=self.full_model).write(
       os.path.join(self.directory, "written")

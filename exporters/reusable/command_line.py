@@ -7,6 +7,7 @@ parsed: `--help` and errors in flags are answered at once.
 from collections.abc import Callable
 import os
 import sys
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -95,6 +96,31 @@ def path(value: str | None) -> str | None:
       os.path.expanduser(value),
     )
   )
+
+
+def record() -> dict[str, Any]:
+  """Returns the flags of the program, for the report of the verification.
+
+  Only what makes a difference to the export: of files the name, and neither
+  directories to write nor `--overwrite`.
+  """
+  values = {
+    flag.name: flag.value
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    if not flag.name.endswith("_dir")
+    and flag.name not in ("overwrite", "keep_failed")
+  }
+
+  def without_directory(name: str, value: Any) -> Any:
+    if value and name.endswith(("_path", "_file")):
+      return os.path.basename(os.path.normpath(value))
+    if isinstance(value, list):  # Of files.
+      return [os.path.basename(v) for v in value]
+    return value
+
+  return {
+    name: without_directory(name, values[name]) for name in sorted(values)
+  }
 
 
 def forbid_without(condition: str, names: list[str]) -> None:

@@ -2,24 +2,24 @@
 
 The same function observes the live model and its export. Run as a program, this
 module observes an export in a process that has imported no more than a consumer
-does, and compares:
-
-  python observation.py EXPORT_DIR WORK_DIR
-
-WORK_DIR has what was seen of the live model, at the latest when standard input
-ends; the results are written there.
+does, while the process that has the live model observes that. It reads lines
+from standard input: the directory of the export, the file to write the results
+to, and then, as they are made, the files that `write` has written.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
-import dataclasses
+import itertools
 import json
+import mmap
 import os
 import pathlib
 import pickle
 import re
+import signal
 import sys
-from typing import Any
+import tempfile
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -34,26 +34,104 @@ _INTERFACE = (
   "trainable_variables",
   "regularization_losses",
 )
+_BLOCK = 2**18  # Values that are compared at a time; more need fresh memory.
 
-# How much may differ, relative to the largest value of the array, and to the
-# largest of all the arrays that were observed together. Both sides compute in
-# float32, whose precision is 6e-8, but in different order: one op by op, the
-# other in an optimized graph. What is not a float may not differ.
-TOLERANCES = {
-  "interface": (0.0, 0.0),  # It is there, or not.
-  "variables": (0.0, 0.0),
-  "regularization losses": (1e-6, 0.0),
-  "outputs": (1e-5, 0.0),
-  # These have gone through all layers twice; some are nothing but noise, such
-  # as the gradient of a bias before a softmax.
-  "gradients": (1e-3, 1e-5),
-  "updates": (1e-4, 1e-5),
-  "effect": (0.0, 0.0),  # There is one, or not.
+
+class Comparison(NamedTuple):
+  """One kind of comparison of a model and its export.
+
+  What is not a float may not differ at all.
+
+  Attributes:
+    description: What must be the same.
+    of_array: How much may differ, relative to the largest value of the array.
+    of_all: The same, relative to the largest of all arrays that were observed
+      together.
+    why: Why that much.
+  """
+
+  description: str
+  of_array: float
+  of_all: float
+  why: str
+
+
+# In the order in which they are made.
+COMPARISONS = {
+  "interface": Comparison(
+    "The export, and each sub-object, can be called, and has its variables,"
+    " trainable variables and regularization losses.",
+    0.0,
+    0.0,
+    "It is there, or not.",
+  ),
+  "variables": Comparison(
+    "Names, order, shapes and values of all variables.",
+    0.0,
+    0.0,
+    "Saving copies bits.",
+  ),
+  "trainable variables": Comparison(
+    "Which of the variables are trained, and in which order.",
+    0.0,
+    0.0,
+    "They are the same, or not.",
+  ),
+  "regularization losses": Comparison(
+    "Each regularization loss.",
+    1e-6,
+    0.0,
+    "A sum over one weight, in float32, whose precision is 6e-8.",
+  ),
+  "outputs": Comparison(
+    "Outputs in inference, in training without randomness, and with other"
+    " hyperparameters, at several sizes of the input.",
+    1e-5,
+    0.0,
+    "Both sides compute in float32, one op by op, the other in a graph, and"
+    " sums over many values may be in different order.",
+  ),
+  "gradients": Comparison(
+    "The gradient of a scalar of the outputs for every trainable variable.",
+    1e-3,
+    1e-5,
+    "They have gone through all layers twice; some are nothing but noise, such"
+    " as the gradient of a bias before a softmax.",
+  ),
+  "updates": Comparison(
+    "What a call does to variables that are not trained, such as moving"
+    " averages.",
+    1e-4,
+    1e-5,
+    "Differences of large sums over a batch.",
+  ),
+  "hyperparameters": Comparison(
+    "Each hyperparameter changes something.", 0.0, 0.0, "It does, or not."
+  ),
+  "hub.KerasLayer": Comparison(
+    "A hub.KerasLayer with trainable=True and other arguments: outputs in"
+    " training, regularization losses, trainable weights.",
+    1e-5,
+    0.0,
+    "It calls the same function.",
+  ),
+  "serving_default": Comparison(
+    "The signature serving_default, and a call of the export itself.",
+    1e-5,
+    0.0,
+    "It calls the same function; the graph around it is another.",
+  ),
+  "saved again": Comparison(
+    "The signature of the export that was loaded, saved again and loaded from"
+    " there, with the first out of the way.",
+    1e-5,
+    0.0,
+    "It is the same graph.",
+  ),
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
   """A call of the model, or of a sub-object of it.
 
   Attributes:
@@ -64,6 +142,7 @@ class Call:
     updates: Whether it is observed what the call does to other variables.
     without: If not None: only whether anything is different with these
       arguments is observed, not what.
+    keras: Whether a hub.KerasLayer of the export is called like this, too.
   """
 
   name: str
@@ -72,40 +151,80 @@ class Call:
   gradients: bool = False
   updates: bool = False
   without: Mapping[str, Any] | None = None
+  keras: bool = False
+
+
+class Observation(NamedTuple):
+  """Something that was seen of a model.
+
+  Attributes:
+    part: Name of the sub-object, "" for the model itself.
+    kind: A key of `COMPARISONS`.
+    call: Name of the call, "" where there is none.
+    arrays: What was seen, by name.
+  """
+
+  part: str
+  kind: str
+  call: str
+  arrays: Arrays
+
+  @property
+  def place(self) -> str:
+    """All but the arrays, for the report."""
+    return ", ".join(filter(None, self[:3]))
+
+
+class Result(NamedTuple):
+  """What came out of a comparison.
+
+  Attributes:
+    place: What was compared.
+    kind: A key of `COMPARISONS`.
+    largest: The largest difference, relative to what is expected as
+      `COMPARISONS` has it.
+    problems: What is wrong, in words.
+  """
+
+  place: str
+  kind: str
+  largest: float
+  problems: Sequence[str]
 
 
 def observe(
-  model: Any, call: Callable[..., Any], calls: Iterable[Call]
-) -> Iterator[tuple[str, str, Arrays]]:
+  part: str, model: Any, call: Callable[..., Any], calls: Iterable[Call]
+) -> Iterator[Observation]:
   """Observes a model. Its variables keep their values.
 
   Args:
+    part: Name of the sub-object, "" for the model itself.
     model: What has `variables`, `trainable_variables` and
       `regularization_losses`.
     call: The model as a function.
     calls: The calls to make.
 
   Yields:
-    A kind of observation, a key of `TOLERANCES`; what was observed; and arrays
-    by name.
+    What was seen.
   """
   trainable = list(model.trainable_variables)
-  yield "variables", "values", _numbered(model.variables, model.variables)
+  values = _numbered(model.variables, model.variables)
+  yield Observation(part, "variables", "", values)
   position = {v.ref(): i for i, v in enumerate(model.variables)}
-  yield (
-    "variables",
-    "trainable",
-    _numbered(trainable, [position.get(v.ref(), -1) for v in trainable]),
+  positions = _numbered(
+    trainable, [position.get(v.ref(), -1) for v in trainable]
   )
-  yield (
-    "regularization losses",
-    "values",
-    {str(i): _array(f()) for i, f in enumerate(model.regularization_losses)},
+  yield Observation(part, "trainable variables", "", positions)
+  losses = [_array(f()) for f in model.regularization_losses]
+  yield Observation(
+    part, "regularization losses", "", {str(i): x for i, x in enumerate(losses)}
   )
   for made in calls:
     if made.without is not None:
       same = is_same(model, call, made.example, made.arguments, made.without)
-      yield "effect", made.name, {"there is one": np.array(not same)}
+      yield Observation(
+        part, "hyperparameters", made.name, {"effect": np.array(not same)}
+      )
       continue
     # A tape costs seconds, also where no gradient is asked for.
     with (
@@ -113,16 +232,13 @@ def observe(
     ) as tape:
       outputs, updates = _run(model, call, made.example, made.arguments)
       scalar = _scalar(outputs) if made.gradients else None
-    yield "outputs", made.name, {k: _array(y) for k, y in outputs.items()}
+    arrays = {name: _array(y) for name, y in outputs.items()}
+    yield Observation(part, "outputs", made.name, arrays)
     if made.gradients:
       gradients = _numbered(trainable, tape.gradient(scalar, trainable))
-      yield (
-        "gradients",
-        made.name,
-        {name: array for name, array in gradients.items() if array is not None},
-      )
+      yield Observation(part, "gradients", made.name, gradients)
     if made.updates:
-      yield "updates", made.name, updates
+      yield Observation(part, "updates", made.name, updates)
 
 
 def is_same(
@@ -132,12 +248,16 @@ def is_same(
   arguments: Mapping[str, Any],
   other_arguments: Mapping[str, Any],
 ) -> bool:
-  """Tells whether two calls have the same outputs and updates."""
-  first, second = (
-    [y for x in _run(model, call, example, a) for y in x.values()]
-    for a in (arguments, other_arguments)
-  )
-  return all(np.array_equal(x, y) for x, y in zip(first, second, strict=True))
+  """Tells whether two calls have the same outputs and updates.
+
+  It allows what `COMPARISONS` allows for outputs: devices may add in any order.
+  """
+  seen = []
+  for given in (arguments, other_arguments):
+    outputs, updates = _run(model, call, example, given)
+    arrays = {name: _array(y) for name, y in outputs.items()}
+    seen.append(arrays | {f"{name} after": x for name, x in updates.items()})
+  return not compare("outputs", *seen)[1]
 
 
 def _run(
@@ -152,7 +272,7 @@ def _run(
   """
   trained = {v.ref() for v in model.trainable_variables}
   moving = [v for v in model.variables if v.ref() not in trained]
-  before = [v.numpy() for v in moving]
+  before = [tf.identity(v) for v in moving]
   outputs = _named(call(example, **arguments))
   updates = _numbered(moving, moving)
   for variable, value in zip(moving, before, strict=True):
@@ -162,21 +282,19 @@ def _run(
 
 def _numbered(
   variables: Sequence[tf.Variable], values: Iterable[Any]
-) -> dict[str, np.ndarray | None]:
-  """Names values by the order and the names of variables."""
+) -> Arrays:
+  """Names values by the order and the names of variables; drops None."""
   return {
-    f"{i} {variable.name}": None
-    if value is None
-    else _array(tf.convert_to_tensor(value))
+    f"{i} {variable.name}": _array(tf.convert_to_tensor(value))
     for i, (variable, value) in enumerate(zip(variables, values, strict=True))
+    if value is not None
   }
 
 
 def _array(tensor: tf.Tensor) -> np.ndarray:
+  """Returns the memory of a Tensor, which is not copied."""
   # By itself NumPy would cut zeros off strings.
-  return np.asarray(
-    tensor.numpy(), object if tensor.dtype == tf.string else None
-  )
+  return np.asarray(tensor, object if tensor.dtype == tf.string else None)
 
 
 def _named(structure: Any, path: str = "") -> dict[str, tf.Tensor]:
@@ -219,13 +337,12 @@ def compare(
   """Compares what was observed of two models.
 
   Returns:
-    The largest difference, relative to what is expected as `TOLERANCES` has it;
-    and what is wrong, in words.
+    `largest` and `problems` of a `Result`.
   """
   problems = [f"{name} is missing" for name in expected if name not in actual]
   problems += [f"{name} is new" for name in actual if name not in expected]
   common = [name for name in expected if name in actual]
-  of_array, of_all = TOLERANCES[kind]
+  _, of_array, of_all, _ = COMPARISONS[kind]
   largest_of_all = max((_largest(expected[name]) for name in common), default=0)
   worst = 0.0
   for name in common:
@@ -235,26 +352,42 @@ def compare(
         f"{name} is {new.dtype}{list(new.shape)}, and was"
         f" {old.dtype}{list(old.shape)}"
       )
-      continue
-    if old.dtype.kind != "f":
-      difference, largest = float(not np.array_equal(old, new)), 1.0
+    elif old.dtype.kind != "f":
+      if not np.array_equal(old, new):
+        problems.append(f"{name} differs")
     else:
-      difference = 0.0 if np.array_equal(old, new) else _largest(new - old)
       largest = _largest(old)
-    allowed = of_array * largest + of_all * largest_of_all
-    if difference:
-      worst = max(
-        worst, difference / (allowed / of_array if allowed else largest or 1.0)
-      )
-    # Not `>`, which is false for NaN.
-    if not difference <= allowed:
-      problems.append(
-        f"{name} differs by {difference:.2g}; its largest value is"
-        f" {largest:.2g}"
-        if old.dtype.kind == "f"
-        else f"{name} differs"
-      )
+      difference = _difference(old, new)
+      allowed = of_array * largest + of_all * largest_of_all
+      if difference:
+        worst = max(
+          worst,
+          difference / (allowed / of_array if allowed else largest or 1.0),
+        )
+      # Not `>`, which is false for NaN.
+      if not difference <= allowed:
+        problems.append(
+          f"{name} differs by {difference:.2g}; its largest value is"
+          f" {largest:.2g}"
+        )
   return worst, problems
+
+
+def _difference(old: np.ndarray, new: np.ndarray) -> float:
+  """Returns the largest difference of two arrays; NaN if one has a NaN."""
+  old, new = old.ravel(), new.ravel()
+  blocks = [slice(i, i + _BLOCK) for i in range(0, old.size, _BLOCK)]
+  # The difference of two infinite values would be NaN.
+  return float(
+    np.max(
+      [
+        np.max(np.abs(new[block] - old[block]))
+        for block in blocks
+        if not np.array_equal(old[block], new[block])
+      ],
+      initial=0.0,
+    )
+  )
 
 
 def _largest(array: np.ndarray) -> float:
@@ -263,118 +396,133 @@ def _largest(array: np.ndarray) -> float:
   return max(float(array.max()), -float(array.min()))
 
 
-def write(
-  work_dir: pathlib.Path,
-  observations: Iterable[tuple[str, str, Arrays]],
-  plan: Mapping[str, Sequence[Call]],
-  save_again: bool,
-) -> None:
-  """Writes what `check` reads.
-
-  Args:
-    work_dir: Where to write.
-    observations: What `observe` has seen of the live model, and then of its
-      sub-objects.
-    plan: The calls in which they were observed, by the names of sub-objects;
-      the model itself has the name "" and is the first.
-    save_again: Whether to check that the export can be loaded and saved again,
-      and then stands without the first.
-  """
-  seen = []
-  for i, (kind, what, arrays) in enumerate(observations):
-    seen.append([kind, what, list(arrays)])
-    with open(work_dir / str(i), "wb") as f:
-      for array in arrays.values():
-        np.save(f, array)
-  # `check` finds them by these names.
-  assert len({(kind, what) for kind, what, _ in seen}) == len(seen)
-  plan = {name: [vars(c) for c in calls] for name, calls in plan.items()}
-  with open(work_dir / "plan", "wb") as f:
-    pickle.dump((plan, seen, save_again), f)
-
-
 def check(
-  export_dir: str, model: Any, work_dir: str | os.PathLike[str]
-) -> None:
-  """Observes an export, and compares with what `write` has written.
+  export_dir: str,
+  model: Any,
+  plan: Mapping[str, Sequence[Call]],
+  seen: Iterator[Observation],
+  save_again: bool,
+) -> list[Result]:
+  """Observes an export, and compares with what was seen of the live model.
 
   Args:
     export_dir: The directory of the export.
     model: What was loaded from it.
-    work_dir: Where `write` has written.
+    plan: For the name of each sub-object the calls of it; the model itself has
+      the name "" and is the first.
+    seen: What `observe` has seen of the live model and its sub-objects, in the
+      order of `plan`.
+    save_again: Whether to save what was loaded, and to look whether that stands
+      without the export.
   """
-  work = pathlib.Path(work_dir)
-  with open(work / "plan", "rb") as f:
-    plan, seen, save_again = pickle.load(f)
-  plan = {name: [Call(**c) for c in calls] for name, calls in plan.items()}
   results = []
 
-  def report(kind: str, what: str, worst: float, problems: list[str]) -> None:
-    results.append([kind, what, worst, problems])
+  def report(
+    place: str, kind: str, largest: float, problems: list[str]
+  ) -> None:
+    results.append(Result(place, kind, largest, problems))
     print(
-      f"  {'✗' if problems else '✓'} {kind}, {what}"
-      + (f": largest difference {worst:.1g}" if worst else ""),
+      f"  {'✗' if problems else '✓'} {place}"
+      + (f": largest difference {largest:.1g}" if largest else ""),
       flush=True,
     )
 
-  expected = {}
-  for i, (kind, what, names) in enumerate(seen):
-    expected[kind, what] = work / str(i), names
+  first_outputs = None
   for part, calls in plan.items():
     observed = getattr(model, part, None) if part else model
+    place = Observation(part, "interface", "", {}).place
     lacking = [name for name in _INTERFACE if not hasattr(observed, name)]
-    report(
-      "interface",
-      part or "the model",
-      0.0,
-      [f"{name} is missing" for name in lacking],
-    )
+    report(place, "interface", 0.0, [f"{name} is missing" for name in lacking])
     if lacking:
       continue
-    for kind, what, arrays in of_part(part, observe(observed, observed, calls)):
-      path, names = expected[kind, what]
-      with open(path, "rb") as f:
-        old = {name: np.load(f, allow_pickle=True) for name in names}
-      worst, problems = compare(kind, old, arrays)
-      if kind == "effect":
-        problems = [] if all(arrays.values()) else ["it changes nothing"]
-      report(kind, what, worst, problems)
+    for new in observe(part, observed, observed, calls):
+      old = next(o for o in seen if o.place == new.place)
+      largest, problems = compare(new.kind, old.arrays, new.arrays)
+      if new.kind == "hyperparameters":
+        problems = [] if all(new.arrays.values()) else ["it changes nothing"]
+      report(new.place, new.kind, largest, problems)
+      if first_outputs is None and new.kind == "outputs":
+        first_outputs = new.arrays
+    for made in calls:
+      if made.keras:
+        kind = "hub.KerasLayer"
+        place = Observation(part, kind, made.name, {}).place
+        report(place, kind, *compare(kind, *_in_keras(observed, made)))
 
-  # Of itself: what has no counterpart in the live model.
+  # What has no counterpart in the live model.
   example = plan[""][0].example
   if "serving_default" not in model.signatures:
-    report("outputs", "serving_default", 0.0, ["there is no such signature"])
-  elif "__call__" in dir(model):
-    outputs = {name: _array(y) for name, y in _named(model(example)).items()}
+    problem = "there is no signature of this name"
+    report("serving_default", "serving_default", 0.0, [problem])
+  elif first_outputs is not None:
     served = _served(model, example)
-    if list(outputs) == [_ONLY] and len(served) == 1:
-      outputs = dict(zip(served, outputs.values(), strict=True))
-    outputs = {name: outputs.get(name, np.array([])) for name in served}
-    report("outputs", "serving_default", *compare("outputs", outputs, served))
+    if list(first_outputs) == [_ONLY] and len(served) == 1:
+      first_outputs = dict(zip(served, first_outputs.values(), strict=True))
+    report(
+      "serving_default",
+      "serving_default",
+      *compare(
+        "serving_default",
+        {k: y for k, y in first_outputs.items() if k in served},
+        served,
+      ),
+    )
     if save_again:
-      again = str(work / "again")
-      tf.saved_model.save(model, again, model.signatures)
-      # Beside it, and so the same directory, which others may have locked.
-      moved = f"{export_dir}.moved"
-      os.rename(export_dir, moved)
       try:
-        of_again = _served(tf.saved_model.load(again), example)
-      finally:
-        os.rename(moved, export_dir)
-      report(
-        "outputs",
-        "saved again, without the first",
-        *compare("outputs", served, of_again),
-      )
-  (work / "results.json").write_text(json.dumps(results))
+        of_again = _saved_again(export_dir, model, example)
+      except tf.errors.OpError as e:
+        compared = 0.0, [f"it does not work: {' '.join(e.message.split())}"]
+      else:
+        compared = compare("saved again", served, of_again)
+      report("saved again", "saved again", *compared)
+  return results
 
 
-def of_part(
-  part: str, observations: Iterable[tuple[str, str, Arrays]]
-) -> Iterator[tuple[str, str, Arrays]]:
-  """Adds the name of a sub-object, "" for none, to what was observed of it."""
-  for kind, what, arrays in observations:
-    yield kind, f"{part}: {what}" if part else what, arrays
+def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
+  """Returns what is seen of a loaded model, and of a hub.KerasLayer of it."""
+  arguments = dict(made.arguments)
+  training = {k: arguments.pop(k) for k in ["training"] if k in arguments}
+  layer = hub.KerasLayer(model, trainable=True, arguments=arguments)
+  position = {v.ref(): i for i, v in enumerate(model.variables)}
+
+  def see(
+    call: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    weights: Sequence[tf.Variable],
+    losses: Iterable[tf.Tensor],
+  ) -> Arrays:
+    outputs, _ = _run(model, call, made.example, arguments)
+    tensors = {
+      **outputs,
+      **{f"regularization loss {i}": x for i, x in enumerate(losses)},
+    }
+    return {
+      **{name: _array(x) for name, x in tensors.items()},
+      **_numbered(weights, [position.get(v.ref(), -1) for v in weights]),
+    }
+
+  return (
+    see(
+      model,
+      made.arguments,
+      model.trainable_variables,
+      [f() for f in model.regularization_losses],
+    ),
+    see(layer, training, layer.trainable_weights, layer.losses),
+  )
+
+
+def _saved_again(export_dir: str, model: Any, example: Any) -> Arrays:
+  """Returns what a copy of an export serves where the export is away."""
+  with tempfile.TemporaryDirectory() as again:
+    tf.saved_model.save(model, again, model.signatures)
+    # Beside it, and so the same directory, which others may have locked.
+    moved = f"{export_dir}.moved"
+    os.rename(export_dir, moved)
+    try:
+      return _served(tf.saved_model.load(again), example)
+    finally:
+      os.rename(moved, export_dir)
 
 
 def _served(model: Any, example: Any) -> Arrays:
@@ -403,12 +551,63 @@ def load(export_dir: str) -> Any:
     return hub.load(export_dir)
 
 
-def main(export_dir: str, work_dir: str) -> None:
-  """Loads an export while the other process is writing; checks it then."""
+def write(path: pathlib.Path, value: Any) -> None:
+  """Writes what `_read` reads: plain containers, arrays and Tensors.
+
+  The memory of arrays is in a file of its own, for the other process to map.
+  """
+  buffers: list[pickle.PickleBuffer] = []
+  pickled = pickle.dumps(value, 5, buffer_callback=buffers.append)
+  memory = [buffer.raw() for buffer in buffers]
+  with open(f"{path}.memory", "wb") as f:
+    for m in memory:
+      f.write(m)
+  path.write_bytes(pickle.dumps((pickled, [m.nbytes for m in memory])))
+
+
+def _read(path: str) -> Any:
+  with open(path, "rb") as f:
+    pickled, sizes = pickle.load(f)
+  memory = memoryview(b"")
+  if any(sizes):
+    with open(f"{path}.memory", "rb") as f:
+      memory = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
+  ends = list(itertools.accumulate(sizes))
+  parts = [
+    memory[end - size : end] for size, end in zip(sizes, ends, strict=True)
+  ]
+  return pickle.loads(pickled, buffers=parts)
+
+
+def _lines() -> Iterator[str]:
+  for line in sys.stdin:
+    yield line.rstrip("\n")
+  sys.exit(1)  # The other process has ended before, and says why.
+
+
+def main(level: str) -> None:
+  """Checks an export, as the lines of standard input say."""
+  # The other process tells of an interruption.
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+  # To optimize graphs that run once or twice takes longer than to run them.
+  tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+  lines = _lines()
+  export_dir = next(lines)
+  results_path = next(lines)
   model = load(export_dir)
-  sys.stdin.read()
-  check(export_dir, model, work_dir)
+  (plan,) = _read(next(lines))
+  results = check(
+    export_dir,
+    model,
+    {part: [Call(*c) for c in calls] for part, calls in plan.items()},
+    (Observation(*_read(line)) for line in lines),
+    save_again=level == "full",
+  )
+  pathlib.Path(results_path).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
   main(*sys.argv[1:])
+  # To tear down what TensorFlow holds takes seconds.
+  sys.stdout.flush()
+  os._exit(0)

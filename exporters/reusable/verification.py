@@ -1,10 +1,14 @@
 """Proves that an export equals the model it was made of."""
 
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import hashlib
+from importlib import metadata
+import itertools
 import json
 import os
 import pathlib
+import platform
 import shutil
 import subprocess
 import sys
@@ -20,6 +24,41 @@ from exporters.reusable import errors
 from exporters.reusable import observation
 from exporters.reusable import saving
 
+# Whose versions may matter to an export.
+_PACKAGES = (
+  "tensorflow",
+  "tf-keras",
+  "tensorflow-hub",
+  "tf-models-official",
+)
+
+# A model or a sub-object of it, and inputs.
+Part = tuple[saving.Source, Sequence[Any]]
+
+
+def start(level: str) -> subprocess.Popen | None:
+  """Starts the process that checks an export; None if `level` is `off`.
+
+  It takes seconds to import TensorFlow: the earlier, the better. It ends with
+  this process, if `verify` does not end it.
+  """
+  if level == "off":
+    return None
+  return subprocess.Popen(
+    [
+      sys.executable,
+      "-P",  # Beside this module are others with names that are not ours alone.
+      "-Wignore:pkg_resources is deprecated",  # By tensorflow-hub.
+      observation.__file__,
+      level,
+    ],
+    env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    # It prints ticks; and tensorflow-hub is Keras 2.
+    | {"PYTHONIOENCODING": "utf-8", "TF_USE_LEGACY_KERAS": "1"},
+    stdin=subprocess.PIPE,
+    bufsize=0,
+  )
+
 
 def verify(
   export_dir: str,
@@ -27,7 +66,9 @@ def verify(
   examples: Sequence[Any],
   level: str,
   *,
-  sub_objects: Mapping[str, tuple[saving.Source, Sequence[Any]]] | None = None,
+  sub_objects: Mapping[str, Part] | None = None,
+  process: subprocess.Popen | None = None,
+  record: Mapping[str, Any] | None = None,
   keep_failed: str | None = None,
 ) -> None:
   """Compares an export, in a process of its own, with the live model.
@@ -41,10 +82,12 @@ def verify(
     examples: Inputs of different sizes: Tensors, RaggedTensors, or lists or
       dicts of them.
     level: `full`; `fast`, with the first example alone, and without changing
-      hyperparameters and saving again; or `off`.
+      hyperparameters, hub.KerasLayer and saving again; or `off`.
     sub_objects: For the name of each attribute of the export that is an export
       by itself, such as `mlm`: its model and inputs. All is compared that is
       compared of `source`.
+    process: What `start` has returned, if it was called before.
+    record: What the report shall tell, too, such as the flags of the exporter.
     keep_failed: Where to move an export that fails.
 
   Raises:
@@ -53,32 +96,25 @@ def verify(
   if level == "off":
     return
   print(f"Verifying the export ({level})", flush=True)
+  parts = {"": (source, examples), **(sub_objects or {})}
   with tempfile.TemporaryDirectory() as work_dir:
-    work = pathlib.Path(work_dir)
-    # It loads the export while this process observes the live model.
-    with subprocess.Popen(
-      # -P: beside this module are others with names that are not ours alone.
-      [sys.executable, "-P", observation.__file__, export_dir, work_dir],
-      env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-      | {"PYTHONIOENCODING": "utf-8"},  # It prints ticks.
-      stdin=subprocess.PIPE,
-    ) as process:
-      parts = {"": (source, examples), **(sub_objects or {})}
-      plan = {
-        name: list(_calls(name, *part, level)) for name, part in parts.items()
-      }
-      observation.write(
-        work, _observe(parts, plan), plan, save_again=level == "full"
-      )
+    results_path = pathlib.Path(work_dir, "results.json")
+    files = _write(pathlib.Path(work_dir), parts, level)
+    # It says what is wrong, and its status does, if it ends before it has read.
+    with (
+      contextlib.suppress(BrokenPipeError),
+      process or start(level) as process,
+    ):
+      for line in itertools.chain([export_dir, results_path], files):
+        process.stdin.write(f"{line}\n".encode())
+      weights_sha256 = _weights_sha256(parts)
     if process.returncode:
-      problems = [("process", "", "the export cannot be loaded and called")]
+      problems = [("", "the export cannot be loaded and called")]
     else:
-      results = json.loads((work / "results.json").read_text())
-      problems = [
-        (kind, what, problem)
-        for kind, what, _, found in results
-        for problem in found
+      results = [
+        observation.Result(*r) for r in json.loads(results_path.read_text())
       ]
+      problems = [(r.place, text) for r in results for text in r.problems]
   if problems:
     _print_table(problems)
     if keep_failed:
@@ -88,7 +124,41 @@ def verify(
       " Nothing was exported"
       + (f"; it is kept at {keep_failed}." if keep_failed else ".")
     )
-  _write_report(export_dir, source, level, results)
+  _write_report(
+    export_dir,
+    results,
+    {**(record or {}), "level": level, "weights_sha256": weights_sha256},
+  )
+
+
+def _write(
+  work_dir: pathlib.Path, parts: Mapping[str, Part], level: str
+) -> Iterator[pathlib.Path]:
+  """Observes the live model; yields each file that the process has to read."""
+  calls = plan(parts, level)
+  plain = {name: [tuple(c) for c in cs] for name, cs in calls.items()}
+  items = itertools.chain([(plain,)], observe(parts, calls))
+  for i, item in enumerate(items):
+    path = work_dir / str(i)
+    observation.write(path, tuple(item))
+    yield path
+
+
+def plan(
+  parts: Mapping[str, Part], level: str
+) -> dict[str, list[observation.Call]]:
+  """Plans the calls in which a model and its sub-objects are observed."""
+  return {
+    name: list(_calls(name, *part, level)) for name, part in parts.items()
+  }
+
+
+def observe(
+  parts: Mapping[str, Part], plan: Mapping[str, Sequence[observation.Call]]
+) -> Iterator[observation.Observation]:
+  """Observes a live model and its sub-objects."""
+  for name, (source, _) in parts.items():
+    yield from observation.observe(name, source, source.call, plan[name])
 
 
 def _calls(
@@ -110,30 +180,32 @@ def _calls(
     "gradients": bool(source.trainable_variables),
     "updates": len(source.variables) > len(source.trainable_variables),
   }
-  for example in examples if level == "full" else examples[:1]:
+  for i, example in enumerate(examples if level == "full" else examples[:1]):
     tensors = tf.nest.flatten(example)
     size = f"{len(tensors)} of " if len(tensors) > 1 else ""
     size += str(tensors[0].shape)
     yield observation.Call(
-      f"inference, {size}", example, {}, **({} if training else learning)
+      f"inference {size}", example, {}, **({} if training else learning)
     )
     if training and repeatable:
       yield observation.Call(
-        f"training, {size}", example, training_steadily, **learning
+        f"training {size}",
+        example,
+        training_steadily,
+        **learning,
+        keras=level == "full" and i == 0,
       )
   if level == "full":
     for h in source.hyperparameters:
       value = _changed(h.default)
       changed = {**training_steadily, h.name: value}
+      name = f"{h.name} {value:g}"
       if h.off is None and repeatable:
         yield observation.Call(
-          f"{h.name} {value:g}", examples[0], changed, **learning
+          name, examples[0], changed, updates=learning["updates"]
         )
       yield observation.Call(
-        f"of {h.name} {value:g}",
-        examples[0],
-        changed,
-        without=training_steadily,
+        name, examples[0], changed, without=training_steadily
       )
 
 
@@ -144,44 +216,51 @@ def _changed(default: float) -> float:
   return default / 2 or 0.5
 
 
-def _observe(
-  parts: Mapping[str, tuple[saving.Source, Sequence[Any]]],
-  plan: Mapping[str, Sequence[observation.Call]],
-) -> Iterator[tuple[str, str, observation.Arrays]]:
-  for name, (source, _) in parts.items():
-    yield from observation.of_part(
-      name, observation.observe(source, source.call, plan[name])
-    )
-
-
-def _print_table(problems: Sequence[tuple[str, str, str]]) -> None:
-  result = table.Table(
-    "compared", "in", "difference", title="The export differs"
-  )
+def _print_table(problems: Sequence[tuple[str, str]]) -> None:
+  result = table.Table("compared", "difference", title="The export differs")
   for row in problems:
     result.add_row(*row)
   console.Console().print(result)
 
 
+def _weights_sha256(parts: Mapping[str, Part]) -> str:
+  """Hashes the values of all variables, each once."""
+  variables = {
+    v.ref(): v for source, _ in parts.values() for v in source.variables
+  }
+  weights = hashlib.sha256()
+  for variable in variables.values():
+    weights.update(np.asarray(variable.read_value()))
+  return weights.hexdigest()
+
+
 def _write_report(
   export_dir: str,
-  source: saving.Source,
-  level: str,
-  results: Sequence[Sequence[Any]],
+  results: Sequence[observation.Result],
+  record: Mapping[str, Any],
 ) -> None:
-  """Writes what was compared; nothing that differs from run to run."""
-  weights = hashlib.sha256()
-  for variable in source.variables:
-    weights.update(variable.numpy().tobytes())
+  """Writes what was compared; nothing that differs from run to run.
+
+  So no differences: how an operation shares its work among threads may change
+  the last bits.
+  """
   report = {
-    "level": level,
-    "compared": [f"{kind}, {what}" for kind, what, *_ in results],
-    "tolerances": observation.TOLERANCES,
-    "versions": {"tensorflow": tf.__version__, "numpy": np.__version__},
-    "weights_sha256": weights.hexdigest(),
+    **record,
     "singleprint": tf.saved_model.experimental.read_fingerprint(
       export_dir
     ).singleprint(),
+    "versions": {
+      "python": platform.python_version(),
+      **{name: metadata.version(name) for name in _PACKAGES},
+    },
+    "comparisons": [
+      {
+        **comparison._asdict(),
+        "kind": kind,
+        "passed": [r.place for r in results if r.kind == kind],
+      }
+      for kind, comparison in observation.COMPARISONS.items()
+    ],
   }
   directory = pathlib.Path(export_dir, "assets.extra")
   directory.mkdir(exist_ok=True)

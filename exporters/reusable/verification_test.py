@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import re
-import tempfile
 
 from absl.testing import parameterized
 import tensorflow as tf
@@ -70,6 +69,72 @@ def _export(source, export_dir, change=lambda root: None, served=None):
   saving.save(root, export_dir, signatures={"serving_default": signature})
 
 
+def _changed(change):
+  """Returns a builder of an export that was changed before it was saved."""
+  return lambda export_dir: _export(_source(_model()), export_dir, change)
+
+
+def _last_missing(name):
+  return _changed(lambda root: setattr(root, name, getattr(root, name)[:-1]))
+
+
+def _variables_hidden(export_dir):
+  def hide(root):
+    root.weights = root.variables
+    del root.variables
+
+  _changed(hide)(export_dir)
+
+
+def _reversed(name):
+  return _changed(lambda root: setattr(root, name, getattr(root, name)[::-1]))
+
+
+def _variable_renamed(export_dir):
+  first = layers.Dense(3, kernel_regularizer="l2", name="other")
+  _export(_source(_model(first=first)), export_dir)
+
+
+def _no_signature(export_dir):
+  root = saving.reusable(_source(_model()), _SPEC)
+  saving.save(root, export_dir, signatures={})
+
+
+def _reads_the_first(export_dir):
+  model = _model()
+  path = os.path.join(export_dir, "saved_model.pb")
+
+  class Reading(layers.Dense):
+    def call(self, inputs):
+      size = tf.strings.length(tf.io.read_file(path))
+      return super().call(inputs) + 0.0 * tf.cast(size, tf.float32)
+
+  second = Reading(2, kernel_regularizer="l2", name="second")
+  model = _model(second=second)
+  _export(_source(model), export_dir)
+
+
+def _training_hidden(export_dir):
+  """Breaks the contract of hub.KerasLayer, which looks for `training`."""
+  source = _source(_model())
+
+  @tf.function
+  def call(inputs, **arguments):
+    return source.call(inputs, **arguments)
+
+  scalar = tf.TensorSpec([], tf.float32)
+  for training in ({}, {"training": True}):
+    call.get_concrete_function(_SPEC, **training)
+    call.get_concrete_function(_SPEC, **training, rate=scalar)
+    call.get_concrete_function(_SPEC, **training, rate=scalar, momentum=scalar)
+  _export(
+    source,
+    export_dir,
+    lambda root: setattr(root, "__call__", call),
+    saving.reusable(source, _SPEC),
+  )
+
+
 def _weights_off(export_dir):
   model = _model()
   kernel = model.get_layer("second").kernel
@@ -110,17 +175,6 @@ def _momentum_ignored(export_dir):
       regularization_losses=source.regularization_losses,
     ),
     export_dir,
-  )
-
-
-def _trainable_variable_missing(export_dir):
-  source = _source(_model())
-  _export(
-    source,
-    export_dir,
-    lambda root: setattr(
-      root, "trainable_variables", root.trainable_variables[:-1]
-    ),
   )
 
 
@@ -250,14 +304,18 @@ def _export_parts(parts, export_dir, change=lambda root: None):
   saving.save(root, export_dir, signatures={"serving_default": signature})
 
 
+def _tokenize_upper(texts):
+  return _tokenize(tf.strings.upper(texts))
+
+
 def _pack_other_way(segments, seq_length):
   return _pack(segments[::-1], seq_length)
 
 
-def _with_head(head_kernel=1.0):
+def _with_head(kernel=1.0):
   """Returns the sources and examples of an encoder and a head on it."""
   source = _source(_model())
-  kernel = tf.Variable(head_kernel * tf.ones([2, 3]), name="head_kernel")
+  kernel = tf.Variable(kernel * tf.ones([2, 3]), name="head_kernel")
   head = saving.source(
     lambda x, training=False: source.model(x, training=training) @ kernel,
     hyperparameters=source.hyperparameters,
@@ -268,186 +326,246 @@ def _with_head(head_kernel=1.0):
   return {"": (source, _SPEC, _EXAMPLES), "head": (head, _SPEC, _EXAMPLES)}
 
 
+def _plain():
+  return {"": (_source(_model()), _SPEC, _EXAMPLES)}
+
+
+def _broken_parts(build, change=lambda root: None, **changes):
+  return lambda export_dir: _export_parts(build(**changes), export_dir, change)
+
+
+# A name; the live model and its sub-objects; what builds the broken export of
+# it; the kind of comparison that must find it, where, and in which words.
+_BROKEN = [
+  (
+    "variables_hidden",
+    _plain,
+    _variables_hidden,
+    "interface",
+    "interface",
+    "variables is missing",
+  ),
+  (
+    "sub_object_missing",
+    _with_head,
+    _broken_parts(_with_head, lambda root: delattr(root, "head")),
+    "interface",
+    "head, interface",
+    "__call__ is missing",
+  ),
+  (
+    "variables_of_sub_object_missing",
+    _with_head,
+    _broken_parts(_with_head, lambda root: delattr(root.head, "variables")),
+    "interface",
+    "head, interface",
+    "variables is missing",
+  ),
+  (
+    "weights_off",
+    _plain,
+    _weights_off,
+    "variables",
+    "variables",
+    "6 second/kernel:0 differs by 0.001",
+  ),
+  (
+    "weights_of_sub_object_off",
+    _with_head,
+    _broken_parts(_with_head, kernel=1.5),
+    "variables",
+    "head, variables",
+    "8 head_kernel:0 differs by 0.5",
+  ),
+  (
+    "variable_renamed",
+    _plain,
+    _variable_renamed,
+    "variables",
+    "variables",
+    "0 first/kernel:0 is missing",
+  ),
+  (
+    "variables_in_another_order",
+    _plain,
+    _reversed("variables"),
+    "variables",
+    "variables",
+    "0 first/kernel:0 is missing",
+  ),
+  (
+    "trainable_variable_missing",
+    _plain,
+    _last_missing("trainable_variables"),
+    "trainable variables",
+    "trainable variables",
+    "5 second/bias:0 is missing",
+  ),
+  (
+    "trainable_variables_in_another_order",
+    _plain,
+    _reversed("trainable_variables"),
+    "trainable variables",
+    "trainable variables",
+    "0 first/kernel:0 is missing",
+  ),
+  (
+    "trainable_variable_not_listed",
+    _plain,
+    _last_missing("variables"),
+    "trainable variables",
+    "trainable variables",
+    "5 second/bias:0 differs",
+  ),
+  (
+    "regularizer_dropped",
+    _plain,
+    _regularizer_dropped,
+    "regularization losses",
+    "regularization losses",
+    "1 is missing",
+  ),
+  (
+    "dropout_left_on",
+    _plain,
+    _dropout_left_on,
+    "outputs",
+    r"outputs, inference \(5, 4\)",
+    "the tensor differs by",
+  ),
+  (
+    "outputs_swapped",
+    _plain,
+    _outputs_swapped,
+    "outputs",
+    r"outputs, inference \(5, 4\)",
+    "the tensor differs by",
+  ),
+  (
+    "training_without_effect",
+    _plain,
+    _training_without_effect,
+    "outputs",
+    r"outputs, training \(5, 4\)",
+    "the tensor differs by",
+  ),
+  (
+    "tokens_of_other_words",
+    _preprocessor,
+    _broken_parts(_preprocessor, tokenize=_tokenize_upper),
+    "outputs",
+    r"tokenize, outputs, inference \(3,\)",
+    "flat_values differs",
+  ),
+  (
+    "segments_in_another_order",
+    _preprocessor,
+    _broken_parts(_preprocessor, pack=_pack_other_way),
+    "outputs",
+    r"pack, outputs, inference \(3, None\)",
+    "input_word_ids differs",
+  ),
+  (
+    "gradient_stopped",
+    _plain,
+    _gradient_stopped,
+    "gradients",
+    r"gradients, training \(5, 4\)",
+    "0 first/kernel:0 is missing",
+  ),
+  (
+    "averages_stand_still",
+    _plain,
+    _averages_stand_still,
+    "updates",
+    r"updates, training \(5, 4\)",
+    "batch_norm/moving_mean:0 differs by",
+  ),
+  (
+    "momentum_ignored",
+    _plain,
+    _momentum_ignored,
+    "hyperparameters",
+    "hyperparameters, momentum 0.4",
+    "it changes nothing",
+  ),
+  (
+    "training_hidden",
+    _plain,
+    _training_hidden,
+    "hub.KerasLayer",
+    r"hub.KerasLayer, training \(5, 4\)",
+    "the tensor differs by",
+  ),
+  (
+    "no_signature",
+    _plain,
+    _no_signature,
+    "serving_default",
+    "serving_default",
+    "there is no signature of this name",
+  ),
+  (
+    "signature_of_another",
+    _plain,
+    _serving_differs,
+    "serving_default",
+    "serving_default",
+    "outputs differs by 1",
+  ),
+  (
+    "reads_the_first",
+    _plain,
+    _reads_the_first,
+    "saved again",
+    "saved again",
+    "it does not work: .*saved_model.pb; No such file",
+  ),
+]
+
+
+def _check(export_dir, parts):
+  """Runs both halves of the verification in this process."""
+  parts = {
+    name: (source, examples) for name, (source, _, examples) in parts.items()
+  }
+  plan = verification.plan(parts, "full")
+  return observation.check(
+    export_dir,
+    observation.load(export_dir),
+    plan,
+    verification.observe(parts, plan),
+    save_again=True,
+  )
+
+
 class VerificationTest(parameterized.TestCase, tf.test.TestCase):
-  def results(self, export_dir, source=None, parts=None):
-    """Runs both halves of the verification in this process."""
-    work = pathlib.Path(tempfile.mkdtemp(dir=self.get_temp_dir()))
-    parts = parts or {"": (source, _EXAMPLES)}
-    plan = {
-      name: list(verification._calls(name, *part, "full"))
-      for name, part in parts.items()
-    }
-    observation.write(
-      work, verification._observe(parts, plan), plan, save_again=True
-    )
-    observation.check(export_dir, observation.load(export_dir), work)
-    return json.loads((work / "results.json").read_text())
-
-  @parameterized.named_parameters(
-    ("intact", {}, {}),
-    (
-      "tokenize",
-      {"tokenize": lambda texts: _tokenize(tf.strings.upper(texts))},
-      {
-        "input_word_ids differs",
-        "tokenize: flat_values differs",
-      },
-    ),
-    ("pack", {"pack": _pack_other_way}, {"pack: input_word_ids differs"}),
-  )
-  def test_strings(self, changes, expected):
-    export_dir = os.path.join(self.get_temp_dir(), "text")
-    _export_parts(_preprocessor(**changes), export_dir)
-    parts = {
-      name: (source, examples)
-      for name, (source, _, examples) in _preprocessor().items()
-    }
-    results = self.results(export_dir, parts=parts)
-    self.assertEqual(
-      {
-        (f"{what.split(': ')[0]}: " if ": " in what else "") + problem
-        for _, what, _, problems in results
-        for problem in problems
-      },
-      set(expected),
-    )
-    self.assertIn(
-      "tokenize: inference, (3,)", [what for _, what, *_ in results]
-    )
-
-  @parameterized.named_parameters(
-    (
-      "weights_off",
-      _weights_off,
-      "variables, values",
-      "6 second/kernel:0 differs by 0.001",
-    ),
-    (
-      "regularizer_dropped",
-      _regularizer_dropped,
-      "regularization losses, values",
-      "1 is missing",
-    ),
-    (
-      "dropout_left_on",
-      _dropout_left_on,
-      r"outputs, inference, \(5, 4\)",
-      "differs by",
-    ),
-    (
-      "momentum_ignored",
-      _momentum_ignored,
-      "effect, of momentum 0.4",
-      "it changes nothing",
-    ),
-    (
-      "trainable_variable_missing",
-      _trainable_variable_missing,
-      "variables, trainable",
-      "5 second/bias:0 is missing",
-    ),
-    (
-      "gradient_stopped",
-      _gradient_stopped,
-      r"gradients, training, \(5, 4\)",
-      "0 first/kernel:0 is missing",
-    ),
-    (
-      "outputs_swapped",
-      _outputs_swapped,
-      r"outputs, inference, \(5, 4\)",
-      "differs by",
-    ),
-    (
-      "averages_stand_still",
-      _averages_stand_still,
-      r"updates, training, \(5, 4\)",
-      "batch_norm/moving_mean:0 differs",
-    ),
-    (
-      "training_without_effect",
-      _training_without_effect,
-      r"outputs, training, \(5, 4\)",
-      "differs by",
-    ),
-    (
-      "serving_differs",
-      _serving_differs,
-      "outputs, serving_default",
-      "outputs differs by 1",
-    ),
-  )
-  def test_finds(self, build, where, words):
+  @parameterized.named_parameters(_BROKEN)
+  def test_finds(self, live, build, kind, where, words):
     export_dir = os.path.join(self.get_temp_dir(), "broken")
     build(export_dir)
-    found = {
-      f"{kind}, {what}": "; ".join(problems)
-      for kind, what, _, problems in self.results(export_dir, _source(_model()))
-      if problems
-    }
-    matching = [
-      text for place, text in found.items() if re.fullmatch(where, place)
-    ]
+    found = [r for r in _check(export_dir, live()) if r.problems]
+    matching = [r for r in found if re.fullmatch(where, r.place)]
     self.assertLen(matching, 1, found)
-    self.assertRegex(matching[0], words)
+    self.assertEqual(matching[0].kind, kind)
+    self.assertRegex("; ".join(matching[0].problems), words)
 
-  @parameterized.named_parameters(
-    ("intact", 1.0, lambda root: None, {}),
-    (
-      "value",
-      1.5,
-      lambda root: None,
-      {
-        "variables, head: values": "8 head_kernel:0 differs by 0.5",
-        "outputs, head: training, (5, 4)": "the tensor differs by",
-      },
-    ),
-    (
-      "variables_missing",
-      1.0,
-      lambda root: delattr(root.head, "variables"),
-      {"interface, head": "variables is missing"},
-    ),
-    (
-      "missing",
-      1.0,
-      lambda root: delattr(root, "head"),
-      {"interface, head": "__call__ is missing"},
-    ),
-  )
-  def test_sub_object(self, kernel, change, expected):
-    export_dir = os.path.join(self.get_temp_dir(), "with_head")
-    _export_parts(_with_head(kernel), export_dir, change)
-    parts = {
-      name: (source, examples)
-      for name, (source, _, examples) in _with_head().items()
-    }
-    found = {
-      f"{kind}, {what}": problems[0]
-      for kind, what, _, problems in self.results(export_dir, parts=parts)
-      if problems
-    }
-    self.assertEqual(bool(found), bool(expected))
-    for place, words in expected.items():
-      self.assertStartsWith(found[place], words)
+  def test_every_comparison_finds_something(self):
+    self.assertEqual(
+      {kind for *_, kind, _, _ in _BROKEN}, set(observation.COMPARISONS)
+    )
 
-  def test_text_ops_in_a_process_of_its_own(self):
-    source = saving.source(lambda texts: tensorflow_text.normalize_utf8(texts))
-    export_dir = os.path.join(self.get_temp_dir(), "text_ops")
-    _export_parts({"": (source, _TEXTS, None)}, export_dir)
-    verification.verify(export_dir, source, _TEXT_EXAMPLES, "fast")
-    with open(f"{export_dir}/assets.extra/verification.json") as f:
-      self.assertIn("outputs, inference, (3,)", json.load(f)["compared"])
-
-  def test_intact(self):
-    source = _source(_model())
+  @parameterized.parameters((_plain, 19), (_with_head, 36), (_preprocessor, 24))
+  def test_intact(self, live, count):
+    parts = live()
     export_dir = os.path.join(self.get_temp_dir(), "intact")
-    _export(source, export_dir)
-    before = [v.numpy() for v in source.variables]
-    results = self.results(export_dir, source)
-    self.assertEqual([r[3] for r in results], [[]] * len(results))
-    self.assertLen(results, 19)
-    for variable, value in zip(source.variables, before, strict=True):
+    _export_parts(parts, export_dir)
+    variables = [v for source, *_ in parts.values() for v in source.variables]
+    before = [v.numpy() for v in variables]
+    results = _check(export_dir, parts)
+    self.assertEqual([r for r in results if r.problems], [])
+    self.assertLen(results, count)
+    for variable, value in zip(variables, before, strict=True):
       self.assertAllEqual(variable, value)
 
   def test_finds_a_hyperparameter_without_effect_on_either_side(self):
@@ -459,21 +577,39 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     )
     export_dir = os.path.join(self.get_temp_dir(), "no_effect")
     _export(source, export_dir)
-    found = [r for r in self.results(export_dir, source) if r[3]]
+    results = _check(export_dir, {"": (source, _SPEC, _EXAMPLES)})
     self.assertEqual(
-      found, [["effect", "of scale 0.5", 0.0, ["it changes nothing"]]]
+      [(r.place, r.problems) for r in results if r.problems],
+      [("hyperparameters, scale 0.5", ["it changes nothing"])],
     )
+    # It has no modes: consumers train with the one there is.
+    self.assertIn("gradients, inference (5, 4)", [r.place for r in results])
 
   def test_in_a_process_of_its_own(self):
     source = _source(_model())
     export_dir = os.path.join(self.get_temp_dir(), "export")
     kept = os.path.join(self.get_temp_dir(), "kept")
     _export(source, export_dir)
-    verification.verify(export_dir, source, _EXAMPLES, "fast")
+    process = verification.start("fast")
+    verification.verify(
+      export_dir,
+      source,
+      _EXAMPLES,
+      "fast",
+      process=process,
+      record={"flags": {"epochs": 3}},
+    )
+    self.assertEqual(process.returncode, 0)
     with open(f"{export_dir}/assets.extra/verification.json") as f:
       report = json.load(f)
     self.assertEqual(report["level"], "fast")
-    self.assertIn("variables, values", report["compared"])
+    self.assertEqual(report["flags"], {"epochs": 3})
+    self.assertEqual(report["versions"]["tensorflow"], tf.__version__)
+    passed = {c["kind"]: c["passed"] for c in report["comparisons"]}
+    self.assertEqual(
+      passed["outputs"],
+      ["outputs, inference (5, 4)", "outputs, training (5, 4)"],
+    )
 
     source.variables[0].assign_add(tf.ones([4, 3]))
     with self.assertRaisesRegex(errors.ExportError, r"in \d+ ways .*kept at"):
@@ -484,6 +620,14 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     pathlib.Path(kept, "variables", "variables.index").unlink()
     with self.assertRaisesRegex(errors.ExportError, "in 1 ways"):
       verification.verify(kept, source, _EXAMPLES, "fast")
+
+  def test_text_ops_in_a_process_of_its_own(self):
+    source = saving.source(lambda x: tensorflow_text.normalize_utf8(x))
+    export_dir = os.path.join(self.get_temp_dir(), "text_ops")
+    _export_parts({"": (source, _TEXTS, None)}, export_dir)
+    verification.verify(export_dir, source, _TEXT_EXAMPLES, "full")
+    with open(f"{export_dir}/assets.extra/verification.json") as f:
+      self.assertIn('"outputs, inference (3,)"', f.read())
 
 
 if __name__ == "__main__":
