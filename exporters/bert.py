@@ -648,8 +648,8 @@ def define_flags() -> None:
     None,
     "Instead of --checkpoint_path: pre-train the encoder on text, and export"
     " it. Paths of UTF-8 files, with commas between them, in which blank lines"
-    " end"
-    " documents; or python_docs, the docstrings of Python's standard library.",
+    " end documents; or python_docs, the docstrings of Python's standard"
+    " library.",
   )
   command_line.define_flags(without_weights=("export_type", "preprocessing"))
   flags.adopt_module_key_flags(command_line)
