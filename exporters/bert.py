@@ -241,7 +241,8 @@ def export(
       verify = functools.partial(
         verify, process=verification_lib.start(verification)
       )
-      record["checkpoint_sha256"] = checkpoints.sha256(checkpoint_path)
+      if verification != "off":  # There is a report.
+        record["checkpoint_sha256"] = checkpoints.sha256(checkpoint_path)
       tf_keras.utils.set_random_seed(seed)
       core, pretrainer = _restored(
         config,
@@ -647,8 +648,8 @@ def define_flags() -> None:
     None,
     "Instead of --checkpoint_path: pre-train the encoder on text, and export"
     " it. Paths of UTF-8 files, with commas between them, in which blank lines"
-    " end"
-    " documents; or python_docs, the docstrings of Python's standard library.",
+    " end documents; or python_docs, the docstrings of Python's standard"
+    " library.",
   )
   command_line.define_flags(without_weights=("export_type", "preprocessing"))
   flags.adopt_module_key_flags(command_line)

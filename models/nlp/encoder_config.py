@@ -67,6 +67,10 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
   types.remove("type")
   types.remove("any")  # Needs code.
   _check_key(kind, types, "type")
+  if kind == "xlnet":
+    raise ValueError(
+      "an encoder of type xlnet: its inputs are not those of BERT"
+    )
   for other in set(values) - {kind}:
     raise ValueError(f"it is of type {kind}, and also has `{other}`")
   values = values.get(kind) or {}

@@ -71,10 +71,10 @@ def train(
     corpus: The text.
     tokenizer: Splits it into the tokens of the model.
     config: How to train.
-    checkpoint_dir: Where to keep checkpoints, in Model Garden's form: `ckpt-`
-      and the number of steps, the first with the initial weights; and the
-      vocabulary, `vocab.txt`. If there are any, training goes on after the
-      newest; what is random is then not what it would have been.
+    checkpoint_dir: Where to keep checkpoints, in Model Garden's form, `ckpt-`
+      and the number of steps; and the vocabulary, `vocab.txt`. If there are
+      any, training goes on after the newest; what is random is then not what it
+      would have been.
 
   Returns:
     The share of masked tokens in the held-out text that the model predicts, in
@@ -160,7 +160,7 @@ def examples(
   unselectable = [
     ids["start_of_sequence_id"],
     ids["end_of_segment_id"],
-    list(tokenizer.tokens).index("[UNK]"),
+    *(i for i, t in enumerate(tokenizer.tokens) if t in ("[UNK]", "<unk>")),
   ]
   chooser = text.MaskValuesChooser(ids["vocab_size"], ids["mask_id"])
 
@@ -270,6 +270,11 @@ def _resume(
       f.write(vocabulary)
     manager.save(0)
     return
+  if not tf.io.gfile.exists(vocab_file):
+    raise ValueError(
+      f"{manager.directory} has checkpoints of another program: there is no"
+      " vocab.txt. Train in another directory."
+    )
   with tf.io.gfile.GFile(vocab_file) as f:
     if f.read() != vocabulary:
       raise ValueError(

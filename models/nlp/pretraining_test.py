@@ -224,6 +224,15 @@ class TrainTest(tf.test.TestCase):
         _config(),
         checkpoint_dir=checkpoint_dir,
       )
+    os.remove(os.path.join(checkpoint_dir, "vocab.txt"))
+    with self.assertRaisesRegex(ValueError, "of another program"):
+      pretraining.train(
+        _model(),
+        _corpus(),
+        _tokenizer(),
+        _config(),
+        checkpoint_dir=checkpoint_dir,
+      )
 
 
 _STEPS = "optimizer/_iterations/.ATTRIBUTES/VARIABLE_VALUE"
