@@ -42,7 +42,8 @@ class Corpus:
 def python_docs() -> Corpus:
   """Returns the docstrings of this Python's standard library.
 
-  A fourth of the modules is held out. A text that several places have counts once.
+  A fourth of the modules is held out. A text that several places have counts
+  once.
 
   Raises:
     FileNotFoundError: This Python has no source of its library.
