@@ -241,7 +241,8 @@ def export(
       verify = functools.partial(
         verify, process=verification_lib.start(verification)
       )
-      record["checkpoint_sha256"] = checkpoints.sha256(checkpoint_path)
+      if verification != "off":  # There is a report.
+        record["checkpoint_sha256"] = checkpoints.sha256(checkpoint_path)
       tf_keras.utils.set_random_seed(seed)
       core, pretrainer = _restored(
         config,

@@ -120,8 +120,14 @@ for count, expected in (
 ):
   packed = preprocessor.bert_pack_inputs([tokens] * count, seq_length=10)
   assert packed["input_word_ids"][0].numpy().tolist() == expected, packed
+# Of a static shape TensorFlow finds out by itself, when it infers shapes.
+free = tf.function(
+    lambda x: encoder([x] * 3),
+    input_signature=[tf.TensorSpec([None, None], tf.int32)],
+)
+free(tf.zeros([1, 32], tf.int32))
 try:
-  encoder([tf.zeros([1, 33], tf.int32)] * 3)
+  free(tf.zeros([1, 33], tf.int32))
   raise AssertionError("seq_length 33 was taken.")
 except tf.errors.InvalidArgumentError as e:
   assert "past the position table of this encoder, which has 32" in str(e), e
