@@ -113,7 +113,7 @@ class UseBertTest(tf.test.TestCase):
     unigram = np.bincount(labels[weights]).max() / weights.sum()
     print({"mlm": correct, "unigram": unigram, "words": weights.sum()})
     self.assertGreater(weights.sum(), 1000)
-    self.assertGreater(correct, 2.5 * unigram)
+    self.assertGreater(correct, 2 * unigram)
 
   def special_tokens(self):
     special = self.preprocessor.resolved_object.tokenize
@@ -243,9 +243,9 @@ class UseBertTest(tf.test.TestCase):
     )
 
 
-# With 20 seeds each, the worst of the pre-trained was 0.083 above the best of
-# the others (0.41 to 0.53, and 0.11 to 0.32); of the same seed 0.147.
-_MARGIN = 0.08
+# With 20 seeds, and another choice of modules to hold out, the difference was
+# 0.147 to 0.366.
+_MARGIN = 0.05
 
 _NOWHERE = ["--saved_model_dir=/nowhere", "--preprocessor_dir=/nowhere"]
 
