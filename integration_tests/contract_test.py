@@ -129,14 +129,9 @@ class ContractTest(tf.test.TestCase):
 
   def test_a_train_step_compiles_once_under_xla(self):
     """Rule R14."""
-    model = tf_keras.Sequential(
-      [
-        hub.KerasLayer(_SAVED_MODEL_DIR.value, trainable=True),
-        tf_keras.layers.Lambda(_first),
-        tf_keras.layers.Dense(3),
-      ]
-    )
-    model(_inputs(self.spec, 5, 1))
+    images = tf_keras.Input(self.spec.shape[1:])
+    outputs = hub.KerasLayer(_SAVED_MODEL_DIR.value, trainable=True)(images)
+    model = tf_keras.Model(images, tf_keras.layers.Dense(3)(_first(outputs)))
     variables = model.trainable_variables
     optimizer = tf_keras.optimizers.Adam()
     optimizer.build(variables)
