@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import os
 
@@ -145,9 +144,7 @@ def train(
     tf_keras.utils.set_random_seed(training_config.seed)
     with _strategy(strategy).scope():
       root, model = build(len(dataset.classes))
-    print(
-      f"Training on {len(dataset.train):,} images of {dataset.description}"
-    )
+    print(f"Training on {len(dataset.train):,} images of {dataset.description}")
     accuracy = training.train(model, dataset, training_config)
     held_out = f"{len(dataset.test):,} images held out"
     print(f"Test accuracy: {accuracy:.4f} on {held_out}")

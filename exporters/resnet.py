@@ -163,9 +163,7 @@ def export(
   )
   types = list(_OUTPUTS) if export_type == "all" else [export_type]
   marker = types[0] if export_type == "all" else "saved_model.pb"
-  with publishing.publish(
-    export_dir, marker, overwrite=overwrite
-  ) as directory:
+  with publishing.publish(export_dir, marker, overwrite=overwrite) as directory:
     try:
       params = resnet.config(experiment, config_overrides)
     except ValueError as e:
@@ -383,15 +381,12 @@ def _save(
       "logits": f"of {config.num_classes} classes (see Weights), for a"
       f" {'sigmoid' if is_multilabel else 'softmax'}",
       **{
-        str(level): f"feature map of a cell for {2**level} by {2**level}"
-        " pixels"
+        str(level): f"feature map of a cell for {2**level} by {2**level} pixels"
         for level in range(2, 6)
       },
     },
     hyperparameters=tunable,
-    example=_EXAMPLES[kind]
-    .replace("FEATURES", features)
-    .replace("LOSS", loss),
+    example=_EXAMPLES[kind].replace("FEATURES", features).replace("LOSS", loss),
     provenance={
       **provenance,
       "L2 regularization of the kernels": f"{losses.l2_weight_decay / 2:g}",

@@ -6,7 +6,6 @@ import tensorflow_datasets as tfds
 
 from models.vision import datasets
 
-
 _LABEL = tfds.features.ClassLabel(names=["black", "white"])
 
 

@@ -99,7 +99,9 @@ def config(
     expected.task.override(changes)
     expected.task.model.num_classes = params.task.model.num_classes
     if params.as_dict() != expected.as_dict():
-      raise ValueError(f"Of {LEGACY} only task.model.num_classes can be changed.")
+      raise ValueError(
+        f"Of {LEGACY} only task.model.num_classes can be changed."
+      )
   if backbone.type != "resnet":
     raise ValueError(
       f"The backbone of {experiment} is a {backbone.type}, not a resnet."
@@ -184,9 +186,7 @@ def cut(
       outputs["logits"] = layer.output
   for name in names:
     if name not in outputs:
-      raise ValueError(
-        f"The model has no {name}; it has {', '.join(outputs)}."
-      )
+      raise ValueError(f"The model has no {name}; it has {', '.join(outputs)}.")
   chosen = {name: outputs[name] for name in names}
   piece = tf_keras.Model(
     model.input, chosen if len(chosen) > 1 else chosen[names[0]]
