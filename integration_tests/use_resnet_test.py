@@ -196,7 +196,7 @@ class UseResNetTest(tf.test.TestCase):
         r"Test accuracy: 0\.\d+ on 179",
       ),
       (["--batch_norm_momentum=0.5"], 1, "applies only with --retrain"),
-      (["--image_size=8"], 1, "not a number in the range"),
+      (["--image_size=8"], 1, "not integer >= 32"),
       (["--saved_model_dir=/nowhere"], 1, "ERROR: /nowhere does not exist"),
     ):
       result = subprocess.run(

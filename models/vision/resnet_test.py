@@ -61,7 +61,11 @@ class ResNetTest(tf.test.TestCase):
 
   def test_config_errors(self):
     for experiment, override, message in (
-      ("nonsense", None, "no experiment nonsense. Those of ResNets are resn"),
+      (
+        "nonsense",
+        None,
+        "no experiment nonsense. Those of ResNets are resnet_",
+      ),
       ("retinanet_resnetfpn_coco", None, "not an experiment of a classifier"),
       ("vit_imagenet_pretrain", None, "is a vit, not a resnet"),
       ("resnet_imagenet", "task.model.nope=3", "=3: The key 'nope' does not"),
