@@ -15,8 +15,9 @@ and cuts the pieces out of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import os
+from typing import Any
 
 from absl import flags
 from etils import epy
@@ -113,6 +114,7 @@ def export(
   overwrite: bool = False,
   verification: str = "full",
   keep_failed: str | None = None,
+  flag_values: Mapping[str, Any] | None = None,
 ) -> None:
   """Exports pieces of a ResNet.
 
@@ -140,6 +142,7 @@ def export(
     overwrite: Replace `export_dir` and `checkpoint_dir` where they exist.
     verification: `full`, `fast` or `off`.
     keep_failed: Where to keep an export that the verification has rejected.
+    flag_values: For the report of the verification.
 
   Raises:
     ExportError: A directory is in the way, the configuration is wrong, the data
@@ -149,11 +152,7 @@ def export(
   """
   if bool(checkpoint_path) == bool(train_on):
     raise ValueError("Exactly one of checkpoint_path and train_on is needed.")
-  publishing.check_apart(
-    *filter(None, [export_dir, checkpoint_dir, keep_failed])
-  )
-  if keep_failed and os.path.exists(keep_failed):
-    raise errors.ExportError(f"{keep_failed} exists. Choose another path.")
+  publishing.check_apart(export_dir, checkpoint_dir, keep_failed=keep_failed)
   if endpoints and export_type == "classification":
     raise errors.ExportError("Endpoints come with the feature vector only.")
   experiment = experiment or ("resnet_small" if train_on else "resnet_imagenet")
@@ -168,6 +167,9 @@ def export(
       params = resnet.config(experiment, config_overrides)
     except ValueError as e:
       raise errors.ExportError(f"{e}") from e
+
+    processes = {kind: verification_lib.start(verification) for kind in types}
+    record: dict[str, Any] = {"flags": flag_values}
 
     def cut(model: tf_keras.Model) -> dict[str, tf_keras.Model]:
       names = {kind: [_OUTPUTS[kind]] for kind in types}
@@ -210,6 +212,7 @@ def export(
       model = classifier()
       pieces = cut(model)
       _restore(checkpoint_path, model, pieces, weights)
+      record["checkpoint_sha256"] = checkpoints.sha256(checkpoint_path)
       provenance = {
         "source": "a checkpoint of the classifier"
         + (", averaged over its training" if weights == "average" else ""),
@@ -227,6 +230,8 @@ def export(
         source,
         [_example(3, 64, 96), _example(1, 96, 64)],
         verification,
+        process=processes[kind],
+        record=record,
         keep_failed=keep_failed,
       )
   print(f"Exported {' and '.join(types)} to {export_dir}")
@@ -477,6 +482,7 @@ def main() -> None:
     overwrite=values.overwrite,
     verification=values.verification,
     keep_failed=command_line.path(values.keep_failed),
+    flag_values=command_line.record(),
   )
 
 

@@ -134,15 +134,19 @@ def sha256(checkpoint_path: str) -> str:
   """Hashes the contents of a checkpoint's files.
 
   Args:
-    checkpoint_path: As for `restore`.
+    checkpoint_path: As for `restore`; or a file of weights.
 
   Raises:
     ExportError: There is no checkpoint.
   """
-  prefix = _prefix(checkpoint_path)
   contents = hashlib.sha256()
-  data = sorted(tf.io.gfile.glob(f"{glob.escape(prefix)}.data-*"))
-  for path in [f"{prefix}.index", *data]:
+  if checkpoint_path.endswith((".h5", ".hdf5")):
+    paths = [checkpoint_path]
+  else:
+    prefix = _prefix(checkpoint_path)
+    data = sorted(tf.io.gfile.glob(f"{glob.escape(prefix)}.data-*"))
+    paths = [f"{prefix}.index", *data]
+  for path in paths:
     with tf.io.gfile.GFile(path, "rb") as f:
       while block := f.read(2**24):
         contents.update(block)
