@@ -167,6 +167,7 @@ class MnistCnnTest(absltest.TestCase):
         "l2_strength": 0.01,
         "learning_rate": 0.001,
         "seed": 0,
+        "strategy": "default",
         "train_on": None,
         "verification": "fast",
       },

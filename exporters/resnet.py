@@ -319,6 +319,7 @@ def _hyperparameters(
     ),
     (
       nn_layers.StochasticDepth,
+      # Model Garden has no public name for it; a test looks at it.
       "_drop_rate",
       lambda layer: layer._drop_rate,
       {

@@ -163,10 +163,10 @@ class ResNetTest(absltest.TestCase):
       verification="full",
     )
     for line in (
-      "✓ gradients, training, (1, 96, 64, 3)",
-      "✓ effect, of batch_norm_momentum 0.5",
-      "✓ effect, of dropout_rate 0.125",
-      "✓ effect, of stochastic_depth_rate 0.1",
+      "✓ gradients, training (1, 96, 64, 3)",
+      "✓ hyperparameters, batch_norm_momentum 0.5",
+      "✓ hyperparameters, dropout_rate 0.125",
+      "✓ hyperparameters, stochastic_depth_rate 0.1",
     ):
       self.assertIn(line, self.output)
     features = tf.saved_model.load(str(export_dir / "feature_vector"))

@@ -205,7 +205,7 @@ class UseBertTest(tf.test.TestCase):
       f"--saved_model_dir={_PRETRAINED.value}/encoder",
       f"--preprocessor_dir={_PRETRAINED.value}/preprocessor",
       f"--train_file={tsv}",
-      "--epochs=2",
+      "--epochs=10",
       "--seq_length=16",
       "--strategy=one_device",
       f"--output_saved_model_dir={output_dir}",

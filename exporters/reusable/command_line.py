@@ -112,10 +112,10 @@ def record() -> dict[str, Any]:
   }
 
   def without_directory(name: str, value: Any) -> Any:
+    if isinstance(value, list):  # Files are among them.
+      return [os.path.basename(v) for v in value]
     if value and name.endswith(("_path", "_file")):
       return os.path.basename(os.path.normpath(value))
-    if isinstance(value, list):  # Of files.
-      return [os.path.basename(v) for v in value]
     return value
 
   return {
