@@ -14,6 +14,8 @@ from exporters.tpu import pjrt
 
 _LIBTPU = flags.DEFINE_string("libtpu", None, "Path of libtpu.so.")
 _MNIST_CNN = flags.DEFINE_string("mnist_cnn", None, "An export.")
+_RESNET = flags.DEFINE_string("resnet", None, "An export with endpoints.")
+_BERT = flags.DEFINE_string("bert", None, "An export of all: the encoder is in.")
 _BINARY = "exporters/compile_for_tpu"
 _VECTORS = tf.TensorSpec([None, 4], tf.float32)
 
@@ -56,11 +58,14 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
     tf.saved_model.save(root, directory)
     return directory
 
-  def test_export_compiles(self):
+  @parameterized.parameters((_MNIST_CNN, ""), (_RESNET, ""), (_BERT, "/encoder"))
+  def test_exports_compile(self, flag, directory):
     done = self.run_binary(
-      f"--saved_model_dir={_MNIST_CNN.value}",
+      f"--saved_model_dir={flag.value}{directory}",
       "--topology=v5e:2x2",
       "--topology=v6e:2x2",
+      "--image_size=32",
+      "--seq_length=64",
     )
     self.assertEqual(done.returncode, 0, done.stderr)
     for topology, memory in (("v5e", "16,384"), ("v6e", "32,768")):
@@ -70,7 +75,7 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
         r" [\d.e+]+ flops",
       )
     needed = [int(n) for n in re.findall(r"(\d+) MiB of", done.stdout)]
-    self.assertAllInRange(needed, 5, 200)  # 26 MiB were measured.
+    self.assertAllInRange(needed, 5, 200)  # 26 to 49 were measured.
 
   def test_what_does_not_fit(self):
     done = self.run_binary(
