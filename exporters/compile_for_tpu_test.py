@@ -15,7 +15,7 @@ from exporters.tpu import pjrt
 _LIBTPU = flags.DEFINE_string("libtpu", None, "Path of libtpu.so.")
 _MNIST_CNN = flags.DEFINE_string("mnist_cnn", None, "An export.")
 _RESNET = flags.DEFINE_string("resnet", None, "An export with endpoints.")
-_BERT = flags.DEFINE_string("bert", None, "An export of all: the encoder is in.")
+_BERT = flags.DEFINE_string("bert", None, "An export of type all.")
 _BINARY = "exporters/compile_for_tpu"
 _VECTORS = tf.TensorSpec([None, 4], tf.float32)
 
@@ -58,7 +58,9 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
     tf.saved_model.save(root, directory)
     return directory
 
-  @parameterized.parameters((_MNIST_CNN, ""), (_RESNET, ""), (_BERT, "/encoder"))
+  @parameterized.parameters(
+    (_MNIST_CNN, ""), (_RESNET, ""), (_BERT, "/encoder")
+  )
   def test_exports_compile(self, flag, directory):
     done = self.run_binary(
       f"--saved_model_dir={flag.value}{directory}",
