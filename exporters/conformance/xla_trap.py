@@ -116,7 +116,10 @@ def lowered(model: Any, example: Any) -> tuple[list[str], list[str]]:
     compiles once.
   """
   step = _train_step(model)
-  arguments = tf.nest.flatten(example)
+  named = example if isinstance(example, Mapping) else {"": example}
+  arguments = [
+    (name, x) for name, part in named.items() for x in tf.nest.flatten(part)
+  ]
   traced = tf.function(step).get_concrete_function(example)
   hlo = tf.function(step, jit_compile=True).experimental_get_compiler_ir(
     example
@@ -125,20 +128,24 @@ def lowered(model: Any, example: Any) -> tuple[list[str], list[str]]:
   parameters = re.findall(r"= \w+\[([\d,]*)\]\S* parameter\(", entry)
   # Counted: one must not pass for another of the same shape.
   missing = collections.Counter(
-    _shape(x) for x in (*arguments, *traced.variables)
+    _shape(x) for x in (*(x for _, x in arguments), *traced.variables)
   ) - collections.Counter(parameters)
   constants = set(re.findall(r"= \w+\[([\d,]*)\]\S* constant\(", hlo))
-  baked = [f"an input [{_shape(x)}]" for x in arguments if missing[_shape(x)]]
+  blamed = sorted(set(_blamed(traced.graph.as_graph_def())))
+  baked = [
+    " ".join(filter(None, ["the input", name, f"[{_shape(x)}]"]))
+    for name, x in arguments
+    if missing[_shape(x)]
+  ]
   baked += [
     f"the variable {v.name}"
     for v in traced.variables
     if missing[_shape(v)]
-    # Scalars and vectors of equal values may be anything.
-    or (v.shape.rank > 1 and _shape(v) in constants)
+    # A variable is a parameter too where it is updated. Constants of its shape
+    # may be others by chance, scalars and vectors above all.
+    or (blamed and v.shape.rank > 1 and _shape(v) in constants)
   ]
-  if not baked:
-    return [], []
-  return baked, sorted(set(_blamed(traced.graph.as_graph_def())))
+  return (baked, blamed) if baked else ([], [])
 
 
 def _shape(array: Any) -> str:
