@@ -86,7 +86,13 @@ def check(
     or (rule.level == "must" and finding.verdict == findings_lib.FAIL)
   ]
   if not as_json:
-    print(f"Not kept: {', '.join(broken)}." if broken else "Kept.")
+    print(
+      f"Not kept: {', '.join(broken)}."
+      if broken
+      else "All rules that apply are kept."
+      if strict
+      else "All rules that must be kept are."
+    )
   return not broken
 
 

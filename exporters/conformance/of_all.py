@@ -336,7 +336,7 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
       f"{findings.some(dead)} changes nothing.",
       "Bind it to the layers that it is for, or take it out.",
     )
-  return findings.passed(f"{', '.join(tunable)} can be set, and has effect")
+  return findings.passed(f"{', '.join(tunable)} can be set, with effect")
 
 
 def batch_is_free(subject: Subject) -> findings.Finding:
