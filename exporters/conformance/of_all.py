@@ -17,6 +17,7 @@ from exporters.conformance import findings
 from exporters.conformance import graphs
 from exporters.conformance import subject as subject_lib
 from exporters.conformance import xla_trap
+from exporters.reusable import observation
 
 Subject = subject_lib.Subject
 
@@ -152,15 +153,13 @@ def has_modes(subject: Subject) -> findings.Finding:
 def _moved(subject: Subject, arguments: Mapping[str, Any]) -> list[str]:
   """Calls a model; returns names of averages that it changed, for a while."""
   before = [v.numpy() for v in subject.batch_norms]
-  subject.model(subject.example(), **arguments)
-  moved = [
-    v.name
-    for v, old in zip(subject.batch_norms, before, strict=True)
-    if not np.array_equal(v.numpy(), old)
-  ]
-  for variable, old in zip(subject.batch_norms, before, strict=True):
-    variable.assign(old)
-  return moved
+  with subject.unchanged():
+    subject.model(subject.example(), **arguments)
+    return [
+      v.name
+      for v, old in zip(subject.batch_norms, before, strict=True)
+      if not np.array_equal(v.numpy(), old)
+    ]
 
 
 def has_traces(subject: Subject) -> findings.Finding:
@@ -168,14 +167,15 @@ def has_traces(subject: Subject) -> findings.Finding:
   hyperparameters = subject.hyperparameters
   values: list[dict[str, Any]] = [{}]
   if hyperparameters:
-    values.append({n: _other(v) for n, v in hyperparameters.items()})
+    values.append(
+      {n: observation.changed(v) for n, v in hyperparameters.items()}
+    )
     values.append({n: tf.constant(v) for n, v in values[1].items()})
   modes = [{}]
   if "training" in subject.parameters:
     modes = [{"training": False}, {"training": True}]
-  before = [v.numpy() for v in getattr(subject.model, "variables", ())]
   calls = 0
-  try:
+  with subject.unchanged():
     for form, mode, value in itertools.product(subject.forms, modes, values):
       try:
         subject.model(subject.example(form=form), **mode, **value)
@@ -186,19 +186,7 @@ def has_traces(subject: Subject) -> findings.Finding:
           "Trace __call__ for every combination of its arguments.",
         )
       calls += 1
-  finally:
-    for v, old in zip(
-      getattr(subject.model, "variables", ()), before, strict=True
-    ):
-      v.assign(old)
   return findings.passed(f"{calls} combinations of arguments were called")
-
-
-def _other(value: Any) -> Any:
-  """Returns another value of a hyperparameter."""
-  if isinstance(value, int):
-    return max(1, value // 2)
-  return value / 2 or 0.5 if isinstance(value, float) else value
 
 
 def lists_variables(subject: Subject) -> findings.Finding:
@@ -245,10 +233,8 @@ def lists_variables(subject: Subject) -> findings.Finding:
 def _without_gradient(
   subject: Subject, trainable: Sequence[tf.Variable]
 ) -> list[str]:
-  mode = {"training": True} if "training" in subject.parameters else {}
-  before = [v.numpy() for v in subject.batch_norms]
-  with tf.GradientTape() as tape:
-    outputs = subject.model(subject.example(), **mode)
+  with subject.unchanged(), tf.GradientTape() as tape:
+    outputs = subject.model(subject.example(), **subject.training)
     scalar = tf.add_n(
       [
         tf.reduce_sum(tf.cast(x, tf.float32) ** 2)
@@ -256,8 +242,6 @@ def _without_gradient(
         if x.dtype.is_floating
       ]
     )
-  for variable, old in zip(subject.batch_norms, before, strict=True):
-    variable.assign(old)
   gradients = tape.gradient(scalar, list(trainable))
   return [
     v.name for v, g in zip(trainable, gradients, strict=True) if g is None

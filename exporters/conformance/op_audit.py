@@ -12,6 +12,8 @@ import pathlib
 from tensorflow.core.framework import node_def_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
+from exporters.conformance import graphs
+
 Nodes = Sequence[node_def_pb2.NodeDef]
 
 MAIN_GRAPH = "the main graph"
@@ -160,9 +162,7 @@ def _is_of_asset(
     }
   objects = graph.object_graph_def
   concrete = objects.concrete_functions.get(function)
-  definition = next(
-    f for f in graph.graph_def.library.function if f.signature.name == function
-  )
+  definition = graphs.functions(graph.graph_def)[function]
   arguments = [argument.name for argument in definition.signature.input_arg]
   if concrete is None or file not in arguments:
     return False

@@ -1,6 +1,7 @@
 """What is known of a SavedModel that is to be judged."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -198,7 +199,7 @@ class Subject:
   @functools.cached_property
   def steady(self) -> dict[str, Any] | None:
     """Arguments of a training call that gives the same twice, if there are."""
-    training = {"training": True} if "training" in self.parameters else {}
+    training = self.training
     off = {
       name: default * 0
       for name, default in self.hyperparameters.items()
@@ -208,6 +209,24 @@ class Subject:
       if not self.differ(arguments, arguments):
         return arguments
     return None
+
+  @property
+  def training(self) -> dict[str, Any]:
+    """The arguments of a call in training, hyperparameters aside."""
+    return {"training": True} if "training" in self.parameters else {}
+
+  @contextlib.contextmanager
+  def unchanged(self) -> Iterator[None]:
+    """Gives the variables that calls move their values back at the end."""
+    moving = [
+      v for v in getattr(self.model, "variables", ()) if not v.trainable
+    ]
+    before = [v.numpy() for v in moving]
+    try:
+      yield
+    finally:
+      for variable, value in zip(moving, before, strict=True):
+        variable.assign(value)
 
   def differ(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Tells whether calls with these arguments differ, updates included."""
@@ -305,14 +324,8 @@ def load(subject: Subject, trust: bool) -> None:
   if not subject.graph.HasField("object_graph_def"):
     subject.unloaded = "it is of TensorFlow 1: a graph, and no objects"
     return
-  if any(
-    op in op_audit.ALLOWED and not hasattr(tf.raw_ops, op)
-    for op in subject.op_counts
-  ):
-    # Registers its ops; a consumer of text has it anyway.
-    import tensorflow_text  # noqa: F401
   try:
-    subject.model = tf.saved_model.load(subject.directory)
+    subject.model = observation.load(subject.directory)
   except Exception as e:  # Whatever a stranger's file brings about.
     raise errors.ExportError(
       f"{subject.directory} cannot be loaded: {first_line(e)}"

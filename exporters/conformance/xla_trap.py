@@ -13,6 +13,7 @@ its process, in XLA.
 
 import collections
 from collections.abc import Iterator, Mapping, Sequence
+import inspect
 import json
 import re
 import sys
@@ -23,6 +24,7 @@ import tensorflow as tf
 from tensorflow.core.framework import graph_pb2
 
 from exporters.conformance import graphs
+from exporters.reusable import observation
 
 # Operands that XLA must know when it compiles, by op: what TensorFlow's kernels
 # for XLA register as CompileTimeConstantInput. -1 is the last operand.
@@ -156,7 +158,7 @@ def _train_step(model: Any) -> Any:
   """Makes a step of gradient descent as a consumer would write it."""
   variables = list(model.trainable_variables)
   losses = list(getattr(model, "regularization_losses", ()))
-  takes_training = "training" in model.__call__.function_spec.arg_names
+  takes_training = "training" in inspect.signature(model.__call__).parameters
 
   def step(inputs: Any) -> tf.Tensor:
     with tf.GradientTape() as tape:
@@ -259,7 +261,7 @@ def main(saved_model_dir: str, example_file: str) -> None:
     example = {name: tf.constant(arrays[name]) for name in arrays.files}
   if list(example) == ["only"]:
     example = example["only"]
-  model = tf.saved_model.load(saved_model_dir)
+  model = observation.load(saved_model_dir)
   print(json.dumps(lowered(model, example)))
 
 

@@ -197,7 +197,7 @@ def _calls(
       )
   if level == "full":
     for h in source.hyperparameters:
-      value = _changed(h.default)
+      value = observation.changed(h.default)
       changed = {**training_steadily, h.name: value}
       name = f"{h.name} {value:g}"
       if h.off is None and repeatable:
@@ -207,13 +207,6 @@ def _calls(
       yield observation.Call(
         name, examples[0], changed, without=training_steadily
       )
-
-
-def _changed(default: float) -> float:
-  """Returns another value for a hyperparameter, of the same type."""
-  if isinstance(default, int):
-    return default // 2 or 2
-  return default / 2 or 0.5
 
 
 def _print_table(problems: Sequence[tuple[str, str]]) -> None:
