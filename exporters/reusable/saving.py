@@ -15,6 +15,7 @@ import tf_keras
 
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters as hyperparameters_lib
+from exporters.reusable import slimming
 from exporters.reusable import xla
 
 ConcreteFunction = tf.types.experimental.ConcreteFunction
@@ -269,6 +270,7 @@ def save(
       " Set it as an attribute. TensorFlow says:"
       f" {' '.join(str(e.args[0]).split())}"
     ) from e
+  slimming.slim(export_dir)
 
 
 def _has_training(

@@ -1,0 +1,178 @@
+"""Takes out of a SavedModel what is in it and nobody reads.
+
+More than half of a `saved_model.pb` that TensorFlow writes is names, shapes and
+order that loading finds out by itself. Less of it is loaded faster.
+"""
+
+from collections.abc import Callable
+import itertools
+import os
+import pathlib
+from typing import Any
+
+from tensorflow.core.framework import function_pb2
+from tensorflow.core.framework import graph_pb2
+from tensorflow.core.framework import node_def_pb2
+from tensorflow.core.framework import types_pb2
+from tensorflow.core.protobuf import saved_model_pb2
+
+# Private: the public API reads fingerprints, and writes one only when it saves.
+# That one is of the file as it was before, and would be wrong.
+from tensorflow.python.saved_model import fingerprinting_utils
+
+# Have no effect that a caller would have to wait for.
+_WITHOUT_EFFECT = ("Identity", "NoOp", "ReadVariableOp")
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+_SHAPES = "_output_shapes"
+
+
+def slim(export_dir: str) -> None:
+  """Rewrites the `saved_model.pb` and the fingerprint of a SavedModel.
+
+  What is computed stays the same, op for op, and so does all that is known of
+  shapes. Left out are:
+
+  - shapes of results that follow from the op and its inputs;
+  - the order of a function's end after the reads of its variables: an op that
+    changes one of them comes after its reads anyway;
+  - long names of the variables that a function gets, and of the ops that read
+    them; their shapes where they are only handed on;
+  - the scope that all names of a function begin with;
+  - reads of variables outside of functions, which nothing uses.
+
+  Args:
+    export_dir: The directory of the SavedModel.
+  """
+  path = pathlib.Path(export_dir, "saved_model.pb")
+  saved_model = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+  for meta_graph in saved_model.meta_graphs:
+    graph = meta_graph.graph_def
+    _remove_unused_reads(graph)
+    renamed = {}
+    for function in graph.library.function:
+      _remove_waiting_for_reads(function)
+      _remove_known_shapes(function)
+      renamed[function.signature.name] = _shorten_names(function)
+    # What the gradient of a custom_gradient takes out of a function.
+    for node in meta_graph.object_graph_def.nodes:
+      if node.HasField("captured_tensor"):
+        captured = node.captured_tensor
+        captured.name = renamed[captured.concrete_function](captured.name)
+  path.write_bytes(saved_model.SerializeToString(deterministic=True))
+  fingerprinting_utils.write_fingerprint(export_dir)
+
+
+def _remove_unused_reads(graph: graph_pb2.GraphDef) -> None:
+  used = {_node(name) for node in graph.node for name in node.input}
+  _remove(graph.node, lambda n: n.op == "ReadVariableOp" and n.name not in used)
+
+
+def _remove_waiting_for_reads(function: function_pb2.FunctionDef) -> None:
+  """Lets a function end without having read variables that it does not need."""
+  ops = {node.name: node.op for node in function.node_def}
+  for key, name in list(function.control_ret.items()):
+    if ops[name] in _WITHOUT_EFFECT:
+      del function.control_ret[key]
+  _remove(
+    function.signature.control_output, lambda k: k not in function.control_ret
+  )
+  empty = set()
+  for node in function.node_def:
+    if node.op in ("Identity", "NoOp"):
+      _remove_waiting(node, lambda name: ops.get(name) == "ReadVariableOp")
+      if node.op == "NoOp" and not node.input:
+        empty.add(node.name)
+  empty.difference_update(function.control_ret.values())
+  for node in function.node_def:
+    _remove_waiting(node, empty.__contains__)
+  _remove(function.node_def, lambda node: node.name in empty)
+
+
+def _remove_known_shapes(function: function_pb2.FunctionDef) -> None:
+  """Removes shapes that loading infers.
+
+  Those of variables and of calls stay, and where Python code may know more than
+  the op says and has set the shape: of results, and of what is reshaped.
+  """
+  resources = {
+    arg.name: arg
+    for arg in function.signature.input_arg
+    if arg.type == types_pb2.DT_RESOURCE
+  }
+  handed_on = set(resources)
+  returned = {_node(name) for name in function.ret.values()}
+  for node in function.node_def:
+    taken = resources.keys() & set(node.input)
+    if node.op not in _CALLS:
+      handed_on -= taken
+    if not (
+      taken
+      or node.op == "Reshape"
+      or node.name in returned
+      or any(a.HasField("func") for a in node.attr.values())
+    ):
+      node.attr.pop(_SHAPES, None)
+  for name in handed_on:
+    resources[name].ClearField("handle_data")
+
+
+def _shorten_names(function: function_pb2.FunctionDef) -> Callable[[str], str]:
+  """Shortens names in a function; returns what renames a Tensor or an op."""
+  names = [node.name for node in function.node_def]
+  scoped = [os.path.dirname(name) for name in names if "/" in name]
+  scope = f"{os.path.commonpath(scoped)}/" if scoped else ""
+  new = {name: name.removeprefix(scope) for name in names}
+  if len(set(new.values())) < len(new):
+    new = dict(zip(names, names, strict=True))
+  taken = {*new.values(), *(arg.name for arg in function.signature.input_arg)}
+  free = (name for i in itertools.count() if (name := f"v{i}") not in taken)
+  for i, arg in enumerate(function.signature.input_arg):
+    if arg.type == types_pb2.DT_RESOURCE:
+      new[arg.name] = arg.name = next(free)
+      function.arg_attr[i].attr.pop("_user_specified_name", None)
+  for node in function.node_def:
+    if node.op == "ReadVariableOp":
+      new[node.name] = next(free)
+
+  def rename(name: str) -> str:
+    control = "^" if name.startswith("^") else ""
+    node, separator, output = name[len(control) :].partition(":")
+    return f"{control}{new.get(node, node)}{separator}{output}"
+
+  for node in function.node_def:
+    node.name = rename(node.name)
+    node.input[:] = map(rename, node.input)
+    if "_class" in node.attr:
+      places = node.attr["_class"].list.s
+      places[:] = [
+        f"loc:@{rename(place.decode().removeprefix('loc:@'))}".encode()
+        for place in places
+      ]
+  for key, name in function.ret.items():
+    function.ret[key] = rename(name)
+  ends = {rename(k): rename(v) for k, v in function.control_ret.items()}
+  function.control_ret.clear()
+  function.control_ret.update(ends)
+  function.signature.control_output[:] = map(
+    rename, function.signature.control_output
+  )
+  return rename
+
+
+def _node(name: str) -> str:
+  """Returns the name of the node of a Tensor, or of a control input."""
+  return name.removeprefix("^").partition(":")[0]
+
+
+def _remove_waiting(
+  node: node_def_pb2.NodeDef, is_left_out: Callable[[str], bool]
+) -> None:
+  """Removes control inputs by the names of their nodes."""
+  _remove(node.input, lambda name: name[0] == "^" and is_left_out(_node(name)))
+
+
+def _remove(field: Any, is_left_out: Callable[[Any], bool]) -> None:
+  """Removes elements of a repeated field."""
+  for i in reversed(range(len(field))):
+    if is_left_out(field[i]):
+      del field[i]
