@@ -24,7 +24,6 @@ from typing import Any
 from absl import flags
 import numpy as np
 from rich import console
-from rich import progress
 
 from integration_tests import command_line
 from integration_tests.benchmarks import processes
@@ -70,37 +69,38 @@ def compare(
   screen = console.Console(width=None if sys.stdout.isatty() else 120)
   with (
     tempfile.TemporaryDirectory(prefix="compare.") as work_dir,
-    progress.Progress(console=console.Console(stderr=True)) as bar,
+    screen.status("") as status,
   ):
-    todo = bar.add_task("", total=None)
 
     def note(text: str) -> None:
-      bar.update(todo, description=text)
-      if not bar.console.is_terminal:
-        bar.console.print(text, highlight=False)
+      if screen.is_terminal:
+        status.update(text)
+      else:
+        screen.print(text, highlight=False)
+
+    def show(samples: Sequence[Any], answers: Sequence[Any]) -> None:
+      for table in results.tables(results.ratios(samples), answers):
+        screen.print(results.rich_table(*table))
+      if output_dir:
+        _write(report, output_dir)
 
     if "answers" in measures:
       report["answers"] = _answers(rounds, pathlib.Path(work_dir), note)
+      show([], report["answers"])
     for name in names:
       directory = pathlib.Path(work_dir, name)
       directory.mkdir()
-      refusal = _compare(
-        name, rounds, measures, full, directory, report["samples"], note
+      samples, differing = _compare(
+        name, rounds, measures, full, directory, note
       )
-      if refusal:
-        report["refused"][name] = refusal
       shutil.rmtree(directory)
-      if output_dir:
-        _write(report, output_dir)
-  for title, columns, lines in results.tables(
-    results.ratios(report["samples"]), report["answers"]
-  ):
-    screen.print(results.rich_table(title, columns, lines))
+      if differing:
+        report["refused"][name] = differing
+        screen.print(_refusal(name, differing), highlight=False)
+      report["samples"] += samples
+      show(samples, [])
   if output_dir:
-    _write(report, output_dir)
-    print(f"Wrote results.json, results.md and ratios.png to {output_dir}")
-  for name, differences in report["refused"].items():
-    print(_refusal(name, differences))
+    print(f"Wrote {', '.join(sorted(os.listdir(output_dir)))} to {output_dir}")
   return not report["refused"]
 
 
@@ -144,18 +144,18 @@ def _compare(
   measures: Sequence[str],
   full: bool,
   directory: pathlib.Path,
-  samples: list[dict[str, Any]],
   note: Callable[[str], None],
-) -> list[str]:
-  """Measures one subject, into `samples`.
+) -> tuple[list[dict[str, Any]], list[str]]:
+  """Measures one subject.
 
   Returns:
-    How the outputs of the exports differ, in which case there are no samples.
+    Samples, as `results.ratios` takes them; and how the outputs of the exports
+    differ, in which case there are no samples.
   """
   subject = subjects.SUBJECTS[name]
   measures = [m for m in measures if m in subject.measures]
   if not measures:
-    return []
+    return [], []
   work_dir = directory / "work"
   work_dir.mkdir()
   note(f"{name}: generating the checkpoint")
@@ -163,62 +163,72 @@ def _compare(
     subjects.measurement("generate", name=name, work_dir=str(work_dir)),
     directory / "generate.log",
   )
-  found: list[dict[str, Any]] = []
+  samples: list[dict[str, Any]] = []
 
   def add(measure: str, side: str, round_: int, values: Any) -> None:
-    found.append(
-      {
-        "model": name,
-        "measure": measure,
-        "side": side,
-        "round": round_,
-        "values": values,
-      }
-    )
+    if measure.partition("_")[0] in measures:
+      samples.append(
+        {
+          "model": name,
+          "measure": measure,
+          "side": side,
+          "round": round_,
+          "values": values,
+        }
+      )
 
-  kept = {side: directory / side for side in ("ours", "reference")}
-  for round_ in range(rounds if "export" in measures else 1):
-    for side in ("reference", "ours", "ours_verified"):
-      if side == "ours_verified" and "export" not in measures:
-        continue
-      note(f"{name}: exporting, {side}, round {round_ + 1}")
-      export_dir = directory / "new"
-      took = processes.run(
-        subjects.export_command(name, side, work_dir, export_dir),
-        directory / "export.log",
-      )
-      if "export" in measures:
-        add("export", side, round_, {**took, **_sizes(export_dir)})
-      if side in kept and not kept[side].exists():
-        export_dir.rename(kept[side])
-      else:
-        shutil.rmtree(export_dir)
-    if round_ == 0:
-      note(f"{name}: comparing the outputs")
+  kept = {side: directory / side for side in ("reference", "ours")}
+  for round_ in range(rounds):
+    if round_ == 0 or "export" in measures:
+      sides = [*kept, "ours_verified"] if "export" in measures else list(kept)
+      _export(name, sides, round_, directory, work_dir, kept, add, note)
+    # The first one is also the comparison.
+    if round_ == 0 or "load" in measures:
       for side, export_dir in kept.items():
-        _load(name, side, export_dir, directory)
-      differences = results.differences(
-        *(dict(np.load(directory / f"{side}.npz")) for side in kept)
-      )
-      if differences:
-        return differences
-  if "export" in measures:
-    _add_floors(work_dir, rounds, found, add, note)
-  if "load" in measures:
-    for round_ in range(rounds):
-      for side, export_dir in kept.items():
-        note(f"{name}: loading, {side}, round {round_ + 1}")
+        note(f"{name}, round {round_ + 1}: loading, {side}")
         add("load", side, round_, _load(name, side, export_dir, directory))
-  if "train" in measures:
-    for round_ in range(rounds):
-      note(f"{name}: training, round {round_ + 1}")
+    if round_ == 0:
+      ours, reference = (
+        dict(np.load(directory / f"{side}.npz"))
+        for side in ("ours", "reference")
+      )
+      if differing := results.differences(ours, reference):
+        return [], differing
+    if "export" in measures:
+      note(f"{name}, round {round_ + 1}: the floor")
+      _add_floor(work_dir, round_, samples, add)
+    if "train" in measures:
+      note(f"{name}, round {round_ + 1}: training")
       _train(name, round_, directory, work_dir, kept, full, add)
-  if "inference" in measures:
-    for round_ in range(rounds):
-      note(f"{name}: inference, round {round_ + 1}")
+    if "inference" in measures:
+      note(f"{name}, round {round_ + 1}: inference")
       _infer(name, round_, directory, kept, add)
-  samples += found
-  return []
+  return samples, []
+
+
+def _export(
+  name: str,
+  sides: Sequence[str],
+  round_: int,
+  directory: pathlib.Path,
+  work_dir: pathlib.Path,
+  kept: dict[str, pathlib.Path],
+  add: Callable[..., None],
+  note: Callable[[str], None],
+) -> None:
+  """Exports a subject in several ways; the first exports stay at `kept`."""
+  for side in sides:
+    note(f"{name}, round {round_ + 1}: exporting, {side}")
+    export_dir = directory / "new"
+    took = processes.run(
+      subjects.export_command(name, side, work_dir, export_dir),
+      directory / "export.log",
+    )
+    add("export", side, round_, {**took, **_sizes(export_dir)})
+    if side in kept and not kept[side].exists():
+      export_dir.rename(kept[side])
+    else:
+      shutil.rmtree(export_dir)
 
 
 def _sizes(export_dir: pathlib.Path) -> dict[str, float]:
@@ -246,20 +256,18 @@ def _load(
   return processes.last_json(log)
 
 
-def _add_floors(
+def _add_floor(
   work_dir: pathlib.Path,
-  rounds: int,
-  found: list[dict[str, Any]],
+  round_: int,
+  samples: list[dict[str, Any]],
   add: Callable[..., None],
-  note: Callable[[str], None],
 ) -> None:
-  """Adds what no exporter can do without, and how much each takes besides."""
-  if not pathlib.Path(f"{subjects.checkpoint(work_dir)}.index").exists():
-    return  # A preprocessor has no variables.
+  """Adds to exports the share of their time that is not any exporter's."""
   log = work_dir / "floor.log"
-  for round_ in range(rounds):
-    note(f"measuring the floor, round {round_ + 1}")
-    imported = processes.run([sys.executable, "-c", "import tensorflow"], log)
+  imported = processes.run([sys.executable, "-c", "import tensorflow"], log)
+  floor = imported["cpu_s"]
+  weights = sum(p.stat().st_size for p in work_dir.glob("model.ckpt-1.data*"))
+  if weights:  # A preprocessor has none.
     processes.run(
       subjects.measurement(
         "write_variables",
@@ -268,14 +276,13 @@ def _add_floors(
       ),
       log,
     )
-    floor = imported["cpu_s"] + processes.last_json(log)["cpu_s"]
-    for sample in found:
-      if sample["measure"] == "export" and sample["round"] == round_:
-        cpu = sample["values"]["cpu_s"]
-        sample["values"]["over_floor"] = (cpu - floor) / cpu
-    weights = sum(p.stat().st_size for p in work_dir.glob("model.ckpt-1.data*"))
-    limit = (1.3 * weights + 0.8e9) / 2**20
-    add("export", "limit", round_, {"memory_mib": limit})
+    floor += processes.last_json(log)["cpu_s"]
+  for sample in samples:
+    if sample["measure"] == "export" and sample["round"] == round_:
+      cpu = sample["values"]["cpu_s"]
+      sample["values"]["over_floor"] = (cpu - floor) / cpu
+  limit = (1.3 * weights + 0.8e9) / 2**20
+  add("export", "limit", round_, {"memory_mib": limit})
 
 
 def _train(

@@ -18,7 +18,7 @@ import psutil
 # What TensorFlow reads: Keras 2, which all exporters here are made of, and no
 # more than errors in the log. The same for both sides.
 _ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-_SAMPLING_SECONDS = 0.05
+_SAMPLING_SECONDS = 0.2
 _MIB = 2**20
 
 
@@ -134,7 +134,7 @@ def take_turns(
           stderr=log,
           env={**os.environ, **_ENVIRONMENT},
         )
-      stack.callback(process.wait)
+      stack.enter_context(process)  # Closes its pipes, and waits.
       stack.callback(process.kill)
       processes[side] = process
     for turn in range(max(turns.values())):
