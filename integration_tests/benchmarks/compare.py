@@ -69,7 +69,7 @@ def compare(
   screen = console.Console(width=None if sys.stdout.isatty() else 120)
   with (
     tempfile.TemporaryDirectory(prefix="compare.") as work_dir,
-    screen.status("") as status,
+    screen.status("Starting") as status,
   ):
 
     def note(text: str) -> None:
@@ -96,7 +96,7 @@ def compare(
       shutil.rmtree(directory)
       if differing:
         report["refused"][name] = differing
-        screen.print(_refusal(name, differing), highlight=False)
+        screen.print(_refusal(name, differing), highlight=False, markup=False)
       report["samples"] += samples
       show(samples, [])
   if output_dir:

@@ -32,6 +32,7 @@ time.sleep(0.5)
 # Notes its turn in a file that it shares with another.
 _PLAYER = """
 import json, sys
+print(flush=True)
 for line in sys.stdin:
   with open(sys.argv[1], "a") as f:
     f.write(sys.argv[2])

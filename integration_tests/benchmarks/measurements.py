@@ -157,7 +157,11 @@ def _batch(name: str, batch_size: int, size: int, seed: int) -> Any:
 def _in_turn(
   prepare: Callable[[int], Any], action: Callable[[Any], Any]
 ) -> None:
-  """Acts once for each line that is read, and prints how long it took."""
+  """Acts once for each line that is read, and prints how long it took.
+
+  An empty line says before that it is ready.
+  """
+  print(flush=True)
   for turn, _ in enumerate(sys.stdin):
     inputs = prepare(turn)
     _print(_timed(lambda inputs=inputs: action(inputs))[1])

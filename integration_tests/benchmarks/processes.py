@@ -111,8 +111,8 @@ def take_turns(
   """Runs processes that act one after another, so that all see the same load.
 
   Args:
-    commands: For each side a program that acts for each line that it reads, and
-      then prints a line of JSON.
+    commands: For each side a program that prints an empty line when it is
+      ready, acts for each line that it reads, and then prints a line of JSON.
     turns: How many turns each side takes.
     log_dir: Where their errors go.
 
@@ -137,6 +137,8 @@ def take_turns(
       stack.enter_context(process)  # Closes its pipes, and waits.
       stack.callback(process.kill)
       processes[side] = process
+      # The next one starts when this one waits.
+      _next_line(process, command, log_dir / f"{side}.log")
     for turn in range(max(turns.values())):
       for side, process in processes.items():
         if turn >= turns[side]:
@@ -144,13 +146,18 @@ def take_turns(
         with contextlib.suppress(BrokenPipeError):
           process.stdin.write(b"\n")
           process.stdin.flush()
-        line = process.stdout.readline()
-        if not line:
-          raise ProcessError(
-            _failure(commands[side], process.wait(), log_dir / f"{side}.log")
-          )
+        line = _next_line(process, commands[side], log_dir / f"{side}.log")
         printed[side].append(json.loads(line))
   return printed
+
+
+def _next_line(
+  process: subprocess.Popen, command: Sequence[str], log: pathlib.Path
+) -> bytes:
+  line = process.stdout.readline()
+  if not line:
+    raise ProcessError(_failure(command, process.wait(), log))
+  return line
 
 
 def last_json(log: pathlib.Path) -> dict[str, float]:

@@ -1,6 +1,8 @@
 """What is compared: the models, their sizes, and the commands that export them.
 
-It is all data, and imports no TensorFlow: `sources` builds the models.
+It is all data, and imports no TensorFlow: `sources` builds the models. The
+sides are `ours`; `ours_verified`, the same with --verification=fast;
+`reference`, what users would pick instead; and `live`, the model itself.
 """
 
 from __future__ import annotations
@@ -16,9 +18,6 @@ import numpy as np
 
 # Where Bazel puts the binaries, beside this folder.
 RUNFILES = pathlib.Path(__file__).parents[2]
-
-# What exports and trains. `reference` is what users would pick instead.
-SIDES = ("ours", "ours_verified", "reference", "live")
 
 VOCAB_SIZE = 30522
 
