@@ -385,7 +385,7 @@ def _write(report: dict[str, Any], output_dir: pathlib.Path) -> None:
   versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
   parts = [
     "# The exporters, compared\n",
-    f"Medians of {report['rounds']} rounds on {machine['cpus']} cores"
+    f"Medians, with rounds = {report['rounds']}, on {machine['cpus']} cores"
     f" ({machine['machine']}), with {versions}. A ratio is ours ÷ the other's,"
     " made within each round; the spread is its least and greatest.\n",
     *(

@@ -273,22 +273,23 @@ def cells(row: Mapping[str, Any]) -> list[str]:
   unit = row["unit"]
   better = "≥" if row["more_is_better"] else "≤"
   ratio = row["ratio"]
-  family = subjects.SUBJECTS[row["model"]].family
-  names = {
-    "reference": subjects.reference_name(family),
-    "live": "live model",
-    "limit": "limit",
-  }
   return [
     row["quantity"],
     f"{_number(row['ours']['median'])} {unit}".strip(),
     f"{_number(row['other']['median'])} {unit}".strip(),
-    names[row["other_side"]],
+    _other_name(row),
     _number(ratio["median"]),
     f"{_number(ratio['least'])}-{_number(ratio['greatest'])}",
     "" if row["target"] is None else f"{better} {row['target']:g}",
     {None: "", True: "✓", False: "✗"}[row["reached"]],
   ]
+
+
+def _other_name(row: Mapping[str, Any]) -> str:
+  """Returns what is compared with, for users."""
+  if row["other_side"] != "reference":
+    return {"live": "live model", "limit": "limit"}[row["other_side"]]
+  return subjects.reference_name(subjects.SUBJECTS[row["model"]].family)
 
 
 def _number(value: float) -> str:
@@ -361,6 +362,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
   """Draws the ratios, a panel for each model, with spreads and targets."""
   os.environ.setdefault("MPLBACKEND", "agg")
   from matplotlib import pyplot as plt
+  from matplotlib import ticker
 
   by_model = {
     model: [row for row in rows if row["model"] == model]
@@ -393,10 +395,14 @@ def plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
         ax.plot(row["target"], y, "|", color="black", markersize=14)
     ax.axvline(1, color="lightgray", zorder=0)
     ax.set_xscale("log")
+    ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
     ax.set_yticks(
       range(len(shown)),
       [
-        row["quantity"] + (" (more is better)" if row["more_is_better"] else "")
+        f"{row['quantity']}{', more is better' * row['more_is_better']}"
+        f" ({_other_name(row)})"
         for row in shown
       ],
       fontsize=8,
@@ -404,8 +410,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     ax.set_ylim(len(shown) - 0.5, -0.5)
     ax.set_title(subjects.SUBJECTS[model].description, loc="left", fontsize=10)
   figure.supxlabel(
-    "ours ÷ the other (median, least to greatest of the rounds). Black: target."
-    " Green: reached. Red: missed.",
+    "ours ÷ the other, which stands in brackets: median, least and greatest of"
+    " the rounds. Black bar: target; green: reached; red: missed.",
     fontsize=8,
   )
   figure.savefig(path, dpi=120)
