@@ -1,0 +1,209 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from unittest import mock
+
+from absl import flags
+from absl.testing import absltest
+import numpy as np
+
+from integration_tests.benchmarks import compare
+from integration_tests.benchmarks import processes
+from integration_tests.benchmarks import results
+from integration_tests.benchmarks import subjects
+
+flags.DEFINE_string("ours", None, "An export of the MNIST CNN.")
+flags.DEFINE_string("other", None, "One of the same, with other weights.")
+
+_COMPARE = str(subjects.RUNFILES / "integration_tests/benchmarks/compare")
+
+# Takes 200 MiB, and a second of CPU in a child.
+_HUNGRY = """
+import subprocess, sys, time
+memory = b"x" * (200 * 2**20)
+child = "import time\\nwhile time.process_time() < 1: pass"
+subprocess.run([sys.executable, "-c", child])
+time.sleep(0.5)
+"""
+
+# Notes its turn in a file that it shares with another.
+_PLAYER = """
+import json, sys
+print(flush=True)
+for line in sys.stdin:
+  with open(sys.argv[1], "a") as f:
+    f.write(sys.argv[2])
+  print(json.dumps({"name": sys.argv[2]}), flush=True)
+"""
+
+
+class CompareTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.directory = pathlib.Path(
+      tempfile.mkdtemp(dir=absltest.TEST_TMPDIR.value)
+    )
+
+  def test_compares_exports_of_the_mnist_cnn(self):
+    result = subprocess.run(
+      [
+        _COMPARE,
+        "--quick",
+        "--models=mnist_cnn",
+        "--measures=load",
+        "--output_dir=compared",
+      ],
+      capture_output=True,
+      text=True,
+      env={**os.environ, "BUILD_WORKING_DIRECTORY": str(self.directory)},
+    )
+    self.assertEqual(result.returncode, 0, result.stderr)
+    self.assertIn("load and first call: wall", result.stdout)
+    output_dir = self.directory / "compared"
+    report = json.loads((output_dir / "results.json").read_text())
+    self.assertEqual(report["refused"], {})
+    sides = {s["side"]: s["values"] for s in report["samples"]}
+    self.assertCountEqual(sides, ["ours", "reference"])
+    row = report["ratios"][0]
+    self.assertEqual(row["quantity"], "load and first call: wall")
+    self.assertEqual(
+      row["ratio"]["median"],
+      sides["ours"]["wall_s"] / sides["reference"]["wall_s"],
+    )
+    self.assertIn("| load and first call: wall |", _read(output_dir, "md"))
+    self.assertStartsWith(
+      (output_dir / "ratios.png").read_bytes().decode("latin-1"), "\x89PNG"
+    )
+
+  def test_makes_no_ratio_of_exports_that_differ(self):
+    values = flags.FLAGS
+    paths = {"ours": values.ours, "reference": values.other}
+
+    def copy(name, side, work_dir, export_dir):
+      return ["cp", "-rL", paths[side], str(export_dir)]
+
+    with mock.patch.object(subjects, "export_command", copy):
+      agreed = compare.compare(
+        ["mnist_cnn"], 1, ["load"], output_dir=self.directory
+      )
+    self.assertFalse(agreed)
+    report = json.loads((self.directory / "results.json").read_text())
+    self.assertEqual((report["ratios"], report["samples"]), ([], []))
+    self.assertRegex(
+      _read(self.directory, "md"),
+      r"✗ MNIST CNN, 28 px: no ratio, .* differ: output by [\d.]+, of values",
+    )
+
+  def test_a_wrong_model_is_refused_in_one_line(self):
+    result = subprocess.run(
+      [_COMPARE, "--models=alexnet"], capture_output=True, text=True
+    )
+    self.assertEqual(result.returncode, 1)
+    self.assertIn("They are mnist_cnn, preprocessor,", result.stderr)
+    self.assertNotIn("Traceback", result.stderr)
+
+
+class ResultsTest(absltest.TestCase):
+  def test_outputs_may_differ_by_a_hundred_thousandth_of_the_largest(self):
+    reference = {"a": np.array([1.0, -2.0]), "ids": np.array([1, 2])}
+    self.assertEqual(results.differences(reference, reference), [])
+    for change, name in (
+      ({"a": np.array([1.0, -2.00003])}, "a by 3e-05, of values up to 2"),
+      ({"a": np.array([1.0, np.nan])}, "a by nan"),
+      ({"ids": np.array([1, 3])}, "ids: 50% of the values"),
+      ({"a": np.array([[1.0, -2.0]])}, r"a is float64\(1, 2\)"),
+      ({"b": np.array([1.0])}, "outputs"),
+    ):
+      (found,) = results.differences({**reference, **change}, reference)
+      self.assertRegex(found, name)
+    near = {**reference, "a": np.array([1.0, -2.00001])}
+    self.assertEqual(results.differences(near, reference), [])
+
+  def test_ratios_are_made_within_each_round(self):
+    seconds = {"ours": [1, 6, 3], "reference": [2, 3, 3]}
+    samples = [
+      {
+        "model": "bert_base",
+        "measure": "export",
+        "side": side,
+        "round": i,
+        "values": {"cpu_s": value},
+      }
+      for side, values in seconds.items()
+      for i, value in enumerate(values)
+    ]
+    (row,) = results.ratios(samples)
+    self.assertEqual(
+      row["ratio"], {"median": 1.0, "least": 0.5, "greatest": 2.0}
+    )
+    self.assertEqual((row["target"], row["reached"]), (0.5, False))
+    self.assertEqual(
+      "|".join(results.cells(row)),
+      "export: CPU|3 s|3 s|Model Garden|1|0.5-2|≤ 0.5|✗",
+    )
+
+  def test_first_and_later_turns(self):
+    turns = [{"wall_s": w, "cpu_s": 2 * w} for w in (9.0, 1.0, 3.0, 2.0)]
+    self.assertEqual(
+      results.of_turns(turns, calls=4, examples=32),
+      {
+        "first_s": 2.25,
+        "later_s": 0.5,
+        "later_per_s": 64.0,
+        "later_cpu_s": 1.0,
+      },
+    )
+
+
+class ProcessesTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.directory = pathlib.Path(
+      tempfile.mkdtemp(dir=absltest.TEST_TMPDIR.value)
+    )
+
+  def test_time_and_memory_of_a_process_and_its_child(self):
+    took = processes.run(
+      [sys.executable, "-c", _HUNGRY], self.directory / "log"
+    )
+    self.assertBetween(took["cpu_s"], 1.0, 2.5)
+    self.assertGreater(took["wall_s"], 1.5)
+    for key in ("memory_mib", "memory_all_mib"):
+      self.assertBetween(took[key], 200, 260)
+
+  def test_a_failure_is_told_in_one_line(self):
+    program = "import sys; sys.exit('a\\nwhat is wrong')"
+    with self.assertRaisesRegex(
+      processes.ProcessError, "ended with 1, and said: what is wrong$"
+    ):
+      processes.run([sys.executable, "-c", program], self.directory / "log")
+    with self.assertRaisesRegex(processes.ProcessError, "what is wrong$"):
+      processes.take_turns(
+        {"a": [sys.executable, "-c", program]}, {"a": 1}, self.directory
+      )
+
+  def test_processes_act_in_turn(self):
+    score = self.directory / "score"
+    printed = processes.take_turns(
+      {
+        side: [sys.executable, "-c", _PLAYER, str(score), side]
+        for side in ("a", "b")
+      },
+      {"a": 3, "b": 2},
+      self.directory,
+    )
+    self.assertEqual(score.read_text(), "ababa")
+    self.assertEqual(
+      printed, {"a": [{"name": "a"}] * 3, "b": [{"name": "b"}] * 2}
+    )
+
+
+def _read(directory, suffix):
+  return (directory / f"results.{suffix}").read_text()
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,184 @@
+"""What runs in a process of its own, so that nothing is shared or warm.
+
+`subjects.measurement` makes the command. It prints lines of JSON; functions
+that are measured in turn with others read a line before each turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import json
+import resource
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_hub as hub
+import tensorflow_text  # noqa: F401 A preprocessor has ops of it.
+import tf_keras
+
+from integration_tests.benchmarks import subjects
+
+
+def generate(name: str, work_dir: str) -> None:
+  """Writes what the exporters of a subject take."""
+  from integration_tests.benchmarks import sources
+
+  sources.generate(name, work_dir)
+
+
+def save_with_keras(name: str, work_dir: str, export_dir: str) -> None:
+  """Exports a subject as users of Keras would."""
+  from integration_tests.benchmarks import sources
+
+  sources.restored(name, work_dir).save(export_dir, include_optimizer=False)
+
+
+def write_variables(work_dir: str, path: str) -> None:
+  """Writes the variables of a checkpoint once: the floor of any exporter."""
+  reader = tf.train.load_checkpoint(subjects.checkpoint(work_dir))
+  variables = [
+    tf.Variable(reader.get_tensor(name))
+    for name in reader.get_variable_to_shape_map()
+    if name.endswith("VARIABLE_VALUE")
+  ]
+  checkpoint = tf.train.Checkpoint(variables=variables)
+  _print(_timed(lambda: checkpoint.write(path))[1])
+
+
+def load(name: str, saved_model_dir: str, outputs: str) -> None:
+  """Loads an export and calls it once.
+
+  Args:
+    name: Of the subject.
+    saved_model_dir: The export.
+    outputs: Where its outputs go, a file of numpy's, each under its path.
+  """
+  inputs = _batch(name, 3, subjects.SUBJECTS[name].size, seed=0)
+  values, seconds = _timed(
+    lambda: _call(hub.KerasLayer(saved_model_dir), inputs)
+  )
+  memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+  np.savez(outputs, **values)
+  _print({**seconds, "memory_mib": memory})
+
+
+def _call(layer: hub.KerasLayer, inputs: Any) -> dict[str, np.ndarray]:
+  """Returns all outputs; a name is the key, and the index in a list."""
+  outputs = layer(inputs)
+  if not isinstance(outputs, dict):
+    outputs = {"output": outputs}
+  return {
+    f"{name}[{i}]" if isinstance(value, (list, tuple)) else name: part.numpy()
+    for name, value in outputs.items()
+    for i, part in enumerate(tf.nest.flatten(value))
+  }
+
+
+def train(
+  name: str,
+  work_dir: str,
+  saved_model_dir: str | None,
+  size: int,
+  jit_compile: bool,
+) -> None:
+  """Takes a train step, of another batch, whenever it is its turn.
+
+  Args:
+    name: Of the subject.
+    work_dir: What `sources.generate` has filled.
+    saved_model_dir: The export to train; None for the live model.
+    size: Height and width of images, or length of sequences.
+    jit_compile: Whether XLA compiles the step.
+  """
+  if saved_model_dir:
+    model = hub.KerasLayer(saved_model_dir, trainable=True)
+  else:
+    from integration_tests.benchmarks import sources
+
+    model = sources.restored(name, work_dir)
+  weights = model.trainable_weights
+  # So small that the weights stay what they are, more or less.
+  optimizer = tf_keras.optimizers.SGD(1e-6, jit_compile=False)
+  optimizer.build(weights)
+
+  @tf.function(jit_compile=jit_compile)
+  def step(inputs: Any) -> tf.Tensor:
+    with tf.GradientTape() as tape:
+      outputs = model(inputs, training=True)
+      loss = tf.add_n(
+        [tf.reduce_mean(x**2) for x in tf.nest.flatten(outputs)] + model.losses
+      )
+    gradients = tape.gradient(loss, weights)
+    optimizer.apply_gradients(
+      (g, w) for g, w in zip(gradients, weights, strict=True) if g is not None
+    )
+    return loss
+
+  batch_size = subjects.SUBJECTS[name].batch_size
+  _in_turn(
+    lambda turn: _batch(name, batch_size, size, seed=turn),
+    lambda inputs: step(inputs).numpy(),
+  )
+
+
+def infer(name: str, saved_model_dir: str, batch_size: int, calls: int) -> None:
+  """Calls an export several times whenever it is its turn.
+
+  Args:
+    name: Of the subject.
+    saved_model_dir: The export.
+    batch_size: Number of examples.
+    calls: How often a turn calls it.
+  """
+  layer = tf.function(hub.KerasLayer(saved_model_dir))
+
+  def run(inputs: Any) -> None:
+    for _ in range(calls):
+      outputs = tf.nest.flatten(layer(inputs))
+    outputs[0].numpy()
+
+  _in_turn(
+    lambda turn: _batch(
+      name, batch_size, subjects.SUBJECTS[name].size, seed=turn
+    ),
+    run,
+  )
+
+
+def _batch(name: str, batch_size: int, size: int, seed: int) -> Any:
+  return tf.nest.map_structure(
+    tf.constant, subjects.batch(subjects.SUBJECTS[name], batch_size, size, seed)
+  )
+
+
+def _in_turn(
+  prepare: Callable[[int], Any], action: Callable[[Any], Any]
+) -> None:
+  """Acts once for each line that is read, and prints how long it took.
+
+  An empty line says before that it is ready.
+  """
+  print(flush=True)
+  for turn, _ in enumerate(sys.stdin):
+    inputs = prepare(turn)
+    _print(_timed(lambda inputs=inputs: action(inputs))[1])
+
+
+def _timed(action: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+  cpu, wall = time.process_time(), time.perf_counter()
+  result = action()
+  return result, {
+    "cpu_s": time.process_time() - cpu,
+    "wall_s": time.perf_counter() - wall,
+  }
+
+
+def _print(values: dict[str, float]) -> None:
+  print(json.dumps(values), flush=True)
+
+
+if __name__ == "__main__":
+  globals()[sys.argv[1]](**json.loads(sys.argv[2]))

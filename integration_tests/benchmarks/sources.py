@@ -1,0 +1,91 @@
+"""The live models: what the exporters are given, and what users train."""
+
+from __future__ import annotations
+
+import itertools
+import pathlib
+import string
+
+import tensorflow as tf
+import tf_keras
+import yaml
+
+from integration_tests.benchmarks import subjects
+from models.nlp import bert
+from models.nlp import encoder_config
+from models.vision import mnist_cnn
+from models.vision import resnet
+
+_SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def generate(name: str, work_dir: str) -> None:
+  """Writes what the exporters of a subject take: a checkpoint and more.
+
+  Args:
+    name: Of the subject.
+    work_dir: An empty directory.
+  """
+  subject = subjects.SUBJECTS[name]
+  directory = pathlib.Path(work_dir)
+  if subject.family in ("bert", "preprocessor"):
+    tokens = "\n".join(_vocabulary(subjects.VOCAB_SIZE))
+    (directory / "vocab.txt").write_text(f"{tokens}\n")
+  if subject.family == "bert":
+    (directory / "encoder.yaml").write_text(
+      yaml.safe_dump({"type": "bert", "bert": dict(subject.config)})
+    )
+  if subject.family != "preprocessor":
+    tf_keras.utils.set_random_seed(0)
+    root, model = _build(subject, directory)
+    for seed, variable in enumerate(model.variables):
+      if variable.shape.rank == 1:  # Else they are all 0 or 1, as built.
+        noise = tf.random.stateless_uniform(variable.shape, [seed, 0])
+        variable.assign_add(0.1 * noise)
+    # Which Model Garden wants, and `write` lacks: `save_counter`.
+    root.save(str(directory / "model.ckpt"))
+
+
+def restored(name: str, work_dir: str) -> tf_keras.Model:
+  """Returns the live model of a subject, with the weights that are exported."""
+  root, model = _build(subjects.SUBJECTS[name], pathlib.Path(work_dir))
+  root.restore(subjects.checkpoint(work_dir)).assert_existing_objects_matched()
+  return model
+
+
+def _build(
+  subject: subjects.Subject, directory: pathlib.Path
+) -> tuple[tf.train.Checkpoint, tf_keras.Model]:
+  """Builds the full model's checkpoint, and the piece that is exported."""
+  if subject.family == "mnist_cnn":
+    model = mnist_cnn.feature_extractor()
+    full = mnist_cnn.classifier(model, 10)
+    return tf.train.Checkpoint(model=full), model
+  if subject.family == "resnet":
+    overrides = subject.config.get("params_override")
+    full = resnet.classifier(
+      resnet.config(
+        subject.config["experiment"], [overrides] if overrides else []
+      )
+    )
+    model = resnet.cut(full, ["feature_vector"], "none")
+    return tf.train.Checkpoint(model=full), model
+  config = encoder_config.from_yaml(str(directory / "encoder.yaml"))
+  model = bert.core_model(config)
+  return tf.train.Checkpoint(encoder=model.encoder), model
+
+
+def _vocabulary(size: int) -> list[str]:
+  """Makes wordpieces of one to three letters, at word starts and within."""
+  letters = string.ascii_lowercase + string.digits + string.punctuation
+  pieces = (
+    prefix + "".join(piece)
+    for length, alphabet in (
+      (1, letters),
+      (2, string.ascii_lowercase),
+      (3, string.ascii_lowercase),
+    )
+    for piece in itertools.product(alphabet, repeat=length)
+    for prefix in ("", "##")
+  )
+  return list(itertools.islice(itertools.chain(_SPECIAL_TOKENS, pieces), size))

@@ -1,0 +1,286 @@
+"""What is compared: the models, their sizes, and the commands that export them.
+
+It is all data, and imports no TensorFlow: `sources` builds the models. The
+sides are `ours`; `ours_verified`, the same with --verification=fast;
+`reference`, what users would pick instead; and `live`, the model itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+
+# Where Bazel puts the binaries, beside this folder.
+RUNFILES = pathlib.Path(__file__).parents[2]
+
+VOCAB_SIZE = 30522
+
+# All that have `--help`, but for compile_for_tpu, which would bring libtpu.
+BINARIES = (
+  "exporters/bert",
+  "exporters/check",
+  "exporters/mnist_cnn",
+  "exporters/resnet",
+  "integration_tests/use_bert",
+  "integration_tests/use_mnist_cnn",
+  "integration_tests/use_resnet",
+)
+
+
+MODEL_GARDEN = {
+  "nlp": [sys.executable, "-m", "official.nlp.tools.export_tfhub"],
+  "vision": [sys.executable, "-m", "official.vision.serving.export_tfhub"],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+  """A model to export.
+
+  Attributes:
+    family: `mnist_cnn`, `bert`, `preprocessor` or `resnet`.
+    description: For the tables.
+    config: Of `bert`, keys of Model Garden's `BertEncoderConfig`; of `resnet`,
+      `experiment`, and optionally `params_override` as Model Garden's trainer
+      takes it.
+    size: Height and width of images, or the length of sequences, in training
+      and inference.
+    xla_size: The same in train steps under XLA.
+    batch_size: Of a train step.
+    reference_xla_steps: Train steps of the reference's export under XLA, each
+      of which it may compile.
+    measures: What is measured.
+  """
+
+  family: str
+  description: str
+  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  size: int = 0
+  xla_size: int = 0
+  batch_size: int = 8
+  reference_xla_steps: int = 3
+  measures: tuple[str, ...] = ("export", "load", "train", "inference")
+
+
+def _bert(layers: int, hidden_size: int) -> dict[str, Any]:
+  return {
+    "vocab_size": VOCAB_SIZE,
+    "num_layers": layers,
+    "hidden_size": hidden_size,
+    "num_attention_heads": hidden_size // 64,
+    "intermediate_size": 4 * hidden_size,
+  }
+
+
+SUBJECTS = {
+  "mnist_cnn": Subject(
+    "mnist_cnn", "MNIST CNN, 28 px", size=28, xla_size=28, batch_size=32
+  ),
+  "preprocessor": Subject(
+    "preprocessor",
+    "preprocessor of 30,522 wordpieces",
+    size=128,
+    measures=("export", "load", "inference"),
+  ),
+  "bert_tiny": Subject(
+    "bert",
+    "BERT 2x128",
+    _bert(2, 128),
+    size=32,
+    xla_size=32,
+  ),
+  "bert_4x512": Subject(
+    "bert", "BERT 4x512", _bert(4, 512), size=64, xla_size=64
+  ),
+  "bert_base": Subject(
+    "bert",
+    "BERT-base, 12x768",
+    _bert(12, 768),
+    size=64,
+    xla_size=64,
+    batch_size=4,
+    reference_xla_steps=2,
+  ),
+  "resnet_tiny": Subject(
+    "resnet",
+    "ResNet-18 of a quarter of the width",
+    {
+      "experiment": "resnet_imagenet",
+      "params_override": "task.model.backbone.resnet.model_id=18,"
+      "task.model.backbone.resnet.depth_multiplier=0.25",
+    },
+    size=32,
+    xla_size=32,
+  ),
+  "resnet50": Subject(
+    "resnet",
+    "ResNet-50",
+    {"experiment": "resnet_imagenet"},
+    size=224,
+    xla_size=64,
+    batch_size=4,
+    reference_xla_steps=2,
+  ),
+  "bert_3gb": Subject(
+    "bert",
+    "BERT 14x2048, 3 GB of weights",
+    _bert(14, 2048),
+    size=32,
+    measures=("export",),
+  ),
+}
+QUICK = ("mnist_cnn", "preprocessor", "bert_tiny", "resnet_tiny")
+DEFAULT = tuple(name for name in SUBJECTS if not name.endswith("_tiny"))
+
+
+def reference_name(family: str) -> str:
+  """Returns who exports the same model otherwise."""
+  return "tf_keras Model.save" if family == "mnist_cnn" else "Model Garden"
+
+
+def checkpoint(work_dir: str | pathlib.Path) -> str:
+  """Returns the path of the checkpoint in a subject's directory."""
+  return f"{work_dir}/model.ckpt-1"
+
+
+def batch(subject: Subject, batch_size: int, size: int, seed: int) -> Any:
+  """Makes inputs of a subject.
+
+  Args:
+    subject: What takes them.
+    batch_size: Number of examples.
+    size: Height and width of images, or length of sequences.
+    seed: Another one gives other inputs.
+
+  Returns:
+    Images, float32 `[batch_size, size, size, channels]`; or a dict of BERT's
+    inputs, int32 `[batch_size, size]`; or sentences, strings `[batch_size]`.
+  """
+  random = np.random.default_rng(seed)
+  if subject.family == "preprocessor":
+    words = random.choice(
+      ["the", "quick", "brown", "Fox", "überall", "3.14"], [batch_size, 60]
+    )
+    return np.array([" ".join(row) for row in words])
+  if subject.family == "bert":
+    mask = np.ones([batch_size, size], np.int32)
+    mask[:, -3:] = 0
+    return {
+      "input_word_ids": random.integers(
+        VOCAB_SIZE, size=mask.shape, dtype=np.int32
+      ),
+      "input_mask": mask,
+      "input_type_ids": random.integers(2, size=mask.shape, dtype=np.int32),
+    }
+  channels = 1 if subject.family == "mnist_cnn" else 3
+  return random.random([batch_size, size, size, channels], np.float32)
+
+
+def measurement(action: str, **kwargs: Any) -> list[str]:
+  """Returns the command that runs a function of `measurements`."""
+  return [
+    sys.executable,
+    "-m",
+    "integration_tests.benchmarks.measurements",
+    action,
+    json.dumps(kwargs),
+  ]
+
+
+def export_command(
+  name: str,
+  side: str,
+  work_dir: pathlib.Path,
+  export_dir: pathlib.Path,
+  size: int | None = None,
+) -> list[str]:
+  """Returns the command that exports a subject.
+
+  Args:
+    name: Of the subject.
+    side: `ours`, `ours_verified` or `reference`.
+    work_dir: What `sources.generate` has filled.
+    export_dir: Where the SavedModel goes.
+    size: Height and width of the images, which Model Garden's exports fix;
+      default: the subject's.
+  """
+  subject = SUBJECTS[name]
+  if side == "reference":
+    return _reference_command(name, work_dir, export_dir, size or subject.size)
+  binary = "bert" if subject.family == "preprocessor" else subject.family
+  flags = {
+    "mnist_cnn": [f"--checkpoint_path={checkpoint(work_dir)}"],
+    "preprocessor": [
+      "--export_type=preprocessing",
+      f"--vocab_file={work_dir}/vocab.txt",
+      "--do_lower_case",
+    ],
+    "bert": [
+      f"--encoder_config_file={work_dir}/encoder.yaml",
+      f"--checkpoint_path={checkpoint(work_dir)}",
+      f"--vocab_file={work_dir}/vocab.txt",
+      "--do_lower_case",
+      "--pooler=checkpoint",
+    ],
+    "resnet": [
+      f"--checkpoint_path={checkpoint(work_dir)}",
+      # Model Garden's leaves it to its users.
+      "--normalization=none",
+      *_flags(subject.config),
+    ],
+  }[subject.family]
+  verification = "fast" if side == "ours_verified" else "off"
+  return [
+    str(RUNFILES / "exporters" / binary),
+    *flags,
+    f"--verification={verification}",
+    f"--export_dir={export_dir}",
+  ]
+
+
+def _reference_command(
+  name: str, work_dir: pathlib.Path, export_dir: pathlib.Path, size: int
+) -> list[str]:
+  subject = SUBJECTS[name]
+  if subject.family == "mnist_cnn":
+    return measurement(
+      "save_with_keras",
+      name=name,
+      work_dir=str(work_dir),
+      export_dir=str(export_dir),
+    )
+  if subject.family == "resnet":
+    return [
+      *MODEL_GARDEN["vision"],
+      *_flags(subject.config),
+      f"--checkpoint_path={checkpoint(work_dir)}",
+      f"--input_image_size={size},{size}",
+      "--skip_logits_layer",
+      f"--export_dir={export_dir}",
+    ]
+  encoder_flags = [
+    "--export_type=model",
+    f"--encoder_config_file={work_dir}/encoder.yaml",
+    f"--model_checkpoint_path={checkpoint(work_dir)}",
+  ]
+  return [
+    *MODEL_GARDEN["nlp"],
+    *(
+      encoder_flags
+      if subject.family == "bert"
+      else ["--export_type=preprocessing"]
+    ),
+    f"--vocab_file={work_dir}/vocab.txt",
+    "--do_lower_case",
+    f"--export_path={export_dir}",
+  ]
+
+
+def _flags(config: Mapping[str, Any]) -> list[str]:
+  return [f"--{name}={value}" for name, value in config.items()]
