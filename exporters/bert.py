@@ -233,6 +233,13 @@ def export(
         checkpoint_dir=checkpoint_path,
       )
       token_file = token_file or os.path.join(checkpoint_path, "vocab.txt")
+    if tokenizer.model:
+      token_file = os.path.join(
+        stack.enter_context(tempfile.TemporaryDirectory()),
+        os.path.basename(token_file),
+      )
+      with open(token_file, "wb") as f:
+        f.write(tokenizer.model)
     if export_type in ("preprocessing", "all"):
       bert_preprocessor.export(
         os.path.join(directory, "preprocessor") if together else directory,
