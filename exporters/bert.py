@@ -386,7 +386,8 @@ def _restored(
   pooler = bert.pooler(core)
   next_sentence = None
   if pooler_from == "next_sentence":
-    next_sentence = _built_like(pooler)
+    with tf.name_scope("next_sentence/pooler_dense"):  # For errors.
+      next_sentence = _built_like(pooler)
   pretrainer, masked_lm, of_masked_lm = None, None, []
   if with_mlm is not False:
     pretrainer = bert.pretrain_model(core)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -22,6 +23,7 @@ import yaml
 from exporters import bert as exporter
 from exporters.reusable import errors
 from models.nlp import bert
+from models.nlp import pretraining
 
 _EXPORTER = pathlib.Path("exporters/bert").absolute()
 
@@ -111,6 +113,11 @@ results["mlm_logits"] = mlm["mlm_logits"]
 results["of mlm signature"] = encoder.signatures["mlm"](
     **inputs, masked_lm_positions=positions
 )["mlm_logits"]
+names = {"default", "pooled_output", "sequence_output"}
+for name, outputs in (("serving_default", names),
+                      ("mlm", names | {"mlm_logits"})):
+  actual = set(encoder.signatures[name].structured_outputs)
+  assert actual == outputs, actual
 assert len(encoder.mlm.variables) == len(encoder.variables) + 5
 tokens = preprocessor.tokenize(["The foxes.", "Dog"])
 assert tokens.to_list() == [[[57], [58, 35, 49], [60]], [[59]]], tokens
@@ -367,7 +374,7 @@ class BertTest(parameterized.TestCase):
       pooler = [v for v in export.variables if "pooler" in v.name]
       np.testing.assert_array_equal(pooler[0], expected[0])
     self.assert_refused(
-      "no value for kernel:0",
+      "no value for next_sentence/pooler_dense/kernel:0",
       checkpoint_path=str(self.directory / "encoder"),
       pooler="next_sentence",
     )
@@ -418,11 +425,67 @@ class BertTest(parameterized.TestCase):
     )
 
   def test_all_without_mlm(self):
+    config = {
+      "vocab_size": len(_TOKENS),
+      "hidden_size": 16,
+      "num_hidden_layers": 2,
+      "num_attention_heads": 2,
+      "intermediate_size": 24,
+      "max_position_embeddings": 32,
+      "type_vocab_size": 2,
+    }
     export = self.export(
-      checkpoint_path=str(self.directory / "encoder"), export_type="all"
+      checkpoint_path=str(self.directory / "encoder"),
+      export_type="all",
+      encoder_config_file=None,
+      bert_config_file=self.write("bert_config.json", json.dumps(config)),
     )
     self.assert_same_weights(export)
     self.assertNotIn("mlm", dir(export))
+
+  def test_preprocessor_alone(self):
+    preprocessor = self.export(
+      export_type="preprocessing",
+      encoder_config_file=None,
+      checkpoint_path=None,
+      pooler=None,
+    )
+    np.testing.assert_array_equal(
+      preprocessor(["The fox."], seq_length=6)["input_word_ids"],
+      [[2, 57, 58, 60, 3, 0]],
+    )
+
+  def test_trains_on_files_and_resumes(self):
+    words = " ".join(_LETTERS)
+    text = self.write(
+      "text", "".join(f"{words} the fox\n\n" for _ in range(60))
+    )
+    checkpoint_dir = self.directory / "trained"
+    for epochs in (1, 2):
+      export = self.export(
+        checkpoint_path=None,
+        vocab_file=None,
+        train_on=[text],
+        training_config=pretraining.Config(
+          epochs=epochs, steps_per_epoch=2, batch_size=4, seq_length=16
+        ),
+        checkpoint_dir=str(checkpoint_dir),
+        strategy="mirrored",
+        pooler="random",
+      )
+      newest = tf.train.latest_checkpoint(str(checkpoint_dir))
+      self.assertEndsWith(newest, f"/ckpt-{2 * epochs}")
+      embedding = tf.train.load_variable(
+        newest,
+        "encoder/_embedding_layer/embeddings/.ATTRIBUTES/VARIABLE_VALUE",
+      )
+      np.testing.assert_array_equal(export.variables[0], embedding)
+    vocabulary = (checkpoint_dir / "vocab.txt").read_text()
+    self.assertEqual(
+      pathlib.Path(export.vocab_file.asset_path.numpy().decode()).read_text(),
+      vocabulary,
+    )
+    self.assertLen(vocabulary.splitlines(), len(embedding))
 
   def test_what_does_not_go_together(self):
     text = pathlib.Path(self.vocab_file).read_text()
