@@ -120,6 +120,7 @@ def export(
   encoder_config_file: str | None = None,
   bert_config_file: str | None = None,
   checkpoint_path: str | None = None,
+  weights: str | None = None,
   train_on: Sequence[str] | None = None,
   training_config: pretraining.Config | None = None,
   checkpoint_dir: str | None = None,
@@ -151,6 +152,8 @@ def export(
     bert_config_file: A `bert_config.json`, as the first BERTs have.
     checkpoint_path: For an encoder: its checkpoint, in any structure that Model
       Garden writes; the prefix of its files or a directory.
+    weights: `raw`, or `average` for the moving averages, where the checkpoint
+      has both.
     train_on: Instead of a checkpoint: text files, or `python_docs` alone, to
       pre-train the encoder on. Without `vocab_file` a vocabulary is built, of
       at most the `vocab_size` in the config.
@@ -196,7 +199,10 @@ def export(
       f"--pooler={pooler}: the training does not reach a pooler. Say"
       " --pooler=random or --pooler=identity."
     )
-  provenance = {"source": "a checkpoint"}
+  provenance = {
+    "source": "a checkpoint"
+    + (", averaged over its training" if weights == "average" else "")
+  }
   together = export_type == "all"
   with contextlib.ExitStack() as stack:
     directory = stack.enter_context(
@@ -227,6 +233,13 @@ def export(
         checkpoint_dir=checkpoint_path,
       )
       token_file = token_file or os.path.join(checkpoint_path, "vocab.txt")
+    if tokenizer.model:
+      token_file = os.path.join(
+        stack.enter_context(tempfile.TemporaryDirectory()),
+        os.path.basename(token_file),
+      )
+      with open(token_file, "wb") as f:
+        f.write(tokenizer.model)
     if export_type in ("preprocessing", "all"):
       bert_preprocessor.export(
         os.path.join(directory, "preprocessor") if together else directory,
@@ -247,6 +260,7 @@ def export(
       core, pretrainer = _restored(
         config,
         checkpoint_path,
+        weights,
         pooler,
         with_mlm=None if together else export_type == "encoder_with_mlm",
       )
@@ -335,6 +349,7 @@ def _check_seq_length(config: encoders.EncoderConfig, seq_length: int) -> None:
 def _restored(
   config: encoders.EncoderConfig,
   checkpoint_path: str,
+  weights: str | None,
   pooler_from: str,
   *,
   with_mlm: bool | None,
@@ -344,6 +359,7 @@ def _restored(
   Args:
     config: Of the encoder.
     checkpoint_path: The checkpoint.
+    weights: `raw`, `average`, or None, which leaves no choice.
     pooler_from: One of `_POOLERS`.
     with_mlm: Whether to restore the head of masked language modeling too; None:
       if it is in the checkpoint.
@@ -370,7 +386,8 @@ def _restored(
   pooler = bert.pooler(core)
   next_sentence = None
   if pooler_from == "next_sentence":
-    next_sentence = _built_like(pooler)
+    with tf.name_scope("next_sentence/pooler_dense"):  # For errors.
+      next_sentence = _built_like(pooler)
   pretrainer, masked_lm, of_masked_lm = None, None, []
   if with_mlm is not False:
     pretrainer = bert.pretrain_model(core)
@@ -384,6 +401,7 @@ def _restored(
       _structures(core.encoder, masked_lm, next_sentence),
       left_out=_LEFT_OUT,
       optional=[*pooler.variables, *(of_masked_lm if with_mlm is None else [])],
+      weights=weights,
     )
   }
   if pooler_from == "checkpoint" and any(
@@ -513,20 +531,29 @@ def _export_encoder(
 def _checked_length(
   inputs: dict[str, tf.Tensor], limit: int
 ) -> dict[str, tf.Tensor]:
-  """Adds an op that fails before the encoder does, and says why.
+  """Adds ops that fail before the encoder does, and say why.
 
-  XLA, and so a TPU, leaves it out of its program; it knows the shape when it
-  compiles, and fails then.
+  Which of them does depends on who finds out. Of a free shape it is the Assert,
+  at run time. A static one, such as any in an eager call, TensorFlow looks at
+  before it runs anything; and XLA, so a TPU too, has no Asserts. Both name the
+  op that cannot be.
   """
   word_ids = inputs["input_word_ids"]
+  length = tf.shape(word_ids)[1]
   within = tf.debugging.assert_less_equal(
-    tf.shape(word_ids)[1],
+    length,
     limit,
     f"seq_length is past the position table of this encoder, which has {limit}"
     " rows. Pack to a smaller seq_length.",
   )
   # None when run eagerly.
   with tf.control_dependencies([within] if within is not None else []):
+    rows_left = tf.fill(
+      [limit - length],
+      0,
+      name=f"seq_length_is_past_the_position_table_which_has_{limit}_rows",
+    )
+  with tf.control_dependencies([rows_left]):
     return {**inputs, "input_word_ids": tf.identity(word_ids)}
 
 
@@ -652,6 +679,7 @@ def define_flags() -> None:
     " library.",
   )
   command_line.define_flags(without_weights=("export_type", "preprocessing"))
+  command_line.define_weights_flag()
   flags.adopt_module_key_flags(command_line)
   flags.DEFINE_string(
     "encoder_config_file",
@@ -760,6 +788,7 @@ def main() -> None:
     encoder_config_file=command_line.path(values.encoder_config_file),
     bert_config_file=command_line.path(values.bert_config_file),
     checkpoint_path=command_line.path(values.checkpoint_path),
+    weights=values.weights,
     train_on=(
       [
         name if name == "python_docs" else command_line.path(name)

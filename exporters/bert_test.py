@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -14,6 +15,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
 from official.nlp.configs import encoders
+import sentencepiece
 import tensorflow as tf
 import tf_keras
 import yaml
@@ -21,6 +23,7 @@ import yaml
 from exporters import bert as exporter
 from exporters.reusable import errors
 from models.nlp import bert
+from models.nlp import pretraining
 
 _EXPORTER = pathlib.Path("exporters/bert").absolute()
 
@@ -61,6 +64,12 @@ _SIZES = {
   "num_experts": 2,
 }
 
+_SENTENCES = [
+  "the quick brown fox jumps over the lazy dog",
+  "a quick dog",
+  "how vexingly quick daft zebras jump over lazy brown foxes",
+]
+
 # What a consumer sees, in a process without our code and Model Garden's.
 _CONSUMER = """
 import sys
@@ -68,6 +77,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_hub as hub
 import tensorflow_text
+import tf_keras
 
 encoder = hub.load(sys.argv[1] + "/encoder")
 preprocessor = hub.load(sys.argv[1] + "/preprocessor")
@@ -103,6 +113,11 @@ results["mlm_logits"] = mlm["mlm_logits"]
 results["of mlm signature"] = encoder.signatures["mlm"](
     **inputs, masked_lm_positions=positions
 )["mlm_logits"]
+names = {"default", "pooled_output", "sequence_output"}
+for name, outputs in (("serving_default", names),
+                      ("mlm", names | {"mlm_logits"})):
+  actual = set(encoder.signatures[name].structured_outputs)
+  assert actual == outputs, actual
 assert len(encoder.mlm.variables) == len(encoder.variables) + 5
 tokens = preprocessor.tokenize(["The foxes.", "Dog"])
 assert tokens.to_list() == [[[57], [58, 35, 49], [60]], [[59]]], tokens
@@ -120,17 +135,33 @@ for count, expected in (
 ):
   packed = preprocessor.bert_pack_inputs([tokens] * count, seq_length=10)
   assert packed["input_word_ids"][0].numpy().tolist() == expected, packed
-# Of a static shape TensorFlow finds out by itself, when it infers shapes.
-free = tf.function(
-    lambda x: encoder([x] * 3),
-    input_signature=[tf.TensorSpec([None, None], tf.int32)],
-)
-free(tf.zeros([1, 32], tf.int32))
-try:
-  free(tf.zeros([1, 33], tf.int32))
-  raise AssertionError("seq_length 33 was taken.")
-except tf.errors.InvalidArgumentError as e:
-  assert "past the position table of this encoder, which has 32" in str(e), e
+
+def free(jit_compile):
+  return tf.function(
+      lambda x: encoder([x] * 3),
+      input_signature=[tf.TensorSpec([None, None], tf.int32)],
+      jit_compile=jit_compile,
+  )
+
+def in_keras(ids):
+  specs = [tf_keras.Input(ids.shape[1:], dtype=ids.dtype) for _ in range(3)]
+  return hub.KerasLayer(encoder, trainable=True)(specs)
+
+too_long = "seq_length is past the position table of this encoder, which has 32"
+op = "{{node seq_length_is_past_the_position_table_which_has_32_rows}}"
+for function, error, message in (
+    (free(False), tf.errors.InvalidArgumentError, too_long),
+    (free(True), tf.errors.InvalidArgumentError, op),
+    (lambda x: encoder([x] * 3, training=True), ValueError, op),
+    (lambda x: encoder.mlm([x] * 3 + [x[:, :1]]), ValueError, op),
+    (in_keras, ValueError, op),
+):
+  function(tf.zeros([1, 32], tf.int32))
+  try:
+    function(tf.zeros([1, 33], tf.int32))
+    raise AssertionError("seq_length 33 was taken.")
+  except error as e:
+    assert message in str(e), e
 np.savez(sys.argv[2], **results)
 assert not {"models", "exporters", "official"} & set(sys.modules)
 """
@@ -343,7 +374,7 @@ class BertTest(parameterized.TestCase):
       pooler = [v for v in export.variables if "pooler" in v.name]
       np.testing.assert_array_equal(pooler[0], expected[0])
     self.assert_refused(
-      "no value for kernel:0",
+      "no value for next_sentence/pooler_dense/kernel:0",
       checkpoint_path=str(self.directory / "encoder"),
       pooler="next_sentence",
     )
@@ -394,11 +425,67 @@ class BertTest(parameterized.TestCase):
     )
 
   def test_all_without_mlm(self):
+    config = {
+      "vocab_size": len(_TOKENS),
+      "hidden_size": 16,
+      "num_hidden_layers": 2,
+      "num_attention_heads": 2,
+      "intermediate_size": 24,
+      "max_position_embeddings": 32,
+      "type_vocab_size": 2,
+    }
     export = self.export(
-      checkpoint_path=str(self.directory / "encoder"), export_type="all"
+      checkpoint_path=str(self.directory / "encoder"),
+      export_type="all",
+      encoder_config_file=None,
+      bert_config_file=self.write("bert_config.json", json.dumps(config)),
     )
     self.assert_same_weights(export)
     self.assertNotIn("mlm", dir(export))
+
+  def test_preprocessor_alone(self):
+    preprocessor = self.export(
+      export_type="preprocessing",
+      encoder_config_file=None,
+      checkpoint_path=None,
+      pooler=None,
+    )
+    np.testing.assert_array_equal(
+      preprocessor(["The fox."], seq_length=6)["input_word_ids"],
+      [[2, 57, 58, 60, 3, 0]],
+    )
+
+  def test_trains_on_files_and_resumes(self):
+    words = " ".join(_LETTERS)
+    text = self.write(
+      "text", "".join(f"{words} the fox\n\n" for _ in range(60))
+    )
+    checkpoint_dir = self.directory / "trained"
+    for epochs in (1, 2):
+      export = self.export(
+        checkpoint_path=None,
+        vocab_file=None,
+        train_on=[text],
+        training_config=pretraining.Config(
+          epochs=epochs, steps_per_epoch=2, batch_size=4, seq_length=16
+        ),
+        checkpoint_dir=str(checkpoint_dir),
+        strategy="mirrored",
+        pooler="random",
+      )
+      newest = tf.train.latest_checkpoint(str(checkpoint_dir))
+      self.assertEndsWith(newest, f"/ckpt-{2 * epochs}")
+      embedding = tf.train.load_variable(
+        newest,
+        "encoder/_embedding_layer/embeddings/.ATTRIBUTES/VARIABLE_VALUE",
+      )
+      np.testing.assert_array_equal(export.variables[0], embedding)
+    vocabulary = (checkpoint_dir / "vocab.txt").read_text()
+    self.assertEqual(
+      pathlib.Path(export.vocab_file.asset_path.numpy().decode()).read_text(),
+      vocabulary,
+    )
+    self.assertLen(vocabulary.splitlines(), len(embedding))
 
   def test_what_does_not_go_together(self):
     text = pathlib.Path(self.vocab_file).read_text()
@@ -423,7 +510,6 @@ class BertTest(parameterized.TestCase):
     self.export(do_lower_case=False, check_casing=False)
 
   @parameterized.parameters(
-    "albert",
     "bert_v2",
     "bigbird",
     "fnet",
@@ -448,6 +534,72 @@ class BertTest(parameterized.TestCase):
       verification="fast",
     )
     self.assertLen(export.variables, len(core.variables))
+
+  def test_albert_with_sentencepiece(self):
+    sp_model_file = self.directory / "sentencepiece.model"
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(_SENTENCES * 9),
+      # Which is then told in the file, and must not be in the export.
+      model_prefix=str(sp_model_file.with_suffix("")),
+      vocab_size=36,
+      pad_id=0,
+      unk_id=1,
+      bos_id=-1,
+      eos_id=-1,
+      control_symbols=["[CLS]", "[SEP]", "[MASK]"],
+      minloglevel=2,
+    )
+    values, config = _config("albert", vocab_size=36)
+    core = bert.core_model(config)
+    items = _randomized(bert.pretrain_model(core)).checkpoint_items
+    arguments = {
+      "vocab_file": None,
+      "sp_model_file": str(sp_model_file),
+      "encoder_config_file": self.write("albert", yaml.safe_dump(values)),
+      "checkpoint_path": tf.train.Checkpoint(**items).write(
+        str(self.directory / "albert_checkpoint")
+      ),
+    }
+    encoder = self.export(
+      **arguments, export_type="all", seq_length=16, verification="fast"
+    )
+    directory = self.directory / "export"
+    preprocessor = tf.saved_model.load(str(directory / "preprocessor"))
+    inputs = preprocessor([s.upper() for s in _SENTENCES])
+    processor = sentencepiece.SentencePieceProcessor(str(sp_model_file))
+    for row, sentence in zip(
+      inputs["input_word_ids"].numpy(), _SENTENCES, strict=True
+    ):
+      ids = [2, *processor.encode(sentence)[:14], 3]
+      np.testing.assert_array_equal(row, ids + [0] * (16 - len(ids)))
+    outputs, expected = encoder(inputs), core(inputs)
+    for name in ("sequence_output", "pooled_output"):
+      np.testing.assert_allclose(outputs[name], expected[name], atol=1e-5)
+    self.assertIn("mlm", dir(encoder))
+    self.assertEqual(
+      encoder.preprocessor_sha256(), preprocessor.preprocessor_sha256()
+    )
+    self.assertEqual(
+      pathlib.Path(encoder.sp_model_file.asset_path.numpy().decode()),
+      directory / "encoder" / "assets" / "sentencepiece.model",
+    )
+    here = str(self.directory).encode()
+    self.assertIn(here, sp_model_file.read_bytes())
+    for path in directory.rglob("*"):
+      if path.is_file():
+        self.assertNotIn(here, path.read_bytes(), path)
+    graph = (directory / "preprocessor" / "saved_model.pb").read_bytes()
+    self.assertNotIn(b"Assert", graph)
+    for message, changed in (
+      ("tokens have no offsets", {"tokenize_with_offsets": True}),
+      (
+        "has 36 tokens, .*a vocab_size of 61",
+        {"encoder_config_file": self.config_file},
+      ),
+      ("does not go with --nodo_lower_case", {"do_lower_case": False}),
+      ("not a model of SentencePiece", {"sp_model_file": self.vocab_file}),
+    ):
+      self.assert_refused(message, **{**arguments, **changed})
 
   def test_encoder_types_that_are_refused(self):
     for kind, message in (

@@ -6,6 +6,7 @@ import os
 import numpy as np
 from official.core import config_definitions
 from official.core import train_lib
+from official.core import train_utils
 from official.modeling import optimization
 from official.nlp.configs import bert as bert_config
 from official.nlp.configs import encoders
@@ -15,6 +16,7 @@ import tensorflow as tf
 import tensorflow_hub as hub
 
 from exporters import bert
+from exporters.reusable import errors
 from models.nlp import vocabulary
 
 _WORDS = [f"{a}{b}" for a in "bcdfg" for b in "aeiou"]
@@ -28,6 +30,7 @@ _SIZES = {
   "max_position_embeddings": 24,
 }
 _STEPS = 4
+_STRATEGY = tf.distribute.OneDeviceStrategy("CPU:0")
 
 
 def _records():
@@ -60,7 +63,7 @@ class BertTrainerTest(tf.test.TestCase):
     return path
 
   def train(self, model_dir):
-    """Returns the model that Model Garden has trained."""
+    """Returns what Model Garden has trained, and its trainer."""
     records = self.path("records")
     with tf.io.TFRecordWriter(records) as writer:
       for record in _records():
@@ -93,6 +96,7 @@ class BertTrainerTest(tf.test.TestCase):
         optimizer_config=optimization.OptimizationConfig(
           {
             "optimizer": {"type": "adamw"},
+            "ema": {"average_decay": 0.5},
             "learning_rate": {
               "type": "polynomial",
               "polynomial": {
@@ -105,51 +109,63 @@ class BertTrainerTest(tf.test.TestCase):
         ),
       ),
     )
+    task = masked_lm.MaskedLMTask(params.task)
+    with _STRATEGY.scope():
+      trainer = train_utils.create_trainer(
+        params, task, train=True, evaluate=False
+      )
     model, _ = train_lib.run_experiment(
-      distribution_strategy=tf.distribute.get_strategy(),
-      task=masked_lm.MaskedLMTask(params.task),
-      mode="train",
-      params=params,
-      model_dir=model_dir,
-      run_post_eval=False,
+      _STRATEGY, task, "train", params, model_dir, trainer=trainer
     )
-    return model
+    return model, trainer
 
   def test_exports_the_directory_of_the_trainer(self):
     model_dir = self.path("model")
-    model = self.train(model_dir)
+    model, trainer = self.train(model_dir)
     self.assertEndsWith(tf.train.latest_checkpoint(model_dir), f"-{_STEPS}")
-    export_dir = self.path("export")
-    bert.export(
-      export_dir=export_dir,
-      export_type="all",
-      do_lower_case=True,
-      vocab_file=self.path("vocab.txt", "\n".join(_VOCABULARY)),
-      encoder_config_file=self.path(
+    arguments = {
+      "export_dir": self.path("export"),
+      "export_type": "all",
+      "do_lower_case": True,
+      "vocab_file": self.path("vocab.txt", "\n".join(_VOCABULARY)),
+      "encoder_config_file": self.path(
         "encoder.yaml", json.dumps({"type": "bert", "bert": _SIZES})
       ),
-      checkpoint_path=model_dir,
-      pooler="checkpoint",
-      seq_length=16,
-      verification="off",
-    )
-    preprocessor = hub.load(os.path.join(export_dir, "preprocessor"))
-    encoder = hub.load(os.path.join(export_dir, "encoder"))
+      "checkpoint_path": model_dir,
+      "pooler": "checkpoint",
+      "seq_length": 16,
+      "verification": "off",
+    }
+    with self.assertRaisesRegex(
+      errors.ExportError,
+      "has the raw weights and moving averages of them: say which",
+    ):
+      bert.export(**arguments)
     sentences = [" ".join(_WORDS[i : i + 9 - i]) for i in range(5)]
-    inputs = preprocessor(sentences)
-    self.assertNotIn(1, inputs["input_word_ids"].numpy())  # [UNK]
-    inputs["masked_lm_positions"] = tf.constant([[1, 2, 0]] * 5)
-    expected = model(inputs, training=False)
-    actual = encoder.mlm(inputs)
     names = ("pooled_output", "sequence_output", "mlm_logits")
-    for name in names:
-      self.assertAllClose(actual[name], expected[name], rtol=0, atol=1e-5)
-      # It is not that of another model.
-      self.assertGreater(np.std(expected[name]), 1e-3)
-    self.assertLen(
-      encoder.trainable_variables,
-      len(model.encoder_network.trainable_variables),
-    )
+    raw = {}
+    for weights in ("raw", "average"):
+      bert.export(**arguments, weights=weights, overwrite=True)
+      preprocessor = hub.load(self.path("export/preprocessor"))
+      encoder = hub.load(self.path("export/encoder"))
+      inputs = preprocessor(sentences)
+      self.assertNotIn(1, inputs["input_word_ids"].numpy())  # [UNK]
+      inputs["masked_lm_positions"] = tf.constant([[1, 2, 0]] * 5)
+      expected = model(inputs, training=False)
+      actual = encoder.mlm(inputs)
+      for name in names:
+        self.assertAllClose(actual[name], expected[name], rtol=0, atol=1e-5)
+        # It is not that of another model.
+        self.assertGreater(np.std(expected[name]), 1e-3)
+        if weights == "average":
+          self.assertNotAllClose(actual[name], raw[name], atol=1e-3)
+      self.assertLen(
+        encoder.trainable_variables,
+        len(model.encoder_network.trainable_variables),
+      )
+      raw = actual
+      with _STRATEGY.scope():
+        trainer.optimizer.swap_weights()
 
 
 if __name__ == "__main__":

@@ -279,7 +279,7 @@ def _restore(
       "model/optimizer",
       "keras_api",
     ],
-    averages=None if weights is None else weights == "average",
+    weights=weights,
   )
 
 
@@ -447,18 +447,11 @@ def define_flags() -> None:
     " does, the second for legacy_resnet50 and the first for all others. It"
     " becomes a part of the export.",
   )
-  flags.DEFINE_enum(
-    "weights",
-    None,
-    ["raw", "average"],
-    "Which weights to take of a checkpoint that has moving averages of them"
-    " too. Model Garden evaluates the averages.",
-  )
   classifier_training.define_flags()
   flags.adopt_module_key_flags(classifier_training)
   command_line.define_flags()
+  command_line.define_weights_flag()
   flags.adopt_module_key_flags(command_line)
-  command_line.forbid_without("checkpoint_path", ["weights"])
 
 
 def main() -> None:

@@ -243,9 +243,9 @@ class UseBertTest(tf.test.TestCase):
     )
 
 
-# With 20 seeds, and another choice of modules to hold out, the difference was
-# 0.147 to 0.366.
-_MARGIN = 0.05
+# With 20 seeds the difference was 0.24 to 0.50: an accuracy of 0.44 to 0.59
+# against one of 0.04 to 0.26.
+_MARGIN = 0.15
 
 _NOWHERE = ["--saved_model_dir=/nowhere", "--preprocessor_dir=/nowhere"]
 

@@ -51,7 +51,7 @@ def restore(
   *,
   left_out: Sequence[str] = (),
   optional: Sequence[tf.Variable] = (),
-  averages: bool | None = False,
+  weights: str | None = "raw",
 ) -> list[tf.Variable]:
   """Restores a checkpoint that must match, both ways.
 
@@ -64,9 +64,9 @@ def restore(
     left_out: Paths of objects in the checkpoint, such as `model/optimizer`,
       that `roots` may lack. A `*` in a name stands for any characters.
     optional: Variables that the checkpoint may lack.
-    averages: Take the moving averages that Model Garden's optimizer
-      `ExponentialMovingAverage` keeps of variables, where it has them. None:
-      refuse a checkpoint that leaves the choice.
+    weights: `raw`; `average`, the moving averages that Model Garden's optimizer
+      `ExponentialMovingAverage` keeps of variables, of those that have one; or
+      None: refuse a checkpoint that leaves the choice.
 
   Returns:
     Those of `optional` that it does lack; they keep their values.
@@ -107,19 +107,19 @@ def restore(
         f"{f'; and {more} more' if more > 0 else ''}."
       )
     average_nodes = _average_nodes(graph)
-    if averages and not average_nodes:
+    if weights == "average" and not average_nodes:
       raise errors.ExportError(
         f"Checkpoint {prefix} has no moving averages, only the raw weights."
       )
-    if averages is None and average_nodes:
+    if weights is None and average_nodes:
       raise errors.ExportError(
         f"Checkpoint {prefix} has the raw weights and moving averages of them:"
-        " say which to export."
+        " say which to export, --weights=raw or --weights=average."
       )
     if not isinstance(root, tf.train.Checkpoint):
       root = tf.train.Checkpoint(root=root)
     status = root.read(prefix).expect_partial()
-    if averages:
+    if weights == "average":
       for variable, node_id in matched:
         for key in _keys(graph, average_nodes.get(node_id)):
           variable.assign(reader.get_tensor(key))

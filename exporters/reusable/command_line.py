@@ -79,6 +79,18 @@ def define_flags(*, without_weights: tuple[str, str] | None = None) -> None:
   )
 
 
+def define_weights_flag() -> None:
+  """Defines the flag for checkpoints that have moving averages too."""
+  flags.DEFINE_enum(
+    "weights",
+    None,
+    ["raw", "average"],
+    "Which weights to take of a checkpoint that has moving averages of them"
+    " too. Model Garden evaluates the averages.",
+  )
+  forbid_without("checkpoint_path", ["weights"])
+
+
 def path(value: str | None) -> str | None:
   """Makes a path of a flag absolute.
 

@@ -15,6 +15,8 @@ import hashlib
 from etils import epy
 
 with epy.lazy_imports():
+  from google.protobuf import message
+  from sentencepiece import sentencepiece_model_pb2
   import tensorflow as tf
   import tensorflow_text as text
 
@@ -52,6 +54,7 @@ class Tokenizer:
       same shape: ids; int64 offsets, in bytes of the string, of the start and
       of the end of each token. None where offsets cannot be told.
     resources: What the functions use and an export must hold.
+    model: That of SentencePiece, as its file has it; None of wordpieces.
   """
 
   kind: str
@@ -62,6 +65,7 @@ class Tokenizer:
   tokenize: Callable[[tf.Tensor], tf.RaggedTensor]
   tokenize_with_offsets: Callable[[tf.Tensor], list[tf.RaggedTensor]] | None
   resources: Sequence[tf.Module] = ()
+  model: bytes | None = None
 
 
 class CasingError(ValueError):
@@ -190,7 +194,8 @@ def sentencepiece_tokenizer(
 ) -> Tokenizer:
   """Makes a tokenizer as ALBERT's (Lan et al., arXiv:1909.11942).
 
-  As in Model Garden, accents are stripped whatever `do_lower_case` says.
+  As in Model Garden, accents are stripped whatever `do_lower_case` says. What
+  the model tells of its training, paths of the machine, is left out.
 
   Args:
     sp_model_file: A model of SentencePiece, with BERT's special tokens.
@@ -205,9 +210,13 @@ def sentencepiece_tokenizer(
   except OSError as e:
     raise ValueError(e.strerror) from e
   try:
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    for field in ("input", "model_prefix"):
+      proto.trainer_spec.ClearField(field)
+    model = proto.SerializeToString(deterministic=True)
     tokenizer = text.SentencepieceTokenizer(model, out_type=tf.int32)
     size = int(tokenizer.vocab_size())
-  except tf.errors.OpError as e:
+  except (message.DecodeError, tf.errors.OpError) as e:
     raise ValueError("not a model of SentencePiece") from e
   tokens = [
     token.decode()
@@ -231,6 +240,7 @@ def sentencepiece_tokenizer(
     tokenize,
     None,
     [tokenizer],
+    model,
   )
 
 
