@@ -45,6 +45,16 @@ _EXAMPLE = (
 )
 
 
+# Ends at the end of its input, which is closed when its parent ends too.
+_WATCH = """
+import os, select, signal, sys
+_, timeout, parent, message = sys.argv
+if not select.select([sys.stdin], [], [], float(timeout))[0]:
+  print(message, file=sys.stderr, flush=True)
+  os.kill(int(parent), signal.SIGKILL)
+"""
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
   """What the flags say, by the same names."""
@@ -55,6 +65,7 @@ class Config:
   mixed_precision: str = "float32"
 
 
+DEFAULT = Config()
 FLAGS = tuple(field.name for field in dataclasses.fields(Config))
 
 
@@ -345,13 +356,3 @@ def _limited(message: str) -> Iterator[None]:
     yield
   finally:
     watch.communicate()
-
-
-# Ends at the end of its input, which is closed when its parent ends too.
-_WATCH = """
-import os, select, signal, sys
-_, timeout, parent, message = sys.argv
-if not select.select([sys.stdin], [], [], float(timeout))[0]:
-  print(message, file=sys.stderr, flush=True)
-  os.kill(int(parent), signal.SIGKILL)
-"""
