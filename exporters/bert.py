@@ -22,6 +22,7 @@ from absl import flags
 from etils import epy
 import numpy as np
 
+from distribution import strategies
 from exporters import bert_preprocessor
 from exporters import bert_pretraining
 from exporters.reusable import command_line
@@ -124,7 +125,7 @@ def export(
   train_on: Sequence[str] | None = None,
   training_config: pretraining.Config | None = None,
   checkpoint_dir: str | None = None,
-  strategy: str = "default",
+  distribution: strategies.Config = strategies.DEFAULT,
   pooler: str | None = None,
   seq_length: int = 128,
   tokenize_with_offsets: bool = False,
@@ -160,7 +161,7 @@ def export(
     training_config: How to train, with `train_on`.
     checkpoint_dir: Where to keep checkpoints of the training, which goes on
       from the newest one there.
-    strategy: How to distribute the training.
+    distribution: How to distribute the training, and in which precision.
     pooler: For an encoder: where the weights of its pooler come from;
       `checkpoint`, `next_sentence`, `random` or `identity`.
     seq_length: The length that the preprocessor packs to by default.
@@ -229,7 +230,7 @@ def export(
         tokenizer,
         training_config or pretraining.Config(seq_length=seq_length),
         do_lower_case=do_lower_case,
-        strategy=strategy,
+        distribution=distribution,
         checkpoint_dir=checkpoint_path,
       )
       token_file = token_file or os.path.join(checkpoint_path, "vocab.txt")
@@ -799,7 +800,7 @@ def main() -> None:
     ),
     training_config=bert_pretraining.training_config(),
     checkpoint_dir=command_line.path(values.checkpoint_dir),
-    strategy=values.strategy,
+    distribution=strategies.from_flags(),
     pooler=values.pooler,
     seq_length=values.seq_length,
     tokenize_with_offsets=values.tokenize_with_offsets,

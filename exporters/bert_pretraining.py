@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import os
+import shutil
+import tempfile
 from typing import TYPE_CHECKING
 
 from absl import flags
 from etils import epy
 
+from distribution import strategies
 from exporters.reusable import command_line
 from exporters.reusable import errors
-from exporters.reusable import strategies
 from models.nlp import bert
 from models.nlp import datasets
 from models.nlp import preprocessing
@@ -31,7 +34,7 @@ def train(
   training_config: pretraining.Config,
   *,
   do_lower_case: bool,
-  strategy: str,
+  distribution: strategies.Config,
   checkpoint_dir: str,
 ) -> tuple[preprocessing.Tokenizer, dict[str, str]]:
   """Pre-trains an encoder, or goes on with it, and leaves a checkpoint.
@@ -43,16 +46,27 @@ def train(
     tokenizer: The tokenizer; None: a vocabulary is built for it.
     training_config: How to train.
     do_lower_case: Of the vocabulary that is built.
-    strategy: One of `strategies.NAMES`.
+    distribution: How to distribute it, and in which precision. Of the workers
+      of a cluster only the chief gets beyond this function; the others end.
     checkpoint_dir: Where the checkpoints are, and `vocab.txt`.
 
   Returns:
     The tokenizer, and what the card tells of the training.
 
   Raises:
-    ExportError: The text cannot be read, or what is in `checkpoint_dir` is of
-      another model.
+    ExportError: The text cannot be read, what is in `checkpoint_dir` is of
+      another model, or what is asked of `distribution` cannot be had.
   """
+  # Workers other than the chief write elsewhere. They go on, too, from what
+  # there is now, when the chief has not yet begun.
+  own_dir = tempfile.TemporaryDirectory()
+  if distribution.strategy == "multi_worker_mirrored" and os.path.isdir(
+    checkpoint_dir
+  ):
+    shutil.copytree(checkpoint_dir, own_dir.name, dirs_exist_ok=True)
+  strategy = command_line.strategy(distribution)
+  if not strategies.is_chief(strategy):
+    checkpoint_dir = own_dir.name
   try:
     corpus = (
       datasets.python_docs()
@@ -69,17 +83,19 @@ def train(
       )
       config.get().override({"vocab_size": len(tokens)})
     tf_keras.utils.set_random_seed(training_config.seed)
-    with strategies.get(strategy).scope():
-      model = bert.pretrain_model(bert.core_model(config))
-    print(f"Training on {corpus.description}")
-    accuracy = pretraining.train(
-      model, corpus, tokenizer, training_config, checkpoint_dir=checkpoint_dir
-    )
+    with strategies.precision(distribution.mixed_precision):
+      with strategy.scope():
+        model = bert.pretrain_model(bert.core_model(config))
+      print(f"Training on {corpus.description}")
+      accuracy = pretraining.train(
+        model, corpus, tokenizer, training_config, checkpoint_dir=checkpoint_dir
+      )
   except (OSError, ValueError) as e:
     raise errors.ExportError(
       f"--train_on={','.join(train_on)}: {' '.join(str(e).split())}"
     ) from e
   print(f"Masked tokens of held-out text that are predicted: {accuracy:.4f}")
+  command_line.end_unless_chief(strategy)
   if not training_config.epochs:
     return tokenizer, {"source": "not trained"}
   return tokenizer, {
@@ -90,7 +106,8 @@ def train(
     f" {training_config.batch_size} sequences of"
     f" {training_config.seq_length} tokens, learning rate"
     f" {training_config.learning_rate:g} falling to 0, masking rate"
-    f" {training_config.masking_rate:g}, seed {training_config.seed}",
+    f" {training_config.masking_rate:g}, seed {training_config.seed}, in"
+    f" {distribution.mixed_precision}",
   }
 
 
@@ -102,7 +119,7 @@ def define_flags() -> None:
     "With --train_on: keep checkpoints in this directory, one for each epoch."
     " Training goes on from the newest one that is there.",
   )
-  strategies.define_flag()
+  strategies.define_flags("With --train_on: ")
   flags.adopt_module_key_flags(strategies)
   flags.DEFINE_integer(
     "epochs",
@@ -146,7 +163,7 @@ def define_flags() -> None:
     "train_on",
     [
       "checkpoint_dir",
-      "strategy",
+      *strategies.FLAGS,
       "epochs",
       "steps_per_epoch",
       "batch_size",

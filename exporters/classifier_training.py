@@ -9,10 +9,10 @@ import os
 from absl import flags
 from etils import epy
 
+from distribution import strategies
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.reusable import publishing
-from exporters.reusable import strategies
 from models.vision import datasets
 from models.vision import training
 
@@ -64,7 +64,7 @@ def define_flags() -> None:
     "With --train_on: seed of the initial weights, the order of the images and"
     " dropout.",
   )
-  strategies.define_flag()
+  strategies.define_flags("With --train_on: ")
   flags.adopt_module_key_flags(strategies)
   flags.register_validator(
     "train_on",
@@ -80,7 +80,7 @@ def define_flags() -> None:
       "batch_size",
       "learning_rate",
       "seed",
-      "strategy",
+      *strategies.FLAGS,
     ],
   )
 
@@ -102,7 +102,7 @@ def train(
   image_shape: Sequence[int],
   training_config: training.Config,
   *,
-  strategy: str = "default",
+  distribution: strategies.Config = strategies.DEFAULT,
   checkpoint_dir: str | None = None,
   overwrite: bool = False,
 ) -> tuple[tf.train.Checkpoint, dict[str, str]]:
@@ -114,17 +114,20 @@ def train(
     name: Name of the data set, as `datasets.load` knows it.
     image_shape: Height, width and channels of the images.
     training_config: How to train.
-    strategy: `default`, `one_device` or `mirrored`.
+    distribution: How to distribute it, and in which precision. Of the workers
+      of a cluster only the chief gets beyond this function; the others end.
     checkpoint_dir: Where to keep the checkpoint.
     overwrite: Replace `checkpoint_dir` where it exists.
 
   Returns:
-    What `build` returned first, trained; it is of no strategy. And what the
-    model card tells of the training.
+    What `build` returned first, trained; it is of no strategy, and computes in
+    float32. And what the model card tells of the training.
 
   Raises:
-    ExportError: `checkpoint_dir` is in the way, or the data cannot be had.
+    ExportError: `checkpoint_dir` is in the way, or the data or what is asked
+      of `distribution` cannot be had.
   """
+  strategy = command_line.strategy(distribution)
   with contextlib.ExitStack() as stack:
     if checkpoint_dir:
       directory = stack.enter_context(
@@ -135,14 +138,18 @@ def train(
     except (ConnectionError, ValueError) as e:
       raise errors.ExportError(f"{e}") from e
     tf_keras.utils.set_random_seed(training_config.seed)
-    with strategies.get(strategy).scope():
-      root, model = build(len(dataset.classes))
-    print(f"Training on {len(dataset.train):,} images of {dataset.description}")
-    accuracy = training.train(model, dataset, training_config)
+    with strategies.precision(distribution.mixed_precision):
+      with strategy.scope():
+        root, model = build(len(dataset.classes))
+      print(
+        f"Training on {len(dataset.train):,} images of {dataset.description}"
+      )
+      accuracy = training.train(model, dataset, training_config)
     held_out = f"{len(dataset.test):,} images held out"
     print(f"Test accuracy: {accuracy:.4f} on {held_out}")
-    if strategy != "default":
-      weights = model.get_weights()
+    if distribution != strategies.DEFAULT:
+      weights = model.get_weights()  # For which all workers are needed.
+      command_line.end_unless_chief(strategy)
       root, model = build(len(dataset.classes))
       model.set_weights(weights)
     if checkpoint_dir:
@@ -157,5 +164,5 @@ def train(
     "training": f"{training_config.epochs} epochs of Adam, batches of"
     f" {training_config.batch_size}, learning rate"
     f" {training_config.learning_rate:g} falling to 0, seed"
-    f" {training_config.seed}",
+    f" {training_config.seed}, in {distribution.mixed_precision}",
   }

@@ -18,6 +18,7 @@ from typing import Any
 from absl import flags
 from etils import epy
 
+from distribution import strategies
 from exporters import classifier_training
 from exporters.reusable import command_line
 from exporters.reusable import publishing
@@ -67,7 +68,7 @@ def export(
   checkpoint_path: str | None = None,
   train_on: str | None = None,
   training_config: training.Config | None = None,
-  strategy: str = "default",
+  distribution: strategies.Config = strategies.DEFAULT,
   checkpoint_dir: str | None = None,
   l2_strength: float = mnist_cnn.L2_STRENGTH,
   overwrite: bool = False,
@@ -84,7 +85,7 @@ def export(
       directory. Either this or `train_on`.
     train_on: Name of the data set to train on, in `models.vision.datasets`.
     training_config: How to train, with `train_on`.
-    strategy: How to distribute the training, as the flag says it.
+    distribution: How to distribute the training, and in which precision.
     checkpoint_dir: Where to keep the trained classifier's checkpoint.
     l2_strength: Factor of the L2 regularization of every kernel.
     overwrite: Replace `export_dir` and `checkpoint_dir` where they exist.
@@ -120,7 +121,7 @@ def export(
         train_on,
         mnist_cnn.IMAGE_SHAPE,
         training_config or training.Config(),
-        strategy=strategy,
+        distribution=distribution,
         checkpoint_dir=checkpoint_dir,
         overwrite=overwrite,
       )
@@ -184,7 +185,14 @@ def _save(
   ]
   images = tf.TensorSpec([None, *mnist_cnn.IMAGE_SHAPE], tf.float32, "images")
   source = saving.source(extractor, hyperparameters=tunable)
-  root = saving.reusable(source, images)
+  root = saving.reusable(
+    source,
+    images,
+    # To which Keras casts what goes into a layer under mixed precision.
+    also_takes=[
+      tf.TensorSpec(images.shape, dtype) for dtype in (tf.bfloat16, tf.float16)
+    ],
+  )
   signature = saving.signature(root, images, "feature_vector")
   saving.save(root, directory, signatures={"serving_default": signature})
   model_card.write(
@@ -230,7 +238,7 @@ def main() -> None:
     checkpoint_path=command_line.path(values.checkpoint_path),
     train_on=values.train_on,
     training_config=classifier_training.config(),
-    strategy=values.strategy,
+    distribution=strategies.from_flags(),
     checkpoint_dir=command_line.path(values.checkpoint_dir),
     l2_strength=values.l2_strength,
     overwrite=values.overwrite,

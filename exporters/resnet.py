@@ -22,6 +22,7 @@ from typing import Any
 from absl import flags
 from etils import epy
 
+from distribution import strategies
 from exporters import classifier_training
 from exporters.reusable import command_line
 from exporters.reusable import errors
@@ -109,7 +110,7 @@ def export(
   weights: str | None = None,
   train_on: str | None = None,
   training_config: training.Config | None = None,
-  strategy: str = "default",
+  distribution: strategies.Config = strategies.DEFAULT,
   checkpoint_dir: str | None = None,
   overwrite: bool = False,
   verification: str = "full",
@@ -137,7 +138,7 @@ def export(
       has both.
     train_on: Name of the data set to train on, in `models.vision.datasets`.
     training_config: How to train, with `train_on`.
-    strategy: How to distribute the training, as the flag says it.
+    distribution: How to distribute the training, and in which precision.
     checkpoint_dir: Where to keep the trained classifier's checkpoint.
     overwrite: Replace `export_dir` and `checkpoint_dir` where they exist.
     verification: `full`, `fast` or `off`.
@@ -203,7 +204,7 @@ def export(
         train_on,
         params.task.model.input_size,
         training_config or training.Config(),
-        strategy=strategy,
+        distribution=distribution,
         checkpoint_dir=checkpoint_dir,
         overwrite=overwrite,
       )
@@ -360,7 +361,14 @@ def _save(
   tunable = _hyperparameters(piece)
   images = tf.TensorSpec([None, None, None, 3], tf.float32, "images")
   source = saving.source(piece, hyperparameters=tunable)
-  root = saving.reusable(source, images)
+  root = saving.reusable(
+    source,
+    images,
+    # To which Keras casts what goes into a layer under mixed precision.
+    also_takes=[
+      tf.TensorSpec(images.shape, dtype) for dtype in (tf.bfloat16, tf.float16)
+    ],
+  )
   signature = saving.signature(root, images, _OUTPUTS[kind])
   saving.save(root, directory, signatures={"serving_default": signature})
   height, width, _ = config.input_size
@@ -471,7 +479,7 @@ def main() -> None:
     weights=values.weights,
     train_on=values.train_on,
     training_config=classifier_training.config(),
-    strategy=values.strategy,
+    distribution=strategies.from_flags(),
     checkpoint_dir=command_line.path(values.checkpoint_dir),
     overwrite=values.overwrite,
     verification=values.verification,

@@ -12,7 +12,7 @@ from absl import flags
 from absl import logging
 from etils import epy
 
-from integration_tests import strategies
+from distribution import strategies
 
 # Read by TensorFlow when it is imported. tensorflow-hub is Keras 2.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
@@ -31,8 +31,14 @@ def define_flags(only_with_retrain: list[str]) -> None:
   flags.DEFINE_string(
     "saved_model_dir", None, "The export to fine-tune.", required=True
   )
-  flags.DEFINE_enum(
-    "strategy", "default", strategies.NAMES, "How to distribute the training."
+  strategies.define_flags()
+  flags.adopt_module_key_flags(strategies)
+  flags.DEFINE_string(
+    "backup_dir",
+    None,
+    "Where to keep the state of the training after each epoch until its end."
+    " The same command goes on from there after an interruption. All workers"
+    " must see it.",
   )
   flags.DEFINE_string(
     "output_saved_model_dir", None, "Where to save the fine-tuned model."
@@ -54,14 +60,17 @@ def path(value: str | None) -> str | None:
   return os.path.join(os.environ.get("BUILD_WORKING_DIRECTORY", ""), value)
 
 
-def make_output_dir() -> str | None:
+def make_output_dir(strategy: tf.distribute.Strategy) -> str | None:
   """Makes the directory to save to before the training, not after it.
+
+  Args:
+    strategy: Of several workers only the chief saves.
 
   Raises:
     ValueError: It is not empty.
   """
   output_dir = path(flags.FLAGS.output_saved_model_dir)
-  if output_dir:
+  if output_dir and strategies.is_chief(strategy):
     tf.io.gfile.makedirs(output_dir)
     if tf.io.gfile.listdir(output_dir):
       raise ValueError(f"{output_dir} is not empty. Choose another directory.")
@@ -82,6 +91,20 @@ def input_errors() -> Iterator[None]:
     tf.errors.OpError,  # or no place for the output.
   ) as e:
     sys.exit(f"ERROR: {' '.join(str(e).split())}")
+
+
+@contextlib.contextmanager
+def cluster_errors() -> Iterator[None]:
+  """Turns the loss of what trains too into one line, and exits."""
+  try:
+    yield
+  except (tf.errors.AbortedError, tf.errors.UnavailableError) as e:
+    message, *_ = e.message.strip().splitlines()[-1:] or [""]
+    sys.exit(
+      "ERROR: Another process of the cluster has gone, or the TPU. Start all"
+      " processes again; with --backup_dir they go on after the last epoch that"
+      f" they ended. TensorFlow says: {message}"
+    )
 
 
 def run(main: Callable[[], None]) -> None:

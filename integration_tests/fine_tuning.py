@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from absl import flags
 from etils import epy
 
+from distribution import strategies
 from integration_tests import command_line
 from integration_tests import datasets
-from integration_tests import strategies
+from integration_tests import fitting
 
 with epy.lazy_imports():
   import tensorflow as tf
@@ -32,7 +33,12 @@ def layer(
     arguments: Values of its hyperparameters; None: their defaults.
     regularization_loss_multiplier: Factor of its regularization losses.
   """
-  export = hub.load(saved_model_dir)
+  export = hub.load(
+    saved_model_dir,
+    options=tf.saved_model.LoadOptions(
+      experimental_io_device=strategies.io_device(tf.distribute.get_strategy())
+    ),
+  )
   export.regularization_losses = [
     _scaled(loss, regularization_loss_multiplier)
     for loss in export.regularization_losses
@@ -52,11 +58,11 @@ def _scaled(
 
 
 def compiled(model: tf_keras.Model, learning_rate: float) -> tf_keras.Model:
-  """Compiles a model of logits for training with Adam."""
+  """Compiles a model of logits, float32, for training with Adam."""
   model.compile(
     optimizer=tf_keras.optimizers.Adam(learning_rate),
     loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    metrics=["accuracy"],
+    weighted_metrics=["accuracy"],
   )
   return model
 
@@ -128,15 +134,23 @@ def fine_tune(
   """
   values = flags.FLAGS
   with command_line.input_errors():
-    output_dir = command_line.make_output_dir()
+    strategy = strategies.get(strategies.from_flags())
+    output_dir = command_line.make_output_dir(strategy)
+    fitting.check_batch_size(values.batch_size, strategy)
     train, test = load()
-    with strategies.get(values.strategy).scope():
+    with strategies.precision(values.mixed_precision), strategy.scope():
       model = build(
         command_line.path(values.saved_model_dir), int(train[1].max()) + 1
       )
-  model.fit(*train, batch_size=values.batch_size, epochs=values.epochs)
-  _, accuracy = model.evaluate(*test, verbose=0)
-  print(f"Test accuracy: {accuracy:.4f} on {len(test[1]):,} images held out")
-  if output_dir:
-    model.save(output_dir, save_format="tf")
-    print(f"Saved the fine-tuned model to {output_dir}")
+  with command_line.cluster_errors():
+    accuracy = fitting.fit(
+      model,
+      train,
+      test,
+      batch_size=values.batch_size,
+      epochs=values.epochs,
+      backup_dir=command_line.path(values.backup_dir),
+    )
+    print(f"Test accuracy: {accuracy:.4f} on {len(test[1]):,} images held out")
+    if output_dir:
+      fitting.save(model, output_dir, strategy)

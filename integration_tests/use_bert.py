@@ -11,8 +11,9 @@ from __future__ import annotations
 from absl import flags
 from etils import epy
 
+from distribution import strategies
 from integration_tests import command_line
-from integration_tests import strategies
+from integration_tests import fitting
 from integration_tests import texts
 
 with epy.lazy_imports():
@@ -99,9 +100,13 @@ def build_model(
     saved_model_dir,
     trainable=retrain,
     arguments={k: v for k, v in arguments.items() if v is not None},
+    load_options=tf.saved_model.LoadOptions(
+      experimental_io_device=strategies.io_device(tf.distribute.get_strategy())
+    ),
     name="encoder",
   )(inputs)
-  logits = tf_keras.layers.Dense(num_classes, name="logits")(
+  # In float32, as the loss, whatever the precision of the rest.
+  logits = tf_keras.layers.Dense(num_classes, dtype="float32", name="logits")(
     outputs["pooled_output"]
   )
   model = tf_keras.Model(inputs, logits)
@@ -122,34 +127,31 @@ def build_model(
   model.compile(
     optimizer=optimizer,
     loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    metrics=["accuracy"],
+    weighted_metrics=["accuracy"],
   )
   return model
 
 
-def batches(
-  data: tuple[np.ndarray, np.ndarray],
-  preprocessor: tf_keras.layers.Layer,
-  batch_size: int,
-  *,
-  training: bool,
-) -> tf.data.Dataset:
-  """Makes batches of an encoder's inputs, and labels.
+def preprocessed(
+  data: tuple[np.ndarray, np.ndarray], preprocessor: tf_keras.layers.Layer
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+  """Makes an encoder's inputs of texts, once for all epochs, on the host.
 
   Args:
     data: Texts, str `[n]`, and labels, int `[n]`.
     preprocessor: What `load_preprocessor` returns.
-    batch_size: Texts in a batch.
-    training: Whether to shuffle them each time.
+
+  Returns:
+    Inputs, each int32 `[n, seq_length]`, and the labels.
   """
-  dataset = tf.data.Dataset.from_tensor_slices(data)
-  if training:
-    dataset = dataset.shuffle(len(data[1]))
-  return (
-    dataset.batch(batch_size)
-    .map(lambda text, label: (preprocessor(text), label), tf.data.AUTOTUNE)
-    .prefetch(tf.data.AUTOTUNE)
-  )
+  text, labels = data
+  parts = [
+    tf.nest.map_structure(np.asarray, preprocessor(text[i : i + 1024]))
+    for i in range(0, len(text), 1024)
+  ]
+  return {
+    name: np.concatenate([part[name] for part in parts]) for name in parts[0]
+  }, labels
 
 
 def serving_model(
@@ -232,7 +234,9 @@ def main() -> None:
   """Fine-tunes as the flags say."""
   values = flags.FLAGS
   with command_line.input_errors():
-    output_dir = command_line.make_output_dir()
+    strategy = strategies.get(strategies.from_flags())
+    output_dir = command_line.make_output_dir(strategy)
+    fitting.check_batch_size(values.batch_size, strategy)
     dataset = (
       texts.read_tsv(command_line.path(values.train_file))
       if values.train_file
@@ -241,28 +245,33 @@ def main() -> None:
     preprocessor = load_preprocessor(
       command_line.path(values.preprocessor_dir), values.seq_length
     )
-    train, test = (
-      batches(data, preprocessor, values.batch_size, training=training)
-      for data, training in ((dataset.train, True), (dataset.test, False))
-    )
-    with strategies.get(values.strategy).scope():
+    with strategies.precision(values.mixed_precision), strategy.scope():
       model = build_model(
         command_line.path(values.saved_model_dir),
         len(dataset.class_names),
         retrain=values.retrain,
-        steps=len(train) * values.epochs,
+        steps=-(-len(dataset.train[1]) // values.batch_size) * values.epochs,
         dropout_rate=values.dropout_rate,
         attention_dropout_rate=values.attention_dropout_rate,
         learning_rate=values.learning_rate,
       )
     check_pair(preprocessor, model)
-  model.fit(train, epochs=values.epochs)
-  _, accuracy = model.evaluate(test, verbose=0)
-  held_out = f"{len(dataset.test[1]):,} texts held out"
-  print(f"Test accuracy: {accuracy:.4f} on {held_out}")
-  if output_dir:
-    serving_model(model, preprocessor).save(output_dir, save_format="tf")
-    print(f"Saved the fine-tuned model to {output_dir}")
+    train, test = (
+      preprocessed(data, preprocessor) for data in (dataset.train, dataset.test)
+    )
+  with command_line.cluster_errors():
+    accuracy = fitting.fit(
+      model,
+      train,
+      test,
+      batch_size=values.batch_size,
+      epochs=values.epochs,
+      backup_dir=command_line.path(values.backup_dir),
+    )
+    held_out = f"{len(dataset.test[1]):,} texts held out"
+    print(f"Test accuracy: {accuracy:.4f} on {held_out}")
+    if output_dir:
+      fitting.save(serving_model(model, preprocessor), output_dir, strategy)
 
 
 if __name__ == "__main__":

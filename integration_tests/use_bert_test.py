@@ -12,7 +12,8 @@ import tensorflow as tf
 import tensorflow_hub as hub
 import tf_keras
 
-from integration_tests import strategies
+from distribution import strategies
+from integration_tests import fitting
 from integration_tests import texts
 from integration_tests import use_bert
 
@@ -41,27 +42,25 @@ class UseBertTest(tf.test.TestCase):
     cls.preprocessor = use_bert.load_preprocessor(
       os.path.join(_PRETRAINED.value, "preprocessor"), _SEQ_LENGTH
     )
+    cls.train, cls.test = (
+      use_bert.preprocessed(data, cls.preprocessor)
+      for data in (cls.dataset.train, cls.dataset.test)
+    )
 
   def fit(self, export, *, epochs=4, strategy="default", **kwargs):
     """Returns a trained model, and its test accuracy."""
     tf_keras.utils.set_random_seed(1)
-    train, test = (
-      use_bert.batches(data, self.preprocessor, 32, training=training)
-      for data, training in (
-        (self.dataset.train, True),
-        (self.dataset.test, False),
-      )
-    )
-    with strategies.get(strategy).scope():
+    with strategies.get(strategies.Config(strategy)).scope():
       model = use_bert.build_model(
         os.path.join(export, "encoder"),
         len(self.dataset.class_names),
-        steps=len(train) * epochs,
+        steps=-(-len(self.train[1]) // 32) * epochs,
         learning_rate=1.5e-3,
         **kwargs,
       )
-    model.fit(train, epochs=epochs, verbose=0)
-    _, accuracy = model.evaluate(test, verbose=0)
+    accuracy = fitting.fit(
+      model, self.train, self.test, batch_size=32, epochs=epochs, verbose=0
+    )
     return model, accuracy
 
   def test_python_docs(self):

@@ -58,7 +58,8 @@ def build_model(
       [
         tf_keras.layers.InputLayer((28, 28, 1)),
         layer,
-        tf_keras.layers.Dense(num_classes, name="logits"),
+        # In float32, as the loss, whatever the precision of the rest.
+        tf_keras.layers.Dense(num_classes, dtype="float32", name="logits"),
       ]
     ),
     learning_rate,

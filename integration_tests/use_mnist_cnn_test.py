@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from distribution import strategies
 from integration_tests import datasets
-from integration_tests import strategies
 from integration_tests import use_mnist_cnn
 
 _PRETRAINED = flags.DEFINE_string(
@@ -46,7 +46,7 @@ class UseMnistCnnTest(tf.test.TestCase):
   def fit(self, saved_model_dir, *, epochs=5, strategy="default", **kwargs):
     """Returns a trained model, its test accuracy and its weights before."""
     tf_keras.utils.set_random_seed(1)
-    with strategies.get(strategy).scope():
+    with strategies.get(strategies.Config(strategy)).scope():
       model = use_mnist_cnn.build_model(saved_model_dir, 5, **kwargs)
     before = _layer(model).get_weights()
     model.fit(*self.train, batch_size=32, epochs=epochs, verbose=0)

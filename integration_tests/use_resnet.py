@@ -58,7 +58,10 @@ def build_classifier(
   )
   if isinstance(outputs, dict):
     outputs = outputs["feature_vector"]
-  logits = tf_keras.layers.Dense(num_classes, name="logits")(outputs)
+  # In float32, as the loss, whatever the precision of the rest.
+  logits = tf_keras.layers.Dense(num_classes, dtype="float32", name="logits")(
+    outputs
+  )
   return fine_tuning.compiled(tf_keras.Model(images, logits), learning_rate)
 
 
@@ -114,7 +117,9 @@ def build_segmenter(
     )
   x = tf_keras.layers.ReLU()(tf_keras.layers.Add()(levels))
   x = tf_keras.layers.Conv2D(num_classes, 3, padding="same", name="logits")(x)
-  logits = tf_keras.layers.UpSampling2D(4, interpolation="bilinear")(x)
+  logits = tf_keras.layers.UpSampling2D(
+    4, interpolation="bilinear", dtype="float32"
+  )(x)
   return fine_tuning.compiled(tf_keras.Model(images, logits), learning_rate)
 
 

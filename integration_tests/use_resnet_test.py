@@ -13,8 +13,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from distribution import strategies
 from integration_tests import datasets
-from integration_tests import strategies
 from integration_tests import use_resnet
 
 _PRETRAINED = flags.DEFINE_string(
@@ -118,7 +118,7 @@ class UseResNetTest(tf.test.TestCase):
       os.chmod(directory, 0o755)
     train, test = datasets.load("digits_5_9", (48, 48, 3))
     tf_keras.utils.set_random_seed(1)
-    with strategies.get("mirrored").scope():
+    with strategies.get(strategies.Config("mirrored")).scope():
       model = use_resnet.build_classifier(
         export_dir,
         5,

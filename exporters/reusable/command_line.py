@@ -4,16 +4,22 @@ It imports no TensorFlow, and neither may an exporter before its flags are
 parsed: `--help` and errors in flags are answered at once.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import app
 from absl import flags
 from absl import logging
 
+from distribution import strategies
 from exporters.reusable import errors
+
+if TYPE_CHECKING:
+  import tensorflow as tf
 
 # tensorflow-hub and Model Garden are Keras 2; TensorFlow reads this when it is
 # imported, and the next one too: errors only.
@@ -133,6 +139,31 @@ def record() -> dict[str, Any]:
   return {
     name: without_directory(name, values[name]) for name in sorted(values)
   }
+
+
+def strategy(config: strategies.Config) -> tf.distribute.Strategy:
+  """Makes a strategy, before anything else that TensorFlow runs.
+
+  Raises:
+    ExportError: What is asked for is not there, or cannot train an exporter's
+      model.
+  """
+  if config.strategy == "parameter_server":
+    raise errors.ExportError(
+      "--strategy=parameter_server: exporters train in step; of the strategies"
+      " for several machines they take multi_worker_mirrored."
+    )
+  try:
+    return strategies.get(config)
+  except ValueError as e:
+    raise errors.ExportError(f"{e}") from e
+
+
+def end_unless_chief(strategy: tf.distribute.Strategy) -> None:
+  """Ends the process where another worker of the cluster exports."""
+  if not strategies.is_chief(strategy):
+    print("The training is over. The chief exports.")
+    sys.exit()
 
 
 def forbid_without(condition: str, names: list[str]) -> None:

@@ -66,7 +66,13 @@ def write(
       _tensors(signature.structured_outputs, meanings),
     ),
     "A dimension that is `None` is free. The names are those of the signature"
-    " `serving_default`: inference with the default hyperparameters.",
+    " `serving_default`: inference with the default hyperparameters."
+    + (
+      " The model computes in float32, whatever it was trained in, and in a Keras"
+      " model of mixed precision too: what it takes is cast."
+      if trains
+      else ""
+    ),
     "## Hyperparameters",
     "Scalar arguments of the model, for example"
     f' `hub.KerasLayer(…, arguments={{"{hyperparameters[0].name}":'

@@ -87,7 +87,10 @@ def train(
   with _prepared(model, config):
     with model.distribute_strategy.scope():
       inputs = {x.name: x for x in tf.nest.flatten(model.inputs)}
-      trained = tf_keras.Model(inputs, model(inputs)["mlm_logits"])
+      # For the loss, whatever the precision of the rest.
+      as_float32 = tf_keras.layers.Activation("linear", dtype="float32")
+      logits = as_float32(model(inputs)["mlm_logits"])
+      trained = tf_keras.Model(inputs, logits)
       trained.compile(
         _optimizer(trained, config),
         tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -27,6 +27,16 @@ class TrainingTest(tf.test.TestCase):
     for weight, weight_again in zip(weights, weights_again, strict=True):
       self.assertAllClose(weight, weight_again, rtol=1e-5)
 
+  def test_what_is_augmented_on_the_host_has_fixed_shapes(self):
+    images = tf.random.uniform([8, 28, 28, 1])
+    batches = tf.data.Dataset.from_tensors((images, tf.range(8)))
+    batches = training.on_host(batches.repeat(2))
+    self.assertEqual(batches.element_spec[0].shape, images.shape)
+    self.assertEqual(batches.element_spec[0].dtype, tf.float32)
+    (first, _), (second, _) = batches
+    self.assertNotAllClose(first, images)
+    self.assertNotAllClose(first, second)
+
 
 if __name__ == "__main__":
   tf.test.main()

@@ -1,10 +1,20 @@
 #!/bin/sh
-# Resolves requirements.in into the lock. Its arguments go on to uv:
+# Resolves the requirements into the locks, one for each accelerator, which have
+# the same versions of what they share. Its arguments go on to uv:
 #   ./bazelw run //third_party/python:lock -- --upgrade
 set -eu
 uv=$PWD/$1
 shift
 cd "$BUILD_WORKSPACE_DIRECTORY/third_party/python"
-exec "$uv" pip compile --quiet --universal --python-version=3.11 \
-  --generate-hashes --no-header --output-file=requirements_cpu.txt \
-  requirements.in "$@"
+
+compile() {
+  "$uv" pip compile --quiet --universal --python-version=3.11 \
+    --generate-hashes --no-header "$@"
+}
+
+compile requirements.in --output-file=requirements_cpu.txt "$@"
+compile requirements_gpu.in --output-file=requirements_gpu.txt \
+  --constraints=requirements_cpu.txt "$@"
+compile requirements_tpu.in --output-file=requirements_tpu.txt \
+  --constraints=requirements_cpu.txt \
+  --overrides=requirements_tpu_overrides.txt "$@"

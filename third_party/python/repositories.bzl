@@ -1,4 +1,4 @@
-"""The Python packages: a locked environment, installed once, as a toolchain."""
+"""The Python packages: locked environments, each installed once where it is used."""
 
 _PYTHONS = ["python3.12", "python3.11", "python3", "python"]
 
@@ -102,16 +102,7 @@ def _locked_packages(lock):
         if "==" in line and line[0].isalnum()
     ]
 
-_PACKAGE = """
-py_library(
-    name = "{name}",
-    data = ["{lock}"],
-)
-"""
-
-_TOOLCHAIN = """load("@bazel_tools//tools/python:toolchain.bzl", "py_runtime_pair")
-
-package(default_visibility = ["//visibility:public"])
+_RUNTIME = """load("@bazel_tools//tools/python:toolchain.bzl", "py_runtime_pair")
 
 py_runtime(
     name = "runtime",
@@ -122,12 +113,7 @@ py_runtime(
 py_runtime_pair(
     name = "runtime_pair",
     py3_runtime = ":runtime",
-)
-
-toolchain(
-    name = "toolchain",
-    toolchain = ":runtime_pair",
-    toolchain_type = "@bazel_tools//tools/python:toolchain_type",
+    visibility = ["//visibility:public"],
 )
 """
 
@@ -163,6 +149,9 @@ def _python_environment_impl(ctx):
             "--compile-bytecode",
             # Hashes say what is right, so any index may provide it.
             "--index-strategy=unsafe-best-match",
+            # The lock is all there is; that of TPUs lacks, on purpose, what its
+            # packages say that they need.
+            "--no-deps",
             "--require-hashes",
             "--requirement",
             ctx.path(ctx.attr.lock),
@@ -170,18 +159,12 @@ def _python_environment_impl(ctx):
         "Installing {} Python packages".format(len(packages)),
         _index_settings(ctx),
     )
-    ctx.file("BUILD", _TOOLCHAIN.format(interpreter = interpreter) + "".join([
-        _PACKAGE.format(name = name, lock = "@" + str(ctx.attr.lock))
-        # A package with markers is in the lock once for each of them.
-        for name in {name: None for name in packages}
-    ]))
+    ctx.file("BUILD", _RUNTIME.format(interpreter = interpreter))
 
 python_environment = repository_rule(
-    doc = """Installs a lock into one environment, the toolchain's interpreter.
+    doc = """Installs a lock into one environment: `@NAME//:runtime_pair`.
 
-    `@NAME//:PACKAGE` is a py_library for each package of the lock. It brings no
-    files but the lock itself: the interpreter finds the packages, and whatever
-    depends on one is built and tested anew when the lock changes.
+    It is fetched when a toolchain that names it is chosen.
     """,
     implementation = _python_environment_impl,
     attrs = {
@@ -192,4 +175,51 @@ python_environment = repository_rule(
         "uv": attr.label(mandatory = True),
     },
     environ = ["PYTHON_BIN_PATH"],
+)
+
+_PACKAGE = """
+py_library(
+    name = "{name}",
+    data = [":lock"],
+)
+"""
+
+_LOCK = """package(default_visibility = ["//visibility:public"])
+
+filegroup(
+    name = "lock",
+    srcs = select({{
+        {choices}
+    }}),
+)
+"""
+
+def _python_packages_impl(ctx):
+    choices = [
+        "\"@{}\": [\"@{}\"],".format(constraint, lock)
+        for lock, constraint in ctx.attr.locks.items()
+    ]
+
+    # Which packages there are, the first lock says.
+    packages = _locked_packages(ctx.read(ctx.attr.locks.keys()[0]))
+    ctx.file("BUILD", _LOCK.format(choices = "\n        ".join(choices)) + "".join([
+        _PACKAGE.format(name = name)
+        # A package with markers is in the lock once for each of them.
+        for name in {name: None for name in packages}
+    ]))
+
+python_packages = repository_rule(
+    doc = """Names the packages that targets use: `@NAME//:PACKAGE`.
+
+    Each is a py_library that brings no files but the lock: the interpreter finds
+    the packages, and whatever depends on one is built and tested anew when the
+    lock of its accelerator changes. What the first lock lacks is refused.
+    """,
+    implementation = _python_packages_impl,
+    attrs = {
+        "locks": attr.label_keyed_string_dict(
+            doc = "Requirements files, and the constraint value of each.",
+            mandatory = True,
+        ),
+    },
 )

@@ -1,0 +1,358 @@
+"""How training is distributed, and in which precision, as flags say.
+
+The strategies are TensorFlow's. What they need and is not there, an accelerator
+or the other processes of a cluster, is an error: never is something else used
+in its place, and never waited for without end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+from absl import flags
+from etils import epy
+
+with epy.lazy_imports():
+  from official.common import distribute_utils
+  import tensorflow as tf
+  import tf_keras
+
+STRATEGIES = (
+  "default",
+  "one_device",
+  "mirrored",
+  "multi_worker_mirrored",
+  "tpu",
+  "parameter_server",
+)
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+# Seconds that a TPU, or all processes of a cluster, may take to answer.
+START_TIMEOUT = 600
+_CONNECT_TIMEOUT = 10
+
+_EXAMPLE = (
+  '{"cluster": {"worker": ["host0:2222", "host1:2222"]},'
+  ' "task": {"type": "worker", "index": 0}}'
+)
+
+
+# Ends at the end of its input, which is closed when its parent ends too.
+_WATCH = """
+import os, select, signal, sys
+_, timeout, parent, message = sys.argv
+if not select.select([sys.stdin], [], [], float(timeout))[0]:
+  print(message, file=sys.stderr, flush=True)
+  os.kill(int(parent), signal.SIGKILL)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """What the flags say, by the same names."""
+
+  strategy: str = "default"
+  tpu: str | None = None
+  num_gpus: int | None = None
+  mixed_precision: str = "float32"
+
+
+DEFAULT = Config()
+FLAGS = tuple(field.name for field in dataclasses.fields(Config))
+
+
+def define_flags(condition: str = "") -> None:
+  """Defines the flags.
+
+  Args:
+    condition: What help texts begin with, where the flags do not always apply.
+  """
+  flags.DEFINE_enum(
+    "strategy",
+    "default",
+    STRATEGIES,
+    f"{condition}How to distribute the training. default: not at all, on a GPU"
+    " if there is one. one_device: the same, as a strategy. mirrored: on all"
+    " GPUs of this machine, or if there are none on its logical CPUs."
+    " multi_worker_mirrored: on several machines, each of which runs the same"
+    " command with TF_CONFIG in its environment. parameter_server: with"
+    " TF_CONFIG too, on workers and parameter servers, which run the same"
+    " command and end when they are stopped. tpu: on the TPU that --tpu names.",
+  )
+  flags.DEFINE_string(
+    "tpu",
+    None,
+    f"{condition}With --strategy=tpu: local, for the TPU of this machine; its"
+    " name in Google Cloud; or an address as grpc://HOST:PORT.",
+  )
+  flags.DEFINE_integer(
+    "num_gpus",
+    None,
+    f"{condition}How many GPUs of this machine to use; so many there must be."
+    " The default is all.",
+    lower_bound=0,
+  )
+  flags.DEFINE_enum(
+    "mixed_precision",
+    "float32",
+    PRECISIONS,
+    f"{condition}What layers compute in; variables are float32.",
+  )
+  flags.register_multi_flags_validator(
+    ["strategy", "tpu"],
+    lambda values: (values["strategy"] == "tpu") == bool(values["tpu"]),
+    "--strategy=tpu and --tpu=local|NAME|grpc://HOST:PORT go together.",
+  )
+  flags.register_multi_flags_validator(
+    ["strategy", "num_gpus"],
+    lambda values: (
+      (values["num_gpus"] or 0)
+      <= {"default": 1, "one_device": 1, "tpu": 0}.get(values["strategy"], 1e9)
+    ),
+    "--num_gpus is at most 1 with --strategy=default and one_device, and 0 with"
+    " tpu.",
+  )
+  flags.register_multi_flags_validator(
+    ["strategy", "mixed_precision"],
+    lambda values: (
+      (values["strategy"], values["mixed_precision"])
+      != ("tpu", "mixed_float16")
+    ),
+    "TPUs compute in bfloat16: say --mixed_precision=mixed_bfloat16.",
+  )
+
+
+def from_flags() -> Config:
+  """Returns what the flags say."""
+  return Config(**{name: flags.FLAGS[name].value for name in FLAGS})
+
+
+def get(config: Config) -> tf.distribute.Strategy:
+  """Makes a strategy. Must come before anything else that TensorFlow runs.
+
+  In a worker or parameter server of `parameter_server` it does not return: such
+  a process does what the chief says, until it is stopped. A process whose TPU
+  or cluster does not answer within `START_TIMEOUT` seconds is killed, with an
+  error on standard error: there is no other way out of TensorFlow's waiting.
+
+  Args:
+    config: What is asked for.
+
+  Raises:
+    ValueError: It is not there.
+  """
+  _choose_gpus(config)
+  name = config.strategy
+  if name == "default":
+    return tf.distribute.get_strategy()
+  if name == "tpu":
+    return _tpu_strategy(config.tpu)
+  if name in ("multi_worker_mirrored", "parameter_server"):
+    return _cluster_strategy(name)
+  gpus = len(tf.config.list_logical_devices("GPU"))
+  if name == "mirrored" and not gpus:
+    cpus = tf.config.list_logical_devices("CPU")
+    return tf.distribute.MirroredStrategy([cpu.name for cpu in cpus])
+  return distribute_utils.get_distribution_strategy(
+    name, num_gpus=min(gpus, 1) if name == "one_device" else gpus
+  )
+
+
+@contextlib.contextmanager
+def precision(name: str) -> Iterator[None]:
+  """Makes layers that are built in this context compute in a precision.
+
+  Args:
+    name: One of `PRECISIONS`.
+  """
+  before = tf_keras.mixed_precision.global_policy()
+  tf_keras.mixed_precision.set_global_policy(name)
+  try:
+    yield
+  finally:
+    tf_keras.mixed_precision.set_global_policy(before)
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+  """Tells whether this process is the one that writes what all have made."""
+  resolver = strategy.cluster_resolver
+  if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    return True
+  has_chief = "chief" in resolver.cluster_spec().jobs
+  return (resolver.task_type, resolver.task_id) == (
+    "chief" if has_chief else "worker",
+    0,
+  )
+
+
+def io_device(strategy: tf.distribute.Strategy) -> str | None:
+  """Returns the device that reads and writes files, for TensorFlow's options.
+
+  Args:
+    strategy: The strategy in whose scope something is loaded or saved.
+
+  Returns:
+    This process, where variables are on other machines, which do not see its
+    disk: on TPUs that are reached by an address, and on parameter servers. None
+    where each variable's device will do.
+  """
+  if isinstance(strategy, tf.distribute.ParameterServerStrategy):
+    return "/job:chief"
+  if isinstance(strategy, tf.distribute.TPUStrategy) and (
+    strategy.cluster_resolver.master()  # Of a local one it is empty.
+  ):
+    return "/job:localhost"
+  return None
+
+
+def _choose_gpus(config: Config) -> None:
+  gpus = tf.config.list_physical_devices("GPU")
+  if config.num_gpus is None:
+    return
+  if config.num_gpus > len(gpus):
+    raise ValueError(
+      f"--num_gpus={config.num_gpus}: TensorFlow finds {len(gpus) or 'no'} GPUs"
+      " on this machine. If it has them, TensorFlow lacks the CUDA libraries:"
+      " Bazel's --config=gpu installs them, or pip as tensorflow[and-cuda]."
+    )
+  chosen = gpus[: config.num_gpus]
+  if chosen != tf.config.get_visible_devices("GPU"):
+    tf.config.set_visible_devices(chosen, "GPU")
+
+
+def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
+  if tpu == "local":
+    devices = [*pathlib.Path("/dev").glob("accel*"), *_vfio_groups()]
+    if not devices:
+      raise ValueError(
+        "--tpu=local: this machine has no TPU: there is neither /dev/accel* nor"
+        " a group in /dev/vfio."
+      )
+  if tpu.startswith("grpc://"):
+    _check_address("--tpu", tpu.removeprefix("grpc://"))
+  try:
+    with _limited(f"--tpu={tpu}: the TPU does not answer"):
+      return distribute_utils.get_distribution_strategy("tpu", tpu_address=tpu)
+  except (
+    tf.errors.OpError,
+    ImportError,
+    OSError,  # No metadata server: this is no machine of Google Cloud.
+    RuntimeError,
+    ValueError,
+  ) as e:
+    message, *_ = str(e).strip().splitlines() or [""]
+    raise ValueError(
+      f"--tpu={tpu}: TensorFlow cannot use this TPU. Is it ready, and is"
+      " this TensorFlow made for it (as with Bazel's --config=tpu)? It says:"
+      f" {type(e).__name__}: {message}"
+    ) from e
+
+
+def _vfio_groups() -> Sequence[pathlib.Path]:
+  return [p for p in pathlib.Path("/dev/vfio").glob("*") if p.name.isdigit()]
+
+
+def _check_address(flag: str, address: str) -> None:
+  """Raises an error if no process listens at an address."""
+  host, _, port = address.rpartition(":")
+  if not (host and port.isdigit()):
+    raise ValueError(f"{flag}: {address} is not HOST:PORT.")
+  try:
+    socket.create_connection((host, int(port)), _CONNECT_TIMEOUT).close()
+  except (OSError, OverflowError) as e:
+    raise ValueError(f"{flag}: nothing answers at {address}: {e}.") from e
+
+
+def _cluster_strategy(name: str) -> tf.distribute.Strategy:
+  is_mirrored = name == "multi_worker_mirrored"
+  cluster, task_type, index = _read_tf_config(
+    name,
+    needed=("worker",) if is_mirrored else ("chief", "worker", "ps"),
+    allowed=("chief", "worker") if is_mirrored else ("chief", "worker", "ps"),
+  )
+  if not is_mirrored and task_type != "chief":
+    server = tf.distribute.Server(
+      tf.train.ClusterSpec(cluster), job_name=task_type, task_index=index
+    )
+    server.join()
+  size = sum(len(addresses) for addresses in cluster.values())
+  with _limited(
+    f"--strategy={name}: not all {size} processes of the cluster in TF_CONFIG"
+    " have come"
+  ):
+    try:
+      return distribute_utils.get_distribution_strategy(name)
+    except (tf.errors.OpError, RuntimeError) as e:
+      message, *_ = str(e).strip().splitlines() or [""]
+      raise ValueError(
+        f"--strategy={name}: no cluster came about: {message}"
+      ) from e
+
+
+def _read_tf_config(
+  strategy: str, needed: Sequence[str], allowed: Sequence[str]
+) -> tuple[dict[str, list[str]], str, int]:
+  """Checks TF_CONFIG; returns the cluster, and this process's task in it."""
+  value = os.environ.get("TF_CONFIG")
+  if not value:
+    raise ValueError(
+      f"--strategy={strategy} needs TF_CONFIG in the environment: which"
+      " processes there are, and which this one is, as JSON, for example"
+      f" {_EXAMPLE}."
+    )
+  try:
+    config = json.loads(value)
+    cluster = {
+      job: [str(address) for address in addresses]
+      for job, addresses in config["cluster"].items()
+    }
+    task_type, index = config["task"]["type"], int(config["task"]["index"])
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
+    raise ValueError(
+      f"TF_CONFIG is not as {_EXAMPLE}: {type(e).__name__}: {e}."
+    ) from e
+  for job in needed:
+    if not cluster.get(job):
+      raise ValueError(
+        f"--strategy={strategy}: the cluster in TF_CONFIG has no {job}."
+      )
+  for job in cluster:
+    if job not in allowed:
+      raise ValueError(
+        f"--strategy={strategy}: the cluster in TF_CONFIG has a {job}; there"
+        f" may be {', '.join(allowed)}."
+      )
+  if not 0 <= index < len(cluster.get(task_type, ())):
+    raise ValueError(
+      f"TF_CONFIG: the cluster has no {task_type} {index}, which this process"
+      " is said to be."
+    )
+  return cluster, task_type, index
+
+
+@contextlib.contextmanager
+def _limited(message: str) -> Iterator[None]:
+  """Ends this process if what is done in this context takes too long.
+
+  TensorFlow waits with Python's lock held, so that no thread and no signal
+  handler would have its turn; another process does.
+  """
+  watch = subprocess.Popen(
+    [
+      *(sys.executable, "-c", _WATCH, str(START_TIMEOUT), str(os.getpid())),
+      f"ERROR: {message} within {START_TIMEOUT} s.",
+    ],
+    stdin=subprocess.PIPE,
+  )
+  try:
+    yield
+  finally:
+    watch.communicate()

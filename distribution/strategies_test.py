@@ -1,0 +1,153 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from unittest import mock
+
+from absl.testing import parameterized
+import tensorflow as tf
+import tf_keras
+
+from distribution import strategies
+
+_CLUSTER = {"worker": ["localhost:1", "localhost:2"]}
+
+
+def setUpModule():
+  (cpu,) = tf.config.list_physical_devices("CPU")
+  tf.config.set_logical_device_configuration(
+    cpu, [tf.config.LogicalDeviceConfiguration()] * 2
+  )
+
+
+def _tf_config(cluster, task_type, index):
+  return json.dumps(
+    {"cluster": cluster, "task": {"type": task_type, "index": index}}
+  )
+
+
+class StrategiesTest(parameterized.TestCase, tf.test.TestCase):
+  def test_without_an_accelerator_asked_for_it_is_the_cpu(self):
+    if tf.config.list_physical_devices("GPU"):
+      self.skipTest("There is a GPU.")
+    for name, expected, replicas in (
+      ("default", tf.distribute.Strategy, 1),
+      ("one_device", tf.distribute.OneDeviceStrategy, 1),
+      ("mirrored", tf.distribute.MirroredStrategy, 2),
+    ):
+      for num_gpus in (None, 0):
+        strategy = strategies.get(strategies.Config(name, num_gpus=num_gpus))
+        self.assertIsInstance(strategy, expected)
+        self.assertEqual(strategy.num_replicas_in_sync, replicas)
+        self.assertTrue(strategies.is_chief(strategy))
+        self.assertIsNone(strategies.io_device(strategy))
+
+  @parameterized.parameters(
+    *(
+      (strategies.Config(name, num_gpus=99), "--num_gpus=99: TensorFlow finds")
+      for name in ("default", "one_device", "mirrored")
+    ),
+    (strategies.Config("tpu", "local"), "this machine has no TPU"),
+    (
+      strategies.Config("tpu", "grpc://localhost"),
+      "localhost is not HOST:PORT",
+    ),
+    (strategies.Config("tpu", "grpc://localhost:1"), "nothing answers at"),
+    # No such host.
+    (
+      strategies.Config("tpu", "v5"),
+      "--tpu=v5: TensorFlow cannot use this TPU",
+    ),
+  )
+  def test_what_is_asked_for_must_be_there(self, config, message):
+    # Where a machine of Google Cloud learns about itself.
+    os.environ["GCE_METADATA_HOST"] = "localhost:1"
+    with self.assertRaisesRegex(ValueError, message):
+      strategies.get(config)
+
+  @parameterized.parameters(
+    ("multi_worker_mirrored", None, "needs TF_CONFIG in the environment"),
+    ("parameter_server", "", "needs TF_CONFIG in the environment"),
+    ("multi_worker_mirrored", "{", "TF_CONFIG is not as .*JSONDecodeError"),
+    ("multi_worker_mirrored", "[]", "TF_CONFIG is not as .*TypeError"),
+    ("multi_worker_mirrored", '{"cluster": 1}', "TF_CONFIG is not as"),
+    (
+      "multi_worker_mirrored",
+      _tf_config(_CLUSTER, "worker", 2),
+      "the cluster has no worker 2",
+    ),
+    (
+      "multi_worker_mirrored",
+      _tf_config(_CLUSTER, "chief", 0),
+      "the cluster has no chief 0",
+    ),
+    (
+      "multi_worker_mirrored",
+      _tf_config({**_CLUSTER, "ps": ["localhost:3"]}, "worker", 0),
+      "has a ps; there may be chief, worker",
+    ),
+    (
+      "parameter_server",
+      _tf_config(_CLUSTER, "worker", 0),
+      "the cluster in TF_CONFIG has no chief",
+    ),
+  )
+  def test_a_cluster_must_be_right(self, name, tf_config, message):
+    environment = {} if tf_config is None else {"TF_CONFIG": tf_config}
+    with mock.patch.dict(os.environ, environment):
+      with self.assertRaisesRegex(ValueError, message):
+        strategies.get(strategies.Config(name))
+
+  @parameterized.parameters("tpu", "multi_worker_mirrored")
+  def test_nothing_is_waited_for_without_end(self, name):
+    with socket.create_server(("localhost", 0)) as silent:  # Never answers.
+      address = f"localhost:{silent.getsockname()[1]}"
+      tpu = f"grpc://{address}" if name == "tpu" else None
+      with socket.create_server(("localhost", 0)) as s:
+        free = f"localhost:{s.getsockname()[1]}"
+      code = (
+        "from distribution import strategies\n"
+        "strategies.START_TIMEOUT = 3\n"
+        f"strategies.get(strategies.Config({name!r}, {tpu!r}))\n"
+      )
+      cluster = {"worker": [free, address]}
+      result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={
+          **os.environ,
+          "PYTHONPATH": os.pathsep.join(sys.path),
+          "TF_CONFIG": _tf_config(cluster, "worker", 0),
+        },
+      )
+    self.assertEqual(result.returncode, -signal.SIGKILL)
+    self.assertRegex(result.stderr, r"ERROR: --\w+=.* within 3 s\.")
+    self.assertNotIn("Traceback", result.stderr)
+
+  def test_files_are_read_where_they_are(self):
+    """Remote workers do not see the disk of this process."""
+    for kind, master, device in (
+      (tf.distribute.TPUStrategy, "", None),
+      (tf.distribute.TPUStrategy, "grpc://host:8470", "/job:localhost"),
+      (tf.distribute.ParameterServerStrategy, "", "/job:chief"),
+    ):
+      strategy = mock.create_autospec(kind, instance=True)
+      strategy.cluster_resolver.master.return_value = master
+      self.assertEqual(strategies.io_device(strategy), device)
+
+  def test_precision(self):
+    for name in strategies.PRECISIONS:
+      with strategies.precision(name):
+        layer = tf_keras.layers.Dense(1)
+      layer.build([1])
+      self.assertEqual(layer.dtype_policy.name, name)
+      self.assertEqual(layer.kernel.dtype, tf.float32)
+    self.assertEqual(tf_keras.mixed_precision.global_policy().name, "float32")
+
+
+if __name__ == "__main__":
+  tf.test.main()

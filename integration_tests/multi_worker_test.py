@@ -1,0 +1,147 @@
+"""Fine-tunes an export in two processes of one machine, as on two machines."""
+
+import json
+import os
+import pathlib
+import re
+import socket
+import subprocess
+import sys
+
+from absl import flags
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from distribution import strategies
+from integration_tests import datasets
+from integration_tests import fitting
+from integration_tests import use_mnist_cnn
+
+_EXPORT = flags.DEFINE_string("export", None, "The export to fine-tune.")
+_RESULTS = flags.DEFINE_string("results", None, "Of a worker: what to write.")
+_PROGRAM = pathlib.Path("integration_tests/use_mnist_cnn").absolute()
+_STRATEGY = "--strategy=multi_worker_mirrored"
+
+
+def fit(strategy):
+  """Returns weights and accuracies, without and with those of the export.
+
+  Without dropout all is determined but for the sums of the replicas, and where
+  the export is retrained its batch normalization, which sees half a batch.
+  """
+  train, test = datasets.load("digits_5_9")
+  results = {}
+  for retrain in (False, True):
+    tf_keras.utils.set_random_seed(1)
+    with strategy.scope():
+      model = use_mnist_cnn.build_model(
+        _EXPORT.value,
+        5,
+        retrain=retrain,
+        dropout_rate=0.0,
+        learning_rate=1e-3 if retrain else 1e-2,
+      )
+    accuracy = fitting.fit(
+      model, train, test, batch_size=32, epochs=2, verbose=0
+    )
+    results[f"accuracy_{retrain}"] = accuracy
+    for i, weight in enumerate(model.get_weights()):
+      results[f"weight_{retrain}_{i}"] = weight
+  return results
+
+
+def start_workers(*arguments):
+  """Starts two processes that are one cluster."""
+  with socket.socket() as a, socket.socket() as b:
+    for s in (a, b):
+      s.bind(("localhost", 0))
+    addresses = [f"localhost:{s.getsockname()[1]}" for s in (a, b)]
+  return [
+    subprocess.Popen(
+      [argument.format(index=index) for argument in arguments],
+      env={
+        **os.environ,
+        "TF_CONFIG": json.dumps(
+          {
+            "cluster": {"worker": addresses},
+            "task": {"type": "worker", "index": index},
+          }
+        ),
+      },
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+
+
+def finish(workers):
+  """Returns exit status, standard output and standard error of each."""
+  outputs = [worker.communicate(timeout=200) for worker in workers]
+  return [(w.returncode, *o) for w, o in zip(workers, outputs, strict=True)]
+
+
+class MultiWorkerTest(tf.test.TestCase):
+  def test_two_workers_are_as_good_as_one_process(self):
+    paths = os.path.join(self.get_temp_dir(), "{index}.npz")
+    workers = start_workers(
+      sys.executable,
+      sys.argv[0],
+      f"--export={_EXPORT.value}",
+      f"--results={paths}",
+    )
+    expected = fit(tf.distribute.get_strategy())
+    for status, _, stderr in finish(workers):
+      self.assertEqual(status, 0, stderr)
+    first, second = (np.load(paths.format(index=i)) for i in range(2))
+    for name in expected:
+      self.assertAllEqual(first[name], second[name])
+    for name in expected:
+      if "False" in name:  # Only the head is trained, to the same weights.
+        self.assertAllClose(first[name], expected[name], atol=1e-4)
+    print({k: (first[k], v) for k, v in expected.items() if "accuracy" in k})
+    self.assertGreater(expected["accuracy_True"], 0.9)
+    self.assertAllClose(
+      first["accuracy_True"], expected["accuracy_True"], atol=0.03
+    )
+
+  def test_after_a_worker_was_killed_training_goes_on(self):
+    output_dir = os.path.join(self.get_temp_dir(), "output")
+    command = [
+      *(_PROGRAM, f"--saved_model_dir={_EXPORT.value}", _STRATEGY),
+      *("--retrain", "--epochs=3", f"--output_saved_model_dir={output_dir}"),
+      f"--backup_dir={os.path.join(self.get_temp_dir(), 'backup')}",
+    ]
+    chief, worker = start_workers(*map(str, command))
+    for line in iter(worker.stdout.readline, ""):
+      if "Epoch 2/3" in line:
+        break
+    worker.kill()
+    worker.communicate()
+    ((status, output, stderr),) = finish([chief])
+    self.assertEqual(status, 1, output)
+    self.assertIn("ERROR: Another process of the cluster has gone", stderr)
+    self.assertNotIn("Traceback", stderr)
+    (chief_again, _), (worker_again, _) = (
+      (result[1], self.assertEqual(result[0], 0, result[2]))
+      for result in finish(start_workers(*map(str, command)))
+    )
+    self.assertNotIn("Epoch 1/3", chief_again)
+    self.assertIn("Epoch 3/3", chief_again)
+    (accuracy,) = re.findall(r"Test accuracy: (\S+)", chief_again)
+    self.assertGreater(float(accuracy), 0.9)
+    # One of them has saved.
+    self.assertIn(f"Saved the fine-tuned model to {output_dir}", chief_again)
+    self.assertNotIn("Saved", worker_again)
+    self.assertTrue(os.path.exists(os.path.join(output_dir, "saved_model.pb")))
+
+
+if __name__ == "__main__":
+  flags.FLAGS(sys.argv, known_only=True)
+  if _RESULTS.value:
+    strategy = strategies.get(strategies.Config("multi_worker_mirrored"))
+    np.savez(_RESULTS.value, **fit(strategy))
+  else:
+    tf.test.main()
