@@ -304,7 +304,10 @@ def _hyperparameters(
         "name": "batch_norm_momentum",
         "description": "Share of the old value that the moving averages of"
         " batch normalization keep at each training step, from 0 to 1. Less"
-        " suits small data sets.",
+        " suits small data sets. Under a distribution strategy each replica"
+        " normalizes its own part of the batch, also where `use_sync_bn` was"
+        " set in the training, and keeps averages of its own; their mean is"
+        " what is read and saved.",
       },
     ),
     (
@@ -358,6 +361,11 @@ def _save(
   is_multilabel = (
     params.task.train_data.is_multilabel or losses.use_binary_cross_entropy
   )
+  for layer in piece.submodules:
+    if isinstance(layer, tf_keras.layers.BatchNormalization):
+      # In a SavedModel it averages over nothing, and only costs a warning for
+      # each gradient that would sum over replicas.
+      layer.synchronized = False
   tunable = _hyperparameters(piece)
   images = tf.TensorSpec([None, None, None, 3], tf.float32, "images")
   source = saving.source(piece, hyperparameters=tunable)

@@ -43,30 +43,50 @@ def _moved(model, before):
   return [(w.name, not np.array_equal(w, old)) for w, old in weights]
 
 
+def _fine_tuned_accuracy(export, train, test, seed=0):
+  """Retrains an export on a few images, drawn with the seed."""
+  tf_keras.utils.set_random_seed(seed)
+  images, labels = train
+  chosen = np.random.default_rng(seed).choice(len(labels), 100, replace=False)
+  model = use_resnet.build_classifier(
+    export,
+    5,
+    retrain=True,
+    # In 20 steps also the averages of the untrained export must get near.
+    batch_norm_momentum=0.5,
+    learning_rate=3e-4,
+  )
+  model.fit(images[chosen], labels[chosen], batch_size=32, epochs=5, verbose=0)
+  return model.evaluate(*test, verbose=0)[1]
+
+
 class UseResNetTest(tf.test.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
     cls.train, cls.test = datasets.load("digits_5_9", (32, 32, 3))
 
-  def test_pretrained_features_beat_untrained_ones(self):
-    means = {}
-    for export in (_UNTRAINED, _PRETRAINED):
-      accuracies = []
-      for seed in range(5):
-        tf_keras.utils.set_random_seed(seed)
-        model = use_resnet.build_classifier(
-          export.value, 5, retrain=False, learning_rate=1e-2
-        )
-        before = _layer(model).get_weights()
-        model.fit(*self.train, batch_size=32, epochs=5, verbose=0)
-        accuracies.append(model.evaluate(*self.test, verbose=0)[1])
-        # Also the moving averages stay.
-        self.assertNotIn(True, dict(_moved(model, before)).values())
-        self.assertEqual(sum(model.losses), 0.0)
-      means[export.name] = np.mean(accuracies)
-    print(means)
-    self.assertGreater(means["pretrained"], means["untrained"] + 0.005)
+  def test_pretrained_weights_beat_untrained_ones(self):
+    """Fine-tuned on 100 images: the same ones, from the same seed."""
+    accuracies = {
+      export.name: _fine_tuned_accuracy(export.value, self.train, self.test)
+      for export in (_UNTRAINED, _PRETRAINED)
+    }
+    print(accuracies)
+    # With 20 seeds, the smallest difference was 0.061 and the mean 0.186.
+    self.assertGreater(accuracies["pretrained"], accuracies["untrained"] + 0.03)
+
+  def test_a_frozen_export_stays_as_it_is(self):
+    tf_keras.utils.set_random_seed(0)
+    model = use_resnet.build_classifier(
+      _PRETRAINED.value, 5, retrain=False, learning_rate=1e-2
+    )
+    before = _layer(model).get_weights()
+    model.fit(*self.train, batch_size=32, epochs=2, verbose=0)
+    # Also the moving averages stay.
+    self.assertLen(before, 105)
+    self.assertNotIn(True, dict(_moved(model, before)).values())
+    self.assertEqual(sum(model.losses), 0.0)
 
   def test_regularization_losses(self):
     losses = [
@@ -133,21 +153,32 @@ class UseResNetTest(tf.test.TestCase):
     self.assertGreater(accuracy, 0.8)
     stood = [name for name, moved in _moved(model, before) if not moved]
     self.assertEmpty(stood)
-    # Replicas have the same kernels, and moving averages of their own; what is
-    # saved is the mean of these, which all get here.
+    # Replicas have the same kernels, and moving averages of their own. The mean
+    # of these is what the strategy reads,
     kernel, *_ = _layer(model).trainable_variables
     self.assertLen(kernel.values, 2)
     self.assertAllEqual(*kernel.values)
-    averages = [v for v in model.variables if "moving" in v.name]
-    self.assertNotAllClose(*averages[0].values)
-    for variable in averages:
-      variable.assign(variable.read_value())
-    expected = model.predict(test[0], verbose=0)
+    averages = {v.name: v for v in model.variables if "moving" in v.name}
+    self.assertLen(averages, 42)
+    means = {}
+    for name, variable in averages.items():
+      replicas = [v.numpy() for v in variable.values]
+      self.assertNotAllClose(*replicas)
+      means[name] = np.mean(replicas, axis=0)
+      self.assertAllClose(variable.read_value(), means[name])
     output_dir = os.path.join(self.get_temp_dir(), "fine_tuned")
     model.save(output_dir, save_format="tf")
     shutil.rmtree(export_dir)
-    loaded = tf.saved_model.load(output_dir).signatures["serving_default"]
-    (served,) = loaded(images=tf.constant(test[0])).values()
+    loaded = tf.saved_model.load(output_dir)
+    # and what is saved.
+    saved = {v.name: v for v in loaded.variables if v.name in means}
+    self.assertAllClose(saved, means)
+    # Predictions of the replicas would differ: all get the mean.
+    for variable in averages.values():
+      variable.assign(means[variable.name])
+    expected = model.predict(test[0], verbose=0)
+    serve = loaded.signatures["serving_default"]
+    (served,) = serve(images=tf.constant(test[0])).values()
     largest = np.abs(expected).max()
     self.assertAllClose(served, expected, rtol=0, atol=1e-5 * largest)
 

@@ -45,6 +45,20 @@ class ResNetTest(tf.test.TestCase):
         sorted(5e-5 * tf.reduce_sum(kernel**2) for kernel in kernels),
       )
 
+  def test_greatest_depth(self):
+    model = resnet.classifier(
+      resnet.config(
+        "resnet_imagenet",
+        [
+          "task.model.backbone.resnet.model_id=200",
+          "task.model.backbone.resnet.depth_multiplier=0.125",
+        ],
+      )
+    )
+    # The depth counts all layers but the projections of the four levels.
+    self.assertLen([v for v in model.variables if "kernel" in v.name], 204)
+    self.assertLen(model.losses, 204)
+
   def test_variants(self):
     params = resnet.config(
       "resnet_rs_imagenet",
