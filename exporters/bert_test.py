@@ -475,17 +475,17 @@ class BertTest(parameterized.TestCase):
       )
       newest = tf.train.latest_checkpoint(str(checkpoint_dir))
       self.assertEndsWith(newest, f"/ckpt-{2 * epochs}")
-      embedding = tf.train.load_variable(
+      positions = tf.train.load_variable(
         newest,
-        "encoder/_embedding_layer/embeddings/.ATTRIBUTES/VARIABLE_VALUE",
+        "encoder/layer_with_weights-1/embeddings/.ATTRIBUTES/VARIABLE_VALUE",
       )
-      np.testing.assert_array_equal(export.variables[0], embedding)
+      np.testing.assert_array_equal(export.variables[1], positions)
     vocabulary = (checkpoint_dir / "vocab.txt").read_text()
     self.assertEqual(
       pathlib.Path(export.vocab_file.asset_path.numpy().decode()).read_text(),
       vocabulary,
     )
-    self.assertLen(vocabulary.splitlines(), len(embedding))
+    self.assertLen(vocabulary.splitlines(), len(export.variables[0]))
 
   def test_what_does_not_go_together(self):
     text = pathlib.Path(self.vocab_file).read_text()

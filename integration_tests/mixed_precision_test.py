@@ -1,6 +1,7 @@
 """Trains every kind of export under the policies of mixed precision."""
 
 import os
+from unittest import mock
 
 from absl import flags
 from absl.testing import parameterized
@@ -93,15 +94,11 @@ class LoadOptionsTest(tf.test.TestCase):
       return load(*args, **kwargs)
 
     with (
-      tf.compat.v1.test.mock.patch.object(
-        tf.compat.v1.saved_model, "load_v2", fake_load
-      ),
-      tf.compat.v1.test.mock.patch.object(
-        strategies, "io_device", lambda _: "/job:localhost"
-      ),
+      mock.patch.object(tf.compat.v1.saved_model, "load_v2", fake_load),
+      mock.patch.object(strategies, "io_device", lambda _: "/job:localhost"),
     ):
       for kind in _EXPORTS:
-        model, *_ = _build(kind)
+        _build(kind)
       self.assertEqual(asked, ["/job:localhost"] * 3)
       # tensorflow-hub 0.16.1 looks for what tf_keras was told in modules of
       # Keras that are no more: `load_model(options=…)` does not reach it.

@@ -68,8 +68,8 @@ def write(
     "A dimension that is `None` is free. The names are those of the signature"
     " `serving_default`: inference with the default hyperparameters."
     + (
-      " The model computes in float32, whatever it was trained in, and in a Keras"
-      " model of mixed precision too: what it takes is cast."
+      " The model computes in float32, whatever it was trained in. In a Keras"
+      " model of mixed precision, too: its inputs are cast."
       if trains
       else ""
     ),
