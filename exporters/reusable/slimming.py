@@ -22,6 +22,7 @@ from tensorflow.python.saved_model import fingerprinting_utils
 
 # Have no effect that a caller would have to wait for.
 _WITHOUT_EFFECT = ("Identity", "NoOp", "ReadVariableOp")
+_WRITES = ("AssignAddVariableOp", "AssignSubVariableOp", "AssignVariableOp")
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _SHAPES = "_output_shapes"
 
@@ -48,6 +49,9 @@ def slim(export_dir: str) -> None:
   for meta_graph in saved_model.meta_graphs:
     graph = meta_graph.graph_def
     _remove_unused_reads(graph)
+    for node in graph.node:
+      if node.op == "VarHandleOp":  # A scalar, always.
+        node.attr.pop(_SHAPES, None)
     renamed = {}
     for function in graph.library.function:
       _remove_waiting_for_reads(function)
@@ -106,7 +110,7 @@ def _remove_known_shapes(function: function_pb2.FunctionDef) -> None:
     if node.op not in _CALLS:
       handed_on -= taken
     if not (
-      taken
+      (taken and node.op not in _WRITES)
       or node.op == "Reshape"
       or node.name in returned
       or any(a.HasField("func") for a in node.attr.values())
