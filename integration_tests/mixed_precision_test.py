@@ -111,7 +111,9 @@ class LoadOptionsTest(tf.test.TestCase):
       path = os.path.join(self.get_temp_dir(), "model")
       tf_keras.Model(inputs, layer(inputs)).save(path, save_format="tf")
       asked.clear()
-      tf_keras.models.load_model(path, options=options)
+      tf_keras.models.load_model(
+        path, {"KerasLayer": hub.KerasLayer}, options=options
+      )
       self.assertEqual(asked, [None])
 
 
