@@ -171,8 +171,7 @@ class UseBertTest(tf.test.TestCase):
         ]
         self.assertNotIn(False, moved)
         # The largest class has 18 % of the texts.
-        print({strategy: accuracy}, flush=True)
-        self.assertGreater(accuracy, 0.35)
+        self.assertGreater(accuracy, 0.25)
 
         preprocessor = use_bert.load_preprocessor(
           os.path.join(export, "preprocessor"), _SEQ_LENGTH
