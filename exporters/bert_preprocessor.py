@@ -139,7 +139,7 @@ def provenance(tokenizer: preprocessing.Tokenizer) -> dict[str, str]:
   return {
     "tokens": f"{len(tokenizer.tokens):,}, {tokenizer.kind}",
     "do_lower_case": str(tokenizer.do_lower_case).lower(),
-    "`preprocessor_sha256()`, the same for an encoder and its preprocessor": (
-      f"`{tokenizer.sha256}`"
+    "`preprocessor_sha256()`": (
+      f"`{tokenizer.sha256}`, the same for an encoder and its preprocessor"
     ),
   }
