@@ -20,6 +20,7 @@ import tensorflow as tf
 import tf_keras
 import yaml
 
+from distribution import strategies
 from exporters import bert as exporter
 from exporters.reusable import errors
 from models.nlp import bert
@@ -470,7 +471,7 @@ class BertTest(parameterized.TestCase):
           epochs=epochs, steps_per_epoch=2, batch_size=4, seq_length=16
         ),
         checkpoint_dir=str(checkpoint_dir),
-        strategy="mirrored",
+        distribution=strategies.Config("mirrored"),
         pooler="random",
       )
       newest = tf.train.latest_checkpoint(str(checkpoint_dir))
