@@ -9,7 +9,7 @@ from models.vision import training
 def _train(dataset, seed, **config):
   tf_keras.utils.set_random_seed(seed)
   model = mnist_cnn.classifier(
-    mnist_cnn.feature_extractor(features=16), len(dataset.classes)
+    mnist_cnn.feature_extractor(), len(dataset.classes)
   )
   accuracy = training.train(model, dataset, training.Config(**config))
   return accuracy, model.get_weights()
@@ -22,7 +22,9 @@ class TrainingTest(tf.test.TestCase):
     accuracy, weights = _train(dataset, 1, epochs=4)
     again, weights_again = _train(dataset, 1, epochs=4)
     self.assertLess(before, 0.5)
-    self.assertGreater(accuracy, 0.8)
+    # With 20 seeds 0.967 to 0.983. Of fewer features, such as 16, one seed in
+    # five does not get there.
+    self.assertGreater(accuracy, 0.9)
     self.assertEqual(accuracy, again)
     for weight, weight_again in zip(weights, weights_again, strict=True):
       self.assertAllClose(weight, weight_again, rtol=1e-5)
