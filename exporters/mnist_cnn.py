@@ -186,12 +186,7 @@ def _save(
   images = tf.TensorSpec([None, *mnist_cnn.IMAGE_SHAPE], tf.float32, "images")
   source = saving.source(extractor, hyperparameters=tunable)
   root = saving.reusable(
-    source,
-    images,
-    # To which Keras casts what goes into a layer under mixed precision.
-    also_takes=[
-      tf.TensorSpec(images.shape, dtype) for dtype in (tf.bfloat16, tf.float16)
-    ],
+    source, images, also_takes=saving.of_mixed_precision(images)
   )
   signature = saving.signature(root, images, "feature_vector")
   saving.save(root, directory, signatures={"serving_default": signature})

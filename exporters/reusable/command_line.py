@@ -196,8 +196,8 @@ def run(main: Callable[[], None]) -> None:
   def guarded(arguments: list[str]) -> None:
     if len(arguments) > 1:
       sys.exit(f"ERROR: {arguments[1]} is not a flag. Flags start with --.")
-    # Models and graphs are many objects that stay: to look through them again
-    # and again for some that do not is a seventh of the time of an export.
+    # Models and graphs are many objects that stay: looking through them again
+    # and again for some that do not takes time.
     gc.set_threshold(100_000, 20, 100)
     if not flags.FLAGS["verbosity"].present:
       logging.set_verbosity(logging.WARNING)

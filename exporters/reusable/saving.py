@@ -179,6 +179,14 @@ def reusable(
   return root
 
 
+def of_mixed_precision(spec: tf.TensorSpec) -> list[tf.TensorSpec]:
+  """Returns what a float input may be too, for `also_takes` of `reusable`.
+
+  Under a policy of mixed precision Keras casts what goes into a layer.
+  """
+  return [tf.TensorSpec(spec.shape, d) for d in (tf.bfloat16, tf.float16)]
+
+
 def signature(
   reusable_object: tf.train.Checkpoint,
   input_spec: Any,

@@ -30,10 +30,10 @@ _SHAPES = "_output_shapes"
 def slim(export_dir: str) -> None:
   """Rewrites the `saved_model.pb` and the fingerprint of a SavedModel.
 
-  What is computed stays the same, op for op, and so does all that is known of
-  shapes. Left out are:
+  What is computed stays the same, op for op. Left out are:
 
-  - shapes of results that follow from the op and its inputs;
+  - shapes that follow from the op and its inputs; one that Python code has set,
+    and says more, stays where it is on a result or on what is reshaped;
   - the order of a function's end after the reads of its variables: an op that
     changes one of them comes after its reads anyway;
   - long names of the variables that a function gets, and of the ops that read
