@@ -264,7 +264,13 @@ def _restore(
         f"Cannot take the weights of {checkpoint_path}: {message}"
       ) from e
     return
-  roots = [tf.train.Checkpoint(model=model), model]
+  # As Keras saves weights. By `layer-0` and so on layers have names too, which
+  # count those without weights, such as one for rescaling that was in the model.
+  with_weights = filter(lambda layer: layer.weights, model.layers)
+  of_keras = tf.train.Checkpoint(
+    **{f"layer_with_weights-{i}": x for i, x in enumerate(with_weights)}
+  )
+  roots = [tf.train.Checkpoint(model=model), model, of_keras]
   backbone = getattr(model, "backbone", None)
   if backbone is not None and all(
     len(piece.weights) == len(backbone.weights) for piece in pieces.values()

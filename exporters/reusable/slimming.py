@@ -152,7 +152,8 @@ def _shorten_names(function: function_pb2.FunctionDef) -> Callable[[str], str]:
         f"loc:@{rename(place.decode().removeprefix('loc:@'))}".encode()
         for place in places
       ]
-  for key, name in function.ret.items():
+  # As a list: a protobuf map that changes passes over some of its items.
+  for key, name in list(function.ret.items()):
     function.ret[key] = rename(name)
   ends = {rename(k): rename(v) for k, v in function.control_ret.items()}
   function.control_ret.clear()
