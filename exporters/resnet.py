@@ -264,8 +264,8 @@ def _restore(
         f"Cannot take the weights of {checkpoint_path}: {message}"
       ) from e
     return
-  # As Keras saves weights. By `layer-0` and so on layers have names too, which
-  # count those without weights, such as one for rescaling that was in the model.
+  # As Keras saves weights. Layers are also `layer-0` and so on there, which
+  # counts those without weights, such as one for rescaling in the saved model.
   with_weights = filter(lambda layer: layer.weights, model.layers)
   of_keras = tf.train.Checkpoint(
     **{f"layer_with_weights-{i}": x for i, x in enumerate(with_weights)}
