@@ -378,7 +378,7 @@ def _restored(
     with_mlm = False
   try:
     with checkpoints.uninitialized():
-      core = bert.core_model(config)
+      core = tf.autograph.experimental.do_not_convert(bert.core_model)(config)
   except (TypeError, ValueError, tf.errors.OpError) as e:
     raise errors.ExportError(
       f"No encoder of type {config.type} can be made with its config:"
@@ -484,7 +484,7 @@ def _export_encoder(
   def check(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return _checked_length(inputs, bert.max_seq_length(config))
 
-  source = saving.source(core, hyperparameters=tunable, check=check)
+  source = saving.source(core, hyperparameters=tunable, check=check, autograph=False)
   root = saving.reusable(source, spec, also_takes=_other_forms(spec))
   signatures = {"serving_default": saving.signature(root, spec)}
   sub_objects = {}
@@ -493,7 +493,7 @@ def _export_encoder(
       **spec,
       "masked_lm_positions": tf.TensorSpec([None, None], tf.int32),
     }
-    mlm = saving.source(pretrainer, hyperparameters=tunable, check=check)
+    mlm = saving.source(pretrainer, hyperparameters=tunable, check=check, autograph=False)
     root.mlm = saving.reusable(mlm, mlm_spec, also_takes=_other_forms(mlm_spec))
     signatures["mlm"] = saving.signature(root.mlm, mlm_spec)
     sub_objects["mlm"] = mlm, _examples(config, mlm_spec)

@@ -61,8 +61,9 @@ def define_flags(*, without_weights: tuple[str, str] | None = None) -> None:
     "verification",
     "full",
     ["full", "fast", "off"],
-    "Compare the export with the live model before it appears: in several"
-    " sizes and with other hyperparameters, in one size, or not at all.",
+    "Compare the export with the live model before it appears: all that"
+    " consumers rely on, gradients too, in several sizes; weights, losses and"
+    " outputs, in one size; or not at all.",
   )
   flags.DEFINE_string(
     "keep_failed",

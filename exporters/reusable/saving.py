@@ -36,6 +36,7 @@ class Source:
     trainable_variables: Those that consumers train.
     regularization_losses: Functions without arguments, each returning a float
       scalar.
+    autograph: Whether AutoGraph rewrites the Python code of `model`.
   """
 
   model: Callable[..., Any]
@@ -45,6 +46,7 @@ class Source:
   variables: Sequence[tf.Variable]
   trainable_variables: Sequence[tf.Variable]
   regularization_losses: Sequence[Callable[[], tf.Tensor]]
+  autograph: bool
 
 
 def source(
@@ -55,6 +57,7 @@ def source(
   trainable_variables: Iterable[tf.Variable] | None = None,
   regularization_losses: Sequence[Callable[[], tf.Tensor]] | None = None,
   check: Callable[[Any], Any] | None = None,
+  autograph: bool = True,
 ) -> Source:
   """Finds out what an export needs to know of a model, and checks it.
 
@@ -72,6 +75,9 @@ def source(
       the Keras layers in a module.
     check: Takes the input and returns it, with ops that fail where the model
       does not take it.
+    autograph: Whether AutoGraph rewrites the Python code of the model. One
+      without Python control flow over Tensors is traced faster without; any
+      other is refused by TensorFlow then.
 
   Raises:
     ExportError: The export would fail its consumers in silence: it lacks
@@ -110,6 +116,7 @@ def source(
     variables,
     trainable_variables,
     regularization_losses,
+    autograph,
   )
 
 
@@ -410,7 +417,11 @@ def _callable(
       ),
     ]
   )
-  return tf.function(call), first_traces, traced_arguments
+  return (
+    tf.function(call, autograph=model.autograph),
+    first_traces,
+    traced_arguments,
+  )
 
 
 def _form(inputs: Any, arguments: Mapping[str, Any]) -> Any:
@@ -520,6 +531,8 @@ def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
         f"Layer {layer.name} has an activity regularizer, which a SavedModel"
         " cannot hand on. Take it out."
       )
+  if isinstance(model, tf_keras.layers.Layer) and not model.losses:
+    return []  # What follows takes seconds where there are many layers.
   # A layer's losses are its own, then those of the layers in it.
   own: dict[tf_keras.layers.Layer, int] = {}
   for layer in sorted(layers, key=lambda layer: len(layer.submodules)):

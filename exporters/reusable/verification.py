@@ -81,8 +81,8 @@ def verify(
     source: The live model.
     examples: Inputs of different sizes: Tensors, RaggedTensors, or lists or
       dicts of them.
-    level: `full`; `fast`, with the first example alone, and without changing
-      hyperparameters, hub.KerasLayer and saving again; or `off`.
+    level: `full`; `fast`, with the first example alone, and without gradients,
+      changing hyperparameters, hub.KerasLayer and saving again; or `off`.
     sub_objects: For the name of each attribute of the export that is an export
       by itself, such as `mlm`: its model and inputs. All is compared that is
       compared of `source`.
@@ -177,7 +177,8 @@ def _calls(
       + "".join(f", also with {name} {off:g}" for name, off in steady.items())
     )
   learning = {
-    "gradients": bool(source.trainable_variables),
+    # To derive the export takes longer than to load it.
+    "gradients": level == "full" and bool(source.trainable_variables),
     "updates": len(source.variables) > len(source.trainable_variables),
   }
   for i, example in enumerate(examples if level == "full" else examples[:1]):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import hashlib
 
 from etils import epy
@@ -142,14 +143,19 @@ def wordpiece_tokenizer(
     tokens: What `read_vocabulary` returns.
     do_lower_case: Whether to lowercase text and to strip accents.
   """
-  normalizer = text.FastBertNormalizer(
-    lower_case_nfd_strip_accents=do_lower_case
-  )
-  tokenizer = text.FastWordpieceTokenizer(list(tokens), token_out_type=tf.int32)
-  begins_word = tf.constant([not token.startswith(_SUFFIX) for token in tokens])
+
+  @functools.cache
+  def layers() -> tuple[text.FastBertNormalizer, text.FastWordpieceTokenizer]:
+    """Makes what is slow to import and to build where it is needed."""
+    with tf.init_scope():  # The first call may be in a graph.
+      return (
+        text.FastBertNormalizer(lower_case_nfd_strip_accents=do_lower_case),
+        text.FastWordpieceTokenizer(list(tokens), token_out_type=tf.int32),
+      )
 
   def by_words(*flat: tf.RaggedTensor) -> list[tf.RaggedTensor]:
     """Groups `[batch, (pieces)]` as the first of them, the ids, says."""
+    begins_word = [not token.startswith(_SUFFIX) for token in tokens]
     begins = tf.cast(tf.gather(begins_word, flat[0].values), tf.int64)
     words_until = tf.concat([[0], tf.cumsum(begins)], axis=0)
     return [
@@ -164,9 +170,11 @@ def wordpiece_tokenizer(
     ]
 
   def tokenize(sentences: tf.Tensor) -> tf.RaggedTensor:
+    normalizer, tokenizer = layers()
     return by_words(tokenizer.tokenize(normalizer.normalize(sentences)))[0]
 
   def tokenize_with_offsets(sentences: tf.Tensor) -> list[tf.RaggedTensor]:
+    normalizer, tokenizer = layers()
     normalized, source = normalizer.normalize_with_offsets(sentences)
     ids, *offsets = tokenizer.tokenize_with_offsets(normalized)
     begins = tf.gather(source.row_splits, ids.value_rowids())
