@@ -378,7 +378,10 @@ def _restored(
     with_mlm = False
   try:
     with checkpoints.uninitialized():
-      core = tf.autograph.experimental.do_not_convert(bert.core_model)(config)
+      # There is no control flow over Tensors, and to look for it takes
+      # seconds.
+      build = tf.autograph.experimental.do_not_convert(bert.core_model)
+      core = build(config)
   except (TypeError, ValueError, tf.errors.OpError) as e:
     raise errors.ExportError(
       f"No encoder of type {config.type} can be made with its config:"
@@ -484,7 +487,11 @@ def _export_encoder(
   def check(inputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return _checked_length(inputs, bert.max_seq_length(config))
 
-  source = saving.source(core, hyperparameters=tunable, check=check, autograph=False)
+  # No Python control flow of the encoders depends on a Tensor.
+  make_source = functools.partial(
+    saving.source, hyperparameters=tunable, check=check, autograph=False
+  )
+  source = make_source(core)
   root = saving.reusable(source, spec, also_takes=_other_forms(spec))
   signatures = {"serving_default": saving.signature(root, spec)}
   sub_objects = {}
@@ -493,7 +500,7 @@ def _export_encoder(
       **spec,
       "masked_lm_positions": tf.TensorSpec([None, None], tf.int32),
     }
-    mlm = saving.source(pretrainer, hyperparameters=tunable, check=check, autograph=False)
+    mlm = make_source(pretrainer)
     root.mlm = saving.reusable(mlm, mlm_spec, also_takes=_other_forms(mlm_spec))
     signatures["mlm"] = saving.signature(root.mlm, mlm_spec)
     sub_objects["mlm"] = mlm, _examples(config, mlm_spec)

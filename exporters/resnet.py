@@ -16,7 +16,9 @@ and cuts the pieces out of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import importlib.util
 import os
+import sys
 from typing import Any
 
 from absl import flags
@@ -42,6 +44,16 @@ with epy.lazy_imports():
   from exporters.reusable import model_card
   from exporters.reusable import saving
   from exporters.reusable import verification as verification_lib
+
+# Packages of Model Garden that import much more than a ResNet is made of, such
+# as all tasks, matplotlib and tensorflow-datasets. Their modules do without.
+_WITHOUT_INIT = (
+  "official.core",
+  "official.vision",
+  "official.vision.configs",
+  "official.vision.modeling",
+  "official.vision.modeling.backbones",
+)
 
 # What --export_type says, and what the classifier calls it.
 _OUTPUTS = {"feature_vector": "feature_vector", "classification": "logits"}
@@ -172,6 +184,9 @@ def export(
     processes = {kind: verification_lib.start(verification) for kind in types}
     record: dict[str, Any] = {"flags": flag_values}
 
+    # Building a model has no control flow over Tensors that AutoGraph would
+    # rewrite, and to look for it takes seconds.
+    @tf.autograph.experimental.do_not_convert
     def cut(model: tf_keras.Model) -> dict[str, tf_keras.Model]:
       names = {kind: [_OUTPUTS[kind]] for kind in types}
       if endpoints:
@@ -183,6 +198,7 @@ def export(
       except ValueError as e:
         raise errors.ExportError(f"{e}") from e
 
+    @tf.autograph.experimental.do_not_convert
     def classifier() -> tf_keras.Model:
       if is_legacy:
         return resnet.legacy_classifier(params.task.model.num_classes)
@@ -210,10 +226,12 @@ def export(
       )
       pieces = cut(trained.model)
     else:
-      model = classifier()
+      with checkpoints.uninitialized():
+        model = classifier()
       pieces = cut(model)
       _restore(checkpoint_path, model, pieces, weights)
-      record["checkpoint_sha256"] = checkpoints.sha256(checkpoint_path)
+      if verification != "off":  # There is a report.
+        record["checkpoint_sha256"] = checkpoints.sha256(checkpoint_path)
       provenance = {
         "source": "a checkpoint of the classifier"
         + (", averaged over its training" if weights == "average" else ""),
@@ -374,7 +392,14 @@ def _save(
       layer.synchronized = False
   tunable = _hyperparameters(piece)
   images = tf.TensorSpec([None, None, None, 3], tf.float32, "images")
-  source = saving.source(piece, hyperparameters=tunable)
+  source = saving.source(
+    piece,
+    hyperparameters=tunable,
+    # It asks whether its rate is 0, which may be a Tensor.
+    autograph=any(
+      isinstance(layer, nn_layers.StochasticDepth) for layer in piece.submodules
+    ),
+  )
   root = saving.reusable(
     source, images, also_takes=saving.of_mixed_precision(images)
   )
@@ -471,8 +496,21 @@ def define_flags() -> None:
   flags.adopt_module_key_flags(command_line)
 
 
+def _import_without_init(packages: Sequence[str]) -> None:
+  """Imports packages, but does not run their `__init__.py`.
+
+  For a program alone: who imports them later gets them like that.
+  """
+  for name in packages:
+    module = importlib.util.module_from_spec(importlib.util.find_spec(name))
+    sys.modules[name] = module
+    parent, _, child = name.rpartition(".")
+    setattr(sys.modules[parent], child, module)
+
+
 def main() -> None:
   """Exports what the flags say."""
+  _import_without_init(_WITHOUT_INIT)
   values = flags.FLAGS
   export(
     export_dir=command_line.path(values.export_dir),

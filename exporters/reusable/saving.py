@@ -181,7 +181,7 @@ def reusable(
   root.variables = list(model.variables)
   root.trainable_variables = list(model.trainable_variables)
   root.regularization_losses = [
-    _trace_loss(loss) for loss in model.regularization_losses
+    _trace_loss(loss, model.autograph) for loss in model.regularization_losses
   ]
   return root
 
@@ -531,14 +531,13 @@ def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
         f"Layer {layer.name} has an activity regularizer, which a SavedModel"
         " cannot hand on. Take it out."
       )
-  if isinstance(model, tf_keras.layers.Layer) and not model.losses:
-    return []  # What follows takes seconds where there are many layers.
-  # A layer's losses are its own, then those of the layers in it.
+  # A layer's losses are its own, then those of the layers in it. To count them
+  # computes them, and to find what is in a layer looks through all of it.
+  losses = {layer: len(layer.losses) for layer in layers}
+  inner = {layer: layer.submodules for layer in layers if losses[layer]}
   own: dict[tf_keras.layers.Layer, int] = {}
-  for layer in sorted(layers, key=lambda layer: len(layer.submodules)):
-    own[layer] = len(layer.losses) - sum(
-      own.get(inner, 0) for inner in layer.submodules
-    )
+  for layer in sorted(inner, key=lambda layer: len(inner[layer])):
+    own[layer] = losses[layer] - sum(own.get(x, 0) for x in inner[layer])
   # In the order of the weights, as in Keras' own `losses`.
   position = {v.ref(): i for i, v in enumerate(model.variables)}
   return [
@@ -557,14 +556,21 @@ def _loss_of_layer(
   return lambda: layer.losses[index]
 
 
-def _trace_loss(loss: Callable[[], tf.Tensor]) -> Function:
-  """Traces a regularization loss and checks that it is a float scalar."""
-  function = tf.function(loss, input_signature=[])
-  output = function.get_concrete_function().structured_outputs
+def _trace_loss(
+  loss: Callable[[], tf.Tensor], autograph: bool
+) -> ConcreteFunction:
+  """Traces a regularization loss and checks that it is a float scalar.
+
+  Returns:
+    The trace, which TensorFlow would make once more of a tf.function.
+  """
+  function = tf.function(loss, input_signature=[], autograph=autograph)
+  trace = function.get_concrete_function()
+  output = trace.structured_outputs
   if not (
     tf.is_tensor(output) and output.shape == [] and output.dtype.is_floating
   ):
     raise errors.ExportError(
       f"A regularization loss returns {output}; it must be a float scalar."
     )
-  return function
+  return trace
