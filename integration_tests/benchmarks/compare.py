@@ -31,8 +31,7 @@ from integration_tests.benchmarks import results
 from integration_tests.benchmarks import subjects
 
 MEASURES = ("export", "load", "train", "inference", "answers")
-_TRAIN_TURNS = 8
-_INFERENCE_TURNS = 8
+_INFERENCE_TURNS = 16
 _PACKAGES = ("tensorflow", "tf-keras", "tensorflow-hub", "tf-models-official")
 
 
@@ -301,7 +300,7 @@ def _train(
     ("train", subject.size),
     ("train_xla", subject.size if full else subject.xla_size),
   ):
-    turns = {"live": _TRAIN_TURNS, "ours": _TRAIN_TURNS}
+    turns = {"live": subject.steps, "ours": subject.steps}
     if measure == "train_xla":
       turns["reference"] = subject.reference_xla_steps
       if subject.family == "resnet" and size != subject.size:

@@ -53,6 +53,8 @@ class Subject:
       and inference.
     xla_size: The same in train steps under XLA.
     batch_size: Of a train step.
+    steps: How many train steps, of which the first one counts by itself; more
+      where they are so short that their times scatter.
     reference_xla_steps: Train steps of the reference's export under XLA, each
       of which it may compile.
     measures: What is measured.
@@ -64,6 +66,7 @@ class Subject:
   size: int = 0
   xla_size: int = 0
   batch_size: int = 8
+  steps: int = 10
   reference_xla_steps: int = 3
   measures: tuple[str, ...] = ("export", "load", "train", "inference")
 
@@ -80,7 +83,12 @@ def _bert(layers: int, hidden_size: int) -> dict[str, Any]:
 
 SUBJECTS = {
   "mnist_cnn": Subject(
-    "mnist_cnn", "MNIST CNN, 28 px", size=28, xla_size=28, batch_size=32
+    "mnist_cnn",
+    "MNIST CNN, 28 px",
+    size=28,
+    xla_size=28,
+    batch_size=32,
+    steps=100,
   ),
   "preprocessor": Subject(
     "preprocessor",
@@ -94,9 +102,10 @@ SUBJECTS = {
     _bert(2, 128),
     size=32,
     xla_size=32,
+    steps=100,
   ),
   "bert_4x512": Subject(
-    "bert", "BERT 4x512", _bert(4, 512), size=64, xla_size=64
+    "bert", "BERT 4x512", _bert(4, 512), size=64, xla_size=64, steps=30
   ),
   "bert_base": Subject(
     "bert",
@@ -117,6 +126,7 @@ SUBJECTS = {
     },
     size=32,
     xla_size=32,
+    steps=100,
   ),
   "resnet50": Subject(
     "resnet",
