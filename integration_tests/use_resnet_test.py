@@ -79,7 +79,11 @@ class UseResNetTest(tf.test.TestCase):
   def test_a_frozen_export_stays_as_it_is(self):
     tf_keras.utils.set_random_seed(0)
     model = use_resnet.build_classifier(
-      _PRETRAINED.value, 5, retrain=False, learning_rate=1e-2
+      _PRETRAINED.value,
+      5,
+      retrain=False,
+      augmentation=True,
+      learning_rate=1e-2,
     )
     before = _layer(model).get_weights()
     model.fit(*self.train, batch_size=32, epochs=2, verbose=0)
@@ -87,6 +91,9 @@ class UseResNetTest(tf.test.TestCase):
     self.assertLen(before, 105)
     self.assertNotIn(True, dict(_moved(model, before)).values())
     self.assertEqual(sum(model.losses), 0.0)
+    # And so only the augmentation makes a difference in training.
+    images = self.train[0][:8]
+    self.assertNotAllClose(model(images, training=True), model(images))
 
   def test_regularization_losses(self):
     losses = [
@@ -127,6 +134,14 @@ class UseResNetTest(tf.test.TestCase):
       ]
       actual = step(training=True, batch_norm_momentum=momentum)
       self.assertAllClose(actual, expected, rtol=1e-4, atol=1e-5)
+
+    # The program hands it on.
+    classifier = use_resnet.build_classifier(
+      _PRETRAINED.value, 5, retrain=True, batch_norm_momentum=1.0
+    )
+    before = _layer(classifier).get_weights()
+    classifier(self.train[0][:64], training=True)
+    self.assertNotIn(True, dict(_moved(classifier, before)).values())
 
   def test_the_fine_tuned_model_needs_no_export(self):
     """Retrained on two devices, with augmentation, at another size."""
