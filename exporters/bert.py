@@ -20,7 +20,6 @@ from typing import Any
 
 from absl import flags
 from etils import epy
-import numpy as np
 
 from distribution import strategies
 from exporters import bert_preprocessor
@@ -35,6 +34,7 @@ from models.nlp import pretraining
 
 # These import TensorFlow, which must wait until the flags are parsed.
 with epy.lazy_imports():
+  import numpy as np
   from official.nlp.configs import encoders
   import tensorflow as tf
   import tf_keras

@@ -1,10 +1,14 @@
 """Images to fine-tune on, as arrays."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from etils import epy
-import numpy as np
 
 # Programs import this module for the names, before they parse their flags.
 with epy.lazy_imports():
+  import numpy as np
   from sklearn import datasets as sklearn_datasets
   import tensorflow as tf
   import tf_keras
@@ -12,7 +16,8 @@ with epy.lazy_imports():
 # Digits are scikit-learn's handwritten ones; the others are downloaded.
 NAMES = ["digits", "digits_5_9", "mnist", "fashion_mnist"]
 
-Arrays = tuple[np.ndarray, np.ndarray]
+if TYPE_CHECKING:
+  Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def load(

@@ -1,5 +1,7 @@
 """Texts to fine-tune on, with their classes."""
 
+from __future__ import annotations
+
 import ast
 import csv
 import dataclasses
@@ -8,7 +10,10 @@ import sys
 import sysconfig
 import zlib
 
-import numpy as np
+from etils import epy
+
+with epy.lazy_imports():  # For programs that have flags to parse first.
+  import numpy as np
 
 # Packages of Python's standard library that have many docstrings.
 _PACKAGES = [

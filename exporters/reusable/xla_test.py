@@ -11,6 +11,7 @@ import re
 import tempfile
 from unittest import mock
 
+from absl import flags
 from absl.testing import parameterized
 import tensorflow as tf
 import tf_keras
@@ -19,6 +20,10 @@ from exporters.reusable import saving
 from exporters.reusable import xla
 
 layers = tf_keras.layers
+
+_LARGE_MODELS = flags.DEFINE_bool(
+  "large_models", False, "Test models too that take minutes to compile."
+)
 
 # Where XLA writes a file for each compilation.
 _DUMP = pathlib.Path(tempfile.mkdtemp(dir=os.environ.get("TEST_TMPDIR")))
@@ -145,7 +150,7 @@ def _encoder():
       bert=encoders.BertEncoderConfig(
         vocab_size=100,
         hidden_size=64,
-        num_layers=4,
+        num_layers=2,
         num_attention_heads=4,
         intermediate_size=128,
         max_position_embeddings=32,
@@ -308,13 +313,15 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
     self.assertNotAllClose(wrong[0], expected[0], rtol=0.1)
 
   @parameterized.named_parameters(
-    ("mobilenet_v2", _application("MobileNetV2"), _photos, True),
+    ("mobilenet_v2", _application("MobileNetV2"), _photos, True, True),
     ("resnet50", _application("ResNet50"), _photos, True),
-    ("densenet121", _application("DenseNet121"), _photos, True),
+    ("densenet121", _application("DenseNet121"), _photos, True, True),
     # Its dropout would differ.
     ("encoder", _encoder, _tokens, False),
   )
-  def test_models(self, build, inputs, training):
+  def test_models(self, build, inputs, training, is_large=False):
+    if is_large and not _LARGE_MODELS.value:
+      self.skipTest("It takes minutes; xla_large_models_test runs it.")
     model = build()
     loaded = self.export(model, inputs(0))
     self.assertFalse(self.is_trapped(loaded, inputs(0)))
