@@ -16,9 +16,7 @@ and cuts the pieces out of it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-import importlib.util
 import os
-import sys
 from typing import Any
 
 from absl import flags
@@ -28,6 +26,7 @@ from distribution import strategies
 from exporters import classifier_training
 from exporters.reusable import command_line
 from exporters.reusable import errors
+from exporters.reusable import imports
 from exporters.reusable import publishing
 from models.vision import resnet
 from models.vision import training
@@ -496,21 +495,9 @@ def define_flags() -> None:
   flags.adopt_module_key_flags(command_line)
 
 
-def _import_without_init(packages: Sequence[str]) -> None:
-  """Imports packages, but does not run their `__init__.py`.
-
-  For a program alone: who imports them later gets them like that.
-  """
-  for name in packages:
-    module = importlib.util.module_from_spec(importlib.util.find_spec(name))
-    sys.modules[name] = module
-    parent, _, child = name.rpartition(".")
-    setattr(sys.modules[parent], child, module)
-
-
 def main() -> None:
   """Exports what the flags say."""
-  _import_without_init(_WITHOUT_INIT)
+  imports.without_init(_WITHOUT_INIT)
   values = flags.FLAGS
   export(
     export_dir=command_line.path(values.export_dir),

@@ -20,6 +20,10 @@ import sys
 import tempfile
 from typing import Any, NamedTuple
 
+if __name__ == "__main__":
+  # Not to be imported, as in `imports`, which is not among what consumers have.
+  sys.modules.update(dict.fromkeys(sys.argv[2:]))
+
 import numpy as np
 import tensorflow as tf
 import tensorflow_hub as hub
@@ -613,7 +617,7 @@ def main(level: str) -> None:
 
 
 if __name__ == "__main__":
-  main(*sys.argv[1:])
+  main(sys.argv[1])
   # To tear down what TensorFlow holds takes seconds.
   sys.stdout.flush()
   os._exit(0)

@@ -21,6 +21,7 @@ from rich import table
 import tensorflow as tf
 
 from exporters.reusable import errors
+from exporters.reusable import imports
 from exporters.reusable import observation
 from exporters.reusable import saving
 
@@ -51,6 +52,8 @@ def start(level: str) -> subprocess.Popen | None:
       "-Wignore:pkg_resources is deprecated",  # By tensorflow-hub.
       observation.__file__,
       level,
+      *imports.OPTIONAL,
+      "scipy",  # Layers of Model Garden need it; an export does not.
     ],
     env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     # It prints ticks; and tensorflow-hub is Keras 2.
