@@ -48,4 +48,5 @@ if __name__ == "__main__":
   # What follows `--` is the program and its arguments.
   index = sys.argv.index("--")
   _COMMAND = sys.argv[index + 1 :]
-  absltest.main(argv=sys.argv[:index])
+  sys.argv = sys.argv[:index]
+  absltest.main()
