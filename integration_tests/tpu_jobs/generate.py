@@ -47,9 +47,10 @@ The cluster needs JobSet, the driver of Cloud Storage FUSE, nodes with that TPU,
 and a service account `{service_account}` that may write to {bucket}.
 
 Preempted trainings go on after the last epoch that is in {bucket}/backups:
-a script's when it is run again; JobSet starts the program again by itself, up to
-{restarts} times. BERT's state stays there when its training is over: remove it
-to train from the beginning. What is fine-tuned is saved only where nothing is.
+a script's when it is run again; JobSet starts the program again by itself, up
+to {restarts} times. BERT's state stays there when its training is over: remove
+it to train from the beginning. Nothing is fine-tuned while there is a model at
+{bucket}/fine_tuned that would be in the way.
 
 PROGRAM is one of these; an exporter comes before the program that uses its
 export:
@@ -212,7 +213,7 @@ def script(
   export = jobs["programs"][program].get("export")
   if export:
     command += (
-      f" && gcloud storage cp --recursive /tmp{export} {bucket}/exports/"
+      f" && gcloud storage cp /tmp{export} {bucket}/exports/ --recursive"
     )
   return _SCRIPT.format(
     program=program,

@@ -136,8 +136,8 @@ class GenerateTest(parameterized.TestCase):
     self.assertEqual(
       command[end + 1 :],
       [
-        *("gcloud", "storage", "cp", "--recursive"),
-        *("/tmp/exports/mnist_cnn", "gs://bucket/exports/"),
+        *("gcloud", "storage", "cp", "/tmp/exports/mnist_cnn"),
+        *("gs://bucket/exports/", "--recursive"),
       ],
     )
 

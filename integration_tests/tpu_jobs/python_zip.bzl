@@ -13,7 +13,6 @@ with tempfile.TemporaryDirectory() as directory:
 """
 
 def _python_zip_impl(ctx):
-    program = ctx.attr.program[DefaultInfo]
     main = ctx.actions.declare_file(ctx.label.name + "_main.py")
     label = ctx.attr.program.label
     ctx.actions.write(
