@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import shlex
 import subprocess
 import sys
@@ -80,6 +81,21 @@ class GenerateTest(parameterized.TestCase):
     done = _run(self.create_tempdir(), "use_bert", *arguments)
     self.assertEqual(done.returncode, 1)
     self.assertIn("--tpu=local: This machine has no TPU", done.stderr)
+
+  def test_container(self):
+    text = (_IMAGE / "Dockerfile").read_text()
+    copied = re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE)
+    self.assertEqual(copied, ["uv.txt requirements_tpu.txt", "."])
+    for name in (*copied[0].split(), "bert_small.yaml"):
+      self.assertNotEmpty((_IMAGE / name).read_text())
+    # Where the lock's packages are with this Python.
+    (libtpu,) = {
+      place["environment"]["TF_PLUGGABLE_DEVICE_LIBRARY_PATH"]
+      for place in _JOBS["places"].values()
+      if place["tpu"] == "local"
+    }
+    (python,) = re.findall(r"^FROM python:(\S+)-slim$", text, re.MULTILINE)
+    self.assertIn(f"/usr/local/lib/python{python}/site-packages/", libtpu)
 
   def test_program_runs_by_itself(self):
     directory = pathlib.Path(self.create_tempdir())
