@@ -39,6 +39,10 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 START_TIMEOUT = 600
 _CONNECT_TIMEOUT = 10
 
+_NO_TPU = (
+  "This machine has no TPU: there is neither /dev/accel* nor a group in"
+  " /dev/vfio."
+)
 _EXAMPLE = (
   '{"cluster": {"worker": ["host0:2222", "host1:2222"]},'
   ' "task": {"type": "worker", "index": 0}}'
@@ -106,6 +110,11 @@ def define_flags(condition: str = "") -> None:
     PRECISIONS,
     f"{condition}What layers compute in; variables are float32.",
   )
+  # Before TensorFlow is imported: the one for TPUs looks for one then, and on
+  # a machine without any for more than five minutes.
+  flags.register_validator(
+    "tpu", lambda tpu: tpu != "local" or has_tpu(), _NO_TPU
+  )
   flags.register_multi_flags_validator(
     ["strategy", "tpu"],
     lambda values: (values["strategy"] == "tpu") == bool(values["tpu"]),
@@ -164,6 +173,12 @@ def get(config: Config) -> tf.distribute.Strategy:
   return distribute_utils.get_distribution_strategy(
     name, num_gpus=min(gpus, 1) if name == "one_device" else gpus
   )
+
+
+def has_tpu() -> bool:
+  """Tells whether this machine has a TPU, without TensorFlow."""
+  devices = pathlib.Path("/dev")
+  return any(devices.glob("accel*")) or any(devices.glob("vfio/[0-9]*"))
 
 
 @contextlib.contextmanager
@@ -229,13 +244,8 @@ def _choose_gpus(config: Config) -> None:
 
 
 def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
-  if tpu == "local":
-    devices = [*pathlib.Path("/dev").glob("accel*"), *_vfio_groups()]
-    if not devices:
-      raise ValueError(
-        "--tpu=local: this machine has no TPU: there is neither /dev/accel* nor"
-        " a group in /dev/vfio."
-      )
+  if tpu == "local" and not has_tpu():
+    raise ValueError(f"--tpu=local: {_NO_TPU}")
   if tpu.startswith("grpc://"):
     _check_address("--tpu", tpu.removeprefix("grpc://"))
   try:
@@ -254,10 +264,6 @@ def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
       " this TensorFlow made for it (as with Bazel's --config=tpu)? It says:"
       f" {type(e).__name__}: {message}"
     ) from e
-
-
-def _vfio_groups() -> Sequence[pathlib.Path]:
-  return [p for p in pathlib.Path("/dev/vfio").glob("*") if p.name.isdigit()]
 
 
 def _check_address(flag: str, address: str) -> None:

@@ -49,7 +49,7 @@ class StrategiesTest(parameterized.TestCase, tf.test.TestCase):
       (strategies.Config(name, num_gpus=99), "--num_gpus=99: TensorFlow finds")
       for name in ("default", "one_device", "mirrored")
     ),
-    (strategies.Config("tpu", "local"), "this machine has no TPU"),
+    (strategies.Config("tpu", "local"), "This machine has no TPU"),
     (
       strategies.Config("tpu", "grpc://localhost"),
       "localhost is not HOST:PORT",

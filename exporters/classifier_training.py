@@ -39,6 +39,13 @@ def define_flags() -> None:
     " directory, which must not exist, or be empty; --overwrite replaces one"
     " that has a checkpoint in it.",
   )
+  flags.DEFINE_string(
+    "backup_dir",
+    None,
+    "With --train_on: where to keep the state of the training after each epoch"
+    " until its end. The same command goes on from there after an interruption."
+    " All workers must see it.",
+  )
   flags.DEFINE_integer(
     "epochs",
     training.Config.epochs,
@@ -76,6 +83,7 @@ def define_flags() -> None:
     "train_on",
     [
       "checkpoint_dir",
+      "backup_dir",
       "epochs",
       "batch_size",
       "learning_rate",
@@ -104,6 +112,7 @@ def train(
   *,
   distribution: strategies.Config = strategies.DEFAULT,
   checkpoint_dir: str | None = None,
+  backup_dir: str | None = None,
   overwrite: bool = False,
 ) -> tuple[tf.train.Checkpoint, dict[str, str]]:
   """Trains a classifier.
@@ -117,6 +126,8 @@ def train(
     distribution: How to distribute it, and in which precision. Of the workers
       of a cluster only the chief gets beyond this function; the others end.
     checkpoint_dir: Where to keep the checkpoint.
+    backup_dir: Where to keep the state of the training until it is over, as
+      `training.train` takes it.
     overwrite: Replace `checkpoint_dir` where it exists.
 
   Returns:
@@ -144,7 +155,9 @@ def train(
       print(
         f"Training on {len(dataset.train):,} images of {dataset.description}"
       )
-      accuracy = training.train(model, dataset, training_config)
+      accuracy = training.train(
+        model, dataset, training_config, backup_dir=backup_dir
+      )
     held_out = f"{len(dataset.test):,} images held out"
     print(f"Test accuracy: {accuracy:.4f} on {held_out}")
     if distribution != strategies.DEFAULT:

@@ -7,13 +7,17 @@ No TPU is needed: the compiler is in the package libtpu.
 
 The step is that of a consumer: the export in training mode, regularization, a
 new head, gradients, Adam; float32, on one core. Nothing is run: that it
-compiles is all that is proved.
+compiles is all that is proved. With --record it is written into the export.
 """
 
 from __future__ import annotations
 
+from importlib import metadata
+import math
+import pathlib
 import re
 import sys
+from typing import Any
 
 from absl import flags
 from etils import epy
@@ -24,8 +28,11 @@ from exporters.tpu import pjrt
 
 # These import TensorFlow, which must wait until the flags are parsed.
 with epy.lazy_imports():
+  import tensorflow as tf
+
   from exporters.conformance import subject as subject_lib
   from exporters.tpu import lowering
+  from exporters.tpu import recording
 
 # Memory of one core in GiB, as Google Cloud's pages of each generation have it.
 _MEMORY = {
@@ -49,6 +56,7 @@ def compile_for_tpu(
   image_size: int = 224,
   seq_length: int = 128,
   trust: bool = False,
+  record: bool = False,
 ) -> bool:
   """Compiles a train step, and prints a line for each topology.
 
@@ -61,6 +69,7 @@ def compile_for_tpu(
     image_size: Height and width of images, where the export leaves them free.
     seq_length: Length of sequences, where the export leaves it free.
     trust: Load the export whatever its ops are.
+    record: Write the results into the export's report and its card.
 
   Returns:
     Whether it compiles for all.
@@ -75,28 +84,54 @@ def compile_for_tpu(
         f"--topology={topology}: it starts with one of {', '.join(_MEMORY)},"
         " and goes on like :2x2."
       )
+  if record:
+    recording.check(saved_model_dir)
   subject = subject_lib.read(saved_model_dir)
   subject_lib.load(subject, trust)
   if subject.model is None:
     raise errors.ExportError(f"{saved_model_dir}: {subject.unloaded}.")
   _check_compiler(libtpu, topologies[0])
 
-  def step(size: int) -> bytes:
-    return lowering.lower(
-      subject, batch_size=size, image_size=image_size, seq_length=seq_length
-    )
+  def try_size(topology: str, size: int) -> dict[str, Any]:
+    sizes = {
+      "batch_size": size,
+      "image_size": image_size,
+      "seq_length": seq_length,
+    }
+    program = lowering.lower(subject, **sizes)
+    specs = tf.nest.flatten(lowering.inputs(subject, **sizes))
+    return {
+      "topology": topology,
+      "inputs": [spec.shape.as_list() for spec in specs],
+      **_try(libtpu, topology, size, program),
+    }
 
   good = True
+  results = []
   for topology in topologies:
     if batch_size is not None:
-      good &= _try(libtpu, topology, batch_size, step(batch_size))
+      results.append(try_size(topology, batch_size))
+      good &= results[-1]["compiles"]
     else:
       size = 1
-      while size <= _LARGEST_BATCH and _try(libtpu, topology, size, step(size)):
+      while size <= _LARGEST_BATCH:
+        results.append(try_size(topology, size))
+        if not results[-1]["compiles"]:
+          break
         size *= 2
       good &= size > 1
       print(f"{topology}: the largest power of two that fits is {size // 2}")
+  if record:
+    recording.write(saved_model_dir, _name(libtpu), results)
+    print(f"Recorded in {saved_model_dir}/assets.extra")
   return good
+
+
+def _name(libtpu: str) -> str:
+  """Returns name and version of the compiler, from beside its package."""
+  packages = str(pathlib.Path(libtpu).resolve().parents[1])
+  found = metadata.distributions(name="libtpu", path=[packages])
+  return " ".join(["libtpu", *(package.version for package in found)])
 
 
 def _check_compiler(libtpu: str, topology: str) -> None:
@@ -112,8 +147,10 @@ def _check_compiler(libtpu: str, topology: str) -> None:
     ) from e
 
 
-def _try(libtpu: str, topology: str, batch_size: int, program: bytes) -> bool:
-  """Compiles a step, and prints what came out."""
+def _try(
+  libtpu: str, topology: str, batch_size: int, program: bytes
+) -> dict[str, Any]:
+  """Compiles a step; prints and returns what came out."""
   what = f"{topology}, batch {batch_size}"
   available = _MEMORY[topology.partition(":")[0]]
   for full_effort in (False, True):
@@ -137,7 +174,7 @@ def _try(libtpu: str, topology: str, batch_size: int, program: bytes) -> bool:
         )
       else:
         print(f"✗ {what}: does not compile. The compiler says: {said[:300]}")
-      return False
+      return {"compiles": False}
   intensity = compiled.flops / compiled.accessed_bytes
   print(
     f"✓ {what}: compiles; {compiled.peak_bytes / 2**20:,.0f} MiB of"
@@ -147,7 +184,18 @@ def _try(libtpu: str, topology: str, batch_size: int, program: bytes) -> bool:
     + ("" if full_effort else " (at low effort, which overstates memory)"),
     flush=True,
   )
-  return True
+  return {
+    "compiles": True,
+    "hbm_bytes": compiled.peak_bytes,
+    "hbm_available_bytes": available * 2**30,
+    "flops": _known(compiled.flops),
+    "accessed_bytes": _known(compiled.accessed_bytes),
+    "full_effort": full_effort,
+  }
+
+
+def _known(value: float) -> float | None:
+  return None if math.isnan(value) else value
 
 
 def define_flags() -> None:
@@ -179,6 +227,12 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     "trust", False, "Load it though it has ops that a model has no need of."
   )
+  flags.DEFINE_bool(
+    "record",
+    False,
+    "Write the results into the export: its assets.extra/verification.json, and"
+    " a section of its card, in place of earlier ones.",
+  )
   flags.DEFINE_string("libtpu", None, "Path of libtpu.so.")
   for name in ("saved_model_dir", "libtpu"):
     flags.register_validator(name, bool, "It is needed.")
@@ -202,6 +256,7 @@ def main() -> None:
     image_size=values.image_size,
     seq_length=values.seq_length,
     trust=values.trust,
+    record=values.record,
   )
   sys.exit(0 if good else 1)
 

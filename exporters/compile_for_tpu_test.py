@@ -1,9 +1,11 @@
 """Compiles train steps for TPUs, and reads what is said where they cannot."""
 
 import ctypes
+import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 
 from absl import flags
@@ -62,8 +64,15 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
     (_MNIST_CNN, ""), (_RESNET, ""), (_BERT, "/encoder")
   )
   def test_exports_compile(self, flag, directory):
+    # What was built cannot be written to.
+    export = pathlib.Path(self.create_tempdir(), "export")
+    shutil.copytree(f"{flag.value}{directory}", export)
+    for path in export, *export.rglob("*"):
+      path.chmod(0o755)
+    files = {p: p.read_bytes() for p in export.rglob("*") if p.is_file()}
     done = self.run_binary(
-      f"--saved_model_dir={flag.value}{directory}",
+      "--record",
+      f"--saved_model_dir={export}",
       "--topology=v5e:2x2",
       "--topology=v6e:2x2",
       "--image_size=32",
@@ -78,6 +87,27 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
       )
     needed = [int(n) for n in re.findall(r"(\d+) MiB of", done.stdout)]
     self.assertAllInRange(needed, 5, 200)  # 26 to 49 were measured.
+
+    card = export / "assets.extra" / "README.md"
+    report = export / "assets.extra" / "verification.json"
+    recorded = json.loads(report.read_text())
+    self.assertEqual(
+      {**recorded, **json.loads(files[report])}, recorded
+    )  # The rest is as it was.
+    recorded = recorded["compilation_for_tpus"]
+    self.assertRegex(recorded["compiler"], r"^libtpu \d+\.")
+    self.assertEqual(
+      [round(r["hbm_bytes"] / 2**20) for r in recorded["results"]], needed
+    )
+    text = card.read_text()
+    self.assertStartsWith(text, files[card].decode())
+    for topology, n in zip(("v5e", "v6e"), needed, strict=True):
+      self.assertRegex(
+        text, rf"\| compiles for {topology}:2x2 \| `\[32, .*\| {n} MiB, "
+      )
+    changed = [p for p in files if files[p] != p.read_bytes()]
+    self.assertCountEqual(changed, [card, report])
+    self.assertCountEqual((p for p in export.rglob("*") if p.is_file()), files)
 
   def test_what_does_not_fit(self):
     done = self.run_binary(
@@ -139,6 +169,9 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
   def test_wrong_flags(self):
     done = self.run_binary("--saved_model_dir=x", "--topology=v9:2x2")
     self.assertIn("it starts with one of v2, v3", done.stderr)
+    done = self.run_binary("--saved_model_dir=x", "--record")
+    self.assertEqual(done.returncode, 1)
+    self.assertRegex(done.stderr, "ERROR: --record: .*README.md does not exist")
     done = self.run_binary("--saved_model_dir=x", "--batch_size=many")
     self.assertIn("It is a number, or max", done.stderr)
 

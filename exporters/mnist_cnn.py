@@ -70,6 +70,7 @@ def export(
   training_config: training.Config | None = None,
   distribution: strategies.Config = strategies.DEFAULT,
   checkpoint_dir: str | None = None,
+  backup_dir: str | None = None,
   l2_strength: float = mnist_cnn.L2_STRENGTH,
   overwrite: bool = False,
   verification: str = "full",
@@ -87,6 +88,8 @@ def export(
     training_config: How to train, with `train_on`.
     distribution: How to distribute the training, and in which precision.
     checkpoint_dir: Where to keep the trained classifier's checkpoint.
+    backup_dir: Where to keep the state of the training until it is over; it
+      goes on from the state that is there.
     l2_strength: Factor of the L2 regularization of every kernel.
     overwrite: Replace `export_dir` and `checkpoint_dir` where they exist.
     verification: `full`, `fast` or `off`.
@@ -123,6 +126,7 @@ def export(
         training_config or training.Config(),
         distribution=distribution,
         checkpoint_dir=checkpoint_dir,
+        backup_dir=backup_dir,
         overwrite=overwrite,
       )
       extractor = trained.model.feature_extractor
@@ -235,6 +239,7 @@ def main() -> None:
     training_config=classifier_training.config(),
     distribution=strategies.from_flags(),
     checkpoint_dir=command_line.path(values.checkpoint_dir),
+    backup_dir=command_line.path(values.backup_dir),
     l2_strength=values.l2_strength,
     overwrite=values.overwrite,
     verification=values.verification,

@@ -123,6 +123,7 @@ def export(
   training_config: training.Config | None = None,
   distribution: strategies.Config = strategies.DEFAULT,
   checkpoint_dir: str | None = None,
+  backup_dir: str | None = None,
   overwrite: bool = False,
   verification: str = "full",
   keep_failed: str | None = None,
@@ -151,6 +152,8 @@ def export(
     training_config: How to train, with `train_on`.
     distribution: How to distribute the training, and in which precision.
     checkpoint_dir: Where to keep the trained classifier's checkpoint.
+    backup_dir: Where to keep the state of the training until it is over; it
+      goes on from the state that is there.
     overwrite: Replace `export_dir` and `checkpoint_dir` where they exist.
     verification: `full`, `fast` or `off`.
     keep_failed: Where to keep an export that the verification has rejected.
@@ -221,6 +224,7 @@ def export(
         training_config or training.Config(),
         distribution=distribution,
         checkpoint_dir=checkpoint_dir,
+        backup_dir=backup_dir,
         overwrite=overwrite,
       )
       pieces = cut(trained.model)
@@ -515,6 +519,7 @@ def main() -> None:
     training_config=classifier_training.config(),
     distribution=strategies.from_flags(),
     checkpoint_dir=command_line.path(values.checkpoint_dir),
+    backup_dir=command_line.path(values.backup_dir),
     overwrite=values.overwrite,
     verification=values.verification,
     keep_failed=command_line.path(values.keep_failed),

@@ -56,12 +56,12 @@ def write(
       else ""
     ),
     "## Inputs",
-    _table(
+    table(
       ("name", "dtype", "shape", "meaning"),
       _tensors(_inputs(signature), meanings),
     ),
     "## Outputs",
-    _table(
+    table(
       ("name", "dtype", "shape", "meaning"),
       _tensors(signature.structured_outputs, meanings),
     ),
@@ -79,7 +79,7 @@ def write(
     f" {hyperparameters[0].default:g}}})`."
     if hyperparameters
     else "None.",
-    _table(
+    table(
       ("argument", "default", "meaning"),
       (
         (f"`{h.name}`", f"{h.default:g}", h.description)
@@ -89,7 +89,7 @@ def write(
     if hyperparameters
     else "",
     "## Weights" if trains else "## Source",
-    _table(
+    table(
       ("", ""),
       [
         *(
@@ -137,6 +137,7 @@ def _tensors(
     yield (f"`{name}`", specs[name].dtype.name, f"`[{shape}]`", meanings[name])
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """Returns a table in Markdown."""
   lines = [header, ["---"] * len(header), *rows]
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -25,9 +25,9 @@ from exporters.reusable import imports
 from exporters.reusable import observation
 from exporters.reusable import saving
 
-# Whose versions may matter to an export.
+# Whose versions may matter to an export, beside TensorFlow's, which comes in
+# packages of several names.
 _PACKAGES = (
-  "tensorflow",
   "tf-keras",
   "tensorflow-hub",
   "tf-models-official",
@@ -248,6 +248,7 @@ def _write_report(
     ).singleprint(),
     "versions": {
       "python": platform.python_version(),
+      "tensorflow": tf.__version__,
       **{name: metadata.version(name) for name in _PACKAGES},
     },
     "comparisons": [

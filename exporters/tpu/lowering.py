@@ -16,20 +16,35 @@ _CLASSES = 10  # Of the head that is trained on top.
 _FALSE_ALARM = "ResizeNearestNeighborGrad"
 
 
-def lower(
+def inputs(
   subject: subject_lib.Subject,
   *,
   batch_size: int,
   image_size: int,
   seq_length: int,
-) -> bytes:
-  """Lowers a whole train step: the export in training mode, a head, Adam.
+) -> Any:
+  """Returns what a step takes: the export's TensorSpecs, in known shapes.
 
   Args:
     subject: The export, loaded.
     batch_size: Examples of one core in a step.
     image_size: Height and width, where they are free.
     seq_length: Length of sequences, where it is free.
+
+  Raises:
+    ExportError: TPUs cannot take them.
+  """
+  return tf.nest.map_structure(
+    lambda s: _fixed(s, batch_size, image_size, seq_length), subject.spec
+  )
+
+
+def lower(subject: subject_lib.Subject, **sizes: int) -> bytes:
+  """Lowers a whole train step: the export in training mode, a head, Adam.
+
+  Args:
+    subject: The export, loaded.
+    **sizes: As for `inputs`.
 
   Returns:
     A serialized HloModuleProto.
@@ -42,17 +57,16 @@ def lower(
       f"{subject.directory} cannot be called, so there is nothing to train."
       " //exporters:check tells more."
     )
-  spec = tf.nest.map_structure(
-    lambda s: _fixed(s, batch_size, image_size, seq_length), subject.spec
-  )
+  spec = inputs(subject, **sizes)
+  batch_size = sizes["batch_size"]
   for trace in subject.traces:
     _refuse_what_runs_on_hosts(trace)
   layer = hub.KerasLayer(subject.model, trainable=True)
   head = tf_keras.layers.Dense(_CLASSES)
   loss_of = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
-  def features(inputs: Any) -> tf.Tensor:
-    outputs = layer(inputs, training=True)
+  def features(batch: Any) -> tf.Tensor:
+    outputs = layer(batch, training=True)
     if isinstance(outputs, Mapping):
       outputs = outputs.get("default", next(iter(outputs.values())))
     return tf.reshape(outputs, [batch_size, -1])
@@ -71,9 +85,9 @@ def lower(
 
   # Flat, as what lowers takes specs only so.
   def step(labels: tf.Tensor, *flat: tf.Tensor) -> tf.Tensor:
-    inputs = tf.nest.pack_sequence_as(spec, flat)
+    batch = tf.nest.pack_sequence_as(spec, flat)
     with tf.GradientTape() as tape:
-      loss = loss_of(labels, head(features(inputs))) + sum(layer.losses)
+      loss = loss_of(labels, head(features(batch))) + sum(layer.losses)
     gradients = tape.gradient(loss, variables)
     optimizer.apply_gradients(zip(gradients, variables, strict=True))
     return loss

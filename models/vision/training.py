@@ -35,7 +35,11 @@ class Config:
 
 
 def train(
-  model: tf_keras.Model, dataset: datasets.Dataset, config: Config
+  model: tf_keras.Model,
+  dataset: datasets.Dataset,
+  config: Config,
+  *,
+  backup_dir: str | None = None,
 ) -> float:
   """Trains a classifier, with a progress bar.
 
@@ -47,6 +51,9 @@ def train(
       strategy to train with.
     dataset: What to train on.
     config: How to train.
+    backup_dir: Where to keep the state of the training after each epoch until
+      it is over. It goes on from the state that is there; the order of the
+      images is then not what it would have been.
 
   Returns:
     The accuracy on the images held out, in [0, 1].
@@ -94,6 +101,9 @@ def train(
       _for_each_worker(batches),
       epochs=config.epochs,
       steps_per_epoch=steps,
+      callbacks=(
+        [tf_keras.callbacks.BackupAndRestore(backup_dir)] if backup_dir else []
+      ),
       # A bar on a terminal; in a log a line for each epoch.
       verbose=1 if sys.stdout.isatty() else 2,
     )

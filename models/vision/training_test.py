@@ -1,3 +1,8 @@
+import contextlib
+import io
+import os
+from unittest import mock
+
 import tensorflow as tf
 import tf_keras
 
@@ -6,12 +11,21 @@ from models.vision import mnist_cnn
 from models.vision import training
 
 
-def _train(dataset, seed, **config):
+class _InterruptedBackup(tf_keras.callbacks.BackupAndRestore):
+  def on_epoch_end(self, epoch, logs=None):
+    super().on_epoch_end(epoch, logs)
+    if epoch == 1:
+      raise KeyboardInterrupt
+
+
+def _train(dataset, seed, backup_dir=None, **config):
   tf_keras.utils.set_random_seed(seed)
   model = mnist_cnn.classifier(
     mnist_cnn.feature_extractor(), len(dataset.classes)
   )
-  accuracy = training.train(model, dataset, training.Config(**config))
+  accuracy = training.train(
+    model, dataset, training.Config(**config), backup_dir=backup_dir
+  )
   return accuracy, model.get_weights()
 
 
@@ -28,6 +42,22 @@ class TrainingTest(tf.test.TestCase):
     self.assertEqual(accuracy, again)
     for weight, weight_again in zip(weights, weights_again, strict=True):
       self.assertAllClose(weight, weight_again, rtol=1e-5)
+
+  def test_after_an_interruption_training_goes_on(self):
+    dataset = datasets.load("digits_0_4", mnist_cnn.IMAGE_SHAPE)
+    backup_dir = os.path.join(self.get_temp_dir(), "backup")
+    with (
+      mock.patch.object(
+        tf_keras.callbacks, "BackupAndRestore", _InterruptedBackup
+      ),
+      self.assertRaises(KeyboardInterrupt),
+    ):
+      _train(dataset, 1, backup_dir, epochs=4)
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+      accuracy, _ = _train(dataset, 2, backup_dir, epochs=4)
+    self.assertNotIn("Epoch 2/4", output.getvalue())
+    self.assertIn("Epoch 3/4", output.getvalue())
+    self.assertGreater(accuracy, 0.9)
 
   def test_what_is_augmented_on_the_host_has_fixed_shapes(self):
     images = tf.random.uniform([8, 28, 28, 1])

@@ -1,0 +1,52 @@
+"""Runs a program on an accelerator, and looks at what it has trained.
+
+This process leaves the accelerator to the program: a TPU has one at a time.
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+from absl import flags
+from absl.testing import absltest
+
+_MIN_ACCURACY = flags.DEFINE_float("min_accuracy", None, "What it must reach.")
+
+
+class AcceleratorTest(absltest.TestCase):
+  def test_program(self):
+    output_dir = os.path.join(self.create_tempdir(), "output")
+    result = subprocess.run(
+      [*_COMMAND, f"--output_saved_model_dir={output_dir}"],
+      capture_output=True,
+      text=True,
+    )
+    print(result.stdout)
+    self.assertEqual(result.returncode, 0, result.stderr)
+    (accuracy,) = re.findall(r"Test accuracy: (\S+)", result.stdout)
+    self.assertGreater(float(accuracy), _MIN_ACCURACY.value)
+
+    # Now that the accelerator is free.
+    import tensorflow as tf
+    import tensorflow_text  # noqa: F401  A model may have ops of it.
+
+    (export_dir,) = (
+      argument.removeprefix("--saved_model_dir=")
+      for argument in _COMMAND
+      if argument.startswith("--saved_model_dir=")
+    )
+    export, output = map(tf.saved_model.load, (export_dir, output_dir))
+    trained = {v.name: v.numpy() for v in output.variables}
+    self.assertNotEmpty(export.trainable_variables)
+    for variable in export.trainable_variables:
+      self.assertEqual(trained[variable.name].dtype, "float32")
+      self.assertTrue((trained[variable.name] != variable.numpy()).any())
+
+
+if __name__ == "__main__":
+  # What follows `--` is the program and its arguments.
+  index = sys.argv.index("--")
+  _COMMAND = sys.argv[index + 1 :]
+  sys.argv = sys.argv[:index]
+  absltest.main()
