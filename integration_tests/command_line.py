@@ -29,7 +29,11 @@ def define_flags(only_with_retrain: list[str]) -> None:
     only_with_retrain: Flags that say something only with --retrain.
   """
   flags.DEFINE_string(
-    "saved_model_dir", None, "The export to fine-tune.", required=True
+    "saved_model_dir",
+    None,
+    "The export to fine-tune: a directory, also in a bucket, or a URL, which is"
+    " read as TFHUB_MODEL_LOAD_FORMAT in the environment says.",
+    required=True,
   )
   strategies.define_flags()
   flags.adopt_module_key_flags(strategies)

@@ -1,5 +1,7 @@
 """Fine-tunes the exports of `//exporters:mnist_cnn` as a stranger would."""
 
+import functools
+from http import server
 import inspect
 import os
 import pathlib
@@ -7,6 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+from unittest import mock
 
 from absl import flags
 import numpy as np
@@ -70,6 +74,46 @@ class UseMnistCnnTest(tf.test.TestCase):
       self.assertAllEqual(model.losses, [0.0, 0.0, 0.0])
     print(accuracy)
     self.assertGreater(accuracy["pretrained"], accuracy["untrained"] + 0.02)
+
+  def test_an_export_at_a_url(self):
+    """Of the bucket of another load format there is no more than the name."""
+    directory = self.create_tempdir()
+    name = shutil.make_archive(
+      os.path.join(directory, "export"), "gztar", _PRETRAINED.value
+    )
+    images = self.test[0][:8]
+    expected = use_mnist_cnn.build_model(_PRETRAINED.value, 5, retrain=False)
+
+    class Handler(server.SimpleHTTPRequestHandler):
+      def log_message(self, *_):
+        pass
+
+      def do_GET(self):
+        if "tf-hub-format=uncompressed" not in self.path:
+          return super().do_GET()
+        self.send_response(303)
+        self.end_headers()
+        self.wfile.write(b"gs://bucket/export")
+
+    handler = functools.partial(Handler, directory=directory)
+    with server.ThreadingHTTPServer(("localhost", 0), handler) as http_server:
+      threading.Thread(target=http_server.serve_forever).start()
+      self.addCleanup(http_server.shutdown)
+      url = f"http://localhost:{http_server.server_port}"
+      environment = {"TFHUB_CACHE_DIR": self.create_tempdir().full_path}
+      with mock.patch.dict(os.environ, environment):
+        actual = use_mnist_cnn.build_model(
+          f"{url}/{os.path.basename(name)}", 5, retrain=False
+        )
+      environment = {"TFHUB_MODEL_LOAD_FORMAT": "UNCOMPRESSED"}
+      with (
+        mock.patch.dict(os.environ, environment),
+        mock.patch.object(tf.compat.v2.io.gfile, "exists") as exists,
+      ):
+        exists.return_value = False
+        with self.assertRaisesRegex(Exception, "gs://bucket/export"):
+          use_mnist_cnn.build_model(f"{url}/export", 5, retrain=False)
+    self.assertAllEqual(_layer(actual)(images), _layer(expected)(images))
 
   def test_retraining_beats_frozen_features(self):
     accuracy = {}
