@@ -11,15 +11,17 @@ import subprocess
 from absl import flags
 from absl.testing import parameterized
 import tensorflow as tf
+import tf_keras
 
 from exporters.tpu import pjrt
+
+layers = tf_keras.layers
 
 _LIBTPU = flags.DEFINE_string("libtpu", None, "Path of libtpu.so.")
 _MNIST_CNN = flags.DEFINE_string("mnist_cnn", None, "An export.")
 _RESNET = flags.DEFINE_string("resnet", None, "An export with endpoints.")
 _BERT = flags.DEFINE_string("bert", None, "An export of type all.")
 _BINARY = "exporters/compile_for_tpu"
-_VECTORS = tf.TensorSpec([None, 4], tf.float32)
 
 
 def _string_op(inputs):
@@ -29,16 +31,17 @@ def _string_op(inputs):
 
 def _unbounded_loop(inputs):
   (outputs,) = tf.while_loop(
-    lambda x: tf.reduce_sum(x) < 100.0,
-    lambda x: [tf.ensure_shape(x * 2.0, [None, 4])],
-    [inputs],
-    [tf.TensorShape([None, 4])],
+    lambda x: tf.reduce_sum(x) < 100.0, lambda x: [x * 2.0], [inputs]
   )
-  return tf.ensure_shape(outputs, [32, 4])
+  return tf.ensure_shape(outputs, [32, 128, 4])
 
 
 def _dynamic_shape(inputs):
-  return tf.boolean_mask(inputs, inputs[:, 0] > 0.0)
+  return tf.boolean_mask(inputs, inputs[:, 0, 0] > 0.0)
+
+
+def _nearest_neighbours(inputs):
+  return tf.image.resize(inputs[..., None], [64, 4], "nearest")[..., 0]
 
 
 class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
@@ -50,12 +53,25 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
     )
 
   def export(self, function, **attributes):
-    kernel = tf.Variable(tf.ones([4, 4]), name="kernel")
-    root = tf.train.Checkpoint(
-      variables=[kernel], trainable_variables=[kernel], **attributes
+    """Exports an encoder that has a function for its last layer."""
+    inputs = {
+      name: layers.Input([None], dtype=tf.int32, name=name)
+      for name in ("input_word_ids", "input_mask", "input_type_ids")
+    }
+    outputs = layers.Embedding(10, 4)(inputs["input_word_ids"])
+    outputs = layers.Lambda(function, name="suspect")(outputs)
+    model = tf_keras.Model(
+      inputs, {"default": outputs[:, 0], "sequence_output": outputs}
     )
-    root.__call__ = tf.function(lambda x: function(x @ kernel))
-    root.__call__.get_concrete_function(_VECTORS)
+    root = tf.train.Checkpoint(
+      variables=model.variables,
+      trainable_variables=model.trainable_variables,
+      **attributes,
+    )
+    root.__call__ = tf.function(lambda x: model(x))
+    root.__call__.get_concrete_function(
+      {k: tf.TensorSpec([None, None], tf.int32, k) for k in inputs}
+    )
     directory = os.path.join(self.get_temp_dir(), "export")
     tf.saved_model.save(root, directory)
     return directory
@@ -111,16 +127,24 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
 
   def test_what_does_not_fit(self):
     done = self.run_binary(
-      f"--saved_model_dir={_MNIST_CNN.value}", "--batch_size=524288"
+      f"--saved_model_dir={_BERT.value}/encoder", "--batch_size=65536"
     )
     self.assertEqual(done.returncode, 1)
     self.assertIn("does not fit at low effort; trying at full", done.stdout)
     self.assertRegex(done.stdout, r"✗ v5e.*: does not fit; [\d.]+GB of 15.75GB")
 
   @parameterized.parameters(
-    (_string_op, r"TPUs have no op AsString.*Dataset.map"),
-    (_unbounded_loop, r"loops must have a bound"),
+    (
+      _string_op,
+      r"no op AsString.* \(\S*/suspect/AsString, of layer \S*/suspect\)\..*"
+      r"Dataset.map",
+    ),
+    (
+      _unbounded_loop,
+      r"The op is \S*suspect_while\S*, .*loops must have a bound",
+    ),
     (_dynamic_shape, r"TPUs need shapes that are known"),
+    (_nearest_neighbours, r"cannot be told: .*which TPUs do have"),
   )
   def test_refuses(self, function, words):
     done = self.run_binary(f"--saved_model_dir={self.export(function)}")
@@ -139,7 +163,8 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEqual(done.returncode, 1)
     self.assertRegex(
       done.stderr.splitlines()[-1],
-      r"^ERROR: Op LookupTableFindV2 \(.*\) looks up a table.*Dataset.map",
+      r"^ERROR: Op LookupTableFindV2 \(.*, of layer \S*/suspect/\S*, in .*\)"
+      r" looks up a table.*Dataset.map",
     )
 
   def test_structures_are_those_of_the_header(self):

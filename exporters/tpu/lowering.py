@@ -1,6 +1,7 @@
 """Lowers a consumer's fine-tuning step of an export, as XLA compiles it."""
 
 from collections.abc import Mapping
+import os
 import re
 from typing import Any
 
@@ -132,9 +133,16 @@ def _refuse_what_runs_on_hosts(trace: Any) -> None:
       if is_table or (is_string and node.op not in ("Const", "Assert")):
         what = "looks up a table" if is_table else "computes with strings"
         raise errors.ExportError(
-          f"Op {node.op} ({node.name} in {place}) {what}, which TPUs cannot."
+          f"Op {node.op} ({_described(node.name)}, in {place}) {what}, which TPUs"
+          " cannot."
           " Take it out of the model and do it on the host, in Dataset.map."
         )
+
+
+def _described(node: str) -> str:
+  """Names a node, and the layer that its name begins with."""
+  layer = os.path.dirname(node)
+  return f"{node}" + (f", of layer {layer}" if layer else "")
 
 
 def _reworded(message: str) -> str:
@@ -148,13 +156,13 @@ def _reworded(message: str) -> str:
   ops = re.findall(r"(\w+) \(No registered '\w+' OpKernel", message)
   nodes = re.findall(r"\{\{node ([^}]+)\}\}", message)
   if ops:
-    where = f" ({nodes[0]})" if nodes else ""
+    where = f" ({_described(nodes[0])})" if nodes else ""
     return (
       f"TPUs have no op {', '.join(dict.fromkeys(ops))}{where}. Take it out of"
       " the model and do it on the host, in Dataset.map, or use other ops."
     )
   first = next(filter(None, map(str.strip, message.splitlines())), "")
-  where = f" The op is {nodes[0]}." if nodes else ""
+  where = f" The op is {_described(nodes[0])}." if nodes else ""
   return (
     f"The step cannot be compiled for a TPU:{where} XLA says: {first}"
     " Shapes must be known before a step begins, and loops must have a bound."
