@@ -154,7 +154,7 @@ def examples(
   Returns:
     Batches: the inputs of the pretrain model; ids of the tokens that were
     masked, int32 `[batch, predictions]`; and their weights, float32 of the same
-    shape, 0 where there is none.
+    shape, 0 where there is none. All batches have the same shape.
   """
   ids = tokenizer.special_tokens
   start = tf.constant([ids["start_of_sequence_id"]])
@@ -198,7 +198,15 @@ def examples(
       "input_type_ids": tf.zeros_like(word_ids),
       "masked_lm_positions": tf.cast(positions, tf.int32),
     }
-    return inputs, labels, tf.cast(weights, tf.float32)
+    return tf.nest.map_structure(
+      of_one_shape, (inputs, labels, tf.cast(weights, tf.float32))
+    )
+
+  def of_one_shape(x: tf.Tensor) -> tf.Tensor:
+    """Fills the last batch with zeros: TPUs need to know all shapes."""
+    missing = config.batch_size - tf.shape(x)[0]
+    x = tf.pad(x, [[0, missing], [0, 0]])
+    return tf.ensure_shape(x, [config.batch_size, x.shape[1]])
 
   if training:
     documents = documents.shuffle(10_000).repeat()

@@ -114,12 +114,18 @@ class ExamplesTest(tf.test.TestCase):
     self.assertNear(np.mean(replaced == masked_ids), 0.1, 0.06)
 
   def test_held_out_text_comes_once(self):
-    batches = list(
-      pretraining.examples(
-        _corpus().held_out, _tokenizer(), _config(), training=False
-      )
+    examples = pretraining.examples(
+      _corpus().held_out, _tokenizer(), _config(), training=False
     )
+    for spec in tf.nest.flatten(examples.element_spec):  # As TPUs need it.
+      self.assertTrue(spec.shape.is_fully_defined(), spec)
+    batches = list(examples)
     masks = np.concatenate([x["input_mask"] for x, _, _ in batches])
+    weights = np.concatenate([weights for _, _, weights in batches])
+    is_filling = masks[:, 0] == 0
+    self.assertTrue(is_filling.any())
+    self.assertEqual(weights[is_filling].sum(), 0.0)
+    masks = masks[~is_filling]
     # 25 documents of 25 words and a separator, in sequences of 14.
     self.assertEqual(masks.sum(), 25 * 26 + 2 * len(masks))
     self.assertLen(masks, -(-25 * 26 // 14))
