@@ -78,8 +78,10 @@ class UseMnistCnnTest(tf.test.TestCase):
   def test_an_export_at_a_url(self):
     """Of the bucket of another load format there is no more than the name."""
     directory = self.create_tempdir()
+    # Bazel gives links to files, which tensorflow-hub does not take.
+    export = shutil.copytree(_PRETRAINED.value, os.path.join(directory, "copy"))
     name = shutil.make_archive(
-      os.path.join(directory, "export"), "gztar", _PRETRAINED.value
+      os.path.join(directory, "export"), "gztar", export
     )
     images = self.test[0][:8]
     expected = use_mnist_cnn.build_model(_PRETRAINED.value, 5, retrain=False)
