@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 
+from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
@@ -26,6 +27,9 @@ from exporters.reusable import errors
 from models.nlp import bert
 from models.nlp import pretraining
 
+_ALL_TYPES = flags.DEFINE_bool(
+  "all_types", False, "Test all types of encoders, not the most used alone."
+)
 _EXPORTER = pathlib.Path("exporters/bert").absolute()
 
 _LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
@@ -521,6 +525,8 @@ class BertTest(parameterized.TestCase):
     "reuse",
   )
   def test_encoder_type(self, kind):
+    if kind != "bert_v2" and not _ALL_TYPES.value:
+      self.skipTest("bert_all_types_test runs it.")
     values, config = _config(kind)
     core = bert.core_model(config)
     model = core if kind == "funnel" else bert.pretrain_model(core)

@@ -314,7 +314,7 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
 
   @parameterized.named_parameters(
     ("mobilenet_v2", _application("MobileNetV2"), _photos, True, True),
-    ("resnet50", _application("ResNet50"), _photos, True),
+    ("resnet50", _application("ResNet50"), _photos, True, True),
     ("densenet121", _application("DenseNet121"), _photos, True, True),
     # Its dropout would differ.
     ("encoder", _encoder, _tokens, False),
