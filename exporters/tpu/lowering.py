@@ -133,16 +133,15 @@ def _refuse_what_runs_on_hosts(trace: Any) -> None:
       if is_table or (is_string and node.op not in ("Const", "Assert")):
         what = "looks up a table" if is_table else "computes with strings"
         raise errors.ExportError(
-          f"Op {node.op} ({_described(node.name)}, in {place}) {what}, which TPUs"
-          " cannot."
-          " Take it out of the model and do it on the host, in Dataset.map."
+          f"Op {node.op} ({_described(node.name)}, in {place}) {what}, which"
+          " TPUs cannot. Take it out of the model and do it on the host, in Dataset.map."
         )
 
 
 def _described(node: str) -> str:
   """Names a node, and the layer that its name begins with."""
   layer = os.path.dirname(node)
-  return f"{node}" + (f", of layer {layer}" if layer else "")
+  return node + (f", of layer {layer}" if layer else "")
 
 
 def _reworded(message: str) -> str:
