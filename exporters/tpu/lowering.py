@@ -134,7 +134,8 @@ def _refuse_what_runs_on_hosts(trace: Any) -> None:
         what = "looks up a table" if is_table else "computes with strings"
         raise errors.ExportError(
           f"Op {node.op} ({_described(node.name)}, in {place}) {what}, which"
-          " TPUs cannot. Take it out of the model and do it on the host, in Dataset.map."
+          " TPUs cannot. Take it out of the model and do it on the host, in"
+          " Dataset.map."
         )
 
 
