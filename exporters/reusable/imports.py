@@ -1,7 +1,6 @@
 """Keeps a program from importing what it does not use.
 
-It is a good part of the time and the memory that an export takes. All of this
-is for programs: who imports such a package later gets it like that.
+All of this is for programs: who imports such a package later gets it like that.
 """
 
 from collections.abc import Iterable

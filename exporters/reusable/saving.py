@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 # Private: what was traced anywhere else is traced once more when it is saved,
-# which costs a seventh of the time of an export. The public API only saves.
+# and holds on to memory. The public API only saves.
 from tensorflow.python.saved_model import save_context
 import tf_keras
 
