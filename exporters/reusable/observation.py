@@ -1,6 +1,6 @@
 """Observes all that an export must have in common with the model it is of.
 
-The same function observes the live model and its export. Run as a program, this
+The same functions observe the live model and its export. Run as a program, this
 module observes an export in a process that has imported no more than a consumer
 does, while the process that has the live model observes that. It reads lines
 from standard input: the directory of the export, the file to write the results
@@ -9,6 +9,7 @@ to, and then, as they are made, the files that `write` has written.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
+import hashlib
 import itertools
 import json
 import mmap
@@ -195,24 +196,21 @@ class Result(NamedTuple):
   problems: Sequence[str]
 
 
-def observe(
-  part: str, model: Any, call: Callable[..., Any], calls: Iterable[Call]
-) -> Iterator[Observation]:
-  """Observes a model. Its variables keep their values.
+def observe_state(part: str, model: Any) -> Iterator[Observation]:
+  """Observes what a model is, without calling it.
 
   Args:
     part: Name of the sub-object, "" for the model itself.
     model: What has `variables`, `trainable_variables` and
       `regularization_losses`.
-    call: The model as a function.
-    calls: The calls to make.
 
   Yields:
     What was seen.
   """
   trainable = list(model.trainable_variables)
-  values = _numbered(model.variables, model.variables)
-  yield Observation(part, "variables", "", values)
+  # In place of the values, which would be in memory twice.
+  digests = _numbered(model.variables, map(_digest, model.variables))
+  yield Observation(part, "variables", "", digests)
   position = {v.ref(): i for i, v in enumerate(model.variables)}
   positions = _numbered(
     trainable, [position.get(v.ref(), -1) for v in trainable]
@@ -222,6 +220,23 @@ def observe(
   yield Observation(
     part, "regularization losses", "", {str(i): x for i, x in enumerate(losses)}
   )
+
+
+def observe_calls(
+  part: str, model: Any, call: Callable[..., Any], calls: Iterable[Call]
+) -> Iterator[Observation]:
+  """Observes what a model does. Its variables keep their values.
+
+  Args:
+    part: Name of the sub-object, "" for the model itself.
+    model: What has `variables` and `trainable_variables`.
+    call: The model as a function.
+    calls: The calls to make.
+
+  Yields:
+    What was seen.
+  """
+  trainable = list(model.trainable_variables)
   for made in calls:
     if made.without is not None:
       same = is_same(model, call, made.example, made.arguments, made.without)
@@ -298,6 +313,14 @@ def _array(tensor: tf.Tensor) -> np.ndarray:
   """Returns the memory of a Tensor, which is not copied."""
   # By itself NumPy would cut zeros off strings.
   return np.asarray(tensor, object if tensor.dtype == tf.string else None)
+
+
+def _digest(variable: tf.Variable) -> np.ndarray:
+  """Hashes a variable: type, shape and value."""
+  array = _array(variable.read_value())
+  digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+  digest.update(array)
+  return np.frombuffer(digest.digest(), np.uint8)
 
 
 def changed(default: float) -> float:
@@ -420,8 +443,8 @@ def check(
     model: What was loaded from it.
     plan: For the name of each sub-object the calls of it; the model itself has
       the name "" and is the first.
-    seen: What `observe` has seen of the live model and its sub-objects, in the
-      order of `plan`.
+    seen: What `observe_state` and `observe_calls` have seen of the live model,
+      and then of each of its sub-objects, in the order of `plan`.
     save_again: Whether to save what was loaded, and to look whether that stands
       without the export.
   """
@@ -445,7 +468,10 @@ def check(
     report(place, "interface", 0.0, [f"{name} is missing" for name in lacking])
     if lacking:
       continue
-    for new in observe(part, observed, observed, calls):
+    for new in itertools.chain(
+      observe_state(part, observed),
+      observe_calls(part, observed, observed, calls),
+    ):
       old = next(o for o in seen if o.place == new.place)
       largest, problems = compare(new.kind, old.arrays, new.arrays)
       if new.kind == "hyperparameters":

@@ -102,15 +102,16 @@ def verify(
   parts = {"": (source, examples), **(sub_objects or {})}
   with tempfile.TemporaryDirectory() as work_dir:
     results_path = pathlib.Path(work_dir, "results.json")
-    files = _write(pathlib.Path(work_dir), parts, level)
     # It says what is wrong, and its status does, if it ends before it has read.
     with (
       contextlib.suppress(BrokenPipeError),
       process or start(level) as process,
     ):
-      for line in itertools.chain([export_dir, results_path], files):
-        process.stdin.write(f"{line}\n".encode())
+      process.stdin.write(f"{export_dir}\n{results_path}\n".encode())
+      # Before any call: after one TensorFlow copies some variables to read them.
       weights_sha256 = _weights_sha256(parts)
+      for path in _write(pathlib.Path(work_dir), *observe(parts, level)):
+        process.stdin.write(f"{path}\n".encode())
     if process.returncode:
       problems = [("", "the export cannot be loaded and called")]
     else:
@@ -135,33 +136,45 @@ def verify(
 
 
 def _write(
-  work_dir: pathlib.Path, parts: Mapping[str, Part], level: str
+  work_dir: pathlib.Path,
+  plan: Mapping[str, Sequence[observation.Call]],
+  seen: Iterator[observation.Observation],
 ) -> Iterator[pathlib.Path]:
-  """Observes the live model; yields each file that the process has to read."""
-  calls = plan(parts, level)
-  plain = {name: [tuple(c) for c in cs] for name, cs in calls.items()}
-  items = itertools.chain([(plain,)], observe(parts, calls))
-  for i, item in enumerate(items):
+  """Writes, as it is made, each file that the process has to read."""
+  plain = {name: [tuple(c) for c in calls] for name, calls in plan.items()}
+  for i, item in enumerate(itertools.chain([(plain,)], seen)):
     path = work_dir / str(i)
     observation.write(path, tuple(item))
     yield path
 
 
-def plan(
+def observe(
   parts: Mapping[str, Part], level: str
-) -> dict[str, list[observation.Call]]:
-  """Plans the calls in which a model and its sub-objects are observed."""
-  return {
+) -> tuple[
+  dict[str, list[observation.Call]], Iterator[observation.Observation]
+]:
+  """Observes a live model and its sub-objects.
+
+  Returns:
+    The calls that are made of each, and what is seen.
+  """
+  # All before the first call, for `verify`'s reason.
+  states = {
+    name: list(observation.observe_state(name, source))
+    for name, (source, _) in parts.items()
+  }
+  plan = {
     name: list(_calls(name, *part, level)) for name, part in parts.items()
   }
 
+  def seen() -> Iterator[observation.Observation]:
+    for name, (source, _) in parts.items():
+      yield from states[name]
+      yield from observation.observe_calls(
+        name, source, source.call, plan[name]
+      )
 
-def observe(
-  parts: Mapping[str, Part], plan: Mapping[str, Sequence[observation.Call]]
-) -> Iterator[observation.Observation]:
-  """Observes a live model and its sub-objects."""
-  for name, (source, _) in parts.items():
-    yield from observation.observe(name, source, source.call, plan[name])
+  return plan, seen()
 
 
 def _calls(
