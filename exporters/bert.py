@@ -28,7 +28,6 @@ from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.reusable import publishing
 from models.nlp import bert
-from models.nlp import encoder_config as encoder_config_lib
 from models.nlp import preprocessing
 from models.nlp import pretraining
 
@@ -191,8 +190,9 @@ def export(
     )
   config = None
   if export_type != "preprocessing":
-    config = _encoder_config(encoder_config_file, bert_config_file)
-    _check_seq_length(config, seq_length)
+    config = bert_pretraining.encoder_config(
+      encoder_config_file, bert_config_file, seq_length
+    )
     if tokenizer:
       _check_vocab_size(config, tokenizer, token_file)
   if train_on and pooler in ("checkpoint", "next_sentence"):
@@ -306,18 +306,6 @@ def _tokenizer(
   return tokenizer
 
 
-def _encoder_config(
-  encoder_config_file: str | None, bert_config_file: str | None
-) -> encoders.EncoderConfig:
-  try:
-    if encoder_config_file:
-      return encoder_config_lib.from_yaml(encoder_config_file)
-    return encoder_config_lib.from_legacy_json(bert_config_file)
-  except ValueError as e:
-    file = encoder_config_file or bert_config_file
-    raise errors.ExportError(f"{file}: {e}.") from e
-
-
 def _check_vocab_size(
   config: encoders.EncoderConfig,
   tokenizer: preprocessing.Tokenizer,
@@ -335,15 +323,6 @@ def _check_vocab_size(
         else "If the encoder has rows to spare, add lines such as [unused1] to"
         " a copy of the vocabulary."
       )
-    )
-
-
-def _check_seq_length(config: encoders.EncoderConfig, seq_length: int) -> None:
-  limit = bert.max_seq_length(config)
-  if seq_length > limit:
-    raise errors.ExportError(
-      f"--seq_length={seq_length} is past the encoder's position table, which"
-      f" has {limit} rows."
     )
 
 
@@ -378,10 +357,7 @@ def _restored(
     with_mlm = False
   try:
     with checkpoints.uninitialized():
-      # There is no control flow over Tensors, and to look for it takes
-      # seconds.
-      build = tf.autograph.experimental.do_not_convert(bert.core_model)
-      core = build(config)
+      core = bert.core_model(config)
   except (TypeError, ValueError, tf.errors.OpError) as e:
     raise errors.ExportError(
       f"No encoder of type {config.type} can be made with its config:"
@@ -678,28 +654,11 @@ def define_flags() -> None:
     " predicts masked tokens; the preprocessor; or all: the encoder, with mlm"
     " if the checkpoint has its head, and the preprocessor side by side.",
   )
-  flags.DEFINE_list(
-    "train_on",
-    None,
-    "Instead of --checkpoint_path: pre-train the encoder on text, and export"
-    " it. Paths of UTF-8 files, with commas between them, in which blank lines"
-    " end documents; or python_docs, the docstrings of Python's standard"
-    " library.",
-  )
+  bert_pretraining.define_flags()
+  flags.adopt_module_key_flags(bert_pretraining)
   command_line.define_flags(without_weights=("export_type", "preprocessing"))
   command_line.define_weights_flag()
   flags.adopt_module_key_flags(command_line)
-  flags.DEFINE_string(
-    "encoder_config_file",
-    None,
-    "For an encoder: the YAML of Model Garden's EncoderConfig. Either this or"
-    " --bert_config_file.",
-  )
-  flags.DEFINE_string(
-    "bert_config_file",
-    None,
-    "For an encoder: its config as JSON, the format that came with BERT.",
-  )
   flags.DEFINE_enum(
     "pooler",
     None,
@@ -716,40 +675,16 @@ def define_flags() -> None:
   )
   flags.DEFINE_string("sp_model_file", None, "The model of SentencePiece.")
   flags.DEFINE_bool(
-    "do_lower_case",
-    None,
-    "Whether text is lowercased and stripped of accents, as it was when the"
-    " encoder was trained. It must be said.",
-  )
-  flags.DEFINE_bool(
     "check_casing",
     True,
     "Refuse a vocabulary whose capitals, or lack of them, contradict"
     " --do_lower_case.",
-  )
-  flags.DEFINE_integer(
-    "seq_length",
-    128,
-    "The length that the preprocessor packs to by default.",
-    lower_bound=5,
   )
   flags.DEFINE_bool(
     "tokenize_with_offsets",
     False,
     "Give the preprocessor a sub-object that also tells where in the text each"
     " token is.",
-  )
-  flags.DEFINE_integer(
-    "seed",
-    0,
-    "Seed of random weights; with --train_on of all that is random in it.",
-  )
-  bert_pretraining.define_flags()
-  flags.adopt_module_key_flags(bert_pretraining)
-  flags.register_validator(
-    "do_lower_case",
-    lambda value: value is not None,
-    "Say --do_lower_case or --nodo_lower_case.",
   )
   flags.register_multi_flags_validator(
     ["vocab_file", "sp_model_file", "train_on"],
@@ -797,14 +732,7 @@ def main() -> None:
     bert_config_file=command_line.path(values.bert_config_file),
     checkpoint_path=command_line.path(values.checkpoint_path),
     weights=values.weights,
-    train_on=(
-      [
-        name if name == "python_docs" else command_line.path(name)
-        for name in values.train_on
-      ]
-      if values.train_on
-      else None
-    ),
+    train_on=bert_pretraining.train_on(),
     training_config=bert_pretraining.training_config(),
     checkpoint_dir=command_line.path(values.checkpoint_dir),
     distribution=strategies.from_flags(),

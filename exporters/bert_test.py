@@ -491,6 +491,17 @@ class BertTest(parameterized.TestCase):
       vocabulary,
     )
     self.assertLen(vocabulary.splitlines(), export.variables[0].shape[0])
+    # What is there can be exported without the text.
+    again = self.export(
+      checkpoint_path=str(checkpoint_dir),
+      encoder_config_file=str(checkpoint_dir / "encoder.yaml"),
+      vocab_file=str(checkpoint_dir / "vocab.txt"),
+      pooler="random",
+    )
+    for variable, expected in zip(
+      again.variables, export.variables, strict=True
+    ):
+      np.testing.assert_array_equal(variable, expected)
 
   def test_what_does_not_go_together(self):
     text = pathlib.Path(self.vocab_file).read_text()

@@ -186,9 +186,6 @@ def export(
     processes = {kind: verification_lib.start(verification) for kind in types}
     record: dict[str, Any] = {"flags": flag_values}
 
-    # Building a model has no control flow over Tensors that AutoGraph would
-    # rewrite, and to look for it takes seconds.
-    @tf.autograph.experimental.do_not_convert
     def cut(model: tf_keras.Model) -> dict[str, tf_keras.Model]:
       names = {kind: [_OUTPUTS[kind]] for kind in types}
       if endpoints:
@@ -200,7 +197,6 @@ def export(
       except ValueError as e:
         raise errors.ExportError(f"{e}") from e
 
-    @tf.autograph.experimental.do_not_convert
     def classifier() -> tf_keras.Model:
       if is_legacy:
         return resnet.legacy_classifier(params.task.model.num_classes)

@@ -1,4 +1,4 @@
-"""Runs the exporter as a user does, and looks at what it writes."""
+"""Exports checkpoints as Model Garden writes them, and looks at the exports."""
 
 import os
 import pathlib
@@ -18,6 +18,8 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 import tf_keras
 
+from exporters import resnet as exporter
+from exporters.reusable import errors
 from models.vision import resnet
 
 _EXPORTER = pathlib.Path("exporters/resnet").absolute()
@@ -88,18 +90,24 @@ class ResNetTest(absltest.TestCase):
       tempfile.mkdtemp(dir=absltest.TEST_TMPDIR.value)
     )
 
-  def export(self, name, *arguments, verification="off", **kwargs):
-    """Returns the directory of an export."""
+  def run_exporter(self, name, *arguments, **kwargs):
+    """Exports as a user does; returns the directory and the output."""
     export_dir = self.directory / name
-    result = _run(
-      f"--export_dir={export_dir}",
-      f"--verification={verification}",
-      *arguments,
-      **kwargs,
-    )
+    result = _run(f"--export_dir={export_dir}", *arguments, **kwargs)
     self.assertEqual(result.returncode, 0, result.stderr)
-    self.output = result.stdout
-    return export_dir
+    return export_dir, result.stdout
+
+  def export(self, name, **kwargs):
+    """Exports in this process; returns what is loaded."""
+    export_dir = str(self.directory / name)
+    exporter.export(export_dir=export_dir, verification="off", **kwargs)
+    return tf.saved_model.load(export_dir)
+
+  def assert_refused(self, message, **kwargs):
+    export_dir = self.directory / "nowhere"
+    with self.assertRaisesRegex(errors.ExportError, message):
+      exporter.export(export_dir=str(export_dir), **kwargs)
+    self.assertFalse(export_dir.exists())
 
   def assert_same(self, actual, expected, tolerance=1e-5):
     self.assertEqual(actual.shape, expected.shape)
@@ -154,14 +162,13 @@ class ResNetTest(absltest.TestCase):
     model = resnet.classifier(resnet.config("resnet_rs_imagenet", [overrides]))
     _shake(model)
     checkpoint = tf.train.Checkpoint(model=model)
-    export_dir = self.export(
+    export_dir, output = self.run_exporter(
       "both",
       f"--checkpoint_path={checkpoint.write(str(self.directory / 'rs'))}",
       "--experiment=resnet_rs_imagenet",
       f"--params_override={overrides}",
       "--export_type=all",
       "--endpoints=2,3,4,5",
-      verification="full",
     )
     for line in (
       "✓ gradients, training (1, 96, 64, 3)",
@@ -169,7 +176,7 @@ class ResNetTest(absltest.TestCase):
       "✓ hyperparameters, dropout_rate 0.125",
       "✓ hyperparameters, stochastic_depth_rate 0.1",
     ):
-      self.assertIn(line, self.output)
+      self.assertIn(line, output)
     features = tf.saved_model.load(str(export_dir / "feature_vector"))
     classifier = tf.saved_model.load(str(export_dir / "classification"))
     for height, width in ((32, 32), (64, 64), (224, 224), (48, 96)):
@@ -242,49 +249,49 @@ class ResNetTest(absltest.TestCase):
     model.save_weights(f"{path}/weights.h5")
     for name in ("model", "backbone", "weights", "weights.h5"):
       with self.subTest(name):
-        export_dir = self.export(
-          f"of_{name}",
-          f"--checkpoint_path={path}/{name}",
-          # Trained with it or not: an export cannot synchronize.
-          f"--params_override={_TINY},{_SYNC}={name == 'model'}",
-        )
         with self.assertNoLogs("absl", "WARNING"):
-          loaded = tf.saved_model.load(str(export_dir))
+          loaded = self.export(
+            f"of_{name}",
+            checkpoint_path=f"{path}/{name}",
+            # Trained with it or not: an export cannot synchronize.
+            config_overrides=[_TINY, f"{_SYNC}={name == 'model'}"],
+          )
         self.assert_same(loaded(images), features)
-    nowhere = self.directory / "nowhere"
-    for arguments, message in (
+    for message, arguments in (
       (
-        [f"--checkpoint_path={path}/model"],
         r"Checkpoint .*/model, as tf.train.Checkpoint\(model=…\), does not"
         " match the model: it has .*; and .* more",
+        {"checkpoint_path": f"{path}/model"},
       ),
       (
-        [
-          f"--checkpoint_path={path}/backbone",
-          f"--params_override={_TINY}",
-          "--export_type=all",
-        ],
         "has no value for dense.*/kernel",
+        {
+          "checkpoint_path": f"{path}/backbone",
+          "config_overrides": [_TINY],
+          "export_type": "all",
+        },
       ),
       (
-        [f"--checkpoint_path={path}/weights.h5"],
         "Cannot take the weights of .*weights.h5",
+        {"checkpoint_path": f"{path}/weights.h5"},
       ),
       (
-        [
-          f"--checkpoint_path={path}/model",
-          f"--params_override={_TINY}",
-          "--endpoints=6",
-        ],
-        "ERROR: The model has no 6; it has 2, 3, 4, 5, feature_vector",
+        "The model has no 6; it has 2, 3, 4, 5, feature_vector",
+        {
+          "checkpoint_path": f"{path}/model",
+          "config_overrides": [_TINY],
+          "endpoints": ["6"],
+        },
       ),
       (
-        [f"--checkpoint_path={path}/model", "--config_file=/no.yaml"],
-        "ERROR: Cannot read /no.yaml",
+        "Cannot read /no.yaml",
+        {
+          "checkpoint_path": f"{path}/model",
+          "config_overrides": ["/no.yaml"],
+        },
       ),
     ):
-      self.assert_error(_run(f"--export_dir={nowhere}", *arguments), message)
-      self.assertFalse(nowhere.exists())
+      self.assert_refused(message, **arguments)
 
   def test_legacy(self):
     model = resnet_model.resnet50(3, rescale_inputs=True)
@@ -296,13 +303,12 @@ class ResNetTest(absltest.TestCase):
       with self.subTest(name):
         path = self.directory / name
         model.save_weights(str(path))
-        export_dir = self.export(
+        loaded = self.export(
           f"of_{name}",
-          f"--checkpoint_path={path}",
-          "--experiment=legacy_resnet50",
-          "--params_override=task.model.num_classes=3",
+          checkpoint_path=str(path),
+          experiment="legacy_resnet50",
+          config_overrides=["task.model.num_classes=3"],
         )
-        loaded = tf.saved_model.load(str(export_dir))
         self.assert_same(loaded(images), features)
         self.assertLen(loaded.regularization_losses, 53)
 
@@ -366,30 +372,24 @@ class ResNetTest(absltest.TestCase):
     with strategy.scope():
       trainer.optimizer.swap_weights()
     expected["average"] = model(_normalized(images))
-    arguments = [
-      f"--checkpoint_path={model_dir}",
-      f"--config_file={model_dir}/params.yaml",
-    ]
+    arguments = {
+      "checkpoint_path": model_dir,
+      "config_overrides": [f"{model_dir}/params.yaml"],
+      "export_type": "classification",
+    }
     for weights in ("raw", "average"):
-      export_dir = self.export(
-        weights,
-        f"--weights={weights}",
-        "--export_type=classification",
-        *arguments,
-      )
-      loaded = tf.saved_model.load(str(export_dir))
+      loaded = self.export(weights, weights=weights, **arguments)
       self.assert_same(loaded(images), expected[weights])
     self.assertGreater(
       np.max(np.abs(expected["raw"] - expected["average"])), 0.01
     )
-    self.assert_error(
-      _run(f"--export_dir={self.directory / 'unsaid'}", *arguments),
-      "has the raw weights and moving averages of them: say which",
+    self.assert_refused(
+      "has the raw weights and moving averages of them: say which", **arguments
     )
 
   def test_trains_on_tensorflow_datasets(self):
     Colored(data_dir=str(self.directory / "data")).download_and_prepare()
-    export_dir = self.export(
+    export_dir, output = self.run_exporter(
       "colored",
       "--train_on=tfds:colored",
       "--export_type=classification",
@@ -397,9 +397,10 @@ class ResNetTest(absltest.TestCase):
       "--epochs=10",
       "--batch_size=8",
       f"--checkpoint_dir={self.directory / 'kept'}",
+      "--verification=off",
       env={**os.environ, "TFDS_DATA_DIR": str(self.directory / "data")},
     )
-    self.assertIn("Test accuracy: 1.0000 on 4 images held out", self.output)
+    self.assertIn("Test accuracy: 1.0000 on 4 images held out", output)
     card = (export_dir / "assets.extra" / "README.md").read_text()
     for line in (
       "# ResNet-18 classification",
@@ -411,13 +412,13 @@ class ResNetTest(absltest.TestCase):
       self.assertIn(line, card)
     again = self.export(
       "again",
-      f"--checkpoint_path={self.directory / 'kept'}",
-      "--experiment=resnet_small",
-      "--params_override=task.model.num_classes=2",
-      "--export_type=classification",
+      checkpoint_path=str(self.directory / "kept"),
+      experiment="resnet_small",
+      config_overrides=["task.model.num_classes=2"],
+      export_type="classification",
     )
     for variable, expected in zip(
-      tf.saved_model.load(str(again)).variables,
+      again.variables,
       tf.saved_model.load(str(export_dir)).variables,
       strict=True,
     ):

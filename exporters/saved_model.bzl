@@ -1,60 +1,83 @@
-"""An export as a build artifact."""
+"""What programs of this folder write, as build artifacts."""
 
-def _saved_model_impl(ctx):
-    export_dir = ctx.actions.declare_directory(ctx.label.name)
+def _directory_impl(ctx):
+    directory = ctx.actions.declare_directory(ctx.label.name)
     ctx.actions.run(
-        executable = ctx.executable.exporter,
-        arguments = [
-            "--export_dir=" + export_dir.path,
-            "--verification=fast",
-        ] + [
+        executable = ctx.executable.program,
+        arguments = [ctx.attr.directory_flag + "=" + directory.path] + [
             ctx.expand_location(flag, ctx.attr.data)
             for flag in ctx.attr.flags
         ],
         inputs = ctx.files.data,
-        outputs = [export_dir],
+        outputs = [directory],
         mnemonic = "Export",
-        progress_message = "Exporting %s" % ctx.label,
+        progress_message = "Making %s" % ctx.label,
     )
     return [DefaultInfo(
-        files = depset([export_dir]),
-        runfiles = ctx.runfiles([export_dir]),
+        files = depset([directory]),
+        runfiles = ctx.runfiles([directory]),
     )]
 
-_saved_model = rule(
-    doc = """Runs an exporter and keeps the SavedModel that it writes.
+_directory = rule(
+    doc = """Runs a program and keeps the directory that it writes.
 
-    It is exported again when the exporter, its flags or the Python packages
-    change. A test that has it as `data` gets its path from
-    `$(rootpath :NAME)`.
-    """,
-    implementation = _saved_model_impl,
+    It runs again when the program, its flags or the Python packages change.""",
+    implementation = _directory_impl,
     attrs = {
         "data": attr.label_list(
             doc = "Files that the flags name as $(location LABEL).",
             allow_files = True,
         ),
-        "exporter": attr.label(
+        "directory_flag": attr.string(
+            doc = "The flag that says what to write.",
+            mandatory = True,
+        ),
+        "flags": attr.string_list(doc = "The other flags."),
+        "program": attr.label(
             doc = "A binary of this folder.",
             cfg = "exec",
             executable = True,
             mandatory = True,
         ),
-        "flags": attr.string_list(
-            doc = "Its flags, but for --export_dir; they may say --verification.",
-        ),
     },
 )
 
-def saved_model(name, checked = ["."], **kwargs):
-    """An export as a build artifact, and tests that it keeps all rules.
+def checkpoint(name, program, **kwargs):
+    """What a program has trained, apart from the exporter.
+
+    So it is not trained again when the exporter changes.
 
     Args:
       name: Of the artifact.
+      program: Trains, and keeps checkpoints at --checkpoint_dir.
+      **kwargs: Further attributes of the rule.
+    """
+    _directory(
+        name = name,
+        directory_flag = "--checkpoint_dir",
+        program = program,
+        **kwargs
+    )
+
+def saved_model(name, exporter, flags, checked = ["."], **kwargs):
+    """An export as a build artifact, and tests that it keeps all rules.
+
+    A test that has it as `data` gets its path from `$(rootpath :NAME)`.
+
+    Args:
+      name: Of the artifact.
+      exporter: The program that makes it.
+      flags: Its flags, but for --export_dir; they may say --verification.
       checked: The directories in it that are SavedModels to be tested.
       **kwargs: Further attributes of the rule.
     """
-    _saved_model(name = name, **kwargs)
+    _directory(
+        name = name,
+        directory_flag = "--export_dir",
+        flags = ["--verification=fast"] + flags,
+        program = exporter,
+        **kwargs
+    )
     for directory in checked:
         part = "" if directory == "." else "_" + directory
         native.py_test(

@@ -108,7 +108,7 @@ def verify(
       process or start(level) as process,
     ):
       process.stdin.write(f"{export_dir}\n{results_path}\n".encode())
-      # Before any call: after one TensorFlow copies some variables to read them.
+      # Before any call, after which TensorFlow copies some variables to read.
       weights_sha256 = _weights_sha256(parts)
       for path in _write(pathlib.Path(work_dir), *observe(parts, level)):
         process.stdin.write(f"{path}\n".encode())

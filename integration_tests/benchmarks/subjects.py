@@ -24,6 +24,7 @@ VOCAB_SIZE = 30522
 # All that have `--help`, but for compile_for_tpu, which would bring libtpu.
 BINARIES = (
   "exporters/bert",
+  "exporters/bert_pretraining",
   "exporters/check",
   "exporters/mnist_cnn",
   "exporters/resnet",

@@ -12,6 +12,8 @@ from typing import Any
 
 from etils import epy
 
+from models import autograph
+
 with epy.lazy_imports():
   from official.modeling import tf_utils
   from official.nlp.configs import encoders
@@ -27,6 +29,7 @@ _FIXED_SEQ_LENGTH = ("bigbird", "fnet", "sparse_mixer")
 INPUT_NAMES = ("input_word_ids", "input_mask", "input_type_ids")
 
 
+@autograph.off
 def core_model(encoder_config: encoders.EncoderConfig) -> tf_keras.Model:
   """Builds an encoder with inputs and outputs by name.
 
@@ -64,6 +67,7 @@ def core_model(encoder_config: encoders.EncoderConfig) -> tf_keras.Model:
   return model
 
 
+@autograph.off
 def pretrain_model(
   core: tf_keras.Model, *, next_sentence: bool = False
 ) -> tf_keras.Model:

@@ -212,7 +212,7 @@ def examples(
     documents = documents.shuffle(10_000).repeat()
   sequences = (
     documents.batch(256)
-    .map(join, tf.data.AUTOTUNE)
+    .map(tf.autograph.experimental.do_not_convert(join), tf.data.AUTOTUNE)
     .rebatch(config.seq_length - 2)
     .map(lambda tokens: tf.concat([start, tokens, end], axis=0))
   )
@@ -221,7 +221,7 @@ def examples(
   return (
     sequences.ragged_batch(config.batch_size, drop_remainder=training)
     # One after the other, for the random numbers to be the same each time.
-    .map(mask)
+    .map(tf.autograph.experimental.do_not_convert(mask))
     .prefetch(tf.data.AUTOTUNE)
   )
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from etils import epy
 
+from models import autograph
+
 with epy.lazy_imports():
   from official.core import config_definitions
   from official.core import exp_factory
@@ -115,6 +117,7 @@ def config(
   return params
 
 
+@autograph.off
 def classifier(params: config_definitions.ExperimentConfig) -> tf_keras.Model:
   """Builds the classifier, as the training does, for images of any size.
 
@@ -134,6 +137,7 @@ def classifier(params: config_definitions.ExperimentConfig) -> tf_keras.Model:
   )
 
 
+@autograph.off
 def legacy_classifier(num_classes: int) -> tf_keras.Model:
   """Builds the ResNet-50 of `official.legacy`, for images of any size.
 
@@ -152,6 +156,7 @@ def legacy_classifier(num_classes: int) -> tf_keras.Model:
   )
 
 
+@autograph.off
 def cut(
   model: tf_keras.Model, names: Sequence[str], normalization: str = "imagenet"
 ) -> tf_keras.Model:
