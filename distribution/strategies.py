@@ -139,6 +139,30 @@ def define_flags(condition: str = "") -> None:
   )
 
 
+def prepare(config: Config) -> None:
+  """Prepares the import of TensorFlow, which must come after it.
+
+  For the TPU of this machine TensorFlow is told where libtpu is, and to use its
+  C API, as that of the package tensorflow-tpu needs it. What the environment
+  says already stays.
+
+  Args:
+    config: What is asked for.
+  """
+  if config.tpu != "local":
+    return
+  try:
+    import libtpu
+  except ImportError:  # A machine that has it elsewhere, and says so.
+    return
+  for name, value in (
+    ("PJRT_DEVICE", "TPU"),
+    ("NEXT_PLUGGABLE_DEVICE_USE_C_API", "true"),
+    ("TF_PLUGGABLE_DEVICE_LIBRARY_PATH", libtpu.get_library_path()),
+  ):
+    os.environ.setdefault(name, value)
+
+
 def from_flags() -> Config:
   """Returns what the flags say."""
   return Config(**{name: flags.FLAGS[name].value for name in FLAGS})

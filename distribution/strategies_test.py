@@ -4,6 +4,7 @@ import signal
 import socket
 import subprocess
 import sys
+import types
 from unittest import mock
 
 from absl.testing import parameterized
@@ -43,6 +44,22 @@ class StrategiesTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(strategy.num_replicas_in_sync, replicas)
         self.assertTrue(strategies.is_chief(strategy))
         self.assertIsNone(strategies.io_device(strategy))
+
+  def test_tensorflow_is_told_where_libtpu_is(self):
+    package = types.SimpleNamespace(get_library_path=lambda: "/libtpu.so")
+    name = "TF_PLUGGABLE_DEVICE_LIBRARY_PATH"
+    for tpu, given, expected in (
+      ("local", {}, "/libtpu.so"),
+      ("local", {name: "/other.so"}, "/other.so"),
+      ("v5", {}, None),
+    ):
+      with (
+        mock.patch.dict(sys.modules, libtpu=package),
+        mock.patch.dict(os.environ, given),
+      ):
+        strategies.prepare(strategies.Config("tpu", tpu))
+        self.assertEqual(os.environ.get(name), expected)
+        self.assertEqual("PJRT_DEVICE" in os.environ, tpu == "local")
 
   @parameterized.parameters(
     *(

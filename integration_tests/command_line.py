@@ -117,6 +117,7 @@ def run(main: Callable[[], None]) -> None:
   def checked(arguments: list[str]) -> None:
     if len(arguments) > 1:
       sys.exit(f"ERROR: {arguments[1]} is not a flag. Flags start with --.")
+    strategies.prepare(strategies.from_flags())
     logging.set_verbosity(logging.ERROR)  # Keras warns at every save.
     main()
 

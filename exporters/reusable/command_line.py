@@ -198,8 +198,10 @@ def run(main: Callable[[], None]) -> None:
   def guarded(arguments: list[str]) -> None:
     if len(arguments) > 1:
       sys.exit(f"ERROR: {arguments[1]} is not a flag. Flags start with --.")
-    if not ("train_on" in flags.FLAGS and flags.FLAGS.train_on):
-      imports.leave_out(imports.OPTIONAL)  # Data may need them.
+    if "train_on" in flags.FLAGS and flags.FLAGS.train_on:
+      strategies.prepare(strategies.from_flags())
+    else:  # Data may need them.
+      imports.leave_out(imports.OPTIONAL)
     # Models and graphs are many objects that stay: looking through them again
     # and again for some that do not takes time.
     gc.set_threshold(100_000, 20, 100)

@@ -137,7 +137,7 @@ def job_set(
           "image": image,
           "env": [
             {"name": name, "value": value}
-            for name, value in place["environment"].items()
+            for name, value in place.get("environment", {}).items()
           ],
           "command": ["sh", "-c", command],
           "resources": {
@@ -205,7 +205,7 @@ def script(
     [
       *("sudo", "docker", "run", "--rm", "--privileged", "--net=host"),
       "--volume=/tmp/exports:/exports",
-      *(f"--env={k}={v}" for k, v in details["environment"].items()),
+      *(f"--env={k}={v}" for k, v in details.get("environment", {}).items()),
       image,
       *_command(jobs, program, place, bucket),
     ]
