@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import os
-import shutil
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
 
 with epy.lazy_imports():
   from official.modeling import hyperparams
+  import tensorflow as tf
   import tf_keras
 
 
@@ -70,10 +70,12 @@ def train(
   # Workers other than the chief write elsewhere. They go on, too, from what
   # there is now, when the chief has not yet begun.
   own_dir = tempfile.TemporaryDirectory()
-  if distribution.strategy == "multi_worker_mirrored" and os.path.isdir(
+  files = tf.io.gfile  # It may be in a bucket.
+  if distribution.strategy == "multi_worker_mirrored" and files.isdir(
     checkpoint_dir
   ):
-    shutil.copytree(checkpoint_dir, own_dir.name, dirs_exist_ok=True)
+    for name in files.listdir(checkpoint_dir):
+      files.copy(f"{checkpoint_dir}/{name}", f"{own_dir.name}/{name}")
   strategy = command_line.strategy(distribution)
   if not strategies.is_chief(strategy):
     checkpoint_dir = own_dir.name
