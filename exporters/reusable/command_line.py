@@ -165,7 +165,7 @@ def strategy(config: strategies.Config) -> tf.distribute.Strategy:
 def end_unless_chief(strategy: tf.distribute.Strategy) -> None:
   """Ends the process where another worker of the cluster exports."""
   if not strategies.is_chief(strategy):
-    print("The training is over. The chief exports.")
+    print("The training is over. The chief does the rest.")
     sys.exit()
 
 
