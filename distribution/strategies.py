@@ -46,9 +46,8 @@ _NO_TPU = (
   " /dev/vfio."
 )
 _NO_METADATA = (
-  "Google Cloud's metadata server, which tells where a TPU of this name is, does"
-  " not answer: this is no machine of Google Cloud. Say --tpu=local for the TPU"
-  " of this machine, or its address, grpc://HOST:PORT."
+  "Google Cloud's metadata server, which tells where a TPU of this name is,"
+  " does not answer. On another machine say --tpu=local or --tpu=grpc://HOST:PORT."
 )
 _EXAMPLE = (
   '{"cluster": {"worker": ["host0:2222", "host1:2222"]},'
