@@ -13,6 +13,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -316,10 +317,13 @@ def _cluster_strategy(name: str) -> tf.distribute.Strategy:
     allowed=("chief", "worker") if is_mirrored else ("chief", "worker", "ps"),
   )
   if not is_mirrored and task_type != "chief":
-    server = tf.distribute.Server(
+    _server = tf.distribute.Server(  # Runs for as long as there is this name.
       tf.train.ClusterSpec(cluster), job_name=task_type, task_index=index
     )
-    server.join()
+    # `Server.join` would let Python handle no signal, and nothing clean up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    while True:
+      signal.pause()
   size = sum(len(addresses) for addresses in cluster.values())
   with _limited(
     f"--strategy={name}: not all {size} processes of the cluster in TF_CONFIG"
