@@ -13,9 +13,11 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
+import urllib.parse
 
 from absl import flags
 from etils import epy
@@ -38,10 +40,15 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 # Seconds that a TPU, or all processes of a cluster, may take to answer.
 START_TIMEOUT = 600
 _CONNECT_TIMEOUT = 10
+_METADATA_TIMEOUT = 1
 
 _NO_TPU = (
   "This machine has no TPU: there is neither /dev/accel* nor a group in"
   " /dev/vfio."
+)
+_NO_METADATA = (
+  "Google Cloud's metadata server, which tells where a TPU of this name is,"
+  " does not answer. On another machine say --tpu=local or --tpu=grpc://HOST:PORT."
 )
 _EXAMPLE = (
   '{"cluster": {"worker": ["host0:2222", "host1:2222"]},'
@@ -114,6 +121,11 @@ def define_flags(condition: str = "") -> None:
   # a machine without any for more than five minutes.
   flags.register_validator(
     "tpu", lambda tpu: tpu != "local" or has_tpu(), _NO_TPU
+  )
+  flags.register_validator(
+    "tpu",
+    lambda tpu: not (tpu and _is_name(tpu)) or _has_metadata_server(),
+    _NO_METADATA,
   )
   flags.register_multi_flags_validator(
     ["strategy", "tpu"],
@@ -205,6 +217,24 @@ def has_tpu() -> bool:
   return any(devices.glob("accel*")) or any(devices.glob("vfio/[0-9]*"))
 
 
+def _is_name(tpu: str) -> bool:
+  return tpu != "local" and not tpu.startswith("grpc://")
+
+
+def _has_metadata_server() -> bool:
+  """Tells whether it listens where TensorFlow asks it for project and zone."""
+  host = os.environ.get("GCE_METADATA_HOST") or os.environ.get(
+    "GCE_METADATA_IP", "metadata.google.internal"
+  )
+  try:
+    url = urllib.parse.urlsplit(f"http://{host}")
+    address = url.hostname, url.port or 80
+    socket.create_connection(address, _METADATA_TIMEOUT).close()
+  except (OSError, ValueError):
+    return False
+  return True
+
+
 @contextlib.contextmanager
 def precision(name: str) -> Iterator[None]:
   """Makes layers that are built in this context compute in a precision.
@@ -270,6 +300,8 @@ def _choose_gpus(config: Config) -> None:
 def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
   if tpu == "local" and not has_tpu():
     raise ValueError(f"--tpu=local: {_NO_TPU}")
+  if _is_name(tpu) and not _has_metadata_server():
+    raise ValueError(f"--tpu={tpu}: {_NO_METADATA}")
   if tpu.startswith("grpc://"):
     _check_address("--tpu", tpu.removeprefix("grpc://"))
   try:
@@ -278,7 +310,7 @@ def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
   except (
     tf.errors.OpError,
     ImportError,
-    OSError,  # No metadata server: this is no machine of Google Cloud.
+    OSError,  # What it is asked over the network fails.
     RuntimeError,
     ValueError,
   ) as e:
@@ -309,10 +341,13 @@ def _cluster_strategy(name: str) -> tf.distribute.Strategy:
     allowed=("chief", "worker") if is_mirrored else ("chief", "worker", "ps"),
   )
   if not is_mirrored and task_type != "chief":
-    server = tf.distribute.Server(
+    _server = tf.distribute.Server(  # Runs for as long as there is this name.
       tf.train.ClusterSpec(cluster), job_name=task_type, task_index=index
     )
-    server.join()
+    # `Server.join` would let Python handle no signal, and nothing clean up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    while True:
+      signal.pause()
   size = sum(len(addresses) for addresses in cluster.values())
   with _limited(
     f"--strategy={name}: not all {size} processes of the cluster in TF_CONFIG"

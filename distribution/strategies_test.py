@@ -2,8 +2,10 @@ import json
 import os
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import types
 from unittest import mock
 
@@ -14,6 +16,12 @@ import tf_keras
 from distribution import strategies
 
 _CLUSTER = {"worker": ["localhost:1", "localhost:2"]}
+_PROGRAM = """
+from absl import app
+from distribution import strategies
+strategies.define_flags()
+app.run(lambda _: print(strategies.from_flags().tpu))
+"""
 
 
 def setUpModule():
@@ -72,17 +80,54 @@ class StrategiesTest(parameterized.TestCase, tf.test.TestCase):
       "localhost is not HOST:PORT",
     ),
     (strategies.Config("tpu", "grpc://localhost:1"), "nothing answers at"),
-    # No such host.
     (
       strategies.Config("tpu", "v5"),
-      "--tpu=v5: TensorFlow cannot use this TPU",
+      "--tpu=v5: Google Cloud's metadata server",
     ),
   )
   def test_what_is_asked_for_must_be_there(self, config, message):
-    # Where a machine of Google Cloud learns about itself.
-    os.environ["GCE_METADATA_HOST"] = "localhost:1"
-    with self.assertRaisesRegex(ValueError, message):
+    with (
+      mock.patch.dict(os.environ, GCE_METADATA_HOST="localhost:1"),
+      self.assertRaisesRegex(ValueError, message),
+    ):
       strategies.get(config)
+
+  def test_a_name_is_for_machines_of_google_cloud(self):
+    def run(address):
+      return subprocess.run(
+        [sys.executable, "-c", _PROGRAM, "--strategy=tpu", "--tpu=v5"],
+        capture_output=True,
+        text=True,
+        env={
+          **os.environ,
+          "GCE_METADATA_HOST": address,
+          "PYTHONPATH": os.pathsep.join(sys.path),
+          # Python names on standard error what it imports.
+          "PYTHONPROFILEIMPORTTIME": "1",
+        },
+      )
+
+    refused = run("localhost:1")
+    self.assertEqual(refused.returncode, 1)
+    self.assertIn(
+      "flag --tpu=v5: Google Cloud's metadata server", refused.stderr
+    )
+    self.assertIn("distribution", refused.stderr)
+    self.assertNotIn("tensorflow", refused.stderr)
+    # It listens, and knows nothing.
+    with socketserver.TCPServer(
+      ("localhost", 0), socketserver.BaseRequestHandler
+    ) as server:
+      threading.Thread(target=server.serve_forever).start()
+      address = f"localhost:{server.server_address[1]}"
+      taken = run(address)
+      with (
+        mock.patch.dict(os.environ, GCE_METADATA_HOST=address),
+        self.assertRaisesRegex(ValueError, "--tpu=v5: .* cannot use this TPU"),
+      ):
+        strategies.get(strategies.Config("tpu", "v5"))
+      server.shutdown()
+    self.assertEqual((taken.returncode, taken.stdout), (0, "v5\n"))
 
   @parameterized.parameters(
     ("multi_worker_mirrored", None, "needs TF_CONFIG in the environment"),

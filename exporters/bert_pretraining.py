@@ -55,7 +55,7 @@ def train(
     tokenizer: The tokenizer; None: a vocabulary is built for it.
     training_config: How to train.
     do_lower_case: Of the vocabulary that is built.
-    distribution: How to distribute it, and in which precision. Of the workers
+    distribution: How to distribute it, and in which precision. Of the processes
       of a cluster only the chief gets beyond this function; the others end.
     checkpoint_dir: Where the checkpoints are, the vocabulary, `vocab.txt`, and
       at the end the config, `encoder.yaml`.

@@ -44,7 +44,7 @@ def define_flags() -> None:
     None,
     "With --train_on: where to keep the state of the training after each epoch"
     " until its end. The same command goes on from there after an interruption."
-    " All workers must see it.",
+    " All machines must see it.",
   )
   flags.DEFINE_integer(
     "epochs",
@@ -123,7 +123,7 @@ def train(
     name: Name of the data set, as `datasets.load` knows it.
     image_shape: Height, width and channels of the images.
     training_config: How to train.
-    distribution: How to distribute it, and in which precision. Of the workers
+    distribution: How to distribute it, and in which precision. Of the processes
       of a cluster only the chief gets beyond this function; the others end.
     checkpoint_dir: Where to keep the checkpoint.
     backup_dir: Where to keep the state of the training until it is over, as

@@ -41,7 +41,7 @@ def define_flags(only_with_retrain: list[str]) -> None:
     "backup_dir",
     None,
     "Where to keep the state of the training after each epoch until its end."
-    " The same command goes on from there after an interruption. All workers"
+    " The same command goes on from there after an interruption. All machines"
     " must see it.",
   )
   flags.DEFINE_string(

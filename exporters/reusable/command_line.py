@@ -148,14 +148,8 @@ def strategy(config: strategies.Config) -> tf.distribute.Strategy:
   """Makes a strategy, before anything else that TensorFlow runs.
 
   Raises:
-    ExportError: What is asked for is not there, or cannot train an exporter's
-      model.
+    ExportError: What is asked for is not there.
   """
-  if config.strategy == "parameter_server":
-    raise errors.ExportError(
-      "--strategy=parameter_server: exporters train in step; of the strategies"
-      " for several machines they take multi_worker_mirrored."
-    )
   try:
     return strategies.get(config)
   except ValueError as e:

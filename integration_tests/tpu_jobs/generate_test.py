@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import shlex
+import socket
 import subprocess
 import sys
 
@@ -28,12 +29,12 @@ esac
 """
 
 
-def _run(directory, program, *arguments):
-  """Runs a program in an empty environment and directory."""
+def _run(directory, program, *arguments, **environment):
+  """Runs a program in an empty directory, and next to no environment."""
   return subprocess.run(
     [sys.executable, _IMAGE / f"{program}.zip", *arguments],
     cwd=directory,
-    env={},
+    env=environment,
     capture_output=True,
     text=True,
   )
@@ -65,7 +66,15 @@ class GenerateTest(parameterized.TestCase):
     directory = self.create_tempdir()
     arguments = generate.arguments(_JOBS, program, "pod_slice", _BUCKET)
     self.assertIn(f"--tpu={program.replace('_', '-')}", arguments)
-    done = _run(directory, program, *arguments, "--only_check_args")
+    # As on a machine of Google Cloud, which knows where the TPU is.
+    with socket.create_server(("localhost", 0)) as server:
+      done = _run(
+        directory,
+        program,
+        *arguments,
+        "--only_check_args",
+        GCE_METADATA_HOST=f"localhost:{server.getsockname()[1]}",
+      )
     self.assertEqual(done.returncode, 0, done.stderr)
     # What keeps the state of an interrupted training is in the bucket.
     self.assertTrue(

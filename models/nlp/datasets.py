@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
-import itertools
 import os
 import pathlib
 import platform
@@ -28,6 +27,7 @@ _LEFT_OUT = {
 
 
 _HELD_OUT_EVERY = 50  # Documents of text files.
+_LINES_AT_ONCE = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,38 +102,52 @@ def text_files(paths: Sequence[str]) -> Corpus:
   count = 0
   for path in files:
     try:
-      count += sum(1 for _ in _blocks(path))
-    except UnicodeDecodeError as e:
-      raise ValueError(f"{path} is not UTF-8: {e}") from e
+      checked = _blocks([path]).map(_checked)
+      count += int(checked.reduce(0, lambda n, blocks: n + tf.size(blocks)))
+    except tf.errors.InvalidArgumentError as e:
+      raise ValueError(f"{path} is not UTF-8.") from e
   if count < _HELD_OUT_EVERY:
     raise ValueError(
       f"{', '.join(paths)}: {count} documents, blocks of lines with blank lines"
       f" between them. Pre-training needs {_HELD_OUT_EVERY} or more."
     )
 
-  def documents(held_out: bool) -> Iterator[str]:
-    numbered = enumerate(text for path in files for text in _blocks(path))
-    for index, text in numbered:
-      if (index % _HELD_OUT_EVERY == 0) == held_out:
-        yield text
+  def documents(held_out: bool) -> tf.data.Dataset:
+    return (
+      _blocks(files)
+      .unbatch()
+      .enumerate()
+      .filter(lambda index, _: (index % _HELD_OUT_EVERY == 0) == held_out)
+      .map(lambda _, text: text)
+    )
 
   # The names alone: an export's card tells no path of this machine.
   names = ", ".join(os.path.basename(path) for path in paths)
   return Corpus(
-    f"{count:,} documents of {names}",
-    *(
-      tf.data.Dataset.from_generator(
-        lambda held_out=held_out: documents(held_out),
-        output_signature=tf.TensorSpec([], tf.string),
-      )
-      for held_out in (False, True)
-    ),
+    f"{count:,} documents of {names}", documents(False), documents(True)
   )
 
 
-def _blocks(path: str) -> Iterator[str]:
-  """Yields the blocks of lines in a text file."""
-  with tf.io.gfile.GFile(path) as file:
-    for blank, lines in itertools.groupby(file, lambda line: not line.strip()):
-      if not blank:
-        yield "".join(lines)
+def _blocks(paths: Sequence[str]) -> tf.data.Dataset:
+  """Returns the blocks of lines in text files, shape `[None]`.
+
+  There is no Python in it, which workers of a parameter server could not run.
+  """
+  end = tf.data.Dataset.from_tensors("")
+  lines = tf.data.Dataset.from_tensor_slices(paths).flat_map(
+    lambda path: tf.data.TextLineDataset(path).concatenate(end)
+  )
+
+  def split(begun: tf.Tensor, lines: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    text = tf.strings.join([begun, tf.strings.reduce_join(lines + "\n")])
+    text = tf.strings.regex_replace(text, r"\n\s*\n", "\n\n")
+    blocks = tf.strings.split(text, "\n\n")
+    ended = tf.strings.strip(blocks[:-1])
+    return blocks[-1], tf.boolean_mask(ended, ended != "")
+
+  return lines.batch(_LINES_AT_ONCE).scan("", split)
+
+
+def _checked(text: tf.Tensor) -> tf.Tensor:
+  """Fails, when it is run, if text is not UTF-8."""
+  return tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="strict")

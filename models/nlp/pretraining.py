@@ -84,8 +84,10 @@ def train(
     ValueError: The checkpoints in `checkpoint_dir` are of another model or
       another vocabulary.
   """
+  strategy = model.distribute_strategy
+  is_asynchronous = isinstance(strategy, tf.distribute.ParameterServerStrategy)
   with _prepared(model, config):
-    with model.distribute_strategy.scope():
+    with strategy.scope():
       inputs = {x.name: x for x in tf.nest.flatten(model.inputs)}
       # For the loss, whatever the precision of the rest.
       as_float32 = tf_keras.layers.Activation("linear", dtype="float32")
@@ -106,17 +108,22 @@ def train(
         manager = tf.train.CheckpointManager(
           checkpoint, checkpoint_dir, max_to_keep=2
         )
-        _resume(manager, tokenizer)
+        # Parameter servers do not see the disk of this process.
+        options = tf.train.CheckpointOptions(
+          experimental_io_device="/job:chief" if is_asynchronous else None
+        )
+        _resume(manager, tokenizer, options)
         callbacks.append(
           tf_keras.callbacks.LambdaCallback(
             on_epoch_end=lambda epoch, logs: manager.save(
-              int(trained.optimizer.iterations.numpy())
+              int(trained.optimizer.iterations.numpy()), options=options
             )
           )
         )
     steps_done = int(trained.optimizer.iterations.numpy())
-    # Another seed than at the start, or the same text would come again.
-    tf.random.set_seed(config.seed + steps_done)
+    # Another seed than at the start, or the same text would come again; and
+    # none where workers take batches of their own, or all would take the same.
+    tf.random.set_seed(None if is_asynchronous else config.seed + steps_done)
     if config.epochs:
       trained.fit(
         examples(corpus.train, tokenizer, config, training=True),
@@ -128,10 +135,16 @@ def train(
         verbose=1 if sys.stdout.isatty() else 2,
       )
     tf.random.set_seed(config.seed)
-    _, accuracy = trained.evaluate(
-      examples(corpus.held_out, tokenizer, config, training=False), verbose=0
-    )
-  return accuracy
+    held_out = examples(corpus.held_out, tokenizer, config, training=False)
+    if not is_asynchronous:
+      _, accuracy = trained.evaluate(held_out, verbose=0)
+      return accuracy
+    # By `evaluate` each worker would test on everything, for as long as it
+    # takes to have so many steps together.
+    metric = tf_keras.metrics.SparseCategoricalAccuracy()
+    for inputs, labels, weights in held_out:
+      metric.update_state(labels, trained(inputs, training=False), weights)
+  return float(metric.result())
 
 
 def examples(
@@ -270,7 +283,9 @@ def _prepared(model: tf_keras.Model, config: Config) -> Iterator[None]:
 
 
 def _resume(
-  manager: tf.train.CheckpointManager, tokenizer: preprocessing.Tokenizer
+  manager: tf.train.CheckpointManager,
+  tokenizer: preprocessing.Tokenizer,
+  options: tf.train.CheckpointOptions,
 ) -> None:
   """Restores the newest checkpoint, or writes the first and the vocabulary."""
   vocab_file = os.path.join(manager.directory, "vocab.txt")
@@ -279,7 +294,7 @@ def _resume(
     tf.io.gfile.makedirs(manager.directory)
     with tf.io.gfile.GFile(vocab_file, "w") as f:
       f.write(vocabulary)
-    manager.save(0)
+    manager.save(0, options=options)
     return
   if not tf.io.gfile.exists(vocab_file):
     raise ValueError(
@@ -293,7 +308,9 @@ def _resume(
         " with it, or in another directory."
       )
   try:
-    manager.checkpoint.restore(manager.latest_checkpoint).assert_consumed()
+    manager.checkpoint.restore(
+      manager.latest_checkpoint, options
+    ).assert_consumed()
   except (AssertionError, ValueError) as e:
     raise ValueError(
       f"{manager.latest_checkpoint} is of another model. Train in another"

@@ -62,15 +62,21 @@ def train(
   steps = -(-size // config.batch_size)
   image, _ = dataset.train.element_spec
   image_bytes = image.shape.num_elements() * image.dtype.size
+  strategy = model.distribute_strategy
+  is_asynchronous = isinstance(strategy, tf.distribute.ParameterServerStrategy)
+  seed = config.seed
+  if is_asynchronous:
+    # Workers take batches of their own, with a seed all the same ones.
+    seed = None
+    tf.random.set_seed(None)
   batches = (
     dataset.train.shuffle(
-      min(size, max(1, _SHUFFLED_BYTES // image_bytes)), config.seed
+      min(size, max(1, _SHUFFLED_BYTES // image_bytes)), seed
     )
     .repeat()
     # All of one size, as TPUs want them.
     .batch(config.batch_size, drop_remainder=True)
   )
-  strategy = model.distribute_strategy
   first = []
   if isinstance(strategy, tf.distribute.TPUStrategy):
     batches = on_host(batches)
@@ -111,8 +117,15 @@ def train(
   filling = test.repeat().take(-len(dataset.test) % config.batch_size)
   filling = filling.map(lambda image, label, _: (image, label, 0.0))
   test = test.concatenate(filling).batch(config.batch_size, drop_remainder=True)
-  _, accuracy = trained.evaluate(_for_each_worker(test), verbose=0)
-  return accuracy
+  if not is_asynchronous:
+    _, accuracy = trained.evaluate(_for_each_worker(test), verbose=0)
+    return accuracy
+  # By `evaluate` each worker would test on everything, for as long as it takes
+  # to have so many steps together.
+  metric = tf_keras.metrics.SparseCategoricalAccuracy()
+  for images, labels, weights in test:
+    metric.update_state(labels, trained(images, training=False), weights)
+  return float(metric.result())
 
 
 def augmentation() -> list[tf_keras.layers.Layer]:
