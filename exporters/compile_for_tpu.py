@@ -174,7 +174,7 @@ def _try(
         )
       else:
         print(f"✗ {what}: does not compile. The compiler says: {said[:300]}")
-      return {"compiles": False}
+      return {"compiles": False, "fits": not out_of_memory}
   intensity = compiled.flops / compiled.accessed_bytes
   print(
     f"✓ {what}: compiles; {compiled.peak_bytes / 2**20:,.0f} MiB of"

@@ -52,6 +52,14 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
       encoding="utf-8",
     )
 
+  def copy(self, directory):
+    """Returns a copy, as what was built cannot be written to."""
+    export = pathlib.Path(self.create_tempdir(), "export")
+    shutil.copytree(directory, export)
+    for path in export, *export.rglob("*"):
+      path.chmod(0o755)
+    return export
+
   def export(self, function, **attributes):
     """Exports an encoder that has a function for its last layer."""
     inputs = {
@@ -80,11 +88,7 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
     (_MNIST_CNN, ""), (_RESNET, ""), (_BERT, "/encoder")
   )
   def test_exports_compile(self, flag, directory):
-    # What was built cannot be written to.
-    export = pathlib.Path(self.create_tempdir(), "export")
-    shutil.copytree(f"{flag.value}{directory}", export)
-    for path in export, *export.rglob("*"):
-      path.chmod(0o755)
+    export = self.copy(f"{flag.value}{directory}")
     files = {p: p.read_bytes() for p in export.rglob("*") if p.is_file()}
     done = self.run_binary(
       "--record",
@@ -126,10 +130,15 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
     self.assertCountEqual((p for p in export.rglob("*") if p.is_file()), files)
 
   def test_what_does_not_fit(self):
+    export = self.copy(f"{_BERT.value}/encoder")
     done = self.run_binary(
-      f"--saved_model_dir={_BERT.value}/encoder", "--batch_size=65536"
+      f"--saved_model_dir={export}", "--batch_size=65536", "--record"
     )
     self.assertEqual(done.returncode, 1)
+    self.assertIn(
+      "| does not fit v5e:2x2 | `[65536, 128]`",
+      (export / "assets.extra" / "README.md").read_text(),
+    )
     self.assertIn("does not fit at low effort; trying at full", done.stdout)
     self.assertRegex(done.stdout, r"✗ v5e.*: does not fit; [\d.]+GB of 15.75GB")
 

@@ -39,8 +39,9 @@ def write(
     export_dir: The export.
     compiler: Name and version.
     results: For each step that was compiled: `topology`; `inputs`, shapes;
-      `compiles`; and where it does `hbm_bytes`, `hbm_available_bytes`, `flops`
-      and `accessed_bytes`, None where it is not told.
+      `compiles`; where it does not `fits`, whether the memory is not why; and
+      where it does `hbm_bytes`, `hbm_available_bytes`, `flops` and
+      `accessed_bytes`, None where it is not told.
   """
   path = pathlib.Path(export_dir, subject_lib.VERIFICATION)
   report = json.loads(path.read_text())
@@ -57,8 +58,7 @@ def write(
     ),
     (
       (
-        f"{'compiles' if r['compiles'] else 'does not compile'} for"
-        f" {r['topology']}",
+        f"{_verdict(r)} {r['topology']}",
         ", ".join(f"`{shape}`" for shape in r["inputs"]),
         *(
           (
@@ -85,6 +85,12 @@ def write(
     f" {compiler}, on a machine without one. Nothing was run on a TPU.\n\n"
     f"{table}\n",
   )
+
+
+def _verdict(result: Mapping[str, Any]) -> str:
+  if result["compiles"]:
+    return "compiles for"
+  return "does not compile for" if result["fits"] else "does not fit"
 
 
 def _figure(value: float | None) -> str:
