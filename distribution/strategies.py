@@ -250,6 +250,20 @@ def precision(name: str) -> Iterator[None]:
     tf_keras.mixed_precision.set_global_policy(before)
 
 
+@contextlib.contextmanager
+def cluster_errors() -> Iterator[None]:
+  """Ends this process, with one line, if what trains with it is lost."""
+  try:
+    yield
+  except (tf.errors.AbortedError, tf.errors.UnavailableError) as e:
+    message, *_ = e.message.strip().splitlines()[-1:] or [""]
+    sys.exit(
+      "ERROR: Another process of the cluster has gone, or the TPU. Start all"
+      " processes again; where they keep the state of the training they go on"
+      f" after the last epoch that they ended. TensorFlow says: {message}"
+    )
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
   """Tells whether this process is the one that writes what all have made."""
   resolver = strategy.cluster_resolver

@@ -53,6 +53,13 @@ class StrategiesTest(parameterized.TestCase, tf.test.TestCase):
         self.assertTrue(strategies.is_chief(strategy))
         self.assertIsNone(strategies.io_device(strategy))
 
+  def test_what_is_lost_in_training_ends_it_with_one_line(self):
+    with (
+      self.assertRaisesRegex(SystemExit, "^ERROR: Another process .* gone.*$"),
+      strategies.cluster_errors(),
+    ):
+      raise tf.errors.UnavailableError(None, None, "one\ntwo")
+
   def test_tensorflow_is_told_where_libtpu_is(self):
     package = types.SimpleNamespace(get_library_path=lambda: "/libtpu.so")
     name = "TF_PLUGGABLE_DEVICE_LIBRARY_PATH"

@@ -99,9 +99,14 @@ def train(
       with strategy.scope():
         model = bert.pretrain_model(bert.core_model(config))
       print(f"Training on {corpus.description}")
-      accuracy = pretraining.train(
-        model, corpus, tokenizer, training_config, checkpoint_dir=checkpoint_dir
-      )
+      with strategies.cluster_errors():
+        accuracy = pretraining.train(
+          model,
+          corpus,
+          tokenizer,
+          training_config,
+          checkpoint_dir=checkpoint_dir,
+        )
     hyperparams.save_params_dict_to_yaml(
       config, os.path.join(checkpoint_dir, "encoder.yaml")
     )

@@ -155,9 +155,10 @@ def train(
       print(
         f"Training on {len(dataset.train):,} images of {dataset.description}"
       )
-      accuracy = training.train(
-        model, dataset, training_config, backup_dir=backup_dir
-      )
+      with strategies.cluster_errors():
+        accuracy = training.train(
+          model, dataset, training_config, backup_dir=backup_dir
+        )
     held_out = f"{len(dataset.test):,} images held out"
     print(f"Test accuracy: {accuracy:.4f} on {held_out}")
     if distribution != strategies.DEFAULT:

@@ -97,20 +97,6 @@ def input_errors() -> Iterator[None]:
     sys.exit(f"ERROR: {' '.join(str(e).split())}")
 
 
-@contextlib.contextmanager
-def cluster_errors() -> Iterator[None]:
-  """Turns the loss of what trains too into one line, and exits."""
-  try:
-    yield
-  except (tf.errors.AbortedError, tf.errors.UnavailableError) as e:
-    message, *_ = e.message.strip().splitlines()[-1:] or [""]
-    sys.exit(
-      "ERROR: Another process of the cluster has gone, or the TPU. Start all"
-      " processes again; with --backup_dir they go on after the last epoch that"
-      f" they ended. TensorFlow says: {message}"
-    )
-
-
 def run(main: Callable[[], None]) -> None:
   """Parses the flags and calls `main`."""
 

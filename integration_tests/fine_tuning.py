@@ -142,7 +142,7 @@ def fine_tune(
       model = build(
         command_line.path(values.saved_model_dir), int(train[1].max()) + 1
       )
-  with command_line.cluster_errors():
+  with strategies.cluster_errors():
     accuracy = fitting.fit(
       model,
       train,

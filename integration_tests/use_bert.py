@@ -259,7 +259,7 @@ def main() -> None:
     train, test = (
       preprocessed(data, preprocessor) for data in (dataset.train, dataset.test)
     )
-  with command_line.cluster_errors():
+  with strategies.cluster_errors():
     accuracy = fitting.fit(
       model,
       train,
