@@ -176,8 +176,10 @@ def prepare(config: Config) -> None:
 
 
 def from_flags() -> Config:
-  """Returns what the flags say."""
-  return Config(**{name: flags.FLAGS[name].value for name in FLAGS})
+  """Returns what the flags say; the default in a program that has none."""
+  return Config(
+    **{name: flags.FLAGS[name].value for name in FLAGS if name in flags.FLAGS}
+  )
 
 
 def get(config: Config) -> tf.distribute.Strategy:
