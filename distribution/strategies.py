@@ -289,13 +289,40 @@ def io_device(strategy: tf.distribute.Strategy) -> str | None:
     disk: on TPUs that are reached by an address, and on parameter servers. None
     where each variable's device will do.
   """
-  if isinstance(strategy, tf.distribute.ParameterServerStrategy):
+  if is_asynchronous(strategy):
     return "/job:chief"
   if isinstance(strategy, tf.distribute.TPUStrategy) and (
     strategy.cluster_resolver.master()  # Of a local one it is empty.
   ):
     return "/job:localhost"
   return None
+
+
+def is_asynchronous(strategy: tf.distribute.Strategy) -> bool:
+  """Tells whether workers train each with batches of its own."""
+  return isinstance(strategy, tf.distribute.ParameterServerStrategy)
+
+
+def evaluate(model: tf_keras.Model, batches: tf.data.Dataset) -> float:
+  """Tests a classifier with the strategy that it was built with.
+
+  Args:
+    model: Compiled, with the accuracy as its one weighted metric; it returns
+      logits.
+    batches: Inputs, labels, and weights.
+
+  Returns:
+    The accuracy, in [0, 1].
+  """
+  if not is_asynchronous(model.distribute_strategy):
+    _, accuracy = model.evaluate(batches, verbose=0)
+    return accuracy
+  # By its own `evaluate` each worker would test on everything, for as long as
+  # it takes to have so many steps together.
+  metric = tf_keras.metrics.SparseCategoricalAccuracy()
+  for inputs, labels, weights in batches:
+    metric.update_state(labels, model(inputs, training=False), weights)
+  return float(metric.result())
 
 
 def _choose_gpus(config: Config) -> None:

@@ -97,11 +97,10 @@ def fit(
   Returns:
     The accuracy on the test data, in [0, 1].
   """
-  strategy = model.distribute_strategy
-  is_asynchronous = isinstance(strategy, tf.distribute.ParameterServerStrategy)
+  asynchronous = strategies.is_asynchronous(model.distribute_strategy)
   model.fit(
     # Workers that take batches of their own need different ones.
-    training_batches(train, batch_size, None if is_asynchronous else 0),
+    training_batches(train, batch_size, None if asynchronous else 0),
     epochs=epochs,
     steps_per_epoch=-(-len(train[1]) // batch_size),
     callbacks=(
@@ -109,16 +108,7 @@ def fit(
     ),
     verbose=verbose,
   )
-  batches = test_batches(test, batch_size)
-  if not is_asynchronous:
-    _, accuracy = model.evaluate(batches, verbose=0)
-    return accuracy
-  # By `evaluate` each worker would test on everything, for as long as it takes
-  # to have so many steps together.
-  metric = tf_keras.metrics.SparseCategoricalAccuracy()
-  for inputs, labels, weights in batches:
-    metric.update_state(labels, model(inputs, training=False), weights)
-  return float(metric.result())
+  return strategies.evaluate(model, test_batches(test, batch_size))
 
 
 def save(

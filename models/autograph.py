@@ -1,4 +1,4 @@
-"""Builds models without AutoGraph."""
+"""Builds models, and pipelines of data, without AutoGraph."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _T = TypeVar("_T")
 
 
 def off(build: Callable[_P, _T]) -> Callable[_P, _T]:
-  """Decorates a function that builds a Keras model.
+  """Decorates a function that builds a Keras model, or what a data set maps.
 
-  Calling a layer symbolically, AutoGraph looks for control flow over Tensors in
-  all that the layer calls, which takes seconds. Where there is some, building
-  fails without it. TensorFlow's own decorator would import TensorFlow when the
-  module is imported.
+  AutoGraph looks for control flow over Tensors in all that layers and the
+  function call, which takes seconds. Where there is some, building fails
+  without it. TensorFlow's own decorator would import TensorFlow when the module
+  is imported.
 
   Args:
     build: The function.

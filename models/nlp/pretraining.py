@@ -18,6 +18,8 @@ from typing import Any
 
 from etils import epy
 
+from distribution import strategies
+from models import autograph
 from models.nlp import datasets
 from models.nlp import preprocessing
 
@@ -85,7 +87,7 @@ def train(
       another vocabulary.
   """
   strategy = model.distribute_strategy
-  is_asynchronous = isinstance(strategy, tf.distribute.ParameterServerStrategy)
+  asynchronous = strategies.is_asynchronous(strategy)
   with _prepared(model, config):
     with strategy.scope():
       inputs = {x.name: x for x in tf.nest.flatten(model.inputs)}
@@ -108,9 +110,8 @@ def train(
         manager = tf.train.CheckpointManager(
           checkpoint, checkpoint_dir, max_to_keep=2
         )
-        # Parameter servers do not see the disk of this process.
         options = tf.train.CheckpointOptions(
-          experimental_io_device="/job:chief" if is_asynchronous else None
+          experimental_io_device=strategies.io_device(strategy)
         )
         _resume(manager, tokenizer, options)
         callbacks.append(
@@ -123,7 +124,7 @@ def train(
     steps_done = int(trained.optimizer.iterations.numpy())
     # Another seed than at the start, or the same text would come again; and
     # none where workers take batches of their own, or all would take the same.
-    tf.random.set_seed(None if is_asynchronous else config.seed + steps_done)
+    tf.random.set_seed(None if asynchronous else config.seed + steps_done)
     if config.epochs:
       trained.fit(
         examples(corpus.train, tokenizer, config, training=True),
@@ -136,15 +137,7 @@ def train(
       )
     tf.random.set_seed(config.seed)
     held_out = examples(corpus.held_out, tokenizer, config, training=False)
-    if not is_asynchronous:
-      _, accuracy = trained.evaluate(held_out, verbose=0)
-      return accuracy
-    # By `evaluate` each worker would test on everything, for as long as it
-    # takes to have so many steps together.
-    metric = tf_keras.metrics.SparseCategoricalAccuracy()
-    for inputs, labels, weights in held_out:
-      metric.update_state(labels, trained(inputs, training=False), weights)
-  return float(metric.result())
+    return strategies.evaluate(trained, held_out)
 
 
 def examples(
@@ -180,6 +173,7 @@ def examples(
   ]
   chooser = text.MaskValuesChooser(ids["vocab_size"], ids["mask_id"])
 
+  @autograph.off
   def join(documents: tf.Tensor) -> tf.Tensor:
     tokens = tokenizer.tokenize(documents)
     if tokens.ragged_rank > 1:
@@ -187,6 +181,7 @@ def examples(
     ends = tf.repeat(end[tf.newaxis], tokens.nrows(), axis=0)
     return tf.concat([tokens, ends], axis=1).values
 
+  @autograph.off
   def mask(tokens: tf.RaggedTensor) -> tuple[dict[str, tf.Tensor], ...]:
     # The selector shuffles the positions of all sequences at the same time;
     # without a state the result does not depend on who is first.
@@ -225,7 +220,7 @@ def examples(
     documents = documents.shuffle(10_000).repeat()
   sequences = (
     documents.batch(256)
-    .map(tf.autograph.experimental.do_not_convert(join), tf.data.AUTOTUNE)
+    .map(join, tf.data.AUTOTUNE)
     .rebatch(config.seq_length - 2)
     .map(lambda tokens: tf.concat([start, tokens, end], axis=0))
   )
@@ -234,7 +229,7 @@ def examples(
   return (
     sequences.ragged_batch(config.batch_size, drop_remainder=training)
     # One after the other, for the random numbers to be the same each time.
-    .map(tf.autograph.experimental.do_not_convert(mask))
+    .map(mask)
     .prefetch(tf.data.AUTOTUNE)
   )
 

@@ -7,6 +7,7 @@ import sys
 
 from etils import epy
 
+from distribution import strategies
 from models.vision import datasets
 
 with epy.lazy_imports():
@@ -63,9 +64,8 @@ def train(
   image, _ = dataset.train.element_spec
   image_bytes = image.shape.num_elements() * image.dtype.size
   strategy = model.distribute_strategy
-  is_asynchronous = isinstance(strategy, tf.distribute.ParameterServerStrategy)
   seed = config.seed
-  if is_asynchronous:
+  if strategies.is_asynchronous(strategy):
     # Workers take batches of their own, with a seed all the same ones.
     seed = None
     tf.random.set_seed(None)
@@ -117,15 +117,7 @@ def train(
   filling = test.repeat().take(-len(dataset.test) % config.batch_size)
   filling = filling.map(lambda image, label, _: (image, label, 0.0))
   test = test.concatenate(filling).batch(config.batch_size, drop_remainder=True)
-  if not is_asynchronous:
-    _, accuracy = trained.evaluate(_for_each_worker(test), verbose=0)
-    return accuracy
-  # By `evaluate` each worker would test on everything, for as long as it takes
-  # to have so many steps together.
-  metric = tf_keras.metrics.SparseCategoricalAccuracy()
-  for images, labels, weights in test:
-    metric.update_state(labels, trained(images, training=False), weights)
-  return float(metric.result())
+  return strategies.evaluate(trained, _for_each_worker(test))
 
 
 def augmentation() -> list[tf_keras.layers.Layer]:
