@@ -194,8 +194,10 @@ def run(main: Callable[[], None]) -> None:
       sys.exit(f"ERROR: {arguments[1]} is not a flag. Flags start with --.")
     if "train_on" in flags.FLAGS and flags.FLAGS.train_on:
       strategies.prepare(strategies.from_flags())
-    else:  # Data may need them.
-      imports.leave_out(imports.OPTIONAL)
+    else:
+      imports.leave_out(imports.OPTIONAL)  # Data may need them.
+      # Nothing here is faster on a GPU, and whoever has one uses it.
+      os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     # Models and graphs are many objects that stay: looking through them again
     # and again for some that do not takes time.
     gc.set_threshold(100_000, 20, 100)

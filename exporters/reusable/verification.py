@@ -56,8 +56,11 @@ def start(level: str) -> subprocess.Popen | None:
       "scipy",  # Layers of Model Garden need it; an export does not.
     ],
     env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    # It prints ticks; and tensorflow-hub is Keras 2.
-    | {"PYTHONIOENCODING": "utf-8", "TF_USE_LEGACY_KERAS": "1"},
+    | {
+      "CUDA_VISIBLE_DEVICES": "-1",  # See `verify`.
+      "PYTHONIOENCODING": "utf-8",  # It prints ticks.
+      "TF_USE_LEGACY_KERAS": "1",  # tensorflow-hub is Keras 2.
+    },
     stdin=subprocess.PIPE,
     bufsize=0,
   )
@@ -110,8 +113,11 @@ def verify(
       process.stdin.write(f"{export_dir}\n{results_path}\n".encode())
       # Before any call, after which TensorFlow copies some variables to read.
       weights_sha256 = _weights_sha256(parts)
-      for path in _write(pathlib.Path(work_dir), *observe(parts, level)):
-        process.stdin.write(f"{path}\n".encode())
+      # Both sides on the CPU. GPUs compute products of float32 in TF32, a
+      # thousandth off, and the one that this process trained on is full.
+      with tf.device("/CPU:0"):
+        for path in _write(pathlib.Path(work_dir), *observe(parts, level)):
+          process.stdin.write(f"{path}\n".encode())
     if process.returncode:
       problems = [("", "the export cannot be loaded and called")]
     else:

@@ -18,6 +18,12 @@ from exporters.reusable import observation
 from exporters.reusable import saving
 from exporters.reusable import verification
 
+# Two, of which the second stands for a GPU.
+tf.config.set_logical_device_configuration(
+  tf.config.list_physical_devices("CPU")[0],
+  [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+
 layers = tf_keras.layers
 _SPEC = tf.TensorSpec([None, 4], tf.float32, "features")
 _EXAMPLES = [
@@ -633,6 +639,23 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     pathlib.Path(kept, "variables", "variables.index").unlink()
     with self.assertRaisesRegex(errors.ExportError, "in 1 ways"):
       verification.verify(kept, source, _EXAMPLES, "fast")
+
+  def test_on_the_cpu(self):
+    devices = set()
+
+    def model(inputs):
+      outputs = inputs @ kernel
+      if tf.executing_eagerly():
+        devices.add(outputs.device[-len("/device:CPU:0") :])
+      return outputs
+
+    export_dir = os.path.join(self.get_temp_dir(), "on_the_cpu")
+    with tf.device("/CPU:1"):
+      kernel = tf.Variable(tf.ones([4, 2]))
+      source = saving.source(model, variables=[kernel])
+      _export(source, export_dir)
+      verification.verify(export_dir, source, _EXAMPLES, "full")
+    self.assertEqual(devices, {"/device:CPU:0"})
 
   def test_text_ops_in_a_process_of_its_own(self):
     source = saving.source(lambda x: tensorflow_text.normalize_utf8(x))

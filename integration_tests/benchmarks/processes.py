@@ -15,9 +15,14 @@ from typing import Any
 
 import psutil
 
-# What TensorFlow reads: Keras 2, which all exporters here are made of, and no
-# more than errors in the log. The same for both sides.
-_ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+# What TensorFlow reads: Keras 2, which all exporters here are made of; no more
+# than errors in the log; and of a GPU no more than is needed, for those that
+# take turns share it. The same for both sides.
+_ENVIRONMENT = {
+  "TF_USE_LEGACY_KERAS": "1",
+  "TF_CPP_MIN_LOG_LEVEL": "2",
+  "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+}
 _SAMPLING_SECONDS = 0.2
 _MIB = 2**20
 
