@@ -20,6 +20,7 @@ import tf_keras
 
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters as hyperparameters_lib
+from exporters.reusable import layer_norm
 from exporters.reusable import slimming
 from exporters.reusable import xla
 
@@ -414,7 +415,13 @@ def _callable(
     traced = first_traces.get(_form(inputs, arguments))
     if traced is not None:
       return traced(inputs, **arguments)
-    with xla.cured(model.model):
+    # Who only infers would load these gradients for nothing.
+    gradients = (
+      layer_norm.with_closed_gradients(model.model)
+      if arguments.get("training")
+      else contextlib.nullcontext()
+    )
+    with xla.cured(model.model), gradients:
       return model.call(inputs, **arguments)
 
   # tf.function, and with it the SavedModel, takes names and defaults from here.
