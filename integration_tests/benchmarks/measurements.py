@@ -49,13 +49,18 @@ def write_variables(work_dir: str, path: str) -> None:
 
 
 def load(name: str, saved_model_dir: str, outputs: str) -> None:
-  """Loads an export and calls it once.
+  """Loads an export and calls it once, all imported before that is needed.
 
   Args:
     name: Of the subject.
     saved_model_dir: The export.
     outputs: Where its outputs go, a file of numpy's, each under its path.
   """
+  # tensorflow-hub does it when it first loads something, whatever that is, to
+  # look for a module that Keras 3 has no more. With all that this brings, such
+  # as scikit-learn and Matplotlib, it can take longer than loading.
+  import keras  # noqa: F401
+
   inputs = _batch(name, 3, subjects.SUBJECTS[name].size, seed=0)
   values, seconds = _timed(
     lambda: _call(hub.KerasLayer(saved_model_dir), inputs)
