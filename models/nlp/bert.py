@@ -9,6 +9,7 @@ Both are built of Model Garden's own, `official.nlp`.
 from __future__ import annotations
 
 from typing import Any
+import warnings
 
 from etils import epy
 
@@ -24,6 +25,11 @@ with epy.lazy_imports():
 
 # Their layers have matrices, or a choice of blocks, for one length alone.
 _FIXED_SEQ_LENGTH = ("bigbird", "fnet", "sparse_mixer")
+
+# Model Garden's pretrainer hands them to its encoder, which has no such input.
+warnings.filterwarnings(
+  "ignore", r"Input dict contained keys \['masked_lm_positions'\]"
+)
 
 # In the order of Model Garden's lists of inputs.
 INPUT_NAMES = ("input_word_ids", "input_mask", "input_type_ids")
