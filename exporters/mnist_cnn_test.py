@@ -183,11 +183,12 @@ class MnistCnnTest(absltest.TestCase):
       report["checkpoint_sha256"],
       hashlib.sha256(b"".join(contents)).hexdigest(),
     )
-    weights = [v.numpy() for v in self.classifier.feature_extractor.variables]
-    self.assertEqual(
-      report["weights_sha256"],
-      hashlib.sha256(b"".join(w.tobytes() for w in weights)).hexdigest(),
-    )
+    weights = hashlib.sha256()
+    for variable in self.classifier.feature_extractor.variables:
+      value = variable.numpy()
+      described = f"{value.dtype}{value.shape}".encode()
+      weights.update(hashlib.sha256(described + value.tobytes()).digest())
+    self.assertEqual(report["weights_sha256"], weights.hexdigest())
     self.assertEqual(
       report["singleprint"],
       tf.saved_model.experimental.read_fingerprint(

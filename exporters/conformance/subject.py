@@ -230,8 +230,12 @@ class Subject:
 
   def differ(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Tells whether calls with these arguments differ, updates included."""
+    example = self.example()
     return not observation.is_same(
-      self.model, self.model, self.example(), first, second
+      *(
+        observation.run(self.model, self.model, example, arguments)
+        for arguments in (first, second)
+      )
     )
 
   def example(

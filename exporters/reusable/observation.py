@@ -158,6 +158,18 @@ class Call(NamedTuple):
   keras: bool = False
 
 
+class Run(NamedTuple):
+  """What came out of one call.
+
+  Attributes:
+    outputs: The Tensors, by their paths.
+    updates: What the variables that are not trained were after it.
+  """
+
+  outputs: Mapping[str, tf.Tensor]
+  updates: Arrays
+
+
 class Observation(NamedTuple):
   """Something that was seen of a model.
 
@@ -223,7 +235,11 @@ def observe_state(part: str, model: Any) -> Iterator[Observation]:
 
 
 def observe_calls(
-  part: str, model: Any, call: Callable[..., Any], calls: Iterable[Call]
+  part: str,
+  model: Any,
+  call: Callable[..., Any],
+  calls: Iterable[Call],
+  known: Mapping[str, Run] | None = None,
 ) -> Iterator[Observation]:
   """Observes what a model does. Its variables keep their values.
 
@@ -232,6 +248,7 @@ def observe_calls(
     model: What has `variables` and `trainable_variables`.
     call: The model as a function.
     calls: The calls to make.
+    known: What came out of those that have been made before, by their names.
 
   Yields:
     What was seen.
@@ -239,7 +256,12 @@ def observe_calls(
   trainable = list(model.trainable_variables)
   for made in calls:
     if made.without is not None:
-      same = is_same(model, call, made.example, made.arguments, made.without)
+      same = is_same(
+        *(
+          run(model, call, made.example, arguments)
+          for arguments in (made.arguments, made.without)
+        )
+      )
       yield Observation(
         part, "hyperparameters", made.name, {"effect": np.array(not same)}
       )
@@ -248,7 +270,9 @@ def observe_calls(
     with (
       tf.GradientTape() if made.gradients else contextlib.nullcontext()
     ) as tape:
-      outputs, updates = _run(model, call, made.example, made.arguments)
+      outputs, updates = (known or {}).get(made.name) or run(
+        model, call, made.example, made.arguments
+      )
       scalar = _scalar(outputs) if made.gradients else None
     arrays = {name: _array(y) for name, y in outputs.items()}
     yield Observation(part, "outputs", made.name, arrays)
@@ -259,34 +283,32 @@ def observe_calls(
       yield Observation(part, "updates", made.name, updates)
 
 
-def is_same(
-  model: Any,
-  call: Callable[..., Any],
-  example: Any,
-  arguments: Mapping[str, Any],
-  other_arguments: Mapping[str, Any],
-) -> bool:
-  """Tells whether two calls have the same outputs and updates.
+def is_same(a: Run, b: Run) -> bool:
+  """Tells whether two calls had the same outputs and updates.
 
   It allows what `COMPARISONS` allows for outputs: devices may add in any order.
   """
-  seen = []
-  for given in (arguments, other_arguments):
-    outputs, updates = _run(model, call, example, given)
-    arrays = {name: _array(y) for name, y in outputs.items()}
-    seen.append(arrays | {f"{name} after": x for name, x in updates.items()})
+  seen = [
+    {name: _array(y) for name, y in run.outputs.items()}
+    | {f"{name} after": x for name, x in run.updates.items()}
+    for run in (a, b)
+  ]
   return not compare("outputs", *seen)[1]
 
 
-def _run(
+def run(
   model: Any,
   call: Callable[..., Any],
   example: Any,
   arguments: Mapping[str, Any],
-) -> tuple[dict[str, tf.Tensor], Arrays]:
-  """Calls a model; returns its outputs, and variables that move by calls.
+) -> Run:
+  """Calls a model. Its variables keep their values.
 
-  The variables keep the values that they had before.
+  Args:
+    model: What has `variables` and `trainable_variables`.
+    call: The model as a function.
+    example: The input.
+    arguments: What it is called with, beside the input.
   """
   trained = {v.ref() for v in model.trainable_variables}
   moving = [v for v in model.variables if v.ref() not in trained]
@@ -295,7 +317,7 @@ def _run(
   updates = _numbered(moving, moving)
   for variable, value in zip(moving, before, strict=True):
     variable.assign(value)
-  return outputs, updates
+  return Run(outputs, updates)
 
 
 def _numbered(
@@ -527,7 +549,7 @@ def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
     weights: Sequence[tf.Variable],
     losses: Iterable[tf.Tensor],
   ) -> Arrays:
-    outputs, _ = _run(model, call, made.example, arguments)
+    outputs, _ = run(model, call, made.example, arguments)
     tensors = {
       **outputs,
       **{f"regularization loss {i}": x for i, x in enumerate(losses)},

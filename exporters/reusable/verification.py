@@ -15,7 +15,6 @@ import sys
 import tempfile
 from typing import Any
 
-import numpy as np
 from rich import console
 from rich import table
 import tensorflow as tf
@@ -80,7 +79,8 @@ def verify(
   """Compares an export, in a process of its own, with the live model.
 
   The process imports no more than a consumer does. What was compared is written
-  into the export, `assets.extra/verification.json`.
+  into the export, `assets.extra/verification.json`, with a SHA-256 of the
+  weights: of those of each variable's dtype, shape and value, in their order.
 
   Args:
     export_dir: The directory of the SavedModel.
@@ -111,12 +111,13 @@ def verify(
       process or start(level) as process,
     ):
       process.stdin.write(f"{export_dir}\n{results_path}\n".encode())
-      # Before any call, after which TensorFlow copies some variables to read.
-      weights_sha256 = _weights_sha256(parts)
+      weights = hashlib.sha256()
       # Both sides on the CPU. GPUs compute products of float32 in TF32, a
       # thousandth off, and the one that this process trained on is full.
       with tf.device("/CPU:0"):
-        for path in _write(pathlib.Path(work_dir), *observe(parts, level)):
+        plan, seen = observe(parts, level)
+        seen = _hashed(seen, weights)
+        for path in _write(pathlib.Path(work_dir), plan, seen):
           process.stdin.write(f"{path}\n".encode())
     if process.returncode:
       problems = [("", "the export cannot be loaded and called")]
@@ -137,7 +138,7 @@ def verify(
   _write_report(
     export_dir,
     results,
-    {**(record or {}), "level": level, "weights_sha256": weights_sha256},
+    {**(record or {}), "level": level, "weights_sha256": weights.hexdigest()},
   )
 
 
@@ -164,35 +165,47 @@ def observe(
   Returns:
     The calls that are made of each, and what is seen.
   """
-  # All before the first call, for `verify`'s reason.
+  # All before the first call, after which TensorFlow copies some variables to
+  # read them.
   states = {
     name: list(observation.observe_state(name, source))
     for name, (source, _) in parts.items()
   }
+  known: dict[str, dict[str, observation.Run]] = {name: {} for name in parts}
   plan = {
-    name: list(_calls(name, *part, level)) for name, part in parts.items()
+    name: list(_calls(name, *part, level, known[name]))
+    for name, part in parts.items()
   }
 
   def seen() -> Iterator[observation.Observation]:
     for name, (source, _) in parts.items():
       yield from states[name]
       yield from observation.observe_calls(
-        name, source, source.call, plan[name]
+        name, source, source.call, plan[name], known[name]
       )
 
   return plan, seen()
 
 
 def _calls(
-  part: str, source: saving.Source, examples: Sequence[Any], level: str
+  part: str,
+  source: saving.Source,
+  examples: Sequence[Any],
+  level: str,
+  known: dict[str, observation.Run],
 ) -> Iterator[observation.Call]:
-  """Plans the calls that the live model and its export are compared in."""
+  """Plans the calls that the live model and its export are compared in.
+
+  To plan takes calls; what came out of one that is in the plan goes to `known`.
+  """
   steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
   training = {"training": True} if "training" in source.defaults else {}
   training_steadily = {**training, **steady}
-  repeatable = observation.is_same(
-    source, source.call, examples[0], training_steadily, training_steadily
-  )
+  runs = [
+    observation.run(source, source.call, examples[0], training_steadily)
+    for _ in range(2)
+  ]
+  repeatable = observation.is_same(*runs)
   if not repeatable:
     print(
       f"  - {part}{': ' if part else ''}training is not compared: it is random"
@@ -211,8 +224,11 @@ def _calls(
       f"inference {size}", example, {}, **({} if training else learning)
     )
     if training and repeatable:
+      name = f"training {size}"
+      if i == 0 and not learning["gradients"]:
+        known[name] = runs[0]
       yield observation.Call(
-        f"training {size}",
+        name,
         example,
         training_steadily,
         **learning,
@@ -239,15 +255,15 @@ def _print_table(problems: Sequence[tuple[str, str]]) -> None:
   console.Console().print(result)
 
 
-def _weights_sha256(parts: Mapping[str, Part]) -> str:
-  """Hashes the values of all variables, each once."""
-  variables = {
-    v.ref(): v for source, _ in parts.values() for v in source.variables
-  }
-  weights = hashlib.sha256()
-  for variable in variables.values():
-    weights.update(np.asarray(variable.read_value()))
-  return weights.hexdigest()
+def _hashed(
+  seen: Iterator[observation.Observation], weights: Any
+) -> Iterator[observation.Observation]:
+  """Adds the digests of all variables to a hash, as they come by."""
+  for item in seen:
+    if item.kind == "variables":
+      for digest in item.arrays.values():
+        weights.update(digest)
+    yield item
 
 
 def _write_report(

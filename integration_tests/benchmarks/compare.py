@@ -59,7 +59,7 @@ def compare(
     ProcessError: An exporter, or what measures its export, has failed.
   """
   report: dict[str, Any] = {
-    "machine": _machine(),
+    "machine": {},
     "rounds": rounds,
     "samples": [],
     "answers": [],
@@ -83,6 +83,7 @@ def compare(
       if output_dir:
         _write(report, output_dir)
 
+    report["machine"] = _machine(pathlib.Path(work_dir))
     if "answers" in measures:
       report["answers"] = _answers(rounds, pathlib.Path(work_dir), note)
       show([], report["answers"])
@@ -364,12 +365,16 @@ def _infer(
       )
 
 
-def _machine() -> dict[str, Any]:
+def _machine(work_dir: pathlib.Path) -> dict[str, Any]:
+  load_average = os.getloadavg()  # Before anything of ours runs.
+  log = work_dir / "devices.log"
+  processes.run(subjects.measurement("devices"), log)
   return {
     "cpus": os.cpu_count(),
+    **processes.last_json(log),
     "machine": platform.machine(),
     "python": platform.python_version(),
-    "load_average": os.getloadavg(),
+    "load_average": load_average,
     "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
   }
 
@@ -381,12 +386,13 @@ def _write(report: dict[str, Any], output_dir: pathlib.Path) -> None:
     json.dumps({**report, "ratios": rows}, indent=1)
   )
   machine = report["machine"]
+  processors = ", ".join([machine["machine"], *machine["gpus"]])
   versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
   parts = [
     "# The exporters, compared\n",
     f"Medians, with rounds = {report['rounds']}, on {machine['cpus']} cores"
-    f" ({machine['machine']}), with {versions}. A ratio is ours ÷ the other's,"
-    " made within each round; the spread is its least and greatest.\n",
+    f" ({processors}), with {versions}. A ratio is ours ÷ the other's, made"
+    " within each round; the spread is its least and greatest.\n",
     *(
       f"{_refusal(name, differences)}\n"
       for name, differences in report["refused"].items()

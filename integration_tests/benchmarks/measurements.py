@@ -22,6 +22,15 @@ import tf_keras
 from integration_tests.benchmarks import subjects
 
 
+def devices() -> None:
+  """Prints which GPUs TensorFlow finds."""
+  details = map(
+    tf.config.experimental.get_device_details,
+    tf.config.list_physical_devices("GPU"),
+  )
+  _print({"gpus": [d.get("device_name", "GPU") for d in details]})
+
+
 def generate(name: str, work_dir: str) -> None:
   """Writes what the exporters of a subject take."""
   from integration_tests.benchmarks import sources
@@ -181,7 +190,7 @@ def _timed(action: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
   }
 
 
-def _print(values: dict[str, float]) -> None:
+def _print(values: dict[str, Any]) -> None:
   print(json.dumps(values), flush=True)
 
 
