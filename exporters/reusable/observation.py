@@ -289,9 +289,9 @@ def is_same(a: Run, b: Run) -> bool:
   It allows what `COMPARISONS` allows for outputs: devices may add in any order.
   """
   seen = [
-    {name: _array(y) for name, y in run.outputs.items()}
-    | {f"{name} after": x for name, x in run.updates.items()}
-    for run in (a, b)
+    {name: _array(y) for name, y in made.outputs.items()}
+    | {f"{name} after": x for name, x in made.updates.items()}
+    for made in (a, b)
   ]
   return not compare("outputs", *seen)[1]
 
