@@ -47,9 +47,11 @@ class UseMnistCnnTest(tf.test.TestCase):
     super().setUpClass()
     cls.train, cls.test = datasets.load("digits_5_9")
 
-  def fit(self, saved_model_dir, *, epochs=5, strategy="default", **kwargs):
+  def fit(
+    self, saved_model_dir, *, epochs=5, seed=1, strategy="default", **kwargs
+  ):
     """Returns a trained model, its test accuracy and its weights before."""
-    tf_keras.utils.set_random_seed(1)
+    tf_keras.utils.set_random_seed(seed)
     with strategies.get(strategies.Config(strategy)).scope():
       model = use_mnist_cnn.build_model(saved_model_dir, 5, **kwargs)
     before = _layer(model).get_weights()
@@ -64,16 +66,24 @@ class UseMnistCnnTest(tf.test.TestCase):
       for old, new in zip(before, _layer(model).get_weights(), strict=True)
     ]
 
-  def test_pretrained_features_beat_untrained_ones(self):
-    accuracy = {}
-    for export in (_UNTRAINED, _PRETRAINED):
-      model, accuracy[export.name], before = self.fit(
-        export.value, retrain=False, learning_rate=1e-2
+  def test_pretrained_weights_learn_sooner(self):
+    """As frozen features, random ones do as well where one trains for long."""
+    accuracy = {
+      export.name: np.mean(
+        [
+          self.fit(export.value, retrain=True, epochs=1, seed=seed)[1]
+          for seed in (1, 2, 3)
+        ]
       )
-      self.assertNotIn(True, self.moved(model, before))
-      self.assertAllEqual(model.losses, [0.0, 0.0, 0.0])
+      for export in (_UNTRAINED, _PRETRAINED)
+    }
     print(accuracy)
-    self.assertGreater(accuracy["pretrained"], accuracy["untrained"] + 0.02)
+    self.assertGreater(accuracy["pretrained"], accuracy["untrained"] + 0.05)
+
+  def test_frozen_weights_stay(self):
+    model, _, before = self.fit(_PRETRAINED.value, retrain=False)
+    self.assertNotIn(True, self.moved(model, before))
+    self.assertAllEqual(model.losses, [0.0, 0.0, 0.0])
 
   def test_an_export_at_a_url(self):
     """Of the bucket of another load format there is no more than the name."""
