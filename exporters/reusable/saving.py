@@ -5,7 +5,7 @@ with `__call__`, `variables`, `trainable_variables` and `regularization_losses`.
 Lean means: one traced function for each mode, and nothing else of the model.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import inspect
@@ -284,7 +284,8 @@ def save(
       " of no use to others: take it out."
     )
   try:
-    tf.saved_model.save(root, export_dir, signatures=dict(signatures))
+    with _by_identity():
+      tf.saved_model.save(root, export_dir, signatures=dict(signatures))
   except (AssertionError, KeyError) as e:
     # How TensorFlow reports resources that it cannot reach from `root`.
     raise errors.ExportError(
@@ -293,6 +294,20 @@ def save(
       f" {' '.join(str(e.args[0]).split())}"
     ) from e
   slimming.slim(export_dir)
+
+
+@contextlib.contextmanager
+def _by_identity() -> Iterator[None]:
+  """Lets `==` tell whether two Tensors are the same one.
+
+  TensorFlow looks for the inputs of gradients in lists of hundreds of Tensors,
+  and its own `==` asks a lot before it comes to this answer.
+  """
+  tf.compat.v1.disable_tensor_equality()
+  try:
+    yield
+  finally:
+    tf.compat.v1.enable_tensor_equality()
 
 
 def _as_in_a_save() -> contextlib.AbstractContextManager[None]:
