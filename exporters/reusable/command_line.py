@@ -195,8 +195,8 @@ def run(main: Callable[[], None]) -> None:
     if "train_on" in flags.FLAGS and flags.FLAGS.train_on:
       strategies.prepare(strategies.from_flags())
     else:
-      imports.leave_out(imports.OPTIONAL)  # Data may need them.
-      # Nothing here is faster on a GPU, and whoever has one uses it.
+      imports.leave_out(imports.OPTIONAL)  # Data may need them, nothing else.
+      # What does not train is done on the CPU, and takes no GPU from others.
       os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     # Models and graphs are many objects that stay: looking through them again
     # and again for some that do not takes time.

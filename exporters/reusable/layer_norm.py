@@ -6,20 +6,23 @@ computed at each trace: a training step has more ops than that of the live
 model, which sees the lengths. The closed form has fewer than either.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import contextlib
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
 
+from exporters.reusable import layer_calls
+
 # From here on Keras has it computed by an op for batch normalization, which has
 # a gradient of its own (`LayerNormalization`, of cuDNN's least epsilon).
 _FUSED_EPSILON = 1.001e-5
 
 
-@contextlib.contextmanager
-def with_closed_gradients(model: Any) -> Iterator[None]:
+def with_closed_gradients(
+  model: Any,
+) -> contextlib.AbstractContextManager[None]:
   """Gives a model's layer normalizations gradients in closed form.
 
   Outputs and gradients stay what they are, and the model is as before at the
@@ -28,13 +31,7 @@ def with_closed_gradients(model: Any) -> Iterator[None]:
   Args:
     model: A Keras model or a module; what else it is has no such layers.
   """
-  with contextlib.ExitStack() as stack:
-    if isinstance(model, tf.Module):
-      for layer in filter(_is_of_many_ops, (model, *model.submodules)):
-        # As an attribute of the layer it goes before the method of its class.
-        layer.call = _with_closed_gradient(layer)
-        stack.callback(vars(layer).pop, "call")
-    yield
+  return layer_calls.replaced(model, _is_of_many_ops, _with_closed_gradient)
 
 
 def _is_of_many_ops(layer: Any) -> bool:

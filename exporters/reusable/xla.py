@@ -12,12 +12,14 @@ inputs, and differentiates that call: it makes its constants by itself. What is
 computed twice and not used, XLA and TensorFlow's graph optimizer drop.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 import contextlib
 from typing import Any
 
 import tensorflow as tf
 import tf_keras
+
+from exporters.reusable import layer_calls
 
 # Layers whose gradient takes a constant out of the function.
 _LAYERS = (
@@ -53,8 +55,7 @@ def _needs_cure(layer: Any) -> bool:
   )
 
 
-@contextlib.contextmanager
-def cured(model: Any) -> Iterator[None]:
+def cured(model: Any) -> contextlib.AbstractContextManager[None]:
   """Gives layers of a model gradients that make their own constants.
 
   Outputs and gradients stay what they are, and the model is as before at the
@@ -63,13 +64,7 @@ def cured(model: Any) -> Iterator[None]:
   Args:
     model: A Keras model or a module; what else it is has no layers to cure.
   """
-  with contextlib.ExitStack() as stack:
-    if isinstance(model, tf.Module):
-      for layer in filter(_needs_cure, (model, *model.submodules)):
-        # As an attribute of the layer it goes before the method of its class.
-        layer.call = _with_own_gradient(layer)
-        stack.callback(vars(layer).pop, "call")
-    yield
+  return layer_calls.replaced(model, _needs_cure, _with_own_gradient)
 
 
 def _with_own_gradient(layer: Any) -> Callable[..., Any]:

@@ -59,7 +59,6 @@ def compare(
     ProcessError: An exporter, or what measures its export, has failed.
   """
   report: dict[str, Any] = {
-    "machine": {},
     "rounds": rounds,
     "samples": [],
     "answers": [],
