@@ -209,5 +209,8 @@ def run(main: Callable[[], None]) -> None:
       sys.exit(f"ERROR: {e}")
     except KeyboardInterrupt:
       sys.exit("Interrupted. Nothing was exported.")
+    finally:
+      # Before it ends Python would take them apart, a second for naught.
+      gc.freeze()
 
   app.run(guarded)

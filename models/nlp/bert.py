@@ -60,11 +60,16 @@ def core_model(encoder_config: encoders.EncoderConfig) -> tf_keras.Model:
   if encoder_config.type in _FIXED_SEQ_LENGTH:
     seq_length = max_seq_length(encoder_config)
   encoder = encoders.build_encoder(encoder_config)
-  inputs = {
-    name: tf_keras.Input([seq_length], dtype=tf.int32, name=name)
-    for name in INPUT_NAMES
-  }
-  outputs = encoder(inputs)
+  if getattr(encoder, "outputs", None) and seq_length is None:
+    # Its layers are traced already; to call it would trace them once more.
+    inputs = {tensor.name: tensor for tensor in encoder.inputs}
+    outputs = encoder.output
+  else:
+    inputs = {
+      name: tf_keras.Input([seq_length], dtype=tf.int32, name=name)
+      for name in INPUT_NAMES
+    }
+    outputs = encoder(inputs)
   model = tf_keras.Model(
     inputs, {**outputs, "default": outputs["pooled_output"]}, name="core"
   )
