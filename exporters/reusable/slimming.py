@@ -4,7 +4,8 @@ More than half of a `saved_model.pb` that TensorFlow writes is names, shapes and
 order that loading finds out by itself. Less of it is loaded faster.
 """
 
-from collections.abc import Callable
+import collections
+from collections.abc import Callable, Set
 import itertools
 import os
 import pathlib
@@ -30,8 +31,9 @@ _SHAPES = "_output_shapes"
 def slim(export_dir: str) -> None:
   """Rewrites the `saved_model.pb` and the fingerprint of a SavedModel.
 
-  What is computed stays the same, op for op. Left out are:
+  What is computed stays the same. Left out are:
 
+  - ops that hand on what they get, and constants that a function has twice;
   - shapes that follow from the op and its inputs; one that Python code has set,
     and says more, stays where it is on a result or on what is reshaped;
   - the order of a function's end after the reads of its variables: an op that
@@ -52,16 +54,24 @@ def slim(export_dir: str) -> None:
     for node in graph.node:
       if node.op == "VarHandleOp":  # A scalar, always.
         node.attr.pop(_SHAPES, None)
+    # What the gradient of a custom_gradient takes out of a function.
+    captured = [
+      node.captured_tensor
+      for node in meta_graph.object_graph_def.nodes
+      if node.HasField("captured_tensor")
+    ]
     renamed = {}
     for function in graph.library.function:
       _remove_waiting_for_reads(function)
       _remove_known_shapes(function)
-      renamed[function.signature.name] = _shorten_names(function)
-    # What the gradient of a custom_gradient takes out of a function.
-    for node in meta_graph.object_graph_def.nodes:
-      if node.HasField("captured_tensor"):
-        captured = node.captured_tensor
-        captured.name = renamed[captured.concrete_function](captured.name)
+      name = function.signature.name
+      _remove_detours(
+        function,
+        {_node(t.name) for t in captured if t.concrete_function == name},
+      )
+      renamed[name] = _shorten_names(function)
+    for tensor in captured:
+      tensor.name = renamed[tensor.concrete_function](tensor.name)
   path.write_bytes(saved_model.SerializeToString(deterministic=True))
   fingerprinting_utils.write_fingerprint(export_dir)
 
@@ -120,6 +130,51 @@ def _remove_known_shapes(function: function_pb2.FunctionDef) -> None:
     resources[name].ClearField("handle_data")
 
 
+def _remove_detours(
+  function: function_pb2.FunctionDef, captured: Set[str]
+) -> None:
+  """Removes Identity ops, and constants that are equal to one before.
+
+  Those stay that others know by name or wait for, and those that copy to
+  another device.
+
+  Args:
+    function: The function.
+    captured: Names of nodes of which others have taken the outputs.
+  """
+  kept = {*captured, *map(_node, function.ret.values())}
+  taken_on = collections.defaultdict(set)
+  for node in function.node_def:
+    kept.update(_places(node))
+    kept.update(_node(name) for name in node.input if name[0] == "^")
+    for name in node.input:
+      taken_on[_node(name)].add(node.device)
+
+  instead: dict[str, str] = {}
+  constants: dict[tuple[str, bytes], str] = {}
+  for node in function.node_def:
+    output = f"{node.name}:output:0"
+    if node.name in kept:
+      pass
+    elif node.op == "Identity" and len(node.input) == 1:
+      if not node.device or {node.device} == taken_on[node.name]:
+        instead[output] = node.input[0]
+    elif node.op == "Const" and not node.input:
+      value = node.attr["value"].SerializeToString(deterministic=True)
+      first = constants.setdefault((node.device, value), output)
+      if first != output:
+        instead[output] = first
+
+  def resolved(name: str) -> str:
+    while name in instead:
+      name = instead[name]
+    return name
+
+  for node in function.node_def:
+    node.input[:] = map(resolved, node.input)
+  _remove(function.node_def, lambda node: f"{node.name}:output:0" in instead)
+
+
 def _shorten_names(function: function_pb2.FunctionDef) -> Callable[[str], str]:
   """Shortens names in a function; returns what renames a Tensor or an op."""
   names = [node.name for node in function.node_def]
@@ -147,10 +202,8 @@ def _shorten_names(function: function_pb2.FunctionDef) -> Callable[[str], str]:
     node.name = rename(node.name)
     node.input[:] = map(rename, node.input)
     if "_class" in node.attr:
-      places = node.attr["_class"].list.s
-      places[:] = [
-        f"loc:@{rename(place.decode().removeprefix('loc:@'))}".encode()
-        for place in places
+      node.attr["_class"].list.s[:] = [
+        f"loc:@{rename(name)}".encode() for name in _places(node)
       ]
   # As a list: a protobuf map that changes passes over some of its items.
   for key, name in list(function.ret.items()):
@@ -167,6 +220,12 @@ def _shorten_names(function: function_pb2.FunctionDef) -> Callable[[str], str]:
 def _node(name: str) -> str:
   """Returns the name of the node of a Tensor, or of a control input."""
   return name.removeprefix("^").partition(":")[0]
+
+
+def _places(node: node_def_pb2.NodeDef) -> list[str]:
+  """Returns the names of the nodes beside which a node has to run."""
+  places = node.attr["_class"].list.s if "_class" in node.attr else ()
+  return [place.decode().removeprefix("loc:@") for place in places]
 
 
 def _remove_waiting(

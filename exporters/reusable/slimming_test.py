@@ -2,6 +2,7 @@ import os
 import pathlib
 import shutil
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 import tf_keras
@@ -15,6 +16,14 @@ def _functions(export_dir):
     path.read_bytes()
   ).meta_graphs
   return meta_graph.graph_def.library.function
+
+
+@tf.custom_gradient
+def _doubled(x):
+  """Doubles, with a gradient that takes ops out of the function."""
+  handed_on = tf.identity(x)
+  two = tf.constant(2.0)
+  return handed_on * two, lambda upstream: upstream * two + handed_on
 
 
 class SlimmingTest(tf.test.TestCase):
@@ -34,6 +43,13 @@ class SlimmingTest(tf.test.TestCase):
 
     def call(images, training):
       outputs = model(images, training=training)
+      outputs = _doubled(tf.identity(outputs) * 2.0 - 2.0)
+      with tf.device("/CPU:0"):
+        outputs = tf.identity(outputs)
+      with tf.control_dependencies([tf.identity(outputs)]):
+        outputs = tf.identity(outputs)
+      with tf.compat.v1.colocate_with(tf.identity(outputs)):
+        outputs -= 1.0
       # The branches of a cond are functions of several outputs.
       outputs, *_ = tf.cond(
         tf.reduce_sum(images) > 0.0,
@@ -93,6 +109,38 @@ class SlimmingTest(tf.test.TestCase):
       ops = {node.name: node.op for node in function.node_def}
       ends = [ops[name] for name in function.control_ret.values()]
       self.assertNotIn("ReadVariableOp", ends)
+
+  def test_nothing_is_handed_on_or_there_twice(self):
+    def ops(export_dir):
+      """Returns the devices of Identity ops, and the constants."""
+      (call,) = (
+        function
+        for function in _functions(export_dir)
+        if any(node.op == "FusedBatchNormV3" for node in function.node_def)
+        and any(node.op.startswith("Assign") for node in function.node_def)
+      )
+      constants = [
+        tf.make_ndarray(node.attr["value"].tensor)
+        for node in call.node_def
+        if node.op == "Const"
+      ]
+      return (
+        [n.device for n in call.node_def if n.op == "Identity"],
+        sum(np.array_equal(c, 2.0) for c in constants),
+      )
+
+    identities, twos = ops(self.directories[0])
+    self.assertGreater(len(identities), 4)
+    self.assertEqual(twos, 3)
+    identities, twos = ops(self.directories[1])
+    # Of the gradient, between devices, waited for and waiting, a place and
+    # what is returned.
+    self.assertCountEqual(identities, ["/device:CPU:0"] + [""] * 5)
+    self.assertEqual(twos, 2)  # One is the gradient's.
+    for function in _functions(self.directories[1]):
+      if "_traced_" in function.signature.name:  # That save and restore.
+        left = [n.name for n in function.node_def if n.op == "Identity"]
+        self.assertLessEqual(len(left), 2, function.signature.name)
 
   def test_averages_are_written_before_a_call_ends(self):
     (training,) = (
