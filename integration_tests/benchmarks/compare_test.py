@@ -145,6 +145,37 @@ class ResultsTest(absltest.TestCase):
       "export: CPU|3 s|3 s|Model Garden|1|0.5-2|≤ 0.5|✗",
     )
 
+  def test_targets_are_against_model_garden_and_the_live_model(self):
+    samples = [
+      {
+        "model": model,
+        "measure": measure,
+        "side": side,
+        "round": 0,
+        "values": {"wall_s": 1.0, "first_s": 1.0},
+      }
+      for model in ("mnist_cnn", "bert_tiny")
+      for measure, sides in (
+        ("load", ("ours", "reference")),
+        ("train_xla", ("ours", "live")),
+      )
+      for side in sides
+    ]
+    targets = {
+      (row["model"], row["quantity"]): (row["target"], row["reached"])
+      for row in results.ratios(samples)
+    }
+    loads, steps = "load and first call: wall", "train step with XLA, the first"
+    self.assertEqual(
+      targets,
+      {
+        ("mnist_cnn", loads): (None, None),
+        ("mnist_cnn", steps): (1.2, True),
+        ("bert_tiny", loads): (0.5, False),
+        ("bert_tiny", steps): (1.2, True),
+      },
+    )
+
   def test_first_and_later_turns(self):
     turns = [{"wall_s": w, "cpu_s": 2 * w} for w in (9.0, 1.0, 3.0, 2.0)]
     self.assertEqual(

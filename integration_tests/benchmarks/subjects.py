@@ -150,9 +150,14 @@ QUICK = ("mnist_cnn", "preprocessor", "bert_tiny", "resnet_tiny")
 DEFAULT = tuple(name for name in SUBJECTS if not name.endswith("_tiny"))
 
 
+def is_model_garden(family: str) -> bool:
+  """Tells whether the reference is Model Garden's exporter, or Keras'."""
+  return family != "mnist_cnn"
+
+
 def reference_name(family: str) -> str:
   """Returns who exports the same model otherwise."""
-  return "tf_keras Model.save" if family == "mnist_cnn" else "Model Garden"
+  return "Model Garden" if is_model_garden(family) else "tf_keras Model.save"
 
 
 def checkpoint(work_dir: str | pathlib.Path) -> str:
