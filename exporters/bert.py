@@ -657,7 +657,6 @@ def define_flags() -> None:
   bert_pretraining.define_flags()
   flags.adopt_module_key_flags(bert_pretraining)
   command_line.define_flags(without_weights=("export_type", "preprocessing"))
-  command_line.define_weights_flag()
   flags.adopt_module_key_flags(command_line)
   flags.DEFINE_enum(
     "pooler",

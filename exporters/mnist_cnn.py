@@ -66,6 +66,7 @@ def export(
   *,
   export_dir: str,
   checkpoint_path: str | None = None,
+  weights: str | None = None,
   train_on: str | None = None,
   training_config: training.Config | None = None,
   distribution: strategies.Config = strategies.DEFAULT,
@@ -84,6 +85,8 @@ def export(
     checkpoint_path: A checkpoint of a classifier, `tf.train.Checkpoint(model=
       models.vision.mnist_cnn.classifier(…))`: the prefix of its files or a
       directory. Either this or `train_on`.
+    weights: `raw`, or `average` for the moving averages, where the checkpoint
+      has both.
     train_on: Name of the data set to train on, in `models.vision.datasets`.
     training_config: How to train, with `train_on`.
     distribution: How to distribute the training, and in which precision.
@@ -140,8 +143,12 @@ def export(
           )
         ],
         left_out=["model/logits", "model/optimizer"],
+        weights=weights,
       )
-      provenance = {"source": "a checkpoint of the classifier"}
+      provenance = {
+        "source": "a checkpoint of the classifier"
+        + (", averaged over its training" if weights == "average" else "")
+      }
       record["checkpoint_sha256"] = checkpoints.sha256(checkpoint_path)
     provenance["L2 regularization of the kernels"] = f"{l2_strength:g}"
     source = _save(extractor, directory, provenance)
@@ -235,6 +242,7 @@ def main() -> None:
   export(
     export_dir=command_line.path(values.export_dir),
     checkpoint_path=command_line.path(values.checkpoint_path),
+    weights=values.weights,
     train_on=values.train_on,
     training_config=classifier_training.config(),
     distribution=strategies.from_flags(),

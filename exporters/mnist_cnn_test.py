@@ -13,6 +13,7 @@ import time
 from absl.testing import absltest
 import numpy as np
 import tensorflow as tf
+import tf_keras
 
 from models.vision import mnist_cnn
 
@@ -267,6 +268,37 @@ class MnistCnnTest(absltest.TestCase):
       _hashes(self.directory / "trained")[data],
       _hashes(self.directory / "again")[data],
     )
+
+  def test_moving_averages(self):
+    # As Model Garden's optimizer for them has them.
+    optimizer = tf_keras.optimizers.legacy.SGD()
+    for variable in self.classifier.feature_extractor.trainable_variables:
+      optimizer.add_slot(variable, "average").assign(variable / 2)
+    model = tf.train.Checkpoint(
+      feature_extractor=self.classifier.feature_extractor,
+      logits=self.classifier.logits,
+      optimizer=optimizer,
+    )
+    path = self.directory / "with_averages"
+    tf.train.Checkpoint(model=model).write(str(path))
+    export_dir = self.directory / "averages"
+    arguments = (
+      f"--checkpoint_path={path}",
+      f"--export_dir={export_dir}",
+      "--verification=off",
+    )
+    self.assert_error(_run(*arguments), "say which to export, --weights=raw or")
+    result = _run(*arguments, "--weights=average")
+    self.assertEqual(result.returncode, 0, result.stderr)
+    export = tf.saved_model.load(str(export_dir))
+    for actual, raw in zip(
+      export.trainable_variables,
+      self.classifier.feature_extractor.trainable_variables,
+      strict=True,
+    ):
+      np.testing.assert_array_equal(actual, raw / 2)
+    card = (export_dir / "assets.extra" / "README.md").read_text()
+    self.assertIn("averaged over its training", card)
 
   def test_bad_input(self):
     occupied = self.directory / "occupied"

@@ -491,7 +491,6 @@ def define_flags() -> None:
   classifier_training.define_flags()
   flags.adopt_module_key_flags(classifier_training)
   command_line.define_flags()
-  command_line.define_weights_flag()
   flags.adopt_module_key_flags(command_line)
 
 

@@ -51,7 +51,7 @@ def restore(
   *,
   left_out: Sequence[str] = (),
   optional: Sequence[tf.Variable] = (),
-  weights: str | None = "raw",
+  weights: str | None = None,
 ) -> list[tf.Variable]:
   """Restores a checkpoint that must match, both ways.
 

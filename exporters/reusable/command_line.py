@@ -86,10 +86,6 @@ def define_flags(*, without_weights: tuple[str, str] | None = None) -> None:
     " --train_on=NAME"
     + (f"; neither with --{name}={value}." if without_weights else "."),
   )
-
-
-def define_weights_flag() -> None:
-  """Defines the flag for checkpoints that have moving averages too."""
   flags.DEFINE_enum(
     "weights",
     None,
