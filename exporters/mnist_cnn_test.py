@@ -174,6 +174,7 @@ class MnistCnnTest(absltest.TestCase):
         "tpu": None,
         "train_on": None,
         "verification": "fast",
+        "weights": None,
       },
     )
     contents = [
