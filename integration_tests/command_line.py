@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 import contextlib
+import gc
 import os
 import sys
 
@@ -105,6 +106,10 @@ def run(main: Callable[[], None]) -> None:
       sys.exit(f"ERROR: {arguments[1]} is not a flag. Flags start with --.")
     strategies.prepare(strategies.from_flags())
     logging.set_verbosity(logging.ERROR)  # Keras warns at every save.
-    main()
+    try:
+      main()
+    finally:
+      # Before it ends Python would take models apart, a second for naught.
+      gc.freeze()
 
   app.run(checked)

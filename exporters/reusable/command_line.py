@@ -206,7 +206,7 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
       sys.exit("Interrupted. Nothing was exported.")
     finally:
-      # Before it ends Python would take them apart, a second for naught.
+      # Before it ends Python would take models apart, a second for naught.
       gc.freeze()
 
   app.run(guarded)
