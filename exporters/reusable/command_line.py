@@ -18,6 +18,7 @@ from absl import logging
 
 from distribution import strategies
 from exporters.reusable import errors
+from exporters.reusable import exporting
 from exporters.reusable import imports
 
 if TYPE_CHECKING:
@@ -29,23 +30,17 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-def define_flags(*, without_weights: tuple[str, str] | None = None) -> None:
+def define_flags() -> None:
   """Defines the flags that all exporters have.
 
-  Flags are defined when a program starts, not when its module is imported:
-  what it exports is a library too, and several may be imported at once.
-
-  The program has defined --train_on before, whose values are its own.
-
-  Args:
-    without_weights: A flag, and the value of it with which the export has no
-      weights, so that nothing says where they come from.
+  A program calls it when it starts, not when its module is imported: what it
+  exports is a library too, and several may be imported at once.
   """
   flags.DEFINE_string(
     "export_dir",
     None,
-    "The directory that the SavedModel appears at, when all of it is right."
-    " It must not exist, or be empty.",
+    "The directory that the SavedModel appears at once all of it is right. It"
+    " must not exist, or be empty.",
   )
   flags.DEFINE_bool(
     "overwrite",
@@ -55,55 +50,79 @@ def define_flags(*, without_weights: tuple[str, str] | None = None) -> None:
   flags.DEFINE_string(
     "checkpoint_path",
     None,
-    "The checkpoint to export: the prefix of its files, or a directory, of"
-    " which the newest is taken.",
+    "The checkpoint to export: the prefix of its files, or a directory, whose"
+    " newest checkpoint is taken.",
+  )
+  flags.DEFINE_enum(
+    "weights",
+    None,
+    ["raw", "average"],
+    "With --checkpoint_path: which weights to take if the checkpoint also has"
+    " moving averages of them. Model Garden evaluates the averages.",
   )
   flags.DEFINE_enum(
     "verification",
     "full",
     ["full", "fast", "off"],
-    "Compare the export with the live model before it appears: all that"
-    " consumers rely on, gradients too, in several sizes; weights, losses and"
-    " outputs, in one size; or not at all.",
+    "Compare the export with the live model before it appears. full: all that"
+    " consumers rely on, gradients included, for several input sizes; fast:"
+    " weights, losses and outputs, for one size; off: nothing.",
   )
   flags.DEFINE_string(
     "keep_failed",
     None,
-    "Where to keep an export that the verification has rejected, for looking"
-    " at. It must not exist.",
+    "Where to keep an export that fails verification, for inspection. It must"
+    " not exist.",
   )
   flags.register_validator(
     "export_dir", bool, "It is needed: the directory to write."
   )
-  name, value = without_weights or ("export_dir", None)
+  forbid_without("checkpoint_path", ["weights"])
+
+
+def require_weights(
+  *, without_weights: tuple[str, str] = ("export_dir", "")
+) -> None:
+  """Requires either --checkpoint_path or --train_on.
+
+  Args:
+    without_weights: A flag, and the value of it with which the export has no
+      weights, so that both are forbidden.
+  """
+  name, value = without_weights
+  advice = "Say where the weights come from: either --checkpoint_path=PATH or"
+  advice += " --train_on=NAME"
+  advice += f"; neither with --{name}={value}." if value else "."
   flags.register_multi_flags_validator(
     ["checkpoint_path", "train_on", name],
     lambda values: (
       sum(bool(values[f]) for f in ("checkpoint_path", "train_on"))
       == (values[name] != value)
     ),
-    "Say where the weights come from: either --checkpoint_path=PATH or"
-    " --train_on=NAME"
-    + (f"; neither with --{name}={value}." if without_weights else "."),
+    advice,
   )
-  flags.DEFINE_enum(
-    "weights",
-    None,
-    ["raw", "average"],
-    "Which weights to take of a checkpoint that has moving averages of them"
-    " too. Model Garden evaluates the averages.",
+
+
+def options() -> exporting.Options:
+  """Returns what the flags that all exporters have say."""
+  values = flags.FLAGS
+  return exporting.Options(
+    export_dir=path(values.export_dir),
+    overwrite=values.overwrite,
+    verification=values.verification,
+    keep_failed=path(values.keep_failed),
+    flag_values=_record(),
   )
-  forbid_without("checkpoint_path", ["weights"])
 
 
 def path(value: str | None) -> str | None:
-  """Makes a path of a flag absolute.
+  """Makes the path in a flag absolute.
 
-  Under `bazel run` a relative one starts from the directory that the user is
-  in, which is not the working directory of the program.
+  Relative paths start from the user's directory. Under `bazel run` that is not
+  the working directory of the program.
 
   Args:
-    value: The flag's value; None and the URLs of remote storage stay as is.
+    value: The flag's value; None and URLs of remote storage are returned as is.
   """
   if value is None or "://" in value:
     return value
@@ -115,7 +134,7 @@ def path(value: str | None) -> str | None:
   )
 
 
-def record() -> dict[str, Any]:
+def _record() -> dict[str, Any]:
   """Returns the flags of the program, for the report of the verification.
 
   Only what makes a difference to the export: of files the name, and neither
@@ -176,10 +195,28 @@ def forbid_without(condition: str, names: list[str]) -> None:
     )
 
 
+def _configure_process() -> None:
+  """Sets what holds for the whole process; the flags are parsed by now.
+
+  Nothing else in the exporters changes process-wide state for good.
+  """
+  if "train_on" in flags.FLAGS and flags.FLAGS.train_on:
+    strategies.prepare(strategies.from_flags())
+  else:
+    imports.leave_out(imports.OPTIONAL)  # Only data sets may need them.
+    # Without training all is done on the CPU, and GPUs are left to others.
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+  # Models and graphs are many objects that stay. Frequent garbage collections
+  # would look through all of them, in vain.
+  gc.set_threshold(100_000, 20, 100)
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
+
+
 def run(main: Callable[[], None]) -> None:
   """Parses the flags and calls `main`.
 
-  An ExportError becomes one line on standard error and the exit status 1.
+  An ExportError becomes one line on standard error and exit status 1.
 
   Args:
     main: The program, in the module that is run.
@@ -188,17 +225,7 @@ def run(main: Callable[[], None]) -> None:
   def guarded(arguments: list[str]) -> None:
     if len(arguments) > 1:
       sys.exit(f"ERROR: {arguments[1]} is not a flag. Flags start with --.")
-    if "train_on" in flags.FLAGS and flags.FLAGS.train_on:
-      strategies.prepare(strategies.from_flags())
-    else:
-      imports.leave_out(imports.OPTIONAL)  # Data may need them, nothing else.
-      # What does not train is done on the CPU, and takes no GPU from others.
-      os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-    # Models and graphs are many objects that stay: looking through them again
-    # and again for some that do not takes time.
-    gc.set_threshold(100_000, 20, 100)
-    if not flags.FLAGS["verbosity"].present:
-      logging.set_verbosity(logging.WARNING)
+    _configure_process()
     try:
       main()
     except errors.ExportError as e:
@@ -206,7 +233,7 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
       sys.exit("Interrupted. Nothing was exported.")
     finally:
-      # Before it ends Python would take models apart, a second for naught.
+      # Saves about a second at exit, when Python would take models apart.
       gc.freeze()
 
   app.run(guarded)

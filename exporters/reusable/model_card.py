@@ -1,121 +1,168 @@
 """The model card: `assets.extra/README.md`, from what an export knows."""
 
 from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
 import os
 from typing import Any
 
 import tensorflow as tf
 
 from exporters.reusable import hyperparameters as hyperparameters_lib
+from exporters.reusable import saving
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Card:
+  """What only the exporter knows about its model.
+
+  Attributes:
+    name: Name of the model.
+    description: What the model is, for someone who has never heard of it.
+    meanings: For each input and output of `serving_default`, what it means and
+      which values it takes.
+    example: Python code that loads and fine-tunes the export.
+    provenance: Where the weights come from: names and values of a table.
+    needs: Packages that `example` imports.
+  """
+
+  name: str
+  description: str
+  meanings: Mapping[str, str]
+  example: str
+  provenance: Mapping[str, str]
+  needs: Sequence[str] = ("tensorflow", "tf-keras", "tensorflow-hub")
+
+
+# A line that begins with a space continues the one before it.
+_TEMPLATE = """\
+# {name}
+
+{description}
+
+## {load}
+
+```python
+{example}
+```
+
+Needs {needs}; nothing of the code that made this model.{use}
+
+## Inputs
+
+{inputs}
+
+## Outputs
+
+{outputs}
+
+A dimension that is `None` is free. The names are those of the signature
+ `serving_default`: inference with the default hyperparameters.{precision}
+
+## Hyperparameters
+
+{hyperparameters}
+
+## {weights}
+
+{provenance}
+{regularization}"""
+
+# What a card says of a model that has variables to train, and of one that
+# has none.
+_TRAINABLE = {
+  "load": "Load and fine-tune",
+  "use": """
+ Without `trainable=True` the weights stay as they are, and the model runs in
+ inference mode. With `tensorflow` alone, `model = tf.saved_model.load(…)` gives
+ what you call as `model(inputs)`, in training as {call}, and
+ `model.trainable_variables`.""",
+  "precision": """
+ The model computes in float32, whatever precision it was trained in. In a Keras
+ model of mixed precision, too: its inputs are cast.""",
+  "weights": "Weights",
+  "regularization": """
+`hub.KerasLayer` adds the {losses} regularization losses to those of your model
+ when `trainable=True`. Regularization that an optimizer applies by itself, such
+ as the weight decay of AdamW, is not part of a SavedModel: to keep it, choose
+ such an optimizer again.
+""",
+}
+_NOT_TRAINABLE = {
+  "load": "Load",
+  "use": "",
+  "precision": "",
+  "weights": "Source",
+  "regularization": "",
+}
 
 
 def write(
   export_dir: str,
-  root: tf.train.Checkpoint,
+  card: Card,
+  source: saving.Source,
   signature: tf.types.experimental.ConcreteFunction,
-  *,
-  name: str,
-  description: str,
-  meanings: Mapping[str, str],
-  hyperparameters: Sequence[hyperparameters_lib.Hyperparameter],
-  example: str,
-  provenance: Mapping[str, str],
-  needs: Sequence[str] = ("tensorflow", "tf-keras", "tensorflow-hub"),
 ) -> None:
   """Writes the card into the directory of a SavedModel.
 
   Args:
     export_dir: The directory.
-    root: What `saving.reusable` returned.
-    signature: Its `serving_default`. Names, dtypes and shapes come from here.
-    name: Of the model.
-    description: What the model is, for one who has never heard of it.
-    meanings: For each input and output of the signature what it means and which
-      values it takes.
-    hyperparameters: Those that `root` was made with.
-    example: Python that loads and fine-tunes the export.
-    provenance: Where the weights come from: names and values of a table.
-    needs: Packages that `example` imports.
+    card: What only the exporter knows.
+    source: The model that was exported.
+    signature: The export's `serving_default`: names, dtypes and shapes.
   """
-  losses = len(root.regularization_losses)
-  trains = bool(root.trainable_variables)
-  packages = ", ".join(f"`{name}`" for name in needs[:-1])
-  sections = [
-    f"# {name}",
-    description,
-    "## Load and fine-tune" if trains else "## Load",
-    f"```python\n{example.strip()}\n```",
-    f"Needs {packages} and `{needs[-1]}`; nothing of the code that made this"
-    " model."
-    + (
-      " Without `trainable=True` the weights stay as they are, and the model"
-      " runs in inference mode. With `tensorflow` alone,"
-      " `model = tf.saved_model.load(…)` gives what you call as"
-      " `model(inputs, training=False)`, and `model.trainable_variables`."
-      if trains
-      else ""
-    ),
-    "## Inputs",
-    table(
-      ("name", "dtype", "shape", "meaning"),
-      _tensors(_inputs(signature), meanings),
-    ),
-    "## Outputs",
-    table(
-      ("name", "dtype", "shape", "meaning"),
-      _tensors(signature.structured_outputs, meanings),
-    ),
-    "A dimension that is `None` is free. The names are those of the signature"
-    " `serving_default`: inference with the default hyperparameters."
-    + (
-      " The model computes in float32, whatever it was trained in. In a Keras"
-      " model of mixed precision, too: its inputs are cast."
-      if trains
-      else ""
-    ),
-    "## Hyperparameters",
-    "Scalar arguments of the model, for example"
-    f' `hub.KerasLayer(…, arguments={{"{hyperparameters[0].name}":'
-    f" {hyperparameters[0].default:g}}})`."
-    if hyperparameters
-    else "None.",
-    table(
-      ("argument", "default", "meaning"),
-      (
-        (f"`{h.name}`", f"{h.default:g}", h.description)
-        for h in hyperparameters
-      ),
-    )
-    if hyperparameters
-    else "",
-    "## Weights" if trains else "## Source",
-    table(
-      ("", ""),
-      [
-        *(
-          [
-            ("parameters", f"{_size(root.variables):,}"),
-            ("trainable", f"{_size(root.trainable_variables):,}"),
-            ("regularization losses", str(losses)),
-          ]
-          if trains
-          else []
-        ),
-        *provenance.items(),
-        ("exported with", f"TensorFlow {tf.__version__}"),
-      ],
-    ),
-    f"`hub.KerasLayer` adds the {losses} regularization losses to those of your"
-    " model when `trainable=True`. Regularization that an optimizer applies by"
-    " itself, such as the weight decay of AdamW, is no part of a SavedModel: if"
-    " you want it, choose such an optimizer again."
-    if trains
-    else "",
-  ]
+  losses = len(source.regularization_losses)
+  provenance = {
+    **card.provenance,
+    "exported with": f"TensorFlow {tf.__version__}",
+  }
+  words = _NOT_TRAINABLE
+  if source.trainable_variables:
+    words = _TRAINABLE
+    provenance = {
+      "parameters": f"{_size(source.variables):,}",
+      "trainable": f"{_size(source.trainable_variables):,}",
+      "regularization losses": str(losses),
+      **provenance,
+    }
+  *packages, last = (f"`{name}`" for name in card.needs)
+  in_training = (
+    "inputs, training=True" if "training" in source.defaults else "inputs"
+  )
+  template = _TEMPLATE
+  for name, words_of_it in words.items():
+    template = template.replace(f"{{{name}}}", words_of_it)
+  text = template.replace("\n ", " ").format(
+    name=card.name,
+    description=card.description,
+    example=card.example.strip(),
+    needs=f"{', '.join(packages)} and {last}" if packages else last,
+    call=f"`model({in_training})`",
+    inputs=_tensors(_inputs(signature), card.meanings),
+    outputs=_tensors(signature.structured_outputs, card.meanings),
+    hyperparameters=_arguments(source.hyperparameters),
+    provenance=table(("", ""), provenance.items()),
+    losses=losses,
+  )
   directory = os.path.join(export_dir, "assets.extra")
   os.makedirs(directory)
   with open(os.path.join(directory, "README.md"), "w", encoding="utf-8") as f:
-    f.write("\n\n".join(filter(None, sections)) + "\n")
+    f.write(text)
+
+
+def _arguments(
+  hyperparameters: Sequence[hyperparameters_lib.Hyperparameter],
+) -> str:
+  if not hyperparameters:
+    return "None."
+  first, *_ = hyperparameters
+  rows = (
+    (f"`{h.name}`", f"{h.default:g}", h.description) for h in hyperparameters
+  )
+  return (
+    "Scalar arguments of the model, for example"
+    f' `hub.KerasLayer(…, arguments={{"{first.name}": {first.default:g}}})`.'
+    f"\n\n{table(('argument', 'default', 'meaning'), rows)}"
+  )
 
 
 def _size(variables: Iterable[tf.Variable]) -> int:
@@ -129,12 +176,12 @@ def _inputs(
   return {spec.name: spec for spec in specs}
 
 
-def _tensors(
-  specs: Mapping[str, Any], meanings: Mapping[str, str]
-) -> Iterable[tuple[str, ...]]:
-  for name in specs:
-    shape = ", ".join(map(str, specs[name].shape.as_list()))
-    yield (f"`{name}`", specs[name].dtype.name, f"`[{shape}]`", meanings[name])
+def _tensors(specs: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
+  rows = []
+  for name, spec in specs.items():
+    shape = ", ".join(map(str, spec.shape.as_list()))
+    rows.append((f"`{name}`", spec.dtype.name, f"`[{shape}]`", meanings[name]))
+  return table(("name", "dtype", "shape", "meaning"), rows)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,0 +1,159 @@
+"""The steps that all exporters share: write, describe, verify and publish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+from etils import epy
+
+from exporters.reusable import publishing
+
+# These import TensorFlow, which must wait until the flags are parsed.
+with epy.lazy_imports():
+  from exporters.reusable import model_card
+  from exporters.reusable import saving
+  from exporters.reusable import verification
+
+if TYPE_CHECKING:
+  import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  """Where to export and how to verify: the options of every exporter.
+
+  `command_line.options` makes them from the flags.
+
+  Attributes:
+    export_dir: The directory that the SavedModel appears at.
+    overwrite: Whether to replace an existing `export_dir`, and the
+      `checkpoint_dir` of a training.
+    verification: `full`, `fast` or `off`.
+    keep_failed: Where to keep an export that fails verification; None removes
+      it.
+    flag_values: The flags of the program, for the report of the verification.
+  """
+
+  export_dir: str
+  overwrite: bool = False
+  verification: str = "full"
+  keep_failed: str | None = None
+  flag_values: Mapping[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Piece:
+  """A model to export, as a SavedModel or as a sub-object of one.
+
+  Attributes:
+    source: The live model, from `saving.source`.
+    input_spec: Shape and dtype of its input, as `saving.reusable` takes it.
+    examples: Inputs of different sizes, to verify the export with.
+    also_takes: Other forms of the input, as `saving.reusable` takes them.
+    output_name: Name of the output in the signature where it is one Tensor.
+    attributes: What else the exported object has: assets, variables and
+      `saving.constant`s, by name.
+    sub_objects: Models that the exported object has as attributes, by name.
+    signature: Name of the signature that calls this model, or None.
+  """
+
+  source: saving.Source
+  input_spec: Any
+  examples: Sequence[Any]
+  also_takes: Sequence[Any] = ()
+  output_name: str = "outputs"
+  attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  sub_objects: Mapping[str, Piece] = dataclasses.field(default_factory=dict)
+  signature: str | None = None
+
+
+# Exports one SavedModel: its name, the piece, the card without hyperparameters,
+# and what the report of the verification records beside the flags.
+Export = Callable[[str, Piece, "model_card.Card", Mapping[str, Any]], None]
+
+
+@contextlib.contextmanager
+def exporting(
+  options: Options, names: Sequence[str] = ("",), *, apart: Sequence[Any] = ()
+) -> Iterator[Export]:
+  """Publishes SavedModels together: all of them appear, or none does.
+
+  Slow work, such as training, belongs inside: whatever is wrong with
+  `export_dir` is found at the start.
+
+  Args:
+    options: Where to export and how to verify.
+    names: Names of the SavedModels, which are also their directories in
+      `export_dir`. A single "" makes `export_dir` itself the SavedModel.
+    apart: Other directories that the program writes; None is passed over.
+
+  Yields:
+    A function to call once for each name; see `Export`.
+
+  Raises:
+    ExportError: A directory is in the way, or an export differs from its model.
+  """
+  publishing.check_apart(
+    options.export_dir, *apart, keep_failed=options.keep_failed
+  )
+  with publishing.publish(
+    options.export_dir,
+    names[0] or "saved_model.pb",
+    overwrite=options.overwrite,
+  ) as directory:
+    # Importing TensorFlow takes them seconds, in parallel to the work here.
+    processes = {n: verification.start(options.verification) for n in names}
+
+    def export(
+      name: str,
+      piece: Piece,
+      card: model_card.Card,
+      record: Mapping[str, Any],
+    ) -> None:
+      piece_dir = os.path.join(directory, name) if name else directory
+      _write(piece_dir, piece, card)
+      verification.verify(
+        piece_dir,
+        piece.source,
+        piece.examples,
+        options.verification,
+        sub_objects={
+          n: (sub.source, sub.examples) for n, sub in piece.sub_objects.items()
+        },
+        process=processes[name],
+        record={"flags": options.flag_values, **record},
+        keep_failed=options.keep_failed,
+      )
+
+    yield export
+  print(f"Exported {' and '.join(filter(None, names))}".rstrip(), end=" ")
+  print(f"to {options.export_dir}")
+
+
+def _write(directory: str, piece: Piece, card: model_card.Card) -> None:
+  """Writes the SavedModel of a piece, and its model card."""
+  signatures: dict[str, Any] = {}
+  served = dataclasses.replace(piece, signature="serving_default")
+  root = _exported(served, signatures)
+  saving.save(root, directory, signatures=signatures)
+  model_card.write(directory, card, piece.source, signatures["serving_default"])
+
+
+def _exported(piece: Piece, signatures: dict[str, Any]) -> tf.train.Checkpoint:
+  """Makes the object that a piece is saved as; adds its signatures."""
+  root = saving.reusable(
+    piece.source, piece.input_spec, also_takes=piece.also_takes
+  )
+  if piece.signature:
+    signatures[piece.signature] = saving.signature(
+      root, piece.input_spec, piece.output_name
+    )
+  for name, sub_object in piece.sub_objects.items():
+    setattr(root, name, _exported(sub_object, signatures))
+  for name, value in piece.attributes.items():
+    setattr(root, name, value)
+  return root
