@@ -1,10 +1,12 @@
-"""Trains the image classifiers whose pieces are exported, as flags say."""
+"""Where an image classifier's weights come from: a checkpoint or a training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import contextlib
+import dataclasses
 import os
+from typing import Any
 
 from absl import flags
 from etils import epy
@@ -12,6 +14,7 @@ from etils import epy
 from distribution import strategies
 from exporters.reusable import command_line
 from exporters.reusable import errors
+from exporters.reusable import exporting
 from exporters.reusable import publishing
 from models.vision import datasets
 from models.vision import training
@@ -20,136 +23,213 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
+  from exporters.reusable import checkpoints
+
+
+# The flags are those of the program that has them defined.
+flags.disclaim_key_flags()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+  """How to train a classifier.
+
+  Attributes:
+    train_on: Name of the data set, as `datasets.load` takes it.
+    config: How to train.
+    distribution: How to distribute the training, and in which precision.
+    checkpoint_dir: Where to keep the checkpoint of the trained classifier.
+    backup_dir: Where to keep the state of the training until its end, as
+      `training.train` takes it.
+  """
+
+  train_on: str
+  config: training.Config = dataclasses.field(default_factory=training.Config)
+  distribution: strategies.Config = strategies.DEFAULT
+  checkpoint_dir: str | None = None
+  backup_dir: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+  """Where weights come from: either a checkpoint or a training.
+
+  Attributes:
+    checkpoint_path: The checkpoint: the prefix of its files or a directory.
+    weights: `raw`, or `average` for the moving averages, if the checkpoint has
+      both.
+    training: How to train instead.
+
+  Raises:
+    ValueError: There are both or neither of `checkpoint_path` and `training`.
+  """
+
+  checkpoint_path: str | None = None
+  weights: str | None = None
+  training: Training | None = None
+
+  def __post_init__(self):
+    if bool(self.checkpoint_path) == bool(self.training):
+      raise ValueError("Exactly one of checkpoint_path and training is needed.")
+
+  @property
+  def checkpoint_dir(self) -> str | None:
+    """Where the training keeps its checkpoint."""
+    return self.training and self.training.checkpoint_dir
+
+  @property
+  def description(self) -> str:
+    """What the model card says of weights from a checkpoint."""
+    average = ", averaged over its training"
+    is_average = self.weights == "average"
+    return "a checkpoint of the classifier" + (average if is_average else "")
+
+
+def record(weights: Weights, options: exporting.Options) -> dict[str, Any]:
+  """Returns what the report of the verification says of the weights."""
+  if weights.training or options.verification == "off":  # There is no report.
+    return {}
+  return {"checkpoint_sha256": checkpoints.sha256(weights.checkpoint_path)}
+
 
 def define_flags() -> None:
   """Defines --train_on and the flags that apply only with it."""
+  names = (
+    f"{', '.join(datasets.NAMES)}, or {datasets.PREFIX}NAME for NAME in"
+    " tensorflow-datasets."
+  )
   flags.DEFINE_string(
     "train_on",
     None,
-    "Instead of --checkpoint_path: train a classifier on this data set, and"
-    f" export of it what else would be of a checkpoint. One of"
-    f" {', '.join(datasets.NAMES)}, or {datasets.PREFIX}NAME for NAME in"
-    " tensorflow-datasets. digits and digits_0_4 (the first five classes) come"
-    " with scikit-learn; the others are downloaded.",
+    "Instead of --checkpoint_path: train a classifier on this data set and"
+    f" export it. One of {names} digits and digits_0_4 (the first five classes)"
+    " come with scikit-learn; the others are downloaded.",
   )
+  defaults = training.Config()
   flags.DEFINE_string(
     "checkpoint_dir",
     None,
-    "With --train_on: keep the checkpoint of the trained classifier in this"
-    " directory, which must not exist, or be empty; --overwrite replaces one"
-    " that has a checkpoint in it.",
+    "Keep the checkpoint of the trained classifier in this directory, which must"
+    " not exist, or be empty; --overwrite replaces one that has a checkpoint.",
   )
   flags.DEFINE_string(
     "backup_dir",
     None,
-    "With --train_on: where to keep the state of the training after each epoch"
-    " until its end. The same command goes on from there after an interruption."
-    " All machines must see it.",
+    "Where to keep the state of the training after each epoch, until its end."
+    " After an interruption the same command resumes from there. All machines"
+    " must see it.",
   )
   flags.DEFINE_integer(
     "epochs",
-    training.Config.epochs,
-    "With --train_on: how often to go through the training images; 0 exports"
-    " the initial weights.",
+    defaults.epochs,
+    "Epochs of training; 0 exports the initial weights.",
     lower_bound=0,
   )
   flags.DEFINE_integer(
     "batch_size",
-    training.Config.batch_size,
-    "With --train_on: images in a step, on all devices together.",
+    defaults.batch_size,
+    "Images in a step, on all devices together.",
     lower_bound=1,
   )
   flags.DEFINE_float(
     "learning_rate",
-    training.Config.learning_rate,
-    "With --train_on: learning rate of Adam at the start.",
+    defaults.learning_rate,
+    "Initial learning rate of Adam.",
     lower_bound=0.0,
   )
   flags.DEFINE_integer(
     "seed",
-    training.Config.seed,
-    "With --train_on: seed of the initial weights, the order of the images and"
-    " dropout.",
+    defaults.seed,
+    "Seed of the initial weights, the order of the images and dropout.",
   )
   strategies.define_flags("With --train_on: ")
   flags.adopt_module_key_flags(strategies)
   flags.register_validator(
     "train_on",
     lambda name: name is None or datasets.is_name(name),
-    f"It must be one of {', '.join(datasets.NAMES)}, or"
-    f" {datasets.PREFIX}NAME for NAME in tensorflow-datasets.",
+    f"It must be one of {names}",
   )
+  only_with_training = [
+    "checkpoint_dir",
+    "backup_dir",
+    *(field.name for field in dataclasses.fields(training.Config)),
+  ]
+  for name in only_with_training:
+    help_text = flags.FLAGS[name].help
+    flags.FLAGS[
+      name
+    ].help = f"With --train_on: {help_text[0].lower()}{help_text[1:]}"
   command_line.forbid_without(
-    "train_on",
-    [
-      "checkpoint_dir",
-      "backup_dir",
-      "epochs",
-      "batch_size",
-      "learning_rate",
-      "seed",
-      *strategies.FLAGS,
-    ],
+    "train_on", [*only_with_training, *strategies.FLAGS]
   )
+  command_line.require_weights()
 
 
-def config() -> training.Config:
-  """Returns what the flags say of the training."""
+def weights() -> Weights:
+  """Returns what the flags say of the weights."""
   values = flags.FLAGS
-  return training.Config(
-    epochs=values.epochs,
-    batch_size=values.batch_size,
-    learning_rate=values.learning_rate,
-    seed=values.seed,
+  if not values.train_on:
+    return Weights(
+      checkpoint_path=command_line.path(values.checkpoint_path),
+      weights=values.weights,
+    )
+  return Weights(
+    training=Training(
+      train_on=values.train_on,
+      config=training.Config(
+        **{
+          f.name: values[f.name].value
+          for f in dataclasses.fields(training.Config)
+        }
+      ),
+      distribution=strategies.from_flags(),
+      checkpoint_dir=command_line.path(values.checkpoint_dir),
+      backup_dir=command_line.path(values.backup_dir),
+    )
   )
+
+
+# Makes a classifier for a number of classes: returns what its checkpoint saves,
+# and the model to train, from images in [0, 1], float32, to logits.
+Build = Callable[[int], tuple["tf.train.Checkpoint", "tf_keras.Model"]]
 
 
 def train(
-  build: Callable[[int], tuple[tf.train.Checkpoint, tf_keras.Model]],
-  name: str,
+  build: Build,
   image_shape: Sequence[int],
-  training_config: training.Config,
+  how: Training,
   *,
-  distribution: strategies.Config = strategies.DEFAULT,
-  checkpoint_dir: str | None = None,
-  backup_dir: str | None = None,
   overwrite: bool = False,
 ) -> tuple[tf.train.Checkpoint, dict[str, str]]:
   """Trains a classifier.
 
   Args:
-    build: Makes a classifier of so many classes: returns what its checkpoint
-      saves, and the model to train, from images in [0, 1], float32, to logits.
-    name: Name of the data set, as `datasets.load` knows it.
+    build: Makes a classifier.
     image_shape: Height, width and channels of the images.
-    training_config: How to train.
-    distribution: How to distribute it, and in which precision. Of the processes
-      of a cluster only the chief gets beyond this function; the others end.
-    checkpoint_dir: Where to keep the checkpoint.
-    backup_dir: Where to keep the state of the training until it is over, as
-      `training.train` takes it.
-    overwrite: Replace `checkpoint_dir` where it exists.
+    how: How to train. Of the processes of a cluster only the chief returns; the
+      others exit.
+    overwrite: Replace the directory of the checkpoint where it exists.
 
   Returns:
     What `build` returned first, trained; it is of no strategy, and computes in
-    float32. And what the model card tells of the training.
+    float32. And what the model card says of the training.
 
   Raises:
-    ExportError: `checkpoint_dir` is in the way, or the data or what is asked
-      of `distribution` cannot be had.
+    ExportError: The directory of the checkpoint is in the way, or the data set
+      or the devices that were asked for are missing.
   """
-  strategy = command_line.strategy(distribution)
+  strategy = command_line.strategy(how.distribution)
   with contextlib.ExitStack() as stack:
-    if checkpoint_dir:
+    if how.checkpoint_dir:
       directory = stack.enter_context(
-        publishing.publish(checkpoint_dir, "checkpoint", overwrite=overwrite)
+        publishing.publish(
+          how.checkpoint_dir, "checkpoint", overwrite=overwrite
+        )
       )
-    try:
-      dataset = datasets.load(name, image_shape)
-    except (ConnectionError, ValueError) as e:
-      raise errors.ExportError(f"{e}") from e
-    tf_keras.utils.set_random_seed(training_config.seed)
-    with strategies.precision(distribution.mixed_precision):
+    with errors.of_input(ConnectionError, ValueError):
+      dataset = datasets.load(how.train_on, image_shape)
+    tf_keras.utils.set_random_seed(how.config.seed)
+    with strategies.precision(how.distribution.mixed_precision):
       with strategy.scope():
         root, model = build(len(dataset.classes))
       print(
@@ -157,26 +237,33 @@ def train(
       )
       with strategies.cluster_errors():
         accuracy = training.train(
-          model, dataset, training_config, backup_dir=backup_dir
+          model, dataset, how.config, backup_dir=how.backup_dir
         )
-    held_out = f"{len(dataset.test):,} images held out"
-    print(f"Test accuracy: {accuracy:.4f} on {held_out}")
-    if distribution != strategies.DEFAULT:
-      weights = model.get_weights()  # For which all workers are needed.
+    held_out = f"{accuracy:.4f} on {len(dataset.test):,} images held out"
+    print(f"Test accuracy: {held_out}")
+    if how.distribution != strategies.DEFAULT:
+      values = model.get_weights()  # All workers take part.
       command_line.end_unless_chief(strategy)
       root, model = build(len(dataset.classes))
-      model.set_weights(weights)
-    if checkpoint_dir:
+      model.set_weights(values)
+    if how.checkpoint_dir:
       root.save(os.path.join(directory, "checkpoint"))
+  return root, _provenance(dataset, how, held_out)
+
+
+def _provenance(
+  dataset: datasets.Dataset, how: Training, held_out: str
+) -> dict[str, str]:
+  """Returns what the model card says of a training."""
   classes = {"classes": ", ".join(dataset.classes)}
-  if not training_config.epochs:
-    return root, {"source": "not trained", **classes}
-  return root, {
+  config = how.config
+  if not config.epochs:
+    return {"source": "not trained", **classes}
+  return {
     "trained on": dataset.description,
     **classes,
-    "test accuracy of the classifier": f"{accuracy:.4f} on {held_out}",
-    "training": f"{training_config.epochs} epochs of Adam, batches of"
-    f" {training_config.batch_size}, learning rate"
-    f" {training_config.learning_rate:g} falling to 0, seed"
-    f" {training_config.seed}, in {distribution.mixed_precision}",
+    "test accuracy of the classifier": held_out,
+    "training": f"{config.epochs} epochs of Adam, batches of"
+    f" {config.batch_size}, learning rate {config.learning_rate:g} falling to 0,"
+    f" seed {config.seed}, in {how.distribution.mixed_precision}",
   }

@@ -1,0 +1,461 @@
+"""Exports pieces of an image classifier: its feature vectors, and its logits.
+
+The exporters of single architectures, such as `exporters/resnet.py`, are this
+program with their `Architecture`. It builds the whole classifier as
+`official.vision` trains it, restores or trains it, and cuts the pieces out of
+it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from absl import flags
+from etils import epy
+
+from exporters import classifier_training
+from exporters.reusable import command_line
+from exporters.reusable import errors
+from exporters.reusable import exporting
+from models.vision import image_classification
+from models.vision import stochastic_depth
+
+# These import TensorFlow, which must wait until the flags are parsed.
+with epy.lazy_imports():
+  from official.core import config_definitions
+  import tensorflow as tf
+  import tf_keras
+
+  from exporters.reusable import checkpoints
+  from exporters.reusable import hyperparameters
+  from exporters.reusable import model_card
+  from exporters.reusable import saving
+  from exporters.reusable import xla
+
+# The flags are those of the program that has them defined.
+flags.disclaim_key_flags()
+
+# Packages of Model Garden that import much more than a classifier is made of,
+# such as all tasks, matplotlib and tensorflow-datasets. Their modules do without.
+_WITHOUT_INIT = (
+  "official.core",
+  "official.vision",
+  "official.vision.configs",
+  "official.vision.modeling",
+  "official.vision.modeling.backbones",
+)
+
+# Values of --export_type, and the classifier's name of that output.
+_OUTPUTS = {"feature_vector": "feature_vector", "classification": "logits"}
+
+_DESCRIPTIONS = {
+  "feature_vector": "It turns images into feature vectors, for classifiers and"
+  " other models of your own.",
+  "classification": "It turns images into logits of the classes that it was"
+  " trained on.",
+}
+
+_EXAMPLES = {
+  "feature_vector": """
+import os
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"  # tensorflow-hub is Keras 2.
+import tensorflow_hub as hub
+import tf_keras
+
+# Yours: images, float32 [n, height, width, 3], RGB in [0, 1]; labels, int [n],
+# from 0 on; num_classes.
+inputs = tf_keras.Input(images.shape[1:])
+features = hub.KerasLayer(
+    "path/to/NAME",
+    trainable=True,
+ARGUMENTS)(inputs)
+logits = tf_keras.layers.Dense(num_classes)(FEATURES)
+model = tf_keras.Model(inputs, logits)
+model.compile(
+    optimizer="adam",
+    loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    metrics=["accuracy"],
+)
+model.fit(images, labels, epochs=5)
+""",
+  "classification": """
+import os
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"  # tensorflow-hub is Keras 2.
+import tensorflow_hub as hub
+import tf_keras
+
+# Yours: images, float32 [n, height, width, 3], RGB in [0, 1]; labels, int [n],
+# numbers of this model's classes.
+model = tf_keras.Sequential([hub.KerasLayer("path/to/NAME", trainable=True)])
+model.compile(
+    optimizer=tf_keras.optimizers.Adam(1e-4),
+    loss=tf_keras.losses.LOSS(from_logits=True),
+    metrics=["accuracy"],
+)
+model.fit(images, labels, epochs=5)
+""",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Which classifier to build, and what to cut out of it.
+
+  Attributes:
+    architecture: The family of classifiers.
+    experiment: Name of the configuration, as `image_classification.config`
+      takes it. None: the default of the architecture, with training
+      `NAME_small`.
+    overrides: What to change in it, as `config` takes it.
+    export_type: `feature_vector`, `classification`, or `all`: both, in
+      directories of these names.
+    endpoints: Feature maps that the feature vector comes with, as
+      `image_classification.cut` names them.
+    normalization: Of the images, as `cut` names it. None: as training does.
+  """
+
+  architecture: image_classification.Architecture
+  experiment: str | None = None
+  overrides: Sequence[str] = ()
+  export_type: str = "feature_vector"
+  endpoints: Sequence[str] = ()
+  normalization: str | None = None
+
+  @property
+  def outputs(self) -> dict[str, list[str]]:
+    """Names of the outputs of each SavedModel, by the kind of it."""
+    types = [self.export_type] if self.export_type != "all" else _OUTPUTS
+    outputs = {kind: [_OUTPUTS[kind]] for kind in types}
+    if self.endpoints:
+      outputs["feature_vector"] += self.endpoints
+    return outputs
+
+
+def export(
+  config: Config,
+  weights: classifier_training.Weights,
+  options: exporting.Options,
+) -> None:
+  """Exports pieces of a classifier.
+
+  Args:
+    config: Which classifier to build, and what to cut out of it.
+    weights: A checkpoint of the classifier, or of its backbone if nothing else
+      is exported, in any structure that Model Garden writes; or the
+      classifier's weights as Keras saves them, in its own format or as `*.h5`.
+      Or how to train the classifier.
+    options: Where to export and how to verify.
+
+  Raises:
+    ExportError: A directory is in the way, the configuration is wrong, the data
+      cannot be had, the checkpoint does not match, or an export differs from
+      the model.
+  """
+  if config.endpoints and config.export_type == "classification":
+    raise errors.ExportError("Endpoints come with the feature vector only.")
+  if weights.training and not config.experiment:
+    small = f"{config.architecture.name}_small"
+    config = dataclasses.replace(config, experiment=small)
+  kinds = list(config.outputs)
+  names = kinds if config.export_type == "all" else [""]
+  with exporting.exporting(
+    options, names, apart=[weights.checkpoint_dir]
+  ) as export_piece:
+    with errors.of_input(ValueError):
+      params = image_classification.config(
+        config.architecture, config.experiment, config.overrides
+      )
+    pieces, provenance = (
+      _trained(config, params, weights.training, options.overwrite)
+      if weights.training
+      else _restored(config, params, weights)
+    )
+    record = classifier_training.record(weights, options)
+    for name, kind in zip(names, kinds, strict=True):
+      piece = _piece(kind, pieces[kind], config.architecture)
+      card = _card(kind, piece, config, params, provenance)
+      export_piece(name, piece, card, record)
+
+
+def _trained(
+  config: Config,
+  params: config_definitions.ExperimentConfig,
+  training: classifier_training.Training,
+  overwrite: bool,
+) -> tuple[dict[str, tf_keras.Model], dict[str, str]]:
+  """Trains the classifier; returns its pieces, and what the card says of it."""
+
+  def build(num_classes: int) -> tuple[tf.train.Checkpoint, tf_keras.Model]:
+    params.task.model.num_classes = num_classes
+    model = _classifier(config, params)
+    _cut(config, model)  # Fails before the training if it must fail.
+    return tf.train.Checkpoint(model=model), _cut_one(config, model, ["logits"])
+
+  trained, provenance = classifier_training.train(
+    build, params.task.model.input_size, training, overwrite=overwrite
+  )
+  return _cut(config, trained.model), provenance
+
+
+def _restored(
+  config: Config,
+  params: config_definitions.ExperimentConfig,
+  weights: classifier_training.Weights,
+) -> tuple[dict[str, tf_keras.Model], dict[str, str]]:
+  """Restores the classifier from any structure that Model Garden writes.
+
+  Returns:
+    Its pieces, and what the card says of the weights.
+  """
+  with checkpoints.uninitialized():
+    model = _classifier(config, params)
+  pieces = _cut(config, model)
+  path = weights.checkpoint_path
+  if path.endswith((".h5", ".hdf5")):
+    about = f"Cannot take the weights of {path}: "
+    with errors.of_input(OSError, ValueError, about=about):
+      model.load_weights(path)
+  else:
+    roots = [
+      tf.train.Checkpoint(model=model),
+      model,
+      checkpoints.keras_weights(model),
+    ]
+    backbone = getattr(model, "backbone", None)
+    if backbone is not None and all(
+      len(piece.weights) == len(backbone.weights) for piece in pieces.values()
+    ):
+      roots.append(tf.train.Checkpoint(backbone=backbone))
+    checkpoints.restore(
+      path,
+      roots,
+      left_out=[
+        "backbone",
+        "global_step",
+        "optimizer",
+        "model/optimizer",
+        "keras_api",
+      ],
+      weights=weights.weights,
+    )
+  num_classes = params.task.model.num_classes
+  return pieces, {
+    "source": weights.description,
+    "classes": f"{num_classes}, numbered as in the data that it was trained on",
+  }
+
+
+def _classifier(
+  config: Config, params: config_definitions.ExperimentConfig
+) -> tf_keras.Model:
+  with errors.of_input(ValueError):
+    return image_classification.classifier(
+      config.architecture, params, config.experiment
+    )
+
+
+def _cut(config: Config, model: tf_keras.Model) -> dict[str, tf_keras.Model]:
+  """Cuts the pieces that are exported out of the classifier, by their kind."""
+  return {
+    kind: _cut_one(config, model, outputs)
+    for kind, outputs in config.outputs.items()
+  }
+
+
+def _cut_one(
+  config: Config, model: tf_keras.Model, outputs: Sequence[str]
+) -> tf_keras.Model:
+  normalization = config.normalization or (
+    image_classification.experiment(
+      config.architecture, config.experiment
+    ).normalization
+  )
+  if config.architecture.any_size:
+    model = config.architecture.any_size(model)
+  with errors.of_input(ValueError):
+    return image_classification.cut(model, outputs, normalization)
+
+
+def _piece(
+  kind: str,
+  model: tf_keras.Model,
+  architecture: image_classification.Architecture,
+) -> exporting.Piece:
+  """Describes one SavedModel to export."""
+  images = tf.TensorSpec(model.input_shape, tf.float32, "images")
+  source = saving.source(
+    model,
+    hyperparameters=hyperparameters.of_model(model),
+    layer_calls={
+      stochastic_depth.LAYER: stochastic_depth.without_branch,
+      **dict.fromkeys(architecture.own_gradients, xla.with_own_gradient),
+    },
+    autograph=False,
+  )
+  return exporting.Piece(
+    source=source,
+    input_spec=images,
+    examples=[_example(3, 64, 96), _example(1, 96, 64)],
+    also_takes=saving.of_mixed_precision(images),
+    output_name=_OUTPUTS[kind],
+  )
+
+
+def _example(batch_size: int, height: int, width: int) -> tf.Tensor:
+  return tf.random.stateless_uniform(
+    [batch_size, height, width, 3], [batch_size, 0]
+  )
+
+
+def _card(
+  kind: str,
+  piece: exporting.Piece,
+  config: Config,
+  params: config_definitions.ExperimentConfig,
+  provenance: Mapping[str, str],
+) -> model_card.Card:
+  model, losses = params.task.model, params.task.losses
+  height, width, _ = model.input_size
+  architecture = config.architecture
+  is_multilabel = (
+    params.task.train_data.is_multilabel or losses.use_binary_cross_entropy
+  )
+  title = architecture.title.format(**model.backbone.get().as_dict())
+  return model_card.Card(
+    name=f"{title} {kind.replace('_', ' ')}",
+    description=f"{architecture.description}, cut out of the classifier that"
+    f" was trained. {_DESCRIPTIONS[kind]} It was trained with images of {height}"
+    f" by {width} pixels, and takes others of 32 by 32 pixels and more, square"
+    " or not.",
+    meanings={
+      "images": "RGB in [0, 1]; the model normalizes them itself",
+      "feature_vector": "features of each image, averaged over it",
+      "logits": f"of {model.num_classes} classes (see Weights), for a"
+      f" {'sigmoid' if is_multilabel else 'softmax'}",
+      **_endpoints(config.endpoints, piece),
+    },
+    example=_example_code(kind, piece, config, is_multilabel),
+    provenance={
+      "configuration": config.experiment or architecture.experiment,
+      **provenance,
+      "L2 regularization of the kernels": f"{losses.l2_weight_decay / 2:g}",
+    },
+  )
+
+
+def _endpoints(
+  endpoints: Sequence[str], piece: exporting.Piece
+) -> dict[str, str]:
+  """Says for each endpoint how many pixels a cell of it stands for."""
+  if not endpoints:
+    return {}
+  outputs = piece.source.model(tf.zeros([1, 128, 128, 3]))
+  cells = {name: 128 // outputs[name].shape[1] for name in endpoints}
+  return {
+    name: f"feature map of a cell for {size} by {size} pixels"
+    for name, size in cells.items()
+  }
+
+
+def _example_code(
+  kind: str, piece: exporting.Piece, config: Config, is_multilabel: bool
+) -> str:
+  arguments = ", ".join(
+    f'"{h.name}": {h.default:g}' for h in piece.source.hyperparameters[:1]
+  )
+  replacements = {
+    "NAME": config.architecture.name,
+    "FEATURES": (
+      'features["feature_vector"]' if config.endpoints else "features"
+    ),
+    "ARGUMENTS": f"    arguments={{{arguments}}},\n" if arguments else "",
+    "LOSS": (
+      "BinaryCrossentropy" if is_multilabel else "SparseCategoricalCrossentropy"
+    ),
+  }
+  code = _EXAMPLES[kind]
+  for name, value in replacements.items():
+    code = code.replace(name, value)
+  return code
+
+
+def define_flags(architecture: image_classification.Architecture) -> None:
+  """Defines the flags of the exporter of an architecture."""
+  flags.DEFINE_enum(
+    "export_type",
+    "feature_vector",
+    [*_OUTPUTS, "all"],
+    "What to export: feature vectors, the classifier with its logits, or both,"
+    " each in a directory of that name in --export_dir.",
+  )
+  flags.DEFINE_list(
+    "endpoints",
+    [],
+    "Feature maps that the export of feature vectors returns too, such as"
+    " 2,3,4,5: the levels of the backbone, by Model Garden's names. All outputs"
+    " are then in a dict.",
+  )
+  experiments = [f"{architecture.name}_small", *architecture.experiments]
+  flags.DEFINE_string(
+    "experiment",
+    None,
+    f"Name of the configuration: {', '.join(experiments)}, or one of Model"
+    f" Garden's, such as {architecture.experiment}. Default: with --train_on"
+    f" {experiments[0]}, with --checkpoint_path {architecture.experiment}.",
+  )
+  flags.DEFINE_multi_string(
+    "config_file",
+    [],
+    "A YAML file that overrides the configuration, such as the params.yaml that"
+    " Model Garden writes beside its checkpoints. May be given several times.",
+  )
+  field, _ = architecture.variants
+  flags.DEFINE_string(
+    "params_override",
+    None,
+    "Further overrides, as YAML or KEY=VALUE,…: for example"
+    f" task.model.backbone.{architecture.backbone}.{field}=…,"
+    "task.model.num_classes=1000.",
+  )
+  flags.DEFINE_enum(
+    "normalization",
+    None,
+    image_classification.NORMALIZATIONS,
+    "How the classifier was trained to see images in [0, 1]. imagenet: minus"
+    " the means and divided by the deviations of ImageNet's channels."
+    " imagenet_means: times 255, minus means. pixels: times 255. none: as they"
+    " are. Default: as Model Garden trains the configuration. The export does"
+    " it.",
+  )
+  command_line.define_flags()
+  classifier_training.define_flags()
+
+
+def _main(architecture: image_classification.Architecture) -> None:
+  """Exports what the flags say."""
+  values = flags.FLAGS
+  export(
+    Config(
+      architecture=architecture,
+      experiment=values.experiment,
+      overrides=[
+        *map(command_line.path, values.config_file),
+        *filter(None, [values.params_override]),
+      ],
+      export_type=values.export_type,
+      endpoints=values.endpoints,
+      normalization=values.normalization,
+    ),
+    classifier_training.weights(),
+    command_line.options(),
+  )
+
+
+def run(architecture: image_classification.Architecture) -> None:
+  """Runs the exporter of an architecture as a program."""
+  define_flags(architecture)
+  command_line.run(lambda: _main(architecture), without_init=_WITHOUT_INIT)

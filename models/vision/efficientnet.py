@@ -1,0 +1,79 @@
+"""EfficientNet: Tan and Le (arXiv:1905.11946), B0 to B7."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from etils import epy
+
+from models import autograph
+from models.vision import image_classification
+
+with epy.lazy_imports():
+  from official.legacy.image_classification.efficientnet import (
+    efficientnet_model,
+  )
+  import tf_keras
+
+_LEGACY_DROPOUT_RATE = 0.2  # Of the legacy B0 and of drop connect.
+
+
+@autograph.off
+def legacy_classifier(task: Any) -> tf_keras.Model:
+  """Builds an EfficientNet of `official.legacy`.
+
+  Args:
+    task: The config of the task; `model.num_classes` and
+      `model.backbone` (the `model_id`, such as `b0`) matter.
+
+  Returns:
+    Model Garden's Keras model from images, float32
+    `[batch, height, width, 3]`, RGB in [0, 255], which it normalizes, to
+    probabilities, float32 `[batch, num_classes]`.
+  """
+  return efficientnet_model.EfficientNet.from_name(
+    f"efficientnet-{task.model.backbone.get().model_id}",
+    overrides={"num_classes": task.model.num_classes},
+  )
+
+
+_IMAGENET = {
+  "model": {
+    "num_classes": 1001,
+    "input_size": [224, 224, 3],
+    "dropout_rate": 0.2,
+    "backbone": {
+      "type": "efficientnet",
+      "efficientnet": {
+        "model_id": "b0",
+        "se_ratio": 0.25,
+        "stochastic_depth_drop_rate": 0.2,
+      },
+    },
+    "norm_activation": {"activation": "swish"},
+  },
+  "losses": {"l2_weight_decay": 1e-5},
+}
+
+ARCHITECTURE = image_classification.Architecture(
+  name="efficientnet",
+  backbone="efficientnet",
+  variants=("model_id", "SCALING_MAP"),
+  title="EfficientNet-{model_id}",
+  description="An EfficientNet (arXiv:1905.11946)",
+  experiment="efficientnet_imagenet",
+  small={"norm_activation": {"norm_momentum": 0.9}},
+  experiments={
+    # `official.vision` has the backbone, and no experiment of its own for it.
+    "efficientnet_imagenet": image_classification.Experiment(
+      base="image_classification", changes=_IMAGENET
+    ),
+    "legacy_efficientnet": image_classification.Experiment(
+      base="image_classification",
+      changes=_IMAGENET,
+      normalization="pixels",
+      build=legacy_classifier,
+      settable=["num_classes", "backbone"],
+    ),
+  },
+)

@@ -1,0 +1,313 @@
+"""Model Garden's image classifiers, and the pieces that are cut out of them.
+
+A classifier is built from an experiment of `official.vision`
+(`official/vision/configs/image_classification.py`), whatever its backbone.
+Feature vector, logits and endpoints are cut out of it after it was restored or
+trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import importlib
+from typing import Any
+
+from etils import epy
+
+from models import autograph
+
+with epy.lazy_imports():
+  from official.core import config_definitions
+  from official.core import exp_factory
+  from official.legacy.image_classification.resnet import imagenet_preprocessing
+  from official.modeling import hyperparams
+  from official.vision.configs import image_classification
+  from official.vision.modeling import factory
+  from official.vision.ops import preprocess_ops
+  import tensorflow as tf
+  import tf_keras
+  import yaml
+
+NORMALIZATIONS = ("imagenet", "imagenet_means", "pixels", "none")
+
+_SMALL_IMAGES = {"num_classes": 10, "input_size": [32, 32, 3]}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+  """A configuration of a classifier and its training.
+
+  Attributes:
+    base: The experiment of `official.vision` that it changes.
+    changes: What it changes in the config of the task.
+    normalization: What training does to the images, one of `NORMALIZATIONS`.
+    build: Builds the classifier from the config of the task; None: the factory
+      of `official.vision`.
+    settable: With `build`, the fields of `task.model` that it reads. Overrides
+      of other fields are refused.
+  """
+
+  base: str
+  changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  normalization: str = "imagenet"
+  build: Callable[[Any], tf_keras.Model] | None = None
+  settable: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Architecture:
+  """A family of classifiers: what tells one backbone from another.
+
+  Attributes:
+    name: Stem of the names of its modules, programs and experiments.
+    backbone: Type of the backbone in Model Garden's config, and its module.
+    variants: The field of the backbone's config that names the variant, and the
+      table in the backbone's module that has all variants.
+    title: Name of the model; `{…}` stands for fields of the backbone's config.
+    description: A noun phrase for the model card, with the source.
+    experiment: Name of the experiment that is the default for checkpoints.
+    small: What to change in the config of its model so that it trains in about
+      a minute on images of 32 by 32 pixels. `NAME_small` is that experiment.
+    experiments: Further experiments, by name; the others are Model Garden's.
+    any_size: Makes the classifier that `official.vision` builds for images of
+      one size into one for images of any size, with the same layers. None: it
+      builds one for any size.
+    own_gradients: Qualified names of the classes of its layers whose gradient
+      needs a compile-time constant of the forward pass (see
+      `exporters/reusable/xla.py`).
+  """
+
+  name: str
+  backbone: str
+  variants: tuple[str, str]
+  title: str
+  description: str
+  experiment: str
+  small: Mapping[str, Any]
+  experiments: Mapping[str, Experiment] = dataclasses.field(
+    default_factory=dict
+  )
+  any_size: Callable[[tf_keras.Model], tf_keras.Model] | None = None
+  own_gradients: Sequence[str] = ()
+
+
+def experiment(architecture: Architecture, name: str | None) -> Experiment:
+  """Returns an experiment of an architecture.
+
+  Args:
+    architecture: The architecture.
+    name: `NAME_small`, one of its `experiments`, or one of
+      `official.core.exp_factory`; None: its default.
+  """
+  name = name or architecture.experiment
+  if name == f"{architecture.name}_small":
+    of_checkpoints = experiment(architecture, None)
+    changes = dict(of_checkpoints.changes)
+    changes["model"] = _merged(
+      changes.get("model", {}), _SMALL_IMAGES, architecture.small
+    )
+    return dataclasses.replace(of_checkpoints, changes=changes)
+  return architecture.experiments.get(name) or Experiment(base=name)
+
+
+def _merged(*mappings: Mapping[str, Any]) -> dict[str, Any]:
+  """Merges nested mappings; the last one wins."""
+  result: dict[str, Any] = {}
+  for mapping in mappings:
+    for key, value in mapping.items():
+      is_nested = isinstance(value, Mapping)
+      result[key] = _merged(result.get(key, {}), value) if is_nested else value
+  return result
+
+
+def config(
+  architecture: Architecture,
+  name: str | None = None,
+  overrides: Sequence[str] = (),
+) -> config_definitions.ExperimentConfig:
+  """Makes the configuration of a classifier and its training.
+
+  Args:
+    architecture: The architecture.
+    name: Name of the experiment, as `experiment` takes it.
+    overrides: YAML files, or YAML or `key=value,…` itself, each of which
+      changes what goes before it. Keys are those of the experiment, such as
+      `task.model.num_classes`.
+
+  Raises:
+    ValueError: The experiment is unknown or not one of this architecture, or
+      an override has an unknown key or cannot be read.
+  """
+  # Importing this module registers the experiments, so it comes first.
+  classification_task = image_classification.ImageClassificationTask
+  chosen = experiment(architecture, name)
+  try:
+    params = exp_factory.get_exp_config(chosen.base)
+  except LookupError as e:
+    ours = [f"{architecture.name}_small", *architecture.experiments]
+    raise ValueError(
+      f"There is no experiment {name}. Those of this exporter are"
+      f" {', '.join(ours)}, and those of Model Garden that have a"
+      f" {architecture.backbone}, such as {architecture.experiment}."
+    ) from e
+  if not isinstance(params.task, classification_task):
+    raise ValueError(f"{name} is not an experiment of an image classifier.")
+  params.task.override(chosen.changes)
+  before = params.as_dict()
+  for override in overrides:
+    _override(params, override)
+  if chosen.build:
+    after = params.as_dict()
+    for field in chosen.settable:
+      before["task"]["model"][field] = after["task"]["model"][field]
+    if after != before:
+      raise ValueError(
+        f"Of {name} only these can be changed:"
+        f" {', '.join(f'task.model.{field}' for field in chosen.settable)}."
+      )
+  backbone = params.task.model.backbone
+  if backbone.type != architecture.backbone:
+    raise ValueError(
+      f"The backbone of {name} is of type {backbone.type}, not"
+      f" {architecture.backbone}."
+    )
+  field, table = architecture.variants
+  variants = getattr(_backbone_module(architecture), table)
+  if getattr(backbone.get(), field) not in variants:
+    raise ValueError(
+      f"task.model.backbone.{backbone.type}.{field} is"
+      f" {getattr(backbone.get(), field)}; there are"
+      f" {', '.join(map(str, variants))}."
+    )
+  return params
+
+
+def _backbone_module(architecture: Architecture) -> Any:
+  """Imports the module of a backbone, which registers it with the factory."""
+  return importlib.import_module(
+    f"official.vision.modeling.backbones.{architecture.backbone}"
+  )
+
+
+def _override(
+  params: config_definitions.ExperimentConfig, override: str
+) -> None:
+  try:
+    hyperparams.override_params_dict(params, override, is_strict=True)
+    params.validate()
+  except KeyError as e:
+    message, *_ = e.args[0].split(". ")  # The rest is advice for programmers.
+    raise ValueError(f"Configuration {override}: {message}.") from e
+  except (AttributeError, TypeError, ValueError, yaml.YAMLError) as e:
+    message = " ".join(str(e).split())
+    raise ValueError(f"Configuration {override}: {message}") from e
+  except tf.errors.OpError as e:
+    raise ValueError(f"Cannot read {override}: {e.message}.") from e
+
+
+@autograph.off
+def classifier(
+  architecture: Architecture,
+  params: config_definitions.ExperimentConfig,
+  name: str | None = None,
+) -> tf_keras.Model:
+  """Builds the classifier as its training does.
+
+  Args:
+    architecture: The architecture.
+    params: What `config` returns.
+    name: Name of the experiment that `params` are of.
+
+  Returns:
+    Model Garden's classifier, from normalized images, float32
+    `[batch, height, width, 3]`, to logits or, in `official.legacy`,
+    probabilities, float32 `[batch, num_classes]`. Height and width are free
+    unless the architecture has `any_size`.
+
+  Raises:
+    ValueError: Model Garden cannot build it.
+  """
+  chosen = experiment(architecture, name)
+  _backbone_module(architecture)
+  weight_decay = params.task.losses.l2_weight_decay
+  size = (
+    params.task.model.input_size[:2] if architecture.any_size else [None] * 2
+  )
+  try:
+    if chosen.build:
+      return chosen.build(params.task)
+    return factory.build_classification_model(
+      tf_keras.layers.InputSpec(shape=[None, *size, 3]),
+      params.task.model,
+      # Half of it, as in `official/vision/tasks/image_classification.py`.
+      tf_keras.regularizers.L2(weight_decay / 2) if weight_decay else None,
+    )
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
+    raise ValueError(
+      f"Model Garden cannot build a {architecture.backbone} with this config:"
+      f" {type(e).__name__}: {' '.join(str(e).split())}"
+    ) from e
+
+
+@autograph.off
+def cut(
+  model: tf_keras.Model, names: Sequence[str], normalization: str = "imagenet"
+) -> tf_keras.Model:
+  """Cuts a piece out of a classifier. It shares the classifier's layers.
+
+  Args:
+    model: What `classifier` returns, or what `Architecture.any_size` makes of
+      it.
+    names: What the piece returns: `feature_vector`, the input of the last
+      layer, before dropout; `logits`; or endpoints, the feature maps of the
+      backbone, by Model Garden's names, such as `2` for level 2.
+    normalization: What is done to the images first. `imagenet` subtracts the
+      means of ImageNet's channels and divides by their deviations, as training
+      in `official.vision` does. `imagenet_means` multiplies by 255 and
+      subtracts other means, as training of the ResNet in `official.legacy`
+      does. `pixels` multiplies by 255. `none` leaves the images as they are.
+
+  Returns:
+    A Keras model from images, float32 `[batch, height, width, 3]`, RGB in
+    [0, 1], to the output, or to a dict of outputs if `names` has several.
+
+  Raises:
+    ValueError: The classifier has no output of that name.
+  """
+  outputs = {}
+  for layer in model.layers:
+    if isinstance(layer, tf_keras.Model):  # The backbone.
+      outputs.update(layer.get_output_at(0))
+  outputs.pop("pre_logits", None)  # A vision transformer's feature vector.
+  logits = max(
+    i
+    for i, layer in enumerate(model.layers)
+    if isinstance(layer, tf_keras.layers.Dense)
+  )
+  dropout = isinstance(model.layers[logits - 1], tf_keras.layers.Dropout)
+  outputs["feature_vector"] = model.layers[logits - 1 - dropout].output
+  outputs["logits"] = model.layers[logits].output
+  for name in names:
+    if name not in outputs:
+      raise ValueError(f"The model has no {name}; it has {', '.join(outputs)}.")
+  chosen = {name: outputs[name] for name in names}
+  piece = tf_keras.Model(
+    model.input, chosen if len(chosen) > 1 else chosen[names[0]]
+  )
+  images = tf_keras.Input(model.input_shape[1:], name="images")
+  return tf_keras.Model(images, piece(_normalized(images, normalization)))
+
+
+def _normalized(images: tf.Tensor, normalization: str) -> tf.Tensor:
+  means = [0.0] * 3
+  factors = [255.0] * 3
+  if normalization == "none":
+    return images
+  if normalization == "imagenet":
+    means = preprocess_ops.MEAN_NORM
+    factors = [1 / deviation for deviation in preprocess_ops.STDDEV_NORM]
+  elif normalization == "imagenet_means":
+    means = [mean / 255 for mean in imagenet_preprocessing.CHANNEL_MEANS]
+  offsets = [-m * f for m, f in zip(means, factors, strict=True)]
+  return tf_keras.layers.Rescaling(factors, offsets)(images)
