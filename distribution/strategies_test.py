@@ -140,23 +140,23 @@ class StrategiesTest(parameterized.TestCase, tf.test.TestCase):
   @parameterized.parameters(
     ("multi_worker_mirrored", None, "needs TF_CONFIG in the environment"),
     ("parameter_server", "", "needs TF_CONFIG in the environment"),
-    ("multi_worker_mirrored", "{", "TF_CONFIG is not as .*JSONDecodeError"),
-    ("multi_worker_mirrored", "[]", "TF_CONFIG is not as .*TypeError"),
-    ("multi_worker_mirrored", '{"cluster": 1}', "TF_CONFIG is not as"),
+    ("multi_worker_mirrored", "{", "TF_CONFIG is not like .*JSONDecodeError"),
+    ("multi_worker_mirrored", "[]", "TF_CONFIG is not like .*TypeError"),
+    ("multi_worker_mirrored", '{"cluster": 1}', "TF_CONFIG is not like"),
     (
       "multi_worker_mirrored",
       _tf_config(_CLUSTER, "worker", 2),
-      "the cluster has no worker 2",
+      "the task .* is worker 2, but the cluster has no",
     ),
     (
       "multi_worker_mirrored",
       _tf_config(_CLUSTER, "chief", 0),
-      "the cluster has no chief 0",
+      "but the cluster has no chief 0",
     ),
     (
       "multi_worker_mirrored",
       _tf_config({**_CLUSTER, "ps": ["localhost:3"]}, "worker", 0),
-      "has a ps; there may be chief, worker",
+      "has the unknown job ps; known are chief, worker",
     ),
     (
       "parameter_server",
