@@ -1,8 +1,7 @@
-"""How training is distributed, and in which precision, as flags say.
+"""Flags for TensorFlow's distribution strategies and for mixed precision.
 
-The strategies are TensorFlow's. What they need and is not there, an accelerator
-or the other processes of a cluster, is an error: never is something else used
-in its place, and never waited for without end.
+A missing accelerator or cluster process is an error. There is no fallback, and
+every wait has a timeout.
 """
 
 from __future__ import annotations
@@ -37,27 +36,25 @@ STRATEGIES = (
 )
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
-# Seconds that a TPU, or all processes of a cluster, may take to answer.
+# Seconds that a TPU, or all processes of a cluster, may take to start.
 START_TIMEOUT = 600
-_CONNECT_TIMEOUT = 10
-_METADATA_TIMEOUT = 1
+_CONNECT_TIMEOUT = 10  # Seconds.
 
 _NO_TPU = (
   "This machine has no TPU: there is neither /dev/accel* nor a group in"
   " /dev/vfio."
 )
 _NO_METADATA = (
-  "Google Cloud's metadata server, which tells where a TPU of this name is,"
-  " does not answer. On another machine say --tpu=local or --tpu=grpc://HOST:PORT."
+  "Google Cloud's metadata server, which knows the addresses of named TPUs,"
+  " does not answer. Outside Google Cloud use --tpu=local or --tpu=grpc://HOST:PORT."
 )
 _EXAMPLE = (
   '{"cluster": {"worker": ["host0:2222", "host1:2222"]},'
   ' "task": {"type": "worker", "index": 0}}'
 )
 
-
-# Ends at the end of its input, which is closed when its parent ends too.
-_WATCH = """
+# The watchdog ends at the end of its input, which closes if its parent ends.
+_WATCHDOG = """
 import os, select, signal, sys
 _, timeout, parent, message = sys.argv
 if not select.select([sys.stdin], [], [], float(timeout))[0]:
@@ -68,7 +65,7 @@ if not select.select([sys.stdin], [], [], float(timeout))[0]:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """What the flags say, by the same names."""
+  """The values of the flags, under the same names."""
 
   strategy: str = "default"
   tpu: str | None = None
@@ -84,41 +81,48 @@ def define_flags(condition: str = "") -> None:
   """Defines the flags.
 
   Args:
-    condition: What help texts begin with, where the flags do not always apply.
+    condition: Prefix of the help texts that says when the flags apply.
   """
   flags.DEFINE_enum(
     "strategy",
     "default",
     STRATEGIES,
-    f"{condition}How to distribute the training. default: not at all, on a GPU"
-    " if there is one. one_device: the same, as a strategy. mirrored: on all"
-    " GPUs of this machine, or if there are none on its logical CPUs."
-    " multi_worker_mirrored: on several machines, each of which runs the same"
-    " command with TF_CONFIG in its environment. parameter_server: with"
-    " TF_CONFIG too, on workers and parameter servers, which run the same"
-    " command and end when they are stopped. tpu: on the TPU that --tpu names.",
+    f"{condition}How to distribute training. default: on one device, the GPU if"
+    " there is one. one_device: the same with OneDeviceStrategy. mirrored: on"
+    " all GPUs of this machine, or on its logical CPUs if it has no GPU."
+    " multi_worker_mirrored: on several machines; run the same command on each"
+    " with TF_CONFIG set. parameter_server: on workers and parameter servers;"
+    " run the same command on each with TF_CONFIG set, and stop all but the"
+    " chief yourself. tpu: on the TPU that --tpu names.",
   )
   flags.DEFINE_string(
     "tpu",
     None,
-    f"{condition}With --strategy=tpu: local, for the TPU of this machine; its"
-    " name in Google Cloud; or an address as grpc://HOST:PORT.",
+    f"{condition}The TPU for --strategy=tpu: local for the TPU of this machine,"
+    " a name in Google Cloud, or an address, grpc://HOST:PORT.",
   )
   flags.DEFINE_integer(
     "num_gpus",
     None,
-    f"{condition}How many GPUs of this machine to use; so many there must be."
-    " The default is all.",
+    f"{condition}Number of this machine's GPUs to use; fewer is an error."
+    " Default: all.",
     lower_bound=0,
   )
   flags.DEFINE_enum(
     "mixed_precision",
     "float32",
     PRECISIONS,
-    f"{condition}What layers compute in; variables are float32.",
+    f"{condition}The dtype that layers compute in; variables are float32.",
   )
-  # Before TensorFlow is imported: the one for TPUs looks for one then, and on
-  # a machine without any for more than five minutes.
+  _register_validators()
+
+
+def _register_validators() -> None:
+  """Checks flags before TensorFlow is imported.
+
+  TensorFlow for TPUs looks for a TPU when it is imported. On a machine without
+  one that takes more than five minutes.
+  """
   flags.register_validator(
     "tpu", lambda tpu: tpu != "local" or has_tpu(), _NO_TPU
   )
@@ -130,7 +134,8 @@ def define_flags(condition: str = "") -> None:
   flags.register_multi_flags_validator(
     ["strategy", "tpu"],
     lambda values: (values["strategy"] == "tpu") == bool(values["tpu"]),
-    "--strategy=tpu and --tpu=local|NAME|grpc://HOST:PORT go together.",
+    "--strategy=tpu needs --tpu=local|NAME|grpc://HOST:PORT, and --tpu needs"
+    " --strategy=tpu.",
   )
   flags.register_multi_flags_validator(
     ["strategy", "num_gpus"],
@@ -138,7 +143,7 @@ def define_flags(condition: str = "") -> None:
       (values["num_gpus"] or 0)
       <= {"default": 1, "one_device": 1, "tpu": 0}.get(values["strategy"], 1e9)
     ),
-    "--num_gpus is at most 1 with --strategy=default and one_device, and 0 with"
+    "--num_gpus is at most 1 with --strategy=default or one_device, and 0 with"
     " tpu.",
   )
   flags.register_multi_flags_validator(
@@ -147,25 +152,24 @@ def define_flags(condition: str = "") -> None:
       (values["strategy"], values["mixed_precision"])
       != ("tpu", "mixed_float16")
     ),
-    "TPUs compute in bfloat16: say --mixed_precision=mixed_bfloat16.",
+    "TPUs compute in bfloat16: use --mixed_precision=mixed_bfloat16.",
   )
 
 
 def prepare(config: Config) -> None:
-  """Prepares the import of TensorFlow, which must come after it.
+  """Sets environment variables that TensorFlow reads when it is imported.
 
-  For the TPU of this machine TensorFlow is told where libtpu is, and to use its
-  C API, as that of the package tensorflow-tpu needs it. What the environment
-  says already stays.
+  For a local TPU they name the path of libtpu and select its C API, which the
+  package tensorflow-tpu needs. Variables that are set already stay as they are.
 
   Args:
-    config: What is asked for.
+    config: The values of the flags.
   """
   if config.tpu != "local":
     return
   try:
     import libtpu
-  except ImportError:  # A machine that has it elsewhere, and says so.
+  except ImportError:  # The environment names a libtpu outside Python.
     return
   for name, value in (
     ("PJRT_DEVICE", "TPU"),
@@ -176,25 +180,25 @@ def prepare(config: Config) -> None:
 
 
 def from_flags() -> Config:
-  """Returns what the flags say; the default in a program that has none."""
+  """Returns the values of the flags, or the defaults if none are defined."""
   return Config(
     **{name: flags.FLAGS[name].value for name in FLAGS if name in flags.FLAGS}
   )
 
 
 def get(config: Config) -> tf.distribute.Strategy:
-  """Makes a strategy. Must come before anything else that TensorFlow runs.
+  """Makes a strategy. Call it before TensorFlow runs anything.
 
-  In a worker or parameter server of `parameter_server` it does not return: such
-  a process does what the chief says, until it is stopped. A process whose TPU
-  or cluster does not answer within `START_TIMEOUT` seconds is killed, with an
-  error on standard error: there is no other way out of TensorFlow's waiting.
+  With `parameter_server` only the chief returns: workers and parameter servers
+  serve it until they are stopped. If the TPU or the cluster does not answer
+  within `START_TIMEOUT` seconds, the process prints an error and is killed,
+  because nothing else interrupts TensorFlow's wait.
 
   Args:
-    config: What is asked for.
+    config: The values of the flags.
 
   Raises:
-    ValueError: It is not there.
+    ValueError: An accelerator or a cluster process is missing.
   """
   _choose_gpus(config)
   name = config.strategy
@@ -214,7 +218,7 @@ def get(config: Config) -> tf.distribute.Strategy:
 
 
 def has_tpu() -> bool:
-  """Tells whether this machine has a TPU, without TensorFlow."""
+  """Returns whether this machine has a TPU, without importing TensorFlow."""
   devices = pathlib.Path("/dev")
   return any(devices.glob("accel*")) or any(devices.glob("vfio/[0-9]*"))
 
@@ -224,14 +228,14 @@ def _is_name(tpu: str) -> bool:
 
 
 def _has_metadata_server() -> bool:
-  """Tells whether it listens where TensorFlow asks it for project and zone."""
+  """Returns whether a server listens where TensorFlow asks for metadata."""
   host = os.environ.get("GCE_METADATA_HOST") or os.environ.get(
     "GCE_METADATA_IP", "metadata.google.internal"
   )
   try:
     url = urllib.parse.urlsplit(f"http://{host}")
     address = url.hostname, url.port or 80
-    socket.create_connection(address, _METADATA_TIMEOUT).close()
+    socket.create_connection(address, _CONNECT_TIMEOUT).close()
   except (OSError, ValueError):
     return False
   return True
@@ -239,7 +243,7 @@ def _has_metadata_server() -> bool:
 
 @contextlib.contextmanager
 def precision(name: str) -> Iterator[None]:
-  """Makes layers that are built in this context compute in a precision.
+  """Sets the precision of the layers that are built in this context.
 
   Args:
     name: One of `PRECISIONS`.
@@ -254,20 +258,20 @@ def precision(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cluster_errors() -> Iterator[None]:
-  """Ends this process, with one line, if what trains with it is lost."""
+  """Exits with a one-line error if a cluster process or the TPU is lost."""
   try:
     yield
   except (tf.errors.AbortedError, tf.errors.UnavailableError) as e:
     message, *_ = e.message.strip().splitlines()[-1:] or [""]
     sys.exit(
       "ERROR: Another process of the cluster has gone, or the TPU. Start all"
-      " processes again; where they keep the state of the training they go on"
-      f" after the last epoch that they ended. TensorFlow says: {message}"
+      " processes again; with a backup directory, training resumes after the"
+      f" last complete epoch. TensorFlow says: {message}"
     )
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
-  """Tells whether this process is the one that writes what all have made."""
+  """Returns whether this process writes files for the whole cluster."""
   resolver = strategy.cluster_resolver
   if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
     return True
@@ -279,36 +283,36 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 def io_device(strategy: tf.distribute.Strategy) -> str | None:
-  """Returns the device that reads and writes files, for TensorFlow's options.
+  """Returns the `experimental_io_device` of TensorFlow's load and save options.
 
   Args:
-    strategy: The strategy in whose scope something is loaded or saved.
+    strategy: The strategy in whose scope a model is loaded or saved.
 
   Returns:
-    This process, where variables are on other machines, which do not see its
-    disk: on TPUs that are reached by an address, and on parameter servers. None
-    where each variable's device will do.
+    This process if the variables are on machines that do not see its disk: on a
+    remote TPU or on parameter servers. None otherwise: the device of each
+    variable reads and writes it.
   """
   if is_asynchronous(strategy):
     return "/job:chief"
   if isinstance(strategy, tf.distribute.TPUStrategy) and (
-    strategy.cluster_resolver.master()  # Of a local one it is empty.
+    strategy.cluster_resolver.master()  # Empty for a local TPU.
   ):
     return "/job:localhost"
   return None
 
 
 def is_asynchronous(strategy: tf.distribute.Strategy) -> bool:
-  """Tells whether workers train each with batches of its own."""
+  """Returns whether each worker trains on its own batches."""
   return isinstance(strategy, tf.distribute.ParameterServerStrategy)
 
 
 def evaluate(model: tf_keras.Model, batches: tf.data.Dataset) -> float:
-  """Tests a classifier with the strategy that it was built with.
+  """Evaluates a classifier with the strategy that it was built with.
 
   Args:
-    model: Compiled, with the accuracy as its one weighted metric; it returns
-      logits.
+    model: A compiled model that returns logits. Its accuracy is its only
+      weighted metric.
     batches: Inputs, labels, and weights.
 
   Returns:
@@ -317,8 +321,7 @@ def evaluate(model: tf_keras.Model, batches: tf.data.Dataset) -> float:
   if not is_asynchronous(model.distribute_strategy):
     _, accuracy = model.evaluate(batches, verbose=0)
     return accuracy
-  # By its own `evaluate` each worker would test on everything, for as long as
-  # it takes to have so many steps together.
+  # In `model.evaluate` each worker would go through all batches by itself.
   metric = tf_keras.metrics.SparseCategoricalAccuracy()
   for inputs, labels, weights in batches:
     metric.update_state(labels, model(inputs, training=False), weights)
@@ -332,8 +335,8 @@ def _choose_gpus(config: Config) -> None:
   if config.num_gpus > len(gpus):
     raise ValueError(
       f"--num_gpus={config.num_gpus}: TensorFlow finds {len(gpus) or 'no'} GPUs"
-      " on this machine. If it has them, TensorFlow lacks the CUDA libraries:"
-      " Bazel's --config=gpu installs them, or pip as tensorflow[and-cuda]."
+      " on this machine. If it has more, install the CUDA libraries: with"
+      " Bazel's --config=gpu, or with pip as tensorflow[and-cuda]."
     )
   chosen = gpus[: config.num_gpus]
   if chosen != tf.config.get_visible_devices("GPU"):
@@ -348,20 +351,20 @@ def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
   if tpu.startswith("grpc://"):
     _check_address("--tpu", tpu.removeprefix("grpc://"))
   try:
-    with _limited(f"--tpu={tpu}: the TPU does not answer"):
+    with _time_limit(f"--tpu={tpu}: the TPU did not answer"):
       return distribute_utils.get_distribution_strategy("tpu", tpu_address=tpu)
   except (
     tf.errors.OpError,
     ImportError,
-    OSError,  # What it is asked over the network fails.
+    OSError,  # A request over the network has failed.
     RuntimeError,
     ValueError,
   ) as e:
     message, *_ = str(e).strip().splitlines() or [""]
     raise ValueError(
-      f"--tpu={tpu}: TensorFlow cannot use this TPU. Is it ready, and is"
-      " this TensorFlow made for it (as with Bazel's --config=tpu)? It says:"
-      f" {type(e).__name__}: {message}"
+      f"--tpu={tpu}: TensorFlow cannot use this TPU. Check that the TPU is"
+      " ready and that this TensorFlow supports TPUs, as with Bazel's --config=tpu."
+      f" TensorFlow says: {type(e).__name__}: {message}"
     ) from e
 
 
@@ -384,36 +387,36 @@ def _cluster_strategy(name: str) -> tf.distribute.Strategy:
     allowed=("chief", "worker") if is_mirrored else ("chief", "worker", "ps"),
   )
   if not is_mirrored and task_type != "chief":
-    _server = tf.distribute.Server(  # Runs for as long as there is this name.
+    _server = tf.distribute.Server(  # Runs for as long as it is referenced.
       tf.train.ClusterSpec(cluster), job_name=task_type, task_index=index
     )
-    # `Server.join` would let Python handle no signal, and nothing clean up.
+    # `Server.join` blocks Python's signal handlers, and with them any clean-up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     while True:
       signal.pause()
   size = sum(len(addresses) for addresses in cluster.values())
-  with _limited(
+  with _time_limit(
     f"--strategy={name}: not all {size} processes of the cluster in TF_CONFIG"
-    " have come"
+    " started"
   ):
     try:
       return distribute_utils.get_distribution_strategy(name)
     except (tf.errors.OpError, RuntimeError) as e:
       message, *_ = str(e).strip().splitlines() or [""]
       raise ValueError(
-        f"--strategy={name}: no cluster came about: {message}"
+        f"--strategy={name}: the cluster did not start: {message}"
       ) from e
 
 
 def _read_tf_config(
   strategy: str, needed: Sequence[str], allowed: Sequence[str]
 ) -> tuple[dict[str, list[str]], str, int]:
-  """Checks TF_CONFIG; returns the cluster, and this process's task in it."""
+  """Checks TF_CONFIG. Returns the cluster and this process's task in it."""
   value = os.environ.get("TF_CONFIG")
   if not value:
     raise ValueError(
-      f"--strategy={strategy} needs TF_CONFIG in the environment: which"
-      " processes there are, and which this one is, as JSON, for example"
+      f"--strategy={strategy} needs TF_CONFIG in the environment. It names all"
+      " processes of the cluster and the task of this one as JSON, for example"
       f" {_EXAMPLE}."
     )
   try:
@@ -425,7 +428,7 @@ def _read_tf_config(
     task_type, index = config["task"]["type"], int(config["task"]["index"])
   except (AttributeError, KeyError, TypeError, ValueError) as e:
     raise ValueError(
-      f"TF_CONFIG is not as {_EXAMPLE}: {type(e).__name__}: {e}."
+      f"TF_CONFIG is not like {_EXAMPLE}: {type(e).__name__}: {e}."
     ) from e
   for job in needed:
     if not cluster.get(job):
@@ -435,27 +438,27 @@ def _read_tf_config(
   for job in cluster:
     if job not in allowed:
       raise ValueError(
-        f"--strategy={strategy}: the cluster in TF_CONFIG has a {job}; there"
-        f" may be {', '.join(allowed)}."
+        f"--strategy={strategy}: the cluster in TF_CONFIG has the unknown job"
+        f" {job}; known are {', '.join(allowed)}."
       )
   if not 0 <= index < len(cluster.get(task_type, ())):
     raise ValueError(
-      f"TF_CONFIG: the cluster has no {task_type} {index}, which this process"
-      " is said to be."
+      f"TF_CONFIG: the task of this process is {task_type} {index}, but the"
+      f" cluster has no {task_type} {index}."
     )
   return cluster, task_type, index
 
 
 @contextlib.contextmanager
-def _limited(message: str) -> Iterator[None]:
-  """Ends this process if what is done in this context takes too long.
+def _time_limit(message: str) -> Iterator[None]:
+  """Kills this process if it stays in this context for `START_TIMEOUT` seconds.
 
-  TensorFlow waits with Python's lock held, so that no thread and no signal
-  handler would have its turn; another process does.
+  TensorFlow holds Python's lock while it waits, so no thread or signal handler
+  of this process could end the wait. The watchdog is another process.
   """
-  watch = subprocess.Popen(
+  watchdog = subprocess.Popen(
     [
-      *(sys.executable, "-c", _WATCH, str(START_TIMEOUT), str(os.getpid())),
+      *(sys.executable, "-c", _WATCHDOG, str(START_TIMEOUT), str(os.getpid())),
       f"ERROR: {message} within {START_TIMEOUT} s.",
     ],
     stdin=subprocess.PIPE,
@@ -463,4 +466,4 @@ def _limited(message: str) -> Iterator[None]:
   try:
     yield
   finally:
-    watch.communicate()
+    watchdog.communicate()

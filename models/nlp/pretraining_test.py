@@ -1,6 +1,5 @@
 import multiprocessing
 import os
-import socket
 import time
 
 import numpy as np
@@ -8,6 +7,7 @@ from official.nlp.configs import encoders
 import tensorflow as tf
 import tf_keras
 
+from distribution import addresses
 from models.nlp import bert
 from models.nlp import datasets
 from models.nlp import preprocessing
@@ -82,13 +82,10 @@ def _train_in_a_process(checkpoint_dir):
   )
 
 
-def _train_on_parameter_server(text_file, checkpoint_dir, accuracy_file):
-  with socket.socket() as worker, socket.socket() as ps:
-    cluster = {}
-    for job, s in {"worker": worker, "ps": ps}.items():
-      s.bind(("localhost", 0))
-      cluster[job] = [f"localhost:{s.getsockname()[1]}"]
-  cluster = tf.train.ClusterSpec(cluster)
+def _train_on_parameter_server(
+  worker, ps, text_file, checkpoint_dir, accuracy_file
+):
+  cluster = tf.train.ClusterSpec({"worker": [worker], "ps": [ps]})
   # Those of one process wait for each other where there are fewer threads.
   config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=4)
   _servers = [
@@ -204,10 +201,12 @@ class TrainTest(tf.test.TestCase):
     with open(text_file, "w") as f:
       f.write("\n\n".join(" ".join([word] * 25) for word in words))
     process = multiprocessing.get_context("spawn").Process(
-      target=_train_on_parameter_server, args=paths, daemon=True
+      target=_train_on_parameter_server,
+      args=[*self.enter_context(addresses.held(2)), *paths],
+      daemon=True,
     )
     process.start()
-    process.join(120)
+    process.join()
     self.assertEqual(process.exitcode, 0)
     with open(accuracy_file) as f:
       # 0.90 to 0.93 were measured.
