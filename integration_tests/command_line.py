@@ -1,12 +1,13 @@
-"""What the command lines of all consumers share."""
+"""The command line that all programs here share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import gc
 import os
 import sys
+from typing import Any
 
 from absl import app
 from absl import flags
@@ -14,6 +15,7 @@ from absl import logging
 from etils import epy
 
 from distribution import strategies
+from integration_tests import fitting
 
 # Read by TensorFlow when it is imported. tensorflow-hub is Keras 2.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
@@ -21,34 +23,71 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 with epy.lazy_imports():
   import tensorflow as tf
+  import tf_keras
+
+flags.disclaim_key_flags()  # They are those of the program: --help lists them.
+
+# Hyperparameters of exports: what they are, and their largest value.
+HYPERPARAMETERS = {
+  "batch_norm_momentum": ("momentum of batch normalization", 1.0),
+  "dropout_rate": ("rate of dropout", 0.99),
+  "attention_dropout_rate": ("rate of dropout in the attention", 0.99),
+  "stochastic_depth_rate": ("rate at which residual blocks are skipped", 0.99),
+}
 
 
-def define_flags(only_with_retrain: list[str]) -> None:
-  """Defines the flags that all consumers have.
+def define_flags(
+  examples: str,
+  *,
+  retrain: bool,
+  learning_rate: float,
+  hyperparameters: Iterable[str],
+) -> None:
+  """Defines the flags that all these programs have.
 
   Args:
-    only_with_retrain: Flags that say something only with --retrain.
+    examples: What the program trains on, in the plural.
+    retrain: Default of --retrain.
+    learning_rate: Default of --learning_rate.
+    hyperparameters: Names in `HYPERPARAMETERS` to define flags for.
   """
-  flags.DEFINE_string(
-    "saved_model_dir",
-    None,
-    "The export to fine-tune: a directory, also in a bucket, or a URL, which is"
-    " read as TFHUB_MODEL_LOAD_FORMAT in the environment says.",
-    required=True,
-  )
+  _define_path_flags()
   strategies.define_flags()
   flags.adopt_module_key_flags(strategies)
-  flags.DEFINE_string(
-    "backup_dir",
-    None,
-    "Where to keep the state of the training after each epoch until its end."
-    " The same command goes on from there after an interruption. All machines"
-    " must see it.",
+  flags.DEFINE_bool(
+    "retrain",
+    retrain,
+    "Also train the weights of the export. With --noretrain only the new head"
+    " is trained.",
   )
-  flags.DEFINE_string(
-    "output_saved_model_dir", None, "Where to save the fine-tuned model."
+  flags.DEFINE_integer(
+    "epochs", 5, f"Number of passes over the {examples}.", lower_bound=1
   )
-  for name in only_with_retrain:
+  flags.DEFINE_integer(
+    "batch_size",
+    32,
+    f"Number of {examples} in a step, on all devices together.",
+    lower_bound=1,
+  )
+  flags.DEFINE_float(
+    "learning_rate", learning_rate, "Peak learning rate.", lower_bound=0.0
+  )
+  flags.DEFINE_float(
+    "regularization_loss_multiplier",
+    1.0,
+    "With --retrain: factor of the regularization losses of the export.",
+    lower_bound=0.0,
+  )
+  for name in hyperparameters:
+    text, upper_bound = HYPERPARAMETERS[name]
+    flags.DEFINE_float(
+      name,
+      None,
+      f"With --retrain: {text}. The default is the export's.",
+      lower_bound=0.0,
+      upper_bound=upper_bound,
+    )
+  for name in ("regularization_loss_multiplier", *hyperparameters):
     flags.register_multi_flags_validator(
       ["retrain", name],
       lambda values, name=name: (
@@ -58,6 +97,36 @@ def define_flags(only_with_retrain: list[str]) -> None:
     )
 
 
+def _define_path_flags() -> None:
+  flags.DEFINE_string(
+    "saved_model_dir",
+    None,
+    "The export to fine-tune: a directory, also in a bucket, or a URL, which is"
+    " read as TFHUB_MODEL_LOAD_FORMAT in the environment says.",
+    required=True,
+  )
+  flags.DEFINE_string(
+    "backup_dir",
+    None,
+    "Where to keep the state of the training after each epoch until its end."
+    " After an interruption the same command resumes from there. All machines"
+    " must see it.",
+  )
+  flags.DEFINE_string(
+    "output_saved_model_dir", None, "Where to save the fine-tuned model."
+  )
+
+
+def build_arguments() -> dict[str, Any]:
+  """Returns the flags that are arguments of all `build_model`s, by name."""
+  names = ("retrain", "learning_rate", "regularization_loss_multiplier")
+  return {
+    name: flags.FLAGS[name].value
+    for name in (*names, *HYPERPARAMETERS)
+    if name in flags.FLAGS and flags.FLAGS[name].value is not None
+  }
+
+
 def path(value: str | None) -> str | None:
   """Makes a path start from the user's directory under `bazel run` too."""
   if value is None or "://" in value:
@@ -65,15 +134,8 @@ def path(value: str | None) -> str | None:
   return os.path.join(os.environ.get("BUILD_WORKING_DIRECTORY", ""), value)
 
 
-def make_output_dir(strategy: tf.distribute.Strategy) -> str | None:
-  """Makes the directory to save to before the training, not after it.
-
-  Args:
-    strategy: Of several workers only the chief saves.
-
-  Raises:
-    ValueError: It is not empty.
-  """
+def _make_output_dir(strategy: tf.distribute.Strategy) -> str | None:
+  """Makes --output_saved_model_dir, before the training rather than after."""
   output_dir = path(flags.FLAGS.output_saved_model_dir)
   if output_dir and strategies.is_chief(strategy):
     tf.io.gfile.makedirs(output_dir)
@@ -98,7 +160,47 @@ def input_errors() -> Iterator[None]:
     sys.exit(f"ERROR: {' '.join(str(e).split())}")
 
 
-def run(main: Callable[[], None]) -> None:
+def fine_tune(
+  build: Callable[[], tf_keras.Model],
+  prepare: Callable[[tf_keras.Model], tuple[Any, Any, tf_keras.Model]],
+  examples: str,
+) -> tf_keras.Model:
+  """Builds, trains, tests and saves a model as the flags say.
+
+  Args:
+    build: Builds the compiled model, in the scope of the strategy.
+    prepare: Takes that model; returns training data and test data, as for
+      `fitting.fit`, and the model to save.
+    examples: What the program trains on, in the plural.
+
+  Returns:
+    The trained model.
+  """
+  values = flags.FLAGS
+  with input_errors():
+    strategy = strategies.get(strategies.from_flags())
+    output_dir = _make_output_dir(strategy)
+    fitting.check_batch_size(values.batch_size, strategy)
+    with strategies.precision(values.mixed_precision), strategy.scope():
+      model = build()
+    train, test, served = prepare(model)
+  with strategies.cluster_errors():
+    accuracy = fitting.fit(
+      model,
+      train,
+      test,
+      batch_size=values.batch_size,
+      epochs=values.epochs,
+      backup_dir=path(values.backup_dir),
+    )
+    held_out = f"{len(test[1]):,} {examples} held out"
+    print(f"Test accuracy: {accuracy:.4f} on {held_out}")
+    if output_dir:
+      fitting.save(served, output_dir, strategy)
+  return model
+
+
+def run(main: Callable[[], Any]) -> None:
   """Parses the flags and calls `main`."""
 
   def checked(arguments: list[str]) -> None:
@@ -109,7 +211,7 @@ def run(main: Callable[[], None]) -> None:
     try:
       main()
     finally:
-      # Before it ends Python would take models apart, a second for naught.
+      # Saves about a second at exit, where Python would destroy the models.
       gc.freeze()
 
   app.run(checked)

@@ -13,8 +13,8 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
-# Digits are scikit-learn's handwritten ones; the others are downloaded.
-NAMES = ["digits", "digits_5_9", "mnist", "fashion_mnist"]
+# Digits are of scikit-learn; the others are downloaded.
+NUM_CLASSES = {"digits": 10, "digits_5_9": 5, "mnist": 10, "fashion_mnist": 10}
 
 if TYPE_CHECKING:
   Arrays = tuple[np.ndarray, np.ndarray]
@@ -26,7 +26,7 @@ def load(
   """Loads a data set.
 
   Args:
-    name: One of `NAMES`.
+    name: One of `NUM_CLASSES`.
     image_shape: Height, width and channels that the images get. They are grey;
       channels repeat it.
 

@@ -1,8 +1,10 @@
-"""How all consumers train, test and save: with any strategy, and all alike."""
+"""Loads exports as layers; trains, tests and saves with any strategy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 import contextlib
+import inspect
 import tempfile
 from typing import Any
 
@@ -12,7 +14,77 @@ from distribution import strategies
 
 with epy.lazy_imports():
   import tensorflow as tf
+  import tensorflow_hub as hub
   import tf_keras
+
+
+def load_layer(
+  saved_model_dir: str,
+  *,
+  name: str,
+  retrain: bool,
+  regularization_loss_multiplier: float = 1.0,
+  hyperparameters: Mapping[str, float],
+) -> hub.KerasLayer:
+  """Loads an export as a layer.
+
+  Args:
+    saved_model_dir: The export.
+    name: Name of the layer.
+    retrain: Also train its weights.
+    regularization_loss_multiplier: Factor of its regularization losses.
+    hyperparameters: Arguments of the export that replace its defaults.
+
+  Raises:
+    ValueError: The export does not take a hyperparameter.
+  """
+  export = hub.load(
+    saved_model_dir,
+    options=tf.saved_model.LoadOptions(
+      experimental_io_device=strategies.io_device(tf.distribute.get_strategy())
+    ),
+  )
+  if hyperparameters:
+    parameters = inspect.signature(export.__call__).parameters.values()
+    known = [p.name for p in parameters if isinstance(p.default, float)]
+    for unknown in hyperparameters.keys() - set(known):
+      raise ValueError(
+        f"{saved_model_dir} has no hyperparameter {unknown}, but"
+        f" {', '.join(known) or 'none'}. Omit --{unknown}."
+      )
+  if regularization_loss_multiplier != 1.0:
+    export.regularization_losses = [
+      _scaled(loss, regularization_loss_multiplier)
+      for loss in export.regularization_losses
+    ]
+  return hub.KerasLayer(
+    export, trainable=retrain, arguments=dict(hyperparameters), name=name
+  )
+
+
+def _scaled(
+  loss: Callable[[], tf.Tensor], factor: float
+) -> Callable[[], tf.Tensor]:
+  return tf.function(lambda: factor * loss(), input_signature=[])
+
+
+def logits(features: tf.Tensor, num_classes: int) -> tf.Tensor:
+  """Returns what a new dense layer makes of features: float32, as the loss."""
+  return tf_keras.layers.Dense(num_classes, dtype="float32", name="logits")(
+    features
+  )
+
+
+def compiled(
+  model: tf_keras.Model, optimizer: tf_keras.optimizers.Optimizer
+) -> tf_keras.Model:
+  """Compiles a model of logits for training with labels; returns it."""
+  model.compile(
+    optimizer=optimizer,
+    loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    weighted_metrics=["accuracy"],
+  )
+  return model
 
 
 def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy) -> None:

@@ -16,7 +16,7 @@ from distribution import addresses
 from distribution import strategies
 from integration_tests import datasets
 from integration_tests import fitting
-from integration_tests import use_mnist_cnn
+from integration_tests import image_fine_tuning
 
 _EXPORT = flags.DEFINE_string("export", None, "The export to fine-tune.")
 _RESULTS = flags.DEFINE_string("results", None, "Of a worker: what to write.")
@@ -35,7 +35,7 @@ def fit(strategy):
   for retrain in (False, True):
     tf_keras.utils.set_random_seed(1)
     with strategy.scope():
-      model = use_mnist_cnn.build_model(
+      model = image_fine_tuning.build_model(
         _EXPORT.value,
         5,
         retrain=retrain,

@@ -8,10 +8,11 @@ It uses nothing of the code that made the exports.
 
 from __future__ import annotations
 
+from typing import Any
+
 from absl import flags
 from etils import epy
 
-from distribution import strategies
 from integration_tests import command_line
 from integration_tests import fitting
 from integration_tests import texts
@@ -68,48 +69,39 @@ def build_model(
   *,
   retrain: bool,
   steps: int,
-  dropout_rate: float | None = None,
-  attention_dropout_rate: float | None = None,
   learning_rate: float = 3e-4,
+  regularization_loss_multiplier: float = 1.0,
+  **hyperparameters: float,
 ) -> tf_keras.Model:
-  """Puts a new classifier on an encoder, and compiles both for training.
+  """Builds and compiles a new classifier on an encoder.
 
   Args:
     saved_model_dir: The encoder.
     num_classes: Number of classes.
-    retrain: Train the weights of the encoder too.
-    steps: Number of steps that the training will take.
-    dropout_rate: Rate of the encoder's dropout; None: its default.
-    attention_dropout_rate: That of its attention; None: its default.
-    learning_rate: Of AdamW, at its highest: it rises from 0 in the first tenth
-      of the steps, and falls to 0 along a cosine.
+    retrain: Also train the weights of the encoder.
+    steps: Number of steps of the training.
+    learning_rate: Peak learning rate of AdamW: it rises from 0 in the first
+      tenth of the steps, and falls to 0 along a cosine.
+    regularization_loss_multiplier: Factor of the encoder's regularization
+      losses.
+    **hyperparameters: Arguments of the encoder, such as `dropout_rate`.
 
   Returns:
     A model from what the preprocessor returns to logits, float32
     `[batch, num_classes]`.
   """
-  arguments = {
-    "dropout_rate": dropout_rate,
-    "attention_dropout_rate": attention_dropout_rate,
-  }
   inputs = {
     name: tf_keras.Input([None], dtype=tf.int32, name=name)
     for name in ("input_word_ids", "input_mask", "input_type_ids")
   }
-  outputs = hub.KerasLayer(
+  outputs = fitting.load_layer(
     saved_model_dir,
-    trainable=retrain,
-    arguments={k: v for k, v in arguments.items() if v is not None},
-    load_options=tf.saved_model.LoadOptions(
-      experimental_io_device=strategies.io_device(tf.distribute.get_strategy())
-    ),
     name="encoder",
+    retrain=retrain,
+    regularization_loss_multiplier=regularization_loss_multiplier,
+    hyperparameters=hyperparameters,
   )(inputs)
-  # In float32, as the loss, whatever the precision of the rest.
-  logits = tf_keras.layers.Dense(num_classes, dtype="float32", name="logits")(
-    outputs["pooled_output"]
-  )
-  model = tf_keras.Model(inputs, logits)
+  logits = fitting.logits(outputs["pooled_output"], num_classes)
   warmup_steps = max(steps // 10, 1)
   optimizer = tf_keras.optimizers.AdamW(
     tf_keras.optimizers.schedules.CosineDecay(
@@ -124,12 +116,7 @@ def build_model(
   optimizer.exclude_from_weight_decay(
     var_names=["bias", "layer_norm", "LayerNorm"]
   )
-  model.compile(
-    optimizer=optimizer,
-    loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    weighted_metrics=["accuracy"],
-  )
-  return model
+  return fitting.compiled(tf_keras.Model(inputs, logits), optimizer)
 
 
 def preprocessed(
@@ -164,6 +151,12 @@ def serving_model(
 
 def define_flags() -> None:
   """Defines the flags of this program."""
+  command_line.define_flags(
+    "texts",
+    retrain=True,
+    learning_rate=3e-4,
+    hyperparameters=("dropout_rate", "attention_dropout_rate"),
+  )
   flags.DEFINE_string(
     "preprocessor_dir",
     None,
@@ -183,97 +176,45 @@ def define_flags() -> None:
     "Instead of --dataset: a file with a class, a tab and a text in each line."
     " Every fifth line is held out.",
   )
-  flags.DEFINE_bool(
-    "retrain",
-    True,
-    "Train the weights of the encoder too. With --noretrain only a new"
-    " classifier on its features is trained.",
-  )
   flags.DEFINE_integer(
     "seq_length",
     64,
-    "Number of tokens of each text that the encoder gets to see.",
+    "Number of tokens of each text that the encoder receives.",
     lower_bound=3,
   )
-  flags.DEFINE_float(
-    "dropout_rate",
-    None,
-    "With --retrain: the rate, instead of the encoder's default.",
-    lower_bound=0.0,
-    upper_bound=0.99,
-  )
-  flags.DEFINE_float(
-    "attention_dropout_rate",
-    None,
-    "With --retrain: the rate of dropout in the attention, instead of the"
-    " encoder's default.",
-    lower_bound=0.0,
-    upper_bound=0.99,
-  )
-  flags.DEFINE_integer(
-    "epochs", 5, "How often to go through the texts.", lower_bound=1
-  )
-  flags.DEFINE_integer(
-    "batch_size",
-    32,
-    "Texts in a step, on all devices together.",
-    lower_bound=1,
-  )
-  flags.DEFINE_float(
-    "learning_rate",
-    3e-4,
-    "Learning rate of AdamW at its highest. 3e-5 suits large encoders.",
-    lower_bound=0.0,
-  )
-  command_line.define_flags(
-    only_with_retrain=["dropout_rate", "attention_dropout_rate"]
-  )
 
 
-def main() -> None:
+def fine_tune() -> None:
   """Fine-tunes as the flags say."""
   values = flags.FLAGS
   with command_line.input_errors():
-    strategy = strategies.get(strategies.from_flags())
-    output_dir = command_line.make_output_dir(strategy)
-    fitting.check_batch_size(values.batch_size, strategy)
     dataset = (
       texts.read_tsv(command_line.path(values.train_file))
       if values.train_file
       else texts.python_docs()
     )
+
+  def build() -> tf_keras.Model:
+    return build_model(
+      command_line.path(values.saved_model_dir),
+      len(dataset.class_names),
+      steps=-(-len(dataset.train[1]) // values.batch_size) * values.epochs,
+      **command_line.build_arguments(),
+    )
+
+  def prepare(model: tf_keras.Model) -> tuple[Any, Any, tf_keras.Model]:
     preprocessor = load_preprocessor(
       command_line.path(values.preprocessor_dir), values.seq_length
     )
-    with strategies.precision(values.mixed_precision), strategy.scope():
-      model = build_model(
-        command_line.path(values.saved_model_dir),
-        len(dataset.class_names),
-        retrain=values.retrain,
-        steps=-(-len(dataset.train[1]) // values.batch_size) * values.epochs,
-        dropout_rate=values.dropout_rate,
-        attention_dropout_rate=values.attention_dropout_rate,
-        learning_rate=values.learning_rate,
-      )
     check_pair(preprocessor, model)
     train, test = (
       preprocessed(data, preprocessor) for data in (dataset.train, dataset.test)
     )
-  with strategies.cluster_errors():
-    accuracy = fitting.fit(
-      model,
-      train,
-      test,
-      batch_size=values.batch_size,
-      epochs=values.epochs,
-      backup_dir=command_line.path(values.backup_dir),
-    )
-    held_out = f"{len(dataset.test[1]):,} texts held out"
-    print(f"Test accuracy: {accuracy:.4f} on {held_out}")
-    if output_dir:
-      fitting.save(serving_model(model, preprocessor), output_dir, strategy)
+    return train, test, serving_model(model, preprocessor)
+
+  command_line.fine_tune(build, prepare, "texts")
 
 
 if __name__ == "__main__":
   define_flags()
-  command_line.run(main)
+  command_line.run(fine_tune)

@@ -1,0 +1,217 @@
+"""Fine-tunes an exported feature vector or classifier of images."""
+
+from __future__ import annotations
+
+from absl import flags
+from etils import epy
+
+from integration_tests import command_line
+from integration_tests import datasets
+from integration_tests import fitting
+
+with epy.lazy_imports():
+  import numpy as np
+  import tensorflow as tf
+  import tf_keras
+
+flags.disclaim_key_flags()  # They are those of the program.
+
+
+def build_model(
+  saved_model_dir: str,
+  num_classes: int,
+  *,
+  retrain: bool,
+  task: str = "classification",
+  image_size: int | None = None,
+  augmentation: bool = False,
+  regularization_loss_multiplier: float = 1.0,
+  learning_rate: float = 1e-3,
+  **hyperparameters: float,
+) -> tf_keras.Model:
+  """Builds and compiles a new head on an export.
+
+  Args:
+    saved_model_dir: The export. It returns features or logits, `[batch, n]`, or
+      a dict with `feature_vector` and, for segmentation, feature maps.
+    num_classes: Number of classes of images.
+    retrain: Also train the weights of the export.
+    task: `classification` or `segmentation`, which adds class 0, background.
+    image_size: Height and width; None: those of the export, or 32.
+    augmentation: Shift, rotate and zoom the images a little in training.
+    regularization_loss_multiplier: Factor of the export's regularization
+      losses.
+    learning_rate: Learning rate of Adam.
+    **hyperparameters: Arguments of the export, such as `dropout_rate`.
+
+  Returns:
+    A model from images, float32 `[batch, height, width, channels]` in [0, 1],
+    to logits, float32: `[batch, num_classes]` for classification, `[batch,
+    height, width, num_classes + 1]` for segmentation.
+
+  Raises:
+    ValueError: The export does not take or return what the arguments need.
+  """
+  layer = fitting.load_layer(
+    saved_model_dir,
+    name="feature_extractor",
+    retrain=retrain,
+    regularization_loss_multiplier=regularization_loss_multiplier,
+    hyperparameters=hyperparameters,
+  )
+  images = tf_keras.Input(
+    _image_shape(layer.resolved_object, image_size), name="images"
+  )
+  outputs = layer(_augmented(images) if augmentation else images)
+  if task == "segmentation":
+    logits = _pixel_logits(outputs, num_classes + 1, images.shape)
+  else:
+    if isinstance(outputs, dict):
+      outputs = outputs["feature_vector"]
+    logits = fitting.logits(outputs, num_classes)
+  return fitting.compiled(
+    tf_keras.Model(images, logits), tf_keras.optimizers.Adam(learning_rate)
+  )
+
+
+def _image_shape(
+  export: tf.Module, image_size: int | None
+) -> tuple[int, int, int]:
+  """Returns the height, width and channels of the images for an export."""
+  signature = export.signatures.get("serving_default")
+  inputs = (
+    list(signature.structured_input_signature[1].values())
+    if signature
+    else [tf.TensorSpec([None, None, None, 3])]
+  )
+  if len(inputs) != 1 or inputs[0].shape.rank != 4:
+    raise ValueError(f"The export does not take images, but {inputs}.")
+  _, *size, channels = inputs[0].shape
+  if image_size and not set(size) <= {None, image_size}:
+    raise ValueError(
+      f"--image_size={image_size}: the export takes only images of {size[0]} by"
+      f" {size[1]} pixels. Omit --image_size."
+    )
+  height, width = (length or image_size or 32 for length in size)
+  return height, width, channels
+
+
+def _augmented(images: tf.Tensor) -> tf.Tensor:
+  x = tf_keras.layers.RandomTranslation(0.1, 0.1, fill_mode="nearest")(images)
+  x = tf_keras.layers.RandomRotation(0.05, fill_mode="nearest")(x)
+  return tf_keras.layers.RandomZoom(0.1, 0.1, fill_mode="nearest")(x)
+
+
+def _pixel_logits(
+  outputs: tf.Tensor | dict[str, tf.Tensor],
+  num_classes: int,
+  image_shape: tuple[int | None, ...],
+) -> tf.Tensor:
+  """Returns logits of each pixel, from all feature maps of an export.
+
+  A convolution brings each map to 32 channels. Their sum, at a fourth of the
+  image size, gives logits, which are enlarged to the image size.
+  """
+  if not isinstance(outputs, dict):
+    outputs = {}
+  maps = [outputs[k] for k in sorted(outputs) if outputs[k].shape.rank == 4]
+  if not maps:
+    raise ValueError(
+      "--task=segmentation needs an export with endpoints. Export it with"
+      " --endpoints."
+    )
+  _, height, width, _ = image_shape
+  conv, resizing = tf_keras.layers.Conv2D, tf_keras.layers.Resizing
+  x = [resizing(height // 4, width // 4)(conv(32, 1)(x)) for x in maps]
+  x = tf_keras.layers.ReLU()(sum(x))
+  x = conv(num_classes, 3, padding="same", name="logits")(x)
+  return resizing(height, width, dtype="float32")(x)
+
+
+def with_masks(data: datasets.Arrays) -> datasets.Arrays:
+  """Replaces labels by a class of each pixel.
+
+  Args:
+    data: Images, `[n, height, width, channels]`, and labels, int `[n]`.
+
+  Returns:
+    The images, and classes, int `[n, height, width]`: 0 for background, 1 +
+    label for ink.
+  """
+  images, labels = data
+  is_ink = images[..., 0] > 0.5
+  return images, np.where(is_ink, 1 + labels[:, None, None], 0)
+
+
+def define_flags() -> None:
+  """Defines the flags of a program that fine-tunes exports of images."""
+  command_line.define_flags(
+    "images",
+    retrain=False,
+    learning_rate=1e-3,
+    hyperparameters=command_line.HYPERPARAMETERS,
+  )
+  flags.DEFINE_enum(
+    "dataset",
+    "digits_5_9",
+    list(datasets.NUM_CLASSES),
+    "Images to fine-tune on. Digits come with scikit-learn; the others are"
+    " downloaded.",
+  )
+  flags.DEFINE_enum(
+    "task",
+    "classification",
+    ["classification", "segmentation"],
+    "What to predict: the class of each image, or of each pixel: background, or"
+    " the class of the image where there is ink. Segmentation needs an export"
+    " with endpoints.",
+  )
+  flags.DEFINE_integer(
+    "image_size",
+    None,
+    "Height and width of the images. The default is the size that the export"
+    " takes, and 32 if it takes any size.",
+    lower_bound=32,
+  )
+  flags.DEFINE_bool(
+    "augmentation",
+    False,
+    "With --task=classification: shift, rotate and zoom the images a little in"
+    " training.",
+  )
+  flags.register_multi_flags_validator(
+    ["task", "augmentation"],  # Masks would have to move with the images.
+    lambda x: x["task"] == "classification" or not x["augmentation"],
+    "--augmentation applies only with --task=classification.",
+  )
+
+
+def fine_tune() -> tf_keras.Model:
+  """Fine-tunes as the flags say; returns the model."""
+  values = flags.FLAGS
+
+  def build() -> tf_keras.Model:
+    return build_model(
+      command_line.path(values.saved_model_dir),
+      datasets.NUM_CLASSES[values.dataset],
+      task=values.task,
+      image_size=values.image_size,
+      augmentation=values.augmentation,
+      **command_line.build_arguments(),
+    )
+
+  def prepare(
+    model: tf_keras.Model,
+  ) -> tuple[datasets.Arrays, datasets.Arrays, tf_keras.Model]:
+    train, test = datasets.load(values.dataset, model.input_shape[1:])
+    if values.task == "segmentation":
+      train, test = with_masks(train), with_masks(test)
+    return train, test, model
+
+  return command_line.fine_tune(build, prepare, "images")
+
+
+def main() -> None:
+  """Runs the program."""
+  define_flags()
+  command_line.run(fine_tune)
