@@ -174,31 +174,10 @@ def _save(
   extractor: tf_keras.Model, directory: str, provenance: dict[str, str]
 ) -> saving.Source:
   """Writes the SavedModel and its card; returns what they were made of."""
-  tunable = [
-    hyperparameters.of_layers(
-      extractor.submodules,
-      tf_keras.layers.Dropout,
-      "rate",
-      name="dropout_rate",
-      description="Share of the units before the last layer that are dropped in"
-      " training, from 0 to less than 1.",
-      off=0.0,
-    ),
-    hyperparameters.of_layers(
-      extractor.submodules,
-      tf_keras.layers.BatchNormalization,
-      "momentum",
-      name="batch_norm_momentum",
-      description="Share of the old value that the moving averages of batch"
-      " normalization keep at each training step, from 0 to 1. Less suits small"
-      " data sets.",
-    ),
-  ]
+  tunable = hyperparameters.of_model(extractor)
   images = tf.TensorSpec([None, *mnist_cnn.IMAGE_SHAPE], tf.float32, "images")
-  source = saving.source(extractor, hyperparameters=tunable)
-  root = saving.reusable(
-    source, images, also_takes=saving.of_mixed_precision(images)
-  )
+  source = saving.source(extractor, images, hyperparameters=tunable)
+  root = saving.reusable(source, also_takes=saving.of_mixed_precision(images))
   signature = saving.signature(root, images, "feature_vector")
   saving.save(root, directory, signatures={"serving_default": signature})
   model_card.write(

@@ -29,12 +29,12 @@ from exporters.reusable import errors
 from exporters.reusable import imports
 from exporters.reusable import publishing
 from models.vision import resnet
+from models.vision import stochastic_depth
 from models.vision import training
 
 # These import TensorFlow, which must wait until the flags are parsed.
 with epy.lazy_imports():
   from official.core import config_definitions
-  from official.vision.modeling.layers import nn_layers
   import tensorflow as tf
   import tf_keras
 
@@ -313,64 +313,6 @@ def _example(batch_size: int, height: int, width: int) -> tf.Tensor:
   )
 
 
-def _hyperparameters(
-  piece: tf_keras.Model,
-) -> list[hyperparameters.Hyperparameter]:
-  """Finds what consumers may tune in a piece: only what it has."""
-  found = []
-  for layer_type, attribute, is_tunable, kwargs in (
-    (
-      tf_keras.layers.BatchNormalization,
-      "momentum",
-      lambda layer: layer.trainable,
-      {
-        "name": "batch_norm_momentum",
-        "description": "Share of the old value that the moving averages of"
-        " batch normalization keep at each training step, from 0 to 1. Less"
-        " suits small data sets. Under a distribution strategy each replica"
-        " normalizes its own part of the batch, also where `use_sync_bn` was"
-        " set in the training, and keeps averages of its own; their mean is"
-        " what is read and saved.",
-      },
-    ),
-    (
-      tf_keras.layers.Dropout,
-      "rate",
-      lambda layer: layer.rate,
-      {
-        "name": "dropout_rate",
-        "description": "Share of the features that are dropped in training"
-        " before the logits, from 0 to less than 1.",
-        "off": 0.0,
-      },
-    ),
-    (
-      nn_layers.StochasticDepth,
-      # Model Garden has no public name for it; a test looks at it.
-      "_drop_rate",
-      lambda layer: layer._drop_rate,
-      {
-        "name": "stochastic_depth_rate",
-        "description": "Share of the images for which training skips a block"
-        " of the last level, from 0 to less than 1; less often, in proportion,"
-        " those before it.",
-        "off": 0.0,
-        "proportional": True,
-      },
-    ),
-  ):
-    if any(
-      isinstance(layer, layer_type) and is_tunable(layer)
-      for layer in piece.submodules
-    ):
-      found.append(
-        hyperparameters.of_layers(
-          piece.submodules, layer_type, attribute, **kwargs
-        )
-      )
-  return found
-
-
 def _save(
   kind: str,
   piece: tf_keras.Model,
@@ -384,24 +326,20 @@ def _save(
   is_multilabel = (
     params.task.train_data.is_multilabel or losses.use_binary_cross_entropy
   )
-  for layer in piece.submodules:
-    if isinstance(layer, tf_keras.layers.BatchNormalization):
-      # In a SavedModel it averages over nothing, and only costs a warning for
-      # each gradient that would sum over replicas.
-      layer.synchronized = False
-  tunable = _hyperparameters(piece)
+  tunable = hyperparameters.of_model(piece)
   images = tf.TensorSpec([None, None, None, 3], tf.float32, "images")
   source = saving.source(
     piece,
+    images,
     hyperparameters=tunable,
-    # It asks whether its rate is 0, which may be a Tensor.
-    autograph=any(
-      isinstance(layer, nn_layers.StochasticDepth) for layer in piece.submodules
-    ),
+    layer_calls={
+      "official.vision.modeling.layers.nn_layers.StochasticDepth": (
+        stochastic_depth.without_branch
+      )
+    },
+    autograph=False,
   )
-  root = saving.reusable(
-    source, images, also_takes=saving.of_mixed_precision(images)
-  )
+  root = saving.reusable(source, also_takes=saving.of_mixed_precision(images))
   signature = saving.signature(root, images, _OUTPUTS[kind])
   saving.save(root, directory, signatures={"serving_default": signature})
   height, width, _ = config.input_size
