@@ -43,6 +43,7 @@ with epy.lazy_imports():
   from exporters.reusable import model_card
   from exporters.reusable import saving
   from exporters.reusable import verification as verification_lib
+  from exporters.reusable import xla
 
 # Where the weights of the pooler come from.
 _POOLERS = {
@@ -454,7 +455,7 @@ def _export_encoder(
 ) -> None:
   """Writes the SavedModel of an encoder and its card, and verifies it."""
   config = core.encoder_config
-  tunable = _dropout_rates(core)
+  tunable = hyperparameters.of_model(core)
   spec = {
     name: tf.TensorSpec(tensor.shape, tf.int32)
     for name, tensor in core.input.items()
@@ -465,10 +466,18 @@ def _export_encoder(
 
   # No Python control flow of the encoders depends on a Tensor.
   make_source = functools.partial(
-    saving.source, hyperparameters=tunable, check=check, autograph=False
+    saving.source,
+    hyperparameters=tunable,
+    check=check,
+    layer_calls={
+      "official.nlp.modeling.layers.position_embedding.PositionEmbedding": (
+        xla.with_own_gradient
+      )
+    },
+    autograph=False,
   )
-  source = make_source(core)
-  root = saving.reusable(source, spec, also_takes=_other_forms(spec))
+  source = make_source(core, spec)
+  root = saving.reusable(source, also_takes=_other_forms(spec))
   signatures = {"serving_default": saving.signature(root, spec)}
   sub_objects = {}
   if pretrainer:
@@ -476,8 +485,8 @@ def _export_encoder(
       **spec,
       "masked_lm_positions": tf.TensorSpec([None, None], tf.int32),
     }
-    mlm = make_source(pretrainer)
-    root.mlm = saving.reusable(mlm, mlm_spec, also_takes=_other_forms(mlm_spec))
+    mlm = make_source(pretrainer, mlm_spec)
+    root.mlm = saving.reusable(mlm, also_takes=_other_forms(mlm_spec))
     signatures["mlm"] = saving.signature(root.mlm, mlm_spec)
     sub_objects["mlm"] = mlm, _examples(config, mlm_spec)
   is_wordpiece = tokenizer.kind == "wordpiece"
@@ -545,54 +554,6 @@ def _other_forms(spec: Mapping[str, tf.TensorSpec]) -> list[Any]:
   """Returns specs of int64, and of lists in Model Garden's order."""
   int64 = {name: tf.TensorSpec(s.shape, tf.int64) for name, s in spec.items()}
   return [int64, list(spec.values()), list(int64.values())]
-
-
-def _dropout_rates(
-  core: tf_keras.Model,
-) -> list[hyperparameters.Hyperparameter]:
-  """Returns hyperparameters for the rates of dropout that are not 0."""
-  view = tf.train.TrackableView(core)
-  # Of most types the rate is also that of the dropout behind the attention.
-  rate = bert.attention_dropout_rate(core.encoder_config)
-  in_attention = {
-    id(layer)
-    for parent in view.descendants()
-    for name, layer in view.children(parent).items()
-    if ("attention_dropout" in name or "Attention" in type(parent).__name__)
-    and getattr(layer, "rate", None) == rate
-  }
-  dropouts = [
-    layer
-    for layer in core.submodules
-    if isinstance(layer, tf_keras.layers.Dropout) and layer.rate
-  ]
-  of_attention = [d for d in dropouts if id(d) in in_attention]
-  others = [d for d in dropouts if id(d) not in in_attention]
-  return [
-    hyperparameters.of_layers(
-      layers,
-      tf_keras.layers.Dropout,
-      "rate",
-      name=name,
-      description=description,
-      off=0.0,
-    )
-    for layers, name, description in (
-      (
-        others,
-        "dropout_rate",
-        "Share of the embeddings and of the outputs of layers that is dropped"
-        " in training, from 0 to less than 1.",
-      ),
-      (
-        of_attention,
-        "attention_dropout_rate",
-        "Share of the attention between tokens, and of its outputs, that is"
-        " dropped in training, from 0 to less than 1.",
-      ),
-    )
-    if layers
-  ]
 
 
 def _examples(

@@ -93,12 +93,10 @@ def export(
     for count in (1, 2, 3)
   ]
   examples = [tf.constant(_SENTENCES), tf.constant(_SENTENCES[:1])]
-  source = saving.source(preprocess, hyperparameters=tunable)
-  pack = saving.source(bert_pack_inputs, hyperparameters=tunable)
-  root = saving.reusable(source, strings)
-  root.bert_pack_inputs = saving.reusable(
-    pack, segments[0], also_takes=segments[1:]
-  )
+  source = saving.source(preprocess, strings, hyperparameters=tunable)
+  pack = saving.source(bert_pack_inputs, segments[0], hyperparameters=tunable)
+  root = saving.reusable(source)
+  root.bert_pack_inputs = saving.reusable(pack, also_takes=segments[1:])
   tokens = tokenizer.tokenize(examples[0])
   sub_objects = {
     "bert_pack_inputs": (pack, [[tokens] * 2, [tokens], [tokens] * 3])
@@ -107,8 +105,8 @@ def export(
   if with_offsets:
     tokenizers["tokenize_with_offsets"] = tokenizer.tokenize_with_offsets
   for name, function in tokenizers.items():
-    of_tokens = saving.source(function)
-    sub_object = saving.reusable(of_tokens, strings)
+    of_tokens = saving.source(function, strings)
+    sub_object = saving.reusable(of_tokens)
     sub_object.get_special_tokens_dict = saving.constant(special_tokens)
     setattr(root, name, sub_object)
     sub_objects[name] = (of_tokens, examples)

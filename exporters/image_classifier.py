@@ -47,6 +47,8 @@ _WITHOUT_INIT = (
   "official.vision.modeling.backbones",
 )
 
+_STOCHASTIC_DEPTH = "official.vision.modeling.layers.nn_layers.StochasticDepth"
+
 # Values of --export_type, and the classifier's name of that output.
 _OUTPUTS = {"feature_vector": "feature_vector", "classification": "logits"}
 
@@ -223,7 +225,7 @@ def _restored(
     roots = [
       tf.train.Checkpoint(model=model),
       model,
-      checkpoints.keras_weights(model),
+      _keras_weights(model),
     ]
     backbone = getattr(model, "backbone", None)
     if backbone is not None and all(
@@ -247,6 +249,13 @@ def _restored(
     "source": weights.description,
     "classes": f"{num_classes}, numbered as in the data that it was trained on",
   }
+
+
+def _keras_weights(model):
+  with_weights = filter(lambda layer: layer.weights, model.layers)
+  return tf.train.Checkpoint(
+    **{f"layer_with_weights-{i}": x for i, x in enumerate(with_weights)}
+  )
 
 
 def _classifier(
@@ -289,16 +298,16 @@ def _piece(
   images = tf.TensorSpec(model.input_shape, tf.float32, "images")
   source = saving.source(
     model,
+    images,
     hyperparameters=hyperparameters.of_model(model),
     layer_calls={
-      stochastic_depth.LAYER: stochastic_depth.without_branch,
+      _STOCHASTIC_DEPTH: stochastic_depth.without_branch,
       **dict.fromkeys(architecture.own_gradients, xla.with_own_gradient),
     },
     autograph=False,
   )
   return exporting.Piece(
     source=source,
-    input_spec=images,
     examples=[_example(3, 64, 96), _example(1, 96, 64)],
     also_takes=saving.of_mixed_precision(images),
     output_name=_OUTPUTS[kind],

@@ -112,9 +112,8 @@ def _piece(extractor: tf_keras.Model) -> exporting.Piece:
   images = tf.TensorSpec([None, *mnist_cnn.IMAGE_SHAPE], tf.float32, "images")
   return exporting.Piece(
     source=saving.source(
-      extractor, hyperparameters=hyperparameters.of_model(extractor)
+      extractor, images, hyperparameters=hyperparameters.of_model(extractor)
     ),
-    input_spec=images,
     examples=[
       tf.random.stateless_uniform([n, *mnist_cnn.IMAGE_SHAPE], [n, 0])
       for n in (3, 1)

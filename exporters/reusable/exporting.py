@@ -51,7 +51,6 @@ class Piece:
 
   Attributes:
     source: The live model, from `saving.source`.
-    input_spec: Shape and dtype of its input, as `saving.reusable` takes it.
     examples: Inputs of different sizes, to verify the export with.
     also_takes: Other forms of the input, as `saving.reusable` takes them.
     output_name: Name of the output in the signature where it is one Tensor.
@@ -62,7 +61,6 @@ class Piece:
   """
 
   source: saving.Source
-  input_spec: Any
   examples: Sequence[Any]
   also_takes: Sequence[Any] = ()
   output_name: str = "outputs"
@@ -145,12 +143,10 @@ def _write(directory: str, piece: Piece, card: model_card.Card) -> None:
 
 def _exported(piece: Piece, signatures: dict[str, Any]) -> tf.train.Checkpoint:
   """Makes the object that a piece is saved as; adds its signatures."""
-  root = saving.reusable(
-    piece.source, piece.input_spec, also_takes=piece.also_takes
-  )
+  root = saving.reusable(piece.source, also_takes=piece.also_takes)
   if piece.signature:
     signatures[piece.signature] = saving.signature(
-      root, piece.input_spec, piece.output_name
+      root, piece.source.input_spec, piece.output_name
     )
   for name, sub_object in piece.sub_objects.items():
     setattr(root, name, _exported(sub_object, signatures))

@@ -1,19 +1,46 @@
-"""Hyperparameters of an export: what its consumers may tune.
+"""Hyperparameters of an export: the values that its consumers may tune.
 
 A hyperparameter is a scalar argument of the exported `__call__`, with a
 default. It reaches the model in one of two ways: a function takes it as an
-argument of its own; a Keras model reads it from attributes of its layers, which
-hold the argument's Tensor while the model is traced.
+argument; the layers of a Keras model read it from one of their attributes,
+which holds the argument's Tensor while the model is traced.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import collections
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import tensorflow as tf
+import tf_keras
 
-from exporters.reusable import errors
+from exporters.reusable import layer_calls
+
+# Layers that read a hyperparameter from an attribute in their `call`.
+_ATTRIBUTES = {
+  layer_calls.class_name(tf_keras.layers.Dropout): "rate",
+  layer_calls.class_name(tf_keras.layers.BatchNormalization): "momentum",
+  layer_calls.class_name(
+    tf_keras.layers.experimental.SyncBatchNormalization
+  ): "momentum",
+  "official.vision.modeling.layers.nn_layers.StochasticDepth": "_drop_rate",
+  "tf_keras.src.applications.convnext.StochasticDepth": "drop_path_rate",
+}
+
+_DESCRIPTIONS = {
+  "dropout_rate": "Share of the features that training drops, from 0 to less"
+  " than 1.",
+  "attention_dropout_rate": "Share of the attention weights, and of the outputs"
+  " of attention, that training drops, from 0 to less than 1.",
+  "stochastic_depth_rate": "Share of the examples for which training skips a"
+  " residual block, from 0 to less than 1.",
+  "batch_norm_momentum": "Share of the old value that the moving averages of"
+  " batch normalization keep at each training step, from 0 to 1. Lower values"
+  " suit small data sets. Under a distribution strategy each replica normalizes"
+  " its own part of the batch and keeps its own averages; reading and saving"
+  " take their mean.",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,15 +49,15 @@ class Hyperparameter:
 
   Attributes:
     name: Name of the argument.
-    default: Its value where the consumer gives none. It makes the argument
-      float32, or int32 if it is an int.
-    description: What it does and which values it takes; for the model card.
-    layers: The layers that read it. Empty for a model that takes it as an
-      argument.
-    attribute: The attribute of these layers that stands for it.
+    default: Its default. The argument is int32 if it is an int, else float32.
+    description: Its effect and valid values, for the model card.
+    layers: The layers that read it. Empty if the model takes it as an argument.
+    attribute: The attribute that these layers read it from.
     off: The value that makes training repeatable, such as 0 for a dropout rate;
-      None where nothing random depends on it.
-    proportional: Each layer keeps its proportion to the default.
+      None if nothing random depends on it.
+    proportional_to: Where a layer's own value differs from the default, a new
+      value changes it in proportion: the layer's value itself, or its
+      `complement`, 1 minus the value, as suits a momentum.
   """
 
   name: str
@@ -39,7 +66,7 @@ class Hyperparameter:
   layers: Sequence[Any] = ()
   attribute: str = ""
   off: float | None = None
-  proportional: bool = False
+  proportional_to: Literal["value", "complement"] = "value"
 
   @property
   def spec(self) -> tf.TensorSpec:
@@ -47,53 +74,121 @@ class Hyperparameter:
     is_int = isinstance(self.default, int)
     return tf.TensorSpec([], tf.int32 if is_int else tf.float32, self.name)
 
+  def of_layer(self, own: Any, value: Any) -> Any:
+    """Returns a layer's value, given its own one and that of the argument."""
+    if own == self.default:
+      return value
+    if self.proportional_to == "value":
+      return value * (own / self.default)
+    return 1.0 - (1.0 - value) * ((1.0 - own) / (1.0 - self.default))
 
-def of_layers(
-  layers: Iterable[Any],
-  layer_type: type[Any],
-  attribute: str,
-  *,
-  name: str,
-  description: str,
-  off: float | None = None,
-  proportional: bool = False,
-) -> Hyperparameter:
-  """Makes one hyperparameter of an attribute that layers share.
 
-  A layer whose attribute is `off`, such as a Dropout of rate 0, is left out,
-  and so stays as it is.
+def of_model(
+  model: Any, *, descriptions: Mapping[str, str] | None = None
+) -> list[Hyperparameter]:
+  """Finds the hyperparameters of a Keras model and of all modules in it.
+
+  - `dropout_rate`: the rates of dropout.
+  - `attention_dropout_rate`: the rates of dropout in attention, as
+    `_in_attention` defines it.
+  - `stochastic_depth_rate`: the rates of Model Garden's or Keras' layers of
+    stochastic depth, or of dropout that drops whole examples.
+  - `batch_norm_momentum`: the momentum of batch normalization that is
+    trainable.
+
+  Layers of rate 0 stay as they are. Where rates differ, the default is the
+  largest, and the others keep their proportion to it. Where momenta differ, the
+  default is the smallest, and 1 - momentum of the others keeps its proportion.
+  A value that is valid for the argument is then valid for all layers.
 
   Args:
-    layers: Where to look, such as the `submodules` of a Keras model.
-    layer_type: The type of the layers, such as `tf_keras.layers.Dropout`.
-    attribute: The attribute, such as `rate`. Its value is the default.
-    name: Name of the hyperparameter.
-    description: What it does and which values it takes.
-    off: The value that makes training repeatable, if it is for randomness.
-    proportional: The layers may differ: the largest value is the default, and
-      all change in proportion to it.
+    model: A Keras model or a module. Nothing is found in any other object.
+    descriptions: Descriptions by name, instead of general ones.
 
   Returns:
-    The hyperparameter.
-
-  Raises:
-    ExportError: No layer has a value other than `off`, or they differ.
+    The hyperparameters that the model has.
   """
-  bound_layers = [
-    layer
-    for layer in layers
-    if isinstance(layer, layer_type) and getattr(layer, attribute) != off
-  ]
-  values = sorted({float(getattr(layer, attribute)) for layer in bound_layers})
-  if not values or (len(values) > 1 and not proportional):
-    other = "" if off is None else f" other than {off:g}"
-    raise errors.ExportError(
-      f"Hyperparameter {name} needs {layer_type.__name__} layers of one"
-      f" {attribute}{other}, and there are {values or 'none'}."
-      " Leave it out, or make one hyperparameter for each value."
+  found = collections.defaultdict(lambda: collections.defaultdict(list))
+  for layer in (
+    (model, *model.submodules) if isinstance(model, tf.Module) else ()
+  ):
+    attribute = layer_calls.find(_ATTRIBUTES, layer)
+    if attribute == "momentum":
+      if layer.trainable:
+        found["batch_norm_momentum"][attribute].append(layer)
+    elif attribute and getattr(layer, attribute):
+      is_dropout = attribute == "rate" and not _drops_examples(layer)
+      name = "dropout_rate" if is_dropout else "stochastic_depth_rate"
+      found[name][attribute].append(layer)
+  if dropouts := found["dropout_rate"].pop("rate", None):
+    in_attention = _in_attention(model, dropouts)
+    for layer in dropouts:
+      prefix = "attention_" if id(layer) in in_attention else ""
+      found[f"{prefix}dropout_rate"]["rate"].append(layer)
+  result = []
+  for name, description in {**_DESCRIPTIONS, **(descriptions or {})}.items():
+    if found[name]:
+      # Of two kinds of stochastic depth, the one that more layers are.
+      attribute, layers = max(found[name].items(), key=lambda x: len(x[1]))
+      result.append(_of_layers(layers, attribute, name, description))
+  return result
+
+
+def _drops_examples(dropout: tf_keras.layers.Dropout) -> bool:
+  """Tells whether a dropout drops all features of an example together."""
+  shape = dropout.noise_shape
+  return bool(shape) and all(size == 1 for size in shape[1:])
+
+
+def _in_attention(
+  model: tf.Module, dropouts: Sequence[tf_keras.layers.Dropout]
+) -> set[int]:
+  """Returns the ids of the dropouts that belong to attention.
+
+  These are the dropouts that an object owns whose class name contains
+  `Attention`. Dropout that its owner calls `attention_dropout` comes behind
+  attention. It is included if it has the same rate, or if attention has no
+  dropout of its own; otherwise the rate is that of the other dropouts.
+  """
+  known = {id(layer) for layer in dropouts}
+  view = tf.train.TrackableView(model)
+  inside, behind = [], []
+  for owner in view.descendants():
+    is_attention = "Attention" in type(owner).__name__
+    for name, child in view.children(owner).items():
+      if id(child) in known and is_attention:
+        inside.append(child)
+      elif id(child) in known and "attention_dropout" in name:
+        behind.append(child)
+  rates = {layer.rate for layer in inside}
+  return {
+    id(layer)
+    for layer in (*inside, *behind)
+    if not rates or layer.rate in rates
+  }
+
+
+def _of_layers(
+  layers: Sequence[Any], attribute: str, name: str, description: str
+) -> Hyperparameter:
+  """Makes one hyperparameter of an attribute of layers."""
+  values = sorted({float(getattr(layer, attribute)) for layer in layers})
+  is_momentum = attribute == "momentum"
+  if len(values) > 1:
+    description += (
+      " This is the lowest momentum; 1 - momentum of the others changes in"
+      " proportion."
+      if is_momentum
+      else " This is the highest rate; lower ones change in proportion."
     )
   return Hyperparameter(
-    name, values[-1], description, bound_layers, attribute, off, proportional
+    name,
+    values[0] if is_momentum else values[-1],
+    description,
+    layers,
+    attribute,
+    off=None if is_momentum else 0.0,
+    proportional_to="complement" if is_momentum else "value",
   )
 
 
@@ -101,24 +196,22 @@ def of_layers(
 def bound(
   hyperparameters: Sequence[Hyperparameter], values: Mapping[str, tf.Tensor]
 ) -> Iterator[dict[str, tf.Tensor]]:
-  """Lets layers read values of hyperparameters; gives theirs back at the end.
+  """Lets layers read hyperparameters; restores their own values on exit.
 
   Args:
-    hyperparameters: What to bind.
-    values: For the name of each hyperparameter a Tensor, shape `[]`.
+    hyperparameters: The hyperparameters.
+    values: Their values by name: Tensors of shape `[]`, or numbers.
 
   Yields:
-    The values that no layer reads: arguments for the model, by name.
+    The values that no layer reads: arguments of the model, by name.
   """
   with contextlib.ExitStack() as stack:
     for hyperparameter in hyperparameters:
       for layer in hyperparameter.layers:
         own = getattr(layer, hyperparameter.attribute)
         stack.callback(setattr, layer, hyperparameter.attribute, own)
-        value = values[hyperparameter.name]
-        if hyperparameter.proportional:
-          value *= own / hyperparameter.default
-        # Layers use it beside their inputs, in the dtype that they compute in.
+        value = hyperparameter.of_layer(own, values[hyperparameter.name])
+        # Layers combine it with their inputs, in the dtype they compute in.
         dtype = getattr(layer, "compute_dtype", tf.float32)
         setattr(layer, hyperparameter.attribute, tf.cast(value, dtype))
     yield {h.name: values[h.name] for h in hyperparameters if not h.layers}

@@ -1,71 +1,144 @@
+from absl.testing import parameterized
+from official.nlp.modeling import layers as nlp_layers
+from official.vision.modeling.layers import nn_layers
 import tensorflow as tf
 import tf_keras
 
-from exporters.reusable import errors
 from exporters.reusable import hyperparameters
 
+layers = tf_keras.layers
 
-def _dropouts(*rates):
-  return tf_keras.Sequential(
-    [tf_keras.layers.Dropout(rate) for rate in rates], name="dropouts"
+
+class Rate(layers.Dropout):
+  """A dropout of a user's own, which does not read its rate."""
+
+  def call(self, inputs, training=None):
+    return inputs
+
+
+def _frozen(layer):
+  layer.trainable = False
+  return layer
+
+
+def _transformer(dropout, attention_dropout):
+  block = nlp_layers.TransformerEncoderBlock(
+    2,
+    8,
+    "relu",
+    output_dropout=dropout,
+    attention_dropout=attention_dropout,
   )
+  block(tf.ones([1, 3, 4]))
+  return block
 
 
-def _dropout_rate(model, **kwargs):
-  return hyperparameters.of_layers(
-    model.submodules,
-    tf_keras.layers.Dropout,
-    "rate",
-    name="dropout_rate",
-    description="",
-    off=0.0,
-    **kwargs,
-  )
+def _found(*modules):
+  model = tf_keras.Sequential(modules)
+  return {h.name: h for h in hyperparameters.of_model(model)}
 
 
-class HyperparametersTest(tf.test.TestCase):
-  def test_of_layers_leaves_out_what_is_off(self):
-    model = _dropouts(0.3, 0.0, 0.3)
-    hyperparameter = _dropout_rate(model)
-    self.assertEqual(hyperparameter.default, 0.3)
-    self.assertCountEqual(
-      hyperparameter.layers, [model.layers[0], model.layers[2]]
-    )
+def _values(hyperparameter, value):
+  """Returns what the layers read when the argument has a value."""
+  values = {hyperparameter.name: tf.constant(value)}
+  with hyperparameters.bound([hyperparameter], values):
+    return [
+      float(getattr(layer, hyperparameter.attribute))
+      for layer in hyperparameter.layers
+    ]
 
-  def test_of_layers_wants_one_value(self):
-    with self.assertRaisesRegex(errors.ExportError, r"are \[0.1, 0.2\]"):
-      _dropout_rate(_dropouts(0.1, 0.2))
-    with self.assertRaisesRegex(errors.ExportError, "there are none"):
-      _dropout_rate(_dropouts(0.0))
 
-  def test_layers_in_proportion(self):
-    model = _dropouts(0.2, 0.0, 0.4)
-    hyperparameter = _dropout_rate(model, proportional=True)
-    self.assertEqual(hyperparameter.default, 0.4)
-    values = {"dropout_rate": tf.constant(0.1)}
-    with hyperparameters.bound([hyperparameter], values):
-      self.assertAllClose(
-        [layer.rate for layer in model.layers], [0.05, 0.0, 0.1]
-      )
-
-  def test_zero_counts_where_it_does_not_turn_off(self):
-    model = tf_keras.Sequential(
-      [tf_keras.layers.BatchNormalization(momentum=0.0)]
-    )
-    hyperparameter = hyperparameters.of_layers(
-      model.submodules,
-      tf_keras.layers.BatchNormalization,
+class HyperparametersTest(parameterized.TestCase, tf.test.TestCase):
+  @parameterized.named_parameters(
+    ("nothing", lambda: [layers.Dense(1), layers.Dropout(0.0)], {}),
+    (
+      "dropout",
+      lambda: [layers.Dropout(0.2), layers.SpatialDropout1D(0.4), Rate(0.9)],
+      {"dropout_rate": (0.4, [0.05, 0.1])},
+    ),
+    (
+      "transformer",
+      lambda: [_transformer(0.1, 0.2)],
+      {
+        "dropout_rate": (0.1, [0.1]),
+        "attention_dropout_rate": (0.2, [0.1, 0.1]),
+      },
+    ),
+    (
+      "attention_and_the_rest_alike",
+      lambda: [_transformer(0.1, 0.1)],
+      {
+        "dropout_rate": (0.1, [0.1]),
+        "attention_dropout_rate": (0.1, [0.1, 0.1]),
+      },
+    ),
+    (
+      "stochastic_depth",
+      lambda: [
+        nn_layers.StochasticDepth(0.1),
+        nn_layers.StochasticDepth(0.2),
+        nn_layers.StochasticDepth(None),
+        nn_layers.StochasticDepth(0.0),
+      ],
+      {"stochastic_depth_rate": (0.2, [0.05, 0.1])},
+    ),
+    (
+      "dropout_of_examples",
+      lambda: [
+        layers.Dropout(0.2, noise_shape=(None, 1, 1, 1)),
+        layers.Dropout(0.4, noise_shape=(None, 1, 3)),
+      ],
+      {"dropout_rate": (0.4, [0.1]), "stochastic_depth_rate": (0.2, [0.1])},
+    ),
+    (
       "momentum",
-      name="batch_norm_momentum",
-      description="",
-    )
-    self.assertEqual(hyperparameter.default, 0.0)
-    self.assertLen(hyperparameter.layers, 1)
+      lambda: [
+        layers.BatchNormalization(momentum=0.9),
+        layers.BatchNormalization(momentum=0.99, synchronized=True),
+        layers.experimental.SyncBatchNormalization(momentum=1.0),
+        _frozen(layers.BatchNormalization(momentum=0.5)),
+      ],
+      {"batch_norm_momentum": (0.9, [0.1, 0.91, 1.0])},
+    ),
+    (
+      "momentum_0",
+      lambda: [layers.BatchNormalization(momentum=0.0)],
+      {"batch_norm_momentum": (0.0, [0.1])},
+    ),
+  )
+  def test_finds(self, build, expected):
+    found = _found(*build())
+    self.assertEqual(list(found), list(expected))
+    for name, (default, of_layers) in expected.items():
+      hyperparameter = found[name]
+      self.assertEqual(hyperparameter.default, default)
+      self.assertAllClose(_values(hyperparameter, 0.1), of_layers)
+      is_momentum = name == "batch_norm_momentum"
+      self.assertEqual(hyperparameter.off, None if is_momentum else 0.0)
+      # All values in the valid range are valid for all layers.
+      for value in (0.0, 1.0):
+        for x in _values(hyperparameter, value):
+          self.assertBetween(x, 0.0, 1.0)
 
-  def test_bound_gives_back_also_after_an_error(self):
-    model = _dropouts(0.3, 0.3)
+  def test_layers_keep_their_own_values_at_the_default(self):
+    (rate,) = _found(layers.Dropout(0.1), layers.Dropout(0.3)).values()
+    self.assertAllClose(_values(rate, 0.3), [0.1, 0.3], rtol=1e-7)
+    self.assertIn("lower ones change in proportion", rate.description)
+
+  def test_descriptions(self):
+    model = tf_keras.Sequential([layers.Dropout(0.1)])
+    (rate,) = hyperparameters.of_model(
+      model, descriptions={"dropout_rate": "Mine."}
+    )
+    self.assertEqual(rate.description, "Mine.")
+
+  def test_nothing_in_a_function(self):
+    self.assertEqual(hyperparameters.of_model(lambda x: x), [])
+
+  def test_bound_restores_also_after_an_error(self):
+    model = tf_keras.Sequential([layers.Dropout(0.3), layers.Dropout(0.3)])
     direct = hyperparameters.Hyperparameter("scale", 2.0, "")
-    both = [_dropout_rate(model), direct]
+    both = [*hyperparameters.of_model(model), direct]
     values = {"dropout_rate": tf.constant(0.9), "scale": tf.constant(5.0)}
     with self.assertRaisesRegex(ValueError, "broken"):
       with hyperparameters.bound(both, values) as arguments:
@@ -76,7 +149,7 @@ class HyperparametersTest(tf.test.TestCase):
     self.assertIsInstance(model.layers[0].rate, float)
 
   def test_bound_in_the_dtype_of_the_layer(self):
-    layer = tf_keras.layers.Dropout(0.5, dtype="mixed_bfloat16")
+    layer = layers.Dropout(0.5, dtype="mixed_bfloat16")
     rate = hyperparameters.Hyperparameter("rate", 0.5, "", [layer], "rate")
 
     @tf.function

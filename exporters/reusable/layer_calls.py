@@ -1,29 +1,54 @@
-"""Has layers of a model called otherwise, while it is traced."""
+"""Replaces the `call` of layers while a model is traced."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
-from typing import Any
+from typing import Any, TypeVar
 
 import tensorflow as tf
 
+_T = TypeVar("_T")
 
-@contextlib.contextmanager
-def replaced(
-  model: Any,
-  is_chosen: Callable[[Any], bool],
-  replacement: Callable[[Any], Callable[..., Any]],
-) -> Iterator[None]:
-  """Replaces the `call` of layers; at the end the model is as before.
+# For the `class_name` of a layer, a function that takes such a layer and
+# returns the `call` that replaces its own, which it may use.
+Replacements = Mapping[str, Callable[[Any], Callable[..., Any]]]
+
+
+def class_name(layer_type: type[Any]) -> str:
+  """Returns the qualified name of a class, as in `tf_keras.src.….Dense`."""
+  return f"{layer_type.__module__}.{layer_type.__qualname__}"
+
+
+def find(table: Mapping[str, _T], layer: Any) -> _T | None:
+  """Looks up a layer by its class, without importing the classes of a table.
 
   Args:
-    model: A Keras model or a module; what else it is has no layers.
-    is_chosen: Tells whether it is a layer whose `call` is replaced.
-    replacement: Makes the new `call` of a layer, which may use the old one.
+    table: Values by `class_name`.
+    layer: The layer. An instance of a subclass counts if it inherits `call`; if
+      it overrides `call`, the value may not suit it.
+
+  Returns:
+    The value, or None.
+  """
+  call = getattr(type(layer), "call", None)
+  for base in type(layer).__mro__:
+    if class_name(base) in table and getattr(base, "call", None) is call:
+      return table[class_name(base)]
+  return None
+
+
+@contextlib.contextmanager
+def replaced(model: Any, replacements: Replacements) -> Iterator[None]:
+  """Replaces the `call` of a model's layers; restores it on exit.
+
+  Args:
+    model: A Keras model or a module. Any other object has no layers.
+    replacements: The layers, by class.
   """
   with contextlib.ExitStack() as stack:
     if isinstance(model, tf.Module):
-      for layer in filter(is_chosen, (model, *model.submodules)):
-        # As an attribute of the layer it goes before the method of its class.
-        layer.call = replacement(layer)
-        stack.callback(vars(layer).pop, "call")
+      for layer in (model, *model.submodules):
+        if replacement := find(replacements, layer):
+          # An attribute of the layer takes precedence over its class' method.
+          layer.call = replacement(layer)
+          stack.callback(vars(layer).pop, "call")
     yield

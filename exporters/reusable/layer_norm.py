@@ -1,13 +1,12 @@
-"""Gives layer normalization the gradient that one would write by hand.
+"""Gives layer normalization a gradient in closed form.
 
-TensorFlow derives it op by op. Where a length is free, as in what is exported,
-each mean then spreads its gradient by an op of its own, over a shape that is
-computed at each trace: a training step has more ops than that of the live
-model, which sees the lengths. The closed form has fewer than either.
+TensorFlow derives the gradient op by op. With a free length, as in exports,
+each mean spreads its gradient by an op of its own, over a shape that each step
+computes. A train step then has more ops than that of the live model, whose
+lengths are static. The closed form has fewer than either.
 """
 
 from collections.abc import Callable
-import contextlib
 from typing import Any
 
 import tensorflow as tf
@@ -15,42 +14,27 @@ import tf_keras
 
 from exporters.reusable import layer_calls
 
-# From here on Keras has it computed by an op for batch normalization, which has
-# a gradient of its own (`LayerNormalization`, of cuDNN's least epsilon).
+# From this epsilon on, cuDNN's smallest, Keras computes layer normalization by
+# the op for batch normalization, whose gradient is in closed form.
 _FUSED_EPSILON = 1.001e-5
 
 
-def with_closed_gradients(
-  model: Any,
-) -> contextlib.AbstractContextManager[None]:
-  """Gives a model's layer normalizations gradients in closed form.
-
-  Outputs and gradients stay what they are, and the model is as before at the
-  end.
-
-  Args:
-    model: A Keras model or a module; what else it is has no such layers.
-  """
-  return layer_calls.replaced(model, _is_of_many_ops, _with_closed_gradient)
-
-
-def _is_of_many_ops(layer: Any) -> bool:
-  return (
-    isinstance(layer, tf_keras.layers.LayerNormalization)
-    and layer.epsilon < _FUSED_EPSILON
-    and layer.scale
-    and layer.center
-  )
-
-
-def _with_closed_gradient(
+def with_closed_gradient(
   layer: tf_keras.layers.LayerNormalization,
 ) -> Callable[[tf.Tensor], tf.Tensor]:
+  """Makes a `call` of the layer with a gradient in closed form.
+
+  Outputs and gradients stay the same. The layer's own `call` is used where
+  Keras has another form: for other dtypes than float32, for axes other than the
+  last, and without scale or center.
+  """
   original = layer.call
+  if layer.epsilon >= _FUSED_EPSILON or not (layer.scale and layer.center):
+    return original
 
   @tf.custom_gradient
   def normalize(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Any:
-    # As Keras does.
+    # As in Keras.
     mean, variance = tf.nn.moments(inputs, -1, keepdims=True)
     outputs = tf.nn.batch_normalization(
       inputs, mean, variance, beta, gamma, layer.epsilon
@@ -88,3 +72,10 @@ def _with_closed_gradient(
     )
 
   return call
+
+
+REPLACEMENTS: layer_calls.Replacements = {
+  layer_calls.class_name(
+    tf_keras.layers.LayerNormalization
+  ): with_closed_gradient
+}

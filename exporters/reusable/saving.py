@@ -1,8 +1,9 @@
 """Saves any callable model as a lean reusable SavedModel.
 
-The interface is the one of TensorFlow Hub's reusable SavedModels: a root object
+The interface is that of TensorFlow Hub's reusable SavedModels: a root object
 with `__call__`, `variables`, `trainable_variables` and `regularization_losses`.
-Lean means: one traced function for each mode, and nothing else of the model.
+Lean means that it has one traced function for each mode, and nothing else of
+the model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ import tf_keras
 
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters as hyperparameters_lib
+from exporters.reusable import layer_calls as layer_calls_lib
 from exporters.reusable import layer_norm
 from exporters.reusable import slimming
 from exporters.reusable import xla
@@ -31,64 +33,75 @@ Hyperparameter = hyperparameters_lib.Hyperparameter
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """A model to export. `source` makes it.
+  """A model to export, as `source` makes it.
 
   Attributes:
-    model: The model as it was given.
+    model: The model.
+    input_spec: Shape and dtype of its input.
     call: A Python function that takes the input, and `defaults` by name.
     defaults: The arguments that consumers may set, and their defaults.
-    hyperparameters: What consumers may tune.
+    hyperparameters: The arguments other than `training`.
     variables: All variables that `call` uses.
     trainable_variables: Those that consumers train.
     regularization_losses: Functions without arguments, each returning a float
       scalar.
+    function: `call` as a tf.function, traced for `input_spec` in each mode.
     autograph: Whether AutoGraph rewrites the Python code of `model`.
   """
 
   model: Callable[..., Any]
+  input_spec: Any
   call: Callable[..., Any]
   defaults: Mapping[str, Any]
   hyperparameters: Sequence[Hyperparameter]
   variables: Sequence[tf.Variable]
   trainable_variables: Sequence[tf.Variable]
   regularization_losses: Sequence[Callable[[], tf.Tensor]]
+  function: Function
   autograph: bool
 
 
 def source(
   model: Callable[..., Any],
+  input_spec: Any,
   *,
   hyperparameters: Sequence[Hyperparameter] = (),
   variables: Iterable[tf.Variable] | None = None,
   trainable_variables: Iterable[tf.Variable] | None = None,
   regularization_losses: Sequence[Callable[[], tf.Tensor]] | None = None,
   check: Callable[[Any], Any] | None = None,
+  layer_calls: layer_calls_lib.Replacements | None = None,
   autograph: bool = True,
 ) -> Source:
-  """Finds out what an export needs to know of a model, and checks it.
+  """Traces a model, and checks that it can be exported.
 
   Args:
     model: A Keras model or layer, a `tf.Module`, or a function. It takes one
-      input, `training` by that name where its modes differ, and the
-      hyperparameters that no layers read.
-    hyperparameters: What consumers may tune.
+      input, `training` by that name if it has modes, and the hyperparameters
+      that no layers read.
+    input_spec: `tf.TensorSpec`, or a list or dict of them: shape and dtype of
+      the input. Free dimensions are `None`, the batch dimension first.
+    hyperparameters: The values that consumers may tune.
     variables: All variables that `model` uses. Default: `model.variables`.
     trainable_variables: Those that consumers train. Default:
-      `model.trainable_variables`, or of a function's `variables` those that
-      are trainable.
+      `model.trainable_variables`; for a function, the trainable ones of
+      `variables`.
     regularization_losses: Functions without arguments, each returning a float
-      scalar. Default: one for each weight regularizer of a Keras model or of
+      scalar. Default: one for each weight regularizer of a Keras model, or of
       the Keras layers in a module.
-    check: Takes the input and returns it, with ops that fail where the model
-      does not take it.
-    autograph: Whether AutoGraph rewrites the Python code of the model. One
-      without Python control flow over Tensors is traced faster without; any
-      other is refused by TensorFlow then.
+    check: Takes the input and returns it, with ops that fail if the model does
+      not support it.
+    layer_calls: Replaces the `call` of layers in the trace, by class. Outputs
+      and gradients must stay the same. For layers that XLA would compile at
+      every step or not at all; those of Keras are known.
+    autograph: Whether AutoGraph rewrites the Python code of the model. Without,
+      tracing is faster. TensorFlow then refuses Python control flow over
+      Tensors.
 
   Raises:
-    ExportError: The export would fail its consumers in silence: it lacks
-      trainable variables, hides `training`, has an optimizer's state or weights
-      that are not finite.
+    ExportError: The export would fail its consumers silently. For example, it
+      lacks variables, hides `training`, has weights that are not finite, or a
+      hyperparameter without effect.
   """
   has_training = _has_training(model, hyperparameters)
   if variables is None:
@@ -102,89 +115,60 @@ def source(
   _check_variables(model, variables, trainable_variables)
   if regularization_losses is None:
     regularization_losses = _weight_losses(model)
+  call = _caller(model, has_training, hyperparameters, check)
   defaults = {"training": False} if has_training else {}
   defaults.update({h.name: h.default for h in hyperparameters})
-  function = _python_function(model)
-
-  def call(inputs: Any, **arguments: Any) -> Any:
-    arguments = {**defaults, **arguments}
-    if check is not None:
-      inputs = check(inputs)
-    mode = {"training": arguments.pop("training")} if has_training else {}
-    with hyperparameters_lib.bound(hyperparameters, arguments) as direct:
-      return function(inputs, **mode, **direct)
-
+  function = _traceable(
+    model, call, defaults, input_spec, layer_calls or {}, autograph
+  )
+  traces = _trace(model, function, input_spec, hyperparameters, has_training)
+  _check_structure(traces)
+  _check_captured(traces, variables)
+  _check_effects(traces, input_spec, hyperparameters)
   return Source(
     model,
+    input_spec,
     call,
     defaults,
     hyperparameters,
     variables,
     trainable_variables,
     regularization_losses,
+    function,
     autograph,
   )
 
 
 def reusable(
-  model: Source, input_spec: Any, *, also_takes: Sequence[Any] = ()
+  model: Source, *, also_takes: Sequence[Any] = ()
 ) -> tf.train.Checkpoint:
   """Makes an object that `save` writes and consumers call.
 
-  Further attributes may be set on it before it is saved: other objects that
-  this function makes, assets, variables.
+  More attributes may be set on it before it is saved: other objects that this
+  function makes, assets, variables.
 
   Args:
-    model: What `source` returns.
-    input_spec: `tf.TensorSpec`, or a list or dict of them: shape and dtype of
-      the input. What is free in a shape is `None`, the batch dimension first.
-    also_takes: Other forms of the input: of other dtypes, which are cast; of a
-      dict also lists, in the order of its keys; of a list other lengths.
+    model: The model.
+    also_takes: Other forms of the input: with other dtypes, which are cast; for
+      a dict also lists, in the order of its keys; for a list other lengths.
 
   Returns:
     An object whose `__call__` takes the input and the arguments of the model,
     by the same names and with the same defaults.
 
   Raises:
-    ExportError: The export would fail its consumers in silence: it lacks
-      variables, or has a hyperparameter or loss without effect.
+    ExportError: A regularization loss is not a float scalar.
   """
-  losses = len(getattr(model.model, "losses", ()))
-  call, first_traces, traced_arguments = _callable(model, input_spec)
-  modes = (
-    [{"training": False}, {"training": True}]
-    if "training" in model.defaults
-    else [{}]
-  )
-  with _as_in_a_save():
-    for mode in modes:
-      for spec in (input_spec, *also_takes):
-        first_traces[_form(spec, mode)] = call.get_concrete_function(
-          _named(spec),
-          **mode,
-          **{h.name: h.spec for h in model.hyperparameters},
-        )
-  traces = list(first_traces.values())
-  if len(getattr(model.model, "losses", ())) > losses:
-    raise errors.ExportError(
-      "Calling the model adds losses that depend on its input, by add_loss, and"
-      " a SavedModel cannot hand them on. Return what they need as outputs."
+  for spec in also_takes:
+    _trace(
+      model.model,
+      model.function,
+      spec,
+      model.hyperparameters,
+      "training" in model.defaults,
     )
-  _check_structure(traces)
-  _check_captured(traces, model.variables)
-  for hyperparameter in model.hyperparameters:
-    if not any(
-      _has_effect(arguments[hyperparameter.name], trace)
-      for arguments, trace in zip(traced_arguments, traces, strict=True)
-    ):
-      raise errors.ExportError(
-        f"Hyperparameter {hyperparameter.name} changes nothing: neither an"
-        " output nor an update of a variable depends on it. Bind it to the"
-        " layers that use it, or leave it out."
-      )
-
   root = tf.train.Checkpoint()
-  root.__call__ = call
+  root.__call__ = model.function
   root.variables = list(model.variables)
   root.trainable_variables = list(model.trainable_variables)
   root.regularization_losses = [
@@ -403,64 +387,91 @@ def _optimizers(model: Any) -> list[Any]:
   ]
 
 
-def _callable(
-  model: Source, input_spec: Any
-) -> tuple[Function, dict[Any, ConcreteFunction], list[dict[str, tf.Tensor]]]:
-  """Wraps a model into a tf.function with named arguments and defaults.
+def _caller(
+  model: Callable[..., Any],
+  has_training: bool,
+  hyperparameters: Sequence[Hyperparameter],
+  check: Callable[[Any], Any] | None,
+) -> Callable[..., Any]:
+  """Makes a Python function of a model, with arguments that have defaults."""
+  function = _python_function(model)
 
-  The model itself is traced once for each mode. Other forms of the input than
-  that of `input_spec` call these first traces, when they are converted; so does
-  what TensorFlow traces again when this process calls the function.
+  def call(inputs: Any, *, training: bool = False, **arguments: Any) -> Any:
+    if check is not None:
+      inputs = check(inputs)
+    mode = {"training": training} if has_training else {}
+    values = {h.name: h.default for h in hyperparameters} | arguments
+    with hyperparameters_lib.bound(hyperparameters, values) as direct:
+      return function(inputs, **mode, **direct)
 
-  Returns:
-    The tf.function; a dict for the first traces, by their `_form`; and a list
-    that the function adds to each time it is traced: the arguments, by name.
+  return call
+
+
+def _traceable(
+  model: Callable[..., Any],
+  call: Callable[..., Any],
+  defaults: Mapping[str, Any],
+  input_spec: Any,
+  layer_calls: layer_calls_lib.Replacements,
+  autograph: bool,
+) -> Function:
+  """Makes a tf.function with named arguments and defaults.
+
+  A trace for another form of the input than `input_spec` converts the input and
+  calls the trace for `input_spec`. So the model is traced once for each mode.
   """
-  first_traces: dict[Any, ConcreteFunction] = {}
-  traced_arguments: list[dict[str, tf.Tensor]] = []
 
-  def call(inputs: Any, *values: Any) -> Any:
-    # Otherwise a seed that this process has set would be in the export, and
-    # all consumers, and all replicas of one, would drop the same units.
+  def traced(inputs: Any, *values: Any) -> Any:
+    # With a seed that this process has set, all consumers, and all replicas of
+    # one, would drop the same units.
     tf.compat.v1.get_default_graph().seed = None
-    arguments = dict(zip(model.defaults, values, strict=True))
-    traced_arguments.append(arguments)
+    arguments = dict(zip(defaults, values, strict=True))
     if _is_other_form(inputs, input_spec):
-      inputs = _converted(inputs, input_spec)
-    traced = first_traces.get(_form(inputs, arguments))
-    if traced is not None:
-      return traced(inputs, **arguments)
-    # Who only infers would load these gradients for nothing.
-    gradients = (
-      layer_norm.with_closed_gradients(model.model)
-      if arguments.get("training")
-      else contextlib.nullcontext()
-    )
-    with xla.cured(model.model), gradients:
-      return model.call(inputs, **arguments)
+      return function(_converted(inputs, input_spec), **arguments)
+    replacements = {**xla.REPLACEMENTS, **layer_calls}
+    if arguments.get("training"):
+      # Consumers that only infer need not load these gradients.
+      replacements.update(layer_norm.REPLACEMENTS)
+    with layer_calls_lib.replaced(model, replacements):
+      return call(inputs, **arguments)
 
   # tf.function, and with it the SavedModel, takes names and defaults from here.
   kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-  call.__signature__ = inspect.Signature(
+  traced.__signature__ = inspect.Signature(
     [
       inspect.Parameter("inputs", kind),
       *(
         inspect.Parameter(name, kind, default=default)
-        for name, default in model.defaults.items()
+        for name, default in defaults.items()
       ),
     ]
   )
-  return (
-    tf.function(call, autograph=model.autograph),
-    first_traces,
-    traced_arguments,
-  )
+  function = tf.function(traced, autograph=autograph)
+  return function
 
 
-def _form(inputs: Any, arguments: Mapping[str, Any]) -> Any:
-  """Returns what tells the traces of a function from one another."""
-  tensors = tuple((str(x.shape), x.dtype) for x in tf.nest.flatten(inputs))
-  return arguments.get("training"), isinstance(inputs, Mapping), tensors
+def _trace(
+  model: Any,
+  function: Function,
+  spec: Any,
+  hyperparameters: Sequence[Hyperparameter],
+  has_training: bool,
+) -> list[ConcreteFunction]:
+  """Traces a function for a form of the input, in each mode."""
+  losses = len(getattr(model, "losses", ()))
+  modes = [{"training": t} for t in (False, True)] if has_training else [{}]
+  specs = {h.name: h.spec for h in hyperparameters}
+  with _as_in_a_save():
+    traces = [
+      function.get_concrete_function(_named(spec), **mode, **specs)
+      for mode in modes
+    ]
+  if len(getattr(model, "losses", ())) > losses:
+    raise errors.ExportError(
+      "Calling the model adds losses that depend on its input, by add_loss, and"
+      " a SavedModel cannot hand them on. Return what they need as outputs."
+    )
+  return traces
 
 
 def _named(spec: Any) -> Any:
@@ -527,6 +538,22 @@ def _check_captured(
       " consumers could neither train nor save it. Make it an attribute of the"
       " model, or list it."
     )
+
+
+def _check_effects(
+  traces: Sequence[ConcreteFunction],
+  input_spec: Any,
+  hyperparameters: Sequence[Hyperparameter],
+) -> None:
+  """Refuses hyperparameters on which no result and no update depends."""
+  first = len(tf.nest.flatten(input_spec, expand_composites=True))
+  for i, hyperparameter in enumerate(hyperparameters, first):
+    if not any(_has_effect(trace.inputs[i], trace) for trace in traces):
+      raise errors.ExportError(
+        f"Hyperparameter {hyperparameter.name} changes nothing: neither an"
+        " output nor an update of a variable depends on it. Bind it to the"
+        " layers that use it, or leave it out."
+      )
 
 
 def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:

@@ -49,29 +49,27 @@ def _model(**changes):
 
 def _source(model, tunable=("rate", "momentum"), **kwargs):
   of_layers = {
-    "rate": lambda: hyperparameters.of_layers(
-      model.submodules,
-      layers.Dropout,
-      "rate",
-      name="rate",
-      description="",
-      off=0.0,
-    ),
-    "momentum": lambda: hyperparameters.of_layers(
-      model.submodules,
-      layers.BatchNormalization,
+    "rate": ("rate", 0.5, "", [model.get_layer("dropout")], "rate", 0.0),
+    "momentum": (
       "momentum",
-      name="momentum",
-      description="",
+      0.8,
+      "",
+      [model.get_layer("batch_norm")],
+      "momentum",
     ),
   }
   return saving.source(
-    model, hyperparameters=[of_layers[name]() for name in tunable], **kwargs
+    model,
+    _SPEC,
+    hyperparameters=[
+      hyperparameters.Hyperparameter(*of_layers[name]) for name in tunable
+    ],
+    **kwargs,
   )
 
 
 def _export(source, export_dir, change=lambda root: None, served=None):
-  root = saving.reusable(source, _SPEC)
+  root = saving.reusable(source)
   change(root)
   signature = saving.signature(served or root, _SPEC)
   saving.save(root, export_dir, signatures={"serving_default": signature})
@@ -104,7 +102,7 @@ def _variable_renamed(export_dir):
 
 
 def _no_signature(export_dir):
-  root = saving.reusable(_source(_model()), _SPEC)
+  root = saving.reusable(_source(_model()))
   saving.save(root, export_dir, signatures={})
 
 
@@ -139,7 +137,7 @@ def _training_hidden(export_dir):
     source,
     export_dir,
     lambda root: setattr(root, "__call__", call),
-    saving.reusable(source, _SPEC),
+    saving.reusable(source),
   )
 
 
@@ -177,6 +175,7 @@ def _momentum_ignored(export_dir):
   _export(
     saving.source(
       call,
+      _SPEC,
       hyperparameters=[rate, momentum],
       variables=model.variables,
       trainable_variables=model.trainable_variables,
@@ -226,6 +225,7 @@ def _training_without_effect(export_dir):
   _export(
     saving.source(
       call,
+      _SPEC,
       hyperparameters=[
         hyperparameters.Hyperparameter("rate", 0.5, ""),
         hyperparameters.Hyperparameter("momentum", 0.8, ""),
@@ -243,10 +243,10 @@ def _serving_differs(export_dir):
   served = saving.reusable(
     saving.source(
       lambda x: model(x) + 1.0,
+      _SPEC,
       variables=model.variables,
       regularization_losses=[],
-    ),
-    _SPEC,
+    )
   )
   _export(
     _source(model), export_dir, lambda root: setattr(root, "x", served), served
@@ -285,14 +285,15 @@ def _preprocessor(**changes):
     "": (
       saving.source(
         lambda texts, seq_length: pack([tokenize(texts)], seq_length),
+        _TEXTS,
         hyperparameters=[seq_length],
       ),
       _TEXTS,
       _TEXT_EXAMPLES,
     ),
-    "tokenize": (saving.source(tokenize), _TEXTS, _TEXT_EXAMPLES),
+    "tokenize": (saving.source(tokenize, _TEXTS), _TEXTS, _TEXT_EXAMPLES),
     "pack": (
-      saving.source(pack, hyperparameters=[seq_length]),
+      saving.source(pack, [_IDS, _IDS], hyperparameters=[seq_length]),
       [_IDS, _IDS],
       [[_tokenize(x), _tokenize(x + "s")] for x in _TEXT_EXAMPLES],
     ),
@@ -301,8 +302,7 @@ def _preprocessor(**changes):
 
 def _export_parts(parts, export_dir, change=lambda root: None):
   made = {
-    name: saving.reusable(source, spec)
-    for name, (source, spec, _) in parts.items()
+    name: saving.reusable(source) for name, (source, _, _) in parts.items()
   }
   root = made.pop("")
   for name, part in made.items():
@@ -326,6 +326,7 @@ def _with_head(kernel=1.0):
   kernel = tf.Variable(kernel * tf.ones([2, 3]), name="head_kernel")
   head = saving.source(
     lambda x, training=False: source.model(x, training=training) @ kernel,
+    _SPEC,
     hyperparameters=source.hyperparameters,
     variables=[*source.variables, kernel],
     trainable_variables=[*source.trainable_variables, kernel],
@@ -578,6 +579,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     kernel = tf.Variable(tf.ones([4, 2]))
     source = saving.source(
       lambda x, scale: x @ kernel + 0.0 * scale,
+      _SPEC,
       hyperparameters=[hyperparameters.Hyperparameter("scale", 1.0, "")],
       variables=[kernel],
     )
@@ -652,13 +654,13 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     export_dir = os.path.join(self.get_temp_dir(), "on_the_cpu")
     with tf.device("/CPU:1"):
       kernel = tf.Variable(tf.ones([4, 2]))
-      source = saving.source(model, variables=[kernel])
+      source = saving.source(model, _SPEC, variables=[kernel])
       _export(source, export_dir)
       verification.verify(export_dir, source, _EXAMPLES, "full")
     self.assertEqual(devices, {"/device:CPU:0"})
 
   def test_text_ops_in_a_process_of_its_own(self):
-    source = saving.source(lambda x: tensorflow_text.normalize_utf8(x))
+    source = saving.source(lambda x: tensorflow_text.normalize_utf8(x), _TEXTS)
     export_dir = os.path.join(self.get_temp_dir(), "text_ops")
     _export_parts({"": (source, _TEXTS, None)}, export_dir)
     verification.verify(export_dir, source, _TEXT_EXAMPLES, "full")

@@ -25,6 +25,13 @@ _LARGE_MODELS = flags.DEFINE_bool(
   "large_models", False, "Test models too that take minutes to compile."
 )
 
+# What a model with Model Garden's layer passes to `saving.source`.
+_LAYER_CALLS = {
+  "official.nlp.modeling.layers.position_embedding.PositionEmbedding": (
+    xla.with_own_gradient
+  )
+}
+
 # Where XLA writes a file for each compilation.
 _DUMP = pathlib.Path(tempfile.mkdtemp(dir=os.environ.get("TEST_TMPDIR")))
 
@@ -177,8 +184,8 @@ def _photos(seed):
 @contextlib.contextmanager
 def _without_the_cure():
   with (
-    mock.patch.object(xla, "_LAYERS", ()),
-    mock.patch.object(xla, "_NAMES", ()),
+    mock.patch.dict(xla.REPLACEMENTS, clear=True),
+    mock.patch.dict(_LAYER_CALLS, clear=True),
   ):
     yield
 
@@ -221,7 +228,8 @@ def _free(inputs):
 class XlaTest(parameterized.TestCase, tf.test.TestCase):
   def export(self, model, inputs):
     export_dir = self.create_tempdir().full_path
-    root = saving.reusable(saving.source(model), _free(inputs))
+    source = saving.source(model, _free(inputs), layer_calls=_LAYER_CALLS)
+    root = saving.reusable(source)
     saving.save(root, export_dir, signatures={})
     return tf.saved_model.load(export_dir)
 
