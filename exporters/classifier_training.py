@@ -68,7 +68,8 @@ class Weights:
   weights: str | None = None
   training: Training | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
+    """Checks the arguments."""
     if bool(self.checkpoint_path) == bool(self.training):
       raise ValueError("Exactly one of checkpoint_path and training is needed.")
 
@@ -109,8 +110,9 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "checkpoint_dir",
     None,
-    "Keep the checkpoint of the trained classifier in this directory, which must"
-    " not exist, or be empty; --overwrite replaces one that has a checkpoint.",
+    "Keep the checkpoint of the trained classifier in this directory, which"
+    " must not exist, or be empty; --overwrite replaces one that has a"
+    " checkpoint.",
   )
   flags.DEFINE_string(
     "backup_dir",
@@ -264,6 +266,6 @@ def _provenance(
     **classes,
     "test accuracy of the classifier": held_out,
     "training": f"{config.epochs} epochs of Adam, batches of"
-    f" {config.batch_size}, learning rate {config.learning_rate:g} falling to 0,"
-    f" seed {config.seed}, in {how.distribution.mixed_precision}",
+    f" {config.batch_size}, learning rate {config.learning_rate:g} falling to"
+    f" 0, seed {config.seed}, in {how.distribution.mixed_precision}",
   }

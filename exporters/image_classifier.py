@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any
 
 from absl import flags
 from etils import epy
@@ -37,8 +36,8 @@ with epy.lazy_imports():
 # The flags are those of the program that has them defined.
 flags.disclaim_key_flags()
 
-# Packages of Model Garden that import much more than a classifier is made of,
-# such as all tasks, matplotlib and tensorflow-datasets. Their modules do without.
+# Packages of Model Garden that import much more than a classifier needs: all
+# tasks, matplotlib, tensorflow-datasets and more. Their modules do without.
 _WITHOUT_INIT = (
   "official.core",
   "official.vision",
@@ -337,9 +336,9 @@ def _card(
   return model_card.Card(
     name=f"{title} {kind.replace('_', ' ')}",
     description=f"{architecture.description}, cut out of the classifier that"
-    f" was trained. {_DESCRIPTIONS[kind]} It was trained with images of {height}"
-    f" by {width} pixels, and takes others of 32 by 32 pixels and more, square"
-    " or not.",
+    f" was trained. {_DESCRIPTIONS[kind]} It was trained with images of"
+    f" {height} by {width} pixels, and takes others of 32 by 32 pixels and"
+    " more, square or not.",
     meanings={
       "images": "RGB in [0, 1]; the model normalizes them itself",
       "feature_vector": "features of each image, averaged over it",

@@ -18,8 +18,11 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 import tf_keras
 
-from exporters import resnet as exporter
+from exporters import classifier_training
+from exporters import image_classifier
 from exporters.reusable import errors
+from exporters.reusable import exporting
+from models.vision import image_classification as image_models
 from models.vision import resnet
 
 _EXPORTER = pathlib.Path("exporters/resnet").absolute()
@@ -31,6 +34,12 @@ def _run(*arguments, **kwargs):
   return subprocess.run(
     [_EXPORTER, *arguments], capture_output=True, text=True, **kwargs
   )
+
+
+def _classifier(experiment, *overrides):
+  architecture = resnet.ARCHITECTURE
+  params = image_models.config(architecture, experiment, overrides)
+  return image_models.classifier(architecture, params, experiment)
 
 
 def _shake(model):
@@ -82,7 +91,7 @@ class Colored(tfds.core.GeneratorBasedBuilder):
       yield i, {"image": image, "label": i % 2}
 
 
-class ResNetTest(absltest.TestCase):
+class ImageClassifierTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
@@ -97,16 +106,24 @@ class ResNetTest(absltest.TestCase):
     self.assertEqual(result.returncode, 0, result.stderr)
     return export_dir, result.stdout
 
-  def export(self, name, **kwargs):
-    """Exports in this process; returns what is loaded."""
-    export_dir = str(self.directory / name)
-    exporter.export(export_dir=export_dir, verification="off", **kwargs)
-    return tf.saved_model.load(export_dir)
+  def export_to(self, export_dir, checkpoint_path, weights=None, **config):
+    image_classifier.export(
+      image_classifier.Config(architecture=resnet.ARCHITECTURE, **config),
+      classifier_training.Weights(
+        checkpoint_path=checkpoint_path, weights=weights
+      ),
+      exporting.Options(export_dir=str(export_dir), verification="off"),
+    )
 
-  def assert_refused(self, message, **kwargs):
+  def export(self, name, checkpoint_path, **kwargs):
+    """Exports in this process; returns what is loaded."""
+    self.export_to(self.directory / name, checkpoint_path, **kwargs)
+    return tf.saved_model.load(str(self.directory / name))
+
+  def assert_refused(self, message, checkpoint_path, **kwargs):
     export_dir = self.directory / "nowhere"
     with self.assertRaisesRegex(errors.ExportError, message):
-      exporter.export(export_dir=str(export_dir), **kwargs)
+      self.export_to(export_dir, checkpoint_path, **kwargs)
     self.assertFalse(export_dir.exists())
 
   def assert_same(self, actual, expected, tolerance=1e-5):
@@ -159,7 +176,7 @@ class ResNetTest(absltest.TestCase):
       f"{_TINY},task.model.backbone.resnet.depth_multiplier=0.25,"
       "task.model.backbone.resnet.stochastic_depth_drop_rate=0.2"
     )
-    model = resnet.classifier(resnet.config("resnet_rs_imagenet", [overrides]))
+    model = _classifier("resnet_rs_imagenet", overrides)
     _shake(model)
     checkpoint = tf.train.Checkpoint(model=model)
     export_dir, output = self.run_exporter(
@@ -237,11 +254,10 @@ class ResNetTest(absltest.TestCase):
     self.assertLess(changed[0.0], 1e-3 * changed[0.2])
 
   def test_checkpoints_of_many_forms(self):
-    params = resnet.config("resnet_imagenet", [_TINY])
-    model = resnet.classifier(params)
+    model = _classifier(None, _TINY)
     _shake(model)
     images = _images(2, 64, 64)
-    features = resnet.cut(model, ["feature_vector"])(images)
+    features = image_models.cut(model, ["feature_vector"])(images)
     path = str(self.directory / "forms")
     tf.train.Checkpoint(model=model).write(f"{path}/model")
     tf.train.Checkpoint(backbone=model.backbone).write(f"{path}/backbone")
@@ -254,7 +270,7 @@ class ResNetTest(absltest.TestCase):
             f"of_{name}",
             checkpoint_path=f"{path}/{name}",
             # Trained with it or not: an export cannot synchronize.
-            config_overrides=[_TINY, f"{_SYNC}={name == 'model'}"],
+            overrides=[_TINY, f"{_SYNC}={name == 'model'}"],
           )
         self.assert_same(loaded(images), features)
     for message, arguments in (
@@ -267,7 +283,7 @@ class ResNetTest(absltest.TestCase):
         "has no value for dense.*/kernel",
         {
           "checkpoint_path": f"{path}/backbone",
-          "config_overrides": [_TINY],
+          "overrides": [_TINY],
           "export_type": "all",
         },
       ),
@@ -279,7 +295,7 @@ class ResNetTest(absltest.TestCase):
         "The model has no 6; it has 2, 3, 4, 5, feature_vector",
         {
           "checkpoint_path": f"{path}/model",
-          "config_overrides": [_TINY],
+          "overrides": [_TINY],
           "endpoints": ["6"],
         },
       ),
@@ -287,7 +303,7 @@ class ResNetTest(absltest.TestCase):
         "Cannot read /no.yaml",
         {
           "checkpoint_path": f"{path}/model",
-          "config_overrides": ["/no.yaml"],
+          "overrides": ["/no.yaml"],
         },
       ),
     ):
@@ -307,7 +323,7 @@ class ResNetTest(absltest.TestCase):
           f"of_{name}",
           checkpoint_path=str(path),
           experiment="legacy_resnet50",
-          config_overrides=["task.model.num_classes=3"],
+          overrides=["task.model.num_classes=3"],
         )
         self.assert_same(loaded(images), features)
         self.assertLen(loaded.regularization_losses, 53)
@@ -374,7 +390,7 @@ class ResNetTest(absltest.TestCase):
     expected["average"] = model(_normalized(images))
     arguments = {
       "checkpoint_path": model_dir,
-      "config_overrides": [f"{model_dir}/params.yaml"],
+      "overrides": [f"{model_dir}/params.yaml"],
       "export_type": "classification",
     }
     for weights in ("raw", "average"):
@@ -414,7 +430,7 @@ class ResNetTest(absltest.TestCase):
       "again",
       checkpoint_path=str(self.directory / "kept"),
       experiment="resnet_small",
-      config_overrides=["task.model.num_classes=2"],
+      overrides=["task.model.num_classes=2"],
       export_type="classification",
     )
     for variable, expected in zip(

@@ -1,0 +1,157 @@
+"""Exports a checkpoint of one architecture, with all its hyperparameters.
+
+BUILD runs it once for each architecture.
+"""
+
+import importlib
+import inspect
+import pathlib
+import subprocess
+import tempfile
+
+from absl import flags
+from absl.testing import absltest
+import numpy as np
+from official.vision.ops import preprocess_ops
+import tensorflow as tf
+import tf_keras
+
+from models.vision import image_classification
+
+_ARCHITECTURE = flags.DEFINE_string("architecture", None, "Its name.")
+_HYPERPARAMETERS = flags.DEFINE_list("hyperparameters", None, "What it has.")
+_VARIANT = flags.DEFINE_string("variant", None, "Overrides of NAME_small.")
+
+
+def _images(*shape):
+  return tf.random.stateless_uniform([*shape, 3], [1, 2])
+
+
+def _normalized(images):
+  """Normalizes images as Model Garden's training does."""
+  return tf.stack(
+    [
+      preprocess_ops.normalize_image(
+        255 * image, preprocess_ops.MEAN_RGB, preprocess_ops.STDDEV_RGB
+      )
+      for image in images
+    ]
+  )
+
+
+class ImageArchitectureTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    """Exports a checkpoint as a user does, and verifies it in full."""
+    super().setUpClass()
+    cls.name = _ARCHITECTURE.value
+    architecture = importlib.import_module(
+      f"models.vision.{cls.name}"
+    ).ARCHITECTURE
+    experiment = f"{cls.name}_small"
+    cls.model = image_classification.classifier(
+      architecture,
+      image_classification.config(architecture, experiment, [_VARIANT.value]),
+      experiment,
+    )
+    # Noise for all variables, also those that start at 0 or 1.
+    for i, variable in enumerate(cls.model.variables):
+      noise = tf.random.stateless_uniform(variable.shape, [i, 0])
+      variable.assign(variable * (0.9 + 0.2 * noise) + 0.01 * noise)
+    directory = tempfile.mkdtemp(dir=absltest.TEST_TMPDIR.value)
+    # As `official.core.base_trainer` has it.
+    checkpoint = tf.train.Checkpoint(
+      global_step=tf.Variable(0, dtype=tf.int64),
+      model=cls.model,
+      optimizer=tf_keras.optimizers.legacy.SGD(),
+      **cls.model.checkpoint_items,
+    )
+    cls.export_dir = pathlib.Path(directory, "export")
+    program = pathlib.Path(f"exporters/{cls.name}").absolute()
+    cls.output = subprocess.run(
+      [
+        program,
+        f"--checkpoint_path={checkpoint.save(f'{directory}/checkpoint')}",
+        f"--experiment={experiment}",
+        f"--params_override={_VARIANT.value}",
+        "--export_type=classification",
+        f"--export_dir={cls.export_dir}",
+      ],
+      check=True,
+      stdout=subprocess.PIPE,
+      text=True,
+    ).stdout
+
+  def setUp(self):
+    super().setUp()
+    self.export = tf.saved_model.load(str(self.export_dir))
+
+  def test_is_the_model_at_other_sizes(self):
+    for kind in ("gradients", "updates"):
+      self.assertIn(f"✓ {kind}, training (1, 96, 64, 3)", self.output)
+    size = self.model.input_shape[1] or 48
+    images = _images(2, size, size)
+    expected = self.model(_normalized(images)).numpy()
+    np.testing.assert_allclose(
+      self.export(images), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
+    )
+    self.assertGreater(expected.std(axis=0).max(), 0)
+    np.testing.assert_allclose(
+      [loss() for loss in self.export.regularization_losses],
+      self.model.losses,
+      rtol=1e-5,
+    )
+
+  def test_a_step_compiles_once_whatever_the_hyperparameters_are(self):
+    images = _images(4, 64, 64)
+    defaults = {
+      name: parameter.default
+      for name, parameter in inspect.signature(
+        self.export.__call__
+      ).parameters.items()
+      if isinstance(parameter.default, float)
+    }
+    self.assertCountEqual(defaults, _HYPERPARAMETERS.value)
+
+    @tf.function(jit_compile=True)
+    def step(images, **hyperparameters):
+      with tf.GradientTape() as tape:
+        logits = self.export(images, training=True, **hyperparameters)
+        loss = tf.reduce_sum(logits**2)
+      gradients = tape.gradient(loss, self.export.trainable_variables)
+      return logits, tf.linalg.global_norm(gradients)
+
+    def run(images, **changed):
+      return step(
+        images,
+        **{k: tf.constant(v) for k, v in {**defaults, **changed}.items()},
+      )
+
+    calm = {name: 0.0 if name.endswith("_rate") else 1.0 for name in defaults}
+    logits, norm = run(images, **calm)
+    self.assertTrue(np.isfinite(norm) and norm > 0)
+    # Without randomness the same step has the same outputs.
+    np.testing.assert_allclose(run(images, **calm)[0], logits, rtol=1e-4)
+    for name in filter(lambda n: n.endswith("_rate"), defaults):
+      with self.subTest(name):
+        random, norm = run(images, **{**calm, name: 0.5})
+        self.assertTrue(np.isfinite(norm))
+        self.assertGreater(np.abs(random - logits).max(), 1e-3)
+    if "batch_norm_momentum" in defaults:
+      moving = [v for v in self.export.variables if "moving_" in v.name]
+      before = [v.numpy() for v in moving]
+      run(images, **{**calm, "batch_norm_momentum": 0.5})
+      for variable, old in zip(moving, before, strict=True):
+        self.assertFalse(np.array_equal(variable, old), variable.name)
+        self.assertTrue(np.isfinite(variable.numpy()).all())
+    self.assertEqual(step.experimental_get_tracing_count(), 1)
+    # The batch and the weights are parameters of the compiled program.
+    hlo = step.experimental_get_compiler_ir(
+      images, **{k: tf.constant(v) for k, v in calm.items()}
+    )(stage="hlo")
+    entry = hlo[hlo.index("\nENTRY ") :]
+    self.assertIn("f32[4,64,64,3]{3,2,1,0} parameter(", entry)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,65 @@
+"""The exporter of an architecture of image classifiers, and its tests."""
+
+load(":saved_model.bzl", "saved_model")
+
+def image_classifier(name, endpoints, excepted_rules, hyperparameters, variant):
+    """A program, what it exports, and tests of the program and of the exports.
+
+    The feature vectors, with endpoints, are NAME_digits_0_4, trained on the
+    first five digits, and NAME_untrained, with initial weights.
+
+    Args:
+      name: Of the architecture, and of the program.
+      endpoints: As //models/vision:architectures.bzl has it, and so what
+        follows.
+      excepted_rules: See there.
+      hyperparameters: See there.
+      variant: See there.
+    """
+    native.py_binary(
+        name = name,
+        srcs = [name + ".py"],
+        visibility = [
+            "//integration_tests/benchmarks:__pkg__",
+            "//integration_tests/tpu_jobs:__pkg__",
+        ],
+        deps = [
+            ":image_classifier",
+            "//models/vision:" + name,
+        ],
+    )
+    flags = ["--train_on=digits_0_4"]
+    if endpoints:
+        flags.append("--endpoints=" + endpoints)
+    for export, more_flags in {
+        name + "_digits_0_4": [],
+        name + "_untrained": ["--epochs=0"],
+    }.items():
+        saved_model(
+            name = export,
+            checked = [] if more_flags else ["."],
+            excepted_rules = excepted_rules,
+            exporter = ":" + name,
+            flags = flags + more_flags,
+            visibility = ["//integration_tests:__subpackages__"],
+        )
+    native.py_test(
+        name = name + "_test",
+        srcs = ["image_architecture_test.py"],
+        args = [
+            "--architecture=" + name,
+            "--hyperparameters=" + hyperparameters,
+            "--variant=" + variant,
+        ],
+        data = [":" + name],
+        main = "image_architecture_test.py",
+        deps = [
+            "//models/vision:" + name,
+            "//models/vision:image_classification",
+            "@pypi//:absl-py",
+            "@pypi//:numpy",
+            "@pypi//:tensorflow",
+            "@pypi//:tf-keras",
+            "@pypi//:tf-models-official",
+        ],
+    )

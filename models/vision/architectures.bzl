@@ -1,0 +1,40 @@
+"""The image classifiers of official.vision: all that BUILD files know of them.
+
+A new architecture is a line here, a module in this folder, a program in
+//exporters and one in //integration_tests.
+"""
+
+_BACKBONE = "task.model.backbone."
+_DROPOUT = ",task.model.dropout_rate=0.2"
+
+# For each architecture:
+#   endpoints: the levels of its backbone.
+#   variant: overrides of NAME_small that give it all hyperparameters.
+#   hyperparameters: these, beside batch_norm_momentum.
+#   excepted_rules: rules of //exporters:check that it cannot keep.
+IMAGE_CLASSIFIERS = {
+    "efficientnet": struct(
+        endpoints = "2,3,4,5,6",
+        excepted_rules = [],
+        hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
+        variant = "task.model.dropout_rate=0.2",
+    ),
+    "mobilenet": struct(
+        endpoints = "2,3,4,5,6",
+        excepted_rules = [],
+        hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
+        variant = _BACKBONE + "mobilenet.stochastic_depth_drop_rate=0.2",
+    ),
+    "resnet": struct(
+        endpoints = "2,3,4,5",
+        excepted_rules = [],
+        hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
+        variant = _BACKBONE + "resnet.stochastic_depth_drop_rate=0.2" + _DROPOUT,
+    ),
+    "revnet": struct(
+        endpoints = "2,3,4,5",
+        excepted_rules = [],
+        hyperparameters = "batch_norm_momentum,dropout_rate",
+        variant = "task.model.dropout_rate=0.2",
+    ),
+}
