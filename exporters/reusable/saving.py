@@ -395,16 +395,43 @@ def _caller(
 ) -> Callable[..., Any]:
   """Makes a Python function of a model, with arguments that have defaults."""
   function = _python_function(model)
+  synchronized = [
+    layer
+    for layer in getattr(model, "submodules", ())
+    if isinstance(layer, tf_keras.layers.Layer)
+    and getattr(layer, "synchronized", False)
+  ]
 
   def call(inputs: Any, *, training: bool = False, **arguments: Any) -> Any:
     if check is not None:
       inputs = check(inputs)
     mode = {"training": training} if has_training else {}
     values = {h.name: h.default for h in hyperparameters} | arguments
-    with hyperparameters_lib.bound(hyperparameters, values) as direct:
+    with (
+      _unsynchronized(synchronized),
+      hyperparameters_lib.bound(hyperparameters, values) as direct,
+    ):
       return function(inputs, **mode, **direct)
 
   return call
+
+
+@contextlib.contextmanager
+def _unsynchronized(
+  layers: Sequence[tf_keras.layers.BatchNormalization],
+) -> Iterator[None]:
+  """Turns off synchronization of batch normalization; restores it on exit.
+
+  A SavedModel cannot sum over replicas, and TensorFlow warns of each gradient
+  that would.
+  """
+  for layer in layers:
+    layer.synchronized = False
+  try:
+    yield
+  finally:
+    for layer in layers:
+      layer.synchronized = True
 
 
 def _traceable(
