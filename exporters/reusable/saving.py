@@ -9,7 +9,10 @@ the model.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import inspect
+import re
 from typing import Any
 
 import tensorflow as tf
@@ -30,6 +33,8 @@ ConcreteFunction = tf.types.experimental.ConcreteFunction
 Function = tf.types.experimental.PolymorphicFunction
 Hyperparameter = hyperparameters_lib.Hyperparameter
 
+_MODES = (False, True)
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -45,8 +50,9 @@ class Source:
     trainable_variables: Those that consumers train.
     regularization_losses: Functions without arguments, each returning a float
       scalar.
-    function: `call` as a tf.function, traced for `input_spec` in each mode.
+    layer_calls: What replaces the `call` of layers in a trace.
     autograph: Whether AutoGraph rewrites the Python code of `model`.
+    function: `call` as a tf.function, traced for `input_spec` in each mode.
   """
 
   model: Callable[..., Any]
@@ -57,8 +63,9 @@ class Source:
   variables: Sequence[tf.Variable]
   trainable_variables: Sequence[tf.Variable]
   regularization_losses: Sequence[Callable[[], tf.Tensor]]
-  function: Function
+  layer_calls: layer_calls_lib.Replacements
   autograph: bool
+  function: Function | None = None
 
 
 def source(
@@ -78,7 +85,7 @@ def source(
   Args:
     model: A Keras model or layer, a `tf.Module`, or a function. It takes one
       input, `training` by that name if it has modes, and the hyperparameters
-      that no layers read.
+      that no layers read. An export has no `training` that changes nothing.
     input_spec: `tf.TensorSpec`, or a list or dict of them: shape and dtype of
       the input. Free dimensions are `None`, the batch dimension first.
     hyperparameters: The values that consumers may tune.
@@ -115,28 +122,20 @@ def source(
   _check_variables(model, variables, trainable_variables)
   if regularization_losses is None:
     regularization_losses = _weight_losses(model)
-  call = _caller(model, has_training, hyperparameters, check)
-  defaults = {"training": False} if has_training else {}
-  defaults.update({h.name: h.default for h in hyperparameters})
-  function = _traceable(
-    model, call, defaults, input_spec, layer_calls or {}, autograph
-  )
-  traces = _trace(model, function, input_spec, hyperparameters, has_training)
-  _check_structure(traces)
-  _check_captured(traces, variables)
-  _check_effects(traces, input_spec, hyperparameters)
-  return Source(
+  untraced = Source(
     model,
     input_spec,
-    call,
-    defaults,
+    _caller(model, has_training, hyperparameters, check),
+    ({"training": False} if has_training else {})
+    | {h.name: h.default for h in hyperparameters},
     hyperparameters,
     variables,
     trainable_variables,
     regularization_losses,
-    function,
+    {**xla.REPLACEMENTS, **(layer_calls or {})},
     autograph,
   )
+  return _traced(untraced)
 
 
 def reusable(
@@ -160,13 +159,7 @@ def reusable(
     ExportError: A regularization loss is not a float scalar.
   """
   for spec in also_takes:
-    _trace(
-      model.model,
-      model.function,
-      spec,
-      model.hyperparameters,
-      "training" in model.defaults,
-    )
+    _trace(model, model.function, spec)
   root = tf.train.Checkpoint()
   root.__call__ = model.function
   root.variables = list(model.variables)
@@ -395,45 +388,90 @@ def _caller(
 ) -> Callable[..., Any]:
   """Makes a Python function of a model, with arguments that have defaults."""
   function = _python_function(model)
+  synchronized = [
+    layer
+    for layer in getattr(model, "submodules", ())
+    if isinstance(layer, tf_keras.layers.Layer)
+    and getattr(layer, "synchronized", False)
+  ]
 
   def call(inputs: Any, *, training: bool = False, **arguments: Any) -> Any:
     if check is not None:
       inputs = check(inputs)
     mode = {"training": training} if has_training else {}
     values = {h.name: h.default for h in hyperparameters} | arguments
-    with hyperparameters_lib.bound(hyperparameters, values) as direct:
+    with (
+      _unsynchronized(synchronized),
+      hyperparameters_lib.bound(hyperparameters, values) as direct,
+    ):
       return function(inputs, **mode, **direct)
 
   return call
 
 
+@contextlib.contextmanager
+def _unsynchronized(
+  layers: Sequence[tf_keras.layers.BatchNormalization],
+) -> Iterator[None]:
+  """Turns off synchronization of batch normalization; restores it on exit.
+
+  A SavedModel cannot sum over replicas, and TensorFlow warns of each gradient
+  that would.
+  """
+  for layer in layers:
+    layer.synchronized = False
+  try:
+    yield
+  finally:
+    for layer in layers:
+      layer.synchronized = True
+
+
+def _traced(model: Source) -> Source:
+  """Adds the traced function of a model, which it checks."""
+  function = _traceable(model, layer_norm.REPLACEMENTS)
+  traces = _trace(model, function, model.input_spec)
+  _check_structure(traces)
+  if len(traces) > 1 and _is_same(model, *traces):
+    # The mode of training is the one whose gradients consumers need.
+    model = dataclasses.replace(
+      model,
+      call=functools.partial(model.call, training=True),
+      defaults={h.name: h.default for h in model.hyperparameters},
+    )
+    function = _traceable(model, layer_norm.REPLACEMENTS)
+    traces = _trace(model, function, model.input_spec)
+  _check_captured(traces, model.variables)
+  _check_effects(traces, model)
+  return dataclasses.replace(model, function=function)
+
+
 def _traceable(
-  model: Callable[..., Any],
-  call: Callable[..., Any],
-  defaults: Mapping[str, Any],
-  input_spec: Any,
-  layer_calls: layer_calls_lib.Replacements,
-  autograph: bool,
+  model: Source, of_training: layer_calls_lib.Replacements
 ) -> Function:
   """Makes a tf.function with named arguments and defaults.
 
   A trace for another form of the input than `input_spec` converts the input and
   calls the trace for `input_spec`. So the model is traced once for each mode.
+
+  Args:
+    model: The model.
+    of_training: What replaces the `call` of layers in training only. Consumers
+      that only infer need not load these gradients.
   """
 
   def traced(inputs: Any, *values: Any) -> Any:
     # With a seed that this process has set, all consumers, and all replicas of
     # one, would drop the same units.
     tf.compat.v1.get_default_graph().seed = None
-    arguments = dict(zip(defaults, values, strict=True))
-    if _is_other_form(inputs, input_spec):
-      return function(_converted(inputs, input_spec), **arguments)
-    replacements = {**xla.REPLACEMENTS, **layer_calls}
-    if arguments.get("training"):
-      # Consumers that only infer need not load these gradients.
-      replacements.update(layer_norm.REPLACEMENTS)
-    with layer_calls_lib.replaced(model, replacements):
-      return call(inputs, **arguments)
+    arguments = dict(zip(model.defaults, values, strict=True))
+    if _is_other_form(inputs, model.input_spec):
+      return function(_converted(inputs, model.input_spec), **arguments)
+    replacements = {**model.layer_calls}
+    if arguments.get("training", True):
+      replacements.update(of_training)
+    with layer_calls_lib.replaced(model.model, replacements):
+      return model.call(inputs, **arguments)
 
   # tf.function, and with it the SavedModel, takes names and defaults from here.
   kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -442,36 +480,74 @@ def _traceable(
       inspect.Parameter("inputs", kind),
       *(
         inspect.Parameter(name, kind, default=default)
-        for name, default in defaults.items()
+        for name, default in model.defaults.items()
       ),
     ]
   )
-  function = tf.function(traced, autograph=autograph)
+  function = tf.function(traced, autograph=model.autograph)
   return function
 
 
 def _trace(
-  model: Any,
-  function: Function,
-  spec: Any,
-  hyperparameters: Sequence[Hyperparameter],
-  has_training: bool,
+  model: Source, function: Function, spec: Any, modes: Sequence[bool] = _MODES
 ) -> list[ConcreteFunction]:
   """Traces a function for a form of the input, in each mode."""
-  losses = len(getattr(model, "losses", ()))
-  modes = [{"training": t} for t in (False, True)] if has_training else [{}]
-  specs = {h.name: h.spec for h in hyperparameters}
+  losses = len(getattr(model.model, "losses", ()))
+  specs = {h.name: h.spec for h in model.hyperparameters}
   with _as_in_a_save():
     traces = [
       function.get_concrete_function(_named(spec), **mode, **specs)
-      for mode in modes
+      for mode in (
+        [{"training": training} for training in modes]
+        if "training" in model.defaults
+        else [{}]
+      )
     ]
-  if len(getattr(model, "losses", ())) > losses:
+  if len(getattr(model.model, "losses", ())) > losses:
     raise errors.ExportError(
       "Calling the model adds losses that depend on its input, by add_loss, and"
       " a SavedModel cannot hand them on. Return what they need as outputs."
     )
   return traces
+
+
+def _is_same(
+  model: Source, inference: ConcreteFunction, training: ConcreteFunction
+) -> bool:
+  """Tells whether both modes compute the same outputs and updates."""
+
+  def types(trace: ConcreteFunction) -> set[str]:
+    ops = trace.graph.get_operations()
+    return {op.type for op in ops} - {"Identity", "IdentityN"}
+
+  if types(inference) != types(training):  # As in most models that have modes.
+    return False
+  # As in inference, without the closed gradients.
+  function = _traceable(model, {})
+  (training,) = _trace(model, function, model.input_spec, [True])
+  return _canonical(inference) == _canonical(training)
+
+
+def _canonical(trace: ConcreteFunction) -> str:
+  """Writes a graph as text, without what is unique in a process."""
+  graph = trace.graph.as_graph_def()
+  bodies = {f.signature.name: f for f in graph.library.function}
+
+  @functools.cache
+  def text(name: str) -> str:
+    body = type(bodies[name]).FromString(bodies[name].SerializeToString())
+    body.signature.name = ""
+    return hashlib.sha256(shared(body).encode()).hexdigest()
+
+  def shared(part: Any) -> str:
+    plain = re.sub("CustomGradient-[0-9]+", "", str(part))
+    return re.sub(
+      '(?<=")[^"]+(?=")',
+      lambda m: text(m[0]) if m[0] in bodies else m[0],
+      plain,
+    )
+
+  return "".join(shared(node) for node in graph.node)
 
 
 def _named(spec: Any) -> Any:
@@ -540,14 +616,10 @@ def _check_captured(
     )
 
 
-def _check_effects(
-  traces: Sequence[ConcreteFunction],
-  input_spec: Any,
-  hyperparameters: Sequence[Hyperparameter],
-) -> None:
+def _check_effects(traces: Sequence[ConcreteFunction], model: Source) -> None:
   """Refuses hyperparameters on which no result and no update depends."""
-  first = len(tf.nest.flatten(input_spec, expand_composites=True))
-  for i, hyperparameter in enumerate(hyperparameters, first):
+  first = len(tf.nest.flatten(model.input_spec, expand_composites=True))
+  for i, hyperparameter in enumerate(model.hyperparameters, first):
     if not any(_has_effect(trace.inputs[i], trace) for trace in traces):
       raise errors.ExportError(
         f"Hyperparameter {hyperparameter.name} changes nothing: neither an"

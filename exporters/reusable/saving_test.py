@@ -147,6 +147,65 @@ class SavingTest(tf.test.TestCase):
       loaded.doubled.trainable_variables[0], loaded.trainable_variables[0]
     )
 
+  def test_no_training_that_changes_nothing(self):
+    layers = tf_keras.layers
+
+    def model_with(layer):
+      return tf_keras.Sequential(
+        [
+          layers.InputLayer((None, 2)),
+          layers.Dense(3, activation="gelu"),
+          layers.LayerNormalization(epsilon=1e-6),
+          layer,
+          layers.Lambda(
+            lambda x: tf.cond(tf.reduce_sum(x) > 0, lambda: x, lambda: 2 * x)
+          ),
+        ]
+      )
+
+    spec = tf.TensorSpec([None, None, 2])
+    for layer, has_training in (
+      (layers.Dropout(0.0), False),
+      (layers.Dropout(0.1), True),
+      (layers.BatchNormalization(), True),
+    ):
+      model = model_with(layer)
+      source = saving.source(model, spec)
+      self.assertEqual("training" in source.defaults, has_training)
+    model = model_with(layers.Dropout(0.0))
+    self.assertNotIn("training", saving.source(model, spec).defaults)
+    loaded = self.save_and_load(model, spec)
+    self.assertLen(loaded.__call__.concrete_functions, 1)
+    x = tf.random.stateless_normal([3, 4, 2], [1, 2])
+    results = []
+    for call in (loaded, model):
+      with tf.GradientTape() as tape:
+        outputs = call(x) ** 3
+      results.append(
+        [outputs, *tape.gradient(outputs, call.trainable_variables)]
+      )
+    self.assertAllClose(*results, rtol=1e-4, atol=1e-4)
+
+  def test_training_that_changes_constants_of_a_branch(self):
+    def call(x, training=False):
+      factor = 2.0 if training else 3.0
+      return tf.cond(tf.reduce_all(x > 0.0), lambda: x * factor, lambda: x)
+
+    loaded = self.save_and_load(call, _SPEC)
+    x = tf.ones([1, 2])
+    self.assertAllEqual(loaded(x, training=True), 2.0 * x)
+    self.assertAllEqual(loaded(x, training=False), 3.0 * x)
+
+  def test_synchronized_batch_normalization_stays_out(self):
+    layer = tf_keras.layers.BatchNormalization(synchronized=True)
+    model = tf_keras.Sequential([tf_keras.layers.InputLayer((2,)), layer])
+    source = saving.source(model, _SPEC)
+    self.assertTrue(layer.synchronized)
+    trace = source.function.get_concrete_function(_SPEC, training=True)
+    # The one that sums over replicas.
+    ops = trace.graph.get_operations()
+    self.assertNotIn("IdentityN", {op.type for op in ops})
+
   def test_seeds_of_the_process_stay_out(self):
     tf.random.set_seed(7)
     root = _reusable(_keras_model(), _SPEC)
