@@ -363,8 +363,8 @@ def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
     message, *_ = str(e).strip().splitlines() or [""]
     raise ValueError(
       f"--tpu={tpu}: TensorFlow cannot use this TPU. Check that the TPU is"
-      " ready and that this TensorFlow supports TPUs, as with Bazel's --config=tpu."
-      f" TensorFlow says: {type(e).__name__}: {message}"
+      " ready and that this TensorFlow supports TPUs, as with Bazel's"
+      f" --config=tpu. TensorFlow says: {type(e).__name__}: {message}"
     ) from e
 
 

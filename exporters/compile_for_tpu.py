@@ -1,13 +1,13 @@
-r"""Tells whether the fine-tuning step of an export compiles for a TPU.
+r"""Checks whether a fine-tuning step of an export compiles for a TPU.
 
-No TPU is needed: the compiler is in the package libtpu.
+This needs no TPU: the package libtpu contains the compiler.
 
   bazel run //exporters:compile_for_tpu -- \
     --saved_model_dir=DIR --topology=v5e:2x2 --batch_size=32
 
-The step is that of a consumer: the export in training mode, regularization, a
-new head, gradients, Adam; float32, on one core. Nothing is run: that it
-compiles is all that is proved. With --record it is written into the export.
+The step is one that a user of the export would run on one core, in float32: the
+export in training mode, regularization losses, a new head, gradients and Adam.
+The step is compiled but not run. --record writes the results into the export.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.tpu import pjrt
 
-# These import TensorFlow, which must wait until the flags are parsed.
+# These modules import TensorFlow. Flags must be parsed before that.
 with epy.lazy_imports():
   import tensorflow as tf
 
@@ -34,7 +34,7 @@ with epy.lazy_imports():
   from exporters.tpu import lowering
   from exporters.tpu import recording
 
-# Memory of one core in GiB, as Google Cloud's pages of each generation have it.
+# Memory of one core in GiB, by generation; source: Google Cloud's TPU pages.
 _MEMORY = {
   "v2": 8,
   "v3": 16,
@@ -44,7 +44,7 @@ _MEMORY = {
   "v6e": 32,
   "tpu7x": 96,
 }
-_LARGEST_BATCH = 2**16
+_BATCH_SIZES = tuple(2**i for i in range(17))  # With --batch_size=max.
 
 
 def compile_for_tpu(
@@ -58,31 +58,31 @@ def compile_for_tpu(
   trust: bool = False,
   record: bool = False,
 ) -> bool:
-  """Compiles a train step, and prints a line for each topology.
+  """Compiles a train step for each topology and prints the results.
 
   Args:
     saved_model_dir: The export.
     libtpu: Path of libtpu.so.
-    topologies: Such as `v5e:2x2`: a generation, and chips.
-    batch_size: Examples of one core; None looks for the largest power of two
+    topologies: A generation and its chips, such as `v5e:2x2`.
+    batch_size: Examples per core; None searches for the largest power of two
       that fits.
     image_size: Height and width of images, where the export leaves them free.
-    seq_length: Length of sequences, where the export leaves it free.
-    trust: Load the export whatever its ops are.
-    record: Write the results into the export's report and its card.
+    seq_length: Sequence length, where the export leaves it free.
+    trust: Load the export even if it contains unusual ops.
+    record: Write the results into the export's report and card.
 
   Returns:
-    Whether it compiles for all.
+    Whether the step compiles for all topologies.
 
   Raises:
-    ExportError: TPUs cannot run the step, whatever its size; or libtpu does not
-      work here.
+    ExportError: TPUs cannot run the step at any size, or libtpu does not work
+      on this machine.
   """
   for topology in topologies:
     if topology.partition(":")[0] not in _MEMORY:
       raise errors.ExportError(
-        f"--topology={topology}: it starts with one of {', '.join(_MEMORY)},"
-        " and goes on like :2x2."
+        f"--topology={topology} must start with one of {', '.join(_MEMORY)} and"
+        " end with the chips, such as :2x2."
       )
   if record:
     recording.check(saved_model_dir)
@@ -91,36 +91,19 @@ def compile_for_tpu(
   if subject.model is None:
     raise errors.ExportError(f"{saved_model_dir}: {subject.unloaded}.")
   _check_compiler(libtpu, topologies[0])
-
-  def try_size(topology: str, size: int) -> dict[str, Any]:
-    sizes = {
-      "batch_size": size,
-      "image_size": image_size,
-      "seq_length": seq_length,
-    }
-    program = lowering.lower(subject, **sizes)
-    specs = tf.nest.flatten(lowering.inputs(subject, **sizes))
-    return {
-      "topology": topology,
-      "inputs": [spec.shape.as_list() for spec in specs],
-      **_try(libtpu, topology, size, program),
-    }
-
   good = True
   results = []
   for topology in topologies:
-    if batch_size is not None:
-      results.append(try_size(topology, batch_size))
-      good &= results[-1]["compiles"]
-    else:
-      size = 1
-      while size <= _LARGEST_BATCH:
-        results.append(try_size(topology, size))
-        if not results[-1]["compiles"]:
-          break
-        size *= 2
-      good &= size > 1
-      print(f"{topology}: the largest power of two that fits is {size // 2}")
+    largest = 0
+    for size in [batch_size] if batch_size else _BATCH_SIZES:
+      sizes = (size, image_size, seq_length)
+      results.append(_compile_step(subject, libtpu, topology, *sizes))
+      if not results[-1]["compiles"]:
+        break
+      largest = size
+    good &= largest > 0
+    if not batch_size:
+      print(f"{topology}: the largest power of two that fits is {largest}")
   if record:
     recording.write(saved_model_dir, _name(libtpu), results)
     print(f"Recorded in {saved_model_dir}/assets.extra")
@@ -128,30 +111,34 @@ def compile_for_tpu(
 
 
 def _name(libtpu: str) -> str:
-  """Returns name and version of the compiler, from beside its package."""
+  """Returns the compiler's name and version, read from its package."""
   packages = str(pathlib.Path(libtpu).resolve().parents[1])
   found = metadata.distributions(name="libtpu", path=[packages])
   return " ".join(["libtpu", *(package.version for package in found)])
 
 
 def _check_compiler(libtpu: str, topology: str) -> None:
-  """Compiles next to nothing, so that later failures are the export's."""
+  """Compiles a trivial program, to tell a broken compiler from an export."""
   try:
     pjrt.compile_program(
       lowering.lower_trifle(), libtpu=libtpu, topology=topology, timeout=120
     )
   except pjrt.TpuError as e:
     raise errors.ExportError(
-      f"The compiler {libtpu} does not work here, or does not know {topology}:"
-      f" {e}"
+      f"The compiler {libtpu} does not work on this machine or does not know"
+      f" {topology}: {e}"
     ) from e
 
 
-def _try(
-  libtpu: str, topology: str, batch_size: int, program: bytes
+def _compile_step(
+  subject: subject_lib.Subject, libtpu: str, topology: str, *sizes: int
 ) -> dict[str, Any]:
-  """Compiles a step; prints and returns what came out."""
-  what = f"{topology}, batch {batch_size}"
+  """Compiles a step. Prints and returns the result, as `recording` takes it."""
+  program = lowering.lower(subject, *sizes)
+  specs = tf.nest.flatten(lowering.inputs(subject, *sizes))
+  shapes = [spec.shape.as_list() for spec in specs]
+  result = {"topology": topology, "inputs": shapes}
+  what = f"{topology}, batch {sizes[0]}"
   available = _MEMORY[topology.partition(":")[0]]
   for full_effort in (False, True):
     try:
@@ -166,25 +153,26 @@ def _try(
         print(f"{what}: does not fit at low effort; trying at full effort")
         continue
       if out_of_memory:
-        # Needed, then available.
-        sizes = re.findall(r"\b([\d.]+[KMGT])\b", said)[:2]
+        # The message names the memory needed, then the memory available.
+        memory = re.findall(r"\b([\d.]+[KMGT])\b", said)[:2]
         print(
-          f"✗ {what}: does not fit; {'B of '.join(sizes)}B HBM. Take smaller"
-          " batches."
+          f"✗ {what}: does not fit; {'B of '.join(memory)}B HBM. Use a smaller"
+          " --batch_size."
         )
       else:
         print(f"✗ {what}: does not compile. The compiler says: {said[:300]}")
-      return {"compiles": False, "fits": not out_of_memory}
+      return {**result, "compiles": False, "fits": not out_of_memory}
   intensity = compiled.flops / compiled.accessed_bytes
   print(
     f"✓ {what}: compiles; {compiled.peak_bytes / 2**20:,.0f} MiB of"
     f" {available * 2**10:,} MiB HBM; {compiled.flops:.3g} flops and"
-    f" {compiled.accessed_bytes:.3g} bytes a step, {intensity:.3g} flops a"
+    f" {compiled.accessed_bytes:.3g} bytes per step, {intensity:.3g} flops per"
     " byte"
     + ("" if full_effort else " (at low effort, which overstates memory)"),
     flush=True,
   )
   return {
+    **result,
     "compiles": True,
     "hbm_bytes": compiled.peak_bytes,
     "hbm_available_bytes": available * 2**30,
@@ -204,13 +192,13 @@ def define_flags() -> None:
   flags.DEFINE_multi_string(
     "topology",
     ["v5e:2x2"],
-    "TPUs to compile for, such as v5e:2x2 or v4:2x2x1; may be repeated.",
+    "TPUs to compile for, such as v5e:2x2 or v4:2x2x1. Can be repeated.",
   )
   flags.DEFINE_string(
     "batch_size",
     "32",
-    "Examples of one core in a step; `max` looks for the largest power of two"
-    " that fits.",
+    "Examples per core and step; max searches for the largest power of two that"
+    " fits.",
   )
   flags.DEFINE_integer(
     "image_size",
@@ -221,36 +209,38 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     "seq_length",
     128,
-    "Length of sequences, where the export leaves it free.",
+    "Sequence length, where the export leaves it free.",
     lower_bound=1,
   )
   flags.DEFINE_bool(
-    "trust", False, "Load it though it has ops that a model has no need of."
+    "trust",
+    False,
+    "Load the export even if it contains ops that no model needs, such as ops"
+    " that read files.",
   )
   flags.DEFINE_bool(
     "record",
     False,
-    "Write the results into the export: its assets.extra/verification.json, and"
-    " a section of its card, in place of earlier ones.",
+    "Write the results into the export's assets.extra/verification.json and"
+    " card, replacing earlier results.",
   )
   flags.DEFINE_string("libtpu", None, "Path of libtpu.so.")
   for name in ("saved_model_dir", "libtpu"):
-    flags.register_validator(name, bool, "It is needed.")
+    flags.register_validator(name, bool, "The flag is required.")
   flags.register_validator(
     "batch_size",
     lambda value: value == "max" or (value.isdecimal() and int(value) > 0),
-    "It is a number, or max.",
+    "It must be a positive number or max.",
   )
 
 
 def main() -> None:
-  """Compiles what the flags say."""
+  """Runs the program with the values of its flags."""
   values = flags.FLAGS
   size = values.batch_size
   good = compile_for_tpu(
     saved_model_dir=command_line.path(values.saved_model_dir),
-    # Bazel gives it, from where the program starts.
-    libtpu=values.libtpu,
+    libtpu=values.libtpu,  # Bazel's path, relative to where the program starts.
     topologies=values.topology,
     batch_size=None if size == "max" else int(size),
     image_size=values.image_size,

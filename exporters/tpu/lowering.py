@@ -1,4 +1,4 @@
-"""Lowers a consumer's fine-tuning step of an export, as XLA compiles it."""
+"""Lowers the fine-tuning step of an export to HLO, the input of XLA."""
 
 from collections.abc import Mapping
 import os
@@ -12,56 +12,69 @@ import tf_keras
 from exporters.conformance import subject as subject_lib
 from exporters.reusable import errors
 
-_CLASSES = 10  # Of the head that is trained on top.
-# TensorFlow lowers here as for a CPU, and lacks it there; for TPUs it has it.
+_CLASSES = 10  # Outputs of the head.
+# TensorFlow lowers for the CPU, which lacks this op. TPUs have it.
 _FALSE_ALARM = "ResizeNearestNeighborGrad"
 
 
 def inputs(
   subject: subject_lib.Subject,
-  *,
   batch_size: int,
   image_size: int,
   seq_length: int,
 ) -> Any:
-  """Returns what a step takes: the export's TensorSpecs, in known shapes.
+  """Returns the export's input TensorSpecs with static shapes.
 
   Args:
-    subject: The export, loaded.
-    batch_size: Examples of one core in a step.
-    image_size: Height and width, where they are free.
-    seq_length: Length of sequences, where it is free.
+    subject: The loaded export.
+    batch_size: Examples per core and step.
+    image_size: Height and width of images, where the export leaves them free.
+    seq_length: Sequence length, where the export leaves it free.
 
   Raises:
-    ExportError: TPUs cannot take them.
+    ExportError: An input is a string, which TPUs do not support.
   """
   return tf.nest.map_structure(
     lambda s: _fixed(s, batch_size, image_size, seq_length), subject.spec
   )
 
 
-def lower(subject: subject_lib.Subject, **sizes: int) -> bytes:
-  """Lowers a whole train step: the export in training mode, a head, Adam.
+def lower(subject: subject_lib.Subject, batch_size: int, *sizes: int) -> bytes:
+  """Lowers a train step: the export in training mode, a new head, Adam.
 
   Args:
-    subject: The export, loaded.
-    **sizes: As for `inputs`.
+    subject: The loaded export.
+    batch_size: Examples per core and step.
+    *sizes: The other sizes that `inputs` takes.
 
   Returns:
     A serialized HloModuleProto.
 
   Raises:
-    ExportError: TPUs cannot run the step: the op, its place, and what to do.
+    ExportError: TPUs cannot run the step. The message names the op.
   """
   if not subject.traces:
     raise errors.ExportError(
       f"{subject.directory} cannot be called, so there is nothing to train."
-      " //exporters:check tells more."
+      " Run //exporters:check on it for details."
     )
-  spec = inputs(subject, **sizes)
-  batch_size = sizes["batch_size"]
+  spec = inputs(subject, batch_size, *sizes)
   for trace in subject.traces:
-    _refuse_what_runs_on_hosts(trace)
+    _check_ops(trace)
+  labels = tf.TensorSpec([batch_size], tf.int32)
+  step = _train_step(subject, spec, batch_size)
+  try:
+    return step.experimental_get_compiler_ir(labels, *tf.nest.flatten(spec))(
+      stage="hlo_serialized"
+    )
+  except (tf.errors.OpError, ValueError, TypeError) as e:
+    raise errors.ExportError(_user_message(str(e))) from e
+
+
+def _train_step(
+  subject: subject_lib.Subject, spec: Any, batch_size: int
+) -> Any:
+  """Makes the tf.function that takes labels and flattened inputs of `spec`."""
   layer = hub.KerasLayer(subject.model, trainable=True)
   head = tf_keras.layers.Dense(_CLASSES)
   loss_of = tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -72,19 +85,20 @@ def lower(subject: subject_lib.Subject, **sizes: int) -> bytes:
       outputs = outputs.get("default", next(iter(outputs.values())))
     return tf.reshape(outputs, [batch_size, -1])
 
-  # Traced, not run: batches may be large.
+  # Trace it without running it: batches may be large.
   shape = tf.function(features).get_concrete_function(spec).output_shapes
   if not shape.is_fully_defined():
     raise errors.ExportError(
-      f"The export returns {shape}, and TPUs need shapes that are known before"
-      " a step begins. Let them depend on the shape of the input alone."
+      f"The export returns the shape {shape}, but TPUs need static shapes. Make"
+      " output shapes depend on input shapes alone."
     )
   head.build(shape)
   variables = layer.trainable_variables + head.trainable_variables
   optimizer = tf_keras.optimizers.Adam()
   optimizer.build(variables)
 
-  # Flat, as what lowers takes specs only so.
+  # `experimental_get_compiler_ir` takes no nested specs.
+  @tf.function(jit_compile=True, autograph=False)
   def step(labels: tf.Tensor, *flat: tf.Tensor) -> tf.Tensor:
     batch = tf.nest.pack_sequence_as(spec, flat)
     with tf.GradientTape() as tape:
@@ -93,24 +107,17 @@ def lower(subject: subject_lib.Subject, **sizes: int) -> bytes:
     optimizer.apply_gradients(zip(gradients, variables, strict=True))
     return loss
 
-  try:
-    return tf.function(
-      step, jit_compile=True, autograph=False
-    ).experimental_get_compiler_ir(
-      tf.TensorSpec([batch_size], tf.int32), *tf.nest.flatten(spec)
-    )(stage="hlo_serialized")
-  except (tf.errors.OpError, ValueError, TypeError) as e:
-    raise errors.ExportError(_reworded(str(e))) from e
+  return step
 
 
 def _fixed(
   spec: tf.TensorSpec, batch_size: int, image_size: int, seq_length: int
 ) -> tf.TensorSpec:
-  """Fixes what is free in a shape: TPUs need to know it."""
+  """Returns a TensorSpec of which every dimension is set."""
   if spec.dtype == tf.string:
     raise errors.ExportError(
-      "The export takes strings, which TPUs do not have. It belongs on the"
-      " host: call it in Dataset.map."
+      "The export takes strings, which TPUs do not support. Run it on the host:"
+      " call it in Dataset.map."
     )
   size = image_size if spec.shape.rank == 4 else seq_length
   return tf.TensorSpec(
@@ -119,8 +126,11 @@ def _fixed(
   )
 
 
-def _refuse_what_runs_on_hosts(trace: Any) -> None:
-  """Finds tables and strings, of which the compiler speaks obscurely."""
+def _check_ops(trace: Any) -> None:
+  """Raises an ExportError for tables and strings, which run on hosts only.
+
+  The compiler's own messages about them are obscure.
+  """
   graph = trace.graph.as_graph_def()
   places = [("the model", graph.node)]
   places += [(f.signature.name, f.node_def) for f in graph.library.function]
@@ -134,43 +144,43 @@ def _refuse_what_runs_on_hosts(trace: Any) -> None:
         what = "looks up a table" if is_table else "computes with strings"
         raise errors.ExportError(
           f"Op {node.op} ({_described(node.name)}, in {place}) {what}, which"
-          " TPUs cannot. Take it out of the model and do it on the host, in"
+          " TPUs do not support. Move it from the model to the host, into"
           " Dataset.map."
         )
 
 
 def _described(node: str) -> str:
-  """Names a node, and the layer that its name begins with."""
+  """Returns the name of a node, and of the layer that it belongs to."""
   layer = os.path.dirname(node)
   return node + (f", of layer {layer}" if layer else "")
 
 
-def _reworded(message: str) -> str:
-  """Says in a user's words what TensorFlow's lowering does not take."""
+def _user_message(message: str) -> str:
+  """Turns an error of TensorFlow's lowering into one for users."""
   if _FALSE_ALARM in message:
     return (
-      "Whether the step compiles cannot be told: lowering without a TPU lacks"
-      f" {_FALSE_ALARM}, the gradient of nearest-neighbour resizing, which TPUs"
-      " do have."
+      "This machine cannot tell whether the step compiles: without a TPU,"
+      f" lowering lacks {_FALSE_ALARM}, the gradient of nearest-neighbor"
+      " resizing. TPUs have this op."
     )
   ops = re.findall(r"(\w+) \(No registered '\w+' OpKernel", message)
   nodes = re.findall(r"\{\{node ([^}]+)\}\}", message)
   if ops:
     where = f" ({_described(nodes[0])})" if nodes else ""
     return (
-      f"TPUs have no op {', '.join(dict.fromkeys(ops))}{where}. Take it out of"
-      " the model and do it on the host, in Dataset.map, or use other ops."
+      f"TPUs have no op {', '.join(dict.fromkeys(ops))}{where}. Use other ops,"
+      " or move it from the model to the host, into Dataset.map."
     )
   first = next(filter(None, map(str.strip, message.splitlines())), "")
   where = f" The op is {_described(nodes[0])}." if nodes else ""
   return (
     f"The step cannot be compiled for a TPU:{where} XLA says: {first}"
-    " Shapes must be known before a step begins, and loops must have a bound."
+    " TPUs need static shapes, and loops must have a bound."
   )
 
 
 def lower_trifle() -> bytes:
-  """Lowers a program that every compiler takes: one multiplication."""
+  """Lowers one multiplication, a program that every compiler accepts."""
   spec = tf.TensorSpec([8, 8], tf.float32)
   return tf.function(
     lambda x: x @ x, jit_compile=True

@@ -1,14 +1,15 @@
-"""Compiles programs for a TPU with libtpu alone: no TPU, no other package.
+"""Compiles programs for a TPU with libtpu alone, on a machine without a TPU.
 
-libtpu, which PyPI has, is the compiler and the driver of TPUs in one. It is
-called through the PJRT C API, by ctypes. Structures and functions have the
-names of that API's header, which TensorFlow's package brings along
-(xla/pjrt/c/pjrt_c_api.h); a test compares them.
+libtpu, a package on PyPI, is both the compiler and the driver of TPUs. This
+module calls it through the PJRT C API, with ctypes. Structures and functions
+have the names of that API's header, xla/pjrt/c/pjrt_c_api.h in TensorFlow's
+package; a test compares them.
 
-libtpu may abort its process, or hang: `compile_program` uses another one, which
-runs this module.
+libtpu may abort its process or hang, so `compile_program` runs this module in a
+process of its own.
 """
 
+from collections.abc import Callable
 import ctypes
 import dataclasses
 import json
@@ -21,7 +22,7 @@ import tempfile
 
 _size_t, _void_p, _int64 = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int64
 
-# Positions in the table of functions, PJRT_Api, which only ever grows.
+# Positions in PJRT_Api, a table of functions that later versions only extend.
 FUNCTIONS = {
   "PJRT_Error_Message": 1,
   "PJRT_Plugin_Initialize": 3,
@@ -32,7 +33,7 @@ FUNCTIONS = {
 }
 _MAJOR_VERSION = 0
 
-# Without these libtpu asks its machine for TPUs, and lets one process in.
+# Without these variables libtpu looks for a TPU and allows only one process.
 _ENVIRONMENT = {
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
   "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -45,19 +46,19 @@ _ENVIRONMENT = {
 
 
 class TpuError(Exception):
-  """The compiler has refused a program, or failed; in its own words."""
+  """The compiler's own message: it refuses a program or has failed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-  """What is known of a program that compiles.
+  """The compiler's figures for a program.
 
   Attributes:
-    peak_bytes: Of the memory (HBM) of one core, at most in use at once.
-    argument_bytes: Of it, what the arguments take: weights, state, batch.
-    flops: Floating point operations of one run; nan where it is not told.
-    accessed_bytes: Bytes that one run reads and writes; nan likewise.
-    api_version: Major and minor version of the PJRT C API of this libtpu.
+    peak_bytes: Peak memory use (HBM) of one core.
+    argument_bytes: Memory of the arguments: weights, optimizer state, batch.
+    flops: Floating-point operations of one run; nan if unknown.
+    accessed_bytes: Bytes that one run reads and writes; nan if unknown.
+    api_version: Major and minor version of libtpu's PJRT C API.
   """
 
   peak_bytes: int
@@ -75,25 +76,24 @@ def compile_program(
   full_effort: bool = False,
   timeout: float = 1800,
 ) -> Compiled:
-  """Compiles a program, in a process of its own.
+  """Compiles a program in a process of its own.
 
   Args:
-    program: A serialized HloModuleProto, as TensorFlow gives it for the stage
-      `hlo_serialized`.
+    program: A serialized HloModuleProto, TensorFlow's stage `hlo_serialized`.
     libtpu: Path of libtpu.so.
-    topology: Which TPUs, such as `v5e:2x2`.
-    full_effort: Whether to optimize, which takes ten times as long. Without,
-      the memory is overstated.
-    timeout: In seconds.
+    topology: The TPUs to compile for, such as `v5e:2x2`.
+    full_effort: Optimize, which takes ten times as long. Otherwise the compiler
+      overstates the memory use.
+    timeout: Time limit in seconds.
 
   Raises:
-    TpuError: The compiler does not take the program, aborts or takes too long.
+    TpuError: The compiler refuses the program, aborts or reaches the limit.
   """
   with tempfile.TemporaryDirectory() as work_dir:
     file = pathlib.Path(work_dir, "program")
     file.write_bytes(program)
     try:
-      # -P: beside this module are others with names that are not ours alone.
+      # -P: modules beside this one have the names of other packages.
       done = subprocess.run(
         [sys.executable, "-P", __file__, libtpu, file, topology]
         + ["full"] * full_effort,
@@ -104,7 +104,7 @@ def compile_program(
         timeout=timeout,
       )
     except subprocess.TimeoutExpired as e:
-      raise TpuError(f"it takes more than {timeout:.0f} s") from e
+      raise TpuError(f"it took more than {timeout:.0f} s") from e
   lines = done.stdout.splitlines()
   if done.returncode or not lines:
     said = done.stderr.strip().splitlines()[-3:]
@@ -117,7 +117,7 @@ def compile_program(
 
 
 def _struct(name: str, *fields: tuple[str, type]) -> type[ctypes.Structure]:
-  """Makes a structure of the API: each begins with its size and extensions."""
+  """Makes a structure of the API, which begins with its size and extensions."""
   return type(
     name,
     (ctypes.Structure,),
@@ -199,7 +199,7 @@ PJRT_Executable_GetCompiledMemoryStats_Args = _struct(
 
 
 class _Value(ctypes.Union):
-  """Of the union in the header, what is read here, and what has its size."""
+  """The union in the header: the member read here, and one as large as it."""
 
   _fields_ = (("float_value", ctypes.c_float), ("int64_value", _int64))
 
@@ -222,18 +222,17 @@ PJRT_Executable_GetCostAnalysis_Args = _struct(
 
 
 def _compile_options(full_effort: bool) -> bytes:
-  """Writes a CompileOptionsProto of XLA for one core.
+  """Serializes XLA's CompileOptionsProto for one core.
 
-  Of its ExecutableBuildOptionsProto: device_ordinal (field 1) is -1, as proto
-  writes it in ten bytes; num_replicas (4) and num_partitions (5) are 1. How
-  hard to optimize is said twice, as older and newer versions of libtpu read
-  different fields: exec_time_optimization_effort (20) and optimization_level
-  (24), of which 9 is O0.
+  In its ExecutableBuildOptionsProto device_ordinal (field 1) is -1, in ten
+  bytes; num_replicas (4) and num_partitions (5) are 1. Two fields set the
+  optimization effort, because older and newer versions of libtpu read different
+  ones: exec_time_optimization_effort (20) and optimization_level (24; 9 is O0).
   """
   build = b"\x08" + b"\xff" * 9 + b"\x01" + b"\x20\x01" + b"\x28\x01"
   if not full_effort:
     build += b"\xa5\x01" + struct.pack("<f", -1.0) + b"\xc0\x01\x09"
-  # It is field 3, a message.
+  # ExecutableBuildOptionsProto is field 3.
   return b"\x1a" + bytes([len(build)]) + build
 
 
@@ -241,35 +240,7 @@ def _compile(
   libtpu: str, program: bytes, topology: str, full_effort: bool
 ) -> Compiled:
   """Compiles a program in this process."""
-  library = ctypes.CDLL(libtpu)
-  library.GetPjrtApi.restype = ctypes.POINTER(PJRT_Api)
-  api = library.GetPjrtApi().contents
-  version = api.pjrt_api_version
-  if version.major_version != _MAJOR_VERSION:
-    raise TpuError(
-      f"this libtpu has version {version.major_version} of the PJRT C API, and"
-      f" {_MAJOR_VERSION} is known here"
-    )
-
-  def call(name: str, **fields):
-    made_of = globals()[f"{name}_Args"]
-    arguments = made_of(struct_size=ctypes.sizeof(made_of), **fields)
-    function = ctypes.CFUNCTYPE(_void_p, _void_p)(
-      api.functions[FUNCTIONS[name]]
-    )
-    error = function(ctypes.addressof(arguments))
-    if error:
-      said = PJRT_Error_Message_Args(
-        struct_size=ctypes.sizeof(PJRT_Error_Message_Args), error=error
-      )
-      ctypes.CFUNCTYPE(None, _void_p)(
-        api.functions[FUNCTIONS["PJRT_Error_Message"]]
-      )(ctypes.addressof(said))
-      message = ctypes.string_at(said.message, said.message_size)
-      raise TpuError(message.decode(errors="replace"))
-    return arguments
-
-  call("PJRT_Plugin_Initialize")
+  call, version = _open(libtpu)
   created = call(
     "PJRT_TopologyDescription_Create",
     topology_name=topology.encode(),
@@ -298,18 +269,59 @@ def _compile(
       name = ctypes.string_at(value.name, value.name_size).decode()
       costs[name] = value.value.float_value
   except TpuError:
-    pass  # Some versions have none; the figures are nan then.
+    pass  # Some versions of libtpu have no cost analysis.
   return Compiled(
     peak_bytes=memory.peak_memory_in_bytes,
     argument_bytes=memory.argument_size_in_bytes,
     flops=costs.get("flops", float("nan")),
     accessed_bytes=costs.get("bytes accessed", float("nan")),
-    api_version=(version.major_version, version.minor_version),
+    api_version=version,
   )
 
 
+def _open(
+  libtpu: str,
+) -> tuple[Callable[..., ctypes.Structure], tuple[int, int]]:
+  """Loads and initializes libtpu.
+
+  Returns:
+    A function that calls one of `FUNCTIONS` and returns its structure of
+    arguments, which is also where results are; and the version of the API.
+  """
+  library = ctypes.CDLL(libtpu)
+  library.GetPjrtApi.restype = ctypes.POINTER(PJRT_Api)
+  api = library.GetPjrtApi().contents
+  version = api.pjrt_api_version
+  if version.major_version != _MAJOR_VERSION:
+    raise TpuError(
+      f"this libtpu has version {version.major_version} of the PJRT C API;"
+      f" supported is version {_MAJOR_VERSION}"
+    )
+
+  def call(name: str, **fields):
+    made_of = globals()[f"{name}_Args"]
+    arguments = made_of(struct_size=ctypes.sizeof(made_of), **fields)
+    function = ctypes.CFUNCTYPE(_void_p, _void_p)(
+      api.functions[FUNCTIONS[name]]
+    )
+    error = function(ctypes.addressof(arguments))
+    if error:
+      said = PJRT_Error_Message_Args(
+        struct_size=ctypes.sizeof(PJRT_Error_Message_Args), error=error
+      )
+      ctypes.CFUNCTYPE(None, _void_p)(
+        api.functions[FUNCTIONS["PJRT_Error_Message"]]
+      )(ctypes.addressof(said))
+      message = ctypes.string_at(said.message, said.message_size)
+      raise TpuError(message.decode(errors="replace"))
+    return arguments
+
+  call("PJRT_Plugin_Initialize")
+  return call, (version.major_version, version.minor_version)
+
+
 def main(libtpu: str, file: str, topology: str, effort: str = "") -> None:
-  """Compiles a program, and prints the result, or the error, as JSON."""
+  """Compiles a program and prints the result or the error as JSON."""
   try:
     program = pathlib.Path(file).read_bytes()
     compiled = _compile(libtpu, program, topology, effort == "full")

@@ -1,4 +1,4 @@
-"""Writes into an export what the compiler of TPUs has said of it."""
+"""Writes the results of compiling for TPUs into an export."""
 
 from collections.abc import Mapping, Sequence
 import json
@@ -16,32 +16,32 @@ _TITLE = "## Compilation for TPUs"
 
 
 def check(export_dir: str) -> None:
-  """Raises an ExportError if nothing can be written into an export."""
+  """Raises an ExportError if the results cannot be written into an export."""
   for name in (subject_lib.CARD, subject_lib.VERIFICATION):
     path = pathlib.Path(export_dir, name)
     if not path.is_file():
       raise errors.ExportError(
-        f"--record: {path} does not exist. Only what this project has exported"
-        " and verified, on a local disk, can be written into."
+        f"--record: {path} does not exist. The export must be on a local disk,"
+        " and exported and verified by this project."
       )
     if not os.access(path.parent, os.W_OK):
-      raise errors.ExportError(f"--record: {path.parent} cannot be written to.")
+      raise errors.ExportError(f"--record: {path.parent} is not writable.")
 
 
 def write(
   export_dir: str, compiler: str, results: Sequence[Mapping[str, Any]]
 ) -> None:
-  """Writes results in place of earlier ones, into the report and the card.
+  """Writes the results into the report and the card, replacing earlier ones.
 
-  Each of the two files is replaced in one step.
+  Each of the two files is replaced atomically.
 
   Args:
     export_dir: The export.
-    compiler: Name and version.
-    results: For each step that was compiled: `topology`; `inputs`, shapes;
-      `compiles`; where it does not `fits`, whether the memory is not why; and
-      where it does `hbm_bytes`, `hbm_available_bytes`, `flops` and
-      `accessed_bytes`, None where it is not told.
+    compiler: Name and version of the compiler.
+    results: One mapping per compiled step: `topology`, `inputs` (their shapes)
+      and `compiles`. If it compiles, also `hbm_bytes`, `hbm_available_bytes`,
+      `flops` and `accessed_bytes`, None where unknown; otherwise `fits`, False
+      if it needs too much memory.
   """
   path = pathlib.Path(export_dir, subject_lib.VERIFICATION)
   report = json.loads(path.read_text())
@@ -52,7 +52,7 @@ def write(
     (
       "result",
       "inputs of one core",
-      "HBM at most, of",
+      "peak HBM, of",
       "flops",
       "bytes accessed",
     ),
@@ -76,14 +76,13 @@ def write(
   )
   path = pathlib.Path(export_dir, subject_lib.CARD)
   card = path.read_text(encoding="utf-8")
-  # It ends where the next section begins.
+  # A section ends where the next one begins.
   card = re.sub(rf"\n{_TITLE}\n.*?(?=\n## |\Z)", "", card, flags=re.DOTALL)
   _replace(
     path,
     f"{card.rstrip()}\n\n{_TITLE}\n\nA fine-tuning step (this model in training"
-    " mode, a new head, Adam; float32) was given to the compiler of TPUs,"
-    f" {compiler}, on a machine without one. Nothing was run on a TPU.\n\n"
-    f"{table}\n",
+    f" mode, a new head, Adam; float32) was compiled with {compiler}, without a"
+    f" TPU. Nothing was run on a TPU.\n\n{table}\n",
   )
 
 

@@ -1,16 +1,17 @@
-r"""Compares the exporters with what users would pick instead.
+r"""Compares the exporters with the ones that users would use instead.
 
   bazel run //integration_tests/benchmarks:compare -- --output_dir=/tmp/compared
 
-generates checkpoints, exports each with our exporter and with Model Garden's
-(the MNIST CNN with Keras' own `Model.save`), in turn and several rounds, and
-measures the exports and the exporters, each in a process of its own. No ratio
-is made of two exports whose outputs differ. It takes hours; --quick, minutes.
+generates checkpoints and exports each of them several times with our exporter
+and with the reference: Model Garden's exporter, or for the MNIST CNN Keras'
+`Model.save`. It then measures the exporters and the exports, each in a process
+of its own. Exports whose outputs differ get no ratio. The program takes hours,
+with --quick minutes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import importlib.metadata
 import json
 import os
@@ -31,6 +32,7 @@ from integration_tests.benchmarks import results
 from integration_tests.benchmarks import subjects
 
 MEASURES = ("export", "load", "train", "inference", "answers")
+_SIDES = ("reference", "ours")
 _INFERENCE_TURNS = 16
 _PACKAGES = ("tensorflow", "tf-keras", "tensorflow-hub", "tf-models-official")
 
@@ -43,46 +45,37 @@ def compare(
   full: bool = False,
   output_dir: pathlib.Path | None = None,
 ) -> bool:
-  """Measures, and prints and writes what came out after each model.
+  """Compares the exporters, and prints and writes the results of each model.
 
   Args:
-    names: Of `subjects.SUBJECTS`.
-    rounds: How often each measurement is repeated.
-    measures: Of `MEASURES`. All but `answers` need, and imply, an export.
-    full: Train Model Garden's exports under XLA in full size too.
-    output_dir: Where results.json, results.md and ratios.png go.
+    names: Keys of `subjects.SUBJECTS`.
+    rounds: Number of repetitions of each measurement.
+    measures: A subset of `MEASURES`. All but `answers` export the model.
+    full: Train Model Garden's exports under XLA at full size too.
+    output_dir: Directory for results.json, results.md and ratios.png.
 
   Returns:
-    Whether the outputs agreed for all.
+    Whether the outputs of the two exports agree for all models.
 
   Raises:
-    ProcessError: An exporter, or what measures its export, has failed.
+    ProcessError: An exporter or a measurement has failed.
   """
-  report: dict[str, Any] = {
-    "rounds": rounds,
-    "samples": [],
-    "answers": [],
-    "refused": {},
-  }
+  report: dict[str, Any] = {"samples": [], "answers": [], "refused": {}}
   screen = console.Console(width=None if sys.stdout.isatty() else 120)
+
+  def show(samples: Sequence[Any], answers: Sequence[Any]) -> None:
+    for table in results.tables(results.ratios(samples), answers):
+      screen.print(results.rich_table(*table))
+    if output_dir:
+      _write(report, output_dir)
+
   with (
     tempfile.TemporaryDirectory(prefix="compare.") as work_dir,
     screen.status("Starting") as status,
   ):
-
-    def note(text: str) -> None:
-      if screen.is_terminal:
-        status.update(text)
-      else:
-        screen.print(text, highlight=False)
-
-    def show(samples: Sequence[Any], answers: Sequence[Any]) -> None:
-      for table in results.tables(results.ratios(samples), answers):
-        screen.print(results.rich_table(*table))
-      if output_dir:
-        _write(report, output_dir)
-
+    note = status.update if screen.is_terminal else screen.out
     report["machine"] = _machine(pathlib.Path(work_dir))
+    report["rounds"] = rounds
     if "answers" in measures:
       report["answers"] = _answers(rounds, pathlib.Path(work_dir), note)
       show([], report["answers"])
@@ -105,8 +98,8 @@ def compare(
 
 def _refusal(name: str, differences: Sequence[str]) -> str:
   return (
-    f"✗ {subjects.SUBJECTS[name].description}: no ratio, for the outputs of the"
-    f" two exports differ: {'; '.join(differences)}. Allowed is"
+    f"✗ {subjects.SUBJECTS[name].description}: no ratio, because the outputs of"
+    f" the two exports differ: {'; '.join(differences)}. The tolerance is"
     f" {results.TOLERANCE:g} of the largest value."
   )
 
@@ -114,7 +107,7 @@ def _refusal(name: str, differences: Sequence[str]) -> str:
 def _answers(
   rounds: int, work_dir: pathlib.Path, note: Callable[[str], None]
 ) -> list[dict[str, Any]]:
-  """Times --help and a wrong flag of all programs."""
+  """Measures how fast all programs answer --help and a wrong flag."""
   programs = {
     binary: [str(subjects.RUNFILES / binary)] for binary in subjects.BINARIES
   }
@@ -126,7 +119,7 @@ def _answers(
       note(f"{program}: --help and a wrong flag")
       seconds = {
         key: processes.run(
-          # The exit status of absl's --help is 1, too.
+          # The exit status of absl's --help is 1 too.
           [*command, flag],
           work_dir / "answers.log",
           status=1,
@@ -145,14 +138,16 @@ def _compare(
   directory: pathlib.Path,
   note: Callable[[str], None],
 ) -> tuple[list[dict[str, Any]], list[str]]:
-  """Measures one subject.
+  """Measures one subject in a directory.
+
+  The checkpoint is in its subdirectory `work`, the first export of each side in
+  the subdirectory with the name of the side.
 
   Returns:
-    Samples, as `results.ratios` takes them; and how the outputs of the exports
-    differ, in which case there are no samples.
+    Samples for `results.ratios`; and the differences between the outputs of the
+    exports. If there are any, there are no samples.
   """
-  subject = subjects.SUBJECTS[name]
-  measures = [m for m in measures if m in subject.measures]
+  measures = [m for m in measures if m in subjects.SUBJECTS[name].measures]
   if not measures:
     return [], []
   work_dir = directory / "work"
@@ -162,72 +157,69 @@ def _compare(
     subjects.measurement("generate", name=name, work_dir=str(work_dir)),
     directory / "generate.log",
   )
+  steps = {
+    "export": lambda: _export(name, directory, "export" in measures),
+    "load": lambda: _load(name, directory),
+    "train": lambda: _train(name, directory, full),
+    "inference": lambda: _infer(name, directory),
+  }
   samples: list[dict[str, Any]] = []
-
-  def add(measure: str, side: str, round_: int, values: Any) -> None:
-    if measure.partition("_")[0] in measures:
-      samples.append(
-        {
-          "model": name,
-          "measure": measure,
-          "side": side,
-          "round": round_,
-          "values": values,
-        }
-      )
-
-  kept = {side: directory / side for side in ("reference", "ours")}
   for round_ in range(rounds):
-    if round_ == 0 or "export" in measures:
-      sides = [*kept, "ours_verified"] if "export" in measures else list(kept)
-      _export(name, sides, round_, directory, work_dir, kept, add, note)
-    # The first one is also the comparison.
-    if round_ == 0 or "load" in measures:
-      for side, export_dir in kept.items():
-        note(f"{name}, round {round_ + 1}: loading, {side}")
-        add("load", side, round_, _load(name, side, export_dir, directory))
-    if round_ == 0:
-      ours, reference = (
-        dict(np.load(directory / f"{side}.npz"))
-        for side in ("ours", "reference")
-      )
-      if differing := results.differences(ours, reference):
-        return [], differing
-    if "export" in measures:
-      note(f"{name}, round {round_ + 1}: the floor")
-      _add_floor(work_dir, round_, samples, add)
-    if "train" in measures:
-      note(f"{name}, round {round_ + 1}: training")
-      _train(name, round_, directory, work_dir, kept, full, add)
-    if "inference" in measures:
-      note(f"{name}, round {round_ + 1}: inference")
-      _infer(name, round_, directory, kept, add)
+    for step, run in steps.items():
+      # The first round always exports and loads, to compare the outputs.
+      if step in measures or (round_ == 0 and step in ("export", "load")):
+        note(f"{name}, round {round_ + 1}: {step}")
+        samples += [
+          {
+            "model": name,
+            "measure": measure,
+            "side": side,
+            "round": round_,
+            "values": values,
+          }
+          for measure, side, values in run()
+          if step in measures
+        ]
+      if step == "load" and round_ == 0:
+        outputs = {s: dict(np.load(directory / f"{s}.npz")) for s in _SIDES}
+        if differing := results.differences(**outputs):
+          return [], differing
   return samples, []
 
 
 def _export(
-  name: str,
-  sides: Sequence[str],
-  round_: int,
-  directory: pathlib.Path,
-  work_dir: pathlib.Path,
-  kept: dict[str, pathlib.Path],
-  add: Callable[..., None],
-  note: Callable[[str], None],
-) -> None:
-  """Exports a subject in several ways; the first exports stay at `kept`."""
-  for side in sides:
-    note(f"{name}, round {round_ + 1}: exporting, {side}")
+  name: str, directory: pathlib.Path, measured: bool
+) -> list[tuple[str, str, dict[str, float]]]:
+  """Exports a subject with each exporter, and keeps the first exports.
+
+  Args:
+    name: Name of the subject.
+    directory: The directory of the subject.
+    measured: Also export with verification, and measure the floor: the CPU time
+      that any exporter needs to import TensorFlow and to write the weights.
+  """
+  samples = []
+  for side in (*_SIDES, "ours_verified") if measured else _SIDES:
     export_dir = directory / "new"
     took = processes.run(
-      subjects.export_command(name, side, work_dir, export_dir),
+      subjects.export_command(name, side, directory / "work", export_dir),
       directory / "export.log",
     )
-    add("export", side, round_, {**took, **_sizes(export_dir)})
-    if side in kept and not kept[side].exists():
-      export_dir.rename(kept[side])
+    samples.append(("export", side, {**took, **_sizes(export_dir)}))
+    if side in _SIDES and not (directory / side).exists():
+      export_dir.rename(directory / side)
     else:
       shutil.rmtree(export_dir)
+  if measured:
+    weights = sum(
+      p.stat().st_size for p in (directory / "work").glob("model.ckpt-1.data*")
+    )
+    floor = _floor(directory, has_weights=bool(weights))
+    for _, _, values in samples:
+      values["over_floor"] = (values["cpu_s"] - floor) / values["cpu_s"]
+    limit = (1.3 * weights + 0.8e9) / 2**20
+    samples.append(("export", "limit", {"memory_mib": limit}))
+  return samples
 
 
 def _sizes(export_dir: pathlib.Path) -> dict[str, float]:
@@ -238,64 +230,44 @@ def _sizes(export_dir: pathlib.Path) -> dict[str, float]:
   }
 
 
+def _floor(directory: pathlib.Path, has_weights: bool) -> float:
+  """Returns the CPU seconds that any exporter needs."""
+  log = directory / "floor.log"
+  imported = processes.run([sys.executable, "-c", "import tensorflow"], log)
+  if not has_weights:  # A preprocessor.
+    return imported["cpu_s"]
+  command = subjects.measurement(
+    "write_variables",
+    work_dir=str(directory / "work"),
+    path=str(directory / "written"),
+  )
+  processes.run(command, log)
+  return imported["cpu_s"] + processes.last_json(log)["cpu_s"]
+
+
 def _load(
-  name: str, side: str, export_dir: pathlib.Path, directory: pathlib.Path
-) -> dict[str, float]:
-  """Loads and calls an export; its outputs go to `directory`."""
+  name: str, directory: pathlib.Path
+) -> Iterator[tuple[str, str, dict[str, float]]]:
+  """Loads and calls each export, and keeps its outputs as SIDE.npz."""
   log = directory / "load.log"
-  processes.run(
-    subjects.measurement(
+  for side in _SIDES:
+    command = subjects.measurement(
       "load",
       name=name,
-      saved_model_dir=str(export_dir),
+      saved_model_dir=str(directory / side),
       outputs=str(directory / f"{side}.npz"),
-    ),
-    log,
-  )
-  return processes.last_json(log)
-
-
-def _add_floor(
-  work_dir: pathlib.Path,
-  round_: int,
-  samples: list[dict[str, Any]],
-  add: Callable[..., None],
-) -> None:
-  """Adds to exports the share of their time that is not any exporter's."""
-  log = work_dir / "floor.log"
-  imported = processes.run([sys.executable, "-c", "import tensorflow"], log)
-  floor = imported["cpu_s"]
-  weights = sum(p.stat().st_size for p in work_dir.glob("model.ckpt-1.data*"))
-  if weights:  # A preprocessor has none.
-    processes.run(
-      subjects.measurement(
-        "write_variables",
-        work_dir=str(work_dir),
-        path=str(work_dir / "written"),
-      ),
-      log,
     )
-    floor += processes.last_json(log)["cpu_s"]
-  for sample in samples:
-    if sample["measure"] == "export" and sample["round"] == round_:
-      cpu = sample["values"]["cpu_s"]
-      sample["values"]["over_floor"] = (cpu - floor) / cpu
-  limit = (1.3 * weights + 0.8e9) / 2**20
-  add("export", "limit", round_, {"memory_mib": limit})
+    processes.run(command, log)
+    yield "load", side, processes.last_json(log)
 
 
 def _train(
-  name: str,
-  round_: int,
-  directory: pathlib.Path,
-  work_dir: pathlib.Path,
-  kept: dict[str, pathlib.Path],
-  full: bool,
-  add: Callable[..., None],
-) -> None:
+  name: str, directory: pathlib.Path, full: bool
+) -> Iterator[tuple[str, str, dict[str, float]]]:
   """Trains the live model and the exports in turn, step by step."""
   subject = subjects.SUBJECTS[name]
-  exports: dict[str, pathlib.Path | None] = {**kept, "live": None}
+  work_dir = directory / "work"
+  exports = {side: str(directory / side) for side in _SIDES}
   for measure, size in (
     ("train", subject.size),
     ("train_xla", subject.size if full else subject.xla_size),
@@ -304,68 +276,57 @@ def _train(
     if measure == "train_xla":
       turns["reference"] = subject.reference_xla_steps
       if subject.family == "resnet" and size != subject.size:
-        # Model Garden's takes images of one size.
-        exports["reference"] = directory / f"reference_{size}"
-        if not exports["reference"].exists():
+        # Model Garden's export takes images of one size.
+        export_dir = directory / f"reference_{size}"
+        exports["reference"] = str(export_dir)
+        if not export_dir.exists():
           processes.run(
             subjects.export_command(
-              name, "reference", work_dir, exports["reference"], size
+              name, "reference", work_dir, export_dir, size
             ),
             directory / "export.log",
           )
-    printed = processes.take_turns(
-      {
-        side: subjects.measurement(
-          "train",
-          name=name,
-          work_dir=str(work_dir),
-          saved_model_dir=str(exports[side]) if exports[side] else None,
-          size=size,
-          jit_compile=measure == "train_xla",
-        )
-        for side in turns
-      },
-      turns,
-      directory,
-    )
+    commands = {
+      side: subjects.measurement(
+        "train",
+        name=name,
+        work_dir=str(work_dir),
+        saved_model_dir=exports.get(side),
+        size=size,
+        jit_compile=measure == "train_xla",
+      )
+      for side in turns
+    }
+    printed = processes.take_turns(commands, turns, directory)
     for side, values in printed.items():
-      add(measure, side, round_, results.of_turns(values))
+      yield measure, side, results.of_turns(values)
 
 
 def _infer(
-  name: str,
-  round_: int,
-  directory: pathlib.Path,
-  kept: dict[str, pathlib.Path],
-  add: Callable[..., None],
-) -> None:
+  name: str, directory: pathlib.Path
+) -> Iterator[tuple[str, str, dict[str, float]]]:
   """Calls the exports in turn."""
   for batch_size, calls in ((1, 4), (32, 1)):
+    commands = {
+      side: subjects.measurement(
+        "infer",
+        name=name,
+        saved_model_dir=str(directory / side),
+        batch_size=batch_size,
+        calls=calls,
+      )
+      for side in _SIDES
+    }
     printed = processes.take_turns(
-      {
-        side: subjects.measurement(
-          "infer",
-          name=name,
-          saved_model_dir=str(export_dir),
-          batch_size=batch_size,
-          calls=calls,
-        )
-        for side, export_dir in kept.items()
-      },
-      dict.fromkeys(kept, _INFERENCE_TURNS),
-      directory,
+      commands, dict.fromkeys(_SIDES, _INFERENCE_TURNS), directory
     )
     for side, values in printed.items():
-      add(
-        f"inference_{batch_size}",
-        side,
-        round_,
-        results.of_turns(values, calls, batch_size),
-      )
+      summary = results.of_turns(values, calls, batch_size)
+      yield f"inference_{batch_size}", side, summary
 
 
 def _machine(work_dir: pathlib.Path) -> dict[str, Any]:
-  load_average = os.getloadavg()  # Before anything of ours runs.
+  load_average = os.getloadavg()  # Before this program adds to the load.
   log = work_dir / "devices.log"
   processes.run(subjects.measurement("devices"), log)
   return {
@@ -390,8 +351,8 @@ def _write(report: dict[str, Any], output_dir: pathlib.Path) -> None:
   parts = [
     "# The exporters, compared\n",
     f"Medians, with rounds = {report['rounds']}, on {machine['cpus']} cores"
-    f" ({processors}), with {versions}. A ratio is ours ÷ the other's, made"
-    " within each round; the spread is its least and greatest.\n",
+    f" ({processors}), with {versions}. A ratio is ours ÷ the other's within a"
+    " round; the spread is from the least to the greatest of all rounds.\n",
     *(
       f"{_refusal(name, differences)}\n"
       for name, differences in report["refused"].items()
@@ -411,30 +372,30 @@ def define_flags() -> None:
   flags.DEFINE_list(
     "models",
     None,
-    f"What to compare, of {', '.join(subjects.SUBJECTS)}. Default:"
+    f"Models to compare, of {', '.join(subjects.SUBJECTS)}. Default:"
     f" {', '.join(subjects.DEFAULT)}; with --quick"
     f" {', '.join(subjects.QUICK)}.",
   )
   flags.DEFINE_list(
-    "measures", list(MEASURES), f"What to measure, of {', '.join(MEASURES)}."
+    "measures", list(MEASURES), f"Measurements, of {', '.join(MEASURES)}."
   )
   flags.DEFINE_integer(
-    "rounds", None, "Default: 3; with --quick 1.", lower_bound=1
+    "rounds", None, "Repetitions. Default: 3; with --quick 1.", lower_bound=1
   )
   flags.DEFINE_bool(
-    "quick", False, "The smallest of each model, and one round."
+    "quick", False, "Compare the smallest variant of each model, in one round."
   )
   flags.DEFINE_bool(
     "full",
     False,
-    "Train ResNet-50 under XLA at its full size: Model Garden's export takes"
-    " minutes for each step.",
+    "Train ResNet-50 under XLA at its full size, which takes Model Garden's"
+    " export minutes for each step.",
   )
   flags.DEFINE_string(
     "output_dir",
     None,
-    "Where to write results.json, results.md and ratios.png. Default: they are"
-    " printed only.",
+    "Directory for results.json, results.md and ratios.png. Default: only print"
+    " the results.",
   )
   for name, known in (
     ("models", tuple(subjects.SUBJECTS)),
@@ -443,12 +404,12 @@ def define_flags() -> None:
     flags.register_validator(
       name,
       lambda values, known=known: set(values or ()) <= set(known),
-      f"They are {', '.join(known)}.",
+      f"Known are {', '.join(known)}.",
     )
 
 
 def main() -> None:
-  """Compares what the flags say."""
+  """Runs the program with the values of its flags."""
   values = flags.FLAGS
   names = values.models or (
     subjects.QUICK if values.quick else subjects.DEFAULT

@@ -103,7 +103,7 @@ class CompareTest(absltest.TestCase):
       [_COMPARE, "--models=alexnet"], capture_output=True, text=True
     )
     self.assertEqual(result.returncode, 1)
-    self.assertIn("They are mnist_cnn, preprocessor,", result.stderr)
+    self.assertIn("Known are mnist_cnn, preprocessor,", result.stderr)
     self.assertNotIn("Traceback", result.stderr)
 
 

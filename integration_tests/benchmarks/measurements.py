@@ -1,7 +1,7 @@
-"""What runs in a process of its own, so that nothing is shared or warm.
+"""Measurements, each run in a process of its own so that nothing is warm.
 
-`subjects.measurement` makes the command. It prints lines of JSON; functions
-that are measured in turn with others read a line before each turn.
+`subjects.measurement` returns the command for a function here. It prints lines
+of JSON. A function that takes turns with others reads a line before each turn.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 import tensorflow_hub as hub
-import tensorflow_text  # noqa: F401 A preprocessor has ops of it.
+import tensorflow_text  # noqa: F401 Registers ops of the preprocessor.
 import tf_keras
 
 from integration_tests.benchmarks import subjects
 
 
 def devices() -> None:
-  """Prints which GPUs TensorFlow finds."""
+  """Prints the GPUs that TensorFlow finds."""
   details = map(
     tf.config.experimental.get_device_details,
     tf.config.list_physical_devices("GPU"),
@@ -32,21 +32,21 @@ def devices() -> None:
 
 
 def generate(name: str, work_dir: str) -> None:
-  """Writes what the exporters of a subject take."""
+  """Writes the input of a subject's exporters."""
   from integration_tests.benchmarks import sources
 
   sources.generate(name, work_dir)
 
 
 def save_with_keras(name: str, work_dir: str, export_dir: str) -> None:
-  """Exports a subject as users of Keras would."""
+  """Exports a subject with Keras' `Model.save`."""
   from integration_tests.benchmarks import sources
 
   sources.restored(name, work_dir).save(export_dir, include_optimizer=False)
 
 
 def write_variables(work_dir: str, path: str) -> None:
-  """Writes the variables of a checkpoint once: the floor of any exporter."""
+  """Measures how long writing the variables takes, a minimum for exporters."""
   reader = tf.train.load_checkpoint(subjects.checkpoint(work_dir))
   variables = [
     tf.Variable(reader.get_tensor(name))
@@ -58,16 +58,15 @@ def write_variables(work_dir: str, path: str) -> None:
 
 
 def load(name: str, saved_model_dir: str, outputs: str) -> None:
-  """Loads an export and calls it once, all imported before that is needed.
+  """Measures loading an export and calling it once, without imports.
 
   Args:
-    name: Of the subject.
+    name: Name of the subject.
     saved_model_dir: The export.
-    outputs: Where its outputs go, a file of numpy's, each under its path.
+    outputs: Path of the .npz file for its outputs.
   """
-  # tensorflow-hub does it when it first loads something, whatever that is, to
-  # look for a module that Keras 3 has no more. With all that this brings, such
-  # as scikit-learn and Matplotlib, it can take longer than loading.
+  # tensorflow-hub imports Keras 3 at its first load. With Keras come packages
+  # such as scikit-learn, whose import can take longer than the load.
   import keras  # noqa: F401
 
   inputs = _batch(name, 3, subjects.SUBJECTS[name].size, seed=0)
@@ -80,7 +79,7 @@ def load(name: str, saved_model_dir: str, outputs: str) -> None:
 
 
 def _call(layer: hub.KerasLayer, inputs: Any) -> dict[str, np.ndarray]:
-  """Returns all outputs; a name is the key, and the index in a list."""
+  """Returns all outputs, those of lists as `NAME[INDEX]`."""
   outputs = layer(inputs)
   if not isinstance(outputs, dict):
     outputs = {"output": outputs}
@@ -98,13 +97,13 @@ def train(
   size: int,
   jit_compile: bool,
 ) -> None:
-  """Takes a train step, of another batch, whenever it is its turn.
+  """Measures train steps, one per turn, each on a new batch.
 
   Args:
-    name: Of the subject.
-    work_dir: What `sources.generate` has filled.
+    name: Name of the subject.
+    work_dir: The directory that `sources.generate` has filled.
     saved_model_dir: The export to train; None for the live model.
-    size: Height and width of images, or length of sequences.
+    size: Height and width of images, or sequence length.
     jit_compile: Whether XLA compiles the step.
   """
   if saved_model_dir:
@@ -114,7 +113,7 @@ def train(
 
     model = sources.restored(name, work_dir)
   weights = model.trainable_weights
-  # So small that the weights stay what they are, more or less.
+  # The learning rate is too small to change the weights noticeably.
   optimizer = tf_keras.optimizers.SGD(1e-6, jit_compile=False)
   optimizer.build(weights)
 
@@ -139,13 +138,13 @@ def train(
 
 
 def infer(name: str, saved_model_dir: str, batch_size: int, calls: int) -> None:
-  """Calls an export several times whenever it is its turn.
+  """Measures inference, several calls per turn.
 
   Args:
-    name: Of the subject.
+    name: Name of the subject.
     saved_model_dir: The export.
     batch_size: Number of examples.
-    calls: How often a turn calls it.
+    calls: Number of calls per turn.
   """
   layer = tf.function(hub.KerasLayer(saved_model_dir))
 
@@ -171,10 +170,7 @@ def _batch(name: str, batch_size: int, size: int, seed: int) -> Any:
 def _in_turn(
   prepare: Callable[[int], Any], action: Callable[[Any], Any]
 ) -> None:
-  """Acts once for each line that is read, and prints how long it took.
-
-  An empty line says before that it is ready.
-  """
+  """Prints an empty line, then times one action for each line that it reads."""
   print(flush=True)
   for turn, _ in enumerate(sys.stdin):
     inputs = prepare(turn)

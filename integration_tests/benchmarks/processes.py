@@ -1,4 +1,4 @@
-"""Runs processes, alone or in turn, and says what they took."""
+"""Runs processes, alone or in turn, and measures their time and memory."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from typing import Any
 
 import psutil
 
-# What TensorFlow reads: Keras 2, which all exporters here are made of; no more
-# than errors in the log; and of a GPU no more than is needed, for those that
-# take turns share it. The same for both sides.
+# TensorFlow's settings, the same for both sides: Keras 2, which all exporters
+# use; only errors in the log; and GPU memory on demand, as processes share it.
 _ENVIRONMENT = {
   "TF_USE_LEGACY_KERAS": "1",
   "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -28,7 +27,7 @@ _MIB = 2**20
 
 
 class ProcessError(Exception):
-  """A process failed. One line says which, and what it said last."""
+  """A process failed. The message is one line: its command and last output."""
 
 
 def run(
@@ -38,16 +37,16 @@ def run(
 
   Args:
     command: The program and its arguments.
-    log: Where its output goes.
-    status: The exit status that it must have.
+    log: File for its output.
+    status: The expected exit status.
 
   Returns:
-    `cpu_s`, of user and system, its descendants' included, if it waited for
-    them; `wall_s`; `memory_mib`, the peak of the largest process; and
-    `memory_all_mib`, the peak of all of them together, sampled.
+    `cpu_s`, user and system time, including that of descendants that it waited
+    for; `wall_s`; `memory_mib`, the peak of the largest process; and
+    `memory_all_mib`, the sampled peak of all processes together.
 
   Raises:
-    ProcessError: It ended with another status.
+    ProcessError: The command exited with another status.
   """
   start = time.perf_counter()
   with open(log, "wb") as output:
@@ -78,9 +77,9 @@ def run(
 
 @contextlib.contextmanager
 def _sampled_memory(pid: int) -> Any:
-  """Yields a list of one number, the peak of a tree of processes in bytes.
+  """Yields a list of one number, the peak of a process tree in bytes.
 
-  What processes share, such as libraries, counts once.
+  Memory that processes share, such as libraries, counts once.
   """
   peak = [0]
   ended = threading.Event()
@@ -113,19 +112,19 @@ def take_turns(
   turns: Mapping[str, int],
   log_dir: pathlib.Path,
 ) -> dict[str, list[dict[str, float]]]:
-  """Runs processes that act one after another, so that all see the same load.
+  """Runs processes that take turns, so that the machine's load is the same.
 
   Args:
-    commands: For each side a program that prints an empty line when it is
-      ready, acts for each line that it reads, and then prints a line of JSON.
-    turns: How many turns each side takes.
-    log_dir: Where their errors go.
+    commands: One command per side. It prints an empty line when it is ready.
+      For each line that it reads, it takes a turn and prints a line of JSON.
+    turns: Number of turns of each side.
+    log_dir: Directory for their standard errors.
 
   Returns:
-    What each side printed.
+    The parsed output of each side.
 
   Raises:
-    ProcessError: One of them failed.
+    ProcessError: A process failed.
   """
   printed: dict[str, list[dict[str, float]]] = {side: [] for side in commands}
   with contextlib.ExitStack() as stack:
@@ -142,7 +141,7 @@ def take_turns(
       stack.enter_context(process)  # Closes its pipes, and waits.
       stack.callback(process.kill)
       processes[side] = process
-      # The next one starts when this one waits.
+      # Start the next process only when this one is ready.
       _next_line(process, command, log_dir / f"{side}.log")
     for turn in range(max(turns.values())):
       for side, process in processes.items():
@@ -166,7 +165,7 @@ def _next_line(
 
 
 def last_json(log: pathlib.Path) -> dict[str, float]:
-  """Returns what a process printed last."""
+  """Returns the last line of a log, parsed as JSON."""
   return json.loads(log.read_text().splitlines()[-1])
 
 

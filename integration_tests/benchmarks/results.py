@@ -1,4 +1,4 @@
-"""What the measurements say: ratios and their spread, in tables and a plot."""
+"""Computes ratios of measurements, and shows them in tables and a plot."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from rich import table
 
 from integration_tests.benchmarks import subjects
 
-# As in the verification of exports: both sides compute in float32, from the
-# same weights, and may sum in another order.
+# Both sides compute in float32 with the same weights, but may sum in different
+# orders. The verification of exports has the same tolerance.
 TOLERANCE = 1e-5
 
 
@@ -25,16 +25,16 @@ class Quantity:
   """A ratio of two sides.
 
   Attributes:
-    measure: What was run.
-    key: Name of the number in its samples.
-    description: For the tables.
-    unit: For the tables.
-    side: The side above.
-    other: The side below.
-    more: Whether more is better.
-    target: What the ratio should reach, against the live model or Model Garden;
-      None is only reported.
-    targets: The same for single subjects.
+    measure: Name of the measurement.
+    key: Name of the value in its samples.
+    description: Title of its row.
+    unit: Unit of the value.
+    side: The side in the numerator.
+    other: The side in the denominator.
+    more: Whether a larger ratio is better.
+    target: Target of the ratio to the live model or to Model Garden; None: the
+      ratio is only reported.
+    targets: Targets of single subjects, which replace `target`.
   """
 
   measure: str
@@ -157,10 +157,11 @@ def differences(
 ) -> list[str]:
   """Compares the outputs of two exports for the same input.
 
-  Floats may differ by `TOLERANCE` of the largest value; all else by nothing.
+  Floats may differ by `TOLERANCE` of the largest value. Other dtypes must be
+  equal.
 
   Returns:
-    What differs; nothing if they agree.
+    Descriptions of the differences; empty if the outputs agree.
   """
   if set(ours) != set(reference):
     return [f"outputs {sorted(ours)} and {sorted(reference)}"]
@@ -174,7 +175,7 @@ def differences(
         found.append(f"{name}: {(a != b).mean():.0%} of the values")
     else:
       scale = np.abs(b).max(initial=0)
-      # Written so that NaN differs.
+      # `not <=` and not `>`, so that NaN counts as a difference.
       if not np.abs(a - b).max(initial=0) <= TOLERANCE * scale:
         found.append(
           f"{name} by {np.abs(a - b).max():.3g}, of values up to {scale:.3g}"
@@ -185,16 +186,16 @@ def differences(
 def of_turns(
   turns: Sequence[Mapping[str, float]], calls: int = 1, examples: int = 1
 ) -> dict[str, float]:
-  """Summarizes a process that acted in turn: its first turn, and later ones.
+  """Summarizes the turns of a process.
 
   Args:
-    turns: What it printed.
-    calls: How many calls, or steps, a turn has.
-    examples: How many examples a call has; of a step 1, to count steps.
+    turns: The times of the turns, as the process printed them.
+    calls: Number of calls, or train steps, per turn.
+    examples: Number of examples per call; 1 to count calls.
 
   Returns:
-    Of a call: `first_s`, `later_s` and `later_cpu_s`, medians; and of all
-    `later_per_s`, examples a second.
+    Seconds per call: `first_s` in the first turn, and the medians `later_s` and
+    `later_cpu_s` of the later turns; and `later_per_s`, examples per second.
   """
   first, *later = turns
   median = statistics.median(turn["wall_s"] for turn in later) / calls
@@ -207,10 +208,13 @@ def of_turns(
 
 
 def ratios(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """Makes rows of samples, each of a `model`, `measure`, `side` and `round`.
+  """Computes the rows of the tables.
 
-  A ratio is made within each round; a row has the median, least and greatest of
-  the ratios and of both sides.
+  Each ratio is of two samples of the same round. A row has the median, least
+  and greatest of the ratios and of both sides.
+
+  Args:
+    samples: Mappings with `model`, `measure`, `side`, `round` and `values`.
   """
   values = {
     (s["model"], s["measure"], s["side"], s["round"], key): value
@@ -273,7 +277,7 @@ COLUMNS = ("", "ours", "against", "", "ratio", "spread", "target", "")
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-  """Returns what a table shows of a row, under `COLUMNS`."""
+  """Formats a row for a table with `COLUMNS`."""
   unit = row["unit"]
   better = "≥" if row["more_is_better"] else "≤"
   ratio = row["ratio"]
@@ -290,14 +294,14 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def _other_name(row: Mapping[str, Any]) -> str:
-  """Returns what is compared with, for users."""
+  """Returns the name of the side in the denominator."""
   if row["other_side"] != "reference":
     return {"live": "live model", "limit": "limit"}[row["other_side"]]
   return subjects.reference_name(subjects.SUBJECTS[row["model"]].family)
 
 
 def _number(value: float) -> str:
-  """Three digits, or all those before the point."""
+  """Formats three digits, or all before the decimal point."""
   return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -305,7 +309,7 @@ ANSWER_COLUMNS = ("program", "--help, s", "a wrong flag, s")
 
 
 def answers(samples: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-  """Returns rows of how soon programs answer, under `ANSWER_COLUMNS`."""
+  """Returns the rows of a table with `ANSWER_COLUMNS`."""
   programs = dict.fromkeys(s["program"] for s in samples)
   rows = []
   for program in programs:
@@ -320,7 +324,7 @@ def answers(samples: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def tables(
   rows: Sequence[Mapping[str, Any]], answer_samples: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:
-  """Yields title, columns and cells: a table for each model, and of answers."""
+  """Yields title, columns and cells of a table per model and of the answers."""
   for model in dict.fromkeys(row["model"] for row in rows):
     yield (
       subjects.SUBJECTS[model].description,
@@ -328,7 +332,7 @@ def tables(
       [cells(row) for row in rows if row["model"] == model],
     )
   if answer_samples:
-    yield "Answers at once", ANSWER_COLUMNS, answers(answer_samples)
+    yield "Time to answer", ANSWER_COLUMNS, answers(answer_samples)
 
 
 def rich_table(
@@ -363,7 +367,7 @@ def markdown(
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
-  """Draws the ratios, a panel for each model, with spreads and targets."""
+  """Plots the ratios with spreads and targets, one panel per model."""
   os.environ.setdefault("MPLBACKEND", "agg")
   from matplotlib import pyplot as plt
   from matplotlib import ticker
@@ -414,8 +418,8 @@ def plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     ax.set_ylim(len(shown) - 0.5, -0.5)
     ax.set_title(subjects.SUBJECTS[model].description, loc="left", fontsize=10)
   figure.supxlabel(
-    "ours ÷ the other, which stands in brackets: median, least and greatest of"
-    " the rounds. Black bar: target; green: reached; red: missed.",
+    "ours ÷ the other (in brackets): median, least and greatest of the rounds."
+    " Black bar: target; green: reached; red: missed.",
     fontsize=8,
   )
   figure.savefig(path, dpi=120)

@@ -1,4 +1,4 @@
-"""The live models: what the exporters are given, and what users train."""
+"""Builds the live models, and writes their checkpoints for the exporters."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def generate(name: str, work_dir: str) -> None:
-  """Writes what the exporters of a subject take: a checkpoint and more.
+  """Writes the checkpoint, config and vocabulary that an exporter needs.
 
   Args:
-    name: Of the subject.
+    name: Name of the subject.
     work_dir: An empty directory.
   """
   subject = subjects.SUBJECTS[name]
@@ -39,15 +39,15 @@ def generate(name: str, work_dir: str) -> None:
     tf_keras.utils.set_random_seed(0)
     root, model = _build(subject, directory)
     for seed, variable in enumerate(model.variables):
-      if variable.shape.rank == 1:  # Else they are all 0 or 1, as built.
+      if variable.shape.rank == 1:  # A new model has only zeros or ones there.
         noise = tf.random.stateless_uniform(variable.shape, [seed, 0])
         variable.assign_add(0.1 * noise)
-    # Which Model Garden wants, and `write` lacks: `save_counter`.
+    # `save` adds the `save_counter` that Model Garden needs; `write` does not.
     root.save(str(directory / "model.ckpt"))
 
 
 def restored(name: str, work_dir: str) -> tf_keras.Model:
-  """Returns the live model of a subject, with the weights that are exported."""
+  """Returns the live model of a subject with the weights of its checkpoint."""
   root, model = _build(subjects.SUBJECTS[name], pathlib.Path(work_dir))
   root.restore(subjects.checkpoint(work_dir)).assert_existing_objects_matched()
   return model
@@ -56,7 +56,7 @@ def restored(name: str, work_dir: str) -> tf_keras.Model:
 def _build(
   subject: subjects.Subject, directory: pathlib.Path
 ) -> tuple[tf.train.Checkpoint, tf_keras.Model]:
-  """Builds the full model's checkpoint, and the piece that is exported."""
+  """Builds the checkpoint of the full model, and the model to export."""
   if subject.family == "mnist_cnn":
     model = mnist_cnn.feature_extractor()
     full = mnist_cnn.classifier(model, 10)
@@ -76,7 +76,7 @@ def _build(
 
 
 def _vocabulary(size: int) -> list[str]:
-  """Makes wordpieces of one to three letters, at word starts and within."""
+  """Makes wordpieces of one to three letters, with and without `##`."""
   letters = string.ascii_lowercase + string.digits + string.punctuation
   pieces = (
     prefix + "".join(piece)

@@ -1,8 +1,9 @@
-"""What is compared: the models, their sizes, and the commands that export them.
+"""The models to compare, their sizes, and the commands that export them.
 
-It is all data, and imports no TensorFlow: `sources` builds the models. The
-sides are `ours`; `ours_verified`, the same with --verification=fast;
-`reference`, what users would pick instead; and `live`, the model itself.
+This module imports no TensorFlow; `sources` builds the models. The sides of a
+comparison are `ours`; `ours_verified`, ours with --verification=fast;
+`reference`, the exporter that users would use instead; and `live`, the model
+itself.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-# Where Bazel puts the binaries, beside this folder.
+# Bazel puts the binaries beside this folder.
 RUNFILES = pathlib.Path(__file__).parents[2]
 
 VOCAB_SIZE = 30522
 
-# All that have `--help`, but for compile_for_tpu, which would bring libtpu.
+# All programs but compile_for_tpu, which depends on libtpu.
 BINARIES = (
   "exporters/bert",
   "exporters/bert_pretraining",
@@ -32,7 +33,6 @@ BINARIES = (
   "integration_tests/use_mnist_cnn",
   "integration_tests/use_resnet",
 )
-
 
 MODEL_GARDEN = {
   "nlp": [sys.executable, "-m", "official.nlp.tools.export_tfhub"],
@@ -46,19 +46,18 @@ class Subject:
 
   Attributes:
     family: `mnist_cnn`, `bert`, `preprocessor` or `resnet`.
-    description: For the tables.
-    config: Of `bert`, keys of Model Garden's `BertEncoderConfig`; of `resnet`,
-      `experiment`, and optionally `params_override` as Model Garden's trainer
-      takes it.
-    size: Height and width of images, or the length of sequences, in training
-      and inference.
-    xla_size: The same in train steps under XLA.
-    batch_size: Of a train step.
-    steps: How many train steps, of which the first one counts by itself; more
-      where they are so short that their times scatter.
-    reference_xla_steps: Train steps of the reference's export under XLA, each
-      of which it may compile.
-    measures: What is measured.
+    description: Title of its tables.
+    config: For `bert`, fields of Model Garden's `BertEncoderConfig`; for
+      `resnet`, the flags `experiment` and optionally `params_override` of Model
+      Garden's trainer.
+    size: Height and width of images, or sequence length.
+    xla_size: The same for train steps under XLA.
+    batch_size: Batch size of train steps.
+    steps: Number of train steps; larger for short steps, whose times vary. The
+      first step is reported separately.
+    reference_xla_steps: Number of train steps of the reference's export under
+      XLA, which may compile at each.
+    measures: The measurements to make.
   """
 
   family: str
@@ -151,17 +150,17 @@ DEFAULT = tuple(name for name in SUBJECTS if not name.endswith("_tiny"))
 
 
 def is_model_garden(family: str) -> bool:
-  """Tells whether the reference is Model Garden's exporter, or Keras'."""
+  """Returns whether the reference is Model Garden's exporter, not Keras'."""
   return family != "mnist_cnn"
 
 
 def reference_name(family: str) -> str:
-  """Returns who exports the same model otherwise."""
+  """Returns the name of the reference exporter."""
   return "Model Garden" if is_model_garden(family) else "tf_keras Model.save"
 
 
 def checkpoint(work_dir: str | pathlib.Path) -> str:
-  """Returns the path of the checkpoint in a subject's directory."""
+  """Returns the path of the checkpoint in a subject's work directory."""
   return f"{work_dir}/model.ckpt-1"
 
 
@@ -169,10 +168,10 @@ def batch(subject: Subject, batch_size: int, size: int, seed: int) -> Any:
   """Makes inputs of a subject.
 
   Args:
-    subject: What takes them.
+    subject: The model to make inputs for.
     batch_size: Number of examples.
-    size: Height and width of images, or length of sequences.
-    seed: Another one gives other inputs.
+    size: Height and width of images, or sequence length.
+    seed: Seed of the random inputs.
 
   Returns:
     Images, float32 `[batch_size, size, size, channels]`; or a dict of BERT's
@@ -219,12 +218,12 @@ def export_command(
   """Returns the command that exports a subject.
 
   Args:
-    name: Of the subject.
+    name: Name of the subject.
     side: `ours`, `ours_verified` or `reference`.
-    work_dir: What `sources.generate` has filled.
-    export_dir: Where the SavedModel goes.
-    size: Height and width of the images, which Model Garden's exports fix;
-      default: the subject's.
+    work_dir: The directory that `sources.generate` has filled.
+    export_dir: Directory for the SavedModel.
+    size: Height and width of the images of Model Garden's export; None: those
+      of the subject.
   """
   subject = SUBJECTS[name]
   if side == "reference":
@@ -246,7 +245,7 @@ def export_command(
     ],
     "resnet": [
       f"--checkpoint_path={checkpoint(work_dir)}",
-      # Model Garden's leaves it to its users.
+      # Model Garden's exporter leaves normalization to users.
       "--normalization=none",
       *_flags(subject.config),
     ],

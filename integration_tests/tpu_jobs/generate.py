@@ -1,12 +1,13 @@
-r"""Writes what it takes to run every program on TPUs, from jobs.yaml.
+r"""Generates scripts and manifests that run all programs on TPUs.
 
   bazel run //integration_tests/tpu_jobs:generate -- --bucket=gs://BUCKET \
     --image=IMAGE --zone=ZONE --output_dir=DIR
 
-DIR/README.md says what to do with the rest.
+DIR/README.md explains how to use the files. Their source is jobs.yaml.
 """
 
 from collections.abc import Mapping, Sequence
+import json
 import os
 import pathlib
 import re
@@ -20,11 +21,11 @@ import yaml
 
 _README = """# {count} programs on TPUs
 
-Each program can run in three places. Nothing of this has been run on a TPU: the
-manifests have been checked against the schemas of Kubernetes and JobSet, the
-programs have taken the flags.
+Each program can run in three places. None of these files has been tried on a
+TPU. Tests check the manifests against the schemas of Kubernetes and JobSet, and
+check that the programs accept their flags.
 
-Make the image first, once, in the repository:
+First build and push the image, in the repository:
 
 ```sh
 ./bazelw build //integration_tests/tpu_jobs:image
@@ -38,22 +39,22 @@ docker push {image}
 | a slice of several machines | {pod_slice} | `pod_slice/PROGRAM.sh` |
 | Kubernetes Engine | {gke} | `kubectl apply -f gke/PROGRAM.yaml` |
 
-The scripts queue for a spot TPU, run the program on its first machine, and give
-the TPU back, however they end. The machines must be able to pull the image and
-to write to {bucket}. Those of a slice come with a TensorFlow
-that runs already, which must be of the same version as the image's.
+Each script requests a spot TPU, runs the program on its first machine, and
+deletes the TPU when it exits, even after an error. The machines must be able to
+pull the image and to write to {bucket}. The machines of a slice already run
+TensorFlow; its version must be that of the image.
 
-The cluster needs JobSet, the driver of Cloud Storage FUSE, nodes with that TPU,
-and a service account `{service_account}` that may write to {bucket}.
+The Kubernetes cluster needs JobSet, the Cloud Storage FUSE driver, nodes with
+the TPU, and a service account `{service_account}` that may write to {bucket}.
 
-Preempted trainings go on after the last epoch that is in {bucket}/backups:
-a script's when it is run again; JobSet starts the program again by itself, up
-to {restarts} times. BERT's state stays there when its training is over: remove
-it to train from the beginning. Nothing is fine-tuned while there is a model at
-{bucket}/fine_tuned that would be in the way.
+After a preemption, training resumes from the last complete epoch, which is in
+{bucket}/backups. Run the script again; JobSet restarts the program by itself,
+up to {restarts} times. BERT's backup remains after training: delete it to train
+from scratch. Before fine-tuning again, delete the model in
+{bucket}/fine_tuned.
 
-PROGRAM is one of these; an exporter comes before the program that uses its
-export:
+PROGRAM is one of the following. Run an exporter before the program that uses
+its export:
 
 {programs}
 """
@@ -80,6 +81,50 @@ while [ "$state" != ACTIVE ]; do
 done
 tpus tpu-vm ssh --worker=0 --command={command}
 """
+
+_JOB_SET = """apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: {name}
+spec:
+  failurePolicy:
+    maxRestarts: {restarts}
+  replicatedJobs:
+  - name: job
+    replicas: 1
+    template:
+      spec:
+        backoffLimit: 0
+        completions: 1
+        parallelism: 1
+        template:
+          metadata:
+            annotations:
+              gke-gcsfuse/volumes: "true"
+          spec:
+            serviceAccountName: {service_account}
+            restartPolicy: Never
+            nodeSelector:
+              cloud.google.com/gke-tpu-accelerator: {accelerator}
+              cloud.google.com/gke-tpu-topology: {topology}
+            containers:
+            - name: program
+              image: {image}
+              env: {env}
+              command: [sh, -c, {command}]
+              resources:
+                requests: {{google.com/tpu: "{chips}"}}
+                limits: {{google.com/tpu: "{chips}"}}
+              volumeMounts:
+              - name: bucket
+                mountPath: /bucket
+            volumes:
+            - name: bucket
+              csi:
+                driver: gcsfuse.csi.storage.gke.io
+                volumeAttributes:
+                  bucketName: {bucket}
+"""
 _RESTARTS = 10
 
 
@@ -89,10 +134,10 @@ def arguments(
   """Returns the flags of a program.
 
   Args:
-    jobs: What is in jobs.yaml.
+    jobs: The content of jobs.yaml.
     program: Name of the program.
-    place: Where it runs.
-    bucket: The user's, `gs://…`.
+    place: A key of `places` in jobs.yaml.
+    bucket: The user's bucket, `gs://…`.
   """
   tpu = jobs["places"][place]["tpu"].replace("NAME", _name(program))
   return [
@@ -107,79 +152,32 @@ def job_set(
   bucket: str,
   image: str,
   service_account: str,
-) -> dict[str, Any]:
+) -> str:
   """Returns a program's manifest for Google Kubernetes Engine.
 
   Args:
-    jobs: What is in jobs.yaml.
+    jobs: The content of jobs.yaml.
     program: Name of the program.
-    bucket: The user's, `gs://…`.
-    image: Name of the container's image.
-    service_account: The one of the cluster's that may write to the bucket.
+    bucket: The user's bucket, `gs://…`.
+    image: Name of the container image.
+    service_account: Kubernetes service account that may write to the bucket.
   """
   place = jobs["places"]["gke"]
   command = shlex.join(_command(jobs, program, "gke", bucket))
   export = jobs["programs"][program].get("export")
   if export:
     command += f" && mkdir -p /bucket/exports && cp -r {export} /bucket/exports"
-  pod = {
-    "metadata": {"annotations": {"gke-gcsfuse/volumes": "true"}},
-    "spec": {
-      "serviceAccountName": service_account,
-      "restartPolicy": "Never",
-      "nodeSelector": {
-        "cloud.google.com/gke-tpu-accelerator": place["accelerator"],
-        "cloud.google.com/gke-tpu-topology": place["topology"],
-      },
-      "containers": [
-        {
-          "name": "program",
-          "image": image,
-          "env": [
-            {"name": name, "value": value}
-            for name, value in place.get("environment", {}).items()
-          ],
-          "command": ["sh", "-c", command],
-          "resources": {
-            "requests": {"google.com/tpu": str(place["chips"])},
-            "limits": {"google.com/tpu": str(place["chips"])},
-          },
-          "volumeMounts": [{"name": "bucket", "mountPath": "/bucket"}],
-        }
-      ],
-      "volumes": [
-        {
-          "name": "bucket",
-          "csi": {
-            "driver": "gcsfuse.csi.storage.gke.io",
-            "volumeAttributes": {"bucketName": bucket.removeprefix("gs://")},
-          },
-        }
-      ],
-    },
-  }
-  return {
-    "apiVersion": "jobset.x-k8s.io/v1alpha2",
-    "kind": "JobSet",
-    "metadata": {"name": _name(program)},
-    "spec": {
-      "failurePolicy": {"maxRestarts": _RESTARTS},
-      "replicatedJobs": [
-        {
-          "name": "job",
-          "replicas": 1,
-          "template": {
-            "spec": {
-              "backoffLimit": 0,
-              "completions": 1,
-              "parallelism": 1,
-              "template": pod,
-            }
-          },
-        }
-      ],
-    },
-  }
+  environment = place.get("environment", {})
+  return _JOB_SET.format(
+    name=_name(program),
+    restarts=_RESTARTS,
+    service_account=json.dumps(service_account),
+    image=json.dumps(image),
+    env=json.dumps([{"name": k, "value": v} for k, v in environment.items()]),
+    command=json.dumps(command),
+    bucket=json.dumps(bucket.removeprefix("gs://")),
+    **place,
+  )
 
 
 def script(
@@ -190,15 +188,15 @@ def script(
   image: str,
   zone: str,
 ) -> str:
-  """Returns a program's script for TPUs that are asked for by name.
+  """Returns the script that requests a TPU and runs a program on it.
 
   Args:
-    jobs: What is in jobs.yaml.
+    jobs: The content of jobs.yaml.
     program: Name of the program.
-    place: Where it runs.
-    bucket: The user's, `gs://…`.
-    image: Name of the container's image.
-    zone: The TPU's.
+    place: A key of `places` in jobs.yaml.
+    bucket: The user's bucket, `gs://…`.
+    image: Name of the container image.
+    zone: Zone of the TPU.
   """
   details = jobs["places"][place]
   command = shlex.join(
@@ -234,12 +232,12 @@ def _command(
 
 
 def _name(program: str) -> str:
-  """Returns the name of a program's resources, which have no underscores."""
+  """Returns the name of a program's resources, without underscores."""
   return program.replace("_", "-")
 
 
 def read() -> dict[str, Any]:
-  """Returns what is in jobs.yaml."""
+  """Returns the content of jobs.yaml."""
   return yaml.safe_load(
     pathlib.Path(__file__).with_name("jobs.yaml").read_text()
   )
@@ -253,14 +251,14 @@ def generate(
   zone: str,
   service_account: str,
 ) -> None:
-  """Writes the page, the scripts and the manifests.
+  """Writes README.md, the scripts and the manifests.
 
   Args:
-    output_dir: Where; what is there under the same names is replaced.
-    bucket: The user's, `gs://…`.
-    image: Name of the container's image.
-    zone: The TPUs'.
-    service_account: The one of the cluster's that may write to the bucket.
+    output_dir: Output directory. Files of the same names are replaced.
+    bucket: The user's bucket, `gs://…`.
+    image: Name of the container image.
+    zone: Zone of the TPUs.
+    service_account: Kubernetes service account that may write to the bucket.
   """
   jobs = read()
   places = jobs["places"]
@@ -271,9 +269,8 @@ def generate(
       path = output_dir / place / f"{program}.sh"
       path.write_text(script(jobs, program, place, bucket, image, zone))
       path.chmod(0o755)
-    manifest = job_set(jobs, program, bucket, image, service_account)
     (output_dir / "gke" / f"{program}.yaml").write_text(
-      yaml.safe_dump(manifest, sort_keys=False, width=1000)
+      job_set(jobs, program, bucket, image, service_account)
     )
   (output_dir / "README.md").write_text(
     _README.format(
@@ -291,11 +288,11 @@ def generate(
 
 
 def main(argv: Sequence[str]) -> None:
-  """Writes what the flags say."""
+  """Runs the program with the values of its flags."""
   if len(argv) > 1:
     sys.exit(f"ERROR: {argv[1]} is not a flag. Flags start with --.")
   values = flags.FLAGS
-  # Under `bazel run` a relative path starts from where the user is.
+  # `bazel run` changes the working directory to that of the program.
   start = os.environ.get("BUILD_WORKING_DIRECTORY", "")
   output_dir = pathlib.Path(start, values.output_dir)
   try:
@@ -308,22 +305,22 @@ def main(argv: Sequence[str]) -> None:
     )
   except OSError as e:
     sys.exit(f"ERROR: --output_dir: {e}")
-  print(f"Read on in {output_dir / 'README.md'}")
+  print(f"Wrote {output_dir / 'README.md'}, which explains the next steps.")
 
 
 def define_flags() -> None:
   """Defines the flags of this program."""
   for name, text in (
-    ("bucket", "A bucket for exports and the state of trainings: gs://NAME."),
+    ("bucket", "Bucket for exports and training backups, gs://NAME."),
     ("image", "Name of the image, such as REGISTRY/PROJECT/exporters."),
     ("zone", "Zone of the TPUs."),
-    ("output_dir", "The directory to write to."),
+    ("output_dir", "Output directory."),
   ):
     flags.DEFINE_string(name, None, text, required=True)
   flags.DEFINE_string(
     "service_account",
     "default",
-    "The Kubernetes service account that may write to the bucket.",
+    "Kubernetes service account that may write to the bucket.",
   )
   flags.register_validator(
     "bucket",

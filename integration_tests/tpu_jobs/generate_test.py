@@ -1,4 +1,4 @@
-"""Checks what is generated, as far as that can be done without a TPU."""
+"""Checks the generated files, as far as possible without a TPU."""
 
 import os
 import pathlib

@@ -1,6 +1,6 @@
-"""A program as one file, which needs only Python and the packages of a lock."""
+"""Packs a program into one file, which needs only Python and its packages."""
 
-# Files are unpacked, as some are run by processes of their own.
+# Unpacks all files, because programs start some of them as processes.
 _MAIN = """import runpy
 import sys
 import tempfile
@@ -21,7 +21,7 @@ def _python_zip_impl(ctx):
     )
     zip = ctx.actions.declare_file(ctx.label.name + ".zip")
 
-    # What other repositories have is in the lock.
+    # Files of other repositories come from the packages in the lock.
     files = [
         file
         for file in ctx.attr.program[PyInfo].transitive_sources.to_list()
@@ -42,13 +42,13 @@ def _python_zip_impl(ctx):
 python_zip = rule(
     doc = """`NAME.zip`, for `python NAME.zip --flags`.
 
-    Bazel's own --build_python_zip names the interpreter of the machine that
-    built it.
+    Bazel's own --build_python_zip contains the path of the interpreter on the
+    machine that built it.
     """,
     implementation = _python_zip_impl,
     attrs = {
         "program": attr.label(
-            doc = "A py_binary, whose main file has its name.",
+            doc = "A py_binary whose main file has its name.",
             mandatory = True,
             providers = [PyInfo],
         ),
