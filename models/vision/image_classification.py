@@ -278,7 +278,7 @@ def cut(
   outputs = {}
   for layer in model.layers:
     if isinstance(layer, tf_keras.Model):  # The backbone.
-      outputs.update(layer.get_output_at(0))
+      outputs.update(layer.get_output_at(-1))
   outputs.pop("pre_logits", None)  # A vision transformer's feature vector.
   logits = max(
     i
@@ -286,8 +286,8 @@ def cut(
     if isinstance(layer, tf_keras.layers.Dense)
   )
   dropout = isinstance(model.layers[logits - 1], tf_keras.layers.Dropout)
-  outputs["feature_vector"] = model.layers[logits - 1 - dropout].output
-  outputs["logits"] = model.layers[logits].output
+  outputs["feature_vector"] = model.layers[logits - 1 - dropout].get_output_at(-1)
+  outputs["logits"] = model.layers[logits].get_output_at(-1)
   for name in names:
     if name not in outputs:
       raise ValueError(f"The model has no {name}; it has {', '.join(outputs)}.")
