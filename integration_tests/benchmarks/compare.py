@@ -109,7 +109,10 @@ def _answers(
 ) -> list[dict[str, Any]]:
   """Measures how fast all programs answer --help and a wrong flag."""
   programs = {
-    binary: [str(subjects.RUNFILES / binary)] for binary in subjects.BINARIES
+    f"{folder}/{path.name}": [str(path)]
+    for folder in ("exporters", "integration_tests")
+    for path in sorted((subjects.RUNFILES / folder).iterdir())
+    if path.is_file() and not path.suffix  # What BUILD has as data.
   }
   for command in subjects.MODEL_GARDEN.values():
     programs[command[-1]] = command
@@ -275,7 +278,7 @@ def _train(
     turns = {"live": subject.steps, "ours": subject.steps}
     if measure == "train_xla":
       turns["reference"] = subject.reference_xla_steps
-      if subject.family == "resnet" and size != subject.size:
+      if subjects.has_fixed_size(subject.family) and size != subject.size:
         # Model Garden's export takes images of one size.
         export_dir = directory / f"reference_{size}"
         exports["reference"] = str(export_dir)

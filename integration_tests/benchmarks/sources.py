@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import pathlib
 import string
@@ -13,8 +14,8 @@ import yaml
 from integration_tests.benchmarks import subjects
 from models.nlp import bert
 from models.nlp import encoder_config
+from models.vision import image_classification
 from models.vision import mnist_cnn
-from models.vision import resnet
 
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -61,18 +62,20 @@ def _build(
     model = mnist_cnn.feature_extractor()
     full = mnist_cnn.classifier(model, 10)
     return tf.train.Checkpoint(model=full), model
-  if subject.family == "resnet":
-    overrides = subject.config.get("params_override")
-    full = resnet.classifier(
-      resnet.config(
-        subject.config["experiment"], [overrides] if overrides else []
-      )
-    )
-    model = resnet.cut(full, ["feature_vector"], "none")
-    return tf.train.Checkpoint(model=full), model
-  config = encoder_config.from_yaml(str(directory / "encoder.yaml"))
-  model = bert.core_model(config)
-  return tf.train.Checkpoint(encoder=model.encoder), model
+  if subject.family == "bert":
+    config = encoder_config.from_yaml(str(directory / "encoder.yaml"))
+    model = bert.core_model(config)
+    return tf.train.Checkpoint(encoder=model.encoder), model
+  module = importlib.import_module(f"models.vision.{subject.family}")
+  architecture, experiment = module.ARCHITECTURE, subject.config["experiment"]
+  overrides = [v for k, v in subject.config.items() if k != "experiment"]
+  params = image_classification.config(architecture, experiment, overrides)
+  full = image_classification.classifier(architecture, params, experiment)
+  of_any_size = architecture.any_size or (lambda model: model)
+  model = image_classification.cut(
+    of_any_size(full), ["feature_vector"], "none"
+  )
+  return tf.train.Checkpoint(model=full), model
 
 
 def _vocabulary(size: int) -> list[str]:

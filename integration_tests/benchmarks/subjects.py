@@ -22,18 +22,6 @@ RUNFILES = pathlib.Path(__file__).parents[2]
 
 VOCAB_SIZE = 30522
 
-# All programs but compile_for_tpu, which depends on libtpu.
-BINARIES = (
-  "exporters/bert",
-  "exporters/bert_pretraining",
-  "exporters/check",
-  "exporters/mnist_cnn",
-  "exporters/resnet",
-  "integration_tests/use_bert",
-  "integration_tests/use_mnist_cnn",
-  "integration_tests/use_resnet",
-)
-
 MODEL_GARDEN = {
   "nlp": [sys.executable, "-m", "official.nlp.tools.export_tfhub"],
   "vision": [sys.executable, "-m", "official.vision.serving.export_tfhub"],
@@ -45,11 +33,12 @@ class Subject:
   """A model to export.
 
   Attributes:
-    family: `mnist_cnn`, `bert`, `preprocessor` or `resnet`.
+    family: `mnist_cnn`, `bert`, `preprocessor`, or the exporter of an image
+      classifier, such as `resnet`.
     description: Title of its tables.
-    config: For `bert`, fields of Model Garden's `BertEncoderConfig`; for
-      `resnet`, the flags `experiment` and optionally `params_override` of Model
-      Garden's trainer.
+    config: For `bert`, fields of Model Garden's `BertEncoderConfig`; for image
+      classifiers, the flags `experiment` and optionally `params_override` of
+      Model Garden's trainer.
     size: Height and width of images, or sequence length.
     xla_size: The same for train steps under XLA.
     batch_size: Batch size of train steps.
@@ -79,6 +68,24 @@ def _bert(layers: int, hidden_size: int) -> dict[str, Any]:
     "num_attention_heads": hidden_size // 64,
     "intermediate_size": 4 * hidden_size,
   }
+
+
+def _image_classifier(
+  family: str, description: str, override: str = "", experiment: str = ""
+) -> Subject:
+  """Makes a subject of 224 pixels; `override` is one of the backbone."""
+  config = {"experiment": experiment or f"{family}_imagenet"}
+  if override:
+    config["params_override"] = override
+  return Subject(
+    family,
+    description,
+    config,
+    size=224,
+    xla_size=64,
+    batch_size=4,
+    reference_xla_steps=2,
+  )
 
 
 SUBJECTS = {
@@ -128,15 +135,17 @@ SUBJECTS = {
     xla_size=32,
     steps=100,
   ),
-  "resnet50": Subject(
-    "resnet",
-    "ResNet-50",
-    {"experiment": "resnet_imagenet"},
-    size=224,
-    xla_size=64,
-    batch_size=4,
-    reference_xla_steps=2,
+  "resnet50": _image_classifier("resnet", "ResNet-50"),
+  "mobilenet_v2": _image_classifier("mobilenet", "MobileNetV2"),
+  "efficientnet_b0": _image_classifier(
+    "efficientnet",
+    "EfficientNet-B0",
+    "task.model={num_classes: 1001, input_size: [224, 224, 3], backbone:"
+    " {type: efficientnet, efficientnet: {se_ratio: 0.25}}}",
+    # Model Garden has no other experiment for its backbone.
+    "image_classification",
   ),
+  "revnet56": _image_classifier("revnet", "RevNet-56"),
   "bert_3gb": Subject(
     "bert",
     "BERT 14x2048, 3 GB of weights",
@@ -147,6 +156,11 @@ SUBJECTS = {
 }
 QUICK = ("mnist_cnn", "preprocessor", "bert_tiny", "resnet_tiny")
 DEFAULT = tuple(name for name in SUBJECTS if not name.endswith("_tiny"))
+
+
+def has_fixed_size(family: str) -> bool:
+  """Returns whether Model Garden's export is for one size of images."""
+  return family not in ("bert", "mnist_cnn", "preprocessor")
 
 
 def is_model_garden(family: str) -> bool:
@@ -243,13 +257,15 @@ def export_command(
       "--do_lower_case",
       "--pooler=checkpoint",
     ],
-    "resnet": [
+  }.get(
+    subject.family,
+    [
       f"--checkpoint_path={checkpoint(work_dir)}",
       # Model Garden's exporter leaves normalization to users.
       "--normalization=none",
       *_flags(subject.config),
     ],
-  }[subject.family]
+  )
   verification = "fast" if side == "ours_verified" else "off"
   return [
     str(RUNFILES / "exporters" / binary),
@@ -270,7 +286,7 @@ def _reference_command(
       work_dir=str(work_dir),
       export_dir=str(export_dir),
     )
-  if subject.family == "resnet":
+  if has_fixed_size(subject.family):
     return [
       *MODEL_GARDEN["vision"],
       *_flags(subject.config),

@@ -237,10 +237,14 @@ def _name(program: str) -> str:
 
 
 def read() -> dict[str, Any]:
-  """Returns the content of jobs.yaml."""
-  return yaml.safe_load(
-    pathlib.Path(__file__).with_name("jobs.yaml").read_text()
-  )
+  """Returns the content of jobs.yaml, with the programs for all images."""
+  directory = pathlib.Path(__file__).parent
+  text = (directory / "jobs.yaml").read_text()
+  jobs = yaml.safe_load(text)
+  for name in (directory / "architectures.txt").read_text().split():
+    of_images = yaml.safe_load(text.replace("ARCHITECTURE", name))
+    jobs["programs"].update(of_images["image_programs"])
+  return jobs
 
 
 def generate(
