@@ -43,6 +43,24 @@ def image_classifier(name, endpoints, excepted_rules, hyperparameters, variant):
             flags = flags + more_flags,
             visibility = ["//integration_tests:__subpackages__"],
         )
+
+    # Its exit status says whether a train step compiles for a TPU.
+    native.py_test(
+        name = name + "_compile_for_tpu_test",
+        srcs = ["compile_for_tpu.py"],
+        args = [
+            "--libtpu=$(rootpath @libtpu//:libtpu/libtpu.so)",
+            "--saved_model_dir=$(rootpath :%s_digits_0_4)" % name,
+            "--topology=v5e:2x2",
+            "--image_size=64",
+        ],
+        data = [
+            ":%s_digits_0_4" % name,
+            "@libtpu//:libtpu/libtpu.so",
+        ],
+        main = "compile_for_tpu.py",
+        deps = [":compile_for_tpu"],
+    )
     native.py_test(
         name = name + "_test",
         srcs = ["image_architecture_test.py"],

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from exporters.conformance import compiled_step
 from exporters.conformance import findings
-from exporters.conformance import graphs
 from exporters.conformance import subject as subject_lib
-from exporters.conformance import xla_trap
+from exporters.reusable import graphs
 from exporters.reusable import observation
 
 Subject = subject_lib.Subject
@@ -499,30 +499,43 @@ def compiles_once(subject: Subject) -> findings.Finding:
     arrays = example if isinstance(example, Mapping) else {"only": example}
     np.savez(file, **{name: np.asarray(x) for name, x in arrays.items()})
     try:
-      # -P: beside that module are others with names that are not ours alone.
+      # -P keeps this directory, whose names are not unique, off the path.
       done = subprocess.run(
-        [sys.executable, "-P", xla_trap.__file__, subject.directory, file],
+        [sys.executable, "-P", compiled_step.__file__, subject.directory, file],
         capture_output=True,
         text=True,
         timeout=_XLA_SECONDS,
       )
     except subprocess.TimeoutExpired:
       return findings.not_decidable(
-        f"XLA takes more than {_XLA_SECONDS} s for a step"
+        f"XLA takes more than {_XLA_SECONDS} s to compile a train step"
       )
   if done.returncode:
-    said = (done.stderr.strip().splitlines() or [f"{done.returncode}"])[-1]
-    return findings.not_decidable(f"XLA does not take a train step: {said}")
-  baked, ops = json.loads(done.stdout.splitlines()[-1])
-  if baked:
+    said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+    return findings.not_decidable(
+      f"compiling a train step ended with status {done.returncode}: {said}"
+    )
+  step = compiled_step.Compilation(**json.loads(done.stdout.splitlines()[-1]))
+  if step.failed:
+    return findings.not_decidable(
+      f"a train step fails without XLA too: {step.failed}"
+    )
+  if step.refused:
     return findings.failed(
-      f"Under jit_compile=True a train step makes {findings.some(baked, 2)}"
-      " constants of the program, and compiles anew at every step. The"
-      f" gradient of {findings.some(ops) or 'an op'} takes a constant out of"
-      " the model.",
-      "Give these ops a gradient that makes its own constants; for a global"
-      " mean: keep the dimensions, and squeeze them.",
+      f"XLA refuses a train step under jit_compile=True: {step.refused}.",
+      "Replace this op in the model. TensorFlow differentiates a tf.cond that"
+      " was traced outside of XLA with ops that XLA lacks: compute without a"
+      " branch on a Tensor.",
+    )
+  if step.baked:
+    return findings.failed(
+      f"Under jit_compile=True {findings.some(step.baked, 2)} are constants of"
+      " the compiled train step, and every step compiles anew"
+      + "".join(f"; {cause}" for cause in step.causes[:3])
+      + ".",
+      "Give these ops a gradient that makes its own constants. For a global"
+      " mean, keep the dimensions and squeeze them.",
     )
   return findings.passed(
-    "batch and variables are parameters of a compiled step"
+    "batch and variables are parameters of a compiled train step"
   )

@@ -8,8 +8,8 @@ import re
 import tensorflow as tf
 
 from exporters.conformance import findings
-from exporters.conformance import graphs
 from exporters.conformance import subject as subject_lib
+from exporters.reusable import graphs
 
 Subject = subject_lib.Subject
 

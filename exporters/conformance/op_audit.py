@@ -5,14 +5,14 @@ A SavedModel is a program: loading it runs its initializers. Ops that are not in
 the SavedModel is meant, are named with the function that they are in.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import os
 import pathlib
 
 from tensorflow.core.framework import node_def_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
-from exporters.conformance import graphs
+from exporters.reusable import graphs
 
 Nodes = Sequence[node_def_pb2.NodeDef]
 
@@ -79,16 +79,6 @@ def suspicious(graph: meta_graph_pb2.MetaGraphDef) -> list[str]:
   return found
 
 
-def called(node: node_def_pb2.NodeDef) -> Iterator[str]:
-  """Yields the names of the functions that a node calls; its op may be one."""
-  yield node.op
-  for attribute in node.attr.values():
-    if attribute.HasField("func"):
-      yield attribute.func.name
-    for function in attribute.list.func:
-      yield function.name
-
-
 def _of_savers_alone(
   graph: meta_graph_pb2.MetaGraphDef, by_name: Mapping[str, Nodes]
 ) -> tuple[set[str], set[str]]:
@@ -135,13 +125,13 @@ def _reached(
     name = waiting.pop()
     if name in main and name not in nodes:
       nodes.add(name)
-      names += called(main[name])
+      names += graphs.called(main[name])
       waiting += [_node_name(tensor) for tensor in main[name].input]
   while names:
     name = names.pop()
     if name in by_name and name not in reached:
       reached.add(name)
-      names += [f for node in by_name[name] for f in called(node)]
+      names += [f for node in by_name[name] for f in graphs.called(node)]
   return nodes, reached
 
 

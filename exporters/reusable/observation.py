@@ -1,14 +1,15 @@
-"""Observes all that an export must have in common with the model it is of.
+"""Observes everything that an export must have in common with its live model.
 
-The same functions observe the live model and its export. Run as a program, this
-module observes an export in a process that has imported no more than a consumer
-does, while the process that has the live model observes that. It reads lines
-from standard input: the directory of the export, the file to write the results
-to, and then, as they are made, the files that `write` has written.
+The same functions observe the live model and the export. Run as a program, this
+module loads an export in a fresh process, observes it and compares it with what
+the exporter's process observes of the live model. Apart from this module and
+`xla_trap`, the fresh process imports what a consumer imports.
+
+Standard input has a path in each line: the directory of the export, the file to
+write the results to, and then the files that `write` has written, in order.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-import contextlib
 import hashlib
 import itertools
 import json
@@ -22,36 +23,39 @@ import tempfile
 from typing import Any, NamedTuple
 
 if __name__ == "__main__":
-  # Not to be imported, as in `imports`, which is not among what consumers have.
+  # Packages that consumers need not have: importing one fails from here on.
   sys.modules.update(dict.fromkeys(sys.argv[2:]))
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_hub as hub
 
+from exporters.reusable import xla_trap
+
 Arrays = dict[str, np.ndarray]
 
-_ONLY = "the tensor"  # The name where there is one, without a structure.
+_ONLY = "the tensor"  # The name of an output that is a single Tensor.
 _INTERFACE = (
   "__call__",
   "variables",
   "trainable_variables",
   "regularization_losses",
 )
+_XLA = "compilation under XLA"
 _BLOCK = 2**18  # Values that are compared at a time; more need fresh memory.
 
 
 class Comparison(NamedTuple):
-  """One kind of comparison of a model and its export.
+  """One kind of comparison between a model and its export.
 
-  What is not a float may not differ at all.
+  Values that are not floats must be equal.
 
   Attributes:
     description: What must be the same.
-    of_array: How much may differ, relative to the largest value of the array.
-    of_all: The same, relative to the largest of all arrays that were observed
-      together.
-    why: Why that much.
+    of_array: Tolerance, relative to the largest value of the array.
+    of_all: Tolerance, relative to the largest value of all arrays of the same
+      observation. It is added to the other.
+    why: The reason for the tolerance.
   """
 
   description: str
@@ -63,11 +67,11 @@ class Comparison(NamedTuple):
 # In the order in which they are made.
 COMPARISONS = {
   "interface": Comparison(
-    "The export, and each sub-object, can be called, and has its variables,"
-    " trainable variables and regularization losses.",
+    "The export and each sub-object can be called and have variables, trainable"
+    " variables and regularization losses.",
     0.0,
     0.0,
-    "It is there, or not.",
+    "An attribute exists or does not.",
   ),
   "variables": Comparison(
     "Names, order, shapes and values of all variables.",
@@ -76,58 +80,69 @@ COMPARISONS = {
     "Saving copies bits.",
   ),
   "trainable variables": Comparison(
-    "Which of the variables are trained, and in which order.",
+    "Which variables are trainable, and their order.",
     0.0,
     0.0,
-    "They are the same, or not.",
+    "Exact comparison.",
   ),
   "regularization losses": Comparison(
     "Each regularization loss.",
     1e-6,
     0.0,
-    "A sum over one weight, in float32, whose precision is 6e-8.",
+    "Each is a sum over one weight in float32, whose precision is 6e-8.",
   ),
   "outputs": Comparison(
-    "Outputs in inference, in training without randomness, and with other"
-    " hyperparameters, at several sizes of the input.",
+    "Outputs in inference, in training without randomness, and with changed"
+    " hyperparameters, for inputs of several sizes.",
     1e-5,
     0.0,
-    "Both sides compute in float32, one op by op, the other in a graph, and"
-    " sums over many values may be in different order.",
+    "The live model computes op by op and the export in a graph, which may sum"
+    " float32 values in another order.",
   ),
   "gradients": Comparison(
     "The gradient of a scalar of the outputs for every trainable variable.",
     1e-3,
     1e-5,
-    "They have gone through all layers twice; some are nothing but noise, such"
-    " as the gradient of a bias before a softmax.",
+    "Rounding errors accumulate over the forward and the backward pass; some"
+    " gradients, such as that of a bias before a softmax, are zero up to"
+    " rounding.",
   ),
   "updates": Comparison(
-    "What a call does to variables that are not trained, such as moving"
-    " averages.",
+    "Values of the non-trainable variables, such as moving averages, after a"
+    " call.",
     1e-4,
     1e-5,
-    "Differences of large sums over a batch.",
+    "Moving averages take differences of large sums over a batch.",
   ),
   "hyperparameters": Comparison(
-    "Each hyperparameter changes something.", 0.0, 0.0, "It does, or not."
+    "Each hyperparameter changes an output or an update.",
+    0.0,
+    0.0,
+    "An effect exists or does not.",
   ),
   "hub.KerasLayer": Comparison(
-    "A hub.KerasLayer with trainable=True and other arguments: outputs in"
+    "A hub.KerasLayer with trainable=True and changed arguments: outputs in"
     " training, regularization losses, trainable weights.",
     1e-5,
     0.0,
     "It calls the same function.",
   ),
+  _XLA: Comparison(
+    "XLA compiles a train step once: no gradient takes a compile-time constant"
+    " out of the model or branches.",
+    0.0,
+    0.0,
+    "Found in the graph of the train step; nothing is compiled.",
+  ),
   "serving_default": Comparison(
-    "The signature serving_default, and a call of the export itself.",
+    "The signature serving_default returns what a call of the export returns.",
     1e-5,
     0.0,
-    "It calls the same function; the graph around it is another.",
+    "It calls the same function in another graph.",
   ),
   "saved again": Comparison(
-    "The signature of the export that was loaded, saved again and loaded from"
-    " there, with the first out of the way.",
+    "The signature of the loaded export, saved again and loaded while the first"
+    " export is moved away.",
     1e-5,
     0.0,
     "It is the same graph.",
@@ -136,17 +151,19 @@ COMPARISONS = {
 
 
 class Call(NamedTuple):
-  """A call of the model, or of a sub-object of it.
+  """A call of the model or of a sub-object.
 
   Attributes:
     name: For the report.
     example: The input.
-    arguments: What it is called with, beside the input.
-    gradients: Whether the gradients of trainable variables are observed.
-    updates: Whether it is observed what the call does to other variables.
-    without: If not None: only whether anything is different with these
-      arguments is observed, not what.
-    keras: Whether a hub.KerasLayer of the export is called like this, too.
+    arguments: The other arguments of the call.
+    gradients: Whether to observe the gradients of trainable variables.
+    updates: Whether to observe the non-trainable variables after the call.
+    without: If not None, observe only whether the outputs or updates differ
+      from those of a call with these arguments.
+    keras: Whether to call a hub.KerasLayer of the export too.
+    compilation: Whether to examine the train step of this call for XLA.
+    random: Whether two calls differ. Nothing else is then observed.
   """
 
   name: str
@@ -156,28 +173,30 @@ class Call(NamedTuple):
   updates: bool = False
   without: Mapping[str, Any] | None = None
   keras: bool = False
+  compilation: bool = False
+  random: bool = False
 
 
 class Run(NamedTuple):
-  """What came out of one call.
+  """The results of one call.
 
   Attributes:
-    outputs: The Tensors, by their paths.
-    updates: What the variables that are not trained were after it.
+    outputs: What the call returned.
+    updates: The non-trainable variables after the call.
   """
 
-  outputs: Mapping[str, tf.Tensor]
+  outputs: Any
   updates: Arrays
 
 
 class Observation(NamedTuple):
-  """Something that was seen of a model.
+  """One observation of a model.
 
   Attributes:
     part: Name of the sub-object, "" for the model itself.
     kind: A key of `COMPARISONS`.
-    call: Name of the call, "" where there is none.
-    arrays: What was seen, by name.
+    call: Name of the call, "" for an observation without a call.
+    arrays: The observed arrays by name.
   """
 
   part: str
@@ -187,18 +206,18 @@ class Observation(NamedTuple):
 
   @property
   def place(self) -> str:
-    """All but the arrays, for the report."""
+    """Part, kind and call, for the report."""
     return ", ".join(filter(None, self[:3]))
 
 
 class Result(NamedTuple):
-  """What came out of a comparison.
+  """The result of one comparison.
 
   Attributes:
     place: What was compared.
     kind: A key of `COMPARISONS`.
-    largest: The largest difference, relative to what is expected as
-      `COMPARISONS` has it.
+    largest: The largest difference, relative to the expected values in the same
+      way as the tolerance.
     problems: What is wrong, in words.
   """
 
@@ -209,18 +228,18 @@ class Result(NamedTuple):
 
 
 def observe_state(part: str, model: Any) -> Iterator[Observation]:
-  """Observes what a model is, without calling it.
+  """Observes variables and losses of a model without calling it.
 
   Args:
     part: Name of the sub-object, "" for the model itself.
-    model: What has `variables`, `trainable_variables` and
+    model: An object with `variables`, `trainable_variables` and
       `regularization_losses`.
 
   Yields:
-    What was seen.
+    One observation for each of the three.
   """
   trainable = list(model.trainable_variables)
-  # In place of the values, which would be in memory twice.
+  # Digests, as the values would be in memory twice.
   digests = _numbered(model.variables, map(_digest, model.variables))
   yield Observation(part, "variables", "", digests)
   position = {v.ref(): i for i, v in enumerate(model.variables)}
@@ -240,21 +259,25 @@ def observe_calls(
   call: Callable[..., Any],
   calls: Iterable[Call],
   known: Mapping[str, Run] | None = None,
+  step: Callable[..., Any] | None = None,
 ) -> Iterator[Observation]:
-  """Observes what a model does. Its variables keep their values.
+  """Observes calls of a model. Its variables keep their values.
 
   Args:
     part: Name of the sub-object, "" for the model itself.
-    model: What has `variables` and `trainable_variables`.
+    model: An object with `variables` and `trainable_variables`.
     call: The model as a function.
     calls: The calls to make.
-    known: What came out of those that have been made before, by their names.
+    known: Results of calls that have been made before, by name of the call.
+    step: Replaces `train_step(model, call)`.
 
   Yields:
-    What was seen.
+    The observations in the order of `calls`.
   """
-  trainable = list(model.trainable_variables)
+  step = step or train_step(model, call)
   for made in calls:
+    if made.random:
+      continue
     if made.without is not None:
       same = is_same(
         *(
@@ -266,30 +289,50 @@ def observe_calls(
         part, "hyperparameters", made.name, {"effect": np.array(not same)}
       )
       continue
-    # A tape costs seconds, also where no gradient is asked for.
-    with (
-      tf.GradientTape() if made.gradients else contextlib.nullcontext()
-    ) as tape:
-      outputs, updates = (known or {}).get(made.name) or run(
-        model, call, made.example, made.arguments
-      )
-      scalar = _scalar(outputs) if made.gradients else None
-    arrays = {name: _array(y) for name, y in outputs.items()}
+    result, updates = (known or {}).get(made.name) or run(
+      model, step if made.gradients else call, made.example, made.arguments
+    )
+    outputs, gradients = result if made.gradients else (result, ())
+    arrays = {name: _array(y) for name, y in _named(outputs).items()}
     yield Observation(part, "outputs", made.name, arrays)
     if made.gradients:
-      gradients = _numbered(trainable, tape.gradient(scalar, trainable))
-      yield Observation(part, "gradients", made.name, gradients)
+      trainable = model.trainable_variables
+      yield Observation(
+        part, "gradients", made.name, _numbered(trainable, gradients)
+      )
     if made.updates:
       yield Observation(part, "updates", made.name, updates)
+
+
+def train_step(model: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+  """Makes a function that returns outputs of a model and their gradients.
+
+  Args:
+    model: An object with `trainable_variables`.
+    call: The model as a function.
+
+  Returns:
+    A function of the arguments of `call`. It returns the outputs, and the
+    gradient of a scalar of them for each trainable variable.
+  """
+
+  def step(example: Any, **arguments: Any) -> tuple[Any, list[Any]]:
+    # Only here, as a tape costs seconds even if no gradient is computed.
+    with tf.GradientTape() as tape:
+      outputs = call(example, **arguments)
+      scalar = _scalar(_named(outputs))
+    return outputs, tape.gradient(scalar, list(model.trainable_variables))
+
+  return step
 
 
 def is_same(a: Run, b: Run) -> bool:
   """Tells whether two calls had the same outputs and updates.
 
-  It allows what `COMPARISONS` allows for outputs: devices may add in any order.
+  The tolerance is that for outputs, because devices may sum in any order.
   """
   seen = [
-    {name: _array(y) for name, y in made.outputs.items()}
+    {name: _array(y) for name, y in _named(made.outputs).items()}
     | {f"{name} after": x for name, x in made.updates.items()}
     for made in (a, b)
   ]
@@ -305,15 +348,15 @@ def run(
   """Calls a model. Its variables keep their values.
 
   Args:
-    model: What has `variables` and `trainable_variables`.
+    model: An object with `variables` and `trainable_variables`.
     call: The model as a function.
     example: The input.
-    arguments: What it is called with, beside the input.
+    arguments: The other arguments of the call.
   """
   trained = {v.ref() for v in model.trainable_variables}
   moving = [v for v in model.variables if v.ref() not in trained]
   before = [tf.identity(v) for v in moving]
-  outputs = _named(call(example, **arguments))
+  outputs = call(example, **arguments)
   updates = _numbered(moving, moving)
   for variable, value in zip(moving, before, strict=True):
     variable.assign(value)
@@ -323,7 +366,7 @@ def run(
 def _numbered(
   variables: Sequence[tf.Variable], values: Iterable[Any]
 ) -> Arrays:
-  """Names values by the order and the names of variables; drops None."""
+  """Names values by number and name of their variables; drops None."""
   return {
     f"{i} {variable.name}": _array(tf.convert_to_tensor(value))
     for i, (variable, value) in enumerate(zip(variables, values, strict=True))
@@ -332,13 +375,13 @@ def _numbered(
 
 
 def _array(tensor: tf.Tensor) -> np.ndarray:
-  """Returns the memory of a Tensor, which is not copied."""
-  # By itself NumPy would cut zeros off strings.
+  """Returns the memory of a Tensor as an array, without a copy."""
+  # NumPy's own type for strings drops trailing zero bytes.
   return np.asarray(tensor, object if tensor.dtype == tf.string else None)
 
 
 def _digest(variable: tf.Variable) -> np.ndarray:
-  """Hashes a variable: type, shape and value."""
+  """Hashes dtype, shape and value of a variable."""
   array = _array(variable.read_value())
   digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
   digest.update(array)
@@ -346,14 +389,14 @@ def _digest(variable: tf.Variable) -> np.ndarray:
 
 
 def changed(default: float) -> float:
-  """Returns another value for a hyperparameter, of the same type."""
+  """Returns another value of the same type for a hyperparameter."""
   if isinstance(default, int):
     return default // 2 or 2
   return default / 2 or 0.5
 
 
 def _named(structure: Any, path: str = "") -> dict[str, tf.Tensor]:
-  """Flattens outputs or inputs; a name is the path to a Tensor."""
+  """Flattens outputs or inputs into Tensors by their paths."""
   if isinstance(structure, Mapping):
     items = sorted(structure.items())
   elif isinstance(structure, (list, tuple)):
@@ -373,7 +416,7 @@ def _named(structure: Any, path: str = "") -> dict[str, tf.Tensor]:
 
 
 def _scalar(outputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
-  """Sums outputs with weights, so that no symmetry of them hides an error."""
+  """Sums outputs with weights, so that no symmetry hides an error."""
   return tf.add_n(
     [
       tf.reduce_sum(
@@ -389,7 +432,7 @@ def _scalar(outputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
 def compare(
   kind: str, expected: Arrays, actual: Arrays
 ) -> tuple[float, list[str]]:
-  """Compares what was observed of two models.
+  """Compares observations of two models.
 
   Returns:
     `largest` and `problems` of a `Result`.
@@ -429,10 +472,10 @@ def compare(
 
 
 def _difference(old: np.ndarray, new: np.ndarray) -> float:
-  """Returns the largest difference of two arrays; NaN if one has a NaN."""
+  """Returns the largest difference of two arrays, NaN if either has a NaN."""
   old, new = old.ravel(), new.ravel()
   blocks = [slice(i, i + _BLOCK) for i in range(0, old.size, _BLOCK)]
-  # The difference of two infinite values would be NaN.
+  # Equal blocks are skipped: the difference of two infinite values is NaN.
   return float(
     np.max(
       [
@@ -458,86 +501,157 @@ def check(
   seen: Iterator[Observation],
   save_again: bool,
 ) -> list[Result]:
-  """Observes an export, and compares with what was seen of the live model.
+  """Observes an export and compares it with observations of the live model.
 
   Args:
     export_dir: The directory of the export.
-    model: What was loaded from it.
-    plan: For the name of each sub-object the calls of it; the model itself has
-      the name "" and is the first.
-    seen: What `observe_state` and `observe_calls` have seen of the live model,
-      and then of each of its sub-objects, in the order of `plan`.
-    save_again: Whether to save what was loaded, and to look whether that stands
-      without the export.
+    model: The loaded export.
+    plan: The calls by name of the sub-object. The first name is "", for the
+      model itself.
+    seen: What `observe_state` and `observe_calls` have yielded for the live
+      model and its sub-objects, in the order of `plan`.
+    save_again: Whether to save the loaded export again and load it without the
+      first.
+
+  Raises:
+    RuntimeError: The observations of the live model are in another order.
   """
   results = []
-
-  def report(
-    place: str, kind: str, largest: float, problems: list[str]
-  ) -> None:
-    results.append(Result(place, kind, largest, problems))
-    print(
-      f"  {'✗' if problems else '✓'} {place}"
-      + (f": largest difference {largest:.1g}" if largest else ""),
-      flush=True,
-    )
-
-  first_outputs = None
+  first_outputs: Arrays = {}
+  of_parts = itertools.groupby(seen, key=lambda o: o.part)
   for part, calls in plan.items():
     observed = getattr(model, part, None) if part else model
-    place = Observation(part, "interface", "", {}).place
     lacking = [name for name in _INTERFACE if not hasattr(observed, name)]
-    report(place, "interface", 0.0, [f"{name} is missing" for name in lacking])
+    problems = [f"{name} is missing" for name in lacking]
+    results.append(_result(part, "interface", "", 0.0, problems))
+    seen_part, of_live = next(of_parts)
+    _check_order(part, seen_part)
     if lacking:
       continue
-    for new in itertools.chain(
-      observe_state(part, observed),
-      observe_calls(part, observed, observed, calls),
+    step = tf.function(
+      train_step(observed, observed), autograph=False, reduce_retracing=True
+    )
+    for new, old in zip(
+      itertools.chain(
+        observe_state(part, observed),
+        observe_calls(part, observed, observed, calls, step=step),
+      ),
+      of_live,
+      strict=False,  # A next item of the last part would be waited for.
     ):
-      old = next(o for o in seen if o.place == new.place)
+      _check_order(new.place, old.place)
       largest, problems = compare(new.kind, old.arrays, new.arrays)
       if new.kind == "hyperparameters":
         problems = [] if all(new.arrays.values()) else ["it changes nothing"]
-      report(new.place, new.kind, largest, problems)
-      if first_outputs is None and new.kind == "outputs":
-        first_outputs = new.arrays
-    for made in calls:
-      if made.keras:
-        kind = "hub.KerasLayer"
-        place = Observation(part, kind, made.name, {}).place
-        report(place, kind, *compare(kind, *_in_keras(observed, made)))
-
-  # What has no counterpart in the live model.
+      results.append(_result(*new[:3], largest, problems))
+      if new.kind == "outputs":
+        first_outputs = first_outputs or new.arrays
+    results += _not_in_live_model(part, observed, calls, step)
   example = plan[""][0].example
-  if "serving_default" not in model.signatures:
-    problem = "there is no signature of this name"
-    report("serving_default", "serving_default", 0.0, [problem])
-  elif first_outputs is not None:
-    served = _served(model, example)
-    if list(first_outputs) == [_ONLY] and len(served) == 1:
-      first_outputs = dict(zip(served, first_outputs.values(), strict=True))
-    report(
-      "serving_default",
-      "serving_default",
-      *compare(
-        "serving_default",
-        {k: y for k, y in first_outputs.items() if k in served},
-        served,
-      ),
-    )
-    if save_again:
-      try:
-        of_again = _saved_again(export_dir, model, example)
-      except tf.errors.OpError as e:
-        compared = 0.0, [f"it does not work: {' '.join(e.message.split())}"]
-      else:
-        compared = compare("saved again", served, of_again)
-      report("saved again", "saved again", *compared)
+  results += _check_served(
+    export_dir, model, example, first_outputs, save_again
+  )
   return results
 
 
+def _check_order(expected: str, actual: str) -> None:
+  if actual != expected:
+    raise RuntimeError(
+      f"The live model was observed in another order: {actual!r} came where"
+      f" {expected!r} was expected."
+    )
+
+
+def _result(
+  part: str, kind: str, call: str, largest: float, problems: list[str]
+) -> Result:
+  """Makes a result and prints a line for it."""
+  place = Observation(part, kind, call, {}).place
+  print(
+    f"  {'✗' if problems else '✓'} {place}"
+    + (f": largest difference {largest:.1g}" if largest else ""),
+    flush=True,
+  )
+  return Result(place, kind, largest, problems)
+
+
+def _not_in_live_model(
+  part: str,
+  model: Any,
+  calls: Iterable[Call],
+  step: tf.types.experimental.PolymorphicFunction,
+) -> Iterator[Result]:
+  """Examines the parts of an export that its live model does not have.
+
+  Args:
+    part: Name of the sub-object, "" for the model itself.
+    model: The loaded export or sub-object.
+    calls: The calls of it.
+    step: Its `train_step`.
+  """
+  for made in calls:
+    if made.keras:
+      kind = "hub.KerasLayer"
+      yield _result(
+        part, kind, made.name, *compare(kind, *_in_keras(model, made))
+      )
+    if made.compilation:
+      trace = step.get_concrete_function(made.example, **made.arguments)
+      graph = trace.graph.as_graph_def()
+      problems = [
+        f"{cause}, and every train step is compiled anew: have"
+        " exporters.reusable.xla give the layer a gradient that makes its own"
+        " constants"
+        for cause in xla_trap.constants(graph)
+      ] + [
+        f"XLA cannot compile the gradient of {op}: compute without a branch on"
+        " a Tensor"
+        for op in xla_trap.branches(graph)
+      ]
+      yield _result(part, _XLA, made.name, 0.0, problems)
+
+
+def _check_served(
+  export_dir: str,
+  model: Any,
+  example: Any,
+  outputs: Arrays,
+  save_again: bool,
+) -> Iterator[Result]:
+  """Compares the signature of an export with outputs of the export itself.
+
+  Args:
+    export_dir: The directory of the export.
+    model: The loaded export.
+    example: The input.
+    outputs: The outputs of the export for it. Empty if it cannot be called.
+    save_again: As in `check`.
+  """
+  kind = "serving_default"
+  if kind not in model.signatures:
+    problem = "there is no signature of this name"
+    yield _result("", kind, "", 0.0, [problem])
+    return
+  if not outputs:
+    return
+  served = _served(model, example)
+  if list(outputs) == [_ONLY] and len(served) == 1:
+    outputs = dict(zip(served, outputs.values(), strict=True))
+  expected = {k: y for k, y in outputs.items() if k in served}
+  yield _result("", kind, "", *compare(kind, expected, served))
+  if save_again:
+    kind = "saved again"
+    try:
+      again = _saved_again(export_dir, model, example)
+    except tf.errors.OpError as e:
+      compared = 0.0, [f"it does not work: {' '.join(e.message.split())}"]
+    else:
+      compared = compare(kind, served, again)
+    yield _result("", kind, "", *compared)
+
+
 def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
-  """Returns what is seen of a loaded model, and of a hub.KerasLayer of it."""
+  """Observes a loaded model and a hub.KerasLayer of it."""
   arguments = dict(made.arguments)
   training = {k: arguments.pop(k) for k in ["training"] if k in arguments}
   layer = hub.KerasLayer(model, trainable=True, arguments=arguments)
@@ -551,7 +665,7 @@ def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
   ) -> Arrays:
     outputs, _ = run(model, call, made.example, arguments)
     tensors = {
-      **outputs,
+      **_named(outputs),
       **{f"regularization loss {i}": x for i, x in enumerate(losses)},
     }
     return {
@@ -571,10 +685,10 @@ def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
 
 
 def _saved_again(export_dir: str, model: Any, example: Any) -> Arrays:
-  """Returns what a copy of an export serves where the export is away."""
+  """Saves a loaded export again; returns what the copy serves by itself."""
   with tempfile.TemporaryDirectory() as again:
     tf.saved_model.save(model, again, model.signatures)
-    # Beside it, and so the same directory, which others may have locked.
+    # A name beside it, so that a lock on the directory stays valid.
     moved = f"{export_dir}.moved"
     os.rename(export_dir, moved)
     try:
@@ -584,7 +698,7 @@ def _saved_again(export_dir: str, model: Any, example: Any) -> Arrays:
 
 
 def _served(model: Any, example: Any) -> Arrays:
-  """Calls `serving_default`, whose inputs have the names of the example."""
+  """Calls `serving_default` with the inputs of an example."""
   signature = model.signatures["serving_default"]
   names = list(signature.structured_input_signature[1])
   inputs = (
@@ -596,7 +710,7 @@ def _served(model: Any, example: Any) -> Arrays:
 
 
 def load(export_dir: str) -> Any:
-  """Loads an export; imports tensorflow-text where it has ops of it."""
+  """Loads an export; imports tensorflow-text if the export has its ops."""
   try:
     return hub.load(export_dir)
   except (RuntimeError, OSError, tf.errors.NotFoundError) as e:
@@ -608,9 +722,9 @@ def load(export_dir: str) -> Any:
 
 
 def write(path: pathlib.Path, value: Any) -> None:
-  """Writes what `_read` reads: plain containers, arrays and Tensors.
+  """Writes plain containers, arrays and Tensors for `_read`.
 
-  The memory of arrays is in a file of its own, for the other process to map.
+  The memory of arrays goes to a second file, which the other process maps.
   """
   buffers: list[pickle.PickleBuffer] = []
   pickled = pickle.dumps(value, 5, buffer_callback=buffers.append)
@@ -638,21 +752,25 @@ def _read(path: str) -> Any:
 def _lines() -> Iterator[str]:
   for line in sys.stdin:
     yield line.rstrip("\n")
-  sys.exit(1)  # The other process has ended before, and says why.
+  sys.exit(1)  # The exporter's process has ended early, and reports why.
 
 
 def main(level: str) -> None:
-  """Checks an export, as the lines of standard input say."""
-  # The other process tells of an interruption.
+  """Checks an export. Standard input is described at the top of this file.
+
+  Args:
+    level: `full` or `fast`, as in `verification.verify`.
+  """
+  # The exporter's process reports an interruption.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
-  # To optimize graphs that run once or twice takes longer than to run them.
+  # Optimizing graphs that run once or twice takes longer than running them.
   tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
   lines = _lines()
   export_dir = next(lines)
   results_path = next(lines)
   model = load(export_dir)
   if "tensorflow_text" in sys.modules:
-    print("  - tensorflow_text is needed: the export has ops of it", flush=True)
+    print("  - the export needs tensorflow_text for its ops", flush=True)
   (plan,) = _read(next(lines))
   results = check(
     export_dir,
@@ -666,6 +784,6 @@ def main(level: str) -> None:
 
 if __name__ == "__main__":
   main(sys.argv[1])
-  # To tear down what TensorFlow holds takes seconds.
+  # Skips TensorFlow's teardown, which takes seconds.
   sys.stdout.flush()
   os._exit(0)

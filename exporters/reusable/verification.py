@@ -1,4 +1,4 @@
-"""Proves that an export equals the model it was made of."""
+"""Proves that an export equals its live model."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -24,39 +25,40 @@ from exporters.reusable import imports
 from exporters.reusable import observation
 from exporters.reusable import saving
 
-# Whose versions may matter to an export, beside TensorFlow's, which comes in
-# packages of several names.
+# Packages whose versions are recorded, besides TensorFlow, whose package has
+# several names.
 _PACKAGES = (
   "tf-keras",
   "tensorflow-hub",
   "tf-models-official",
 )
 
-# A model or a sub-object of it, and inputs.
+# A model or a sub-object, and its inputs.
 Part = tuple[saving.Source, Sequence[Any]]
 
 
 def start(level: str) -> subprocess.Popen | None:
-  """Starts the process that checks an export; None if `level` is `off`.
+  """Starts the process that checks an export; returns None if `level` is `off`.
 
-  It takes seconds to import TensorFlow: the earlier, the better. It ends with
-  this process, if `verify` does not end it.
+  Call it early: importing TensorFlow takes seconds. The process exits with this
+  one at the latest.
   """
   if level == "off":
     return None
   return subprocess.Popen(
     [
       sys.executable,
-      "-P",  # Beside this module are others with names that are not ours alone.
+      "-P",  # Keeps this directory, whose names are not unique, off the path.
       "-Wignore:pkg_resources is deprecated",  # By tensorflow-hub.
       observation.__file__,
       level,
       *imports.OPTIONAL,
       "scipy",  # Layers of Model Garden need it; an export does not.
     ],
-    env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    | {
-      "CUDA_VISIBLE_DEVICES": "-1",  # See `verify`.
+    env={
+      **os.environ,
+      "PYTHONPATH": str(pathlib.Path(observation.__file__).parents[2]),
+      "CUDA_VISIBLE_DEVICES": "-1",  # See `_compared`.
       "PYTHONIOENCODING": "utf-8",  # It prints ticks.
       "TF_USE_LEGACY_KERAS": "1",  # tensorflow-hub is Keras 2.
     },
@@ -76,70 +78,103 @@ def verify(
   record: Mapping[str, Any] | None = None,
   keep_failed: str | None = None,
 ) -> None:
-  """Compares an export, in a process of its own, with the live model.
+  """Compares an export with its live model, in a process without model code.
 
-  The process imports no more than a consumer does. What was compared is written
-  into the export, `assets.extra/verification.json`, with a SHA-256 of the
-  weights: of those of each variable's dtype, shape and value, in their order.
+  The comparisons that passed are written to `assets.extra/verification.json` in
+  the export, with a SHA-256 of dtype, shape and value of all variables.
 
   Args:
     export_dir: The directory of the SavedModel.
     source: The live model.
     examples: Inputs of different sizes: Tensors, RaggedTensors, or lists or
       dicts of them.
-    level: `full`; `fast`, with the first example alone, and without gradients,
-      changing hyperparameters, hub.KerasLayer and saving again; or `off`.
-    sub_objects: For the name of each attribute of the export that is an export
-      by itself, such as `mlm`: its model and inputs. All is compared that is
-      compared of `source`.
-    process: What `start` has returned, if it was called before.
-    record: What the report shall tell, too, such as the flags of the exporter.
+    level: `full`, `fast` or `off`. `fast` takes the first example only, and
+      leaves out gradients, changed hyperparameters, hub.KerasLayer, compilation
+      under XLA and saving again.
+    sub_objects: Model and inputs of each attribute of the export that is
+      reusable by itself, such as `mlm`. Each is compared like `source`.
+    process: The result of `start`, if it was called before.
+    record: Further entries of the report, such as the flags of the exporter.
+      Changes after this call have no effect.
     keep_failed: Where to move an export that fails.
 
   Raises:
-    ExportError: The export differs.
+    ExportError: The export differs, or does not compile once under XLA.
   """
   if level == "off":
     return
   print(f"Verifying the export ({level})", flush=True)
+  record = {**(record or {}), "level": level}
   parts = {"": (source, examples), **(sub_objects or {})}
+  results, record["weights_sha256"] = _compared(
+    export_dir, parts, level, process
+  )
+  problems = [
+    (r.place, text + _layer(parts, text))
+    for r in results
+    for text in r.problems
+  ]
+  if problems:
+    _print_table(problems)
+    if keep_failed:
+      shutil.move(export_dir, keep_failed)
+    raise errors.ExportError(
+      f"The export failed its verification in {len(problems)} ways (see above)."
+      " Nothing was exported"
+      + (f"; it is kept at {keep_failed}." if keep_failed else ".")
+    )
+  _write_report(export_dir, results, record)
+
+
+def _compared(
+  export_dir: str,
+  parts: Mapping[str, Part],
+  level: str,
+  process: subprocess.Popen | None,
+) -> tuple[list[observation.Result], str]:
+  """Observes the live model and lets the process compare the export with it.
+
+  Returns:
+    The results, and a SHA-256 of the live model's variables.
+  """
+  weights = hashlib.sha256()
   with tempfile.TemporaryDirectory() as work_dir:
     results_path = pathlib.Path(work_dir, "results.json")
-    # It says what is wrong, and its status does, if it ends before it has read.
+    # A process that ends early says why, and its exit status tells.
     with (
       contextlib.suppress(BrokenPipeError),
       process or start(level) as process,
     ):
       process.stdin.write(f"{export_dir}\n{results_path}\n".encode())
-      weights = hashlib.sha256()
-      # Both sides on the CPU. GPUs compute products of float32 in TF32, a
-      # thousandth off, and the one that this process trained on is full.
+      # Both sides compute on the CPU: GPUs multiply float32 in TF32, which is
+      # off by a thousandth, and the GPU that this process trained on is full.
       with tf.device("/CPU:0"):
         plan, seen = observe(parts, level)
         seen = _hashed(seen, weights)
         for path in _write(pathlib.Path(work_dir), plan, seen):
           process.stdin.write(f"{path}\n".encode())
     if process.returncode:
-      problems = [("", "the export cannot be loaded and called")]
+      problem = "the export cannot be loaded and called"
+      results = [observation.Result("", "", 0.0, [problem])]
     else:
       results = [
         observation.Result(*r) for r in json.loads(results_path.read_text())
       ]
-      problems = [(r.place, text) for r in results for text in r.problems]
-  if problems:
-    _print_table(problems)
-    if keep_failed:
-      shutil.move(export_dir, keep_failed)
-    raise errors.ExportError(
-      f"The export differs from the model in {len(problems)} ways (see above)."
-      " Nothing was exported"
-      + (f"; it is kept at {keep_failed}." if keep_failed else ".")
-    )
-  _write_report(
-    export_dir,
-    results,
-    {**(record or {}), "level": level, "weights_sha256": weights.hexdigest()},
-  )
+  return results, weights.hexdigest()
+
+
+def _layer(parts: Mapping[str, Part], problem: str) -> str:
+  """Names the class of the innermost layer in the path that a problem has."""
+  by_name = {
+    layer.name: type(layer)
+    for source, _ in parts.values()
+    for layer in getattr(source.model, "submodules", ())
+  }
+  path = re.search(r"\((\S+) in \S+\)", problem)
+  for name in path[1].split("/")[::-1] if path else ():
+    if layer := by_name.get(name):
+      return f" (layer {name}: {layer.__module__}.{layer.__qualname__})"
+  return ""
 
 
 def _write(
@@ -147,7 +182,7 @@ def _write(
   plan: Mapping[str, Sequence[observation.Call]],
   seen: Iterator[observation.Observation],
 ) -> Iterator[pathlib.Path]:
-  """Writes, as it is made, each file that the process has to read."""
+  """Writes the files for the process to read, each as it is made."""
   plain = {name: [tuple(c) for c in calls] for name, calls in plan.items()}
   for i, item in enumerate(itertools.chain([(plain,)], seen)):
     path = work_dir / str(i)
@@ -163,10 +198,10 @@ def observe(
   """Observes a live model and its sub-objects.
 
   Returns:
-    The calls that are made of each, and what is seen.
+    The calls by name of the sub-object, and the observations.
   """
-  # All before the first call, after which TensorFlow copies some variables to
-  # read them.
+  # Before the first call, after which TensorFlow copies some variables to read
+  # them.
   states = {
     name: list(observation.observe_state(name, source))
     for name, (source, _) in parts.items()
@@ -194,9 +229,10 @@ def _calls(
   level: str,
   known: dict[str, observation.Run],
 ) -> Iterator[observation.Call]:
-  """Plans the calls that the live model and its export are compared in.
+  """Plans the calls to compare the live model and its export in.
 
-  To plan takes calls; what came out of one that is in the plan goes to `known`.
+  Planning makes calls. The results of those that are in the plan are added to
+  `known`.
   """
   steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
   training = {"training": True} if "training" in source.defaults else {}
@@ -212,7 +248,7 @@ def _calls(
       + "".join(f", also with {name} {off:g}" for name, off in steady.items())
     )
   learning = {
-    # To derive the export takes longer than to load it.
+    # Differentiating the export takes longer than loading it.
     "gradients": level == "full" and bool(source.trainable_variables),
     "updates": len(source.variables) > len(source.trainable_variables),
   }
@@ -220,11 +256,16 @@ def _calls(
     tensors = tf.nest.flatten(example)
     size = f"{len(tensors)} of " if len(tensors) > 1 else ""
     size += str(tensors[0].shape)
+    compilation = learning["gradients"] and i == 0
     yield observation.Call(
-      f"inference {size}", example, {}, **({} if training else learning)
+      f"inference {size}",
+      example,
+      {},
+      **({} if training else learning),
+      compilation=compilation and not training,
     )
+    name = f"training {size}"
     if training and repeatable:
-      name = f"training {size}"
       if i == 0 and not learning["gradients"]:
         known[name] = runs[0]
       yield observation.Call(
@@ -233,6 +274,11 @@ def _calls(
         training_steadily,
         **learning,
         keras=level == "full" and i == 0,
+        compilation=compilation,
+      )
+    elif training and compilation:
+      yield observation.Call(
+        name, example, training, compilation=True, random=True
       )
   if level == "full":
     for h in source.hyperparameters:
@@ -249,7 +295,7 @@ def _calls(
 
 
 def _print_table(problems: Sequence[tuple[str, str]]) -> None:
-  result = table.Table("compared", "difference", title="The export differs")
+  result = table.Table("compared", "problem", title="Failed verification")
   for row in problems:
     result.add_row(*row)
   console.Console().print(result)
@@ -258,7 +304,7 @@ def _print_table(problems: Sequence[tuple[str, str]]) -> None:
 def _hashed(
   seen: Iterator[observation.Observation], weights: Any
 ) -> Iterator[observation.Observation]:
-  """Adds the digests of all variables to a hash, as they come by."""
+  """Adds the digests of variables to a hash; passes all observations on."""
   for item in seen:
     if item.kind == "variables":
       for digest in item.arrays.values():
@@ -271,10 +317,10 @@ def _write_report(
   results: Sequence[observation.Result],
   record: Mapping[str, Any],
 ) -> None:
-  """Writes what was compared; nothing that differs from run to run.
+  """Writes the comparisons that passed.
 
-  So no differences: how an operation shares its work among threads may change
-  the last bits.
+  The report is the same in every run: it leaves out differences, whose last
+  bits depend on how an op shares its work among threads.
   """
   report = {
     **record,

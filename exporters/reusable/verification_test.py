@@ -1,4 +1,4 @@
-"""Breaks exports in one place each, and looks whether this is found there."""
+"""Breaks exports in one place each, and tests that it is found there."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from exporters.reusable import observation
 from exporters.reusable import saving
 from exporters.reusable import verification
 
-# Two, of which the second stands for a GPU.
+# Two devices, of which the second stands in for a GPU.
 tf.config.set_logical_device_configuration(
   tf.config.list_physical_devices("CPU")[0],
   [tf.config.LogicalDeviceConfiguration()] * 2,
@@ -340,12 +340,33 @@ def _plain():
   return {"": (_source(_model()), _SPEC, _EXAMPLES)}
 
 
+def _matmul(change):
+  """Returns the source and examples of a function, which is not cured."""
+  kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
+
+  def call(inputs, training=False):
+    x = change(inputs @ kernel)
+    return tf.nn.dropout(x, 0.5) if training else x
+
+  return {"": (saving.source(call, variables=[kernel]), _SPEC, _EXAMPLES)}
+
+
+def _transposed():
+  return _matmul(lambda x: tf.transpose(tf.transpose(x) ** 3))
+
+
+def _branching():
+  return _matmul(
+    lambda x: tf.cond(tf.reduce_sum(x) > 0.0, lambda: x**3, lambda: 2.0 * x)
+  )
+
+
 def _broken_parts(build, change=lambda root: None, **changes):
   return lambda export_dir: _export_parts(build(**changes), export_dir, change)
 
 
-# A name; the live model and its sub-objects; what builds the broken export of
-# it; the kind of comparison that must find it, where, and in which words.
+# A name; the live model and its sub-objects; a builder of its broken export;
+# kind, place and words of the comparison that must find the fault.
 _BROKEN = [
   (
     "variables_hidden",
@@ -507,6 +528,23 @@ _BROKEN = [
     r"hub.KerasLayer, training \(5, 4\)",
     "the tensor differs by",
   ),
+  # Random in training, where nothing else is compared.
+  (
+    "constant_for_xla",
+    _transposed,
+    _broken_parts(_transposed),
+    "compilation under XLA",
+    r"compilation under XLA, training \(5, 4\)",
+    r"gradient of Transpose \(transpose\S* in \S+\) takes a constant out",
+  ),
+  (
+    "branch_for_xla",
+    _branching,
+    _broken_parts(_branching),
+    "compilation under XLA",
+    r"compilation under XLA, training \(5, 4\)",
+    r"cannot compile the gradient of StatelessIf \(cond\S* in \S+\)",
+  ),
   (
     "no_signature",
     _plain,
@@ -563,7 +601,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       {kind for *_, kind, _, _ in _BROKEN}, set(observation.COMPARISONS)
     )
 
-  @parameterized.parameters((_plain, 19), (_with_head, 36), (_preprocessor, 24))
+  @parameterized.parameters((_plain, 20), (_with_head, 38), (_preprocessor, 24))
   def test_intact(self, live, count):
     parts = live()
     export_dir = os.path.join(self.get_temp_dir(), "intact")
@@ -593,6 +631,46 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     )
     # It has no modes: consumers train with the one there is.
     self.assertIn("gradients, inference (5, 4)", [r.place for r in results])
+
+  def test_other_order_is_an_error(self):
+    parts = _with_head()
+    export_dir = os.path.join(self.get_temp_dir(), "export")
+    _export_parts(parts, export_dir)
+    parts = {name: (part[0], part[2]) for name, part in parts.items()}
+    plan, seen = verification.observe(parts, "fast")
+    seen = list(seen)
+    loaded = observation.load(export_dir)
+    for order in (seen[1:], seen[::-1]):
+      with self.assertRaisesRegex(
+        RuntimeError, "in another order: .* expected"
+      ):
+        observation.check(export_dir, loaded, plan, iter(order), False)
+
+  def test_names_the_layer_that_xla_needs_cured(self):
+    flip = layers.Permute((2, 1), name="flip")
+    model = tf_keras.Sequential(
+      [
+        layers.InputLayer((4,)),
+        layers.Dense(4),
+        layers.Reshape((2, 2)),
+        flip,
+        layers.Flatten(),
+        layers.Dense(2),
+      ]
+    )
+    source = saving.source(model)
+    export_dir = os.path.join(self.get_temp_dir(), "trapped")
+    with mock.patch.object(saving.xla, "cured", lambda _: mock.MagicMock()):
+      _export(source, export_dir)
+    with self.assertRaisesRegex(errors.ExportError, "in 1 ways"):
+      with mock.patch.object(verification, "_print_table") as print_table:
+        verification.verify(export_dir, source, _EXAMPLES[:1], "full")
+    (((_, problem),),) = print_table.call_args.args
+    self.assertRegex(
+      problem,
+      r"gradient of Transpose \(flip/transpose in .* \(layer flip:"
+      r" tf_keras\.\S+\.Permute\)$",
+    )
 
   def test_in_a_process_of_its_own(self):
     source = _source(_model())

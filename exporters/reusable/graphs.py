@@ -1,4 +1,4 @@
-"""Follows Tensors through the graphs of functions, and through their calls."""
+"""Traces Tensors back through graphs, functions and function calls."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 import dataclasses
@@ -14,25 +14,35 @@ _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 
 def functions(graph: graph_pb2.GraphDef) -> dict[str, Function]:
-  """Returns the functions of a graph, by name."""
+  """Returns the functions in a graph's library, by name."""
   return {f.signature.name: f for f in graph.library.function}
 
 
 def callee(node: Node, by_name: Mapping[str, Function]) -> Function | None:
-  """Returns the function that a node calls; None if it is no call."""
+  """Returns the function that a call node calls; None for other nodes."""
   if node.op not in _CALLS:
     return None
   return by_name.get(node.attr["f"].func.name)
 
 
+def called(node: Node) -> Iterator[str]:
+  """Yields the names of the functions that a node calls; its op may be one."""
+  yield node.op
+  for attribute in node.attr.values():
+    if attribute.HasField("func"):
+      yield attribute.func.name
+    for function in attribute.list.func:
+      yield function.name
+
+
 def operands(node: Node) -> list[str]:
-  """Returns the Tensors that a node takes, without control dependencies."""
+  """Returns the names of a node's data inputs, without control inputs."""
   return [x for x in node.input if not x.startswith("^")]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Frame:
-  """A function, or the graph itself, and the call that leads into it."""
+  """A function, or the graph itself, with the call that enters it."""
 
   nodes: Mapping[str, Node]
   arguments: Sequence[str] = ()
@@ -46,17 +56,17 @@ def origins(
   tensor: str,
   through: Collection[str] = ("Identity",),
 ) -> Iterator[tuple[Node, str]]:
-  """Yields the nodes that a Tensor comes from.
+  """Yields the nodes that produce a Tensor.
 
   Args:
-    graph: Where it is.
-    tensor: Its name.
-    through: Ops that the search goes through to all that they take; it goes
-      through calls anyway.
+    graph: The graph that has the Tensor at its top level.
+    tensor: The name of the Tensor.
+    through: Ops whose inputs are searched too. Calls of functions are always
+      searched.
 
   Yields:
-    Each node, also those gone through; and the function that it is in, empty
-    for the graph itself.
+    Each node, those of `through` included, and the name of its function, empty
+    for the top level of the graph.
   """
   by_name = functions(graph)
   waiting = [(_Frame({n.name: n for n in graph.node}), tensor)]

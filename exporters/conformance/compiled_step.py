@@ -1,0 +1,171 @@
+"""Compiles a consumer's train step for XLA, and reports what XLA makes of it.
+
+It runs as a program because XLA may take long, or kill the process. The program
+writes one line of JSON, the fields of `Compilation`:
+
+  python compiled_step.py SAVED_MODEL_DIR EXAMPLE.npz
+"""
+
+import collections
+from collections.abc import Mapping, Sequence
+import inspect
+import json
+import re
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from exporters.conformance import findings
+from exporters.conformance import subject
+from exporters.reusable import observation
+from exporters.reusable import xla_trap
+
+
+class Compilation(NamedTuple):
+  """The result of compiling a train step.
+
+  Attributes:
+    baked: The inputs and variables that are constants of the program instead of
+      parameters, in words. Empty if the step compiles once.
+    causes: Why they are, as in `xla_trap.constants`.
+    refused: Why XLA cannot compile the step, in words. Empty if it can.
+    failed: What a step without XLA raises. Empty if XLA alone refuses it.
+  """
+
+  baked: Sequence[str] = ()
+  causes: Sequence[str] = ()
+  refused: str = ""
+  failed: str = ""
+
+
+def compiled(model: Any, example: Any) -> Compilation:
+  """Compiles a train step of a consumer.
+
+  Args:
+    model: A loaded SavedModel.
+    example: A batch of its inputs.
+  """
+  step = _train_step(model)
+  try:
+    traced = tf.function(step).get_concrete_function(example)
+  except Exception as e:  # A stranger's program may raise anything.
+    return Compilation(failed=subject.first_line(e))
+  graph = traced.graph.as_graph_def()
+  try:
+    hlo = tf.function(step, jit_compile=True).experimental_get_compiler_ir(
+      example
+    )(stage="hlo")
+  except (ValueError, tf.errors.OpError) as e:
+    refused = _cause(str(e), xla_trap.branches(graph))
+    try:
+      tf.function(step)(example)
+    except tf.errors.OpError as e:
+      return Compilation(failed=subject.first_line(e))
+    return Compilation(refused=refused)
+  causes = xla_trap.constants(graph)
+  return Compilation(_baked(hlo, traced, example, bool(causes)), causes)
+
+
+def _cause(message: str, branches: Sequence[str]) -> str:
+  """Extracts op and place from XLA's error message.
+
+  The message begins with the cause and goes on with notes for developers.
+
+  Args:
+    message: The error message.
+    branches: What `xla_trap.branches` returns.
+  """
+  if branches:
+    return f"it cannot compile the gradient of {findings.some(branches)}"
+  place = re.search(r"\[\[(?:{{node )?([^\]}]+)", message)
+  if op := re.search(r"No registered '(\w+)' OpKernel", message):
+    cause = f"it has no kernel for {op[1]}"
+  else:
+    lines = message.removeprefix("Failed getting HLO text: '").splitlines()
+    cause = next(filter(None, lines), "it does not say why").strip()
+  return cause + (
+    f" ({place[1].split('PartitionedCall/')[-1]})" if place else ""
+  )
+
+
+def _baked(hlo: str, traced: Any, example: Any, trapped: bool) -> list[str]:
+  """Names the inputs and variables that are constants of a program.
+
+  Args:
+    hlo: The program.
+    traced: The train step that it was compiled from.
+    example: The batch that it was compiled with.
+    trapped: Whether XLA needs any of them at compile time.
+  """
+  named = example if isinstance(example, Mapping) else {"": example}
+  arguments = [
+    (name, x) for name, part in named.items() for x in tf.nest.flatten(part)
+  ]
+  entry = hlo[hlo.index("\nENTRY ") :]
+  parameters = re.findall(r"= \w+\[([\d,]*)\]\S* parameter\(", entry)
+  # Counted: a parameter must not stand in for another of the same shape.
+  missing = collections.Counter(
+    _shape(x) for x in (*(x for _, x in arguments), *traced.variables)
+  ) - collections.Counter(parameters)
+  constants = set(re.findall(r"= \w+\[([\d,]*)\]\S* constant\(", hlo))
+  return [
+    " ".join(filter(None, ["the input", name, f"[{_shape(x)}]"]))
+    for name, x in arguments
+    if missing[_shape(x)]
+  ] + [
+    f"the variable {v.name}"
+    for v in traced.variables
+    if missing[_shape(v)]
+    # An updated variable is a parameter too. Constants of its shape may be
+    # others by chance, scalars and vectors above all.
+    or (trapped and v.shape.rank > 1 and _shape(v) in constants)
+  ]
+
+
+def _shape(array: Any) -> str:
+  return ",".join(map(str, array.shape))
+
+
+def _train_step(model: Any) -> Any:
+  """Makes a step of gradient descent as a consumer writes it."""
+  variables = list(model.trainable_variables)
+  losses = list(getattr(model, "regularization_losses", ()))
+  takes_training = "training" in inspect.signature(model.__call__).parameters
+
+  def step(inputs: Any) -> tf.Tensor:
+    with tf.GradientTape() as tape:
+      outputs = model(inputs, **({"training": True} if takes_training else {}))
+      loss = tf.add_n(
+        [
+          tf.reduce_mean(output**2)
+          for output in tf.nest.flatten(outputs)
+          if output.dtype.is_floating
+        ]
+        + [loss() for loss in losses]
+      )
+    gradients = tape.gradient(loss, variables)
+    for variable, gradient in zip(variables, gradients, strict=True):
+      # The gradient of an embedding is sparse; Keras' optimizers keep it so.
+      if isinstance(gradient, tf.IndexedSlices):
+        variable.scatter_sub(gradient)
+      elif gradient is not None:
+        variable.assign_sub(gradient)
+    return loss
+
+  return step
+
+
+def main(saved_model_dir: str, example_file: str) -> None:
+  """Prints the result of `compiled` as JSON."""
+  with np.load(example_file) as arrays:
+    example = {name: tf.constant(arrays[name]) for name in arrays.files}
+  if list(example) == ["only"]:
+    example = example["only"]
+  model = observation.load(saved_model_dir)
+  print(json.dumps(compiled(model, example)._asdict()))
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])
