@@ -615,7 +615,7 @@ class BertTest(parameterized.TestCase):
         {"encoder_config_file": self.config_file},
       ),
       ("does not go with --nodo_lower_case", {"do_lower_case": False}),
-      ("not a model of SentencePiece", {"sp_model_file": self.vocab_file}),
+      ("not a SentencePiece model", {"sp_model_file": self.vocab_file}),
     ):
       self.assert_refused(message, **{**arguments, **changed})
 

@@ -1,4 +1,4 @@
-"""Text to pre-train on, as documents."""
+"""Text for pre-training, as documents."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ from etils import epy
 with epy.lazy_imports():
   import tensorflow as tf
 
-# Not everywhere beside the rest of the standard library: Linux distributions
-# package these apart. Without them a Python version has the same text
-# everywhere.
+# Linux distributions package these modules separately. Without them the text of
+# a Python version is the same on all machines.
 _LEFT_OUT = {
   *("dist-packages", "distutils", "ensurepip", "idlelib", "lib2to3"),
   *("site-packages", "test", "tests", "tkinter", "turtledemo", "turtle.py"),
 }
-
 
 _HELD_OUT_EVERY = 50  # Documents of text files.
 _LINES_AT_ONCE = 1000
@@ -32,7 +30,7 @@ _LINES_AT_ONCE = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """Documents, of which some are held out; each a string Tensor, shape `[]`."""
+  """Documents for training and held-out ones, each a string, shape `[]`."""
 
   description: str
   train: tf.data.Dataset
@@ -40,13 +38,12 @@ class Corpus:
 
 
 def python_docs() -> Corpus:
-  """Returns the docstrings of this Python's standard library.
+  """Returns the docstrings of this Python's standard library, without repeats.
 
-  A fourth of the modules is held out. A text that several places have counts
-  once.
+  A quarter of the modules is held out.
 
   Raises:
-    FileNotFoundError: This Python has no source of its library.
+    FileNotFoundError: This Python has no source of its standard library.
   """
   library = pathlib.Path(sysconfig.get_paths()["stdlib"])
   modules = sorted(
@@ -58,12 +55,12 @@ def python_docs() -> Corpus:
   )
   if not modules:
     raise FileNotFoundError(
-      f"There is no source in {library}. Take a Python that has that of its"
-      " standard library."
+      f"There is no source in {library}. Use a Python that has the source of"
+      " its standard library."
     )
   splits, seen = ([], []), set()
   for module in modules:
-    # By name, and so the same whatever else this Python has.
+    # A hash of the name, so the split does not depend on other modules.
     held_out = zlib.crc32(module.as_posix().encode()) % 4 == 0
     for node in ast.walk(ast.parse((library / module).read_bytes())):
       if isinstance(
@@ -83,14 +80,13 @@ def python_docs() -> Corpus:
 def text_files(paths: Sequence[str]) -> Corpus:
   """Returns the documents in text files.
 
-  A document is a block of lines; blank lines are between the blocks. Every
-  fiftieth document is held out.
+  Blank lines separate documents. Every 50th document is held out.
 
   Args:
-    paths: UTF-8 files; `*` in a path stands for many.
+    paths: Paths or glob patterns of UTF-8 files.
 
   Raises:
-    FileNotFoundError: No file is there for a path.
+    FileNotFoundError: A path matches no file.
     ValueError: A file is not UTF-8, or there are fewer than 50 documents.
   """
   files = []
@@ -108,8 +104,8 @@ def text_files(paths: Sequence[str]) -> Corpus:
       raise ValueError(f"{path} is not UTF-8.") from e
   if count < _HELD_OUT_EVERY:
     raise ValueError(
-      f"{', '.join(paths)}: {count} documents, blocks of lines with blank lines"
-      f" between them. Pre-training needs {_HELD_OUT_EVERY} or more."
+      f"{', '.join(paths)}: {count} documents, separated by blank lines."
+      f" Pre-training needs {_HELD_OUT_EVERY} or more."
     )
 
   def documents(held_out: bool) -> tf.data.Dataset:
@@ -121,7 +117,7 @@ def text_files(paths: Sequence[str]) -> Corpus:
       .map(lambda _, text: text)
     )
 
-  # The names alone: an export's card tells no path of this machine.
+  # Without directories: cards of exports contain no path of this machine.
   names = ", ".join(os.path.basename(path) for path in paths)
   return Corpus(
     f"{count:,} documents of {names}", documents(False), documents(True)
@@ -131,7 +127,8 @@ def text_files(paths: Sequence[str]) -> Corpus:
 def _blocks(paths: Sequence[str]) -> tf.data.Dataset:
   """Returns the blocks of lines in text files, shape `[None]`.
 
-  There is no Python in it, which workers of a parameter server could not run.
+  The pipeline is free of Python functions, which a parameter server's workers
+  could not run.
   """
   end = tf.data.Dataset.from_tensors("")
   lines = tf.data.Dataset.from_tensor_slices(paths).flat_map(
@@ -149,5 +146,5 @@ def _blocks(paths: Sequence[str]) -> tf.data.Dataset:
 
 
 def _checked(text: tf.Tensor) -> tf.Tensor:
-  """Fails, when it is run, if text is not UTF-8."""
+  """Fails at run time if text is not UTF-8."""
   return tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="strict")

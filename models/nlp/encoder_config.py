@@ -1,7 +1,7 @@
-"""Reads configs of Model Garden's encoders, and refuses what they cannot mean.
+"""Reads and checks configs of Model Garden's encoders.
 
-Model Garden itself takes a wrong key of the legacy format without a word, and
-shows a traceback for one of the other.
+Model Garden itself ignores unknown keys of the legacy JSON format, and raises a
+traceback for those of the YAML format.
 """
 
 from __future__ import annotations
@@ -19,40 +19,34 @@ with epy.lazy_imports():
   from official.nlp.configs import encoders
   import yaml
 
-# The legacy names that differ.
+# Legacy names that differ from the current ones.
 _LEGACY_NAMES = {
   "num_hidden_layers": "num_layers",
   "hidden_act": "hidden_activation",
   "hidden_dropout_prob": "dropout_rate",
   "attention_probs_dropout_prob": "attention_dropout_rate",
 }
-# In published files, and without effect in them.
-_LEGACY_WITHOUT_EFFECT = frozenset(
-  [
-    "backward_compatible",
-    "directionality",
-    "pooler_fc_size",
-    "pooler_num_attention_heads",
-    "pooler_num_fc_layers",
-    "pooler_size_per_head",
-    "pooler_type",
-  ]
-)
+# Keys of published files that have no effect.
+_LEGACY_WITHOUT_EFFECT = {
+  *("backward_compatible", "directionality", "pooler_fc_size", "pooler_type"),
+  *("pooler_num_attention_heads", "pooler_num_fc_layers"),
+  "pooler_size_per_head",
+}
 
 
 def from_yaml(path: str) -> encoders.EncoderConfig:
   """Reads the YAML of an `official.nlp.configs.encoders.EncoderConfig`.
 
-  It is such as
+  For example:
 
       type: bert
       bert: {vocab_size: 30522, num_layers: 12}
 
-  What it does not say has Model Garden's defaults.
+  Missing fields take Model Garden's defaults.
 
   Raises:
-    ValueError: It cannot be read, or has an unknown type, a key that the config
-      lacks, or a value of another type.
+    ValueError: The file is not readable, or it has an unknown encoder type, an
+      unknown key, or a value of a wrong type.
   """
   try:
     values = yaml.safe_load(_read(path))
@@ -65,11 +59,11 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
     _check_key(key, types)
   kind = values.pop("type")
   types.remove("type")
-  types.remove("any")  # Needs code.
+  types.remove("any")  # An encoder that Python code defines.
   _check_key(kind, types, "type")
   if kind == "xlnet":
     raise ValueError(
-      "an encoder of type xlnet: its inputs are not those of BERT"
+      "encoders of type xlnet are not supported: their inputs are not BERT's"
     )
   for other in set(values) - {kind}:
     raise ValueError(f"it is of type {kind}, and also has `{other}`")
@@ -80,11 +74,11 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
 
 
 def from_legacy_json(path: str) -> encoders.EncoderConfig:
-  """Reads the JSON that came with the first BERTs, `bert_config.json`.
+  """Reads the JSON format of the first BERT models, `bert_config.json`.
 
   Raises:
-    ValueError: It cannot be read, or has a key that the format lacks, a value
-      of another type, or no `vocab_size`.
+    ValueError: The file is not readable, or it has an unknown key, a value of a
+      wrong type, or no `vocab_size`.
   """
   try:
     values = json.loads(_read(path))
@@ -121,7 +115,7 @@ def _read(path: str) -> str:
 def _config(
   kind: str, values: Mapping[str, Any], names: Mapping[str, str] | None = None
 ) -> encoders.EncoderConfig:
-  """Makes a config; `names` are what the user calls some of its keys."""
+  """Makes a config. `names` maps keys to those in the user's file."""
   config = encoders.EncoderConfig(type=kind)
   defaults = {
     f.name: getattr(config.get(), f.name)
@@ -141,7 +135,7 @@ def _check_key(key: Any, known: Collection[str], what: str = "key") -> None:
 
 
 def _check_type(key: str, value: Any, default: Any) -> None:
-  """Refuses a value that is not of the type of the default; None is any."""
+  """Raises a ValueError for a value of another type than the default's."""
   expected = type(default)
   if expected is float and type(value) is int:
     return

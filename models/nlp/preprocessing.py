@@ -1,9 +1,9 @@
-"""Turns text into the inputs of BERT-like encoders, by tensorflow-text.
+"""Turns text into inputs of BERT-like encoders, with tensorflow-text.
 
-The functions are traced into SavedModels that run in the data pipelines of TPU
-hosts, where an Assert op can stop a program. Model Garden's layers for the same
-(`official.nlp.modeling.layers.text_layers`) have dozens of them, which come
-with most ops on RaggedTensors; here are none.
+The functions add no Assert ops to the SavedModels that are traced from them:
+TPU hosts run these in data pipelines, where an Assert can stop a program. Model
+Garden's layers (`official.nlp.modeling.layers.text_layers`) add dozens, because
+most operations on RaggedTensors do.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tensorflow_text as text
 
-# What BERT calls these tokens, in vocabularies of wordpieces and in models of
-# SentencePiece, by the names that Model Garden has for what they do.
+# BERT's special tokens, in wordpiece vocabularies and in SentencePiece models,
+# by Model Garden's names of their roles.
 _WORDPIECE_NAMES = {
   "padding_id": "[PAD]",
   "start_of_sequence_id": "[CLS]",
@@ -31,9 +31,9 @@ _WORDPIECE_NAMES = {
 }
 _SENTENCEPIECE_NAMES = {**_WORDPIECE_NAMES, "padding_id": "<pad>"}
 _UNKNOWN = "[UNK]"
-_SUFFIX = "##"  # Begins a wordpiece that is not the first of its word.
+_SUFFIX = "##"  # The prefix of wordpieces that continue a word.
 
-# Share of words with capitals that a vocabulary for lowercased text may have.
+# Tolerated share of words with capitals in a vocabulary for lowercased text.
 _MANY_CAPITALS = 0.01
 
 
@@ -45,17 +45,18 @@ class Tokenizer:
     kind: `wordpiece` or `sentencepiece`.
     tokens: The vocabulary, in the order of the ids.
     do_lower_case: Whether text is lowercased and stripped of accents first.
-    special_tokens: Ids, by the names that Model Garden has for what they do,
-      and `vocab_size`.
-    sha256: A hash of all that decides which tokens a text has, in hexadecimal.
-    tokenize: From strings `[batch]` to ids, an int32 RaggedTensor: of
-      wordpieces `[batch, (words), (pieces)]`, of SentencePiece
+    special_tokens: Ids of the special tokens, by Model Garden's names of their
+      roles; and `vocab_size`.
+    sha256: Hexadecimal hash of the kind, the casing and the vocabulary, which
+      determine the tokens of a text.
+    tokenize: Maps strings `[batch]` to ids, an int32 RaggedTensor: for
+      wordpieces `[batch, (words), (pieces)]`, for SentencePiece
       `[batch, (pieces)]`.
-    tokenize_with_offsets: From strings to a list of three RaggedTensors of the
-      same shape: ids; int64 offsets, in bytes of the string, of the start and
-      of the end of each token. None where offsets cannot be told.
-    resources: What the functions use and an export must hold.
-    model: That of SentencePiece, as its file has it; None of wordpieces.
+    tokenize_with_offsets: Maps strings to three RaggedTensors of the same
+      shape: ids, and int64 byte offsets of the start and the end of each token
+      in the string. None for SentencePiece.
+    resources: Resources of the functions, which an export must track.
+    model: The SentencePiece model in its file format; None for wordpieces.
   """
 
   kind: str
@@ -70,15 +71,15 @@ class Tokenizer:
 
 
 class CasingError(ValueError):
-  """A vocabulary was made for the other value of `do_lower_case`."""
+  """The vocabulary was made for the other value of `do_lower_case`."""
 
 
 def read_vocabulary(vocab_file: str) -> list[str]:
-  """Reads the wordpieces of a file, a line each, in the order of their ids.
+  """Reads a vocabulary file: one wordpiece per line, in the order of the ids.
 
   Raises:
-    ValueError: It is no such file: it is not UTF-8, a line is empty or twice in
-      it, it ends its lines as Windows does, or it lacks a special token.
+    ValueError: The file is not UTF-8, has an empty or repeated line or Windows
+      line ends, or lacks a special token.
   """
   try:
     with open(vocab_file, encoding="utf-8", newline="\n") as f:
@@ -109,11 +110,7 @@ def _check_special_tokens(tokens: Sequence[str], names: Sequence[str]) -> None:
 
 
 def check_casing(tokens: Sequence[str], do_lower_case: bool) -> None:
-  """Refuses tokens that were made for the other value of `do_lower_case`.
-
-  Raises:
-    CasingError: They were, as their capitals or the lack of them show.
-  """
+  """Raises a CasingError if the tokens' casing contradicts `do_lower_case`."""
   special = {_UNKNOWN, *_WORDPIECE_NAMES.values()}
   words = [t for t in tokens if t not in special and t.lower() != t.upper()]
   cased = sum(t != t.lower() for t in words if not t.startswith("[unused"))
@@ -124,61 +121,48 @@ def check_casing(tokens: Sequence[str], do_lower_case: bool) -> None:
     )
   if not do_lower_case and not cased:
     raise CasingError(
-      "no token has capitals, so that words with capitals in text that is not"
-      " lowercased would be unknown"
+      "no token has capitals, so words with capitals would be unknown in text"
+      " that is not lowercased"
     )
 
 
 def wordpiece_tokenizer(
   tokens: Sequence[str], *, do_lower_case: bool
 ) -> Tokenizer:
-  """Makes a tokenizer as BERT's (Devlin et al., arXiv:1810.04805).
+  """Makes BERT's tokenizer (Devlin et al., arXiv:1810.04805).
 
-  It is what tensorflow-text's `FastBertTokenizer` consists of (Song et al.,
-  arXiv:2012.15524). It gives the tokens of `BertTokenizer`, which Model Garden
-  has, except that all white space of Unicode ends a word, as in the first BERT;
-  and its offsets are those of the text as given, also behind accents.
+  It consists of the parts of tensorflow-text's `FastBertTokenizer` (Song et
+  al., arXiv:2012.15524). Model Garden's `BertTokenizer` gives the same tokens
+  with two differences. Here all Unicode white space ends a word, as in the
+  first BERT; and offsets refer to the original text, with its accents.
 
   Args:
-    tokens: What `read_vocabulary` returns.
+    tokens: The vocabulary, from `read_vocabulary`.
     do_lower_case: Whether to lowercase text and to strip accents.
   """
+  begins_word = [not token.startswith(_SUFFIX) for token in tokens]
 
   @functools.cache
   def layers() -> tuple[text.FastBertNormalizer, text.FastWordpieceTokenizer]:
-    """Makes what is slow to import and to build where it is needed."""
+    """Builds the slow parts on first use."""
     with tf.init_scope():  # The first call may be in a graph.
       return (
         text.FastBertNormalizer(lower_case_nfd_strip_accents=do_lower_case),
         text.FastWordpieceTokenizer(list(tokens), token_out_type=tf.int32),
       )
 
-  def by_words(*flat: tf.RaggedTensor) -> list[tf.RaggedTensor]:
-    """Groups `[batch, (pieces)]` as the first of them, the ids, says."""
-    begins_word = [not token.startswith(_SUFFIX) for token in tokens]
-    begins = tf.cast(tf.gather(begins_word, flat[0].values), tf.int64)
-    words_until = tf.concat([[0], tf.cumsum(begins)], axis=0)
-    return [
-      tf.RaggedTensor.from_row_splits(
-        tf.RaggedTensor.from_value_rowids(
-          x.values, words_until[1:] - 1, nrows=words_until[-1], validate=False
-        ),
-        tf.gather(words_until, x.row_splits),
-        validate=False,
-      )
-      for x in flat
-    ]
-
   def tokenize(sentences: tf.Tensor) -> tf.RaggedTensor:
     normalizer, tokenizer = layers()
-    return by_words(tokenizer.tokenize(normalizer.normalize(sentences)))[0]
+    ids = tokenizer.tokenize(normalizer.normalize(sentences))
+    return _by_words(begins_word, ids)[0]
 
   def tokenize_with_offsets(sentences: tf.Tensor) -> list[tf.RaggedTensor]:
     normalizer, tokenizer = layers()
     normalized, source = normalizer.normalize_with_offsets(sentences)
     ids, *offsets = tokenizer.tokenize_with_offsets(normalized)
     begins = tf.gather(source.row_splits, ids.value_rowids())
-    return by_words(
+    return _by_words(
+      begins_word,
       ids,
       *(
         x.with_values(tf.gather(source.values, begins + x.values))
@@ -197,20 +181,46 @@ def wordpiece_tokenizer(
   )
 
 
+def _by_words(
+  begins_word: Sequence[bool], *flat: tf.RaggedTensor
+) -> list[tf.RaggedTensor]:
+  """Groups the pieces of words.
+
+  Args:
+    begins_word: Whether a wordpiece begins a word, by its id.
+    *flat: Ids, and other values of the same pieces: `[batch, (pieces)]`.
+
+  Returns:
+    The values, `[batch, (words), (pieces)]`.
+  """
+  begins = tf.cast(tf.gather(begins_word, flat[0].values), tf.int64)
+  words_until = tf.concat([[0], tf.cumsum(begins)], axis=0)
+  return [
+    tf.RaggedTensor.from_row_splits(
+      tf.RaggedTensor.from_value_rowids(
+        x.values, words_until[1:] - 1, nrows=words_until[-1], validate=False
+      ),
+      tf.gather(words_until, x.row_splits),
+      validate=False,
+    )
+    for x in flat
+  ]
+
+
 def sentencepiece_tokenizer(
   sp_model_file: str, *, do_lower_case: bool
 ) -> Tokenizer:
-  """Makes a tokenizer as ALBERT's (Lan et al., arXiv:1909.11942).
+  """Makes ALBERT's tokenizer (Lan et al., arXiv:1909.11942).
 
-  As in Model Garden, accents are stripped whatever `do_lower_case` says. What
-  the model tells of its training, paths of the machine, is left out.
+  As in Model Garden, it strips accents even without `do_lower_case`. Paths of
+  the machine that trained the SentencePiece model are removed from the model.
 
   Args:
-    sp_model_file: A model of SentencePiece, with BERT's special tokens.
+    sp_model_file: A SentencePiece model with BERT's special tokens.
     do_lower_case: Whether to lowercase text.
 
   Raises:
-    ValueError: The file cannot be read, or lacks a special token.
+    ValueError: The file is not readable or lacks a special token.
   """
   try:
     with open(sp_model_file, "rb") as f:
@@ -225,7 +235,7 @@ def sentencepiece_tokenizer(
     tokenizer = text.SentencepieceTokenizer(model, out_type=tf.int32)
     size = int(tokenizer.vocab_size())
   except (message.DecodeError, tf.errors.OpError) as e:
-    raise ValueError("not a model of SentencePiece") from e
+    raise ValueError("not a SentencePiece model") from e
   tokens = [
     token.decode()
     for token in tokenizer.id_to_string(tf.range(size)).numpy().tolist()
@@ -271,22 +281,22 @@ def pack(
 ) -> dict[str, tf.Tensor]:
   """Packs segments of tokens into the inputs of an encoder.
 
-  They are `[CLS] first [SEP] second [SEP] …`, padded. Where that is longer than
-  `seq_length`, segments are cut at their ends, a token at a time off those that
-  are longest: as tensorflow-text's `RoundRobinTrimmer`, `combine_segments` and
-  `pad_model_inputs` do together.
+  The result is `[CLS] first [SEP] second [SEP] …`, padded. If that is longer
+  than `seq_length`, tokens are cut off the ends of the longest segments, one at
+  a time. This does what tensorflow-text's `RoundRobinTrimmer`,
+  `combine_segments` and `pad_model_inputs` do together.
 
   Args:
     segments: Ids, int32 `[batch, (pieces)]` or `[batch, (words), (pieces)]`.
-    seq_length: Length of the result, with room for the special tokens.
-    special_tokens: Those of a `Tokenizer`.
+    seq_length: Length of the result, including special tokens.
+    special_tokens: The `special_tokens` of a `Tokenizer`.
 
   Returns:
     `input_word_ids`; `input_mask`, 1 up to the last [SEP]; and
-    `input_type_ids`, the number of the segment: each int32
+    `input_type_ids`, the index of the segment: each int32
     `[batch, seq_length]`.
   """
-  # Of each segment: all ids in one row, and where those of an example start.
+  # For each segment: the ids of all examples, and where each example starts.
   flat, splits = [], []
   for segment in segments:
     split = segment.row_splits
@@ -312,7 +322,7 @@ def pack(
     offset = position - begin
     length = lengths[i][:, tf.newaxis]
     inside = (offset >= 0) & (offset < length)
-    # One more at the end, for where all examples are empty.
+    # The extra id makes `gather` valid if all examples are empty.
     values = tf.concat([values, [padding]], axis=0)
     index = tf.where(inside, split[:-1, tf.newaxis] + offset, 0)
     word_ids = tf.where(inside, tf.gather(values, index), word_ids)
@@ -329,12 +339,12 @@ def pack(
 def _trimmed(lengths: tf.Tensor, budget: int | tf.Tensor) -> tf.Tensor:
   """Cuts lengths, int32 `[segments, batch]`, so that they sum to `budget`.
 
-  All are cut to the greatest common limit with which they fit, and what is left
-  over goes to the first of those that were cut.
+  All are cut to the greatest common limit that fits. The first of the cut
+  segments then get one token each until the budget is used up.
   """
   segments = lengths.shape[0]
   budget = tf.maximum(budget, 0)
-  # Where the m longest are cut, the others leave them this much in all.
+  # Budget that the other segments leave for the m longest, if those are cut.
   left = budget - tf.cumsum(tf.sort(lengths, axis=0), axis=0, exclusive=True)
   among = tf.range(segments, 0, -1)[:, tf.newaxis]
   limit = tf.reduce_max(left // among, axis=0)

@@ -130,7 +130,7 @@ class PreprocessingTest(tf.test.TestCase):
     self.assertNotIn(
       "Assert", _op_types(tokenizer.tokenize, tf.TensorSpec([None], tf.string))
     )
-    with self.assertRaisesRegex(ValueError, "not a model of SentencePiece"):
+    with self.assertRaisesRegex(ValueError, "not a SentencePiece model"):
       preprocessing.sentencepiece_tokenizer(corpus, do_lower_case=True)
 
   def test_pack_is_that_of_tensorflow_text(self):

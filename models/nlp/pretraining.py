@@ -1,14 +1,14 @@
-"""Pre-trains encoders by masked language modeling.
+"""Pre-trains encoders with masked language modeling.
 
-The task is BERT's (Devlin et al., arXiv:1810.04805): a share of the tokens is
-masked, and the model predicts them. Text is packed as RoBERTa's "full
-sentences" (Liu et al., arXiv:1907.11692): documents follow each other, with a
-separator between them, so that no sequence is padded.
+As in BERT (Devlin et al., arXiv:1810.04805), the model predicts a share of the
+tokens, which is masked. Text is packed like RoBERTa's "full sentences" (Liu et
+al., arXiv:1907.11692): documents are concatenated with separators, so no
+sequence is padded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
 import math
@@ -31,20 +31,19 @@ with epy.lazy_imports():
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """How to pre-train.
+  """Hyperparameters of the pre-training.
 
   Attributes:
-    epochs: Number of epochs; 0 trains nothing.
-    steps_per_epoch: Steps in an epoch, whatever the length of the text.
-    batch_size: Sequences in a step, on all devices together.
-    seq_length: Tokens in a sequence.
-    learning_rate: Of AdamW, at its highest: it rises from 0 in the first tenth
-      of the steps, and then falls to 0 along a cosine.
+    epochs: Number of epochs; 0 leaves the model untrained.
+    steps_per_epoch: Steps per epoch, independent of the length of the text.
+    batch_size: Sequences per step, on all devices together.
+    seq_length: Tokens per sequence.
+    learning_rate: AdamW's peak learning rate: it rises from 0 during the first
+      tenth of the steps, then falls to 0 along a cosine.
     masking_rate: Share of the tokens to predict, in (0, 1).
-    dropout: Whether the dropout of the model is active. Without it models learn
-      faster, which is right for as long as they do not overfit (Lan et al.,
-      arXiv:1909.11942, section 4.8).
-    seed: Of the initial weights, the order of the text, the masks and dropout.
+    dropout: Whether the model's dropout is active. Models that do not overfit
+      learn faster without (Lan et al., arXiv:1909.11942, section 4.8).
+    seed: Seed of the initial weights, shuffling, masks and dropout.
   """
 
   epochs: int = 10
@@ -65,65 +64,39 @@ def train(
   *,
   checkpoint_dir: str | None = None,
 ) -> float:
-  """Pre-trains a model, with a progress bar.
+  """Pre-trains a model.
 
   Args:
-    model: What `bert.pretrain_model` returns. Made in the scope of a strategy,
-      it is trained under it.
+    model: A model of `bert.pretrain_model`, built in the scope of the strategy
+      to train with.
     corpus: The text.
-    tokenizer: Splits it into the tokens of the model.
-    config: How to train.
-    checkpoint_dir: Where to keep checkpoints, in Model Garden's form, `ckpt-`
-      and the number of steps; and the vocabulary, `vocab.txt`. If there are
-      any, training goes on after the newest; what is random is then not what it
-      would have been.
+    tokenizer: Splits the text into tokens of the model's vocabulary.
+    config: Hyperparameters.
+    checkpoint_dir: Directory for the vocabulary, `vocab.txt`, and for Model
+      Garden's checkpoints, `ckpt-STEPS`. Training resumes from the newest one;
+      its random numbers then differ from those of uninterrupted training.
 
   Returns:
-    The share of masked tokens in the held-out text that the model predicts, in
-    [0, 1].
+    The share of masked tokens in the held-out text that the model predicts
+    correctly, in [0, 1].
 
   Raises:
     ValueError: The checkpoints in `checkpoint_dir` are of another model or
-      another vocabulary.
+      vocabulary.
   """
   strategy = model.distribute_strategy
-  asynchronous = strategies.is_asynchronous(strategy)
   with _prepared(model, config):
     with strategy.scope():
-      inputs = {x.name: x for x in tf.nest.flatten(model.inputs)}
-      # For the loss, whatever the precision of the rest.
-      as_float32 = tf_keras.layers.Activation("linear", dtype="float32")
-      logits = as_float32(model(inputs)["mlm_logits"])
-      trained = tf_keras.Model(inputs, logits)
-      trained.compile(
-        _optimizer(trained, config),
-        tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        weighted_metrics=[
-          tf_keras.metrics.SparseCategoricalAccuracy("masked_token_accuracy")
-        ],
-      )
-      checkpoint = tf.train.Checkpoint(
-        model=model, optimizer=trained.optimizer, **model.checkpoint_items
-      )
+      trained = _compiled(model, config)
       callbacks = []
       if checkpoint_dir:
-        manager = tf.train.CheckpointManager(
-          checkpoint, checkpoint_dir, max_to_keep=2
-        )
-        options = tf.train.CheckpointOptions(
-          experimental_io_device=strategies.io_device(strategy)
-        )
-        _resume(manager, tokenizer, options)
         callbacks.append(
-          tf_keras.callbacks.LambdaCallback(
-            on_epoch_end=lambda epoch, logs: manager.save(
-              int(trained.optimizer.iterations.numpy()), options=options
-            )
-          )
+          _checkpoints(model, trained.optimizer, checkpoint_dir, tokenizer)
         )
     steps_done = int(trained.optimizer.iterations.numpy())
-    # Another seed than at the start, or the same text would come again; and
-    # none where workers take batches of their own, or all would take the same.
+    # The seed depends on the step, so that resumed training repeats no text.
+    # Asynchronous workers get random seeds, because they need different text.
+    asynchronous = strategies.is_asynchronous(strategy)
     tf.random.set_seed(None if asynchronous else config.seed + steps_done)
     if config.epochs:
       trained.fit(
@@ -132,12 +105,28 @@ def train(
         epochs=config.epochs,
         steps_per_epoch=config.steps_per_epoch,
         callbacks=callbacks,
-        # A bar on a terminal; in a log a line for each epoch.
+        # A progress bar on a terminal, one line per epoch in a log.
         verbose=1 if sys.stdout.isatty() else 2,
       )
     tf.random.set_seed(config.seed)
     held_out = examples(corpus.held_out, tokenizer, config, training=False)
     return strategies.evaluate(trained, held_out)
+
+
+def _compiled(model: tf_keras.Model, config: Config) -> tf_keras.Model:
+  """Compiles the model from encoder inputs to logits, for training."""
+  inputs = {x.name: x for x in tf.nest.flatten(model.inputs)}
+  # The loss is computed in float32, whatever the precision of the model.
+  as_float32 = tf_keras.layers.Activation("linear", dtype="float32")
+  compiled = tf_keras.Model(inputs, as_float32(model(inputs)["mlm_logits"]))
+  compiled.compile(
+    _optimizer(compiled, config),
+    tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    weighted_metrics=[
+      tf_keras.metrics.SparseCategoricalAccuracy("masked_token_accuracy")
+    ],
+  )
+  return compiled
 
 
 def examples(
@@ -147,31 +136,24 @@ def examples(
   *,
   training: bool,
 ) -> tf.data.Dataset:
-  """Packs and masks text, with tensorflow-text.
+  """Packs text into sequences and masks tokens, with tensorflow-text.
 
-  What is random depends on TensorFlow's global seed.
+  Shuffling and masking depend on TensorFlow's global seed.
 
   Args:
     documents: Strings, shape `[]`.
-    tokenizer: Splits them into tokens.
+    tokenizer: Splits documents into tokens.
     config: Sizes and rates.
-    training: Whether to shuffle the documents and repeat them forever.
+    training: Shuffle the documents and repeat them forever.
 
   Returns:
-    Batches: the inputs of the pretrain model; ids of the tokens that were
-    masked, int32 `[batch, predictions]`; and their weights, float32 of the same
-    shape, 0 where there is none. All batches have the same shape.
+    Batches of the model's inputs; the ids of the masked tokens, int32
+    `[batch, predictions]`; and their weights, float32 of the same shape, 0 for
+    padding. All batches have the same shape.
   """
   ids = tokenizer.special_tokens
   start = tf.constant([ids["start_of_sequence_id"]])
   end = tf.constant([ids["end_of_segment_id"]])
-  predictions = math.ceil(config.masking_rate * config.seq_length)
-  unselectable = [
-    ids["start_of_sequence_id"],
-    ids["end_of_segment_id"],
-    *(i for i, t in enumerate(tokenizer.tokens) if t in ("[UNK]", "<unk>")),
-  ]
-  chooser = text.MaskValuesChooser(ids["vocab_size"], ids["mask_id"])
 
   @autograph.off
   def join(documents: tf.Tensor) -> tf.Tensor:
@@ -181,10 +163,41 @@ def examples(
     ends = tf.repeat(end[tf.newaxis], tokens.nrows(), axis=0)
     return tf.concat([tokens, ends], axis=1).values
 
+  if training:
+    documents = documents.shuffle(10_000).repeat()
+  sequences = (
+    documents.batch(256)
+    .map(join, tf.data.AUTOTUNE)
+    .rebatch(config.seq_length - 2)
+    .map(lambda tokens: tf.concat([start, tokens, end], axis=0))
+  )
+  if training:
+    sequences = sequences.shuffle(1_000)
+  return (
+    sequences.ragged_batch(config.batch_size, drop_remainder=training)
+    # Sequential, so that random numbers are reproducible.
+    .map(_masking(tokenizer, config))
+    .prefetch(tf.data.AUTOTUNE)
+  )
+
+
+def _masking(
+  tokenizer: preprocessing.Tokenizer, config: Config
+) -> Callable[[tf.RaggedTensor], tuple[Any, ...]]:
+  """Makes the function that masks a batch of sequences for `examples`."""
+  ids = tokenizer.special_tokens
+  predictions = math.ceil(config.masking_rate * config.seq_length)
+  unselectable = [
+    ids["start_of_sequence_id"],
+    ids["end_of_segment_id"],
+    *(i for i, t in enumerate(tokenizer.tokens) if t in ("[UNK]", "<unk>")),
+  ]
+  chooser = text.MaskValuesChooser(ids["vocab_size"], ids["mask_id"])
+
   @autograph.off
-  def mask(tokens: tf.RaggedTensor) -> tuple[dict[str, tf.Tensor], ...]:
-    # The selector shuffles the positions of all sequences at the same time;
-    # without a state the result does not depend on who is first.
+  def mask(tokens: tf.RaggedTensor) -> tuple[Any, ...]:
+    # The selector shuffles the positions of all sequences in parallel. With a
+    # stateless shuffle the result does not depend on their order.
     seed = tf.random.uniform([], maxval=tf.int32.max, dtype=tf.int32)
     selector = text.RandomItemSelector(
       predictions,
@@ -207,37 +220,22 @@ def examples(
       "masked_lm_positions": tf.cast(positions, tf.int32),
     }
     return tf.nest.map_structure(
-      of_one_shape, (inputs, labels, tf.cast(weights, tf.float32))
+      static, (inputs, labels, tf.cast(weights, tf.float32))
     )
 
-  def of_one_shape(x: tf.Tensor) -> tf.Tensor:
-    """Fills the last batch with zeros: TPUs need to know all shapes."""
+  def static(x: tf.Tensor) -> tf.Tensor:
+    """Pads the last batch with zeros: TPUs need static shapes."""
     missing = config.batch_size - tf.shape(x)[0]
     x = tf.pad(x, [[0, missing], [0, 0]])
     return tf.ensure_shape(x, [config.batch_size, x.shape[1]])
 
-  if training:
-    documents = documents.shuffle(10_000).repeat()
-  sequences = (
-    documents.batch(256)
-    .map(join, tf.data.AUTOTUNE)
-    .rebatch(config.seq_length - 2)
-    .map(lambda tokens: tf.concat([start, tokens, end], axis=0))
-  )
-  if training:
-    sequences = sequences.shuffle(1_000)
-  return (
-    sequences.ragged_batch(config.batch_size, drop_remainder=training)
-    # One after the other, for the random numbers to be the same each time.
-    .map(mask)
-    .prefetch(tf.data.AUTOTUNE)
-  )
+  return mask
 
 
 def _optimizer(
   model: tf_keras.Model, config: Config
 ) -> tf_keras.optimizers.Optimizer:
-  """Makes BERT's optimizer: AdamW with a warm-up, its gradients clipped."""
+  """Makes BERT's optimizer: AdamW with warm-up and gradient clipping."""
   steps = config.epochs * config.steps_per_epoch
   warmup_steps = max(steps // 10, 1)
   optimizer = tf_keras.optimizers.AdamW(
@@ -254,14 +252,14 @@ def _optimizer(
   optimizer.exclude_from_weight_decay(
     var_names=["bias", "layer_norm", "LayerNorm"]
   )
-  # Now, for a checkpoint to be restored at once.
+  # Create the slots now, so that a checkpoint restores them at once.
   optimizer.build(model.trainable_variables)
   return optimizer
 
 
 @contextlib.contextmanager
 def _prepared(model: tf_keras.Model, config: Config) -> Iterator[None]:
-  """Sets attributes of layers for the training, and gives theirs back."""
+  """Sets attributes of layers for training. Restores them on exit."""
   with contextlib.ExitStack() as stack:
 
     def set_attribute(layer: tf_keras.layers.Layer, name: str, value: Any):
@@ -271,10 +269,35 @@ def _prepared(model: tf_keras.Model, config: Config) -> Iterator[None]:
     for layer in model.submodules:
       if isinstance(layer, tf_keras.layers.Dropout) and not config.dropout:
         set_attribute(layer, "rate", 0.0)
-      # Masked language modeling does not reach it, of which Keras would warn.
+      # The loss does not depend on the pooler, about which Keras would warn.
       if isinstance(layer, tf_keras.layers.Dense) and "pooler" in layer.name:
         set_attribute(layer, "trainable", False)
     yield
+
+
+def _checkpoints(
+  model: tf_keras.Model,
+  optimizer: tf_keras.optimizers.Optimizer,
+  checkpoint_dir: str,
+  tokenizer: preprocessing.Tokenizer,
+) -> tf_keras.callbacks.Callback:
+  """Restores the newest checkpoint, and makes a callback that saves more."""
+  manager = tf.train.CheckpointManager(
+    tf.train.Checkpoint(
+      model=model, optimizer=optimizer, **model.checkpoint_items
+    ),
+    checkpoint_dir,
+    max_to_keep=2,
+  )
+  options = tf.train.CheckpointOptions(
+    experimental_io_device=strategies.io_device(model.distribute_strategy)
+  )
+  _resume(manager, tokenizer, options)
+  return tf_keras.callbacks.LambdaCallback(
+    on_epoch_end=lambda epoch, logs: manager.save(
+      int(optimizer.iterations.numpy()), options=options
+    )
+  )
 
 
 def _resume(
@@ -282,7 +305,7 @@ def _resume(
   tokenizer: preprocessing.Tokenizer,
   options: tf.train.CheckpointOptions,
 ) -> None:
-  """Restores the newest checkpoint, or writes the first and the vocabulary."""
+  """Restores the newest checkpoint, or writes a first one and vocab.txt."""
   vocab_file = os.path.join(manager.directory, "vocab.txt")
   vocabulary = "".join(f"{token}\n" for token in tokenizer.tokens)
   if not manager.latest_checkpoint:
@@ -293,14 +316,14 @@ def _resume(
     return
   if not tf.io.gfile.exists(vocab_file):
     raise ValueError(
-      f"{manager.directory} has checkpoints of another program: there is no"
-      " vocab.txt. Train in another directory."
+      f"{manager.directory} has checkpoints of another program, without"
+      " vocab.txt. Use another directory."
     )
   with tf.io.gfile.GFile(vocab_file) as f:
     if f.read() != vocabulary:
       raise ValueError(
-        f"{vocab_file} is another vocabulary than the one to train with. Train"
-        " with it, or in another directory."
+        f"{vocab_file} is another vocabulary than the given one. Train with it,"
+        " or use another directory."
       )
   try:
     manager.checkpoint.restore(
@@ -308,6 +331,6 @@ def _resume(
     ).assert_consumed()
   except (AssertionError, ValueError) as e:
     raise ValueError(
-      f"{manager.latest_checkpoint} is of another model. Train in another"
-      f" directory. TensorFlow says: {' '.join(str(e).split())}"
+      f"{manager.latest_checkpoint} is of another model. Use another directory."
+      f" TensorFlow says: {' '.join(str(e).split())}"
     ) from e

@@ -1,4 +1,4 @@
-"""Wordpiece vocabularies."""
+"""Learns wordpiece vocabularies."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ def build(
 
   Args:
     documents: Strings, shape `[]`.
-    max_size: Number of tokens that the vocabulary has at most.
-    do_lower_case: Lower-case the text and strip its accents, as the tokenizer
-      that will use the vocabulary does.
+    max_size: Maximum number of tokens.
+    do_lower_case: Lowercase the text and strip accents, as the tokenizer will.
 
   Returns:
-    The tokens, in the order of their ids: `SPECIAL_TOKENS`, then characters,
-    then wordpieces, the most frequent first. The same text gives the same.
+    The tokens in the order of their ids: `SPECIAL_TOKENS`, characters, and
+    wordpieces by descending frequency. The result is deterministic.
 
   Raises:
-    ValueError: `max_size` does not suffice for the characters of the text.
+    ValueError: `max_size` is too small for the characters of the text.
   """
   tokens = bert_vocab_from_dataset.bert_vocab_from_dataset(
     documents.batch(1024).prefetch(tf.data.AUTOTUNE),
@@ -38,6 +37,6 @@ def build(
   if len(tokens) > max_size:
     raise ValueError(
       f"The smallest vocabulary that tensorflow-text finds for this text has"
-      f" {len(tokens)} tokens, more than {max_size}. Allow as many."
+      f" {len(tokens)} tokens, more than {max_size}. Increase the maximum."
     )
   return tokens
