@@ -14,6 +14,8 @@ from models.nlp import encoder_config
 if TYPE_CHECKING:
   from official.nlp.configs import encoders
 
+flags.disclaim_key_flags()  # They are those of the program.
+
 
 def define_flags() -> None:
   """Defines the flags that describe an encoder and its inputs."""

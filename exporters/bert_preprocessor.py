@@ -22,6 +22,8 @@ with epy.lazy_imports():
   from exporters.reusable import model_card
   from exporters.reusable import saving
 
+flags.disclaim_key_flags()  # They are those of the program.
+
 _EXAMPLE = """
 import tensorflow as tf
 import tensorflow_text  # Registers the ops of the preprocessor.
@@ -105,6 +107,19 @@ def define_flags() -> None:
     lambda values: not all(values.values()),
     "--tokenize_with_offsets needs --vocab_file: accents are stripped before"
     " SentencePiece, so its tokens have no offsets in the text.",
+  )
+
+
+def require_tokens() -> None:
+  """Requires a file of tokens, except with --train_on."""
+  flags.register_multi_flags_validator(
+    ["vocab_file", "sp_model_file", "train_on"],
+    lambda values: (
+      bool(values["vocab_file"]) + bool(values["sp_model_file"])
+      in ((0, 1) if values["train_on"] else (1,))
+    ),
+    "Say what the tokens are: either --vocab_file=PATH or"
+    " --sp_model_file=PATH.",
   )
 
 
@@ -232,10 +247,10 @@ def piece(
   )
 
 
-def attributes_of_encoder(
+def attributes(
   tokenizer: preprocessing.Tokenizer, token_file: str, scratch_dir: str
 ) -> dict[str, Any]:
-  """Makes the attributes of an encoder that describe its preprocessor.
+  """Makes attributes for an encoder, which tell what its preprocessor is.
 
   Args:
     tokenizer: The tokenizer.
@@ -272,12 +287,14 @@ def card(tokenizer: preprocessing.Tokenizer) -> model_card.Card:
   )
 
 
-def provenance(tokenizer: preprocessing.Tokenizer) -> dict[str, str]:
-  """Returns rows for model cards that describe a tokenizer."""
+def provenance(
+  tokenizer: preprocessing.Tokenizer, prefix: str = ""
+) -> dict[str, str]:
+  """Returns rows for model cards, whose names get a prefix."""
   return {
-    "tokens": f"{len(tokenizer.tokens):,}, {tokenizer.kind}",
-    "do_lower_case": str(tokenizer.do_lower_case).lower(),
-    "`preprocessor_sha256()`": (
+    f"{prefix}tokens": f"{len(tokenizer.tokens):,}, {tokenizer.kind}",
+    f"{prefix}do_lower_case": str(tokenizer.do_lower_case).lower(),
+    f"{prefix}`preprocessor_sha256()`": (
       f"`{tokenizer.sha256}`, the same for an encoder and its preprocessor"
     ),
   }

@@ -80,13 +80,14 @@ class Training:
   Attributes:
     train_on: Text files, or `python_docs` alone.
     config: How to train.
+    do_lower_case: Whether a vocabulary that is built is of lowercased text.
     distribution: The strategy and precision of the training.
-    checkpoint_dir: Where to keep the checkpoints; training resumes from the
-      newest one there.
+    checkpoint_dir: Where to keep the checkpoints, if at all.
   """
 
   train_on: Sequence[str]
   config: pretraining.Config
+  do_lower_case: bool
   distribution: strategies.Config = strategies.DEFAULT
   checkpoint_dir: str | None = None
 
@@ -95,8 +96,7 @@ def train(
   training: Training,
   config: encoders.EncoderConfig,
   tokenizer: preprocessing.Tokenizer | None,
-  *,
-  do_lower_case: bool,
+  checkpoint_dir: str,
 ) -> tuple[preprocessing.Tokenizer, dict[str, str]]:
   """Pre-trains an encoder and leaves a checkpoint of it.
 
@@ -104,11 +104,12 @@ def train(
   only the chief returns; the other workers exit.
 
   Args:
-    training: What to train on, how, and `checkpoint_dir`.
+    training: What to train on, and how.
     config: The config of the encoder. Without a tokenizer its `vocab_size` is
       an upper bound, and is set to the size of the vocabulary that is built.
     tokenizer: The tokenizer. None builds a vocabulary of wordpieces.
-    do_lower_case: Whether that vocabulary is of lowercased text.
+    checkpoint_dir: Where to write. Training resumes from the newest checkpoint
+      there.
 
   Returns:
     The tokenizer, and rows for the model card that describe the training.
@@ -118,14 +119,16 @@ def train(
       are of another model, or the strategy is not available.
   """
   with tempfile.TemporaryDirectory() as worker_dir:
-    _copy_for_workers(training, worker_dir)
+    if training.distribution.strategy == "multi_worker_mirrored":
+      _copy_for_worker(checkpoint_dir, worker_dir)
     strategy = command_line.strategy(training.distribution)
-    is_chief = strategies.is_chief(strategy)
-    checkpoint_dir = training.checkpoint_dir if is_chief else worker_dir
-    try:
+    if not strategies.is_chief(strategy):
+      checkpoint_dir = worker_dir
+    about = f"--train_on={','.join(training.train_on)}: "
+    with errors.of_input(OSError, ValueError, about=about):
       corpus = _corpus(training.train_on)
       if tokenizer is None:
-        tokenizer = _new_tokenizer(corpus, config, do_lower_case)
+        tokenizer = _new_tokenizer(corpus, config, training)
       tf_keras.utils.set_random_seed(training.config.seed)
       with strategies.precision(training.distribution.mixed_precision):
         with strategy.scope():
@@ -142,26 +145,19 @@ def train(
       hyperparams.save_params_dict_to_yaml(
         config, os.path.join(checkpoint_dir, "encoder.yaml")
       )
-    except (OSError, ValueError) as e:
-      raise errors.ExportError(
-        f"--train_on={','.join(training.train_on)}: {' '.join(str(e).split())}"
-      ) from e
     print(f"Accuracy on masked tokens of held-out text: {accuracy:.4f}")
     command_line.end_unless_chief(strategy)
   return tokenizer, _provenance(training, corpus, accuracy)
 
 
-def _copy_for_workers(training: Training, worker_dir: str) -> None:
-  """Copies the checkpoints that workers other than the chief resume from.
+def _copy_for_worker(checkpoint_dir: str, worker_dir: str) -> None:
+  """Copies the checkpoints that a worker other than the chief resumes from.
 
-  They write to directories of their own, and the copy must precede the first
-  checkpoint that the chief writes.
+  It writes to a directory of its own. The copy must precede the next checkpoint
+  of the chief.
   """
-  checkpoint_dir = training.checkpoint_dir
   files = tf.io.gfile  # The checkpoints may be in a bucket.
-  if training.distribution.strategy == "multi_worker_mirrored" and files.isdir(
-    checkpoint_dir
-  ):
+  if files.isdir(checkpoint_dir):
     for name in files.listdir(checkpoint_dir):
       files.copy(f"{checkpoint_dir}/{name}", f"{worker_dir}/{name}")
 
@@ -173,15 +169,14 @@ def _corpus(train_on: Sequence[str]) -> datasets.Corpus:
 
 
 def _new_tokenizer(
-  corpus: datasets.Corpus, config: encoders.EncoderConfig, do_lower_case: bool
+  corpus: datasets.Corpus, config: encoders.EncoderConfig, training: Training
 ) -> preprocessing.Tokenizer:
   """Builds a vocabulary of wordpieces; sets the `vocab_size` of the config."""
   print(f"Building a vocabulary of {corpus.description}")
-  tokens = vocabulary.build(
-    corpus.train, bert.vocab_size(config), do_lower_case=do_lower_case
-  )
+  casing = {"do_lower_case": training.do_lower_case}
+  tokens = vocabulary.build(corpus.train, bert.vocab_size(config), **casing)
   config.get().override({"vocab_size": len(tokens)})
-  return preprocessing.wordpiece_tokenizer(tokens, do_lower_case=do_lower_case)
+  return preprocessing.wordpiece_tokenizer(tokens, **casing)
 
 
 def _provenance(
@@ -248,6 +243,7 @@ def training_from_flags() -> Training | None:
       seed=values.seed,
       **{name: values[name].value for name in _HYPERPARAMETERS},
     ),
+    do_lower_case=values.do_lower_case,
     distribution=strategies.from_flags(),
     checkpoint_dir=command_line.path(values.checkpoint_dir),
   )
@@ -255,18 +251,14 @@ def training_from_flags() -> Training | None:
 
 def main() -> None:
   """Trains as the flags say, and leaves a checkpoint."""
-  train(
-    training_from_flags(),
-    bert_flags.encoder_config_from_flags(),
-    None,
-    do_lower_case=flags.FLAGS.do_lower_case,
-  )
+  training = training_from_flags()
+  config = bert_flags.encoder_config_from_flags()
+  train(training, config, None, training.checkpoint_dir)
   print(f"Trained: {flags.FLAGS.checkpoint_dir}")
 
 
 if __name__ == "__main__":
   bert_flags.define_flags()
-  flags.adopt_module_key_flags(bert_flags)
   define_flags()
   for needed in ("train_on", "checkpoint_dir"):
     flags.register_validator(needed, bool, "It is required.")

@@ -45,30 +45,26 @@ def restore(
   pooler_from: str,
   with_mlm: bool | None,
 ) -> tf_keras.Model | None:
-  """Restores an encoder, its pooler, and the head for masked tokens.
+  """Restores an encoder, its pooler and the head of masked language modeling.
 
   Args:
     core: What `bert.core_model` returns.
-    restore_any: Restores a checkpoint. It takes the structures that the
-      checkpoint may have, a list of `tf.train.Checkpoint`; by name `left_out`,
-      patterns of paths in the checkpoint to ignore, and `optional`, variables
-      that it may lack. It returns the variables that the checkpoint lacks.
+    restore_any: Restores one of several `tf.train.Checkpoint`, the structures
+      that the checkpoint may have. It ignores the paths `left_out`, and returns
+      those of the `optional` variables that the checkpoint lacks.
     pooler_from: One of `POOLERS`.
-    with_mlm: Whether to restore the head of masked language modeling; None
-      restores it if the checkpoint has it.
+    with_mlm: Whether to restore the head; None restores it if it is there.
 
   Returns:
     The pretrain model of `core`; None without the head.
 
   Raises:
-    ValueError: The encoder has no such head, or the pooler cannot be had from
-      `pooler_from`.
+    ValueError: This encoder cannot have the head, or there is no such pooler.
   """
   if core.encoder_config.type == "funnel":
     if with_mlm:
       raise ValueError(
-        "mlm cannot predict tokens, because the encoder returns fewer vectors"
-        " than tokens. Export the encoder alone"
+        "it returns fewer vectors than tokens, so mlm cannot predict tokens."
       )
     with_mlm = False
   pooler = bert.pooler(core)
@@ -81,27 +77,27 @@ def restore(
     pretrainer = bert.pretrain_model(core)
     masked_lm = pretrainer.masked_lm
     of_masked_lm = _refs(masked_lm.variables) - _refs(core.variables)
-  optional = _refs(pooler.variables)
+  optional = [*pooler.variables]
   if with_mlm is None:
-    optional |= of_masked_lm
+    optional += [ref.deref() for ref in of_masked_lm]
   missing = _refs(
     restore_any(
       _structures(core.encoder, masked_lm, next_sentence),
       left_out=_LEFT_OUT,
-      optional=[ref.deref() for ref in optional],
+      optional=optional,
     )
   )
-  if pooler_from == "checkpoint" and missing & _refs(pooler.variables):
-    others = [f"{k} ({v})" for k, v in POOLERS.items() if k != pooler_from]
-    raise ValueError(
-      f"the checkpoint has no pooler. Choose another value: {', '.join(others)}"
-    )
   if pooler_from == "next_sentence":
     pooler.set_weights(next_sentence.get_weights())
   elif pooler_from == "random":
     pooler.set_weights(_built_like(pooler).get_weights())
   elif pooler_from == "identity":
     _make_identity(pooler)
+  elif missing & _refs(pooler.variables):
+    others = [f"{k} ({v})" for k, v in POOLERS.items() if k != pooler_from]
+    raise ValueError(
+      f"the checkpoint has no pooler. Choose another: {', '.join(others)}."
+    )
   return None if missing & of_masked_lm else pretrainer
 
 
@@ -138,7 +134,7 @@ def _make_identity(pooler: tf_keras.layers.Dense) -> None:
   if inputs != outputs:
     raise ValueError(
       f"the pooler has {inputs} inputs and {outputs} outputs, so it cannot be"
-      " the identity. Choose another value"
+      " the identity. Choose another value."
     )
   pooler.set_weights([np.eye(inputs), np.zeros(outputs)])
   pooler.activation = tf_keras.activations.linear
