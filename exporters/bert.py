@@ -83,28 +83,26 @@ def export(
     weights: The weights of the encoder; None for `preprocessing`.
 
   Raises:
-    ExportError: A directory is in the way, files cannot be read or do not fit
-      together, or an export differs from its model.
+    ExportError: The input is wrong, or an export differs from its model.
   """
   tokenizer = bert_preprocessor.read_tokenizer(
     preprocessor, config and bert.vocab_size(config)
   )
   training = weights and weights.training
-  apart = [training and training.checkpoint_dir]
+  checkpoint_dir = training and training.checkpoint_dir
   names = ("encoder", "preprocessor") if export_type == "all" else ("",)
   with (
-    exporting.exporting(options, names, apart=apart) as export_piece,
+    exporting.exporting(options, names, apart=[checkpoint_dir]) as export_piece,
     tempfile.TemporaryDirectory() as scratch,
   ):
     provenance = {"source": "a checkpoint"}
     if weights and weights.weights == "average":
       provenance["source"] += ": moving averages of its weights"
     if training:
-      weights = dataclasses.replace(
-        weights, checkpoint_path=training.checkpoint_dir or f"{scratch}/trained"
-      )
+      path = checkpoint_dir or f"{scratch}/trained"
+      weights = dataclasses.replace(weights, checkpoint_path=path)
       tokenizer, provenance = bert_pretraining.train(
-        training, config, tokenizer, weights.checkpoint_path
+        training, config, tokenizer, path
       )
     if export_type in ("preprocessing", "all"):
       export_piece(

@@ -149,39 +149,32 @@ def read_tokenizer(
     ExportError: The file cannot be read, has tokens of the other casing, or not
       as many tokens as the encoder.
   """
-  file, do_lower_case = options.token_file, options.do_lower_case
+  file = options.token_file
   if not file:
     return None
+  casing = {"do_lower_case": options.do_lower_case}
   try:
     if options.vocab_file:
-      tokenizer = preprocessing.wordpiece_tokenizer(
-        preprocessing.read_vocabulary(file), do_lower_case=do_lower_case
-      )
+      tokens = preprocessing.read_vocabulary(file)
+      tokenizer = preprocessing.wordpiece_tokenizer(tokens, **casing)
     else:
-      tokenizer = preprocessing.sentencepiece_tokenizer(
-        file, do_lower_case=do_lower_case
-      )
+      tokenizer = preprocessing.sentencepiece_tokenizer(file, **casing)
     if options.check_casing:
-      preprocessing.check_casing(tokenizer.tokens, do_lower_case)
+      preprocessing.check_casing(tokenizer.tokens, **casing)
   except preprocessing.CasingError as e:
-    said, other = ("", "no") if do_lower_case else ("no", "")
+    said, other = ("", "no") if options.do_lower_case else ("no", "")
     raise errors.ExportError(
       f"{file} does not go with --{said}do_lower_case: {e}. Say"
       f" --{other}do_lower_case, or --nocheck_casing if the file is right."
     ) from e
   except ValueError as e:
     raise errors.ExportError(f"{file}: {e}.") from e
-  tokens = len(tokenizer.tokens)
-  if tokens != (vocab_size or tokens):
-    advice = (
-      "They belong to different models."
-      if tokens > vocab_size
-      else "If the encoder has unused rows, add lines such as [unused1] to a"
-      " copy of the vocabulary."
-    )
+  size = len(tokenizer.tokens)
+  if size != (vocab_size or size):
     raise errors.ExportError(
-      f"{file} has {tokens:,} tokens, but the encoder's config has a vocab_size"
-      f" of {vocab_size:,}. {advice}"
+      f"{file} has {size:,} tokens, but the encoder's config has a vocab_size"
+      f" of {vocab_size:,}. Take the file that belongs to the encoder. If that"
+      " has too few tokens, add lines such as [unused1] to a copy."
     )
   return tokenizer
 

@@ -37,39 +37,13 @@ with epy.lazy_imports():
   import tf_keras
 
 _PYTHON_DOCS = "python_docs"
-# Flags for fields of `pretraining.Config`.
-_HYPERPARAMETERS = {
-  "epochs": (
-    flags.DEFINE_integer,
-    "number of epochs; 0 keeps the initial weights",
-    {"lower_bound": 0},
-  ),
-  "steps_per_epoch": (
-    flags.DEFINE_integer,
-    "steps in an epoch, whatever the length of the text",
-    {"lower_bound": 1},
-  ),
-  "batch_size": (
-    flags.DEFINE_integer,
-    "sequences in a step, over all devices",
-    {"lower_bound": 1},
-  ),
-  "learning_rate": (
-    flags.DEFINE_float,
-    "peak learning rate of AdamW",
-    {"lower_bound": 0.0},
-  ),
-  "masking_rate": (
-    flags.DEFINE_float,
-    "fraction of the tokens to predict",
-    {"lower_bound": 0.01, "upper_bound": 0.9},
-  ),
-  "dropout": (
-    flags.DEFINE_bool,
-    "train with the encoder's dropout. Without it models learn faster until"
-    " they overfit",
-    {},
-  ),
+# Numbers in `pretraining.Config`: lower bound, upper bound, meaning.
+_NUMBERS = {
+  "epochs": (0, None, "number of epochs; 0 keeps the initial weights"),
+  "steps_per_epoch": (1, None, "steps in an epoch, for text of any length"),
+  "batch_size": (1, None, "sequences in a step, over all devices"),
+  "learning_rate": (0.0, None, "peak learning rate of AdamW"),
+  "masking_rate": (0.01, 0.9, "fraction of the tokens to predict"),
 }
 
 
@@ -126,7 +100,11 @@ def train(
       checkpoint_dir = worker_dir
     about = f"--train_on={','.join(training.train_on)}: "
     with errors.of_input(OSError, ValueError, about=about):
-      corpus = _corpus(training.train_on)
+      corpus = (
+        datasets.python_docs()
+        if list(training.train_on) == [_PYTHON_DOCS]
+        else datasets.text_files(training.train_on)
+      )
       if tokenizer is None:
         tokenizer = _new_tokenizer(corpus, config, training)
       tf_keras.utils.set_random_seed(training.config.seed)
@@ -160,12 +138,6 @@ def _copy_for_worker(checkpoint_dir: str, worker_dir: str) -> None:
   if files.isdir(checkpoint_dir):
     for name in files.listdir(checkpoint_dir):
       files.copy(f"{checkpoint_dir}/{name}", f"{worker_dir}/{name}")
-
-
-def _corpus(train_on: Sequence[str]) -> datasets.Corpus:
-  if list(train_on) == [_PYTHON_DOCS]:
-    return datasets.python_docs()
-  return datasets.text_files(train_on)
 
 
 def _new_tokenizer(
@@ -216,15 +188,19 @@ def define_flags() -> None:
   )
   strategies.define_flags("With --train_on: ")
   flags.adopt_module_key_flags(strategies)
-  for name, (define, meaning, bounds) in _HYPERPARAMETERS.items():
-    define(
-      name,
-      getattr(pretraining.Config, name),
-      f"With --train_on: {meaning}.",
-      **bounds,
-    )
+  for name, (lower, upper, meaning) in _NUMBERS.items():
+    is_float = isinstance(lower, float)
+    define = flags.DEFINE_float if is_float else flags.DEFINE_integer
+    default = getattr(pretraining.Config, name)
+    define(name, default, f"With --train_on: {meaning}.", lower, upper)
+  flags.DEFINE_bool(
+    "dropout",
+    pretraining.Config.dropout,
+    "With --train_on: train with the encoder's dropout. Without it models learn"
+    " faster until they overfit.",
+  )
   command_line.forbid_without(
-    "train_on", ["checkpoint_dir", *strategies.FLAGS, *_HYPERPARAMETERS]
+    "train_on", ["checkpoint_dir", *strategies.FLAGS, *_NUMBERS, "dropout"]
   )
 
 
@@ -241,7 +217,8 @@ def training_from_flags() -> Training | None:
     config=pretraining.Config(
       seq_length=values.seq_length,
       seed=values.seed,
-      **{name: values[name].value for name in _HYPERPARAMETERS},
+      dropout=values.dropout,
+      **{name: values[name].value for name in _NUMBERS},
     ),
     do_lower_case=values.do_lower_case,
     distribution=strategies.from_flags(),

@@ -63,9 +63,7 @@ def restore(
   """
   if core.encoder_config.type == "funnel":
     if with_mlm:
-      raise ValueError(
-        "it returns fewer vectors than tokens, so mlm cannot predict tokens."
-      )
+      raise ValueError("it has no mlm: it returns fewer vectors than tokens.")
     with_mlm = False
   pooler = bert.pooler(core)
   next_sentence = None
