@@ -1,24 +1,32 @@
-"""Exports what turns text into the inputs of a BERT-like encoder."""
+"""The preprocessor that makes the inputs of a text encoder from text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+import dataclasses
+import os
 from typing import Any
 
+from absl import flags
 from etils import epy
 
+from exporters.reusable import command_line
+from exporters.reusable import errors
 from models.nlp import preprocessing
 
 with epy.lazy_imports():
   import tensorflow as tf
 
+  from exporters.reusable import exporting
   from exporters.reusable import hyperparameters
   from exporters.reusable import model_card
   from exporters.reusable import saving
 
+flags.disclaim_key_flags()  # They are those of the program.
+
 _EXAMPLE = """
 import tensorflow as tf
-import tensorflow_text  # The preprocessor has ops of it.
+import tensorflow_text  # Registers the ops of the preprocessor.
 
 preprocessor = tf.saved_model.load("path/to/preprocessor")
 inputs = preprocessor(["A sentence.", "Another one."], seq_length=32)
@@ -32,9 +40,9 @@ ids = preprocessor.tokenize.get_special_tokens_dict()
 # For the cards of the encoder and of the preprocessor.
 MEANINGS = {
   "sentences": "text, UTF-8",
-  "input_word_ids": "ids of tokens, from 0 to less than the vocabulary's size",
-  "input_mask": "1 where there is a token, 0 where there is padding",
-  "input_type_ids": "number of the segment that the token is of, from 0 on",
+  "input_word_ids": "token ids, from 0 to the vocabulary size - 1",
+  "input_mask": "1 for tokens, 0 for padding",
+  "input_type_ids": "segment number of each token, from 0",
 }
 
 _SENTENCES = [
@@ -44,36 +52,147 @@ _SENTENCES = [
 ]
 
 
-def export(
-  directory: str,
-  tokenizer: preprocessing.Tokenizer,
-  *,
-  seq_length: int,
-  with_offsets: bool,
-  verify: Callable[..., None],
-) -> None:
-  """Writes the SavedModel of a preprocessor and its card, and verifies it.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  """Options of a preprocessor.
 
-  It takes sentences, strings `[batch]`, and has sub-objects: `tokenize`, with a
-  function `get_special_tokens_dict`; `tokenize_with_offsets`, if wanted; and
-  `bert_pack_inputs`, which takes 1 to 3 segments of tokens. They are those that
-  TensorFlow Hub documents (`docs/common_saved_model_apis/text.md`).
+  Attributes:
+    do_lower_case: Whether to lowercase text and strip its accents.
+    vocab_file: Vocabulary of wordpieces. Without this and `sp_model_file` the
+      encoder's training builds the vocabulary.
+    sp_model_file: SentencePiece model.
+    check_casing: Whether to refuse tokens that look made for the other value of
+      `do_lower_case`.
+    seq_length: Default length to pack to.
+    tokenize_with_offsets: Whether to export a sub-object of that name.
+  """
+
+  do_lower_case: bool
+  vocab_file: str | None = None
+  sp_model_file: str | None = None
+  check_casing: bool = True
+  seq_length: int = 128
+  tokenize_with_offsets: bool = False
+
+  @property
+  def token_file(self) -> str | None:
+    """The file of tokens, if there is one."""
+    return self.vocab_file or self.sp_model_file
+
+
+def define_flags() -> None:
+  """Defines the flags of a preprocessor that its encoder does not share."""
+  flags.DEFINE_string(
+    "vocab_file",
+    None,
+    "Vocabulary of wordpieces, one a line. Either this or --sp_model_file is"
+    " required, except with --train_on, which then builds a vocabulary of at"
+    " most the vocab_size in the encoder's config.",
+  )
+  flags.DEFINE_string("sp_model_file", None, "SentencePiece model.")
+  flags.DEFINE_bool(
+    "check_casing",
+    True,
+    "Refuse a vocabulary whose capitals, or lack of them, contradict"
+    " --do_lower_case.",
+  )
+  flags.DEFINE_bool(
+    "tokenize_with_offsets",
+    False,
+    "Add the sub-object tokenize_with_offsets to the preprocessor. It also"
+    " returns the position of each token in the text. Wordpieces only.",
+  )
+  flags.register_multi_flags_validator(
+    ["tokenize_with_offsets", "sp_model_file"],
+    lambda values: not all(values.values()),
+    "--tokenize_with_offsets needs --vocab_file: accents are stripped before"
+    " SentencePiece, so its tokens have no offsets in the text.",
+  )
+
+
+def require_tokens() -> None:
+  """Requires a file of tokens, except with --train_on."""
+  flags.register_multi_flags_validator(
+    ["vocab_file", "sp_model_file", "train_on"],
+    lambda values: (
+      bool(values["vocab_file"]) + bool(values["sp_model_file"])
+      in ((0, 1) if values["train_on"] else (1,))
+    ),
+    "Say what the tokens are: either --vocab_file=PATH or"
+    " --sp_model_file=PATH.",
+  )
+
+
+def options_from_flags() -> Options:
+  """Returns the options that the flags describe."""
+  values = flags.FLAGS
+  return Options(
+    do_lower_case=values.do_lower_case,
+    vocab_file=command_line.path(values.vocab_file),
+    sp_model_file=command_line.path(values.sp_model_file),
+    check_casing=values.check_casing,
+    seq_length=values.seq_length,
+    tokenize_with_offsets=values.tokenize_with_offsets,
+  )
+
+
+def read_tokenizer(
+  options: Options, vocab_size: int | None
+) -> preprocessing.Tokenizer | None:
+  """Makes the tokenizer of a file; returns None if there is no file.
 
   Args:
-    directory: Where to write.
-    tokenizer: Splits text into tokens.
-    seq_length: The length that is packed to by default.
-    with_offsets: Whether to have `tokenize_with_offsets`.
-    verify: Takes the directory, the `saving.Source`, examples and sub-objects,
-      as `verification.verify` does.
+    options: The options of the preprocessor.
+    vocab_size: Number of tokens of the encoder; None accepts any.
 
   Raises:
-    ExportError: The export differs.
+    ExportError: The file cannot be read, has tokens of the other casing, or not
+      as many tokens as the encoder.
+  """
+  file = options.token_file
+  if not file:
+    return None
+  casing = {"do_lower_case": options.do_lower_case}
+  try:
+    if options.vocab_file:
+      tokens = preprocessing.read_vocabulary(file)
+      tokenizer = preprocessing.wordpiece_tokenizer(tokens, **casing)
+    else:
+      tokenizer = preprocessing.sentencepiece_tokenizer(file, **casing)
+    if options.check_casing:
+      preprocessing.check_casing(tokenizer.tokens, **casing)
+  except preprocessing.CasingError as e:
+    said, other = ("", "no") if options.do_lower_case else ("no", "")
+    raise errors.ExportError(
+      f"{file} does not go with --{said}do_lower_case: {e}. Say"
+      f" --{other}do_lower_case, or --nocheck_casing if the file is right."
+    ) from e
+  except ValueError as e:
+    raise errors.ExportError(f"{file}: {e}.") from e
+  size = len(tokenizer.tokens)
+  if size != (vocab_size or size):
+    raise errors.ExportError(
+      f"{file} has {size:,} tokens, but the encoder's config has a vocab_size"
+      f" of {vocab_size:,}. Take the file that belongs to the encoder. If that"
+      " has too few tokens, add lines such as [unused1] to a copy."
+    )
+  return tokenizer
+
+
+def piece(
+  tokenizer: preprocessing.Tokenizer, options: Options
+) -> exporting.Piece:
+  """Makes the preprocessor.
+
+  It takes sentences, strings `[batch]`. Its interface is that of TensorFlow Hub
+  (`docs/common_saved_model_apis/text.md`), with the sub-objects `tokenize`,
+  which has a function `get_special_tokens_dict`; `bert_pack_inputs`, which
+  takes 1 to 3 segments of tokens; and `tokenize_with_offsets`, if wanted.
   """
   special_tokens = tokenizer.special_tokens
   tunable = [
     hyperparameters.Hyperparameter(
-      "seq_length", seq_length, "Length of the result, an int."
+      "seq_length", options.seq_length, "Length of the result, an int."
     )
   ]
 
@@ -87,57 +206,88 @@ def export(
     return preprocessing.pack(segments, seq_length, special_tokens)
 
   strings = tf.TensorSpec([None], tf.string, "sentences")
-  segments = [
+  examples = [tf.constant(_SENTENCES), tf.constant(_SENTENCES[:1])]
+  segments, *more_segments = (
     [tf.RaggedTensorSpec([None] * rank, tf.int32)] * count
     for rank in (2, 3)
     for count in (1, 2, 3)
-  ]
-  examples = [tf.constant(_SENTENCES), tf.constant(_SENTENCES[:1])]
-  source = saving.source(preprocess, strings, hyperparameters=tunable)
-  pack = saving.source(bert_pack_inputs, segments[0], hyperparameters=tunable)
-  root = saving.reusable(source)
-  root.bert_pack_inputs = saving.reusable(pack, also_takes=segments[1:])
+  )
   tokens = tokenizer.tokenize(examples[0])
   sub_objects = {
-    "bert_pack_inputs": (pack, [[tokens] * 2, [tokens], [tokens] * 3])
+    "bert_pack_inputs": exporting.Piece(
+      source=saving.source(bert_pack_inputs, segments, hyperparameters=tunable),
+      examples=[[tokens] * 2, [tokens], [tokens] * 3],
+      also_takes=more_segments,
+    )
   }
   tokenizers = {"tokenize": tokenizer.tokenize}
-  if with_offsets:
+  if options.tokenize_with_offsets:
     tokenizers["tokenize_with_offsets"] = tokenizer.tokenize_with_offsets
   for name, function in tokenizers.items():
-    of_tokens = saving.source(function, strings)
-    sub_object = saving.reusable(of_tokens)
-    sub_object.get_special_tokens_dict = saving.constant(special_tokens)
-    setattr(root, name, sub_object)
-    sub_objects[name] = (of_tokens, examples)
-  root.resources = list(tokenizer.resources)
-  root.preprocessor_sha256 = saving.constant(tokenizer.sha256)
-  signature = saving.signature(root, strings)
-  saving.save(root, directory, signatures={"serving_default": signature})
-  model_card.write(
-    directory,
-    root,
-    signature,
-    name="Preprocessor of a BERT-like encoder",
-    description="It splits text into the tokens of a vocabulary of"
-    f" {len(tokenizer.tokens):,} and makes the inputs of an encoder of them. It"
-    " does the same in training and in inference, and belongs into the data"
+    sub_objects[name] = exporting.Piece(
+      source=saving.source(function, strings),
+      examples=examples,
+      attributes={"get_special_tokens_dict": saving.constant(special_tokens)},
+    )
+  return exporting.Piece(
+    source=saving.source(preprocess, strings, hyperparameters=tunable),
+    examples=examples,
+    attributes={
+      "resources": list(tokenizer.resources),
+      "preprocessor_sha256": saving.constant(tokenizer.sha256),
+    },
+    sub_objects=sub_objects,
+  )
+
+
+def attributes(
+  tokenizer: preprocessing.Tokenizer, token_file: str, scratch_dir: str
+) -> dict[str, Any]:
+  """Makes attributes for an encoder, which tell what its preprocessor is.
+
+  Args:
+    tokenizer: The tokenizer.
+    token_file: The file that it was made of.
+    scratch_dir: A directory to write to, which must exist until the export is
+      saved.
+  """
+  name = "vocab_file" if tokenizer.kind == "wordpiece" else "sp_model_file"
+  if tokenizer.model:  # It lacks the paths that the file has.
+    token_file = os.path.join(scratch_dir, os.path.basename(token_file))
+    with open(token_file, "wb") as f:
+      f.write(tokenizer.model)
+  return {
+    name: tf.saved_model.Asset(token_file),
+    "do_lower_case": tf.Variable(
+      tokenizer.do_lower_case, trainable=False, name="do_lower_case"
+    ),
+    "preprocessor_sha256": saving.constant(tokenizer.sha256),
+  }
+
+
+def card(tokenizer: preprocessing.Tokenizer) -> model_card.Card:
+  """Makes the card of the preprocessor."""
+  return model_card.Card(
+    name="Preprocessor of a text encoder",
+    description="Splits text into the tokens of a vocabulary of"
+    f" {len(tokenizer.tokens):,}, and packs them into the inputs of an encoder."
+    " It does the same in training and in inference, and belongs in the data"
     " pipeline, such as `Dataset.map`.",
     meanings=MEANINGS,
-    hyperparameters=tunable,
     example=_EXAMPLE,
     provenance=provenance(tokenizer),
     needs=("tensorflow", "tensorflow-text"),
   )
-  verify(directory, source, examples, sub_objects=sub_objects)
 
 
-def provenance(tokenizer: preprocessing.Tokenizer) -> dict[str, str]:
-  """Returns what cards tell of a preprocessor."""
+def provenance(
+  tokenizer: preprocessing.Tokenizer, prefix: str = ""
+) -> dict[str, str]:
+  """Returns rows for model cards, whose names get a prefix."""
   return {
-    "tokens": f"{len(tokenizer.tokens):,}, {tokenizer.kind}",
-    "do_lower_case": str(tokenizer.do_lower_case).lower(),
-    "`preprocessor_sha256()`": (
+    f"{prefix}tokens": f"{len(tokenizer.tokens):,}, {tokenizer.kind}",
+    f"{prefix}do_lower_case": str(tokenizer.do_lower_case).lower(),
+    f"{prefix}`preprocessor_sha256()`": (
       f"`{tokenizer.sha256}`, the same for an encoder and its preprocessor"
     ),
   }

@@ -1,7 +1,7 @@
-r"""Pre-trains an encoder for `//exporters:bert`: what --train_on does.
+r"""Pre-trains a text encoder: the --train_on of `//exporters:bert`.
 
-By itself it leaves checkpoints, which `//exporters:bert` exports, and beside
-them `encoder.yaml` and `vocab.txt`:
+As a program it writes checkpoints, `encoder.yaml` and `vocab.txt` to
+--checkpoint_dir. `//exporters:bert` exports them.
 
   bazel run //exporters:bert_pretraining -- --train_on=python_docs \
     --encoder_config_file=encoder.yaml --do_lower_case --checkpoint_dir=DIR
@@ -10,6 +10,7 @@ them `encoder.yaml` and `vocab.txt`:
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 import os
 import tempfile
 from typing import TYPE_CHECKING
@@ -18,11 +19,11 @@ from absl import flags
 from etils import epy
 
 from distribution import strategies
+from exporters import bert_flags
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from models.nlp import bert
 from models.nlp import datasets
-from models.nlp import encoder_config as encoder_config_lib
 from models.nlp import preprocessing
 from models.nlp import pretraining
 from models.nlp import vocabulary
@@ -35,283 +36,209 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
+_PYTHON_DOCS = "python_docs"
+# Numbers in `pretraining.Config`: lower bound, upper bound, meaning.
+_NUMBERS = {
+  "epochs": (0, None, "number of epochs; 0 keeps the initial weights"),
+  "steps_per_epoch": (1, None, "steps in an epoch, for text of any length"),
+  "batch_size": (1, None, "sequences in a step, over all devices"),
+  "learning_rate": (0.0, None, "peak learning rate of AdamW"),
+  "masking_rate": (0.01, 0.9, "fraction of the tokens to predict"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+  """What to pre-train on, how and where.
+
+  Attributes:
+    train_on: Text files, or `python_docs` alone.
+    config: How to train.
+    do_lower_case: Whether a vocabulary that is built is of lowercased text.
+    distribution: The strategy and precision of the training.
+    checkpoint_dir: Where to keep the checkpoints, if at all.
+  """
+
+  train_on: Sequence[str]
+  config: pretraining.Config
+  do_lower_case: bool
+  distribution: strategies.Config = strategies.DEFAULT
+  checkpoint_dir: str | None = None
+
 
 def train(
-  train_on: Sequence[str],
+  training: Training,
   config: encoders.EncoderConfig,
   tokenizer: preprocessing.Tokenizer | None,
-  training_config: pretraining.Config,
-  *,
-  do_lower_case: bool,
-  distribution: strategies.Config,
   checkpoint_dir: str,
 ) -> tuple[preprocessing.Tokenizer, dict[str, str]]:
-  """Pre-trains an encoder, or goes on with it, and leaves a checkpoint.
+  """Pre-trains an encoder and leaves a checkpoint of it.
+
+  Beside the checkpoints it writes `vocab.txt` and `encoder.yaml`. In a cluster
+  only the chief returns; the other workers exit.
 
   Args:
-    train_on: Text files, or `python_docs` alone.
-    config: Of the encoder. If the vocabulary is built, its `vocab_size` is the
-      greatest that is allowed, and is set to the one that there is.
-    tokenizer: The tokenizer; None: a vocabulary is built for it.
-    training_config: How to train.
-    do_lower_case: Of the vocabulary that is built.
-    distribution: How to distribute it, and in which precision. Of the processes
-      of a cluster only the chief gets beyond this function; the others end.
-    checkpoint_dir: Where the checkpoints are, the vocabulary, `vocab.txt`, and
-      at the end the config, `encoder.yaml`.
+    training: What to train on, and how.
+    config: The config of the encoder. Without a tokenizer its `vocab_size` is
+      an upper bound, and is set to the size of the vocabulary that is built.
+    tokenizer: The tokenizer. None builds a vocabulary of wordpieces.
+    checkpoint_dir: Where to write. Training resumes from the newest checkpoint
+      there.
 
   Returns:
-    The tokenizer, and what the card tells of the training.
+    The tokenizer, and rows for the model card that describe the training.
 
   Raises:
-    ExportError: The text cannot be read, what is in `checkpoint_dir` is of
-      another model, or what is asked of `distribution` cannot be had.
+    ExportError: The text cannot be read, the checkpoints in `checkpoint_dir`
+      are of another model, or the strategy is not available.
   """
-  # Workers other than the chief write elsewhere. They go on, too, from what
-  # there is now, when the chief has not yet begun.
-  own_dir = tempfile.TemporaryDirectory()
-  files = tf.io.gfile  # It may be in a bucket.
-  if distribution.strategy == "multi_worker_mirrored" and files.isdir(
-    checkpoint_dir
-  ):
+  with tempfile.TemporaryDirectory() as worker_dir:
+    if training.distribution.strategy == "multi_worker_mirrored":
+      _copy_for_worker(checkpoint_dir, worker_dir)
+    strategy = command_line.strategy(training.distribution)
+    if not strategies.is_chief(strategy):
+      checkpoint_dir = worker_dir
+    about = f"--train_on={','.join(training.train_on)}: "
+    with errors.of_input(OSError, ValueError, about=about):
+      corpus = (
+        datasets.python_docs()
+        if list(training.train_on) == [_PYTHON_DOCS]
+        else datasets.text_files(training.train_on)
+      )
+      if tokenizer is None:
+        tokenizer = _new_tokenizer(corpus, config, training)
+      tf_keras.utils.set_random_seed(training.config.seed)
+      with strategies.precision(training.distribution.mixed_precision):
+        with strategy.scope():
+          model = bert.pretrain_model(bert.core_model(config))
+        print(f"Training on {corpus.description}")
+        with strategies.cluster_errors():
+          accuracy = pretraining.train(
+            model,
+            corpus,
+            tokenizer,
+            training.config,
+            checkpoint_dir=checkpoint_dir,
+          )
+      hyperparams.save_params_dict_to_yaml(
+        config, os.path.join(checkpoint_dir, "encoder.yaml")
+      )
+    print(f"Accuracy on masked tokens of held-out text: {accuracy:.4f}")
+    command_line.end_unless_chief(strategy)
+  return tokenizer, _provenance(training, corpus, accuracy)
+
+
+def _copy_for_worker(checkpoint_dir: str, worker_dir: str) -> None:
+  """Copies the checkpoints that a worker other than the chief resumes from.
+
+  It writes to a directory of its own. The copy must precede the next checkpoint
+  of the chief.
+  """
+  files = tf.io.gfile  # The checkpoints may be in a bucket.
+  if files.isdir(checkpoint_dir):
     for name in files.listdir(checkpoint_dir):
-      files.copy(f"{checkpoint_dir}/{name}", f"{own_dir.name}/{name}")
-  strategy = command_line.strategy(distribution)
-  if not strategies.is_chief(strategy):
-    checkpoint_dir = own_dir.name
-  try:
-    corpus = (
-      datasets.python_docs()
-      if list(train_on) == ["python_docs"]
-      else datasets.text_files(train_on)
-    )
-    if tokenizer is None:
-      print(f"Building a vocabulary of {corpus.description}")
-      tokens = vocabulary.build(
-        corpus.train, bert.vocab_size(config), do_lower_case=do_lower_case
-      )
-      tokenizer = preprocessing.wordpiece_tokenizer(
-        tokens, do_lower_case=do_lower_case
-      )
-      config.get().override({"vocab_size": len(tokens)})
-    tf_keras.utils.set_random_seed(training_config.seed)
-    with strategies.precision(distribution.mixed_precision):
-      with strategy.scope():
-        model = bert.pretrain_model(bert.core_model(config))
-      print(f"Training on {corpus.description}")
-      with strategies.cluster_errors():
-        accuracy = pretraining.train(
-          model,
-          corpus,
-          tokenizer,
-          training_config,
-          checkpoint_dir=checkpoint_dir,
-        )
-    hyperparams.save_params_dict_to_yaml(
-      config, os.path.join(checkpoint_dir, "encoder.yaml")
-    )
-  except (OSError, ValueError) as e:
-    raise errors.ExportError(
-      f"--train_on={','.join(train_on)}: {' '.join(str(e).split())}"
-    ) from e
-  print(f"Masked tokens of held-out text that are predicted: {accuracy:.4f}")
-  command_line.end_unless_chief(strategy)
-  if not training_config.epochs:
-    return tokenizer, {"source": "not trained"}
-  return tokenizer, {
+      files.copy(f"{checkpoint_dir}/{name}", f"{worker_dir}/{name}")
+
+
+def _new_tokenizer(
+  corpus: datasets.Corpus, config: encoders.EncoderConfig, training: Training
+) -> preprocessing.Tokenizer:
+  """Builds a vocabulary of wordpieces; sets the `vocab_size` of the config."""
+  print(f"Building a vocabulary of {corpus.description}")
+  casing = {"do_lower_case": training.do_lower_case}
+  tokens = vocabulary.build(corpus.train, bert.vocab_size(config), **casing)
+  config.get().override({"vocab_size": len(tokens)})
+  return preprocessing.wordpiece_tokenizer(tokens, **casing)
+
+
+def _provenance(
+  training: Training, corpus: datasets.Corpus, accuracy: float
+) -> dict[str, str]:
+  """Returns rows for the model card that describe the training."""
+  config = training.config
+  if not config.epochs:
+    return {"source": "not trained"}
+  return {
     "trained on": corpus.description,
-    "masked tokens of held-out text that are predicted": f"{accuracy:.4f}",
-    "training": f"{training_config.epochs} epochs of"
-    f" {training_config.steps_per_epoch} steps of AdamW, batches of"
-    f" {training_config.batch_size} sequences of"
-    f" {training_config.seq_length} tokens, learning rate"
-    f" {training_config.learning_rate:g} falling to 0, masking rate"
-    f" {training_config.masking_rate:g}, seed {training_config.seed}, in"
-    f" {distribution.mixed_precision}",
+    "accuracy on masked tokens of held-out text": f"{accuracy:.4f}",
+    "training": f"{config.epochs} epochs of {config.steps_per_epoch} steps of"
+    f" AdamW, batches of {config.batch_size} sequences of {config.seq_length}"
+    f" tokens, learning rate {config.learning_rate:g} decaying to 0, masking"
+    f" rate {config.masking_rate:g}, seed {config.seed}, in"
+    f" {training.distribution.mixed_precision}",
   }
 
 
-def encoder_config(
-  encoder_config_file: str | None, bert_config_file: str | None, seq_length: int
-) -> encoders.EncoderConfig:
-  """Reads the config of an encoder.
-
-  Args:
-    encoder_config_file: The YAML of an `EncoderConfig`. Either this or
-      `bert_config_file`.
-    bert_config_file: A `bert_config.json`, as the first BERTs have.
-    seq_length: The length of sequences that it must be able to take.
-
-  Raises:
-    ExportError: The file is not such a config, or its position table is short.
-  """
-  try:
-    if encoder_config_file:
-      config = encoder_config_lib.from_yaml(encoder_config_file)
-    else:
-      config = encoder_config_lib.from_legacy_json(bert_config_file)
-  except ValueError as e:
-    file = encoder_config_file or bert_config_file
-    raise errors.ExportError(f"{file}: {e}.") from e
-  limit = bert.max_seq_length(config)
-  if seq_length > limit:
-    raise errors.ExportError(
-      f"--seq_length={seq_length} is past the encoder's position table, which"
-      f" has {limit} rows."
-    )
-  return config
-
-
 def define_flags() -> None:
-  """Defines the flags that say what to train, and how."""
+  """Defines the flags of the training, which `bert_flags` complete."""
   flags.DEFINE_list(
     "train_on",
     None,
-    "Pre-train the encoder on this text, and take no checkpoint. Paths of UTF-8"
-    " files, with commas between them, in which blank lines end documents; or"
-    " python_docs, the docstrings of Python's standard library.",
-  )
-  flags.DEFINE_string(
-    "encoder_config_file",
-    None,
-    "For an encoder: the YAML of Model Garden's EncoderConfig. Either this or"
-    " --bert_config_file.",
-  )
-  flags.DEFINE_string(
-    "bert_config_file",
-    None,
-    "For an encoder: its config as JSON, the format that came with BERT.",
-  )
-  flags.DEFINE_bool(
-    "do_lower_case",
-    None,
-    "Whether text is lowercased and stripped of accents, as it was when the"
-    " encoder was trained. It must be said.",
-  )
-  flags.DEFINE_integer(
-    "seq_length",
-    128,
-    "The length that the preprocessor packs to by default; with --train_on of"
-    " the sequences too.",
-    lower_bound=5,
-  )
-  flags.DEFINE_integer(
-    "seed",
-    0,
-    "Seed of random weights; with --train_on of all that is random in it.",
-  )
-  flags.register_validator(
-    "do_lower_case",
-    lambda value: value is not None,
-    "Say --do_lower_case or --nodo_lower_case.",
+    "Pre-train the encoder on this text instead of restoring a checkpoint:"
+    " comma-separated paths of UTF-8 files, in which blank lines separate"
+    f" documents; or {_PYTHON_DOCS}, the docstrings of Python's standard"
+    " library.",
   )
   flags.DEFINE_string(
     "checkpoint_dir",
     None,
-    "With --train_on: keep checkpoints in this directory, one for each epoch,"
-    " and beside them encoder.yaml and vocab.txt. Training goes on from the"
-    " newest one that is there.",
+    "With --train_on: keep a checkpoint of each epoch in this directory, with"
+    " encoder.yaml and vocab.txt. Training resumes from the newest checkpoint"
+    " there.",
   )
   strategies.define_flags("With --train_on: ")
   flags.adopt_module_key_flags(strategies)
-  flags.DEFINE_integer(
-    "epochs",
-    pretraining.Config.epochs,
-    "With --train_on: how many epochs to train; 0 keeps initial weights.",
-    lower_bound=0,
-  )
-  flags.DEFINE_integer(
-    "steps_per_epoch",
-    pretraining.Config.steps_per_epoch,
-    "With --train_on: steps in an epoch, whatever the length of the text.",
-    lower_bound=1,
-  )
-  flags.DEFINE_integer(
-    "batch_size",
-    pretraining.Config.batch_size,
-    "With --train_on: sequences in a step, on all devices together.",
-    lower_bound=1,
-  )
-  flags.DEFINE_float(
-    "learning_rate",
-    pretraining.Config.learning_rate,
-    "With --train_on: learning rate of AdamW at its highest.",
-    lower_bound=0.0,
-  )
-  flags.DEFINE_float(
-    "masking_rate",
-    pretraining.Config.masking_rate,
-    "With --train_on: share of the tokens to predict.",
-    lower_bound=0.01,
-    upper_bound=0.9,
-  )
+  for name, (lower, upper, meaning) in _NUMBERS.items():
+    is_float = isinstance(lower, float)
+    define = flags.DEFINE_float if is_float else flags.DEFINE_integer
+    default = getattr(pretraining.Config, name)
+    define(name, default, f"With --train_on: {meaning}.", lower, upper)
   flags.DEFINE_bool(
     "dropout",
     pretraining.Config.dropout,
-    "With --train_on: have the encoder's dropout active in the training."
-    " Without it models learn faster, until they overfit.",
+    "With --train_on: train with the encoder's dropout. Without it models learn"
+    " faster until they overfit.",
   )
   command_line.forbid_without(
-    "train_on",
-    [
-      "checkpoint_dir",
-      *strategies.FLAGS,
-      "epochs",
-      "steps_per_epoch",
-      "batch_size",
-      "learning_rate",
-      "masking_rate",
-      "dropout",
+    "train_on", ["checkpoint_dir", *strategies.FLAGS, *_NUMBERS, "dropout"]
+  )
+
+
+def training_from_flags() -> Training | None:
+  """Returns the training that the flags describe; None without --train_on."""
+  values = flags.FLAGS
+  if not values.train_on:
+    return None
+  return Training(
+    train_on=[
+      name if name == _PYTHON_DOCS else command_line.path(name)
+      for name in values.train_on
     ],
-  )
-
-
-def training_config() -> pretraining.Config:
-  """Returns what the flags say."""
-  values = flags.FLAGS
-  return pretraining.Config(
-    epochs=values.epochs,
-    steps_per_epoch=values.steps_per_epoch,
-    batch_size=values.batch_size,
-    seq_length=values.seq_length,
-    learning_rate=values.learning_rate,
-    masking_rate=values.masking_rate,
-    dropout=values.dropout,
-    seed=values.seed,
-  )
-
-
-def train_on() -> list[str] | None:
-  """Returns what the flag says."""
-  names = flags.FLAGS.train_on
-  return names and [
-    name if name == "python_docs" else command_line.path(name) for name in names
-  ]
-
-
-def main() -> None:
-  """Trains as the flags say, and leaves a checkpoint."""
-  values = flags.FLAGS
-  train(
-    train_on(),
-    encoder_config(
-      command_line.path(values.encoder_config_file),
-      command_line.path(values.bert_config_file),
-      values.seq_length,
+    config=pretraining.Config(
+      seq_length=values.seq_length,
+      seed=values.seed,
+      dropout=values.dropout,
+      **{name: values[name].value for name in _NUMBERS},
     ),
-    None,
-    training_config(),
     do_lower_case=values.do_lower_case,
     distribution=strategies.from_flags(),
     checkpoint_dir=command_line.path(values.checkpoint_dir),
   )
-  print(f"Trained: {values.checkpoint_dir}")
+
+
+def main() -> None:
+  """Trains as the flags say, and leaves a checkpoint."""
+  training = training_from_flags()
+  config = bert_flags.encoder_config_from_flags()
+  train(training, config, None, training.checkpoint_dir)
+  print(f"Trained: {flags.FLAGS.checkpoint_dir}")
 
 
 if __name__ == "__main__":
+  bert_flags.define_flags()
   define_flags()
   for needed in ("train_on", "checkpoint_dir"):
-    flags.register_validator(needed, bool, "It is needed.")
+    flags.register_validator(needed, bool, "It is required.")
   flags.register_multi_flags_validator(
     ["encoder_config_file", "bert_config_file"],
     lambda values: sum(map(bool, values.values())) == 1,

@@ -1,4 +1,4 @@
-"""Exports checkpoints as Model Garden writes them, and looks at the exports."""
+"""Exports checkpoints that Model Garden writes, and checks the exports."""
 
 import dataclasses
 import hashlib
@@ -23,12 +23,16 @@ import yaml
 
 from distribution import strategies
 from exporters import bert as exporter
+from exporters import bert_flags
+from exporters import bert_preprocessor
+from exporters import bert_pretraining
 from exporters.reusable import errors
+from exporters.reusable import exporting
 from models.nlp import bert
 from models.nlp import pretraining
 
 _ALL_TYPES = flags.DEFINE_bool(
-  "all_types", False, "Test all types of encoders, not the most used alone."
+  "all_types", False, "Test all types of encoders, not only the most common."
 )
 _EXPORTER = pathlib.Path("exporters/bert").absolute()
 
@@ -57,7 +61,7 @@ _SIZES = {
   "embedding_size": 16,
   "word_embed_size": 8,
   "intra_bottleneck_size": 16,
-  # Other than those of attention, which shall not be confused with them.
+  # Unlike the rates of attention, to tell the two apart.
   "dropout_rate": 0.1,
   "output_dropout": 0.1,
   "hidden_dropout_prob": 0.1,
@@ -75,7 +79,7 @@ _SENTENCES = [
   "how vexingly quick daft zebras jump over lazy brown foxes",
 ]
 
-# What a consumer sees, in a process without our code and Model Garden's.
+# A consumer, in a process without our code and without Model Garden.
 _CONSUMER = """
 import sys
 import numpy as np
@@ -189,13 +193,19 @@ def _hashes(directory):
 
 
 def _config(kind, **changes):
-  """Makes a small config: what the YAML says, and the object."""
+  """Makes a small config: the values for its YAML, and the object."""
   fields = dataclasses.fields(encoders.EncoderConfig(type=kind).get())
   sizes = {**_SIZES, **changes}
   values = {f.name: sizes[f.name] for f in fields if f.name in sizes}
   config = encoders.EncoderConfig(type=kind)
   config.override({kind: values})
   return {"type": kind, kind: values}, config
+
+
+def _from_fields(cls, values):
+  """Makes a dataclass from those values that it has fields for."""
+  names = {field.name for field in dataclasses.fields(cls)}
+  return cls(**{k: v for k, v in values.items() if k in names})
 
 
 def _randomized(model):
@@ -250,7 +260,7 @@ class BertTest(parameterized.TestCase):
     return str(path)
 
   def export(self, **kwargs):
-    """Exports in this process; returns the weights by their names."""
+    """Exports in this process; returns the encoder or preprocessor, loaded."""
     export_dir = self.directory / "export"
     shutil.rmtree(export_dir, ignore_errors=True)
     arguments = {
@@ -262,9 +272,24 @@ class BertTest(parameterized.TestCase):
       "pooler": "checkpoint",
       "seq_length": 16,
       "verification": "off",
+      "export_dir": str(export_dir),
       **kwargs,
     }
-    exporter.export(export_dir=str(export_dir), **arguments)
+    config, weights = None, None
+    if arguments["export_type"] != "preprocessing":
+      config = bert_flags.read_encoder_config(
+        arguments["encoder_config_file"],
+        arguments.get("bert_config_file"),
+        arguments["seq_length"],
+      )
+      weights = _from_fields(exporter.Weights, arguments)
+    exporter.export(
+      _from_fields(exporting.Options, arguments),
+      arguments["export_type"],
+      _from_fields(bert_preprocessor.Options, arguments),
+      config,
+      weights,
+    )
     path = (
       export_dir / "encoder"
       if (export_dir / "encoder").exists()
@@ -406,7 +431,7 @@ class BertTest(parameterized.TestCase):
       str(self.directory / "no_pooler")
     )
     self.assert_refused(
-      "has no pooler. Choose another value: next_sentence",
+      "--pooler=checkpoint: the checkpoint has no pooler. Choose another: next",
       checkpoint_path=path,
     )
     self.assert_same_weights(
@@ -449,12 +474,7 @@ class BertTest(parameterized.TestCase):
     self.assertNotIn("mlm", dir(export))
 
   def test_preprocessor_alone(self):
-    preprocessor = self.export(
-      export_type="preprocessing",
-      encoder_config_file=None,
-      checkpoint_path=None,
-      pooler=None,
-    )
+    preprocessor = self.export(export_type="preprocessing")
     np.testing.assert_array_equal(
       preprocessor(["The fox."], seq_length=6)["input_word_ids"],
       [[2, 57, 58, 60, 3, 0]],
@@ -470,12 +490,15 @@ class BertTest(parameterized.TestCase):
       export = self.export(
         checkpoint_path=None,
         vocab_file=None,
-        train_on=[text],
-        training_config=pretraining.Config(
-          epochs=epochs, steps_per_epoch=2, batch_size=4, seq_length=16
+        training=bert_pretraining.Training(
+          train_on=[text],
+          config=pretraining.Config(
+            epochs=epochs, steps_per_epoch=2, batch_size=4, seq_length=16
+          ),
+          do_lower_case=True,
+          distribution=strategies.Config("mirrored"),
+          checkpoint_dir=str(checkpoint_dir),
         ),
-        checkpoint_dir=str(checkpoint_dir),
-        distribution=strategies.Config("mirrored"),
         pooler="random",
       )
       newest = tf.train.latest_checkpoint(str(checkpoint_dir))
@@ -491,7 +514,7 @@ class BertTest(parameterized.TestCase):
       vocabulary,
     )
     self.assertLen(vocabulary.splitlines(), export.variables[0].shape[0])
-    # What is there can be exported without the text.
+    # Its checkpoint can be exported without the text.
     again = self.export(
       checkpoint_path=str(checkpoint_dir),
       encoder_config_file=str(checkpoint_dir / "encoder.yaml"),
@@ -506,8 +529,8 @@ class BertTest(parameterized.TestCase):
   def test_what_does_not_go_together(self):
     text = pathlib.Path(self.vocab_file).read_text()
     for name, changed, message in (
-      ("short", text.removesuffix(".\n"), "has 60 tokens, and the encoder's"),
-      ("long", text + "x y\n", "has 62 tokens, .*They are not of the same"),
+      ("short", text.removesuffix(".\n"), "has 60 tokens, but the encoder's"),
+      ("long", text + "x y\n", "has 62 tokens, .*a vocab_size of 61"),
       ("twice", text + "fox\n", "fox is in it twice, lines 59, 62"),
       ("special", text.replace("[MASK]", "[M]"), r"it lacks \[MASK\]"),
       ("cased", text.replace("fox", "Fox"), "does not go with --do_lower_case"),
@@ -557,7 +580,7 @@ class BertTest(parameterized.TestCase):
     sp_model_file = self.directory / "sentencepiece.model"
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(_SENTENCES * 9),
-      # Which is then told in the file, and must not be in the export.
+      # The file names this path, which must not be in the export.
       model_prefix=str(sp_model_file.with_suffix("")),
       vocab_size=36,
       pad_id=0,
@@ -609,7 +632,6 @@ class BertTest(parameterized.TestCase):
     graph = (directory / "preprocessor" / "saved_model.pb").read_bytes()
     self.assertNotIn(b"Assert", graph)
     for message, changed in (
-      ("tokens have no offsets", {"tokenize_with_offsets": True}),
       (
         "has 36 tokens, .*a vocab_size of 61",
         {"encoder_config_file": self.config_file},
@@ -656,6 +678,14 @@ class BertTest(parameterized.TestCase):
       (good[:4] + good[5:], "either --encoder_config_file=PATH or"),
       (good[:5], "An encoder needs --pooler, one of checkpoint, next_sent"),
       ([*good, "--export_type=preprocessing"], "neither"),
+      (
+        [*good[:2], *good[3:], "--sp_model_file=s", "--tokenize_with_offsets"],
+        "so its tokens have no offsets",
+      ),
+      (
+        [good[0], *good[2:5], "--train_on=t", "--pooler=checkpoint"],
+        "--train_on does not train a pooler",
+      ),
     ):
       result = _run(*arguments)
       self.assertEqual(result.returncode, 1, result)

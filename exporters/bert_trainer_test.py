@@ -1,4 +1,4 @@
-"""Exports what Model Garden's own trainer leaves behind, as it is."""
+"""Exports the directory of Model Garden's own trainer."""
 
 import json
 import os
@@ -16,7 +16,10 @@ import tensorflow as tf
 import tensorflow_hub as hub
 
 from exporters import bert
+from exporters import bert_flags
+from exporters import bert_preprocessor
 from exporters.reusable import errors
+from exporters.reusable import exporting
 from models.nlp import vocabulary
 
 _WORDS = [f"{a}{b}" for a in "bcdfg" for b in "aeiou"]
@@ -34,7 +37,7 @@ _STRATEGY = tf.distribute.OneDeviceStrategy("CPU:0")
 
 
 def _records():
-  """Yields what Model Garden's create_pretraining_data.py writes."""
+  """Yields records as Model Garden's create_pretraining_data.py writes them."""
   random = np.random.RandomState(0)
   for _ in range(64):
     features = {
@@ -63,7 +66,7 @@ class BertTrainerTest(tf.test.TestCase):
     return path
 
   def train(self, model_dir):
-    """Returns what Model Garden has trained, and its trainer."""
+    """Trains with Model Garden; returns the model and the trainer."""
     records = self.path("records")
     with tf.io.TFRecordWriter(records) as writer:
       for record in _records():
@@ -123,29 +126,37 @@ class BertTrainerTest(tf.test.TestCase):
     model_dir = self.path("model")
     model, trainer = self.train(model_dir)
     self.assertEndsWith(tf.train.latest_checkpoint(model_dir), f"-{_STEPS}")
-    arguments = {
-      "export_dir": self.path("export"),
-      "export_type": "all",
-      "do_lower_case": True,
-      "vocab_file": self.path("vocab.txt", "\n".join(_VOCABULARY)),
-      "encoder_config_file": self.path(
-        "encoder.yaml", json.dumps({"type": "bert", "bert": _SIZES})
-      ),
-      "checkpoint_path": model_dir,
-      "pooler": "checkpoint",
-      "seq_length": 16,
-      "verification": "off",
-    }
+    preprocessor_options = bert_preprocessor.Options(
+      do_lower_case=True,
+      vocab_file=self.path("vocab.txt", "\n".join(_VOCABULARY)),
+      seq_length=16,
+    )
+    yaml = json.dumps({"type": "bert", "bert": _SIZES})
+    config_file = self.path("encoder.yaml", yaml)
+
+    def export(weights):
+      bert.export(
+        exporting.Options(
+          export_dir=self.path("export"), overwrite=True, verification="off"
+        ),
+        "all",
+        preprocessor_options,
+        bert_flags.read_encoder_config(config_file, None, 16),
+        bert.Weights(
+          pooler="checkpoint", checkpoint_path=model_dir, weights=weights
+        ),
+      )
+
     with self.assertRaisesRegex(
       errors.ExportError,
       "has the raw weights and moving averages of them: say which",
     ):
-      bert.export(**arguments)
+      export(None)
     sentences = [" ".join(_WORDS[i : i + 9 - i]) for i in range(5)]
     names = ("pooled_output", "sequence_output", "mlm_logits")
     raw = {}
     for weights in ("raw", "average"):
-      bert.export(**arguments, weights=weights, overwrite=True)
+      export(weights)
       preprocessor = hub.load(self.path("export/preprocessor"))
       encoder = hub.load(self.path("export/encoder"))
       inputs = preprocessor(sentences)
@@ -155,7 +166,7 @@ class BertTrainerTest(tf.test.TestCase):
       actual = encoder.mlm(inputs)
       for name in names:
         self.assertAllClose(actual[name], expected[name], rtol=0, atol=1e-5)
-        # It is not that of another model.
+        # Outputs vary, so that those of another model would differ.
         self.assertGreater(np.std(expected[name]), 1e-3)
         if weights == "average":
           self.assertNotAllClose(actual[name], raw[name], atol=1e-3)

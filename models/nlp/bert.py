@@ -1,13 +1,14 @@
 """BERT and its relatives: an encoder, and the model that pre-trains it.
 
-The two are split from the start. The core model is the encoder, the piece that
-others build on; the pretrain model puts the heads of masked language modeling
-and next sentence prediction (Devlin et al., arXiv:1810.04805) on the same one.
-Both are built of Model Garden's own, `official.nlp`.
+The core model is the encoder, which others fine-tune. The pretrain model adds
+heads for masked language modeling and next sentence prediction (Devlin et al.,
+arXiv:1810.04805) to the same encoder. Both use the layers of Model Garden,
+`official.nlp`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 import warnings
 
@@ -23,36 +24,46 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
-# Their layers have matrices, or a choice of blocks, for one length alone.
+# Layers of these types have matrices, or select blocks, for one length only.
 _FIXED_SEQ_LENGTH = ("bigbird", "fnet", "sparse_mixer")
 
-# Model Garden's pretrainer hands them to its encoder, which has no such input.
+# Model Garden's pretrainer passes all its inputs to the encoder, which does not
+# take this one.
 warnings.filterwarnings(
   "ignore", r"Input dict contained keys \['masked_lm_positions'\]"
 )
 
-# In the order of Model Garden's lists of inputs.
+# A layer whose gradient takes a constant out of a traced function.
+POSITION_EMBEDDING = (
+  "official.nlp.modeling.layers.position_embedding.PositionEmbedding"
+)
+
+# In the order of Model Garden's encoders, for inputs in a list.
 INPUT_NAMES = ("input_word_ids", "input_mask", "input_type_ids")
 
 
 @autograph.off
 def core_model(encoder_config: encoders.EncoderConfig) -> tf_keras.Model:
-  """Builds an encoder with inputs and outputs by name.
+  """Builds an encoder with named inputs and outputs.
 
   Args:
-    encoder_config: Type and sizes of the encoder, one that takes BERT's inputs.
+    encoder_config: Type and sizes of the encoder, which must take the inputs of
+      BERT.
 
   Returns:
-    A Keras model from a dict of `INPUT_NAMES`, each int32
-    `[batch, seq_length]`, to a dict of `sequence_output`, float32
-    `[batch, seq_length, hidden_size]`; `pooled_output`, float32
-    `[batch, hidden_size]`; `default`, the same; and `encoder_outputs`, a list
-    of what each layer returns, shaped as `sequence_output`. Its attribute
-    `encoder` is Model Garden's encoder, which has all the variables, and
+    A Keras model. It takes a dict of `INPUT_NAMES`, each int32
+    `[batch, seq_length]`. It returns a dict:
+
+    - `sequence_output`, float32 `[batch, seq_length, hidden_size]`
+    - `pooled_output` and `default`, the same float32 `[batch, hidden_size]`
+    - `encoder_outputs`, a list of the outputs of all layers, of the shape of
+      `sequence_output`
+
+    Its attribute `encoder` is Model Garden's encoder, which has all variables;
     `encoder_config` is the argument.
 
   Raises:
-    ValueError: The encoder takes other inputs than BERT's.
+    ValueError: The encoder does not take the inputs of BERT.
   """
   if encoder_config.type == "xlnet":
     raise ValueError("its inputs are not those of BERT")
@@ -61,7 +72,7 @@ def core_model(encoder_config: encoders.EncoderConfig) -> tf_keras.Model:
     seq_length = max_seq_length(encoder_config)
   encoder = encoders.build_encoder(encoder_config)
   if getattr(encoder, "outputs", None) and seq_length is None:
-    # Its layers are traced already; to call it would trace them once more.
+    # Keras has traced its layers already. Calling it would trace them again.
     inputs = {tensor.name: tensor for tensor in encoder.inputs}
     outputs = encoder.output
   else:
@@ -86,15 +97,14 @@ def pretrain_model(
 
   Args:
     core: What `core_model` returns. The pretrain model shares its encoder.
-    next_sentence: Whether to have a head for next sentence prediction.
+    next_sentence: Whether to add a head for next sentence prediction.
 
   Returns:
     Model Garden's `BertPretrainerV2`, built. It takes the inputs of `core` and
-    `masked_lm_positions`, int32 `[batch, predictions]`, and returns a dict:
-    what the encoder returns; `mlm_logits`, float32
-    `[batch, predictions, vocab_size]`; and, if wanted, `next_sentence`, float32
-    logits `[batch, 2]`. `tf.train.Checkpoint(**model.checkpoint_items)` is how
-    Model Garden writes its checkpoints.
+    `masked_lm_positions`, int32 `[batch, predictions]`. It returns the outputs
+    of the encoder; `mlm_logits`, float32 `[batch, predictions, vocab_size]`;
+    and with `next_sentence` float32 logits of that name, `[batch, 2]`. Model
+    Garden writes `tf.train.Checkpoint(**model.checkpoint_items)`.
   """
   config = core.encoder_config.get()
   initializer = tf_keras.initializers.TruncatedNormal(
@@ -119,7 +129,7 @@ def pretrain_model(
     mlm_initializer=initializer,
     classification_heads=heads,
   )
-  # Calling it makes the variables of the heads.
+  # The call creates the variables of the heads.
   positions = tf_keras.Input([None], dtype=tf.int32)
   model({**core.input, "masked_lm_positions": positions})
   return model
@@ -143,17 +153,70 @@ def max_seq_length(encoder_config: encoders.EncoderConfig) -> int:
   )
 
 
-def attention_dropout_rate(encoder_config: encoders.EncoderConfig) -> float:
-  """Returns the rate of dropout of attention."""
-  return _first(
-    encoder_config,
-    "attention_dropout_rate",
-    "attention_dropout",
-    "attention_probs_dropout_prob",
+def with_checked_length(
+  inputs: Mapping[str, tf.Tensor], encoder_config: encoders.EncoderConfig
+) -> dict[str, tf.Tensor]:
+  """Adds ops that fail with a message if sequences are too long.
+
+  An Assert covers dynamic shapes at run time. A `tf.fill` of negative size
+  fails for static shapes, and under XLA, which drops Asserts; its name is the
+  message.
+
+  Args:
+    inputs: Inputs of a core model or pretrain model.
+    encoder_config: The config of its encoder.
+
+  Returns:
+    The same inputs.
+  """
+  limit = max_seq_length(encoder_config)
+  word_ids = inputs["input_word_ids"]
+  length = tf.shape(word_ids)[1]
+  within = tf.debugging.assert_less_equal(
+    length,
+    limit,
+    f"seq_length is past the position table of this encoder, which has {limit}"
+    " rows. Pack to a smaller seq_length.",
   )
+  # None in eager mode.
+  with tf.control_dependencies([within] if within is not None else []):
+    rows_left = tf.fill(
+      [limit - length],
+      0,
+      name=f"seq_length_is_past_the_position_table_which_has_{limit}_rows",
+    )
+  with tf.control_dependencies([rows_left]):
+    return {**inputs, "input_word_ids": tf.identity(word_ids)}
+
+
+def example_inputs(
+  encoder_config: encoders.EncoderConfig, spec: Mapping[str, tf.TensorSpec]
+) -> list[dict[str, tf.Tensor]]:
+  """Makes inputs of two sizes, with padding, of the names in a spec."""
+  examples = []
+  for batch_size, length in (3, 24), (1, 8):
+    seq_length = min(length, max_seq_length(encoder_config))
+    seq_length = spec["input_word_ids"].shape[1] or seq_length
+    below = {
+      "input_word_ids": vocab_size(encoder_config),
+      "input_mask": 2,
+      "input_type_ids": encoder_config.get().type_vocab_size,
+      "masked_lm_positions": seq_length,
+    }
+    example = {
+      name: tf.random.stateless_uniform(
+        [batch_size, seq_length], [i, 0], maxval=below[name], dtype=tf.int32
+      )
+      for i, name in enumerate(spec)
+    }
+    example["input_mask"] = tf.sequence_mask(
+      seq_length - 2 * tf.range(batch_size), seq_length, tf.int32
+    )
+    examples.append(example)
+  return examples
 
 
 def _first(encoder_config: encoders.EncoderConfig, *names: str) -> Any:
-  """Returns what the config of a type has under one of several names."""
+  """Returns a field of a config; its name depends on the type of encoder."""
   config = encoder_config.get()
   return next(getattr(config, name) for name in names if hasattr(config, name))

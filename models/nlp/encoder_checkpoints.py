@@ -1,0 +1,143 @@
+"""Restores text encoders from the checkpoints of Model Garden.
+
+Many checkpoints lack the pooler, the dense layer that makes the pooled output,
+because masked language modeling does not train it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from etils import epy
+
+from models.nlp import bert
+
+with epy.lazy_imports():
+  import numpy as np
+  import tensorflow as tf
+  import tf_keras
+
+# Sources of the pooler's weights.
+POOLERS = {
+  "checkpoint": "the encoder's own pooler in the checkpoint",
+  "next_sentence": "the pooler of the next sentence head in the checkpoint",
+  "random": "initial weights, to be fine-tuned",
+  "identity": "the identity, so that the pooled output is the sequence output"
+  " at the first token",
+}
+
+# Paths of what checkpoints have beside the encoder.
+_LEFT_OUT = (
+  "masked_lm",
+  "*.pooler_dense",
+  "*/masked_lm",
+  "*/classification_heads",
+  "optimizer",
+  "*/optimizer",
+  "global_step",
+)
+
+
+def restore(
+  core: tf_keras.Model,
+  restore_any: Callable[..., list[tf.Variable]],
+  *,
+  pooler_from: str,
+  with_mlm: bool | None,
+) -> tf_keras.Model | None:
+  """Restores an encoder, its pooler and the head of masked language modeling.
+
+  Args:
+    core: What `bert.core_model` returns.
+    restore_any: Restores one of several `tf.train.Checkpoint`, the structures
+      that the checkpoint may have. It ignores the paths `left_out`, and returns
+      those of the `optional` variables that the checkpoint lacks.
+    pooler_from: One of `POOLERS`.
+    with_mlm: Whether to restore the head; None restores it if it is there.
+
+  Returns:
+    The pretrain model of `core`; None without the head.
+
+  Raises:
+    ValueError: This encoder cannot have the head, or there is no such pooler.
+  """
+  if core.encoder_config.type == "funnel":
+    if with_mlm:
+      raise ValueError("it has no mlm: it returns fewer vectors than tokens.")
+    with_mlm = False
+  pooler = bert.pooler(core)
+  next_sentence = None
+  if pooler_from == "next_sentence":
+    with tf.name_scope("next_sentence/pooler_dense"):  # For errors.
+      next_sentence = _built_like(pooler)
+  pretrainer, masked_lm, of_masked_lm = None, None, set()
+  if with_mlm is not False:
+    pretrainer = bert.pretrain_model(core)
+    masked_lm = pretrainer.masked_lm
+    of_masked_lm = _refs(masked_lm.variables) - _refs(core.variables)
+  optional = [*pooler.variables]
+  if with_mlm is None:
+    optional += [ref.deref() for ref in of_masked_lm]
+  missing = _refs(
+    restore_any(
+      _structures(core.encoder, masked_lm, next_sentence),
+      left_out=_LEFT_OUT,
+      optional=optional,
+    )
+  )
+  if pooler_from == "next_sentence":
+    pooler.set_weights(next_sentence.get_weights())
+  elif pooler_from == "random":
+    pooler.set_weights(_built_like(pooler).get_weights())
+  elif pooler_from == "identity":
+    _make_identity(pooler)
+  elif missing & _refs(pooler.variables):
+    others = [f"{k} ({v})" for k, v in POOLERS.items() if k != pooler_from]
+    raise ValueError(
+      f"the checkpoint has no pooler. Choose another: {', '.join(others)}."
+    )
+  return None if missing & of_masked_lm else pretrainer
+
+
+def _structures(
+  encoder: tf_keras.layers.Layer,
+  masked_lm: tf_keras.layers.Layer | None,
+  next_sentence: tf_keras.layers.Dense | None,
+) -> list[tf.train.Checkpoint]:
+  """Returns the structures in which Model Garden saves an encoder and heads."""
+  heads = {}
+  if masked_lm:
+    heads["masked_lm"] = masked_lm
+  pretrainer = tf.train.Checkpoint(encoder_network=encoder, **heads)
+  if next_sentence:
+    heads["next_sentence.pooler_dense"] = next_sentence
+    pretrainer.classification_heads = [tf.train.Checkpoint(dense=next_sentence)]
+  return [
+    tf.train.Checkpoint(encoder=encoder, **heads),
+    tf.train.Checkpoint(pretrainer=pretrainer),
+    tf.train.Checkpoint(model=pretrainer),
+    tf.train.Checkpoint(model=encoder, **heads),
+  ]
+
+
+def _built_like(layer: tf_keras.layers.Dense) -> tf_keras.layers.Dense:
+  """Makes a layer of the same sizes, with initial weights."""
+  new = tf_keras.layers.Dense.from_config(layer.get_config())
+  new.build(layer.kernel.shape[:1])
+  return new
+
+
+def _make_identity(pooler: tf_keras.layers.Dense) -> None:
+  inputs, outputs = pooler.kernel.shape
+  if inputs != outputs:
+    raise ValueError(
+      f"the pooler has {inputs} inputs and {outputs} outputs, so it cannot be"
+      " the identity. Choose another value."
+    )
+  pooler.set_weights([np.eye(inputs), np.zeros(outputs)])
+  pooler.activation = tf_keras.activations.linear
+
+
+def _refs(variables: list[tf.Variable]) -> set:
+  """Returns references, which are hashable."""
+  return {v.ref() for v in variables}
