@@ -30,53 +30,39 @@ with epy.lazy_imports():
 flags.disclaim_key_flags()
 
 
+# Lower bound and help text of the flags that are fields of training.Config.
+_TRAINING_FLAGS = {
+  "epochs": (0, "epochs of training; 0 exports the initial weights."),
+  "batch_size": (1, "images in a step, on all devices together."),
+  "learning_rate": (0.0, "initial learning rate of Adam."),
+  "seed": (None, "seed of the initial weights, the order of images, dropout."),
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Training:
-  """How to train a classifier.
+class Weights:
+  """Where the weights of a classifier come from: a checkpoint or a training.
 
   Attributes:
-    train_on: Name of the data set, as `datasets.load` takes it.
-    config: How to train.
+    checkpoint_path: The checkpoint: the prefix of its files or a directory.
+    weights: `raw`, or `average` for the moving averages, if the checkpoint has
+      both.
+    train_on: Instead of a checkpoint, the data set to train on, as
+      `datasets.load` takes it.
+    training: How to train.
     distribution: How to distribute the training, and in which precision.
     checkpoint_dir: Where to keep the checkpoint of the trained classifier.
     backup_dir: Where to keep the state of the training until its end, as
       `training.train` takes it.
   """
 
-  train_on: str
-  config: training.Config = dataclasses.field(default_factory=training.Config)
+  checkpoint_path: str | None = None
+  weights: str | None = None
+  train_on: str | None = None
+  training: training.Config = dataclasses.field(default_factory=training.Config)
   distribution: strategies.Config = strategies.DEFAULT
   checkpoint_dir: str | None = None
   backup_dir: str | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Weights:
-  """Where weights come from: either a checkpoint or a training.
-
-  Attributes:
-    checkpoint_path: The checkpoint: the prefix of its files or a directory.
-    weights: `raw`, or `average` for the moving averages, if the checkpoint has
-      both.
-    training: How to train instead.
-
-  Raises:
-    ValueError: There are both or neither of `checkpoint_path` and `training`.
-  """
-
-  checkpoint_path: str | None = None
-  weights: str | None = None
-  training: Training | None = None
-
-  def __post_init__(self) -> None:
-    """Checks the arguments."""
-    if bool(self.checkpoint_path) == bool(self.training):
-      raise ValueError("Exactly one of checkpoint_path and training is needed.")
-
-  @property
-  def checkpoint_dir(self) -> str | None:
-    """Where the training keeps its checkpoint."""
-    return self.training and self.training.checkpoint_dir
 
   @property
   def description(self) -> str:
@@ -88,7 +74,7 @@ class Weights:
 
 def record(weights: Weights, options: exporting.Options) -> dict[str, Any]:
   """Returns what the report of the verification says of the weights."""
-  if weights.training or options.verification == "off":  # There is no report.
+  if weights.train_on or options.verification == "off":  # There is no report.
     return {}
   return {"checkpoint_sha256": checkpoints.sha256(weights.checkpoint_path)}
 
@@ -106,44 +92,25 @@ def define_flags() -> None:
     f" export it. One of {names} digits and digits_0_4 (the first five classes)"
     " come with scikit-learn; the others are downloaded.",
   )
-  defaults = training.Config()
   flags.DEFINE_string(
     "checkpoint_dir",
     None,
-    "Keep the checkpoint of the trained classifier in this directory, which"
-    " must not exist, or be empty; --overwrite replaces one that has a"
-    " checkpoint.",
+    "With --train_on: keep the checkpoint of the trained classifier in this"
+    " directory, which must not exist, or be empty; --overwrite replaces one"
+    " that has a checkpoint.",
   )
   flags.DEFINE_string(
     "backup_dir",
     None,
-    "Where to keep the state of the training after each epoch, until its end."
-    " After an interruption the same command resumes from there. All machines"
-    " must see it.",
+    "With --train_on: where to keep the state of the training after each epoch,"
+    " until its end. After an interruption the same command resumes from there."
+    " All machines must see it.",
   )
-  flags.DEFINE_integer(
-    "epochs",
-    defaults.epochs,
-    "Epochs of training; 0 exports the initial weights.",
-    lower_bound=0,
-  )
-  flags.DEFINE_integer(
-    "batch_size",
-    defaults.batch_size,
-    "Images in a step, on all devices together.",
-    lower_bound=1,
-  )
-  flags.DEFINE_float(
-    "learning_rate",
-    defaults.learning_rate,
-    "Initial learning rate of Adam.",
-    lower_bound=0.0,
-  )
-  flags.DEFINE_integer(
-    "seed",
-    defaults.seed,
-    "Seed of the initial weights, the order of the images and dropout.",
-  )
+  for name, (lower_bound, text) in _TRAINING_FLAGS.items():
+    default = getattr(training.Config, name)
+    is_float = isinstance(default, float)
+    define = flags.DEFINE_float if is_float else flags.DEFINE_integer
+    define(name, default, f"With --train_on: {text}", lower_bound=lower_bound)
   strategies.define_flags("With --train_on: ")
   flags.adopt_module_key_flags(strategies)
   flags.register_validator(
@@ -151,18 +118,9 @@ def define_flags() -> None:
     lambda name: name is None or datasets.is_name(name),
     f"It must be one of {names}",
   )
-  only_with_training = [
-    "checkpoint_dir",
-    "backup_dir",
-    *(field.name for field in dataclasses.fields(training.Config)),
-  ]
-  for name in only_with_training:
-    help_text = flags.FLAGS[name].help
-    flags.FLAGS[
-      name
-    ].help = f"With --train_on: {help_text[0].lower()}{help_text[1:]}"
   command_line.forbid_without(
-    "train_on", [*only_with_training, *strategies.FLAGS]
+    "train_on",
+    ["checkpoint_dir", "backup_dir", *_TRAINING_FLAGS, *strategies.FLAGS],
   )
   command_line.require_weights()
 
@@ -170,24 +128,14 @@ def define_flags() -> None:
 def weights() -> Weights:
   """Returns what the flags say of the weights."""
   values = flags.FLAGS
-  if not values.train_on:
-    return Weights(
-      checkpoint_path=command_line.path(values.checkpoint_path),
-      weights=values.weights,
-    )
   return Weights(
-    training=Training(
-      train_on=values.train_on,
-      config=training.Config(
-        **{
-          f.name: values[f.name].value
-          for f in dataclasses.fields(training.Config)
-        }
-      ),
-      distribution=strategies.from_flags(),
-      checkpoint_dir=command_line.path(values.checkpoint_dir),
-      backup_dir=command_line.path(values.backup_dir),
-    )
+    checkpoint_path=command_line.path(values.checkpoint_path),
+    weights=values.weights,
+    train_on=values.train_on,
+    training=training.Config(**{n: values[n].value for n in _TRAINING_FLAGS}),
+    distribution=strategies.from_flags(),
+    checkpoint_dir=command_line.path(values.checkpoint_dir),
+    backup_dir=command_line.path(values.backup_dir),
   )
 
 
@@ -199,7 +147,7 @@ Build = Callable[[int], tuple["tf.train.Checkpoint", "tf_keras.Model"]]
 def train(
   build: Build,
   image_shape: Sequence[int],
-  how: Training,
+  how: Weights,
   *,
   overwrite: bool = False,
 ) -> tuple[tf.train.Checkpoint, dict[str, str]]:
@@ -230,7 +178,7 @@ def train(
       )
     with errors.of_input(ConnectionError, ValueError):
       dataset = datasets.load(how.train_on, image_shape)
-    tf_keras.utils.set_random_seed(how.config.seed)
+    tf_keras.utils.set_random_seed(how.training.seed)
     with strategies.precision(how.distribution.mixed_precision):
       with strategy.scope():
         root, model = build(len(dataset.classes))
@@ -239,7 +187,7 @@ def train(
       )
       with strategies.cluster_errors():
         accuracy = training.train(
-          model, dataset, how.config, backup_dir=how.backup_dir
+          model, dataset, how.training, backup_dir=how.backup_dir
         )
     held_out = f"{accuracy:.4f} on {len(dataset.test):,} images held out"
     print(f"Test accuracy: {held_out}")
@@ -254,11 +202,11 @@ def train(
 
 
 def _provenance(
-  dataset: datasets.Dataset, how: Training, held_out: str
+  dataset: datasets.Dataset, how: Weights, held_out: str
 ) -> dict[str, str]:
   """Returns what the model card says of a training."""
   classes = {"classes": ", ".join(dataset.classes)}
-  config = how.config
+  config = how.training
   if not config.epochs:
     return {"source": "not trained", **classes}
   return {

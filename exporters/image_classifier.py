@@ -158,7 +158,7 @@ def export(
   """
   if config.endpoints and config.export_type == "classification":
     raise errors.ExportError("Endpoints come with the feature vector only.")
-  if weights.training and not config.experiment:
+  if weights.train_on and not config.experiment:
     small = f"{config.architecture.name}_small"
     config = dataclasses.replace(config, experiment=small)
   kinds = list(config.outputs)
@@ -171,8 +171,8 @@ def export(
         config.architecture, config.experiment, config.overrides
       )
     pieces, provenance = (
-      _trained(config, params, weights.training, options.overwrite)
-      if weights.training
+      _trained(config, params, weights, options.overwrite)
+      if weights.train_on
       else _restored(config, params, weights)
     )
     record = classifier_training.record(weights, options)
@@ -185,7 +185,7 @@ def export(
 def _trained(
   config: Config,
   params: config_definitions.ExperimentConfig,
-  training: classifier_training.Training,
+  weights: classifier_training.Weights,
   overwrite: bool,
 ) -> tuple[dict[str, tf_keras.Model], dict[str, str]]:
   """Trains the classifier; returns its pieces, and what the card says of it."""
@@ -197,7 +197,7 @@ def _trained(
     return tf.train.Checkpoint(model=model), _cut_one(config, model, ["logits"])
 
   trained, provenance = classifier_training.train(
-    build, params.task.model.input_size, training, overwrite=overwrite
+    build, params.task.model.input_size, weights, overwrite=overwrite
   )
   return _cut(config, trained.model), provenance
 

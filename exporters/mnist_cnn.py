@@ -84,12 +84,9 @@ def export(
       )
       return tf.train.Checkpoint(model=classifier), classifier
 
-    if weights.training:
+    if weights.train_on:
       trained, provenance = classifier_training.train(
-        build,
-        mnist_cnn.IMAGE_SHAPE,
-        weights.training,
-        overwrite=options.overwrite,
+        build, mnist_cnn.IMAGE_SHAPE, weights, overwrite=options.overwrite
       )
       extractor = trained.model.feature_extractor
     else:

@@ -286,7 +286,9 @@ def cut(
     if isinstance(layer, tf_keras.layers.Dense)
   )
   dropout = isinstance(model.layers[logits - 1], tf_keras.layers.Dropout)
-  outputs["feature_vector"] = model.layers[logits - 1 - dropout].get_output_at(-1)
+  outputs["feature_vector"] = model.layers[logits - 1 - dropout].get_output_at(
+    -1
+  )
   outputs["logits"] = model.layers[logits].get_output_at(-1)
   for name in names:
     if name not in outputs:

@@ -44,75 +44,53 @@ def train(
 ) -> float:
   """Trains a classifier, with a progress bar.
 
-  The images are shifted, turned and zoomed a little at random: features of
-  few classes then serve other classes better.
+  Images are shifted, rotated and zoomed a little at random: features of few
+  classes then serve other classes better.
 
   Args:
     model: From images to logits, `[batch, classes]`, built in the scope of the
       strategy to train with.
     dataset: What to train on.
     config: How to train.
-    backup_dir: Where to keep the state of the training after each epoch until
-      it is over. It goes on from the state that is there; the order of the
-      images is then not what it would have been.
+    backup_dir: Where to keep the state of the training after each epoch, until
+      its end. Training resumes from the state that is there, with the images in
+      another order than without the interruption.
 
   Returns:
     The accuracy on the images held out, in [0, 1].
   """
-  size = int(dataset.train.cardinality())
-  steps = -(-size // config.batch_size)
-  image, _ = dataset.train.element_spec
-  image_bytes = image.shape.num_elements() * image.dtype.size
   strategy = model.distribute_strategy
-  seed = config.seed
-  if strategies.is_asynchronous(strategy):
-    # Workers take batches of their own, with a seed all the same ones.
-    seed = None
-    tf.random.set_seed(None)
-  batches = (
-    dataset.train.shuffle(
-      min(size, max(1, _SHUFFLED_BYTES // image_bytes)), seed
-    )
-    .repeat()
-    # All of one size, as TPUs want them.
-    .batch(config.batch_size, drop_remainder=True)
-  )
-  first = []
-  if isinstance(strategy, tf.distribute.TPUStrategy):
-    batches = on_host(batches)
-  else:
-    with strategy.scope():
-      first = augmentation()
+  steps = -(-int(dataset.train.cardinality()) // config.batch_size)
+  batches = _training_batches(dataset.train, config, strategy)
+  on_host = isinstance(strategy, tf.distribute.TPUStrategy)
   with strategy.scope():
     trained = tf_keras.Sequential(
       [
-        *first,
+        *([] if on_host else augmentation()),
         model,
         # For the loss, whatever the precision of the rest.
         tf_keras.layers.Activation("linear", dtype="float32"),
       ]
     )
+    learning_rate = tf_keras.optimizers.schedules.CosineDecay(
+      config.learning_rate, max(steps * config.epochs, 1)
+    )
     trained.compile(
-      optimizer=tf_keras.optimizers.Adam(
-        tf_keras.optimizers.schedules.CosineDecay(
-          config.learning_rate,
-          max(steps * config.epochs, 1),
-        )
-      ),
+      optimizer=tf_keras.optimizers.Adam(learning_rate),
       loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
       weighted_metrics=["accuracy"],
     )
+  backup = tf_keras.callbacks.BackupAndRestore
   if config.epochs:
     trained.fit(
-      _for_each_worker(batches),
+      _for_each_worker(augmented_on_host(batches) if on_host else batches),
       epochs=config.epochs,
       steps_per_epoch=steps,
-      callbacks=(
-        [tf_keras.callbacks.BackupAndRestore(backup_dir)] if backup_dir else []
-      ),
+      callbacks=[backup(backup_dir)] if backup_dir else [],
       # A bar on a terminal; in a log a line for each epoch.
       verbose=1 if sys.stdout.isatty() else 2,
     )
+  # Repeated images of weight 0 fill the last batch.
   test = dataset.test.map(lambda image, label: (image, label, 1.0))
   filling = test.repeat().take(-len(dataset.test) % config.batch_size)
   filling = filling.map(lambda image, label, _: (image, label, 0.0))
@@ -120,8 +98,24 @@ def train(
   return strategies.evaluate(trained, _for_each_worker(test))
 
 
+def _training_batches(
+  images: tf.data.Dataset, config: Config, strategy: tf.distribute.Strategy
+) -> tf.data.Dataset:
+  """Returns shuffled batches without end, all of the same size."""
+  seed = config.seed
+  if strategies.is_asynchronous(strategy):
+    # Workers draw their own batches. With a seed all would draw the same.
+    seed = None
+    tf.random.set_seed(None)
+  image, _ = images.element_spec
+  most = _SHUFFLED_BYTES // (image.shape.num_elements() * image.dtype.size)
+  size = int(images.cardinality())
+  shuffled = images.shuffle(min(size, max(1, most)), seed)
+  return shuffled.repeat().batch(config.batch_size, drop_remainder=True)
+
+
 def augmentation() -> list[tf_keras.layers.Layer]:
-  """Returns layers that shift, turn and zoom images a little in training."""
+  """Returns layers that shift, rotate and zoom images a little in training."""
   # Positions in an image need the precision.
   options = {"fill_mode": "constant", "dtype": "float32"}
   return [
@@ -131,7 +125,7 @@ def augmentation() -> list[tf_keras.layers.Layer]:
   ]
 
 
-def on_host(batches: tf.data.Dataset) -> tf.data.Dataset:
+def augmented_on_host(batches: tf.data.Dataset) -> tf.data.Dataset:
   """Augments images where they are read: TPUs cannot turn them.
 
   Args:

@@ -62,7 +62,7 @@ class TrainingTest(tf.test.TestCase):
   def test_what_is_augmented_on_the_host_has_fixed_shapes(self):
     images = tf.random.uniform([8, 28, 28, 1])
     batches = tf.data.Dataset.from_tensors((images, tf.range(8)))
-    batches = training.on_host(batches.repeat(2))
+    batches = training.augmented_on_host(batches.repeat(2))
     self.assertEqual(batches.element_spec[0].shape, images.shape)
     self.assertEqual(batches.element_spec[0].dtype, tf.float32)
     (first, _), (second, _) = batches
