@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.framework import graph_pb2
 
 from exporters.conformance import graphs
 from exporters.reusable import observation
+from exporters.reusable.private_api import graph_pb2
 
 # Operands that XLA must know when it compiles, by op: what TensorFlow's kernels
 # for XLA register as CompileTimeConstantInput. -1 is the last operand.
