@@ -101,7 +101,7 @@ def takes_one_input(subject: Subject) -> findings.Finding:
 
 
 def has_modes(subject: Subject) -> findings.Finding:
-  """`training` is False by default, and has effect, where the modes differ."""
+  """If training and inference differ, `training` selects one; default False."""
   if "training" not in subject.parameters:
     if subject.batch_norms:
       return findings.failed(
@@ -116,7 +116,7 @@ def has_modes(subject: Subject) -> findings.Finding:
   default = subject.parameters["training"]
   if default is not False:
     return findings.failed(
-      f"`training` is {default!r} where the consumer says nothing.",
+      f"The default of `training` is {default!r}.",
       "Make False its default.",
     )
   structures = [trace.structured_outputs for trace in subject.traces]
@@ -130,36 +130,42 @@ def has_modes(subject: Subject) -> findings.Finding:
       )
   if subject.is_text:
     return findings.passed("`training` is named, and False by default")
-  training = {"training": True}
-  moved = _moved(subject, training)
-  if subject.batch_norms and not moved:
+  if subject.batch_norms and not _moves_averages(subject):
     return findings.failed(
       "No moving average of batch normalization"
       f" ({subject.batch_norms[0].name} …) moves in a call with training=True:"
       " the layers are frozen in the graph.",
-      "Trace the call with training=True handed on to them.",
+      "Pass `training` on to the layers when tracing.",
     )
-  if not moved and not subject.differ(training, {"training": False}):
-    return findings.failed(
-      "training=True changes neither outputs nor variables.",
-      "Hand it on to the layers when tracing; leave it out of the signature"
-      " if the model has no modes.",
+  # A rate may be 0 by default, and have effect in training only.
+  changed = {
+    name: observation.changed(default)
+    for name, default in subject.hyperparameters.items()
+    if default is not subject_lib.NO_DEFAULT
+  }
+  if any(
+    subject.differ({**values, "training": True}, {**values, "training": False})
+    for values in ({}, changed)
+  ):
+    return findings.passed(
+      "`training` is named, False by default, and has effect"
     )
   return findings.passed(
-    "`training` is named, False by default, and has effect"
+    "`training` is False by default and changes nothing: the model has no"
+    " batch normalization, and no modes that show. Dropout that was left out"
+    " of both modes would not show"
   )
 
 
-def _moved(subject: Subject, arguments: Mapping[str, Any]) -> list[str]:
-  """Calls a model; returns names of averages that it changed, for a while."""
+def _moves_averages(subject: Subject) -> bool:
+  """Tells whether training moves averages; restores their values."""
   before = [v.numpy() for v in subject.batch_norms]
   with subject.unchanged():
-    subject.model(subject.example(), **arguments)
-    return [
-      v.name
+    subject.model(subject.example(), training=True)
+    return any(
+      not np.array_equal(v.numpy(), old)
       for v, old in zip(subject.batch_norms, before, strict=True)
-      if not np.array_equal(v.numpy(), old)
-    ]
+    )
 
 
 def has_traces(subject: Subject) -> findings.Finding:

@@ -1,12 +1,14 @@
-"""Breaks each rule once, or oftener, and looks whether it is found there."""
+"""Breaks each rule at least once, and tests that it is found there."""
 
 import os
 import pathlib
+from unittest import mock
 
 from absl.testing import parameterized
 import tensorflow as tf
 
 from exporters.conformance import findings
+from exporters.conformance import of_all
 from exporters.conformance import rules
 from exporters.conformance import subject as subject_lib
 
@@ -132,12 +134,45 @@ def _standing_batch_norm(directory):
   _write(root, directory)
 
 
-def _training_without_effect(directory):
-  root = _lists(tf.train.Checkpoint(), [])
-  root.__call__ = tf.function(lambda x, training=False: x)
+def _two_modes(directory, call, *specs, variables=()):
+  root = _lists(tf.train.Checkpoint(), list(variables))
+  root.__call__ = tf.function(call)
   for training in (False, True):
-    root.__call__.get_concrete_function(_VECTORS, training)
+    root.__call__.get_concrete_function(_VECTORS, training, *specs)
   _write(root, directory)
+
+
+def _without_modes(directory):
+  _two_modes(directory, lambda x, training=False: 2.0 * x)
+
+
+def _dropout_off_by_default(directory):
+  def call(inputs, training=False, rate=0.0):
+    return tf.nn.dropout(inputs, rate) if training else inputs
+
+  _two_modes(directory, call, _SCALAR)
+
+
+def _branch(directory):
+  kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
+
+  def call(inputs, training=False):
+    x = inputs @ kernel
+    with tf.name_scope("my_layer"):
+      return tf.cond(tf.reduce_sum(x) > 0.0, lambda: x**3, lambda: 2.0 * x)
+
+  _two_modes(directory, call, variables=[kernel])
+
+
+def _without_kernel(directory):
+  """Writes a model with an op that has a gradient and no kernel for XLA."""
+  kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
+
+  def call(inputs):
+    with tf.name_scope("my_layer"):
+      return tf.strings.to_number(tf.strings.as_string(inputs)) @ kernel
+
+  _plain(directory, call, _VECTORS, variables=[kernel])
 
 
 class _Module(tf.Module):
@@ -360,7 +395,6 @@ _BROKEN = (
   ("R2", _two_inputs, "y must be given beside the input"),
   ("R3", _frozen_batch_norm, "no argument `training`"),
   ("R3", _standing_batch_norm, r"No moving average .* moves"),
-  ("R3", _training_without_effect, "changes neither outputs nor variables"),
   ("R4", _of(_image, trace_training=False), "'training': True.* fails"),
   ("R5", _module, "uses kernel:0, which `variables` lacks.*in silence"),
   ("R5", _no_trainable_variables, "train nothing, in silence"),
@@ -401,6 +435,8 @@ _BROKEN = (
   ),
   ("R13", _of(_image, card="trainable=True"), "regularization in the opt"),
   ("R14", _of(_image, keepdims=False), r"gradient of Mean \(Mean in "),
+  ("R14", _branch, r"refuses .* gradient of StatelessIf \(my_layer/cond"),
+  ("R14", _without_kernel, r"refuses .* no kernel for AsString \(.*my_layer/"),
   (
     "I1",
     _of(_image, spec=tf.TensorSpec([None, None, None, 3], tf.uint8)),
@@ -484,6 +520,27 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     not_passed = {n: f for n, f in verdicts.items() if f.verdict not in allowed}
     # Of these nothing is to be seen where there is nothing.
     self.assertContainsSubset(not_passed, {"R6", "R11", "I3"})
+
+  @parameterized.parameters(
+    (_without_modes, "changes nothing: .* would not show"),
+    (_dropout_off_by_default, "has effect"),
+  )
+  def test_training_need_not_change_anything(self, build, words):
+    finding = of_all.has_modes(self.subject(build))
+    self.assertEqual(finding.verdict, findings.PASS, finding)
+    self.assertRegex(finding.text, words)
+
+  @parameterized.parameters(
+    ("raise SystemExit('boom')", "with status 1: boom"),
+    ("import os; os.kill(os.getpid(), 9)", "with status -9"),
+  )
+  def test_compilation_that_crashes_is_not_decidable(self, program, words):
+    subject = self.subject(_branch)
+    file = self.create_tempfile(content=program).full_path
+    with mock.patch.object(of_all.compiled_step, "__file__", file):
+      finding = of_all.compiles_once(subject)
+    self.assertEqual(finding.verdict, findings.NOT_DECIDABLE, finding)
+    self.assertRegex(finding.text, words)
 
   def test_every_rule_has_been_broken(self):
     self.assertEqual(
