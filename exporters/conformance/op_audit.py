@@ -9,10 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import os
 import pathlib
 
-from tensorflow.core.framework import node_def_pb2
-from tensorflow.core.protobuf import meta_graph_pb2
-
 from exporters.reusable import graphs
+from exporters.reusable.private_api import meta_graph_pb2
+from exporters.reusable.private_api import node_def_pb2
 
 Nodes = Sequence[node_def_pb2.NodeDef]
 

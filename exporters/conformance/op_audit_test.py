@@ -4,10 +4,10 @@ import os
 
 from absl.testing import parameterized
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
 import tensorflow_text
 
 from exporters.conformance import op_audit
+from exporters.reusable.private_api import saved_model_pb2
 
 _TEXT = tf.TensorSpec([], tf.string)
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from google.protobuf import message
 import tensorflow as tf
-from tensorflow.core.protobuf import meta_graph_pb2
-from tensorflow.core.protobuf import saved_model_pb2
 
 from exporters.conformance import op_audit
 from exporters.reusable import errors
 from exporters.reusable import observation
+from exporters.reusable.private_api import meta_graph_pb2
+from exporters.reusable.private_api import saved_model_pb2
 
 # Ops of a graph that drop units, or make noise.
 RANDOM = re.compile(r"(Stateless)?(Random|TruncatedNormal|Multinomial)")

@@ -10,12 +10,8 @@ from typing import Any
 
 import tensorflow as tf
 
-# Not part of the documented API, which tells of a checkpoint no more than the
-# shortest path to each value. One variable may have several: a layer is an
-# attribute and also one of its model's layers.
-from tensorflow.core.protobuf import trackable_object_graph_pb2
-
 from exporters.reusable import errors
+from exporters.reusable.private_api import trackable_object_graph_pb2
 
 Graph = trackable_object_graph_pb2.TrackableObjectGraph
 

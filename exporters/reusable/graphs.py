@@ -3,9 +3,9 @@
 from collections.abc import Collection, Iterator, Mapping, Sequence
 import dataclasses
 
-from tensorflow.core.framework import function_pb2
-from tensorflow.core.framework import graph_pb2
-from tensorflow.core.framework import node_def_pb2
+from exporters.reusable.private_api import function_pb2
+from exporters.reusable.private_api import graph_pb2
+from exporters.reusable.private_api import node_def_pb2
 
 Function = function_pb2.FunctionDef
 Node = node_def_pb2.NodeDef

@@ -16,16 +16,13 @@ import re
 from typing import Any
 
 import tensorflow as tf
-
-# Private: what was traced anywhere else is traced once more when it is saved,
-# and holds on to memory. The public API only saves.
-from tensorflow.python.saved_model import save_context
 import tf_keras
 
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters as hyperparameters_lib
 from exporters.reusable import layer_calls as layer_calls_lib
 from exporters.reusable import layer_norm
+from exporters.reusable import private_api
 from exporters.reusable import slimming
 from exporters.reusable import xla
 
@@ -196,9 +193,7 @@ def signature(
     A function for `save`, from named Tensors to a dict of Tensors.
   """
   named_spec = _named(input_spec)
-  parameters = inspect.signature(
-    reusable_object.__call__.python_function
-  ).parameters
+  parameters = inspect.signature(reusable_object.__call__).parameters
 
   def serve(*inputs):
     outputs = reusable_object.__call__(
@@ -214,7 +209,7 @@ def signature(
       return {output_name: outputs}
     return {key: out for key, out in outputs.items() if tf.is_tensor(out)}
 
-  with _as_in_a_save():
+  with private_api.as_in_a_save():
     return tf.function(
       serve, input_signature=tf.nest.flatten(named_spec)
     ).get_concrete_function()
@@ -261,7 +256,7 @@ def save(
       " of no use to others: take it out."
     )
   try:
-    with _by_identity():
+    with private_api.tensors_equal_by_identity():
       tf.saved_model.save(root, export_dir, signatures=dict(signatures))
   except (AssertionError, KeyError) as e:
     # How TensorFlow reports resources that it cannot reach from `root`.
@@ -271,25 +266,6 @@ def save(
       f" {' '.join(str(e.args[0]).split())}"
     ) from e
   slimming.slim(export_dir)
-
-
-@contextlib.contextmanager
-def _by_identity() -> Iterator[None]:
-  """Lets `==` tell whether two Tensors are the same one.
-
-  TensorFlow looks for the inputs of gradients in lists of hundreds of Tensors,
-  and its own `==` asks a lot before it comes to this answer.
-  """
-  tf.compat.v1.disable_tensor_equality()
-  try:
-    yield
-  finally:
-    tf.compat.v1.enable_tensor_equality()
-
-
-def _as_in_a_save() -> contextlib.AbstractContextManager[None]:
-  """Makes TensorFlow trace what its save then takes as it is."""
-  return save_context.save_context(tf.saved_model.SaveOptions())
 
 
 def _has_training(
@@ -461,9 +437,7 @@ def _traceable(
   """
 
   def traced(inputs: Any, *values: Any) -> Any:
-    # With a seed that this process has set, all consumers, and all replicas of
-    # one, would drop the same units.
-    tf.compat.v1.get_default_graph().seed = None
+    private_api.forget_seed()
     arguments = dict(zip(model.defaults, values, strict=True))
     if _is_other_form(inputs, model.input_spec):
       return function(_converted(inputs, model.input_spec), **arguments)
@@ -494,7 +468,7 @@ def _trace(
   """Traces a function for a form of the input, in each mode."""
   losses = len(getattr(model.model, "losses", ()))
   specs = {h.name: h.spec for h in model.hyperparameters}
-  with _as_in_a_save():
+  with private_api.as_in_a_save():
     traces = [
       function.get_concrete_function(_named(spec), **mode, **specs)
       for mode in (
@@ -635,7 +609,9 @@ def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:
   inputs.
   """
   results = {output.op for output in trace.outputs}
-  results.update(trace.graph.control_outputs)
+  results.update(
+    op for op in trace.graph.get_operations() if op.op_def.is_stateful
+  )
   seen = set()
   waiting = list(tensor.consumers())
   while waiting:

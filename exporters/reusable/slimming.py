@@ -11,15 +11,12 @@ import os
 import pathlib
 from typing import Any
 
-from tensorflow.core.framework import function_pb2
-from tensorflow.core.framework import graph_pb2
-from tensorflow.core.framework import node_def_pb2
-from tensorflow.core.framework import types_pb2
-from tensorflow.core.protobuf import saved_model_pb2
-
-# Private: the public API reads fingerprints, and writes one only when it saves.
-# That one is of the file as it was before, and would be wrong.
-from tensorflow.python.saved_model import fingerprinting_utils
+from exporters.reusable import private_api
+from exporters.reusable.private_api import function_pb2
+from exporters.reusable.private_api import graph_pb2
+from exporters.reusable.private_api import node_def_pb2
+from exporters.reusable.private_api import saved_model_pb2
+from exporters.reusable.private_api import types_pb2
 
 # Have no effect that a caller would have to wait for.
 _WITHOUT_EFFECT = ("Identity", "NoOp", "ReadVariableOp")
@@ -73,7 +70,7 @@ def slim(export_dir: str) -> None:
     for tensor in captured:
       tensor.name = renamed[tensor.concrete_function](tensor.name)
   path.write_bytes(saved_model.SerializeToString(deterministic=True))
-  fingerprinting_utils.write_fingerprint(export_dir)
+  private_api.write_fingerprint(export_dir)
 
 
 def _remove_unused_reads(graph: graph_pb2.GraphDef) -> None:

@@ -4,10 +4,10 @@ import shutil
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.core.protobuf import saved_model_pb2
 import tf_keras
 
 from exporters.reusable import slimming
+from exporters.reusable.private_api import saved_model_pb2
 
 
 def _functions(export_dir):

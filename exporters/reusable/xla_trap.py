@@ -12,9 +12,9 @@ every new batch and every update of the variables need another compilation.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from tensorflow.core.framework import graph_pb2
 
 from exporters.reusable import graphs
+from exporters.reusable.private_api import graph_pb2
 
 # Operands that XLA needs at compile time, by op: what TensorFlow's XLA kernels
 # register as CompileTimeConstantInput. -1 is the last operand.
