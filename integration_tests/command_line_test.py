@@ -1,0 +1,50 @@
+"""The help of all programs."""
+
+import os
+import re
+import subprocess
+import sys
+
+from absl import flags
+from absl.testing import absltest
+
+_PROGRAMS = flags.DEFINE_list("programs", None, "The programs.")
+
+
+def _flags(program, argument, module="[^:]*"):
+  """Returns the flags in the help of the modules that match."""
+  result = subprocess.run([program, argument], capture_output=True, text=True)
+  return {
+    flag
+    for name, text in re.findall(
+      r"^(\S+):\n((?:  .*\n|\n)+)", result.stdout, re.MULTILINE
+    )
+    if re.fullmatch(module, name)
+    for flag in re.findall(r"^  --(?:\[no\])?(\w+):", text, re.MULTILINE)
+  }
+
+
+class HelpTest(absltest.TestCase):
+  def test_help_lists_all_flags_of_the_program(self):
+    self.assertNotEmpty(_PROGRAMS.value)
+    for program in _PROGRAMS.value:
+      with self.subTest(os.path.basename(program)):
+        actual = _flags(os.path.abspath(program), "--help")
+        everything = _flags(
+          os.path.abspath(program), "--helpfull", r"(?!absl\.)[^:]*"
+        )
+        self.assertEqual(actual, everything)
+        self.assertContainsSubset(
+          {
+            *("saved_model_dir", "output_saved_model_dir", "backup_dir"),
+            *("strategy", "tpu", "num_gpus", "mixed_precision"),
+            *("dataset", "retrain", "epochs", "batch_size", "learning_rate"),
+            *("dropout_rate", "regularization_loss_multiplier"),
+          },
+          actual,
+        )
+
+
+if __name__ == "__main__":
+  sys.stdout.reconfigure(line_buffering=True)
+  absltest.main()
