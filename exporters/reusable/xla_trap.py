@@ -12,7 +12,6 @@ every new batch and every update of the variables need another compilation.
 
 from collections.abc import Iterator, Mapping, Sequence
 
-
 from exporters.reusable import graphs
 from exporters.reusable.private_api import graph_pb2
 
