@@ -301,6 +301,7 @@ def _piece(
     hyperparameters=hyperparameters.of_model(model),
     layer_calls={
       _STOCHASTIC_DEPTH: stochastic_depth.without_branch,
+      **architecture.layer_calls,
       **dict.fromkeys(architecture.own_gradients, xla.with_own_gradient),
     },
     autograph=False,
@@ -337,8 +338,7 @@ def _card(
     name=f"{title} {kind.replace('_', ' ')}",
     description=f"{architecture.description}, cut out of the classifier that"
     f" was trained. {_DESCRIPTIONS[kind]} It was trained with images of"
-    f" {height} by {width} pixels, and takes others of 32 by 32 pixels and"
-    " more, square or not.",
+    f" {height} by {width} pixels, and takes {architecture.sizes}.",
     meanings={
       "images": "RGB in [0, 1]; the model normalizes them itself",
       "feature_vector": "features of each image, averaged over it",

@@ -32,7 +32,7 @@ IMAGE_CLASSIFIERS = {
         variant = _BACKBONE + "resnet.stochastic_depth_drop_rate=0.2" + _DROPOUT,
     ),
     "revnet": struct(
-        endpoints = "2,3,4,5",
+        endpoints = "2,3,4",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate",
         variant = "task.model.dropout_rate=0.2",

@@ -66,6 +66,7 @@ class Architecture:
       table in the backbone's module that has all variants.
     title: Name of the model; `{…}` stands for fields of the backbone's config.
     description: A noun phrase for the model card, with the source.
+    sizes: What sizes of images it takes, for the card.
     experiment: Name of the experiment that is the default for checkpoints.
     small: What to change in the config of its model so that it trains in about
       a minute on images of 32 by 32 pixels. `NAME_small` is that experiment.
@@ -73,9 +74,11 @@ class Architecture:
     any_size: Makes the classifier that `official.vision` builds for images of
       one size into one for images of any size, with the same layers. None: it
       builds one for any size.
-    own_gradients: Qualified names of the classes of its layers whose gradient
+    own_gradients: Qualified names of classes of its layers whose gradient
       needs a compile-time constant of the forward pass (see
       `exporters/reusable/xla.py`).
+    layer_calls: For qualified names of classes of its layers, a function from
+      such a layer to the `call` that is exported in place of its own.
   """
 
   name: str
@@ -88,8 +91,12 @@ class Architecture:
   experiments: Mapping[str, Experiment] = dataclasses.field(
     default_factory=dict
   )
+  sizes: str = "others of 32 by 32 pixels and more, square or not"
   any_size: Callable[[tf_keras.Model], tf_keras.Model] | None = None
   own_gradients: Sequence[str] = ()
+  layer_calls: Mapping[str, Callable[[Any], Callable[..., Any]]] = (
+    dataclasses.field(default_factory=dict)
+  )
 
 
 def experiment(architecture: Architecture, name: str | None) -> Experiment:
