@@ -1,18 +1,21 @@
-r"""Judges a SavedModel, from anyone, by the rules of reusable SavedModels.
+r"""Checks a SavedModel, from anyone, by the rules of reusable SavedModels.
 
   bazel run //exporters:check -- --saved_model_dir=DIR
 
-A SavedModel is a program. Its ops are looked at before anything of it is run,
-and one with ops that a model has no need of is not loaded, unless you say
---trust. The exit status is 1 where a rule that is a must is broken.
+A SavedModel is a program. Its ops are examined before it is loaded, and one
+with ops that models do not need is loaded with --trust only. The exit status is
+1 if a rule of level must is broken, or a rule of --excepted_rules is not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
+import dataclasses
 import json
 import os
 import pathlib
 import sys
+from typing import Any
 
 from absl import flags
 from etils import epy
@@ -27,9 +30,17 @@ with epy.lazy_imports():
   from exporters.conformance import rules
   from exporters.conformance import subject as subject_lib
 
+# The names of `rules.RULES`, here to check flags without TensorFlow.
+RULE_NAMES = (
+  "S1",
+  *(f"R{i}" for i in range(1, 15)),
+  *(f"I{i}" for i in range(1, 6)),
+  *(f"T{i}" for i in range(1, 7)),
+)
 _MARKS = {
   "pass": "✓",
   "fail": "✗",
+  "excepted": "~",
   "not applicable": "-",
   "not decidable": "?",
 }
@@ -40,24 +51,28 @@ def check(
   saved_model_dir: str,
   trust: bool = False,
   strict: bool = False,
+  excepted_rules: Collection[str] = (),
   as_json: bool = False,
   html_file: str | None = None,
 ) -> bool:
-  """Judges a SavedModel, and prints a line for each rule.
+  """Checks a SavedModel and prints a line for each rule.
 
   Args:
-    saved_model_dir: Its directory.
-    trust: Load it whatever its ops are.
-    strict: Whether advice is to be kept too, and nothing left undecided.
-    as_json: Print JSON instead.
-    html_file: Where to write a page, if anywhere.
+    saved_model_dir: The directory of the SavedModel.
+    trust: Whether to load it even if its ops are suspicious.
+    strict: Whether rules of level should must be kept too, and every rule be
+      decidable.
+    excepted_rules: Names of rules that the SavedModel does not keep, and need
+      not.
+    as_json: Whether to print JSON instead.
+    html_file: Where to write a page of HTML. None: nowhere.
 
   Returns:
-    Whether nothing is broken that must not be.
+    Whether all rules are kept that must be.
 
   Raises:
-    ExportError: There is no SavedModel that can be loaded, or no place for the
-      page.
+    ExportError: No SavedModel can be loaded, the directory of `html_file` does
+      not exist, or an excepted rule is kept or does not apply.
   """
   if html_file and not os.path.isdir(os.path.dirname(html_file)):
     raise errors.ExportError(
@@ -67,39 +82,53 @@ def check(
   subject_lib.load(subject, trust)
   if not as_json:
     print(f"{saved_model_dir}: a SavedModel of kind {subject.kind}")
-  findings = []
+  broken_verdicts = (findings_lib.FAIL, findings_lib.NOT_DECIDABLE)
+  findings, broken, needless = [], [], []
   for rule, finding in rules.judge(subject):
+    if finding.verdict not in broken_verdicts:
+      needless += [rule.name] * (rule.name in excepted_rules)
+    elif rule.name in excepted_rules:
+      finding = dataclasses.replace(finding, verdict=findings_lib.EXCEPTED)
+    elif strict or (rule.level, finding.verdict) == ("must", findings_lib.FAIL):
+      broken.append(rule.name)
     findings.append((rule, finding))
     if not as_json:
       _print(rule, finding)
-  if as_json or html_file:
-    found = report.collect(subject, findings)
-    if as_json:
-      print(json.dumps(found, indent=2))
-    if html_file:
-      pathlib.Path(html_file).write_text(report.page(found), encoding="utf-8")
-  wanted = (findings_lib.PASS, findings_lib.NOT_APPLICABLE)
-  broken = [
-    rule.name
-    for rule, finding in findings
-    if (strict and finding.verdict not in wanted)
-    or (rule.level == "must" and finding.verdict == findings_lib.FAIL)
-  ]
+  _report(report.collect(subject, findings), as_json, html_file)
   if not as_json:
-    print(
-      f"Not kept: {', '.join(broken)}."
-      if broken
-      else "All rules that apply are kept."
-      if strict
-      else "All rules that must be kept are."
+    print(_conclusion(broken, strict, excepted_rules))
+  if needless:
+    raise errors.ExportError(
+      f"--excepted_rules: {', '.join(needless)} is not broken. Take it off the"
+      " list."
     )
   return not broken
 
 
+def _report(
+  found: Mapping[str, Any], as_json: bool, html_file: str | None
+) -> None:
+  if as_json:
+    print(json.dumps(found, indent=2))
+  if html_file:
+    pathlib.Path(html_file).write_text(report.page(found), encoding="utf-8")
+
+
+def _conclusion(
+  broken: Sequence[str], strict: bool, excepted_rules: Collection[str]
+) -> str:
+  if broken:
+    return f"Not kept: {', '.join(broken)}."
+  which = "All rules that apply" if strict else "All rules of level must"
+  excepted = ", ".join(excepted_rules)
+  return f"{which}{f', except {excepted},' if excepted else ''} are kept."
+
+
 def _print(rule: rules.Rule, finding: findings_lib.Finding) -> None:
   line = f"  {_MARKS[finding.verdict]} {rule.name:4}{finding.verdict}"
-  if finding.verdict == findings_lib.FAIL:
-    line += f" ({rule.level}): {rule.text} {finding.text} Fix: {finding.fix}"
+  if finding.verdict in (findings_lib.FAIL, findings_lib.EXCEPTED):
+    line += f" ({rule.level}): {rule.text} {finding.text}"
+    line += f" Fix: {finding.fix}" if finding.fix else ""
   elif finding.verdict == findings_lib.PASS:
     line += f": {finding.text}"
   else:
@@ -109,33 +138,46 @@ def _print(rule: rules.Rule, finding: findings_lib.Finding) -> None:
 
 def define_flags() -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_string("saved_model_dir", None, "The SavedModel to judge.")
+  flags.DEFINE_string("saved_model_dir", None, "The SavedModel to check.")
   flags.DEFINE_bool(
     "trust",
     False,
-    "Load it though it has ops that a model has no need of. Whatever they do,"
-    " they do with your rights.",
+    "Load the SavedModel even if it has ops that models do not need. They run"
+    " with your rights.",
   )
   flags.DEFINE_bool(
     "strict",
     False,
-    "Let the exit status be 1 also where a rule that is advice is broken, or"
-    " one cannot be decided.",
+    "Exit with status 1 also if a rule of level should is broken, or a rule is"
+    " not decidable.",
   )
-  flags.DEFINE_bool("json", False, "Print JSON, and nothing else.")
-  flags.DEFINE_string("html", None, "Write a page to this file.")
+  flags.DEFINE_list(
+    "excepted_rules",
+    [],
+    "Rules that the SavedModel cannot keep, such as I4. They are reported, and"
+    " do not change the exit status. A rule that is not broken is an error"
+    " here.",
+  )
+  flags.DEFINE_bool("json", False, "Print JSON and nothing else.")
+  flags.DEFINE_string("html", None, "Write a page of HTML to this file.")
   flags.register_validator(
-    "saved_model_dir", bool, "It is needed: the directory to judge."
+    "saved_model_dir", bool, "It is required: the directory to check."
+  )
+  flags.register_validator(
+    "excepted_rules",
+    lambda names: set(names) <= set(RULE_NAMES),
+    f"A rule of this name does not exist. Rules: {', '.join(RULE_NAMES)}.",
   )
 
 
 def main() -> None:
-  """Checks what the flags say."""
+  """Checks the SavedModel that the flags name."""
   values = flags.FLAGS
   passed = check(
     saved_model_dir=command_line.path(values.saved_model_dir),
     trust=values.trust,
     strict=values.strict,
+    excepted_rules=values.excepted_rules,
     as_json=values.json,
     html_file=command_line.path(values.html),
   )

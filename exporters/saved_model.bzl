@@ -59,16 +59,20 @@ def checkpoint(name, program, **kwargs):
         **kwargs
     )
 
-def saved_model(name, exporter, flags, checked = ["."], **kwargs):
+def saved_model(name, exporter, flags, checked = ["."], excepted_rules = [], **kwargs):
     """An export as a build artifact, and tests that it keeps all rules.
 
-    A test that has it as `data` gets its path from `$(rootpath :NAME)`.
+    A test with the export as `data` gets its path from `$(rootpath :NAME)`.
 
     Args:
-      name: Of the artifact.
-      exporter: The program that makes it.
-      flags: Its flags, but for --export_dir; they may say --verification.
-      checked: The directories in it that are SavedModels to be tested.
+      name: The name of the artifact.
+      exporter: The program that makes the export.
+      flags: Its flags without --export_dir. Without --verification they get
+        --verification=fast.
+      checked: The directories in the export that are SavedModels to check.
+      excepted_rules: Rules that the export cannot keep: a list for all of
+        `checked`, or a dict of lists by directory. A rule that is not broken
+        fails the test.
       **kwargs: Further attributes of the rule.
     """
     _directory(
@@ -80,6 +84,9 @@ def saved_model(name, exporter, flags, checked = ["."], **kwargs):
     )
     for directory in checked:
         part = "" if directory == "." else "_" + directory
+        excepted = excepted_rules
+        if type(excepted) == "dict":
+            excepted = excepted.get(directory, [])
         native.py_test(
             name = name + part + "_check_test",
             srcs = ["//exporters:check.py"],
@@ -87,6 +94,7 @@ def saved_model(name, exporter, flags, checked = ["."], **kwargs):
             args = [
                 "--saved_model_dir=$(rootpath :%s)/%s" % (name, directory),
                 "--strict",
+                "--excepted_rules=" + ",".join(excepted),
             ],
             data = [":" + name],
             deps = ["//exporters:check_lib"],

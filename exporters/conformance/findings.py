@@ -1,4 +1,4 @@
-"""What is found of a rule, and the words in which it is said."""
+"""Findings about a rule, and how they are worded."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -10,16 +10,18 @@ PASS = "pass"
 FAIL = "fail"
 NOT_APPLICABLE = "not applicable"
 NOT_DECIDABLE = "not decidable"
+EXCEPTED = "excepted"  # Broken, or not decidable, as the caller expects.
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """What was found of one rule.
+  """The finding about one rule.
 
   Attributes:
-    verdict: PASS, FAIL, NOT_APPLICABLE or NOT_DECIDABLE.
-    text: What was seen, or why nothing is to be seen; of a failure the cause.
-    fix: What mends a failure.
+    verdict: PASS, FAIL, NOT_APPLICABLE, NOT_DECIDABLE or EXCEPTED.
+    text: The observation, the cause of a failure, or the reason why the rule
+      does not apply or cannot be decided.
+    fix: How to repair a failure.
   """
 
   verdict: str
@@ -28,27 +30,27 @@ class Finding:
 
 
 def passed(text: str) -> Finding:
-  """Says that a rule is kept, and what was seen."""
+  """Makes the finding that a rule is kept."""
   return Finding(PASS, text)
 
 
 def failed(cause: str, fix: str) -> Finding:
-  """Says that a rule is broken, by what, and what mends it."""
+  """Makes the finding that a rule is broken."""
   return Finding(FAIL, cause, fix)
 
 
 def not_applicable(why: str) -> Finding:
-  """Says that a rule is not for this SavedModel."""
+  """Makes the finding that a rule does not apply."""
   return Finding(NOT_APPLICABLE, why)
 
 
 def not_decidable(why: str) -> Finding:
-  """Says that it does not show whether a rule is kept."""
+  """Makes the finding that a rule may or may not be kept."""
   return Finding(NOT_DECIDABLE, why)
 
 
 def some(names: Sequence[str], count: int = 3) -> str:
-  """Returns a few names, and how many more there are."""
+  """Joins the first names, and counts the rest."""
   more = len(names) - count
   return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
 
@@ -61,12 +63,12 @@ def described(structure: Any) -> str:
 
 
 def is_vector(spec: Any) -> bool:
-  """Tells whether an output is one Tensor `[batch, something]`."""
+  """Tells whether an output is one Tensor of rank 2."""
   return isinstance(spec, tf.TensorSpec) and spec.shape.rank == 2
 
 
 def is_float_vector(spec: Any) -> bool:
-  """Tells whether it is float32, of a length that is known."""
+  """Tells whether an output is float32 `[batch, n]` with n known."""
   return is_vector(spec) and (
     spec.dtype == tf.float32 and spec.shape[1] is not None
   )

@@ -1,4 +1,4 @@
-"""What a check of a SavedModel tells, as data and as a page."""
+"""The result of checking a SavedModel, as data and as a page of HTML."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import html
@@ -18,7 +18,7 @@ def collect(
   subject: subject_lib.Subject,
   findings: Iterable[tuple[rules.Rule, findings_lib.Finding]],
 ) -> dict[str, Any]:
-  """Puts all that is known of a SavedModel together, ready for JSON."""
+  """Collects everything known about a SavedModel, ready for JSON."""
   return {
     "saved_model_dir": subject.directory,
     "kind": subject.kind,
@@ -38,7 +38,7 @@ def collect(
     "inputs": _tensors(subject.spec, ""),
     "outputs": _tensors(
       subject.output_spec,
-      # The name of a single output is in the signature alone.
+      # Only the signature names a single output.
       "/".join(subject.serving.outputs) if subject.serving else "",
     ),
     "hyperparameters": {
@@ -52,7 +52,7 @@ def collect(
 
 
 def _tensors(structure: Any, only: str) -> list[dict[str, Any]]:
-  """Lists the Tensors of a structure; a name is the path to one."""
+  """Lists the Tensors of a structure by their paths."""
   return [
     {
       "name": "/".join(map(str, path)) or only or getattr(spec, "name", ""),
@@ -80,7 +80,7 @@ def _flattened(
 
 
 def _variables(subject: subject_lib.Subject) -> list[dict[str, Any]]:
-  """Lists the variables that the SavedModel says it has, the largest first."""
+  """Lists the variables of the SavedModel, the largest first."""
   found = []
   for node in subject.graph.object_graph_def.nodes:
     if node.HasField("variable"):
@@ -100,7 +100,7 @@ def _variables(subject: subject_lib.Subject) -> list[dict[str, Any]]:
 
 
 def _sizes(subject: subject_lib.Subject) -> dict[str, int]:
-  """Returns bytes by what they are for."""
+  """Returns the bytes of each part of the SavedModel."""
   graph = subject.graph
   functions = graph.graph_def.library.ByteSize()
   sizes = {
@@ -124,37 +124,14 @@ def page(report: Mapping[str, Any]) -> str:
     report: What `collect` returns.
   """
   name = os.path.basename(os.path.normpath(report["saved_model_dir"]))
-  verdicts = [rule["verdict"] for rule in report["rules"]]
-  counts = ", ".join(
-    f"{verdicts.count(verdict)} {verdict}"
-    for verdict in (
-      findings_lib.PASS,
-      findings_lib.FAIL,
-      findings_lib.NOT_DECIDABLE,
-      findings_lib.NOT_APPLICABLE,
-    )
-  )
   variables = report["variables"]
   body = [
     f"<h1>{html.escape(name)}</h1>",
     f"<p>A SavedModel of kind <b>{report['kind']}</b>, saved with TensorFlow"
-    f" {html.escape(report['saved_with_tensorflow'])}: {counts}.</p>",
+    f" {html.escape(report['saved_with_tensorflow'])}:"
+    f" {_counts(report['rules'])}.</p>",
     "<h2>Rules</h2>",
-    _table(
-      ("", "rule", "level", "what it asks for", "found"),
-      [
-        (
-          f'<span class="{rule["verdict"].replace(" ", "-")}">'
-          f"{rule['verdict']}</span>",
-          rule["rule"],
-          rule["level"],
-          html.escape(rule["text"]),
-          html.escape(rule["found"])
-          + (f"<br><b>Fix:</b> {html.escape(rule['fix'])}" * bool(rule["fix"])),
-        )
-        for rule in report["rules"]
-      ],
-    ),
+    _rules(report["rules"]),
     "<h2>Inputs and outputs</h2>",
     _table(
       ("", "name", "dtype", "shape"),
@@ -178,13 +155,45 @@ def page(report: Mapping[str, Any]) -> str:
     _chart(
       [(f"{v['name']} {v['shape']}", v["bytes"]) for v in variables], _amount
     ),
-    "<h2>What takes the space</h2>",
+    "<h2>Size</h2>",
     _chart(list(report["bytes"].items()), _amount),
     "<h2>Ops</h2>",
     _chart(list(report["ops"].items()), str),
   ]
   return _PAGE.replace("TITLE", html.escape(name)).replace(
     "BODY", "\n".join(body)
+  )
+
+
+def _counts(judged: Sequence[Mapping[str, str]]) -> str:
+  verdicts = [rule["verdict"] for rule in judged]
+  return ", ".join(
+    f"{verdicts.count(verdict)} {verdict}"
+    for verdict in (
+      findings_lib.PASS,
+      findings_lib.FAIL,
+      findings_lib.EXCEPTED,
+      findings_lib.NOT_DECIDABLE,
+      findings_lib.NOT_APPLICABLE,
+    )
+  )
+
+
+def _rules(judged: Sequence[Mapping[str, str]]) -> str:
+  return _table(
+    ("", "rule", "level", "what it asks for", "found"),
+    [
+      (
+        f'<span class="{rule["verdict"].replace(" ", "-")}">'
+        f"{rule['verdict']}</span>",
+        rule["rule"],
+        rule["level"],
+        html.escape(rule["text"]),
+        html.escape(rule["found"])
+        + (f"<br><b>Fix:</b> {html.escape(rule['fix'])}" * bool(rule["fix"])),
+      )
+      for rule in judged
+    ],
   )
 
 
@@ -200,7 +209,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _chart(rows: Sequence[tuple[str, int]], shown: Any) -> str:
-  """Makes a bar for each row; what is too much goes into one."""
+  """Makes a bar for each of the first rows, and one for all others."""
   rows = list(rows)
   if len(rows) > _LONGEST:
     rest = rows[_LONGEST:]
@@ -244,6 +253,7 @@ tr + tr td { border-top: 1px solid #eee }
 span { white-space: nowrap; font-weight: 600 }
 .pass { color: #17692b }
 .fail { color: #b3261e }
+.excepted { color: #8a5a00 }
 .not-applicable, .not-decidable { color: #666; font-weight: 400 }
 .bar { background: #3b6ea5; height: .8em; margin-top: .35em; min-width: 1px }
 </style>
