@@ -13,24 +13,34 @@ _FLAGS = {
     ],
 }
 
-def use_test(name, program, export, program_args, min_accuracy, **kwargs):
+def use_test(
+        name,
+        program,
+        export,
+        program_args,
+        min_accuracy,
+        main = None,
+        **kwargs):
     """A test on the CPU, and for each accelerator a run of the program on it.
 
-    Bazel skips those of other accelerators than --config names. Where the one
-    that it names is not there, the program says so, and its test fails.
+    Bazel skips the tests of accelerators that --config does not name. If the
+    accelerator that it names is missing, the program and its test fail.
 
     Args:
-      name: Of the test on the CPU, `NAME.py`; `NAME_gpu` and `NAME_tpu` are the
-        others.
+      name: Name of the test on the CPU. The others are `NAME_gpu` and
+        `NAME_tpu`.
       program: The program.
       export: The export that it fine-tunes on an accelerator.
       program_args: Its arguments there.
-      min_accuracy: What it must reach there.
+      min_accuracy: The accuracy that it must exceed there.
+      main: Source of the test on the CPU; None: `NAME.py`.
       **kwargs: Attributes of the test on the CPU.
     """
+    main = main or name + ".py"
     native.py_test(
         name = name,
-        srcs = [name + ".py"],
+        srcs = [main],
+        main = main,
         target_compatible_with = ["//third_party/python:cpu"],
         **kwargs
     )
@@ -57,3 +67,57 @@ def use_test(name, program, export, program_args, min_accuracy, **kwargs):
                 "@pypi//:tensorflow-text",
             ],
         )
+
+def _use_image_classifier(name, min_accuracy = "0.8", flags = []):
+    program = "use_" + name
+    pretrained = "//exporters:%s_digits_0_4" % name
+    untrained = "//exporters:%s_untrained" % name
+    native.py_binary(
+        name = program,
+        srcs = [program + ".py"],
+        visibility = ["//integration_tests:__subpackages__"],
+        deps = [":image_fine_tuning"],
+    )
+    use_test(
+        name = program + "_test",
+        args = [
+            "--pretrained=$(rootpath %s)" % pretrained,
+            "--untrained=$(rootpath %s)" % untrained,
+            "--min_accuracy=" + min_accuracy,
+        ] + flags,
+        data = [
+            pretrained,
+            untrained,
+        ],
+        export = pretrained,
+        main = "use_image_classifier_test.py",
+        min_accuracy = min_accuracy,
+        program = ":" + program,
+        program_args = [
+            "--saved_model_dir=$(rootpath %s)" % pretrained,
+            "--retrain",
+        ],
+        deps = [
+            ":datasets",
+            ":image_fine_tuning",
+            "@pypi//:absl-py",
+            "@pypi//:numpy",
+            "@pypi//:tensorflow",
+            "@pypi//:tf-keras",
+        ],
+    )
+
+def use_image_classifiers(names, tests):
+    """For each architecture of images, its program `use_NAME` and its tests.
+
+    The tests fine-tune //exporters:NAME_digits_0_4, and compare it with
+    //exporters:NAME_untrained.
+
+    Args:
+      names: Names of the architectures.
+      tests: Dict by name. `flags` are those of use_image_classifier_test.py,
+        which say what holds for the architecture; `min_accuracy` is the
+        accuracy that retraining must exceed. Both are optional.
+    """
+    for name in names:
+        _use_image_classifier(name, **tests.get(name, {}))
