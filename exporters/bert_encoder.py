@@ -143,9 +143,6 @@ def card(
     description=description,
     meanings=_MEANINGS,
     example=_EXAMPLE,
-    provenance={
-      **provenance,
-      **bert_preprocessor.provenance(tokenizer, "its preprocessor's "),
-    },
+    provenance={**provenance, **bert_preprocessor.provenance(tokenizer)},
     needs=("tensorflow", "tf-keras", "tensorflow-hub", "tensorflow-text"),
   )

@@ -280,14 +280,12 @@ def card(tokenizer: preprocessing.Tokenizer) -> model_card.Card:
   )
 
 
-def provenance(
-  tokenizer: preprocessing.Tokenizer, prefix: str = ""
-) -> dict[str, str]:
-  """Returns rows for model cards, whose names get a prefix."""
+def provenance(tokenizer: preprocessing.Tokenizer) -> dict[str, str]:
+  """Returns rows for the cards of the encoder and of the preprocessor."""
   return {
-    f"{prefix}tokens": f"{len(tokenizer.tokens):,}, {tokenizer.kind}",
-    f"{prefix}do_lower_case": str(tokenizer.do_lower_case).lower(),
-    f"{prefix}`preprocessor_sha256()`": (
+    "tokens": f"{len(tokenizer.tokens):,}, {tokenizer.kind}",
+    "do_lower_case": str(tokenizer.do_lower_case).lower(),
+    "`preprocessor_sha256()`": (
       f"`{tokenizer.sha256}`, the same for an encoder and its preprocessor"
     ),
   }

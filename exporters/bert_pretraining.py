@@ -54,9 +54,9 @@ class Training:
   Attributes:
     train_on: Text files, or `python_docs` alone.
     config: How to train.
-    do_lower_case: Whether a vocabulary that is built is of lowercased text.
+    do_lower_case: Whether to lowercase the text for a new vocabulary.
     distribution: The strategy and precision of the training.
-    checkpoint_dir: Where to keep the checkpoints, if at all.
+    checkpoint_dir: Where to keep the checkpoints; None keeps none.
   """
 
   train_on: Sequence[str]
@@ -129,10 +129,9 @@ def train(
 
 
 def _copy_for_worker(checkpoint_dir: str, worker_dir: str) -> None:
-  """Copies the checkpoints that a worker other than the chief resumes from.
+  """Copies the checkpoints to resume from, for a worker that is not the chief.
 
-  It writes to a directory of its own. The copy must precede the next checkpoint
-  of the chief.
+  Such a worker writes to its own directory. Copy before the chief writes again.
   """
   files = tf.io.gfile  # The checkpoints may be in a bucket.
   if files.isdir(checkpoint_dir):
@@ -170,7 +169,7 @@ def _provenance(
 
 
 def define_flags() -> None:
-  """Defines the flags of the training, which `bert_flags` complete."""
+  """Defines the flags of training; `bert_flags` has those of the encoder."""
   flags.DEFINE_list(
     "train_on",
     None,
