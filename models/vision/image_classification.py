@@ -282,6 +282,7 @@ def cut(
   Raises:
     ValueError: The classifier has no output of that name.
   """
+  # The last output is that of `model` where `any_size` has called layers again.
   outputs = {}
   for layer in model.layers:
     if isinstance(layer, tf_keras.Model):  # The backbone.

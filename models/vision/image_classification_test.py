@@ -13,7 +13,8 @@ from models.vision import resnet
 # Trainable parameters for 1,001 classes. For 1,000 classes they are those of
 # the papers and of other implementations: 25,557,032 for ResNet-50, 4,231,976
 # for MobileNetV1, 3,504,872 for V2, 2,542,856 and 5,483,032 for V3, 3.8 M and
-# 11.1 M for V4, 5,288,548 and 66,347,960 for EfficientNet-B0 and B7.
+# 11.1 M for V4, 5,288,548 and 66,347,960 for EfficientNet-B0 and B7, 86,567,656
+# for ViT-B/16.
 _PARAMETERS = (
   ("resnet", "", 25_557_032 + 2_049),
   # Unlike elsewhere the first block has a projection of 64 channels.
@@ -31,6 +32,9 @@ _PARAMETERS = (
   # The paper's RevNet-104 has 45.2 M; Model Garden's has fewer channels.
   ("revnet", "", 22_786_665),
   ("revnet", "revnet.model_id=104", 40_628_841),
+  # With `representation_size` one more layer, of 768 to 768 features.
+  ("vit", "vit.representation_size=0", 86_567_656 + 769),
+  ("deit", "", 86_567_656 + 769 + 768 * 769),
 )
 
 

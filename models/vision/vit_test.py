@@ -1,11 +1,10 @@
-import itertools
-
 from official.vision.modeling import classification_model
 from official.vision.modeling.backbones import vit as model_garden
 import tensorflow as tf
 import tf_keras
 
 from models.vision import image_classification
+from models.vision import patch_tokens
 from models.vision import vit
 
 
@@ -16,10 +15,12 @@ def _classifier(**config):
     mlp_dim=32,
     num_heads=2,
     num_layers=2,
+    dropout_rate=0.0,
     input_specs=spec,
     patch_size=2,
-    dropout_rate=0.0,
     hidden_size=16,
+    output_2d_feature_maps=True,
+    output_attention_scores=True,
     **config,
   )
   model = classification_model.ClassificationModel(backbone, 5, spec)
@@ -29,20 +30,20 @@ def _classifier(**config):
   return model
 
 
-def _images(batch_size, height, width):
-  return tf.random.stateless_normal([batch_size, height, width, 3], [1, 2])
+def _images(height, width):
+  return tf.random.stateless_normal([2, height, width, 3], [1, 2])
 
 
 def _results(model, images):
-  """Returns outputs and gradients of the loss, of images and variables."""
-  # Jitted, XLA would fold the constants of both models differently.
+  """Returns outputs and gradients, of the images and of all variables."""
   with tf.GradientTape() as tape:
     tape.watch(images)
     outputs = model(images, training=True)
-    loss = tf.add_n([tf.reduce_sum(y**2) for y in tf.nest.flatten(outputs)])
-  variables = [v.ref() for v in model.trainable_variables]
-  gradients = tape.gradient(loss, [images, *(v.deref() for v in variables)])
-  return outputs, dict(zip(["images", *variables], gradients, strict=True))
+    loss = tf.add_n([tf.reduce_sum(x**2) for x in outputs.values()])
+  variables = model.trainable_variables
+  gradients = tape.gradient(loss, [images, *variables])
+  keys = ["images", *(v.ref() for v in variables)]
+  return outputs, dict(zip(keys, gradients, strict=True))
 
 
 class VitTest(tf.test.TestCase):
@@ -54,35 +55,56 @@ class VitTest(tf.test.TestCase):
       self.assertAllClose(actual[key], value, rtol=0, atol=1e-5 * largest)
 
   def test_any_size(self):
-    configs = [
-      dict(pooler=pooler, representation_size=size)
-      for pooler, size in itertools.product(["token", "gap", "none"], [0, 24])
-    ]
-    # The table is for another grid of patches than that of the training.
-    configs.append(dict(pooler="gap", pos_embed_shape=(3, 3)))
-    for config in configs:
+    names = ["logits", "1", "attention_scores"]
+    for config in (
+      {"pooler": "token"},
+      {"pooler": "token", "representation_size": 24},
+      {"pooler": "gap"},
+      {"pooler": "gap", "representation_size": 24},
+      # The table of positions is for another grid than that of the training.
+      {"pooler": "gap", "pos_embed_shape": (3, 3)},
+      {"pooler": "none"},
+    ):
       with self.subTest(**config):
-        original = _classifier(
-          output_2d_feature_maps=True, output_attention_scores=True, **config
+        original = _classifier(**config)
+        endpoints = original.backbone(original.input)
+        endpoints["logits"] = original.output
+        expected = tf_keras.Model(
+          original.input, {name: endpoints[name] for name in names}
         )
-        model = vit.any_size(original)
-        names = ["logits", "1", "attention_scores"]
-        piece = image_classification.cut(model, names, "none")
-        self.assertCountEqual(
-          [v.ref() for v in piece.variables],
-          [v.ref() for v in original.variables],
-        )
-        both = tf_keras.Model(
-          original.input,
-          {
-            "logits": original.output,
-            **{n: original.backbone(original.input)[n] for n in names[1:]},
-          },
-        )
-        outputs, gradients = _results(piece, _images(2, 8, 12))
-        expected, expected_gradients = _results(both, _images(2, 8, 12))
-        self.assert_same(outputs, expected)
-        self.assert_same(gradients, expected_gradients)
+        model = image_classification.cut(vit.any_size(original), names, "none")
+        self.assertLen(model.variables, len(original.variables))
+        for actual, wanted in zip(
+          _results(model, _images(8, 12)),
+          _results(expected, _images(8, 12)),
+          strict=True,
+        ):
+          self.assert_same(actual, wanted)
+        for height, width in ((2, 2), (12, 8), (17, 30)):
+          outputs, gradients = _results(model, _images(height, width))
+          self.assertEqual(outputs["1"].shape, [2, height // 2, width // 2, 16])
+          for value in (*outputs.values(), *gradients.values()):
+            self.assertAllInRange(value, -1e6, 1e6)  # NaN would fail, too.
+
+  def test_positions_are_interpolated(self):
+    positions = model_garden.AddPositionEmbs(posemb_target_shape=(2, 3))
+    class_token = model_garden.TokenLayer()
+    positions(class_token(tf.zeros([1, 6, 1])))
+    positions.pos_embedding.assign([[[9.0]] + [[float(i)] for i in range(6)]])
+    layer = patch_tokens.PatchTokens(positions, class_token)
+    tokens = layer(tf.zeros([1, 4, 3, 1]))
+    self.assertAllClose(
+      tf.squeeze(tokens),
+      # Rows of 0, 1, 2 and of 3, 4, 5, and two between them.
+      [9, 0, 1, 2, 0.75, 1.75, 2.75, 2.25, 3.25, 4.25, 3, 4, 5],
+    )
+
+  def test_own_gradients(self):
+    layer_type = patch_tokens.PatchTokens
+    self.assertEqual(
+      vit.ARCHITECTURE.own_gradients,
+      [f"{layer_type.__module__}.{layer_type.__qualname__}"],
+    )
 
 
 if __name__ == "__main__":
