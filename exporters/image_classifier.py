@@ -435,9 +435,8 @@ def define_flags(architecture: image_classification.Architecture) -> None:
     image_classification.NORMALIZATIONS,
     "How the classifier was trained to see images in [0, 1]. imagenet: minus"
     " the means and divided by the deviations of ImageNet's channels."
-    " imagenet_means: times 255, minus means. pixels: times 255. none: as they"
-    " are. Default: as Model Garden trains the configuration. The export does"
-    " it.",
+    " imagenet_means: times 255, minus means. none: as they are. Default: as"
+    " Model Garden trains the configuration. The export normalizes like that.",
   )
   command_line.define_flags()
   classifier_training.define_flags()

@@ -15,25 +15,23 @@ with epy.lazy_imports():
   )
   import tf_keras
 
-_LEGACY_DROPOUT_RATE = 0.2  # Of the legacy B0 and of drop connect.
-
 
 @autograph.off
 def legacy_classifier(task: Any) -> tf_keras.Model:
   """Builds an EfficientNet of `official.legacy`.
 
   Args:
-    task: The config of the task; `model.num_classes` and
-      `model.backbone` (the `model_id`, such as `b0`) matter.
+    task: The config of the task; `model.num_classes` and the `model_id` of
+      `model.backbone`, such as `b0`, matter.
 
   Returns:
-    Model Garden's Keras model from images, float32
-    `[batch, height, width, 3]`, RGB in [0, 255], which it normalizes, to
-    probabilities, float32 `[batch, num_classes]`.
+    Model Garden's Keras model, without its normalization, from normalized
+    images, float32 `[batch, height, width, 3]`, to probabilities, float32
+    `[batch, num_classes]`.
   """
+  overrides = {"num_classes": task.model.num_classes, "rescale_input": False}
   return efficientnet_model.EfficientNet.from_name(
-    f"efficientnet-{task.model.backbone.get().model_id}",
-    overrides={"num_classes": task.model.num_classes},
+    f"efficientnet-{task.model.backbone.get().model_id}", overrides=overrides
   )
 
 
@@ -71,7 +69,6 @@ ARCHITECTURE = image_classification.Architecture(
     "legacy_efficientnet": image_classification.Experiment(
       base="image_classification",
       changes=_IMAGENET,
-      normalization="pixels",
       build=legacy_classifier,
       settable=["num_classes", "backbone"],
     ),

@@ -29,7 +29,7 @@ with epy.lazy_imports():
   import tf_keras
   import yaml
 
-NORMALIZATIONS = ("imagenet", "imagenet_means", "pixels", "none")
+NORMALIZATIONS = ("imagenet", "imagenet_means", "none")
 
 _SMALL_IMAGES = {"num_classes": 10, "input_size": [32, 32, 3]}
 
@@ -273,7 +273,7 @@ def cut(
       means of ImageNet's channels and divides by their deviations, as training
       in `official.vision` does. `imagenet_means` multiplies by 255 and
       subtracts other means, as training of the ResNet in `official.legacy`
-      does. `pixels` multiplies by 255. `none` leaves the images as they are.
+      does. `none` leaves the images as they are.
 
   Returns:
     A Keras model from images, float32 `[batch, height, width, 3]`, RGB in
@@ -310,14 +310,13 @@ def cut(
 
 
 def _normalized(images: tf.Tensor, normalization: str) -> tf.Tensor:
-  means = [0.0] * 3
-  factors = [255.0] * 3
   if normalization == "none":
     return images
   if normalization == "imagenet":
-    means = preprocess_ops.MEAN_NORM
     factors = [1 / deviation for deviation in preprocess_ops.STDDEV_NORM]
-  elif normalization == "imagenet_means":
+    means = preprocess_ops.MEAN_NORM
+  else:
+    factors = [255.0] * 3
     means = [mean / 255 for mean in imagenet_preprocessing.CHANNEL_MEANS]
   offsets = [-m * f for m, f in zip(means, factors, strict=True)]
   return tf_keras.layers.Rescaling(factors, offsets)(images)

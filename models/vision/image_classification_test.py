@@ -188,7 +188,7 @@ class ImageClassificationTest(tf.test.TestCase):
       "efficientnet", "legacy_efficientnet", "task.model.num_classes=7"
     )
     model.set_weights(original.get_weights())
-    piece = image_classification.cut(model, ["logits"], "pixels")
+    piece = image_classification.cut(model, ["logits"])
     images = _images(2, 64, 96)
     self.assert_same(tf.nn.softmax(piece(images)), original(255 * images))
     self.assertGreater(tf.math.reduce_std(piece(images)), 1e-3)
