@@ -83,6 +83,7 @@ REPLACEMENTS: layer_calls.Replacements = {
     tf_keras.layers.ZeroPadding3D,
     # If the padding is causal.
     tf_keras.layers.Conv1D,
+    tf_keras.layers.SeparableConv1D,
     # If a dimension other than the batch is free.
     tf_keras.layers.Dense,
     tf_keras.layers.GlobalAveragePooling1D,

@@ -16,8 +16,10 @@ from absl.testing import parameterized
 import tensorflow as tf
 import tf_keras
 
+from exporters.reusable import hyperparameters
 from exporters.reusable import saving
 from exporters.reusable import xla
+from models.vision import stochastic_depth
 
 layers = tf_keras.layers
 
@@ -25,11 +27,14 @@ _LARGE_MODELS = flags.DEFINE_bool(
   "large_models", False, "Test models too that take minutes to compile."
 )
 
-# What a model with Model Garden's layer passes to `saving.source`.
+# What models with Model Garden's layers pass to `saving.source`.
 _LAYER_CALLS = {
+  "official.vision.modeling.layers.nn_layers.StochasticDepth": (
+    stochastic_depth.without_branch
+  ),
   "official.nlp.modeling.layers.position_embedding.PositionEmbedding": (
     xla.with_own_gradient
-  )
+  ),
 }
 
 # Where XLA writes a file for each compilation.
@@ -131,6 +136,10 @@ _TRAPPED = {
     ),
     4,
   ),
+  "separable_convolution": (
+    lambda: _sequences(layers.SeparableConv1D(4, 3, padding="causal")),
+    3,
+  ),
   "up_sampling_1d": (lambda: _sequences(layers.UpSampling1D(2)), 3),
   "up_sampling_3d": (lambda: _volumes(layers.UpSampling3D(2)), 5),
   "zero_padding": (lambda: _images(layers.ZeroPadding2D()), 4),
@@ -226,17 +235,19 @@ def _free(inputs):
 
 
 class XlaTest(parameterized.TestCase, tf.test.TestCase):
-  def export(self, model, inputs):
+  def export(self, model, inputs, **kwargs):
     export_dir = self.create_tempdir().full_path
-    source = saving.source(model, _free(inputs), layer_calls=_LAYER_CALLS)
+    source = saving.source(
+      model, _free(inputs), layer_calls=_LAYER_CALLS, **kwargs
+    )
     root = saving.reusable(source)
     saving.save(root, export_dir, signatures={})
     return tf.saved_model.load(export_dir)
 
-  def is_trapped(self, loaded, inputs):
+  def is_trapped(self, loaded, inputs, **mode):
     """Tells whether a train step has its batch or a weight as a constant."""
     step = tf.function(
-      _step(lambda x: loaded(x, training=True), loaded.trainable_variables),
+      _step(lambda x: loaded(x, **mode), loaded.trainable_variables),
       jit_compile=True,
     )
     hlo = step.experimental_get_compiler_ir(inputs)(stage="hlo")
@@ -268,7 +279,7 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
     self.assertFalse(self.is_trapped(loaded, _batch(rank, 0)))
 
     live = _step(lambda x: model(x, training=True), model.trainable_variables)
-    step = _step(lambda x: loaded(x, training=True), loaded.trainable_variables)
+    step = _step(loaded, loaded.trainable_variables)
     for wrap in (
       lambda f: f,
       tf.function,
@@ -289,8 +300,8 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
     actual_step(_batch(rank, 0) + 1.0)
     self.assertEqual(_compilations(), compiled)
 
-  def test_gradients_that_were_wrong(self):
-    """Where the batch is a constant, XLA also computes wrong numbers."""
+  def test_gradients_as_of_the_compiled_live_model(self):
+    """XLA in TensorFlow 2.20 computes others if the batch is a constant."""
     model = tf_keras.Sequential(
       [
         layers.InputLayer((None, None, 4)),
@@ -315,10 +326,64 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
     actual = loss_and_gradients(loaded, loaded.trainable_variables)
     for a, e in zip(actual, expected, strict=True):
       self.assertAllClose(a, e, rtol=1e-4, atol=1e-3)
-    with _without_the_cure():
-      uncured = self.export(model, inputs)
-    wrong = loss_and_gradients(uncured, uncured.trainable_variables)
-    self.assertNotAllClose(wrong[0], expected[0], rtol=0.1)
+
+  def test_hyperparameters_compile_once(self):
+    from official.nlp.modeling import layers as nlp_layers
+    from official.vision.modeling.layers import nn_layers
+
+    model = tf_keras.Sequential(
+      [
+        layers.InputLayer((None, 4)),
+        layers.BatchNormalization(momentum=0.9),
+        nlp_layers.TransformerEncoderBlock(
+          2, 8, "relu", output_dropout=0.1, attention_dropout=0.2
+        ),
+        nn_layers.StochasticDepth(0.3),
+        layers.Dense(2),
+      ]
+    )
+    tunable = hyperparameters.of_model(model)
+    defaults = {h.name: h.default for h in tunable}
+    self.assertEqual(
+      defaults,
+      {
+        "dropout_rate": 0.1,
+        "attention_dropout_rate": 0.2,
+        "stochastic_depth_rate": 0.3,
+        "batch_norm_momentum": 0.9,
+      },
+    )
+    inputs = _batch(3, 0, batch_size=64)
+    loaded = self.export(model, inputs, hyperparameters=tunable)
+    (mean,) = [v for v in loaded.variables if "moving_mean" in v.name]
+
+    @tf.function(jit_compile=True)
+    def step(arguments):
+      mean.assign(tf.zeros_like(mean))
+      results = _step(
+        lambda x: loaded(x, training=True, **arguments),
+        loaded.trainable_variables,
+      )(inputs)
+      return [*tf.nest.flatten(results), mean.read_value()]
+
+    def run(**changes):
+      values = dict.fromkeys(defaults, 0.0) | changes
+      return step({k: tf.constant(v) for k, v in values.items()})
+
+    expected = run()
+    compiled = _compilations()
+    self.assertAllClose(run(), expected)  # Nothing random is left.
+    for name in defaults:
+      loss, *gradients, average = run(**{name: 0.5})
+      self.assertAllEqual(
+        [bool(tf.reduce_all(tf.math.is_finite(g))) for g in gradients],
+        [True] * len(gradients),
+      )
+      if name == "batch_norm_momentum":
+        self.assertAllClose(average, 0.5 * expected[-1])
+      else:
+        self.assertNotAllClose(loss, expected[0])
+    self.assertEqual(_compilations(), compiled)
 
   @parameterized.named_parameters(
     ("mobilenet_v2", _application("MobileNetV2"), _photos, True, True),
@@ -332,10 +397,10 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
       self.skipTest("It takes minutes; xla_large_models_test runs it.")
     model = build()
     loaded = self.export(model, inputs(0))
-    self.assertFalse(self.is_trapped(loaded, inputs(0)))
+    self.assertFalse(self.is_trapped(loaded, inputs(0), training=True))
     with _without_the_cure():
       uncured = self.export(model, inputs(0))
-    self.assertTrue(self.is_trapped(uncured, inputs(0)))
+    self.assertTrue(self.is_trapped(uncured, inputs(0), training=True))
     del uncured
 
     def results(call, variables):
