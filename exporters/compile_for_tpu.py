@@ -64,8 +64,7 @@ def compile_for_tpu(
     saved_model_dir: The export.
     libtpu: Path of libtpu.so.
     topologies: A generation and its chips, such as `v5e:2x2`.
-    batch_size: Examples per core; None searches for the largest power of two
-      that fits.
+    batch_size: Examples per core; None: the largest power of two that fits.
     image_size: Height and width of images, where the export leaves them free.
     seq_length: Sequence length, where the export leaves it free.
     trust: Load the export even if it contains unusual ops.

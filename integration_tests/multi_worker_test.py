@@ -1,4 +1,4 @@
-"""Fine-tunes an export in two processes of one machine, as on two machines."""
+"""Fine-tunes an export in a cluster of two processes on this machine."""
 
 import json
 import os
@@ -19,16 +19,18 @@ from integration_tests import fitting
 from integration_tests import image_fine_tuning
 
 _EXPORT = flags.DEFINE_string("export", None, "The export to fine-tune.")
-_RESULTS = flags.DEFINE_string("results", None, "Of a worker: what to write.")
+_RESULTS = flags.DEFINE_string(
+  "results", None, "Path to write results to: runs a worker, not the tests."
+)
 _PROGRAM = pathlib.Path("integration_tests/use_mnist_cnn").absolute()
 _STRATEGY = "--strategy=multi_worker_mirrored"
 
 
 def fit(strategy):
-  """Returns weights and accuracies, without and with those of the export.
+  """Trains the head alone and with the export. Returns weights and accuracies.
 
-  Without dropout all is determined but for the sums of the replicas, and where
-  the export is retrained its batch normalization, which sees half a batch.
+  There is no dropout. Replicas still sum in another order, and when the export
+  is trained, batch normalization sees half a batch on each replica.
   """
   train, test = datasets.load("digits_5_9")
   results = {}
@@ -52,7 +54,7 @@ def fit(strategy):
 
 
 def finish(workers):
-  """Returns exit status, standard output and standard error of each."""
+  """Waits for workers; returns their exit status, output and errors."""
   outputs = [worker.communicate() for worker in workers]
   return [(w.returncode, *o) for w, o in zip(workers, outputs, strict=True)]
 

@@ -47,7 +47,6 @@ def use_test(
     for accelerator, flags in _FLAGS.items():
         native.py_test(
             name = name + "_" + accelerator,
-            size = "medium",
             srcs = ["accelerator_test.py"],
             args = [
                 "--min_accuracy=%s" % min_accuracy,

@@ -22,7 +22,7 @@ from exporters.reusable import observation
 Subject = subject_lib.Subject
 
 _KERAS_FUNCTIONS = frozenset(["call_and_return_all_conditional_losses"])
-_XLA_SECONDS = 300  # A step of a trapped model takes minutes to lower.
+_XLA_SECONDS = 1800  # A step of a trapped model takes minutes to lower.
 # That tools have made up, for want of one.
 _NO_NAME = re.compile(r"(args?|inputs?|outputs?|keras_tensor)(_?\d+)*")
 # Of folders that are in no name of an op.

@@ -48,32 +48,8 @@ def write(
   report[_ENTRY] = {"compiler": compiler, "results": results}
   _replace(path, json.dumps(report, indent=2) + "\n")
 
-  table = model_card.table(
-    (
-      "result",
-      "inputs of one core",
-      "peak HBM, of",
-      "flops",
-      "bytes accessed",
-    ),
-    (
-      (
-        f"{_verdict(r)} {r['topology']}",
-        ", ".join(f"`{shape}`" for shape in r["inputs"]),
-        *(
-          (
-            f"{r['hbm_bytes'] / 2**20:,.0f} MiB,"
-            f" {r['hbm_available_bytes'] / 2**20:,.0f} MiB",
-            _figure(r["flops"]),
-            _figure(r["accessed_bytes"]),
-          )
-          if r["compiles"]
-          else ("", "", "")
-        ),
-      )
-      for r in results
-    ),
-  )
+  columns = "result", "inputs of one core", "peak HBM, of", "flops"
+  table = model_card.table((*columns, "bytes accessed"), map(_row, results))
   path = pathlib.Path(export_dir, subject_lib.CARD)
   card = path.read_text(encoding="utf-8")
   # A section ends where the next one begins.
@@ -86,14 +62,25 @@ def write(
   )
 
 
-def _verdict(result: Mapping[str, Any]) -> str:
-  if result["compiles"]:
-    return "compiles for"
-  return "does not compile for" if result["fits"] else "does not fit"
-
-
-def _figure(value: float | None) -> str:
-  return "" if value is None else f"{value:.3g}"
+def _row(result: Mapping[str, Any]) -> list[str]:
+  """Formats a result for the table of the card."""
+  topology = result["topology"]
+  inputs = ", ".join(f"`{shape}`" for shape in result["inputs"])
+  if not result["compiles"]:
+    verdict = "does not compile for" if result["fits"] else "does not fit"
+    return [f"{verdict} {topology}", inputs, "", "", ""]
+  needed, available = (
+    f"{result[key] / 2**20:,.0f} MiB"
+    for key in ("hbm_bytes", "hbm_available_bytes")
+  )
+  figures = (
+    "" if result[key] is None else f"{result[key]:.3g}"
+    for key in ("flops", "accessed_bytes")
+  )
+  return [
+    *(f"compiles for {topology}", inputs, f"{needed}, {available}"),
+    *figures,
+  ]
 
 
 def _replace(path: pathlib.Path, text: str) -> None:

@@ -67,11 +67,7 @@ QUANTITIES = (
   ),
   Quantity("export", "wall_s", "export: wall", "s"),
   Quantity(
-    "export",
-    "wall_s",
-    f"export {_VERIFIED}: wall",
-    "s",
-    side="ours_verified",
+    "export", "wall_s", f"export {_VERIFIED}: wall", "s", side="ours_verified"
   ),
   Quantity(
     "export", "memory_mib", "export: peak of the process", "MiB", target=0.8

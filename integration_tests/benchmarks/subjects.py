@@ -104,12 +104,7 @@ SUBJECTS = {
     measures=("export", "load", "inference"),
   ),
   "bert_tiny": Subject(
-    "bert",
-    "BERT 2x128",
-    _bert(2, 128),
-    size=32,
-    xla_size=32,
-    steps=100,
+    "bert", "BERT 2x128", _bert(2, 128), size=32, xla_size=32, steps=100
   ),
   "bert_4x512": Subject(
     "bert", "BERT 4x512", _bert(4, 512), size=64, xla_size=64, steps=30

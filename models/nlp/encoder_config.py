@@ -63,7 +63,7 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
   _check_key(kind, types, "type")
   if kind == "xlnet":
     raise ValueError(
-      "encoders of type xlnet are not supported: their inputs are not BERT's"
+      "type xlnet is not supported: its inputs are not those of BERT"
     )
   for other in set(values) - {kind}:
     raise ValueError(f"it is of type {kind}, and also has `{other}`")
