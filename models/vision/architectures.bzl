@@ -13,6 +13,12 @@ _DROPOUT = ",task.model.dropout_rate=0.2"
 #   hyperparameters: these, beside batch_norm_momentum.
 #   excepted_rules: rules of //exporters:check that it cannot keep.
 IMAGE_CLASSIFIERS = {
+    "deit": struct(
+        endpoints = "4",
+        excepted_rules = [],
+        hyperparameters = "attention_dropout_rate,dropout_rate,stochastic_depth_rate",
+        variant = _BACKBONE + "vit.transformer.attention_dropout_rate=0.1",
+    ),
     "efficientnet": struct(
         endpoints = "2,3,4,5,6",
         excepted_rules = [],
@@ -36,5 +42,12 @@ IMAGE_CLASSIFIERS = {
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate",
         variant = "task.model.dropout_rate=0.2",
+    ),
+    "vit": struct(
+        endpoints = "4",
+        excepted_rules = [],
+        hyperparameters = "attention_dropout_rate,dropout_rate,stochastic_depth_rate",
+        variant = _BACKBONE + "vit.transformer.attention_dropout_rate=0.1," +
+                  _BACKBONE + "vit.init_stochastic_depth_rate=0.1",
     ),
 }

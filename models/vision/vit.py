@@ -81,6 +81,7 @@ ARCHITECTURE = image_classification.Architecture(
       "vit": {
         "model_name": "vit-ti16",
         "representation_size": 0,
+        "output_2d_feature_maps": True,
         "transformer": {"dropout_rate": 0.1},
       }
     },
