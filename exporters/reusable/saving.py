@@ -80,31 +80,28 @@ def source(
   """Traces a model, and checks that it can be exported.
 
   Args:
-    model: A Keras model or layer, a `tf.Module`, or a function. It takes one
-      input, `training` by that name if it has modes, and the hyperparameters
-      that no layers read. An export has no `training` that changes nothing.
+    model: A Keras model or layer, a `tf.Module`, or a function of one input,
+      `training` if it has modes, and the hyperparameters that no layers read.
+      A `training` that changes nothing is not exported.
     input_spec: `tf.TensorSpec`, or a list or dict of them: shape and dtype of
       the input. Free dimensions are `None`, the batch dimension first.
     hyperparameters: The values that consumers may tune.
     variables: All variables that `model` uses. Default: `model.variables`.
-    trainable_variables: Those that consumers train. Default:
-      `model.trainable_variables`; for a function, the trainable ones of
-      `variables`.
+    trainable_variables: Those that consumers train. Default: those of `model`;
+      for a function, the trainable ones of `variables`.
     regularization_losses: Functions without arguments, each returning a float
-      scalar. Default: one for each weight regularizer of a Keras model, or of
-      the Keras layers in a module.
+      scalar. Default: one for each weight regularizer of the Keras layers.
     check: Takes the input and returns it, with ops that fail if the model does
       not support it.
     layer_calls: Replaces the `call` of layers in the trace, by class. Outputs
-      and gradients must stay the same. For layers that XLA would compile at
-      every step or not at all; those of Keras are known.
-    autograph: Whether AutoGraph rewrites the Python code of the model. Without,
-      tracing is faster. TensorFlow then refuses Python control flow over
-      Tensors.
+      and gradients must stay the same. It is for layers that XLA compiles at
+      every step, or not at all; those of Keras are known.
+    autograph: Whether AutoGraph rewrites the Python code of the model, which is
+      only needed for Python control flow over Tensors, and takes time.
 
   Raises:
-    ExportError: The export would fail its consumers silently. For example, it
-      lacks variables, hides `training`, has weights that are not finite, or a
+    ExportError: The export would fail its consumers silently: it lacks
+      variables, hides `training`, has weights that are not finite, or a
       hyperparameter without effect.
   """
   has_training = _has_training(model, hyperparameters)
