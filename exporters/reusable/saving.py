@@ -476,8 +476,8 @@ def _trace(
     ]
   if len(getattr(model.model, "losses", ())) > losses:
     raise errors.ExportError(
-      "Calling the model adds losses that depend on its input, by add_loss, which"
-      " a SavedModel cannot do. Return the Tensors that they need as outputs."
+      "Calling the model adds losses that depend on its input, by add_loss;"
+      " a SavedModel cannot. Return the Tensors that they need as outputs."
     )
   return traces
 
