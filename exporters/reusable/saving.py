@@ -636,14 +636,14 @@ def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
         f"Layer {layer.name} has an activity regularizer, which a SavedModel"
         " cannot apply. Remove it."
       )
-  # A layer's losses are its own, then those of the layers in it. To count them
-  # computes them, and to find what is in a layer looks through all of it.
+  # A layer's losses are its own, then those of its inner layers. Counting losses
+  # computes them, and finding inner layers searches all attributes: once each.
   losses = {layer: len(layer.losses) for layer in layers}
   inner = {layer: layer.submodules for layer in layers if losses[layer]}
   own: dict[tf_keras.layers.Layer, int] = {}
   for layer in sorted(inner, key=lambda layer: len(inner[layer])):
     own[layer] = losses[layer] - sum(own.get(x, 0) for x in inner[layer])
-  # In the order of the weights, as in Keras' own `losses`.
+  # In the order of the weights, as Keras' `losses`.
   position = {v.ref(): i for i, v in enumerate(model.variables)}
   return [
     _loss_of_layer(layer, index)
@@ -667,7 +667,7 @@ def _trace_loss(
   """Traces a regularization loss and checks that it is a float scalar.
 
   Returns:
-    The trace, which TensorFlow would make once more of a tf.function.
+    The trace. A save would trace a tf.function once more.
   """
   function = tf.function(loss, input_signature=[], autograph=autograph)
   trace = function.get_concrete_function()
