@@ -636,8 +636,8 @@ def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
         f"Layer {layer.name} has an activity regularizer, which a SavedModel"
         " cannot apply. Remove it."
       )
-  # A layer's losses are its own, then those of its inner layers. Counting losses
-  # computes them, and finding inner layers searches all attributes: once each.
+  # A layer's losses are its own, then those of its inner layers. Both counting
+  # losses and finding inner layers take time, so each is done once.
   losses = {layer: len(layer.losses) for layer in layers}
   inner = {layer: layer.submodules for layer in layers if losses[layer]}
   own: dict[tf_keras.layers.Layer, int] = {}
