@@ -224,7 +224,7 @@ def _restored(
     roots = [
       tf.train.Checkpoint(model=model),
       model,
-      _keras_weights(model),
+      checkpoints.keras_weights(model),
     ]
     backbone = getattr(model, "backbone", None)
     if backbone is not None and all(
@@ -248,13 +248,6 @@ def _restored(
     "source": weights.description,
     "classes": f"{num_classes}, numbered as in the data that it was trained on",
   }
-
-
-def _keras_weights(model):
-  with_weights = filter(lambda layer: layer.weights, model.layers)
-  return tf.train.Checkpoint(
-    **{f"layer_with_weights-{i}": x for i, x in enumerate(with_weights)}
-  )
 
 
 def _classifier(

@@ -1,4 +1,4 @@
-"""Restores checkpoints, and says what does not match before it restores."""
+"""Restores checkpoints that match a model, and reports how others differ."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
@@ -6,25 +6,26 @@ import fnmatch
 import glob
 import hashlib
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
+import tf_keras
 
 from exporters.reusable import errors
 from exporters.reusable.private_api import trackable_object_graph_pb2
 
 Graph = trackable_object_graph_pb2.TrackableObjectGraph
 
-_MOST_PROBLEMS = 6  # That an error names.
+_MOST_PROBLEMS = 6  # The most that an error lists.
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
 @contextlib.contextmanager
 def uninitialized() -> Iterator[None]:
-  """Makes variables without computing initial values.
+  """Makes variables without computing their initial values.
 
-  For a model that is about to be restored: those of BERT-base take longer to
-  draw than to read, and as much memory.
+  For models that are restored next: to draw the initial values of BERT-base
+  takes longer than to read its checkpoint, and as much memory.
   """
 
   def creator(next_creator: Callable[..., tf.Variable], **kwargs: Any) -> Any:
@@ -41,6 +42,20 @@ def uninitialized() -> Iterator[None]:
     yield
 
 
+class _Match(NamedTuple):
+  """How a checkpoint and an object to restore compare.
+
+  Attributes:
+    problems: The differences, in words.
+    lacking: Optional variables that the checkpoint lacks.
+    matching: The other variables, with their saved nodes.
+  """
+
+  problems: list[str]
+  lacking: list[tf.Variable]
+  matching: list[tuple[tf.Variable, int]]
+
+
 def restore(
   checkpoint_path: str,
   roots: Sequence[Any],
@@ -49,28 +64,27 @@ def restore(
   optional: Sequence[tf.Variable] = (),
   weights: str | None = None,
 ) -> list[tf.Variable]:
-  """Restores a checkpoint that must match, both ways.
+  """Restores a checkpoint that matches exactly, in both directions.
 
   Args:
-    checkpoint_path: The prefix of the checkpoint's files, or a directory, of
-      which the newest checkpoint is taken.
-    roots: What to restore, in each structure that the saved object may have
-      had: `tf.train.Checkpoint`, or a model of which Keras has saved the
-      weights. The first one that matches is restored.
+    checkpoint_path: The prefix of the checkpoint's files, or a directory, whose
+      newest checkpoint is restored.
+    roots: The object to restore, in each structure in which it may have been
+      saved: `tf.train.Checkpoint`, or a model whose weights Keras has saved.
+      The first that matches is restored.
     left_out: Paths of objects in the checkpoint, such as `model/optimizer`,
       that `roots` may lack. A `*` in a name stands for any characters.
     optional: Variables that the checkpoint may lack.
-    weights: `raw`; `average`, the moving averages that Model Garden's optimizer
-      `ExponentialMovingAverage` keeps of variables, of those that have one; or
-      None: refuse a checkpoint that leaves the choice.
+    weights: `raw`; `average`, for variables that have one the moving average of
+      Model Garden's optimizer `ExponentialMovingAverage`; or None, which
+      refuses a checkpoint that has both.
 
   Returns:
-    Those of `optional` that it does lack; they keep their values.
+    The variables of `optional` that it lacks. They keep their values.
 
   Raises:
-    ExportError: There is no checkpoint, a variable has no value in it or one of
-      another shape, it has values that neither `roots` nor `left_out` name, or
-      the wanted averages are not in it.
+    ExportError: There is no checkpoint; it lacks a variable or the averages, or
+      has a variable of another shape or one that `roots` and `left_out` lack.
   """
   prefix = _prefix(checkpoint_path)
   try:
@@ -85,52 +99,42 @@ def restore(
     matches = [
       _match(root, graph, shapes, left_out, optional) for root in roots
     ]
-    problems, lacking, matched, root = min(
-      zip(*zip(*matches, strict=True), roots, strict=True),
-      key=lambda match: len(match[0]),
+    match, root = min(
+      zip(matches, roots, strict=True), key=lambda pair: len(pair[0].problems)
     )
-    if problems:
-      more = len(problems) - _MOST_PROBLEMS
-      names = "=…, ".join(tf.train.TrackableView(root).children(root))
-      form = (
-        f"tf.train.Checkpoint({names}=…)"
-        if isinstance(root, tf.train.Checkpoint)
-        else "weights that Keras has saved"
-      )
-      raise errors.ExportError(
-        f"Checkpoint {prefix}, as {form}, does not match"
-        f" the model: it {'; it '.join(problems[:_MOST_PROBLEMS])}"
-        f"{f'; and {more} more' if more > 0 else ''}."
-      )
-    average_nodes = _average_nodes(graph)
-    if weights == "average" and not average_nodes:
-      raise errors.ExportError(
-        f"Checkpoint {prefix} has no moving averages, only the raw weights."
-      )
-    if weights is None and average_nodes:
-      raise errors.ExportError(
-        f"Checkpoint {prefix} has the raw weights and moving averages of them:"
-        " say which to export, --weights=raw or --weights=average."
-      )
+    if match.problems:
+      raise errors.ExportError(_mismatch(prefix, root, match.problems))
+    averages = _wanted_averages(prefix, graph, weights)
     if not isinstance(root, tf.train.Checkpoint):
       root = tf.train.Checkpoint(root=root)
     status = root.read(prefix).expect_partial()
-    if weights == "average":
-      for variable, node_id in matched:
-        for key in _keys(graph, average_nodes.get(node_id)):
-          variable.assign(reader.get_tensor(key))
+    for variable, node_id in match.matching:
+      for key in _keys(graph, averages.get(node_id)):
+        variable.assign(reader.get_tensor(key))
   except tf.errors.OpError as e:
     raise errors.ExportError(f"Cannot read {prefix}: {e.message}.") from e
-  if not lacking:
+  if not match.lacking:
     status.assert_existing_objects_matched()
-  return lacking
+  return match.lacking
+
+
+def keras_weights(model: tf_keras.Model) -> tf.train.Checkpoint:
+  """Returns the structure in which Keras saves the weights of a model.
+
+  Keras also saves layers as `layer-0` and so on. These numbers count layers
+  without weights, which may differ between the saved model and `model`.
+  """
+  with_weights = [layer for layer in model.layers if layer.weights]
+  return tf.train.Checkpoint(
+    **{f"layer_with_weights-{i}": x for i, x in enumerate(with_weights)}
+  )
 
 
 def sha256(checkpoint_path: str) -> str:
   """Hashes the contents of a checkpoint's files.
 
   Args:
-    checkpoint_path: As for `restore`; or a file of weights.
+    checkpoint_path: As for `restore`; or an HDF5 file of weights.
 
   Raises:
     ExportError: There is no checkpoint.
@@ -149,7 +153,46 @@ def sha256(checkpoint_path: str) -> str:
   return contents.hexdigest()
 
 
+def _mismatch(prefix: str, root: Any, problems: Sequence[str]) -> str:
+  """Returns the text of the error for a checkpoint that does not match."""
+  more = len(problems) - _MOST_PROBLEMS
+  names = "=…, ".join(tf.train.TrackableView(root).children(root))
+  form = (
+    f"tf.train.Checkpoint({names}=…)"
+    if isinstance(root, tf.train.Checkpoint)
+    else "weights that Keras has saved"
+  )
+  return (
+    f"Checkpoint {prefix}, as {form}, does not match"
+    f" the model: it {'; it '.join(problems[:_MOST_PROBLEMS])}"
+    f"{f'; and {more} more' if more > 0 else ''}."
+  )
+
+
+def _wanted_averages(
+  prefix: str, graph: Graph, weights: str | None
+) -> dict[int, int]:
+  """Maps saved nodes of variables to those of their wanted moving averages."""
+  averages = {
+    slot.original_variable_node_id: slot.slot_variable_node_id
+    for node in graph.nodes
+    for slot in node.slot_variables
+    if slot.slot_name == "average"
+  }
+  if weights == "average" and not averages:
+    raise errors.ExportError(
+      f"Checkpoint {prefix} has no moving averages, only the raw weights."
+    )
+  if weights is None and averages:
+    raise errors.ExportError(
+      f"Checkpoint {prefix} has the raw weights and moving averages of them:"
+      " say which to export, --weights=raw or --weights=average."
+    )
+  return averages if weights == "average" else {}
+
+
 def _prefix(checkpoint_path: str) -> str:
+  """Returns the prefix of a checkpoint's files, given it or a directory."""
   checkpoint_path = checkpoint_path.removesuffix(".index")
   if tf.io.gfile.isdir(checkpoint_path):
     return _newest(checkpoint_path)
@@ -162,10 +205,10 @@ def _prefix(checkpoint_path: str) -> str:
 
 
 def _newest(directory: str) -> str:
-  """Finds the checkpoint that the file `checkpoint` names, or the only one."""
+  """Returns the prefix that the file `checkpoint` names, or the only one."""
   state = tf.train.get_checkpoint_state(directory)
   if state and state.model_checkpoint_path:
-    # It may hold an absolute path, from before the directory was moved.
+    # An absolute path, if there is one, may be of before the directory moved.
     name = os.path.basename(state.model_checkpoint_path)
     for prefix in (state.model_checkpoint_path, os.path.join(directory, name)):
       if tf.io.gfile.exists(prefix + ".index"):
@@ -178,26 +221,21 @@ def _newest(directory: str) -> str:
     return found[0].removesuffix(".index")
   names = ", ".join(os.path.basename(f).removesuffix(".index") for f in found)
   raise errors.ExportError(
-    f"{directory} has {names} in it, and no file `checkpoint` that says which"
-    " is the newest. Say which one."
+    f"{directory} has {names} in it, and no file `checkpoint` that names the"
+    " newest. Give the prefix of one."
     if found
     else f"{directory} has no checkpoint in it."
   )
 
 
 def _match(
-  root: tf.train.Checkpoint,
+  root: Any,
   graph: Graph,
   shapes: Mapping[str, Sequence[int]],
   left_out: Sequence[str],
   optional: Sequence[tf.Variable],
-) -> tuple[list[str], list[tf.Variable], list[tuple[tf.Variable, int]]]:
-  """Walks the live objects and the saved ones along the same names.
-
-  Returns:
-    What does not match, in words; the variables that the checkpoint lacks and
-    may lack; and those that match, with the saved nodes.
-  """
+) -> _Match:
+  """Compares the live objects with the saved ones of the same names."""
   view = tf.train.TrackableView(root)
   matched: dict = {}  # From ids of live objects to saved nodes.
   waiting = [(root, 0)]
@@ -212,9 +250,7 @@ def _match(
         if name in saved
       ]
 
-  problems = []
-  lacking = []
-  matching = []
+  problems, lacking, matching = [], [], []
   may_lack = {v.ref() for v in optional}
   for variable in view.descendants():
     if isinstance(variable, tf.Variable):
@@ -239,17 +275,7 @@ def _match(
         f" {tuple(shapes[key])}, which the model lacks"
         for key in _keys(graph, node_id)
       ]
-  return problems, lacking, matching
-
-
-def _average_nodes(graph: Graph) -> dict[int, int]:
-  """Finds, for nodes of variables, the nodes of their moving averages."""
-  return {
-    slot.original_variable_node_id: slot.slot_variable_node_id
-    for node in graph.nodes
-    for slot in node.slot_variables
-    if slot.slot_name == "average"
-  }
+  return _Match(problems, lacking, matching)
 
 
 def _children(graph: Graph, node_id: int) -> dict[str, int]:
@@ -257,14 +283,14 @@ def _children(graph: Graph, node_id: int) -> dict[str, int]:
 
 
 def _keys(graph: Graph, node_id: int | None) -> Iterator[str]:
-  """Yields the checkpoint's keys of a node; none for an unmatched object."""
+  """Yields the keys of a saved node's values; none if there is no node."""
   if node_id is not None:
     for attribute in graph.nodes[node_id].attributes:
       yield attribute.checkpoint_key
 
 
 def _below(graph: Graph, path: str) -> set[int]:
-  """Returns the saved nodes at a path, all below them, and their slots."""
+  """Returns the saved nodes at a path, those below them, and their slots."""
   waiting = [0]
   for pattern in path.split("/"):
     waiting = [

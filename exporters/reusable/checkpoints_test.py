@@ -42,6 +42,18 @@ class RestoreTest(tf.test.TestCase):
   ):
     checkpoints.restore(path or self.path, [_root(body)], left_out=left_out)
 
+  def test_weights_that_keras_saved_of_a_model_with_another_first_layer(self):
+    layers = [tf_keras.layers.Rescaling(2.0), tf_keras.layers.Dense(2)]
+    saved, live = tf_keras.Sequential(layers), tf_keras.Sequential(layers[1:])
+    saved.build([None, 3])
+    path = os.path.join(self.directory, "weights")
+    saved.save_weights(path)
+    kernel = saved.layers[1].kernel.numpy()
+    live.layers[0].kernel.assign(tf.zeros_like(kernel))
+    roots = [live, checkpoints.keras_weights(live)]
+    checkpoints.restore(path, roots, left_out=["keras_api"])
+    self.assertAllEqual(live.layers[0].kernel, kernel)
+
   def test_sha256(self):
     hashes = []
     for name, value in (("first", 1.0), ("second", 1.0), ("third", 2.0)):

@@ -80,43 +80,35 @@ def source(
   """Traces a model, and checks that it can be exported.
 
   Args:
-    model: A Keras model or layer, a `tf.Module`, or a function. It takes one
-      input, `training` by that name if it has modes, and the hyperparameters
-      that no layers read. An export has no `training` that changes nothing.
+    model: A Keras model or layer, a `tf.Module`, or a function of one input,
+      `training` if it has modes, and the hyperparameters that no layers read.
+      A `training` that changes nothing is not exported.
     input_spec: `tf.TensorSpec`, or a list or dict of them: shape and dtype of
       the input. Free dimensions are `None`, the batch dimension first.
     hyperparameters: The values that consumers may tune.
     variables: All variables that `model` uses. Default: `model.variables`.
-    trainable_variables: Those that consumers train. Default:
-      `model.trainable_variables`; for a function, the trainable ones of
-      `variables`.
+    trainable_variables: Those that consumers train. Default: those of `model`;
+      for a function, the trainable ones of `variables`.
     regularization_losses: Functions without arguments, each returning a float
-      scalar. Default: one for each weight regularizer of a Keras model, or of
-      the Keras layers in a module.
+      scalar. Default: one for each weight regularizer of the Keras layers.
     check: Takes the input and returns it, with ops that fail if the model does
       not support it.
     layer_calls: Replaces the `call` of layers in the trace, by class. Outputs
-      and gradients must stay the same. For layers that XLA would compile at
-      every step or not at all; those of Keras are known.
-    autograph: Whether AutoGraph rewrites the Python code of the model. Without,
-      tracing is faster. TensorFlow then refuses Python control flow over
-      Tensors.
+      and gradients must stay the same. It is for layers that XLA compiles at
+      every step, or not at all; those of Keras are known.
+    autograph: Whether AutoGraph rewrites the Python code of the model, which is
+      only needed for Python control flow over Tensors, and takes time.
 
   Raises:
-    ExportError: The export would fail its consumers silently. For example, it
-      lacks variables, hides `training`, has weights that are not finite, or a
+    ExportError: The export would fail its consumers silently: it lacks
+      variables, hides `training`, has weights that are not finite, or a
       hyperparameter without effect.
   """
   has_training = _has_training(model, hyperparameters)
   if variables is None:
     variables = getattr(model, "variables", ())
   variables = list(variables)
-  if trainable_variables is None:
-    trainable_variables = getattr(
-      model, "trainable_variables", [v for v in variables if v.trainable]
-    )
-  trainable_variables = list(trainable_variables)
-  _check_variables(model, variables, trainable_variables)
+  trainable_variables = _trainable(model, variables, trainable_variables)
   if regularization_losses is None:
     regularization_losses = _weight_losses(model)
   untraced = Source(
@@ -168,9 +160,9 @@ def reusable(
 
 
 def of_mixed_precision(spec: tf.TensorSpec) -> list[tf.TensorSpec]:
-  """Returns what a float input may be too, for `also_takes` of `reusable`.
+  """Returns a float input in the dtypes of mixed precision, for `also_takes`.
 
-  Under a policy of mixed precision Keras casts what goes into a layer.
+  Under a policy of mixed precision, Keras casts the inputs of a layer.
   """
   return [tf.TensorSpec(spec.shape, d) for d in (tf.bfloat16, tf.float16)]
 
@@ -183,11 +175,11 @@ def signature(
   """Makes a signature of inference with the default hyperparameters.
 
   Args:
-    reusable_object: What `reusable` returns.
-    input_spec: The input that it was made with. A Tensor is named as its spec
-      is, `inputs` where that has no name; those of a dict by their keys.
-    output_name: Name of the output where it is one Tensor. Outputs of a dict
-      keep their keys; what in it is not a Tensor is left out.
+    reusable_object: An object that `reusable` made.
+    input_spec: Its input. The Tensors of a dict are named by their keys, others
+      by their spec, or `inputs`.
+    output_name: Name of a single output. Outputs in a dict are named by their
+      keys; those that are not Tensors are left out.
 
   Returns:
     A function for `save`, from named Tensors to a dict of Tensors.
@@ -198,7 +190,7 @@ def signature(
   def serve(*inputs):
     outputs = reusable_object.__call__(
       tf.nest.pack_sequence_as(named_spec, inputs),
-      # As Tensors, which have a trace already; a number would get its own.
+      # Tensors have a trace already; each number would get its own.
       **{
         name: tf.constant(parameter.default)
         for name, parameter in parameters.items()
@@ -216,12 +208,12 @@ def signature(
 
 
 def constant(value: Any) -> tf.train.Checkpoint:
-  """Makes an attribute of an export that is called, and returns a value.
+  """Makes an attribute of an export that returns a constant when called.
 
-  Variables will not do: one of strings cannot be loaded on a TPU.
+  A variable does not suit: TPUs cannot load one of strings.
 
   Args:
-    value: What makes a Tensor, or a dict of such.
+    value: A value that TensorFlow converts to a Tensor, or a dict of them.
   """
   result = tf.train.Checkpoint()
   result.__call__ = tf.function(
@@ -241,25 +233,25 @@ def save(
   """Writes a SavedModel.
 
   Args:
-    root: What `reusable` returns.
+    root: An object that `reusable` made.
     export_dir: The directory to write.
-    signatures: What `signature` returns, by name; `serving_default` is the one
-      that tools look for.
+    signatures: Signatures that `signature` made, by name. Tools look for
+      `serving_default`.
 
   Raises:
-    ExportError: An object that `root` holds is an optimizer, or a function uses
-      a resource, such as a table, that `root` does not hold.
+    ExportError: `root` holds an optimizer, or a function uses a resource, such
+      as a table, that `root` does not hold.
   """
   for optimizer in _optimizers(root):
     raise errors.ExportError(
-      f"The export holds an optimizer, {type(optimizer).__name__}. Its state is"
-      " of no use to others: take it out."
+      f"The export holds an optimizer, {type(optimizer).__name__}, whose state"
+      " consumers cannot use. Remove it."
     )
   try:
     with private_api.tensors_equal_by_identity():
       tf.saved_model.save(root, export_dir, signatures=dict(signatures))
   except (AssertionError, KeyError) as e:
-    # How TensorFlow reports resources that it cannot reach from `root`.
+    # TensorFlow raises these for resources that `root` does not reach.
     raise errors.ExportError(
       "A function of the export uses a resource that the export does not hold."
       " Set it as an attribute. TensorFlow says:"
@@ -271,9 +263,9 @@ def save(
 def _has_training(
   model: Callable[..., Any], hyperparameters: Sequence[Hyperparameter]
 ) -> bool:
-  """Tells whether a model has modes; refuses what consumers could not reach."""
+  """Tells whether a model takes `training`; refuses other arguments."""
   if isinstance(model, tf_keras.layers.Layer):
-    # Keras hands `training` on to inner layers, whatever `call` names.
+    # Keras passes `training` to inner layers, even if `call` does not name it.
     return True
   parameters = dict(inspect.signature(_python_function(model)).parameters)
   parameters.pop(next(iter(parameters), None), None)  # The input.
@@ -289,15 +281,14 @@ def _has_training(
   if parameters:
     raise errors.ExportError(
       f"The model takes {', '.join(map(str, parameters.values()))}, which is"
-      " neither its one input, nor `training` by that name, nor a"
-      " hyperparameter; consumers could not set it. Name it, or wrap the model"
-      " in a function that takes what consumers may set."
+      " neither its input, nor `training` by that name, nor a hyperparameter:"
+      " consumers could not set it. Wrap the model in a function without it."
     )
   return has_training
 
 
 def _python_function(model: Callable[..., Any]) -> Callable[..., Any]:
-  """Unwraps a tf.function: a nested one costs at every step under XLA."""
+  """Unwraps a tf.function, as a nested one costs time at every XLA step."""
   if isinstance(model, tf_keras.layers.Layer):
     return model
   if isinstance(model, tf.Module):
@@ -305,12 +296,17 @@ def _python_function(model: Callable[..., Any]) -> Callable[..., Any]:
   return getattr(model, "python_function", model)
 
 
-def _check_variables(
+def _trainable(
   model: Any,
   variables: Sequence[tf.Variable],
-  trainable_variables: Sequence[tf.Variable],
-) -> None:
-  """Refuses lists of variables with which consumers would train nothing."""
+  trainable_variables: Iterable[tf.Variable] | None,
+) -> list[tf.Variable]:
+  """Returns the trainable variables, and refuses variables of no use."""
+  if trainable_variables is None:
+    trainable_variables = getattr(
+      model, "trainable_variables", [v for v in variables if v.trainable]
+    )
+  trainable_variables = list(trainable_variables)
   listed = {v.ref() for v in variables}
   for variable in trainable_variables:
     if variable.ref() not in listed:
@@ -343,10 +339,11 @@ def _check_variables(
         "The variables of the model include those of an optimizer,"
         f" {type(optimizer).__name__}. List variables without them."
       )
+  return trainable_variables
 
 
 def _optimizers(model: Any) -> list[Any]:
-  """Finds the optimizers in an object and in all that it holds."""
+  """Returns the optimizers that an object holds, directly or indirectly."""
   if not isinstance(model, (tf.Module, tf.train.Checkpoint)):
     return []
   return [
@@ -404,12 +401,12 @@ def _unsynchronized(
 
 
 def _traced(model: Source) -> Source:
-  """Adds the traced function of a model, which it checks."""
+  """Adds the traced function to a source, and checks the traces."""
   function = _traceable(model, layer_norm.REPLACEMENTS)
   traces = _trace(model, function, model.input_spec)
   _check_structure(traces)
   if len(traces) > 1 and _is_same(model, *traces):
-    # The mode of training is the one whose gradients consumers need.
+    # Consumers need the gradients of the training mode.
     model = dataclasses.replace(
       model,
       call=functools.partial(model.call, training=True),
@@ -432,8 +429,8 @@ def _traceable(
 
   Args:
     model: The model.
-    of_training: What replaces the `call` of layers in training only. Consumers
-      that only infer need not load these gradients.
+    of_training: Replaces the `call` of layers in training only, with gradients
+      that consumers need not load for inference.
   """
 
   def traced(inputs: Any, *values: Any) -> Any:
@@ -447,7 +444,7 @@ def _traceable(
     with layer_calls_lib.replaced(model.model, replacements):
       return model.call(inputs, **arguments)
 
-  # tf.function, and with it the SavedModel, takes names and defaults from here.
+  # tf.function and the SavedModel take argument names and defaults from here.
   kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
   traced.__signature__ = inspect.Signature(
     [
@@ -479,8 +476,8 @@ def _trace(
     ]
   if len(getattr(model.model, "losses", ())) > losses:
     raise errors.ExportError(
-      "Calling the model adds losses that depend on its input, by add_loss, and"
-      " a SavedModel cannot hand them on. Return what they need as outputs."
+      "Calling the model adds losses that depend on its input, by add_loss;"
+      " a SavedModel cannot. Return the Tensors that they need as outputs."
     )
   return traces
 
@@ -494,16 +491,16 @@ def _is_same(
     ops = trace.graph.get_operations()
     return {op.type for op in ops} - {"Identity", "IdentityN"}
 
-  if types(inference) != types(training):  # As in most models that have modes.
+  if types(inference) != types(training):  # Cheap, and true of most models.
     return False
-  # As in inference, without the closed gradients.
+  # The inference trace has no closed gradients either.
   function = _traceable(model, {})
   (training,) = _trace(model, function, model.input_spec, [True])
   return _canonical(inference) == _canonical(training)
 
 
 def _canonical(trace: ConcreteFunction) -> str:
-  """Writes a graph as text, without what is unique in a process."""
+  """Writes a graph as text, without names that differ from trace to trace."""
   graph = trace.graph.as_graph_def()
   bodies = {f.signature.name: f for f in graph.library.function}
 
@@ -525,7 +522,7 @@ def _canonical(trace: ConcreteFunction) -> str:
 
 
 def _named(spec: Any) -> Any:
-  """Gives the Tensors of an input names, those of a dict their keys."""
+  """Names the Tensors of an input, those of a dict by their keys."""
 
   def with_name(part: Any, name: str) -> Any:
     is_tensor = isinstance(part, tf.TensorSpec)  # A RaggedTensor has no name.
@@ -542,7 +539,7 @@ def _is_other_form(inputs: Any, spec: Any) -> bool:
   """Tells whether an input is a list for a dict, or has other dtypes."""
   return isinstance(inputs, Mapping) != isinstance(spec, Mapping) or any(
     x.dtype != s.dtype
-    # Lists of several lengths are told by their first elements.
+    # Lists may have several lengths; the first elements decide.
     for x, s in zip(
       tf.nest.flatten(inputs), tf.nest.flatten(spec), strict=False
     )
@@ -550,7 +547,7 @@ def _is_other_form(inputs: Any, spec: Any) -> bool:
 
 
 def _converted(inputs: Any, spec: Any) -> Any:
-  """Casts Tensors, and names those of a list by the keys of a dict."""
+  """Casts Tensors, and turns a list into a dict if the spec is one."""
   if isinstance(spec, Mapping) and not isinstance(inputs, Mapping):
     inputs = dict(zip(spec, inputs, strict=True))
   return tf.nest.map_structure(lambda x, s: tf.cast(x, s.dtype), inputs, spec)
@@ -625,7 +622,7 @@ def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:
 
 
 def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
-  """Finds the losses of the weights of a model's Keras layers, one by one."""
+  """Returns a function for each weight loss of a model's Keras layers."""
   if not isinstance(model, tf.Module):
     return []
   layers = [
@@ -637,16 +634,16 @@ def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
     if getattr(layer, "activity_regularizer", None) is not None:
       raise errors.ExportError(
         f"Layer {layer.name} has an activity regularizer, which a SavedModel"
-        " cannot hand on. Take it out."
+        " cannot apply. Remove it."
       )
-  # A layer's losses are its own, then those of the layers in it. To count them
-  # computes them, and to find what is in a layer looks through all of it.
+  # A layer's losses are its own, then those of its inner layers. Both counting
+  # losses and finding inner layers take time, so each is done once.
   losses = {layer: len(layer.losses) for layer in layers}
   inner = {layer: layer.submodules for layer in layers if losses[layer]}
   own: dict[tf_keras.layers.Layer, int] = {}
   for layer in sorted(inner, key=lambda layer: len(inner[layer])):
     own[layer] = losses[layer] - sum(own.get(x, 0) for x in inner[layer])
-  # In the order of the weights, as in Keras' own `losses`.
+  # In the order of the weights, as Keras' `losses`.
   position = {v.ref(): i for i, v in enumerate(model.variables)}
   return [
     _loss_of_layer(layer, index)
@@ -670,7 +667,7 @@ def _trace_loss(
   """Traces a regularization loss and checks that it is a float scalar.
 
   Returns:
-    The trace, which TensorFlow would make once more of a tf.function.
+    The trace. A save would trace a tf.function once more.
   """
   function = tf.function(loss, input_signature=[], autograph=autograph)
   trace = function.get_concrete_function()

@@ -1,7 +1,7 @@
-"""Takes out of a SavedModel what is in it and nobody reads.
+"""Removes from a SavedModel what no reader uses.
 
-More than half of a `saved_model.pb` that TensorFlow writes is names, shapes and
-order that loading finds out by itself. Less of it is loaded faster.
+More than half of the `saved_model.pb` that TensorFlow writes is names, shapes
+and control dependencies that loading infers. A smaller file loads faster.
 """
 
 import collections
@@ -18,7 +18,7 @@ from exporters.reusable.private_api import node_def_pb2
 from exporters.reusable.private_api import saved_model_pb2
 from exporters.reusable.private_api import types_pb2
 
-# Have no effect that a caller would have to wait for.
+# Ops without an effect that a caller has to wait for.
 _WITHOUT_EFFECT = ("Identity", "NoOp", "ReadVariableOp")
 _WRITES = ("AssignAddVariableOp", "AssignSubVariableOp", "AssignVariableOp")
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
@@ -28,17 +28,17 @@ _SHAPES = "_output_shapes"
 def slim(export_dir: str) -> None:
   """Rewrites the `saved_model.pb` and the fingerprint of a SavedModel.
 
-  What is computed stays the same. Left out are:
+  The functions compute the same. Removed are:
 
-  - ops that hand on what they get, and constants that a function has twice;
-  - shapes that follow from the op and its inputs; one that Python code has set,
-    and says more, stays where it is on a result or on what is reshaped;
-  - the order of a function's end after the reads of its variables: an op that
-    changes one of them comes after its reads anyway;
-  - long names of the variables that a function gets, and of the ops that read
-    them; their shapes where they are only handed on;
+  - Identity ops, and constants that a function has twice;
+  - shapes that follow from an op and its inputs. Shapes that Python code may
+    have set stay: those of results and of reshaped Tensors;
+  - control dependencies of a function's end on reads of variables, since an op
+    that writes a variable depends on its earlier reads anyway;
+  - long names of a function's variables and of the ops that read them, and the
+    shapes of variables that are only passed to other functions;
   - the scope that all names of a function begin with;
-  - reads of variables outside of functions, which nothing uses.
+  - unused reads of variables outside of functions.
 
   Args:
     export_dir: The directory of the SavedModel.
@@ -51,7 +51,7 @@ def slim(export_dir: str) -> None:
     for node in graph.node:
       if node.op == "VarHandleOp":  # A scalar, always.
         node.attr.pop(_SHAPES, None)
-    # What the gradient of a custom_gradient takes out of a function.
+    # Tensors of a function that the gradient of a custom_gradient uses.
     captured = [
       node.captured_tensor
       for node in meta_graph.object_graph_def.nodes
@@ -79,7 +79,7 @@ def _remove_unused_reads(graph: graph_pb2.GraphDef) -> None:
 
 
 def _remove_waiting_for_reads(function: function_pb2.FunctionDef) -> None:
-  """Lets a function end without having read variables that it does not need."""
+  """Drops control dependencies on reads of variables."""
   ops = {node.name: node.op for node in function.node_def}
   for key, name in list(function.control_ret.items()):
     if ops[name] in _WITHOUT_EFFECT:
@@ -102,8 +102,8 @@ def _remove_waiting_for_reads(function: function_pb2.FunctionDef) -> None:
 def _remove_known_shapes(function: function_pb2.FunctionDef) -> None:
   """Removes shapes that loading infers.
 
-  Those of variables and of calls stay, and where Python code may know more than
-  the op says and has set the shape: of results, and of what is reshaped.
+  The shapes of variables and of calls stay. So do those of results and of
+  reshaped Tensors, which Python code may have set to more than the op implies.
   """
   resources = {
     arg.name: arg
@@ -130,14 +130,14 @@ def _remove_known_shapes(function: function_pb2.FunctionDef) -> None:
 def _remove_detours(
   function: function_pb2.FunctionDef, captured: Set[str]
 ) -> None:
-  """Removes Identity ops, and constants that are equal to one before.
+  """Removes Identity ops, and constants that equal an earlier one.
 
-  Those stay that others know by name or wait for, and those that copy to
-  another device.
+  Nodes stay that others refer to by name or depend on by control, and Identity
+  ops that copy to another device.
 
   Args:
     function: The function.
-    captured: Names of nodes of which others have taken the outputs.
+    captured: Names of nodes whose outputs other functions use.
   """
   kept = {*captured, *map(_node, function.ret.values())}
   taken_on = collections.defaultdict(set)
@@ -173,7 +173,7 @@ def _remove_detours(
 
 
 def _shorten_names(function: function_pb2.FunctionDef) -> Callable[[str], str]:
-  """Shortens names in a function; returns what renames a Tensor or an op."""
+  """Shortens names in a function; returns the function that renames them."""
   names = [node.name for node in function.node_def]
   scoped = [os.path.dirname(name) for name in names if "/" in name]
   scope = f"{os.path.commonpath(scoped)}/" if scoped else ""
@@ -202,7 +202,7 @@ def _shorten_names(function: function_pb2.FunctionDef) -> Callable[[str], str]:
       node.attr["_class"].list.s[:] = [
         f"loc:@{rename(name)}".encode() for name in _places(node)
       ]
-  # As a list: a protobuf map that changes passes over some of its items.
+  # A list, because iteration over a changing protobuf map skips items.
   for key, name in list(function.ret.items()):
     function.ret[key] = rename(name)
   ends = {rename(k): rename(v) for k, v in function.control_ret.items()}
@@ -220,7 +220,7 @@ def _node(name: str) -> str:
 
 
 def _places(node: node_def_pb2.NodeDef) -> list[str]:
-  """Returns the names of the nodes beside which a node has to run."""
+  """Returns the names of the nodes that a node is colocated with."""
   places = node.attr["_class"].list.s if "_class" in node.attr else ()
   return [place.decode().removeprefix("loc:@") for place in places]
 
