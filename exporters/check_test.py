@@ -1,4 +1,4 @@
-"""Judges SavedModels as people make them, and reads what is said of them."""
+"""Tests the check on SavedModels that others write."""
 
 import contextlib
 import html.parser
@@ -22,6 +22,7 @@ import tensorflow as tf
 import tf_keras
 
 from exporters import check
+from exporters.conformance import rules
 from exporters.reusable import errors
 
 _SAVED_MODEL_DIR = flags.DEFINE_string("saved_model_dir", None, "An export.")
@@ -161,7 +162,7 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
       "image",
       {"R7", "R11", "R14", "I4", "I5"},
       {
-        "R6": "which then are lost",
+        "R6": "which are then lost",
         "R7": "batch normalization is fixed",
         "R14": "gradient of Mean .*global_average_pooling2d",
         "I4": "fixed at 32 and 32",
@@ -197,7 +198,7 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
       {"R5", "R11"},
       {"R5": "consumers train and save nothing, in silence"},
     ),
-    (_tensorflow_1, "plain", {"R1"}, {"R1": "of TensorFlow 1"}),
+    (_tensorflow_1, "plain", {"R1"}, {"R1": "with TensorFlow 1"}),
   )
   def test_verdicts(self, build, kind, failing, words):
     build(self.directory)
@@ -247,6 +248,23 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEqual(by_rule["R4"]["verdict"], "pass")
     self.assertTrue(os.path.exists(stolen))
 
+  def test_excepted_rules(self):
+    names = tuple(rule.name for rule in rules.RULES)
+    self.assertEqual(check.RULE_NAMES, names)
+    _tf_module(self.directory)
+    broken = ["R5", "R11"]
+    _, by_rule, passed = self.judged(
+      self.directory, strict=True, excepted_rules=broken
+    )
+    self.assertTrue(passed)
+    self.assertEqual([by_rule[n]["verdict"] for n in broken], ["excepted"] * 2)
+    self.assertRegex(by_rule["R5"]["found"], "which `variables` lacks")
+    _, _, passed = self.judged(self.directory, excepted_rules=["R11"])
+    self.assertFalse(passed)
+    # One that is kept, and one that does not apply.
+    with self.assertRaisesRegex(errors.ExportError, "R8, I4 is not broken"):
+      self.judged(self.directory, excepted_rules=[*broken, "I4", "R8"])
+
   def test_what_is_no_saved_model(self):
     with self.assertRaisesRegex(errors.ExportError, "does not exist"):
       check.check(saved_model_dir=self.directory)
@@ -282,8 +300,13 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     parsed = _Page()
     parsed.feed(pathlib.Path(page).read_text(encoding="utf-8"))
     self.assertIn("which `variables` lacks", parsed.text)
-    self.assertIn("What takes the space", parsed.text)
+    self.assertIn("Ops", parsed.text)
     self.assertEmpty(parsed.fetched)
+
+    done = run(f"--saved_model_dir={self.directory}", "--excepted_rules=R99")
+    self.assertEqual(done.returncode, 1)
+    self.assertRegex(done.stderr, "excepted_rules.*does not exist. Rules: S1,")
+    self.assertEmpty(done.stdout)
 
     done = run("--saved_model_dir=/nowhere")
     self.assertEqual(done.returncode, 1)

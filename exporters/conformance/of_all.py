@@ -23,9 +23,9 @@ Subject = subject_lib.Subject
 
 _KERAS_FUNCTIONS = frozenset(["call_and_return_all_conditional_losses"])
 _XLA_SECONDS = 1800  # A step of a trapped model takes minutes to lower.
-# That tools have made up, for want of one.
+# Names that tools generate.
 _NO_NAME = re.compile(r"(args?|inputs?|outputs?|keras_tensor)(_?\d+)*")
-# Of folders that are in no name of an op.
+# Only folders that do not occur in names of ops.
 _ABSOLUTE_PATH = re.compile(
   rb"/(?:home|mnt|private|proc|root|tmp|usr|Users|var/(?:folders|lib|tmp))"
   rb"/[\w./-]*"
@@ -36,21 +36,21 @@ _OPTIMIZER = re.compile(
 
 
 def is_harmless(subject: Subject) -> findings.Finding:
-  """Only ops that a model needs: none for files, networks, Python."""
+  """All ops are ones that models need: none use files, networks or Python."""
   if subject.suspicious:
     return findings.failed(
       f"{findings.some(subject.suspicious)}.",
-      "Look at what these ops do. --trust loads it all the same.",
+      "Examine what these ops do. To load the SavedModel anyway, pass --trust.",
     )
   return findings.passed(f"{len(subject.op_counts)} kinds of ops")
 
 
 def is_callable(subject: Subject) -> findings.Finding:
-  """The root can be called; no code of the model is needed."""
+  """The root object can be called without the code that built the model."""
   if not subject.graph.HasField("object_graph_def"):
     return findings.failed(
-      "It is of TensorFlow 1: a graph with signatures and no object, which"
-      " can be neither called nor trained.",
+      "It was saved with TensorFlow 1: it has a graph with signatures and no"
+      " objects, and can be neither called nor trained.",
       "Export the model with TensorFlow 2.",
     )
   if subject.model is None:
@@ -59,21 +59,20 @@ def is_callable(subject: Subject) -> findings.Finding:
     return findings.passed(f"it can be called ({len(subject.traces)} traces)")
   if callable(subject.model):
     return findings.failed(
-      "The root has a __call__ that was never traced, so that nothing can be"
-      " called.",
-      "Call it once, or its get_concrete_function, before saving.",
+      "The root object cannot be called: its __call__ was never traced.",
+      "Call it or its get_concrete_function once before saving.",
     )
   signatures = ", ".join(subject.signatures)
   return findings.failed(
-    "The root cannot be called, and hub.KerasLayer refuses it; there are only"
-    f" signatures: {signatures}.",
+    "The root object cannot be called, and hub.KerasLayer refuses it; it has"
+    f" only signatures: {signatures}.",
     "Save an object whose __call__ is a traced tf.function. Keras 3's"
     " Model.export does not; tf_keras' Model.save does.",
   )
 
 
 def takes_one_input(subject: Subject) -> findings.Finding:
-  """One input: a Tensor, or a list or dict of them. Outputs likewise."""
+  """The input is a Tensor, or a list or dict of Tensors; so are the outputs."""
   needed = [
     name
     for name, default in subject.parameters.items()
@@ -81,8 +80,7 @@ def takes_one_input(subject: Subject) -> findings.Finding:
   ]
   if needed:
     return findings.failed(
-      f"{', '.join(needed)} must be given beside the input; hub.KerasLayer"
-      " gives one input.",
+      f"{', '.join(needed)} has no default; hub.KerasLayer passes one input.",
       "Put all inputs into one list or dict, and give the rest defaults.",
     )
   for what, structure in (
@@ -94,7 +92,7 @@ def takes_one_input(subject: Subject) -> findings.Finding:
     ]
     if others:
       return findings.failed(
-        f"The {what} has {others[0]!r} in it, which is no Tensor.",
+        f"The {what} contains {others[0]!r}, which is not a Tensor.",
         "Take and return Tensors, or lists or dicts of them.",
       )
   return findings.passed("one input, and Tensors as outputs")
@@ -169,7 +167,7 @@ def _moves_averages(subject: Subject) -> bool:
 
 
 def has_traces(subject: Subject) -> findings.Finding:
-  """Every combination of arguments can be called."""
+  """A trace exists for every combination of arguments."""
   hyperparameters = subject.hyperparameters
   values: list[dict[str, Any]] = [{}]
   if hyperparameters:
@@ -196,7 +194,7 @@ def has_traces(subject: Subject) -> findings.Finding:
 
 
 def lists_variables(subject: Subject) -> findings.Finding:
-  """All variables are listed, and gradients reach the trainable ones."""
+  """`variables` lists all variables; gradients reach the trainable ones."""
   used = {v.ref(): v for trace in subject.traces for v in trace.variables}
   listed = {v.ref() for v in getattr(subject.model, "variables", ())}
   trainable = list(getattr(subject.model, "trainable_variables", ()))
@@ -208,7 +206,7 @@ def lists_variables(subject: Subject) -> findings.Finding:
     return findings.failed(
       f"A call uses {findings.some(missing)}, which `variables` lacks"
       + ("." if listed else ": consumers train and save nothing, in silence."),
-      f"{save} Those of a tf.Module are properties, which are not saved.",
+      f"{save} The lists of a tf.Module are properties, which are not saved.",
     )
   if not trainable and any(v.trainable for v in used.values()):
     return findings.failed(
@@ -221,14 +219,14 @@ def lists_variables(subject: Subject) -> findings.Finding:
     return findings.failed(
       f"{findings.some(outside or frozen)} in `trainable_variables` is"
       + (" not in `variables`." if outside else " not trainable."),
-      "Let trainable_variables be those of variables that are trainable.",
+      "List exactly the trainable variables.",
     )
   dead = _without_gradient(subject, trainable)
   if dead:
     return findings.failed(
       f"{findings.some(dead)} in `trainable_variables` gets no gradient from"
       " any output.",
-      "Take the stop_gradient out of the model, or the variables out of the"
+      "Remove the stop_gradient from the model, or the variables from the"
       " list.",
     )
   return findings.passed(
@@ -261,11 +259,11 @@ def has_losses(subject: Subject) -> findings.Finding:
     return findings.not_applicable("it has no variables")
   if not losses and subject.verified("regularization losses"):
     return findings.passed(
-      "none, as in the model that it was made of, says its verification"
+      "none; its verification says that the live model has none"
     )
   if not losses:
     return findings.not_decidable(
-      "it has none; whether training had any, which then are lost, does not"
+      "it has none; whether the training had any, which are then lost, does not"
       " show",
     )
   for i, loss in enumerate(losses):
@@ -283,13 +281,13 @@ def has_losses(subject: Subject) -> findings.Finding:
       return findings.failed(
         f"Regularization loss {i} returns {findings.described(value)}, which"
         " is no float scalar.",
-        "Return a float scalar from each.",
+        "Return a float scalar.",
       )
   return findings.passed(f"{len(losses)} losses")
 
 
 def can_be_tuned(subject: Subject) -> findings.Finding:
-  """Hyperparameters are scalar arguments with defaults, and have effect."""
+  """Hyperparameters are scalar arguments with defaults, and have an effect."""
   tunable = subject.hyperparameters
   if not tunable:
     fixed = ["batch normalization"] * bool(subject.batch_norms)
@@ -324,13 +322,13 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
   if dead:
     return findings.failed(
       f"{findings.some(dead)} changes nothing.",
-      "Bind it to the layers that it is for, or take it out.",
+      "Bind it to the layers that use it, or remove it.",
     )
   return findings.passed(f"{', '.join(tunable)} can be set, with effect")
 
 
 def batch_is_free(subject: Subject) -> findings.Finding:
-  """The batch size is free."""
+  """The batch dimension is unknown."""
   fixed = [
     x.shape
     for x in tf.nest.flatten(subject.spec)
@@ -345,11 +343,11 @@ def batch_is_free(subject: Subject) -> findings.Finding:
 
 
 def sub_objects_are_whole(subject: Subject) -> findings.Finding:
-  """Sub-objects that can be called list their variables and losses."""
+  """Callable sub-objects have their own variables and losses."""
   children = tf.train.TrackableView(subject.model).children(subject.model)
   found = []
   for name, child in children.items():
-    # Layers of Keras models are not meant to be called by name.
+    # Consumers do not call the layers of a Keras model by name.
     if name.startswith(("_", "layer-", "layer_with_weights-", "keras_api")):
       continue
     if name in ("signatures", *_KERAS_FUNCTIONS):
@@ -359,10 +357,10 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
         trace.variables for trace in child.concrete_functions
       ):
         return findings.failed(
-          f"`{name}` is a bare function that uses variables: nobody can ask it"
-          " for them.",
-          "Make it an object with a __call__, variables, trainable_variables"
-          " and regularization_losses.",
+          f"`{name}` is a bare function that uses variables, which consumers"
+          " cannot list.",
+          "Make it an object with __call__, variables, trainable_variables and"
+          " regularization_losses.",
         )
     elif subject_lib.traces_of(child):
       found.append(name)
@@ -374,7 +372,7 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
         if not hasattr(child, attribute):
           return findings.failed(
             f"The sub-object `{name}` can be called and has no {attribute}.",
-            f"Save {attribute} as an attribute of it.",
+            f"Save {attribute} as an attribute of `{name}`.",
           )
       listed = {v.ref() for v in child.variables}
       missing = [
@@ -395,7 +393,7 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
 
 
 def is_clean(subject: Subject) -> findings.Finding:
-  """No optimizer, and no absolute path of the exporting machine."""
+  """It has no optimizer state and no absolute path of the exporting machine."""
   objects = subject.graph.object_graph_def
   optimizers = [
     child.local_name
@@ -415,9 +413,9 @@ def is_clean(subject: Subject) -> findings.Finding:
   ]
   if optimizers:
     return findings.failed(
-      f"It holds the state of an optimizer ({optimizers[0]}), of no use to"
-      " others.",
-      "Save without it: Model.save(…, include_optimizer=False).",
+      f"It holds the state of an optimizer ({optimizers[0]}), which consumers"
+      " cannot use.",
+      "Save it without: Model.save(…, include_optimizer=False).",
     )
   for file in subject.files:
     if file.startswith("variables/"):
@@ -425,15 +423,14 @@ def is_clean(subject: Subject) -> findings.Finding:
     found = _ABSOLUTE_PATH.search(subject.content(file))
     if found:
       return findings.failed(
-        f"{file} has the path {found[0].decode()} of the exporting machine in"
-        " it.",
-        "Save files as tf.saved_model.Asset, and make no names of their paths.",
+        f"{file} has the path {found[0].decode()} of the exporting machine.",
+        "Save files as tf.saved_model.Asset, and keep paths out of names.",
       )
   return findings.passed("no optimizer, no absolute path")
 
 
 def is_served(subject: Subject) -> findings.Finding:
-  """A signature `serving_default` with named inputs and outputs."""
+  """A signature `serving_default` has named inputs and outputs."""
   if subject.serving is None:
     return findings.failed(
       "There is no signature serving_default; there are:"
@@ -444,14 +441,14 @@ def is_served(subject: Subject) -> findings.Finding:
   unnamed = [name for name in names if _NO_NAME.fullmatch(name)]
   if unnamed:
     return findings.failed(
-      f"serving_default names {findings.some(unnamed)}, which says nothing.",
+      f"serving_default has the generated names {findings.some(unnamed)}.",
       "Name inputs in their TensorSpecs and outputs in a dict.",
     )
   return findings.passed(f"serving_default with {', '.join(names)}")
 
 
 def returns_logits(subject: Subject) -> findings.Finding:
-  """Logits, not probabilities."""
+  """The outputs are logits, not probabilities."""
   if findings.is_vector(subject.output_spec):
     outputs = np.asarray(subject.model(subject.example()))
     trace = subject.traces[0]
@@ -465,14 +462,14 @@ def returns_logits(subject: Subject) -> findings.Finding:
     )
     if is_softmax or made.op == "Sigmoid":
       return findings.failed(
-        f"It returns probabilities (by {made.op}), and not logits.",
-        "Take the last activation out: losses have it, from_logits=True.",
+        f"It returns probabilities (by {made.op}), not logits.",
+        "Remove the last activation; losses apply it with from_logits=True.",
       )
-  return findings.passed("the outputs are no probabilities")
+  return findings.passed("the outputs are not probabilities")
 
 
 def is_documented(subject: Subject) -> findings.Finding:
-  """The documentation tells how to fine-tune."""
+  """The documentation says how to fine-tune."""
   if subject.model and not getattr(subject.model, "trainable_variables", ()):
     return findings.not_applicable("there is nothing to train")
   card = subject_lib.CARD
@@ -483,20 +480,20 @@ def is_documented(subject: Subject) -> findings.Finding:
     ("trainable=True", "how to fine-tune"),
     (
       "(?i)regulari[sz]ation .*optimizer",
-      "of regularization in the optimizer",
+      "that regularization in the optimizer is missing",
     ),
   ):
     if not re.search(words, text):
       return findings.failed(
-        f"{card} does not tell {what}.",
-        "Say how it is fine-tuned, and that weight decay in an optimizer is"
-        " no part of a SavedModel.",
+        f"{card} does not say {what}.",
+        "Say how to fine-tune, and that a SavedModel does not include weight"
+        " decay in an optimizer.",
       )
-  return findings.passed(f"{card} tells how to fine-tune")
+  return findings.passed(f"{card} says how to fine-tune")
 
 
 def compiles_once(subject: Subject) -> findings.Finding:
-  """A train step compiles once under XLA."""
+  """A train step compiles once under XLA (`jit_compile=True`)."""
   if not list(getattr(subject.model, "trainable_variables", ())):
     return findings.not_applicable("there is nothing to train")
   example = subject.example()

@@ -13,22 +13,22 @@ from exporters.reusable import graphs
 
 Subject = subject_lib.Subject
 
-# What lies between random numbers and what is dropped.
+# Ops between the random numbers of a dropout and its output.
 _OF_DROPOUT = frozenset(
   ["AddV2", "Cast", "GreaterEqual", "Identity", "Mul", "RealDiv", "SelectV2"]
 )
 
 
 def takes_images(subject: Subject) -> findings.Finding:
-  """Images are float32 [batch, height, width, 3]."""
+  """The input is float32 [batch, height, width, 3]."""
   spec = subject.spec
   if spec.dtype != tf.float32:
     return findings.failed(
-      f"It takes {spec.dtype.name}, where consumers give float32 in [0, 1].",
-      "Trace with float32, and have the normalization inside.",
+      f"It takes {spec.dtype.name}; consumers pass float32 in [0, 1].",
+      "Trace with float32, and normalize inside the model.",
     )
   return findings.passed(
-    "float32, three channels; whether for values in [0, 1] does not show"
+    "float32, three channels; the range of values does not show"
   )
 
 
@@ -39,8 +39,8 @@ def returns_features(subject: Subject) -> findings.Finding:
     return findings.not_applicable(f"it returns {findings.described(spec)}")
   if not findings.is_float_vector(spec):
     return findings.failed(
-      f"It returns {findings.described(spec)}: consumers need float32 [batch,"
-      " features], with a number of features that is known.",
+      f"It returns {findings.described(spec)}, not float32 [batch, features]"
+      " with a static number of features.",
       "Pool over height and width.",
     )
   trace = next(
@@ -52,8 +52,8 @@ def returns_features(subject: Subject) -> findings.Finding:
   )
   if any(subject_lib.RANDOM.match(node.op) for node, _ in made_by):
     return findings.failed(
-      "Dropout is applied to the output: it is the consumer's to choose.",
-      "Cut the model before that dropout.",
+      "Dropout is applied to the output. Consumers add their own.",
+      "Cut the model before the dropout.",
     )
   return findings.passed(f"float32, {spec.shape[1]} features")
 
@@ -71,20 +71,19 @@ def returns_classes(subject: Subject) -> findings.Finding:
   spec = subject.output_spec
   if not findings.is_float_vector(spec):
     return findings.failed(
-      f"Logits are {findings.described(spec)}, and not float32 [batch,"
-      " classes].",
+      f"Logits are {findings.described(spec)}, not float32 [batch, classes].",
       "Return one logit for each class.",
     )
   return findings.passed(f"float32, {spec.shape[1]} classes")
 
 
 def size_is_free(subject: Subject) -> findings.Finding:
-  """Height and width are free."""
+  """Height and width are unknown."""
   height, width = subject.spec.shape[1:3]
   if height is not None or width is not None:
     return findings.failed(
       f"Height and width are fixed at {height} and {width}.",
-      "Trace with None for both, if the architecture allows it.",
+      "Trace with None for both if the architecture allows it.",
     )
   for size in ((64, 64), (96, 72)):
     subject.model(subject.example(1, size))
@@ -97,7 +96,7 @@ def momentum_can_be_set(subject: Subject) -> findings.Finding:
     return findings.not_applicable("it has no batch normalization")
   if "batch_norm_momentum" not in subject.hyperparameters:
     return findings.failed(
-      "batch_norm_momentum cannot be set; small data sets want a smaller one.",
+      "batch_norm_momentum cannot be set; small data sets need a smaller one.",
       "Make it a scalar Tensor argument with a default.",
     )
   return findings.passed("batch_norm_momentum can be set")

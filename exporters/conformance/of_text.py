@@ -14,11 +14,11 @@ Subject = subject_lib.Subject
 
 
 def embeds_text(subject: Subject) -> findings.Finding:
-  """A text embedding is float32 [batch, dim]."""
+  """The output of a text embedding is float32 [batch, dim]."""
   spec = subject.output_spec
   if not findings.is_float_vector(spec):
     return findings.failed(
-      f"It returns {findings.described(spec)}, and not float32 [batch, dim].",
+      f"It returns {findings.described(spec)}, not float32 [batch, dim].",
       "Return one vector for each text.",
     )
   return findings.passed(f"float32, {spec.shape[1]} dimensions")
@@ -30,8 +30,8 @@ def preprocesses(subject: Subject) -> findings.Finding:
   for name in ("tokenize", "bert_pack_inputs"):
     if not callable(getattr(subject.model, name, None)):
       return findings.failed(
-        f"It has no sub-object `{name}`: consumers cannot put segments"
-        " together themselves.",
+        f"It has no sub-object `{name}`, so consumers cannot pack segments"
+        " themselves.",
         f"Save {name} as a sub-object.",
       )
   tokens = subject.model.tokenize(texts)
@@ -48,7 +48,7 @@ def preprocesses(subject: Subject) -> findings.Finding:
     return findings.failed(
       "`bert_pack_inputs` does not take two segments and a seq_length:"
       f" {subject_lib.first_line(e)}",
-      "Trace it so.",
+      "Trace it with these arguments.",
     )
   if packed["input_word_ids"].shape[1] != 12:
     return findings.failed(
@@ -60,8 +60,8 @@ def preprocesses(subject: Subject) -> findings.Finding:
     {"training": True}, {"training": False}
   ):
     return findings.failed(
-      "It differs between training and inference.",
-      "Do what training needs in the encoder.",
+      "Training and inference differ.",
+      "Move what training needs to the encoder.",
     )
   try:
     mapped = tf.data.Dataset.from_tensors(texts).map(subject.model)
@@ -69,19 +69,18 @@ def preprocesses(subject: Subject) -> findings.Finding:
   except Exception as e:
     return findings.failed(
       f"It cannot run in Dataset.map: {subject_lib.first_line(e)}",
-      "Use only ops of graphs, on strings of any length.",
+      "Use ops that run in a graph, on strings of any length.",
     )
   if subject.op_counts.get("Assert"):
     return findings.failed(
-      "It has Assert ops, with which it cannot run in the Dataset.map of a"
-      " TPU host.",
-      "Take them out.",
+      "Its Assert ops keep it from running in the Dataset.map of a TPU host.",
+      "Remove them.",
     )
   return findings.passed("tokenize, bert_pack_inputs, Dataset.map")
 
 
 def encodes(subject: Subject) -> findings.Finding:
-  """An encoder takes and returns what BERT does, of any length."""
+  """Inputs and outputs of an encoder are those of BERT, of any length."""
   names = ("input_word_ids", "input_mask", "input_type_ids")
   inputs, outputs = subject.spec, subject.output_spec
   missing = [name for name in names if name not in inputs]
@@ -93,8 +92,8 @@ def encodes(subject: Subject) -> findings.Finding:
     spec = inputs[name]
     if spec.dtype != tf.int32 or spec.shape.as_list() != [None, None]:
       return findings.failed(
-        f"It takes {name} as {findings.described(spec)}, and not int32 [batch,"
-        " seq_length], both free.",
+        f"It takes {name} as {findings.described(spec)}, not int32 [batch,"
+        " seq_length] with both dimensions unknown.",
         "Trace with int32 and [None, None].",
       )
   if not isinstance(outputs, Mapping):
@@ -114,26 +113,24 @@ def encodes(subject: Subject) -> findings.Finding:
     return findings.failed(
       f"{findings.some(wrong)} is not float32.", "Cast it."
     )
-  return findings.passed("takes and returns what encoders do")
+  return findings.passed("inputs and outputs are those of an encoder")
 
 
 def names_its_preprocessor(subject: Subject) -> findings.Finding:
-  """It is recorded which preprocessor an encoder belongs to."""
+  """An encoder records which preprocessor it belongs to."""
   recorded = getattr(subject.model, "preprocessor_sha256", None)
   if recorded is not None:
     return findings.passed(f"preprocessor_sha256 {recorded().numpy().decode()}")
   card = subject.card
   if card is None:
-    return findings.not_decidable(
-      "it records none, and has no card that could name one"
-    )
+    return findings.not_decidable("it records none, and has no card")
   if "preprocessor" not in card:
     return findings.failed(
-      "Neither the export nor its card says which preprocessor it belongs to.",
-      "Name it in the card, and save a function `preprocessor_sha256` with"
-      " both.",
+      "Neither the encoder nor its card names its preprocessor.",
+      "Name it in the card, and save a function `preprocessor_sha256` with both"
+      " SavedModels.",
     )
-  return findings.passed("its card tells of a preprocessor")
+  return findings.passed("its card names a preprocessor")
 
 
 def has_language_model(subject: Subject) -> findings.Finding:
@@ -149,20 +146,20 @@ def has_language_model(subject: Subject) -> findings.Finding:
     outputs = mlm(inputs)
   except Exception as e:
     return findings.failed(
-      "`mlm` does not take masked_lm_positions beside the inputs of the"
+      "`mlm` does not take masked_lm_positions besides the inputs of the"
       f" encoder: {subject_lib.first_line(e)}",
-      "Trace it so.",
+      "Trace it with masked_lm_positions.",
     )
   if "mlm_logits" not in outputs:
     return findings.failed(
-      f"`mlm` returns {', '.join(outputs)}, and not mlm_logits.",
+      f"`mlm` returns {', '.join(outputs)}, not mlm_logits.",
       "Return them in a dict.",
     )
   return findings.passed(f"mlm_logits {outputs['mlm_logits'].shape}")
 
 
 def names_its_vocabulary(subject: Subject) -> findings.Finding:
-  """The vocabulary, and the special tokens, can be asked for."""
+  """Consumers can read the vocabulary and the special tokens."""
   if subject.kind == "preprocessor":
     special = getattr(
       getattr(subject.model, "tokenize", None), "get_special_tokens_dict", None
@@ -170,7 +167,7 @@ def names_its_vocabulary(subject: Subject) -> findings.Finding:
     if special is None:
       return findings.failed(
         "tokenize has no get_special_tokens_dict.",
-        "Save it: those who mask tokens need the ids.",
+        "Save it; masking tokens needs their ids.",
       )
     return findings.passed(f"{', '.join(sorted(special()))}")
   model = subject.model
@@ -178,8 +175,8 @@ def names_its_vocabulary(subject: Subject) -> findings.Finding:
     return findings.passed("sp_model_file")
   if not hasattr(model, "vocab_file") or not hasattr(model, "do_lower_case"):
     return findings.failed(
-      "It does not say which vocabulary it was trained with: vocab_file and"
-      " do_lower_case are missing.",
-      "Save the file as an asset, and the bool as a variable.",
+      "It does not name its vocabulary: vocab_file and do_lower_case are"
+      " missing.",
+      "Save vocab_file as an asset and do_lower_case as a variable.",
     )
   return findings.passed("vocab_file and do_lower_case")

@@ -1,8 +1,8 @@
-"""Looks through the ops of a SavedModel before anything of it is run.
+"""Finds suspicious ops of a SavedModel without loading it.
 
-A SavedModel is a program: loading it runs its initializers. Ops that are not in
-`allowed_ops.txt`, or that read or write files where no asset or checkpoint of
-the SavedModel is meant, are named with the function that they are in.
+A SavedModel is a program: loading it runs its initializers. An op is suspicious
+if it is not in `allowed_ops.txt`, or if it reads or writes files other than the
+assets and checkpoints of the SavedModel.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,8 +27,8 @@ ALLOWED = frozenset(
   if not line.startswith("#")
   for op in line.split()
 )
-# What tf.train.Saver's functions, which TensorFlow puts into every SavedModel,
-# do besides: they are given the path of a checkpoint.
+# Further ops of tf.train.Saver's functions, which TensorFlow adds to every
+# SavedModel. They take the path of a checkpoint.
 _OF_SAVERS = frozenset(
   ["MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"]
 )
@@ -46,13 +46,13 @@ def functions(graph: meta_graph_pb2.MetaGraphDef) -> dict[str, Nodes]:
 
 
 def suspicious(graph: meta_graph_pb2.MetaGraphDef) -> list[str]:
-  """Finds ops that a model has no need of.
+  """Finds ops that models do not need.
 
   Args:
     graph: The graph of a SavedModel.
 
   Returns:
-    For each such op one line: what it is, where, and what is wrong with it.
+    A line for each op: its name, its function, and what is wrong with it.
   """
   by_name = functions(graph)
   savers_functions, savers_nodes = _of_savers_alone(graph, by_name)
@@ -63,7 +63,7 @@ def suspicious(graph: meta_graph_pb2.MetaGraphDef) -> list[str]:
         if node.op in _TABLES_OF_FILES and not _is_of_asset(
           graph, function, node
         ):
-          problem = "fills a table from a file that is no asset"
+          problem = "fills a table from a file that is not an asset"
         else:
           continue
       elif node.op in _OF_SAVERS:
@@ -71,9 +71,9 @@ def suspicious(graph: meta_graph_pb2.MetaGraphDef) -> list[str]:
           function == MAIN_GRAPH and node.name in savers_nodes
         ):
           continue
-        problem = "reads or writes files, and is none of the saver's"
+        problem = "reads or writes files and does not belong to the saver"
       else:
-        problem = "is not among the ops that a model needs"
+        problem = "is not an op that models need"
       found.append(f"{node.op} ({node.name}) in {function} {problem}")
   return found
 
@@ -81,7 +81,7 @@ def suspicious(graph: meta_graph_pb2.MetaGraphDef) -> list[str]:
 def _of_savers_alone(
   graph: meta_graph_pb2.MetaGraphDef, by_name: Mapping[str, Nodes]
 ) -> tuple[set[str], set[str]]:
-  """Returns functions, and nodes of the main graph, that only savers reach."""
+  """Returns the functions and main graph nodes that only savers reach."""
   saver = graph.saver_def
   nodes, inside = _reached(
     by_name, [saver.save_tensor_name, saver.restore_op_name], []
@@ -114,7 +114,7 @@ def _reached(
   tensors: Iterable[str],
   function_names: Iterable[str],
 ) -> tuple[set[str], set[str]]:
-  """Follows Tensors of the main graph, and functions, to all that they need."""
+  """Returns the main graph nodes and functions that these depend on."""
   main = {node.name: node for node in by_name[MAIN_GRAPH]}
   nodes: set[str] = set()
   reached: set[str] = set()
@@ -143,7 +143,7 @@ def _is_of_asset(
   function: str,
   node: node_def_pb2.NodeDef,
 ) -> bool:
-  """Tells whether the file that fills a table is an asset of the SavedModel."""
+  """Tells whether a table is filled from an asset of the SavedModel."""
   file = _node_name(node.input[1])
   if function == MAIN_GRAPH:
     return file in {
@@ -155,7 +155,7 @@ def _is_of_asset(
   arguments = [argument.name for argument in definition.signature.input_arg]
   if concrete is None or file not in arguments:
     return False
-  # What a function captures are its last arguments.
+  # The last arguments of a function are its captures.
   index = arguments.index(file) - len(arguments)
   bound = concrete.bound_inputs
   return -len(bound) <= index and (

@@ -119,7 +119,7 @@ class OpAuditTest(parameterized.TestCase, tf.test.TestCase):
           node.constant.operation = "Const"  # A path that may be any.
 
     (found,) = self.suspicious(root, change)
-    self.assertIn("fills a table from a file that is no asset", found)
+    self.assertIn("fills a table from a file that is not an asset", found)
 
   def test_models_pass(self):
     """Savers' own ops too, and those of tensorflow-text."""

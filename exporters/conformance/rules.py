@@ -1,8 +1,8 @@
-"""The rules of a reusable SavedModel, as far as they show from outside.
+"""The rules of a reusable SavedModel, as far as they can be checked.
 
-They are those of TensorFlow Hub's documentation (reusable SavedModels; common
-SavedModel APIs for images and for text), and what was found to hurt consumers
-since. Each is a function of what is judged, which says what it found.
+Their sources are TensorFlow Hub's documentation (reusable SavedModels; common
+SavedModel APIs for images and for text) and faults found in exports since. Each
+rule is a function from the SavedModel to a finding.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,12 +22,11 @@ class Rule:
   """A rule.
 
   Attributes:
-    name: Short, such as R1.
-    level: `must`, or `should`, which is advice.
-    judge: Finds out; its documentation is what the rule asks for.
-    needs: What it shows in: the `file`, the `object` that was loaded, or in
-      its `call`.
-    kinds: Kinds of SavedModels that it is for; all where empty.
+    name: A short name, such as R1.
+    level: `must`, or `should` for advice.
+    judge: Returns the finding. Its docstring is the text of the rule.
+    needs: What `judge` examines: the `file`, the loaded `object`, or a `call`.
+    kinds: The kinds of SavedModels that the rule applies to. Empty: all.
   """
 
   name: str
@@ -38,12 +37,12 @@ class Rule:
 
   @property
   def text(self) -> str:
-    """What the rule asks for."""
+    """The text of the rule."""
     return " ".join(self.judge.__doc__.split())
 
 
 def judge(subject: Subject) -> Iterator[tuple[Rule, findings.Finding]]:
-  """Judges a SavedModel by all rules, one after the other."""
+  """Yields the finding about each rule, in their order."""
   for rule in RULES:
     if rule.kinds and subject.kind not in rule.kinds:
       others = f"for {' or '.join(rule.kinds)}; this is {subject.kind}"
@@ -55,7 +54,7 @@ def judge(subject: Subject) -> Iterator[tuple[Rule, findings.Finding]]:
     else:
       try:
         yield rule, rule.judge(subject)
-      except Exception as e:  # A stranger's program may do anything.
+      except Exception as e:  # A stranger's program may raise anything.
         reason = f"trying it failed: {subject_lib.first_line(e)}"
         yield rule, findings.not_decidable(reason)
 

@@ -1,4 +1,4 @@
-"""What is known of a SavedModel that is to be judged."""
+"""The SavedModel under check, and what is derived from it."""
 
 from collections.abc import Iterator, Mapping
 import contextlib
@@ -19,27 +19,27 @@ from exporters.reusable import observation
 from exporters.reusable.private_api import meta_graph_pb2
 from exporters.reusable.private_api import saved_model_pb2
 
-# Ops of a graph that drop units, or make noise.
+# Ops that draw random numbers.
 RANDOM = re.compile(r"(Stateless)?(Random|TruncatedNormal|Multinomial)")
-# Where documentation is in a SavedModel.
+# The model card in a SavedModel.
 CARD = "assets.extra/README.md"
-# Where this project's exporters say what they have compared.
+# The report of the comparisons that this project's exporters make.
 VERIFICATION = "assets.extra/verification.json"
-# Of an argument without a default.
+# The default of an argument that has none.
 NO_DEFAULT = inspect.Parameter.empty
 _SENTENCES = ("It rains.", "A much longer sentence, with a comma!", "naïve", "")
 
 
 @dataclasses.dataclass
 class Subject:
-  """A SavedModel that is judged.
+  """A SavedModel under check.
 
   Attributes:
-    directory: Where it is.
-    graph: What its `saved_model.pb` says.
-    suspicious: Ops that a model has no need of.
-    model: What was loaded; None where nothing was.
-    unloaded: Why nothing was loaded, in words.
+    directory: Its directory.
+    graph: The MetaGraphDef in `saved_model.pb`.
+    suspicious: Ops that models do not need.
+    model: The loaded object. None if it was not loaded.
+    unloaded: Why it was not loaded, in words.
   """
 
   directory: str
@@ -50,7 +50,7 @@ class Subject:
 
   @functools.cached_property
   def files(self) -> dict[str, int]:
-    """The bytes of every file, by its path in the directory."""
+    """The size of each file, by its path in the directory."""
     paths = [
       os.path.join(folder, name)
       for folder, _, names in tf.io.gfile.walk(self.directory)
@@ -74,7 +74,7 @@ class Subject:
     return " ".join(self.content(CARD).decode().split())
 
   def verified(self, kind: str) -> bool:
-    """Tells whether its exporter has compared this with the live model."""
+    """Tells whether its exporter compared this with the live model."""
     if VERIFICATION not in self.files:
       return False
     comparisons = json.loads(self.content(VERIFICATION)).get("comparisons", ())
@@ -87,7 +87,7 @@ class Subject:
 
   @functools.cached_property
   def parameters(self) -> dict[str, Any]:
-    """The arguments of `__call__` beside the input, and their defaults."""
+    """The arguments of `__call__` after the input, and their defaults."""
     _, *others = inspect.signature(self.model.__call__).parameters.values()
     return {parameter.name: parameter.default for parameter in others}
 
@@ -113,7 +113,7 @@ class Subject:
     """The input: a `tf.TensorSpec`, or a list or dict of them."""
     if not self.traces:
       return _only(_specs(self.serving.inputs)) if self.serving else None
-    # Of several, that of the signature, which shows what is usual.
+    # Of several forms, the one of the signature is the usual one.
     served = _specs(self.serving.inputs) if self.serving else {}
     return next(
       (
@@ -128,7 +128,7 @@ class Subject:
 
   @functools.cached_property
   def forms(self) -> list[Any]:
-    """The different inputs that `__call__` was traced with."""
+    """The different input specs that `__call__` was traced with."""
     found: dict[str, Any] = {}
     for trace in self.traces:
       form = trace.structured_input_signature[0][0]
@@ -137,14 +137,14 @@ class Subject:
 
   @functools.cached_property
   def output_spec(self) -> Any:
-    """What a call returns: a `tf.TensorSpec`, or a structure of them."""
+    """The outputs: a `tf.TensorSpec`, or a structure of them."""
     if self.traces:
       return self.traces[0].structured_outputs
     return _only(_specs(self.serving.outputs)) if self.serving else None
 
   @property
   def signatures(self) -> list[str]:
-    """The names of the signatures, without those of TensorFlow's own."""
+    """The names of the signatures, without TensorFlow's internal ones."""
     return [n for n in self.graph.signature_def if not n.startswith("__")]
 
   @property
@@ -193,12 +193,12 @@ class Subject:
 
   @property
   def is_random(self) -> bool:
-    """Whether something in the graph draws random numbers."""
+    """Whether an op of the graph draws random numbers."""
     return any(RANDOM.match(op) for op in self.op_counts)
 
   @functools.cached_property
   def steady(self) -> dict[str, Any] | None:
-    """Arguments of a training call that gives the same twice, if there are."""
+    """Arguments of a repeatable training call; None if none are found."""
     training = self.training
     off = {
       name: default * 0
@@ -212,12 +212,12 @@ class Subject:
 
   @property
   def training(self) -> dict[str, Any]:
-    """The arguments of a call in training, hyperparameters aside."""
+    """The arguments of a training call, without hyperparameters."""
     return {"training": True} if "training" in self.parameters else {}
 
   @contextlib.contextmanager
   def unchanged(self) -> Iterator[None]:
-    """Gives the variables that calls move their values back at the end."""
+    """Restores the non-trainable variables on exit."""
     moving = [
       v for v in getattr(self.model, "variables", ()) if not v.trainable
     ]
@@ -244,9 +244,10 @@ class Subject:
     """Makes an input.
 
     Args:
-      form: One of `forms`; None: `spec`.
-      batch_size: Where the model leaves it free.
-      size: Of the other free dimensions, in their order; the last goes on.
+      batch_size: The batch size if it is unknown.
+      size: The other unknown dimensions in their order. The last one is
+        repeated.
+      form: One of `forms`. None: `spec`.
     """
     size = size or {"image": (64,), "encoder": (16,)}.get(self.kind, (8,))
 
@@ -264,7 +265,7 @@ class Subject:
       if spec.dtype.is_floating:
         return tf.cast(tf.random.stateless_uniform(shape, seed), spec.dtype)
       if spec.dtype.is_integer:
-        # Small, as ids of words must be less than nobody knows what.
+        # The vocabulary size is unknown, so ids stay small.
         largest = {"input_mask": 1, "input_type_ids": 0}.get(name, 9)
         smallest = min(largest, 1)
         return tf.cast(
@@ -282,23 +283,22 @@ class Subject:
 
 
 def read(directory: str) -> Subject:
-  """Reads a SavedModel, and executes nothing of it.
+  """Reads a SavedModel without running any of it.
 
   Raises:
-    ExportError: There is none, or it cannot be read.
+    ExportError: The directory has no SavedModel, or it cannot be read.
   """
   if not tf.io.gfile.exists(directory):
     raise errors.ExportError(f"{directory} does not exist.")
   if not tf.io.gfile.isdir(directory):
     raise errors.ExportError(
-      f"{directory} is a file. A SavedModel is a directory with saved_model.pb"
-      " in it: give that."
+      f"{directory} is a file. Pass the directory that has saved_model.pb."
     )
   path = os.path.join(directory, "saved_model.pb")
   if not tf.io.gfile.exists(path):
     raise errors.ExportError(
-      f"{directory} has no saved_model.pb in it: it is no SavedModel, or its"
-      " export was broken off."
+      f"{directory} has no saved_model.pb. It is not a SavedModel, or its"
+      " export was interrupted."
     )
   with tf.io.gfile.GFile(path, "rb") as f:
     content = f.read()
@@ -317,20 +317,20 @@ def read(directory: str) -> Subject:
 
 
 def load(subject: Subject, trust: bool) -> None:
-  """Loads what was read, unless it is suspicious and not trusted.
+  """Loads a SavedModel unless it is suspicious and not trusted.
 
   Raises:
     ExportError: It cannot be loaded.
   """
   if subject.suspicious and not trust:
-    subject.unloaded = "it was not loaded, for its ops are suspicious"
+    subject.unloaded = "it was not loaded because of suspicious ops"
     return
   if not subject.graph.HasField("object_graph_def"):
-    subject.unloaded = "it is of TensorFlow 1: a graph, and no objects"
+    subject.unloaded = "it was saved with TensorFlow 1: a graph without objects"
     return
   try:
     subject.model = observation.load(subject.directory)
-  except Exception as e:  # Whatever a stranger's file brings about.
+  except Exception as e:  # A stranger's file may raise anything.
     raise errors.ExportError(
       f"{subject.directory} cannot be loaded: {first_line(e)}"
     ) from e
@@ -338,13 +338,13 @@ def load(subject: Subject, trust: bool) -> None:
 
 def traces_of(loaded: Any) -> list[Any]:
   """Returns the concrete functions of an object's `__call__`."""
-  # Not callable(): what was loaded is told by what it has.
+  # Not callable(): every loaded object has the class attribute.
   call = getattr(loaded, "__call__", None)  # noqa: B004
   return list(getattr(call, "concrete_functions", ()))
 
 
 def first_line(error: Exception) -> str:
-  """Returns what an error says, in one line."""
+  """Returns the first line of an error message."""
   lines = [line.strip() for line in str(error).splitlines()]
   return next(filter(None, lines), type(error).__name__)
 

@@ -1,4 +1,4 @@
-"""Prints README's tables of what is verified and checked."""
+"""Prints README's tables of comparisons and rules."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,15 +7,15 @@ from exporters.reusable import observation
 
 
 def verified() -> str:
-  """Returns a table of what the verification of an export compares."""
+  """Returns the table of the comparisons that verification makes."""
   return _table(
-    ("compared", "how much may differ", "why"),
+    ("compared", "tolerance", "reason"),
     (
       (
         f"{kind}: {comparison.description}",
         f"{comparison.of_array:g} of the largest value"
         if comparison.of_array
-        else "nothing",
+        else "exact",
         comparison.why,
       )
       for kind, comparison in observation.COMPARISONS.items()
@@ -24,9 +24,9 @@ def verified() -> str:
 
 
 def checked() -> str:
-  """Returns a table of the rules that a check judges by."""
+  """Returns the table of the rules that a check applies."""
   return _table(
-    ("rule", "level", "what it asks for", "of"),
+    ("rule", "level", "text", "applies to"),
     (
       (rule.name, rule.level, rule.text, ", ".join(rule.kinds) or "all")
       for rule in rules.RULES

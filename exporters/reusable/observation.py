@@ -128,8 +128,8 @@ COMPARISONS = {
     "It calls the same function.",
   ),
   _XLA: Comparison(
-    "XLA compiles a train step once: no gradient takes a compile-time constant"
-    " out of the model or branches.",
+    "XLA can compile a train step, and compiles it once: no gradient has a"
+    " branch or takes a compile-time constant out of the model.",
     0.0,
     0.0,
     "Found in the graph of the train step; nothing is compiled.",

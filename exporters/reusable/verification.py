@@ -281,17 +281,38 @@ def _calls(
         name, example, training, compilation=True, random=True
       )
   if level == "full":
-    for h in source.hyperparameters:
-      value = observation.changed(h.default)
-      changed = {**training_steadily, h.name: value}
-      name = f"{h.name} {value:g}"
-      if h.off is None and repeatable:
-        yield observation.Call(
-          name, examples[0], changed, updates=learning["updates"]
-        )
-      yield observation.Call(
-        name, examples[0], changed, without=training_steadily
-      )
+    yield from _hyperparameter_calls(
+      source,
+      examples[0],
+      training_steadily,
+      learning["updates"],
+      repeatable,
+    )
+
+
+def _hyperparameter_calls(
+  source: saving.Source,
+  example: Any,
+  arguments: Mapping[str, Any],
+  updates: bool,
+  repeatable: bool,
+) -> Iterator[observation.Call]:
+  """Plans the calls with each hyperparameter changed.
+
+  Args:
+    source: The live model.
+    example: The input.
+    arguments: The other arguments of the calls.
+    updates: Whether to observe non-trainable variables after the call.
+    repeatable: Whether two calls with `arguments` return the same.
+  """
+  for h in source.hyperparameters:
+    value = observation.changed(h.default)
+    changed = {**arguments, h.name: value}
+    name = f"{h.name} {value:g}"
+    if h.off is None and repeatable:
+      yield observation.Call(name, example, changed, updates=updates)
+    yield observation.Call(name, example, changed, without=arguments)
 
 
 def _print_table(problems: Sequence[tuple[str, str]]) -> None:
