@@ -1,6 +1,6 @@
-"""Runs a program on an accelerator, and looks at what it has trained.
+"""Runs a program on an accelerator, and checks the model that it saves.
 
-This process leaves the accelerator to the program: a TPU has one at a time.
+Meanwhile this process does not use the accelerator: a TPU serves one process.
 """
 
 import os
@@ -11,7 +11,7 @@ import sys
 from absl import flags
 from absl.testing import absltest
 
-_MIN_ACCURACY = flags.DEFINE_float("min_accuracy", None, "What it must reach.")
+_MIN_ACCURACY = flags.DEFINE_float("min_accuracy", None, "Accuracy to exceed.")
 
 
 class AcceleratorTest(absltest.TestCase):
@@ -29,7 +29,7 @@ class AcceleratorTest(absltest.TestCase):
 
     # Now that the accelerator is free.
     import tensorflow as tf
-    import tensorflow_text  # noqa: F401  A model may have ops of it.
+    import tensorflow_text  # noqa: F401  Registers ops of the models.
 
     (export_dir,) = (
       argument.removeprefix("--saved_model_dir=")

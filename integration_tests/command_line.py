@@ -101,24 +101,26 @@ def _define_path_flags() -> None:
   flags.DEFINE_string(
     "saved_model_dir",
     None,
-    "The export to fine-tune: a directory, also in a bucket, or a URL, which is"
-    " read as TFHUB_MODEL_LOAD_FORMAT in the environment says.",
+    "The export to fine-tune: a directory, also in a bucket, or a URL, read as"
+    " the environment variable TFHUB_MODEL_LOAD_FORMAT says.",
     required=True,
   )
   flags.DEFINE_string(
     "backup_dir",
     None,
-    "Where to keep the state of the training after each epoch until its end."
+    "Directory for the state of the training after each epoch, until it ends."
     " After an interruption the same command resumes from there. All machines"
-    " must see it.",
+    " must have access to it.",
   )
   flags.DEFINE_string(
-    "output_saved_model_dir", None, "Where to save the fine-tuned model."
+    "output_saved_model_dir",
+    None,
+    "Directory to save the fine-tuned model to. The default is not to save it.",
   )
 
 
 def build_arguments() -> dict[str, Any]:
-  """Returns the flags that are arguments of all `build_model`s, by name."""
+  """Returns the flags that are arguments of every `build_model`, by name."""
   names = ("retrain", "learning_rate", "regularization_loss_multiplier")
   return {
     name: flags.FLAGS[name].value
@@ -128,7 +130,7 @@ def build_arguments() -> dict[str, Any]:
 
 
 def path(value: str | None) -> str | None:
-  """Makes a path start from the user's directory under `bazel run` too."""
+  """Resolves a path against the user's directory, under `bazel run` too."""
   if value is None or "://" in value:
     return value
   return os.path.join(os.environ.get("BUILD_WORKING_DIRECTORY", ""), value)
@@ -146,16 +148,16 @@ def _make_output_dir(strategy: tf.distribute.Strategy) -> str | None:
 
 @contextlib.contextmanager
 def input_errors() -> Iterator[None]:
-  """Turns the errors of bad input into one line, and exits."""
+  """Prints errors that the user can cause as one line, and exits."""
   try:
     yield
   except (
-    AttributeError,  # Another kind of model than the program is for,
+    AttributeError,  # The export is of another kind,
     KeyError,
     TypeError,
     ValueError,
-    OSError,  # none at all, no network,
-    tf.errors.OpError,  # or no place for the output.
+    OSError,  # missing or out of reach,
+    tf.errors.OpError,  # or the output cannot be written.
   ) as e:
     sys.exit(f"ERROR: {' '.join(str(e).split())}")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from etils import epy
 
-# Programs import this module for the names, before they parse their flags.
+# Programs import this module before they parse their flags.
 with epy.lazy_imports():
   import numpy as np
   from sklearn import datasets as sklearn_datasets
@@ -27,15 +27,15 @@ def load(
 
   Args:
     name: One of `NUM_CLASSES`.
-    image_shape: Height, width and channels that the images get. They are grey;
-      channels repeat it.
+    image_shape: Height, width and channels of the images. All channels of an
+      image are equal: the data sets are grey.
 
   Returns:
     Training and held-out data, each as images, float32 `[n, *image_shape]` in
-    [0, 1], and labels, int `[n]`, from 0 on.
+    [0, 1], and labels, int `[n]`, counted from 0.
 
   Raises:
-    ConnectionError: It cannot be downloaded.
+    ConnectionError: The data set cannot be downloaded.
   """
   return tuple(
     (

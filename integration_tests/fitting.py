@@ -69,7 +69,7 @@ def _scaled(
 
 
 def logits(features: tf.Tensor, num_classes: int) -> tf.Tensor:
-  """Returns what a new dense layer makes of features: float32, as the loss."""
+  """Returns the logits of a new dense layer on features, in float32."""
   return tf_keras.layers.Dense(num_classes, dtype="float32", name="logits")(
     features
   )
@@ -88,7 +88,7 @@ def compiled(
 
 
 def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy) -> None:
-  """Raises a ValueError for batches that replicas cannot share evenly."""
+  """Raises a ValueError if replicas cannot share a batch evenly."""
   replicas = strategy.num_replicas_in_sync
   if batch_size % replicas:
     raise ValueError(
@@ -100,12 +100,12 @@ def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy) -> None:
 def training_batches(
   data: tuple[Any, Any], batch_size: int, seed: int | None = 0
 ) -> tf.data.Dataset:
-  """Returns shuffled batches without end, all of the same size.
+  """Returns an endless dataset of shuffled batches of the same size.
 
   Args:
-    data: Inputs, an array or a dict of them, and labels, int `[n, …]`.
-    batch_size: Examples in a batch.
-    seed: Of the order. Workers that share each batch need the same one.
+    data: Inputs, an array or a dict of arrays, and labels, int `[n, …]`.
+    batch_size: Number of examples in a batch.
+    seed: Seed of the shuffling. Workers that share each batch need the same.
   """
   size = len(data[1])
   return _sharded_by_example(
@@ -118,11 +118,11 @@ def training_batches(
 
 
 def test_batches(data: tuple[Any, Any], batch_size: int) -> tf.data.Dataset:
-  """Returns batches of the same size with weights, 0 for what fills the last.
+  """Returns batches of the same size with weights: 0 for padding, else 1.
 
   Args:
     data: As for `training_batches`.
-    batch_size: Examples in a batch.
+    batch_size: Number of examples in a batch.
   """
   _, labels = data
   weights = tf.ones(labels.shape)
@@ -135,7 +135,7 @@ def test_batches(data: tuple[Any, Any], batch_size: int) -> tf.data.Dataset:
 
 
 def _sharded_by_example(dataset: tf.data.Dataset) -> tf.data.Dataset:
-  """Has each worker take its share of every batch, as there are no files."""
+  """Shards each batch, rather than input files, between workers."""
   options = tf.data.Options()
   options.experimental_distribute.auto_shard_policy = (
     tf.data.experimental.AutoShardPolicy.DATA
@@ -157,21 +157,21 @@ def fit(
 
   Args:
     model: Compiled, with the accuracy among its `weighted_metrics`.
-    train: What to train on: inputs, an array or a dict of them, and labels.
-    test: What to test on.
-    batch_size: Examples in a step, on all devices together; a multiple of the
-      number of replicas.
-    epochs: How often to go through the examples.
-    backup_dir: Where to keep the state of the training after each epoch until
-      it is over. It goes on from the state that is there.
-    verbose: As Keras takes it.
+    train: Training data: inputs, an array or a dict of arrays, and labels.
+    test: Test data, likewise.
+    batch_size: Number of examples in a step, on all devices together; a
+      multiple of the number of replicas.
+    epochs: Number of passes over the training data.
+    backup_dir: Directory for the state of the training after each epoch, until
+      the training ends. Training resumes from the state that is there.
+    verbose: Argument of Keras.
 
   Returns:
     The accuracy on the test data, in [0, 1].
   """
   asynchronous = strategies.is_asynchronous(model.distribute_strategy)
   model.fit(
-    # Workers that take batches of their own need different ones.
+    # Asynchronous workers need batches that differ from each other's.
     training_batches(train, batch_size, None if asynchronous else 0),
     epochs=epochs,
     steps_per_epoch=-(-len(train[1]) // batch_size),
@@ -186,17 +186,17 @@ def fit(
 def save(
   model: tf_keras.Model, output_dir: str, strategy: tf.distribute.Strategy
 ) -> None:
-  """Saves a model; where there are several workers, the chief does.
+  """Saves a model. Of several workers only the chief does.
 
   Args:
-    model: What to save.
-    output_dir: Where.
-    strategy: The one that it was built with.
+    model: The model.
+    output_dir: Directory for the SavedModel.
+    strategy: The strategy that the model was built with.
   """
   is_chief = strategies.is_chief(strategy)
   with contextlib.ExitStack() as stack:
     if not is_chief:
-      # The chief cannot read what replicas have in common without the others.
+      # The chief reads replicated variables together with all workers.
       output_dir = stack.enter_context(tempfile.TemporaryDirectory())
     model.save(
       output_dir,

@@ -1,4 +1,4 @@
-"""Trains every kind of export under the policies of mixed precision."""
+"""Trains all kinds of exports under the mixed precision policies."""
 
 import os
 from unittest import mock
@@ -60,7 +60,7 @@ class MixedPrecisionTest(tf.test.TestCase):
     layer = model.get_layer(name)
     self.assertEqual(layer.dtype_policy.name, policy)
     self.assertEqual({v.dtype for v in model.variables}, {tf.float32})
-    # float16 has gradients so small that they need a larger loss.
+    # In float16 small gradients underflow without loss scaling.
     is_scaled = isinstance(
       model.optimizer, tf_keras.mixed_precision.LossScaleOptimizer
     )
@@ -89,7 +89,7 @@ class MixedPrecisionTest(tf.test.TestCase):
 
 class LoadOptionsTest(tf.test.TestCase):
   def test_the_device_that_reads_is_handed_on(self):
-    """What use_* programs do on a remote TPU, up to the loader."""
+    """As on a remote TPU, up to the call of the loader."""
     asked, load = [], tf.compat.v1.saved_model.load_v2
 
     def fake_load(*args, options=None, **kwargs):
@@ -103,8 +103,8 @@ class LoadOptionsTest(tf.test.TestCase):
       for kind in ("bert", "mnist_cnn"):
         _build(kind)
       self.assertEqual(asked, ["/job:localhost"] * 2)
-      # tensorflow-hub 0.16.1 looks for what tf_keras was told in modules of
-      # Keras that are no more: `load_model(options=…)` does not reach it.
+      # tensorflow-hub 0.16.1 ignores `load_model(options=…)`: it looks for
+      # these options in modules of Keras that no longer exist.
       asked.clear()
       options = tf.saved_model.LoadOptions(
         experimental_io_device="/job:localhost"

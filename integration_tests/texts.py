@@ -12,7 +12,7 @@ import zlib
 
 from etils import epy
 
-with epy.lazy_imports():  # For programs that have flags to parse first.
+with epy.lazy_imports():  # Programs parse their flags first.
   import numpy as np
 
 # Packages of Python's standard library that have many docstrings.
@@ -20,7 +20,7 @@ _PACKAGES = [
   *("asyncio", "email", "http", "importlib"),
   *("logging", "multiprocessing", "unittest", "xml"),
 ]
-# What Linux distributions package apart from the rest of the library.
+# Directories that Linux distributions package separately.
 _LEFT_OUT = {
   *("dist-packages", "distutils", "ensurepip", "idlelib", "lib2to3"),
   *("site-packages", "test", "tests", "tkinter", "turtledemo", "turtle.py"),
@@ -44,12 +44,12 @@ class Dataset:
 
 
 def python_docs() -> Dataset:
-  """Returns docstrings of Python's standard library, by package.
+  """Returns docstrings of Python's standard library, with packages as classes.
 
-  A fourth of the library's modules is held out.
+  A fourth of the library's modules is held out for testing.
 
   Raises:
-    FileNotFoundError: This Python has no source of its library.
+    FileNotFoundError: The source of the library is not installed.
   """
   library = pathlib.Path(sysconfig.get_paths()["stdlib"])
   modules = sorted(
@@ -63,7 +63,7 @@ def python_docs() -> Dataset:
     raise FileNotFoundError(f"There is no source of Python in {library}.")
   splits, seen = ([], []), set()
   for module in modules:
-    # By name, and so the same whatever else this Python has.
+    # A hash of the name does not depend on which modules are installed.
     held_out = zlib.crc32(module.as_posix().encode()) % 4 == 0
     package = module.parts[0]
     if package in _PACKAGES:
@@ -83,11 +83,11 @@ def _docstrings(path: pathlib.Path) -> list[str]:
 def read_tsv(path: str) -> Dataset:
   """Reads a file with a class, a tab and a text in each line.
 
-  Every fifth line is held out.
+  Every fifth line is held out for testing.
 
   Raises:
-    OSError: It cannot be read.
-    ValueError: A line is not so, or there are fewer than two classes.
+    OSError: The file cannot be read.
+    ValueError: A line has another form, or there are fewer than two classes.
   """
   with open(path, encoding="utf-8", newline="") as f:
     rows = list(csv.reader(f, delimiter="\t", quoting=csv.QUOTE_NONE))

@@ -21,7 +21,7 @@ with epy.lazy_imports():
   import numpy as np
   import tensorflow as tf
   import tensorflow_hub as hub
-  import tensorflow_text  # The preprocessor has ops of it.
+  import tensorflow_text  # Registers the ops of the preprocessor.
   import tf_keras
 
 
@@ -32,13 +32,13 @@ def load_preprocessor(
 
   Args:
     preprocessor_dir: The export.
-    seq_length: Number of tokens of each text that the encoder gets to see.
+    seq_length: Number of tokens of each text that the encoder receives.
 
   Returns:
-    A layer from strings `[batch]` to the inputs of the encoder, each int32
+    A layer from strings, `[batch]`, to the inputs of the encoder, each int32
     `[batch, seq_length]`.
   """
-  _ = tensorflow_text.__name__  # Imported now.
+  _ = tensorflow_text.__name__  # Runs the lazy import.
   return hub.KerasLayer(
     preprocessor_dir, arguments={"seq_length": seq_length}, name="preprocessor"
   )
@@ -47,10 +47,10 @@ def load_preprocessor(
 def check_pair(
   preprocessor: tf_keras.layers.Layer, model: tf_keras.Model
 ) -> None:
-  """Refuses an encoder that was trained with another preprocessor.
+  """Checks that an encoder was trained with a preprocessor.
 
   Raises:
-    ValueError: It was.
+    ValueError: It was trained with another one.
   """
   expected, actual = (
     layer.resolved_object.preprocessor_sha256()
@@ -59,7 +59,7 @@ def check_pair(
   if expected != actual:
     raise ValueError(
       "The encoder was not made with this preprocessor, but with the one of"
-      f" sha256 {expected.numpy().decode()}."
+      f" sha256 {expected.numpy().decode()}. Set --preprocessor_dir to that."
     )
 
 
@@ -87,7 +87,7 @@ def build_model(
     **hyperparameters: Arguments of the encoder, such as `dropout_rate`.
 
   Returns:
-    A model from what the preprocessor returns to logits, float32
+    A model from the outputs of the preprocessor to logits, float32
     `[batch, num_classes]`.
   """
   inputs = {
@@ -122,11 +122,11 @@ def build_model(
 def preprocessed(
   data: tuple[np.ndarray, np.ndarray], preprocessor: tf_keras.layers.Layer
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """Makes an encoder's inputs of texts, once for all epochs, on the host.
+  """Preprocesses texts on the host, once for all epochs.
 
   Args:
     data: Texts, str `[n]`, and labels, int `[n]`.
-    preprocessor: What `load_preprocessor` returns.
+    preprocessor: The layer that `load_preprocessor` returns.
 
   Returns:
     Inputs, each int32 `[n, seq_length]`, and the labels.
@@ -144,7 +144,7 @@ def preprocessed(
 def serving_model(
   model: tf_keras.Model, preprocessor: tf_keras.layers.Layer
 ) -> tf_keras.Model:
-  """Returns a model from strings `[batch]` to what `model` returns."""
+  """Returns `model` with the preprocessor before it: it takes strings."""
   strings = tf_keras.Input([], dtype=tf.string, name="text")
   return tf_keras.Model(strings, model(preprocessor(strings)))
 

@@ -1,0 +1,12 @@
+r"""Fine-tunes an exported ViT feature extractor on other images.
+
+  bazel run //integration_tests:use_vit -- \
+    --saved_model_dir=DIR --dataset=digits_5_9 --retrain
+
+It uses nothing of the code that made the export.
+"""
+
+from integration_tests import image_fine_tuning
+
+if __name__ == "__main__":
+  image_fine_tuning.main()
