@@ -204,7 +204,7 @@ class MnistCnnTest(absltest.TestCase):
     for line in (
       "| `images` | float32 | `[None, 28, 28, 1]` | grey values",
       "| `feature_vector` | float32 | `[None, 128]` | features",
-      "| `dropout_rate` | 0.4 | Share of the units",
+      "| `dropout_rate` | 0.4 | Share of the features",
       "| `batch_norm_momentum` | 0.9 | Share of the old value",
       "| parameters | 420,640 |",
       "| trainable | 420,448 |",
