@@ -433,7 +433,7 @@ def _traceable(
       that consumers need not load for inference.
   """
 
-  def traced(inputs: Any, *values: Any) -> Any:
+  def call(inputs: Any, *values: Any) -> Any:
     private_api.forget_seed()
     arguments = dict(zip(model.defaults, values, strict=True))
     if _is_other_form(inputs, model.input_spec):
@@ -446,7 +446,7 @@ def _traceable(
 
   # tf.function and the SavedModel take argument names and defaults from here.
   kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-  traced.__signature__ = inspect.Signature(
+  call.__signature__ = inspect.Signature(
     [
       inspect.Parameter("inputs", kind),
       *(
@@ -455,7 +455,7 @@ def _traceable(
       ),
     ]
   )
-  function = tf.function(traced, autograph=model.autograph)
+  function = tf.function(call, autograph=model.autograph)
   return function
 
 
