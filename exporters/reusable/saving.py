@@ -600,20 +600,17 @@ def _check_effects(traces: Sequence[ConcreteFunction], model: Source) -> None:
 
 
 def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:
-  """Tells whether a result or an update in a traced function needs a Tensor.
+  """Tells whether a result or an update in a trace depends on a Tensor.
 
-  A call of a nested function counts as one op: all its outputs need all its
-  inputs.
+  All outputs of a nested function count as dependent on all its inputs, and all
+  stateful ops as updates.
   """
   results = {output.op for output in trace.outputs}
-  results.update(
-    op for op in trace.graph.get_operations() if op.op_def.is_stateful
-  )
   seen = set()
   waiting = list(tensor.consumers())
   while waiting:
     op = waiting.pop()
-    if op in results:
+    if op in results or op.op_def.is_stateful:
       return True
     if op not in seen:
       seen.add(op)
