@@ -433,7 +433,7 @@ def _traceable(
       that consumers need not load for inference.
   """
 
-  def traced(inputs: Any, *values: Any) -> Any:
+  def call(inputs: Any, *values: Any) -> Any:
     private_api.forget_seed()
     arguments = dict(zip(model.defaults, values, strict=True))
     if _is_other_form(inputs, model.input_spec):
@@ -446,7 +446,7 @@ def _traceable(
 
   # tf.function and the SavedModel take argument names and defaults from here.
   kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-  traced.__signature__ = inspect.Signature(
+  call.__signature__ = inspect.Signature(
     [
       inspect.Parameter("inputs", kind),
       *(
@@ -455,7 +455,7 @@ def _traceable(
       ),
     ]
   )
-  function = tf.function(traced, autograph=model.autograph)
+  function = tf.function(call, autograph=model.autograph)
   return function
 
 
@@ -600,20 +600,17 @@ def _check_effects(traces: Sequence[ConcreteFunction], model: Source) -> None:
 
 
 def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:
-  """Tells whether a result or an update in a traced function needs a Tensor.
+  """Tells whether a result or an update in a trace depends on a Tensor.
 
-  A call of a nested function counts as one op: all its outputs need all its
-  inputs.
+  All outputs of a nested function count as dependent on all its inputs, and all
+  stateful ops as updates.
   """
   results = {output.op for output in trace.outputs}
-  results.update(
-    op for op in trace.graph.get_operations() if op.op_def.is_stateful
-  )
   seen = set()
   waiting = list(tensor.consumers())
   while waiting:
     op = waiting.pop()
-    if op in results:
+    if op in results or op.op_def.is_stateful:
       return True
     if op not in seen:
       seen.add(op)
