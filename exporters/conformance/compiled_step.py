@@ -79,10 +79,10 @@ def _cause(message: str, branches: Sequence[str]) -> str:
   """
   if branches:
     return f"it cannot compile the gradient of {findings.some(branches)}"
-  # The innermost call, if there is one, is in brackets.
-  place = re.search(r"\[\[(?:{{node )?([^\]}]+)", message) or re.search(
-    r"{{node ([^}]+)", message
-  )
+  # A call that leads to the op is in double brackets.
+  place = re.search(
+    r"\[\[(?:{{function_node [^}]*}})?(?:{{node )?([^\]}]+)", message
+  ) or re.search(r"{{node ([^}]+)", message)
   if op := re.search(r"No registered '(\w+)' OpKernel", message):
     cause = f"it has no kernel for {op[1]}"
   else:

@@ -525,7 +525,8 @@ def compiles_once(subject: Subject) -> findings.Finding:
     )
   if step.refused:
     return findings.failed(
-      f"XLA refuses a train step under jit_compile=True: {step.refused}.",
+      "XLA refuses a train step under jit_compile=True on the CPU:"
+      f" {step.refused}.",
       "Replace this op in the model. TensorFlow differentiates a tf.cond that"
       " was traced outside of XLA with ops that XLA lacks: compute without a"
       " branch on a Tensor.",

@@ -599,9 +599,8 @@ def _not_in_live_model(
       trace = step.get_concrete_function(made.example, **made.arguments)
       graph = trace.graph.as_graph_def()
       problems = [
-        f"{cause}, and every train step is compiled anew: have"
-        " exporters.reusable.xla give the layer a gradient that makes its own"
-        " constants"
+        f"{cause}, and every train step is compiled anew: give its layer"
+        " xla.with_own_gradient, by the layer_calls of saving.source"
         for cause in xla_trap.constants(graph)
       ] + [
         f"XLA cannot compile the gradient of {op}: compute without a branch on"

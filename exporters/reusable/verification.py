@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from exporters.reusable import errors
 from exporters.reusable import imports
+from exporters.reusable import layer_calls
 from exporters.reusable import observation
 from exporters.reusable import saving
 
@@ -166,14 +167,14 @@ def _compared(
 def _layer(parts: Mapping[str, Part], problem: str) -> str:
   """Names the class of the innermost layer in the path that a problem has."""
   by_name = {
-    layer.name: type(layer)
+    layer.name: layer_calls.class_name(type(layer))
     for source, _ in parts.values()
     for layer in getattr(source.model, "submodules", ())
   }
   path = re.search(r"\((\S+) in \S+\)", problem)
   for name in path[1].split("/")[::-1] if path else ():
     if layer := by_name.get(name):
-      return f" (layer {name}: {layer.__module__}.{layer.__qualname__})"
+      return f" (layer {name}: {layer})"
   return ""
 
 

@@ -348,7 +348,9 @@ def _matmul(change):
     x = change(inputs @ kernel)
     return tf.nn.dropout(x, 0.5) if training else x
 
-  return {"": (saving.source(call, variables=[kernel]), _SPEC, _EXAMPLES)}
+  return {
+    "": (saving.source(call, _SPEC, variables=[kernel]), _SPEC, _EXAMPLES)
+  }
 
 
 def _transposed():
@@ -658,9 +660,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
         layers.Dense(2),
       ]
     )
-    source = saving.source(model)
     export_dir = os.path.join(self.get_temp_dir(), "trapped")
-    with mock.patch.object(saving.xla, "cured", lambda _: mock.MagicMock()):
+    with mock.patch.dict(saving.xla.REPLACEMENTS, clear=True):
+      source = saving.source(model, _SPEC)
       _export(source, export_dir)
     with self.assertRaisesRegex(errors.ExportError, "in 1 ways"):
       with mock.patch.object(verification, "_print_table") as print_table:
