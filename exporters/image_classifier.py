@@ -66,8 +66,8 @@ os.environ["TF_USE_LEGACY_KERAS"] = "1"  # tensorflow-hub is Keras 2.
 import tensorflow_hub as hub
 import tf_keras
 
-# Yours: images, float32 [n, height, width, 3], RGB in [0, 1]; labels, int [n],
-# from 0 on; num_classes.
+# Yours: images, float32 [n, height, width, 3], RGB in [0, 1];
+# labels, int [n], from 0 on; num_classes.
 inputs = tf_keras.Input(images.shape[1:])
 features = hub.KerasLayer(
     "path/to/NAME",
@@ -89,8 +89,8 @@ os.environ["TF_USE_LEGACY_KERAS"] = "1"  # tensorflow-hub is Keras 2.
 import tensorflow_hub as hub
 import tf_keras
 
-# Yours: images, float32 [n, height, width, 3], RGB in [0, 1]; labels, int [n],
-# numbers of this model's classes.
+# Yours: images, float32 [n, height, width, 3], RGB in [0, 1];
+# labels, int [n], numbers of this model's classes.
 model = tf_keras.Sequential([hub.KerasLayer("path/to/NAME", trainable=True)])
 model.compile(
     optimizer=tf_keras.optimizers.Adam(1e-4),
@@ -170,6 +170,13 @@ def export(
       params = image_classification.config(
         config.architecture, config.experiment, config.overrides
       )
+    config = dataclasses.replace(
+      config,
+      normalization=config.normalization
+      or image_classification.normalization(
+        config.architecture, params, config.experiment
+      ),
+    )
     pieces, provenance = (
       _trained(config, params, weights, options.overwrite)
       if weights.train_on
@@ -191,13 +198,15 @@ def _trained(
   """Trains the classifier; returns its pieces, and what the card says of it."""
 
   def build(num_classes: int) -> tuple[tf.train.Checkpoint, tf_keras.Model]:
-    params.task.model.num_classes = num_classes
+    data_config = image_classification.data_config(config.architecture, params)
+    data_config.num_classes = num_classes
     model = _classifier(config, params)
     _cut(config, model)  # Fails before the training if it must fail.
     return tf.train.Checkpoint(model=model), _cut_one(config, model, ["logits"])
 
+  shape = image_classification.input_shape(config.architecture, params)
   trained, provenance = classifier_training.train(
-    build, params.task.model.input_size, weights, overwrite=overwrite
+    build, shape, weights, overwrite=overwrite
   )
   return _cut(config, trained.model), provenance
 
@@ -243,7 +252,9 @@ def _restored(
       ],
       weights=weights.weights,
     )
-  num_classes = params.task.model.num_classes
+  num_classes = image_classification.data_config(
+    config.architecture, params
+  ).num_classes
   return pieces, {
     "source": weights.description,
     "classes": f"{num_classes}, numbered as in the data that it was trained on",
@@ -270,15 +281,10 @@ def _cut(config: Config, model: tf_keras.Model) -> dict[str, tf_keras.Model]:
 def _cut_one(
   config: Config, model: tf_keras.Model, outputs: Sequence[str]
 ) -> tf_keras.Model:
-  normalization = config.normalization or (
-    image_classification.experiment(
-      config.architecture, config.experiment
-    ).normalization
-  )
   if config.architecture.any_size:
     model = config.architecture.any_size(model)
   with errors.of_input(ValueError):
-    return image_classification.cut(model, outputs, normalization)
+    return image_classification.cut(model, outputs, config.normalization)
 
 
 def _piece(
@@ -287,7 +293,8 @@ def _piece(
   architecture: image_classification.Architecture,
 ) -> exporting.Piece:
   """Describes one SavedModel to export."""
-  images = tf.TensorSpec(model.input_shape, tf.float32, "images")
+  noun = architecture.kind.noun
+  images = tf.TensorSpec(model.input_shape, tf.float32, f"{noun}s")
   source = saving.source(
     model,
     images,
@@ -301,15 +308,16 @@ def _piece(
   )
   return exporting.Piece(
     source=source,
-    examples=[_example(3, 64, 96), _example(1, 96, 64)],
+    examples=[_example(images, 3, 9, 64, 96), _example(images, 1, 5, 96, 64)],
     also_takes=saving.of_mixed_precision(images),
     output_name=_OUTPUTS[kind],
   )
 
 
-def _example(batch_size: int, height: int, width: int) -> tf.Tensor:
+def _example(spec: tf.TensorSpec, batch_size: int, *size: int) -> tf.Tensor:
+  """Makes images, or videos, of a number of frames, height and width."""
   return tf.random.stateless_uniform(
-    [batch_size, height, width, 3], [batch_size, 0]
+    [batch_size, *size[5 - spec.shape.rank :], 3], [batch_size, 0]
   )
 
 
@@ -321,21 +329,28 @@ def _card(
   provenance: Mapping[str, str],
 ) -> model_card.Card:
   model, losses = params.task.model, params.task.losses
-  height, width, _ = model.input_size
   architecture = config.architecture
-  is_multilabel = (
-    params.task.train_data.is_multilabel or losses.use_binary_cross_entropy
+  noun = architecture.kind.noun
+  *frames, height, width, _ = image_classification.input_shape(
+    architecture, params
   )
+  is_multilabel = params.task.train_data.is_multilabel or getattr(
+    losses, "use_binary_cross_entropy", False
+  )
+  num_classes = image_classification.data_config(
+    architecture, params
+  ).num_classes
   title = architecture.title.format(**model.backbone.get().as_dict())
   return model_card.Card(
     name=f"{title} {kind.replace('_', ' ')}",
     description=f"{architecture.description}, cut out of the classifier that"
-    f" was trained. {_DESCRIPTIONS[kind]} It was trained with images of"
-    f" {height} by {width} pixels, and takes {architecture.sizes}.",
+    f" was trained. {_DESCRIPTIONS[kind].replace('image', noun)} It was trained"
+    f" with {noun}s of {''.join(f'{n} frames of ' for n in frames)}{height} by"
+    f" {width} pixels, and takes {architecture.sizes}.",
     meanings={
-      "images": "RGB in [0, 1]; the model normalizes them itself",
-      "feature_vector": "features of each image, averaged over it",
-      "logits": f"of {model.num_classes} classes (see Weights), for a"
+      f"{noun}s": "RGB in [0, 1]; the model normalizes them itself",
+      "feature_vector": f"features of each {noun}, averaged over it",
+      "logits": f"of {num_classes} classes (see Weights), for a"
       f" {'sigmoid' if is_multilabel else 'softmax'}",
       **_endpoints(config.endpoints, piece),
     },
@@ -354,8 +369,9 @@ def _endpoints(
   """Says for each endpoint how many pixels a cell of it stands for."""
   if not endpoints:
     return {}
-  outputs = piece.source.model(tf.zeros([1, 128, 128, 3]))
-  cells = {name: 128 // outputs[name].shape[1] for name in endpoints}
+  example = _example(piece.source.input_spec, 1, 16, 128, 128)
+  outputs = piece.source.model(example)
+  cells = {name: 128 // outputs[name].shape[-2] for name in endpoints}
   return {
     name: f"feature map of a cell for {size} by {size} pixels"
     for name, size in cells.items()
@@ -368,7 +384,10 @@ def _example_code(
   arguments = ", ".join(
     f'"{h.name}": {h.default:g}' for h in piece.source.hyperparameters[:1]
   )
+  kind_of_input = config.architecture.kind
   replacements = {
+    "height, width, 3": kind_of_input.axes,
+    "images": f"{kind_of_input.noun}s",
     "NAME": config.architecture.name,
     "FEATURES": (
       'features["feature_vector"]' if config.endpoints else "features"

@@ -1,4 +1,4 @@
-"""Rules for models of images: I1 to I5.
+"""Rules for models of images and videos: I1 to I5.
 
 Source: TensorFlow Hub, common SavedModel APIs for image tasks.
 """
@@ -20,7 +20,7 @@ _OF_DROPOUT = frozenset(
 
 
 def takes_images(subject: Subject) -> findings.Finding:
-  """The input is float32 [batch, height, width, 3]."""
+  """The input is float32 [batch, height, width, 3], frames before height."""
   spec = subject.spec
   if spec.dtype != tf.float32:
     return findings.failed(
@@ -78,16 +78,17 @@ def returns_classes(subject: Subject) -> findings.Finding:
 
 
 def size_is_free(subject: Subject) -> findings.Finding:
-  """Height and width are unknown."""
-  height, width = subject.spec.shape[1:3]
-  if height is not None or width is not None:
+  """Height and width are unknown, and so is the number of frames."""
+  size = subject.spec.shape[1:-1]
+  names = ", ".join(("frames", "height", "width")[-size.rank :])
+  if set(size) != {None}:
     return findings.failed(
-      f"Height and width are fixed at {height} and {width}.",
-      "Trace with None for both if the architecture allows it.",
+      f"Not all of {names} are free: {size}.",
+      "Trace with None for all if the architecture allows it.",
     )
-  for size in ((64, 64), (96, 72)):
-    subject.model(subject.example(1, size))
-  return findings.passed("height and width are free")
+  for *frames, height, width in ((5, 64, 64), (8, 96, 72)):
+    subject.model(subject.example(1, (*frames[3 - size.rank :], height, width)))
+  return findings.passed(f"free: {names}")
 
 
 def momentum_can_be_set(subject: Subject) -> findings.Finding:

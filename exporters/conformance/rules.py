@@ -16,6 +16,8 @@ from exporters.conformance import subject as subject_lib
 
 Subject = subject_lib.Subject
 
+_IMAGES = ("image", "video")
+
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
@@ -72,16 +74,16 @@ RULES = (
   Rule("R9", "must", of_all.sub_objects_are_whole, "object"),
   Rule("R10", "must", of_all.is_clean, "file"),
   Rule("R11", "should", of_all.is_served, "file"),
-  Rule("R12", "should", of_all.returns_logits, kinds=("image", "plain")),
+  Rule("R12", "should", of_all.returns_logits, kinds=(*_IMAGES, "plain")),
   Rule("R13", "must", of_all.is_documented, "file"),
   Rule(
-    "R14", "must", of_all.compiles_once, kinds=("image", "encoder", "plain")
+    "R14", "must", of_all.compiles_once, kinds=(*_IMAGES, "encoder", "plain")
   ),
-  Rule("I1", "must", of_images.takes_images, "file", kinds=("image",)),
-  Rule("I2", "must", of_images.returns_features, kinds=("image",)),
-  Rule("I3", "must", of_images.returns_classes, "file", kinds=("image",)),
-  Rule("I4", "should", of_images.size_is_free, kinds=("image",)),
-  Rule("I5", "should", of_images.momentum_can_be_set, kinds=("image",)),
+  Rule("I1", "must", of_images.takes_images, "file", kinds=_IMAGES),
+  Rule("I2", "must", of_images.returns_features, kinds=_IMAGES),
+  Rule("I3", "must", of_images.returns_classes, "file", kinds=_IMAGES),
+  Rule("I4", "should", of_images.size_is_free, kinds=_IMAGES),
+  Rule("I5", "should", of_images.momentum_can_be_set, kinds=_IMAGES),
   Rule("T1", "must", of_text.embeds_text, kinds=("text embedding",)),
   Rule("T2", "must", of_text.preprocesses, kinds=("preprocessor",)),
   Rule("T3", "must", of_text.encodes, kinds=("encoder",)),

@@ -154,7 +154,7 @@ class Subject:
 
   @functools.cached_property
   def kind(self) -> str:
-    """`image`, `encoder`, `preprocessor`, `text embedding` or `plain`."""
+    """What it takes: `image`, `video`, `encoder` and so on, or `plain`."""
     spec = self.spec
     if isinstance(spec, Mapping):
       return "encoder" if "input_word_ids" in spec else "plain"
@@ -165,8 +165,8 @@ class Subject:
         self.output_spec.dtype.is_floating
       )
       return "text embedding" if is_embedding else "preprocessor"
-    is_image = spec.shape.rank == 4 and spec.shape[-1] == 3
-    return "image" if is_image else "plain"
+    kinds = {4: "image", 5: "video"} if spec.shape[-1:] == [3] else {}
+    return kinds.get(spec.shape.rank, "plain")
 
   @property
   def is_text(self) -> bool:
@@ -249,7 +249,8 @@ class Subject:
         repeated.
       form: One of `forms`. None: `spec`.
     """
-    size = size or {"image": (64,), "encoder": (16,)}.get(self.kind, (8,))
+    sizes = {"image": (64,), "video": (8, 64), "encoder": (16,)}
+    size = size or sizes.get(self.kind, (8,))
 
     def array(name: str, spec: tf.TensorSpec) -> tf.Tensor:
       free = iter(size)

@@ -119,11 +119,13 @@ def _fixed(
       "The export takes strings, which TPUs do not support. Run it on the host:"
       " call it in Dataset.map."
     )
-  size = image_size if spec.shape.rank == 4 else seq_length
-  return tf.TensorSpec(
-    [batch_size, *(size if d is None else d for d in spec.shape[1:])],
-    spec.dtype,
-  )
+  sizes = [seq_length] * spec.shape.rank
+  if spec.shape.rank >= 4:  # Images, or sequences of images.
+    sizes[-3:-1] = [image_size, image_size]
+  shape = [
+    n if d is None else d for n, d in zip(sizes, spec.shape, strict=True)
+  ]
+  return tf.TensorSpec([batch_size, *shape[1:]], spec.dtype)
 
 
 def _check_ops(trace: Any) -> None:

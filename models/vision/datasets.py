@@ -15,7 +15,14 @@ with epy.lazy_imports():
   import tensorflow_datasets as tfds
 
 # Digits are scikit-learn's handwritten ones; the others are downloaded.
-NAMES = ("digits", "digits_0_4", "mnist", "fashion_mnist", "cifar10")
+NAMES = (
+  "digits",
+  "digits_0_4",
+  "moving_digits",
+  "mnist",
+  "fashion_mnist",
+  "cifar10",
+)
 PREFIX = "tfds:"  # Before the name of a data set in tensorflow-datasets.
 
 
@@ -49,18 +56,20 @@ def load(name: str, image_shape: Sequence[int]) -> Dataset:
     name: One of `NAMES`, or `tfds:NAME` for NAME in tensorflow-datasets, which
       keeps what it downloads in the directory that TFDS_DATA_DIR says.
     image_shape: Height, width and channels that the images get: they are
-      resized bilinearly, and grey ones repeated to three channels.
+      resized bilinearly, and grey ones repeated to three channels. For videos
+      the number of frames comes first; an image becomes equal frames.
 
   Raises:
     ConnectionError: It is not there and cannot be downloaded.
     ValueError: It is unknown, or has no single images with one label, or images
       of other channels.
   """
-  dataset = (
-    _digits(range(5) if name == "digits_0_4" else range(10))
-    if name.startswith("digits")
-    else _of_tensorflow_datasets(name.removeprefix(PREFIX))
-  )
+  if name == "moving_digits":
+    dataset = _moving_digits(image_shape)
+  elif name.startswith("digits"):
+    dataset = _digits(range(5) if name == "digits_0_4" else range(10))
+  else:
+    dataset = _of_tensorflow_datasets(name.removeprefix(PREFIX))
   channels = dataset.train.element_spec[0].shape[-1]
   if channels not in (1, image_shape[-1]):
     raise ValueError(
@@ -70,7 +79,7 @@ def load(name: str, image_shape: Sequence[int]) -> Dataset:
 
   def prepare(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, ...]:
     image = tf.image.convert_image_dtype(image, tf.float32)  # From uint8 too.
-    image = tf.image.resize(image, image_shape[:2])
+    image = tf.image.resize(image, image_shape[-3:-1])
     return tf.broadcast_to(image, image_shape), label
 
   return dataclasses.replace(
@@ -99,6 +108,36 @@ def _digits(classes: range) -> Dataset:
     [str(digit) for digit in classes],
     tf.data.Dataset.from_tensor_slices((train_images, train_labels)),
     tf.data.Dataset.from_tensor_slices((test_images, test_labels)),
+  )
+
+
+def _moving_digits(video_shape: Sequence[int]) -> Dataset:
+  """Returns videos of handwritten digits, whose classes are directions.
+
+  A digit moves by one of 16 by 16 pixels in each frame, and comes back on the
+  other side.
+  """
+  if len(video_shape) != 4:
+    raise ValueError("moving_digits has videos; the model takes images.")
+  steps = {"right": [0, 1], "left": [0, -1], "down": [1, 0], "up": [-1, 0]}
+  digits = _digits(range(10))
+
+  def move(i: tf.Tensor, digit: tuple[tf.Tensor, ...]) -> tuple[tf.Tensor, ...]:
+    image = tf.pad(digit[0], [[0, 8], [0, 8], [0, 0]])
+    label = i % len(steps)
+    step = tf.gather(list(steps.values()), label)
+    start = tf.random.stateless_uniform([2], [0, i], 0, 16, tf.int32)
+    frames = [
+      tf.roll(image, start + frame * step, [0, 1])
+      for frame in range(video_shape[0])
+    ]
+    return tf.stack(frames), label
+
+  return Dataset(
+    "scikit-learn's handwritten digits, each moving right, left, down or up",
+    list(steps),
+    digits.train.take(240).enumerate().map(move, tf.data.AUTOTUNE),
+    digits.test.take(60).enumerate().map(move, tf.data.AUTOTUNE),
   )
 
 

@@ -2,6 +2,7 @@
 
 A classifier is built from an experiment of `official.vision`
 (`official/vision/configs/image_classification.py`), whatever its backbone.
+Classifiers of videos are built alike, from `video_classification.py`.
 Feature vector, logits and endpoints are cut out of it after it was restored or
 trained.
 """
@@ -22,16 +23,57 @@ with epy.lazy_imports():
   from official.core import exp_factory
   from official.legacy.image_classification.resnet import imagenet_preprocessing
   from official.modeling import hyperparams
-  from official.vision.configs import image_classification
   from official.vision.modeling import factory
+  from official.vision.modeling import factory_3d
   from official.vision.ops import preprocess_ops
   import tensorflow as tf
   import tf_keras
   import yaml
 
-NORMALIZATIONS = ("imagenet", "imagenet_means", "none")
+NORMALIZATIONS = ("imagenet", "imagenet_means", "centered", "none")
 
-_SMALL_IMAGES = {"num_classes": 10, "input_size": [32, 32, 3]}
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kind:
+  """What tells classifiers of videos from those of images.
+
+  Attributes:
+    noun: `image` or `video`.
+    axes: The shape of one of them, in words.
+    config: The part of the task's config that has `num_classes` and the shape.
+    shape: The field of that part for the shape.
+    small: What `NAME_small` changes in the config of the task.
+    normalization: What training does to the images; see `NORMALIZATIONS`.
+  """
+
+  noun: str
+  axes: str
+  config: str
+  shape: str
+  small: Mapping[str, Any]
+  normalization: str
+
+
+IMAGES = Kind(
+  noun="image",
+  axes="height, width, 3",
+  config="model",
+  shape="input_size",
+  small={"model": {"num_classes": 10, "input_size": [32, 32, 3]}},
+  normalization="imagenet",
+)
+
+VIDEOS = Kind(
+  noun="video",
+  axes="frames, height, width, 3",
+  config="train_data",
+  shape="feature_shape",
+  small={
+    "train_data": {"num_classes": 4, "feature_shape": [8, 32, 32, 3]},
+    "validation_data": {"num_classes": 4},
+  },
+  normalization="none",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +83,8 @@ class Experiment:
   Attributes:
     base: The experiment of `official.vision` that it changes.
     changes: What it changes in the config of the task.
-    normalization: What training does to the images, one of `NORMALIZATIONS`.
+    normalization: What training does to the images, one of `NORMALIZATIONS`;
+      None: as the kind of the classifier has it.
     build: Builds the classifier from the config of the task; None: the factory
       of `official.vision`.
     settable: With `build`, the fields of `task.model` that it reads. Overrides
@@ -50,7 +93,7 @@ class Experiment:
 
   base: str
   changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  normalization: str = "imagenet"
+  normalization: str | None = None
   build: Callable[[Any], tf_keras.Model] | None = None
   settable: Sequence[str] = ()
 
@@ -70,6 +113,7 @@ class Architecture:
     experiment: Name of the experiment that is the default for checkpoints.
     small: What to change in the config of its model so that it trains in about
       a minute on images of 32 by 32 pixels. `NAME_small` is that experiment.
+    kind: What it classifies.
     experiments: Further experiments, by name; the others are Model Garden's.
     any_size: Makes the classifier that `official.vision` builds for images of
       one size into one for images of any size, with the same layers. None: it
@@ -88,6 +132,7 @@ class Architecture:
   description: str
   experiment: str
   small: Mapping[str, Any]
+  kind: Kind = IMAGES
   experiments: Mapping[str, Experiment] = dataclasses.field(
     default_factory=dict
   )
@@ -110,9 +155,10 @@ def experiment(architecture: Architecture, name: str | None) -> Experiment:
   name = name or architecture.experiment
   if name == f"{architecture.name}_small":
     of_checkpoints = experiment(architecture, None)
-    changes = dict(of_checkpoints.changes)
-    changes["model"] = _merged(
-      changes.get("model", {}), _SMALL_IMAGES, architecture.small
+    changes = _merged(
+      of_checkpoints.changes,
+      architecture.kind.small,
+      {"model": architecture.small},
     )
     return dataclasses.replace(of_checkpoints, changes=changes)
   return architecture.experiments.get(name) or Experiment(base=name)
@@ -147,7 +193,13 @@ def config(
       an override has an unknown key or cannot be read.
   """
   # Importing this module registers the experiments, so it comes first.
-  classification_task = image_classification.ImageClassificationTask
+  noun = architecture.kind.noun
+  configs = importlib.import_module(
+    f"official.vision.configs.{noun}_classification"
+  )
+  classification_task = getattr(
+    configs, f"{noun.capitalize()}ClassificationTask"
+  )
   chosen = experiment(architecture, name)
   try:
     params = exp_factory.get_exp_config(chosen.base)
@@ -159,7 +211,7 @@ def config(
       f" {architecture.backbone}, such as {architecture.experiment}."
     ) from e
   if not isinstance(params.task, classification_task):
-    raise ValueError(f"{name} is not an experiment of an image classifier.")
+    raise ValueError(f"{name} is not an experiment of {noun} classification.")
   params.task.override(chosen.changes)
   before = params.as_dict()
   for override in overrides:
@@ -188,6 +240,34 @@ def config(
       f" {', '.join(map(str, variants))}."
     )
   return params
+
+
+def data_config(architecture: Architecture, params: Any) -> Any:
+  """Returns the part of the config that has `num_classes`."""
+  return getattr(params.task, architecture.kind.config)
+
+
+def input_shape(architecture: Architecture, params: Any) -> list[int]:
+  """Returns the shape of an image or video in training, as `Kind.axes` says."""
+  return list(
+    getattr(data_config(architecture, params), architecture.kind.shape)
+  )
+
+
+def normalization(
+  architecture: Architecture, params: Any, name: str | None = None
+) -> str:
+  """Returns what training does to the images, one of `NORMALIZATIONS`.
+
+  Args:
+    architecture: The architecture.
+    params: What `config` returns.
+    name: Name of the experiment that `params` are of.
+  """
+  if getattr(params.task.train_data, "zero_centering_image", False):
+    return "centered"
+  chosen = experiment(architecture, name)
+  return chosen.normalization or architecture.kind.normalization
 
 
 def _backbone_module(architecture: Architecture) -> Any:
@@ -230,7 +310,7 @@ def classifier(
     Model Garden's classifier, from normalized images, float32
     `[batch, height, width, 3]`, to logits or, in `official.legacy`,
     probabilities, float32 `[batch, num_classes]`. Height and width are free
-    unless the architecture has `any_size`.
+    unless the architecture has `any_size`. Videos have frames before height.
 
   Raises:
     ValueError: Model Garden cannot build it.
@@ -238,18 +318,24 @@ def classifier(
   chosen = experiment(architecture, name)
   _backbone_module(architecture)
   weight_decay = params.task.losses.l2_weight_decay
-  size = (
-    params.task.model.input_size[:2] if architecture.any_size else [None] * 2
+  # Half of it, as in `official/vision/tasks/image_classification.py`.
+  regularizer = (
+    tf_keras.regularizers.L2(weight_decay / 2) if weight_decay else None
   )
+  *size, channels = input_shape(architecture, params)
+  if not architecture.any_size:
+    size = [None] * len(size)
+  spec = tf_keras.layers.InputSpec(shape=[None, *size, channels])
+  model = params.task.model
   try:
     if chosen.build:
       return chosen.build(params.task)
-    return factory.build_classification_model(
-      tf_keras.layers.InputSpec(shape=[None, *size, 3]),
-      params.task.model,
-      # Half of it, as in `official/vision/tasks/image_classification.py`.
-      tf_keras.regularizers.L2(weight_decay / 2) if weight_decay else None,
-    )
+    if architecture.kind == VIDEOS:
+      num_classes = params.task.train_data.num_classes
+      return factory_3d.build_model(
+        model.model_type, spec, model, num_classes, regularizer
+      )
+    return factory.build_classification_model(spec, model, regularizer)
   except (AttributeError, KeyError, TypeError, ValueError) as e:
     raise ValueError(
       f"Model Garden cannot build a {architecture.backbone} with this config:"
@@ -273,7 +359,8 @@ def cut(
       means of ImageNet's channels and divides by their deviations, as training
       in `official.vision` does. `imagenet_means` multiplies by 255 and
       subtracts other means, as training of the ResNet in `official.legacy`
-      does. `none` leaves the images as they are.
+      does. `centered` maps [0, 1] to [-1, 1]. `none` leaves the images as they
+      are.
 
   Returns:
     A Keras model from images, float32 `[batch, height, width, 3]`, RGB in
@@ -302,10 +389,11 @@ def cut(
     if name not in outputs:
       raise ValueError(f"The model has no {name}; it has {', '.join(outputs)}.")
   chosen = {name: outputs[name] for name in names}
+  (normalized,) = model.inputs
   piece = tf_keras.Model(
-    model.input, chosen if len(chosen) > 1 else chosen[names[0]]
+    normalized, chosen if len(chosen) > 1 else chosen[names[0]]
   )
-  images = tf_keras.Input(model.input_shape[1:], name="images")
+  images = tf_keras.Input(normalized.shape[1:], name="images")
   return tf_keras.Model(images, piece(_normalized(images, normalization)))
 
 
@@ -315,6 +403,9 @@ def _normalized(images: tf.Tensor, normalization: str) -> tf.Tensor:
   if normalization == "imagenet":
     factors = [1 / deviation for deviation in preprocess_ops.STDDEV_NORM]
     means = preprocess_ops.MEAN_NORM
+  elif normalization == "centered":
+    factors = [2.0] * 3
+    means = [0.5] * 3
   else:
     factors = [255.0] * 3
     means = [mean / 255 for mean in imagenet_preprocessing.CHANNEL_MEANS]

@@ -45,7 +45,7 @@ def train(
   """Trains a classifier, with a progress bar.
 
   Images are shifted, rotated and zoomed a little at random: features of few
-  classes then serve other classes better.
+  classes then serve other classes better. Videos are not.
 
   Args:
     model: From images to logits, `[batch, classes]`, built in the scope of the
@@ -62,11 +62,12 @@ def train(
   strategy = model.distribute_strategy
   steps = -(-int(dataset.train.cardinality()) // config.batch_size)
   batches = _training_batches(dataset.train, config, strategy)
-  on_host = isinstance(strategy, tf.distribute.TPUStrategy)
+  is_image = dataset.train.element_spec[0].shape.rank == 3
+  on_host = is_image and isinstance(strategy, tf.distribute.TPUStrategy)
   with strategy.scope():
     trained = tf_keras.Sequential(
       [
-        *([] if on_host else augmentation()),
+        *(augmentation() if is_image and not on_host else []),
         model,
         # For the loss, whatever the precision of the rest.
         tf_keras.layers.Activation("linear", dtype="float32"),

@@ -86,6 +86,8 @@ ARCHITECTURE = image_classification.Architecture(
       }
     },
   },
+  sizes="others of one patch and more, square or not, for which it interpolates"
+  " the table of positions",
   any_size=any_size,
   own_gradients=["models.vision.patch_tokens.PatchTokens"],
 )

@@ -1,0 +1,17 @@
+r"""Exports feature vectors, endpoints and logits of a ResNet-3D for videos.
+
+From a checkpoint of `official.vision`:
+
+  bazel run //exporters:resnet_3d -- --checkpoint_path=CHECKPOINT \
+    --experiment=video_classification_kinetics400 --export_dir=DIR
+
+After training it on small videos:
+
+  bazel run //exporters:resnet_3d -- --train_on=moving_digits --export_dir=DIR
+"""
+
+from exporters import image_classifier
+from models.vision import resnet_3d
+
+if __name__ == "__main__":
+  image_classifier.run(resnet_3d.ARCHITECTURE)
