@@ -527,9 +527,10 @@ def compiles_once(subject: Subject) -> findings.Finding:
     return findings.failed(
       "XLA refuses a train step under jit_compile=True on the CPU:"
       f" {step.refused}.",
-      "Replace this op in the model. TensorFlow differentiates a tf.cond that"
-      " was traced outside of XLA with ops that XLA lacks: compute without a"
-      " branch on a Tensor.",
+      "Compute without a branch on a Tensor. TensorFlow differentiates one that"
+      " was traced outside of XLA with ops that XLA lacks."
+      if "gradient of" in step.refused
+      else "Replace this op in the model.",
     )
   if step.baked:
     return findings.failed(

@@ -146,6 +146,15 @@ def _without_modes(directory):
   _two_modes(directory, lambda x, training=False: 2.0 * x)
 
 
+def _module_without_modes(directory):
+  """Writes a tf.Module, whose lists of variables are not saved."""
+  module = tf.Module()
+  module.__call__ = tf.function(lambda x, training=False: 2.0 * x)
+  for training in (False, True):
+    module.__call__.get_concrete_function(_VECTORS, training)
+  _write(module, directory)
+
+
 def _dropout_off_by_default(directory):
   def call(inputs, training=False, rate=0.0):
     return tf.nn.dropout(inputs, rate) if training else inputs
@@ -524,6 +533,7 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
   @parameterized.parameters(
     (_without_modes, "changes nothing: .* would not show"),
     (_dropout_off_by_default, "has effect"),
+    (_module_without_modes, "changes nothing: .* would not show"),
   )
   def test_training_need_not_change_anything(self, build, words):
     finding = of_all.has_modes(self.subject(build))

@@ -348,13 +348,15 @@ def run(
   """Calls a model. Its variables keep their values.
 
   Args:
-    model: An object with `variables` and `trainable_variables`.
+    model: An object with `variables` and `trainable_variables`. If it lacks
+      them, its variables are neither observed nor restored.
     call: The model as a function.
     example: The input.
     arguments: The other arguments of the call.
   """
-  trained = {v.ref() for v in model.trainable_variables}
-  moving = [v for v in model.variables if v.ref() not in trained]
+  trained = {v.ref() for v in getattr(model, "trainable_variables", ())}
+  variables = getattr(model, "variables", ())
+  moving = [v for v in variables if v.ref() not in trained]
   before = [tf.identity(v) for v in moving]
   outputs = call(example, **arguments)
   updates = _numbered(moving, moving)
