@@ -28,7 +28,9 @@ def _images(*shape):
 
 
 def _normalized(images):
-  """Normalizes images as Model Garden's training does."""
+  """Normalizes images as Model Garden's training does; not those of videos."""
+  if len(images.shape) == 5:
+    return images
   return tf.stack(
     [
       preprocess_ops.normalize_image(
@@ -54,6 +56,9 @@ class ImageArchitectureTest(absltest.TestCase):
       image_classification.config(architecture, experiment, [_VARIANT.value]),
       experiment,
     )
+    shape = cls.model.inputs[0].shape
+    cls.frames = [5] if shape.rank == 5 else []
+    cls.size = shape[-2] or 48
     # Noise for all variables, also those that start at 0 or 1.
     for i, variable in enumerate(cls.model.variables):
       noise = tf.random.stateless_uniform(variable.shape, [i, 0])
@@ -90,10 +95,10 @@ class ImageArchitectureTest(absltest.TestCase):
     kinds = ["outputs", "gradients"]
     if "batch_norm_momentum" in _HYPERPARAMETERS.value:
       kinds.append("updates")
+    shape = (1, *self.frames, 96, 64, 3)
     for kind in kinds:
-      self.assertIn(f"✓ {kind}, training (1, 96, 64, 3)", self.output)
-    size = self.model.input_shape[1] or 48
-    images = _images(2, size, size)
+      self.assertIn(f"✓ {kind}, training {shape}", self.output)
+    images = _images(2, *self.frames, self.size, self.size)
     expected = self.model(_normalized(images)).numpy()
     np.testing.assert_allclose(
       self.export(images), expected, rtol=0, atol=1e-5 * np.abs(expected).max()
@@ -106,7 +111,7 @@ class ImageArchitectureTest(absltest.TestCase):
     )
 
   def test_a_step_compiles_once_whatever_the_hyperparameters_are(self):
-    images = _images(4, 64, 64)
+    images = _images(4, *self.frames, 64, 64)
     defaults = {
       name: parameter.default
       for name, parameter in inspect.signature(
@@ -153,7 +158,8 @@ class ImageArchitectureTest(absltest.TestCase):
       images, **{k: tf.constant(v) for k, v in calm.items()}
     )(stage="hlo")
     entry = hlo[hlo.index("\nENTRY ") :]
-    self.assertIn("f32[4,64,64,3]{3,2,1,0} parameter(", entry)
+    shape = ",".join(map(str, images.shape))
+    self.assertRegex(entry, rf"f32\[{shape}\]\{{[0-9,]*\}} parameter\(")
 
 
 if __name__ == "__main__":

@@ -2,11 +2,18 @@
 
 load(":saved_model.bzl", "saved_model")
 
-def image_classifier(name, endpoints, excepted_rules, hyperparameters, variant):
+def image_classifier(
+        name,
+        endpoints,
+        excepted_rules,
+        hyperparameters,
+        variant,
+        train_on = "digits_0_4"):
     """A program, what it exports, and tests of the program and of the exports.
 
     The feature vectors, with endpoints, are NAME_digits_0_4, trained on the
-    first five digits, and NAME_untrained, with initial weights.
+    first five digits or, as its name then says, on other data, and
+    NAME_untrained, with initial weights.
 
     Args:
       name: Of the architecture, and of the program.
@@ -15,6 +22,7 @@ def image_classifier(name, endpoints, excepted_rules, hyperparameters, variant):
       excepted_rules: See there.
       hyperparameters: See there.
       variant: See there.
+      train_on: The data.
     """
     native.py_binary(
         name = name,
@@ -28,11 +36,11 @@ def image_classifier(name, endpoints, excepted_rules, hyperparameters, variant):
             "//models/vision:" + name,
         ],
     )
-    flags = ["--train_on=digits_0_4"]
+    flags = ["--train_on=" + train_on]
     if endpoints:
         flags.append("--endpoints=" + endpoints)
     for export, more_flags in {
-        name + "_digits_0_4": [],
+        "%s_%s" % (name, train_on): [],
         name + "_untrained": ["--epochs=0"],
     }.items():
         saved_model(
@@ -50,12 +58,13 @@ def image_classifier(name, endpoints, excepted_rules, hyperparameters, variant):
         srcs = ["compile_for_tpu.py"],
         args = [
             "--libtpu=$(rootpath @libtpu//:libtpu/libtpu.so)",
-            "--saved_model_dir=$(rootpath :%s_digits_0_4)" % name,
+            "--saved_model_dir=$(rootpath :%s_%s)" % (name, train_on),
             "--topology=v5e:2x2",
             "--image_size=64",
+            "--seq_length=8",
         ],
         data = [
-            ":%s_digits_0_4" % name,
+            ":%s_%s" % (name, train_on),
             "@libtpu//:libtpu/libtpu.so",
         ],
         main = "compile_for_tpu.py",

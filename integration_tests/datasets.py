@@ -14,21 +14,28 @@ with epy.lazy_imports():
   import tf_keras
 
 # Digits are of scikit-learn; the others are downloaded.
-NUM_CLASSES = {"digits": 10, "digits_5_9": 5, "mnist": 10, "fashion_mnist": 10}
+NUM_CLASSES = {
+  "digits": 10,
+  "digits_5_9": 5,
+  "moving_digits": 4,
+  "mnist": 10,
+  "fashion_mnist": 10,
+}
 
 if TYPE_CHECKING:
   Arrays = tuple[np.ndarray, np.ndarray]
 
 
 def load(
-  name: str, image_shape: tuple[int, int, int] = (28, 28, 1)
+  name: str, image_shape: tuple[int, ...] = (28, 28, 1)
 ) -> tuple[Arrays, Arrays]:
   """Loads a data set.
 
   Args:
     name: One of `NUM_CLASSES`.
     image_shape: Height, width and channels of the images. All channels of an
-      image are equal: the data sets are grey.
+      image are equal: the data sets are grey. For videos the number of frames
+      comes first.
 
   Returns:
     Training and held-out data, each as images, float32 `[n, *image_shape]` in
@@ -36,20 +43,27 @@ def load(
 
   Raises:
     ConnectionError: The data set cannot be downloaded.
+    ValueError: It has videos and `image_shape` is of images, or the reverse.
   """
-  return tuple(
-    (
-      np.repeat(
-        tf.image.resize(images[..., None], image_shape[:2]),
-        image_shape[2],
-        axis=-1,
-      ),
-      labels.astype(int),
+  *frames, height, width, channels = image_shape
+  if bool(frames) != (name == "moving_digits"):
+    raise ValueError(
+      f"--dataset={name}: moving_digits is for exports that take videos, the"
+      " others are for images."
     )
-    for images, labels in (
-      _digits(name) if name.startswith("digits") else _downloaded(name)
+  if frames:
+    data = (_moving(images, *frames) for images, _ in _digits("digits"))
+  else:
+    data = _digits(name) if name.startswith("digits") else _downloaded(name)
+
+  def resized(images: np.ndarray) -> np.ndarray:
+    images = images.reshape(-1, *images.shape[-2:], 1)
+    images = np.repeat(
+      tf.image.resize(images, [height, width]), channels, axis=-1
     )
-  )
+    return images.reshape(-1, *image_shape)
+
+  return tuple((resized(images), labels.astype(int)) for images, labels in data)
 
 
 def _downloaded(name: str) -> tuple[Arrays, Arrays]:
@@ -73,3 +87,23 @@ def _digits(name: str) -> tuple[Arrays, Arrays]:
     (images[held_out:], labels[held_out:]),
     (images[:held_out], labels[:held_out]),
   )
+
+
+def _moving(images: np.ndarray, num_frames: int) -> Arrays:
+  """Makes videos of digits that move diagonally: the direction is the class."""
+  images = np.pad(images[:240], [(0, 0), (0, 8), (0, 8)])
+  labels = np.arange(len(images)) % 4
+  starts = np.random.default_rng(0).integers(16, size=(len(images), 2))
+  videos = [
+    [
+      np.roll(image, start + frame * step, axis=(0, 1))
+      for frame in range(num_frames)
+    ]
+    for image, start, step in zip(
+      images,
+      starts,
+      np.array([(1, 1), (1, -1), (-1, 1), (-1, -1)])[labels],
+      strict=True,
+    )
+  ]
+  return np.array(videos), labels

@@ -46,6 +46,7 @@ def build_model(
 
   Returns:
     A model from images, float32 `[batch, height, width, channels]` in [0, 1],
+    or videos, with the number of frames before the height,
     to logits, float32: `[batch, num_classes]` for classification, `[batch,
     height, width, num_classes + 1]` for segmentation.
 
@@ -74,26 +75,25 @@ def build_model(
   )
 
 
-def _image_shape(
-  export: tf.Module, image_size: int | None
-) -> tuple[int, int, int]:
-  """Returns the height, width and channels of the images for an export."""
+def _image_shape(export: tf.Module, image_size: int | None) -> tuple[int, ...]:
+  """Returns the shape of the images for an export, or of the videos."""
   signature = export.signatures.get("serving_default")
   inputs = (
     list(signature.structured_input_signature[1].values())
     if signature
     else [tf.TensorSpec([None, None, None, 3])]
   )
-  if len(inputs) != 1 or inputs[0].shape.rank != 4:
+  if len(inputs) != 1 or inputs[0].shape.rank not in (4, 5):
     raise ValueError(f"The export does not take images, but {inputs}.")
-  _, *size, channels = inputs[0].shape
+  _, *frames, height, width, channels = inputs[0].shape
+  size = (height, width)
   if image_size and not set(size) <= {None, image_size}:
     raise ValueError(
       f"--image_size={image_size}: the export takes only images of {size[0]} by"
       f" {size[1]} pixels. Omit --image_size."
     )
   height, width = (length or image_size or 32 for length in size)
-  return height, width, channels
+  return *(n or 8 for n in frames), height, width, channels
 
 
 def _augmented(images: tf.Tensor) -> tf.Tensor:

@@ -20,7 +20,7 @@ _OF_DROPOUT = frozenset(
 
 
 def takes_images(subject: Subject) -> findings.Finding:
-  """The input is float32 [batch, height, width, 3], frames before height."""
+  """The input is float32 [batch, (frames,) height, width, 3]."""
   spec = subject.spec
   if spec.dtype != tf.float32:
     return findings.failed(
@@ -78,7 +78,7 @@ def returns_classes(subject: Subject) -> findings.Finding:
 
 
 def size_is_free(subject: Subject) -> findings.Finding:
-  """Height and width are unknown, and so is the number of frames."""
+  """Height, width and the number of frames are unknown."""
   size = subject.spec.shape[1:-1]
   names = ", ".join(("frames", "height", "width")[-size.rank :])
   if set(size) != {None}:

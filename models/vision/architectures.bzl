@@ -51,3 +51,13 @@ IMAGE_CLASSIFIERS = {
                   _BACKBONE + "vit.init_stochastic_depth_rate=0.1",
     ),
 }
+
+# The same of classifiers of videos.
+VIDEO_CLASSIFIERS = {
+    "resnet_3d": struct(
+        endpoints = "2,5",
+        excepted_rules = [],
+        hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
+        variant = _BACKBONE + "resnet_3d.stochastic_depth_drop_rate=0.2",
+    ),
+}

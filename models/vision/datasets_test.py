@@ -43,6 +43,22 @@ class Numbers(Colored):
 
 
 class DatasetsTest(tf.test.TestCase):
+  def test_moving_digits(self):
+    dataset = datasets.load("moving_digits", (5, 16, 16, 3))
+    ((videos, labels),) = dataset.train.batch(1000)
+    self.assertEqual(videos.shape, [240, 5, 16, 16, 3])
+    steps = {"right": (0, 1), "left": (0, -1), "down": (1, 0), "up": (-1, 0)}
+    self.assertEqual(dataset.classes, [*steps])
+    for video, label in zip(videos, labels, strict=True):
+      step = steps[dataset.classes[label]]
+      for first, second in zip(video[:-1], video[1:], strict=True):
+        self.assertAllEqual(np.roll(first, step, axis=(0, 1)), second)
+    # An image makes a video of equal frames.
+    for video, _ in datasets.load("digits", (2, 8, 8, 1)).test.take(1):
+      self.assertAllEqual(video[0], video[1])
+    with self.assertRaisesRegex(ValueError, "the model takes images"):
+      datasets.load("moving_digits", (32, 32, 3))
+
   def test_digits(self):
     everything = datasets.load("digits", (28, 28, 1))
     half = datasets.load("digits_0_4", (32, 24, 3))

@@ -35,6 +35,7 @@ _PARAMETERS = (
   # With `representation_size` one more layer, of 768 to 768 features.
   ("vit", "vit.representation_size=0", 86_567_656 + 769),
   ("deit", "", 86_567_656 + 769 + 768 * 769),
+  ("resnet_3d", "", 33_617_872),
 )
 
 
