@@ -21,7 +21,8 @@ def with_derived_gradient(
   """Makes a `call` of Model Garden's layer whose gradient TensorFlow derives.
 
   The layer's own gradient saves memory: it computes activations again. But it
-  keeps values of one trace as attributes, which a SavedModel cannot have.
+  keeps values of one trace as attributes, which a SavedModel cannot have. Nor
+  does the layer take feature maps of odd height or width, as this function does.
 
   Args:
     layer: The layer.
@@ -32,7 +33,7 @@ def with_derived_gradient(
   """
 
   def shortcut(x: tf.Tensor, channels: int) -> tf.Tensor:
-    x = tf.nn.avg_pool(x, layer._f.strides, layer._f.strides, "VALID")
+    x = tf.nn.avg_pool(x, layer._f.strides, layer._f.strides, "SAME")
     missing = channels - x.shape[-1]
     if not missing:
       return x
@@ -69,7 +70,6 @@ ARCHITECTURE = image_classification.Architecture(
   variants=("model_id", "REVNET_SPECS"),
   title="RevNet-{model_id}",
   description="A reversible residual network (arXiv:1707.04585)",
-  sizes="others whose height and width are multiples of 32",
   experiment="revnet_imagenet",
   small={"backbone": {"revnet": {"model_id": 38}}},
   layer_calls={
