@@ -238,12 +238,8 @@ def _calls(
   steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
   training = {"training": True} if "training" in source.defaults else {}
   training_steadily = {**training, **steady}
-  runs = [
-    observation.run(source, source.call, examples[0], training_steadily)
-    for _ in range(2)
-  ]
-  repeatable = observation.is_same(*runs)
-  if not repeatable:
+  trained = _repeatable_run(source, examples[0], training_steadily)
+  if not trained:
     print(
       f"  - {part}{': ' if part else ''}training is not compared: it is random"
       + "".join(f", also with {name} {off:g}" for name, off in steady.items())
@@ -254,9 +250,7 @@ def _calls(
     "updates": len(source.variables) > len(source.trainable_variables),
   }
   for i, example in enumerate(examples if level == "full" else examples[:1]):
-    tensors = tf.nest.flatten(example)
-    size = f"{len(tensors)} of " if len(tensors) > 1 else ""
-    size += str(tensors[0].shape)
+    size = _size(example)
     compilation = learning["gradients"] and i == 0
     yield observation.Call(
       f"inference {size}",
@@ -266,9 +260,9 @@ def _calls(
       compilation=compilation and not training,
     )
     name = f"training {size}"
-    if training and repeatable:
+    if training and trained:
       if i == 0 and not learning["gradients"]:
-        known[name] = runs[0]
+        known[name] = trained
       yield observation.Call(
         name,
         example,
@@ -287,8 +281,24 @@ def _calls(
       examples[0],
       training_steadily,
       learning["updates"],
-      repeatable,
+      trained is not None,
     )
+
+
+def _size(example: Any) -> str:
+  tensors = tf.nest.flatten(example)
+  count = f"{len(tensors)} of " if len(tensors) > 1 else ""
+  return f"{count}{tensors[0].shape}"
+
+
+def _repeatable_run(
+  source: saving.Source, example: Any, arguments: Mapping[str, Any]
+) -> observation.Run | None:
+  """Calls a live model; returns None if a second call differs."""
+  runs = [
+    observation.run(source, source.call, example, arguments) for _ in range(2)
+  ]
+  return runs[0] if observation.is_same(*runs) else None
 
 
 def _hyperparameter_calls(
