@@ -89,8 +89,9 @@ def define_flags() -> None:
     "train_on",
     None,
     "Instead of --checkpoint_path: train a classifier on this data set and"
-    f" export it. One of {names} digits and digits_0_4 (the first five classes)"
-    " come with scikit-learn; the others are downloaded.",
+    f" export it. One of {names} digits, digits_0_4 (the first five classes)"
+    " and moving_digits (videos) come with scikit-learn; the others are"
+    " downloaded.",
   )
   flags.DEFINE_string(
     "checkpoint_dir",

@@ -1,3 +1,4 @@
+import itertools
 from unittest import mock
 
 import numpy as np
@@ -51,7 +52,7 @@ class DatasetsTest(tf.test.TestCase):
     self.assertEqual(dataset.classes, [*steps])
     for video, label in zip(videos, labels, strict=True):
       step = steps[dataset.classes[label]]
-      for first, second in zip(video[:-1], video[1:], strict=True):
+      for first, second in itertools.pairwise(video):
         self.assertAllEqual(np.roll(first, step, axis=(0, 1)), second)
     # An image makes a video of equal frames.
     for video, _ in datasets.load("digits", (2, 8, 8, 1)).test.take(1):

@@ -103,7 +103,7 @@ class ImageClassificationTest(tf.test.TestCase):
         None,
         "no experiment nonsense. Those of this exporter are resnet_small, ",
       ),
-      ("retinanet_resnetfpn_coco", None, "not an experiment of an image class"),
+      ("retinanet_resnetfpn_coco", None, "not an experiment of image class"),
       ("vit_imagenet_pretrain", None, "is of type vit, not resnet"),
       (None, "task.model.nope=3", "=3: The key 'nope' does not"),
       (None, "a: b: c", "mapping values are not allowed here"),
