@@ -6,7 +6,7 @@ every wait has a timeout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
@@ -34,6 +34,11 @@ STRATEGIES = (
   "tpu",
   "parameter_server",
 )
+# The jobs that a cluster needs, and those that it may have.
+_JOBS = {
+  "multi_worker_mirrored": (("worker",), ("chief", "worker")),
+  "parameter_server": (("chief", "worker", "ps"), ("chief", "worker", "ps")),
+}
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 # Seconds that a TPU, or all processes of a cluster, may take to start.
@@ -123,14 +128,13 @@ def _register_validators() -> None:
   TensorFlow for TPUs looks for a TPU when it is imported. On a machine without
   one that takes more than five minutes.
   """
-  flags.register_validator(
-    "tpu", lambda tpu: tpu != "local" or has_tpu(), _NO_TPU
-  )
-  flags.register_validator(
-    "tpu",
-    lambda tpu: not (tpu and _is_name(tpu)) or _has_metadata_server(),
-    _NO_METADATA,
-  )
+
+  def can_use(tpu: str | None) -> bool:
+    if missing := _missing(tpu):
+      raise flags.ValidationError(missing)
+    return True
+
+  flags.register_validator("tpu", can_use)
   flags.register_multi_flags_validator(
     ["strategy", "tpu"],
     lambda values: (values["strategy"] == "tpu") == bool(values["tpu"]),
@@ -206,29 +210,24 @@ def get(config: Config) -> tf.distribute.Strategy:
     return tf.distribute.get_strategy()
   if name == "tpu":
     return _tpu_strategy(config.tpu)
-  if name in ("multi_worker_mirrored", "parameter_server"):
+  if name in _JOBS:
     return _cluster_strategy(name)
-  gpus = len(tf.config.list_logical_devices("GPU"))
-  if name == "mirrored" and not gpus:
-    cpus = tf.config.list_logical_devices("CPU")
-    return tf.distribute.MirroredStrategy([cpu.name for cpu in cpus])
-  return distribute_utils.get_distribution_strategy(
-    name, num_gpus=min(gpus, 1) if name == "one_device" else gpus
-  )
+  gpus = tf.config.list_logical_devices("GPU")
+  devices = [d.name for d in gpus or tf.config.list_logical_devices("CPU")]
+  if name == "one_device":
+    return tf.distribute.OneDeviceStrategy(devices[0])
+  return tf.distribute.MirroredStrategy(devices)
 
 
-def has_tpu() -> bool:
-  """Returns whether this machine has a TPU, without importing TensorFlow."""
-  devices = pathlib.Path("/dev")
-  return any(devices.glob("accel*")) or any(devices.glob("vfio/[0-9]*"))
-
-
-def _is_name(tpu: str) -> bool:
-  return tpu != "local" and not tpu.startswith("grpc://")
-
-
-def _has_metadata_server() -> bool:
-  """Returns whether a server listens where TensorFlow asks for metadata."""
+def _missing(tpu: str | None) -> str:
+  """Returns why this machine cannot use a TPU, or an empty string."""
+  if tpu == "local":
+    devices = pathlib.Path("/dev")
+    found = [*devices.glob("accel*"), *devices.glob("vfio/[0-9]*")]
+    return "" if found else _NO_TPU
+  if not tpu or tpu.startswith("grpc://"):
+    return ""
+  # TensorFlow asks the metadata server for the address of a named TPU.
   host = os.environ.get("GCE_METADATA_HOST") or os.environ.get(
     "GCE_METADATA_IP", "metadata.google.internal"
   )
@@ -237,8 +236,8 @@ def _has_metadata_server() -> bool:
     address = url.hostname, url.port or 80
     socket.create_connection(address, _CONNECT_TIMEOUT).close()
   except (OSError, ValueError):
-    return False
-  return True
+    return _NO_METADATA
+  return ""
 
 
 @contextlib.contextmanager
@@ -344,12 +343,10 @@ def _choose_gpus(config: Config) -> None:
 
 
 def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
-  if tpu == "local" and not has_tpu():
-    raise ValueError(f"--tpu=local: {_NO_TPU}")
-  if _is_name(tpu) and not _has_metadata_server():
-    raise ValueError(f"--tpu={tpu}: {_NO_METADATA}")
+  if missing := _missing(tpu):
+    raise ValueError(f"--tpu={tpu}: {missing}")
   if tpu.startswith("grpc://"):
-    _check_address("--tpu", tpu.removeprefix("grpc://"))
+    _check_address(tpu.removeprefix("grpc://"))
   try:
     with _time_limit(f"--tpu={tpu}: the TPU did not answer"):
       return distribute_utils.get_distribution_strategy("tpu", tpu_address=tpu)
@@ -368,25 +365,20 @@ def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
     ) from e
 
 
-def _check_address(flag: str, address: str) -> None:
-  """Raises an error if no process listens at an address."""
+def _check_address(address: str) -> None:
+  """Raises an error if no process listens at the address of a TPU."""
   host, _, port = address.rpartition(":")
   if not (host and port.isdigit()):
-    raise ValueError(f"{flag}: {address} is not HOST:PORT.")
+    raise ValueError(f"--tpu: {address} is not HOST:PORT.")
   try:
     socket.create_connection((host, int(port)), _CONNECT_TIMEOUT).close()
   except (OSError, OverflowError) as e:
-    raise ValueError(f"{flag}: nothing answers at {address}: {e}.") from e
+    raise ValueError(f"--tpu: nothing answers at {address}: {e}.") from e
 
 
 def _cluster_strategy(name: str) -> tf.distribute.Strategy:
-  is_mirrored = name == "multi_worker_mirrored"
-  cluster, task_type, index = _read_tf_config(
-    name,
-    needed=("worker",) if is_mirrored else ("chief", "worker", "ps"),
-    allowed=("chief", "worker") if is_mirrored else ("chief", "worker", "ps"),
-  )
-  if not is_mirrored and task_type != "chief":
+  cluster, task_type, index = _read_tf_config(name)
+  if name == "parameter_server" and task_type != "chief":
     _server = tf.distribute.Server(  # Runs for as long as it is referenced.
       tf.train.ClusterSpec(cluster), job_name=task_type, task_index=index
     )
@@ -408,9 +400,7 @@ def _cluster_strategy(name: str) -> tf.distribute.Strategy:
       ) from e
 
 
-def _read_tf_config(
-  strategy: str, needed: Sequence[str], allowed: Sequence[str]
-) -> tuple[dict[str, list[str]], str, int]:
+def _read_tf_config(strategy: str) -> tuple[dict[str, list[str]], str, int]:
   """Checks TF_CONFIG. Returns the cluster and this process's task in it."""
   value = os.environ.get("TF_CONFIG")
   if not value:
@@ -430,6 +420,7 @@ def _read_tf_config(
     raise ValueError(
       f"TF_CONFIG is not like {_EXAMPLE}: {type(e).__name__}: {e}."
     ) from e
+  needed, allowed = _JOBS[strategy]
   for job in needed:
     if not cluster.get(job):
       raise ValueError(

@@ -147,20 +147,19 @@ def _compile_step(
       break
     except pjrt.TpuError as e:
       said = " ".join(str(e).split())
-      out_of_memory = "Ran out of memory" in said
-      if out_of_memory and not full_effort:
-        print(f"{what}: does not fit at low effort; trying at full effort")
-        continue
-      if out_of_memory:
-        # The message names the memory needed, then the memory available.
-        memory = re.findall(r"\b([\d.]+[KMGT])\b", said)[:2]
-        print(
-          f"✗ {what}: does not fit; {'B of '.join(memory)}B HBM. Use a smaller"
-          " --batch_size."
-        )
-      else:
-        print(f"✗ {what}: does not compile. The compiler says: {said[:300]}")
-      return {**result, "compiles": False, "fits": not out_of_memory}
+    fits = "Ran out of memory" not in said
+    if fits:
+      print(f"✗ {what}: does not compile. The compiler says: {said[:300]}")
+    elif full_effort:
+      # The message names the memory needed, then the memory available.
+      memory = "B of ".join(re.findall(r"\b([\d.]+[KMGT])\b", said)[:2])
+      print(
+        f"✗ {what}: does not fit; {memory}B HBM. Use a smaller --batch_size."
+      )
+    else:
+      print(f"{what}: does not fit at low effort; trying at full effort")
+      continue
+    return {**result, "compiles": False, "fits": fits}
   intensity = compiled.flops / compiled.accessed_bytes
   print(
     f"✓ {what}: compiles; {compiled.peak_bytes / 2**20:,.0f} MiB of"

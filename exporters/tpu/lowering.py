@@ -34,9 +34,22 @@ def inputs(
   Raises:
     ExportError: An input is a string, which TPUs do not support.
   """
-  return tf.nest.map_structure(
-    lambda s: _fixed(s, batch_size, image_size, seq_length), subject.spec
-  )
+
+  def fixed(spec: tf.TensorSpec) -> tf.TensorSpec:
+    if spec.dtype == tf.string:
+      raise errors.ExportError(
+        "The export takes strings, which TPUs do not support. Run it on the"
+        " host: call it in Dataset.map."
+      )
+    sizes = [seq_length] * spec.shape.rank
+    if spec.shape.rank >= 4:  # Images, or sequences of images.
+      sizes[-3:-1] = [image_size, image_size]
+    shape = [
+      n if d is None else d for n, d in zip(sizes, spec.shape, strict=True)
+    ]
+    return tf.TensorSpec([batch_size, *shape[1:]], spec.dtype)
+
+  return tf.nest.map_structure(fixed, subject.spec)
 
 
 def lower(subject: subject_lib.Subject, batch_size: int, *sizes: int) -> bytes:
@@ -108,24 +121,6 @@ def _train_step(
     return loss
 
   return step
-
-
-def _fixed(
-  spec: tf.TensorSpec, batch_size: int, image_size: int, seq_length: int
-) -> tf.TensorSpec:
-  """Returns a TensorSpec of which every dimension is set."""
-  if spec.dtype == tf.string:
-    raise errors.ExportError(
-      "The export takes strings, which TPUs do not support. Run it on the host:"
-      " call it in Dataset.map."
-    )
-  sizes = [seq_length] * spec.shape.rank
-  if spec.shape.rank >= 4:  # Images, or sequences of images.
-    sizes[-3:-1] = [image_size, image_size]
-  shape = [
-    n if d is None else d for n, d in zip(sizes, spec.shape, strict=True)
-  ]
-  return tf.TensorSpec([batch_size, *shape[1:]], spec.dtype)
 
 
 def _check_ops(trace: Any) -> None:

@@ -14,11 +14,10 @@ import ctypes
 import dataclasses
 import json
 import os
-import pathlib
 import struct
 import subprocess
 import sys
-import tempfile
+from typing import Any
 
 _size_t, _void_p, _int64 = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int64
 
@@ -55,17 +54,13 @@ class Compiled:
 
   Attributes:
     peak_bytes: Peak memory use (HBM) of one core.
-    argument_bytes: Memory of the arguments: weights, optimizer state, batch.
     flops: Floating-point operations of one run; nan if unknown.
     accessed_bytes: Bytes that one run reads and writes; nan if unknown.
-    api_version: Major and minor version of libtpu's PJRT C API.
   """
 
   peak_bytes: int
-  argument_bytes: int
   flops: float
   accessed_bytes: float
-  api_version: tuple[int, int]
 
 
 def compile_program(
@@ -89,112 +84,94 @@ def compile_program(
   Raises:
     TpuError: The compiler refuses the program, aborts or reaches the limit.
   """
-  with tempfile.TemporaryDirectory() as work_dir:
-    file = pathlib.Path(work_dir, "program")
-    file.write_bytes(program)
-    try:
-      # -P: modules beside this one have the names of other packages.
-      done = subprocess.run(
-        [sys.executable, "-P", __file__, libtpu, file, topology]
-        + ["full"] * full_effort,
-        env=os.environ | _ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=timeout,
-      )
-    except subprocess.TimeoutExpired as e:
-      raise TpuError(f"it took more than {timeout:.0f} s") from e
+  # -P: modules beside this one have the names of other packages.
+  command = [sys.executable, "-P", __file__, libtpu, topology]
+  try:
+    done = subprocess.run(
+      command + ["full"] * full_effort,
+      input=program,
+      env=os.environ | _ENVIRONMENT,
+      capture_output=True,
+      timeout=timeout,
+    )
+  except subprocess.TimeoutExpired as e:
+    raise TpuError(f"it took more than {timeout:.0f} s") from e
   lines = done.stdout.splitlines()
   if done.returncode or not lines:
-    said = done.stderr.strip().splitlines()[-3:]
+    said = done.stderr.decode(errors="replace").strip().splitlines()[-3:]
     raise TpuError(f"libtpu ended with {done.returncode}: {' '.join(said)}")
   answer = json.loads(lines[-1])
   if "error" in answer:
     raise TpuError(answer["error"])
-  answer["api_version"] = tuple(answer["api_version"])
   return Compiled(**answer)
 
 
-def _struct(name: str, *fields: tuple[str, type]) -> type[ctypes.Structure]:
-  """Makes a structure of the API, which begins with its size and extensions."""
-  return type(
-    name,
-    (ctypes.Structure,),
-    {
-      "_fields_": [
-        ("struct_size", _size_t),
-        ("extension_start", _void_p),
-        *fields,
-      ]
-    },
-  )
+class _Struct(ctypes.Structure):
+  """A structure of the API, which begins with its size and extensions."""
+
+  def __init__(self, **values: Any):
+    super().__init__(struct_size=ctypes.sizeof(self), **values)
+
+
+def _struct(**fields: type) -> type[_Struct]:
+  first = [("struct_size", _size_t), ("extension_start", _void_p)]
+  return type("Struct", (_Struct,), {"_fields_": [*first, *fields.items()]})
 
 
 PJRT_Api_Version = _struct(
-  "PJRT_Api_Version",
-  ("major_version", ctypes.c_int),
-  ("minor_version", ctypes.c_int),
+  major_version=ctypes.c_int, minor_version=ctypes.c_int
 )
 
-
 PJRT_Api = _struct(
-  "PJRT_Api",
-  ("pjrt_api_version", PJRT_Api_Version),
-  ("functions", _void_p * (max(FUNCTIONS.values()) + 1)),
+  pjrt_api_version=PJRT_Api_Version,
+  functions=_void_p * (max(FUNCTIONS.values()) + 1),
 )
 
 PJRT_Error_Message_Args = _struct(
-  "PJRT_Error_Message_Args",
-  ("error", _void_p),
-  ("message", _void_p),
-  ("message_size", _size_t),
+  error=_void_p,
+  message=_void_p,
+  message_size=_size_t,
 )
 
-PJRT_Plugin_Initialize_Args = _struct("PJRT_Plugin_Initialize_Args")
-
+PJRT_Plugin_Initialize_Args = _struct()
 
 PJRT_TopologyDescription_Create_Args = _struct(
-  "PJRT_TopologyDescription_Create_Args",
-  ("topology_name", ctypes.c_char_p),
-  ("topology_name_size", _size_t),
-  ("create_options", _void_p),
-  ("num_options", _size_t),
-  ("topology", _void_p),
+  topology_name=ctypes.c_char_p,
+  topology_name_size=_size_t,
+  create_options=_void_p,
+  num_options=_size_t,
+  topology=_void_p,
 )
 
 PJRT_Program = _struct(
-  "PJRT_Program",
-  ("code", ctypes.c_char_p),
-  ("code_size", _size_t),
-  ("format", ctypes.c_char_p),
-  ("format_size", _size_t),
+  code=ctypes.c_char_p,
+  code_size=_size_t,
+  format=ctypes.c_char_p,
+  format_size=_size_t,
 )
 
 PJRT_Compile_Args = _struct(
-  "PJRT_Compile_Args",
-  ("topology", _void_p),
-  ("program", _void_p),
-  ("compile_options", ctypes.c_char_p),
-  ("compile_options_size", _size_t),
-  ("client", _void_p),
-  ("executable", _void_p),
+  topology=_void_p,
+  program=_void_p,
+  compile_options=ctypes.c_char_p,
+  compile_options_size=_size_t,
+  client=_void_p,
+  executable=_void_p,
 )
 
 PJRT_Executable_GetCompiledMemoryStats_Args = _struct(
-  "PJRT_Executable_GetCompiledMemoryStats_Args",
-  ("executable", _void_p),
-  ("generated_code_size_in_bytes", _int64),
-  ("argument_size_in_bytes", _int64),
-  ("output_size_in_bytes", _int64),
-  ("alias_size_in_bytes", _int64),
-  ("temp_size_in_bytes", _int64),
-  ("host_generated_code_size_in_bytes", _int64),
-  ("host_argument_size_in_bytes", _int64),
-  ("host_output_size_in_bytes", _int64),
-  ("host_alias_size_in_bytes", _int64),
-  ("host_temp_size_in_bytes", _int64),
-  ("peak_memory_in_bytes", _int64),
+  executable=_void_p,
+  generated_code_size_in_bytes=_int64,
+  argument_size_in_bytes=_int64,
+  output_size_in_bytes=_int64,
+  alias_size_in_bytes=_int64,
+  temp_size_in_bytes=_int64,
+  host_generated_code_size_in_bytes=_int64,
+  host_argument_size_in_bytes=_int64,
+  host_output_size_in_bytes=_int64,
+  host_alias_size_in_bytes=_int64,
+  host_temp_size_in_bytes=_int64,
+  peak_memory_in_bytes=_int64,
 )
 
 
@@ -205,19 +182,17 @@ class _Value(ctypes.Union):
 
 
 PJRT_NamedValue = _struct(
-  "PJRT_NamedValue",
-  ("name", _void_p),
-  ("name_size", _size_t),
-  ("type", ctypes.c_int),
-  ("value", _Value),
-  ("value_size", _size_t),
+  name=_void_p,
+  name_size=_size_t,
+  type=ctypes.c_int,
+  value=_Value,
+  value_size=_size_t,
 )
 
 PJRT_Executable_GetCostAnalysis_Args = _struct(
-  "PJRT_Executable_GetCostAnalysis_Args",
-  ("executable", _void_p),
-  ("num_properties", _size_t),
-  ("properties", ctypes.POINTER(PJRT_NamedValue)),
+  executable=_void_p,
+  num_properties=_size_t,
+  properties=ctypes.POINTER(PJRT_NamedValue),
 )
 
 
@@ -240,18 +215,14 @@ def _compile(
   libtpu: str, program: bytes, topology: str, full_effort: bool
 ) -> Compiled:
   """Compiles a program in this process."""
-  call, version = _open(libtpu)
+  call = _open(libtpu)
   created = call(
     "PJRT_TopologyDescription_Create",
     topology_name=topology.encode(),
     topology_name_size=len(topology),
   )
   code = PJRT_Program(
-    struct_size=ctypes.sizeof(PJRT_Program),
-    code=program,
-    code_size=len(program),
-    format=b"hlo",
-    format_size=3,
+    code=program, code_size=len(program), format=b"hlo", format_size=3
   )
   options = _compile_options(full_effort)
   executable = call(
@@ -272,58 +243,49 @@ def _compile(
     pass  # Some versions of libtpu have no cost analysis.
   return Compiled(
     peak_bytes=memory.peak_memory_in_bytes,
-    argument_bytes=memory.argument_size_in_bytes,
     flops=costs.get("flops", float("nan")),
     accessed_bytes=costs.get("bytes accessed", float("nan")),
-    api_version=version,
   )
 
 
-def _open(
-  libtpu: str,
-) -> tuple[Callable[..., ctypes.Structure], tuple[int, int]]:
+def _open(libtpu: str) -> Callable[..., _Struct]:
   """Loads and initializes libtpu.
 
   Returns:
     A function that calls one of `FUNCTIONS` and returns its structure of
-    arguments, which is also where results are; and the version of the API.
+    arguments, which is also where results are.
   """
   library = ctypes.CDLL(libtpu)
   library.GetPjrtApi.restype = ctypes.POINTER(PJRT_Api)
   api = library.GetPjrtApi().contents
-  version = api.pjrt_api_version
-  if version.major_version != _MAJOR_VERSION:
+  version = api.pjrt_api_version.major_version
+  if version != _MAJOR_VERSION:
     raise TpuError(
-      f"this libtpu has version {version.major_version} of the PJRT C API;"
-      f" supported is version {_MAJOR_VERSION}"
+      f"this libtpu has version {version} of the PJRT C API; supported is"
+      f" version {_MAJOR_VERSION}"
     )
 
-  def call(name: str, **fields):
-    made_of = globals()[f"{name}_Args"]
-    arguments = made_of(struct_size=ctypes.sizeof(made_of), **fields)
-    function = ctypes.CFUNCTYPE(_void_p, _void_p)(
+  def call(name: str, **fields: Any) -> _Struct:
+    arguments = globals()[f"{name}_Args"](**fields)
+    result_type = None if name == "PJRT_Error_Message" else _void_p
+    function = ctypes.CFUNCTYPE(result_type, _void_p)(
       api.functions[FUNCTIONS[name]]
     )
     error = function(ctypes.addressof(arguments))
     if error:
-      said = PJRT_Error_Message_Args(
-        struct_size=ctypes.sizeof(PJRT_Error_Message_Args), error=error
-      )
-      ctypes.CFUNCTYPE(None, _void_p)(
-        api.functions[FUNCTIONS["PJRT_Error_Message"]]
-      )(ctypes.addressof(said))
+      said = call("PJRT_Error_Message", error=error)
       message = ctypes.string_at(said.message, said.message_size)
       raise TpuError(message.decode(errors="replace"))
     return arguments
 
   call("PJRT_Plugin_Initialize")
-  return call, (version.major_version, version.minor_version)
+  return call
 
 
-def main(libtpu: str, file: str, topology: str, effort: str = "") -> None:
-  """Compiles a program and prints the result or the error as JSON."""
+def main(libtpu: str, topology: str, effort: str = "") -> None:
+  """Compiles the program on standard input. Prints figures or an error."""
+  program = sys.stdin.buffer.read()
   try:
-    program = pathlib.Path(file).read_bytes()
     compiled = _compile(libtpu, program, topology, effort == "full")
     answer = dataclasses.asdict(compiled)
   except TpuError as e:

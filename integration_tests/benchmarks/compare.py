@@ -34,7 +34,13 @@ from integration_tests.benchmarks import subjects
 MEASURES = ("export", "load", "train", "inference", "answers")
 _SIDES = ("reference", "ours")
 _INFERENCE_TURNS = 16
+_XLA_SIZE = 64  # Largest size of train steps under XLA, without --full.
+# Steps of the reference's export under XLA, which may compile at each.
+_REFERENCE_XLA_STEPS = 3
 _PACKAGES = ("tensorflow", "tf-keras", "tensorflow-hub", "tf-models-official")
+
+# Measurement, side and values.
+_Sample = tuple[str, str, dict[str, float]]
 
 
 def compare(
@@ -64,8 +70,7 @@ def compare(
   screen = console.Console(width=None if sys.stdout.isatty() else 120)
 
   def show(samples: Sequence[Any], answers: Sequence[Any]) -> None:
-    for table in results.tables(results.ratios(samples), answers):
-      screen.print(results.rich_table(*table))
+    screen.print(*results.tables(results.ratios(samples), answers))
     if output_dir:
       _write(report, output_dir)
 
@@ -120,16 +125,12 @@ def _answers(
   for _ in range(rounds):
     for program, command in programs.items():
       note(f"{program}: --help and a wrong flag")
-      seconds = {
-        key: processes.run(
-          # The exit status of absl's --help is 1 too.
-          [*command, flag],
-          work_dir / "answers.log",
-          status=1,
-        )["wall_s"]
-        for key, flag in (("help_s", "--help"), ("wrong_flag_s", "--nonsense"))
-      }
-      samples.append({"program": program, **seconds})
+      sample = {"program": program}
+      for key, flag in (("help_s", "--help"), ("wrong_flag_s", "--nonsense")):
+        # The exit status of absl's --help is 1 too.
+        took = processes.run([*command, flag], work_dir / "log", status=1)
+        sample[key] = took["wall_s"]
+      samples.append(sample)
   return samples
 
 
@@ -156,10 +157,8 @@ def _compare(
   work_dir = directory / "work"
   work_dir.mkdir()
   note(f"{name}: generating the checkpoint")
-  processes.run(
-    subjects.measurement("generate", name=name, work_dir=str(work_dir)),
-    directory / "generate.log",
-  )
+  command = subjects.measurement("generate", name=name, work_dir=work_dir)
+  processes.run(command, directory / "generate.log")
   steps = {
     "export": lambda: _export(name, directory, "export" in measures),
     "load": lambda: _load(name, directory),
@@ -192,7 +191,7 @@ def _compare(
 
 def _export(
   name: str, directory: pathlib.Path, measured: bool
-) -> list[tuple[str, str, dict[str, float]]]:
+) -> list[_Sample]:
   """Exports a subject with each exporter, and keeps the first exports.
 
   Args:
@@ -201,22 +200,19 @@ def _export(
     measured: Also export with verification, and measure the floor: the CPU time
       that any exporter needs to import TensorFlow and to write the weights.
   """
+  work_dir, export_dir = directory / "work", directory / "new"
   samples = []
   for side in (*_SIDES, "ours_verified") if measured else _SIDES:
-    export_dir = directory / "new"
-    took = processes.run(
-      subjects.export_command(name, side, directory / "work", export_dir),
-      directory / "export.log",
-    )
+    command = subjects.export_command(name, side, work_dir, export_dir)
+    took = processes.run(command, directory / "export.log")
     samples.append(("export", side, {**took, **_sizes(export_dir)}))
     if side in _SIDES and not (directory / side).exists():
       export_dir.rename(directory / side)
     else:
       shutil.rmtree(export_dir)
   if measured:
-    weights = sum(
-      p.stat().st_size for p in (directory / "work").glob("model.ckpt-1.data*")
-    )
+    files = work_dir.glob("model.ckpt-1.data*")
+    weights = sum(path.stat().st_size for path in files)
     floor = _floor(directory, has_weights=bool(weights))
     for _, _, values in samples:
       values["over_floor"] = (values["cpu_s"] - floor) / values["cpu_s"]
@@ -239,105 +235,92 @@ def _floor(directory: pathlib.Path, has_weights: bool) -> float:
   imported = processes.run([sys.executable, "-c", "import tensorflow"], log)
   if not has_weights:  # A preprocessor.
     return imported["cpu_s"]
-  command = subjects.measurement(
-    "write_variables",
-    work_dir=str(directory / "work"),
-    path=str(directory / "written"),
-  )
-  processes.run(command, log)
-  return imported["cpu_s"] + processes.last_json(log)["cpu_s"]
+  work_dir, path = directory / "work", directory / "written"
+  wrote = _measure(directory, "write_variables", work_dir=work_dir, path=path)
+  return imported["cpu_s"] + wrote["cpu_s"]
 
 
-def _load(
-  name: str, directory: pathlib.Path
-) -> Iterator[tuple[str, str, dict[str, float]]]:
+def _measure(directory: pathlib.Path, action: str, **kwargs: Any) -> Any:
+  """Runs a function of `measurements`, and returns what it prints last."""
+  log = directory / f"{action}.log"
+  processes.run(subjects.measurement(action, **kwargs), log)
+  return json.loads(log.read_text().splitlines()[-1])
+
+
+def _load(name: str, directory: pathlib.Path) -> Iterator[_Sample]:
   """Loads and calls each export, and keeps its outputs as SIDE.npz."""
-  log = directory / "load.log"
   for side in _SIDES:
-    command = subjects.measurement(
-      "load",
-      name=name,
-      saved_model_dir=str(directory / side),
-      outputs=str(directory / f"{side}.npz"),
+    export_dir, outputs = directory / side, directory / f"{side}.npz"
+    values = _measure(
+      directory, "load", name=name, saved_model_dir=export_dir, outputs=outputs
     )
-    processes.run(command, log)
-    yield "load", side, processes.last_json(log)
+    yield "load", side, values
 
 
-def _train(
-  name: str, directory: pathlib.Path, full: bool
-) -> Iterator[tuple[str, str, dict[str, float]]]:
+def _train(name: str, directory: pathlib.Path, full: bool) -> Iterator[_Sample]:
   """Trains the live model and the exports in turn, step by step."""
   subject = subjects.SUBJECTS[name]
   work_dir = directory / "work"
-  exports = {side: str(directory / side) for side in _SIDES}
+  turns = {"live": subject.steps, "ours": subject.steps}
   for measure, size in (
     ("train", subject.size),
-    ("train_xla", subject.size if full else subject.xla_size),
+    ("train_xla", subject.size if full else min(subject.size, _XLA_SIZE)),
   ):
-    turns = {"live": subject.steps, "ours": subject.steps}
+    exports = {"live": None, "ours": directory / "ours"}
     if measure == "train_xla":
-      turns["reference"] = subject.reference_xla_steps
-      if subjects.has_fixed_size(subject.family) and size != subject.size:
+      turns["reference"] = _REFERENCE_XLA_STEPS
+      exports["reference"] = directory / "reference"
+      if size != subject.size:
         # Model Garden's export takes images of one size.
-        export_dir = directory / f"reference_{size}"
-        exports["reference"] = str(export_dir)
+        exports["reference"] = export_dir = directory / f"reference_{size}"
         if not export_dir.exists():
-          processes.run(
-            subjects.export_command(
-              name, "reference", work_dir, export_dir, size
-            ),
-            directory / "export.log",
+          command = subjects.export_command(
+            name, "reference", work_dir, export_dir, size
           )
+          processes.run(command, directory / "export.log")
     commands = {
       side: subjects.measurement(
         "train",
         name=name,
-        work_dir=str(work_dir),
-        saved_model_dir=exports.get(side),
+        work_dir=work_dir,
+        saved_model_dir=export_dir,
         size=size,
         jit_compile=measure == "train_xla",
       )
-      for side in turns
+      for side, export_dir in exports.items()
     }
     printed = processes.take_turns(commands, turns, directory)
     for side, values in printed.items():
       yield measure, side, results.of_turns(values)
 
 
-def _infer(
-  name: str, directory: pathlib.Path
-) -> Iterator[tuple[str, str, dict[str, float]]]:
+def _infer(name: str, directory: pathlib.Path) -> Iterator[_Sample]:
   """Calls the exports in turn."""
   for batch_size, calls in ((1, 4), (32, 1)):
     commands = {
       side: subjects.measurement(
         "infer",
         name=name,
-        saved_model_dir=str(directory / side),
+        saved_model_dir=directory / side,
         batch_size=batch_size,
         calls=calls,
       )
       for side in _SIDES
     }
-    printed = processes.take_turns(
-      commands, dict.fromkeys(_SIDES, _INFERENCE_TURNS), directory
-    )
+    turns = dict.fromkeys(_SIDES, _INFERENCE_TURNS)
+    printed = processes.take_turns(commands, turns, directory)
     for side, values in printed.items():
       summary = results.of_turns(values, calls, batch_size)
       yield f"inference_{batch_size}", side, summary
 
 
 def _machine(work_dir: pathlib.Path) -> dict[str, Any]:
-  load_average = os.getloadavg()  # Before this program adds to the load.
-  log = work_dir / "devices.log"
-  processes.run(subjects.measurement("devices"), log)
   return {
+    "load_average": os.getloadavg(),  # Before this program adds to the load.
     "cpus": os.cpu_count(),
-    **processes.last_json(log),
+    **_measure(work_dir, "devices"),
     "machine": platform.machine(),
     "python": platform.python_version(),
-    "load_average": load_average,
     "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
   }
 
@@ -351,21 +334,18 @@ def _write(report: dict[str, Any], output_dir: pathlib.Path) -> None:
   machine = report["machine"]
   processors = ", ".join([machine["machine"], *machine["gpus"]])
   versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
-  parts = [
-    "# The exporters, compared\n",
-    f"Medians, with rounds = {report['rounds']}, on {machine['cpus']} cores"
-    f" ({processors}), with {versions}. A ratio is ours ÷ the other's within a"
-    " round; the spread is from the least to the greatest of all rounds.\n",
-    *(
-      f"{_refusal(name, differences)}\n"
-      for name, differences in report["refused"].items()
-    ),
-    *(
-      results.markdown(*table)
-      for table in results.tables(rows, report["answers"])
-    ),
-  ]
-  (output_dir / "results.md").write_text("\n".join(parts))
+  with open(output_dir / "results.md", "w") as file:
+    print(
+      "# The exporters, compared\n\n"
+      f"Medians, with rounds = {report['rounds']}, on {machine['cpus']} cores"
+      f" ({processors}), with {versions}. A ratio is ours ÷ the other's within"
+      " a round; the spread is from the least to the greatest of all rounds.\n",
+      *(_refusal(*refused) for refused in report["refused"].items()),
+      sep="\n",
+      file=file,
+    )
+    page = console.Console(file=file, width=1000)
+    page.print(*results.tables(rows, report["answers"]))
   if rows:
     results.plot(rows, output_dir / "ratios.png")
 
@@ -400,10 +380,7 @@ def define_flags() -> None:
     "Directory for results.json, results.md and ratios.png. Default: only print"
     " the results.",
   )
-  for name, known in (
-    ("models", tuple(subjects.SUBJECTS)),
-    ("measures", MEASURES),
-  ):
+  for name, known in (("models", subjects.SUBJECTS), ("measures", MEASURES)):
     flags.register_validator(
       name,
       lambda values, known=known: set(values or ()) <= set(known),
@@ -414,16 +391,14 @@ def define_flags() -> None:
 def main() -> None:
   """Runs the program with the values of its flags."""
   values = flags.FLAGS
-  names = values.models or (
-    subjects.QUICK if values.quick else subjects.DEFAULT
-  )
+  default = subjects.QUICK if values.quick else subjects.DEFAULT
   output_dir = command_line.path(values.output_dir)
   try:
     if output_dir:
       output_dir = pathlib.Path(output_dir)
       output_dir.mkdir(parents=True, exist_ok=True)
     agreed = compare(
-      names,
+      values.models or default,
       values.rounds or (1 if values.quick else 3),
       values.measures,
       full=values.full,

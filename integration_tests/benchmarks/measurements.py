@@ -13,6 +13,7 @@ import sys
 import time
 from typing import Any
 
+from etils import epy
 import numpy as np
 import tensorflow as tf
 import tensorflow_hub as hub
@@ -21,27 +22,25 @@ import tf_keras
 
 from integration_tests.benchmarks import subjects
 
+# Only live models need Model Garden. Its import would count in the others.
+with epy.lazy_imports():
+  from integration_tests.benchmarks import sources
+
 
 def devices() -> None:
   """Prints the GPUs that TensorFlow finds."""
-  details = map(
-    tf.config.experimental.get_device_details,
-    tf.config.list_physical_devices("GPU"),
-  )
+  gpus = tf.config.list_physical_devices("GPU")
+  details = map(tf.config.experimental.get_device_details, gpus)
   _print({"gpus": [d.get("device_name", "GPU") for d in details]})
 
 
 def generate(name: str, work_dir: str) -> None:
   """Writes the input of a subject's exporters."""
-  from integration_tests.benchmarks import sources
-
   sources.generate(name, work_dir)
 
 
 def save_with_keras(name: str, work_dir: str, export_dir: str) -> None:
   """Exports a subject with Keras' `Model.save`."""
-  from integration_tests.benchmarks import sources
-
   sources.restored(name, work_dir).save(export_dir, include_optimizer=False)
 
 
@@ -54,22 +53,20 @@ def write_variables(work_dir: str, path: str) -> None:
     if name.endswith("VARIABLE_VALUE")
   ]
   checkpoint = tf.train.Checkpoint(variables=variables)
-  _print(_timed(lambda: checkpoint.write(path))[1])
+  _, seconds = _timed(lambda: checkpoint.write(path))
+  _print(seconds)
 
 
 def load(name: str, saved_model_dir: str, outputs: str) -> None:
   """Measures loading an export and calling it once, without imports.
 
-  Args:
-    name: Name of the subject.
-    saved_model_dir: The export.
-    outputs: Path of the .npz file for its outputs.
+  Writes the outputs to the .npz file `outputs`.
   """
   # tensorflow-hub imports Keras 3 at its first load. With Keras come packages
   # such as scikit-learn, whose import can take longer than the load.
   import keras  # noqa: F401
 
-  inputs = _batch(name, 3, subjects.SUBJECTS[name].size, seed=0)
+  inputs = _batch(name, 3)
   values, seconds = _timed(
     lambda: _call(hub.KerasLayer(saved_model_dir), inputs)
   )
@@ -101,7 +98,7 @@ def train(
 
   Args:
     name: Name of the subject.
-    work_dir: The directory that `sources.generate` has filled.
+    work_dir: Directory of the live model's checkpoint.
     saved_model_dir: The export to train; None for the live model.
     size: Height and width of images, or sequence length.
     jit_compile: Whether XLA compiles the step.
@@ -109,8 +106,6 @@ def train(
   if saved_model_dir:
     model = hub.KerasLayer(saved_model_dir, trainable=True)
   else:
-    from integration_tests.benchmarks import sources
-
     model = sources.restored(name, work_dir)
   weights = model.trainable_weights
   # The learning rate is too small to change the weights noticeably.
@@ -138,14 +133,7 @@ def train(
 
 
 def infer(name: str, saved_model_dir: str, batch_size: int, calls: int) -> None:
-  """Measures inference, several calls per turn.
-
-  Args:
-    name: Name of the subject.
-    saved_model_dir: The export.
-    batch_size: Number of examples.
-    calls: Number of calls per turn.
-  """
+  """Measures inference on `batch_size` examples, `calls` calls per turn."""
   layer = tf.function(hub.KerasLayer(saved_model_dir))
 
   def run(inputs: Any) -> None:
@@ -153,18 +141,16 @@ def infer(name: str, saved_model_dir: str, batch_size: int, calls: int) -> None:
       outputs = tf.nest.flatten(layer(inputs))
     outputs[0].numpy()
 
-  _in_turn(
-    lambda turn: _batch(
-      name, batch_size, subjects.SUBJECTS[name].size, seed=turn
-    ),
-    run,
-  )
+  _in_turn(lambda turn: _batch(name, batch_size, seed=turn), run)
 
 
-def _batch(name: str, batch_size: int, size: int, seed: int) -> Any:
-  return tf.nest.map_structure(
-    tf.constant, subjects.batch(subjects.SUBJECTS[name], batch_size, size, seed)
-  )
+def _batch(
+  name: str, batch_size: int, size: int | None = None, seed: int = 0
+) -> Any:
+  """Returns `subjects.batch` as Tensors, by default of the subject's size."""
+  subject = subjects.SUBJECTS[name]
+  arrays = subjects.batch(subject, batch_size, size or subject.size, seed)
+  return tf.nest.map_structure(tf.constant, arrays)
 
 
 def _in_turn(

@@ -164,11 +164,6 @@ def _next_line(
   return line
 
 
-def last_json(log: pathlib.Path) -> dict[str, float]:
-  """Returns the last line of a log, parsed as JSON."""
-  return json.loads(log.read_text().splitlines()[-1])
-
-
 def _failure(command: Sequence[str], status: int, log: pathlib.Path) -> str:
   lines = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
   return f"{shlex.join(command)} ended with {status}, and said: {lines[-1]}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
+import operator
 import os
 import pathlib
 import statistics
@@ -26,125 +27,82 @@ class Quantity:
 
   Attributes:
     measure: Name of the measurement.
-    key: Name of the value in its samples.
+    key: Name of the value in its samples. It ends with the unit; of a value
+      `per_s`, more is better.
     description: Title of its row.
-    unit: Unit of the value.
+    target: Target of the ratio to the live model or to Model Garden; a dict has
+      the targets of single subjects; None: the ratio is only reported.
     side: The side in the numerator.
     other: The side in the denominator.
-    more: Whether a larger ratio is better.
-    target: Target of the ratio to the live model or to Model Garden; None: the
-      ratio is only reported.
-    targets: Targets of single subjects, which replace `target`.
   """
 
   measure: str
   key: str
   description: str
-  unit: str
+  target: float | Mapping[str, float] | None = None
   side: str = "ours"
   other: str = "reference"
-  more: bool = False
-  target: float | None = None
-  targets: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-_VERIFIED = "with --verification=fast"
+_UNITS = {"per_s": "/s", "_s": "s", "_mib": "MiB", "_kib": "KiB", "": ""}
+_VERIFIED = "export with --verification=fast"
 QUANTITIES = (
   Quantity(
-    "export",
-    "cpu_s",
-    "export: CPU",
-    "s",
-    targets={"bert_base": 0.5, "resnet50": 0.6},
+    "export", "cpu_s", "export: CPU", {"bert_base": 0.5, "resnet50": 0.6}
   ),
   Quantity(
     "export",
     "cpu_s",
-    f"export {_VERIFIED}: CPU",
-    "s",
-    side="ours_verified",
-    targets={"bert_base": 0.9, "resnet50": 0.9},
+    f"{_VERIFIED}: CPU",
+    {"bert_base": 0.9, "resnet50": 0.9},
+    "ours_verified",
   ),
-  Quantity("export", "wall_s", "export: wall", "s"),
-  Quantity(
-    "export", "wall_s", f"export {_VERIFIED}: wall", "s", side="ours_verified"
-  ),
-  Quantity(
-    "export", "memory_mib", "export: peak of the process", "MiB", target=0.8
-  ),
+  Quantity("export", "wall_s", "export: wall"),
+  Quantity("export", "wall_s", f"{_VERIFIED}: wall", side="ours_verified"),
+  Quantity("export", "memory_mib", "export: peak of the process", 0.8),
   Quantity(
     "export",
     "memory_mib",
-    f"export {_VERIFIED}: peak of the larger process",
-    "MiB",
-    side="ours_verified",
-    target=0.8,
+    f"{_VERIFIED}: peak of the larger process",
+    0.8,
+    "ours_verified",
   ),
   Quantity(
     "export",
     "memory_all_mib",
-    f"export {_VERIFIED}: peak of both processes together",
-    "MiB",
+    f"{_VERIFIED}: peak of both processes together",
     side="ours_verified",
   ),
   Quantity(
     "export",
     "memory_mib",
     "export: peak against 1.3 x the weights + 0.8 GB",
-    "MiB",
+    {"bert_3gb": 1.0},
     other="limit",
-    targets={"bert_3gb": 1.0},
   ),
-  Quantity("export", "over_floor", "export: CPU over the floor, share", ""),
-  Quantity("export", "pb_kib", "saved_model.pb", "KiB", target=0.25),
-  Quantity("export", "all_mib", "all files", "MiB"),
-  Quantity("load", "wall_s", "load and first call: wall", "s", target=0.5),
-  Quantity("load", "cpu_s", "load and first call: CPU", "s"),
-  Quantity("load", "memory_mib", "load and first call: peak", "MiB"),
+  Quantity("export", "over_floor", "export: CPU over the floor, share"),
+  Quantity("export", "pb_kib", "saved_model.pb", 0.25),
+  Quantity("export", "all_mib", "all files"),
+  Quantity("load", "wall_s", "load and first call: wall", 0.5),
+  Quantity("load", "cpu_s", "load and first call: CPU"),
+  Quantity("load", "memory_mib", "load and first call: peak"),
+  Quantity("train", "later_per_s", "train steps", 0.98, other="live"),
+  Quantity("train", "later_cpu_s", "train step: CPU", other="live"),
+  Quantity("train", "first_s", "train step, the first", other="live"),
   Quantity(
-    "train",
-    "later_per_s",
-    "train steps",
-    "/s",
-    other="live",
-    more=True,
-    target=0.98,
-  ),
-  Quantity("train", "later_cpu_s", "train step: CPU", "s", other="live"),
-  Quantity("train", "first_s", "train step, the first", "s", other="live"),
-  Quantity(
-    "train_xla",
-    "later_per_s",
-    "train steps with XLA",
-    "/s",
-    other="live",
-    more=True,
-    target=0.98,
+    "train_xla", "later_per_s", "train steps with XLA", 0.98, other="live"
   ),
   Quantity(
-    "train_xla",
-    "first_s",
-    "train step with XLA, the first",
-    "s",
-    other="live",
-    target=1.2,
+    "train_xla", "first_s", "train step with XLA, the first", 1.2, other="live"
   ),
   Quantity(
     "train_xla",
     "later_per_s",
     "train steps with XLA, against the reference",
-    "/s",
-    more=True,
-    targets={"bert_4x512": 20, "bert_base": 20, "resnet50": 20},
+    {"bert_4x512": 20, "bert_base": 20, "resnet50": 20},
   ),
-  Quantity("inference_1", "later_s", "inference, batch 1: latency", "s"),
-  Quantity(
-    "inference_32",
-    "later_per_s",
-    "inference, batch 32: examples",
-    "/s",
-    more=True,
-  ),
+  Quantity("inference_1", "later_s", "inference, batch 1: latency"),
+  Quantity("inference_32", "later_per_s", "inference, batch 32: examples"),
 )
 
 
@@ -213,52 +171,52 @@ def ratios(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     samples: Mappings with `model`, `measure`, `side`, `round` and `values`.
   """
   values = {
-    (s["model"], s["measure"], s["side"], s["round"], key): value
+    (s["model"], s["measure"], key, s["side"], s["round"]): value
     for s in samples
     for key, value in s["values"].items()
   }
-  models = dict.fromkeys(s["model"] for s in samples)
   rounds = sorted({s["round"] for s in samples})
   rows = []
-  for model in models:
+  for model in dict.fromkeys(s["model"] for s in samples):
     for q in QUANTITIES:
       pairs = [
-        (
-          values.get((model, q.measure, q.side, r, q.key)),
-          values.get((model, q.measure, q.other, r, q.key)),
-        )
+        [values.get((model, q.measure, q.key, s, r)) for s in (q.side, q.other)]
         for r in rounds
       ]
       pairs = [(a, b) for a, b in pairs if a is not None and b]
-      if not pairs:
-        continue
-      ratio = _spread([a / b for a, b in pairs])
-      target = q.targets.get(model, q.target)
-      family = subjects.SUBJECTS[model].family
-      if q.other == "reference" and not subjects.is_model_garden(family):
-        target = None
-      rows.append(
-        {
-          "model": model,
-          "quantity": q.description,
-          "unit": q.unit,
-          "ours": _spread([a for a, _ in pairs]),
-          "other": _spread([b for _, b in pairs]),
-          "other_side": q.other,
-          "ratio": ratio,
-          "rounds": len(pairs),
-          "more_is_better": q.more,
-          "target": target,
-          "reached": (
-            None
-            if target is None
-            else ratio["median"] >= target
-            if q.more
-            else ratio["median"] <= target
-          ),
-        }
-      )
+      if pairs:
+        rows.append(_row(model, q, pairs))
   return rows
+
+
+def _row(
+  model: str, quantity: Quantity, pairs: Sequence[tuple[float, float]]
+) -> dict[str, Any]:
+  """Returns a row, from the values of both sides in each round."""
+  reference = subjects.reference_name(subjects.SUBJECTS[model].family)
+  names = {"reference": reference, "live": "live model", "limit": "limit"}
+  other = names[quantity.other]
+  target = quantity.target
+  if isinstance(target, Mapping):
+    target = target.get(model)
+  if other == subjects.KERAS:
+    target = None
+  ratio = _spread([a / b for a, b in pairs])
+  more = quantity.key.endswith("per_s")
+  compared = operator.ge if more else operator.le
+  return {
+    "model": model,
+    "quantity": quantity.description,
+    "unit": next(u for end, u in _UNITS.items() if quantity.key.endswith(end)),
+    "ours": _spread([a for a, _ in pairs]),
+    "other": _spread([b for _, b in pairs]),
+    "other_side": other,
+    "ratio": ratio,
+    "rounds": len(pairs),
+    "more_is_better": more,
+    "target": target,
+    "reached": None if target is None else compared(ratio["median"], target),
+  }
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:
@@ -269,19 +227,15 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
   }
 
 
-COLUMNS = ("", "ours", "against", "", "ratio", "spread", "target", "")
-
-
 def cells(row: Mapping[str, Any]) -> list[str]:
-  """Formats a row for a table with `COLUMNS`."""
-  unit = row["unit"]
+  """Formats a row of `ratios` for its table."""
   better = "≥" if row["more_is_better"] else "≤"
   ratio = row["ratio"]
   return [
     row["quantity"],
-    f"{_number(row['ours']['median'])} {unit}".strip(),
-    f"{_number(row['other']['median'])} {unit}".strip(),
-    _other_name(row),
+    f"{_number(row['ours']['median'])} {row['unit']}".strip(),
+    f"{_number(row['other']['median'])} {row['unit']}".strip(),
+    row["other_side"],
     _number(ratio["median"]),
     f"{_number(ratio['least'])}-{_number(ratio['greatest'])}",
     "" if row["target"] is None else f"{better} {row['target']:g}",
@@ -289,77 +243,54 @@ def cells(row: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def _other_name(row: Mapping[str, Any]) -> str:
-  """Returns the name of the side in the denominator."""
-  if row["other_side"] != "reference":
-    return {"live": "live model", "limit": "limit"}[row["other_side"]]
-  return subjects.reference_name(subjects.SUBJECTS[row["model"]].family)
-
-
 def _number(value: float) -> str:
   """Formats three digits, or all before the decimal point."""
   return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-ANSWER_COLUMNS = ("program", "--help, s", "a wrong flag, s")
-
-
-def answers(samples: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-  """Returns the rows of a table with `ANSWER_COLUMNS`."""
-  programs = dict.fromkeys(s["program"] for s in samples)
-  rows = []
-  for program in programs:
-    row = [program]
-    for key in ("help_s", "wrong_flag_s"):
-      s = _spread([x[key] for x in samples if x["program"] == program])
-      row.append(f"{s['median']:.2f} ({s['least']:.2f}-{s['greatest']:.2f})")
-    rows.append(row)
-  return rows
+def _seconds(values: Sequence[float]) -> str:
+  median = statistics.median(values)
+  return f"{median:.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
 def tables(
-  rows: Sequence[Mapping[str, Any]], answer_samples: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[str, Sequence[str], list[list[str]]]]:
-  """Yields title, columns and cells of a table per model and of the answers."""
-  for model in dict.fromkeys(row["model"] for row in rows):
-    yield (
-      subjects.SUBJECTS[model].description,
-      COLUMNS,
-      [cells(row) for row in rows if row["model"] == model],
-    )
-  if answer_samples:
-    yield "Time to answer", ANSWER_COLUMNS, answers(answer_samples)
+  rows: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]
+) -> Iterator[table.Table]:
+  """Yields a table per model and one of the answers, in Markdown."""
+  columns = ("", "ours", "against", "", "ratio", "spread", "target", "")
+  for model, shown in _by(rows, "model").items():
+    title = subjects.SUBJECTS[model].description
+    yield _table(title, columns, map(cells, shown))
+  if answers:
+    keys = {"help_s": "--help, s", "wrong_flag_s": "a wrong flag, s"}
+    lines = [
+      [program, *(_seconds([s[key] for s in samples]) for key in keys)]
+      for program, samples in _by(answers, "program").items()
+    ]
+    yield _table("Time to answer", ("program", *keys.values()), lines)
 
 
-def rich_table(
-  title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]
+def _by(
+  rows: Sequence[Mapping[str, Any]], key: str
+) -> dict[str, list[Mapping[str, Any]]]:
+  """Groups rows by the value of a key, in the order of first occurrence."""
+  groups = {}
+  for row in rows:
+    groups.setdefault(row[key], []).append(row)
+  return groups
+
+
+def _table(
+  title: str, columns: Sequence[str], lines: Iterable[Sequence[str]]
 ) -> table.Table:
-  """Returns a table for the terminal."""
   result = table.Table(
-    title=title, box=box.SIMPLE, title_justify="left", pad_edge=False
+    title=f"## {title}", box=box.MARKDOWN, title_justify="left"
   )
   for column in columns:
-    result.add_column(column, justify="left" if not column else "right")
+    result.add_column(column, justify="right" if column else "left")
   for line in lines:
     result.add_row(*line)
   return result
-
-
-def markdown(
-  title: str, columns: Sequence[str], lines: Sequence[Sequence[str]]
-) -> str:
-  """Returns a table as Markdown."""
-  return "\n".join(
-    [
-      f"## {title}",
-      "",
-      *(
-        f"| {' | '.join(line)} |"
-        for line in [columns, ["---"] * len(columns), *lines]
-      ),
-      "",
-    ]
-  )
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
@@ -368,10 +299,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
   from matplotlib import pyplot as plt
   from matplotlib import ticker
 
-  by_model = {
-    model: [row for row in rows if row["model"] == model]
-    for model in dict.fromkeys(row["model"] for row in rows)
-  }
+  by_model = _by(rows, "model")
   figure, axes = plt.subplots(
     len(by_model),
     figsize=(10, 1 + sum(0.3 * len(r) + 0.8 for r in by_model.values())),
@@ -380,37 +308,29 @@ def plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     squeeze=False,
     layout="constrained",
   )
-  colors = {None: "tab:gray", True: "tab:green", False: "tab:red"}
+  color_of = {None: "tab:gray", True: "tab:green", False: "tab:red"}
   for ax, (model, shown) in zip(axes[:, 0], by_model.items(), strict=True):
-    for y, row in enumerate(shown):
-      ratio = row["ratio"]
-      ax.errorbar(
-        ratio["median"],
-        y,
-        xerr=[
-          [ratio["median"] - ratio["least"]],
-          [ratio["greatest"] - ratio["median"]],
-        ],
-        fmt="o",
-        color=colors[row["reached"]],
-        capsize=3,
-      )
-      if row["target"]:
-        ax.plot(row["target"], y, "|", color="black", markersize=14)
+    y = range(len(shown))
+    colors = [color_of[row["reached"]] for row in shown]
+    median, least, greatest = (
+      [row["ratio"][key] for row in shown]
+      for key in ("median", "least", "greatest")
+    )
+    targets = np.array([row["target"] for row in shown], float)  # None is nan.
     ax.axvline(1, color="lightgray", zorder=0)
+    ax.hlines(y, least, greatest, colors)
+    ax.scatter(median, y, color=colors)
+    ax.scatter(targets, y, 200, "black", "|")
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(ticker.NullFormatter())
-    ax.set_yticks(
-      range(len(shown)),
-      [
-        f"{row['quantity']}{', more is better' * row['more_is_better']}"
-        f" ({_other_name(row)})"
-        for row in shown
-      ],
-      fontsize=8,
-    )
+    labels = [
+      f"{row['quantity']}{', more is better' * row['more_is_better']}"
+      f" ({row['other_side']})"
+      for row in shown
+    ]
+    ax.set_yticks(y, labels, fontsize=8)
     ax.set_ylim(len(shown) - 0.5, -0.5)
     ax.set_title(subjects.SUBJECTS[model].description, loc="left", fontsize=10)
   figure.supxlabel(

@@ -80,15 +80,9 @@ def _build(
 
 def _vocabulary(size: int) -> list[str]:
   """Makes wordpieces of one to three letters, with and without `##`."""
-  letters = string.ascii_lowercase + string.digits + string.punctuation
-  pieces = (
-    prefix + "".join(piece)
-    for length, alphabet in (
-      (1, letters),
-      (2, string.ascii_lowercase),
-      (3, string.ascii_lowercase),
-    )
-    for piece in itertools.product(alphabet, repeat=length)
-    for prefix in ("", "##")
-  )
+  lowercase = string.ascii_lowercase
+  words = [*lowercase, *string.digits, *string.punctuation]
+  for length in (2, 3):
+    words += map("".join, itertools.product(lowercase, repeat=length))
+  pieces = (prefix + word for word in words for prefix in ("", "##"))
   return list(itertools.islice(itertools.chain(_SPECIAL_TOKENS, pieces), size))

@@ -22,6 +22,8 @@ RUNFILES = pathlib.Path(__file__).parents[2]
 
 VOCAB_SIZE = 30522
 
+KERAS = "tf_keras Model.save"  # The reference of the MNIST CNN.
+
 MODEL_GARDEN = {
   "nlp": [sys.executable, "-m", "official.nlp.tools.export_tfhub"],
   "vision": [sys.executable, "-m", "official.vision.serving.export_tfhub"],
@@ -40,23 +42,18 @@ class Subject:
       classifiers, the flags `experiment` and optionally `params_override` of
       Model Garden's trainer.
     size: Height and width of images, or sequence length.
-    xla_size: The same for train steps under XLA.
     batch_size: Batch size of train steps.
     steps: Number of train steps; larger for short steps, whose times vary. The
       first step is reported separately.
-    reference_xla_steps: Number of train steps of the reference's export under
-      XLA, which may compile at each.
     measures: The measurements to make.
   """
 
   family: str
   description: str
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  size: int = 0
-  xla_size: int = 0
+  size: int = 224
   batch_size: int = 8
   steps: int = 10
-  reference_xla_steps: int = 3
   measures: tuple[str, ...] = ("export", "load", "train", "inference")
 
 
@@ -70,32 +67,9 @@ def _bert(layers: int, hidden_size: int) -> dict[str, Any]:
   }
 
 
-def _image_classifier(
-  family: str, description: str, override: str = "", experiment: str = ""
-) -> Subject:
-  """Makes a subject of 224 pixels; `override` is one of the backbone."""
-  config = {"experiment": experiment or f"{family}_imagenet"}
-  if override:
-    config["params_override"] = override
-  return Subject(
-    family,
-    description,
-    config,
-    size=224,
-    xla_size=64,
-    batch_size=4,
-    reference_xla_steps=2,
-  )
-
-
 SUBJECTS = {
   "mnist_cnn": Subject(
-    "mnist_cnn",
-    "MNIST CNN, 28 px",
-    size=28,
-    xla_size=28,
-    batch_size=32,
-    steps=100,
+    "mnist_cnn", "MNIST CNN, 28 px", size=28, batch_size=32, steps=100
   ),
   "preprocessor": Subject(
     "preprocessor",
@@ -103,20 +77,10 @@ SUBJECTS = {
     size=128,
     measures=("export", "load", "inference"),
   ),
-  "bert_tiny": Subject(
-    "bert", "BERT 2x128", _bert(2, 128), size=32, xla_size=32, steps=100
-  ),
-  "bert_4x512": Subject(
-    "bert", "BERT 4x512", _bert(4, 512), size=64, xla_size=64, steps=30
-  ),
+  "bert_tiny": Subject("bert", "BERT 2x128", _bert(2, 128), 32, steps=100),
+  "bert_4x512": Subject("bert", "BERT 4x512", _bert(4, 512), 64, steps=30),
   "bert_base": Subject(
-    "bert",
-    "BERT-base, 12x768",
-    _bert(12, 768),
-    size=64,
-    xla_size=64,
-    batch_size=4,
-    reference_xla_steps=2,
+    "bert", "BERT-base, 12x768", _bert(12, 768), 64, batch_size=4
   ),
   "resnet_tiny": Subject(
     "resnet",
@@ -127,20 +91,31 @@ SUBJECTS = {
       "task.model.backbone.resnet.depth_multiplier=0.25",
     },
     size=32,
-    xla_size=32,
     steps=100,
   ),
-  "resnet50": _image_classifier("resnet", "ResNet-50"),
-  "mobilenet_v2": _image_classifier("mobilenet", "MobileNetV2"),
-  "efficientnet_b0": _image_classifier(
+  "resnet50": Subject(
+    "resnet", "ResNet-50", {"experiment": "resnet_imagenet"}, batch_size=4
+  ),
+  "mobilenet_v2": Subject(
+    "mobilenet",
+    "MobileNetV2",
+    {"experiment": "mobilenet_imagenet"},
+    batch_size=4,
+  ),
+  "efficientnet_b0": Subject(
     "efficientnet",
     "EfficientNet-B0",
-    "task.model={num_classes: 1001, input_size: [224, 224, 3], backbone:"
-    " {type: efficientnet, efficientnet: {se_ratio: 0.25}}}",
-    # Model Garden has no other experiment for its backbone.
-    "image_classification",
+    {
+      # Model Garden has no other experiment for its backbone.
+      "experiment": "image_classification",
+      "params_override": "task.model={num_classes: 1001, input_size: [224, 224,"
+      " 3], backbone: {type: efficientnet, efficientnet: {se_ratio: 0.25}}}",
+    },
+    batch_size=4,
   ),
-  "revnet56": _image_classifier("revnet", "RevNet-56"),
+  "revnet56": Subject(
+    "revnet", "RevNet-56", {"experiment": "revnet_imagenet"}, batch_size=4
+  ),
   "bert_3gb": Subject(
     "bert",
     "BERT 14x2048, 3 GB of weights",
@@ -153,19 +128,9 @@ QUICK = ("mnist_cnn", "preprocessor", "bert_tiny", "resnet_tiny")
 DEFAULT = tuple(name for name in SUBJECTS if not name.endswith("_tiny"))
 
 
-def has_fixed_size(family: str) -> bool:
-  """Returns whether Model Garden's export is for one size of images."""
-  return family not in ("bert", "mnist_cnn", "preprocessor")
-
-
-def is_model_garden(family: str) -> bool:
-  """Returns whether the reference is Model Garden's exporter, not Keras'."""
-  return family != "mnist_cnn"
-
-
 def reference_name(family: str) -> str:
   """Returns the name of the reference exporter."""
-  return "Model Garden" if is_model_garden(family) else "tf_keras Model.save"
+  return KERAS if family == "mnist_cnn" else "Model Garden"
 
 
 def checkpoint(work_dir: str | pathlib.Path) -> str:
@@ -208,13 +173,8 @@ def batch(subject: Subject, batch_size: int, size: int, seed: int) -> Any:
 
 def measurement(action: str, **kwargs: Any) -> list[str]:
   """Returns the command that runs a function of `measurements`."""
-  return [
-    sys.executable,
-    "-m",
-    "integration_tests.benchmarks.measurements",
-    action,
-    json.dumps(kwargs),
-  ]
+  module = "integration_tests.benchmarks.measurements"
+  return [sys.executable, "-m", module, action, json.dumps(kwargs, default=str)]
 
 
 def export_command(
@@ -235,78 +195,35 @@ def export_command(
       of the subject.
   """
   subject = SUBJECTS[name]
-  if side == "reference":
-    return _reference_command(name, work_dir, export_dir, size or subject.size)
-  binary = "bert" if subject.family == "preprocessor" else subject.family
-  flags = {
-    "mnist_cnn": [f"--checkpoint_path={checkpoint(work_dir)}"],
-    "preprocessor": [
-      "--export_type=preprocessing",
-      f"--vocab_file={work_dir}/vocab.txt",
-      "--do_lower_case",
-    ],
-    "bert": [
-      f"--encoder_config_file={work_dir}/encoder.yaml",
-      f"--checkpoint_path={checkpoint(work_dir)}",
-      f"--vocab_file={work_dir}/vocab.txt",
-      "--do_lower_case",
-      "--pooler=checkpoint",
-    ],
-  }.get(
-    subject.family,
-    [
-      f"--checkpoint_path={checkpoint(work_dir)}",
-      # Model Garden's exporter leaves normalization to users.
-      "--normalization=none",
-      *_flags(subject.config),
-    ],
-  )
-  verification = "fast" if side == "ours_verified" else "off"
-  return [
-    str(RUNFILES / "exporters" / binary),
-    *flags,
-    f"--verification={verification}",
-    f"--export_dir={export_dir}",
-  ]
-
-
-def _reference_command(
-  name: str, work_dir: pathlib.Path, export_dir: pathlib.Path, size: int
-) -> list[str]:
-  subject = SUBJECTS[name]
+  path = checkpoint(work_dir)
+  text = [f"--vocab_file={work_dir}/vocab.txt", "--do_lower_case"]
+  garden, directory_flag = "nlp", "export_path"
+  ours, reference = [], []
+  if subject.family == "preprocessor":
+    binary, both = "bert", [*text, "--export_type=preprocessing"]
+  elif subject.family == "bert":
+    config = f"--encoder_config_file={work_dir}/encoder.yaml"
+    binary, both = "bert", [*text, config]
+    ours = ["--pooler=checkpoint", f"--checkpoint_path={path}"]
+    reference = ["--export_type=model", f"--model_checkpoint_path={path}"]
+  elif subject.family == "mnist_cnn":
+    binary, both = "mnist_cnn", [f"--checkpoint_path={path}"]
+  else:
+    binary = subject.family
+    both = [f"--{flag}={value}" for flag, value in subject.config.items()]
+    both += [f"--checkpoint_path={path}"]
+    # Model Garden's exporter leaves normalization to users.
+    ours = ["--normalization=none"]
+    size = size or subject.size
+    reference = [f"--input_image_size={size},{size}", "--skip_logits_layer"]
+    garden, directory_flag = "vision", "export_dir"
+  if side != "reference":
+    verification = "fast" if side == "ours_verified" else "off"
+    ours += [f"--verification={verification}", f"--export_dir={export_dir}"]
+    return [str(RUNFILES / "exporters" / binary), *both, *ours]
   if subject.family == "mnist_cnn":
     return measurement(
-      "save_with_keras",
-      name=name,
-      work_dir=str(work_dir),
-      export_dir=str(export_dir),
+      "save_with_keras", name=name, work_dir=work_dir, export_dir=export_dir
     )
-  if has_fixed_size(subject.family):
-    return [
-      *MODEL_GARDEN["vision"],
-      *_flags(subject.config),
-      f"--checkpoint_path={checkpoint(work_dir)}",
-      f"--input_image_size={size},{size}",
-      "--skip_logits_layer",
-      f"--export_dir={export_dir}",
-    ]
-  encoder_flags = [
-    "--export_type=model",
-    f"--encoder_config_file={work_dir}/encoder.yaml",
-    f"--model_checkpoint_path={checkpoint(work_dir)}",
-  ]
-  return [
-    *MODEL_GARDEN["nlp"],
-    *(
-      encoder_flags
-      if subject.family == "bert"
-      else ["--export_type=preprocessing"]
-    ),
-    f"--vocab_file={work_dir}/vocab.txt",
-    "--do_lower_case",
-    f"--export_path={export_dir}",
-  ]
-
-
-def _flags(config: Mapping[str, Any]) -> list[str]:
-  return [f"--{name}={value}" for name, value in config.items()]
+  reference += [f"--{directory_flag}={export_dir}"]
+  return [*MODEL_GARDEN[garden], *both, *reference]

@@ -3,7 +3,8 @@ r"""Generates scripts and manifests that run all programs on TPUs.
   bazel run //integration_tests/tpu_jobs:generate -- --bucket=gs://BUCKET \
     --image=IMAGE --zone=ZONE --output_dir=DIR
 
-DIR/README.md explains how to use the files. Their source is jobs.yaml.
+DIR/README.md explains how to use the files. Their sources are jobs.yaml and the
+templates beside this file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,113 +20,7 @@ from absl import app
 from absl import flags
 import yaml
 
-_README = """# {count} programs on TPUs
-
-Each program can run in three places. None of these files has been tried on a
-TPU. Tests check the manifests against the schemas of Kubernetes and JobSet, and
-check that the programs accept their flags.
-
-First build and push the image, in the repository:
-
-```sh
-./bazelw build //integration_tests/tpu_jobs:image
-docker build --tag={image} bazel-bin/integration_tests/tpu_jobs/image
-docker push {image}
-```
-
-| where | TPU | how |
-| --- | --- | --- |
-| a machine with a TPU | {one_vm} | `one_vm/PROGRAM.sh` |
-| a slice of several machines | {pod_slice} | `pod_slice/PROGRAM.sh` |
-| Kubernetes Engine | {gke} | `kubectl apply -f gke/PROGRAM.yaml` |
-
-Each script requests a spot TPU, runs the program on its first machine, and
-deletes the TPU when it exits, even after an error. The machines must be able to
-pull the image and to write to {bucket}. The machines of a slice already run
-TensorFlow; its version must be that of the image.
-
-The Kubernetes cluster needs JobSet, the Cloud Storage FUSE driver, nodes with
-the TPU, and a service account `{service_account}` that may write to {bucket}.
-
-After a preemption, training resumes from the last complete epoch, which is in
-{bucket}/backups. Run the script again; JobSet restarts the program by itself,
-up to {restarts} times. BERT's backup remains after training: delete it to train
-from scratch. Before fine-tuning again, delete the model in
-{bucket}/fine_tuned.
-
-PROGRAM is one of the following. Run an exporter before the program that uses
-its export:
-
-{programs}
-"""
-
-_SCRIPT = """#!/bin/sh
-# Runs {program} on a {accelerator_type}. Run it again after a preemption.
-set -eu
-
-tpus() {{
-  resource="$1"
-  command="$2"
-  shift 2
-  gcloud compute tpus "$resource" "$command" {name} --zone={zone} "$@"
-}}
-
-trap 'tpus queued-resources delete --force --quiet' EXIT
-tpus queued-resources create --node-id={name} --spot \\
-  --accelerator-type={accelerator_type} --runtime-version={runtime_version}
-state=
-while [ "$state" != ACTIVE ]; do
-  sleep 20
-  state="$(tpus queued-resources describe --format='value(state.state)')"
-  case "$state" in FAILED | SUSPENDED) exit 1 ;; esac
-done
-tpus tpu-vm ssh --worker=0 --command={command}
-"""
-
-_JOB_SET = """apiVersion: jobset.x-k8s.io/v1alpha2
-kind: JobSet
-metadata:
-  name: {name}
-spec:
-  failurePolicy:
-    maxRestarts: {restarts}
-  replicatedJobs:
-  - name: job
-    replicas: 1
-    template:
-      spec:
-        backoffLimit: 0
-        completions: 1
-        parallelism: 1
-        template:
-          metadata:
-            annotations:
-              gke-gcsfuse/volumes: "true"
-          spec:
-            serviceAccountName: {service_account}
-            restartPolicy: Never
-            nodeSelector:
-              cloud.google.com/gke-tpu-accelerator: {accelerator}
-              cloud.google.com/gke-tpu-topology: {topology}
-            containers:
-            - name: program
-              image: {image}
-              env: {env}
-              command: [sh, -c, {command}]
-              resources:
-                requests: {{google.com/tpu: "{chips}"}}
-                limits: {{google.com/tpu: "{chips}"}}
-              volumeMounts:
-              - name: bucket
-                mountPath: /bucket
-            volumes:
-            - name: bucket
-              csi:
-                driver: gcsfuse.csi.storage.gke.io
-                volumeAttributes:
-                  bucketName: {bucket}
-"""
-_RESTARTS = 10
+_DIRECTORY = pathlib.Path(__file__).parent
 
 
 def arguments(
@@ -146,89 +41,20 @@ def arguments(
   ]
 
 
-def job_set(
-  jobs: Mapping[str, Any],
-  program: str,
-  bucket: str,
-  image: str,
-  service_account: str,
-) -> str:
-  """Returns a program's manifest for Google Kubernetes Engine.
-
-  Args:
-    jobs: The content of jobs.yaml.
-    program: Name of the program.
-    bucket: The user's bucket, `gs://…`.
-    image: Name of the container image.
-    service_account: Kubernetes service account that may write to the bucket.
-  """
-  place = jobs["places"]["gke"]
-  command = shlex.join(_command(jobs, program, "gke", bucket))
-  export = jobs["programs"][program].get("export")
-  if export:
-    command += f" && mkdir -p /bucket/exports && cp -r {export} /bucket/exports"
-  environment = place.get("environment", {})
-  return _JOB_SET.format(
-    name=_name(program),
-    restarts=_RESTARTS,
-    service_account=json.dumps(service_account),
-    image=json.dumps(image),
-    env=json.dumps([{"name": k, "value": v} for k, v in environment.items()]),
-    command=json.dumps(command),
-    bucket=json.dumps(bucket.removeprefix("gs://")),
-    **place,
-  )
-
-
-def script(
-  jobs: Mapping[str, Any],
-  program: str,
-  place: str,
-  bucket: str,
-  image: str,
-  zone: str,
-) -> str:
-  """Returns the script that requests a TPU and runs a program on it.
-
-  Args:
-    jobs: The content of jobs.yaml.
-    program: Name of the program.
-    place: A key of `places` in jobs.yaml.
-    bucket: The user's bucket, `gs://…`.
-    image: Name of the container image.
-    zone: Zone of the TPU.
-  """
-  details = jobs["places"][place]
-  command = shlex.join(
-    [
-      *("sudo", "docker", "run", "--rm", "--privileged", "--net=host"),
-      "--volume=/tmp/exports:/exports",
-      *(f"--env={k}={v}" for k, v in details.get("environment", {}).items()),
-      image,
-      *_command(jobs, program, place, bucket),
-    ]
-  )
-  export = jobs["programs"][program].get("export")
-  if export:
-    command += (
-      f" && gcloud storage cp /tmp{export} {bucket}/exports/ --recursive"
-    )
-  return _SCRIPT.format(
-    program=program,
-    name=_name(program),
-    zone=zone,
-    command=shlex.quote(command),
-    **details,
-  )
-
-
 def _command(
-  jobs: Mapping[str, Any], program: str, place: str, bucket: str
-) -> list[str]:
-  return [
-    *("python", f"{program}.zip"),
-    *arguments(jobs, program, place, bucket),
-  ]
+  jobs: Mapping[str, Any], program: str, place: str, bucket: str, image: str
+) -> str:
+  """Returns the command that runs a program and copies its export, if any."""
+  flag_values = arguments(jobs, program, place, bucket)
+  command = shlex.join(["python", f"{program}.zip", *flag_values])
+  export = jobs["programs"][program].get("export")
+  if place == "gke":
+    copy = f"mkdir -p /bucket/exports && cp -r {export} /bucket/exports"
+  else:
+    docker = jobs["places"][place]["docker"]
+    command = f"{docker} {shlex.quote(image)} {command}"
+    copy = f"gcloud storage cp /tmp{export} {bucket}/exports/ --recursive"
+  return f"{command} && {copy}" if export else command
 
 
 def _name(program: str) -> str:
@@ -236,12 +62,15 @@ def _name(program: str) -> str:
   return program.replace("_", "-")
 
 
+def _format(template: str, values: Mapping[str, Any]) -> str:
+  return (_DIRECTORY / f"{template}.template").read_text().format(**values)
+
+
 def read() -> dict[str, Any]:
   """Returns the content of jobs.yaml, with the programs for all images."""
-  directory = pathlib.Path(__file__).parent
-  text = (directory / "jobs.yaml").read_text()
+  text = (_DIRECTORY / "jobs.yaml").read_text()
   jobs = yaml.safe_load(text)
-  for name in (directory / "architectures.txt").read_text().split():
+  for name in (_DIRECTORY / "architectures.txt").read_text().split():
     of_images = yaml.safe_load(text.replace("ARCHITECTURE", name))
     jobs["programs"].update(of_images["image_programs"])
   return jobs
@@ -265,30 +94,39 @@ def generate(
     service_account: Kubernetes service account that may write to the bucket.
   """
   jobs = read()
-  places = jobs["places"]
-  for place in places:
+  common = {
+    "bucket": bucket,
+    "image": image,
+    "zone": zone,
+    "service_account": service_account,
+  }
+  for place, details in jobs["places"].items():
     (output_dir / place).mkdir(parents=True, exist_ok=True)
-  for program in jobs["programs"]:
-    for place in ("one_vm", "pod_slice"):
-      path = output_dir / place / f"{program}.sh"
-      path.write_text(script(jobs, program, place, bucket, image, zone))
-      path.chmod(0o755)
-    (output_dir / "gke" / f"{program}.yaml").write_text(
-      job_set(jobs, program, bucket, image, service_account)
-    )
-  (output_dir / "README.md").write_text(
-    _README.format(
-      count=len(jobs["programs"]),
-      programs="\n".join(f"- `{program}`" for program in jobs["programs"]),
-      one_vm=places["one_vm"]["accelerator_type"],
-      pod_slice=places["pod_slice"]["accelerator_type"],
-      gke="{accelerator}, {topology}".format(**places["gke"]),
-      bucket=bucket,
-      image=image,
-      restarts=_RESTARTS,
-      service_account=service_account,
-    )
-  )
+    for program in jobs["programs"]:
+      values = {
+        **common,
+        **details,
+        "program": program,
+        "name": _name(program),
+        "command": _command(jobs, program, place, bucket, image),
+      }
+      path = output_dir / place / program
+      if place == "gke":
+        values["bucket"] = bucket.removeprefix("gs://")
+        quoted = {k: json.dumps(v) for k, v in values.items()}
+        path.with_suffix(".yaml").write_text(_format("job_set.yaml", quoted))
+      else:
+        quoted = {k: shlex.quote(str(v)) for k, v in values.items()}
+        path = path.with_suffix(".sh")
+        path.write_text(_format("script.sh", quoted))
+        path.chmod(0o755)
+  values = {
+    **common,
+    **jobs["places"],
+    "count": len(jobs["programs"]),
+    "programs": "\n".join(f"- `{program}`" for program in jobs["programs"]),
+  }
+  (output_dir / "README.md").write_text(_format("README.md", values))
 
 
 def main(argv: Sequence[str]) -> None:
