@@ -51,10 +51,8 @@ class ImageArchitectureTest(absltest.TestCase):
       f"models.vision.{cls.name}"
     ).ARCHITECTURE
     experiment = f"{cls.name}_small"
-    cls.model = image_classification.classifier(
-      architecture,
-      image_classification.config(architecture, experiment, [_VARIANT.value]),
-      experiment,
+    cls.model = image_classification.build(
+      image_classification.configure(architecture, experiment, [_VARIANT.value])
     )
     shape = cls.model.inputs[0].shape
     cls.frames = [5] if shape.rank == 5 else []

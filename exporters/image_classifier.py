@@ -23,7 +23,6 @@ from models.vision import stochastic_depth
 
 # These import TensorFlow, which must wait until the flags are parsed.
 with epy.lazy_imports():
-  from official.core import config_definitions
   import tensorflow as tf
   import tf_keras
 
@@ -47,6 +46,15 @@ _WITHOUT_INIT = (
 )
 
 _STOCHASTIC_DEPTH = "official.vision.modeling.layers.nn_layers.StochasticDepth"
+
+# What checkpoints of trainers have beside the classifier.
+_LEFT_OUT = (
+  "backbone",
+  "global_step",
+  "optimizer",
+  "model/optimizer",
+  "keras_api",
+)
 
 # Values of --export_type, and the classifier's name of that output.
 _OUTPUTS = {"feature_vector": "feature_vector", "classification": "logits"}
@@ -108,10 +116,10 @@ class Config:
 
   Attributes:
     architecture: The family of classifiers.
-    experiment: Name of the configuration, as `image_classification.config`
+    experiment: Name of the configuration, as `image_classification.configure`
       takes it. None: the default of the architecture, with training
       `NAME_small`.
-    overrides: What to change in it, as `config` takes it.
+    overrides: What to change in it, as `configure` takes it.
     export_type: `feature_vector`, `classification`, or `all`: both, in
       directories of these names.
     endpoints: Feature maps that the feature vector comes with, as
@@ -158,62 +166,68 @@ def export(
   """
   if config.endpoints and config.export_type == "classification":
     raise errors.ExportError("Endpoints come with the feature vector only.")
-  if weights.train_on and not config.experiment:
-    small = f"{config.architecture.name}_small"
-    config = dataclasses.replace(config, experiment=small)
   kinds = list(config.outputs)
   names = kinds if config.export_type == "all" else [""]
   with exporting.exporting(
     options, names, apart=[weights.checkpoint_dir]
   ) as export_piece:
+    small = f"{config.architecture.name}_small" if weights.train_on else None
     with errors.of_input(ValueError):
-      params = image_classification.config(
-        config.architecture, config.experiment, config.overrides
+      setup = image_classification.configure(
+        config.architecture, config.experiment or small, config.overrides
       )
-    config = dataclasses.replace(
-      config,
-      normalization=config.normalization
-      or image_classification.normalization(
-        config.architecture, params, config.experiment
-      ),
-    )
     pieces, provenance = (
-      _trained(config, params, weights, options.overwrite)
+      _trained(config, setup, weights, options.overwrite)
       if weights.train_on
-      else _restored(config, params, weights)
+      else _restored(config, setup, weights)
     )
     record = classifier_training.record(weights, options)
     for name, kind in zip(names, kinds, strict=True):
       piece = _piece(kind, pieces[kind], config.architecture)
-      card = _card(kind, piece, config, params, provenance)
+      card = _card(kind, piece, config, setup, provenance)
       export_piece(name, piece, card, record)
+
+
+def _cut(
+  config: Config, setup: image_classification.Setup, model: tf_keras.Model
+) -> dict[str, tf_keras.Model]:
+  """Cuts the pieces that are exported out of the classifier, by their kind."""
+  with errors.of_input(ValueError):
+    return {
+      kind: image_classification.cut(
+        setup, model, outputs, config.normalization
+      )
+      for kind, outputs in config.outputs.items()
+    }
 
 
 def _trained(
   config: Config,
-  params: config_definitions.ExperimentConfig,
+  setup: image_classification.Setup,
   weights: classifier_training.Weights,
   overwrite: bool,
 ) -> tuple[dict[str, tf_keras.Model], dict[str, str]]:
   """Trains the classifier; returns its pieces, and what the card says of it."""
 
   def build(num_classes: int) -> tuple[tf.train.Checkpoint, tf_keras.Model]:
-    data_config = image_classification.data_config(config.architecture, params)
-    data_config.num_classes = num_classes
-    model = _classifier(config, params)
-    _cut(config, model)  # Fails before the training if it must fail.
-    return tf.train.Checkpoint(model=model), _cut_one(config, model, ["logits"])
+    setup.data.num_classes = num_classes
+    with errors.of_input(ValueError):
+      model = image_classification.build(setup)
+    _cut(config, setup, model)  # Fails before the training if it must fail.
+    trained = image_classification.cut(
+      setup, model, ["logits"], config.normalization
+    )
+    return tf.train.Checkpoint(model=model), trained
 
-  shape = image_classification.input_shape(config.architecture, params)
   trained, provenance = classifier_training.train(
-    build, shape, weights, overwrite=overwrite
+    build, setup.input_shape, weights, overwrite=overwrite
   )
-  return _cut(config, trained.model), provenance
+  return _cut(config, setup, trained.model), provenance
 
 
 def _restored(
   config: Config,
-  params: config_definitions.ExperimentConfig,
+  setup: image_classification.Setup,
   weights: classifier_training.Weights,
 ) -> tuple[dict[str, tf_keras.Model], dict[str, str]]:
   """Restores the classifier from any structure that Model Garden writes.
@@ -221,70 +235,30 @@ def _restored(
   Returns:
     Its pieces, and what the card says of the weights.
   """
-  with checkpoints.uninitialized():
-    model = _classifier(config, params)
-  pieces = _cut(config, model)
+  with errors.of_input(ValueError), checkpoints.uninitialized():
+    model = image_classification.build(setup)
+  pieces = _cut(config, setup, model)
   path = weights.checkpoint_path
   if path.endswith((".h5", ".hdf5")):
     about = f"Cannot take the weights of {path}: "
     with errors.of_input(OSError, ValueError, about=about):
       model.load_weights(path)
   else:
-    roots = [
-      tf.train.Checkpoint(model=model),
-      model,
-      checkpoints.keras_weights(model),
-    ]
+    checkpoint = tf.train.Checkpoint
+    roots = [checkpoint(model=model), model, checkpoints.keras_weights(model)]
     backbone = getattr(model, "backbone", None)
     if backbone is not None and all(
       len(piece.weights) == len(backbone.weights) for piece in pieces.values()
     ):
-      roots.append(tf.train.Checkpoint(backbone=backbone))
+      roots.append(checkpoint(backbone=backbone))
     checkpoints.restore(
-      path,
-      roots,
-      left_out=[
-        "backbone",
-        "global_step",
-        "optimizer",
-        "model/optimizer",
-        "keras_api",
-      ],
-      weights=weights.weights,
+      path, roots, left_out=_LEFT_OUT, weights=weights.weights
     )
-  num_classes = image_classification.data_config(
-    config.architecture, params
-  ).num_classes
   return pieces, {
     "source": weights.description,
-    "classes": f"{num_classes}, numbered as in the data that it was trained on",
+    "classes": f"{setup.data.num_classes}, numbered as in the data that it was"
+    " trained on",
   }
-
-
-def _classifier(
-  config: Config, params: config_definitions.ExperimentConfig
-) -> tf_keras.Model:
-  with errors.of_input(ValueError):
-    return image_classification.classifier(
-      config.architecture, params, config.experiment
-    )
-
-
-def _cut(config: Config, model: tf_keras.Model) -> dict[str, tf_keras.Model]:
-  """Cuts the pieces that are exported out of the classifier, by their kind."""
-  return {
-    kind: _cut_one(config, model, outputs)
-    for kind, outputs in config.outputs.items()
-  }
-
-
-def _cut_one(
-  config: Config, model: tf_keras.Model, outputs: Sequence[str]
-) -> tf_keras.Model:
-  if config.architecture.any_size:
-    model = config.architecture.any_size(model)
-  with errors.of_input(ValueError):
-    return image_classification.cut(model, outputs, config.normalization)
 
 
 def _piece(
@@ -325,22 +299,17 @@ def _card(
   kind: str,
   piece: exporting.Piece,
   config: Config,
-  params: config_definitions.ExperimentConfig,
+  setup: image_classification.Setup,
   provenance: Mapping[str, str],
 ) -> model_card.Card:
-  model, losses = params.task.model, params.task.losses
-  architecture = config.architecture
+  architecture, task = setup.architecture, setup.task
   noun = architecture.kind.noun
-  *frames, height, width, _ = image_classification.input_shape(
-    architecture, params
+  *frames, height, width, _ = setup.input_shape
+  is_multilabel = task.train_data.is_multilabel or getattr(
+    task.losses, "use_binary_cross_entropy", False
   )
-  is_multilabel = params.task.train_data.is_multilabel or getattr(
-    losses, "use_binary_cross_entropy", False
-  )
-  num_classes = image_classification.data_config(
-    architecture, params
-  ).num_classes
-  title = architecture.title.format(**model.backbone.get().as_dict())
+  weight_decay = task.losses.l2_weight_decay
+  title = architecture.title.format(**task.model.backbone.get().as_dict())
   return model_card.Card(
     name=f"{title} {kind.replace('_', ' ')}",
     description=f"{architecture.description}, cut out of the classifier that"
@@ -350,15 +319,15 @@ def _card(
     meanings={
       f"{noun}s": "RGB in [0, 1]; the model normalizes them itself",
       "feature_vector": f"features of each {noun}, averaged over it",
-      "logits": f"of {num_classes} classes (see Weights), for a"
+      "logits": f"of {setup.data.num_classes} classes (see Weights), for a"
       f" {'sigmoid' if is_multilabel else 'softmax'}",
-      **_endpoints(config.endpoints, piece),
+      **_endpoints(config.outputs[kind][1:], piece),
     },
     example=_example_code(kind, piece, config, is_multilabel),
     provenance={
-      "configuration": config.experiment or architecture.experiment,
+      "configuration": setup.name,
       **provenance,
-      "L2 regularization of the kernels": f"{losses.l2_weight_decay / 2:g}",
+      "L2 regularization of the kernels": f"{weight_decay / 2:g}",
     },
   )
 
@@ -369,12 +338,14 @@ def _endpoints(
   """Says for each endpoint how many pixels a cell of it stands for."""
   if not endpoints:
     return {}
-  example = _example(piece.source.input_spec, 1, 16, 128, 128)
-  outputs = piece.source.model(example)
-  cells = {name: 128 // outputs[name].shape[-2] for name in endpoints}
+  size = 128
+  outputs = piece.source.model(
+    _example(piece.source.input_spec, 1, 16, size, size)
+  )
+  cells = {name: size // outputs[name].shape[-2] for name in endpoints}
   return {
-    name: f"feature map of a cell for {size} by {size} pixels"
-    for name, size in cells.items()
+    name: f"feature map of a cell for {n} by {n} pixels"
+    for name, n in cells.items()
   }
 
 
@@ -384,21 +355,17 @@ def _example_code(
   arguments = ", ".join(
     f'"{h.name}": {h.default:g}' for h in piece.source.hyperparameters[:1]
   )
-  kind_of_input = config.architecture.kind
-  replacements = {
-    "height, width, 3": kind_of_input.axes,
-    "images": f"{kind_of_input.noun}s",
-    "NAME": config.architecture.name,
-    "FEATURES": (
-      'features["feature_vector"]' if config.endpoints else "features"
-    ),
-    "ARGUMENTS": f"    arguments={{{arguments}}},\n" if arguments else "",
-    "LOSS": (
-      "BinaryCrossentropy" if is_multilabel else "SparseCategoricalCrossentropy"
-    ),
-  }
+  features = 'features["feature_vector"]' if config.endpoints else "features"
+  loss = "Binary" if is_multilabel else "SparseCategorical"
   code = _EXAMPLES[kind]
-  for name, value in replacements.items():
+  for name, value in {
+    "height, width, 3": config.architecture.kind.axes,
+    "images": f"{config.architecture.kind.noun}s",
+    "NAME": config.architecture.name,
+    "FEATURES": features,
+    "ARGUMENTS": f"    arguments={{{arguments}}},\n" if arguments else "",
+    "LOSS": f"{loss}Crossentropy",
+  }.items():
     code = code.replace(name, value)
   return code
 
@@ -447,34 +414,29 @@ def define_flags(architecture: image_classification.Architecture) -> None:
     image_classification.NORMALIZATIONS,
     "How the classifier was trained to see images in [0, 1]. imagenet: minus"
     " the means and divided by the deviations of ImageNet's channels."
-    " imagenet_means: times 255, minus means. none: as they are. Default: as"
-    " Model Garden trains the configuration. The export normalizes like that.",
+    " imagenet_means: times 255, minus means. centered: in [-1, 1]. none: as"
+    " they are. Default: as Model Garden trains the configuration. The export"
+    " normalizes like that.",
   )
   command_line.define_flags()
   classifier_training.define_flags()
 
 
-def _main(architecture: image_classification.Architecture) -> None:
-  """Exports what the flags say."""
-  values = flags.FLAGS
-  export(
-    Config(
+def run(architecture: image_classification.Architecture) -> None:
+  """Runs the exporter of an architecture as a program."""
+
+  def main() -> None:
+    values = flags.FLAGS
+    overrides = [*map(command_line.path, values.config_file)]
+    config = Config(
       architecture=architecture,
       experiment=values.experiment,
-      overrides=[
-        *map(command_line.path, values.config_file),
-        *filter(None, [values.params_override]),
-      ],
+      overrides=[*overrides, *filter(None, [values.params_override])],
       export_type=values.export_type,
       endpoints=values.endpoints,
       normalization=values.normalization,
-    ),
-    classifier_training.weights(),
-    command_line.options(),
-  )
+    )
+    export(config, classifier_training.weights(), command_line.options())
 
-
-def run(architecture: image_classification.Architecture) -> None:
-  """Runs the exporter of an architecture as a program."""
   define_flags(architecture)
-  command_line.run(lambda: _main(architecture), without_init=_WITHOUT_INIT)
+  command_line.run(main, without_init=_WITHOUT_INIT)

@@ -36,10 +36,12 @@ def _run(*arguments, **kwargs):
   )
 
 
-def _classifier(experiment, *overrides):
-  architecture = resnet.ARCHITECTURE
-  params = image_models.config(architecture, experiment, overrides)
-  return image_models.classifier(architecture, params, experiment)
+def _setup(experiment, *overrides):
+  return image_models.configure(resnet.ARCHITECTURE, experiment, overrides)
+
+
+def _classifier(*arguments):
+  return image_models.build(_setup(*arguments))
 
 
 def _shake(model):
@@ -257,7 +259,8 @@ class ImageClassifierTest(absltest.TestCase):
     model = _classifier(None, _TINY)
     _shake(model)
     images = _images(2, 64, 64)
-    features = image_models.cut(model, ["feature_vector"])(images)
+    cut = image_models.cut(_setup(None, _TINY), model, ["feature_vector"])
+    features = cut(images)
     path = str(self.directory / "forms")
     tf.train.Checkpoint(model=model).write(f"{path}/model")
     tf.train.Checkpoint(backbone=model.backbone).write(f"{path}/backbone")

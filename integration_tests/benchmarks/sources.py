@@ -69,12 +69,9 @@ def _build(
   module = importlib.import_module(f"models.vision.{subject.family}")
   architecture, experiment = module.ARCHITECTURE, subject.config["experiment"]
   overrides = [v for k, v in subject.config.items() if k != "experiment"]
-  params = image_classification.config(architecture, experiment, overrides)
-  full = image_classification.classifier(architecture, params, experiment)
-  of_any_size = architecture.any_size or (lambda model: model)
-  model = image_classification.cut(
-    of_any_size(full), ["feature_vector"], "none"
-  )
+  setup = image_classification.configure(architecture, experiment, overrides)
+  full = image_classification.build(setup)
+  model = image_classification.cut(setup, full, ["feature_vector"], "none")
   return tf.train.Checkpoint(model=full), model
 
 

@@ -19,7 +19,6 @@ from etils import epy
 from models import autograph
 
 with epy.lazy_imports():
-  from official.core import config_definitions
   from official.core import exp_factory
   from official.legacy.image_classification.resnet import imagenet_preprocessing
   from official.modeling import hyperparams
@@ -144,46 +143,51 @@ class Architecture:
   )
 
 
-def experiment(architecture: Architecture, name: str | None) -> Experiment:
-  """Returns an experiment of an architecture.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setup:
+  """A classifier and its training, as `configure` has set them up.
 
-  Args:
+  Attributes:
     architecture: The architecture.
-    name: `NAME_small`, one of its `experiments`, or one of
-      `official.core.exp_factory`; None: its default.
+    name: Name of the experiment.
+    experiment: The experiment.
+    task: The config of Model Garden's task, with overrides.
   """
-  name = name or architecture.experiment
-  if name == f"{architecture.name}_small":
-    of_checkpoints = experiment(architecture, None)
-    changes = _merged(
-      of_checkpoints.changes,
-      architecture.kind.small,
-      {"model": architecture.small},
-    )
-    return dataclasses.replace(of_checkpoints, changes=changes)
-  return architecture.experiments.get(name) or Experiment(base=name)
+
+  architecture: Architecture
+  name: str
+  experiment: Experiment
+  task: Any
+
+  @property
+  def data(self) -> Any:
+    """The part of `task` that has `num_classes`, which may be set."""
+    return getattr(self.task, self.architecture.kind.config)
+
+  @property
+  def input_shape(self) -> list[int]:
+    """The shape of an image or video in training, as `Kind.axes` says."""
+    return list(getattr(self.data, self.architecture.kind.shape))
+
+  @property
+  def normalization(self) -> str:
+    """What training does to the images, one of `NORMALIZATIONS`."""
+    if getattr(self.task.train_data, "zero_centering_image", False):
+      return "centered"
+    return self.experiment.normalization or self.architecture.kind.normalization
 
 
-def _merged(*mappings: Mapping[str, Any]) -> dict[str, Any]:
-  """Merges nested mappings; the last one wins."""
-  result: dict[str, Any] = {}
-  for mapping in mappings:
-    for key, value in mapping.items():
-      is_nested = isinstance(value, Mapping)
-      result[key] = _merged(result.get(key, {}), value) if is_nested else value
-  return result
-
-
-def config(
+def configure(
   architecture: Architecture,
   name: str | None = None,
   overrides: Sequence[str] = (),
-) -> config_definitions.ExperimentConfig:
-  """Makes the configuration of a classifier and its training.
+) -> Setup:
+  """Sets up a classifier and its training.
 
   Args:
     architecture: The architecture.
-    name: Name of the experiment, as `experiment` takes it.
+    name: `NAME_small`, one of the architecture's `experiments`, or one of
+      `official.core.exp_factory`; None: the architecture's default.
     overrides: YAML files, or YAML or `key=value,…` itself, each of which
       changes what goes before it. Keys are those of the experiment, such as
       `task.model.num_classes`.
@@ -192,17 +196,17 @@ def config(
     ValueError: The experiment is unknown or not one of this architecture, or
       an override has an unknown key or cannot be read.
   """
+  name = name or architecture.experiment
+  is_small = name == f"{architecture.name}_small"
+  base = architecture.experiment if is_small else name
+  experiment = architecture.experiments.get(base) or Experiment(base=base)
   # Importing this module registers the experiments, so it comes first.
   noun = architecture.kind.noun
   configs = importlib.import_module(
     f"official.vision.configs.{noun}_classification"
   )
-  classification_task = getattr(
-    configs, f"{noun.capitalize()}ClassificationTask"
-  )
-  chosen = experiment(architecture, name)
   try:
-    params = exp_factory.get_exp_config(chosen.base)
+    params = exp_factory.get_exp_config(experiment.base)
   except LookupError as e:
     ours = [f"{architecture.name}_small", *architecture.experiments]
     raise ValueError(
@@ -210,76 +214,27 @@ def config(
       f" {', '.join(ours)}, and those of Model Garden that have a"
       f" {architecture.backbone}, such as {architecture.experiment}."
     ) from e
-  if not isinstance(params.task, classification_task):
+  task = f"{noun.capitalize()}ClassificationTask"
+  if not isinstance(params.task, getattr(configs, task)):
     raise ValueError(f"{name} is not an experiment of {noun} classification.")
-  params.task.override(chosen.changes)
+  params.task.override(experiment.changes)
+  if is_small:
+    params.task.override(architecture.kind.small)
+    params.task.model.override(architecture.small)
   before = params.as_dict()
   for override in overrides:
     _override(params, override)
-  if chosen.build:
-    after = params.as_dict()
-    for field in chosen.settable:
-      before["task"]["model"][field] = after["task"]["model"][field]
-    if after != before:
-      raise ValueError(
-        f"Of {name} only these can be changed:"
-        f" {', '.join(f'task.model.{field}' for field in chosen.settable)}."
-      )
-  backbone = params.task.model.backbone
-  if backbone.type != architecture.backbone:
-    raise ValueError(
-      f"The backbone of {name} is of type {backbone.type}, not"
-      f" {architecture.backbone}."
-    )
-  field, table = architecture.variants
-  variants = getattr(_backbone_module(architecture), table)
-  if getattr(backbone.get(), field) not in variants:
-    raise ValueError(
-      f"task.model.backbone.{backbone.type}.{field} is"
-      f" {getattr(backbone.get(), field)}; there are"
-      f" {', '.join(map(str, variants))}."
-    )
-  return params
-
-
-def data_config(architecture: Architecture, params: Any) -> Any:
-  """Returns the part of the config that has `num_classes`."""
-  return getattr(params.task, architecture.kind.config)
-
-
-def input_shape(architecture: Architecture, params: Any) -> list[int]:
-  """Returns the shape of an image or video in training, as `Kind.axes` says."""
-  return list(
-    getattr(data_config(architecture, params), architecture.kind.shape)
+  setup = Setup(
+    architecture=architecture,
+    name=name,
+    experiment=experiment,
+    task=params.task,
   )
+  _check(setup, before, params.as_dict())
+  return setup
 
 
-def normalization(
-  architecture: Architecture, params: Any, name: str | None = None
-) -> str:
-  """Returns what training does to the images, one of `NORMALIZATIONS`.
-
-  Args:
-    architecture: The architecture.
-    params: What `config` returns.
-    name: Name of the experiment that `params` are of.
-  """
-  if getattr(params.task.train_data, "zero_centering_image", False):
-    return "centered"
-  chosen = experiment(architecture, name)
-  return chosen.normalization or architecture.kind.normalization
-
-
-def _backbone_module(architecture: Architecture) -> Any:
-  """Imports the module of a backbone, which registers it with the factory."""
-  return importlib.import_module(
-    f"official.vision.modeling.backbones.{architecture.backbone}"
-  )
-
-
-def _override(
-  params: config_definitions.ExperimentConfig, override: str
-) -> None:
+def _override(params: hyperparams.Config, override: str) -> None:
   try:
     hyperparams.override_params_dict(params, override, is_strict=True)
     params.validate()
@@ -293,18 +248,46 @@ def _override(
     raise ValueError(f"Cannot read {override}: {e.message}.") from e
 
 
+def _check(setup: Setup, before: dict[str, Any], after: dict[str, Any]) -> None:
+  """Refuses overrides that nothing would read, and unknown variants."""
+  if setup.experiment.build:
+    settable = setup.experiment.settable
+    for field in settable:
+      before["task"]["model"][field] = after["task"]["model"][field]
+    if after != before:
+      raise ValueError(
+        f"Of {setup.name} only these can be changed:"
+        f" {', '.join(f'task.model.{field}' for field in settable)}."
+      )
+  backbone = setup.task.model.backbone
+  if backbone.type != setup.architecture.backbone:
+    raise ValueError(
+      f"The backbone of {setup.name} is of type {backbone.type}, not"
+      f" {setup.architecture.backbone}."
+    )
+  field, table = setup.architecture.variants
+  variants = getattr(_backbone_module(setup.architecture), table)
+  if getattr(backbone.get(), field) not in variants:
+    raise ValueError(
+      f"task.model.backbone.{backbone.type}.{field} is"
+      f" {getattr(backbone.get(), field)}; there are"
+      f" {', '.join(map(str, variants))}."
+    )
+
+
+def _backbone_module(architecture: Architecture) -> Any:
+  """Imports the module of a backbone, which registers it with the factory."""
+  return importlib.import_module(
+    f"official.vision.modeling.backbones.{architecture.backbone}"
+  )
+
+
 @autograph.off
-def classifier(
-  architecture: Architecture,
-  params: config_definitions.ExperimentConfig,
-  name: str | None = None,
-) -> tf_keras.Model:
+def build(setup: Setup) -> tf_keras.Model:
   """Builds the classifier as its training does.
 
   Args:
-    architecture: The architecture.
-    params: What `config` returns.
-    name: Name of the experiment that `params` are of.
+    setup: What `configure` returns.
 
   Returns:
     Model Garden's classifier, from normalized images, float32
@@ -315,25 +298,21 @@ def classifier(
   Raises:
     ValueError: Model Garden cannot build it.
   """
-  chosen = experiment(architecture, name)
+  architecture, model = setup.architecture, setup.task.model
   _backbone_module(architecture)
-  weight_decay = params.task.losses.l2_weight_decay
   # Half of it, as in `official/vision/tasks/image_classification.py`.
-  regularizer = (
-    tf_keras.regularizers.L2(weight_decay / 2) if weight_decay else None
-  )
-  *size, channels = input_shape(architecture, params)
+  weight_decay = setup.task.losses.l2_weight_decay / 2
+  regularizer = tf_keras.regularizers.L2(weight_decay) if weight_decay else None
+  *size, channels = setup.input_shape
   if not architecture.any_size:
     size = [None] * len(size)
   spec = tf_keras.layers.InputSpec(shape=[None, *size, channels])
-  model = params.task.model
   try:
-    if chosen.build:
-      return chosen.build(params.task)
+    if setup.experiment.build:
+      return setup.experiment.build(setup.task)
     if architecture.kind == VIDEOS:
-      num_classes = params.task.train_data.num_classes
       return factory_3d.build_model(
-        model.model_type, spec, model, num_classes, regularizer
+        model.model_type, spec, model, setup.data.num_classes, regularizer
       )
     return factory.build_classification_model(spec, model, regularizer)
   except (AttributeError, KeyError, TypeError, ValueError) as e:
@@ -345,22 +324,24 @@ def classifier(
 
 @autograph.off
 def cut(
-  model: tf_keras.Model, names: Sequence[str], normalization: str = "imagenet"
+  setup: Setup,
+  model: tf_keras.Model,
+  names: Sequence[str],
+  normalization: str | None = None,
 ) -> tf_keras.Model:
   """Cuts a piece out of a classifier. It shares the classifier's layers.
 
   Args:
-    model: What `classifier` returns, or what `Architecture.any_size` makes of
-      it.
+    setup: What `configure` returns.
+    model: What `build` returns.
     names: What the piece returns: `feature_vector`, the input of the last
       layer, before dropout; `logits`; or endpoints, the feature maps of the
       backbone, by Model Garden's names, such as `2` for level 2.
-    normalization: What is done to the images first. `imagenet` subtracts the
-      means of ImageNet's channels and divides by their deviations, as training
-      in `official.vision` does. `imagenet_means` multiplies by 255 and
-      subtracts other means, as training of the ResNet in `official.legacy`
-      does. `centered` maps [0, 1] to [-1, 1]. `none` leaves the images as they
-      are.
+    normalization: What is done to the images first; None: what training does.
+      `imagenet` subtracts the means of ImageNet's channels and divides by their
+      deviations, as `official.vision` does. `imagenet_means` multiplies by 255
+      and subtracts other means, as the ResNet of `official.legacy` has it.
+      `centered` maps [0, 1] to [-1, 1]. `none` leaves images as they are.
 
   Returns:
     A Keras model from images, float32 `[batch, height, width, 3]`, RGB in
@@ -369,6 +350,8 @@ def cut(
   Raises:
     ValueError: The classifier has no output of that name.
   """
+  if setup.architecture.any_size:
+    model = setup.architecture.any_size(model)
   # The last output is that of `model` where `any_size` has called layers again.
   outputs = {}
   for layer in model.layers:
@@ -381,9 +364,8 @@ def cut(
     if isinstance(layer, tf_keras.layers.Dense)
   )
   dropout = isinstance(model.layers[logits - 1], tf_keras.layers.Dropout)
-  outputs["feature_vector"] = model.layers[logits - 1 - dropout].get_output_at(
-    -1
-  )
+  features = model.layers[logits - 1 - dropout]
+  outputs["feature_vector"] = features.get_output_at(-1)
   outputs["logits"] = model.layers[logits].get_output_at(-1)
   for name in names:
     if name not in outputs:
@@ -394,6 +376,7 @@ def cut(
     normalized, chosen if len(chosen) > 1 else chosen[names[0]]
   )
   images = tf_keras.Input(normalized.shape[1:], name="images")
+  normalization = normalization or setup.normalization
   return tf_keras.Model(images, piece(_normalized(images, normalization)))
 
 

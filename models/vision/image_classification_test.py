@@ -1,3 +1,4 @@
+import functools
 import importlib
 
 from official.legacy.image_classification.efficientnet import efficientnet_model
@@ -8,7 +9,6 @@ import tensorflow as tf
 import tf_keras
 
 from models.vision import image_classification
-from models.vision import resnet
 
 # Trainable parameters for 1,001 classes. For 1,000 classes they are those of
 # the papers and of other implementations: 25,557,032 for ResNet-50, 4,231,976
@@ -50,10 +50,13 @@ def _shake(model):
     variable.assign(variable * (0.9 + 0.2 * noise) + 0.01 * noise)
 
 
-def _classifier(name, experiment=None, *overrides):
+def _setup(name, experiment=None, *overrides):
   architecture = importlib.import_module(f"models.vision.{name}").ARCHITECTURE
-  params = image_classification.config(architecture, experiment, overrides)
-  return image_classification.classifier(architecture, params, experiment)
+  return image_classification.configure(architecture, experiment, overrides)
+
+
+def _classifier(*arguments):
+  return image_classification.build(_setup(*arguments))
 
 
 class ImageClassificationTest(tf.test.TestCase):
@@ -128,8 +131,10 @@ class ImageClassificationTest(tf.test.TestCase):
     self.assertEqual(model.count_params(), 706_106)
     _shake(model)
     levels = ["2", "3", "4", "5"]
-    cut = image_classification.cut
-    piece = cut(model, ["feature_vector", "logits", *levels])
+    cut = functools.partial(
+      image_classification.cut, _setup("resnet", "resnet_small"), model
+    )
+    piece = cut(["feature_vector", "logits", *levels])
     for height, width in ((32, 32), (64, 64), (224, 224), (33, 96)):
       images = _images(2, height, width)
       normalized = tf.stack(
@@ -150,11 +155,11 @@ class ImageClassificationTest(tf.test.TestCase):
           outputs[level].shape[1:3], [-(-height // cells), -(-width // cells)]
         )
         self.assert_same(outputs[level], endpoints[level])
-    self.assertLen(cut(model, ["feature_vector"]).losses, 21)
+    self.assertLen(cut(["feature_vector"]).losses, 21)
     with self.assertRaisesRegex(
       ValueError, "no 6; it has 2, 3, 4, 5, feature_vector, logits"
     ):
-      cut(model, ["feature_vector", "6"])
+      cut(["feature_vector", "6"])
 
   def test_legacy_resnet(self):
     original = resnet_model.resnet50(7, rescale_inputs=True)
@@ -164,14 +169,13 @@ class ImageClassificationTest(tf.test.TestCase):
     features = tf_keras.Model(original.input, head.input)(images)
     # Otherwise the first class would have all of the probability.
     head.kernel.assign(10 * head.kernel / tf.reduce_max(features))
-    experiment = resnet.ARCHITECTURE.experiments["legacy_resnet50"]
-    model = _classifier("resnet", "legacy_resnet50", "task.model.num_classes=7")
+    setup = _setup("resnet", "legacy_resnet50", "task.model.num_classes=7")
+    model = image_classification.build(setup)
     model.set_weights(original.get_weights())
     self.assertLen(model.losses, 55)
     self.assertAllClose(model.losses, original.losses)
-    cut = image_classification.cut(
-      model, ["feature_vector", "logits"], experiment.normalization
-    )
+    names = ["feature_vector", "logits"]
+    cut = image_classification.cut(setup, model, names)
     outputs = cut(images)
     expected = original(images)
     self.assertLess(tf.reduce_max(expected), 0.9)
@@ -185,11 +189,12 @@ class ImageClassificationTest(tf.test.TestCase):
       "efficientnet-b0", overrides=overrides
     )
     _shake(original)
-    model = _classifier(
+    setup = _setup(
       "efficientnet", "legacy_efficientnet", "task.model.num_classes=7"
     )
+    model = image_classification.build(setup)
     model.set_weights(original.get_weights())
-    piece = image_classification.cut(model, ["logits"])
+    piece = image_classification.cut(setup, model, ["logits"])
     images = _images(2, 64, 96)
     self.assert_same(tf.nn.softmax(piece(images)), original(255 * images))
     self.assertGreater(tf.math.reduce_std(piece(images)), 1e-3)

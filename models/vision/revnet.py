@@ -21,8 +21,8 @@ def with_derived_gradient(
   """Makes a `call` of Model Garden's layer whose gradient TensorFlow derives.
 
   The layer's own gradient saves memory: it computes activations again. But it
-  keeps values of one trace as attributes, which a SavedModel cannot have. Nor
-  does the layer take feature maps of odd height or width, as this function does.
+  keeps values of one trace as attributes, which a SavedModel cannot have. And
+  the layer does not take feature maps of odd height or width.
 
   Args:
     layer: The layer.

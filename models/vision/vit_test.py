@@ -72,7 +72,8 @@ class VitTest(tf.test.TestCase):
         expected = tf_keras.Model(
           original.input, {name: endpoints[name] for name in names}
         )
-        model = image_classification.cut(vit.any_size(original), names, "none")
+        setup = image_classification.configure(vit.ARCHITECTURE)
+        model = image_classification.cut(setup, original, names, "none")
         self.assertLen(model.variables, len(original.variables))
         for actual, wanted in zip(
           _results(model, _images(8, 12)),
