@@ -470,7 +470,11 @@ _BROKEN = (
     ),
     r"\(None, 1, 5\), not float32 \[batch, classes",
   ),
-  ("I4", _of(_image, spec=tf.TensorSpec([None, 8, 8, 3])), "fixed at 8 and 8"),
+  (
+    "I4",
+    _of(_image, spec=tf.TensorSpec([None, 8, 8, 3])),
+    r"Not all of height, width are free: \(8, 8\)",
+  ),
   ("I5", _no_momentum, "batch_norm_momentum cannot be set"),
   ("T1", _of(_text_embedding, features=None), r"\(None, None\), not float32"),
   ("T2", _of(_preprocessor, with_tokenize=False), "no sub-object `tokenize`"),
