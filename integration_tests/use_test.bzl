@@ -67,7 +67,18 @@ def use_test(
             ],
         )
 
-def _use_image_classifier(name, min_accuracy = "0.8", flags = []):
+def use_image_classifier(name, min_accuracy, flags):
+    """The program `use_NAME` of an architecture of images, and its tests.
+
+    The tests fine-tune //exporters:NAME_digits_0_4, and compare it with
+    //exporters:NAME_untrained.
+
+    Args:
+      name: Name of the architecture.
+      min_accuracy: The accuracy that retraining must exceed.
+      flags: Flags of use_image_classifier_test.py: what holds for the
+        architecture.
+    """
     program = "use_" + name
     pretrained = "//exporters:%s_digits_0_4" % name
     untrained = "//exporters:%s_untrained" % name
@@ -105,18 +116,3 @@ def _use_image_classifier(name, min_accuracy = "0.8", flags = []):
             "@pypi//:tf-keras",
         ],
     )
-
-def use_image_classifiers(names, tests):
-    """For each architecture of images, its program `use_NAME` and its tests.
-
-    The tests fine-tune //exporters:NAME_digits_0_4, and compare it with
-    //exporters:NAME_untrained.
-
-    Args:
-      names: Names of the architectures.
-      tests: Dict by name. `flags` are those of use_image_classifier_test.py,
-        which say what holds for the architecture; `min_accuracy` is the
-        accuracy that retraining must exceed. Both are optional.
-    """
-    for name in names:
-        _use_image_classifier(name, **tests.get(name, {}))

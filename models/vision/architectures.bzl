@@ -12,41 +12,63 @@ _DROPOUT = ",task.model.dropout_rate=0.2"
 #   variant: overrides of NAME_small that give it all hyperparameters.
 #   hyperparameters: these, beside batch_norm_momentum.
 #   excepted_rules: rules of //exporters:check that it cannot keep.
+#   use_test: what its use_* test needs beyond the defaults, `flags` and
+#     `min_accuracy` of `use_image_classifier` in //integration_tests:use_test.bzl.
 IMAGE_CLASSIFIERS = {
     "deit": struct(
         endpoints = "4",
         excepted_rules = [],
         hyperparameters = "attention_dropout_rate,dropout_rate,stochastic_depth_rate",
+        use_test = {},
         variant = _BACKBONE + "vit.transformer.attention_dropout_rate=0.1",
     ),
     "efficientnet": struct(
         endpoints = "2,3,4,5,6",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
+        use_test = {
+            # With 0.5 its moving averages are too noisy to compare accuracies.
+            "flags": ["--few_images_momentum=0.9"],
+        },
         variant = "task.model.dropout_rate=0.2",
     ),
     "mobilenet": struct(
         endpoints = "2,3,4,5,6",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
+        use_test = {
+            "flags": ["--min_ink_accuracy=0.4"],
+            "min_accuracy": "0.7",  # On digits 0 to 4 it has as much.
+        },
         variant = _BACKBONE + "mobilenet.stochastic_depth_drop_rate=0.2",
     ),
     "resnet": struct(
         endpoints = "2,3,4,5",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
+        use_test = {
+            "flags": [
+                "--hyperparameters=batch_norm_momentum=0.9",
+                "--l2_factor=5e-5",
+                "--min_differing_averages=1",
+                "--num_losses=21",
+                "--num_weights=105",
+            ],
+        },
         variant = _BACKBONE + "resnet.stochastic_depth_drop_rate=0.2" + _DROPOUT,
     ),
     "revnet": struct(
         endpoints = "2,3,4",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate",
+        use_test = {},
         variant = "task.model.dropout_rate=0.2",
     ),
     "vit": struct(
         endpoints = "4",
         excepted_rules = [],
         hyperparameters = "attention_dropout_rate,dropout_rate,stochastic_depth_rate",
+        use_test = {},
         variant = _BACKBONE + "vit.transformer.attention_dropout_rate=0.1," +
                   _BACKBONE + "vit.init_stochastic_depth_rate=0.1",
     ),
