@@ -20,7 +20,6 @@ from absl import flags
 from etils import epy
 
 from exporters import bert_encoder
-from exporters import bert_flags
 from exporters import bert_preprocessor
 from exporters import bert_pretraining
 from exporters.reusable import command_line
@@ -49,14 +48,10 @@ _EXPORT_TYPES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-  """Where the weights of an encoder come from.
+  """Where an encoder's weights come from: the values of flags, by their names.
 
   Attributes:
-    pooler: The source of the pooler, one of `encoder_checkpoints.POOLERS`.
-    checkpoint_path: Checkpoint of Model Garden: a file prefix or a directory.
-    weights: `raw` or `average`, if the checkpoint also has moving averages.
     training: The pre-training to export, instead of `checkpoint_path`.
-    seed: Seed of initial weights.
   """
 
   pooler: str
@@ -164,11 +159,10 @@ def define_flags() -> None:
     f"What to export. {_sentences(_EXPORT_TYPES)}",
   )
   command_line.define_flags()
-  bert_flags.define_flags()
+  bert_encoder.define_flags()
   bert_preprocessor.define_flags()
   bert_pretraining.define_flags()
   flags.adopt_module_key_flags(bert_pretraining)
-  bert_preprocessor.require_tokens()
   command_line.require_weights(without_weights=("export_type", "preprocessing"))
   poolers = encoder_checkpoints.POOLERS
   flags.DEFINE_enum(
@@ -190,6 +184,15 @@ def define_flags() -> None:
     " --export_type=preprocessing needs neither.",
   )
   flags.register_multi_flags_validator(
+    ["vocab_file", "sp_model_file", "train_on"],
+    lambda values: (
+      bool(values["vocab_file"]) + bool(values["sp_model_file"])
+      in ((0, 1) if values["train_on"] else (1,))
+    ),
+    "Say what the tokens are: either --vocab_file=PATH or"
+    " --sp_model_file=PATH.",
+  )
+  flags.register_multi_flags_validator(
     ["train_on", "pooler"],
     lambda values: (
       not values["train_on"] or values["pooler"] in (None, "random", "identity")
@@ -205,21 +208,16 @@ def _sentences(meanings: Mapping[str, str]) -> str:
 
 def main() -> None:
   """Exports what the flags say."""
-  values = flags.FLAGS
+  preprocessor = command_line.values(bert_preprocessor.Options)
   config, weights = None, None
-  if values.export_type != "preprocessing":
-    config = bert_flags.encoder_config_from_flags()
-    weights = Weights(
-      pooler=values.pooler,
-      checkpoint_path=command_line.path(values.checkpoint_path),
-      weights=values.weights,
-      training=bert_pretraining.training_from_flags(),
-      seed=values.seed,
-    )
+  if flags.FLAGS.export_type != "preprocessing":
+    config = bert_encoder.config_from_flags()
+    training = bert_pretraining.training_from_flags()
+    weights = Weights(**command_line.values(Weights), training=training)
   export(
     command_line.options(),
-    values.export_type,
-    bert_preprocessor.options_from_flags(),
+    flags.FLAGS.export_type,
+    bert_preprocessor.Options(**preprocessor),
     config,
     weights,
   )

@@ -1,4 +1,4 @@
-"""The encoder of `//exporters:bert`: the SavedModel and its card."""
+"""The encoder of `//exporters:bert`: its config, SavedModel and card."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from collections.abc import Mapping
 import functools
 from typing import Any
 
+from absl import flags
 from etils import epy
 
 from exporters import bert_preprocessor
+from exporters.reusable import command_line
+from exporters.reusable import errors
 from exporters.reusable import exporting
 from models.nlp import bert
+from models.nlp import encoder_config
 from models.nlp import preprocessing
 
 with epy.lazy_imports():
@@ -22,6 +26,8 @@ with epy.lazy_imports():
   from exporters.reusable import model_card
   from exporters.reusable import saving
   from exporters.reusable import xla
+
+flags.disclaim_key_flags()  # They are those of the program.
 
 _EXAMPLE = """
 import os
@@ -66,6 +72,83 @@ _MEANINGS = {
   "word_embeddings": "embeddings of the tokens",
   "embedding_output": "embeddings of the tokens, the input of the first layer",
 }
+
+
+def define_flags() -> None:
+  """Defines the flags that describe an encoder and its inputs."""
+  flags.DEFINE_string(
+    "encoder_config_file",
+    None,
+    "Config of the encoder, YAML of Model Garden's EncoderConfig. An encoder"
+    " needs either this or --bert_config_file.",
+  )
+  flags.DEFINE_string(
+    "bert_config_file",
+    None,
+    "Config of the encoder as JSON, the format that came with BERT.",
+  )
+  flags.DEFINE_bool(
+    "do_lower_case",
+    None,
+    "Lowercase text and strip its accents. Required, and as in the training of"
+    " the encoder.",
+  )
+  flags.DEFINE_integer(
+    "seq_length",
+    128,
+    "Default length that the preprocessor packs to; with --train_on also the"
+    " length of the training's sequences.",
+    lower_bound=5,
+  )
+  flags.DEFINE_integer(
+    "seed",
+    0,
+    "Seed of initial weights; with --train_on of everything random in it.",
+  )
+  flags.register_validator(
+    "do_lower_case",
+    lambda value: value is not None,
+    "Say --do_lower_case or --nodo_lower_case.",
+  )
+
+
+def config_from_flags() -> encoders.EncoderConfig:
+  """Reads the config of the encoder that the flags describe."""
+  values = flags.FLAGS
+  return read_config(
+    command_line.path(values.encoder_config_file),
+    command_line.path(values.bert_config_file),
+    values.seq_length,
+  )
+
+
+def read_config(
+  encoder_config_file: str | None, bert_config_file: str | None, seq_length: int
+) -> encoders.EncoderConfig:
+  """Reads the config of an encoder, from either of two files.
+
+  Args:
+    encoder_config_file: YAML of an `EncoderConfig`.
+    bert_config_file: A `bert_config.json`, the format that came with BERT.
+    seq_length: A length of sequences that the encoder must accept.
+
+  Raises:
+    ExportError: The file is not such a config, or the position table of the
+      encoder is too short.
+  """
+  file = encoder_config_file or bert_config_file
+  with errors.of_input(OSError, ValueError, about=f"{file}: "):
+    if encoder_config_file:
+      config = encoder_config.from_yaml(file)
+    else:
+      config = encoder_config.from_legacy_json(file)
+  limit = bert.max_seq_length(config)
+  if seq_length > limit:
+    raise errors.ExportError(
+      f"--seq_length={seq_length} is past the encoder's position table, which"
+      f" has {limit} rows. Choose at most {limit}."
+    )
+  return config
 
 
 def piece(

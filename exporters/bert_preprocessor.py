@@ -10,7 +10,6 @@ from typing import Any
 from absl import flags
 from etils import epy
 
-from exporters.reusable import command_line
 from exporters.reusable import errors
 from models.nlp import preprocessing
 
@@ -54,18 +53,7 @@ _SENTENCES = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """Options of a preprocessor.
-
-  Attributes:
-    do_lower_case: Whether to lowercase text and strip its accents.
-    vocab_file: Vocabulary of wordpieces. Without this and `sp_model_file` the
-      encoder's training builds the vocabulary.
-    sp_model_file: SentencePiece model.
-    check_casing: Whether to refuse tokens that look made for the other value of
-      `do_lower_case`.
-    seq_length: Default length to pack to.
-    tokenize_with_offsets: Whether to export a sub-object of that name.
-  """
+  """The values of the flags that describe a preprocessor, by their names."""
 
   do_lower_case: bool
   vocab_file: str | None = None
@@ -76,7 +64,7 @@ class Options:
 
   @property
   def token_file(self) -> str | None:
-    """The file of tokens, if there is one."""
+    """The file of tokens; None if the encoder's training builds them."""
     return self.vocab_file or self.sp_model_file
 
 
@@ -110,32 +98,6 @@ def define_flags() -> None:
   )
 
 
-def require_tokens() -> None:
-  """Requires a file of tokens, except with --train_on."""
-  flags.register_multi_flags_validator(
-    ["vocab_file", "sp_model_file", "train_on"],
-    lambda values: (
-      bool(values["vocab_file"]) + bool(values["sp_model_file"])
-      in ((0, 1) if values["train_on"] else (1,))
-    ),
-    "Say what the tokens are: either --vocab_file=PATH or"
-    " --sp_model_file=PATH.",
-  )
-
-
-def options_from_flags() -> Options:
-  """Returns the options that the flags describe."""
-  values = flags.FLAGS
-  return Options(
-    do_lower_case=values.do_lower_case,
-    vocab_file=command_line.path(values.vocab_file),
-    sp_model_file=command_line.path(values.sp_model_file),
-    check_casing=values.check_casing,
-    seq_length=values.seq_length,
-    tokenize_with_offsets=values.tokenize_with_offsets,
-  )
-
-
 def read_tokenizer(
   options: Options, vocab_size: int | None
 ) -> preprocessing.Tokenizer | None:
@@ -153,22 +115,19 @@ def read_tokenizer(
   if not file:
     return None
   casing = {"do_lower_case": options.do_lower_case}
-  try:
+  with errors.of_input(OSError, ValueError, about=f"{file}: "):
     if options.vocab_file:
       tokens = preprocessing.read_vocabulary(file)
       tokenizer = preprocessing.wordpiece_tokenizer(tokens, **casing)
     else:
       tokenizer = preprocessing.sentencepiece_tokenizer(file, **casing)
-    if options.check_casing:
-      preprocessing.check_casing(tokenizer.tokens, **casing)
-  except preprocessing.CasingError as e:
+  problem = preprocessing.casing_problem(tokenizer.tokens, **casing)
+  if problem and options.check_casing:
     said, other = ("", "no") if options.do_lower_case else ("no", "")
     raise errors.ExportError(
-      f"{file} does not go with --{said}do_lower_case: {e}. Say"
+      f"{file} does not go with --{said}do_lower_case: {problem}. Say"
       f" --{other}do_lower_case, or --nocheck_casing if the file is right."
-    ) from e
-  except ValueError as e:
-    raise errors.ExportError(f"{file}: {e}.") from e
+    )
   size = len(tokenizer.tokens)
   if size != (vocab_size or size):
     raise errors.ExportError(

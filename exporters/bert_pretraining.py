@@ -19,14 +19,13 @@ from absl import flags
 from etils import epy
 
 from distribution import strategies
-from exporters import bert_flags
+from exporters import bert_encoder
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from models.nlp import bert
 from models.nlp import datasets
 from models.nlp import preprocessing
 from models.nlp import pretraining
-from models.nlp import vocabulary
 
 if TYPE_CHECKING:
   from official.nlp.configs import encoders
@@ -49,15 +48,7 @@ _NUMBERS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-  """What to pre-train on, how and where.
-
-  Attributes:
-    train_on: Text files, or `python_docs` alone.
-    config: How to train.
-    do_lower_case: Whether to lowercase the text for a new vocabulary.
-    distribution: The strategy and precision of the training.
-    checkpoint_dir: Where to keep the checkpoints; None keeps none.
-  """
+  """What to pre-train on, how and where: values of flags, by their names."""
 
   train_on: Sequence[str]
   config: pretraining.Config
@@ -142,10 +133,12 @@ def _copy_for_worker(checkpoint_dir: str, worker_dir: str) -> None:
 def _new_tokenizer(
   corpus: datasets.Corpus, config: encoders.EncoderConfig, training: Training
 ) -> preprocessing.Tokenizer:
-  """Builds a vocabulary of wordpieces; sets the `vocab_size` of the config."""
+  """Builds a vocabulary of wordpieces, and sets the config's `vocab_size`."""
   print(f"Building a vocabulary of {corpus.description}")
   casing = {"do_lower_case": training.do_lower_case}
-  tokens = vocabulary.build(corpus.train, bert.vocab_size(config), **casing)
+  tokens = preprocessing.build_vocabulary(
+    corpus.train, bert.vocab_size(config), **casing
+  )
   config.get().override({"vocab_size": len(tokens)})
   return preprocessing.wordpiece_tokenizer(tokens, **casing)
 
@@ -153,7 +146,6 @@ def _new_tokenizer(
 def _provenance(
   training: Training, corpus: datasets.Corpus, accuracy: float
 ) -> dict[str, str]:
-  """Returns rows for the model card that describe the training."""
   config = training.config
   if not config.epochs:
     return {"source": "not trained"}
@@ -169,7 +161,7 @@ def _provenance(
 
 
 def define_flags() -> None:
-  """Defines the flags of training; `bert_flags` has those of the encoder."""
+  """Defines the flags of training; `bert_encoder` has those of the encoder."""
   flags.DEFINE_list(
     "train_on",
     None,
@@ -205,36 +197,30 @@ def define_flags() -> None:
 
 def training_from_flags() -> Training | None:
   """Returns the training that the flags describe; None without --train_on."""
-  values = flags.FLAGS
-  if not values.train_on:
+  values = command_line.values(Training)
+  if not values["train_on"]:
     return None
+  values["train_on"] = [
+    name if name == _PYTHON_DOCS else command_line.path(name)
+    for name in values["train_on"]
+  ]
   return Training(
-    train_on=[
-      name if name == _PYTHON_DOCS else command_line.path(name)
-      for name in values.train_on
-    ],
-    config=pretraining.Config(
-      seq_length=values.seq_length,
-      seed=values.seed,
-      dropout=values.dropout,
-      **{name: values[name].value for name in _NUMBERS},
-    ),
-    do_lower_case=values.do_lower_case,
+    **values,
+    config=pretraining.Config(**command_line.values(pretraining.Config)),
     distribution=strategies.from_flags(),
-    checkpoint_dir=command_line.path(values.checkpoint_dir),
   )
 
 
 def main() -> None:
   """Trains as the flags say, and leaves a checkpoint."""
   training = training_from_flags()
-  config = bert_flags.encoder_config_from_flags()
+  config = bert_encoder.config_from_flags()
   train(training, config, None, training.checkpoint_dir)
   print(f"Trained: {flags.FLAGS.checkpoint_dir}")
 
 
 if __name__ == "__main__":
-  bert_flags.define_flags()
+  bert_encoder.define_flags()
   define_flags()
   for needed in ("train_on", "checkpoint_dir"):
     flags.register_validator(needed, bool, "It is required.")

@@ -15,7 +15,10 @@ from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
 import numpy as np
+from official.modeling import tf_utils
 from official.nlp.configs import encoders
+from official.nlp.modeling import layers
+from official.nlp.modeling import models
 import sentencepiece
 import tensorflow as tf
 import tf_keras
@@ -23,7 +26,7 @@ import yaml
 
 from distribution import strategies
 from exporters import bert as exporter
-from exporters import bert_flags
+from exporters import bert_encoder
 from exporters import bert_preprocessor
 from exporters import bert_pretraining
 from exporters.reusable import errors
@@ -208,6 +211,20 @@ def _from_fields(cls, values):
   return cls(**{k: v for k, v in values.items() if k in names})
 
 
+def _pretrainer(core):
+  """Makes Model Garden's model with a head for next sentence prediction."""
+  head = layers.ClassificationHead(16, num_classes=2, name="next_sentence")
+  model = models.BertPretrainerV2(
+    core.encoder,
+    mlm_activation=tf_utils.get_activation("gelu"),
+    classification_heads=[head],
+  )
+  model(
+    {**core.input, "masked_lm_positions": tf_keras.Input([None], dtype="int32")}
+  )
+  return model
+
+
 def _randomized(model):
   for seed, variable in enumerate(model.variables):
     noise = tf.random.stateless_normal(variable.shape, [seed, 0])
@@ -226,9 +243,7 @@ class BertTest(parameterized.TestCase):
     values, config = _config("bert")
     cls.config_file = cls.write("encoder.yaml", yaml.safe_dump(values))
     cls.core = bert.core_model(config)
-    cls.pretrainer = _randomized(
-      bert.pretrain_model(cls.core, next_sentence=True)
-    )
+    cls.pretrainer = _randomized(_pretrainer(cls.core))
     optimizer = tf_keras.optimizers.legacy.Adam()
     optimizer.apply_gradients(
       [(tf.zeros_like(v), v) for v in cls.pretrainer.trainable_variables]
@@ -277,7 +292,7 @@ class BertTest(parameterized.TestCase):
     }
     config, weights = None, None
     if arguments["export_type"] != "preprocessing":
-      config = bert_flags.read_encoder_config(
+      config = bert_encoder.read_config(
         arguments["encoder_config_file"],
         arguments.get("bert_config_file"),
         arguments["seq_length"],

@@ -16,14 +16,14 @@ import tensorflow as tf
 import tensorflow_hub as hub
 
 from exporters import bert
-from exporters import bert_flags
+from exporters import bert_encoder
 from exporters import bert_preprocessor
 from exporters.reusable import errors
 from exporters.reusable import exporting
-from models.nlp import vocabulary
+from models.nlp import preprocessing
 
 _WORDS = [f"{a}{b}" for a in "bcdfg" for b in "aeiou"]
-_VOCABULARY = [*vocabulary.SPECIAL_TOKENS, *_WORDS]
+_VOCABULARY = [*preprocessing.SPECIAL_TOKENS, *_WORDS]
 _SIZES = {
   "vocab_size": len(_VOCABULARY),
   "hidden_size": 32,
@@ -141,7 +141,7 @@ class BertTrainerTest(tf.test.TestCase):
         ),
         "all",
         preprocessor_options,
-        bert_flags.read_encoder_config(config_file, None, 16),
+        bert_encoder.read_config(config_file, None, 16),
         bert.Weights(
           pooler="checkpoint", checkpoint_path=model_dir, weights=weights
         ),

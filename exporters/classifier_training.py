@@ -128,15 +128,10 @@ def define_flags() -> None:
 
 def weights() -> Weights:
   """Returns what the flags say of the weights."""
-  values = flags.FLAGS
   return Weights(
-    checkpoint_path=command_line.path(values.checkpoint_path),
-    weights=values.weights,
-    train_on=values.train_on,
-    training=training.Config(**{n: values[n].value for n in _TRAINING_FLAGS}),
+    **command_line.values(Weights),
+    training=training.Config(**command_line.values(training.Config)),
     distribution=strategies.from_flags(),
-    checkpoint_dir=command_line.path(values.checkpoint_dir),
-    backup_dir=command_line.path(values.backup_dir),
   )
 
 

@@ -7,6 +7,7 @@ parsed: `--help` and errors in flags are answered at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import gc
 import os
 import sys
@@ -31,6 +32,9 @@ flags.disclaim_key_flags()
 # imported, and the next one too: errors only.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+_PATHS = ("_dir", "_file", "_path", "keep_failed")  # Names end in these.
 
 
 def define_flags() -> None:
@@ -108,14 +112,19 @@ def require_weights(
 
 def options() -> exporting.Options:
   """Returns what the flags that all exporters have say."""
-  values = flags.FLAGS
-  return exporting.Options(
-    export_dir=path(values.export_dir),
-    overwrite=values.overwrite,
-    verification=values.verification,
-    keep_failed=path(values.keep_failed),
-    flag_values=_record(),
-  )
+  return exporting.Options(**values(exporting.Options), flag_values=_record())
+
+
+def values(cls: type) -> dict[str, Any]:
+  """Returns the flags that have the names of a dataclass's fields, by name.
+
+  Paths are absolute, as `path` makes them.
+  """
+  names = {f.name for f in dataclasses.fields(cls)}.intersection(flags.FLAGS)
+  return {
+    name: path(value) if name.endswith(_PATHS) else value
+    for name, value in ((n, flags.FLAGS[n].value) for n in names)
+  }
 
 
 def path(value: str | None) -> str | None:

@@ -26,4 +26,5 @@ def of_input(*types: type[Exception], about: str = "") -> Iterator[None]:
   try:
     yield
   except types as e:
-    raise ExportError(f"{about}{' '.join(str(e).split())}") from e
+    text = getattr(e, "strerror", None) or str(e)  # That of an OSError.
+    raise ExportError(f"{about}{' '.join(text.split())}") from e

@@ -1,9 +1,8 @@
 """BERT and its relatives: an encoder, and the model that pre-trains it.
 
-The core model is the encoder, which others fine-tune. The pretrain model adds
-heads for masked language modeling and next sentence prediction (Devlin et al.,
-arXiv:1810.04805) to the same encoder. Both use the layers of Model Garden,
-`official.nlp`.
+The core model is the encoder, which others fine-tune. The pretrain model adds a
+head for masked language modeling (Devlin et al., arXiv:1810.04805) to the same
+encoder. Both use the layers of Model Garden, `official.nlp`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ from models import autograph
 with epy.lazy_imports():
   from official.modeling import tf_utils
   from official.nlp.configs import encoders
-  from official.nlp.modeling import layers
   from official.nlp.modeling import models
   import tensorflow as tf
   import tf_keras
@@ -48,7 +46,7 @@ def core_model(encoder_config: encoders.EncoderConfig) -> tf_keras.Model:
 
   Args:
     encoder_config: Type and sizes of the encoder, which must take the inputs of
-      BERT.
+      BERT; XLNet does not.
 
   Returns:
     A Keras model. It takes a dict of `INPUT_NAMES`, each int32
@@ -61,12 +59,7 @@ def core_model(encoder_config: encoders.EncoderConfig) -> tf_keras.Model:
 
     Its attribute `encoder` is Model Garden's encoder, which has all variables;
     `encoder_config` is the argument.
-
-  Raises:
-    ValueError: The encoder does not take the inputs of BERT.
   """
-  if encoder_config.type == "xlnet":
-    raise ValueError("its inputs are not those of BERT")
   seq_length = None
   if encoder_config.type in _FIXED_SEQ_LENGTH:
     seq_length = max_seq_length(encoder_config)
@@ -90,46 +83,28 @@ def core_model(encoder_config: encoders.EncoderConfig) -> tf_keras.Model:
 
 
 @autograph.off
-def pretrain_model(
-  core: tf_keras.Model, *, next_sentence: bool = False
-) -> tf_keras.Model:
+def pretrain_model(core: tf_keras.Model) -> tf_keras.Model:
   """Builds the model that pre-trains a core model.
 
   Args:
     core: What `core_model` returns. The pretrain model shares its encoder.
-    next_sentence: Whether to add a head for next sentence prediction.
 
   Returns:
     Model Garden's `BertPretrainerV2`, built. It takes the inputs of `core` and
     `masked_lm_positions`, int32 `[batch, predictions]`. It returns the outputs
-    of the encoder; `mlm_logits`, float32 `[batch, predictions, vocab_size]`;
-    and with `next_sentence` float32 logits of that name, `[batch, 2]`. Model
-    Garden writes `tf.train.Checkpoint(**model.checkpoint_items)`.
+    of the encoder and `mlm_logits`, float32 `[batch, predictions, vocab_size]`.
+    Model Garden writes `tf.train.Checkpoint(**model.checkpoint_items)`.
   """
-  config = core.encoder_config.get()
-  initializer = tf_keras.initializers.TruncatedNormal(
-    stddev=config.initializer_range
-  )
-  heads = []
-  if next_sentence:
-    heads.append(
-      layers.ClassificationHead(
-        config.hidden_size,
-        num_classes=2,
-        dropout_rate=0.1,
-        initializer=initializer,
-        name="next_sentence",
-      )
-    )
   model = models.BertPretrainerV2(
     core.encoder,
     mlm_activation=tf_utils.get_activation(
       _first(core.encoder_config, "hidden_activation", "inner_activation")
     ),
-    mlm_initializer=initializer,
-    classification_heads=heads,
+    mlm_initializer=tf_keras.initializers.TruncatedNormal(
+      stddev=core.encoder_config.get().initializer_range
+    ),
   )
-  # The call creates the variables of the heads.
+  # The call creates the variables of the head.
   positions = tf_keras.Input([None], dtype=tf.int32)
   model({**core.input, "masked_lm_positions": positions})
   return model
@@ -161,13 +136,6 @@ def with_checked_length(
   An Assert covers dynamic shapes at run time. A `tf.fill` of negative size
   fails for static shapes, and under XLA, which drops Asserts; its name is the
   message.
-
-  Args:
-    inputs: Inputs of a core model or pretrain model.
-    encoder_config: The config of its encoder.
-
-  Returns:
-    The same inputs.
   """
   limit = max_seq_length(encoder_config)
   word_ids = inputs["input_word_ids"]
@@ -217,6 +185,6 @@ def example_inputs(
 
 
 def _first(encoder_config: encoders.EncoderConfig, *names: str) -> Any:
-  """Returns a field of a config; its name depends on the type of encoder."""
+  """Returns a field whose name depends on the type of encoder."""
   config = encoder_config.get()
   return next(getattr(config, name) for name in names if hasattr(config, name))

@@ -34,15 +34,13 @@ class BertTest(tf.test.TestCase):
     expected += 16 * 17 + 2 * 16 + 50
     model = bert.pretrain_model(core)
     self.assertEqual(model.count_params(), expected)
-    model = bert.pretrain_model(core, next_sentence=True)
-    self.assertEqual(model.count_params(), expected + 16 * 17 + 2 * 17)
     # The sizes of BERT-base, by Devlin et al. about 110 million.
     base = bert.core_model(encoders.EncoderConfig(type="bert"))
     self.assertEqual(base.count_params(), 109_482_240)
 
   def test_pretrain_model_shares_the_core(self):
     core = bert.core_model(_config())
-    model = bert.pretrain_model(core, next_sentence=True)
+    model = bert.pretrain_model(core)
     inputs = {name: tf.ones([3, 7], tf.int32) for name in bert.INPUT_NAMES}
     outputs = core(inputs)
     self.assertEqual(outputs["sequence_output"].shape, [3, 7, 16])
@@ -52,7 +50,6 @@ class BertTest(tf.test.TestCase):
     positions = {"masked_lm_positions": tf.ones([3, 2], tf.int32)}
     before = model({**inputs, **positions})
     self.assertEqual(before["mlm_logits"].shape, [3, 2, 50])
-    self.assertEqual(before["next_sentence"].shape, [3, 2])
     self.assertAllClose(before["sequence_output"], outputs["sequence_output"])
     table = core.encoder.get_embedding_table()
     table.assign(-table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 import dataclasses
 import os
 import pathlib
@@ -24,6 +24,8 @@ _LEFT_OUT = {
   *("site-packages", "test", "tests", "tkinter", "turtledemo", "turtle.py"),
 }
 
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
 _HELD_OUT_EVERY = 50  # Documents of text files.
 _LINES_AT_ONCE = 1000
 
@@ -37,40 +39,50 @@ class Corpus:
   held_out: tf.data.Dataset
 
 
-def python_docs() -> Corpus:
-  """Returns the docstrings of this Python's standard library, without repeats.
+def docstrings(
+  names: Collection[str] = sys.stdlib_module_names,
+) -> Iterator[tuple[pathlib.Path, bool, str]]:
+  """Yields the docstrings of this Python's standard library.
 
-  A quarter of the modules is held out.
+  Args:
+    names: Names of the modules and packages.
+
+  Yields:
+    The path of a module in the library; whether the module is held out, as a
+    quarter of them is; and a docstring in it.
 
   Raises:
     FileNotFoundError: This Python has no source of its standard library.
   """
   library = pathlib.Path(sysconfig.get_paths()["stdlib"])
+  paths = [path.relative_to(library) for path in library.rglob("*.py")]
   modules = sorted(
-    path.relative_to(library)
-    for path in library.rglob("*.py")
-    if path.relative_to(library).with_suffix("").parts[0]
-    in sys.stdlib_module_names
-    and not _LEFT_OUT.intersection(path.relative_to(library).parts)
+    path
+    for path in paths
+    if path.with_suffix("").parts[0] in names
+    and not _LEFT_OUT.intersection(path.parts)
   )
   if not modules:
     raise FileNotFoundError(
       f"There is no source in {library}. Use a Python that has the source of"
       " its standard library."
     )
-  splits, seen = ([], []), set()
   for module in modules:
     # A hash of the name, so the split does not depend on other modules.
     held_out = zlib.crc32(module.as_posix().encode()) % 4 == 0
     for node in ast.walk(ast.parse((library / module).read_bytes())):
-      if isinstance(
-        node,
-        (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef),
-      ):
-        text = ast.get_docstring(node)
-        if text and text not in seen:
-          seen.add(text)
-          splits[held_out].append(text)
+      text = isinstance(node, _DOCUMENTED) and ast.get_docstring(node)
+      if text:
+        yield module, held_out, text
+
+
+def python_docs() -> Corpus:
+  """Returns what `docstrings` yields, without repeats."""
+  splits, seen = ([], []), set()
+  for _, held_out, text in docstrings():
+    if text not in seen:
+      seen.add(text)
+      splits[held_out].append(text)
   return Corpus(
     f"the docstrings of Python {platform.python_version()}'s standard library",
     *map(tf.data.Dataset.from_tensor_slices, splits),
@@ -98,8 +110,9 @@ def text_files(paths: Sequence[str]) -> Corpus:
   count = 0
   for path in files:
     try:
-      checked = _blocks([path]).map(_checked)
-      count += int(checked.reduce(0, lambda n, blocks: n + tf.size(blocks)))
+      for blocks in _blocks([path]):
+        tf.strings.unicode_transcode(blocks, "UTF-8", "UTF-8", errors="strict")
+        count += len(blocks)
     except tf.errors.InvalidArgumentError as e:
       raise ValueError(f"{path} is not UTF-8.") from e
   if count < _HELD_OUT_EVERY:
@@ -143,8 +156,3 @@ def _blocks(paths: Sequence[str]) -> tf.data.Dataset:
     return blocks[-1], tf.boolean_mask(ended, ended != "")
 
   return lines.batch(_LINES_AT_ONCE).scan("", split)
-
-
-def _checked(text: tf.Tensor) -> tf.Tensor:
-  """Fails at run time if text is not UTF-8."""
-  return tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="strict")

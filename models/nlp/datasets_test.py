@@ -5,7 +5,6 @@ import tensorflow as tf
 
 from models.nlp import datasets
 from models.nlp import preprocessing
-from models.nlp import vocabulary
 
 
 def _texts(dataset):
@@ -57,23 +56,23 @@ class DatasetsTest(tf.test.TestCase):
 class VocabularyTest(tf.test.TestCase):
   def test_build(self):
     documents = datasets.python_docs().train.take(300)
-    tokens = vocabulary.build(documents, 400, do_lower_case=True)
-    self.assertEqual(tokens[:5], list(vocabulary.SPECIAL_TOKENS))
+    tokens = preprocessing.build_vocabulary(documents, 400, do_lower_case=True)
+    self.assertEqual(tokens[:5], list(preprocessing.SPECIAL_TOKENS))
     self.assertBetween(len(tokens), 300, 400)
     self.assertLen(set(tokens), len(tokens))
     self.assertContainsSubset(["the", "return", "##ing"], tokens)
-    preprocessing.check_casing(tokens, do_lower_case=True)
+    self.assertIsNone(preprocessing.casing_problem(tokens, True))
     # All characters of the text are in it.
     tokenizer = preprocessing.wordpiece_tokenizer(tokens, do_lower_case=True)
     ids = tokenizer.tokenize(list(documents)).flat_values
     self.assertNotIn(tokens.index("[UNK]"), ids.numpy())
-    cased = vocabulary.build(documents, 400, do_lower_case=False)
+    cased = preprocessing.build_vocabulary(documents, 400, do_lower_case=False)
     self.assertContainsSubset(["The", "Return"], cased)
 
   def test_too_small(self):
     documents = tf.data.Dataset.from_tensors("abcdefg")
     with self.assertRaisesRegex(ValueError, "has 19 tokens, more than 12"):
-      vocabulary.build(documents, 12, do_lower_case=True)
+      preprocessing.build_vocabulary(documents, 12, do_lower_case=True)
 
 
 if __name__ == "__main__":

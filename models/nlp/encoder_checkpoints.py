@@ -70,33 +70,30 @@ def restore(
   if pooler_from == "next_sentence":
     with tf.name_scope("next_sentence/pooler_dense"):  # For errors.
       next_sentence = _built_like(pooler)
-  pretrainer, masked_lm, of_masked_lm = None, None, set()
+  pretrainer, masked_lm, head = None, None, []
   if with_mlm is not False:
     pretrainer = bert.pretrain_model(core)
     masked_lm = pretrainer.masked_lm
-    of_masked_lm = _refs(masked_lm.variables) - _refs(core.variables)
-  optional = [*pooler.variables]
-  if with_mlm is None:
-    optional += [ref.deref() for ref in of_masked_lm]
-  missing = _refs(
-    restore_any(
-      _structures(core.encoder, masked_lm, next_sentence),
-      left_out=_LEFT_OUT,
-      optional=optional,
-    )
+    shared = set(map(id, core.variables))
+    head = [v for v in masked_lm.variables if id(v) not in shared]
+  missing = restore_any(
+    _structures(core.encoder, masked_lm, next_sentence),
+    left_out=_LEFT_OUT,
+    optional=[*pooler.variables, *(head if with_mlm is None else [])],
   )
+  missing = set(map(id, missing))
   if pooler_from == "next_sentence":
     pooler.set_weights(next_sentence.get_weights())
   elif pooler_from == "random":
     pooler.set_weights(_built_like(pooler).get_weights())
   elif pooler_from == "identity":
     _make_identity(pooler)
-  elif missing & _refs(pooler.variables):
+  elif missing.intersection(map(id, pooler.variables)):
     others = [f"{k} ({v})" for k, v in POOLERS.items() if k != pooler_from]
     raise ValueError(
       f"the checkpoint has no pooler. Choose another: {', '.join(others)}."
     )
-  return None if missing & of_masked_lm else pretrainer
+  return None if missing.intersection(map(id, head)) else pretrainer
 
 
 def _structures(
@@ -121,7 +118,7 @@ def _structures(
 
 
 def _built_like(layer: tf_keras.layers.Dense) -> tf_keras.layers.Dense:
-  """Makes a layer of the same sizes, with initial weights."""
+  """Makes a layer of the same sizes, with new initial weights."""
   new = tf_keras.layers.Dense.from_config(layer.get_config())
   new.build(layer.kernel.shape[:1])
   return new
@@ -136,8 +133,3 @@ def _make_identity(pooler: tf_keras.layers.Dense) -> None:
     )
   pooler.set_weights([np.eye(inputs), np.zeros(outputs)])
   pooler.activation = tf_keras.activations.linear
-
-
-def _refs(variables: list[tf.Variable]) -> set:
-  """Returns references, which are hashable."""
-  return {v.ref() for v in variables}

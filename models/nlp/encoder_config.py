@@ -45,22 +45,24 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
   Missing fields take Model Garden's defaults.
 
   Raises:
-    ValueError: The file is not readable, or it has an unknown encoder type, an
-      unknown key, or a value of a wrong type.
+    OSError: The file is not readable.
+    ValueError: It has an unknown encoder type, an unknown key, or a value of a
+      wrong type.
   """
   try:
-    values = yaml.safe_load(_read(path))
+    with open(path, "rb") as f:
+      values = yaml.safe_load(f)
   except yaml.YAMLError as e:
     raise ValueError(f"not YAML: {' '.join(str(e).split())}") from e
   if not isinstance(values, dict) or "type" not in values:
     raise ValueError("it has no `type`, the type of the encoder")
   types = [f.name for f in dataclasses.fields(encoders.EncoderConfig)]
   for key in values:
-    _check_key(key, types)
+    _check_known("key", key, types)
   kind = values.pop("type")
   types.remove("type")
   types.remove("any")  # An encoder that Python code defines.
-  _check_key(kind, types, "type")
+  _check_known("type", kind, types)
   if kind == "xlnet":
     raise ValueError(
       "type xlnet is not supported: its inputs are not those of BERT"
@@ -70,76 +72,53 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
   values = values.get(kind) or {}
   if not isinstance(values, dict):
     raise ValueError(f"`{kind}` has no keys")
-  return _config(kind, values)
+  config = encoders.EncoderConfig(type=kind)
+  _check(values, config.get().as_dict())
+  config.override({kind: values})
+  return config
 
 
 def from_legacy_json(path: str) -> encoders.EncoderConfig:
   """Reads the JSON format of the first BERT models, `bert_config.json`.
 
   Raises:
-    ValueError: The file is not readable, or it has an unknown key, a value of a
-      wrong type, or no `vocab_size`.
+    OSError: The file is not readable.
+    ValueError: It has an unknown key, a value of a wrong type, or no
+      `vocab_size`.
   """
   try:
-    values = json.loads(_read(path))
-  except json.JSONDecodeError as e:
+    with open(path, encoding="utf-8") as f:
+      values = json.load(f)
+  except ValueError as e:  # This includes text that is not UTF-8.
     raise ValueError(f"not JSON: {e}") from e
   if not isinstance(values, dict):
     raise ValueError("it is not an object with keys")
-  known = legacy_configs.BertConfig(vocab_size=None).to_dict()
-  for key in values:
-    _check_key(key, {*known, *_LEGACY_WITHOUT_EFFECT})
+  defaults = legacy_configs.BertConfig(vocab_size=0).to_dict()
+  _check(values, {**defaults, **dict.fromkeys(_LEGACY_WITHOUT_EFFECT)})
   if "vocab_size" not in values:
     raise ValueError("it has no vocab_size")
-  return _config(
-    "bert",
-    {
-      _LEGACY_NAMES.get(key, key): value
-      for key, value in {**known, **values}.items()
-      if key not in _LEGACY_WITHOUT_EFFECT
-    },
-    {new: old for old, new in _LEGACY_NAMES.items()},
-  )
-
-
-def _read(path: str) -> str:
-  try:
-    with open(path, encoding="utf-8") as f:
-      return f.read()
-  except OSError as e:
-    raise ValueError(e.strerror) from e
-  except UnicodeDecodeError as e:
-    raise ValueError("not UTF-8 text") from e
-
-
-def _config(
-  kind: str, values: Mapping[str, Any], names: Mapping[str, str] | None = None
-) -> encoders.EncoderConfig:
-  """Makes a config. `names` maps keys to those in the user's file."""
-  config = encoders.EncoderConfig(type=kind)
-  defaults = {
-    f.name: getattr(config.get(), f.name)
-    for f in dataclasses.fields(config.get())
+  fields = {
+    _LEGACY_NAMES.get(key, key): value
+    for key, value in {**defaults, **values}.items()
+    if key not in _LEGACY_WITHOUT_EFFECT
   }
-  for key, value in values.items():
-    _check_key(key, defaults)
-    _check_type((names or {}).get(key, key), value, defaults[key])
-  config.override({kind: dict(values)}, is_strict=True)
+  config = encoders.EncoderConfig(type="bert")
+  config.override({"bert": fields})
   return config
 
 
-def _check_key(key: Any, known: Collection[str], what: str = "key") -> None:
+def _check(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+  """Raises a ValueError for unknown keys and values of another type."""
+  for key, value in values.items():
+    _check_known("key", key, defaults)
+    expected = type(defaults[key])
+    if expected in (type(None), list, tuple):  # Any value will do.
+      continue
+    if type(value) not in ((float, int) if expected is float else (expected,)):
+      raise ValueError(f"{key} is {value!r}, and must be {expected.__name__}")
+
+
+def _check_known(what: str, key: Any, known: Collection[str]) -> None:
   if key not in known:
     nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
     raise ValueError(f"unknown {what} {key}; the nearest is {nearest[0]}")
-
-
-def _check_type(key: str, value: Any, default: Any) -> None:
-  """Raises a ValueError for a value of another type than the default's."""
-  expected = type(default)
-  if expected is float and type(value) is int:
-    return
-  if default is None or isinstance(default, (list, tuple)):
-    return
-  if type(value) is not expected:
-    raise ValueError(f"{key} is {value!r}, and must be {expected.__name__}")

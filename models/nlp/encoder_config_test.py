@@ -9,8 +9,8 @@ from models.nlp import encoder_config
 class EncoderConfigTest(absltest.TestCase):
   def read(self, function, text):
     path = os.path.join(absltest.TEST_TMPDIR.value, "config")
-    with open(path, "w", encoding="utf-8") as f:
-      f.write(text)
+    with open(path, "wb") as f:
+      f.write(text.encode() if isinstance(text, str) else text)
     return function(path)
 
   def test_yaml(self):
@@ -61,6 +61,7 @@ class EncoderConfigTest(absltest.TestCase):
       ("type: bert\nbert: 3", "`bert` has no keys"),
       ("type: bert\nbert: {num_layers: 2.5}", "is 2.5, and must be int"),
       ("type: bert\nbert: {", "not YAML: while parsing"),
+      (b"type: b\xff", "not YAML: unacceptable character"),
     ):
       with self.assertRaisesRegex(ValueError, message):
         self.read(encoder_config.from_yaml, text)
@@ -74,10 +75,11 @@ class EncoderConfigTest(absltest.TestCase):
       ),
       ("[]", "not an object"),
       ("{", "not JSON"),
+      (b"{\xff", "not JSON: 'utf-8' codec"),
     ):
       with self.assertRaisesRegex(ValueError, message):
         self.read(encoder_config.from_legacy_json, text)
-    with self.assertRaisesRegex(ValueError, "No such file"):
+    with self.assertRaises(FileNotFoundError):
       encoder_config.from_yaml("/no/file")
 
 

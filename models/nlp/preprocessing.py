@@ -8,7 +8,7 @@ most operations on RaggedTensors do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -20,18 +20,22 @@ with epy.lazy_imports():
   from sentencepiece import sentencepiece_model_pb2
   import tensorflow as tf
   import tensorflow_text as text
+  from tensorflow_text.tools.wordpiece_vocab import bert_vocab_from_dataset
 
-# BERT's special tokens, in wordpiece vocabularies and in SentencePiece models,
-# by Model Garden's names of their roles.
-_WORDPIECE_NAMES = {
+# BERT's special tokens, in the order of the ids in a new vocabulary.
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+# By kind of tokenizer: special tokens by Model Garden's names of their roles.
+_WORDPIECE_ROLES = {
   "padding_id": "[PAD]",
   "start_of_sequence_id": "[CLS]",
   "end_of_segment_id": "[SEP]",
   "mask_id": "[MASK]",
 }
-_SENTENCEPIECE_NAMES = {**_WORDPIECE_NAMES, "padding_id": "<pad>"}
-_UNKNOWN = "[UNK]"
-_SUFFIX = "##"  # The prefix of wordpieces that continue a word.
+_ROLES = {
+  "wordpiece": _WORDPIECE_ROLES,
+  "sentencepiece": {**_WORDPIECE_ROLES, "padding_id": "<pad>"},
+}
 
 # Tolerated share of words with capitals in a vocabulary for lowercased text.
 _MANY_CAPITALS = 0.01
@@ -45,10 +49,6 @@ class Tokenizer:
     kind: `wordpiece` or `sentencepiece`.
     tokens: The vocabulary, in the order of the ids.
     do_lower_case: Whether text is lowercased and stripped of accents first.
-    special_tokens: Ids of the special tokens, by Model Garden's names of their
-      roles; and `vocab_size`.
-    sha256: Hexadecimal hash of the kind, the casing and the vocabulary, which
-      determine the tokens of a text.
     tokenize: Maps strings `[batch]` to ids, an int32 RaggedTensor: for
       wordpieces `[batch, (words), (pieces)]`, for SentencePiece
       `[batch, (pieces)]`.
@@ -62,30 +62,70 @@ class Tokenizer:
   kind: str
   tokens: Sequence[str]
   do_lower_case: bool
-  special_tokens: Mapping[str, int]
-  sha256: str
   tokenize: Callable[[tf.Tensor], tf.RaggedTensor]
-  tokenize_with_offsets: Callable[[tf.Tensor], list[tf.RaggedTensor]] | None
+  tokenize_with_offsets: Callable[[tf.Tensor], list[tf.RaggedTensor]] | None = (
+    None
+  )
   resources: Sequence[tf.Module] = ()
   model: bytes | None = None
 
+  @property
+  def special_tokens(self) -> dict[str, int]:
+    """Ids by Model Garden's names of their roles; and `vocab_size`."""
+    roles = _ROLES[self.kind].items()
+    ids = {role: self.tokens.index(token) for role, token in roles}
+    return {**ids, "vocab_size": len(self.tokens)}
 
-class CasingError(ValueError):
-  """The vocabulary was made for the other value of `do_lower_case`."""
+  @property
+  def sha256(self) -> str:
+    """Hexadecimal hash of all that determines the tokens of a text."""
+    start = f"{self.kind} {'lower' if self.do_lower_case else 'cased'}\n"
+    vocabulary = self.model or "\n".join(self.tokens).encode()
+    return hashlib.sha256(start.encode() + vocabulary).hexdigest()
+
+
+def build_vocabulary(
+  documents: tf.data.Dataset, max_size: int, *, do_lower_case: bool
+) -> list[str]:
+  """Learns a wordpiece vocabulary from text, with tensorflow-text.
+
+  Args:
+    documents: Strings, shape `[]`.
+    max_size: Maximum number of tokens.
+    do_lower_case: Lowercase the text and strip accents, as the tokenizer will.
+
+  Returns:
+    The tokens in the order of their ids: `SPECIAL_TOKENS`, characters, and
+    wordpieces by descending frequency. The result is deterministic.
+
+  Raises:
+    ValueError: `max_size` is too small for the characters of the text.
+  """
+  tokens = bert_vocab_from_dataset.bert_vocab_from_dataset(
+    documents.batch(1024).prefetch(tf.data.AUTOTUNE),
+    max_size,
+    list(SPECIAL_TOKENS),
+    bert_tokenizer_params={"lower_case": do_lower_case},
+  )
+  if len(tokens) > max_size:
+    raise ValueError(
+      f"The smallest vocabulary that tensorflow-text finds for this text has"
+      f" {len(tokens)} tokens, more than {max_size}. Increase the maximum."
+    )
+  return tokens
 
 
 def read_vocabulary(vocab_file: str) -> list[str]:
   """Reads a vocabulary file: one wordpiece per line, in the order of the ids.
 
   Raises:
-    ValueError: The file is not UTF-8, has an empty or repeated line or Windows
-      line ends, or lacks a special token.
+    OSError: The file is not readable.
+    ValueError: It is not UTF-8, has an empty or repeated line or Windows line
+      ends, or lacks a special token.
   """
   try:
     with open(vocab_file, encoding="utf-8", newline="\n") as f:
       tokens = f.read().removesuffix("\n").split("\n")
-  except OSError as e:
-    raise ValueError(e.strerror) from e
   except UnicodeDecodeError as e:
     raise ValueError(f"not UTF-8 text at byte {e.start}") from e
   line_of: dict[str, int] = {}
@@ -99,31 +139,33 @@ def read_vocabulary(vocab_file: str) -> list[str]:
         f"{token} is in it twice, lines {line_of[token]}, {line}"
       )
     line_of[token] = line
-  _check_special_tokens(tokens, [_UNKNOWN, *_WORDPIECE_NAMES.values()])
+  _check_special_tokens(tokens, SPECIAL_TOKENS)
   return tokens
 
 
-def _check_special_tokens(tokens: Sequence[str], names: Sequence[str]) -> None:
-  missing = sorted(set(names).difference(tokens))
+def _check_special_tokens(tokens: Sequence[str], needed: Iterable[str]) -> None:
+  missing = sorted(set(needed).difference(tokens))
   if missing:
     raise ValueError(f"it lacks {', '.join(missing)}")
 
 
-def check_casing(tokens: Sequence[str], do_lower_case: bool) -> None:
-  """Raises a CasingError if the tokens' casing contradicts `do_lower_case`."""
-  special = {_UNKNOWN, *_WORDPIECE_NAMES.values()}
-  words = [t for t in tokens if t not in special and t.lower() != t.upper()]
+def casing_problem(tokens: Sequence[str], do_lower_case: bool) -> str | None:
+  """Says in what the tokens' casing contradicts `do_lower_case`, if it does."""
+  words = [
+    t for t in tokens if t not in SPECIAL_TOKENS and t.lower() != t.upper()
+  ]
   cased = sum(t != t.lower() for t in words if not t.startswith("[unused"))
   if do_lower_case and cased > _MANY_CAPITALS * len(words):
-    raise CasingError(
+    return (
       f"{cased:,} of its {len(tokens):,} tokens have capitals, which lowercased"
       " text never has"
     )
   if not do_lower_case and not cased:
-    raise CasingError(
+    return (
       "no token has capitals, so words with capitals would be unknown in text"
       " that is not lowercased"
     )
+  return None
 
 
 def wordpiece_tokenizer(
@@ -140,11 +182,11 @@ def wordpiece_tokenizer(
     tokens: The vocabulary, from `read_vocabulary`.
     do_lower_case: Whether to lowercase text and to strip accents.
   """
-  begins_word = [not token.startswith(_SUFFIX) for token in tokens]
+  begins_word = [not token.startswith("##") for token in tokens]
 
   @functools.cache
   def layers() -> tuple[text.FastBertNormalizer, text.FastWordpieceTokenizer]:
-    """Builds the slow parts on first use."""
+    # Slow, so they are built on first use.
     with tf.init_scope():  # The first call may be in a graph.
       return (
         text.FastBertNormalizer(lower_case_nfd_strip_accents=do_lower_case),
@@ -171,27 +213,17 @@ def wordpiece_tokenizer(
     )
 
   return Tokenizer(
-    "wordpiece",
-    tokens,
-    do_lower_case,
-    _special_tokens(tokens, _WORDPIECE_NAMES),
-    _sha256("wordpiece", do_lower_case, "\n".join(tokens).encode()),
-    tokenize,
-    tokenize_with_offsets,
+    "wordpiece", tokens, do_lower_case, tokenize, tokenize_with_offsets
   )
 
 
 def _by_words(
   begins_word: Sequence[bool], *flat: tf.RaggedTensor
 ) -> list[tf.RaggedTensor]:
-  """Groups the pieces of words.
+  """Groups ids, and other values of the same pieces, by words.
 
-  Args:
-    begins_word: Whether a wordpiece begins a word, by its id.
-    *flat: Ids, and other values of the same pieces: `[batch, (pieces)]`.
-
-  Returns:
-    The values, `[batch, (words), (pieces)]`.
+  From `[batch, (pieces)]` to `[batch, (words), (pieces)]`. `begins_word` tells
+  for each id whether the wordpiece begins a word.
   """
   begins = tf.cast(tf.gather(begins_word, flat[0].values), tf.int64)
   words_until = tf.concat([[0], tf.cumsum(begins)], axis=0)
@@ -220,27 +252,22 @@ def sentencepiece_tokenizer(
     do_lower_case: Whether to lowercase text.
 
   Raises:
-    ValueError: The file is not readable or lacks a special token.
+    OSError: The file is not readable.
+    ValueError: It is not a SentencePiece model, or lacks a special token.
   """
-  try:
-    with open(sp_model_file, "rb") as f:
-      model = f.read()
-  except OSError as e:
-    raise ValueError(e.strerror) from e
+  with open(sp_model_file, "rb") as f:
+    model = f.read()
   try:
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     for field in ("input", "model_prefix"):
       proto.trainer_spec.ClearField(field)
     model = proto.SerializeToString(deterministic=True)
     tokenizer = text.SentencepieceTokenizer(model, out_type=tf.int32)
-    size = int(tokenizer.vocab_size())
+    tokenizer.vocab_size()  # It reads the model.
   except (message.DecodeError, tf.errors.OpError) as e:
     raise ValueError("not a SentencePiece model") from e
-  tokens = [
-    token.decode()
-    for token in tokenizer.id_to_string(tf.range(size)).numpy().tolist()
-  ]
-  _check_special_tokens(tokens, list(_SENTENCEPIECE_NAMES.values()))
+  tokens = [piece.piece for piece in proto.pieces]
+  _check_special_tokens(tokens, _ROLES["sentencepiece"].values())
 
   def tokenize(sentences: tf.Tensor) -> tf.RaggedTensor:
     sentences = text.normalize_utf8(sentences, "NFD")
@@ -253,25 +280,10 @@ def sentencepiece_tokenizer(
     "sentencepiece",
     tokens,
     do_lower_case,
-    _special_tokens(tokens, _SENTENCEPIECE_NAMES),
-    _sha256("sentencepiece", do_lower_case, model),
     tokenize,
-    None,
-    [tokenizer],
-    model,
+    resources=[tokenizer],
+    model=model,
   )
-
-
-def _special_tokens(
-  tokens: Sequence[str], names: Mapping[str, str]
-) -> dict[str, int]:
-  ids = {key: tokens.index(name) for key, name in names.items()}
-  return {**ids, "vocab_size": len(tokens)}
-
-
-def _sha256(kind: str, do_lower_case: bool, vocabulary: bytes) -> str:
-  start = f"{kind} {'lower' if do_lower_case else 'cased'}\n"
-  return hashlib.sha256(start.encode() + vocabulary).hexdigest()
 
 
 def pack(

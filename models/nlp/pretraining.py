@@ -8,8 +8,7 @@ sequence is padded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-import contextlib
+from collections.abc import Callable
 import dataclasses
 import math
 import os
@@ -68,7 +67,8 @@ def train(
 
   Args:
     model: A model of `bert.pretrain_model`, built in the scope of the strategy
-      to train with.
+      to train with. Its pooler is frozen; without `config.dropout` the rates of
+      its dropout become 0.
     corpus: The text.
     tokenizer: Splits the text into tokens of the model's vocabulary.
     config: Hyperparameters.
@@ -85,36 +85,41 @@ def train(
       vocabulary.
   """
   strategy = model.distribute_strategy
-  with _prepared(model, config):
-    with strategy.scope():
-      trained = _compiled(model, config)
-      callbacks = []
-      if checkpoint_dir:
-        callbacks.append(
-          _checkpoints(model, trained.optimizer, checkpoint_dir, tokenizer)
-        )
-    steps_done = int(trained.optimizer.iterations.numpy())
-    # The seed depends on the step, so that resumed training repeats no text.
-    # Asynchronous workers get random seeds, because they need different text.
-    asynchronous = strategies.is_asynchronous(strategy)
-    tf.random.set_seed(None if asynchronous else config.seed + steps_done)
-    if config.epochs:
-      trained.fit(
-        examples(corpus.train, tokenizer, config, training=True),
-        initial_epoch=steps_done // config.steps_per_epoch,
-        epochs=config.epochs,
-        steps_per_epoch=config.steps_per_epoch,
-        callbacks=callbacks,
-        # A progress bar on a terminal, one line per epoch in a log.
-        verbose=1 if sys.stdout.isatty() else 2,
+  for layer in model.submodules:
+    if isinstance(layer, tf_keras.layers.Dropout) and not config.dropout:
+      layer.rate = 0.0
+    # The loss does not depend on the pooler, about which Keras would warn.
+    if isinstance(layer, tf_keras.layers.Dense) and "pooler" in layer.name:
+      layer.trainable = False
+  callbacks = []
+  with strategy.scope():
+    trained = _compiled(model, config)
+    if checkpoint_dir:
+      callbacks.append(
+        _checkpoints(model, trained.optimizer, checkpoint_dir, tokenizer)
       )
-    tf.random.set_seed(config.seed)
-    held_out = examples(corpus.held_out, tokenizer, config, training=False)
-    return strategies.evaluate(trained, held_out)
+  steps_done = int(trained.optimizer.iterations.numpy())
+  # The seed depends on the step, so that resumed training repeats no text.
+  # Asynchronous workers get random seeds, because they need different text.
+  asynchronous = strategies.is_asynchronous(strategy)
+  tf.random.set_seed(None if asynchronous else config.seed + steps_done)
+  if config.epochs:
+    trained.fit(
+      examples(corpus.train, tokenizer, config, training=True),
+      initial_epoch=steps_done // config.steps_per_epoch,
+      epochs=config.epochs,
+      steps_per_epoch=config.steps_per_epoch,
+      callbacks=callbacks,
+      # A progress bar on a terminal, one line per epoch in a log.
+      verbose=1 if sys.stdout.isatty() else 2,
+    )
+  tf.random.set_seed(config.seed)
+  held_out = examples(corpus.held_out, tokenizer, config, training=False)
+  return strategies.evaluate(trained, held_out)
 
 
 def _compiled(model: tf_keras.Model, config: Config) -> tf_keras.Model:
-  """Compiles the model from encoder inputs to logits, for training."""
+  """Compiles the model from its inputs to logits of the masked tokens."""
   inputs = {x.name: x for x in tf.nest.flatten(model.inputs)}
   # The loss is computed in float32, whatever the precision of the model.
   as_float32 = tf_keras.layers.Activation("linear", dtype="float32")
@@ -255,24 +260,6 @@ def _optimizer(
   # Create the slots now, so that a checkpoint restores them at once.
   optimizer.build(model.trainable_variables)
   return optimizer
-
-
-@contextlib.contextmanager
-def _prepared(model: tf_keras.Model, config: Config) -> Iterator[None]:
-  """Sets attributes of layers for training. Restores them on exit."""
-  with contextlib.ExitStack() as stack:
-
-    def set_attribute(layer: tf_keras.layers.Layer, name: str, value: Any):
-      stack.callback(setattr, layer, name, getattr(layer, name))
-      setattr(layer, name, value)
-
-    for layer in model.submodules:
-      if isinstance(layer, tf_keras.layers.Dropout) and not config.dropout:
-        set_attribute(layer, "rate", 0.0)
-      # The loss does not depend on the pooler, about which Keras would warn.
-      if isinstance(layer, tf_keras.layers.Dense) and "pooler" in layer.name:
-        set_attribute(layer, "trainable", False)
-    yield
 
 
 def _checkpoints(
