@@ -107,10 +107,7 @@ def export(
         {},
       )
     if config:
-      record = {}
-      if options.verification != "off":  # There is a report.
-        sha256 = checkpoints.sha256(weights.checkpoint_path)
-        record["checkpoint_sha256"] = sha256
+      record = exporting.record(options, weights.checkpoint_path)
       core, pretrainer = _restored(config, weights, export_type)
       provenance["pooler"] = encoder_checkpoints.POOLERS[weights.pooler]
       file = preprocessor.token_file or f"{weights.checkpoint_path}/vocab.txt"

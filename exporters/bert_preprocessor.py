@@ -10,6 +10,7 @@ from typing import Any
 from absl import flags
 from etils import epy
 
+from exporters.reusable import command_line
 from exporters.reusable import errors
 from models.nlp import preprocessing
 
@@ -44,6 +45,18 @@ MEANINGS = {
   "input_type_ids": "segment number of each token, from 0",
 }
 
+_FLAGS = {
+  "vocab_file": "Vocabulary of wordpieces, one a line. Either this or"
+  " --sp_model_file is required, except with --train_on, which then builds a"
+  " vocabulary of at most the vocab_size in the encoder's config.",
+  "sp_model_file": "SentencePiece model.",
+  "check_casing": "Refuse a vocabulary whose capitals, or lack of them,"
+  " contradict --do_lower_case.",
+  "tokenize_with_offsets": "Add the sub-object tokenize_with_offsets to the"
+  " preprocessor. It also returns the position of each token in the text."
+  " Wordpieces only.",
+}
+
 _SENTENCES = [
   "The quick brown fox jumps over the lazy dog.",
   "",
@@ -70,26 +83,7 @@ class Options:
 
 def define_flags() -> None:
   """Defines the flags of a preprocessor that its encoder does not share."""
-  flags.DEFINE_string(
-    "vocab_file",
-    None,
-    "Vocabulary of wordpieces, one a line. Either this or --sp_model_file is"
-    " required, except with --train_on, which then builds a vocabulary of at"
-    " most the vocab_size in the encoder's config.",
-  )
-  flags.DEFINE_string("sp_model_file", None, "SentencePiece model.")
-  flags.DEFINE_bool(
-    "check_casing",
-    True,
-    "Refuse a vocabulary whose capitals, or lack of them, contradict"
-    " --do_lower_case.",
-  )
-  flags.DEFINE_bool(
-    "tokenize_with_offsets",
-    False,
-    "Add the sub-object tokenize_with_offsets to the preprocessor. It also"
-    " returns the position of each token in the text. Wordpieces only.",
-  )
+  command_line.define(Options, _FLAGS)
   flags.register_multi_flags_validator(
     ["tokenize_with_offsets", "sp_model_file"],
     lambda values: not all(values.values()),
@@ -204,11 +198,7 @@ def attributes(
 ) -> dict[str, Any]:
   """Makes attributes for an encoder, which tell what its preprocessor is.
 
-  Args:
-    tokenizer: The tokenizer.
-    token_file: The file that it was made of.
-    scratch_dir: A directory to write to, which must exist until the export is
-      saved.
+  `scratch_dir` must exist until the export is saved.
   """
   name = "vocab_file" if tokenizer.kind == "wordpiece" else "sp_model_file"
   if tokenizer.model:  # It lacks the paths that the file has.

@@ -36,14 +36,21 @@ with epy.lazy_imports():
   import tf_keras
 
 _PYTHON_DOCS = "python_docs"
-# Numbers in `pretraining.Config`: lower bound, upper bound, meaning.
-_NUMBERS = {
-  "epochs": (0, None, "number of epochs; 0 keeps the initial weights"),
-  "steps_per_epoch": (1, None, "steps in an epoch, for text of any length"),
-  "batch_size": (1, None, "sequences in a step, over all devices"),
-  "learning_rate": (0.0, None, "peak learning rate of AdamW"),
-  "masking_rate": (0.01, 0.9, "fraction of the tokens to predict"),
+
+# Fields of `pretraining.Config`.
+_CONFIG_FLAGS = {
+  "epochs": ("number of epochs; 0 keeps the initial weights.", 0),
+  "steps_per_epoch": ("steps in an epoch, for text of any length.", 1),
+  "batch_size": ("sequences in a step, over all devices.", 1),
+  "learning_rate": ("peak learning rate of AdamW.", 0.0),
+  "masking_rate": ("fraction of the tokens to predict.", 0.01, 0.9),
+  "dropout": "train with the encoder's dropout. Without it models learn faster"
+  " until they overfit.",
 }
+_CHECKPOINT_DIR = (
+  "keep a checkpoint of each epoch in this directory, with encoder.yaml and"
+  " vocab.txt. Training resumes from the newest checkpoint there."
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,11 +112,7 @@ def train(
         print(f"Training on {corpus.description}")
         with strategies.cluster_errors():
           accuracy = pretraining.train(
-            model,
-            corpus,
-            tokenizer,
-            training.config,
-            checkpoint_dir=checkpoint_dir,
+            model, corpus, tokenizer, training.config, checkpoint_dir
           )
       hyperparams.save_params_dict_to_yaml(
         config, os.path.join(checkpoint_dir, "encoder.yaml")
@@ -170,29 +173,12 @@ def define_flags() -> None:
     f" documents; or {_PYTHON_DOCS}, the docstrings of Python's standard"
     " library.",
   )
-  flags.DEFINE_string(
-    "checkpoint_dir",
-    None,
-    "With --train_on: keep a checkpoint of each epoch in this directory, with"
-    " encoder.yaml and vocab.txt. Training resumes from the newest checkpoint"
-    " there.",
-  )
+  meanings = {"checkpoint_dir": _CHECKPOINT_DIR}
+  command_line.define(Training, meanings, only_with="train_on")
+  command_line.define(pretraining.Config, _CONFIG_FLAGS, only_with="train_on")
   strategies.define_flags("With --train_on: ")
   flags.adopt_module_key_flags(strategies)
-  for name, (lower, upper, meaning) in _NUMBERS.items():
-    is_float = isinstance(lower, float)
-    define = flags.DEFINE_float if is_float else flags.DEFINE_integer
-    default = getattr(pretraining.Config, name)
-    define(name, default, f"With --train_on: {meaning}.", lower, upper)
-  flags.DEFINE_bool(
-    "dropout",
-    pretraining.Config.dropout,
-    "With --train_on: train with the encoder's dropout. Without it models learn"
-    " faster until they overfit.",
-  )
-  command_line.forbid_without(
-    "train_on", ["checkpoint_dir", *strategies.FLAGS, *_NUMBERS, "dropout"]
-  )
+  command_line.forbid_without("train_on", strategies.FLAGS)
 
 
 def training_from_flags() -> Training | None:
@@ -222,11 +208,8 @@ def main() -> None:
 if __name__ == "__main__":
   bert_encoder.define_flags()
   define_flags()
-  for needed in ("train_on", "checkpoint_dir"):
-    flags.register_validator(needed, bool, "It is required.")
-  flags.register_multi_flags_validator(
-    ["encoder_config_file", "bert_config_file"],
-    lambda values: sum(map(bool, values.values())) == 1,
-    "Say either --encoder_config_file=PATH or --bert_config_file=PATH.",
+  flags.mark_flags_as_required(["train_on", "checkpoint_dir"])
+  flags.mark_flags_as_mutual_exclusive(
+    ["encoder_config_file", "bert_config_file"], required=True
   )
   command_line.run(main)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
 import os
-from typing import Any
 
 from absl import flags
 from etils import epy
@@ -14,7 +13,6 @@ from etils import epy
 from distribution import strategies
 from exporters.reusable import command_line
 from exporters.reusable import errors
-from exporters.reusable import exporting
 from exporters.reusable import publishing
 from models.vision import datasets
 from models.vision import training
@@ -23,19 +21,25 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
-  from exporters.reusable import checkpoints
-
 
 # The flags are those of the program that has them defined.
 flags.disclaim_key_flags()
 
 
-# Lower bound and help text of the flags that are fields of training.Config.
+# Fields of Weights and of training.Config.
+_DIRECTORY_FLAGS = {
+  "checkpoint_dir": "keep the checkpoint of the trained classifier in this"
+  " directory, which must not exist, or be empty; --overwrite replaces one that"
+  " has a checkpoint.",
+  "backup_dir": "where to keep the state of the training after each epoch,"
+  " until its end. After an interruption the same command resumes from there."
+  " All machines must see it.",
+}
 _TRAINING_FLAGS = {
-  "epochs": (0, "epochs of training; 0 exports the initial weights."),
-  "batch_size": (1, "images in a step, on all devices together."),
-  "learning_rate": (0.0, "initial learning rate of Adam."),
-  "seed": (None, "seed of the initial weights, the order of images, dropout."),
+  "epochs": ("epochs of training; 0 exports the initial weights.", 0),
+  "batch_size": ("images in a step, on all devices together.", 1),
+  "learning_rate": ("initial learning rate of Adam.", 0.0),
+  "seed": "seed of the initial weights, the order of images, dropout.",
 }
 
 
@@ -43,17 +47,11 @@ _TRAINING_FLAGS = {
 class Weights:
   """Where the weights of a classifier come from: a checkpoint or a training.
 
+  The fields are the values of flags, by their names, but for these:
+
   Attributes:
-    checkpoint_path: The checkpoint: the prefix of its files or a directory.
-    weights: `raw`, or `average` for the moving averages, if the checkpoint has
-      both.
-    train_on: Instead of a checkpoint, the data set to train on, as
-      `datasets.load` takes it.
     training: How to train.
     distribution: How to distribute the training, and in which precision.
-    checkpoint_dir: Where to keep the checkpoint of the trained classifier.
-    backup_dir: Where to keep the state of the training until its end, as
-      `training.train` takes it.
   """
 
   checkpoint_path: str | None = None
@@ -72,13 +70,6 @@ class Weights:
     return "a checkpoint of the classifier" + (average if is_average else "")
 
 
-def record(weights: Weights, options: exporting.Options) -> dict[str, Any]:
-  """Returns what the report of the verification says of the weights."""
-  if weights.train_on or options.verification == "off":  # There is no report.
-    return {}
-  return {"checkpoint_sha256": checkpoints.sha256(weights.checkpoint_path)}
-
-
 def define_flags() -> None:
   """Defines --train_on and the flags that apply only with it."""
   names = (
@@ -93,25 +84,8 @@ def define_flags() -> None:
     " and moving_digits (videos) come with scikit-learn; the others are"
     " downloaded.",
   )
-  flags.DEFINE_string(
-    "checkpoint_dir",
-    None,
-    "With --train_on: keep the checkpoint of the trained classifier in this"
-    " directory, which must not exist, or be empty; --overwrite replaces one"
-    " that has a checkpoint.",
-  )
-  flags.DEFINE_string(
-    "backup_dir",
-    None,
-    "With --train_on: where to keep the state of the training after each epoch,"
-    " until its end. After an interruption the same command resumes from there."
-    " All machines must see it.",
-  )
-  for name, (lower_bound, text) in _TRAINING_FLAGS.items():
-    default = getattr(training.Config, name)
-    is_float = isinstance(default, float)
-    define = flags.DEFINE_float if is_float else flags.DEFINE_integer
-    define(name, default, f"With --train_on: {text}", lower_bound=lower_bound)
+  command_line.define(Weights, _DIRECTORY_FLAGS, only_with="train_on")
+  command_line.define(training.Config, _TRAINING_FLAGS, only_with="train_on")
   strategies.define_flags("With --train_on: ")
   flags.adopt_module_key_flags(strategies)
   flags.register_validator(
@@ -119,10 +93,7 @@ def define_flags() -> None:
     lambda name: name is None or datasets.is_name(name),
     f"It must be one of {names}",
   )
-  command_line.forbid_without(
-    "train_on",
-    ["checkpoint_dir", "backup_dir", *_TRAINING_FLAGS, *strategies.FLAGS],
-  )
+  command_line.forbid_without("train_on", strategies.FLAGS)
   command_line.require_weights()
 
 

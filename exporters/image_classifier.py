@@ -181,7 +181,7 @@ def export(
       if weights.train_on
       else _restored(config, setup, weights)
     )
-    record = classifier_training.record(weights, options)
+    record = exporting.record(options, weights.checkpoint_path)
     for name, kind in zip(names, kinds, strict=True):
       piece = _piece(kind, pieces[kind], config.architecture)
       card = _card(kind, piece, config, setup, provenance)
@@ -426,15 +426,11 @@ def run(architecture: image_classification.Architecture) -> None:
   """Runs the exporter of an architecture as a program."""
 
   def main() -> None:
-    values = flags.FLAGS
-    overrides = [*map(command_line.path, values.config_file)]
+    overrides = [*map(command_line.path, flags.FLAGS.config_file)]
     config = Config(
+      **command_line.values(Config),
       architecture=architecture,
-      experiment=values.experiment,
-      overrides=[*overrides, *filter(None, [values.params_override])],
-      export_type=values.export_type,
-      endpoints=values.endpoints,
-      normalization=values.normalization,
+      overrides=[*overrides, *filter(None, [flags.FLAGS.params_override])],
     )
     export(config, classifier_training.weights(), command_line.options())
 

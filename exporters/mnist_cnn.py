@@ -100,7 +100,7 @@ def export(
       )
       provenance = {"source": weights.description}
     provenance["L2 regularization of the kernels"] = f"{l2_strength:g}"
-    record = classifier_training.record(weights, options)
+    record = exporting.record(options, weights.checkpoint_path)
     export_piece("", _piece(extractor), _card(provenance), record)
 
 

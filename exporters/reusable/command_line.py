@@ -6,7 +6,7 @@ parsed: `--help` and errors in flags are answered at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import gc
 import os
@@ -36,6 +36,21 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _PATHS = ("_dir", "_file", "_path", "keep_failed")  # Names end in these.
 
+_EXPORT_FLAGS = {
+  "export_dir": "The directory that the SavedModel appears at once all of it is"
+  " right. It must not exist, or be empty.",
+  "overwrite": "Replace a SavedModel that exists at --export_dir, in one step.",
+  "keep_failed": "Where to keep an export that fails verification, for"
+  " inspection. It must not exist.",
+}
+
+_DEFINE = {
+  bool: flags.DEFINE_bool,
+  float: flags.DEFINE_float,
+  int: flags.DEFINE_integer,
+  type(None): flags.DEFINE_string,
+}
+
 
 def define_flags() -> None:
   """Defines the flags that all exporters have.
@@ -43,17 +58,7 @@ def define_flags() -> None:
   A program calls it when it starts, not when its module is imported: what it
   exports is a library too, and several may be imported at once.
   """
-  flags.DEFINE_string(
-    "export_dir",
-    None,
-    "The directory that the SavedModel appears at once all of it is right. It"
-    " must not exist, or be empty.",
-  )
-  flags.DEFINE_bool(
-    "overwrite",
-    False,
-    "Replace a SavedModel that exists at --export_dir, in one step.",
-  )
+  define(exporting.Options, _EXPORT_FLAGS)
   flags.DEFINE_string(
     "checkpoint_path",
     None,
@@ -74,12 +79,6 @@ def define_flags() -> None:
     "Compare the export with the live model before it appears. full: all that"
     " consumers rely on, gradients included, for several input sizes; fast:"
     " weights, losses and outputs, for one size; off: nothing.",
-  )
-  flags.DEFINE_string(
-    "keep_failed",
-    None,
-    "Where to keep an export that fails verification, for inspection. It must"
-    " not exist.",
   )
   flags.register_validator(
     "export_dir", bool, "It is needed: the directory to write."
@@ -115,15 +114,40 @@ def options() -> exporting.Options:
   return exporting.Options(**values(exporting.Options), flag_values=_record())
 
 
+def define(
+  cls: type,
+  meanings: Mapping[str, str | tuple],
+  *,
+  only_with: str | None = None,
+) -> None:
+  """Defines flags for fields of a dataclass, with the same defaults.
+
+  Args:
+    cls: The dataclass. Fields without default, or with None, are strings.
+    meanings: Help texts by name. For a number the text may come in a tuple with
+      the lowest and the highest value.
+    only_with: The flag without which these flags are refused.
+  """
+  for name, meaning in meanings.items():
+    text, *bounds = (meaning,) if isinstance(meaning, str) else meaning
+    if only_with:
+      text = f"With --{only_with}: {text}"
+    default = getattr(cls, name, None)
+    _DEFINE[type(default)](name, default, text, *bounds)
+  if only_with:
+    forbid_without(only_with, meanings)
+
+
 def values(cls: type) -> dict[str, Any]:
   """Returns the flags that have the names of a dataclass's fields, by name.
 
   Paths are absolute, as `path` makes them.
   """
-  names = {f.name for f in dataclasses.fields(cls)}.intersection(flags.FLAGS)
+  fields = {field.name for field in dataclasses.fields(cls)}
   return {
     name: path(value) if name.endswith(_PATHS) else value
-    for name, value in ((n, flags.FLAGS[n].value) for n in names)
+    for name, value in flags.FLAGS.flag_values_dict().items()
+    if name in fields
   }
 
 
@@ -190,7 +214,7 @@ def end_unless_chief(strategy: tf.distribute.Strategy) -> None:
     sys.exit()
 
 
-def forbid_without(condition: str, names: list[str]) -> None:
+def forbid_without(condition: str, names: Iterable[str]) -> None:
   """Refuses flags that would have no effect without another one.
 
   Args:

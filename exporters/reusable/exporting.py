@@ -14,6 +14,7 @@ from exporters.reusable import publishing
 
 # These import TensorFlow, which must wait until the flags are parsed.
 with epy.lazy_imports():
+  from exporters.reusable import checkpoints
   from exporters.reusable import model_card
   from exporters.reusable import saving
   from exporters.reusable import verification
@@ -26,15 +27,9 @@ if TYPE_CHECKING:
 class Options:
   """Where to export and how to verify: the options of every exporter.
 
-  `command_line.options` makes them from the flags.
+  The fields are the values of flags, by their names, but for this one:
 
   Attributes:
-    export_dir: The directory that the SavedModel appears at.
-    overwrite: Whether to replace an existing `export_dir`, and the
-      `checkpoint_dir` of a training.
-    verification: `full`, `fast` or `off`.
-    keep_failed: Where to keep an export that fails verification; None removes
-      it.
     flag_values: The flags of the program, for the report of the verification.
   """
 
@@ -43,6 +38,13 @@ class Options:
   verification: str = "full"
   keep_failed: str | None = None
   flag_values: Mapping[str, Any] | None = None
+
+
+def record(options: Options, checkpoint_path: str | None) -> dict[str, Any]:
+  """Returns what the report of the verification says of a checkpoint."""
+  if not checkpoint_path or options.verification == "off":  # No report.
+    return {}
+  return {"checkpoint_sha256": checkpoints.sha256(checkpoint_path)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -121,14 +121,12 @@ def text_files(paths: Sequence[str]) -> Corpus:
       f" Pre-training needs {_HELD_OUT_EVERY} or more."
     )
 
+  numbered = _blocks(files).unbatch().enumerate()
+
   def documents(held_out: bool) -> tf.data.Dataset:
-    return (
-      _blocks(files)
-      .unbatch()
-      .enumerate()
-      .filter(lambda index, _: (index % _HELD_OUT_EVERY == 0) == held_out)
-      .map(lambda _, text: text)
-    )
+    return numbered.filter(
+      lambda index, _: (index % _HELD_OUT_EVERY == 0) == held_out
+    ).map(lambda _, text: text)
 
   # Without directories: cards of exports contain no path of this machine.
   names = ", ".join(os.path.basename(path) for path in paths)

@@ -123,11 +123,8 @@ def read_vocabulary(vocab_file: str) -> list[str]:
     ValueError: It is not UTF-8, has an empty or repeated line or Windows line
       ends, or lacks a special token.
   """
-  try:
-    with open(vocab_file, encoding="utf-8", newline="\n") as f:
-      tokens = f.read().removesuffix("\n").split("\n")
-  except UnicodeDecodeError as e:
-    raise ValueError(f"not UTF-8 text at byte {e.start}") from e
+  with open(vocab_file, encoding="utf-8", newline="\n") as f:
+    tokens = f.read().removesuffix("\n").split("\n")
   line_of: dict[str, int] = {}
   for line, token in enumerate(tokens, start=1):
     if not token:

@@ -60,8 +60,7 @@ def train(
   corpus: datasets.Corpus,
   tokenizer: preprocessing.Tokenizer,
   config: Config,
-  *,
-  checkpoint_dir: str | None = None,
+  checkpoint_dir: str,
 ) -> float:
   """Pre-trains a model.
 
@@ -91,13 +90,9 @@ def train(
     # The loss does not depend on the pooler, about which Keras would warn.
     if isinstance(layer, tf_keras.layers.Dense) and "pooler" in layer.name:
       layer.trainable = False
-  callbacks = []
   with strategy.scope():
     trained = _compiled(model, config)
-    if checkpoint_dir:
-      callbacks.append(
-        _checkpoints(model, trained.optimizer, checkpoint_dir, tokenizer)
-      )
+    saves = _checkpoints(model, trained.optimizer, checkpoint_dir, tokenizer)
   steps_done = int(trained.optimizer.iterations.numpy())
   # The seed depends on the step, so that resumed training repeats no text.
   # Asynchronous workers get random seeds, because they need different text.
@@ -109,7 +104,7 @@ def train(
       initial_epoch=steps_done // config.steps_per_epoch,
       epochs=config.epochs,
       steps_per_epoch=config.steps_per_epoch,
-      callbacks=callbacks,
+      callbacks=[saves],
       # A progress bar on a terminal, one line per epoch in a log.
       verbose=1 if sys.stdout.isatty() else 2,
     )
@@ -296,9 +291,7 @@ def _resume(
   vocab_file = os.path.join(manager.directory, "vocab.txt")
   vocabulary = "".join(f"{token}\n" for token in tokenizer.tokens)
   if not manager.latest_checkpoint:
-    tf.io.gfile.makedirs(manager.directory)
-    with tf.io.gfile.GFile(vocab_file, "w") as f:
-      f.write(vocabulary)
+    tf.io.write_file(vocab_file, vocabulary)
     manager.save(0, options=options)
     return
   if not tf.io.gfile.exists(vocab_file):
@@ -306,12 +299,11 @@ def _resume(
       f"{manager.directory} has checkpoints of another program, without"
       " vocab.txt. Use another directory."
     )
-  with tf.io.gfile.GFile(vocab_file) as f:
-    if f.read() != vocabulary:
-      raise ValueError(
-        f"{vocab_file} is another vocabulary than the given one. Train with it,"
-        " or use another directory."
-      )
+  if tf.io.read_file(vocab_file).numpy().decode() != vocabulary:
+    raise ValueError(
+      f"{vocab_file} is another vocabulary than the given one. Train with it,"
+      " or use another directory."
+    )
   try:
     manager.checkpoint.restore(
       manager.latest_checkpoint, options

@@ -77,7 +77,7 @@ def _train_in_a_process(checkpoint_dir):
     _corpus(),
     _tokenizer(),
     _config(epochs=1000),
-    checkpoint_dir=checkpoint_dir,
+    checkpoint_dir,
   )
 
 
@@ -102,7 +102,7 @@ def _train_on_parameter_server(
     datasets.text_files([text_file]),
     _tokenizer(),
     _config(epochs=4),
-    checkpoint_dir=checkpoint_dir,
+    checkpoint_dir,
   )
   with open(accuracy_file, "w") as f:
     f.write(f"{accuracy}")
@@ -159,10 +159,15 @@ class ExamplesTest(tf.test.TestCase):
 
 
 class TrainTest(tf.test.TestCase):
+  def new_directory(self):
+    return self.create_tempdir().full_path
+
   def test_learns_and_repeats(self):
     models = [_model(), _model()]
     accuracies = [
-      pretraining.train(model, _corpus(), _tokenizer(), _config())
+      pretraining.train(
+        model, _corpus(), _tokenizer(), _config(), self.new_directory()
+      )
       for model in models
     ]
     self.assertGreater(accuracies[0], 0.9)  # By chance 0.04.
@@ -171,17 +176,21 @@ class TrainTest(tf.test.TestCase):
       self.assertAllClose(first, second, rtol=1e-4, atol=1e-5)
     rates = {x.rate for x in models[0].submodules if hasattr(x, "rate")}
     self.assertEqual(rates, {0.0})
-    kept = _model()
+
+  def test_keeps_dropout_if_asked(self):
+    model, config = _model(), _config(epochs=0, dropout=True)
     pretraining.train(
-      kept, _corpus(), _tokenizer(), _config(epochs=0, dropout=True)
+      model, _corpus(), _tokenizer(), config, self.new_directory()
     )
-    self.assertIn(0.1, {x.rate for x in kept.submodules if hasattr(x, "rate")})
+    self.assertIn(0.1, {x.rate for x in model.submodules if hasattr(x, "rate")})
 
   def test_under_a_strategy(self):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
       model = _model()
-    accuracy = pretraining.train(model, _corpus(), _tokenizer(), _config())
+    accuracy = pretraining.train(
+      model, _corpus(), _tokenizer(), _config(), self.new_directory()
+    )
     self.assertGreater(accuracy, 0.9)
     for variable in model.trainable_variables:
       self.assertLen(variable.values, 2)
@@ -233,7 +242,7 @@ class TrainTest(tf.test.TestCase):
       _corpus(),
       _tokenizer(),
       _config(epochs=epochs + 2),
-      checkpoint_dir=checkpoint_dir,
+      checkpoint_dir,
     )
     newest = tf.train.latest_checkpoint(checkpoint_dir)
     steps = (epochs + 2) * 40
@@ -247,7 +256,7 @@ class TrainTest(tf.test.TestCase):
         _corpus(),
         _tokenizer(),
         _config(epochs=epochs + 2),
-        checkpoint_dir=checkpoint_dir,
+        checkpoint_dir,
       ),
       accuracy,
     )
@@ -268,7 +277,7 @@ class TrainTest(tf.test.TestCase):
         _corpus(),
         tokenizer,
         _config(),
-        checkpoint_dir=checkpoint_dir,
+        checkpoint_dir,
       )
     with self.assertRaisesRegex(ValueError, "is of another model.*shape"):
       pretraining.train(
@@ -276,7 +285,7 @@ class TrainTest(tf.test.TestCase):
         _corpus(),
         _tokenizer(),
         _config(),
-        checkpoint_dir=checkpoint_dir,
+        checkpoint_dir,
       )
     os.remove(os.path.join(checkpoint_dir, "vocab.txt"))
     with self.assertRaisesRegex(ValueError, "of another program"):
@@ -285,7 +294,7 @@ class TrainTest(tf.test.TestCase):
         _corpus(),
         _tokenizer(),
         _config(),
-        checkpoint_dir=checkpoint_dir,
+        checkpoint_dir,
       )
 
 
