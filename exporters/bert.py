@@ -205,16 +205,15 @@ def _sentences(meanings: Mapping[str, str]) -> str:
 
 def main() -> None:
   """Exports what the flags say."""
-  preprocessor = command_line.values(bert_preprocessor.Options)
   config, weights = None, None
   if flags.FLAGS.export_type != "preprocessing":
     config = bert_encoder.config_from_flags()
     training = bert_pretraining.training_from_flags()
-    weights = Weights(**command_line.values(Weights), training=training)
+    weights = command_line.from_flags(Weights, training=training)
   export(
     command_line.options(),
     flags.FLAGS.export_type,
-    bert_preprocessor.Options(**preprocessor),
+    command_line.from_flags(bert_preprocessor.Options),
     config,
     weights,
   )

@@ -149,14 +149,13 @@ def piece(
     )
   ]
 
-  def preprocess(sentences: tf.Tensor, seq_length: tf.Tensor) -> Any:
-    tokens = tokenizer.tokenize(sentences)
-    return preprocessing.pack([tokens], seq_length, special_tokens)
-
   def bert_pack_inputs(
     segments: Sequence[tf.RaggedTensor], seq_length: tf.Tensor
   ) -> Any:
     return preprocessing.pack(segments, seq_length, special_tokens)
+
+  def preprocess(sentences: tf.Tensor, seq_length: tf.Tensor) -> Any:
+    return bert_pack_inputs([tokenizer.tokenize(sentences)], seq_length)
 
   strings = tf.TensorSpec([None], tf.string, "sentences")
   examples = [tf.constant(_SENTENCES), tf.constant(_SENTENCES[:1])]

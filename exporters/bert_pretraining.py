@@ -37,7 +37,7 @@ with epy.lazy_imports():
 
 _PYTHON_DOCS = "python_docs"
 
-# Fields of `pretraining.Config`.
+# Fields of `pretraining.Config` and of `Training`.
 _CONFIG_FLAGS = {
   "epochs": ("number of epochs; 0 keeps the initial weights.", 0),
   "steps_per_epoch": ("steps in an epoch, for text of any length.", 1),
@@ -47,10 +47,11 @@ _CONFIG_FLAGS = {
   "dropout": "train with the encoder's dropout. Without it models learn faster"
   " until they overfit.",
 }
-_CHECKPOINT_DIR = (
-  "keep a checkpoint of each epoch in this directory, with encoder.yaml and"
-  " vocab.txt. Training resumes from the newest checkpoint there."
-)
+_TRAINING_FLAGS = {
+  "checkpoint_dir": "keep a checkpoint of each epoch in this directory, with"
+  " encoder.yaml and vocab.txt. Training resumes from the newest checkpoint"
+  " there.",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,8 +174,7 @@ def define_flags() -> None:
     f" documents; or {_PYTHON_DOCS}, the docstrings of Python's standard"
     " library.",
   )
-  meanings = {"checkpoint_dir": _CHECKPOINT_DIR}
-  command_line.define(Training, meanings, only_with="train_on")
+  command_line.define(Training, _TRAINING_FLAGS, only_with="train_on")
   command_line.define(pretraining.Config, _CONFIG_FLAGS, only_with="train_on")
   strategies.define_flags("With --train_on: ")
   flags.adopt_module_key_flags(strategies)
@@ -183,16 +183,16 @@ def define_flags() -> None:
 
 def training_from_flags() -> Training | None:
   """Returns the training that the flags describe; None without --train_on."""
-  values = command_line.values(Training)
-  if not values["train_on"]:
+  train_on = flags.FLAGS.train_on
+  if not train_on:
     return None
-  values["train_on"] = [
-    name if name == _PYTHON_DOCS else command_line.path(name)
-    for name in values["train_on"]
-  ]
-  return Training(
-    **values,
-    config=pretraining.Config(**command_line.values(pretraining.Config)),
+  return command_line.from_flags(
+    Training,
+    train_on=[
+      name if name == _PYTHON_DOCS else command_line.path(name)
+      for name in train_on
+    ],
+    config=command_line.from_flags(pretraining.Config),
     distribution=strategies.from_flags(),
   )
 

@@ -99,9 +99,9 @@ def define_flags() -> None:
 
 def weights() -> Weights:
   """Returns what the flags say of the weights."""
-  return Weights(
-    **command_line.values(Weights),
-    training=training.Config(**command_line.values(training.Config)),
+  return command_line.from_flags(
+    Weights,
+    training=command_line.from_flags(training.Config),
     distribution=strategies.from_flags(),
   )
 

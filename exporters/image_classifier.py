@@ -427,8 +427,8 @@ def run(architecture: image_classification.Architecture) -> None:
 
   def main() -> None:
     overrides = [*map(command_line.path, flags.FLAGS.config_file)]
-    config = Config(
-      **command_line.values(Config),
+    config = command_line.from_flags(
+      Config,
       architecture=architecture,
       overrides=[*overrides, *filter(None, [flags.FLAGS.params_override])],
     )

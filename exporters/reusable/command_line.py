@@ -11,7 +11,7 @@ import dataclasses
 import gc
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from absl import app
 from absl import flags
@@ -33,6 +33,8 @@ flags.disclaim_key_flags()
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+
+_T = TypeVar("_T")
 
 _PATHS = ("_dir", "_file", "_path", "keep_failed")  # Names end in these.
 
@@ -111,7 +113,7 @@ def require_weights(
 
 def options() -> exporting.Options:
   """Returns what the flags that all exporters have say."""
-  return exporting.Options(**values(exporting.Options), flag_values=_record())
+  return from_flags(exporting.Options, flag_values=_record())
 
 
 def define(
@@ -138,17 +140,20 @@ def define(
     forbid_without(only_with, meanings)
 
 
-def values(cls: type) -> dict[str, Any]:
-  """Returns the flags that have the names of a dataclass's fields, by name.
+def from_flags(cls: type[_T], **others: Any) -> _T:
+  """Makes a dataclass of the flags that have the names of its fields.
 
-  Paths are absolute, as `path` makes them.
+  Args:
+    cls: The dataclass. Paths in it become absolute, as `path` makes them.
+    **others: Values of other fields, or instead of those of flags.
   """
   fields = {field.name for field in dataclasses.fields(cls)}
-  return {
+  values = {
     name: path(value) if name.endswith(_PATHS) else value
     for name, value in flags.FLAGS.flag_values_dict().items()
     if name in fields
   }
+  return cls(**{**values, **others})
 
 
 def path(value: str | None) -> str | None:
@@ -201,10 +206,8 @@ def strategy(config: strategies.Config) -> tf.distribute.Strategy:
   Raises:
     ExportError: What is asked for is not there.
   """
-  try:
+  with errors.of_input(ValueError):
     return strategies.get(config)
-  except ValueError as e:
-    raise errors.ExportError(f"{e}") from e
 
 
 def end_unless_chief(strategy: tf.distribute.Strategy) -> None:

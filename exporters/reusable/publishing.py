@@ -74,13 +74,9 @@ def publish(
   _check(target, marker, overwrite)
   unfinished = f".{target.name}.unfinished-"
   staging = target.with_name(unfinished + uuid.uuid4().hex)
-  try:
+  with errors.of_input(OSError, about=f"Cannot write beside {target}: "):
     target.parent.mkdir(parents=True, exist_ok=True)
     staging.mkdir()
-  except OSError as e:
-    raise errors.ExportError(
-      f"Cannot write beside {target}: {e.strerror}."
-    ) from e
   # The lock goes when this process does, however it ends.
   lock = os.open(staging, os.O_RDONLY)
   fcntl.flock(lock, fcntl.LOCK_EX)

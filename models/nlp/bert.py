@@ -60,11 +60,10 @@ def core_model(encoder_config: encoders.EncoderConfig) -> tf_keras.Model:
     Its attribute `encoder` is Model Garden's encoder, which has all variables;
     `encoder_config` is the argument.
   """
-  seq_length = None
-  if encoder_config.type in _FIXED_SEQ_LENGTH:
-    seq_length = max_seq_length(encoder_config)
+  is_fixed = encoder_config.type in _FIXED_SEQ_LENGTH
+  seq_length = max_seq_length(encoder_config) if is_fixed else None
   encoder = encoders.build_encoder(encoder_config)
-  if getattr(encoder, "outputs", None) and seq_length is None:
+  if getattr(encoder, "outputs", None) and not is_fixed:
     # Keras has traced its layers already. Calling it would trace them again.
     inputs = {tensor.name: tensor for tensor in encoder.inputs}
     outputs = encoder.output

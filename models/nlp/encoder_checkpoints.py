@@ -76,12 +76,12 @@ def restore(
     masked_lm = pretrainer.masked_lm
     shared = set(map(id, core.variables))
     head = [v for v in masked_lm.variables if id(v) not in shared]
-  missing = restore_any(
+  lacking = restore_any(
     _structures(core.encoder, masked_lm, next_sentence),
     left_out=_LEFT_OUT,
     optional=[*pooler.variables, *(head if with_mlm is None else [])],
   )
-  missing = set(map(id, missing))
+  missing = set(map(id, lacking))
   if pooler_from == "next_sentence":
     pooler.set_weights(next_sentence.get_weights())
   elif pooler_from == "random":
@@ -102,9 +102,7 @@ def _structures(
   next_sentence: tf_keras.layers.Dense | None,
 ) -> list[tf.train.Checkpoint]:
   """Returns the structures in which Model Garden saves an encoder and heads."""
-  heads = {}
-  if masked_lm:
-    heads["masked_lm"] = masked_lm
+  heads = {"masked_lm": masked_lm} if masked_lm else {}
   pretrainer = tf.train.Checkpoint(encoder_network=encoder, **heads)
   if next_sentence:
     heads["next_sentence.pooler_dense"] = next_sentence

@@ -63,9 +63,7 @@ class Tokenizer:
   tokens: Sequence[str]
   do_lower_case: bool
   tokenize: Callable[[tf.Tensor], tf.RaggedTensor]
-  tokenize_with_offsets: Callable[[tf.Tensor], list[tf.RaggedTensor]] | None = (
-    None
-  )
+  tokenize_with_offsets: Callable[..., list[tf.RaggedTensor]] | None = None
   resources: Sequence[tf.Module] = ()
   model: bytes | None = None
 
