@@ -21,7 +21,6 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
-
 # The flags are those of the program that has them defined.
 flags.disclaim_key_flags()
 
