@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 import os
 import pathlib
@@ -39,17 +39,10 @@ class Corpus:
   held_out: tf.data.Dataset
 
 
-def docstrings(
-  names: Collection[str] = sys.stdlib_module_names,
-) -> Iterator[tuple[pathlib.Path, bool, str]]:
-  """Yields the docstrings of this Python's standard library.
+def python_docs() -> Corpus:
+  """Returns the docstrings of this Python's standard library, without repeats.
 
-  Args:
-    names: Names of the modules and packages.
-
-  Yields:
-    The path of a module in the library; whether the module is held out, as a
-    quarter of them is; and a docstring in it.
+  A quarter of the modules is held out.
 
   Raises:
     FileNotFoundError: This Python has no source of its standard library.
@@ -59,7 +52,7 @@ def docstrings(
   modules = sorted(
     path
     for path in paths
-    if path.with_suffix("").parts[0] in names
+    if path.with_suffix("").parts[0] in sys.stdlib_module_names
     and not _LEFT_OUT.intersection(path.parts)
   )
   if not modules:
@@ -67,22 +60,15 @@ def docstrings(
       f"There is no source in {library}. Use a Python that has the source of"
       " its standard library."
     )
+  splits, seen = ([], []), set()
   for module in modules:
     # A hash of the name, so the split does not depend on other modules.
     held_out = zlib.crc32(module.as_posix().encode()) % 4 == 0
     for node in ast.walk(ast.parse((library / module).read_bytes())):
       text = isinstance(node, _DOCUMENTED) and ast.get_docstring(node)
-      if text:
-        yield module, held_out, text
-
-
-def python_docs() -> Corpus:
-  """Returns what `docstrings` yields, without repeats."""
-  splits, seen = ([], []), set()
-  for _, held_out, text in docstrings():
-    if text not in seen:
-      seen.add(text)
-      splits[held_out].append(text)
+      if text and text not in seen:
+        seen.add(text)
+        splits[held_out].append(text)
   return Corpus(
     f"the docstrings of Python {platform.python_version()}'s standard library",
     *map(tf.data.Dataset.from_tensor_slices, splits),
