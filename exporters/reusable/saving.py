@@ -6,7 +6,7 @@ Lean means that it has one traced function for each mode, and nothing else of
 the model.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -30,25 +30,14 @@ ConcreteFunction = tf.types.experimental.ConcreteFunction
 Function = tf.types.experimental.PolymorphicFunction
 Hyperparameter = hyperparameters_lib.Hyperparameter
 
-_MODES = (False, True)
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-  """A model to export, as `source` makes it.
+  """A model to export. `source` makes it, and describes the other attributes.
 
   Attributes:
-    model: The model.
-    input_spec: Shape and dtype of its input.
     call: A Python function that takes the input, and `defaults` by name.
     defaults: The arguments that consumers may set, and their defaults.
-    hyperparameters: The arguments other than `training`.
-    variables: All variables that `call` uses.
-    trainable_variables: Those that consumers train.
-    regularization_losses: Functions without arguments, each returning a float
-      scalar.
-    layer_calls: What replaces the `call` of layers in a trace.
-    autograph: Whether AutoGraph rewrites the Python code of `model`.
     function: `call` as a tf.function, traced for `input_spec` in each mode.
   """
 
@@ -108,23 +97,23 @@ def source(
   if variables is None:
     variables = getattr(model, "variables", ())
   variables = list(variables)
-  trainable_variables = _trainable(model, variables, trainable_variables)
   if regularization_losses is None:
     regularization_losses = _weight_losses(model)
-  untraced = Source(
-    model,
-    input_spec,
-    _caller(model, has_training, hyperparameters, check),
-    ({"training": False} if has_training else {})
-    | {h.name: h.default for h in hyperparameters},
-    hyperparameters,
-    variables,
-    trainable_variables,
-    regularization_losses,
-    {**xla.REPLACEMENTS, **(layer_calls or {})},
-    autograph,
+  defaults = {"training": False} if has_training else {}
+  return _traced(
+    Source(
+      model=model,
+      input_spec=input_spec,
+      call=_caller(model, has_training, hyperparameters, check),
+      defaults=defaults | {h.name: h.default for h in hyperparameters},
+      hyperparameters=hyperparameters,
+      variables=variables,
+      trainable_variables=_trainable(model, variables, trainable_variables),
+      regularization_losses=regularization_losses,
+      layer_calls={**xla.REPLACEMENTS, **(layer_calls or {})},
+      autograph=autograph,
+    )
   )
-  return _traced(untraced)
 
 
 def reusable(
@@ -361,6 +350,8 @@ def _caller(
 ) -> Callable[..., Any]:
   """Makes a Python function of a model, with arguments that have defaults."""
   function = _python_function(model)
+  # A SavedModel cannot sum over replicas, and TensorFlow warns of each gradient
+  # that would.
   synchronized = [
     layer
     for layer in getattr(model, "submodules", ())
@@ -373,45 +364,28 @@ def _caller(
       inputs = check(inputs)
     mode = {"training": training} if has_training else {}
     values = {h.name: h.default for h in hyperparameters} | arguments
-    with (
-      _unsynchronized(synchronized),
-      hyperparameters_lib.bound(hyperparameters, values) as direct,
-    ):
+    with contextlib.ExitStack() as stack:
+      for layer in synchronized:
+        layer.synchronized = False
+        stack.callback(setattr, layer, "synchronized", True)
+      direct = stack.enter_context(
+        hyperparameters_lib.bound(hyperparameters, values)
+      )
       return function(inputs, **mode, **direct)
 
   return call
-
-
-@contextlib.contextmanager
-def _unsynchronized(
-  layers: Sequence[tf_keras.layers.BatchNormalization],
-) -> Iterator[None]:
-  """Turns off synchronization of batch normalization; restores it on exit.
-
-  A SavedModel cannot sum over replicas, and TensorFlow warns of each gradient
-  that would.
-  """
-  for layer in layers:
-    layer.synchronized = False
-  try:
-    yield
-  finally:
-    for layer in layers:
-      layer.synchronized = True
 
 
 def _traced(model: Source) -> Source:
   """Adds the traced function to a source, and checks the traces."""
   function = _traceable(model, layer_norm.REPLACEMENTS)
   traces = _trace(model, function, model.input_spec)
-  _check_structure(traces)
+  _check_structure(traces[0], traces[-1])
   if len(traces) > 1 and _is_same(model, *traces):
     # Consumers need the gradients of the training mode.
-    model = dataclasses.replace(
-      model,
-      call=functools.partial(model.call, training=True),
-      defaults={h.name: h.default for h in model.hyperparameters},
-    )
+    defaults = {h.name: h.default for h in model.hyperparameters}
+    call = functools.partial(model.call, training=True)
+    model = dataclasses.replace(model, call=call, defaults=defaults)
     function = _traceable(model, layer_norm.REPLACEMENTS)
     traces = _trace(model, function, model.input_spec)
   _check_captured(traces, model.variables)
@@ -438,41 +412,36 @@ def _traceable(
     arguments = dict(zip(model.defaults, values, strict=True))
     if _is_other_form(inputs, model.input_spec):
       return function(_converted(inputs, model.input_spec), **arguments)
-    replacements = {**model.layer_calls}
-    if arguments.get("training", True):
-      replacements.update(of_training)
-    with layer_calls_lib.replaced(model.model, replacements):
+    more = of_training if arguments.get("training", True) else {}
+    with layer_calls_lib.replaced(model.model, {**model.layer_calls, **more}):
       return model.call(inputs, **arguments)
 
   # tf.function and the SavedModel take argument names and defaults from here.
-  kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-  call.__signature__ = inspect.Signature(
-    [
-      inspect.Parameter("inputs", kind),
-      *(
-        inspect.Parameter(name, kind, default=default)
-        for name, default in model.defaults.items()
-      ),
-    ]
+  parameter = functools.partial(
+    inspect.Parameter, kind=inspect.Parameter.POSITIONAL_OR_KEYWORD
   )
+  named = [parameter(name, default=d) for name, d in model.defaults.items()]
+  call.__signature__ = inspect.Signature([parameter("inputs"), *named])
   function = tf.function(call, autograph=model.autograph)
   return function
 
 
 def _trace(
-  model: Source, function: Function, spec: Any, modes: Sequence[bool] = _MODES
+  model: Source,
+  function: Function,
+  spec: Any,
+  modes: Sequence[bool] = (False, True),
 ) -> list[ConcreteFunction]:
   """Traces a function for a form of the input, in each mode."""
   losses = len(getattr(model.model, "losses", ()))
   specs = {h.name: h.spec for h in model.hyperparameters}
+  arguments = [{"training": training, **specs} for training in modes]
+  if "training" not in model.defaults:
+    arguments = [specs]
   with private_api.as_in_a_save():
     traces = [
-      function.get_concrete_function(_named(spec), **mode, **specs)
-      for mode in (
-        [{"training": training} for training in modes]
-        if "training" in model.defaults
-        else [{}]
-      )
+      function.get_concrete_function(_named(spec), **kwargs)
+      for kwargs in arguments
     ]
   if len(getattr(model.model, "losses", ())) > losses:
     raise errors.ExportError(
@@ -486,12 +455,11 @@ def _is_same(
   model: Source, inference: ConcreteFunction, training: ConcreteFunction
 ) -> bool:
   """Tells whether both modes compute the same outputs and updates."""
-
-  def types(trace: ConcreteFunction) -> set[str]:
-    ops = trace.graph.get_operations()
-    return {op.type for op in ops} - {"Identity", "IdentityN"}
-
-  if types(inference) != types(training):  # Cheap, and true of most models.
+  ops = [
+    {op.type for op in trace.graph.get_operations()} - {"Identity", "IdentityN"}
+    for trace in (inference, training)
+  ]
+  if ops[0] != ops[1]:  # Cheap, and true of most models.
     return False
   # The inference trace has no closed gradients either.
   function = _traceable(model, {})
@@ -506,19 +474,17 @@ def _canonical(trace: ConcreteFunction) -> str:
 
   @functools.cache
   def text(name: str) -> str:
-    body = type(bodies[name]).FromString(bodies[name].SerializeToString())
-    body.signature.name = ""
+    body = str(bodies[name]).replace(f'"{name}"', "")
     return hashlib.sha256(shared(body).encode()).hexdigest()
 
-  def shared(part: Any) -> str:
-    plain = re.sub("CustomGradient-[0-9]+", "", str(part))
+  def shared(part: str) -> str:
     return re.sub(
       '(?<=")[^"]+(?=")',
       lambda m: text(m[0]) if m[0] in bodies else m[0],
-      plain,
+      re.sub("CustomGradient-[0-9]+", "", part),
     )
 
-  return "".join(shared(node) for node in graph.node)
+  return shared("".join(map(str, graph.node)))
 
 
 def _named(spec: Any) -> Any:
@@ -553,18 +519,15 @@ def _converted(inputs: Any, spec: Any) -> Any:
   return tf.nest.map_structure(lambda x, s: tf.cast(x, s.dtype), inputs, spec)
 
 
-def _check_structure(traces: Sequence[ConcreteFunction]) -> None:
+def _check_structure(
+  inference: ConcreteFunction, training: ConcreteFunction
+) -> None:
   """Refuses modes that return different structures, shapes or dtypes."""
   first, last = (
     tf.nest.map_structure(tf.type_spec_from_value, trace.structured_outputs)
-    for trace in (traces[0], traces[-1])
+    for trace in (inference, training)
   )
-  try:
-    tf.nest.assert_same_structure(first, last)
-    same = tf.nest.flatten(first) == tf.nest.flatten(last)
-  except (TypeError, ValueError):
-    same = False
-  if not same:
+  if first != last:
     raise errors.ExportError(
       f"The model returns {first} in inference and {last} in training; they"
       " must have the same structure, shapes and dtypes."

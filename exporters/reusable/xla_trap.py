@@ -16,8 +16,8 @@ import functools
 from exporters.reusable import graphs
 from exporters.reusable.private_api import graph_pb2
 
-# Operands that XLA needs at compile time: what TensorFlow's XLA kernels register
-# as CompileTimeConstantInput. -1 is the last operand.
+# Operands that XLA needs at compile time, as TensorFlow's XLA kernels register
+# them by CompileTimeConstantInput. -1 is the last operand.
 _CONSTANT_OPERANDS = {
   op: operands
   for operands, ops in (
