@@ -149,10 +149,7 @@ def reusable(
 
 
 def of_mixed_precision(spec: tf.TensorSpec) -> list[tf.TensorSpec]:
-  """Returns a float input in the dtypes of mixed precision, for `also_takes`.
-
-  Under a policy of mixed precision, Keras casts the inputs of a layer.
-  """
+  """Returns a float input as Keras casts it in mixed precision."""
   return [tf.TensorSpec(spec.shape, d) for d in (tf.bfloat16, tf.float16)]
 
 
@@ -400,11 +397,7 @@ def _traceable(
 
   A trace for another form of the input than `input_spec` converts the input and
   calls the trace for `input_spec`. So the model is traced once for each mode.
-
-  Args:
-    model: The model.
-    of_training: Replaces the `call` of layers in training only, with gradients
-      that consumers need not load for inference.
+  Consumers need not load the gradients of `of_training` for inference.
   """
 
   def call(inputs: Any, *values: Any) -> Any:
@@ -563,11 +556,7 @@ def _check_effects(traces: Sequence[ConcreteFunction], model: Source) -> None:
 
 
 def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:
-  """Tells whether a result or an update in a trace depends on a Tensor.
-
-  All outputs of a nested function count as dependent on all its inputs, and all
-  stateful ops as updates.
-  """
+  """Tells whether a result or a stateful op of a trace depends on a Tensor."""
   results = {output.op for output in trace.outputs}
   seen = set()
   waiting = list(tensor.consumers())
@@ -624,13 +613,9 @@ def _loss_of_layer(
 def _trace_loss(
   loss: Callable[[], tf.Tensor], autograph: bool
 ) -> ConcreteFunction:
-  """Traces a regularization loss and checks that it is a float scalar.
-
-  Returns:
-    The trace. A save would trace a tf.function once more.
-  """
+  """Traces a regularization loss, and checks that it is a float scalar."""
   function = tf.function(loss, input_signature=[], autograph=autograph)
-  trace = function.get_concrete_function()
+  trace = function.get_concrete_function()  # So that a save traces no more.
   output = trace.structured_outputs
   if not (
     tf.is_tensor(output) and output.shape == [] and output.dtype.is_floating
