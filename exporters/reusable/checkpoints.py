@@ -43,17 +43,11 @@ def uninitialized() -> Iterator[None]:
 
 
 class _Match(NamedTuple):
-  """How a checkpoint and an object to restore compare.
+  """How a checkpoint and an object to restore compare."""
 
-  Attributes:
-    problems: The differences, in words.
-    lacking: Optional variables that the checkpoint lacks.
-    matching: The other variables, with their saved nodes.
-  """
-
-  problems: list[str]
-  lacking: list[tf.Variable]
-  matching: list[tuple[tf.Variable, int]]
+  problems: list[str]  # In words.
+  lacking: list[tf.Variable]  # Optional variables that the checkpoint lacks.
+  matching: list[tuple[tf.Variable, int]]  # The others and their saved nodes.
 
 
 def restore(

@@ -93,16 +93,15 @@ def require_weights(
       weights, so that both are forbidden.
   """
   name, value = without_weights
-  advice = "Say where the weights come from: either --checkpoint_path=PATH or"
-  advice += " --train_on=NAME"
-  advice += f"; neither with --{name}={value}." if value else "."
+  exception = f"; neither with --{name}={value}" if value else ""
   flags.register_multi_flags_validator(
     ["checkpoint_path", "train_on", name],
     lambda values: (
       sum(bool(values[f]) for f in ("checkpoint_path", "train_on"))
       == (values[name] != value)
     ),
-    advice,
+    "Say where the weights come from: either --checkpoint_path=PATH or"
+    f" --train_on=NAME{exception}.",
   )
 
 
@@ -129,12 +128,8 @@ def path(value: str | None) -> str | None:
   """
   if value is None or "://" in value:
     return value
-  return os.path.normpath(
-    os.path.join(
-      os.environ.get("BUILD_WORKING_DIRECTORY", os.getcwd()),
-      os.path.expanduser(value),
-    )
-  )
+  start = os.environ.get("BUILD_WORKING_DIRECTORY", "")
+  return os.path.abspath(os.path.join(start, os.path.expanduser(value)))
 
 
 def _record() -> dict[str, Any]:
@@ -143,23 +138,17 @@ def _record() -> dict[str, Any]:
   Only what makes a difference to the export: of files the name, and neither
   directories to write nor `--overwrite`.
   """
-  values = {
-    flag.name: flag.value
-    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-    if not flag.name.endswith("_dir")
-    and flag.name not in ("overwrite", "keep_failed")
-  }
-
-  def without_directory(name: str, value: Any) -> Any:
+  record = {}
+  for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+    name, value = flag.name, flag.value
+    if name.endswith("_dir") or name in ("overwrite", "keep_failed"):
+      continue
     if isinstance(value, list):  # Files are among them.
-      return [os.path.basename(v) for v in value]
-    if value and name.endswith(("_path", "_file")):
-      return os.path.basename(os.path.normpath(value))
-    return value
-
-  return {
-    name: without_directory(name, values[name]) for name in sorted(values)
-  }
+      value = [os.path.basename(v) for v in value]
+    elif value and name.endswith(("_path", "_file")):
+      value = os.path.basename(os.path.normpath(value))
+    record[name] = value
+  return dict(sorted(record.items()))
 
 
 def strategy(config: strategies.Config) -> tf.distribute.Strategy:
@@ -168,10 +157,8 @@ def strategy(config: strategies.Config) -> tf.distribute.Strategy:
   Raises:
     ExportError: What is asked for is not there.
   """
-  try:
+  with errors.of_input(ValueError):
     return strategies.get(config)
-  except ValueError as e:
-    raise errors.ExportError(f"{e}") from e
 
 
 def end_unless_chief(strategy: tf.distribute.Strategy) -> None:
