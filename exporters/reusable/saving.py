@@ -21,7 +21,6 @@ import tf_keras
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters as hyperparameters_lib
 from exporters.reusable import layer_calls as layer_calls_lib
-from exporters.reusable import layer_norm
 from exporters.reusable import private_api
 from exporters.reusable import slimming
 from exporters.reusable import xla
@@ -93,19 +92,20 @@ def source(
       variables, hides `training`, has weights that are not finite, or a
       hyperparameter without effect.
   """
-  has_training = _has_training(model, hyperparameters)
+  defaults = {h.name: h.default for h in hyperparameters}
+  if _has_training(model, hyperparameters):
+    defaults = {"training": False, **defaults}
   if variables is None:
     variables = getattr(model, "variables", ())
   variables = list(variables)
   if regularization_losses is None:
     regularization_losses = _weight_losses(model)
-  defaults = {"training": False} if has_training else {}
   return _traced(
     Source(
       model=model,
       input_spec=input_spec,
-      call=_caller(model, has_training, hyperparameters, check),
-      defaults=defaults | {h.name: h.default for h in hyperparameters},
+      call=_caller(model, defaults, hyperparameters, check),
+      defaults=defaults,
       hyperparameters=hyperparameters,
       variables=variables,
       trainable_variables=_trainable(model, variables, trainable_variables),
@@ -341,7 +341,7 @@ def _optimizers(model: Any) -> list[Any]:
 
 def _caller(
   model: Callable[..., Any],
-  has_training: bool,
+  defaults: Mapping[str, Any],
   hyperparameters: Sequence[Hyperparameter],
   check: Callable[[Any], Any] | None,
 ) -> Callable[..., Any]:
@@ -356,11 +356,11 @@ def _caller(
     and getattr(layer, "synchronized", False)
   ]
 
-  def call(inputs: Any, *, training: bool = False, **arguments: Any) -> Any:
+  def call(inputs: Any, **arguments: Any) -> Any:
     if check is not None:
       inputs = check(inputs)
-    mode = {"training": training} if has_training else {}
-    values = {h.name: h.default for h in hyperparameters} | arguments
+    values = {**defaults, **arguments}
+    mode = {"training": values["training"]} if "training" in defaults else {}
     with contextlib.ExitStack() as stack:
       for layer in synchronized:
         layer.synchronized = False
@@ -375,7 +375,7 @@ def _caller(
 
 def _traced(model: Source) -> Source:
   """Adds the traced function to a source, and checks the traces."""
-  function = _traceable(model, layer_norm.REPLACEMENTS)
+  function = _traceable(model, xla.CLOSED_GRADIENTS)
   traces = _trace(model, function, model.input_spec)
   _check_structure(traces[0], traces[-1])
   if len(traces) > 1 and _is_same(model, *traces):
@@ -383,7 +383,7 @@ def _traced(model: Source) -> Source:
     defaults = {h.name: h.default for h in model.hyperparameters}
     call = functools.partial(model.call, training=True)
     model = dataclasses.replace(model, call=call, defaults=defaults)
-    function = _traceable(model, layer_norm.REPLACEMENTS)
+    function = _traceable(model, xla.CLOSED_GRADIENTS)
     traces = _trace(model, function, model.input_spec)
   _check_captured(traces, model.variables)
   _check_effects(traces, model)
@@ -403,8 +403,8 @@ def _traceable(
   def call(inputs: Any, *values: Any) -> Any:
     private_api.forget_seed()
     arguments = dict(zip(model.defaults, values, strict=True))
-    if _is_other_form(inputs, model.input_spec):
-      return function(_converted(inputs, model.input_spec), **arguments)
+    if (converted := _converted(inputs, model.input_spec)) is not None:
+      return function(converted, **arguments)
     more = of_training if arguments.get("training", True) else {}
     with layer_calls_lib.replaced(model.model, {**model.layer_calls, **more}):
       return model.call(inputs, **arguments)
@@ -494,21 +494,19 @@ def _named(spec: Any) -> Any:
   return with_name(spec, getattr(spec, "name", None) or "inputs")
 
 
-def _is_other_form(inputs: Any, spec: Any) -> bool:
-  """Tells whether an input is a list for a dict, or has other dtypes."""
-  return isinstance(inputs, Mapping) != isinstance(spec, Mapping) or any(
-    x.dtype != s.dtype
-    # Lists may have several lengths; the first elements decide.
-    for x, s in zip(
-      tf.nest.flatten(inputs), tf.nest.flatten(spec), strict=False
-    )
-  )
-
-
 def _converted(inputs: Any, spec: Any) -> Any:
-  """Casts Tensors, and turns a list into a dict if the spec is one."""
-  if isinstance(spec, Mapping) and not isinstance(inputs, Mapping):
+  """Turns a list into a dict and casts Tensors, as `spec` says.
+
+  Returns:
+    The input, or None if it has this form already.
+  """
+  is_list = isinstance(spec, Mapping) and not isinstance(inputs, Mapping)
+  if is_list:
     inputs = dict(zip(spec, inputs, strict=True))
+  # Lists may have several lengths; the first elements decide.
+  pairs = zip(tf.nest.flatten(inputs), tf.nest.flatten(spec), strict=False)
+  if not is_list and all(x.dtype == s.dtype for x, s in pairs):
+    return None
   return tf.nest.map_structure(lambda x, s: tf.cast(x, s.dtype), inputs, spec)
 
 
