@@ -36,8 +36,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 def define_flags() -> None:
   """Defines the flags that all exporters have.
 
-  A program calls it when it starts, not when its module is imported: what it
-  exports is a library too, and several may be imported at once.
+  Call it from the program: its module is a library too, and several may be
+  imported at once.
   """
   flags.DEFINE_string(
     "export_dir",
@@ -89,8 +89,7 @@ def require_weights(
   """Requires either --checkpoint_path or --train_on.
 
   Args:
-    without_weights: A flag, and the value of it with which the export has no
-      weights, so that both are forbidden.
+    without_weights: A flag, and the value with which it forbids both.
   """
   name, value = without_weights
   exception = f"; neither with --{name}={value}" if value else ""
@@ -118,13 +117,10 @@ def options() -> exporting.Options:
 
 
 def path(value: str | None) -> str | None:
-  """Makes the path in a flag absolute.
+  """Makes the path in a flag absolute; returns None and URLs as they are.
 
   Relative paths start from the user's directory. Under `bazel run` that is not
   the working directory of the program.
-
-  Args:
-    value: The flag's value; None and URLs of remote storage are returned as is.
   """
   if value is None or "://" in value:
     return value
@@ -152,29 +148,23 @@ def _record() -> dict[str, Any]:
 
 
 def strategy(config: strategies.Config) -> tf.distribute.Strategy:
-  """Makes a strategy, before anything else that TensorFlow runs.
+  """Makes a strategy, or raises an ExportError if its devices are not there.
 
-  Raises:
-    ExportError: What is asked for is not there.
+  Call it before TensorFlow runs anything else.
   """
   with errors.of_input(ValueError):
     return strategies.get(config)
 
 
 def end_unless_chief(strategy: tf.distribute.Strategy) -> None:
-  """Ends the process where another worker of the cluster exports."""
+  """Ends the process if another worker of the cluster exports."""
   if not strategies.is_chief(strategy):
     print("The training is over. The chief does the rest.")
     sys.exit()
 
 
 def forbid_without(condition: str, names: list[str]) -> None:
-  """Refuses flags that would have no effect without another one.
-
-  Args:
-    condition: The flag that `names` need.
-    names: The flags that say something only together with `condition`.
-  """
+  """Refuses flags (`names`) that have no effect without another one."""
   for name in names:
     flags.register_multi_flags_validator(
       [condition, name],

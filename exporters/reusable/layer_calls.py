@@ -19,15 +19,10 @@ def class_name(layer_type: type[Any]) -> str:
 
 
 def find(table: Mapping[str, _T], layer: Any) -> _T | None:
-  """Looks up a layer by its class, without importing the classes of a table.
+  """Looks up a layer in a table by `class_name`, without importing classes.
 
-  Args:
-    table: Values by `class_name`.
-    layer: The layer. An instance of a subclass counts if it inherits `call`; if
-      it overrides `call`, the value may not suit it.
-
-  Returns:
-    The value, or None.
+  An instance of a subclass counts if it inherits `call`. If it overrides
+  `call`, the value may not suit it.
   """
   call = getattr(type(layer), "call", None)
   for base in type(layer).__mro__:
@@ -40,9 +35,7 @@ def find(table: Mapping[str, _T], layer: Any) -> _T | None:
 def replaced(model: Any, replacements: Replacements) -> Iterator[None]:
   """Replaces the `call` of a model's layers; restores it on exit.
 
-  Args:
-    model: A Keras model or a module. Any other object has no layers.
-    replacements: The layers, by class.
+  Objects other than Keras models and modules have no layers.
   """
   with contextlib.ExitStack() as stack:
     if isinstance(model, tf.Module):

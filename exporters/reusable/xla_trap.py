@@ -1,13 +1,7 @@
 """Finds ops of a model that keep a consumer's train step from compiling once.
 
-The ops are found in the traced train step itself: nothing is compiled.
-
-A function that was loaded from a SavedModel is one node of the train step's
-graph, and its gradient is another. XLA analyzes each node as a whole: if the
-gradient takes one output of the function as a compile-time constant, such as
-the paddings of a Pad, then all inputs of the function must be compile-time
-constants. The batch and the variables become constants of the program, and
-every new batch and every update of the variables need another compilation.
+The ops are found in the traced train step itself: nothing is compiled. `xla`
+explains why these ops make XLA compile every step anew, and cures the layers.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -107,7 +101,7 @@ def branches(graph: graph_pb2.GraphDef) -> list[str]:
     graph: The graph of a train step that calls a loaded model.
 
   Returns:
-    Op, name and function of each tf.cond or tf.switch_case.
+    Op, name and function of each.
   """
   by_name = graphs.functions(graph)
   return sorted(
