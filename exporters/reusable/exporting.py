@@ -24,15 +24,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """Where to export and how to verify: the flags that all exporters have.
+  """Where to export and how to verify: flags of `command_line`, by name.
 
   Attributes:
-    export_dir: The directory that the SavedModel appears at.
-    overwrite: Whether to replace an existing `export_dir`, and the
-      `checkpoint_dir` of a training.
-    verification: `full`, `fast` or `off`.
-    keep_failed: Where to keep an export that fails verification; None removes
-      it.
+    overwrite: It also applies to the `checkpoint_dir` of a training.
     flag_values: The flags of the program, for the report of the verification.
   """
 
@@ -78,8 +73,7 @@ def exporting(
 ) -> Iterator[Export]:
   """Publishes SavedModels together: all of them appear, or none does.
 
-  Slow work, such as training, belongs inside: whatever is wrong with
-  `export_dir` is found at the start.
+  Slow work, such as training, belongs inside: `export_dir` is checked first.
 
   Args:
     options: Where to export and how to verify.
