@@ -110,9 +110,7 @@ def of_model(model: Any) -> list[Hyperparameter]:
   """
   found = collections.defaultdict(list)
   dropouts = []
-  for layer in (
-    (model, *model.submodules) if isinstance(model, tf.Module) else ()
-  ):
+  for layer in layer_calls.modules(model):
     attribute = layer_calls.find(_ATTRIBUTES, layer)
     if attribute == "momentum":
       if layer.trainable:

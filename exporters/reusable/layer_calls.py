@@ -1,6 +1,6 @@
 """Replaces the `call` of layers while a model is traced."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 from typing import Any, TypeVar
 
@@ -31,17 +31,18 @@ def find(table: Mapping[str, _T], layer: Any) -> _T | None:
   return None
 
 
+def modules(model: Any) -> Sequence[tf.Module]:
+  """Returns a model and all layers and modules in it; none for a function."""
+  return (model, *model.submodules) if isinstance(model, tf.Module) else ()
+
+
 @contextlib.contextmanager
 def replaced(model: Any, replacements: Replacements) -> Iterator[None]:
-  """Replaces the `call` of a model's layers; restores it on exit.
-
-  Objects other than Keras models and modules have no layers.
-  """
+  """Replaces the `call` of a model's layers; restores it on exit."""
   with contextlib.ExitStack() as stack:
-    if isinstance(model, tf.Module):
-      for layer in (model, *model.submodules):
-        if replacement := find(replacements, layer):
-          # An attribute of the layer takes precedence over its class' method.
-          layer.call = replacement(layer)
-          stack.callback(vars(layer).pop, "call")
+    for layer in modules(model):
+      if replacement := find(replacements, layer):
+        # An attribute of the layer takes precedence over its class' method.
+        layer.call = replacement(layer)
+        stack.callback(vars(layer).pop, "call")
     yield

@@ -339,6 +339,11 @@ def _optimizers(model: Any) -> list[Any]:
   ]
 
 
+def _layers(model: Any) -> list[tf_keras.layers.Layer]:
+  modules = layer_calls_lib.modules(model)
+  return [m for m in modules if isinstance(m, tf_keras.layers.Layer)]
+
+
 def _caller(
   model: Callable[..., Any],
   defaults: Mapping[str, Any],
@@ -350,10 +355,7 @@ def _caller(
   # A SavedModel cannot sum over replicas, and TensorFlow warns of each gradient
   # that would.
   synchronized = [
-    layer
-    for layer in getattr(model, "submodules", ())
-    if isinstance(layer, tf_keras.layers.Layer)
-    and getattr(layer, "synchronized", False)
+    layer for layer in _layers(model) if getattr(layer, "synchronized", False)
   ]
 
   def call(inputs: Any, **arguments: Any) -> Any:
@@ -570,13 +572,7 @@ def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:
 
 def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
   """Returns a function for each weight loss of a model's Keras layers."""
-  if not isinstance(model, tf.Module):
-    return []
-  layers = [
-    layer
-    for layer in (*model.submodules, model)
-    if isinstance(layer, tf_keras.layers.Layer)
-  ]
+  layers = _layers(model)
   for layer in layers:
     if getattr(layer, "activity_regularizer", None) is not None:
       raise errors.ExportError(
@@ -591,7 +587,7 @@ def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
   for layer in sorted(inner, key=lambda layer: len(inner[layer])):
     own[layer] = losses[layer] - sum(own.get(x, 0) for x in inner[layer])
   # In the order of the weights, as Keras' `losses`.
-  position = {v.ref(): i for i, v in enumerate(model.variables)}
+  position = {v.ref(): i for i, v in enumerate(getattr(model, "variables", ()))}
   return [
     _loss_of_layer(layer, index)
     for layer in sorted(
