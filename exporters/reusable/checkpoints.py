@@ -6,7 +6,7 @@ import fnmatch
 import glob
 import hashlib
 import os
-from typing import Any, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 import tf_keras
@@ -29,31 +29,15 @@ def uninitialized() -> Iterator[None]:
   """
 
   def creator(next_creator: Callable[..., tf.Variable], **kwargs: Any) -> Any:
-    shape = kwargs.get("shape")
+    shape, dtype = kwargs.get("shape"), kwargs.get("dtype")
     if shape is not None and callable(kwargs["initial_value"]):
-      shape = tf.TensorShape(shape)
-      dtype = kwargs["dtype"]
       kwargs["initial_value"] = lambda: tf.raw_ops.Empty(
-        shape=shape.as_list(), dtype=dtype
+        shape=tf.TensorShape(shape).as_list(), dtype=dtype
       )
     return next_creator(**kwargs)
 
   with tf.variable_creator_scope(creator):
     yield
-
-
-class _Match(NamedTuple):
-  """How a checkpoint and an object to restore compare.
-
-  Attributes:
-    problems: The differences, in words.
-    lacking: Optional variables that the checkpoint lacks.
-    matching: The other variables, with their saved nodes.
-  """
-
-  problems: list[str]
-  lacking: list[tf.Variable]
-  matching: list[tuple[tf.Variable, int]]
 
 
 def restore(
@@ -97,25 +81,24 @@ def restore(
       )
     graph = Graph.FromString(reader.get_tensor(_GRAPH_KEY))
     matches = [
-      _match(root, graph, shapes, left_out, optional) for root in roots
+      (*_match(root, graph, shapes, left_out, optional), root) for root in roots
     ]
-    match, root = min(
-      zip(matches, roots, strict=True), key=lambda pair: len(pair[0].problems)
-    )
-    if match.problems:
-      raise errors.ExportError(_mismatch(prefix, root, match.problems))
+    problems, saved, root = min(matches, key=lambda match: len(match[0]))
+    if problems:
+      raise errors.ExportError(_mismatch(prefix, root, problems))
     averages = _wanted_averages(prefix, graph, weights)
     if not isinstance(root, tf.train.Checkpoint):
       root = tf.train.Checkpoint(root=root)
     status = root.read(prefix).expect_partial()
-    for variable, node_id in match.matching:
+    for variable, node_id in saved.items():
       for key in _keys(graph, averages.get(node_id)):
-        variable.assign(reader.get_tensor(key))
+        variable.deref().assign(reader.get_tensor(key))
   except tf.errors.OpError as e:
     raise errors.ExportError(f"Cannot read {prefix}: {e.message}.") from e
-  if not match.lacking:
+  lacking = [v for v in optional if v.ref() not in saved]
+  if not lacking:
     status.assert_existing_objects_matched()
-  return match.lacking
+  return lacking
 
 
 def keras_weights(model: tf_keras.Model) -> tf.train.Checkpoint:
@@ -154,7 +137,6 @@ def sha256(checkpoint_path: str) -> str:
 
 
 def _mismatch(prefix: str, root: Any, problems: Sequence[str]) -> str:
-  """Returns the text of the error for a checkpoint that does not match."""
   more = len(problems) - _MOST_PROBLEMS
   names = "=…, ".join(tf.train.TrackableView(root).children(root))
   form = (
@@ -234,8 +216,12 @@ def _match(
   shapes: Mapping[str, Sequence[int]],
   left_out: Sequence[str],
   optional: Sequence[tf.Variable],
-) -> _Match:
-  """Compares the live objects with the saved ones of the same names."""
+) -> tuple[list[str], dict[Any, int]]:
+  """Compares the live objects with the saved ones of the same names.
+
+  Returns:
+    The differences in words, and the saved nodes by references of variables.
+  """
   view = tf.train.TrackableView(root)
   matched: dict = {}  # From ids of live objects to saved nodes.
   waiting = [(root, 0)]
@@ -250,21 +236,20 @@ def _match(
         if name in saved
       ]
 
-  problems, lacking, matching = [], [], []
+  problems, of_variables = [], {}
   may_lack = {v.ref() for v in optional}
   for variable in view.descendants():
     if isinstance(variable, tf.Variable):
-      keys = list(_keys(graph, matched.get(id(variable))))
-      if not keys and variable.ref() in may_lack:
-        lacking.append(variable)
-      elif not keys:
-        problems.append(f"has no value for {variable.name} {variable.shape}")
-      elif shapes[keys[0]] != variable.shape:
+      node_id = matched.get(id(variable))
+      keys = _keys(graph, node_id)
+      if keys and shapes[keys[0]] == variable.shape:
+        of_variables[variable.ref()] = node_id
+      elif keys:
         problems.append(
           f"has {tuple(shapes[keys[0]])} for {variable.name} {variable.shape}"
         )
-      else:
-        matching.append((variable, matched[id(variable)]))
+      elif variable.ref() not in may_lack:
+        problems.append(f"has no value for {variable.name} {variable.shape}")
   known = set(matched.values())
   for path in ("save_counter", *left_out):
     known |= _below(graph, path)
@@ -275,18 +260,17 @@ def _match(
         f" {tuple(shapes[key])}, which the model lacks"
         for key in _keys(graph, node_id)
       ]
-  return _Match(problems, lacking, matching)
+  return problems, of_variables
 
 
 def _children(graph: Graph, node_id: int) -> dict[str, int]:
   return {c.local_name: c.node_id for c in graph.nodes[node_id].children}
 
 
-def _keys(graph: Graph, node_id: int | None) -> Iterator[str]:
-  """Yields the keys of a saved node's values; none if there is no node."""
-  if node_id is not None:
-    for attribute in graph.nodes[node_id].attributes:
-      yield attribute.checkpoint_key
+def _keys(graph: Graph, node_id: int | None) -> list[str]:
+  """Returns the keys of a saved node's values; none if there is no node."""
+  attributes = () if node_id is None else graph.nodes[node_id].attributes
+  return [attribute.checkpoint_key for attribute in attributes]
 
 
 def _below(graph: Graph, path: str) -> set[int]:
@@ -304,9 +288,7 @@ def _below(graph: Graph, path: str) -> set[int]:
     node_id = waiting.pop()
     if node_id not in found:
       found.add(node_id)
-      waiting += _children(graph, node_id).values()
-      waiting += [
-        slot.slot_variable_node_id
-        for slot in graph.nodes[node_id].slot_variables
-      ]
+      node = graph.nodes[node_id]
+      waiting += [child.node_id for child in node.children]
+      waiting += [slot.slot_variable_node_id for slot in node.slot_variables]
   return found

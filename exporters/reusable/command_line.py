@@ -57,8 +57,8 @@ _DEFINE = {
 def define_flags() -> None:
   """Defines the flags that all exporters have.
 
-  A program calls it when it starts, not when its module is imported: what it
-  exports is a library too, and several may be imported at once.
+  Call it from the program: its module is a library too, and several may be
+  imported at once.
   """
   define(exporting.Options, _EXPORT_FLAGS)
   flags.DEFINE_string(
@@ -94,20 +94,18 @@ def require_weights(
   """Requires either --checkpoint_path or --train_on.
 
   Args:
-    without_weights: A flag, and the value of it with which the export has no
-      weights, so that both are forbidden.
+    without_weights: A flag, and the value with which it forbids both.
   """
   name, value = without_weights
-  advice = "Say where the weights come from: either --checkpoint_path=PATH or"
-  advice += " --train_on=NAME"
-  advice += f"; neither with --{name}={value}." if value else "."
+  exception = f"; neither with --{name}={value}" if value else ""
   flags.register_multi_flags_validator(
     ["checkpoint_path", "train_on", name],
     lambda values: (
       sum(bool(values[f]) for f in ("checkpoint_path", "train_on"))
       == (values[name] != value)
     ),
-    advice,
+    "Say where the weights come from: either --checkpoint_path=PATH or"
+    f" --train_on=NAME{exception}.",
   )
 
 
@@ -157,22 +155,15 @@ def from_flags(cls: type[_T], **others: Any) -> _T:
 
 
 def path(value: str | None) -> str | None:
-  """Makes the path in a flag absolute.
+  """Makes the path in a flag absolute; returns None and URLs as they are.
 
   Relative paths start from the user's directory. Under `bazel run` that is not
   the working directory of the program.
-
-  Args:
-    value: The flag's value; None and URLs of remote storage are returned as is.
   """
   if value is None or "://" in value:
     return value
-  return os.path.normpath(
-    os.path.join(
-      os.environ.get("BUILD_WORKING_DIRECTORY", os.getcwd()),
-      os.path.expanduser(value),
-    )
-  )
+  start = os.environ.get("BUILD_WORKING_DIRECTORY", "")
+  return os.path.abspath(os.path.join(start, os.path.expanduser(value)))
 
 
 def _record() -> dict[str, Any]:
@@ -181,49 +172,37 @@ def _record() -> dict[str, Any]:
   Only what makes a difference to the export: of files the name, and neither
   directories to write nor `--overwrite`.
   """
-  values = {
-    flag.name: flag.value
-    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])
-    if not flag.name.endswith("_dir")
-    and flag.name not in ("overwrite", "keep_failed")
-  }
-
-  def without_directory(name: str, value: Any) -> Any:
+  record = {}
+  for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+    name, value = flag.name, flag.value
+    if name.endswith("_dir") or name in ("overwrite", "keep_failed"):
+      continue
     if isinstance(value, list):  # Files are among them.
-      return [os.path.basename(v) for v in value]
-    if value and name.endswith(("_path", "_file")):
-      return os.path.basename(os.path.normpath(value))
-    return value
-
-  return {
-    name: without_directory(name, values[name]) for name in sorted(values)
-  }
+      value = [os.path.basename(v) for v in value]
+    elif value and name.endswith(("_path", "_file")):
+      value = os.path.basename(os.path.normpath(value))
+    record[name] = value
+  return dict(sorted(record.items()))
 
 
 def strategy(config: strategies.Config) -> tf.distribute.Strategy:
-  """Makes a strategy, before anything else that TensorFlow runs.
+  """Makes a strategy, or raises an ExportError if its devices are not there.
 
-  Raises:
-    ExportError: What is asked for is not there.
+  Call it before TensorFlow runs anything else.
   """
   with errors.of_input(ValueError):
     return strategies.get(config)
 
 
 def end_unless_chief(strategy: tf.distribute.Strategy) -> None:
-  """Ends the process where another worker of the cluster exports."""
+  """Ends the process if another worker of the cluster exports."""
   if not strategies.is_chief(strategy):
     print("The training is over. The chief does the rest.")
     sys.exit()
 
 
 def forbid_without(condition: str, names: Iterable[str]) -> None:
-  """Refuses flags that would have no effect without another one.
-
-  Args:
-    condition: The flag that `names` need.
-    names: The flags that say something only together with `condition`.
-  """
+  """Refuses flags (`names`) that have no effect without another one."""
   for name in names:
     flags.register_multi_flags_validator(
       [condition, name],

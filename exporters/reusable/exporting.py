@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """Where to export and how to verify: the options of every exporter.
-
-  The fields are the values of flags, by their names, but for this one:
+  """Where to export and how to verify: flags of `command_line`, by name.
 
   Attributes:
+    overwrite: It also applies to the `checkpoint_dir` of a training.
     flag_values: The flags of the program, for the report of the verification.
   """
 
@@ -59,7 +58,7 @@ class Piece:
     attributes: What else the exported object has: assets, variables and
       `saving.constant`s, by name.
     sub_objects: Models that the exported object has as attributes, by name.
-    signature: Name of the signature that calls this model, or None.
+    signature: Name of the signature that calls this sub-object, or None.
   """
 
   source: saving.Source
@@ -71,8 +70,8 @@ class Piece:
   signature: str | None = None
 
 
-# Exports one SavedModel: its name, the piece, the card without hyperparameters,
-# and what the report of the verification records beside the flags.
+# Exports one SavedModel: its name, its piece, its card, and what the report of
+# the verification records beside the flags.
 Export = Callable[[str, Piece, "model_card.Card", Mapping[str, Any]], None]
 
 
@@ -82,8 +81,7 @@ def exporting(
 ) -> Iterator[Export]:
   """Publishes SavedModels together: all of them appear, or none does.
 
-  Slow work, such as training, belongs inside: whatever is wrong with
-  `export_dir` is found at the start.
+  Slow work, such as training, belongs inside: `export_dir` is checked first.
 
   Args:
     options: Where to export and how to verify.
@@ -115,7 +113,11 @@ def exporting(
       record: Mapping[str, Any],
     ) -> None:
       piece_dir = os.path.join(directory, name) if name else directory
-      _write(piece_dir, piece, card)
+      signatures: dict[str, Any] = {}
+      root = _exported(piece, "serving_default", signatures)
+      saving.save(root, piece_dir, signatures=signatures)
+      served = signatures["serving_default"]
+      model_card.write(piece_dir, card, piece.source, served)
       verification.verify(
         piece_dir,
         piece.source,
@@ -134,24 +136,18 @@ def exporting(
   print(f"to {options.export_dir}")
 
 
-def _write(directory: str, piece: Piece, card: model_card.Card) -> None:
-  """Writes the SavedModel of a piece, and its model card."""
-  signatures: dict[str, Any] = {}
-  served = dataclasses.replace(piece, signature="serving_default")
-  root = _exported(served, signatures)
-  saving.save(root, directory, signatures=signatures)
-  model_card.write(directory, card, piece.source, signatures["serving_default"])
-
-
-def _exported(piece: Piece, signatures: dict[str, Any]) -> tf.train.Checkpoint:
+def _exported(
+  piece: Piece, signature: str | None, signatures: dict[str, Any]
+) -> tf.train.Checkpoint:
   """Makes the object that a piece is saved as; adds its signatures."""
   root = saving.reusable(piece.source, also_takes=piece.also_takes)
-  if piece.signature:
-    signatures[piece.signature] = saving.signature(
+  if signature:
+    signatures[signature] = saving.signature(
       root, piece.source.input_spec, piece.output_name
     )
   for name, sub_object in piece.sub_objects.items():
-    setattr(root, name, _exported(sub_object, signatures))
+    inner = _exported(sub_object, sub_object.signature, signatures)
+    setattr(root, name, inner)
   for name, value in piece.attributes.items():
     setattr(root, name, value)
   return root

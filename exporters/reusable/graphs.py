@@ -1,7 +1,7 @@
 """Traces Tensors back through graphs, functions and function calls."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-import dataclasses
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
 
 from exporters.reusable.private_api import function_pb2
 from exporters.reusable.private_api import graph_pb2
@@ -10,7 +10,7 @@ from exporters.reusable.private_api import node_def_pb2
 Function = function_pb2.FunctionDef
 Node = node_def_pb2.NodeDef
 
-_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+CALLS = frozenset(["PartitionedCall", "StatefulPartitionedCall"])
 
 
 def functions(graph: graph_pb2.GraphDef) -> dict[str, Function]:
@@ -20,7 +20,7 @@ def functions(graph: graph_pb2.GraphDef) -> dict[str, Function]:
 
 def callee(node: Node, by_name: Mapping[str, Function]) -> Function | None:
   """Returns the function that a call node calls; None for other nodes."""
-  if node.op not in _CALLS:
+  if node.op not in CALLS:
     return None
   return by_name.get(node.attr["f"].func.name)
 
@@ -40,15 +40,14 @@ def operands(node: Node) -> list[str]:
   return [x for x in node.input if not x.startswith("^")]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Frame:
-  """A function, or the graph itself, with the call that enters it."""
+class _Frame(NamedTuple):
+  """A function as a call enters it, or the graph itself."""
 
+  calls: tuple[str, ...]
+  name: str
   nodes: Mapping[str, Node]
-  arguments: Sequence[str] = ()
-  name: str = ""
-  caller: "_Frame | None" = None
-  call: Node | None = None
+  operands: Mapping[str, str]  # Those of the call, by argument.
+  caller: "_Frame | None"
 
 
 def origins(
@@ -69,35 +68,32 @@ def origins(
     for the top level of the graph.
   """
   by_name = functions(graph)
-  waiting = [(_Frame({n.name: n for n in graph.node}), tensor)]
+  top = _Frame((), "", {n.name: n for n in graph.node}, {}, None)
+  waiting = [(top, tensor)]
   seen = set()
   while waiting:
     frame, tensor = waiting.pop()
+    if (frame.calls, tensor) in seen:
+      continue
+    seen.add((frame.calls, tensor))
     # In a graph `name:index` or `name`, in a function `name:result:index`.
     name, _, output = tensor.partition(":")
-    output = output.split(":")[-1] or "0"
-    if (id(frame), tensor) in seen:
-      continue
-    seen.add((id(frame), tensor))
-    if name in frame.arguments and frame.caller:
-      given = operands(frame.call)[frame.arguments.index(name)]
-      waiting.append((frame.caller, given))
-      continue
-    node = frame.nodes.get(name)
-    if node is None:
-      continue
-    function = callee(node, by_name)
-    if function:
-      result = function.signature.output_arg[int(output)].name
-      inner = _Frame(
-        {n.name: n for n in function.node_def},
-        [a.name for a in function.signature.input_arg],
-        function.signature.name,
-        frame,
-        node,
-      )
-      waiting.append((inner, function.ret[result]))
-      continue
-    yield node, frame.name
-    if node.op in through:
-      waiting += [(frame, x) for x in operands(node)]
+    if name in frame.operands:
+      waiting.append((frame.caller, frame.operands[name]))
+    elif node := frame.nodes.get(name):
+      if function := callee(node, by_name):
+        signature = function.signature
+        arguments = [arg.name for arg in signature.input_arg]
+        inner = _Frame(
+          (*frame.calls, name),
+          signature.name,
+          {n.name: n for n in function.node_def},
+          dict(zip(arguments, operands(node), strict=True)),
+          frame,
+        )
+        result = signature.output_arg[int(output.split(":")[-1] or 0)].name
+        waiting.append((inner, function.ret[result]))
+      else:
+        yield node, frame.name
+        if node.op in through:
+          waiting += [(frame, x) for x in operands(node)]

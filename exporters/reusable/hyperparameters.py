@@ -10,8 +10,10 @@ import collections
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-from typing import Any, Literal
+import statistics
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -55,9 +57,6 @@ class Hyperparameter:
     attribute: The attribute that these layers read it from.
     off: The value that makes training repeatable, such as 0 for a dropout rate;
       None if nothing random depends on it.
-    proportional_to: Where a layer's own value differs from the default, a new
-      value changes it in proportion: the layer's value itself, or its
-      `complement`, 1 minus the value, as suits a momentum.
   """
 
   name: str
@@ -66,7 +65,6 @@ class Hyperparameter:
   layers: Sequence[Any] = ()
   attribute: str = ""
   off: float | None = None
-  proportional_to: Literal["value", "complement"] = "value"
 
   @property
   def spec(self) -> tf.TensorSpec:
@@ -75,17 +73,19 @@ class Hyperparameter:
     return tf.TensorSpec([], tf.int32 if is_int else tf.float32, self.name)
 
   def of_layer(self, own: Any, value: Any) -> Any:
-    """Returns a layer's value, given its own one and that of the argument."""
-    if own == self.default:
+    """Returns a layer's value, given its own one and that of the argument.
+
+    If its own differs from the default, a rate keeps its proportion to the
+    argument, and a momentum that of 1 - momentum.
+    """
+    if np.float32(own) == np.float32(self.default):
       return value
-    if self.proportional_to == "value":
-      return value * (own / self.default)
-    return 1.0 - (1.0 - value) * ((1.0 - own) / (1.0 - self.default))
+    if self.attribute == "momentum":
+      return 1.0 - (1.0 - value) * ((1.0 - own) / (1.0 - self.default))
+    return value * (own / self.default)
 
 
-def of_model(
-  model: Any, *, descriptions: Mapping[str, str] | None = None
-) -> list[Hyperparameter]:
+def of_model(model: Any) -> list[Hyperparameter]:
   """Finds the hyperparameters of a Keras model and of all modules in it.
 
   - `dropout_rate`: the rates of dropout.
@@ -103,35 +103,35 @@ def of_model(
 
   Args:
     model: A Keras model or a module. Nothing is found in any other object.
-    descriptions: Descriptions by name, instead of general ones.
 
   Returns:
-    The hyperparameters that the model has.
+    The hyperparameters that the model has. Defaults are rounded to the shortest
+    decimal number of the same float32.
   """
-  found = collections.defaultdict(lambda: collections.defaultdict(list))
-  for layer in (
-    (model, *model.submodules) if isinstance(model, tf.Module) else ()
-  ):
+  found = collections.defaultdict(list)
+  dropouts = []
+  for layer in layer_calls.modules(model):
     attribute = layer_calls.find(_ATTRIBUTES, layer)
     if attribute == "momentum":
       if layer.trainable:
-        found["batch_norm_momentum"][attribute].append(layer)
+        found["batch_norm_momentum"].append(layer)
     elif attribute and getattr(layer, attribute):
       is_dropout = attribute == "rate" and not _drops_examples(layer)
-      name = "dropout_rate" if is_dropout else "stochastic_depth_rate"
-      found[name][attribute].append(layer)
-  if dropouts := found["dropout_rate"].pop("rate", None):
-    in_attention = _in_attention(model, dropouts)
-    for layer in dropouts:
-      prefix = "attention_" if id(layer) in in_attention else ""
-      found[f"{prefix}dropout_rate"]["rate"].append(layer)
-  result = []
-  for name, description in {**_DESCRIPTIONS, **(descriptions or {})}.items():
-    if found[name]:
-      # Of two kinds of stochastic depth, the one that more layers are.
-      attribute, layers = max(found[name].items(), key=lambda x: len(x[1]))
-      result.append(_of_layers(layers, attribute, name, description))
-  return result
+      (dropouts if is_dropout else found["stochastic_depth_rate"]).append(layer)
+  in_attention = _in_attention(model, dropouts) if dropouts else ()
+  for layer in dropouts:
+    prefix = "attention_" if id(layer) in in_attention else ""
+    found[f"{prefix}dropout_rate"].append(layer)
+  return [
+    _of_layers(name, description, found[name])
+    for name, description in _DESCRIPTIONS.items()
+    if found[name]
+  ]
+
+
+def _rounded(value: float) -> float:
+  """Returns the shortest decimal number of the same float32."""
+  return float(str(np.float32(value)))
 
 
 def _drops_examples(dropout: tf_keras.layers.Dropout) -> bool:
@@ -145,10 +145,9 @@ def _in_attention(
 ) -> set[int]:
   """Returns the ids of the dropouts that belong to attention.
 
-  These are the dropouts that an object owns whose class name contains
-  `Attention`. Dropout that its owner calls `attention_dropout` comes behind
-  attention. It is included if it has the same rate, or if attention has no
-  dropout of its own; otherwise the rate is that of the other dropouts.
+  Their owner is of a class whose name contains `Attention`. A dropout that its
+  owner calls `attention_dropout` comes behind attention: it belongs to it if it
+  has the same rate, or if attention has no dropout of its own.
   """
   known = {id(layer) for layer in dropouts}
   view = tf.train.TrackableView(model)
@@ -169,10 +168,13 @@ def _in_attention(
 
 
 def _of_layers(
-  layers: Sequence[Any], attribute: str, name: str, description: str
+  name: str, description: str, layers: Sequence[Any]
 ) -> Hyperparameter:
   """Makes one hyperparameter of an attribute of layers."""
-  values = sorted({float(getattr(layer, attribute)) for layer in layers})
+  # Of two kinds of stochastic depth, the one that more layers are.
+  attribute = statistics.mode(layer_calls.find(_ATTRIBUTES, x) for x in layers)
+  layers = [x for x in layers if layer_calls.find(_ATTRIBUTES, x) == attribute]
+  values = {_rounded(getattr(layer, attribute)) for layer in layers}
   is_momentum = attribute == "momentum"
   if len(values) > 1:
     description += (
@@ -183,12 +185,11 @@ def _of_layers(
     )
   return Hyperparameter(
     name,
-    values[0] if is_momentum else values[-1],
+    min(values) if is_momentum else max(values),
     description,
     layers,
     attribute,
     off=None if is_momentum else 0.0,
-    proportional_to="complement" if is_momentum else "value",
   )
 
 

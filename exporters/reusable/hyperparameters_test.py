@@ -1,4 +1,5 @@
 from absl.testing import parameterized
+import numpy as np
 from official.nlp.modeling import layers as nlp_layers
 from official.vision.modeling.layers import nn_layers
 import tensorflow as tf
@@ -125,12 +126,18 @@ class HyperparametersTest(parameterized.TestCase, tf.test.TestCase):
     self.assertAllClose(_values(rate, 0.3), [0.1, 0.3], rtol=1e-7)
     self.assertIn("lower ones change in proportion", rate.description)
 
-  def test_descriptions(self):
-    model = tf_keras.Sequential([layers.Dropout(0.1)])
-    (rate,) = hyperparameters.of_model(
-      model, descriptions={"dropout_rate": "Mine."}
+  def test_rounds_what_float_arithmetic_left_of_a_rate(self):
+    rate = 0.1 * 3 - 0.2  # 0.10000000000000003
+    layer = layers.Dropout(rate)
+    (found,) = _found(layer, layers.Dropout(0.7 * rate)).values()
+    self.assertEqual(f"{found.default}", "0.1")
+    self.assertEqual(
+      found.of_layer(rate, "the argument itself"), "the argument itself"
     )
-    self.assertEqual(rate.description, "Mine.")
+    self.assertAllClose(_values(found, 0.1), [0.1, 0.07], rtol=1e-7)
+    # More digits stay if they make another float32.
+    (found,) = _found(layers.Dropout(0.1234567)).values()
+    self.assertEqual(np.float32(found.default), np.float32(0.1234567))
 
   def test_nothing_in_a_function(self):
     self.assertEqual(hyperparameters.of_model(lambda x: x), [])

@@ -1,6 +1,6 @@
 """Replaces the `call` of layers while a model is traced."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 from typing import Any, TypeVar
 
@@ -19,15 +19,10 @@ def class_name(layer_type: type[Any]) -> str:
 
 
 def find(table: Mapping[str, _T], layer: Any) -> _T | None:
-  """Looks up a layer by its class, without importing the classes of a table.
+  """Looks up a layer in a table by `class_name`, without importing classes.
 
-  Args:
-    table: Values by `class_name`.
-    layer: The layer. An instance of a subclass counts if it inherits `call`; if
-      it overrides `call`, the value may not suit it.
-
-  Returns:
-    The value, or None.
+  An instance of a subclass counts if it inherits `call`. If it overrides
+  `call`, the value may not suit it.
   """
   call = getattr(type(layer), "call", None)
   for base in type(layer).__mro__:
@@ -36,19 +31,18 @@ def find(table: Mapping[str, _T], layer: Any) -> _T | None:
   return None
 
 
+def modules(model: Any) -> Sequence[tf.Module]:
+  """Returns a model and all layers and modules in it; none for a function."""
+  return (model, *model.submodules) if isinstance(model, tf.Module) else ()
+
+
 @contextlib.contextmanager
 def replaced(model: Any, replacements: Replacements) -> Iterator[None]:
-  """Replaces the `call` of a model's layers; restores it on exit.
-
-  Args:
-    model: A Keras model or a module. Any other object has no layers.
-    replacements: The layers, by class.
-  """
+  """Replaces the `call` of a model's layers; restores it on exit."""
   with contextlib.ExitStack() as stack:
-    if isinstance(model, tf.Module):
-      for layer in (model, *model.submodules):
-        if replacement := find(replacements, layer):
-          # An attribute of the layer takes precedence over its class' method.
-          layer.call = replacement(layer)
-          stack.callback(vars(layer).pop, "call")
+    for layer in modules(model):
+      if replacement := find(replacements, layer):
+        # An attribute of the layer takes precedence over its class' method.
+        layer.call = replacement(layer)
+        stack.callback(vars(layer).pop, "call")
     yield

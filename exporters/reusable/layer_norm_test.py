@@ -7,7 +7,7 @@ import tensorflow as tf
 import tf_keras
 
 from exporters.reusable import layer_calls
-from exporters.reusable import layer_norm
+from exporters.reusable import xla
 
 layers = tf_keras.layers
 
@@ -48,7 +48,7 @@ class LayerNormTest(parameterized.TestCase, tf.test.TestCase):
     inputs = 3 + tf.random.stateless_normal(shape, [0, 1])
     expected = _loss_and_gradients(model, inputs)
     derived = _ops(model, rank)
-    with layer_calls.replaced(model, layer_norm.REPLACEMENTS):
+    with layer_calls.replaced(model, xla.CLOSED_GRADIENTS):
       actual = _loss_and_gradients(model, inputs)
       closed = _ops(model, rank)
     self.assertAllEqual(actual[0], expected[0])
@@ -70,7 +70,7 @@ class LayerNormTest(parameterized.TestCase, tf.test.TestCase):
     model = _model([3, 4], **kwargs)
     inputs = tf.random.stateless_normal([5, 3, 4], [0, 1])
     loss, gradients = _loss_and_gradients(model, inputs)
-    with layer_calls.replaced(model, layer_norm.REPLACEMENTS):
+    with layer_calls.replaced(model, xla.CLOSED_GRADIENTS):
       again, gradients_again = _loss_and_gradients(model, inputs)
     self.assertAllEqual(again, loss)
     for a, e in zip(gradients_again, gradients, strict=True):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import os
+import pathlib
 from typing import Any
 
 import tensorflow as tf
@@ -33,7 +33,6 @@ class Card:
   needs: Sequence[str] = ("tensorflow", "tf-keras", "tensorflow-hub")
 
 
-# A line that begins with a space continues the one before it.
 _TEMPLATE = """\
 # {name}
 
@@ -55,8 +54,8 @@ Needs {needs}; nothing of the code that made this model.{use}
 
 {outputs}
 
-A dimension that is `None` is free. The names are those of the signature
- `serving_default`: inference with the default hyperparameters.{precision}
+A dimension that is `None` is free. The names are those of the signature \
+`serving_default`: inference with the default hyperparameters.{precision}
 
 ## Hyperparameters
 
@@ -67,33 +66,21 @@ A dimension that is `None` is free. The names are those of the signature
 {provenance}
 {regularization}"""
 
-# What a card says of a model that has variables to train, and of one that
-# has none.
-_TRAINABLE = {
-  "load": "Load and fine-tune",
-  "use": """
- Without `trainable=True` the weights stay as they are, and the model runs in
- inference mode. With `tensorflow` alone, `model = tf.saved_model.load(…)` gives
- what you call as `model(inputs)`, in training as {call}, and
- `model.trainable_variables`.""",
-  "precision": """
- The model computes in float32, whatever precision it was trained in. In a Keras
- model of mixed precision, too: its inputs are cast.""",
-  "weights": "Weights",
-  "regularization": """
-`hub.KerasLayer` adds the {losses} regularization losses to those of your model
- when `trainable=True`. Regularization that an optimizer applies by itself, such
- as the weight decay of AdamW, is not part of a SavedModel: to keep it, choose
- such an optimizer again.
-""",
-}
-_NOT_TRAINABLE = {
-  "load": "Load",
-  "use": "",
-  "precision": "",
-  "weights": "Source",
-  "regularization": "",
-}
+# What the card of a model with variables to train also says.
+_USE = """ \
+Without `trainable=True` the weights stay as they are, and the model runs in \
+inference mode. With `tensorflow` alone, `model = tf.saved_model.load(…)` \
+gives what you call as `model(inputs)`, in training as `model({in_training})`, \
+and `model.trainable_variables`."""
+_PRECISION = """ \
+The model computes in float32, whatever precision it was trained in. In a \
+Keras model of mixed precision, too: its inputs are cast."""
+_REGULARIZATION = """
+`hub.KerasLayer` adds the {losses} regularization losses to those of your \
+model when `trainable=True`. Regularization that an optimizer applies by \
+itself, such as the weight decay of AdamW, is not part of a SavedModel: to \
+keep it, choose such an optimizer again.
+"""
 
 
 def write(
@@ -115,38 +102,36 @@ def write(
     **card.provenance,
     "exported with": f"TensorFlow {tf.__version__}",
   }
-  words = _NOT_TRAINABLE
-  if source.trainable_variables:
-    words = _TRAINABLE
+  trainable = bool(source.trainable_variables)
+  if trainable:
     provenance = {
       "parameters": f"{_size(source.variables):,}",
       "trainable": f"{_size(source.trainable_variables):,}",
       "regularization losses": str(losses),
       **provenance,
     }
+  has_training = "training" in source.defaults
+  in_training = "inputs, training=True" if has_training else "inputs"
+  inputs = tf.nest.flatten(signature.structured_input_signature)
   *packages, last = (f"`{name}`" for name in card.needs)
-  in_training = (
-    "inputs, training=True" if "training" in source.defaults else "inputs"
-  )
-  template = _TEMPLATE
-  for name, words_of_it in words.items():
-    template = template.replace(f"{{{name}}}", words_of_it)
-  text = template.replace("\n ", " ").format(
+  text = _TEMPLATE.format(
     name=card.name,
     description=card.description,
+    load="Load and fine-tune" if trainable else "Load",
     example=card.example.strip(),
     needs=f"{', '.join(packages)} and {last}" if packages else last,
-    call=f"`model({in_training})`",
-    inputs=_tensors(_inputs(signature), card.meanings),
+    use=_USE.format(in_training=in_training) if trainable else "",
+    inputs=_tensors({spec.name: spec for spec in inputs}, card.meanings),
     outputs=_tensors(signature.structured_outputs, card.meanings),
+    precision=_PRECISION if trainable else "",
     hyperparameters=_arguments(source.hyperparameters),
+    weights="Weights" if trainable else "Source",
     provenance=table(("", ""), provenance.items()),
-    losses=losses,
+    regularization=_REGULARIZATION.format(losses=losses) if trainable else "",
   )
-  directory = os.path.join(export_dir, "assets.extra")
-  os.makedirs(directory)
-  with open(os.path.join(directory, "README.md"), "w", encoding="utf-8") as f:
-    f.write(text)
+  path = pathlib.Path(export_dir, "assets.extra", "README.md")
+  path.parent.mkdir()
+  path.write_text(text, encoding="utf-8")
 
 
 def _arguments(
@@ -169,18 +154,11 @@ def _size(variables: Iterable[tf.Variable]) -> int:
   return sum(v.shape.num_elements() for v in variables)
 
 
-def _inputs(
-  signature: tf.types.experimental.ConcreteFunction,
-) -> dict[str, Any]:
-  specs = tf.nest.flatten(signature.structured_input_signature)
-  return {spec.name: spec for spec in specs}
-
-
 def _tensors(specs: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
-  rows = []
-  for name, spec in specs.items():
-    shape = ", ".join(map(str, spec.shape.as_list()))
-    rows.append((f"`{name}`", spec.dtype.name, f"`[{shape}]`", meanings[name]))
+  rows = [
+    (f"`{name}`", spec.dtype.name, f"`{spec.shape.as_list()}`", meanings[name])
+    for name, spec in specs.items()
+  ]
   return table(("name", "dtype", "shape", "meaning"), rows)
 
 

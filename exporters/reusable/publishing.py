@@ -19,15 +19,11 @@ _RENAME_EXCHANGE = 2  # From <linux/fs.h>.
 def check_apart(
   *directories: str | None, keep_failed: str | None = None
 ) -> None:
-  """Refuses directories of which one is, or is in, another.
+  """Raises an ExportError if a directory is another, or lies in it.
 
   Args:
-    *directories: What shall be published; None is passed over.
-    keep_failed: Where an export that fails shall be kept, if at all.
-
-  Raises:
-    ExportError: Publishing one would be in the way of another, or `keep_failed`
-      exists.
+    *directories: The directories to publish; None is passed over.
+    keep_failed: Where to keep an export that fails. It must not exist.
   """
   if keep_failed and os.path.exists(keep_failed):
     raise errors.ExportError(f"{keep_failed} exists. Choose another path.")
@@ -47,10 +43,9 @@ def publish(
 ) -> Iterator[str]:
   """Gives a directory to write; renames it to `export_dir` at the end.
 
-  What is wrong with `export_dir` is found at the start, so slow work belongs
-  inside. When the work raises, nothing is left. When the process is killed,
-  the unfinished directory stays behind, hidden, until the next call for the
-  same `export_dir`.
+  Slow work belongs inside: `export_dir` is checked at the start. When the work
+  raises, nothing is left. When the process is killed, the unfinished directory
+  stays, hidden, until the next call for the same `export_dir`.
 
   Args:
     export_dir: Where the export shall appear: a local directory that does not

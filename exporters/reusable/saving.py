@@ -6,7 +6,7 @@ Lean means that it has one traced function for each mode, and nothing else of
 the model.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -21,7 +21,6 @@ import tf_keras
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters as hyperparameters_lib
 from exporters.reusable import layer_calls as layer_calls_lib
-from exporters.reusable import layer_norm
 from exporters.reusable import private_api
 from exporters.reusable import slimming
 from exporters.reusable import xla
@@ -30,25 +29,14 @@ ConcreteFunction = tf.types.experimental.ConcreteFunction
 Function = tf.types.experimental.PolymorphicFunction
 Hyperparameter = hyperparameters_lib.Hyperparameter
 
-_MODES = (False, True)
 
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-  """A model to export, as `source` makes it.
+  """A model to export. `source` makes it, and describes the other attributes.
 
   Attributes:
-    model: The model.
-    input_spec: Shape and dtype of its input.
     call: A Python function that takes the input, and `defaults` by name.
     defaults: The arguments that consumers may set, and their defaults.
-    hyperparameters: The arguments other than `training`.
-    variables: All variables that `call` uses.
-    trainable_variables: Those that consumers train.
-    regularization_losses: Functions without arguments, each returning a float
-      scalar.
-    layer_calls: What replaces the `call` of layers in a trace.
-    autograph: Whether AutoGraph rewrites the Python code of `model`.
     function: `call` as a tf.function, traced for `input_spec` in each mode.
   """
 
@@ -104,27 +92,28 @@ def source(
       variables, hides `training`, has weights that are not finite, or a
       hyperparameter without effect.
   """
-  has_training = _has_training(model, hyperparameters)
+  defaults = {h.name: h.default for h in hyperparameters}
+  if _has_training(model, hyperparameters):
+    defaults = {"training": False, **defaults}
   if variables is None:
     variables = getattr(model, "variables", ())
   variables = list(variables)
-  trainable_variables = _trainable(model, variables, trainable_variables)
   if regularization_losses is None:
     regularization_losses = _weight_losses(model)
-  untraced = Source(
-    model,
-    input_spec,
-    _caller(model, has_training, hyperparameters, check),
-    ({"training": False} if has_training else {})
-    | {h.name: h.default for h in hyperparameters},
-    hyperparameters,
-    variables,
-    trainable_variables,
-    regularization_losses,
-    {**xla.REPLACEMENTS, **(layer_calls or {})},
-    autograph,
+  return _traced(
+    Source(
+      model=model,
+      input_spec=input_spec,
+      call=_caller(model, defaults, hyperparameters, check),
+      defaults=defaults,
+      hyperparameters=hyperparameters,
+      variables=variables,
+      trainable_variables=_trainable(model, variables, trainable_variables),
+      regularization_losses=regularization_losses,
+      layer_calls={**xla.REPLACEMENTS, **(layer_calls or {})},
+      autograph=autograph,
+    )
   )
-  return _traced(untraced)
 
 
 def reusable(
@@ -160,10 +149,7 @@ def reusable(
 
 
 def of_mixed_precision(spec: tf.TensorSpec) -> list[tf.TensorSpec]:
-  """Returns a float input in the dtypes of mixed precision, for `also_takes`.
-
-  Under a policy of mixed precision, Keras casts the inputs of a layer.
-  """
+  """Returns a float input as Keras casts it in mixed precision."""
   return [tf.TensorSpec(spec.shape, d) for d in (tf.bfloat16, tf.float16)]
 
 
@@ -353,66 +339,53 @@ def _optimizers(model: Any) -> list[Any]:
   ]
 
 
+def _layers(model: Any) -> list[tf_keras.layers.Layer]:
+  modules = layer_calls_lib.modules(model)
+  return [m for m in modules if isinstance(m, tf_keras.layers.Layer)]
+
+
 def _caller(
   model: Callable[..., Any],
-  has_training: bool,
+  defaults: Mapping[str, Any],
   hyperparameters: Sequence[Hyperparameter],
   check: Callable[[Any], Any] | None,
 ) -> Callable[..., Any]:
   """Makes a Python function of a model, with arguments that have defaults."""
   function = _python_function(model)
+  # A SavedModel cannot sum over replicas, and TensorFlow warns of each gradient
+  # that would.
   synchronized = [
-    layer
-    for layer in getattr(model, "submodules", ())
-    if isinstance(layer, tf_keras.layers.Layer)
-    and getattr(layer, "synchronized", False)
+    layer for layer in _layers(model) if getattr(layer, "synchronized", False)
   ]
 
-  def call(inputs: Any, *, training: bool = False, **arguments: Any) -> Any:
+  def call(inputs: Any, **arguments: Any) -> Any:
     if check is not None:
       inputs = check(inputs)
-    mode = {"training": training} if has_training else {}
-    values = {h.name: h.default for h in hyperparameters} | arguments
-    with (
-      _unsynchronized(synchronized),
-      hyperparameters_lib.bound(hyperparameters, values) as direct,
-    ):
+    values = {**defaults, **arguments}
+    mode = {"training": values["training"]} if "training" in defaults else {}
+    with contextlib.ExitStack() as stack:
+      for layer in synchronized:
+        layer.synchronized = False
+        stack.callback(setattr, layer, "synchronized", True)
+      direct = stack.enter_context(
+        hyperparameters_lib.bound(hyperparameters, values)
+      )
       return function(inputs, **mode, **direct)
 
   return call
 
 
-@contextlib.contextmanager
-def _unsynchronized(
-  layers: Sequence[tf_keras.layers.BatchNormalization],
-) -> Iterator[None]:
-  """Turns off synchronization of batch normalization; restores it on exit.
-
-  A SavedModel cannot sum over replicas, and TensorFlow warns of each gradient
-  that would.
-  """
-  for layer in layers:
-    layer.synchronized = False
-  try:
-    yield
-  finally:
-    for layer in layers:
-      layer.synchronized = True
-
-
 def _traced(model: Source) -> Source:
   """Adds the traced function to a source, and checks the traces."""
-  function = _traceable(model, layer_norm.REPLACEMENTS)
+  function = _traceable(model, xla.CLOSED_GRADIENTS)
   traces = _trace(model, function, model.input_spec)
-  _check_structure(traces)
+  _check_structure(traces[0], traces[-1])
   if len(traces) > 1 and _is_same(model, *traces):
     # Consumers need the gradients of the training mode.
-    model = dataclasses.replace(
-      model,
-      call=functools.partial(model.call, training=True),
-      defaults={h.name: h.default for h in model.hyperparameters},
-    )
-    function = _traceable(model, layer_norm.REPLACEMENTS)
+    defaults = {h.name: h.default for h in model.hyperparameters}
+    call = functools.partial(model.call, training=True)
+    model = dataclasses.replace(model, call=call, defaults=defaults)
+    function = _traceable(model, xla.CLOSED_GRADIENTS)
     traces = _trace(model, function, model.input_spec)
   _check_captured(traces, model.variables)
   _check_effects(traces, model)
@@ -426,53 +399,44 @@ def _traceable(
 
   A trace for another form of the input than `input_spec` converts the input and
   calls the trace for `input_spec`. So the model is traced once for each mode.
-
-  Args:
-    model: The model.
-    of_training: Replaces the `call` of layers in training only, with gradients
-      that consumers need not load for inference.
+  Consumers need not load the gradients of `of_training` for inference.
   """
 
   def call(inputs: Any, *values: Any) -> Any:
     private_api.forget_seed()
     arguments = dict(zip(model.defaults, values, strict=True))
-    if _is_other_form(inputs, model.input_spec):
-      return function(_converted(inputs, model.input_spec), **arguments)
-    replacements = {**model.layer_calls}
-    if arguments.get("training", True):
-      replacements.update(of_training)
-    with layer_calls_lib.replaced(model.model, replacements):
+    if (converted := _converted(inputs, model.input_spec)) is not None:
+      return function(converted, **arguments)
+    more = of_training if arguments.get("training", True) else {}
+    with layer_calls_lib.replaced(model.model, {**model.layer_calls, **more}):
       return model.call(inputs, **arguments)
 
   # tf.function and the SavedModel take argument names and defaults from here.
-  kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-  call.__signature__ = inspect.Signature(
-    [
-      inspect.Parameter("inputs", kind),
-      *(
-        inspect.Parameter(name, kind, default=default)
-        for name, default in model.defaults.items()
-      ),
-    ]
+  parameter = functools.partial(
+    inspect.Parameter, kind=inspect.Parameter.POSITIONAL_OR_KEYWORD
   )
+  named = [parameter(name, default=d) for name, d in model.defaults.items()]
+  call.__signature__ = inspect.Signature([parameter("inputs"), *named])
   function = tf.function(call, autograph=model.autograph)
   return function
 
 
 def _trace(
-  model: Source, function: Function, spec: Any, modes: Sequence[bool] = _MODES
+  model: Source,
+  function: Function,
+  spec: Any,
+  modes: Sequence[bool] = (False, True),
 ) -> list[ConcreteFunction]:
   """Traces a function for a form of the input, in each mode."""
   losses = len(getattr(model.model, "losses", ()))
   specs = {h.name: h.spec for h in model.hyperparameters}
+  arguments = [{"training": training, **specs} for training in modes]
+  if "training" not in model.defaults:
+    arguments = [specs]
   with private_api.as_in_a_save():
     traces = [
-      function.get_concrete_function(_named(spec), **mode, **specs)
-      for mode in (
-        [{"training": training} for training in modes]
-        if "training" in model.defaults
-        else [{}]
-      )
+      function.get_concrete_function(_named(spec), **kwargs)
+      for kwargs in arguments
     ]
   if len(getattr(model.model, "losses", ())) > losses:
     raise errors.ExportError(
@@ -486,12 +450,11 @@ def _is_same(
   model: Source, inference: ConcreteFunction, training: ConcreteFunction
 ) -> bool:
   """Tells whether both modes compute the same outputs and updates."""
-
-  def types(trace: ConcreteFunction) -> set[str]:
-    ops = trace.graph.get_operations()
-    return {op.type for op in ops} - {"Identity", "IdentityN"}
-
-  if types(inference) != types(training):  # Cheap, and true of most models.
+  ops = [
+    {op.type for op in trace.graph.get_operations()} - {"Identity", "IdentityN"}
+    for trace in (inference, training)
+  ]
+  if ops[0] != ops[1]:  # Cheap, and true of most models.
     return False
   # The inference trace has no closed gradients either.
   function = _traceable(model, {})
@@ -506,19 +469,17 @@ def _canonical(trace: ConcreteFunction) -> str:
 
   @functools.cache
   def text(name: str) -> str:
-    body = type(bodies[name]).FromString(bodies[name].SerializeToString())
-    body.signature.name = ""
+    body = str(bodies[name]).replace(f'"{name}"', "")
     return hashlib.sha256(shared(body).encode()).hexdigest()
 
-  def shared(part: Any) -> str:
-    plain = re.sub("CustomGradient-[0-9]+", "", str(part))
+  def shared(part: str) -> str:
     return re.sub(
       '(?<=")[^"]+(?=")',
       lambda m: text(m[0]) if m[0] in bodies else m[0],
-      plain,
+      re.sub("CustomGradient-[0-9]+", "", part),
     )
 
-  return "".join(shared(node) for node in graph.node)
+  return shared("".join(map(str, graph.node)))
 
 
 def _named(spec: Any) -> Any:
@@ -535,36 +496,31 @@ def _named(spec: Any) -> Any:
   return with_name(spec, getattr(spec, "name", None) or "inputs")
 
 
-def _is_other_form(inputs: Any, spec: Any) -> bool:
-  """Tells whether an input is a list for a dict, or has other dtypes."""
-  return isinstance(inputs, Mapping) != isinstance(spec, Mapping) or any(
-    x.dtype != s.dtype
-    # Lists may have several lengths; the first elements decide.
-    for x, s in zip(
-      tf.nest.flatten(inputs), tf.nest.flatten(spec), strict=False
-    )
-  )
-
-
 def _converted(inputs: Any, spec: Any) -> Any:
-  """Casts Tensors, and turns a list into a dict if the spec is one."""
-  if isinstance(spec, Mapping) and not isinstance(inputs, Mapping):
+  """Turns a list into a dict and casts Tensors, as `spec` says.
+
+  Returns:
+    The input, or None if it has this form already.
+  """
+  is_list = isinstance(spec, Mapping) and not isinstance(inputs, Mapping)
+  if is_list:
     inputs = dict(zip(spec, inputs, strict=True))
+  # Lists may have several lengths; the first elements decide.
+  pairs = zip(tf.nest.flatten(inputs), tf.nest.flatten(spec), strict=False)
+  if not is_list and all(x.dtype == s.dtype for x, s in pairs):
+    return None
   return tf.nest.map_structure(lambda x, s: tf.cast(x, s.dtype), inputs, spec)
 
 
-def _check_structure(traces: Sequence[ConcreteFunction]) -> None:
+def _check_structure(
+  inference: ConcreteFunction, training: ConcreteFunction
+) -> None:
   """Refuses modes that return different structures, shapes or dtypes."""
   first, last = (
     tf.nest.map_structure(tf.type_spec_from_value, trace.structured_outputs)
-    for trace in (traces[0], traces[-1])
+    for trace in (inference, training)
   )
-  try:
-    tf.nest.assert_same_structure(first, last)
-    same = tf.nest.flatten(first) == tf.nest.flatten(last)
-  except (TypeError, ValueError):
-    same = False
-  if not same:
+  if first != last:
     raise errors.ExportError(
       f"The model returns {first} in inference and {last} in training; they"
       " must have the same structure, shapes and dtypes."
@@ -600,11 +556,7 @@ def _check_effects(traces: Sequence[ConcreteFunction], model: Source) -> None:
 
 
 def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:
-  """Tells whether a result or an update in a trace depends on a Tensor.
-
-  All outputs of a nested function count as dependent on all its inputs, and all
-  stateful ops as updates.
-  """
+  """Tells whether a result or a stateful op of a trace depends on a Tensor."""
   results = {output.op for output in trace.outputs}
   seen = set()
   waiting = list(tensor.consumers())
@@ -620,13 +572,7 @@ def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:
 
 def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
   """Returns a function for each weight loss of a model's Keras layers."""
-  if not isinstance(model, tf.Module):
-    return []
-  layers = [
-    layer
-    for layer in (*model.submodules, model)
-    if isinstance(layer, tf_keras.layers.Layer)
-  ]
+  layers = _layers(model)
   for layer in layers:
     if getattr(layer, "activity_regularizer", None) is not None:
       raise errors.ExportError(
@@ -641,7 +587,7 @@ def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
   for layer in sorted(inner, key=lambda layer: len(inner[layer])):
     own[layer] = losses[layer] - sum(own.get(x, 0) for x in inner[layer])
   # In the order of the weights, as Keras' `losses`.
-  position = {v.ref(): i for i, v in enumerate(model.variables)}
+  position = {v.ref(): i for i, v in enumerate(getattr(model, "variables", ()))}
   return [
     _loss_of_layer(layer, index)
     for layer in sorted(
@@ -661,13 +607,9 @@ def _loss_of_layer(
 def _trace_loss(
   loss: Callable[[], tf.Tensor], autograph: bool
 ) -> ConcreteFunction:
-  """Traces a regularization loss and checks that it is a float scalar.
-
-  Returns:
-    The trace. A save would trace a tf.function once more.
-  """
+  """Traces a regularization loss, and checks that it is a float scalar."""
   function = tf.function(loss, input_signature=[], autograph=autograph)
-  trace = function.get_concrete_function()
+  trace = function.get_concrete_function()  # So that a save traces no more.
   output = trace.structured_outputs
   if not (
     tf.is_tensor(output) and output.shape == [] and output.dtype.is_floating

@@ -5,24 +5,24 @@ and control dependencies that loading infers. A smaller file loads faster.
 """
 
 import collections
-from collections.abc import Callable, Set
+from collections.abc import Callable, Collection
 import itertools
 import os
 import pathlib
+import re
 from typing import Any
 
+from exporters.reusable import graphs
 from exporters.reusable import private_api
-from exporters.reusable.private_api import function_pb2
 from exporters.reusable.private_api import graph_pb2
-from exporters.reusable.private_api import node_def_pb2
 from exporters.reusable.private_api import saved_model_pb2
 from exporters.reusable.private_api import types_pb2
 
 # Ops without an effect that a caller has to wait for.
 _WITHOUT_EFFECT = ("Identity", "NoOp", "ReadVariableOp")
 _WRITES = ("AssignAddVariableOp", "AssignSubVariableOp", "AssignVariableOp")
-_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _SHAPES = "_output_shapes"
+_NODE = re.compile(r"[^:^]+")  # In the name of a Tensor or a control input.
 
 
 def slim(export_dir: str) -> None:
@@ -47,10 +47,7 @@ def slim(export_dir: str) -> None:
   saved_model = saved_model_pb2.SavedModel.FromString(path.read_bytes())
   for meta_graph in saved_model.meta_graphs:
     graph = meta_graph.graph_def
-    _remove_unused_reads(graph)
-    for node in graph.node:
-      if node.op == "VarHandleOp":  # A scalar, always.
-        node.attr.pop(_SHAPES, None)
+    _slim_top_level(graph)
     # Tensors of a function that the gradient of a custom_gradient uses.
     captured = [
       node.captured_tensor
@@ -59,12 +56,12 @@ def slim(export_dir: str) -> None:
     ]
     renamed = {}
     for function in graph.library.function:
+      name = function.signature.name
       _remove_waiting_for_reads(function)
       _remove_known_shapes(function)
-      name = function.signature.name
       _remove_detours(
         function,
-        {_node(t.name) for t in captured if t.concrete_function == name},
+        [_node(t.name) for t in captured if t.concrete_function == name],
       )
       renamed[name] = _shorten_names(function)
     for tensor in captured:
@@ -73,38 +70,39 @@ def slim(export_dir: str) -> None:
   private_api.write_fingerprint(export_dir)
 
 
-def _remove_unused_reads(graph: graph_pb2.GraphDef) -> None:
+def _slim_top_level(graph: graph_pb2.GraphDef) -> None:
+  """Removes unused reads of variables, and the shapes of their handles."""
   used = {_node(name) for node in graph.node for name in node.input}
   _remove(graph.node, lambda n: n.op == "ReadVariableOp" and n.name not in used)
+  for node in graph.node:
+    if node.op == "VarHandleOp":  # A scalar, always.
+      node.attr.pop(_SHAPES, None)
 
 
-def _remove_waiting_for_reads(function: function_pb2.FunctionDef) -> None:
+def _remove_waiting_for_reads(function: graphs.Function) -> None:
   """Drops control dependencies on reads of variables."""
   ops = {node.name: node.op for node in function.node_def}
   for key, name in list(function.control_ret.items()):
     if ops[name] in _WITHOUT_EFFECT:
       del function.control_ret[key]
-  _remove(
-    function.signature.control_output, lambda k: k not in function.control_ret
-  )
-  empty = set()
+      function.signature.control_output.remove(key)
+  reads = {name for name, op in ops.items() if op == "ReadVariableOp"}
   for node in function.node_def:
     if node.op in ("Identity", "NoOp"):
-      _remove_waiting(node, lambda name: ops.get(name) == "ReadVariableOp")
-      if node.op == "NoOp" and not node.input:
-        empty.add(node.name)
-  empty.difference_update(function.control_ret.values())
+      _remove_waiting(node, reads)
+  returned = function.control_ret.values()
+  empty = {
+    node.name
+    for node in function.node_def
+    if node.op == "NoOp" and not node.input and node.name not in returned
+  }
   for node in function.node_def:
-    _remove_waiting(node, empty.__contains__)
+    _remove_waiting(node, empty)
   _remove(function.node_def, lambda node: node.name in empty)
 
 
-def _remove_known_shapes(function: function_pb2.FunctionDef) -> None:
-  """Removes shapes that loading infers.
-
-  The shapes of variables and of calls stay. So do those of results and of
-  reshaped Tensors, which Python code may have set to more than the op implies.
-  """
+def _remove_known_shapes(function: graphs.Function) -> None:
+  """Removes the shapes that `slim` describes; those of calls stay too."""
   resources = {
     arg.name: arg
     for arg in function.signature.input_arg
@@ -114,7 +112,7 @@ def _remove_known_shapes(function: function_pb2.FunctionDef) -> None:
   returned = {_node(name) for name in function.ret.values()}
   for node in function.node_def:
     taken = resources.keys() & set(node.input)
-    if node.op not in _CALLS:
+    if node.op not in graphs.CALLS:
       handed_on -= taken
     if not (
       (taken and node.op not in _WRITES)
@@ -128,16 +126,12 @@ def _remove_known_shapes(function: function_pb2.FunctionDef) -> None:
 
 
 def _remove_detours(
-  function: function_pb2.FunctionDef, captured: Set[str]
+  function: graphs.Function, captured: Collection[str]
 ) -> None:
   """Removes Identity ops, and constants that equal an earlier one.
 
-  Nodes stay that others refer to by name or depend on by control, and Identity
-  ops that copy to another device.
-
-  Args:
-    function: The function.
-    captured: Names of nodes whose outputs other functions use.
+  Nodes stay that others refer to by name or depend on by control, that other
+  functions use (`captured`), and Identity ops that copy to another device.
   """
   kept = {*captured, *map(_node, function.ret.values())}
   taken_on = collections.defaultdict(set)
@@ -172,7 +166,7 @@ def _remove_detours(
   _remove(function.node_def, lambda node: f"{node.name}:output:0" in instead)
 
 
-def _shorten_names(function: function_pb2.FunctionDef) -> Callable[[str], str]:
+def _shorten_names(function: graphs.Function) -> Callable[[str], str]:
   """Shortens names in a function; returns the function that renames them."""
   names = [node.name for node in function.node_def]
   scoped = [os.path.dirname(name) for name in names if "/" in name]
@@ -191,9 +185,7 @@ def _shorten_names(function: function_pb2.FunctionDef) -> Callable[[str], str]:
       new[node.name] = next(free)
 
   def rename(name: str) -> str:
-    control = "^" if name.startswith("^") else ""
-    node, separator, output = name[len(control) :].partition(":")
-    return f"{control}{new.get(node, node)}{separator}{output}"
+    return _NODE.sub(lambda node: new.get(node[0], node[0]), name, count=1)
 
   for node in function.node_def:
     node.name = rename(node.name)
@@ -215,25 +207,20 @@ def _shorten_names(function: function_pb2.FunctionDef) -> Callable[[str], str]:
 
 
 def _node(name: str) -> str:
-  """Returns the name of the node of a Tensor, or of a control input."""
-  return name.removeprefix("^").partition(":")[0]
+  return _NODE.search(name)[0]
 
 
-def _places(node: node_def_pb2.NodeDef) -> list[str]:
-  """Returns the names of the nodes that a node is colocated with."""
+def _places(node: graphs.Node) -> list[str]:
+  """Names the nodes that a node is colocated with."""
   places = node.attr["_class"].list.s if "_class" in node.attr else ()
   return [place.decode().removeprefix("loc:@") for place in places]
 
 
-def _remove_waiting(
-  node: node_def_pb2.NodeDef, is_left_out: Callable[[str], bool]
-) -> None:
-  """Removes control inputs by the names of their nodes."""
-  _remove(node.input, lambda name: name[0] == "^" and is_left_out(_node(name)))
+def _remove_waiting(node: graphs.Node, names: Collection[str]) -> None:
+  _remove(node.input, lambda name: name[0] == "^" and name[1:] in names)
 
 
 def _remove(field: Any, is_left_out: Callable[[Any], bool]) -> None:
-  """Removes elements of a repeated field."""
   for i in reversed(range(len(field))):
     if is_left_out(field[i]):
       del field[i]
