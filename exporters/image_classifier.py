@@ -66,8 +66,7 @@ _DESCRIPTIONS = {
   " trained on.",
 }
 
-_EXAMPLES = {
-  "feature_vector": """
+_EXAMPLE = """
 import os
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"  # tensorflow-hub is Keras 2.
@@ -75,38 +74,31 @@ import tensorflow_hub as hub
 import tf_keras
 
 # Yours: images, float32 [n, height, width, 3], RGB in [0, 1];
-# labels, int [n], from 0 on; num_classes.
-inputs = tf_keras.Input(images.shape[1:])
-features = hub.KerasLayer(
-    "path/to/NAME",
-    trainable=True,
-ARGUMENTS)(inputs)
-logits = tf_keras.layers.Dense(num_classes)(FEATURES)
-model = tf_keras.Model(inputs, logits)
-model.compile(
-    optimizer="adam",
-    loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    metrics=["accuracy"],
-)
-model.fit(images, labels, epochs=5)
-""",
-  "classification": """
-import os
-
-os.environ["TF_USE_LEGACY_KERAS"] = "1"  # tensorflow-hub is Keras 2.
-import tensorflow_hub as hub
-import tf_keras
-
-# Yours: images, float32 [n, height, width, 3], RGB in [0, 1];
-# labels, int [n], numbers of this model's classes.
-model = tf_keras.Sequential([hub.KerasLayer("path/to/NAME", trainable=True)])
+# labels, int [n], LABELS.
+MODEL
 model.compile(
     optimizer=tf_keras.optimizers.Adam(1e-4),
     loss=tf_keras.losses.LOSS(from_logits=True),
     metrics=["accuracy"],
 )
 model.fit(images, labels, epochs=5)
-""",
+"""
+
+# What stands for MODEL and LABELS there.
+_FEATURE_VECTOR_EXAMPLE = """inputs = tf_keras.Input(images.shape[1:])
+features = hub.KerasLayer(
+    "path/to/NAME",
+    trainable=True,
+ARGUMENTS)(inputs)
+logits = tf_keras.layers.Dense(num_classes)(FEATURES)
+model = tf_keras.Model(inputs, logits)"""
+_MODELS = {
+  "feature_vector": (_FEATURE_VECTOR_EXAMPLE, "from 0 on; num_classes"),
+  "classification": (
+    'model = tf_keras.Sequential([hub.KerasLayer("path/to/NAME",'
+    " trainable=True)])",
+    "numbers of this model's classes",
+  ),
 }
 
 
@@ -114,17 +106,12 @@ model.fit(images, labels, epochs=5)
 class Config:
   """Which classifier to build, and what to cut out of it.
 
+  The fields are the values of flags, by their names, but for these:
+
   Attributes:
     architecture: The family of classifiers.
-    experiment: Name of the configuration, as `image_classification.configure`
-      takes it. None: the default of the architecture, with training
-      `NAME_small`.
-    overrides: What to change in it, as `configure` takes it.
-    export_type: `feature_vector`, `classification`, or `all`: both, in
-      directories of these names.
-    endpoints: Feature maps that the feature vector comes with, as
-      `image_classification.cut` names them.
-    normalization: Of the images, as `cut` names it. None: as training does.
+    overrides: What to change in the experiment, as
+      `image_classification.configure` takes it.
   """
 
   architecture: image_classification.Architecture
@@ -356,15 +343,18 @@ def _example_code(
     f'"{h.name}": {h.default:g}' for h in piece.source.hyperparameters[:1]
   )
   features = 'features["feature_vector"]' if config.endpoints else "features"
-  loss = "Binary" if is_multilabel else "SparseCategorical"
-  code = _EXAMPLES[kind]
+  is_binary = is_multilabel and kind == "classification"
+  model, labels = _MODELS[kind]
+  code = _EXAMPLE
   for name, value in {
+    "MODEL": model,
+    "LABELS": labels,
     "height, width, 3": config.architecture.kind.axes,
     "images": f"{config.architecture.kind.noun}s",
     "NAME": config.architecture.name,
     "FEATURES": features,
     "ARGUMENTS": f"    arguments={{{arguments}}},\n" if arguments else "",
-    "LOSS": f"{loss}Crossentropy",
+    "LOSS": f"{'Binary' if is_binary else 'SparseCategorical'}Crossentropy",
   }.items():
     code = code.replace(name, value)
   return code
