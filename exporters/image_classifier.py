@@ -59,6 +59,8 @@ _LEFT_OUT = (
 # Values of --export_type, and the classifier's name of that output.
 _OUTPUTS = {"feature_vector": "feature_vector", "classification": "logits"}
 
+_SQUARE = "other square ones whose height is a multiple of 32"
+
 _DESCRIPTIONS = {
   "feature_vector": "It turns images into feature vectors, for classifiers and"
   " other models of your own.",
@@ -170,7 +172,7 @@ def export(
     )
     record = exporting.record(options, weights.checkpoint_path)
     for name, kind in zip(names, kinds, strict=True):
-      piece = _piece(kind, pieces[kind], config.architecture)
+      piece = _piece(kind, pieces[kind], setup)
       card = _card(kind, piece, config, setup, provenance)
       export_piece(name, piece, card, record)
 
@@ -249,11 +251,10 @@ def _restored(
 
 
 def _piece(
-  kind: str,
-  model: tf_keras.Model,
-  architecture: image_classification.Architecture,
+  kind: str, model: tf_keras.Model, setup: image_classification.Setup
 ) -> exporting.Piece:
   """Describes one SavedModel to export."""
+  architecture = setup.architecture
   noun = architecture.kind.noun
   images = tf.TensorSpec(model.input_shape, tf.float32, f"{noun}s")
   source = saving.source(
@@ -269,7 +270,10 @@ def _piece(
   )
   return exporting.Piece(
     source=source,
-    examples=[_example(images, 3, 9, 64, 96), _example(images, 1, 5, 96, 64)],
+    examples=[
+      _example(images, 3, 9, 64, 64 if setup.is_square else 96),
+      _example(images, 1, 5, 96, 96 if setup.is_square else 64),
+    ],
     also_takes=saving.of_mixed_precision(images),
     output_name=_OUTPUTS[kind],
   )
@@ -302,7 +306,8 @@ def _card(
     description=f"{architecture.description}, cut out of the classifier that"
     f" was trained. {_DESCRIPTIONS[kind].replace('image', noun)} It was trained"
     f" with {noun}s of {''.join(f'{n} frames of ' for n in frames)}{height} by"
-    f" {width} pixels, and takes {architecture.sizes}.",
+    f" {width} pixels, and takes"
+    f" {_SQUARE if setup.is_square else architecture.sizes}.",
     meanings={
       f"{noun}s": "RGB in [0, 1]; the model normalizes them itself",
       "feature_vector": f"features of each {noun}, averaged over it",

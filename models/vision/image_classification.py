@@ -109,6 +109,7 @@ class Architecture:
     title: Name of the model; `{…}` stands for fields of the backbone's config.
     description: A noun phrase for the model card, with the source.
     sizes: What sizes of images it takes, for the card.
+    square: Variants with this in their name take only square images.
     experiment: Name of the experiment that is the default for checkpoints.
     small: What to change in the config of its model so that it trains in about
       a minute on images of 32 by 32 pixels. `NAME_small` is that experiment.
@@ -136,6 +137,7 @@ class Architecture:
     default_factory=dict
   )
   sizes: str = "others of 32 by 32 pixels and more, square or not"
+  square: str | None = None
   any_size: Callable[[tf_keras.Model], tf_keras.Model] | None = None
   own_gradients: Sequence[str] = ()
   layer_calls: Mapping[str, Callable[[Any], Callable[..., Any]]] = (
@@ -168,6 +170,18 @@ class Setup:
   def input_shape(self) -> list[int]:
     """The shape of an image or video in training, as `Kind.axes` says."""
     return list(getattr(self.data, self.architecture.kind.shape))
+
+  @property
+  def variant(self) -> Any:
+    """Name of the variant, in `Architecture.variants`."""
+    field, _ = self.architecture.variants
+    return getattr(self.task.model.backbone.get(), field)
+
+  @property
+  def is_square(self) -> bool:
+    """Whether the classifier takes only square images."""
+    square = self.architecture.square
+    return square is not None and square in self.variant
 
   @property
   def normalization(self) -> str:
@@ -267,11 +281,10 @@ def _check(setup: Setup, before: dict[str, Any], after: dict[str, Any]) -> None:
     )
   field, table = setup.architecture.variants
   variants = getattr(_backbone_module(setup.architecture), table)
-  if getattr(backbone.get(), field) not in variants:
+  if setup.variant not in variants:
     raise ValueError(
-      f"task.model.backbone.{backbone.type}.{field} is"
-      f" {getattr(backbone.get(), field)}; there are"
-      f" {', '.join(map(str, variants))}."
+      f"task.model.backbone.{backbone.type}.{field} is {setup.variant}; there"
+      f" are {', '.join(map(str, variants))}."
     )
 
 
