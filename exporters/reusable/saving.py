@@ -273,9 +273,8 @@ def _has_training(
 
 def _python_function(model: Callable[..., Any]) -> Callable[..., Any]:
   """Unwraps a tf.function, as a nested one costs time at every XLA step."""
-  if isinstance(model, tf_keras.layers.Layer):
-    return model
-  if isinstance(model, tf.Module):
+  is_layer = isinstance(model, tf_keras.layers.Layer)
+  if isinstance(model, tf.Module) and not is_layer:
     model = model.__call__
   return getattr(model, "python_function", model)
 
@@ -410,7 +409,8 @@ def _traceable(
   def call(inputs: Any, *values: Any) -> Any:
     private_api.forget_seed()
     arguments = dict(zip(model.defaults, values, strict=True))
-    if (converted := _converted(inputs, model.input_spec)) is not None:
+    converted = _converted(inputs, model.input_spec)
+    if converted is not None:
       return function(converted, **arguments)
     more = of_training if arguments.get("training", True) else {}
     with layer_calls_lib.replaced(model.model, {**model.layer_calls, **more}):
