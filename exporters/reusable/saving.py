@@ -88,9 +88,8 @@ def source(
       only needed for Python control flow over Tensors, and takes time.
 
   Raises:
-    ExportError: The export would fail its consumers silently: it lacks
-      variables, hides `training`, has weights that are not finite, or a
-      hyperparameter without effect.
+    ExportError: Variables are missing, `training` is hidden, weights are not
+      finite, or a hyperparameter has no effect.
   """
   defaults = {h.name: h.default for h in hyperparameters}
   if _has_training(model, hyperparameters):
