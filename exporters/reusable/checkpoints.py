@@ -71,7 +71,7 @@ def restore(
       has a variable of another shape or one that `roots` and `left_out` lack.
   """
   prefix = _prefix(checkpoint_path)
-  try:
+  with errors.of_input(tf.errors.OpError, about=f"Cannot read {prefix}: "):
     reader = tf.train.load_checkpoint(prefix)
     shapes = reader.get_variable_to_shape_map()
     if _GRAPH_KEY not in shapes:
@@ -93,8 +93,6 @@ def restore(
     for variable, node_id in saved.items():
       for key in _keys(graph, averages.get(node_id)):
         variable.deref().assign(reader.get_tensor(key))
-  except tf.errors.OpError as e:
-    raise errors.ExportError(f"Cannot read {prefix}: {e.message}.") from e
   lacking = [v for v in optional if v.ref() not in saved]
   if not lacking:
     status.assert_existing_objects_matched()

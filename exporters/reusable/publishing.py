@@ -89,12 +89,12 @@ def publish(
 
 
 def _check(target: pathlib.Path, marker: str, overwrite: bool) -> None:
-  try:
+  names = []
+  with (
+    errors.of_input(OSError, about=f"{target}: "),
+    contextlib.suppress(FileNotFoundError),
+  ):
     names = [path.name for path in target.iterdir()]
-  except FileNotFoundError:
-    return
-  except OSError as e:
-    raise errors.ExportError(f"{target}: {e.strerror}.") from e
   if target.is_mount():
     raise errors.ExportError(
       f"{target} is a mount point, which nothing can be renamed to. Choose a"

@@ -88,9 +88,8 @@ def source(
       only needed for Python control flow over Tensors, and takes time.
 
   Raises:
-    ExportError: The export would fail its consumers silently: it lacks
-      variables, hides `training`, has weights that are not finite, or a
-      hyperparameter without effect.
+    ExportError: Variables are missing, `training` is hidden, weights are not
+      finite, or a hyperparameter has no effect.
   """
   defaults = {h.name: h.default for h in hyperparameters}
   if _has_training(model, hyperparameters):
@@ -233,16 +232,14 @@ def save(
       f"The export holds an optimizer, {type(optimizer).__name__}, whose state"
       " consumers cannot use. Remove it."
     )
-  try:
+  about = (
+    "A function of the export uses a resource that the export does not hold."
+    " Set it as an attribute. TensorFlow says: "
+  )
+  # TensorFlow raises these for resources that `root` does not reach.
+  with errors.of_input(AssertionError, KeyError, about=about):
     with private_api.tensors_equal_by_identity():
       tf.saved_model.save(root, export_dir, signatures=dict(signatures))
-  except (AssertionError, KeyError) as e:
-    # TensorFlow raises these for resources that `root` does not reach.
-    raise errors.ExportError(
-      "A function of the export uses a resource that the export does not hold."
-      " Set it as an attribute. TensorFlow says:"
-      f" {' '.join(str(e.args[0]).split())}"
-    ) from e
   slimming.slim(export_dir)
 
 
@@ -275,9 +272,8 @@ def _has_training(
 
 def _python_function(model: Callable[..., Any]) -> Callable[..., Any]:
   """Unwraps a tf.function, as a nested one costs time at every XLA step."""
-  if isinstance(model, tf_keras.layers.Layer):
-    return model
-  if isinstance(model, tf.Module):
+  is_layer = isinstance(model, tf_keras.layers.Layer)
+  if isinstance(model, tf.Module) and not is_layer:
     model = model.__call__
   return getattr(model, "python_function", model)
 
@@ -380,13 +376,20 @@ def _traced(model: Source) -> Source:
   function = _traceable(model, xla.CLOSED_GRADIENTS)
   traces = _trace(model, function, model.input_spec)
   _check_structure(traces[0], traces[-1])
-  if len(traces) > 1 and _is_same(model, *traces):
-    # Consumers need the gradients of the training mode.
-    defaults = {h.name: h.default for h in model.hyperparameters}
-    call = functools.partial(model.call, training=True)
-    model = dataclasses.replace(model, call=call, defaults=defaults)
-    function = _traceable(model, xla.CLOSED_GRADIENTS)
-    traces = _trace(model, function, model.input_spec)
+  # Most models with modes have other types of ops in training.
+  if len(traces) > 1 and len(set(map(_op_types, traces))) == 1:
+    always_training = dataclasses.replace(
+      model,
+      call=functools.partial(model.call, training=True),
+      defaults={h.name: h.default for h in model.hyperparameters},
+    )
+    # The inference trace has no closed gradients either.
+    plain = _traceable(always_training, {})
+    (training,) = _trace(always_training, plain, model.input_spec)
+    if _canonical(training) == _canonical(traces[0]):
+      model = always_training  # Consumers need the gradients of training.
+      function = _traceable(model, xla.CLOSED_GRADIENTS)
+      traces = _trace(model, function, model.input_spec)
   _check_captured(traces, model.variables)
   _check_effects(traces, model)
   return dataclasses.replace(model, function=function)
@@ -405,7 +408,8 @@ def _traceable(
   def call(inputs: Any, *values: Any) -> Any:
     private_api.forget_seed()
     arguments = dict(zip(model.defaults, values, strict=True))
-    if (converted := _converted(inputs, model.input_spec)) is not None:
+    converted = _converted(inputs, model.input_spec)
+    if converted is not None:
       return function(converted, **arguments)
     more = of_training if arguments.get("training", True) else {}
     with layer_calls_lib.replaced(model.model, {**model.layer_calls, **more}):
@@ -422,21 +426,18 @@ def _traceable(
 
 
 def _trace(
-  model: Source,
-  function: Function,
-  spec: Any,
-  modes: Sequence[bool] = (False, True),
+  model: Source, function: Function, spec: Any
 ) -> list[ConcreteFunction]:
   """Traces a function for a form of the input, in each mode."""
   losses = len(getattr(model.model, "losses", ()))
-  specs = {h.name: h.spec for h in model.hyperparameters}
-  arguments = [{"training": training, **specs} for training in modes]
-  if "training" not in model.defaults:
-    arguments = [specs]
+  arguments = {h.name: h.spec for h in model.hyperparameters}
+  modes = [{}]
+  if "training" in model.defaults:
+    modes = [{"training": False}, {"training": True}]
   with private_api.as_in_a_save():
     traces = [
-      function.get_concrete_function(_named(spec), **kwargs)
-      for kwargs in arguments
+      function.get_concrete_function(_named(spec), **mode, **arguments)
+      for mode in modes
     ]
   if len(getattr(model.model, "losses", ())) > losses:
     raise errors.ExportError(
@@ -446,20 +447,9 @@ def _trace(
   return traces
 
 
-def _is_same(
-  model: Source, inference: ConcreteFunction, training: ConcreteFunction
-) -> bool:
-  """Tells whether both modes compute the same outputs and updates."""
-  ops = [
-    {op.type for op in trace.graph.get_operations()} - {"Identity", "IdentityN"}
-    for trace in (inference, training)
-  ]
-  if ops[0] != ops[1]:  # Cheap, and true of most models.
-    return False
-  # The inference trace has no closed gradients either.
-  function = _traceable(model, {})
-  (training,) = _trace(model, function, model.input_spec, [True])
-  return _canonical(inference) == _canonical(training)
+def _op_types(trace: ConcreteFunction) -> frozenset[str]:
+  ops = trace.graph.get_operations()
+  return frozenset(op.type for op in ops) - {"Identity", "IdentityN"}
 
 
 def _canonical(trace: ConcreteFunction) -> str:

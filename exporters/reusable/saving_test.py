@@ -186,6 +186,16 @@ class SavingTest(tf.test.TestCase):
       )
     self.assertAllClose(*results, rtol=1e-4, atol=1e-4)
 
+  def test_python_control_flow_over_tensors(self):
+    def call(x):
+      if tf.reduce_sum(x) > 0.0:  # For AutoGraph.
+        x = 2.0 * x
+      return x
+
+    loaded = self.save_and_load(call, _SPEC)
+    self.assertAllEqual(loaded(tf.ones([1, 2])), [[2.0, 2.0]])
+    self.assertAllEqual(loaded(-tf.ones([1, 2])), [[-1.0, -1.0]])
+
   def test_training_that_changes_constants_of_a_branch(self):
     def call(x, training=False):
       factor = 2.0 if training else 3.0
