@@ -140,6 +140,7 @@ REPLACEMENTS: layer_calls.Replacements = {
   for layer_type in (
     # Always.
     tf_keras.layers.Concatenate,
+    tf_keras.layers.Dot,
     tf_keras.layers.GlobalMaxPooling1D,
     tf_keras.layers.GlobalMaxPooling2D,
     tf_keras.layers.GlobalMaxPooling3D,

@@ -86,6 +86,13 @@ def _branches():
   return tf_keras.Model(inputs, layers.Concatenate()([x, y]))
 
 
+def _dot_product():
+  inputs = layers.Input((None, 4))
+  x = layers.Conv1D(4, 3, padding="same")(inputs)
+  y = layers.Conv1D(4, 1)(x)
+  return tf_keras.Model(inputs, layers.Dot(axes=1)([x, y]))
+
+
 def _volumes(*inner):
   return tf_keras.Sequential(
     [layers.InputLayer((None, None, None, 2)), layers.Conv3D(2, 2), *inner]
@@ -113,6 +120,7 @@ _TRAPPED = {
     3,
   ),
   "dense": (lambda: _images(layers.Dense(4, activation="gelu")), 4),
+  "dot": (_dot_product, 3),
   "global_average": (
     lambda: _pooled(layers.GlobalAveragePooling2D(), layers.Dense(3)),
     4,
