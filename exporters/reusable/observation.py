@@ -11,6 +11,7 @@ write the results to, and then the files that `write` has written, in order.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import hashlib
+import inspect
 import itertools
 import json
 import mmap
@@ -52,16 +53,16 @@ class Comparison(NamedTuple):
 
   Attributes:
     description: What must be the same.
+    why: The reason for the tolerance.
     of_array: Tolerance, relative to the largest value of the array.
     of_all: Tolerance, relative to the largest value of all arrays of the same
       observation. It is added to the other.
-    why: The reason for the tolerance.
   """
 
   description: str
-  of_array: float
-  of_all: float
   why: str
+  of_array: float = 0.0
+  of_all: float = 0.0
 
 
 # In the order in which they are made.
@@ -69,83 +70,67 @@ COMPARISONS = {
   "interface": Comparison(
     "The export and each sub-object can be called and have variables, trainable"
     " variables and regularization losses.",
-    0.0,
-    0.0,
     "An attribute exists or does not.",
   ),
   "variables": Comparison(
-    "Names, order, shapes and values of all variables.",
-    0.0,
-    0.0,
-    "Saving copies bits.",
+    "Names, order, shapes and values of all variables.", "Saving copies bits."
   ),
   "trainable variables": Comparison(
-    "Which variables are trainable, and their order.",
-    0.0,
-    0.0,
-    "Exact comparison.",
+    "Which variables are trainable, and their order.", "Exact comparison."
   ),
   "regularization losses": Comparison(
     "Each regularization loss.",
-    1e-6,
-    0.0,
     "Each is a sum over one weight in float32, whose precision is 6e-8.",
+    1e-6,
   ),
   "outputs": Comparison(
     "Outputs in inference, in training without randomness, and with changed"
     " hyperparameters, for inputs of several sizes.",
-    1e-5,
-    0.0,
     "The live model computes op by op and the export in a graph, which may sum"
     " float32 values in another order.",
+    1e-5,
   ),
   "gradients": Comparison(
     "The gradient of a scalar of the outputs for every trainable variable.",
-    1e-3,
-    1e-5,
     "Rounding errors accumulate over the forward and the backward pass; some"
     " gradients, such as that of a bias before a softmax, are zero up to"
     " rounding.",
+    1e-3,
+    1e-5,
   ),
   "updates": Comparison(
     "Values of the non-trainable variables, such as moving averages, after a"
     " call.",
+    "Moving averages take differences of large sums over a batch.",
     1e-4,
     1e-5,
-    "Moving averages take differences of large sums over a batch.",
   ),
   "hyperparameters": Comparison(
     "Each hyperparameter changes an output or an update.",
-    0.0,
-    0.0,
     "An effect exists or does not.",
   ),
   "hub.KerasLayer": Comparison(
     "A hub.KerasLayer with trainable=True and changed arguments: outputs in"
     " training, regularization losses, trainable weights.",
-    1e-5,
-    0.0,
     "It calls the same function.",
+    1e-5,
   ),
   _XLA: Comparison(
     "XLA can compile a train step, and compiles it once: no gradient has a"
-    " branch or takes a compile-time constant out of the model.",
-    0.0,
-    0.0,
+    " branch or takes a compile-time constant out of the model. A loop of"
+    " unlimited length, which XLA cannot compile, is noted only.",
     "Found in the graph of the train step; nothing is compiled.",
   ),
   "serving_default": Comparison(
     "The signature serving_default returns what a call of the export returns.",
-    1e-5,
-    0.0,
     "It calls the same function in another graph.",
+    1e-5,
   ),
   "saved again": Comparison(
     "The signature of the loaded export, saved again and loaded while the first"
     " export is moved away.",
-    1e-5,
-    0.0,
     "It is the same graph.",
+    1e-5,
   ),
 }
 
@@ -175,18 +160,6 @@ class Call(NamedTuple):
   keras: bool = False
   compilation: bool = False
   random: bool = False
-
-
-class Run(NamedTuple):
-  """The results of one call.
-
-  Attributes:
-    outputs: What the call returned.
-    updates: The non-trainable variables after the call.
-  """
-
-  outputs: Any
-  updates: Arrays
 
 
 class Observation(NamedTuple):
@@ -219,12 +192,15 @@ class Result(NamedTuple):
     largest: The largest difference, relative to the expected values in the same
       way as the tolerance.
     problems: What is wrong, in words.
+    notes: What consumers cannot do with the export because its model is as it
+      is, in words.
   """
 
   place: str
   kind: str
-  largest: float
-  problems: Sequence[str]
+  largest: float = 0.0
+  problems: Sequence[str] = ()
+  notes: Sequence[str] = ()
 
 
 def observe_state(part: str, model: Any) -> Iterator[Observation]:
@@ -234,23 +210,16 @@ def observe_state(part: str, model: Any) -> Iterator[Observation]:
     part: Name of the sub-object, "" for the model itself.
     model: An object with `variables`, `trainable_variables` and
       `regularization_losses`.
-
-  Yields:
-    One observation for each of the three.
   """
-  trainable = list(model.trainable_variables)
   # Digests, as the values would be in memory twice.
   digests = _numbered(model.variables, map(_digest, model.variables))
   yield Observation(part, "variables", "", digests)
-  position = {v.ref(): i for i, v in enumerate(model.variables)}
-  positions = _numbered(
-    trainable, [position.get(v.ref(), -1) for v in trainable]
-  )
+  positions = _positions(model, model.trainable_variables)
   yield Observation(part, "trainable variables", "", positions)
-  losses = [_array(f()) for f in model.regularization_losses]
-  yield Observation(
-    part, "regularization losses", "", {str(i): x for i, x in enumerate(losses)}
-  )
+  losses = {
+    str(i): _array(f()) for i, f in enumerate(model.regularization_losses)
+  }
+  yield Observation(part, "regularization losses", "", losses)
 
 
 def observe_calls(
@@ -258,8 +227,7 @@ def observe_calls(
   model: Any,
   call: Callable[..., Any],
   calls: Iterable[Call],
-  known: Mapping[str, Run] | None = None,
-  step: Callable[..., Any] | None = None,
+  step: Callable[..., Any],
 ) -> Iterator[Observation]:
   """Observes calls of a model. Its variables keep their values.
 
@@ -268,48 +236,39 @@ def observe_calls(
     model: An object with `variables` and `trainable_variables`.
     call: The model as a function.
     calls: The calls to make.
-    known: Results of calls that have been made before, by name of the call.
-    step: Replaces `train_step(model, call)`.
-
-  Yields:
-    The observations in the order of `calls`.
+    step: Its `train_step`.
   """
-  step = step or train_step(model, call)
   for made in calls:
     if made.random:
       continue
     if made.without is not None:
-      same = is_same(
-        *(
-          run(model, call, made.example, arguments)
-          for arguments in (made.arguments, made.without)
-        )
-      )
-      yield Observation(
-        part, "hyperparameters", made.name, {"effect": np.array(not same)}
-      )
+      effect = differ(model, call, made.example, made.arguments, made.without)
+      arrays = {"effect": np.array(effect)}
+      yield Observation(part, "hyperparameters", made.name, arrays)
       continue
-    result, updates = (known or {}).get(made.name) or run(
+    result, updates = _run(
       model, step if made.gradients else call, made.example, made.arguments
     )
     outputs, gradients = result if made.gradients else (result, ())
-    arrays = {name: _array(y) for name, y in _named(outputs).items()}
-    yield Observation(part, "outputs", made.name, arrays)
+    yield Observation(part, "outputs", made.name, _arrays(outputs))
     if made.gradients:
-      trainable = model.trainable_variables
-      yield Observation(
-        part, "gradients", made.name, _numbered(trainable, gradients)
-      )
+      arrays = _numbered(model.trainable_variables, gradients)
+      yield Observation(part, "gradients", made.name, arrays)
     if made.updates:
       yield Observation(part, "updates", made.name, updates)
 
 
-def train_step(model: Any, call: Callable[..., Any]) -> Callable[..., Any]:
+def train_step(
+  model: Any,
+  call: Callable[..., Any],
+  losses: Iterable[Callable[[], tf.Tensor]] = (),
+) -> Callable[..., Any]:
   """Makes a function that returns outputs of a model and their gradients.
 
   Args:
     model: An object with `trainable_variables`.
     call: The model as a function.
+    losses: Functions whose results are differentiated too.
 
   Returns:
     A function of the arguments of `call`. It returns the outputs, and the
@@ -320,39 +279,43 @@ def train_step(model: Any, call: Callable[..., Any]) -> Callable[..., Any]:
     # Only here, as a tape costs seconds even if no gradient is computed.
     with tf.GradientTape() as tape:
       outputs = call(example, **arguments)
-      scalar = _scalar(_named(outputs))
+      scalar = tf.add_n([_scalar(outputs), *(loss() for loss in losses)])
     return outputs, tape.gradient(scalar, list(model.trainable_variables))
 
   return step
 
 
-def is_same(a: Run, b: Run) -> bool:
-  """Tells whether two calls had the same outputs and updates.
-
-  The tolerance is that for outputs, because devices may sum in any order.
-  """
-  seen = [
-    {name: _array(y) for name, y in _named(made.outputs).items()}
-    | {f"{name} after": x for name, x in made.updates.items()}
-    for made in (a, b)
-  ]
-  return not compare("outputs", *seen)[1]
-
-
-def run(
+def differ(
   model: Any,
   call: Callable[..., Any],
   example: Any,
-  arguments: Mapping[str, Any],
-) -> Run:
-  """Calls a model. Its variables keep their values.
+  *arguments: Mapping[str, Any],
+) -> bool:
+  """Tells whether two calls differ in outputs or updates.
 
   Args:
     model: An object with `variables` and `trainable_variables`. If it lacks
       them, its variables are neither observed nor restored.
     call: The model as a function.
     example: The input.
-    arguments: The other arguments of the call.
+    *arguments: The other arguments of the first and of the second call.
+  """
+  first, second = (
+    _arrays({"outputs": outputs}) | updates
+    for outputs, updates in (_run(model, call, example, a) for a in arguments)
+  )
+  return bool(compare("outputs", first, second)[1])
+
+
+def _run(
+  model: Any,
+  call: Callable[..., Any],
+  example: Any,
+  arguments: Mapping[str, Any],
+) -> tuple[Any, Arrays]:
+  """Returns the outputs of a call and the non-trainable variables after it.
+
+  The variables keep their values.
   """
   trained = {v.ref() for v in getattr(model, "trainable_variables", ())}
   variables = getattr(model, "variables", ())
@@ -362,7 +325,7 @@ def run(
   updates = _numbered(moving, moving)
   for variable, value in zip(moving, before, strict=True):
     variable.assign(value)
-  return Run(outputs, updates)
+  return outputs, updates
 
 
 def _numbered(
@@ -374,6 +337,16 @@ def _numbered(
     for i, (variable, value) in enumerate(zip(variables, values, strict=True))
     if value is not None
   }
+
+
+def _positions(model: Any, variables: Sequence[tf.Variable]) -> Arrays:
+  """Returns the positions of variables in a model's list; -1 for others."""
+  position = {v.ref(): i for i, v in enumerate(model.variables)}
+  return _numbered(variables, [position.get(v.ref(), -1) for v in variables])
+
+
+def _arrays(structure: Any) -> Arrays:
+  return {name: _array(tensor) for name, tensor in _named(structure).items()}
 
 
 def _array(tensor: tf.Tensor) -> np.ndarray:
@@ -417,7 +390,7 @@ def _named(structure: Any, path: str = "") -> dict[str, tf.Tensor]:
   }
 
 
-def _scalar(outputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
+def _scalar(outputs: Any) -> tf.Tensor:
   """Sums outputs with weights, so that no symmetry hides an error."""
   return tf.add_n(
     [
@@ -425,7 +398,7 @@ def _scalar(outputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
         tf.reshape(tf.cast(output, tf.float32), [-1])
         * tf.cos(tf.range(tf.cast(tf.size(output), tf.float32)))
       )
-      for output in outputs.values()
+      for output in _named(outputs).values()
       if output.dtype.is_floating
     ]
   )
@@ -442,7 +415,7 @@ def compare(
   problems = [f"{name} is missing" for name in expected if name not in actual]
   problems += [f"{name} is new" for name in actual if name not in expected]
   common = [name for name in expected if name in actual]
-  _, of_array, of_all, _ = COMPARISONS[kind]
+  of_array, of_all = COMPARISONS[kind][2:]
   largest_of_all = max((_largest(expected[name]) for name in common), default=0)
   worst = 0.0
   for name in common:
@@ -460,10 +433,8 @@ def compare(
       difference = _difference(old, new)
       allowed = of_array * largest + of_all * largest_of_all
       if difference:
-        worst = max(
-          worst,
-          difference / (allowed / of_array if allowed else largest or 1.0),
-        )
+        scale = allowed / of_array if allowed else largest or 1.0
+        worst = max(worst, difference / scale)
       # Not `>`, which is false for NaN.
       if not difference <= allowed:
         problems.append(
@@ -519,41 +490,65 @@ def check(
     RuntimeError: The observations of the live model are in another order.
   """
   results = []
-  first_outputs: Arrays = {}
   of_parts = itertools.groupby(seen, key=lambda o: o.part)
   for part, calls in plan.items():
     observed = getattr(model, part, None) if part else model
-    lacking = [name for name in _INTERFACE if not hasattr(observed, name)]
-    problems = [f"{name} is missing" for name in lacking]
+    problems = _missing(observed, calls)
     results.append(_result(part, "interface", "", 0.0, problems))
     seen_part, of_live = next(of_parts)
     _check_order(part, seen_part)
-    if lacking:
-      continue
-    step = tf.function(
-      train_step(observed, observed), autograph=False, reduce_retracing=True
-    )
-    for new, old in zip(
-      itertools.chain(
-        observe_state(part, observed),
-        observe_calls(part, observed, observed, calls, step=step),
-      ),
-      of_live,
-      strict=False,  # A next item of the last part would be waited for.
-    ):
-      _check_order(new.place, old.place)
-      largest, problems = compare(new.kind, old.arrays, new.arrays)
-      if new.kind == "hyperparameters":
-        problems = [] if all(new.arrays.values()) else ["it changes nothing"]
-      results.append(_result(*new[:3], largest, problems))
-      if new.kind == "outputs":
-        first_outputs = first_outputs or new.arrays
-    results += _not_in_live_model(part, observed, calls, step)
-  example = plan[""][0].example
-  results += _check_served(
-    export_dir, model, example, first_outputs, save_again
-  )
+    if not problems:
+      results += _check_part(part, observed, calls, of_live)
+  if not results[0].problems:
+    example = plan[""][0].example
+    results += _check_served(export_dir, model, example, save_again)
   return results
+
+
+def _check_part(
+  part: str, model: Any, calls: Sequence[Call], of_live: Iterator[Observation]
+) -> Iterator[Result]:
+  """Checks a loaded model or sub-object."""
+  step = tf.function(
+    train_step(model, model), autograph=False, reduce_retracing=True
+  )
+  for new, old in zip(
+    itertools.chain(
+      observe_state(part, model),
+      observe_calls(part, model, model, calls, step),
+    ),
+    of_live,
+    strict=False,  # A next item of the last part would be waited for.
+  ):
+    _check_order(new.place, old.place)
+    largest, problems = compare(new.kind, old.arrays, new.arrays)
+    if new.kind == "hyperparameters":
+      problems = [] if all(new.arrays.values()) else ["it changes nothing"]
+    yield _result(*new[:3], largest, problems)
+  for made in calls:
+    if made.keras:
+      kind = "hub.KerasLayer"
+      compared = compare(kind, *_in_keras(model, made))
+      yield _result(part, kind, made.name, *compared)
+    if made.compilation:
+      yield _result(part, _XLA, made.name, 0.0, *_under_xla(step, made))
+
+
+def _missing(model: Any, calls: Iterable[Call]) -> list[str]:
+  """Says which attributes and arguments a loaded model lacks."""
+  problems = [
+    f"{name} is missing" for name in _INTERFACE if not hasattr(model, name)
+  ]
+  if not problems:
+    parameters = inspect.signature(model.__call__).parameters
+    if all(p.kind != p.VAR_KEYWORD for p in parameters.values()):
+      names = dict.fromkeys(name for made in calls for name in made.arguments)
+      problems = [
+        f"the argument `{name}` of __call__ is missing"
+        for name in names
+        if name not in parameters
+      ]
+  return problems
 
 
 def _check_order(expected: str, actual: str) -> None:
@@ -565,76 +560,55 @@ def _check_order(expected: str, actual: str) -> None:
 
 
 def _result(
-  part: str, kind: str, call: str, largest: float, problems: list[str]
+  part: str,
+  kind: str,
+  call: str,
+  largest: float,
+  problems: Sequence[str],
+  notes: Sequence[str] = (),
 ) -> Result:
   """Makes a result and prints a line for it."""
   place = Observation(part, kind, call, {}).place
-  print(
-    f"  {'✗' if problems else '✓'} {place}"
-    + (f": largest difference {largest:.1g}" if largest else ""),
-    flush=True,
-  )
-  return Result(place, kind, largest, problems)
+  mark = "✗" if problems else "-" if notes else "✓"
+  words = [f"largest difference {largest:.1g}"] if largest else notes
+  print(f"  {mark} {': '.join([place, *words])}", flush=True)
+  return Result(place, kind, largest, problems, notes)
 
 
-def _not_in_live_model(
-  part: str,
-  model: Any,
-  calls: Iterable[Call],
-  step: tf.types.experimental.PolymorphicFunction,
-) -> Iterator[Result]:
-  """Examines the parts of an export that its live model does not have.
-
-  Args:
-    part: Name of the sub-object, "" for the model itself.
-    model: The loaded export or sub-object.
-    calls: The calls of it.
-    step: Its `train_step`.
-  """
-  for made in calls:
-    if made.keras:
-      kind = "hub.KerasLayer"
-      yield _result(
-        part, kind, made.name, *compare(kind, *_in_keras(model, made))
-      )
-    if made.compilation:
-      trace = step.get_concrete_function(made.example, **made.arguments)
-      graph = trace.graph.as_graph_def()
-      problems = [
-        f"{cause}, and every train step is compiled anew: give its layer"
-        " xla.with_own_gradient, by the layer_calls of saving.source"
-        for cause in xla_trap.constants(graph)
-      ] + [
-        f"XLA cannot compile the gradient of {op}: compute without a branch on"
-        " a Tensor"
-        for op in xla_trap.branches(graph)
-      ]
-      yield _result(part, _XLA, made.name, 0.0, problems)
+def _under_xla(
+  step: tf.types.experimental.PolymorphicFunction, made: Call
+) -> tuple[list[str], list[str]]:
+  """Examines the train step of an export; returns problems and notes."""
+  trace = step.get_concrete_function(made.example, **made.arguments)
+  graph = trace.graph.as_graph_def()
+  if loops := xla_trap.loops(graph):
+    # Nothing else in the step matters to XLA, then.
+    return [], [
+      f"XLA cannot compile the gradient of {loop}, a loop of unlimited length."
+      " Consumers can train the export without XLA only, and not on TPUs."
+      for loop in loops
+    ]
+  return [
+    f"{cause}, and every train step is compiled anew: give its layer"
+    " xla.with_own_gradient, by the layer_calls of saving.source"
+    for cause in xla_trap.constants(graph)
+  ] + [
+    f"XLA cannot compile the gradient of {op}: compute without a branch on a"
+    " Tensor"
+    for op in xla_trap.branches(graph)
+  ], []
 
 
 def _check_served(
-  export_dir: str,
-  model: Any,
-  example: Any,
-  outputs: Arrays,
-  save_again: bool,
+  export_dir: str, model: Any, example: Any, save_again: bool
 ) -> Iterator[Result]:
-  """Compares the signature of an export with outputs of the export itself.
-
-  Args:
-    export_dir: The directory of the export.
-    model: The loaded export.
-    example: The input.
-    outputs: The outputs of the export for it. Empty if it cannot be called.
-    save_again: As in `check`.
-  """
+  """Compares the signature of an export with a call of the export."""
   kind = "serving_default"
   if kind not in model.signatures:
     problem = "there is no signature of this name"
     yield _result("", kind, "", 0.0, [problem])
     return
-  if not outputs:
-    return
+  outputs = _arrays(_run(model, model, example, {})[0])
   served = _served(model, example)
   if list(outputs) == [_ONLY] and len(served) == 1:
     outputs = dict(zip(served, outputs.values(), strict=True))
@@ -656,31 +630,20 @@ def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
   arguments = dict(made.arguments)
   training = {k: arguments.pop(k) for k in ["training"] if k in arguments}
   layer = hub.KerasLayer(model, trainable=True, arguments=arguments)
-  position = {v.ref(): i for i, v in enumerate(model.variables)}
 
   def see(
     call: Callable[..., Any],
     arguments: Mapping[str, Any],
     weights: Sequence[tf.Variable],
-    losses: Iterable[tf.Tensor],
+    losses: Sequence[tf.Tensor],
   ) -> Arrays:
-    outputs, _ = run(model, call, made.example, arguments)
-    tensors = {
-      **_named(outputs),
-      **{f"regularization loss {i}": x for i, x in enumerate(losses)},
-    }
-    return {
-      **{name: _array(x) for name, x in tensors.items()},
-      **_numbered(weights, [position.get(v.ref(), -1) for v in weights]),
-    }
+    outputs, _ = _run(model, call, made.example, arguments)
+    seen = {"outputs": outputs, "regularization loss": losses}
+    return _arrays(seen) | _positions(model, weights)
 
+  losses = [f() for f in model.regularization_losses]
   return (
-    see(
-      model,
-      made.arguments,
-      model.trainable_variables,
-      [f() for f in model.regularization_losses],
-    ),
+    see(model, made.arguments, model.trainable_variables, losses),
     see(layer, training, layer.trainable_weights, layer.losses),
   )
 

@@ -28,11 +28,7 @@ from exporters.reusable import saving
 
 # Packages whose versions are recorded, besides TensorFlow, whose package has
 # several names.
-_PACKAGES = (
-  "tf-keras",
-  "tensorflow-hub",
-  "tf-models-official",
-)
+_PACKAGES = ("tf-keras", "tensorflow-hub", "tf-models-official")
 
 # A model or a sub-object, and its inputs.
 Part = tuple[saving.Source, Sequence[Any]]
@@ -96,7 +92,6 @@ def verify(
       reusable by itself, such as `mlm`. Each is compared like `source`.
     process: The result of `start`, if it was called before.
     record: Further entries of the report, such as the flags of the exporter.
-      Changes after this call have no effect.
     keep_failed: Where to move an export that fails.
 
   Raises:
@@ -105,11 +100,8 @@ def verify(
   if level == "off":
     return
   print(f"Verifying the export ({level})", flush=True)
-  record = {**(record or {}), "level": level}
   parts = {"": (source, examples), **(sub_objects or {})}
-  results, record["weights_sha256"] = _compared(
-    export_dir, parts, level, process
-  )
+  results, weights_sha256 = _compared(export_dir, parts, level, process)
   problems = [
     (r.place, text + _layer(parts, text))
     for r in results
@@ -124,7 +116,8 @@ def verify(
       " Nothing was exported"
       + (f"; it is kept at {keep_failed}." if keep_failed else ".")
     )
-  _write_report(export_dir, results, record)
+  entries = {"level": level, "weights_sha256": weights_sha256}
+  _write_report(export_dir, results, {**(record or {}), **entries})
 
 
 def _compared(
@@ -151,12 +144,18 @@ def _compared(
       # off by a thousandth, and the GPU that this process trained on is full.
       with tf.device("/CPU:0"):
         plan, seen = observe(parts, level)
-        seen = _hashed(seen, weights)
-        for path in _write(pathlib.Path(work_dir), plan, seen):
+        # Not of their classes, which have another name in the process.
+        plain = {name: list(map(tuple, calls)) for name, calls in plan.items()}
+        for i, item in enumerate(itertools.chain([(plain,)], seen)):
+          if i and item.kind == "variables":
+            for digest in item.arrays.values():
+              weights.update(digest)
+          path = pathlib.Path(work_dir, str(i))
+          observation.write(path, tuple(item))
           process.stdin.write(f"{path}\n".encode())
     if process.returncode:
       problem = "the export cannot be loaded and called"
-      results = [observation.Result("", "", 0.0, [problem])]
+      results = [observation.Result("", "", problems=[problem])]
     else:
       results = [
         observation.Result(*r) for r in json.loads(results_path.read_text())
@@ -178,19 +177,6 @@ def _layer(parts: Mapping[str, Part], problem: str) -> str:
   return ""
 
 
-def _write(
-  work_dir: pathlib.Path,
-  plan: Mapping[str, Sequence[observation.Call]],
-  seen: Iterator[observation.Observation],
-) -> Iterator[pathlib.Path]:
-  """Writes the files for the process to read, each as it is made."""
-  plain = {name: [tuple(c) for c in calls] for name, calls in plan.items()}
-  for i, item in enumerate(itertools.chain([(plain,)], seen)):
-    path = work_dir / str(i)
-    observation.write(path, tuple(item))
-    yield path
-
-
 def observe(
   parts: Mapping[str, Part], level: str
 ) -> tuple[
@@ -207,66 +193,53 @@ def observe(
     name: list(observation.observe_state(name, source))
     for name, (source, _) in parts.items()
   }
-  known: dict[str, dict[str, observation.Run]] = {name: {} for name in parts}
   plan = {
-    name: list(_calls(name, *part, level, known[name]))
-    for name, part in parts.items()
+    name: list(_calls(name, *part, level)) for name, part in parts.items()
   }
 
   def seen() -> Iterator[observation.Observation]:
     for name, (source, _) in parts.items():
       yield from states[name]
+      step = observation.train_step(source, source.call)
       yield from observation.observe_calls(
-        name, source, source.call, plan[name], known[name]
+        name, source, source.call, plan[name], step
       )
 
   return plan, seen()
 
 
 def _calls(
-  part: str,
-  source: saving.Source,
-  examples: Sequence[Any],
-  level: str,
-  known: dict[str, observation.Run],
+  part: str, source: saving.Source, examples: Sequence[Any], level: str
 ) -> Iterator[observation.Call]:
-  """Plans the calls to compare the live model and its export in.
-
-  Planning makes calls. The results of those that are in the plan are added to
-  `known`.
-  """
+  """Plans the calls to compare the live model and its export in."""
   steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
   training = {"training": True} if "training" in source.defaults else {}
-  training_steadily = {**training, **steady}
-  trained = _repeatable_run(source, examples[0], training_steadily)
-  if not trained:
+  steadily = {**training, **steady}
+  is_random = observation.differ(
+    source, source.call, examples[0], steadily, steadily
+  )
+  if is_random:
     print(
       f"  - {part}{': ' if part else ''}training is not compared: it is random"
       + "".join(f", also with {name} {off:g}" for name, off in steady.items())
     )
+  # Differentiating the export takes longer than loading it.
+  gradients = level == "full" and bool(source.trainable_variables)
   learning = {
-    # Differentiating the export takes longer than loading it.
-    "gradients": level == "full" and bool(source.trainable_variables),
+    "gradients": gradients,
     "updates": len(source.variables) > len(source.trainable_variables),
   }
   for i, example in enumerate(examples if level == "full" else examples[:1]):
+    compilation = gradients and i == 0
+    in_inference = {} if training else {**learning, "compilation": compilation}
     size = _size(example)
-    compilation = learning["gradients"] and i == 0
-    yield observation.Call(
-      f"inference {size}",
-      example,
-      {},
-      **({} if training else learning),
-      compilation=compilation and not training,
-    )
+    yield observation.Call(f"inference {size}", example, {}, **in_inference)
     name = f"training {size}"
-    if training and trained:
-      if i == 0 and not learning["gradients"]:
-        known[name] = trained
+    if training and not is_random:
       yield observation.Call(
         name,
         example,
-        training_steadily,
+        steadily,
         **learning,
         keras=level == "full" and i == 0,
         compilation=compilation,
@@ -275,55 +248,19 @@ def _calls(
       yield observation.Call(
         name, example, training, compilation=True, random=True
       )
-  if level == "full":
-    yield from _hyperparameter_calls(
-      source,
-      examples[0],
-      training_steadily,
-      learning["updates"],
-      trained is not None,
-    )
+  for h in source.hyperparameters if level == "full" else ():
+    value = observation.changed(h.default)
+    changed = {**steadily, h.name: value}
+    call = observation.Call(f"{h.name} {value:g}", examples[0], changed)
+    if h.off is None and not is_random:
+      yield call._replace(updates=learning["updates"])
+    yield call._replace(without=steadily)
 
 
 def _size(example: Any) -> str:
   tensors = tf.nest.flatten(example)
   count = f"{len(tensors)} of " if len(tensors) > 1 else ""
   return f"{count}{tensors[0].shape}"
-
-
-def _repeatable_run(
-  source: saving.Source, example: Any, arguments: Mapping[str, Any]
-) -> observation.Run | None:
-  """Calls a live model; returns None if a second call differs."""
-  runs = [
-    observation.run(source, source.call, example, arguments) for _ in range(2)
-  ]
-  return runs[0] if observation.is_same(*runs) else None
-
-
-def _hyperparameter_calls(
-  source: saving.Source,
-  example: Any,
-  arguments: Mapping[str, Any],
-  updates: bool,
-  repeatable: bool,
-) -> Iterator[observation.Call]:
-  """Plans the calls with each hyperparameter changed.
-
-  Args:
-    source: The live model.
-    example: The input.
-    arguments: The other arguments of the calls.
-    updates: Whether to observe non-trainable variables after the call.
-    repeatable: Whether two calls with `arguments` return the same.
-  """
-  for h in source.hyperparameters:
-    value = observation.changed(h.default)
-    changed = {**arguments, h.name: value}
-    name = f"{h.name} {value:g}"
-    if h.off is None and repeatable:
-      yield observation.Call(name, example, changed, updates=updates)
-    yield observation.Call(name, example, changed, without=arguments)
 
 
 def _print_table(problems: Sequence[tuple[str, str]]) -> None:
@@ -333,32 +270,24 @@ def _print_table(problems: Sequence[tuple[str, str]]) -> None:
   console.Console().print(result)
 
 
-def _hashed(
-  seen: Iterator[observation.Observation], weights: Any
-) -> Iterator[observation.Observation]:
-  """Adds the digests of variables to a hash; passes all observations on."""
-  for item in seen:
-    if item.kind == "variables":
-      for digest in item.arrays.values():
-        weights.update(digest)
-    yield item
-
-
 def _write_report(
   export_dir: str,
   results: Sequence[observation.Result],
   record: Mapping[str, Any],
 ) -> None:
-  """Writes the comparisons that passed.
+  """Writes the comparisons that passed, and notes on the others.
 
   The report is the same in every run: it leaves out differences, whose last
   bits depend on how an op shares its work among threads.
   """
+  try:
+    fingerprint = tf.saved_model.experimental.read_fingerprint(export_dir)
+    singleprint = fingerprint.singleprint()
+  except FileNotFoundError:  # See `private_api.write_fingerprint`.
+    singleprint = None
   report = {
     **record,
-    "singleprint": tf.saved_model.experimental.read_fingerprint(
-      export_dir
-    ).singleprint(),
+    "singleprint": singleprint,
     "versions": {
       "python": platform.python_version(),
       "tensorflow": tf.__version__,
@@ -368,10 +297,11 @@ def _write_report(
       {
         **comparison._asdict(),
         "kind": kind,
-        "passed": [r.place for r in results if r.kind == kind],
+        "passed": [r.place for r in results if r.kind == kind and not r.notes],
       }
       for kind, comparison in observation.COMPARISONS.items()
     ],
+    "notes": [f"{r.place}: {note}" for r in results for note in r.notes],
   }
   directory = pathlib.Path(export_dir, "assets.extra")
   directory.mkdir(exist_ok=True)

@@ -141,6 +141,18 @@ def _training_hidden(export_dir):
   )
 
 
+def _training_missing(root):
+  call = root.__call__
+
+  @tf.function
+  def without_training(inputs, rate=0.5, momentum=0.8):
+    return call(inputs, rate=rate, momentum=momentum)
+
+  scalar = tf.TensorSpec([], tf.float32)
+  without_training.get_concrete_function(_SPEC, scalar, scalar)
+  root.__call__ = without_training
+
+
 def _weights_off(export_dir):
   model = _model()
   kernel = model.get_layer("second").kernel
@@ -379,6 +391,14 @@ _BROKEN = [
     "variables is missing",
   ),
   (
+    "training_missing",
+    _plain,
+    _changed(_training_missing),
+    "interface",
+    "interface",
+    "^the argument `training` of __call__ is missing$",
+  ),
+  (
     "sub_object_missing",
     _with_head,
     _broken_parts(_with_head, lambda root: delattr(root, "head")),
@@ -528,7 +548,7 @@ _BROKEN = [
     _training_hidden,
     "hub.KerasLayer",
     r"hub.KerasLayer, training \(5, 4\)",
-    "the tensor differs by",
+    "outputs differs by",
   ),
   # Random in training, where nothing else is compared.
   (
@@ -673,6 +693,30 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       r"gradient of Transpose \(flip/transpose in .* \(layer flip:"
       r" tf_keras\.\S+\.Permute\)$",
     )
+
+  def test_notes_that_xla_cannot_compile_a_loop(self):
+    model = tf_keras.Sequential(
+      [layers.InputLayer((None, 4)), layers.LSTM(3), layers.Dense(2)]
+    )
+    spec = tf.TensorSpec([None, None, 4], tf.float32, "features")
+    export_dir = os.path.join(self.get_temp_dir(), "loop")
+    source = saving.source(model, spec)
+    _export_parts({"": (source, spec, None)}, export_dir)
+    # As after saving with a TensorFlow that has no public writer of it.
+    pathlib.Path(export_dir, "fingerprint.pb").unlink()
+    verification.verify(export_dir, source, [tf.ones([2, 5, 4])], "full")
+    with open(f"{export_dir}/assets.extra/verification.json") as f:
+      report = json.load(f)
+    (note,) = report["notes"]
+    self.assertRegex(
+      note,
+      r"^compilation under XLA, \w+ \(2, 5, 4\): XLA cannot compile the"
+      r" gradient of StatelessWhile \(while\w* in \S+\), a loop of unlimited",
+    )
+    passed = {c["kind"]: c["passed"] for c in report["comparisons"]}
+    self.assertEmpty(passed["compilation under XLA"])
+    self.assertLen(passed["gradients"], 1)
+    self.assertIsNone(report["singleprint"])
 
   def test_in_a_process_of_its_own(self):
     source = _source(_model())

@@ -7,6 +7,8 @@ explains why these ops make XLA compile every step anew, and cures the layers.
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import functools
 
+import tensorflow as tf
+
 from exporters.reusable import graphs
 from exporters.reusable.private_api import graph_pb2
 
@@ -83,7 +85,7 @@ def constants(graph: graph_pb2.GraphDef) -> list[str]:
   # What a call needs to compute a constant is not needed by the step itself.
   ends = _OF_SHAPES | graphs.CALLS
   for tensor in _needed(graph.node, needed_operands, ends):
-    node = nodes.get(tensor.split(":")[0])
+    node = nodes.get(_node_name(tensor))
     if node is None:
       continue
     if graphs.callee(node, by_name):
@@ -118,6 +120,42 @@ def branches(graph: graph_pb2.GraphDef) -> list[str]:
   )
 
 
+def loops(graph: graph_pb2.GraphDef) -> list[str]:
+  """Names the loops whose gradient XLA cannot compile.
+
+  A loop that is differentiated outside of XLA keeps intermediate values in
+  lists. XLA needs their size, which the loop's `maximum_iterations` limits.
+
+  Args:
+    graph: The graph of a train step that calls a loaded model.
+
+  Returns:
+    Op, name and function of each.
+  """
+  found = []
+  for place, function in graphs.functions(graph).items():
+    nodes = {node.name: node for node in function.node_def}
+    unlimited = {
+      name
+      for name, node in nodes.items()
+      if node.op == "EmptyTensorList"
+      and (size := nodes.get(_node_name(node.input[1])))
+      and size.op == "Const"
+      and tf.make_ndarray(size.attr["value"].tensor) < 0
+    }
+    found += [
+      f"{node.op} ({name} in {place})"
+      for name, node in nodes.items()
+      if node.op in ("While", "StatelessWhile")
+      and not unlimited.isdisjoint(map(_node_name, node.input))
+    ]
+  return sorted(found)
+
+
+def _node_name(tensor: str) -> str:
+  return tensor.split(":")[0]
+
+
 def _blamed(
   graph: graph_pb2.GraphDef,
   by_name: Mapping[str, graphs.Function],
@@ -129,7 +167,7 @@ def _blamed(
     users = [
       n
       for n in by_name[place].node_def
-      if made.name in [x.split(":")[0] for x in n.input] and n.op != "Identity"
+      if made.name in map(_node_name, n.input) and n.op != "Identity"
     ]
     made = (users or [made])[0]
   return f"{made.op} ({made.name} in {place})"
@@ -159,6 +197,6 @@ def _needed(
     if tensor not in seen:
       seen.add(tensor)
       yield tensor
-      node = by_name.get(tensor.split(":")[0])
+      node = by_name.get(_node_name(tensor))
       if node is not None and node.op not in ends:
         waiting += graphs.operands(node)
