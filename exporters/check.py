@@ -9,13 +9,12 @@ with ops that models do not need is loaded with --trust only. The exit status is
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 import dataclasses
 import json
 import os
 import pathlib
 import sys
-from typing import Any
 
 from absl import flags
 from etils import epy
@@ -62,8 +61,7 @@ def check(
     trust: Whether to load it even if its ops are suspicious.
     strict: Whether rules of level should must be kept too, and every rule be
       decidable.
-    excepted_rules: Names of rules that the SavedModel does not keep, and need
-      not.
+    excepted_rules: Names of rules that the SavedModel need not keep.
     as_json: Whether to print JSON instead.
     html_file: Where to write a page of HTML. None: nowhere.
 
@@ -78,8 +76,7 @@ def check(
     raise errors.ExportError(
       f"--html: the directory {os.path.dirname(html_file)} does not exist."
     )
-  subject = subject_lib.read(saved_model_dir)
-  subject_lib.load(subject, trust)
+  subject = subject_lib.load(saved_model_dir, trust)
   if not as_json:
     print(f"{saved_model_dir}: a SavedModel of kind {subject.kind}")
   broken_verdicts = (findings_lib.FAIL, findings_lib.NOT_DECIDABLE)
@@ -94,24 +91,19 @@ def check(
     findings.append((rule, finding))
     if not as_json:
       _print(rule, finding)
-  _report(report.collect(subject, findings), as_json, html_file)
-  if not as_json:
+  found = report.collect(subject, findings)
+  if as_json:
+    print(json.dumps(found, indent=2))
+  else:
     print(_conclusion(broken, strict, excepted_rules))
+  if html_file:
+    pathlib.Path(html_file).write_text(report.page(found), encoding="utf-8")
   if needless:
     raise errors.ExportError(
       f"--excepted_rules: {', '.join(needless)} is not broken. Take it off the"
       " list."
     )
   return not broken
-
-
-def _report(
-  found: Mapping[str, Any], as_json: bool, html_file: str | None
-) -> None:
-  if as_json:
-    print(json.dumps(found, indent=2))
-  if html_file:
-    pathlib.Path(html_file).write_text(report.page(found), encoding="utf-8")
 
 
 def _conclusion(
@@ -128,12 +120,9 @@ def _print(rule: rules.Rule, finding: findings_lib.Finding) -> None:
   line = f"  {_MARKS[finding.verdict]} {rule.name:4}{finding.verdict}"
   if finding.verdict in (findings_lib.FAIL, findings_lib.EXCEPTED):
     line += f" ({rule.level}): {rule.text} {finding.text}"
-    line += f" Fix: {finding.fix}" if finding.fix else ""
-  elif finding.verdict == findings_lib.PASS:
-    line += f": {finding.text}"
   else:
-    line += f", {finding.text}"
-  print(line, flush=True)
+    line += f": {finding.text}"
+  print(line + (f" Fix: {finding.fix}" if finding.fix else ""), flush=True)
 
 
 def define_flags() -> None:

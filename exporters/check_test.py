@@ -165,7 +165,7 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
         "R6": "which are then lost",
         "R7": "batch normalization is fixed",
         "R14": "gradient of Mean .*global_average_pooling2d",
-        "I4": "fixed at 32 and 32",
+        "I4": r"height, width are free: \(32, 32\)",
       },
     ),
     (

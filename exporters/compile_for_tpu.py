@@ -85,8 +85,7 @@ def compile_for_tpu(
       )
   if record:
     recording.check(saved_model_dir)
-  subject = subject_lib.read(saved_model_dir)
-  subject_lib.load(subject, trust)
+  subject = subject_lib.load(saved_model_dir, trust)
   if subject.model is None:
     raise errors.ExportError(f"{saved_model_dir}: {subject.unloaded}.")
   _check_compiler(libtpu, topologies[0])

@@ -8,6 +8,7 @@ writes one line of JSON, the fields of `Compilation`:
 
 import collections
 from collections.abc import Mapping, Sequence
+import functools
 import inspect
 import json
 import re
@@ -47,7 +48,12 @@ def compiled(model: Any, example: Any) -> Compilation:
     model: A loaded SavedModel.
     example: A batch of its inputs.
   """
-  step = _train_step(model)
+  takes_training = "training" in inspect.signature(model.__call__).parameters
+  step = observation.train_step(
+    model,
+    functools.partial(model, training=True) if takes_training else model,
+    list(getattr(model, "regularization_losses", ())),
+  )
   try:
     traced = tf.function(step).get_concrete_function(example)
   except Exception as e:  # A stranger's program may raise anything.
@@ -58,27 +64,26 @@ def compiled(model: Any, example: Any) -> Compilation:
       example
     )(stage="hlo")
   except (ValueError, tf.errors.OpError) as e:
-    refused = _cause(str(e), xla_trap.branches(graph))
     try:
       tf.function(step)(example)
     except tf.errors.OpError as e:
       return Compilation(failed=subject.first_line(e))
-    return Compilation(refused=refused)
-  causes = xla_trap.constants(graph)
-  return Compilation(_baked(hlo, traced, example, bool(causes)), causes)
+    flow = [*xla_trap.branches(graph), *xla_trap.loops(graph)]
+    return Compilation(refused=_cause(str(e), flow))
+  return Compilation(_baked(hlo, traced, example), xla_trap.constants(graph))
 
 
-def _cause(message: str, branches: Sequence[str]) -> str:
+def _cause(message: str, control_flow: Sequence[str]) -> str:
   """Extracts op and place from XLA's error message.
 
   The message begins with the cause and goes on with notes for developers.
 
   Args:
     message: The error message.
-    branches: What `xla_trap.branches` returns.
+    control_flow: The branches and loops that XLA cannot differentiate.
   """
-  if branches:
-    return f"it cannot compile the gradient of {findings.some(branches)}"
+  if control_flow:
+    return f"it cannot compile the gradient of {findings.some(control_flow)}"
   # A call that leads to the op is in double brackets.
   place = re.search(
     r"\[\[(?:{{function_node [^}]*}})?(?:{{node )?([^\]}]+)", message
@@ -93,71 +98,31 @@ def _cause(message: str, branches: Sequence[str]) -> str:
   )
 
 
-def _baked(hlo: str, traced: Any, example: Any, trapped: bool) -> list[str]:
+def _baked(hlo: str, traced: Any, example: Any) -> list[str]:
   """Names the inputs and variables that are constants of a program.
 
   Args:
     hlo: The program.
     traced: The train step that it was compiled from.
     example: The batch that it was compiled with.
-    trapped: Whether XLA needs any of them at compile time.
   """
   named = example if isinstance(example, Mapping) else {"": example}
   arguments = [
-    (name, x) for name, part in named.items() for x in tf.nest.flatten(part)
-  ]
+    (" ".join(filter(None, ["the input", name, f"[{_shape(x)}]"])), x)
+    for name, part in named.items()
+    for x in tf.nest.flatten(part)
+  ] + [(f"the variable {v.name}", v) for v in traced.variables]
   entry = hlo[hlo.index("\nENTRY ") :]
   parameters = re.findall(r"= \w+\[([\d,]*)\]\S* parameter\(", entry)
   # Counted: a parameter must not stand in for another of the same shape.
   missing = collections.Counter(
-    _shape(x) for x in (*(x for _, x in arguments), *traced.variables)
+    _shape(x) for _, x in arguments
   ) - collections.Counter(parameters)
-  constants = set(re.findall(r"= \w+\[([\d,]*)\]\S* constant\(", hlo))
-  return [
-    " ".join(filter(None, ["the input", name, f"[{_shape(x)}]"]))
-    for name, x in arguments
-    if missing[_shape(x)]
-  ] + [
-    f"the variable {v.name}"
-    for v in traced.variables
-    if missing[_shape(v)]
-    # An updated variable is a parameter too. Constants of its shape may be
-    # others by chance, scalars and vectors above all.
-    or (trapped and v.shape.rank > 1 and _shape(v) in constants)
-  ]
+  return [words for words, x in arguments if missing[_shape(x)]]
 
 
 def _shape(array: Any) -> str:
   return ",".join(map(str, array.shape))
-
-
-def _train_step(model: Any) -> Any:
-  """Makes a step of gradient descent as a consumer writes it."""
-  variables = list(model.trainable_variables)
-  losses = list(getattr(model, "regularization_losses", ()))
-  takes_training = "training" in inspect.signature(model.__call__).parameters
-
-  def step(inputs: Any) -> tf.Tensor:
-    with tf.GradientTape() as tape:
-      outputs = model(inputs, **({"training": True} if takes_training else {}))
-      loss = tf.add_n(
-        [
-          tf.reduce_mean(output**2)
-          for output in tf.nest.flatten(outputs)
-          if output.dtype.is_floating
-        ]
-        + [loss() for loss in losses]
-      )
-    gradients = tape.gradient(loss, variables)
-    for variable, gradient in zip(variables, gradients, strict=True):
-      # The gradient of an embedding is sparse; Keras' optimizers keep it so.
-      if isinstance(gradient, tf.IndexedSlices):
-        variable.scatter_sub(gradient)
-      elif gradient is not None:
-        variable.assign_sub(gradient)
-    return loss
-
-  return step
 
 
 def main(saved_model_dir: str, example_file: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 from typing import Any
 
 import tensorflow as tf
@@ -11,6 +12,7 @@ FAIL = "fail"
 NOT_APPLICABLE = "not applicable"
 NOT_DECIDABLE = "not decidable"
 EXCEPTED = "excepted"  # Broken, or not decidable, as the caller expects.
+VERDICTS = (PASS, FAIL, EXCEPTED, NOT_DECIDABLE, NOT_APPLICABLE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +20,7 @@ class Finding:
   """The finding about one rule.
 
   Attributes:
-    verdict: PASS, FAIL, NOT_APPLICABLE, NOT_DECIDABLE or EXCEPTED.
+    verdict: One of `VERDICTS`.
     text: The observation, the cause of a failure, or the reason why the rule
       does not apply or cannot be decided.
     fix: How to repair a failure.
@@ -29,24 +31,11 @@ class Finding:
   fix: str = ""
 
 
-def passed(text: str) -> Finding:
-  """Makes the finding that a rule is kept."""
-  return Finding(PASS, text)
-
-
-def failed(cause: str, fix: str) -> Finding:
-  """Makes the finding that a rule is broken."""
-  return Finding(FAIL, cause, fix)
-
-
-def not_applicable(why: str) -> Finding:
-  """Makes the finding that a rule does not apply."""
-  return Finding(NOT_APPLICABLE, why)
-
-
-def not_decidable(why: str) -> Finding:
-  """Makes the finding that a rule may or may not be kept."""
-  return Finding(NOT_DECIDABLE, why)
+# Each makes a finding from its text; `failed` takes the fix too.
+passed = functools.partial(Finding, PASS)
+failed = functools.partial(Finding, FAIL)
+not_applicable = functools.partial(Finding, NOT_APPLICABLE)
+not_decidable = functools.partial(Finding, NOT_DECIDABLE)
 
 
 def some(names: Sequence[str], count: int = 3) -> str:

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -87,14 +86,12 @@ def takes_one_input(subject: Subject) -> findings.Finding:
     ("input", subject.spec),
     ("output", subject.output_spec),
   ):
-    others = [
-      x for x in tf.nest.flatten(structure) if not isinstance(x, tf.TypeSpec)
-    ]
-    if others:
-      return findings.failed(
-        f"The {what} contains {others[0]!r}, which is not a Tensor.",
-        "Take and return Tensors, or lists or dicts of them.",
-      )
+    for x in tf.nest.flatten(structure):
+      if not isinstance(x, tf.TypeSpec):
+        return findings.failed(
+          f"The {what} contains {x!r}, which is not a Tensor.",
+          "Take and return Tensors, or lists or dicts of them.",
+        )
   return findings.passed("one input, and Tensors as outputs")
 
 
@@ -136,14 +133,9 @@ def has_modes(subject: Subject) -> findings.Finding:
       "Pass `training` on to the layers when tracing.",
     )
   # A rate may be 0 by default, and have effect in training only.
-  changed = {
-    name: observation.changed(default)
-    for name, default in subject.hyperparameters.items()
-    if default is not subject_lib.NO_DEFAULT
-  }
   if any(
     subject.differ({**values, "training": True}, {**values, "training": False})
-    for values in ({}, changed)
+    for values in ({}, subject.changed)
   ):
     return findings.passed(
       "`training` is named, False by default, and has effect"
@@ -160,21 +152,14 @@ def _moves_averages(subject: Subject) -> bool:
   before = [v.numpy() for v in subject.batch_norms]
   with subject.unchanged():
     subject.model(subject.example(), training=True)
-    return any(
-      not np.array_equal(v.numpy(), old)
-      for v, old in zip(subject.batch_norms, before, strict=True)
-    )
+    after = [v.numpy() for v in subject.batch_norms]
+  return not all(map(np.array_equal, before, after))
 
 
 def has_traces(subject: Subject) -> findings.Finding:
   """A trace exists for every combination of arguments."""
-  hyperparameters = subject.hyperparameters
-  values: list[dict[str, Any]] = [{}]
-  if hyperparameters:
-    values.append(
-      {n: observation.changed(v) for n, v in hyperparameters.items()}
-    )
-    values.append({n: tf.constant(v) for n, v in values[1].items()})
+  tensors = {name: tf.constant(v) for name, v in subject.changed.items()}
+  values = [{}, subject.changed, tensors] if tensors else [{}]
   modes = [{}]
   if "training" in subject.parameters:
     modes = [{"training": False}, {"training": True}]
@@ -237,16 +222,9 @@ def lists_variables(subject: Subject) -> findings.Finding:
 def _without_gradient(
   subject: Subject, trainable: Sequence[tf.Variable]
 ) -> list[str]:
-  with subject.unchanged(), tf.GradientTape() as tape:
-    outputs = subject.model(subject.example(), **subject.training)
-    scalar = tf.add_n(
-      [
-        tf.reduce_sum(tf.cast(x, tf.float32) ** 2)
-        for x in tf.nest.flatten(outputs)
-        if x.dtype.is_floating
-      ]
-    )
-  gradients = tape.gradient(scalar, list(trainable))
+  step = observation.train_step(subject.model, subject.model)
+  with subject.unchanged():
+    _, gradients = step(subject.example(), **subject.training)
   return [
     v.name for v, g in zip(trainable, gradients, strict=True) if g is None
   ]
@@ -257,11 +235,11 @@ def has_losses(subject: Subject) -> findings.Finding:
   losses = list(getattr(subject.model, "regularization_losses", ()))
   if not losses and not list(getattr(subject.model, "variables", ())):
     return findings.not_applicable("it has no variables")
-  if not losses and subject.verified("regularization losses"):
-    return findings.passed(
-      "none; its verification says that the live model has none"
-    )
   if not losses:
+    if subject.verified("regularization losses"):
+      return findings.passed(
+        "none; its verification says that the live model has none"
+      )
     return findings.not_decidable(
       "it has none; whether the training had any, which are then lost, does not"
       " show",
@@ -329,16 +307,12 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
 
 def batch_is_free(subject: Subject) -> findings.Finding:
   """The batch dimension is unknown."""
-  fixed = [
-    x.shape
-    for x in tf.nest.flatten(subject.spec)
-    if x.shape.rank and x.shape[0] is not None
-  ]
-  if fixed:
-    return findings.failed(
-      f"The batch size is fixed: the input has the shape {fixed[0]}.",
-      "Trace with None as the first dimension.",
-    )
+  for x in tf.nest.flatten(subject.spec):
+    if x.shape.rank and x.shape[0] is not None:
+      return findings.failed(
+        f"The batch size is fixed: the input has the shape {x.shape}.",
+        "Trace with None as the first dimension.",
+      )
   return findings.passed("the batch size is free")
 
 
@@ -353,34 +327,24 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
     if name in ("signatures", *_KERAS_FUNCTIONS):
       continue
     if hasattr(child, "concrete_functions"):
-      if child.concrete_functions and any(
-        trace.variables for trace in child.concrete_functions
-      ):
+      if any(trace.variables for trace in child.concrete_functions):
         return findings.failed(
           f"`{name}` is a bare function that uses variables, which consumers"
           " cannot list.",
           "Make it an object with __call__, variables, trainable_variables and"
           " regularization_losses.",
         )
-    elif subject_lib.traces_of(child):
+    elif traces := subject_lib.traces_of(child):
       found.append(name)
-      for attribute in (
-        "variables",
-        "trainable_variables",
-        "regularization_losses",
-      ):
+      for attribute in observation.INTERFACE:
         if not hasattr(child, attribute):
           return findings.failed(
             f"The sub-object `{name}` can be called and has no {attribute}.",
             f"Save {attribute} as an attribute of `{name}`.",
           )
       listed = {v.ref() for v in child.variables}
-      missing = [
-        v.name
-        for trace in subject_lib.traces_of(child)
-        for v in trace.variables
-        if v.ref() not in listed
-      ]
+      used = [v for trace in traces for v in trace.variables]
+      missing = [v.name for v in used if v.ref() not in listed]
       if missing:
         return findings.failed(
           f"The sub-object `{name}` uses {findings.some(missing)}, which its"
@@ -395,22 +359,16 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
 def is_clean(subject: Subject) -> findings.Finding:
   """It has no optimizer state and no absolute path of the exporting machine."""
   objects = subject.graph.object_graph_def
-  optimizers = [
-    child.local_name
-    for node in objects.nodes
-    for child in node.children
-    if _OPTIMIZER.search(child.local_name)
+  names = [
+    *(child.local_name for node in objects.nodes for child in node.children),
+    *(node.variable.name for node in objects.nodes),
+    *(
+      node.name
+      for node in subject.graph.graph_def.node
+      if node.op in ("VariableV2", "VarHandleOp")
+    ),
   ]
-  optimizers += [
-    node.variable.name
-    for node in objects.nodes
-    if node.HasField("variable") and _OPTIMIZER.search(node.variable.name)
-  ]
-  optimizers += [
-    node.name
-    for node in subject.graph.graph_def.node
-    if node.op in ("VariableV2", "VarHandleOp") and _OPTIMIZER.search(node.name)
-  ]
+  optimizers = list(filter(_OPTIMIZER.search, names))
   if optimizers:
     return findings.failed(
       f"It holds the state of an optimizer ({optimizers[0]}), which consumers"
@@ -524,13 +482,21 @@ def compiles_once(subject: Subject) -> findings.Finding:
       f"a train step fails without XLA too: {step.failed}"
     )
   if step.refused:
+    fix = "Replace this op in the model."
+    if "gradient of" in step.refused:
+      fix = (
+        "Compute without a branch on a Tensor. TensorFlow differentiates one"
+        " that was traced outside of XLA with ops that XLA lacks."
+      )
+    if "While (" in step.refused:
+      fix = (
+        "Give the loop maximum_iterations, or the Keras layer unroll=True. If"
+        " the loop must have any length, except R14: XLA cannot compile it."
+      )
     return findings.failed(
       "XLA refuses a train step under jit_compile=True on the CPU:"
       f" {step.refused}.",
-      "Compute without a branch on a Tensor. TensorFlow differentiates one that"
-      " was traced outside of XLA with ops that XLA lacks."
-      if "gradient of" in step.refused
-      else "Replace this op in the model.",
+      fix,
     )
   if step.baked:
     return findings.failed(

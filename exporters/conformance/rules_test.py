@@ -509,9 +509,7 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
   def subject(self, build):
     directory = os.path.join(self.get_temp_dir(), "export")
     build(directory)
-    subject = subject_lib.read(directory)
-    subject_lib.load(subject, trust=False)
-    return subject
+    return subject_lib.load(directory, trust=False)
 
   @parameterized.parameters(*_BROKEN)
   def test_finds(self, name, build, words):

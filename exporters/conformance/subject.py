@@ -1,10 +1,12 @@
 """The SavedModel under check, and what is derived from it."""
 
+import collections
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
 import json
 import os
 import re
@@ -109,22 +111,26 @@ class Subject:
     }
 
   @functools.cached_property
+  def changed(self) -> dict[str, Any]:
+    """Other values for the hyperparameters that have a default."""
+    return {
+      name: observation.changed(default)
+      for name, default in self.hyperparameters.items()
+      if default is not NO_DEFAULT
+    }
+
+  @functools.cached_property
   def spec(self) -> Any:
     """The input: a `tf.TensorSpec`, or a list or dict of them."""
-    if not self.traces:
-      return _only(_specs(self.serving.inputs)) if self.serving else None
-    # Of several forms, the one of the signature is the usual one.
     served = _specs(self.serving.inputs) if self.serving else {}
-    return next(
-      (
-        form
-        for form in self.forms
-        if isinstance(form, Mapping)
-        and {k: s.dtype for k, s in form.items()}
-        == {k: s.dtype for k, s in served.items()}
-      ),
-      self.forms[0],
-    )
+    if not self.traces:
+      return _only(served) if self.serving else None
+    # Of several forms, the one of the signature is the usual one.
+    dtypes = {name: spec.dtype for name, spec in served.items()}
+    for form in filter(lambda form: isinstance(form, Mapping), self.forms):
+      if dtypes == {name: spec.dtype for name, spec in form.items()}:
+        return form
+    return self.forms[0]
 
   @functools.cached_property
   def forms(self) -> list[Any]:
@@ -185,10 +191,11 @@ class Subject:
   @functools.cached_property
   def op_counts(self) -> dict[str, int]:
     """How often each op is in the graph, the most frequent first."""
-    counts: dict[str, int] = {}
-    for nodes in op_audit.functions(self.graph).values():
-      for node in nodes:
-        counts[node.op] = counts.get(node.op, 0) + 1
+    counts = collections.Counter(
+      node.op
+      for nodes in op_audit.functions(self.graph).values()
+      for node in nodes
+    )
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
   @property
@@ -199,13 +206,12 @@ class Subject:
   @functools.cached_property
   def steady(self) -> dict[str, Any] | None:
     """Arguments of a repeatable training call; None if none are found."""
-    training = self.training
     off = {
-      name: default * 0
+      name: 0.0
       for name, default in self.hyperparameters.items()
       if isinstance(default, float)
     }
-    for arguments in (training, {**training, **off}):
+    for arguments in (self.training, {**self.training, **off}):
       if not self.differ(arguments, arguments):
         return arguments
     return None
@@ -230,12 +236,8 @@ class Subject:
 
   def differ(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Tells whether calls with these arguments differ, updates included."""
-    example = self.example()
-    return not observation.is_same(
-      *(
-        observation.run(self.model, self.model, example, arguments)
-        for arguments in (first, second)
-      )
+    return observation.differ(
+      self.model, self.model, self.example(), first, second
     )
 
   def example(
@@ -253,28 +255,24 @@ class Subject:
     size = size or sizes.get(self.kind, (8,))
 
     def array(name: str, spec: tf.TensorSpec) -> tf.Tensor:
-      free = iter(size)
-      last = size[-1]
+      free = itertools.chain(size, itertools.repeat(size[-1]))
       batch, *rest = spec.shape if spec.shape.rank else (batch_size,)
       shape = [
         batch_size if batch is None else batch,
-        *(next(free, last) if d is None else d for d in rest),
+        *(next(free) if d is None else d for d in rest),
       ]
+      seed = [shape[0], 0]
       if spec.dtype == tf.string:
         return tf.constant((_SENTENCES * shape[0])[: shape[0]])
-      seed = [shape[0], 0]
       if spec.dtype.is_floating:
         return tf.cast(tf.random.stateless_uniform(shape, seed), spec.dtype)
       if spec.dtype.is_integer:
         # The vocabulary size is unknown, so ids stay small.
-        largest = {"input_mask": 1, "input_type_ids": 0}.get(name, 9)
-        smallest = min(largest, 1)
-        return tf.cast(
-          tf.random.stateless_uniform(
-            shape, seed, smallest, largest + 1, tf.int32
-          ),
-          spec.dtype,
+        end = {"input_mask": 2, "input_type_ids": 1}.get(name, 10)
+        values = tf.random.stateless_uniform(
+          shape, seed, min(end - 1, 1), end, tf.int32
         )
+        return tf.cast(values, spec.dtype)
       return tf.zeros(shape, spec.dtype)
 
     form = self.spec if form is None else form
@@ -283,24 +281,43 @@ class Subject:
     return tf.nest.map_structure(lambda spec: array(spec.name, spec), form)
 
 
-def read(directory: str) -> Subject:
-  """Reads a SavedModel without running any of it.
+def load(directory: str, trust: bool) -> Subject:
+  """Loads a SavedModel unless it is suspicious and not trusted.
 
   Raises:
-    ExportError: The directory has no SavedModel, or it cannot be read.
+    ExportError: The directory has no SavedModel, or it cannot be read or
+      loaded.
   """
-  if not tf.io.gfile.exists(directory):
-    raise errors.ExportError(f"{directory} does not exist.")
-  if not tf.io.gfile.isdir(directory):
-    raise errors.ExportError(
-      f"{directory} is a file. Pass the directory that has saved_model.pb."
-    )
+  subject = _read(directory)
+  if subject.suspicious and not trust:
+    subject.unloaded = "it was not loaded because of suspicious ops"
+  elif not subject.graph.HasField("object_graph_def"):
+    subject.unloaded = "it was saved with TensorFlow 1: a graph without objects"
+  else:
+    try:
+      subject.model = observation.load(directory)
+    except Exception as e:  # A stranger's file may raise anything.
+      raise errors.ExportError(
+        f"{directory} cannot be loaded: {first_line(e)}"
+      ) from e
+  return subject
+
+
+def _read(directory: str) -> Subject:
+  """Reads a SavedModel without running any of it."""
   path = os.path.join(directory, "saved_model.pb")
-  if not tf.io.gfile.exists(path):
-    raise errors.ExportError(
-      f"{directory} has no saved_model.pb. It is not a SavedModel, or its"
-      " export was interrupted."
+  problem = None
+  if not tf.io.gfile.exists(directory):
+    problem = " does not exist."
+  elif not tf.io.gfile.isdir(directory):
+    problem = " is a file. Pass the directory that has saved_model.pb."
+  elif not tf.io.gfile.exists(path):
+    problem = (
+      " has no saved_model.pb. It is not a SavedModel, or its export was"
+      " interrupted."
     )
+  if problem:
+    raise errors.ExportError(f"{directory}{problem}")
   with tf.io.gfile.GFile(path, "rb") as f:
     content = f.read()
   try:
@@ -315,26 +332,6 @@ def read(directory: str) -> Subject:
   serving = [g for g in graphs if "serve" in g.meta_info_def.tags]
   graph = (serving or graphs)[0]
   return Subject(directory, graph, op_audit.suspicious(graph))
-
-
-def load(subject: Subject, trust: bool) -> None:
-  """Loads a SavedModel unless it is suspicious and not trusted.
-
-  Raises:
-    ExportError: It cannot be loaded.
-  """
-  if subject.suspicious and not trust:
-    subject.unloaded = "it was not loaded because of suspicious ops"
-    return
-  if not subject.graph.HasField("object_graph_def"):
-    subject.unloaded = "it was saved with TensorFlow 1: a graph without objects"
-    return
-  try:
-    subject.model = observation.load(subject.directory)
-  except Exception as e:  # A stranger's file may raise anything.
-    raise errors.ExportError(
-      f"{subject.directory} cannot be loaded: {first_line(e)}"
-    ) from e
 
 
 def traces_of(loaded: Any) -> list[Any]:

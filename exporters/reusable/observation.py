@@ -35,13 +35,14 @@ from exporters.reusable import xla_trap
 
 Arrays = dict[str, np.ndarray]
 
-_ONLY = "the tensor"  # The name of an output that is a single Tensor.
-_INTERFACE = (
+# What consumers use of an export, and of a sub-object.
+INTERFACE = (
   "__call__",
   "variables",
   "trainable_variables",
   "regularization_losses",
 )
+ONLY = "the tensor"  # The name of an output that is a single Tensor.
 _XLA = "compilation under XLA"
 _BLOCK = 2**18  # Values that are compared at a time; more need fresh memory.
 
@@ -346,7 +347,7 @@ def _positions(model: Any, variables: Sequence[tf.Variable]) -> Arrays:
 
 
 def _arrays(structure: Any) -> Arrays:
-  return {name: _array(tensor) for name, tensor in _named(structure).items()}
+  return {name: _array(tensor) for name, tensor in named(structure).items()}
 
 
 def _array(tensor: tf.Tensor) -> np.ndarray:
@@ -370,7 +371,7 @@ def changed(default: float) -> float:
   return default / 2 or 0.5
 
 
-def _named(structure: Any, path: str = "") -> dict[str, tf.Tensor]:
+def named(structure: Any, path: str = "") -> dict[str, tf.Tensor]:
   """Flattens outputs or inputs into Tensors by their paths."""
   if isinstance(structure, Mapping):
     items = sorted(structure.items())
@@ -382,11 +383,11 @@ def _named(structure: Any, path: str = "") -> dict[str, tf.Tensor]:
       ("nested_row_splits", structure.nested_row_splits),
     ]
   else:
-    return {path.removeprefix("/") or _ONLY: structure}
+    return {path.removeprefix("/") or ONLY: structure}
   return {
     name: tensor
     for key, value in items
-    for name, tensor in _named(value, f"{path}/{key}").items()
+    for name, tensor in named(value, f"{path}/{key}").items()
   }
 
 
@@ -398,7 +399,7 @@ def _scalar(outputs: Any) -> tf.Tensor:
         tf.reshape(tf.cast(output, tf.float32), [-1])
         * tf.cos(tf.range(tf.cast(tf.size(output), tf.float32)))
       )
-      for output in _named(outputs).values()
+      for output in named(outputs).values()
       if output.dtype.is_floating
     ]
   )
@@ -537,7 +538,7 @@ def _check_part(
 def _missing(model: Any, calls: Iterable[Call]) -> list[str]:
   """Says which attributes and arguments a loaded model lacks."""
   problems = [
-    f"{name} is missing" for name in _INTERFACE if not hasattr(model, name)
+    f"{name} is missing" for name in INTERFACE if not hasattr(model, name)
   ]
   if not problems:
     parameters = inspect.signature(model.__call__).parameters
@@ -610,7 +611,7 @@ def _check_served(
     return
   outputs = _arrays(_run(model, model, example, {})[0])
   served = _served(model, example)
-  if list(outputs) == [_ONLY] and len(served) == 1:
+  if list(outputs) == [ONLY] and len(served) == 1:
     outputs = dict(zip(served, outputs.values(), strict=True))
   expected = {k: y for k, y in outputs.items() if k in served}
   yield _result("", kind, "", *compare(kind, expected, served))
