@@ -39,7 +39,8 @@ def with_own_gradient(layer: Any) -> Callable[..., Any]:
       returns one Tensor.
   """
   original = layer.call
-  activation = getattr(layer, "activation", None)
+  # Of an RNN it is a property, and belongs to the cell.
+  activation = vars(layer).get("activation")
 
   def call(inputs: Any, **kwargs: Any) -> Any:
     def compute(flat_inputs: Any) -> tf.Tensor:
