@@ -14,6 +14,7 @@ import tf_keras
 
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters
+from exporters.reusable import layer_calls
 from exporters.reusable import observation
 from exporters.reusable import saving
 from exporters.reusable import verification
@@ -694,19 +695,23 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       r" tf_keras\.\S+\.Permute\)$",
     )
 
+  def verified(self, model, length, **kwargs):
+    """Exports and verifies a model of sequences; returns the report."""
+    spec = tf.TensorSpec([None, length, 4], tf.float32, "features")
+    export_dir = os.path.join(self.get_temp_dir(), "sequences")
+    source = saving.source(model, spec, **kwargs)
+    _export_parts({"": (source, spec, None)}, export_dir)
+    # As in a TensorFlow whose writer of fingerprints is gone.
+    pathlib.Path(export_dir, "fingerprint.pb").unlink()
+    verification.verify(export_dir, source, [tf.ones([2, 5, 4])], "full")
+    with open(f"{export_dir}/assets.extra/verification.json") as f:
+      return json.load(f)
+
   def test_notes_that_xla_cannot_compile_a_loop(self):
     model = tf_keras.Sequential(
       [layers.InputLayer((None, 4)), layers.LSTM(3), layers.Dense(2)]
     )
-    spec = tf.TensorSpec([None, None, 4], tf.float32, "features")
-    export_dir = os.path.join(self.get_temp_dir(), "loop")
-    source = saving.source(model, spec)
-    _export_parts({"": (source, spec, None)}, export_dir)
-    # As after saving with a TensorFlow that has no public writer of it.
-    pathlib.Path(export_dir, "fingerprint.pb").unlink()
-    verification.verify(export_dir, source, [tf.ones([2, 5, 4])], "full")
-    with open(f"{export_dir}/assets.extra/verification.json") as f:
-      report = json.load(f)
+    report = self.verified(model, None)
     (note,) = report["notes"]
     self.assertRegex(
       note,
@@ -717,6 +722,15 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEmpty(passed["compilation under XLA"])
     self.assertLen(passed["gradients"], 1)
     self.assertIsNone(report["singleprint"])
+
+  def test_xla_can_compile_an_unrolled_loop(self):
+    model = tf_keras.Sequential(
+      [layers.InputLayer((5, 4)), layers.LSTM(3, unroll=True), layers.Dense(2)]
+    )
+    name = layer_calls.class_name(layers.LSTM)
+    cure = {name: saving.xla.with_own_gradient}
+    report = self.verified(model, 5, layer_calls=cure)
+    self.assertEmpty(report["notes"])
 
   def test_in_a_process_of_its_own(self):
     source = _source(_model())
