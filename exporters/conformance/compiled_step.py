@@ -3,7 +3,7 @@
 It runs as a program because XLA may take long, or kill the process. The program
 writes one line of JSON, the fields of `Compilation`:
 
-  python compiled_step.py SAVED_MODEL_DIR EXAMPLE.npz
+  python compiled_step.py SAVED_MODEL_DIR EXAMPLE
 """
 
 import collections
@@ -15,7 +15,6 @@ import re
 import sys
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from exporters.conformance import findings
@@ -127,10 +126,7 @@ def _shape(array: Any) -> str:
 
 def main(saved_model_dir: str, example_file: str) -> None:
   """Prints the result of `compiled` as JSON."""
-  with np.load(example_file) as arrays:
-    example = {name: tf.constant(arrays[name]) for name in arrays.files}
-  if list(example) == ["only"]:
-    example = example["only"]
+  example = observation.read(example_file)
   model = observation.load(saved_model_dir)
   print(json.dumps(compiled(model, example)._asdict()))
 

@@ -1,6 +1,5 @@
 """Rules for every reusable SavedModel: S1, and R1 to R14."""
 
-from collections.abc import Mapping, Sequence
 import itertools
 import json
 import os
@@ -8,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -20,7 +20,12 @@ from exporters.reusable import observation
 
 Subject = subject_lib.Subject
 
-_KERAS_FUNCTIONS = frozenset(["call_and_return_all_conditional_losses"])
+# Attributes of the layers of a Keras model, and of what it is saved with.
+# Consumers do not call them by name.
+_NO_SUB_OBJECT = re.compile(
+  "_|layer-|layer_with_weights-|keras_api|signatures$"
+  "|call_and_return_all_conditional_losses$"
+)
 _XLA_SECONDS = 1800  # A step of a trapped model takes minutes to lower.
 # Names that tools generate.
 _NO_NAME = re.compile(r"(args?|inputs?|outputs?|keras_tensor)(_?\d+)*")
@@ -160,12 +165,14 @@ def has_traces(subject: Subject) -> findings.Finding:
   """A trace exists for every combination of arguments."""
   tensors = {name: tf.constant(v) for name, v in subject.changed.items()}
   values = [{}, subject.changed, tensors] if tensors else [{}]
-  modes = [{}]
-  if "training" in subject.parameters:
-    modes = [{"training": False}, {"training": True}]
-  calls = 0
+  modes = [{"training": False}, {"training": True}]
+  calls = list(
+    itertools.product(
+      subject.forms, modes if subject.training else [{}], values
+    )
+  )
   with subject.unchanged():
-    for form, mode, value in itertools.product(subject.forms, modes, values):
+    for form, mode, value in calls:
       try:
         subject.model(subject.example(form=form), **mode, **value)
       except Exception as e:
@@ -174,26 +181,33 @@ def has_traces(subject: Subject) -> findings.Finding:
           f" {subject_lib.first_line(e)}",
           "Trace __call__ for every combination of its arguments.",
         )
-      calls += 1
-  return findings.passed(f"{calls} combinations of arguments were called")
+  return findings.passed(f"{len(calls)} combinations of arguments were called")
+
+
+def _unlisted(model: Any) -> list[str]:
+  """Names the variables that a call uses and `variables` lacks."""
+  listed = {v.ref() for v in getattr(model, "variables", ())}
+  used = [v for t in subject_lib.traces_of(model) for v in t.variables]
+  return list(dict.fromkeys(v.name for v in used if v.ref() not in listed))
 
 
 def lists_variables(subject: Subject) -> findings.Finding:
   """`variables` lists all variables; gradients reach the trainable ones."""
-  used = {v.ref(): v for trace in subject.traces for v in trace.variables}
   listed = {v.ref() for v in getattr(subject.model, "variables", ())}
   trainable = list(getattr(subject.model, "trainable_variables", ()))
-  if not used and not listed:
+  missing = _unlisted(subject.model)
+  if not missing and not listed:
     return findings.not_applicable("it has no variables")
   save = "Save lists of variables as attributes of the root."
-  missing = [v.name for ref, v in used.items() if ref not in listed]
   if missing:
     return findings.failed(
       f"A call uses {findings.some(missing)}, which `variables` lacks"
       + ("." if listed else ": consumers train and save nothing, in silence."),
       f"{save} The lists of a tf.Module are properties, which are not saved.",
     )
-  if not trainable and any(v.trainable for v in used.values()):
+  if not trainable and any(
+    v.trainable for trace in subject.traces for v in trace.variables
+  ):
     return findings.failed(
       "`trainable_variables` is empty: consumers train nothing, in silence.",
       save,
@@ -206,7 +220,12 @@ def lists_variables(subject: Subject) -> findings.Finding:
       + (" not in `variables`." if outside else " not trainable."),
       "List exactly the trainable variables.",
     )
-  dead = _without_gradient(subject, trainable)
+  step = observation.train_step(subject.model, subject.model)
+  with subject.unchanged():
+    _, gradients = step(subject.example(), **subject.training)
+  dead = [
+    v.name for v, g in zip(trainable, gradients, strict=True) if g is None
+  ]
   if dead:
     return findings.failed(
       f"{findings.some(dead)} in `trainable_variables` gets no gradient from"
@@ -217,17 +236,6 @@ def lists_variables(subject: Subject) -> findings.Finding:
   return findings.passed(
     f"{len(listed)} variables, {len(trainable)} trainable, all reached"
   )
-
-
-def _without_gradient(
-  subject: Subject, trainable: Sequence[tf.Variable]
-) -> list[str]:
-  step = observation.train_step(subject.model, subject.model)
-  with subject.unchanged():
-    _, gradients = step(subject.example(), **subject.training)
-  return [
-    v.name for v, g in zip(trainable, gradients, strict=True) if g is None
-  ]
 
 
 def has_losses(subject: Subject) -> findings.Finding:
@@ -321,10 +329,7 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
   children = tf.train.TrackableView(subject.model).children(subject.model)
   found = []
   for name, child in children.items():
-    # Consumers do not call the layers of a Keras model by name.
-    if name.startswith(("_", "layer-", "layer_with_weights-", "keras_api")):
-      continue
-    if name in ("signatures", *_KERAS_FUNCTIONS):
+    if _NO_SUB_OBJECT.match(name):
       continue
     if hasattr(child, "concrete_functions"):
       if any(trace.variables for trace in child.concrete_functions):
@@ -334,7 +339,7 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
           "Make it an object with __call__, variables, trainable_variables and"
           " regularization_losses.",
         )
-    elif traces := subject_lib.traces_of(child):
+    elif subject_lib.traces_of(child):
       found.append(name)
       for attribute in observation.INTERFACE:
         if not hasattr(child, attribute):
@@ -342,10 +347,7 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
             f"The sub-object `{name}` can be called and has no {attribute}.",
             f"Save {attribute} as an attribute of `{name}`.",
           )
-      listed = {v.ref() for v in child.variables}
-      used = [v for trace in traces for v in trace.variables]
-      missing = [v.name for v in used if v.ref() not in listed]
-      if missing:
+      if missing := _unlisted(child):
         return findings.failed(
           f"The sub-object `{name}` uses {findings.some(missing)}, which its"
           " `variables` lacks.",
@@ -434,19 +436,19 @@ def is_documented(subject: Subject) -> findings.Finding:
   text = subject.card
   if text is None:
     return findings.not_decidable(f"there is no {card}; it may be elsewhere")
-  for words, what in (
-    ("trainable=True", "how to fine-tune"),
-    (
-      "(?i)regulari[sz]ation .*optimizer",
-      "that regularization in the optimizer is missing",
+  needed = {
+    "how to fine-tune": "trainable=True",
+    "that regularization in the optimizer is missing": (
+      "(?i)regulari[sz]ation .*optimizer"
     ),
-  ):
-    if not re.search(words, text):
-      return findings.failed(
-        f"{card} does not say {what}.",
-        "Say how to fine-tune, and that a SavedModel does not include weight"
-        " decay in an optimizer.",
-      )
+  }
+  missing = [what for what, said in needed.items() if not re.search(said, text)]
+  if missing:
+    return findings.failed(
+      f"{card} does not say {' and '.join(missing)}.",
+      "Say how to fine-tune, and that a SavedModel does not include weight"
+      " decay in an optimizer.",
+    )
   return findings.passed(f"{card} says how to fine-tune")
 
 
@@ -454,11 +456,9 @@ def compiles_once(subject: Subject) -> findings.Finding:
   """A train step compiles once under XLA (`jit_compile=True`)."""
   if not list(getattr(subject.model, "trainable_variables", ())):
     return findings.not_applicable("there is nothing to train")
-  example = subject.example()
   with tempfile.TemporaryDirectory() as work_dir:
-    file = os.path.join(work_dir, "example.npz")
-    arrays = example if isinstance(example, Mapping) else {"only": example}
-    np.savez(file, **{name: np.asarray(x) for name, x in arrays.items()})
+    file = os.path.join(work_dir, "example")
+    observation.write(file, subject.example())
     try:
       # -P keeps this directory, whose names are not unique, off the path.
       done = subprocess.run(

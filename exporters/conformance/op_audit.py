@@ -55,7 +55,7 @@ def suspicious(graph: meta_graph_pb2.MetaGraphDef) -> list[str]:
     A line for each op: its name, its function, and what is wrong with it.
   """
   by_name = functions(graph)
-  savers_functions, savers_nodes = _of_savers_alone(graph, by_name)
+  of_savers = _of_savers_alone(graph, by_name)
   found = []
   for function, nodes in by_name.items():
     for node in nodes:
@@ -67,9 +67,8 @@ def suspicious(graph: meta_graph_pb2.MetaGraphDef) -> list[str]:
         else:
           continue
       elif node.op in _OF_SAVERS:
-        if function in savers_functions or (
-          function == MAIN_GRAPH and node.name in savers_nodes
-        ):
+        place = _place(node.name) if function == MAIN_GRAPH else function
+        if place in of_savers:
           continue
         problem = "reads or writes files and does not belong to the saver"
       else:
@@ -80,58 +79,44 @@ def suspicious(graph: meta_graph_pb2.MetaGraphDef) -> list[str]:
 
 def _of_savers_alone(
   graph: meta_graph_pb2.MetaGraphDef, by_name: Mapping[str, Nodes]
-) -> tuple[set[str], set[str]]:
-  """Returns the functions and main graph nodes that only savers reach."""
-  saver = graph.saver_def
-  nodes, inside = _reached(
-    by_name, [saver.save_tensor_name, saver.restore_op_name], []
-  )
-  outputs = [
-    tensor.name
+) -> set[str]:
+  """Returns the functions and places in the main graph of savers alone."""
+  others = [
+    _place(tensor.name)
     for signature in graph.signature_def.values()
     for tensor in signature.outputs.values()
   ]
-  collections = [
-    name
-    for key, collection in graph.collection_def.items()
-    if key in ("saved_model_main_op", "legacy_init_op", "init_op")
-    for name in collection.node_list.value
-  ]
-  objects = [
-    name
-    for node in graph.object_graph_def.nodes
-    for name in (
-      *node.function.concrete_functions,
-      *filter(None, [node.bare_concrete_function.concrete_function_name]),
-    )
-  ]
-  other_nodes, other = _reached(by_name, [*outputs, *collections], objects)
-  return inside - other, nodes - other_nodes
+  for key, collection in graph.collection_def.items():
+    if key in ("saved_model_main_op", "legacy_init_op", "init_op"):
+      others += map(_place, collection.node_list.value)
+  for node in graph.object_graph_def.nodes:
+    others += node.function.concrete_functions
+    others.append(node.bare_concrete_function.concrete_function_name)
+  saver = graph.saver_def
+  savers = map(_place, [saver.save_tensor_name, saver.restore_op_name])
+  return _reached(by_name, savers) - _reached(by_name, others)
 
 
-def _reached(
-  by_name: Mapping[str, Nodes],
-  tensors: Iterable[str],
-  function_names: Iterable[str],
-) -> tuple[set[str], set[str]]:
-  """Returns the main graph nodes and functions that these depend on."""
-  main = {node.name: node for node in by_name[MAIN_GRAPH]}
-  nodes: set[str] = set()
+def _reached(by_name: Mapping[str, Nodes], places: Iterable[str]) -> set[str]:
+  """Returns the functions and places in the main graph that these need."""
+  main = {_place(node.name): node for node in by_name[MAIN_GRAPH]}
   reached: set[str] = set()
-  waiting = [_node_name(tensor) for tensor in tensors]
-  names = list(function_names)
+  waiting = list(places)
   while waiting:
-    name = waiting.pop()
-    if name in main and name not in nodes:
-      nodes.add(name)
-      names += graphs.called(main[name])
-      waiting += [_node_name(tensor) for tensor in main[name].input]
-  while names:
-    name = names.pop()
-    if name in by_name and name not in reached:
-      reached.add(name)
-      names += [f for node in by_name[name] for f in graphs.called(node)]
-  return nodes, reached
+    place = waiting.pop()
+    if place in reached:
+      continue
+    reached.add(place)
+    if place in main:
+      waiting += [*graphs.called(main[place]), *map(_place, main[place].input)]
+    for node in by_name.get(place, ()):
+      waiting += graphs.called(node)
+  return reached
+
+
+def _place(tensor: str) -> str:
+  """Returns the place of a Tensor's node in the main graph."""
+  return f"{_node_name(tensor)} in {MAIN_GRAPH}"
 
 
 def _node_name(tensor: str) -> str:

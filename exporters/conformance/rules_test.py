@@ -173,6 +173,18 @@ def _branch(directory):
   _two_modes(directory, call, variables=[kernel])
 
 
+def _loop(directory):
+  kernel = tf.Variable(tf.ones([4, 4]), name="kernel")
+
+  def call(inputs):
+    i, x = tf.constant(0), inputs
+    return tf.while_loop(
+      lambda i, x: i < 3, lambda i, x: (i + 1, tf.tanh(x @ kernel)), (i, x)
+    )[1]
+
+  _plain(directory, call, _VECTORS, variables=[kernel])
+
+
 def _without_kernel(directory):
   """Writes a model with an op that has a gradient and no kernel for XLA."""
   kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
@@ -445,6 +457,7 @@ _BROKEN = (
   ("R13", _of(_image, card="trainable=True"), "regularization in the opt"),
   ("R14", _of(_image, keepdims=False), r"gradient of Mean \(Mean in "),
   ("R14", _branch, r"refuses .* gradient of StatelessIf \(my_layer/cond"),
+  ("R14", _loop, r"refuses .* gradient of While \(while in "),
   ("R14", _without_kernel, r"refuses .* no kernel for AsString \(.*my_layer/"),
   (
     "I1",

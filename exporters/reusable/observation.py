@@ -14,7 +14,6 @@ import hashlib
 import inspect
 import itertools
 import json
-import mmap
 import os
 import pathlib
 import pickle
@@ -292,20 +291,14 @@ def differ(
   example: Any,
   *arguments: Mapping[str, Any],
 ) -> bool:
-  """Tells whether two calls differ in outputs or updates.
+  """Tells whether calls with two sets of arguments differ, updates included.
 
-  Args:
-    model: An object with `variables` and `trainable_variables`. If it lacks
-      them, its variables are neither observed nor restored.
-    call: The model as a function.
-    example: The input.
-    *arguments: The other arguments of the first and of the second call.
+  The variables of a model that does not list them are neither observed nor
+  restored.
   """
-  first, second = (
-    _arrays({"outputs": outputs}) | updates
-    for outputs, updates in (_run(model, call, example, a) for a in arguments)
-  )
-  return bool(compare("outputs", first, second)[1])
+  runs = [_run(model, call, example, a) for a in arguments]
+  seen = [_arrays({"outputs": y}) | updates for y, updates in runs]
+  return bool(compare("outputs", *seen)[1])
 
 
 def _run(
@@ -686,32 +679,16 @@ def load(export_dir: str) -> Any:
     return hub.load(export_dir)
 
 
-def write(path: pathlib.Path, value: Any) -> None:
-  """Writes plain containers, arrays and Tensors for `_read`.
-
-  The memory of arrays goes to a second file, which the other process maps.
-  """
-  buffers: list[pickle.PickleBuffer] = []
-  pickled = pickle.dumps(value, 5, buffer_callback=buffers.append)
-  memory = [buffer.raw() for buffer in buffers]
-  with open(f"{path}.memory", "wb") as f:
-    for m in memory:
-      f.write(m)
-  path.write_bytes(pickle.dumps((pickled, [m.nbytes for m in memory])))
+def write(path: str | os.PathLike[str], value: Any) -> None:
+  """Writes plain containers, arrays and Tensors for `read`."""
+  with open(path, "wb") as f:
+    pickle.dump(value, f, 5)
 
 
-def _read(path: str) -> Any:
+def read(path: str) -> Any:
+  """Reads what `write` has written."""
   with open(path, "rb") as f:
-    pickled, sizes = pickle.load(f)
-  memory = memoryview(b"")
-  if any(sizes):
-    with open(f"{path}.memory", "rb") as f:
-      memory = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
-  ends = list(itertools.accumulate(sizes))
-  parts = [
-    memory[end - size : end] for size, end in zip(sizes, ends, strict=True)
-  ]
-  return pickle.loads(pickled, buffers=parts)
+    return pickle.load(f)
 
 
 def _lines() -> Iterator[str]:
@@ -736,12 +713,12 @@ def main(level: str) -> None:
   model = load(export_dir)
   if "tensorflow_text" in sys.modules:
     print("  - the export needs tensorflow_text for its ops", flush=True)
-  (plan,) = _read(next(lines))
+  (plan,) = read(next(lines))
   results = check(
     export_dir,
     model,
     {part: [Call(*c) for c in calls] for part, calls in plan.items()},
-    (Observation(*_read(line)) for line in lines),
+    (Observation(*read(line)) for line in lines),
     save_again=level == "full",
   )
   pathlib.Path(results_path).write_text(json.dumps(results))
