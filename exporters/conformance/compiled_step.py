@@ -1,9 +1,10 @@
 """Compiles a consumer's train step for XLA, and reports what XLA makes of it.
 
 It runs as a program because XLA may take long, or kill the process. The program
-writes one line of JSON, the fields of `Compilation`:
+reads a pickle, the batch, and writes a line of JSON, the fields of
+`Compilation`:
 
-  python compiled_step.py SAVED_MODEL_DIR EXAMPLE
+  python compiled_step.py SAVED_MODEL_DIR
 """
 
 import collections
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import functools
 import inspect
 import json
+import pickle
 import re
 import sys
 from typing import Any, NamedTuple
@@ -124,12 +126,12 @@ def _shape(array: Any) -> str:
   return ",".join(map(str, array.shape))
 
 
-def main(saved_model_dir: str, example_file: str) -> None:
+def main(saved_model_dir: str) -> None:
   """Prints the result of `compiled` as JSON."""
-  example = observation.read(example_file)
+  example = pickle.load(sys.stdin.buffer)
   model = observation.load(saved_model_dir)
   print(json.dumps(compiled(model, example)._asdict()))
 
 
 if __name__ == "__main__":
-  main(*sys.argv[1:])
+  main(sys.argv[1])

@@ -2,11 +2,10 @@
 
 import itertools
 import json
-import os
+import pickle
 import re
 import subprocess
 import sys
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -456,23 +455,22 @@ def compiles_once(subject: Subject) -> findings.Finding:
   """A train step compiles once under XLA (`jit_compile=True`)."""
   if not list(getattr(subject.model, "trainable_variables", ())):
     return findings.not_applicable("there is nothing to train")
-  with tempfile.TemporaryDirectory() as work_dir:
-    file = os.path.join(work_dir, "example")
-    observation.write(file, subject.example())
-    try:
-      # -P keeps this directory, whose names are not unique, off the path.
-      done = subprocess.run(
-        [sys.executable, "-P", compiled_step.__file__, subject.directory, file],
-        capture_output=True,
-        text=True,
-        timeout=_XLA_SECONDS,
-      )
-    except subprocess.TimeoutExpired:
-      return findings.not_decidable(
-        f"XLA takes more than {_XLA_SECONDS} s to compile a train step"
-      )
+  try:
+    # -P keeps this directory, whose names are not unique, off the path.
+    done = subprocess.run(
+      [sys.executable, "-P", compiled_step.__file__, subject.directory],
+      input=pickle.dumps(subject.example()),
+      capture_output=True,
+      timeout=_XLA_SECONDS,
+    )
+  except subprocess.TimeoutExpired:
+    return findings.not_decidable(
+      f"XLA takes more than {_XLA_SECONDS} s to compile a train step"
+    )
   if done.returncode:
-    said = (done.stderr.strip().splitlines() or ["it says nothing"])[-1]
+    said = (done.stderr.decode().strip().splitlines() or ["it says nothing"])[
+      -1
+    ]
     return findings.not_decidable(
       f"compiling a train step ended with status {done.returncode}: {said}"
     )

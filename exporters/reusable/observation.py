@@ -5,8 +5,8 @@ module loads an export in a fresh process, observes it and compares it with what
 the exporter's process observes of the live model. Apart from this module and
 `xla_trap`, the fresh process imports what a consumer imports.
 
-Standard input has a path in each line: the directory of the export, the file to
-write the results to, and then the files that `write` has written, in order.
+Standard input has pickles: the directory of the export and the file to write
+the results to, the calls to make, and then each observation of the live model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -679,22 +679,13 @@ def load(export_dir: str) -> Any:
     return hub.load(export_dir)
 
 
-def write(path: str | os.PathLike[str], value: Any) -> None:
-  """Writes plain containers, arrays and Tensors for `read`."""
-  with open(path, "wb") as f:
-    pickle.dump(value, f, 5)
-
-
-def read(path: str) -> Any:
-  """Reads what `write` has written."""
-  with open(path, "rb") as f:
-    return pickle.load(f)
-
-
-def _lines() -> Iterator[str]:
-  for line in sys.stdin:
-    yield line.rstrip("\n")
-  sys.exit(1)  # The exporter's process has ended early, and reports why.
+def _received() -> Iterator[Any]:
+  """Yields what the exporter's process sends."""
+  while True:
+    try:
+      yield pickle.load(sys.stdin.buffer)
+    except EOFError:
+      sys.exit(1)  # The exporter's process has ended early, and reports why.
 
 
 def main(level: str) -> None:
@@ -707,18 +698,17 @@ def main(level: str) -> None:
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   # Optimizing graphs that run once or twice takes longer than running them.
   tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-  lines = _lines()
-  export_dir = next(lines)
-  results_path = next(lines)
+  received = _received()
+  export_dir, results_path = next(received)
   model = load(export_dir)
   if "tensorflow_text" in sys.modules:
     print("  - the export needs tensorflow_text for its ops", flush=True)
-  (plan,) = read(next(lines))
+  plan = next(received)
   results = check(
     export_dir,
     model,
     {part: [Call(*c) for c in calls] for part, calls in plan.items()},
-    (Observation(*read(line)) for line in lines),
+    (Observation(*item) for item in received),
     save_again=level == "full",
   )
   pathlib.Path(results_path).write_text(json.dumps(results))
