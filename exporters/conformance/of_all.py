@@ -276,7 +276,8 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
   tunable = subject.hyperparameters
   if not tunable:
     fixed = ["batch normalization"] * bool(subject.batch_norms)
-    fixed += ["dropout or other noise"] * subject.is_random
+    if any(map(subject_lib.RANDOM.match, subject.op_counts)):
+      fixed.append("dropout or other noise")
     if fixed:
       return findings.failed(
         f"Nothing can be adjusted: {' and '.join(fixed)} is fixed in the"

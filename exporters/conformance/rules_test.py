@@ -457,7 +457,7 @@ _BROKEN = (
   ("R13", _of(_image, card="trainable=True"), "regularization in the opt"),
   ("R14", _of(_image, keepdims=False), r"gradient of Mean \(Mean in "),
   ("R14", _branch, r"refuses .* gradient of StatelessIf \(my_layer/cond"),
-  ("R14", _loop, r"refuses .* gradient of While \(while in "),
+  ("R14", _loop, r"refuses .* gradient of While \(while\w* in "),
   ("R14", _without_kernel, r"refuses .* no kernel for AsString \(.*my_layer/"),
   (
     "I1",

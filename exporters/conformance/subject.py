@@ -198,11 +198,6 @@ class Subject:
     )
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
-  @property
-  def is_random(self) -> bool:
-    """Whether an op of the graph draws random numbers."""
-    return any(RANDOM.match(op) for op in self.op_counts)
-
   @functools.cached_property
   def steady(self) -> dict[str, Any] | None:
     """Arguments of a repeatable training call; None if none are found."""

@@ -189,8 +189,6 @@ class Result(NamedTuple):
   Attributes:
     place: What was compared.
     kind: A key of `COMPARISONS`.
-    largest: The largest difference, relative to the expected values in the same
-      way as the tolerance.
     problems: What is wrong, in words.
     notes: What consumers cannot do with the export because its model is as it
       is, in words.
@@ -198,8 +196,7 @@ class Result(NamedTuple):
 
   place: str
   kind: str
-  largest: float = 0.0
-  problems: Sequence[str] = ()
+  problems: Sequence[str]
   notes: Sequence[str] = ()
 
 
@@ -404,7 +401,8 @@ def compare(
   """Compares observations of two models.
 
   Returns:
-    `largest` and `problems` of a `Result`.
+    The largest difference, relative to the expected values in the same way as
+    the tolerance, and what is wrong, in words.
   """
   problems = [f"{name} is missing" for name in expected if name not in actual]
   problems += [f"{name} is new" for name in actual if name not in expected]
@@ -566,7 +564,7 @@ def _result(
   mark = "✗" if problems else "-" if notes else "✓"
   words = [f"largest difference {largest:.1g}"] if largest else notes
   print(f"  {mark} {': '.join([place, *words])}", flush=True)
-  return Result(place, kind, largest, problems, notes)
+  return Result(place, kind, problems, notes)
 
 
 def _under_xla(

@@ -155,7 +155,7 @@ def _compared(
               weights.update(digest)
     if process.returncode:
       problem = "the export cannot be loaded and called"
-      results = [observation.Result("", "", problems=[problem])]
+      results = [observation.Result("", "", [problem])]
     else:
       results = [
         observation.Result(*r) for r in json.loads(results_path.read_text())
