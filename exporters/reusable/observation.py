@@ -5,8 +5,8 @@ module loads an export in a fresh process, observes it and compares it with what
 the exporter's process observes of the live model. Apart from this module and
 `xla_trap`, the fresh process imports what a consumer imports.
 
-Standard input has pickles: the directory of the export and the file to write
-the results to, the calls to make, and then each observation of the live model.
+Standard input has a path in each line: the directory of the export, the file to
+write the results to, and then the files that `write` has written, in order.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import mmap
 import os
 import pathlib
 import pickle
@@ -249,8 +250,13 @@ def observe_calls(
     outputs, gradients = result if made.gradients else (result, ())
     yield Observation(part, "outputs", made.name, _arrays(outputs))
     if made.gradients:
-      arrays = _numbered(model.trainable_variables, gradients)
-      yield Observation(part, "gradients", made.name, arrays)
+      # Without a name of their own, they are freed before the next gradients.
+      yield Observation(
+        part,
+        "gradients",
+        made.name,
+        _numbered(model.trainable_variables, gradients),
+      )
     if made.updates:
       yield Observation(part, "updates", made.name, updates)
 
@@ -677,13 +683,34 @@ def load(export_dir: str) -> Any:
     return hub.load(export_dir)
 
 
-def _received() -> Iterator[Any]:
-  """Yields what the exporter's process sends."""
-  while True:
-    try:
-      yield pickle.load(sys.stdin.buffer)
-    except EOFError:
-      sys.exit(1)  # The exporter's process has ended early, and reports why.
+def write(path: pathlib.Path, value: Any) -> None:
+  """Writes plain containers, arrays and Tensors for `_read`.
+
+  The memory of arrays goes to a second file, which the other process maps.
+  """
+  buffers: list[pickle.PickleBuffer] = []
+  pickled = pickle.dumps(value, 5, buffer_callback=buffers.append)
+  memory = [buffer.raw() for buffer in buffers]
+  with open(f"{path}.memory", "wb") as f:
+    f.writelines(memory)
+  path.write_bytes(pickle.dumps((pickled, [m.nbytes for m in memory])))
+
+
+def _read(path: str) -> Any:
+  pickled, sizes = pickle.loads(pathlib.Path(path).read_bytes())
+  memory = memoryview(b"")
+  if any(sizes):
+    with open(f"{path}.memory", "rb") as f:
+      memory = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
+  ends = itertools.accumulate(sizes)
+  parts = [memory[e - s : e] for s, e in zip(sizes, ends, strict=True)]
+  return pickle.loads(pickled, buffers=parts)
+
+
+def _lines() -> Iterator[str]:
+  for line in sys.stdin:
+    yield line.rstrip("\n")
+  sys.exit(1)  # The exporter's process has ended early, and reports why.
 
 
 def main(level: str) -> None:
@@ -696,17 +723,18 @@ def main(level: str) -> None:
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   # Optimizing graphs that run once or twice takes longer than running them.
   tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-  received = _received()
-  export_dir, results_path = next(received)
+  lines = _lines()
+  export_dir = next(lines)
+  results_path = next(lines)
   model = load(export_dir)
   if "tensorflow_text" in sys.modules:
     print("  - the export needs tensorflow_text for its ops", flush=True)
-  plan = next(received)
+  (plan,) = _read(next(lines))
   results = check(
     export_dir,
     model,
     {part: [Call(*c) for c in calls] for part, calls in plan.items()},
-    (Observation(*item) for item in received),
+    (Observation(*_read(line)) for line in lines),
     save_again=level == "full",
   )
   pathlib.Path(results_path).write_text(json.dumps(results))

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import hashlib
 from importlib import metadata
+import itertools
 import json
 import os
 import pathlib
-import pickle
 import platform
 import re
 import shutil
@@ -60,6 +60,7 @@ def start(level: str) -> subprocess.Popen | None:
       "TF_USE_LEGACY_KERAS": "1",  # tensorflow-hub is Keras 2.
     },
     stdin=subprocess.PIPE,
+    bufsize=0,
   )
 
 
@@ -138,21 +139,20 @@ def _compared(
       contextlib.suppress(BrokenPipeError),
       process or start(level) as process,
     ):
-      pickle.dump((export_dir, str(results_path)), process.stdin)
-      process.stdin.flush()
+      process.stdin.write(f"{export_dir}\n{results_path}\n".encode())
       # Both sides compute on the CPU: GPUs multiply float32 in TF32, which is
       # off by a thousandth, and the GPU that this process trained on is full.
       with tf.device("/CPU:0"):
         plan, seen = observe(parts, level)
-        # As tuples: in the process, their classes have another name.
+        # Not of their classes, which have another name in the process.
         plain = {name: list(map(tuple, calls)) for name, calls in plan.items()}
-        pickle.dump(plain, process.stdin, 5)
-        for item in seen:
-          pickle.dump(tuple(item), process.stdin, 5)
-          process.stdin.flush()
-          if item.kind == "variables":
+        for i, item in enumerate(itertools.chain([(plain,)], seen)):
+          if i and item.kind == "variables":
             for digest in item.arrays.values():
               weights.update(digest)
+          path = pathlib.Path(work_dir, str(i))
+          observation.write(path, tuple(item))
+          process.stdin.write(f"{path}\n".encode())
     if process.returncode:
       problem = "the export cannot be loaded and called"
       results = [observation.Result("", "", [problem])]
