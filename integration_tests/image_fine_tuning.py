@@ -128,7 +128,8 @@ def _pixel_logits(
 def with_masks(data: datasets.Arrays) -> datasets.Arrays:
   """Replaces labels by a class of each pixel, int `[n, height, width]`.
 
-  The class is 0 for background and 1 + label for ink.
+  Images are `[n, height, width, channels]`, labels int `[n]`. The class of a
+  pixel is 0 for background and 1 + label for ink.
   """
   images, labels = data
   is_ink = images[..., 0] > 0.5
