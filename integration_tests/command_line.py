@@ -27,8 +27,18 @@ with epy.lazy_imports():
 
 flags.disclaim_key_flags()  # They are those of the program: --help lists them.
 
-# Hyperparameters of exports: what they are, and their largest value.
-HYPERPARAMETERS = {
+_PATHS = {
+  "saved_model_dir": "The export to fine-tune: a directory, also in a bucket,"
+  " or a URL, read as the environment variable TFHUB_MODEL_LOAD_FORMAT says.",
+  "backup_dir": "Directory for the state of the training after each epoch,"
+  " until it ends. After an interruption the same command resumes from there."
+  " All machines must have access to it.",
+  "output_saved_model_dir": "Directory to save the fine-tuned model to. The"
+  " default is not to save it.",
+}
+# Flags that apply only with --retrain: what they set, and the largest value.
+RETRAINING = {
+  "regularization_loss_multiplier": ("factor of regularization losses", None),
   "batch_norm_momentum": ("momentum of batch normalization", 1.0),
   "dropout_rate": ("rate of dropout", 0.99),
   "attention_dropout_rate": ("rate of dropout in the attention", 0.99),
@@ -41,7 +51,7 @@ def define_flags(
   *,
   retrain: bool,
   learning_rate: float,
-  hyperparameters: Iterable[str],
+  retraining: Iterable[str],
 ) -> None:
   """Defines the flags that all these programs have.
 
@@ -49,9 +59,11 @@ def define_flags(
     examples: What the program trains on, in the plural.
     retrain: Default of --retrain.
     learning_rate: Default of --learning_rate.
-    hyperparameters: Names in `HYPERPARAMETERS` to define flags for.
+    retraining: Names in `RETRAINING` of flags to define.
   """
-  _define_path_flags()
+  for name, text in _PATHS.items():
+    flags.DEFINE_string(name, None, text)
+  flags.mark_flag_as_required("saved_model_dir")
   strategies.define_flags()
   flags.adopt_module_key_flags(strategies)
   flags.DEFINE_bool(
@@ -60,73 +72,23 @@ def define_flags(
     "Also train the weights of the export. With --noretrain only the new head"
     " is trained.",
   )
-  flags.DEFINE_integer(
-    "epochs", 5, f"Number of passes over the {examples}.", lower_bound=1
-  )
-  flags.DEFINE_integer(
-    "batch_size",
-    32,
-    f"Number of {examples} in a step, on all devices together.",
-    lower_bound=1,
-  )
+  for name, default, text in (
+    ("epochs", 5, f"Number of passes over the {examples}."),
+    ("batch_size", 32, f"Global batch size: number of {examples} in a step."),
+  ):
+    flags.DEFINE_integer(name, default, text, lower_bound=1)
   flags.DEFINE_float(
     "learning_rate", learning_rate, "Peak learning rate.", lower_bound=0.0
   )
-  flags.DEFINE_float(
-    "regularization_loss_multiplier",
-    1.0,
-    "With --retrain: factor of the regularization losses of the export.",
-    lower_bound=0.0,
-  )
-  for name in hyperparameters:
-    text, upper_bound = HYPERPARAMETERS[name]
-    flags.DEFINE_float(
-      name,
-      None,
-      f"With --retrain: {text}. The default is the export's.",
-      lower_bound=0.0,
-      upper_bound=upper_bound,
-    )
-  for name in ("regularization_loss_multiplier", *hyperparameters):
+  for name in retraining:
+    text, largest = RETRAINING[name]
+    text = f"With --retrain: {text}. Default: as in the export."
+    flags.DEFINE_float(name, None, text, lower_bound=0.0, upper_bound=largest)
     flags.register_multi_flags_validator(
       ["retrain", name],
-      lambda values, name=name: (
-        values["retrain"] or not flags.FLAGS[name].present
-      ),
+      lambda values, name=name: values["retrain"] or values[name] is None,
       f"--{name} applies only with --retrain.",
     )
-
-
-def _define_path_flags() -> None:
-  flags.DEFINE_string(
-    "saved_model_dir",
-    None,
-    "The export to fine-tune: a directory, also in a bucket, or a URL, read as"
-    " the environment variable TFHUB_MODEL_LOAD_FORMAT says.",
-    required=True,
-  )
-  flags.DEFINE_string(
-    "backup_dir",
-    None,
-    "Directory for the state of the training after each epoch, until it ends."
-    " After an interruption the same command resumes from there. All machines"
-    " must have access to it.",
-  )
-  flags.DEFINE_string(
-    "output_saved_model_dir",
-    None,
-    "Directory to save the fine-tuned model to. The default is not to save it.",
-  )
-
-
-def build_arguments() -> dict[str, Any]:
-  """Returns the flags that are arguments of every `build_model`, by name."""
-  names = ("retrain", "learning_rate", "regularization_loss_multiplier")
-  return {
-    name: flags.FLAGS[name].value
-    for name in (*names, *HYPERPARAMETERS)
-    if name in flags.FLAGS and flags.FLAGS[name].value is not None
-  }
 
 
 def path(value: str | None) -> str | None:
@@ -163,16 +125,20 @@ def input_errors() -> Iterator[None]:
 
 
 def fine_tune(
-  build: Callable[[], tf_keras.Model],
-  prepare: Callable[[tf_keras.Model], tuple[Any, Any, tf_keras.Model]],
+  build: Callable[..., tf_keras.Model],
+  prepare: Callable[
+    [tf_keras.Model], tuple[fitting.Data, fitting.Data, tf_keras.Model]
+  ],
   examples: str,
 ) -> tf_keras.Model:
   """Builds, trains, tests and saves a model as the flags say.
 
   Args:
-    build: Builds the compiled model, in the scope of the strategy.
-    prepare: Takes that model; returns training data and test data, as for
-      `fitting.fit`, and the model to save.
+    build: Builds the compiled model, in the scope of the strategy, from the
+      values of --saved_model_dir, --retrain, --learning_rate and the flags in
+      `RETRAINING` that are set, under these names.
+    prepare: Takes that model; returns training data, test data, and the model
+      to save.
     examples: What the program trains on, in the plural.
 
   Returns:
@@ -182,9 +148,19 @@ def fine_tune(
   with input_errors():
     strategy = strategies.get(strategies.from_flags())
     output_dir = _make_output_dir(strategy)
-    fitting.check_batch_size(values.batch_size, strategy)
+    replicas = strategy.num_replicas_in_sync
+    if values.batch_size % replicas:
+      raise ValueError(
+        f"--batch_size={values.batch_size} is not a multiple of the {replicas}"
+        " replicas that share a batch."
+      )
+    arguments = {
+      name: value
+      for name, value in values.flag_values_dict().items()
+      if name in ("retrain", "learning_rate", *RETRAINING) and value is not None
+    }
     with strategies.precision(values.mixed_precision), strategy.scope():
-      model = build()
+      model = build(saved_model_dir=path(values.saved_model_dir), **arguments)
     train, test, served = prepare(model)
   with strategies.cluster_errors():
     accuracy = fitting.fit(

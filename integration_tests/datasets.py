@@ -57,23 +57,21 @@ def load(
     data = _digits(name) if name.startswith("digits") else _downloaded(name)
 
   def resized(images: np.ndarray) -> np.ndarray:
-    images = images.reshape(-1, *images.shape[-2:], 1)
-    images = np.repeat(
-      tf.image.resize(images, [height, width]), channels, axis=-1
+    images = tf.image.resize(
+      images.reshape(-1, *images.shape[-2:], 1), [height, width]
     )
-    return images.reshape(-1, *image_shape)
+    return np.repeat(images, channels, axis=-1).reshape(-1, *image_shape)
 
   return tuple((resized(images), labels.astype(int)) for images, labels in data)
 
 
 def _downloaded(name: str) -> tuple[Arrays, Arrays]:
   try:
-    train, test = getattr(tf_keras.datasets, name).load_data()
+    splits = getattr(tf_keras.datasets, name).load_data()
   except Exception as e:  # tf_keras raises nothing more specific.
     raise ConnectionError(f"Cannot download {name}: {e}") from e
   return tuple(
-    (images.astype(np.float32) / 255, labels)
-    for images, labels in (train, test)
+    (images.astype(np.float32) / 255, labels) for images, labels in splits
   )
 
 
@@ -94,16 +92,12 @@ def _moving(images: np.ndarray, num_frames: int) -> Arrays:
   images = np.pad(images[:240], [(0, 0), (0, 8), (0, 8)])
   labels = np.arange(len(images)) % 4
   starts = np.random.default_rng(0).integers(16, size=(len(images), 2))
+  steps = np.array([(1, 1), (1, -1), (-1, 1), (-1, -1)])[labels]
   videos = [
     [
       np.roll(image, start + frame * step, axis=(0, 1))
       for frame in range(num_frames)
     ]
-    for image, start, step in zip(
-      images,
-      starts,
-      np.array([(1, 1), (1, -1), (-1, 1), (-1, -1)])[labels],
-      strict=True,
-    )
+    for image, start, step in zip(images, starts, steps, strict=True)
   ]
   return np.array(videos), labels

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-import contextlib
+from collections.abc import Callable
 import inspect
 import tempfile
 from typing import Any
@@ -17,6 +16,9 @@ with epy.lazy_imports():
   import tensorflow_hub as hub
   import tf_keras
 
+# Inputs, an array or a dict of arrays, and labels, int `[n, …]`.
+Data = tuple[Any, Any]
+
 
 def load_layer(
   saved_model_dir: str,
@@ -24,7 +26,7 @@ def load_layer(
   name: str,
   retrain: bool,
   regularization_loss_multiplier: float = 1.0,
-  hyperparameters: Mapping[str, float],
+  **hyperparameters: float,
 ) -> hub.KerasLayer:
   """Loads an export as a layer.
 
@@ -33,7 +35,8 @@ def load_layer(
     name: Name of the layer.
     retrain: Also train its weights.
     regularization_loss_multiplier: Factor of its regularization losses.
-    hyperparameters: Arguments of the export that replace its defaults.
+    **hyperparameters: Arguments of the export, such as `dropout_rate`, that
+      replace its defaults.
 
   Raises:
     ValueError: The export does not take a hyperparameter.
@@ -58,7 +61,7 @@ def load_layer(
       for loss in export.regularization_losses
     ]
   return hub.KerasLayer(
-    export, trainable=retrain, arguments=dict(hyperparameters), name=name
+    export, trainable=retrain, arguments=hyperparameters, name=name
   )
 
 
@@ -70,15 +73,15 @@ def _scaled(
 
 def logits(features: tf.Tensor, num_classes: int) -> tf.Tensor:
   """Returns the logits of a new dense layer on features, in float32."""
-  return tf_keras.layers.Dense(num_classes, dtype="float32", name="logits")(
-    features
-  )
+  head = tf_keras.layers.Dense(num_classes, dtype="float32", name="logits")
+  return head(features)
 
 
-def compiled(
-  model: tf_keras.Model, optimizer: tf_keras.optimizers.Optimizer
+def classifier(
+  inputs: Any, logits: tf.Tensor, optimizer: tf_keras.optimizers.Optimizer
 ) -> tf_keras.Model:
-  """Compiles a model of logits for training with labels; returns it."""
+  """Returns a model from inputs to logits, compiled to train with labels."""
+  model = tf_keras.Model(inputs, logits)
   model.compile(
     optimizer=optimizer,
     loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -87,66 +90,20 @@ def compiled(
   return model
 
 
-def check_batch_size(batch_size: int, strategy: tf.distribute.Strategy) -> None:
-  """Raises a ValueError if replicas cannot share a batch evenly."""
-  replicas = strategy.num_replicas_in_sync
-  if batch_size % replicas:
-    raise ValueError(
-      f"--batch_size={batch_size} is not a multiple of the {replicas} replicas"
-      " that share a batch."
-    )
-
-
-def training_batches(
-  data: tuple[Any, Any], batch_size: int, seed: int | None = 0
-) -> tf.data.Dataset:
-  """Returns an endless dataset of shuffled batches of the same size.
-
-  Args:
-    data: Inputs, an array or a dict of arrays, and labels, int `[n, …]`.
-    batch_size: Number of examples in a batch.
-    seed: Seed of the shuffling. Workers that share each batch need the same.
-  """
-  size = len(data[1])
-  return _sharded_by_example(
-    tf.data.Dataset.from_tensor_slices(data)
-    .shuffle(size, seed)
-    .repeat()
-    .batch(batch_size, drop_remainder=True)
-    .prefetch(tf.data.AUTOTUNE)
-  )
-
-
-def test_batches(data: tuple[Any, Any], batch_size: int) -> tf.data.Dataset:
-  """Returns batches of the same size with weights: 0 for padding, else 1.
-
-  Args:
-    data: As for `training_batches`.
-    batch_size: Number of examples in a batch.
-  """
+def _test_batches(data: Data, batch_size: int) -> tf.data.Dataset:
+  """Returns batches of the same size with weights: 0 for padding, else 1."""
   _, labels = data
   weights = tf.ones(labels.shape)
   dataset = tf.data.Dataset.from_tensor_slices((*data, weights))
   filling = dataset.repeat().take(-len(labels) % batch_size)
   filling = filling.map(lambda x, y, weight: (x, y, 0.0 * weight))
-  return _sharded_by_example(
-    dataset.concatenate(filling).batch(batch_size, drop_remainder=True)
-  )
-
-
-def _sharded_by_example(dataset: tf.data.Dataset) -> tf.data.Dataset:
-  """Shards each batch, rather than input files, between workers."""
-  options = tf.data.Options()
-  options.experimental_distribute.auto_shard_policy = (
-    tf.data.experimental.AutoShardPolicy.DATA
-  )
-  return dataset.with_options(options)
+  return dataset.concatenate(filling).batch(batch_size, drop_remainder=True)
 
 
 def fit(
   model: tf_keras.Model,
-  train: tuple[Any, Any],
-  test: tuple[Any, Any],
+  train: Data,
+  test: Data,
   *,
   batch_size: int,
   epochs: int,
@@ -157,8 +114,8 @@ def fit(
 
   Args:
     model: Compiled, with the accuracy among its `weighted_metrics`.
-    train: Training data: inputs, an array or a dict of arrays, and labels.
-    test: Test data, likewise.
+    train: Training data.
+    test: Test data.
     batch_size: Number of examples in a step, on all devices together; a
       multiple of the number of replicas.
     epochs: Number of passes over the training data.
@@ -169,37 +126,43 @@ def fit(
   Returns:
     The accuracy on the test data, in [0, 1].
   """
-  asynchronous = strategies.is_asynchronous(model.distribute_strategy)
+  # Workers that share each batch need the same order, others different ones.
+  seed = None if strategies.is_asynchronous(model.distribute_strategy) else 0
+  num_examples = len(train[1])
+  train_batches = (
+    tf.data.Dataset.from_tensor_slices(train)
+    .shuffle(num_examples, seed)
+    .repeat()
+    .batch(batch_size, drop_remainder=True)
+    .prefetch(tf.data.AUTOTUNE)
+  )
+  options = tf.data.Options()
+  # Shards each batch, rather than input files, between workers.
+  options.experimental_distribute.auto_shard_policy = (
+    tf.data.experimental.AutoShardPolicy.DATA
+  )
   model.fit(
-    # Asynchronous workers need batches that differ from each other's.
-    training_batches(train, batch_size, None if asynchronous else 0),
+    train_batches.with_options(options),
     epochs=epochs,
-    steps_per_epoch=-(-len(train[1]) // batch_size),
+    steps_per_epoch=-(-num_examples // batch_size),
     callbacks=(
       [tf_keras.callbacks.BackupAndRestore(backup_dir)] if backup_dir else []
     ),
     verbose=verbose,
   )
-  return strategies.evaluate(model, test_batches(test, batch_size))
+  test_batches = _test_batches(test, batch_size).with_options(options)
+  return strategies.evaluate(model, test_batches)
 
 
 def save(
   model: tf_keras.Model, output_dir: str, strategy: tf.distribute.Strategy
 ) -> None:
-  """Saves a model. Of several workers only the chief does.
-
-  Args:
-    model: The model.
-    output_dir: Directory for the SavedModel.
-    strategy: The strategy that the model was built with.
-  """
+  """Saves a model. Of several workers only the chief does."""
   is_chief = strategies.is_chief(strategy)
-  with contextlib.ExitStack() as stack:
-    if not is_chief:
-      # The chief reads replicated variables together with all workers.
-      output_dir = stack.enter_context(tempfile.TemporaryDirectory())
+  # All workers save: the chief reads replicated variables together with them.
+  with tempfile.TemporaryDirectory() as scratch_dir:
     model.save(
-      output_dir,
+      output_dir if is_chief else scratch_dir,
       save_format="tf",
       options=tf.saved_model.SaveOptions(
         experimental_io_device=strategies.io_device(strategy)

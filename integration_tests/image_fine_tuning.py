@@ -1,6 +1,12 @@
-"""Fine-tunes an exported feature vector or classifier of images."""
+"""Fine-tunes an exported feature vector or classifier of images.
+
+It uses nothing of the code that made the export.
+"""
 
 from __future__ import annotations
+
+import functools
+from typing import Any
 
 from absl import flags
 from etils import epy
@@ -21,13 +27,11 @@ def build_model(
   saved_model_dir: str,
   num_classes: int,
   *,
-  retrain: bool,
   task: str = "classification",
   image_size: int | None = None,
   augmentation: bool = False,
-  regularization_loss_multiplier: float = 1.0,
   learning_rate: float = 1e-3,
-  **hyperparameters: float,
+  **layer_arguments: Any,
 ) -> tf_keras.Model:
   """Builds and compiles a new head on an export.
 
@@ -35,14 +39,11 @@ def build_model(
     saved_model_dir: The export. It returns features or logits, `[batch, n]`, or
       a dict with `feature_vector` and, for segmentation, feature maps.
     num_classes: Number of classes of images.
-    retrain: Also train the weights of the export.
     task: `classification` or `segmentation`, which adds class 0, background.
     image_size: Height and width; None: those of the export, or 32.
     augmentation: Shift, rotate and zoom the images a little in training.
-    regularization_loss_multiplier: Factor of the export's regularization
-      losses.
     learning_rate: Learning rate of Adam.
-    **hyperparameters: Arguments of the export, such as `dropout_rate`.
+    **layer_arguments: Arguments of `fitting.load_layer`. `retrain` is required.
 
   Returns:
     A model from images, float32 `[batch, height, width, channels]` in [0, 1],
@@ -54,11 +55,7 @@ def build_model(
     ValueError: The export does not take or return what the arguments need.
   """
   layer = fitting.load_layer(
-    saved_model_dir,
-    name="feature_extractor",
-    retrain=retrain,
-    regularization_loss_multiplier=regularization_loss_multiplier,
-    hyperparameters=hyperparameters,
+    saved_model_dir, name="feature_extractor", **layer_arguments
   )
   images = tf_keras.Input(
     _image_shape(layer.resolved_object, image_size), name="images"
@@ -70,8 +67,8 @@ def build_model(
     if isinstance(outputs, dict):
       outputs = outputs["feature_vector"]
     logits = fitting.logits(outputs, num_classes)
-  return fitting.compiled(
-    tf_keras.Model(images, logits), tf_keras.optimizers.Adam(learning_rate)
+  return fitting.classifier(
+    images, logits, tf_keras.optimizers.Adam(learning_rate)
   )
 
 
@@ -129,14 +126,10 @@ def _pixel_logits(
 
 
 def with_masks(data: datasets.Arrays) -> datasets.Arrays:
-  """Replaces labels by a class of each pixel.
+  """Replaces labels by a class of each pixel, int `[n, height, width]`.
 
-  Args:
-    data: Images, `[n, height, width, channels]`, and labels, int `[n]`.
-
-  Returns:
-    The images, and classes, int `[n, height, width]`: 0 for background, 1 +
-    label for ink.
+  Images are `[n, height, width, channels]`, labels int `[n]`. The class of a
+  pixel is 0 for background and 1 + label for ink.
   """
   images, labels = data
   is_ink = images[..., 0] > 0.5
@@ -149,7 +142,7 @@ def define_flags() -> None:
     "images",
     retrain=False,
     learning_rate=1e-3,
-    hyperparameters=command_line.HYPERPARAMETERS,
+    retraining=command_line.RETRAINING,
   )
   flags.DEFINE_enum(
     "dataset",
@@ -189,20 +182,15 @@ def define_flags() -> None:
 def fine_tune() -> tf_keras.Model:
   """Fine-tunes as the flags say; returns the model."""
   values = flags.FLAGS
+  build = functools.partial(
+    build_model,
+    num_classes=datasets.NUM_CLASSES[values.dataset],
+    task=values.task,
+    image_size=values.image_size,
+    augmentation=values.augmentation,
+  )
 
-  def build() -> tf_keras.Model:
-    return build_model(
-      command_line.path(values.saved_model_dir),
-      datasets.NUM_CLASSES[values.dataset],
-      task=values.task,
-      image_size=values.image_size,
-      augmentation=values.augmentation,
-      **command_line.build_arguments(),
-    )
-
-  def prepare(
-    model: tf_keras.Model,
-  ) -> tuple[datasets.Arrays, datasets.Arrays, tf_keras.Model]:
+  def prepare(model: tf_keras.Model) -> tuple[Any, Any, tf_keras.Model]:
     train, test = datasets.load(values.dataset, model.input_shape[1:])
     if values.task == "segmentation":
       train, test = with_masks(train), with_masks(test)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ast
 import csv
-import dataclasses
 import pathlib
-import sys
 import sysconfig
+from typing import NamedTuple
 import zlib
 
 from etils import epy
@@ -20,23 +19,11 @@ _PACKAGES = [
   *("asyncio", "email", "http", "importlib"),
   *("logging", "multiprocessing", "unittest", "xml"),
 ]
-# Directories that Linux distributions package separately.
-_LEFT_OUT = {
-  *("dist-packages", "distutils", "ensurepip", "idlelib", "lib2to3"),
-  *("site-packages", "test", "tests", "tkinter", "turtledemo", "turtle.py"),
-}
+_TESTS = {"test", "tests"}
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-  """Texts with classes.
-
-  Attributes:
-    class_names: The classes.
-    train: Texts, an array of str `[n]`, and labels, int `[n]`: indices into
-      `class_names`.
-    test: The same, held out.
-  """
+class Dataset(NamedTuple):
+  """Texts, str `[n]`, with labels, int `[n]`: indices into `class_names`."""
 
   class_names: list[str]
   train: tuple[np.ndarray, np.ndarray]
@@ -52,25 +39,23 @@ def python_docs() -> Dataset:
     FileNotFoundError: The source of the library is not installed.
   """
   library = pathlib.Path(sysconfig.get_paths()["stdlib"])
-  modules = sorted(
+  files = (
     path.relative_to(library)
-    for path in library.rglob("*.py")
-    if path.relative_to(library).with_suffix("").parts[0]
-    in sys.stdlib_module_names
-    and not _LEFT_OUT.intersection(path.relative_to(library).parts)
+    for package in _PACKAGES
+    for path in (library / package).rglob("*.py")
   )
+  # Linux distributions package tests separately.
+  modules = sorted(f for f in files if not _TESTS.intersection(f.parts))
   if not modules:
     raise FileNotFoundError(f"There is no source of Python in {library}.")
   splits, seen = ([], []), set()
   for module in modules:
     # A hash of the name does not depend on which modules are installed.
     held_out = zlib.crc32(module.as_posix().encode()) % 4 == 0
-    package = module.parts[0]
-    if package in _PACKAGES:
-      for text in _docstrings(library / module):
-        if text not in seen and len(text.split()) > 3:
-          seen.add(text)
-          splits[held_out].append((text, package))
+    for text in _docstrings(library / module):
+      if text not in seen and len(text.split()) > 3:
+        seen.add(text)
+        splits[held_out].append((text, module.parts[0]))
   return _dataset(*splits)
 
 
@@ -106,11 +91,11 @@ def _dataset(
   train: list[tuple[str, str]], test: list[tuple[str, str]]
 ) -> Dataset:
   class_names = sorted({name for _, name in train + test})
-
-  def arrays(pairs: list[tuple[str, str]]) -> tuple[np.ndarray, np.ndarray]:
-    return (
+  splits = (
+    (
       np.array([text for text, _ in pairs]),
       np.array([class_names.index(name) for _, name in pairs]),
     )
-
-  return Dataset(class_names, arrays(train), arrays(test))
+    for pairs in (train, test)
+  )
+  return Dataset(class_names, *splits)

@@ -1,13 +1,12 @@
 r"""Fine-tunes an exported BERT-like encoder to classify text.
 
-  bazel run //integration_tests:use_bert -- \
-    --saved_model_dir=DIR/encoder --preprocessor_dir=DIR/preprocessor
-
-It uses nothing of the code that made the exports.
+bazel run //integration_tests:use_bert -- \
+  --saved_model_dir=DIR/encoder --preprocessor_dir=DIR/preprocessor
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from absl import flags
@@ -28,15 +27,10 @@ with epy.lazy_imports():
 def load_preprocessor(
   preprocessor_dir: str, seq_length: int
 ) -> tf_keras.layers.Layer:
-  """Loads an exported preprocessor.
+  """Loads an exported preprocessor as a layer.
 
-  Args:
-    preprocessor_dir: The export.
-    seq_length: Number of tokens of each text that the encoder receives.
-
-  Returns:
-    A layer from strings, `[batch]`, to the inputs of the encoder, each int32
-    `[batch, seq_length]`.
+  It takes strings, `[batch]`, and returns the inputs of the encoder, each int32
+  `[batch, seq_length]`.
   """
   _ = tensorflow_text.__name__  # Runs the lazy import.
   return hub.KerasLayer(
@@ -47,11 +41,7 @@ def load_preprocessor(
 def check_pair(
   preprocessor: tf_keras.layers.Layer, model: tf_keras.Model
 ) -> None:
-  """Checks that an encoder was trained with a preprocessor.
-
-  Raises:
-    ValueError: It was trained with another one.
-  """
+  """Raises a ValueError if an encoder was trained with another preprocessor."""
   expected, actual = (
     layer.resolved_object.preprocessor_sha256()
     for layer in (model.get_layer("encoder"), preprocessor)
@@ -67,24 +57,19 @@ def build_model(
   saved_model_dir: str,
   num_classes: int,
   *,
-  retrain: bool,
   steps: int,
   learning_rate: float = 3e-4,
-  regularization_loss_multiplier: float = 1.0,
-  **hyperparameters: float,
+  **layer_arguments: Any,
 ) -> tf_keras.Model:
   """Builds and compiles a new classifier on an encoder.
 
   Args:
     saved_model_dir: The encoder.
     num_classes: Number of classes.
-    retrain: Also train the weights of the encoder.
     steps: Number of steps of the training.
     learning_rate: Peak learning rate of AdamW: it rises from 0 in the first
       tenth of the steps, and falls to 0 along a cosine.
-    regularization_loss_multiplier: Factor of the encoder's regularization
-      losses.
-    **hyperparameters: Arguments of the encoder, such as `dropout_rate`.
+    **layer_arguments: Arguments of `fitting.load_layer`. `retrain` is required.
 
   Returns:
     A model from the outputs of the preprocessor to logits, float32
@@ -94,14 +79,10 @@ def build_model(
     name: tf_keras.Input([None], dtype=tf.int32, name=name)
     for name in ("input_word_ids", "input_mask", "input_type_ids")
   }
-  outputs = fitting.load_layer(
-    saved_model_dir,
-    name="encoder",
-    retrain=retrain,
-    regularization_loss_multiplier=regularization_loss_multiplier,
-    hyperparameters=hyperparameters,
-  )(inputs)
-  logits = fitting.logits(outputs["pooled_output"], num_classes)
+  encoder = fitting.load_layer(
+    saved_model_dir, name="encoder", **layer_arguments
+  )
+  logits = fitting.logits(encoder(inputs)["pooled_output"], num_classes)
   warmup_steps = max(steps // 10, 1)
   optimizer = tf_keras.optimizers.AdamW(
     tf_keras.optimizers.schedules.CosineDecay(
@@ -116,29 +97,20 @@ def build_model(
   optimizer.exclude_from_weight_decay(
     var_names=["bias", "layer_norm", "LayerNorm"]
   )
-  return fitting.compiled(tf_keras.Model(inputs, logits), optimizer)
+  return fitting.classifier(inputs, logits, optimizer)
 
 
 def preprocessed(
   data: tuple[np.ndarray, np.ndarray], preprocessor: tf_keras.layers.Layer
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """Preprocesses texts on the host, once for all epochs.
+  """Preprocesses texts, str `[n]`, on the host, once for all epochs.
 
-  Args:
-    data: Texts, str `[n]`, and labels, int `[n]`.
-    preprocessor: The layer that `load_preprocessor` returns.
-
-  Returns:
-    Inputs, each int32 `[n, seq_length]`, and the labels.
+  Returns inputs of the encoder, each int32 `[n, seq_length]`, and the labels.
   """
   text, labels = data
-  parts = [
-    tf.nest.map_structure(np.asarray, preprocessor(text[i : i + 1024]))
-    for i in range(0, len(text), 1024)
-  ]
-  return {
-    name: np.concatenate([part[name] for part in parts]) for name in parts[0]
-  }, labels
+  parts = [preprocessor(text[i : i + 1024]) for i in range(0, len(text), 1024)]
+  inputs = tf.nest.map_structure(lambda *x: np.concatenate(x), *parts)
+  return inputs, labels
 
 
 def serving_model(
@@ -155,7 +127,11 @@ def define_flags() -> None:
     "texts",
     retrain=True,
     learning_rate=3e-4,
-    hyperparameters=("dropout_rate", "attention_dropout_rate"),
+    retraining=(
+      "regularization_loss_multiplier",
+      "dropout_rate",
+      "attention_dropout_rate",
+    ),
   )
   flags.DEFINE_string(
     "preprocessor_dir",
@@ -194,13 +170,10 @@ def fine_tune() -> None:
       else texts.python_docs()
     )
 
-  def build() -> tf_keras.Model:
-    return build_model(
-      command_line.path(values.saved_model_dir),
-      len(dataset.class_names),
-      steps=-(-len(dataset.train[1]) // values.batch_size) * values.epochs,
-      **command_line.build_arguments(),
-    )
+  num_steps = -(-len(dataset.train[1]) // values.batch_size) * values.epochs
+  build = functools.partial(
+    build_model, num_classes=len(dataset.class_names), steps=num_steps
+  )
 
   def prepare(model: tf_keras.Model) -> tuple[Any, Any, tf_keras.Model]:
     preprocessor = load_preprocessor(

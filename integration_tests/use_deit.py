@@ -1,9 +1,7 @@
 r"""Fine-tunes an exported DeiT feature extractor on other images.
 
-  bazel run //integration_tests:use_deit -- \
-    --saved_model_dir=DIR --dataset=digits_5_9 --retrain
-
-It uses nothing of the code that made the export.
+bazel run //integration_tests:use_deit -- \
+  --saved_model_dir=DIR --dataset=digits_5_9 --retrain
 """
 
 from integration_tests import image_fine_tuning
