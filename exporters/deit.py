@@ -1,12 +1,8 @@
-r"""Exports feature vectors, endpoints and logits of a DeiT.
+"""Exports feature vectors, endpoints and logits of a DeiT.
 
-From a checkpoint of `official.vision`:
+Restores a Model Garden checkpoint, or trains on small images:
 
-  bazel run //exporters:deit -- --checkpoint_path=CHECKPOINT \
-    --experiment=deit_imagenet_pretrain --export_dir=DIR
-
-After training it on small images:
-
+  bazel run //exporters:deit -- --checkpoint_path=PATH --export_dir=DIR
   bazel run //exporters:deit -- --train_on=digits --export_dir=DIR
 """
 

@@ -1,12 +1,8 @@
-r"""Exports feature vectors, endpoints and logits of an EfficientNet.
+"""Exports feature vectors, endpoints and logits of an EfficientNet.
 
-From a checkpoint of `official.vision` or `official.legacy`:
+Restores a Model Garden checkpoint, or trains on small images:
 
-  bazel run //exporters:efficientnet -- --checkpoint_path=CHECKPOINT \
-    --experiment=efficientnet_imagenet --export_dir=DIR
-
-After training it on small images:
-
+  bazel run //exporters:efficientnet -- --checkpoint_path=PATH --export_dir=DIR
   bazel run //exporters:efficientnet -- --train_on=digits --export_dir=DIR
 """
 

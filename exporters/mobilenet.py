@@ -1,12 +1,8 @@
-r"""Exports feature vectors, endpoints and logits of a MobileNet.
+"""Exports feature vectors, endpoints and logits of a MobileNet.
 
-From a checkpoint of `official.vision`:
+Restores a Model Garden checkpoint, or trains on small images:
 
-  bazel run //exporters:mobilenet -- --checkpoint_path=CHECKPOINT \
-    --experiment=mobilenet_imagenet --export_dir=DIR
-
-After training it on small images:
-
+  bazel run //exporters:mobilenet -- --checkpoint_path=PATH --export_dir=DIR
   bazel run //exporters:mobilenet -- --train_on=digits --export_dir=DIR
 """
 

@@ -1,12 +1,8 @@
-r"""Exports feature vectors, endpoints and logits of a ResNet.
+"""Exports feature vectors, endpoints and logits of a ResNet.
 
-From a checkpoint of `official.vision` or `official.legacy`:
+Restores a Model Garden checkpoint, or trains on small images:
 
-  bazel run //exporters:resnet -- --checkpoint_path=CHECKPOINT \
-    --experiment=resnet_imagenet --export_dir=DIR
-
-After training it on small images:
-
+  bazel run //exporters:resnet -- --checkpoint_path=PATH --export_dir=DIR
   bazel run //exporters:resnet -- --train_on=digits --export_dir=DIR
 """
 

@@ -1,12 +1,8 @@
-r"""Exports feature vectors, endpoints and logits of a ResNet-3D for videos.
+"""Exports feature vectors, endpoints and logits of a ResNet-3D for videos.
 
-From a checkpoint of `official.vision`:
+Restores a Model Garden checkpoint, or trains on small videos:
 
-  bazel run //exporters:resnet_3d -- --checkpoint_path=CHECKPOINT \
-    --experiment=video_classification_kinetics400 --export_dir=DIR
-
-After training it on small videos:
-
+  bazel run //exporters:resnet_3d -- --checkpoint_path=PATH --export_dir=DIR
   bazel run //exporters:resnet_3d -- --train_on=moving_digits --export_dir=DIR
 """
 

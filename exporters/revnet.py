@@ -1,12 +1,8 @@
-r"""Exports feature vectors, endpoints and logits of a RevNet.
+"""Exports feature vectors, endpoints and logits of a RevNet.
 
-From a checkpoint of `official.vision`:
+Restores a Model Garden checkpoint, or trains on small images:
 
-  bazel run //exporters:revnet -- --checkpoint_path=CHECKPOINT \
-    --experiment=revnet_imagenet --export_dir=DIR
-
-After training it on small images:
-
+  bazel run //exporters:revnet -- --checkpoint_path=PATH --export_dir=DIR
   bazel run //exporters:revnet -- --train_on=digits --export_dir=DIR
 """
 

@@ -1,12 +1,8 @@
-r"""Exports feature vectors, endpoints and logits of a vision transformer.
+"""Exports feature vectors, endpoints and logits of a vision transformer.
 
-From a checkpoint of `official.vision`:
+Restores a Model Garden checkpoint, or trains on small images:
 
-  bazel run //exporters:vit -- --checkpoint_path=CHECKPOINT \
-    --experiment=vit_imagenet_pretrain --export_dir=DIR
-
-After training it on small images:
-
+  bazel run //exporters:vit -- --checkpoint_path=PATH --export_dir=DIR
   bazel run //exporters:vit -- --train_on=digits --export_dir=DIR
 """
 

@@ -224,9 +224,9 @@ def configure(
   except LookupError as e:
     ours = [f"{architecture.name}_small", *architecture.experiments]
     raise ValueError(
-      f"There is no experiment {name}. Those of this exporter are"
-      f" {', '.join(ours)}, and those of Model Garden that have a"
-      f" {architecture.backbone}, such as {architecture.experiment}."
+      f"There is no experiment {experiment.base}. Those of this exporter are"
+      f" {', '.join(ours)}, and Model Garden's own with a backbone of type"
+      f" {architecture.backbone}."
     ) from e
   task = f"{noun.capitalize()}ClassificationTask"
   if not isinstance(params.task, getattr(configs, task)):
