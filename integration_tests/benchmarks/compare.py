@@ -11,7 +11,7 @@ with --quick minutes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import importlib.metadata
 import json
 import os
@@ -66,36 +66,33 @@ def compare(
   Raises:
     ProcessError: An exporter or a measurement has failed.
   """
-  report: dict[str, Any] = {"samples": [], "answers": [], "refused": {}}
+  if output_dir:
+    output_dir.mkdir(parents=True, exist_ok=True)
   screen = console.Console(width=None if sys.stdout.isatty() else 120)
-
-  def show(samples: Sequence[Any], answers: Sequence[Any]) -> None:
-    screen.print(*results.tables(results.ratios(samples), answers))
+  with tempfile.TemporaryDirectory(prefix="compare.") as temporary:
+    work_dir = pathlib.Path(temporary)
+    report: dict[str, Any] = {
+      "machine": _machine(work_dir),
+      "rounds": rounds,
+      "samples": [],
+      "answers": _answers(rounds, work_dir) if "answers" in measures else [],
+      "refused": {},
+    }
+    screen.print(*results.tables([], report["answers"]))
     if output_dir:
       _write(report, output_dir)
-
-  with (
-    tempfile.TemporaryDirectory(prefix="compare.") as work_dir,
-    screen.status("Starting") as status,
-  ):
-    note = status.update if screen.is_terminal else screen.out
-    report["machine"] = _machine(pathlib.Path(work_dir))
-    report["rounds"] = rounds
-    if "answers" in measures:
-      report["answers"] = _answers(rounds, pathlib.Path(work_dir), note)
-      show([], report["answers"])
     for name in names:
-      directory = pathlib.Path(work_dir, name)
+      directory = work_dir / name
       directory.mkdir()
-      samples, differing = _compare(
-        name, rounds, measures, full, directory, note
-      )
+      samples, differing = _compare(name, rounds, measures, full, directory)
       shutil.rmtree(directory)
       if differing:
         report["refused"][name] = differing
-        screen.print(_refusal(name, differing), highlight=False, markup=False)
+        print(_refusal(name, differing))
       report["samples"] += samples
-      show(samples, [])
+      screen.print(*results.tables(results.ratios(samples), []))
+      if output_dir:
+        _write(report, output_dir)
   if output_dir:
     print(f"Wrote {', '.join(sorted(os.listdir(output_dir)))} to {output_dir}")
   return not report["refused"]
@@ -109,9 +106,7 @@ def _refusal(name: str, differences: Sequence[str]) -> str:
   )
 
 
-def _answers(
-  rounds: int, work_dir: pathlib.Path, note: Callable[[str], None]
-) -> list[dict[str, Any]]:
+def _answers(rounds: int, work_dir: pathlib.Path) -> list[dict[str, Any]]:
   """Measures how fast all programs answer --help and a wrong flag."""
   programs = {
     f"{folder}/{path.name}": [str(path)]
@@ -121,17 +116,18 @@ def _answers(
   }
   for command in subjects.MODEL_GARDEN.values():
     programs[command[-1]] = command
-  samples = []
-  for _ in range(rounds):
-    for program, command in programs.items():
-      note(f"{program}: --help and a wrong flag")
-      sample = {"program": program}
-      for key, flag in (("help_s", "--help"), ("wrong_flag_s", "--nonsense")):
-        # The exit status of absl's --help is 1 too.
-        took = processes.run([*command, flag], work_dir / "log", status=1)
-        sample[key] = took["wall_s"]
-      samples.append(sample)
-  return samples
+  print("All programs: --help and a wrong flag", flush=True)
+  return [
+    {
+      "program": program,
+      "flag": flag,
+      # The exit status of absl's --help is 1 too.
+      **processes.run([*command, flag], work_dir / "log", status=1),
+    }
+    for _ in range(rounds)
+    for program, command in programs.items()
+    for flag in results.ANSWERED
+  ]
 
 
 def _compare(
@@ -140,7 +136,6 @@ def _compare(
   measures: Sequence[str],
   full: bool,
   directory: pathlib.Path,
-  note: Callable[[str], None],
 ) -> tuple[list[dict[str, Any]], list[str]]:
   """Measures one subject in a directory.
 
@@ -156,7 +151,7 @@ def _compare(
     return [], []
   work_dir = directory / "work"
   work_dir.mkdir()
-  note(f"{name}: generating the checkpoint")
+  print(f"{name}: generating the checkpoint", flush=True)
   command = subjects.measurement("generate", name=name, work_dir=work_dir)
   processes.run(command, directory / "generate.log")
   steps = {
@@ -170,7 +165,7 @@ def _compare(
     for step, run in steps.items():
       # The first round always exports and loads, to compare the outputs.
       if step in measures or (round_ == 0 and step in ("export", "load")):
-        note(f"{name}, round {round_ + 1}: {step}")
+        print(f"{name}, round {round_ + 1}: {step}", flush=True)
         samples += [
           {
             "model": name,
@@ -205,13 +200,16 @@ def _export(
   for side in (*_SIDES, "ours_verified") if measured else _SIDES:
     command = subjects.export_command(name, side, work_dir, export_dir)
     took = processes.run(command, directory / "export.log")
-    samples.append(("export", side, {**took, **_sizes(export_dir)}))
+    files = [path for path in export_dir.rglob("*") if path.is_file()]
+    took["all_mib"] = sum(path.stat().st_size for path in files) / 2**20
+    took["pb_kib"] = (export_dir / "saved_model.pb").stat().st_size / 2**10
+    samples.append(("export", side, took))
     if side in _SIDES and not (directory / side).exists():
       export_dir.rename(directory / side)
     else:
       shutil.rmtree(export_dir)
   if measured:
-    files = work_dir.glob("model.ckpt-1.data*")
+    files = work_dir.glob(f"{subjects.CHECKPOINT}.data*")
     weights = sum(path.stat().st_size for path in files)
     floor = _floor(directory, has_weights=bool(weights))
     for _, _, values in samples:
@@ -219,14 +217,6 @@ def _export(
     limit = (1.3 * weights + 0.8e9) / 2**20
     samples.append(("export", "limit", {"memory_mib": limit}))
   return samples
-
-
-def _sizes(export_dir: pathlib.Path) -> dict[str, float]:
-  files = [path for path in export_dir.rglob("*") if path.is_file()]
-  return {
-    "pb_kib": (export_dir / "saved_model.pb").stat().st_size / 2**10,
-    "all_mib": sum(path.stat().st_size for path in files) / 2**20,
-  }
 
 
 def _floor(directory: pathlib.Path, has_weights: bool) -> float:
@@ -260,58 +250,61 @@ def _load(name: str, directory: pathlib.Path) -> Iterator[_Sample]:
 def _train(name: str, directory: pathlib.Path, full: bool) -> Iterator[_Sample]:
   """Trains the live model and the exports in turn, step by step."""
   subject = subjects.SUBJECTS[name]
-  work_dir = directory / "work"
-  turns = {"live": subject.steps, "ours": subject.steps}
-  for measure, size in (
-    ("train", subject.size),
-    ("train_xla", subject.size if full else min(subject.size, _XLA_SIZE)),
-  ):
-    exports = {"live": None, "ours": directory / "ours"}
+  exports = {"live": None, "ours": directory / "ours"}
+  turns = dict.fromkeys(exports, subject.steps)
+  size = subject.size
+  for measure in ("train", "train_xla"):
     if measure == "train_xla":
       turns["reference"] = _REFERENCE_XLA_STEPS
       exports["reference"] = directory / "reference"
-      if size != subject.size:
+      if size > _XLA_SIZE and not full:
+        size = _XLA_SIZE
         # Model Garden's export takes images of one size.
         exports["reference"] = export_dir = directory / f"reference_{size}"
         if not export_dir.exists():
           command = subjects.export_command(
-            name, "reference", work_dir, export_dir, size
+            name, "reference", directory / "work", export_dir, size
           )
           processes.run(command, directory / "export.log")
-    commands = {
-      side: subjects.measurement(
-        "train",
-        name=name,
-        work_dir=work_dir,
-        saved_model_dir=export_dir,
-        size=size,
-        jit_compile=measure == "train_xla",
-      )
-      for side, export_dir in exports.items()
-    }
-    printed = processes.take_turns(commands, turns, directory)
+    printed = _in_turn(
+      "train",
+      exports,
+      turns,
+      directory,
+      name=name,
+      work_dir=directory / "work",
+      size=size,
+      jit_compile=measure == "train_xla",
+    )
     for side, values in printed.items():
       yield measure, side, results.of_turns(values)
 
 
 def _infer(name: str, directory: pathlib.Path) -> Iterator[_Sample]:
   """Calls the exports in turn."""
+  exports = {side: directory / side for side in _SIDES}
+  turns = dict.fromkeys(_SIDES, _INFERENCE_TURNS)
   for batch_size, calls in ((1, 4), (32, 1)):
-    commands = {
-      side: subjects.measurement(
-        "infer",
-        name=name,
-        saved_model_dir=directory / side,
-        batch_size=batch_size,
-        calls=calls,
-      )
-      for side in _SIDES
-    }
-    turns = dict.fromkeys(_SIDES, _INFERENCE_TURNS)
-    printed = processes.take_turns(commands, turns, directory)
+    sizes = {"batch_size": batch_size, "calls": calls}
+    printed = _in_turn("infer", exports, turns, directory, name=name, **sizes)
     for side, values in printed.items():
       summary = results.of_turns(values, calls, batch_size)
       yield f"inference_{batch_size}", side, summary
+
+
+def _in_turn(
+  action: str,
+  exports: Mapping[str, pathlib.Path | None],
+  turns: Mapping[str, int],
+  directory: pathlib.Path,
+  **kwargs: Any,
+) -> dict[str, list[dict[str, float]]]:
+  """Runs a function of `measurements` on each side's export, in turn."""
+  commands = {
+    side: subjects.measurement(action, saved_model_dir=export_dir, **kwargs)
+    for side, export_dir in exports.items()
+  }
+  return processes.take_turns(commands, turns, directory)
 
 
 def _machine(work_dir: pathlib.Path) -> dict[str, Any]:
@@ -352,16 +345,21 @@ def _write(report: dict[str, Any], output_dir: pathlib.Path) -> None:
 
 def define_flags() -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_list(
-    "models",
-    None,
-    f"Models to compare, of {', '.join(subjects.SUBJECTS)}. Default:"
-    f" {', '.join(subjects.DEFAULT)}; with --quick"
-    f" {', '.join(subjects.QUICK)}.",
-  )
-  flags.DEFINE_list(
-    "measures", list(MEASURES), f"Measurements, of {', '.join(MEASURES)}."
-  )
+  quick = f"with --quick {', '.join(subjects.QUICK)}"
+  for name, known, default in (
+    ("models", subjects.SUBJECTS, f"{', '.join(subjects.DEFAULT)}; {quick}"),
+    ("measures", MEASURES, "all"),
+  ):
+    flags.DEFINE_list(
+      name,
+      None,
+      f"Which to compare, of {', '.join(known)}. Default: {default}.",
+    )
+    flags.register_validator(
+      name,
+      lambda values, known=known: set(values or ()) <= set(known),
+      f"Known are {', '.join(known)}.",
+    )
   flags.DEFINE_integer(
     "rounds", None, "Repetitions. Default: 3; with --quick 1.", lower_bound=1
   )
@@ -380,12 +378,6 @@ def define_flags() -> None:
     "Directory for results.json, results.md and ratios.png. Default: only print"
     " the results.",
   )
-  for name, known in (("models", subjects.SUBJECTS), ("measures", MEASURES)):
-    flags.register_validator(
-      name,
-      lambda values, known=known: set(values or ()) <= set(known),
-      f"Known are {', '.join(known)}.",
-    )
 
 
 def main() -> None:
@@ -394,15 +386,12 @@ def main() -> None:
   default = subjects.QUICK if values.quick else subjects.DEFAULT
   output_dir = command_line.path(values.output_dir)
   try:
-    if output_dir:
-      output_dir = pathlib.Path(output_dir)
-      output_dir.mkdir(parents=True, exist_ok=True)
     agreed = compare(
       values.models or default,
       values.rounds or (1 if values.quick else 3),
-      values.measures,
+      values.measures or MEASURES,
       full=values.full,
-      output_dir=output_dir,
+      output_dir=output_dir and pathlib.Path(output_dir),
     )
   except (OSError, processes.ProcessError) as e:
     sys.exit(f"ERROR: {e}")

@@ -46,7 +46,7 @@ def save_with_keras(name: str, work_dir: str, export_dir: str) -> None:
 
 def write_variables(work_dir: str, path: str) -> None:
   """Measures how long writing the variables takes, a minimum for exporters."""
-  reader = tf.train.load_checkpoint(subjects.checkpoint(work_dir))
+  reader = tf.train.load_checkpoint(f"{work_dir}/{subjects.CHECKPOINT}")
   variables = [
     tf.Variable(reader.get_tensor(name))
     for name in reader.get_variable_to_shape_map()

@@ -50,7 +50,9 @@ def generate(name: str, work_dir: str) -> None:
 def restored(name: str, work_dir: str) -> tf_keras.Model:
   """Returns the live model of a subject with the weights of its checkpoint."""
   root, model = _build(subjects.SUBJECTS[name], pathlib.Path(work_dir))
-  root.restore(subjects.checkpoint(work_dir)).assert_existing_objects_matched()
+  root.restore(
+    f"{work_dir}/{subjects.CHECKPOINT}"
+  ).assert_existing_objects_matched()
   return model
 
 

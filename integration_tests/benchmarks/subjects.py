@@ -20,9 +20,8 @@ import numpy as np
 # Bazel puts the binaries beside this folder.
 RUNFILES = pathlib.Path(__file__).parents[2]
 
+CHECKPOINT = "model.ckpt-1"  # In the work directory of each subject.
 VOCAB_SIZE = 30522
-
-KERAS = "tf_keras Model.save"  # The reference of the MNIST CNN.
 
 MODEL_GARDEN = {
   "nlp": [sys.executable, "-m", "official.nlp.tools.export_tfhub"],
@@ -128,16 +127,6 @@ QUICK = ("mnist_cnn", "preprocessor", "bert_tiny", "resnet_tiny")
 DEFAULT = tuple(name for name in SUBJECTS if not name.endswith("_tiny"))
 
 
-def reference_name(family: str) -> str:
-  """Returns the name of the reference exporter."""
-  return KERAS if family == "mnist_cnn" else "Model Garden"
-
-
-def checkpoint(work_dir: str | pathlib.Path) -> str:
-  """Returns the path of the checkpoint in a subject's work directory."""
-  return f"{work_dir}/model.ckpt-1"
-
-
 def batch(subject: Subject, batch_size: int, size: int, seed: int) -> Any:
   """Makes inputs of a subject.
 
@@ -195,7 +184,7 @@ def export_command(
       of the subject.
   """
   subject = SUBJECTS[name]
-  path = checkpoint(work_dir)
+  path = work_dir / CHECKPOINT
   text = [f"--vocab_file={work_dir}/vocab.txt", "--do_lower_case"]
   garden, directory_flag = "nlp", "export_path"
   ours, reference = [], []
