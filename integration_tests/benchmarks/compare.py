@@ -11,7 +11,7 @@ with --quick minutes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import importlib.metadata
 import json
 import os
@@ -68,42 +68,69 @@ def compare(
   """
   if output_dir:
     output_dir.mkdir(parents=True, exist_ok=True)
-  screen = console.Console(width=None if sys.stdout.isatty() else 120)
+  # Markdown has no tables with wrapped lines.
+  screen = console.Console(width=1000, record=True)
   with tempfile.TemporaryDirectory(prefix="compare.") as temporary:
     work_dir = pathlib.Path(temporary)
     report: dict[str, Any] = {
-      "machine": _machine(work_dir),
+      "load_average": os.getloadavg(),  # Before this program adds to the load.
+      "cpus": os.cpu_count(),
+      **_measure(work_dir, "devices"),
+      "machine": platform.machine(),
+      "python": platform.python_version(),
+      "versions": {p: importlib.metadata.version(p) for p in _PACKAGES},
       "rounds": rounds,
       "samples": [],
       "answers": _answers(rounds, work_dir) if "answers" in measures else [],
       "refused": {},
     }
+    screen.out(_heading(report), highlight=False)
     screen.print(*results.tables([], report["answers"]))
-    if output_dir:
-      _write(report, output_dir)
     for name in names:
+      _write(report, screen, output_dir)
       directory = work_dir / name
       directory.mkdir()
-      samples, differing = _compare(name, rounds, measures, full, directory)
+      samples, differing = _compare(directory, rounds, measures, full)
       shutil.rmtree(directory)
       if differing:
         report["refused"][name] = differing
-        print(_refusal(name, differing))
+        screen.out(
+          f"✗ {subjects.SUBJECTS[name].description}: no ratio, because the"
+          f" outputs of the two exports differ: {'; '.join(differing)}. The"
+          f" tolerance is {results.TOLERANCE:g} of the largest value.\n",
+          highlight=False,
+        )
       report["samples"] += samples
       screen.print(*results.tables(results.ratios(samples), []))
-      if output_dir:
-        _write(report, output_dir)
-  if output_dir:
-    print(f"Wrote {', '.join(sorted(os.listdir(output_dir)))} to {output_dir}")
+    _write(report, screen, output_dir)
   return not report["refused"]
 
 
-def _refusal(name: str, differences: Sequence[str]) -> str:
+def _heading(report: Mapping[str, Any]) -> str:
+  processors = ", ".join([report["machine"], *report["gpus"]])
+  versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
   return (
-    f"✗ {subjects.SUBJECTS[name].description}: no ratio, because the outputs of"
-    f" the two exports differ: {'; '.join(differences)}. The tolerance is"
-    f" {results.TOLERANCE:g} of the largest value."
+    "# The exporters, compared\n\n"
+    f"Medians, with rounds = {report['rounds']}, on {report['cpus']} cores"
+    f" ({processors}), with {versions}. A ratio is ours ÷ the other's within a"
+    " round; the spread is from the least to the greatest of all rounds.\n"
   )
+
+
+def _write(
+  report: Mapping[str, Any],
+  screen: console.Console,
+  output_dir: pathlib.Path | None,
+) -> None:
+  """Writes results.json, results.md and ratios.png, if to any directory."""
+  if not output_dir:
+    return
+  rows = results.ratios(report["samples"])
+  text = json.dumps({**report, "ratios": rows}, indent=1)
+  (output_dir / "results.json").write_text(text)
+  screen.save_text(str(output_dir / "results.md"), clear=False)
+  if rows:
+    results.plot(rows, output_dir / "ratios.png")
 
 
 def _answers(rounds: int, work_dir: pathlib.Path) -> list[dict[str, Any]]:
@@ -131,13 +158,9 @@ def _answers(rounds: int, work_dir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _compare(
-  name: str,
-  rounds: int,
-  measures: Sequence[str],
-  full: bool,
-  directory: pathlib.Path,
+  directory: pathlib.Path, rounds: int, measures: Sequence[str], full: bool
 ) -> tuple[list[dict[str, Any]], list[str]]:
-  """Measures one subject in a directory.
+  """Measures one subject in a directory with its name.
 
   The checkpoint is in its subdirectory `work`, the first export of each side in
   the subdirectory with the name of the side.
@@ -146,6 +169,7 @@ def _compare(
     Samples for `results.ratios`; and the differences between the outputs of the
     exports. If there are any, there are no samples.
   """
+  name = directory.name
   measures = [m for m in measures if m in subjects.SUBJECTS[name].measures]
   if not measures:
     return [], []
@@ -155,10 +179,10 @@ def _compare(
   command = subjects.measurement("generate", name=name, work_dir=work_dir)
   processes.run(command, directory / "generate.log")
   steps = {
-    "export": lambda: _export(name, directory, "export" in measures),
-    "load": lambda: _load(name, directory),
-    "train": lambda: _train(name, directory, full),
-    "inference": lambda: _infer(name, directory),
+    "export": lambda: _export(directory, "export" in measures),
+    "load": lambda: _load(directory),
+    "train": lambda: _train(directory, full),
+    "inference": lambda: _infer(directory),
   }
   samples: list[dict[str, Any]] = []
   for round_ in range(rounds):
@@ -184,13 +208,10 @@ def _compare(
   return samples, []
 
 
-def _export(
-  name: str, directory: pathlib.Path, measured: bool
-) -> list[_Sample]:
+def _export(directory: pathlib.Path, measured: bool) -> list[_Sample]:
   """Exports a subject with each exporter, and keeps the first exports.
 
   Args:
-    name: Name of the subject.
     directory: The directory of the subject.
     measured: Also export with verification, and measure the floor: the CPU time
       that any exporter needs to import TensorFlow and to write the weights.
@@ -198,8 +219,7 @@ def _export(
   work_dir, export_dir = directory / "work", directory / "new"
   samples = []
   for side in (*_SIDES, "ours_verified") if measured else _SIDES:
-    command = subjects.export_command(name, side, work_dir, export_dir)
-    took = processes.run(command, directory / "export.log")
+    took = _run_exporter(side, export_dir)
     files = [path for path in export_dir.rglob("*") if path.is_file()]
     took["all_mib"] = sum(path.stat().st_size for path in files) / 2**20
     took["pb_kib"] = (export_dir / "saved_model.pb").stat().st_size / 2**10
@@ -211,7 +231,15 @@ def _export(
   if measured:
     files = work_dir.glob(f"{subjects.CHECKPOINT}.data*")
     weights = sum(path.stat().st_size for path in files)
-    floor = _floor(directory, has_weights=bool(weights))
+    python = [sys.executable, "-c", "import tensorflow"]
+    floor = processes.run(python, directory / "floor.log")["cpu_s"]
+    if weights:  # A preprocessor has none.
+      floor += _measure(
+        directory,
+        "write_variables",
+        work_dir=work_dir,
+        path=directory / "written",
+      )["cpu_s"]
     for _, _, values in samples:
       values["over_floor"] = (values["cpu_s"] - floor) / values["cpu_s"]
     limit = (1.3 * weights + 0.8e9) / 2**20
@@ -219,15 +247,15 @@ def _export(
   return samples
 
 
-def _floor(directory: pathlib.Path, has_weights: bool) -> float:
-  """Returns the CPU seconds that any exporter needs."""
-  log = directory / "floor.log"
-  imported = processes.run([sys.executable, "-c", "import tensorflow"], log)
-  if not has_weights:  # A preprocessor.
-    return imported["cpu_s"]
-  work_dir, path = directory / "work", directory / "written"
-  wrote = _measure(directory, "write_variables", work_dir=work_dir, path=path)
-  return imported["cpu_s"] + wrote["cpu_s"]
+def _run_exporter(
+  side: str, export_dir: pathlib.Path, size: int | None = None
+) -> dict[str, float]:
+  """Exports a subject to a folder of its directory."""
+  directory = export_dir.parent
+  command = subjects.export_command(
+    directory.name, side, directory / "work", export_dir, size
+  )
+  return processes.run(command, directory / "export.log")
 
 
 def _measure(directory: pathlib.Path, action: str, **kwargs: Any) -> Any:
@@ -237,110 +265,63 @@ def _measure(directory: pathlib.Path, action: str, **kwargs: Any) -> Any:
   return json.loads(log.read_text().splitlines()[-1])
 
 
-def _load(name: str, directory: pathlib.Path) -> Iterator[_Sample]:
+def _load(directory: pathlib.Path) -> Iterator[_Sample]:
   """Loads and calls each export, and keeps its outputs as SIDE.npz."""
   for side in _SIDES:
-    export_dir, outputs = directory / side, directory / f"{side}.npz"
-    values = _measure(
-      directory, "load", name=name, saved_model_dir=export_dir, outputs=outputs
-    )
-    yield "load", side, values
+    arguments = {"name": directory.name, "saved_model_dir": directory / side}
+    yield "load", side, _measure(directory, "load", **arguments)
 
 
-def _train(name: str, directory: pathlib.Path, full: bool) -> Iterator[_Sample]:
+def _train(directory: pathlib.Path, full: bool) -> Iterator[_Sample]:
   """Trains the live model and the exports in turn, step by step."""
-  subject = subjects.SUBJECTS[name]
-  exports = {"live": None, "ours": directory / "ours"}
-  turns = dict.fromkeys(exports, subject.steps)
+  subject = subjects.SUBJECTS[directory.name]
   size = subject.size
+  turns = {"live": subject.steps, "ours": subject.steps}
+  folders = {"live": "work", "ours": "ours"}
   for measure in ("train", "train_xla"):
     if measure == "train_xla":
       turns["reference"] = _REFERENCE_XLA_STEPS
-      exports["reference"] = directory / "reference"
+      folders["reference"] = "reference"
       if size > _XLA_SIZE and not full:
-        size = _XLA_SIZE
         # Model Garden's export takes images of one size.
-        exports["reference"] = export_dir = directory / f"reference_{size}"
-        if not export_dir.exists():
-          command = subjects.export_command(
-            name, "reference", directory / "work", export_dir, size
-          )
-          processes.run(command, directory / "export.log")
-    printed = _in_turn(
-      "train",
-      exports,
-      turns,
-      directory,
-      name=name,
-      work_dir=directory / "work",
-      size=size,
-      jit_compile=measure == "train_xla",
-    )
-    for side, values in printed.items():
+        size, folders["reference"] = _XLA_SIZE, "reference_small"
+        if not (directory / "reference_small").exists():
+          _run_exporter("reference", directory / "reference_small", size)
+    jit_compile = measure == "train_xla"
+    for side, values in _in_turn(
+      "train", directory, folders, turns, size=size, jit_compile=jit_compile
+    ):
       yield measure, side, results.of_turns(values)
 
 
-def _infer(name: str, directory: pathlib.Path) -> Iterator[_Sample]:
+def _infer(directory: pathlib.Path) -> Iterator[_Sample]:
   """Calls the exports in turn."""
-  exports = {side: directory / side for side in _SIDES}
   turns = dict.fromkeys(_SIDES, _INFERENCE_TURNS)
+  folders = {side: side for side in _SIDES}
   for batch_size, calls in ((1, 4), (32, 1)):
-    sizes = {"batch_size": batch_size, "calls": calls}
-    printed = _in_turn("infer", exports, turns, directory, name=name, **sizes)
-    for side, values in printed.items():
+    for side, values in _in_turn(
+      "infer", directory, folders, turns, batch_size=batch_size, calls=calls
+    ):
       summary = results.of_turns(values, calls, batch_size)
       yield f"inference_{batch_size}", side, summary
 
 
 def _in_turn(
   action: str,
-  exports: Mapping[str, pathlib.Path | None],
-  turns: Mapping[str, int],
   directory: pathlib.Path,
+  folders: Mapping[str, str],
+  turns: Mapping[str, int],
   **kwargs: Any,
-) -> dict[str, list[dict[str, float]]]:
-  """Runs a function of `measurements` on each side's export, in turn."""
+) -> Iterable[tuple[str, list[dict[str, float]]]]:
+  """Runs a function of `measurements` on the folder of each side, in turn."""
+  name = directory.name
   commands = {
-    side: subjects.measurement(action, saved_model_dir=export_dir, **kwargs)
-    for side, export_dir in exports.items()
-  }
-  return processes.take_turns(commands, turns, directory)
-
-
-def _machine(work_dir: pathlib.Path) -> dict[str, Any]:
-  return {
-    "load_average": os.getloadavg(),  # Before this program adds to the load.
-    "cpus": os.cpu_count(),
-    **_measure(work_dir, "devices"),
-    "machine": platform.machine(),
-    "python": platform.python_version(),
-    "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-  }
-
-
-def _write(report: dict[str, Any], output_dir: pathlib.Path) -> None:
-  """Writes results.json, results.md and ratios.png."""
-  rows = results.ratios(report["samples"])
-  (output_dir / "results.json").write_text(
-    json.dumps({**report, "ratios": rows}, indent=1)
-  )
-  machine = report["machine"]
-  processors = ", ".join([machine["machine"], *machine["gpus"]])
-  versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
-  with open(output_dir / "results.md", "w") as file:
-    print(
-      "# The exporters, compared\n\n"
-      f"Medians, with rounds = {report['rounds']}, on {machine['cpus']} cores"
-      f" ({processors}), with {versions}. A ratio is ours ÷ the other's within"
-      " a round; the spread is from the least to the greatest of all rounds.\n",
-      *(_refusal(*refused) for refused in report["refused"].items()),
-      sep="\n",
-      file=file,
+    side: subjects.measurement(
+      action, name=name, saved_model_dir=directory / folder, **kwargs
     )
-    page = console.Console(file=file, width=1000)
-    page.print(*results.tables(rows, report["answers"]))
-  if rows:
-    results.plot(rows, output_dir / "ratios.png")
+    for side, folder in folders.items()
+  }
+  return processes.take_turns(commands, turns, directory).items()
 
 
 def define_flags() -> None:

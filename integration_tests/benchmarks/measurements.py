@@ -57,10 +57,10 @@ def write_variables(work_dir: str, path: str) -> None:
   _print(seconds)
 
 
-def load(name: str, saved_model_dir: str, outputs: str) -> None:
+def load(name: str, saved_model_dir: str) -> None:
   """Measures loading an export and calling it once, without imports.
 
-  Writes the outputs to the .npz file `outputs`.
+  Writes the outputs to the file `saved_model_dir`.npz.
   """
   # tensorflow-hub imports Keras 3 at its first load. With Keras come packages
   # such as scikit-learn, whose import can take longer than the load.
@@ -71,7 +71,7 @@ def load(name: str, saved_model_dir: str, outputs: str) -> None:
     lambda: _call(hub.KerasLayer(saved_model_dir), inputs)
   )
   memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-  np.savez(outputs, **values)
+  np.savez(f"{saved_model_dir}.npz", **values)
   _print({**seconds, "memory_mib": memory})
 
 
@@ -88,25 +88,21 @@ def _call(layer: hub.KerasLayer, inputs: Any) -> dict[str, np.ndarray]:
 
 
 def train(
-  name: str,
-  work_dir: str,
-  saved_model_dir: str | None,
-  size: int,
-  jit_compile: bool,
+  name: str, saved_model_dir: str, size: int, jit_compile: bool
 ) -> None:
   """Measures train steps, one per turn, each on a new batch.
 
   Args:
     name: Name of the subject.
-    work_dir: Directory of the live model's checkpoint.
-    saved_model_dir: The export to train; None for the live model.
+    saved_model_dir: The export to train, or the work directory of the subject
+      to train its live model.
     size: Height and width of images, or sequence length.
     jit_compile: Whether XLA compiles the step.
   """
-  if saved_model_dir:
+  if tf.saved_model.contains_saved_model(saved_model_dir):
     model = hub.KerasLayer(saved_model_dir, trainable=True)
   else:
-    model = sources.restored(name, work_dir)
+    model = sources.restored(name, saved_model_dir)
   weights = model.trainable_weights
   # The learning rate is too small to change the weights noticeably.
   optimizer = tf_keras.optimizers.SGD(1e-6, jit_compile=False)

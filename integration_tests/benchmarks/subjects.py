@@ -51,7 +51,7 @@ class Subject:
   description: str
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   size: int = 224
-  batch_size: int = 8
+  batch_size: int = 4
   steps: int = 10
   measures: tuple[str, ...] = ("export", "load", "train", "inference")
 
@@ -76,11 +76,9 @@ SUBJECTS = {
     size=128,
     measures=("export", "load", "inference"),
   ),
-  "bert_tiny": Subject("bert", "BERT 2x128", _bert(2, 128), 32, steps=100),
-  "bert_4x512": Subject("bert", "BERT 4x512", _bert(4, 512), 64, steps=30),
-  "bert_base": Subject(
-    "bert", "BERT-base, 12x768", _bert(12, 768), 64, batch_size=4
-  ),
+  "bert_tiny": Subject("bert", "BERT 2x128", _bert(2, 128), 32, 8, 100),
+  "bert_4x512": Subject("bert", "BERT 4x512", _bert(4, 512), 64, 8, 30),
+  "bert_base": Subject("bert", "BERT-base, 12x768", _bert(12, 768), 64),
   "resnet_tiny": Subject(
     "resnet",
     "ResNet-18 of a quarter of the width",
@@ -90,16 +88,12 @@ SUBJECTS = {
       "task.model.backbone.resnet.depth_multiplier=0.25",
     },
     size=32,
+    batch_size=8,
     steps=100,
   ),
-  "resnet50": Subject(
-    "resnet", "ResNet-50", {"experiment": "resnet_imagenet"}, batch_size=4
-  ),
+  "resnet50": Subject("resnet", "ResNet-50", {"experiment": "resnet_imagenet"}),
   "mobilenet_v2": Subject(
-    "mobilenet",
-    "MobileNetV2",
-    {"experiment": "mobilenet_imagenet"},
-    batch_size=4,
+    "mobilenet", "MobileNetV2", {"experiment": "mobilenet_imagenet"}
   ),
   "efficientnet_b0": Subject(
     "efficientnet",
@@ -110,11 +104,8 @@ SUBJECTS = {
       "params_override": "task.model={num_classes: 1001, input_size: [224, 224,"
       " 3], backbone: {type: efficientnet, efficientnet: {se_ratio: 0.25}}}",
     },
-    batch_size=4,
   ),
-  "revnet56": Subject(
-    "revnet", "RevNet-56", {"experiment": "revnet_imagenet"}, batch_size=4
-  ),
+  "revnet56": Subject("revnet", "RevNet-56", {"experiment": "revnet_imagenet"}),
   "bert_3gb": Subject(
     "bert",
     "BERT 14x2048, 3 GB of weights",
