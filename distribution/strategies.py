@@ -235,18 +235,14 @@ def _missing(tpu: str | None) -> str:
     url = urllib.parse.urlsplit(f"http://{host}")
     address = url.hostname, url.port or 80
     socket.create_connection(address, _CONNECT_TIMEOUT).close()
+    return ""
   except (OSError, ValueError):
     return _NO_METADATA
-  return ""
 
 
 @contextlib.contextmanager
 def precision(name: str) -> Iterator[None]:
-  """Sets the precision of the layers that are built in this context.
-
-  Args:
-    name: One of `PRECISIONS`.
-  """
+  """Sets the precision, of `PRECISIONS`, of layers built in this context."""
   before = tf_keras.mixed_precision.global_policy()
   tf_keras.mixed_precision.set_global_policy(name)
   try:
@@ -274,23 +270,16 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
   resolver = strategy.cluster_resolver
   if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
     return True
-  has_chief = "chief" in resolver.cluster_spec().jobs
-  return (resolver.task_type, resolver.task_id) == (
-    "chief" if has_chief else "worker",
-    0,
-  )
+  first = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+  return (resolver.task_type, resolver.task_id) == (first, 0)
 
 
 def io_device(strategy: tf.distribute.Strategy) -> str | None:
   """Returns the `experimental_io_device` of TensorFlow's load and save options.
 
-  Args:
-    strategy: The strategy in whose scope a model is loaded or saved.
-
-  Returns:
-    This process if the variables are on machines that do not see its disk: on a
-    remote TPU or on parameter servers. None otherwise: the device of each
-    variable reads and writes it.
+  It is this process if the variables are on machines that do not see its disk:
+  on a remote TPU or on parameter servers. With None the device of each variable
+  reads and writes it.
   """
   if is_asynchronous(strategy):
     return "/job:chief"
@@ -411,27 +400,23 @@ def _read_tf_config(strategy: str) -> tuple[dict[str, list[str]], str, int]:
     )
   try:
     config = json.loads(value)
-    cluster = {
-      job: [str(address) for address in addresses]
-      for job, addresses in config["cluster"].items()
-    }
+    cluster = {job: list(map(str, a)) for job, a in config["cluster"].items()}
     task_type, index = config["task"]["type"], int(config["task"]["index"])
   except (AttributeError, KeyError, TypeError, ValueError) as e:
     raise ValueError(
       f"TF_CONFIG is not like {_EXAMPLE}: {type(e).__name__}: {e}."
     ) from e
   needed, allowed = _JOBS[strategy]
-  for job in needed:
-    if not cluster.get(job):
-      raise ValueError(
-        f"--strategy={strategy}: the cluster in TF_CONFIG has no {job}."
-      )
-  for job in cluster:
-    if job not in allowed:
-      raise ValueError(
-        f"--strategy={strategy}: the cluster in TF_CONFIG has the unknown job"
-        f" {job}; known are {', '.join(allowed)}."
-      )
+  problems = [f"no {job}" for job in needed if not cluster.get(job)]
+  problems += [
+    f"the unknown job {job}; known are {', '.join(allowed)}"
+    for job in cluster
+    if job not in allowed
+  ]
+  if problems:
+    raise ValueError(
+      f"--strategy={strategy}: the cluster in TF_CONFIG has {problems[0]}."
+    )
   if not 0 <= index < len(cluster.get(task_type, ())):
     raise ValueError(
       f"TF_CONFIG: the task of this process is {task_type} {index}, but the"

@@ -34,11 +34,6 @@ def devices() -> None:
   _print({"gpus": [d.get("device_name", "GPU") for d in details]})
 
 
-def generate(name: str, work_dir: str) -> None:
-  """Writes the input of a subject's exporters."""
-  sources.generate(name, work_dir)
-
-
 def save_with_keras(name: str, work_dir: str, export_dir: str) -> None:
   """Exports a subject with Keras' `Model.save`."""
   sources.restored(name, work_dir).save(export_dir, include_optimizer=False)
@@ -173,4 +168,6 @@ def _print(values: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-  globals()[sys.argv[1]](**json.loads(sys.argv[2]))
+  _, function, arguments = sys.argv
+  run = globals().get(function) or getattr(sources, function)
+  run(**json.loads(arguments))

@@ -139,11 +139,9 @@ def of_turns(
 def ratios(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Computes the rows of the tables.
 
-  Each ratio is of two samples of the same round. A row has the median, least
-  and greatest of the ratios and of both sides.
-
-  Args:
-    samples: Mappings with `model`, `measure`, `side`, `round` and `values`.
+  Each ratio is of two samples of the same round: mappings with `model`,
+  `measure`, `side`, `round` and `values`. A row has the median, least and
+  greatest of the ratios and of both sides.
   """
   values = {
     (s["model"], s["measure"], s["side"], s["round"]): s["values"]
@@ -284,17 +282,13 @@ def plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
   )
   color_of = {None: "tab:gray", True: "tab:green", False: "tab:red"}
   for ax, (model, shown) in zip(axes[:, 0], by_model.items(), strict=True):
-    y = range(len(shown))
-    colors = [color_of[row["reached"]] for row in shown]
-    median, least, greatest = (
-      [row["ratio"][key] for row in shown]
-      for key in ("median", "least", "greatest")
-    )
-    targets = np.array([row["target"] for row in shown], float)  # None is nan.
     ax.axvline(1, color="lightgray", zorder=0)
-    ax.hlines(y, least, greatest, colors)
-    ax.scatter(median, y, color=colors)
-    ax.scatter(targets, y, 200, "black", "|")
+    for y, row in enumerate(shown):
+      ratio, color = row["ratio"], color_of[row["reached"]]
+      ax.plot([ratio["least"], ratio["greatest"]], [y, y], color=color)
+      ax.plot(ratio["median"], y, "o", color=color)
+      if row["target"] is not None:
+        ax.plot(row["target"], y, "k|", markersize=14)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
@@ -304,7 +298,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
       f" ({row['other_side']})"
       for row in shown
     ]
-    ax.set_yticks(y, labels, fontsize=8)
+    ax.set_yticks(range(len(shown)), labels, fontsize=8)
     ax.set_ylim(len(shown) - 0.5, -0.5)
     ax.set_title(subjects.SUBJECTS[model].description, loc="left", fontsize=10)
   figure.supxlabel(

@@ -119,13 +119,7 @@ DEFAULT = tuple(name for name in SUBJECTS if not name.endswith("_tiny"))
 
 
 def batch(subject: Subject, batch_size: int, size: int, seed: int) -> Any:
-  """Makes inputs of a subject.
-
-  Args:
-    subject: The model to make inputs for.
-    batch_size: Number of examples.
-    size: Height and width of images, or sequence length.
-    seed: Seed of the random inputs.
+  """Makes inputs of a subject, with images or sequences of `size`.
 
   Returns:
     Images, float32 `[batch_size, size, size, channels]`; or a dict of BERT's
@@ -133,20 +127,15 @@ def batch(subject: Subject, batch_size: int, size: int, seed: int) -> Any:
   """
   random = np.random.default_rng(seed)
   if subject.family == "preprocessor":
-    words = random.choice(
-      ["the", "quick", "brown", "Fox", "überall", "3.14"], [batch_size, 60]
-    )
+    choices = ["the", "quick", "brown", "Fox", "überall", "3.14"]
+    words = random.choice(choices, [batch_size, 60])
     return np.array([" ".join(row) for row in words])
   if subject.family == "bert":
     mask = np.ones([batch_size, size], np.int32)
     mask[:, -3:] = 0
-    return {
-      "input_word_ids": random.integers(
-        VOCAB_SIZE, size=mask.shape, dtype=np.int32
-      ),
-      "input_mask": mask,
-      "input_type_ids": random.integers(2, size=mask.shape, dtype=np.int32),
-    }
+    ids = random.integers(VOCAB_SIZE, size=mask.shape, dtype=np.int32)
+    types = random.integers(2, size=mask.shape, dtype=np.int32)
+    return {"input_word_ids": ids, "input_mask": mask, "input_type_ids": types}
   channels = 1 if subject.family == "mnist_cnn" else 3
   return random.random([batch_size, size, size, channels], np.float32)
 
@@ -164,15 +153,14 @@ def export_command(
   export_dir: pathlib.Path,
   size: int | None = None,
 ) -> list[str]:
-  """Returns the command that exports a subject.
+  """Returns the command with which a side exports a subject.
 
   Args:
     name: Name of the subject.
     side: `ours`, `ours_verified` or `reference`.
     work_dir: The directory that `sources.generate` has filled.
     export_dir: Directory for the SavedModel.
-    size: Height and width of the images of Model Garden's export; None: those
-      of the subject.
+    size: Size of the images of Model Garden's export; None: the subject's.
   """
   subject = SUBJECTS[name]
   path = work_dir / CHECKPOINT
