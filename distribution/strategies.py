@@ -165,9 +165,6 @@ def prepare(config: Config) -> None:
 
   For a local TPU they name the path of libtpu and select its C API, which the
   package tensorflow-tpu needs. Variables that are set already stay as they are.
-
-  Args:
-    config: The values of the flags.
   """
   if config.tpu != "local":
     return
@@ -197,9 +194,6 @@ def get(config: Config) -> tf.distribute.Strategy:
   serve it until they are stopped. If the TPU or the cluster does not answer
   within `START_TIMEOUT` seconds, the process prints an error and is killed,
   because nothing else interrupts TensorFlow's wait.
-
-  Args:
-    config: The values of the flags.
 
   Raises:
     ValueError: An accelerator or a cluster process is missing.
@@ -296,15 +290,12 @@ def is_asynchronous(strategy: tf.distribute.Strategy) -> bool:
 
 
 def evaluate(model: tf_keras.Model, batches: tf.data.Dataset) -> float:
-  """Evaluates a classifier with the strategy that it was built with.
+  """Returns the accuracy of a classifier, by the strategy it was built with.
 
   Args:
     model: A compiled model that returns logits. Its accuracy is its only
       weighted metric.
     batches: Inputs, labels, and weights.
-
-  Returns:
-    The accuracy, in [0, 1].
   """
   if not is_asynchronous(model.distribute_strategy):
     _, accuracy = model.evaluate(batches, verbose=0)
@@ -336,22 +327,12 @@ def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
     raise ValueError(f"--tpu={tpu}: {missing}")
   if tpu.startswith("grpc://"):
     _check_address(tpu.removeprefix("grpc://"))
-  try:
-    with _time_limit(f"--tpu={tpu}: the TPU did not answer"):
-      return distribute_utils.get_distribution_strategy("tpu", tpu_address=tpu)
-  except (
-    tf.errors.OpError,
-    ImportError,
-    OSError,  # A request over the network has failed.
-    RuntimeError,
-    ValueError,
-  ) as e:
-    message, *_ = str(e).strip().splitlines() or [""]
-    raise ValueError(
-      f"--tpu={tpu}: TensorFlow cannot use this TPU. Check that the TPU is"
-      " ready and that this TensorFlow supports TPUs, as with Bazel's"
-      f" --config=tpu. TensorFlow says: {type(e).__name__}: {message}"
-    ) from e
+  with _starting(
+    f"--tpu={tpu}: the TPU did not answer",
+    f"--tpu={tpu}: TensorFlow cannot use this TPU. Check that the TPU is ready"
+    " and that this TensorFlow supports TPUs, as with Bazel's --config=tpu.",
+  ):
+    return distribute_utils.get_distribution_strategy("tpu", tpu_address=tpu)
 
 
 def _check_address(address: str) -> None:
@@ -376,17 +357,12 @@ def _cluster_strategy(name: str) -> tf.distribute.Strategy:
     while True:
       signal.pause()
   size = sum(len(addresses) for addresses in cluster.values())
-  with _time_limit(
+  with _starting(
     f"--strategy={name}: not all {size} processes of the cluster in TF_CONFIG"
-    " started"
+    " started",
+    f"--strategy={name}: the cluster did not start.",
   ):
-    try:
-      return distribute_utils.get_distribution_strategy(name)
-    except (tf.errors.OpError, RuntimeError) as e:
-      message, *_ = str(e).strip().splitlines() or [""]
-      raise ValueError(
-        f"--strategy={name}: the cluster did not start: {message}"
-      ) from e
+    return distribute_utils.get_distribution_strategy(name)
 
 
 def _read_tf_config(strategy: str) -> tuple[dict[str, list[str]], str, int]:
@@ -400,7 +376,8 @@ def _read_tf_config(strategy: str) -> tuple[dict[str, list[str]], str, int]:
     )
   try:
     config = json.loads(value)
-    cluster = {job: list(map(str, a)) for job, a in config["cluster"].items()}
+    jobs = config["cluster"].items()
+    cluster = {job: [*map(str, addresses)] for job, addresses in jobs}
     task_type, index = config["task"]["type"], int(config["task"]["index"])
   except (AttributeError, KeyError, TypeError, ValueError) as e:
     raise ValueError(
@@ -426,20 +403,30 @@ def _read_tf_config(strategy: str) -> tuple[dict[str, list[str]], str, int]:
 
 
 @contextlib.contextmanager
-def _time_limit(message: str) -> Iterator[None]:
-  """Kills this process if it stays in this context for `START_TIMEOUT` seconds.
+def _starting(late: str, failed: str) -> Iterator[None]:
+  """Turns errors and a wait without end into errors that start like these.
 
+  Kills this process if it stays in this context for `START_TIMEOUT` seconds.
   TensorFlow holds Python's lock while it waits, so no thread or signal handler
   of this process could end the wait. The watchdog is another process.
   """
+  late = f"ERROR: {late} within {START_TIMEOUT} s."
+  limit = str(START_TIMEOUT), str(os.getpid()), late
   watchdog = subprocess.Popen(
-    [
-      *(sys.executable, "-c", _WATCHDOG, str(START_TIMEOUT), str(os.getpid())),
-      f"ERROR: {message} within {START_TIMEOUT} s.",
-    ],
-    stdin=subprocess.PIPE,
+    [sys.executable, "-c", _WATCHDOG, *limit], stdin=subprocess.PIPE
   )
   try:
     yield
+  except (
+    tf.errors.OpError,
+    ImportError,
+    OSError,  # A request over the network has failed.
+    RuntimeError,
+    ValueError,
+  ) as e:
+    message, *_ = str(e).strip().splitlines() or [""]
+    raise ValueError(
+      f"{failed} TensorFlow says: {type(e).__name__}: {message}"
+    ) from e
   finally:
     watchdog.communicate()

@@ -162,7 +162,7 @@ def _compare(
 ) -> tuple[list[dict[str, Any]], list[str]]:
   """Measures one subject in a directory with its name.
 
-  The checkpoint is in its subdirectory `work`, the first export of each side in
+  The checkpoint is in its subdirectory `live`, the first export of each side in
   the subdirectory with the name of the side.
 
   Returns:
@@ -173,7 +173,7 @@ def _compare(
   measures = [m for m in measures if m in subjects.SUBJECTS[name].measures]
   if not measures:
     return [], []
-  work_dir = directory / "work"
+  work_dir = directory / "live"
   work_dir.mkdir()
   print(f"{name}: generating the checkpoint", flush=True)
   command = subjects.measurement("generate", name=name, work_dir=work_dir)
@@ -216,7 +216,7 @@ def _export(directory: pathlib.Path, measured: bool) -> list[_Sample]:
     measured: Also export with verification, and measure the floor: the CPU time
       that any exporter needs to import TensorFlow and to write the weights.
   """
-  work_dir, export_dir = directory / "work", directory / "new"
+  work_dir, export_dir = directory / "live", directory / "new"
   samples = []
   for side in (*_SIDES, "ours_verified") if measured else _SIDES:
     took = _run_exporter(side, export_dir)
@@ -234,12 +234,8 @@ def _export(directory: pathlib.Path, measured: bool) -> list[_Sample]:
     python = [sys.executable, "-c", "import tensorflow"]
     floor = processes.run(python, directory / "floor.log")["cpu_s"]
     if weights:  # A preprocessor has none.
-      floor += _measure(
-        directory,
-        "write_variables",
-        work_dir=work_dir,
-        path=directory / "written",
-      )["cpu_s"]
+      arguments = {"work_dir": work_dir, "path": directory / "written"}
+      floor += _measure(directory, "write_variables", **arguments)["cpu_s"]
     for _, _, values in samples:
       values["over_floor"] = (values["cpu_s"] - floor) / values["cpu_s"]
     limit = (1.3 * weights + 0.8e9) / 2**20
@@ -253,7 +249,7 @@ def _run_exporter(
   """Exports a subject to a folder of its directory."""
   directory = export_dir.parent
   command = subjects.export_command(
-    directory.name, side, directory / "work", export_dir, size
+    directory.name, side, directory / "live", export_dir, size
   )
   return processes.run(command, directory / "export.log")
 
@@ -277,50 +273,38 @@ def _train(directory: pathlib.Path, full: bool) -> Iterator[_Sample]:
   subject = subjects.SUBJECTS[directory.name]
   size = subject.size
   turns = {"live": subject.steps, "ours": subject.steps}
-  folders = {"live": "work", "ours": "ours"}
   for measure in ("train", "train_xla"):
     if measure == "train_xla":
-      turns["reference"] = _REFERENCE_XLA_STEPS
-      folders["reference"] = "reference"
+      reference = "reference"
       if size > _XLA_SIZE and not full:
         # Model Garden's export takes images of one size.
-        size, folders["reference"] = _XLA_SIZE, "reference_small"
-        if not (directory / "reference_small").exists():
-          _run_exporter("reference", directory / "reference_small", size)
-    jit_compile = measure == "train_xla"
-    for side, values in _in_turn(
-      "train", directory, folders, turns, size=size, jit_compile=jit_compile
-    ):
-      yield measure, side, results.of_turns(values)
+        size, reference = _XLA_SIZE, "reference_small"
+        if not (directory / reference).exists():
+          _run_exporter("reference", directory / reference, size)
+      turns[reference] = _REFERENCE_XLA_STEPS
+    arguments = {"size": size, "jit_compile": measure == "train_xla"}
+    for side, values in _in_turn("train", directory, turns, **arguments):
+      yield measure, side.removesuffix("_small"), results.of_turns(values)
 
 
 def _infer(directory: pathlib.Path) -> Iterator[_Sample]:
   """Calls the exports in turn."""
   turns = dict.fromkeys(_SIDES, _INFERENCE_TURNS)
-  folders = {side: side for side in _SIDES}
   for batch_size, calls in ((1, 4), (32, 1)):
-    for side, values in _in_turn(
-      "infer", directory, folders, turns, batch_size=batch_size, calls=calls
-    ):
+    arguments = {"batch_size": batch_size, "calls": calls}
+    for side, values in _in_turn("infer", directory, turns, **arguments):
       summary = results.of_turns(values, calls, batch_size)
       yield f"inference_{batch_size}", side, summary
 
 
 def _in_turn(
-  action: str,
-  directory: pathlib.Path,
-  folders: Mapping[str, str],
-  turns: Mapping[str, int],
-  **kwargs: Any,
+  action: str, directory: pathlib.Path, turns: Mapping[str, int], **kwargs: Any
 ) -> Iterable[tuple[str, list[dict[str, float]]]]:
-  """Runs a function of `measurements` on the folder of each side, in turn."""
-  name = directory.name
-  commands = {
-    side: subjects.measurement(
-      action, name=name, saved_model_dir=directory / folder, **kwargs
-    )
-    for side, folder in folders.items()
-  }
+  """Runs a function of `measurements` on subdirectories, in turn."""
+  commands = {}
+  for side in turns:
+    paths = {"name": directory.name, "saved_model_dir": directory / side}
+    commands[side] = subjects.measurement(action, **paths, **kwargs)
   return processes.take_turns(commands, turns, directory).items()
 
 
@@ -331,15 +315,13 @@ def define_flags() -> None:
     ("models", subjects.SUBJECTS, f"{', '.join(subjects.DEFAULT)}; {quick}"),
     ("measures", MEASURES, "all"),
   ):
-    flags.DEFINE_list(
-      name,
-      None,
-      f"Which to compare, of {', '.join(known)}. Default: {default}.",
-    )
+    known_names = ", ".join(known)
+    text = f"Which to compare, of {known_names}. Default: {default}."
+    flags.DEFINE_list(name, None, text)
     flags.register_validator(
       name,
       lambda values, known=known: set(values or ()) <= set(known),
-      f"Known are {', '.join(known)}.",
+      f"Known are {known_names}.",
     )
   flags.DEFINE_integer(
     "rounds", None, "Repetitions. Default: 3; with --quick 1.", lower_bound=1

@@ -87,12 +87,8 @@ def train(
 ) -> None:
   """Measures train steps, one per turn, each on a new batch.
 
-  Args:
-    name: Name of the subject.
-    saved_model_dir: The export to train, or the work directory of the subject
-      to train its live model.
-    size: Height and width of images, or sequence length.
-    jit_compile: Whether XLA compiles the step.
+  Without an export, `saved_model_dir` has the checkpoint of the live model.
+  `size` is the height and width of images, or the sequence length.
   """
   if tf.saved_model.contains_saved_model(saved_model_dir):
     model = hub.KerasLayer(saved_model_dir, trainable=True)

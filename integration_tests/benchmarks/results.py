@@ -86,11 +86,8 @@ def differences(
 ) -> list[str]:
   """Compares the outputs of two exports for the same input.
 
-  Floats may differ by `TOLERANCE` of the largest value. Other dtypes must be
-  equal.
-
-  Returns:
-    Descriptions of the differences; empty if the outputs agree.
+  Floats may differ by `TOLERANCE` of the largest value; other dtypes must be
+  equal. Returns descriptions of the differences, none if the outputs agree.
   """
   if set(ours) != set(reference):
     return [f"outputs {sorted(ours)} and {sorted(reference)}"]
@@ -255,11 +252,13 @@ def _by(
 def _table(
   title: str, columns: Sequence[str], lines: Iterable[Sequence[str]]
 ) -> table.Table:
+  headers = [
+    table.Column(column, justify="right" if column else "left")
+    for column in columns
+  ]
   result = table.Table(
-    title=f"## {title}", box=box.MARKDOWN, title_justify="left"
+    *headers, title=f"## {title}", box=box.MARKDOWN, title_justify="left"
   )
-  for column in columns:
-    result.add_column(column, justify="right" if column else "left")
   for line in lines:
     result.add_row(*line)
   return result
