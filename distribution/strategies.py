@@ -45,14 +45,6 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 START_TIMEOUT = 600
 _CONNECT_TIMEOUT = 10  # Seconds.
 
-_NO_TPU = (
-  "This machine has no TPU: there is neither /dev/accel* nor a group in"
-  " /dev/vfio."
-)
-_NO_METADATA = (
-  "Google Cloud's metadata server, which knows the addresses of named TPUs,"
-  " does not answer. Outside Google Cloud use --tpu=local or --tpu=grpc://HOST:PORT."
-)
 _EXAMPLE = (
   '{"cluster": {"worker": ["host0:2222", "host1:2222"]},'
   ' "task": {"type": "worker", "index": 0}}'
@@ -218,7 +210,14 @@ def _missing(tpu: str | None) -> str:
   if tpu == "local":
     devices = pathlib.Path("/dev")
     found = [*devices.glob("accel*"), *devices.glob("vfio/[0-9]*")]
-    return "" if found else _NO_TPU
+    return (
+      ""
+      if found
+      else (
+        "This machine has no TPU: there is neither /dev/accel* nor a group in"
+        " /dev/vfio."
+      )
+    )
   if not tpu or tpu.startswith("grpc://"):
     return ""
   # TensorFlow asks the metadata server for the address of a named TPU.
@@ -231,7 +230,11 @@ def _missing(tpu: str | None) -> str:
     socket.create_connection(address, _CONNECT_TIMEOUT).close()
     return ""
   except (OSError, ValueError):
-    return _NO_METADATA
+    return (
+      "Google Cloud's metadata server, which knows the addresses of named TPUs,"
+      " does not answer. Outside Google Cloud use --tpu=local or"
+      " --tpu=grpc://HOST:PORT."
+    )
 
 
 @contextlib.contextmanager
@@ -404,9 +407,10 @@ def _read_tf_config(strategy: str) -> tuple[dict[str, list[str]], str, int]:
 
 @contextlib.contextmanager
 def _starting(late: str, failed: str) -> Iterator[None]:
-  """Turns errors and a wait without end into errors that start like these.
+  """Limits and explains the start of a strategy that other processes serve.
 
-  Kills this process if it stays in this context for `START_TIMEOUT` seconds.
+  TensorFlow's errors become one ValueError that starts with `failed`.
+  After `START_TIMEOUT` seconds a watchdog prints `late` and kills this process.
   TensorFlow holds Python's lock while it waits, so no thread or signal handler
   of this process could end the wait. The watchdog is another process.
   """

@@ -48,7 +48,7 @@ def write_variables(work_dir: str, path: str) -> None:
     if name.endswith("VARIABLE_VALUE")
   ]
   checkpoint = tf.train.Checkpoint(variables=variables)
-  _, seconds = _timed(lambda: checkpoint.write(path))
+  _, seconds = _timed(checkpoint.write, path)
   _print(seconds)
 
 
@@ -62,17 +62,15 @@ def load(name: str, saved_model_dir: str) -> None:
   import keras  # noqa: F401
 
   inputs = _batch(name, 3)
-  values, seconds = _timed(
-    lambda: _call(hub.KerasLayer(saved_model_dir), inputs)
-  )
+  values, seconds = _timed(_load_and_call, saved_model_dir, inputs)
   memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
   np.savez(f"{saved_model_dir}.npz", **values)
   _print({**seconds, "memory_mib": memory})
 
 
-def _call(layer: hub.KerasLayer, inputs: Any) -> dict[str, np.ndarray]:
-  """Returns all outputs, those of lists as `NAME[INDEX]`."""
-  outputs = layer(inputs)
+def _load_and_call(saved_model_dir: str, inputs: Any) -> dict[str, np.ndarray]:
+  """Returns all outputs of an export, those of lists as `NAME[INDEX]`."""
+  outputs = hub.KerasLayer(saved_model_dir)(inputs)
   if not isinstance(outputs, dict):
     outputs = {"output": outputs}
   return {
@@ -113,10 +111,7 @@ def train(
     return loss
 
   batch_size = subjects.SUBJECTS[name].batch_size
-  _in_turn(
-    lambda turn: _batch(name, batch_size, size, seed=turn),
-    lambda inputs: step(inputs).numpy(),
-  )
+  _in_turn(lambda inputs: step(inputs).numpy(), name, batch_size, size)
 
 
 def infer(name: str, saved_model_dir: str, batch_size: int, calls: int) -> None:
@@ -128,7 +123,7 @@ def infer(name: str, saved_model_dir: str, batch_size: int, calls: int) -> None:
       outputs = tf.nest.flatten(layer(inputs))
     outputs[0].numpy()
 
-  _in_turn(lambda turn: _batch(name, batch_size, seed=turn), run)
+  _in_turn(run, name, batch_size)
 
 
 def _batch(
@@ -140,19 +135,21 @@ def _batch(
   return tf.nest.map_structure(tf.constant, arrays)
 
 
-def _in_turn(
-  prepare: Callable[[int], Any], action: Callable[[Any], Any]
-) -> None:
-  """Prints an empty line, then times one action for each line that it reads."""
+def _in_turn(action: Callable[[Any], Any], *batch: Any) -> None:
+  """Prints an empty line, then times `action` on a batch for each line read.
+
+  The other arguments are those of `_batch`.
+  """
   print(flush=True)
   for turn, _ in enumerate(sys.stdin):
-    inputs = prepare(turn)
-    _print(_timed(lambda inputs=inputs: action(inputs))[1])
+    _print(_timed(action, _batch(*batch, seed=turn))[1])
 
 
-def _timed(action: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+def _timed(
+  action: Callable[..., Any], *args: Any
+) -> tuple[Any, dict[str, float]]:
   cpu, wall = time.process_time(), time.perf_counter()
-  result = action()
+  result = action(*args)
   return result, {
     "cpu_s": time.process_time() - cpu,
     "wall_s": time.perf_counter() - wall,

@@ -114,10 +114,8 @@ def of_turns(
 ) -> dict[str, float]:
   """Summarizes the turns of a process.
 
-  Args:
-    turns: The times of the turns, as the process printed them.
-    calls: Number of calls, or train steps, per turn.
-    examples: Number of examples per call; 1 to count calls.
+  A turn has `calls` calls, or train steps, of `examples` each, or 1 to count
+  calls.
 
   Returns:
     Seconds per call: `first_s` in the first turn, and the medians `later_s` and
@@ -149,11 +147,9 @@ def ratios(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   for model in dict.fromkeys(s["model"] for s in samples):
     for (measure, *sides), quantities in _RATIOS.items():
       for quantity in quantities:
+        key = quantity[0]
         pairs = [
-          [
-            values.get((model, measure, s, r), {}).get(quantity[0])
-            for s in sides
-          ]
+          [values.get((model, measure, s, r), {}).get(key) for s in sides]
           for r in rounds
         ]
         pairs = [(a, b) for a, b in pairs if a is not None and b]
