@@ -329,24 +329,20 @@ def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
   if missing := _missing(tpu):
     raise ValueError(f"--tpu={tpu}: {missing}")
   if tpu.startswith("grpc://"):
-    _check_address(tpu.removeprefix("grpc://"))
+    address = tpu.removeprefix("grpc://")
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdigit()):
+      raise ValueError(f"--tpu: {address} is not HOST:PORT.")
+    try:
+      socket.create_connection((host, int(port)), _CONNECT_TIMEOUT).close()
+    except (OSError, OverflowError) as e:
+      raise ValueError(f"--tpu: nothing answers at {address}: {e}.") from e
   with _starting(
     f"--tpu={tpu}: the TPU did not answer",
     f"--tpu={tpu}: TensorFlow cannot use this TPU. Check that the TPU is ready"
     " and that this TensorFlow supports TPUs, as with Bazel's --config=tpu.",
   ):
     return distribute_utils.get_distribution_strategy("tpu", tpu_address=tpu)
-
-
-def _check_address(address: str) -> None:
-  """Raises an error if no process listens at the address of a TPU."""
-  host, _, port = address.rpartition(":")
-  if not (host and port.isdigit()):
-    raise ValueError(f"--tpu: {address} is not HOST:PORT.")
-  try:
-    socket.create_connection((host, int(port)), _CONNECT_TIMEOUT).close()
-  except (OSError, OverflowError) as e:
-    raise ValueError(f"--tpu: nothing answers at {address}: {e}.") from e
 
 
 def _cluster_strategy(name: str) -> tf.distribute.Strategy:
@@ -409,10 +405,10 @@ def _read_tf_config(strategy: str) -> tuple[dict[str, list[str]], str, int]:
 def _starting(late: str, failed: str) -> Iterator[None]:
   """Limits and explains the start of a strategy that other processes serve.
 
-  TensorFlow's errors become one ValueError that starts with `failed`.
-  After `START_TIMEOUT` seconds a watchdog prints `late` and kills this process.
-  TensorFlow holds Python's lock while it waits, so no thread or signal handler
-  of this process could end the wait. The watchdog is another process.
+  Each error becomes a ValueError whose message starts with `failed`. After
+  `START_TIMEOUT` seconds a watchdog prints `late` and kills this process. The
+  watchdog is another process: TensorFlow holds Python's lock while it waits, so
+  no thread or signal handler of this process could end the wait.
   """
   late = f"ERROR: {late} within {START_TIMEOUT} s."
   limit = str(START_TIMEOUT), str(os.getpid()), late

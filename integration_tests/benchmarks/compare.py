@@ -68,7 +68,7 @@ def compare(
   """
   if output_dir:
     output_dir.mkdir(parents=True, exist_ok=True)
-  # Markdown has no tables with wrapped lines.
+  # Tables in Markdown have no wrapped lines.
   screen = console.Console(width=1000, record=True)
   with tempfile.TemporaryDirectory(prefix="compare.") as temporary:
     work_dir = pathlib.Path(temporary)

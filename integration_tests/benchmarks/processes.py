@@ -32,12 +32,7 @@ class ProcessError(Exception):
 def run(
   command: Sequence[str], log: pathlib.Path, *, status: int = 0
 ) -> dict[str, float]:
-  """Runs a command to its end.
-
-  Args:
-    command: The program and its arguments.
-    log: File for its output.
-    status: The expected exit status.
+  """Runs a command that exits with `status`; its output goes to the file `log`.
 
   Returns:
     `cpu_s`, user and system time, including that of descendants that it waited

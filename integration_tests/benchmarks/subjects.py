@@ -156,7 +156,7 @@ def export_command(
   """Returns the command with which a side exports a subject.
 
   Args:
-    name: Name of the subject.
+    name: Key of `SUBJECTS`.
     side: `ours`, `ours_verified` or `reference`.
     work_dir: The directory that `sources.generate` has filled.
     export_dir: Directory for the SavedModel.
