@@ -68,8 +68,7 @@ def compare(
   """
   if output_dir:
     output_dir.mkdir(parents=True, exist_ok=True)
-  # Tables in Markdown have no wrapped lines.
-  screen = console.Console(width=1000, record=True)
+  screen = console.Console(width=1000, record=True)  # No table row wraps.
   with tempfile.TemporaryDirectory(prefix="compare.") as temporary:
     work_dir = pathlib.Path(temporary)
     report: dict[str, Any] = {
