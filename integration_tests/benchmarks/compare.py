@@ -11,7 +11,7 @@ with --quick minutes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import importlib.metadata
 import json
 import os
@@ -66,52 +66,73 @@ def compare(
   Raises:
     ProcessError: An exporter or a measurement has failed.
   """
-  report: dict[str, Any] = {"samples": [], "answers": [], "refused": {}}
-  screen = console.Console(width=None if sys.stdout.isatty() else 120)
-
-  def show(samples: Sequence[Any], answers: Sequence[Any]) -> None:
-    screen.print(*results.tables(results.ratios(samples), answers))
-    if output_dir:
-      _write(report, output_dir)
-
-  with (
-    tempfile.TemporaryDirectory(prefix="compare.") as work_dir,
-    screen.status("Starting") as status,
-  ):
-    note = status.update if screen.is_terminal else screen.out
-    report["machine"] = _machine(pathlib.Path(work_dir))
-    report["rounds"] = rounds
-    if "answers" in measures:
-      report["answers"] = _answers(rounds, pathlib.Path(work_dir), note)
-      show([], report["answers"])
+  if output_dir:
+    output_dir.mkdir(parents=True, exist_ok=True)
+  screen = console.Console(width=1000, record=True)  # No table row wraps.
+  with tempfile.TemporaryDirectory(prefix="compare.") as temporary:
+    work_dir = pathlib.Path(temporary)
+    report: dict[str, Any] = {
+      "load_average": os.getloadavg(),  # Before this program adds to the load.
+      "cpus": os.cpu_count(),
+      **_measure(work_dir, "devices"),
+      "machine": platform.machine(),
+      "python": platform.python_version(),
+      "versions": {p: importlib.metadata.version(p) for p in _PACKAGES},
+      "rounds": rounds,
+      "samples": [],
+      "answers": _answers(rounds, work_dir) if "answers" in measures else [],
+      "refused": {},
+    }
+    screen.out(_heading(report), highlight=False)
+    screen.print(*results.tables([], report["answers"]))
     for name in names:
-      directory = pathlib.Path(work_dir, name)
+      _write(report, screen, output_dir)
+      directory = work_dir / name
       directory.mkdir()
-      samples, differing = _compare(
-        name, rounds, measures, full, directory, note
-      )
+      samples, differing = _compare(directory, rounds, measures, full)
       shutil.rmtree(directory)
       if differing:
         report["refused"][name] = differing
-        screen.print(_refusal(name, differing), highlight=False, markup=False)
+        screen.out(
+          f"✗ {subjects.SUBJECTS[name].description}: no ratio, because the"
+          f" outputs of the two exports differ: {'; '.join(differing)}. The"
+          f" tolerance is {results.TOLERANCE:g} of the largest value.\n",
+          highlight=False,
+        )
       report["samples"] += samples
-      show(samples, [])
-  if output_dir:
-    print(f"Wrote {', '.join(sorted(os.listdir(output_dir)))} to {output_dir}")
+      screen.print(*results.tables(results.ratios(samples), []))
+    _write(report, screen, output_dir)
   return not report["refused"]
 
 
-def _refusal(name: str, differences: Sequence[str]) -> str:
+def _heading(report: Mapping[str, Any]) -> str:
+  processors = ", ".join([report["machine"], *report["gpus"]])
+  versions = ", ".join(f"{k} {v}" for k, v in report["versions"].items())
   return (
-    f"✗ {subjects.SUBJECTS[name].description}: no ratio, because the outputs of"
-    f" the two exports differ: {'; '.join(differences)}. The tolerance is"
-    f" {results.TOLERANCE:g} of the largest value."
+    "# The exporters, compared\n\n"
+    f"Medians, with rounds = {report['rounds']}, on {report['cpus']} cores"
+    f" ({processors}), with {versions}. A ratio is ours ÷ the other's within a"
+    " round; the spread is from the least to the greatest of all rounds.\n"
   )
 
 
-def _answers(
-  rounds: int, work_dir: pathlib.Path, note: Callable[[str], None]
-) -> list[dict[str, Any]]:
+def _write(
+  report: Mapping[str, Any],
+  screen: console.Console,
+  output_dir: pathlib.Path | None,
+) -> None:
+  """Writes results.json, results.md and ratios.png, if to any directory."""
+  if not output_dir:
+    return
+  rows = results.ratios(report["samples"])
+  text = json.dumps({**report, "ratios": rows}, indent=1)
+  (output_dir / "results.json").write_text(text)
+  screen.save_text(str(output_dir / "results.md"), clear=False)
+  if rows:
+    results.plot(rows, output_dir / "ratios.png")
+
+
+def _answers(rounds: int, work_dir: pathlib.Path) -> list[dict[str, Any]]:
   """Measures how fast all programs answer --help and a wrong flag."""
   programs = {
     f"{folder}/{path.name}": [str(path)]
@@ -121,56 +142,53 @@ def _answers(
   }
   for command in subjects.MODEL_GARDEN.values():
     programs[command[-1]] = command
-  samples = []
-  for _ in range(rounds):
-    for program, command in programs.items():
-      note(f"{program}: --help and a wrong flag")
-      sample = {"program": program}
-      for key, flag in (("help_s", "--help"), ("wrong_flag_s", "--nonsense")):
-        # The exit status of absl's --help is 1 too.
-        took = processes.run([*command, flag], work_dir / "log", status=1)
-        sample[key] = took["wall_s"]
-      samples.append(sample)
-  return samples
+  print("All programs: --help and a wrong flag", flush=True)
+  return [
+    {
+      "program": program,
+      "flag": flag,
+      # The exit status of absl's --help is 1 too.
+      **processes.run([*command, flag], work_dir / "log", status=1),
+    }
+    for _ in range(rounds)
+    for program, command in programs.items()
+    for flag in results.ANSWERED
+  ]
 
 
 def _compare(
-  name: str,
-  rounds: int,
-  measures: Sequence[str],
-  full: bool,
-  directory: pathlib.Path,
-  note: Callable[[str], None],
+  directory: pathlib.Path, rounds: int, measures: Sequence[str], full: bool
 ) -> tuple[list[dict[str, Any]], list[str]]:
-  """Measures one subject in a directory.
+  """Measures one subject in a directory with its name.
 
-  The checkpoint is in its subdirectory `work`, the first export of each side in
+  The checkpoint is in its subdirectory `live`, the first export of each side in
   the subdirectory with the name of the side.
 
   Returns:
     Samples for `results.ratios`; and the differences between the outputs of the
     exports. If there are any, there are no samples.
   """
+  name = directory.name
   measures = [m for m in measures if m in subjects.SUBJECTS[name].measures]
   if not measures:
     return [], []
-  work_dir = directory / "work"
+  work_dir = directory / "live"
   work_dir.mkdir()
-  note(f"{name}: generating the checkpoint")
+  print(f"{name}: generating the checkpoint", flush=True)
   command = subjects.measurement("generate", name=name, work_dir=work_dir)
   processes.run(command, directory / "generate.log")
   steps = {
-    "export": lambda: _export(name, directory, "export" in measures),
-    "load": lambda: _load(name, directory),
-    "train": lambda: _train(name, directory, full),
-    "inference": lambda: _infer(name, directory),
+    "export": lambda: _export(directory, "export" in measures),
+    "load": lambda: _load(directory),
+    "train": lambda: _train(directory, full),
+    "inference": lambda: _infer(directory),
   }
   samples: list[dict[str, Any]] = []
   for round_ in range(rounds):
     for step, run in steps.items():
       # The first round always exports and loads, to compare the outputs.
       if step in measures or (round_ == 0 and step in ("export", "load")):
-        note(f"{name}, round {round_ + 1}: {step}")
+        print(f"{name}, round {round_ + 1}: {step}", flush=True)
         samples += [
           {
             "model": name,
@@ -189,31 +207,34 @@ def _compare(
   return samples, []
 
 
-def _export(
-  name: str, directory: pathlib.Path, measured: bool
-) -> list[_Sample]:
+def _export(directory: pathlib.Path, measured: bool) -> list[_Sample]:
   """Exports a subject with each exporter, and keeps the first exports.
 
   Args:
-    name: Name of the subject.
     directory: The directory of the subject.
     measured: Also export with verification, and measure the floor: the CPU time
       that any exporter needs to import TensorFlow and to write the weights.
   """
-  work_dir, export_dir = directory / "work", directory / "new"
+  work_dir, export_dir = directory / "live", directory / "new"
   samples = []
   for side in (*_SIDES, "ours_verified") if measured else _SIDES:
-    command = subjects.export_command(name, side, work_dir, export_dir)
-    took = processes.run(command, directory / "export.log")
-    samples.append(("export", side, {**took, **_sizes(export_dir)}))
+    took = _run_exporter(side, export_dir)
+    files = [path for path in export_dir.rglob("*") if path.is_file()]
+    took["all_mib"] = sum(path.stat().st_size for path in files) / 2**20
+    took["pb_kib"] = (export_dir / "saved_model.pb").stat().st_size / 2**10
+    samples.append(("export", side, took))
     if side in _SIDES and not (directory / side).exists():
       export_dir.rename(directory / side)
     else:
       shutil.rmtree(export_dir)
   if measured:
-    files = work_dir.glob("model.ckpt-1.data*")
+    files = work_dir.glob(f"{subjects.CHECKPOINT}.data*")
     weights = sum(path.stat().st_size for path in files)
-    floor = _floor(directory, has_weights=bool(weights))
+    python = [sys.executable, "-c", "import tensorflow"]
+    floor = processes.run(python, directory / "floor.log")["cpu_s"]
+    if weights:  # A preprocessor has none.
+      arguments = {"work_dir": work_dir, "path": directory / "written"}
+      floor += _measure(directory, "write_variables", **arguments)["cpu_s"]
     for _, _, values in samples:
       values["over_floor"] = (values["cpu_s"] - floor) / values["cpu_s"]
     limit = (1.3 * weights + 0.8e9) / 2**20
@@ -221,23 +242,15 @@ def _export(
   return samples
 
 
-def _sizes(export_dir: pathlib.Path) -> dict[str, float]:
-  files = [path for path in export_dir.rglob("*") if path.is_file()]
-  return {
-    "pb_kib": (export_dir / "saved_model.pb").stat().st_size / 2**10,
-    "all_mib": sum(path.stat().st_size for path in files) / 2**20,
-  }
-
-
-def _floor(directory: pathlib.Path, has_weights: bool) -> float:
-  """Returns the CPU seconds that any exporter needs."""
-  log = directory / "floor.log"
-  imported = processes.run([sys.executable, "-c", "import tensorflow"], log)
-  if not has_weights:  # A preprocessor.
-    return imported["cpu_s"]
-  work_dir, path = directory / "work", directory / "written"
-  wrote = _measure(directory, "write_variables", work_dir=work_dir, path=path)
-  return imported["cpu_s"] + wrote["cpu_s"]
+def _run_exporter(
+  side: str, export_dir: pathlib.Path, size: int | None = None
+) -> dict[str, float]:
+  """Exports a subject to a folder of its directory."""
+  directory = export_dir.parent
+  command = subjects.export_command(
+    directory.name, side, directory / "live", export_dir, size
+  )
+  return processes.run(command, directory / "export.log")
 
 
 def _measure(directory: pathlib.Path, action: str, **kwargs: Any) -> Any:
@@ -247,121 +260,68 @@ def _measure(directory: pathlib.Path, action: str, **kwargs: Any) -> Any:
   return json.loads(log.read_text().splitlines()[-1])
 
 
-def _load(name: str, directory: pathlib.Path) -> Iterator[_Sample]:
+def _load(directory: pathlib.Path) -> Iterator[_Sample]:
   """Loads and calls each export, and keeps its outputs as SIDE.npz."""
   for side in _SIDES:
-    export_dir, outputs = directory / side, directory / f"{side}.npz"
-    values = _measure(
-      directory, "load", name=name, saved_model_dir=export_dir, outputs=outputs
-    )
-    yield "load", side, values
+    arguments = {"name": directory.name, "saved_model_dir": directory / side}
+    yield "load", side, _measure(directory, "load", **arguments)
 
 
-def _train(name: str, directory: pathlib.Path, full: bool) -> Iterator[_Sample]:
+def _train(directory: pathlib.Path, full: bool) -> Iterator[_Sample]:
   """Trains the live model and the exports in turn, step by step."""
-  subject = subjects.SUBJECTS[name]
-  work_dir = directory / "work"
+  subject = subjects.SUBJECTS[directory.name]
+  size = subject.size
   turns = {"live": subject.steps, "ours": subject.steps}
-  for measure, size in (
-    ("train", subject.size),
-    ("train_xla", subject.size if full else min(subject.size, _XLA_SIZE)),
-  ):
-    exports = {"live": None, "ours": directory / "ours"}
+  for measure in ("train", "train_xla"):
     if measure == "train_xla":
-      turns["reference"] = _REFERENCE_XLA_STEPS
-      exports["reference"] = directory / "reference"
-      if size != subject.size:
+      reference = "reference"
+      if size > _XLA_SIZE and not full:
         # Model Garden's export takes images of one size.
-        exports["reference"] = export_dir = directory / f"reference_{size}"
-        if not export_dir.exists():
-          command = subjects.export_command(
-            name, "reference", work_dir, export_dir, size
-          )
-          processes.run(command, directory / "export.log")
-    commands = {
-      side: subjects.measurement(
-        "train",
-        name=name,
-        work_dir=work_dir,
-        saved_model_dir=export_dir,
-        size=size,
-        jit_compile=measure == "train_xla",
-      )
-      for side, export_dir in exports.items()
-    }
-    printed = processes.take_turns(commands, turns, directory)
-    for side, values in printed.items():
-      yield measure, side, results.of_turns(values)
+        size, reference = _XLA_SIZE, "reference_small"
+        if not (directory / reference).exists():
+          _run_exporter("reference", directory / reference, size)
+      turns[reference] = _REFERENCE_XLA_STEPS
+    arguments = {"size": size, "jit_compile": measure == "train_xla"}
+    for side, values in _in_turn("train", directory, turns, **arguments):
+      yield measure, side.removesuffix("_small"), results.of_turns(values)
 
 
-def _infer(name: str, directory: pathlib.Path) -> Iterator[_Sample]:
+def _infer(directory: pathlib.Path) -> Iterator[_Sample]:
   """Calls the exports in turn."""
+  turns = dict.fromkeys(_SIDES, _INFERENCE_TURNS)
   for batch_size, calls in ((1, 4), (32, 1)):
-    commands = {
-      side: subjects.measurement(
-        "infer",
-        name=name,
-        saved_model_dir=directory / side,
-        batch_size=batch_size,
-        calls=calls,
-      )
-      for side in _SIDES
-    }
-    turns = dict.fromkeys(_SIDES, _INFERENCE_TURNS)
-    printed = processes.take_turns(commands, turns, directory)
-    for side, values in printed.items():
+    arguments = {"batch_size": batch_size, "calls": calls}
+    for side, values in _in_turn("infer", directory, turns, **arguments):
       summary = results.of_turns(values, calls, batch_size)
       yield f"inference_{batch_size}", side, summary
 
 
-def _machine(work_dir: pathlib.Path) -> dict[str, Any]:
-  return {
-    "load_average": os.getloadavg(),  # Before this program adds to the load.
-    "cpus": os.cpu_count(),
-    **_measure(work_dir, "devices"),
-    "machine": platform.machine(),
-    "python": platform.python_version(),
-    "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
-  }
-
-
-def _write(report: dict[str, Any], output_dir: pathlib.Path) -> None:
-  """Writes results.json, results.md and ratios.png."""
-  rows = results.ratios(report["samples"])
-  (output_dir / "results.json").write_text(
-    json.dumps({**report, "ratios": rows}, indent=1)
-  )
-  machine = report["machine"]
-  processors = ", ".join([machine["machine"], *machine["gpus"]])
-  versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items())
-  with open(output_dir / "results.md", "w") as file:
-    print(
-      "# The exporters, compared\n\n"
-      f"Medians, with rounds = {report['rounds']}, on {machine['cpus']} cores"
-      f" ({processors}), with {versions}. A ratio is ours ÷ the other's within"
-      " a round; the spread is from the least to the greatest of all rounds.\n",
-      *(_refusal(*refused) for refused in report["refused"].items()),
-      sep="\n",
-      file=file,
-    )
-    page = console.Console(file=file, width=1000)
-    page.print(*results.tables(rows, report["answers"]))
-  if rows:
-    results.plot(rows, output_dir / "ratios.png")
+def _in_turn(
+  action: str, directory: pathlib.Path, turns: Mapping[str, int], **kwargs: Any
+) -> Iterable[tuple[str, list[dict[str, float]]]]:
+  """Runs a function of `measurements` on subdirectories, in turn."""
+  commands = {}
+  for side in turns:
+    paths = {"name": directory.name, "saved_model_dir": directory / side}
+    commands[side] = subjects.measurement(action, **paths, **kwargs)
+  return processes.take_turns(commands, turns, directory).items()
 
 
 def define_flags() -> None:
   """Defines the flags of this program."""
-  flags.DEFINE_list(
-    "models",
-    None,
-    f"Models to compare, of {', '.join(subjects.SUBJECTS)}. Default:"
-    f" {', '.join(subjects.DEFAULT)}; with --quick"
-    f" {', '.join(subjects.QUICK)}.",
-  )
-  flags.DEFINE_list(
-    "measures", list(MEASURES), f"Measurements, of {', '.join(MEASURES)}."
-  )
+  quick = f"with --quick {', '.join(subjects.QUICK)}"
+  for name, known, default in (
+    ("models", subjects.SUBJECTS, f"{', '.join(subjects.DEFAULT)}; {quick}"),
+    ("measures", MEASURES, "all"),
+  ):
+    known_names = ", ".join(known)
+    text = f"Which to compare, of {known_names}. Default: {default}."
+    flags.DEFINE_list(name, None, text)
+    flags.register_validator(
+      name,
+      lambda values, known=known: set(values or ()) <= set(known),
+      f"Known are {known_names}.",
+    )
   flags.DEFINE_integer(
     "rounds", None, "Repetitions. Default: 3; with --quick 1.", lower_bound=1
   )
@@ -380,12 +340,6 @@ def define_flags() -> None:
     "Directory for results.json, results.md and ratios.png. Default: only print"
     " the results.",
   )
-  for name, known in (("models", subjects.SUBJECTS), ("measures", MEASURES)):
-    flags.register_validator(
-      name,
-      lambda values, known=known: set(values or ()) <= set(known),
-      f"Known are {', '.join(known)}.",
-    )
 
 
 def main() -> None:
@@ -394,15 +348,12 @@ def main() -> None:
   default = subjects.QUICK if values.quick else subjects.DEFAULT
   output_dir = command_line.path(values.output_dir)
   try:
-    if output_dir:
-      output_dir = pathlib.Path(output_dir)
-      output_dir.mkdir(parents=True, exist_ok=True)
     agreed = compare(
       values.models or default,
       values.rounds or (1 if values.quick else 3),
-      values.measures,
+      values.measures or MEASURES,
       full=values.full,
-      output_dir=output_dir,
+      output_dir=output_dir and pathlib.Path(output_dir),
     )
   except (OSError, processes.ProcessError) as e:
     sys.exit(f"ERROR: {e}")

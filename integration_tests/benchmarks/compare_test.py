@@ -83,7 +83,7 @@ class CompareTest(absltest.TestCase):
     values = flags.FLAGS
     paths = {"ours": values.ours, "reference": values.other}
 
-    def copy(name, side, work_dir, export_dir):
+    def copy(name, side, work_dir, export_dir, size):
       return ["cp", "-rL", paths[side], str(export_dir)]
 
     with mock.patch.object(subjects, "export_command", copy):

@@ -34,11 +34,6 @@ def devices() -> None:
   _print({"gpus": [d.get("device_name", "GPU") for d in details]})
 
 
-def generate(name: str, work_dir: str) -> None:
-  """Writes the input of a subject's exporters."""
-  sources.generate(name, work_dir)
-
-
 def save_with_keras(name: str, work_dir: str, export_dir: str) -> None:
   """Exports a subject with Keras' `Model.save`."""
   sources.restored(name, work_dir).save(export_dir, include_optimizer=False)
@@ -46,38 +41,36 @@ def save_with_keras(name: str, work_dir: str, export_dir: str) -> None:
 
 def write_variables(work_dir: str, path: str) -> None:
   """Measures how long writing the variables takes, a minimum for exporters."""
-  reader = tf.train.load_checkpoint(subjects.checkpoint(work_dir))
+  reader = tf.train.load_checkpoint(f"{work_dir}/{subjects.CHECKPOINT}")
   variables = [
     tf.Variable(reader.get_tensor(name))
     for name in reader.get_variable_to_shape_map()
     if name.endswith("VARIABLE_VALUE")
   ]
   checkpoint = tf.train.Checkpoint(variables=variables)
-  _, seconds = _timed(lambda: checkpoint.write(path))
+  _, seconds = _timed(checkpoint.write, path)
   _print(seconds)
 
 
-def load(name: str, saved_model_dir: str, outputs: str) -> None:
+def load(name: str, saved_model_dir: str) -> None:
   """Measures loading an export and calling it once, without imports.
 
-  Writes the outputs to the .npz file `outputs`.
+  Writes the outputs to the file `saved_model_dir`.npz.
   """
   # tensorflow-hub imports Keras 3 at its first load. With Keras come packages
   # such as scikit-learn, whose import can take longer than the load.
   import keras  # noqa: F401
 
   inputs = _batch(name, 3)
-  values, seconds = _timed(
-    lambda: _call(hub.KerasLayer(saved_model_dir), inputs)
-  )
+  values, seconds = _timed(_load_and_call, saved_model_dir, inputs)
   memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-  np.savez(outputs, **values)
+  np.savez(f"{saved_model_dir}.npz", **values)
   _print({**seconds, "memory_mib": memory})
 
 
-def _call(layer: hub.KerasLayer, inputs: Any) -> dict[str, np.ndarray]:
-  """Returns all outputs, those of lists as `NAME[INDEX]`."""
-  outputs = layer(inputs)
+def _load_and_call(saved_model_dir: str, inputs: Any) -> dict[str, np.ndarray]:
+  """Returns all outputs of an export, those of lists as `NAME[INDEX]`."""
+  outputs = hub.KerasLayer(saved_model_dir)(inputs)
   if not isinstance(outputs, dict):
     outputs = {"output": outputs}
   return {
@@ -88,25 +81,17 @@ def _call(layer: hub.KerasLayer, inputs: Any) -> dict[str, np.ndarray]:
 
 
 def train(
-  name: str,
-  work_dir: str,
-  saved_model_dir: str | None,
-  size: int,
-  jit_compile: bool,
+  name: str, saved_model_dir: str, size: int, jit_compile: bool
 ) -> None:
   """Measures train steps, one per turn, each on a new batch.
 
-  Args:
-    name: Name of the subject.
-    work_dir: Directory of the live model's checkpoint.
-    saved_model_dir: The export to train; None for the live model.
-    size: Height and width of images, or sequence length.
-    jit_compile: Whether XLA compiles the step.
+  Without an export, `saved_model_dir` has the checkpoint of the live model.
+  `size` is the height and width of images, or the sequence length.
   """
-  if saved_model_dir:
+  if tf.saved_model.contains_saved_model(saved_model_dir):
     model = hub.KerasLayer(saved_model_dir, trainable=True)
   else:
-    model = sources.restored(name, work_dir)
+    model = sources.restored(name, saved_model_dir)
   weights = model.trainable_weights
   # The learning rate is too small to change the weights noticeably.
   optimizer = tf_keras.optimizers.SGD(1e-6, jit_compile=False)
@@ -126,10 +111,7 @@ def train(
     return loss
 
   batch_size = subjects.SUBJECTS[name].batch_size
-  _in_turn(
-    lambda turn: _batch(name, batch_size, size, seed=turn),
-    lambda inputs: step(inputs).numpy(),
-  )
+  _in_turn(lambda inputs: step(inputs).numpy(), name, batch_size, size)
 
 
 def infer(name: str, saved_model_dir: str, batch_size: int, calls: int) -> None:
@@ -141,7 +123,7 @@ def infer(name: str, saved_model_dir: str, batch_size: int, calls: int) -> None:
       outputs = tf.nest.flatten(layer(inputs))
     outputs[0].numpy()
 
-  _in_turn(lambda turn: _batch(name, batch_size, seed=turn), run)
+  _in_turn(run, name, batch_size)
 
 
 def _batch(
@@ -153,19 +135,21 @@ def _batch(
   return tf.nest.map_structure(tf.constant, arrays)
 
 
-def _in_turn(
-  prepare: Callable[[int], Any], action: Callable[[Any], Any]
-) -> None:
-  """Prints an empty line, then times one action for each line that it reads."""
+def _in_turn(action: Callable[[Any], Any], *batch: Any) -> None:
+  """Prints an empty line, then times `action` on a batch for each line read.
+
+  The other arguments are those of `_batch`.
+  """
   print(flush=True)
   for turn, _ in enumerate(sys.stdin):
-    inputs = prepare(turn)
-    _print(_timed(lambda inputs=inputs: action(inputs))[1])
+    _print(_timed(action, _batch(*batch, seed=turn))[1])
 
 
-def _timed(action: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+def _timed(
+  action: Callable[..., Any], *args: Any
+) -> tuple[Any, dict[str, float]]:
   cpu, wall = time.process_time(), time.perf_counter()
-  result = action()
+  result = action(*args)
   return result, {
     "cpu_s": time.process_time() - cpu,
     "wall_s": time.perf_counter() - wall,
@@ -177,4 +161,6 @@ def _print(values: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-  globals()[sys.argv[1]](**json.loads(sys.argv[2]))
+  _, function, arguments = sys.argv
+  run = globals().get(function) or getattr(sources, function)
+  run(**json.loads(arguments))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
 import os
 import pathlib
+import select
 import shlex
 import subprocess
-import threading
 import time
-from typing import Any
 
 import psutil
 
@@ -33,12 +32,7 @@ class ProcessError(Exception):
 def run(
   command: Sequence[str], log: pathlib.Path, *, status: int = 0
 ) -> dict[str, float]:
-  """Runs a command to its end.
-
-  Args:
-    command: The program and its arguments.
-    log: File for its output.
-    status: The expected exit status.
+  """Runs a command that exits with `status`; its output goes to the file `log`.
 
   Returns:
     `cpu_s`, user and system time, including that of descendants that it waited
@@ -49,62 +43,30 @@ def run(
     ProcessError: The command exited with another status.
   """
   start = time.perf_counter()
-  with open(log, "wb") as output:
-    process = subprocess.Popen(
-      command,
-      stdin=subprocess.DEVNULL,
-      stdout=output,
-      stderr=subprocess.STDOUT,
-      env={**os.environ, **_ENVIRONMENT},
-    )
-  with _sampled_memory(process.pid) as peak:
-    try:
-      _, wait_status, usage = os.wait4(process.pid, 0)
-    except BaseException:
-      process.kill()
-      raise
+  peak = 0
+  with (
+    _started(command, log) as process,
+    open(os.pidfd_open(process.pid), "rb") as ended,
+  ):
+    tree = psutil.Process(process.pid)
+    while not select.select([ended], [], [], _SAMPLING_SECONDS)[0]:
+      with contextlib.suppress(psutil.Error):  # A process has just ended.
+        processes = [tree, *tree.children(recursive=True)]
+        sizes = [process.memory_info() for process in processes]
+        # Memory that processes share, such as libraries, counts once.
+        own = sum(size.rss - size.shared for size in sizes)
+        peak = max(peak, own + max(size.shared for size in sizes))
+    _, wait_status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
-  process.returncode = os.waitstatus_to_exitcode(wait_status)
+    process.returncode = os.waitstatus_to_exitcode(wait_status)
   if process.returncode != status:
-    raise ProcessError(_failure(command, process.returncode, log))
+    raise _error(process, log)
   return {
     "cpu_s": usage.ru_utime + usage.ru_stime,
     "wall_s": wall,
     "memory_mib": usage.ru_maxrss * 1024 / _MIB,
-    "memory_all_mib": peak[0] / _MIB,
+    "memory_all_mib": peak / _MIB,
   }
-
-
-@contextlib.contextmanager
-def _sampled_memory(pid: int) -> Any:
-  """Yields a list of one number, the peak of a process tree in bytes.
-
-  Memory that processes share, such as libraries, counts once.
-  """
-  peak = [0]
-  ended = threading.Event()
-
-  def sample() -> None:
-    with contextlib.suppress(psutil.Error):
-      root = psutil.Process(pid)
-      while not ended.wait(_SAMPLING_SECONDS):
-        sizes = []
-        for process in [root, *root.children(recursive=True)]:
-          with contextlib.suppress(psutil.Error):
-            sizes.append(process.memory_info())
-        if sizes:
-          peak[0] = max(
-            peak[0],
-            sum(s.rss - s.shared for s in sizes) + max(s.shared for s in sizes),
-          )
-
-  thread = threading.Thread(target=sample, daemon=True)
-  thread.start()
-  try:
-    yield peak
-  finally:
-    ended.set()
-    thread.join()
 
 
 def take_turns(
@@ -127,43 +89,55 @@ def take_turns(
     ProcessError: A process failed.
   """
   printed: dict[str, list[dict[str, float]]] = {side: [] for side in commands}
+  processes = {}
+  logs = {side: log_dir / f"{side}.log" for side in commands}
+  pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
   with contextlib.ExitStack() as stack:
-    processes = {}
     for side, command in commands.items():
-      with open(log_dir / f"{side}.log", "wb") as log:
-        process = subprocess.Popen(
-          command,
-          stdin=subprocess.PIPE,
-          stdout=subprocess.PIPE,
-          stderr=log,
-          env={**os.environ, **_ENVIRONMENT},
-        )
-      stack.enter_context(process)  # Closes its pipes, and waits.
-      stack.callback(process.kill)
+      process = stack.enter_context(_started(command, logs[side], **pipes))
       processes[side] = process
       # Start the next process only when this one is ready.
-      _next_line(process, command, log_dir / f"{side}.log")
+      _next_line(process, logs[side])
     for turn in range(max(turns.values())):
       for side, process in processes.items():
-        if turn >= turns[side]:
-          continue
-        with contextlib.suppress(BrokenPipeError):
-          process.stdin.write(b"\n")
-          process.stdin.flush()
-        line = _next_line(process, commands[side], log_dir / f"{side}.log")
-        printed[side].append(json.loads(line))
+        if turn < turns[side]:
+          with contextlib.suppress(BrokenPipeError):
+            process.stdin.write("\n")
+          printed[side].append(json.loads(_next_line(process, logs[side])))
   return printed
 
 
-def _next_line(
-  process: subprocess.Popen, command: Sequence[str], log: pathlib.Path
-) -> bytes:
-  line = process.stdout.readline()
-  if not line:
-    raise ProcessError(_failure(command, process.wait(), log))
-  return line
+@contextlib.contextmanager
+def _started(
+  command: Sequence[str], log: pathlib.Path, **pipes: int
+) -> Iterator[subprocess.Popen]:
+  """Starts a process; what it writes goes to `log` except for `pipes`."""
+  with open(log, "wb") as output:
+    files = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+    process = subprocess.Popen(
+      command,
+      bufsize=1,
+      text=True,
+      env={**os.environ, **_ENVIRONMENT},
+      **{**files, **pipes},
+    )
+  with process:
+    try:
+      yield process
+    finally:
+      process.kill()
 
 
-def _failure(command: Sequence[str], status: int, log: pathlib.Path) -> str:
+def _next_line(process: subprocess.Popen, log: pathlib.Path) -> str:
+  if line := process.stdout.readline():
+    return line
+  process.wait()
+  raise _error(process, log)
+
+
+def _error(process: subprocess.Popen, log: pathlib.Path) -> ProcessError:
   lines = log.read_text(errors="replace").strip().splitlines() or ["nothing"]
-  return f"{shlex.join(command)} ended with {status}, and said: {lines[-1]}"
+  return ProcessError(
+    f"{shlex.join(process.args)} ended with {process.returncode}, and said:"
+    f" {lines[-1]}"
+  )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-import dataclasses
 import operator
 import os
 import pathlib
@@ -21,89 +20,65 @@ from integration_tests.benchmarks import subjects
 TOLERANCE = 1e-5
 
 
-@dataclasses.dataclass(frozen=True)
-class Quantity:
-  """A ratio of two sides.
-
-  Attributes:
-    measure: Name of the measurement.
-    key: Name of the value in its samples. It ends with the unit; of a value
-      `per_s`, more is better.
-    description: Title of its row.
-    target: Target of the ratio to the live model or to Model Garden; a dict has
-      the targets of single subjects; None: the ratio is only reported.
-    side: The side in the numerator.
-    other: The side in the denominator.
-  """
-
-  measure: str
-  key: str
-  description: str
-  target: float | Mapping[str, float] | None = None
-  side: str = "ours"
-  other: str = "reference"
-
+# Flags of every program whose answers are timed, and their columns.
+ANSWERED = {"--help": "--help, s", "--nonsense": "a wrong flag, s"}
 
 _UNITS = {"per_s": "/s", "_s": "s", "_mib": "MiB", "_kib": "KiB", "": ""}
 _VERIFIED = "export with --verification=fast"
-QUANTITIES = (
-  Quantity(
-    "export", "cpu_s", "export: CPU", {"bert_base": 0.5, "resnet50": 0.6}
+# The ratios: by measurement, numerator and denominator, the name of the value,
+# the title of its row, and the target to the live model or to Model Garden. A
+# dict has the targets of single subjects; a ratio without one is only reported.
+# Names end with the unit; of a value `per_s`, more is better.
+_RATIOS = {
+  ("export", "ours", "reference"): (
+    ("cpu_s", "export: CPU", {"bert_base": 0.5, "resnet50": 0.6}),
+    ("wall_s", "export: wall", None),
+    ("memory_mib", "export: peak of the process", 0.8),
+    ("over_floor", "export: CPU over the floor, share", None),
+    ("pb_kib", "saved_model.pb", 0.25),
+    ("all_mib", "all files", None),
   ),
-  Quantity(
-    "export",
-    "cpu_s",
-    f"{_VERIFIED}: CPU",
-    {"bert_base": 0.9, "resnet50": 0.9},
-    "ours_verified",
+  ("export", "ours", "limit"): (
+    (
+      "memory_mib",
+      "export: peak against 1.3 x the weights + 0.8 GB",
+      {"bert_3gb": 1.0},
+    ),
   ),
-  Quantity("export", "wall_s", "export: wall"),
-  Quantity("export", "wall_s", f"{_VERIFIED}: wall", side="ours_verified"),
-  Quantity("export", "memory_mib", "export: peak of the process", 0.8),
-  Quantity(
-    "export",
-    "memory_mib",
-    f"{_VERIFIED}: peak of the larger process",
-    0.8,
-    "ours_verified",
+  ("export", "ours_verified", "reference"): (
+    ("cpu_s", f"{_VERIFIED}: CPU", {"bert_base": 0.9, "resnet50": 0.9}),
+    ("wall_s", f"{_VERIFIED}: wall", None),
+    ("memory_mib", f"{_VERIFIED}: peak of the larger process", 0.8),
+    ("memory_all_mib", f"{_VERIFIED}: peak of both processes together", None),
   ),
-  Quantity(
-    "export",
-    "memory_all_mib",
-    f"{_VERIFIED}: peak of both processes together",
-    side="ours_verified",
+  ("load", "ours", "reference"): (
+    ("wall_s", "load and first call: wall", 0.5),
+    ("cpu_s", "load and first call: CPU", None),
+    ("memory_mib", "load and first call: peak", None),
   ),
-  Quantity(
-    "export",
-    "memory_mib",
-    "export: peak against 1.3 x the weights + 0.8 GB",
-    {"bert_3gb": 1.0},
-    other="limit",
+  ("train", "ours", "live"): (
+    ("later_per_s", "train steps", 0.98),
+    ("later_cpu_s", "train step: CPU", None),
+    ("first_s", "train step, the first", None),
   ),
-  Quantity("export", "over_floor", "export: CPU over the floor, share"),
-  Quantity("export", "pb_kib", "saved_model.pb", 0.25),
-  Quantity("export", "all_mib", "all files"),
-  Quantity("load", "wall_s", "load and first call: wall", 0.5),
-  Quantity("load", "cpu_s", "load and first call: CPU"),
-  Quantity("load", "memory_mib", "load and first call: peak"),
-  Quantity("train", "later_per_s", "train steps", 0.98, other="live"),
-  Quantity("train", "later_cpu_s", "train step: CPU", other="live"),
-  Quantity("train", "first_s", "train step, the first", other="live"),
-  Quantity(
-    "train_xla", "later_per_s", "train steps with XLA", 0.98, other="live"
+  ("train_xla", "ours", "live"): (
+    ("later_per_s", "train steps with XLA", 0.98),
+    ("first_s", "train step with XLA, the first", 1.2),
   ),
-  Quantity(
-    "train_xla", "first_s", "train step with XLA, the first", 1.2, other="live"
+  ("train_xla", "ours", "reference"): (
+    (
+      "later_per_s",
+      "train steps with XLA, against the reference",
+      {"bert_4x512": 20, "bert_base": 20, "resnet50": 20},
+    ),
   ),
-  Quantity(
-    "train_xla",
-    "later_per_s",
-    "train steps with XLA, against the reference",
-    {"bert_4x512": 20, "bert_base": 20, "resnet50": 20},
+  ("inference_1", "ours", "reference"): (
+    ("later_s", "inference, batch 1: latency", None),
   ),
-  Quantity("inference_1", "later_s", "inference, batch 1: latency"),
-  Quantity("inference_32", "later_per_s", "inference, batch 32: examples"),
-)
+  ("inference_32", "ours", "reference"): (
+    ("later_per_s", "inference, batch 32: examples", None),
+  ),
+}
 
 
 def differences(
@@ -111,11 +86,8 @@ def differences(
 ) -> list[str]:
   """Compares the outputs of two exports for the same input.
 
-  Floats may differ by `TOLERANCE` of the largest value. Other dtypes must be
-  equal.
-
-  Returns:
-    Descriptions of the differences; empty if the outputs agree.
+  Floats may differ by `TOLERANCE` of the largest value; other dtypes must be
+  equal. Returns descriptions of the differences, none if the outputs agree.
   """
   if set(ours) != set(reference):
     return [f"outputs {sorted(ours)} and {sorted(reference)}"]
@@ -142,10 +114,8 @@ def of_turns(
 ) -> dict[str, float]:
   """Summarizes the turns of a process.
 
-  Args:
-    turns: The times of the turns, as the process printed them.
-    calls: Number of calls, or train steps, per turn.
-    examples: Number of examples per call; 1 to count calls.
+  A turn has `calls` calls, or train steps, of `examples` each, or 1 to count
+  calls.
 
   Returns:
     Seconds per call: `first_s` in the first turn, and the medians `later_s` and
@@ -164,53 +134,51 @@ def of_turns(
 def ratios(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Computes the rows of the tables.
 
-  Each ratio is of two samples of the same round. A row has the median, least
-  and greatest of the ratios and of both sides.
-
-  Args:
-    samples: Mappings with `model`, `measure`, `side`, `round` and `values`.
+  Each ratio is of two samples of the same round: mappings with `model`,
+  `measure`, `side`, `round` and `values`. A row has the median, least and
+  greatest of the ratios and of both sides.
   """
   values = {
-    (s["model"], s["measure"], key, s["side"], s["round"]): value
+    (s["model"], s["measure"], s["side"], s["round"]): s["values"]
     for s in samples
-    for key, value in s["values"].items()
   }
   rounds = sorted({s["round"] for s in samples})
   rows = []
   for model in dict.fromkeys(s["model"] for s in samples):
-    for q in QUANTITIES:
-      pairs = [
-        [values.get((model, q.measure, q.key, s, r)) for s in (q.side, q.other)]
-        for r in rounds
-      ]
-      pairs = [(a, b) for a, b in pairs if a is not None and b]
-      if pairs:
-        rows.append(_row(model, q, pairs))
+    for (measure, *sides), quantities in _RATIOS.items():
+      for quantity in quantities:
+        key = quantity[0]
+        pairs = [
+          [values.get((model, measure, s, r), {}).get(key) for s in sides]
+          for r in rounds
+        ]
+        pairs = [(a, b) for a, b in pairs if a is not None and b]
+        if pairs:
+          rows.append(_row(model, sides[1], quantity, pairs))
   return rows
 
 
 def _row(
-  model: str, quantity: Quantity, pairs: Sequence[tuple[float, float]]
+  model: str, other: str, quantity: Sequence[Any], pairs: Sequence[Any]
 ) -> dict[str, Any]:
   """Returns a row, from the values of both sides in each round."""
-  reference = subjects.reference_name(subjects.SUBJECTS[model].family)
-  names = {"reference": reference, "live": "live model", "limit": "limit"}
-  other = names[quantity.other]
-  target = quantity.target
+  key, title, target = quantity
   if isinstance(target, Mapping):
     target = target.get(model)
-  if other == subjects.KERAS:
-    target = None
+  if other == "reference":
+    other = "Model Garden"
+    if subjects.SUBJECTS[model].family == "mnist_cnn":
+      other, target = "tf_keras Model.save", None
   ratio = _spread([a / b for a, b in pairs])
-  more = quantity.key.endswith("per_s")
+  more = key.endswith("per_s")
   compared = operator.ge if more else operator.le
   return {
     "model": model,
-    "quantity": quantity.description,
-    "unit": next(u for end, u in _UNITS.items() if quantity.key.endswith(end)),
+    "quantity": title,
+    "unit": next(unit for end, unit in _UNITS.items() if key.endswith(end)),
     "ours": _spread([a for a, _ in pairs]),
     "other": _spread([b for _, b in pairs]),
-    "other_side": other,
+    "other_side": "live model" if other == "live" else other,
     "ratio": ratio,
     "rounds": len(pairs),
     "more_is_better": more,
@@ -248,11 +216,6 @@ def _number(value: float) -> str:
   return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _seconds(values: Sequence[float]) -> str:
-  median = statistics.median(values)
-  return f"{median:.2f} ({min(values):.2f}-{max(values):.2f})"
-
-
 def tables(
   rows: Sequence[Mapping[str, Any]], answers: Sequence[Mapping[str, Any]]
 ) -> Iterator[table.Table]:
@@ -262,12 +225,14 @@ def tables(
     title = subjects.SUBJECTS[model].description
     yield _table(title, columns, map(cells, shown))
   if answers:
-    keys = {"help_s": "--help, s", "wrong_flag_s": "a wrong flag, s"}
-    lines = [
-      [program, *(_seconds([s[key] for s in samples]) for key in keys)]
-      for program, samples in _by(answers, "program").items()
-    ]
-    yield _table("Time to answer", ("program", *keys.values()), lines)
+    text = "{median:.2f} ({least:.2f}-{greatest:.2f})"
+    lines = []
+    for program, samples in _by(answers, "program").items():
+      seconds = [
+        [s["wall_s"] for s in samples if s["flag"] == f] for f in ANSWERED
+      ]
+      lines.append([program, *(text.format_map(_spread(s)) for s in seconds)])
+    yield _table("Time to answer", ("program", *ANSWERED.values()), lines)
 
 
 def _by(
@@ -283,11 +248,13 @@ def _by(
 def _table(
   title: str, columns: Sequence[str], lines: Iterable[Sequence[str]]
 ) -> table.Table:
+  headers = [
+    table.Column(column, justify="right" if column else "left")
+    for column in columns
+  ]
   result = table.Table(
-    title=f"## {title}", box=box.MARKDOWN, title_justify="left"
+    *headers, title=f"## {title}", box=box.MARKDOWN, title_justify="left"
   )
-  for column in columns:
-    result.add_column(column, justify="right" if column else "left")
   for line in lines:
     result.add_row(*line)
   return result
@@ -310,17 +277,13 @@ def plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
   )
   color_of = {None: "tab:gray", True: "tab:green", False: "tab:red"}
   for ax, (model, shown) in zip(axes[:, 0], by_model.items(), strict=True):
-    y = range(len(shown))
-    colors = [color_of[row["reached"]] for row in shown]
-    median, least, greatest = (
-      [row["ratio"][key] for row in shown]
-      for key in ("median", "least", "greatest")
-    )
-    targets = np.array([row["target"] for row in shown], float)  # None is nan.
     ax.axvline(1, color="lightgray", zorder=0)
-    ax.hlines(y, least, greatest, colors)
-    ax.scatter(median, y, color=colors)
-    ax.scatter(targets, y, 200, "black", "|")
+    for y, row in enumerate(shown):
+      ratio, color = row["ratio"], color_of[row["reached"]]
+      ax.plot([ratio["least"], ratio["greatest"]], [y, y], color=color)
+      ax.plot(ratio["median"], y, "o", color=color)
+      if row["target"] is not None:
+        ax.plot(row["target"], y, "k|", markersize=14)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
@@ -330,7 +293,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
       f" ({row['other_side']})"
       for row in shown
     ]
-    ax.set_yticks(y, labels, fontsize=8)
+    ax.set_yticks(range(len(shown)), labels, fontsize=8)
     ax.set_ylim(len(shown) - 0.5, -0.5)
     ax.set_title(subjects.SUBJECTS[model].description, loc="left", fontsize=10)
   figure.supxlabel(

@@ -21,21 +21,15 @@ _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def generate(name: str, work_dir: str) -> None:
-  """Writes the checkpoint, config and vocabulary that an exporter needs.
-
-  Args:
-    name: Name of the subject.
-    work_dir: An empty directory.
-  """
+  """Writes the checkpoint, config and vocabulary that an exporter needs."""
   subject = subjects.SUBJECTS[name]
   directory = pathlib.Path(work_dir)
   if subject.family in ("bert", "preprocessor"):
     tokens = "\n".join(_vocabulary(subjects.VOCAB_SIZE))
     (directory / "vocab.txt").write_text(f"{tokens}\n")
   if subject.family == "bert":
-    (directory / "encoder.yaml").write_text(
-      yaml.safe_dump({"type": "bert", "bert": dict(subject.config)})
-    )
+    config = {"type": "bert", "bert": dict(subject.config)}
+    (directory / "encoder.yaml").write_text(yaml.safe_dump(config))
   if subject.family != "preprocessor":
     tf_keras.utils.set_random_seed(0)
     root, model = _build(subject, directory)
@@ -50,7 +44,8 @@ def generate(name: str, work_dir: str) -> None:
 def restored(name: str, work_dir: str) -> tf_keras.Model:
   """Returns the live model of a subject with the weights of its checkpoint."""
   root, model = _build(subjects.SUBJECTS[name], pathlib.Path(work_dir))
-  root.restore(subjects.checkpoint(work_dir)).assert_existing_objects_matched()
+  path = f"{work_dir}/{subjects.CHECKPOINT}"
+  root.restore(path).assert_existing_objects_matched()
   return model
 
 

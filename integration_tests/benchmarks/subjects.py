@@ -20,9 +20,8 @@ import numpy as np
 # Bazel puts the binaries beside this folder.
 RUNFILES = pathlib.Path(__file__).parents[2]
 
+CHECKPOINT = "model.ckpt-1"  # In the work directory of each subject.
 VOCAB_SIZE = 30522
-
-KERAS = "tf_keras Model.save"  # The reference of the MNIST CNN.
 
 MODEL_GARDEN = {
   "nlp": [sys.executable, "-m", "official.nlp.tools.export_tfhub"],
@@ -52,7 +51,7 @@ class Subject:
   description: str
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   size: int = 224
-  batch_size: int = 8
+  batch_size: int = 4
   steps: int = 10
   measures: tuple[str, ...] = ("export", "load", "train", "inference")
 
@@ -77,11 +76,9 @@ SUBJECTS = {
     size=128,
     measures=("export", "load", "inference"),
   ),
-  "bert_tiny": Subject("bert", "BERT 2x128", _bert(2, 128), 32, steps=100),
-  "bert_4x512": Subject("bert", "BERT 4x512", _bert(4, 512), 64, steps=30),
-  "bert_base": Subject(
-    "bert", "BERT-base, 12x768", _bert(12, 768), 64, batch_size=4
-  ),
+  "bert_tiny": Subject("bert", "BERT 2x128", _bert(2, 128), 32, 8, 100),
+  "bert_4x512": Subject("bert", "BERT 4x512", _bert(4, 512), 64, 8, 30),
+  "bert_base": Subject("bert", "BERT-base, 12x768", _bert(12, 768), 64),
   "resnet_tiny": Subject(
     "resnet",
     "ResNet-18 of a quarter of the width",
@@ -91,16 +88,12 @@ SUBJECTS = {
       "task.model.backbone.resnet.depth_multiplier=0.25",
     },
     size=32,
+    batch_size=8,
     steps=100,
   ),
-  "resnet50": Subject(
-    "resnet", "ResNet-50", {"experiment": "resnet_imagenet"}, batch_size=4
-  ),
+  "resnet50": Subject("resnet", "ResNet-50", {"experiment": "resnet_imagenet"}),
   "mobilenet_v2": Subject(
-    "mobilenet",
-    "MobileNetV2",
-    {"experiment": "mobilenet_imagenet"},
-    batch_size=4,
+    "mobilenet", "MobileNetV2", {"experiment": "mobilenet_imagenet"}
   ),
   "efficientnet_b0": Subject(
     "efficientnet",
@@ -111,11 +104,8 @@ SUBJECTS = {
       "params_override": "task.model={num_classes: 1001, input_size: [224, 224,"
       " 3], backbone: {type: efficientnet, efficientnet: {se_ratio: 0.25}}}",
     },
-    batch_size=4,
   ),
-  "revnet56": Subject(
-    "revnet", "RevNet-56", {"experiment": "revnet_imagenet"}, batch_size=4
-  ),
+  "revnet56": Subject("revnet", "RevNet-56", {"experiment": "revnet_imagenet"}),
   "bert_3gb": Subject(
     "bert",
     "BERT 14x2048, 3 GB of weights",
@@ -128,24 +118,8 @@ QUICK = ("mnist_cnn", "preprocessor", "bert_tiny", "resnet_tiny")
 DEFAULT = tuple(name for name in SUBJECTS if not name.endswith("_tiny"))
 
 
-def reference_name(family: str) -> str:
-  """Returns the name of the reference exporter."""
-  return KERAS if family == "mnist_cnn" else "Model Garden"
-
-
-def checkpoint(work_dir: str | pathlib.Path) -> str:
-  """Returns the path of the checkpoint in a subject's work directory."""
-  return f"{work_dir}/model.ckpt-1"
-
-
 def batch(subject: Subject, batch_size: int, size: int, seed: int) -> Any:
-  """Makes inputs of a subject.
-
-  Args:
-    subject: The model to make inputs for.
-    batch_size: Number of examples.
-    size: Height and width of images, or sequence length.
-    seed: Seed of the random inputs.
+  """Makes inputs of a subject, with images or sequences of `size`.
 
   Returns:
     Images, float32 `[batch_size, size, size, channels]`; or a dict of BERT's
@@ -153,20 +127,15 @@ def batch(subject: Subject, batch_size: int, size: int, seed: int) -> Any:
   """
   random = np.random.default_rng(seed)
   if subject.family == "preprocessor":
-    words = random.choice(
-      ["the", "quick", "brown", "Fox", "überall", "3.14"], [batch_size, 60]
-    )
+    choices = ["the", "quick", "brown", "Fox", "überall", "3.14"]
+    words = random.choice(choices, [batch_size, 60])
     return np.array([" ".join(row) for row in words])
   if subject.family == "bert":
     mask = np.ones([batch_size, size], np.int32)
     mask[:, -3:] = 0
-    return {
-      "input_word_ids": random.integers(
-        VOCAB_SIZE, size=mask.shape, dtype=np.int32
-      ),
-      "input_mask": mask,
-      "input_type_ids": random.integers(2, size=mask.shape, dtype=np.int32),
-    }
+    ids = random.integers(VOCAB_SIZE, size=mask.shape, dtype=np.int32)
+    types = random.integers(2, size=mask.shape, dtype=np.int32)
+    return {"input_word_ids": ids, "input_mask": mask, "input_type_ids": types}
   channels = 1 if subject.family == "mnist_cnn" else 3
   return random.random([batch_size, size, size, channels], np.float32)
 
@@ -184,18 +153,17 @@ def export_command(
   export_dir: pathlib.Path,
   size: int | None = None,
 ) -> list[str]:
-  """Returns the command that exports a subject.
+  """Returns the command with which a side exports a subject.
 
   Args:
-    name: Name of the subject.
+    name: Key of `SUBJECTS`.
     side: `ours`, `ours_verified` or `reference`.
     work_dir: The directory that `sources.generate` has filled.
     export_dir: Directory for the SavedModel.
-    size: Height and width of the images of Model Garden's export; None: those
-      of the subject.
+    size: Size of the images of Model Garden's export; None: the subject's.
   """
   subject = SUBJECTS[name]
-  path = checkpoint(work_dir)
+  path = work_dir / CHECKPOINT
   text = [f"--vocab_file={work_dir}/vocab.txt", "--do_lower_case"]
   garden, directory_flag = "nlp", "export_path"
   ours, reference = [], []
