@@ -279,6 +279,13 @@ def _check(setup: Setup, before: dict[str, Any], after: dict[str, Any]) -> None:
       f"The backbone of {setup.name} is of type {backbone.type}, not"
       f" {setup.architecture.backbone}."
     )
+  kind = setup.architecture.kind
+  shape = getattr(setup.data, kind.shape)
+  axes = kind.axes.count(",") + 1
+  if not isinstance(shape, (list, tuple)) or len(shape) != axes:
+    raise ValueError(
+      f"task.{kind.config}.{kind.shape} is {shape}; it must be [{kind.axes}]."
+    )
   field, table = setup.architecture.variants
   variants = getattr(_backbone_module(setup.architecture), table)
   if setup.variant not in variants:

@@ -117,6 +117,7 @@ class ImageClassificationTest(tf.test.TestCase):
         "resnet.model_id is 51; there are 10, 18, 26",
       ),
       (None, "task.model.backbone.resnet.stem_type=v9", "cannot build .* v9"),
+      (None, "task.model.input_size=32", "is 32; it must be .height, width, 3"),
       (
         "legacy_resnet50",
         "task.losses.l2_weight_decay=1",
