@@ -172,6 +172,43 @@ class ImageClassifierTest(absltest.TestCase):
     ):
       self.assert_error(_run(*arguments), message)
 
+  def assert_trains_alike(self, classifier, model):
+    """Asserts that two steps move averages as in the live model."""
+    calm = {"dropout_rate": 0.0, "stochastic_depth_rate": 0.0}
+    for layer in model.submodules:
+      if isinstance(layer, tf_keras.layers.BatchNormalization):
+        layer.momentum = 0.75
+      for attribute in ("rate", "_drop_rate"):
+        if hasattr(layer, attribute):
+          setattr(layer, attribute, 0.0)
+    for images in (_images(3, 64, 64), 0.5 * _images(3, 64, 64)):
+      self.assert_same(
+        classifier(images, training=True, batch_norm_momentum=0.75, **calm),
+        model(_normalized(images), training=True),
+        1e-4,
+      )
+    for variable, expected in zip(
+      classifier.variables, model.variables, strict=True
+    ):
+      self.assert_same(variable.numpy(), expected.numpy(), 1e-4)
+
+  def assert_skips_blocks(self, classifier):
+    """Asserts that some of 500 equal images skip blocks in a training step."""
+    images = tf.tile(_images(1, 32, 32), [500, 1, 1, 1])
+    still = {"dropout_rate": 0.0, "batch_norm_momentum": 1.0}
+    changed = {
+      rate: np.mean(
+        np.ptp(
+          classifier(
+            images, training=True, stochastic_depth_rate=rate, **still
+          ),
+          axis=0,
+        )
+      )
+      for rate in (0.0, 0.2)
+    }
+    self.assertLess(changed[0.0], 1e-3 * changed[0.2])
+
   def test_both_pieces_with_all_that_a_variant_has(self):
     """ResNet-RS: dropout, stochastic depth, squeeze and excitation."""
     overrides = (
@@ -215,45 +252,8 @@ class ImageClassifierTest(absltest.TestCase):
     np.testing.assert_allclose(losses, model.losses, rtol=1e-6)
     self.assertLen(features.regularization_losses, len(losses) - 1)
 
-    # Two steps of training move the averages as in the live model.
-    calm = {"dropout_rate": 0.0, "stochastic_depth_rate": 0.0}
-    live = {
-      layer: layer.momentum
-      for layer in model.submodules
-      if isinstance(layer, tf_keras.layers.BatchNormalization)
-    }
-    for layer in live:
-      layer.momentum = 0.75
-    for layer in model.submodules:
-      for attribute in ("rate", "_drop_rate"):
-        if hasattr(layer, attribute):
-          setattr(layer, attribute, 0.0)
-    for images in (_images(3, 64, 64), 0.5 * _images(3, 64, 64)):
-      self.assert_same(
-        classifier(images, training=True, batch_norm_momentum=0.75, **calm),
-        model(_normalized(images), training=True),
-        1e-4,
-      )
-    for variable, expected in zip(
-      classifier.variables, model.variables, strict=True
-    ):
-      self.assert_same(variable.numpy(), expected.numpy(), 1e-4)
-
-    # In a step of training about a fifth of the images skip the last block.
-    images = tf.tile(_images(1, 32, 32), [500, 1, 1, 1])
-    still = {"dropout_rate": 0.0, "batch_norm_momentum": 1.0}
-    changed = {
-      rate: np.mean(
-        np.ptp(
-          classifier(
-            images, training=True, stochastic_depth_rate=rate, **still
-          ),
-          axis=0,
-        )
-      )
-      for rate in (0.0, 0.2)
-    }
-    self.assertLess(changed[0.0], 1e-3 * changed[0.2])
+    self.assert_trains_alike(classifier, model)
+    self.assert_skips_blocks(classifier)
 
   def test_checkpoints_of_many_forms(self):
     model = _classifier(None, _TINY)

@@ -48,13 +48,11 @@ def train(
   classes then serve other classes better. Videos are not.
 
   Args:
-    model: From images to logits, `[batch, classes]`, built in the scope of the
-      strategy to train with.
+    model: From images to logits, `[batch, classes]`, built in its strategy.
     dataset: What to train on.
     config: How to train.
     backup_dir: Where to keep the state of the training after each epoch, until
-      its end. Training resumes from the state that is there, with the images in
-      another order than without the interruption.
+      its end. Training resumes from there, with the images in another order.
 
   Returns:
     The accuracy on the images held out, in [0, 1].
