@@ -206,8 +206,8 @@ def define_flags() -> None:
   flags.DEFINE_integer(
     "seq_length",
     128,
-    "Sequence length, or number of frames of a video, where the export leaves it"
-    " free.",
+    "Sequence length, or number of frames of a video, where the export leaves"
+    " it free.",
     lower_bound=1,
   )
   flags.DEFINE_bool(
