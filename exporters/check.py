@@ -68,7 +68,7 @@ def check(
   _check_arguments(html_file, excepted_rules)
   subject = subject_lib.load(saved_model_dir, trust)
   if not as_json:
-    print(f"{saved_model_dir}: a SavedModel of kind {subject.kind}")
+    print(f"{saved_model_dir}: a SavedModel of kind {subject.kind.name}")
   broken_verdicts = (findings_lib.FAIL, findings_lib.NOT_DECIDABLE)
   findings, broken, needless = [], [], []
   for rule, finding in rules.judge(subject):

@@ -127,8 +127,6 @@ def has_modes(subject: Subject) -> findings.Finding:
         f"One mode returns {structures[0]}, another {structure}.",
         "Return the same structure in both.",
       )
-  if subject.is_text:
-    return findings.passed("`training` is named, and False by default")
   if subject.batch_norms and not _moves_averages(subject):
     return findings.failed(
       "No moving average of batch normalization"
@@ -276,7 +274,7 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
   tunable = subject.hyperparameters
   if not tunable:
     fixed = ["batch normalization"] * bool(subject.batch_norms)
-    if any(map(subject_lib.RANDOM.match, subject.op_counts)):
+    if subject.is_random:
       fixed.append("dropout or other noise")
     if fixed:
       return findings.failed(
@@ -290,8 +288,6 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
     return findings.failed(
       f"{findings.some(without)} has no default.", "Give a Python number."
     )
-  if subject.is_text:
-    return findings.passed(f"{', '.join(tunable)} can be set")
   steady = subject.steady
   if steady is None:
     return findings.not_decidable(
@@ -300,9 +296,10 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
     )
   dead = [
     name
-    for name in tunable
+    for name, default in tunable.items()
     if not any(
-      subject.differ(steady, {**steady, name: value}) for value in (0.5, 0.25)
+      subject.differ(steady, {**steady, name: value})
+      for value in ((3, 2) if isinstance(default, int) else (0.5, 0.25))
     )
   ]
   if dead:
@@ -340,7 +337,8 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
           " regularization_losses.",
         )
     elif subject_lib.traces_of(child):
-      found.append(name)
+      kind = subject_lib.kind_of(child).name
+      found.append(name if kind in ("plain", name) else f"{name} ({kind})")
       for attribute in observation.INTERFACE:
         if not hasattr(child, attribute):
           return findings.failed(
@@ -409,7 +407,12 @@ def is_served(subject: Subject) -> findings.Finding:
 
 def returns_logits(subject: Subject) -> findings.Finding:
   """The outputs are logits, not probabilities."""
-  if findings.is_vector(subject.output_spec):
+  spec = subject.output_spec
+  if (
+    isinstance(spec, tf.TensorSpec)
+    and spec.dtype.is_floating
+    and (spec.shape.rank or 0) > 1
+  ):
     outputs = np.asarray(subject.model(subject.example()))
     trace = subject.traces[0]
     *_, (made, _) = graphs.origins(
@@ -454,6 +457,8 @@ def is_documented(subject: Subject) -> findings.Finding:
 
 def compiles_once(subject: Subject) -> findings.Finding:
   """A train step compiles once under XLA (`jit_compile=True`)."""
+  if subject.takes_strings:
+    return findings.not_applicable("XLA takes no strings")
   if not list(getattr(subject.model, "trainable_variables", ())):
     return findings.not_applicable("there is nothing to train")
   try:

@@ -3,11 +3,10 @@
 Source: TensorFlow Hub, common SavedModel APIs for image tasks.
 """
 
-import re
-
 import tensorflow as tf
 
 from exporters.conformance import findings
+from exporters.conformance import kinds
 from exporters.conformance import subject as subject_lib
 from exporters.reusable import graphs
 
@@ -64,7 +63,7 @@ def returns_classes(subject: Subject) -> findings.Finding:
   called = ", ".join(names)
   if "feature" in called:
     return findings.not_applicable(f"it returns {called}")
-  if not re.search("logits|classes|predictions|probabilit", called):
+  if not kinds.CLASSES.search(called):
     return findings.not_decidable(
       f"whether these are logits: {called or 'the outputs have no name'}"
     )

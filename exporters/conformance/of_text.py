@@ -1,27 +1,106 @@
-"""Rules for models of text: T1 to T6.
+"""Rules for models of text: T1 to T7, and W1.
 
 Source: TensorFlow Hub, common SavedModel APIs for text tasks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import tensorflow as tf
 
 from exporters.conformance import findings
 from exporters.conformance import subject as subject_lib
+from exporters.reusable import observation
 
 Subject = subject_lib.Subject
 
+_TEXTS = ("", " ", "?!,", "qxzvjk", "naïve 你好", "Return the list of all.")
+_WORDS = (("the", "qxzvjk", "of"), ("", "", ""), ("is", "?", ""))
+
 
 def embeds_text(subject: Subject) -> findings.Finding:
-  """The output of a text embedding is float32 [batch, dim]."""
+  """Each text has a finite float32 vector that does not depend on its batch."""
   spec = subject.output_spec
   if not findings.is_float_vector(spec):
     return findings.failed(
       f"It returns {findings.described(spec)}, not float32 [batch, dim].",
       "Return one vector for each text.",
     )
-  return findings.passed(f"float32, {spec.shape[1]} dimensions")
+  return _not_an_embedding(subject, tf.constant(_TEXTS)) or findings.passed(
+    f"float32, {spec.shape[1]} dimensions, for empty and unknown texts too"
+  )
+
+
+def embeds_words(subject: Subject) -> findings.Finding:
+  """Each word has a finite float32 vector; that of padding, "", is zero."""
+  spec = subject.output_spec
+  if spec.dtype != tf.float32 or spec.shape[2] is None:
+    return findings.failed(
+      f"It returns {findings.described(spec)}, not float32 [batch, length,"
+      " dim].",
+      "Return one vector for each word.",
+    )
+  words = tf.constant(_WORDS)
+  padding = [[0, 0], [0, 2]]
+  with_padding = {
+    "before padding": lambda x: subject.model(
+      tf.pad(x, padding, constant_values="")
+    )[:, : x.shape[1]]
+  }
+  if finding := _not_an_embedding(subject, words, with_padding):
+    return finding
+  if np.any(subject.model(words).numpy()[words == ""]):
+    return findings.failed(
+      'The vector of "" is not zero, so padding changes sums of vectors.',
+      'Multiply by 0 where the word is "".',
+    )
+  return findings.passed(f"float32, {spec.shape[2]} dimensions, 0 for padding")
+
+
+def _not_an_embedding(
+  subject: Subject,
+  inputs: tf.Tensor,
+  ways: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] | None = None,
+) -> findings.Finding | None:
+  """Finds inputs whose vector is not finite, or depends on other inputs.
+
+  Args:
+    subject: The SavedModel.
+    inputs: A batch.
+    ways: Further ways to call it, in words.
+  """
+  model = subject.model
+  ways = {
+    "in a batch": model,
+    "alone": lambda x: tf.concat([model(each[tf.newaxis]) for each in x], 0),
+    "beside an empty batch": lambda x: tf.concat([model(x), model(x[:0])], 0),
+    "in Dataset.map": lambda x: next(
+      iter(tf.data.Dataset.from_tensors(x).map(model))
+    ),
+    **(ways or {}),
+  }
+  results = {}
+  for way, call in ways.items():
+    try:
+      results[way] = call(inputs).numpy()
+    except Exception as e:
+      return findings.failed(
+        f"It cannot be called {way}: {subject_lib.first_line(e)}",
+        "Use ops that run in a graph, on any number of strings of any length.",
+      )
+    name = f"A vector {way}"
+    _, problems = observation.compare(
+      "outputs", {name: results["in a batch"]}, {name: results[way]}
+    )
+    if not np.isfinite(results[way]).all():
+      problems = ["A vector is not finite, such as that of an empty text"]
+    if problems:
+      return findings.failed(
+        f"{problems[0]}.",
+        "Compute each vector from its own text alone, and divide by no number"
+        " of words or norm that may be 0.",
+      )
+  return None
 
 
 def preprocesses(subject: Subject) -> findings.Finding:
@@ -158,18 +237,21 @@ def has_language_model(subject: Subject) -> findings.Finding:
   return findings.passed(f"mlm_logits {outputs['mlm_logits'].shape}")
 
 
-def names_its_vocabulary(subject: Subject) -> findings.Finding:
-  """Consumers can read the vocabulary and the special tokens."""
-  if subject.kind == "preprocessor":
-    special = getattr(
-      getattr(subject.model, "tokenize", None), "get_special_tokens_dict", None
+def names_its_special_tokens(subject: Subject) -> findings.Finding:
+  """Consumers can read the special tokens."""
+  special = getattr(
+    getattr(subject.model, "tokenize", None), "get_special_tokens_dict", None
+  )
+  if special is None:
+    return findings.failed(
+      "tokenize has no get_special_tokens_dict.",
+      "Save it; masking tokens needs their ids.",
     )
-    if special is None:
-      return findings.failed(
-        "tokenize has no get_special_tokens_dict.",
-        "Save it; masking tokens needs their ids.",
-      )
-    return findings.passed(f"{', '.join(sorted(special()))}")
+  return findings.passed(f"{', '.join(sorted(special()))}")
+
+
+def names_its_vocabulary(subject: Subject) -> findings.Finding:
+  """Consumers can read the vocabulary."""
   model = subject.model
   if hasattr(model, "sp_model_file"):
     return findings.passed("sp_model_file")

@@ -10,6 +10,7 @@ import os
 import pathlib
 
 from exporters.reusable import graphs
+from exporters.reusable.private_api import graph_pb2
 from exporters.reusable.private_api import meta_graph_pb2
 from exporters.reusable.private_api import node_def_pb2
 
@@ -37,11 +38,11 @@ _TABLES_OF_FILES = frozenset(
 )
 
 
-def functions(graph: meta_graph_pb2.MetaGraphDef) -> dict[str, Nodes]:
+def functions(graph: graph_pb2.GraphDef) -> dict[str, Nodes]:
   """Returns the nodes of every function, and of the main graph, by name."""
   return {
-    MAIN_GRAPH: graph.graph_def.node,
-    **{f.signature.name: f.node_def for f in graph.graph_def.library.function},
+    MAIN_GRAPH: graph.node,
+    **{f.signature.name: f.node_def for f in graph.library.function},
   }
 
 
@@ -54,7 +55,7 @@ def suspicious(graph: meta_graph_pb2.MetaGraphDef) -> list[str]:
   Returns:
     A line for each op: its name, its function, and what is wrong with it.
   """
-  by_name = functions(graph)
+  by_name = functions(graph.graph_def)
   of_savers = _of_savers_alone(graph, by_name)
   found = []
   for function, nodes in by_name.items():

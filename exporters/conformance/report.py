@@ -25,7 +25,7 @@ def collect(
   """Collects everything known about a SavedModel, ready for JSON."""
   return {
     "saved_model_dir": subject.directory,
-    "kind": subject.kind,
+    "kind": subject.kind.name,
     "saved_with_tensorflow": subject.graph.meta_info_def.tensorflow_version,
     "rules": [
       {

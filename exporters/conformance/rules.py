@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 import dataclasses
 
 from exporters.conformance import findings
+from exporters.conformance import kinds
 from exporters.conformance import of_all
 from exporters.conformance import of_images
+from exporters.conformance import of_sequences
 from exporters.conformance import of_text
 from exporters.conformance import subject as subject_lib
 
 Subject = subject_lib.Subject
-
-_IMAGES = ("image", "video")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,26 +28,29 @@ class Rule:
     level: `must`, or `should` for advice.
     judge: Returns the finding. Its docstring is the text of the rule.
     needs: What `judge` examines: the `file`, the loaded `object`, or a `call`.
-    kinds: The kinds of SavedModels that the rule applies to. Empty: all.
   """
 
   name: str
   level: str
   judge: Callable[[Subject], findings.Finding]
   needs: str = "call"
-  kinds: tuple[str, ...] = ()
 
   @property
   def text(self) -> str:
     """The text of the rule."""
     return " ".join(self.judge.__doc__.split())
 
+  @property
+  def kinds(self) -> list[str]:
+    """The kinds of SavedModels that the rule applies to. Empty: all."""
+    return [kind.name for kind in kinds.KINDS if self.name in kind.rules]
+
 
 def judge(subject: Subject) -> Iterator[tuple[Rule, findings.Finding]]:
   """Yields the finding about each rule, in their order."""
   for rule in RULES:
-    if rule.kinds and subject.kind not in rule.kinds:
-      others = f"for {' or '.join(rule.kinds)}; this is {subject.kind}"
+    if rule.kinds and subject.kind.name not in rule.kinds:
+      others = f"for {' or '.join(rule.kinds)}; this is {subject.kind.name}"
       yield rule, findings.not_applicable(others)
     elif rule.needs != "file" and subject.model is None:
       yield rule, findings.not_decidable(subject.unloaded)
@@ -74,25 +77,24 @@ RULES = (
   Rule("R9", "must", of_all.sub_objects_are_whole, "object"),
   Rule("R10", "must", of_all.is_clean, "file"),
   Rule("R11", "should", of_all.is_served, "file"),
-  Rule("R12", "should", of_all.returns_logits, kinds=(*_IMAGES, "plain")),
+  Rule("R12", "should", of_all.returns_logits),
   Rule("R13", "must", of_all.is_documented, "file"),
-  Rule(
-    "R14", "must", of_all.compiles_once, kinds=(*_IMAGES, "encoder", "plain")
-  ),
-  Rule("I1", "must", of_images.takes_images, "file", kinds=_IMAGES),
-  Rule("I2", "must", of_images.returns_features, kinds=_IMAGES),
-  Rule("I3", "must", of_images.returns_classes, "file", kinds=_IMAGES),
-  Rule("I4", "should", of_images.size_is_free, kinds=_IMAGES),
-  Rule("I5", "should", of_images.momentum_can_be_set, kinds=_IMAGES),
-  Rule("T1", "must", of_text.embeds_text, kinds=("text embedding",)),
-  Rule("T2", "must", of_text.preprocesses, kinds=("preprocessor",)),
-  Rule("T3", "must", of_text.encodes, kinds=("encoder",)),
-  Rule("T4", "must", of_text.names_its_preprocessor, kinds=("encoder",)),
-  Rule("T5", "must", of_text.has_language_model, kinds=("encoder",)),
-  Rule(
-    "T6",
-    "should",
-    of_text.names_its_vocabulary,
-    kinds=("encoder", "preprocessor"),
-  ),
+  Rule("R14", "must", of_all.compiles_once),
+  Rule("I1", "must", of_images.takes_images, "file"),
+  Rule("I2", "must", of_images.returns_features),
+  Rule("I3", "must", of_images.returns_classes, "file"),
+  Rule("I4", "should", of_images.size_is_free),
+  Rule("I5", "should", of_images.momentum_can_be_set),
+  Rule("T1", "must", of_text.embeds_text),
+  Rule("T2", "must", of_text.preprocesses),
+  Rule("T3", "must", of_text.encodes),
+  Rule("T4", "must", of_text.names_its_preprocessor),
+  Rule("T5", "must", of_text.has_language_model),
+  Rule("T6", "should", of_text.names_its_vocabulary),
+  Rule("T7", "should", of_text.names_its_special_tokens),
+  Rule("W1", "must", of_text.embeds_words),
+  Rule("G1", "must", of_sequences.generates),
+  Rule("G2", "must", of_sequences.steps),
+  Rule("G3", "must", of_sequences.tokenizes),
+  Rule("C1", "must", of_sequences.is_cell),
 )

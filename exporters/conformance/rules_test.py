@@ -8,12 +8,14 @@ from absl.testing import parameterized
 import tensorflow as tf
 
 from exporters.conformance import findings
+from exporters.conformance import kinds
 from exporters.conformance import of_all
 from exporters.conformance import rules
 from exporters.conformance import subject as subject_lib
 
 _CARD = "hub.KerasLayer(…, trainable=True). Regularization in an optimizer …"
 _IMAGES = tf.TensorSpec([None, None, None, 3], tf.float32, "images")
+_GREY_IMAGES = tf.TensorSpec([None, 28, 28, 1], tf.float32, "images")
 _TEXTS = tf.TensorSpec([None], tf.string, "texts")
 _SCALAR = tf.TensorSpec([], tf.float32)
 _WORDS = {
@@ -52,9 +54,10 @@ def _image(
   card=_CARD,
 ):
   """Writes a feature extractor for images; by default nothing is broken."""
-  initial = tf.random.stateless_normal([3, 5], [0, 0])
+  channels = spec.shape[-1]
+  initial = tf.random.stateless_normal([channels, 5], [0, 0])
   kernel = tf.Variable(initial, name="kernel")
-  mean = tf.Variable(tf.zeros([3]), trainable=False, name="moving_mean")
+  mean = tf.Variable(tf.zeros([channels]), trainable=False, name="moving_mean")
 
   def call(inputs, training=False, dropout_rate=0.5, batch_norm_momentum=0.9):
     x = tf.cast(inputs, tf.float32)
@@ -293,10 +296,10 @@ def _no_momentum(directory):
   _write(root, directory)
 
 
-def _text_embedding(directory, features=2):
+def _text_embedding(directory, features=2, change=lambda x: x):
   def call(texts):
     lengths = tf.cast(tf.strings.length(texts), tf.float32)
-    return tf.stack([lengths] * features, axis=1)
+    return change(tf.stack([lengths] * features, axis=1))
 
   def letters(texts):  # As many as the longest text has.
     return tf.cast(
@@ -405,6 +408,85 @@ def _encoder(directory, *, spec=None, mlm=None, vocabulary=True, card=_CARD):
   _write(root, directory, card=card)
 
 
+def _word_embedding(directory, *, change=lambda x: x, padding=0.0):
+  def call(words):
+    lengths = tf.cast(tf.strings.length(words), tf.float32)
+    return change(
+      tf.stack([lengths, tf.where(words == "", padding, 1.0)], axis=2)
+    )
+
+  _plain(directory, call, tf.TensorSpec([None, None], tf.string, "words"))
+
+
+def _cell(directory, *, sizes=(4, 2), change=lambda x: x):
+  """Writes a cell that remembers two sums; by default intact."""
+  kernel = tf.Variable(tf.random.stateless_normal([3, 4], [0, 0]))
+
+  def call(inputs):
+    x, long, short = inputs
+    long += x @ kernel
+    short = change(short + x[:, :2])
+    return [long, long, short]
+
+  specs = [tf.TensorSpec([None, n], tf.float32) for n in (3, 4, 2)]
+  state_sizes = tf.function(lambda: tf.constant(sizes), input_signature=[])
+  state_sizes.get_concrete_function()
+  _plain(directory, call, specs, variables=[kernel], state_sizes=state_sizes)
+
+
+def _generator(
+  directory,
+  *,
+  pick=lambda shape, seed: tf.random.stateless_uniform(
+    shape, [seed, 0], 97, 123, tf.int32
+  ),
+  prompts=_TEXTS,
+  change_step=lambda x: x,
+  dtype=tf.int32,
+):
+  """Writes a language model of letters that only trains; by default intact."""
+  table = tf.Variable(tf.random.stateless_normal([128, 4], [0, 0]))
+
+  def logits(state):
+    return tf.einsum("...d,vd->...v", tf.tanh(state), table)
+
+  def call(ids):
+    x = tf.nn.embedding_lookup(table, ids)
+    length = tf.shape(ids)[1]
+    past = tf.linalg.band_part(tf.ones([length, length]), -1, 0)
+    return logits(tf.einsum("ts,bsd->btd", past, x))
+
+  def step(inputs):
+    ids, state = inputs
+    state = change_step(state) + tf.nn.embedding_lookup(table, ids)
+    return [logits(state), state]
+
+  def generate(texts, length=8, temperature=1.0, seed=0):
+    codes = pick([tf.shape(texts)[0], length], seed)
+    return texts + tf.strings.unicode_encode(codes, "UTF-8")
+
+  def tokenize(texts):
+    ids = tf.strings.unicode_decode(texts, "UTF-8")
+    return tf.cast(tf.minimum(ids, 127), dtype)
+
+  number = tf.TensorSpec([], tf.int32)
+  root = _lists(
+    _callable(call, [tf.TensorSpec([None, None], tf.int32)]), [table]
+  )
+  root.step = _callable(
+    step, [[tf.TensorSpec([None], tf.int32), tf.TensorSpec([None, 4])]]
+  )
+  root.step.variables = [table]
+  root.generate = _callable(generate, [prompts, number, _SCALAR, number])
+  root.tokenize = _callable(tokenize, [_TEXTS])
+  root.detokenize = _callable(
+    lambda ids: tf.strings.unicode_encode(tf.cast(ids, tf.int32), "UTF-8"),
+    [tf.RaggedTensorSpec([None, None], dtype)],
+  )
+  root.state_sizes = _callable(lambda: tf.constant([4]), [])
+  _write(root, directory)
+
+
 def _of(build, **changes):
   return lambda directory: build(directory, **changes)
 
@@ -490,6 +572,17 @@ _BROKEN = (
   ),
   ("I5", _no_momentum, "batch_norm_momentum cannot be set"),
   ("T1", _of(_text_embedding, features=None), r"\(None, None\), not float32"),
+  ("T1", _of(_text_embedding, change=lambda x: x / x), "is not finite"),
+  (
+    "T1",
+    _of(_text_embedding, change=lambda x: x / (1 + tf.reduce_max(x))),
+    "A vector alone differs",
+  ),
+  (
+    "T1",
+    _of(_text_embedding, change=lambda x: tf.ensure_shape(x, [6, 2])),
+    "cannot be called alone",
+  ),
   ("T2", _of(_preprocessor, with_tokenize=False), "no sub-object `tokenize`"),
   ("T2", _of(_preprocessor, pack_with_length=False), "and a seq_length"),
   ("T2", _of(_preprocessor, longest=9), "cannot run in Dataset.map"),
@@ -505,16 +598,62 @@ _BROKEN = (
   ("T4", _encoder, "Neither the encoder nor its card"),
   ("T5", _of(_encoder, mlm="logits"), "returns logits, not mlm_logits"),
   ("T6", _of(_encoder, vocabulary=False), "vocab_file and do_lower_case"),
-  ("T6", _of(_preprocessor, special=False), "no get_special_tokens_dict"),
+  ("T7", _of(_preprocessor, special=False), "no get_special_tokens_dict"),
+  ("W1", _of(_word_embedding, padding=1.0), 'The vector of "" is not zero'),
+  (
+    "W1",
+    _of(_word_embedding, change=lambda x: x - tf.reduce_mean(x, 1, True)),
+    "A vector before padding differs",
+  ),
+  (
+    "W1",
+    _of(_word_embedding, change=lambda x: tf.cast(x, tf.float64)),
+    r"float64 \(None, None, 2\), not float32",
+  ),
+  (
+    "G1",
+    _of(
+      _generator,
+      pick=lambda shape, seed: tf.random.uniform(shape, 97, 123, tf.int32),
+    ),
+    "different texts for the same seed",
+  ),
+  (
+    "G1",
+    _of(_generator, pick=lambda shape, seed: tf.fill(shape, 97)),
+    "same texts for four seeds",
+  ),
+  (
+    "G1",
+    _of(_generator, prompts=tf.TensorSpec([3], tf.string)),
+    r"does not continue strings \[batch\]",
+  ),
+  ("G2", _of(_generator, change_step=lambda x: 0.9 * x), "is not the call"),
+  (
+    "G2",
+    _of(_generator, change_step=lambda x: tf.tile(x, [2, 1])),
+    "take and return",
+  ),
+  ("G3", _of(_generator, dtype=tf.int64), "do not fit|returns int64"),
+  ("C1", _of(_cell, sizes=(4, 3)), "does not take states of `state_sizes`"),
+  (
+    "C1",
+    _of(_cell, change=lambda x: x[:, :1]),
+    r"\(1, 2\) and returns .* \(1, 1\)",
+  ),
 )
 _INTACT = (
   ("image", _image),
+  ("grey image", _of(_image, spec=_GREY_IMAGES)),
   ("preprocessor", _preprocessor),
   (
     "encoder",
     _of(_encoder, mlm="mlm_logits", card=f"{_CARD} Its preprocessor is …"),
   ),
   ("text embedding", _text_embedding),
+  ("word embedding", _word_embedding),
+  ("generator", _generator),
+  ("cell", _cell),
 )
 
 
@@ -529,7 +668,7 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     subject = self.subject(build)
     (rule,) = [rule for rule in rules.RULES if rule.name == name]
     if rule.kinds:
-      self.assertIn(subject.kind, rule.kinds)
+      self.assertIn(subject.kind.name, rule.kinds)
     finding = rule.judge(subject)
     self.assertEqual(finding.verdict, findings.FAIL, finding)
     self.assertRegex(finding.text, words)
@@ -538,7 +677,7 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
   @parameterized.parameters(*_INTACT)
   def test_passes(self, kind, build):
     subject = self.subject(build)
-    self.assertEqual(subject.kind, kind)
+    self.assertEqual(subject.kind.name, kind)
     verdicts = {r.name: f for r, f in rules.judge(subject)}
     allowed = (findings.PASS, findings.NOT_APPLICABLE)
     not_passed = {n: f for n, f in verdicts.items() if f.verdict not in allowed}
@@ -571,6 +710,10 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEqual(
       {name for name, *_ in _BROKEN}, {rule.name for rule in rules.RULES}
     )
+
+  def test_kinds_name_rules_that_exist(self):
+    named = {name for kind in kinds.KINDS for name in kind.rules}
+    self.assertContainsSubset(named, {rule.name for rule in rules.RULES})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import functools
 import inspect
 import itertools
 import json
+import math
 import os
 import re
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from google.protobuf import message
 import tensorflow as tf
 
+from exporters.conformance import kinds
 from exporters.conformance import op_audit
 from exporters.reusable import errors
 from exporters.reusable import observation
@@ -30,6 +32,7 @@ VERIFICATION = "assets.extra/verification.json"
 # The default of an argument that has none.
 NO_DEFAULT = inspect.Parameter.empty
 _SENTENCES = ("It rains.", "A much longer sentence, with a comma!", "naïve", "")
+_WORDS = ("the", "is", "naïve", ",", "")
 
 
 @dataclasses.dataclass
@@ -159,25 +162,17 @@ class Subject:
     return self.graph.signature_def.get("serving_default")
 
   @functools.cached_property
-  def kind(self) -> str:
-    """What it takes: `image`, `video`, `encoder` and so on, or `plain`."""
-    spec = self.spec
-    if isinstance(spec, Mapping):
-      return "encoder" if "input_word_ids" in spec else "plain"
-    if not isinstance(spec, tf.TensorSpec) or spec.shape.rank is None:
-      return "plain"
-    if spec.dtype == tf.string and spec.shape.rank == 1:
-      is_embedding = isinstance(self.output_spec, tf.TensorSpec) and (
-        self.output_spec.dtype.is_floating
-      )
-      return "text embedding" if is_embedding else "preprocessor"
-    kinds = {4: "image", 5: "video"} if spec.shape[-1:] == [3] else {}
-    return kinds.get(spec.shape.rank, "plain")
+  def kind(self) -> kinds.Kind:
+    """What it takes and returns, and which rules it must keep."""
+    root = self.graph.object_graph_def.nodes[:1]
+    attributes = [child.local_name for node in root for child in node.children]
+    names = self.serving.outputs if self.serving else ()
+    return kinds.of(self.spec, self.output_spec, attributes, names)
 
   @property
-  def is_text(self) -> bool:
-    """Whether its input is strings."""
-    return self.kind in ("preprocessor", "text embedding")
+  def takes_strings(self) -> bool:
+    """Whether any input is of strings."""
+    return any(x.dtype == tf.string for x in tf.nest.flatten(self.spec))
 
   @functools.cached_property
   def batch_norms(self) -> list[tf.Variable]:
@@ -193,10 +188,20 @@ class Subject:
     """How often each op is in the graph, the most frequent first."""
     counts = collections.Counter(
       node.op
-      for nodes in op_audit.functions(self.graph).values()
+      for nodes in op_audit.functions(self.graph.graph_def).values()
       for node in nodes
     )
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+  @property
+  def is_random(self) -> bool:
+    """Whether a call has ops that draw random numbers."""
+    parts = [
+      part
+      for trace in self.traces
+      for part in op_audit.functions(trace.graph.as_graph_def()).values()
+    ]
+    return any(RANDOM.match(node.op) for part in parts for node in part)
 
   @functools.cached_property
   def steady(self) -> dict[str, Any] | None:
@@ -246,8 +251,7 @@ class Subject:
         repeated.
       form: One of `forms`. None: `spec`.
     """
-    sizes = {"image": (64,), "video": (8, 64), "encoder": (16,)}
-    size = size or sizes.get(self.kind, (8,))
+    size = size or self.kind.sizes
 
     def array(name: str, spec: tf.TensorSpec) -> tf.Tensor:
       free = itertools.chain(size, itertools.repeat(size[-1]))
@@ -258,7 +262,9 @@ class Subject:
       ]
       seed = [shape[0], 0]
       if spec.dtype == tf.string:
-        return tf.constant((_SENTENCES * shape[0])[: shape[0]])
+        texts = itertools.cycle(_SENTENCES if len(shape) == 1 else _WORDS)
+        count = math.prod(shape)
+        return tf.reshape(list(itertools.islice(texts, count)), shape)
       if spec.dtype.is_floating:
         return tf.cast(tf.random.stateless_uniform(shape, seed), spec.dtype)
       if spec.dtype.is_integer:
@@ -334,6 +340,14 @@ def traces_of(loaded: Any) -> list[Any]:
   # Not callable(): every loaded object has the class attribute.
   call = getattr(loaded, "__call__", None)  # noqa: B004
   return list(getattr(call, "concrete_functions", ()))
+
+
+def kind_of(sub_object: Any) -> kinds.Kind:
+  """Returns the kind of a callable object in a SavedModel."""
+  trace = traces_of(sub_object)[0]
+  taken = next(iter(trace.structured_input_signature[0]), None)
+  attributes = tf.train.TrackableView.children(sub_object)
+  return kinds.of(taken, trace.structured_outputs, attributes)
 
 
 def first_line(error: Exception) -> str:

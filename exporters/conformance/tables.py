@@ -1,7 +1,8 @@
-"""Prints README's tables of comparisons and rules."""
+"""Prints README's tables of comparisons, kinds and rules."""
 
 from collections.abc import Iterable, Sequence
 
+from exporters.conformance import kinds as kinds_lib
 from exporters.conformance import rules
 from exporters.reusable import observation
 
@@ -23,6 +24,24 @@ def verified() -> str:
   )
 
 
+def kinds() -> str:
+  """Returns the table of the kinds of SavedModels."""
+  return _table(
+    ("kind", "takes", "returns", "must have", "rules besides those for all"),
+    (
+      (
+        kind.name,
+        kinds_lib.text(kind.takes),
+        kinds_lib.text(kind.returns)
+        + (", not named as logits or classes" if not kind.classifies else ""),
+        ", ".join(f"`{name}`" for name in kind.has),
+        ", ".join(kind.rules),
+      )
+      for kind in kinds_lib.KINDS
+    ),
+  )
+
+
 def checked() -> str:
   """Returns the table of the rules that a check applies."""
   return _table(
@@ -40,4 +59,4 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-  print(verified(), checked(), sep="\n\n")
+  print(verified(), kinds(), checked(), sep="\n\n")
