@@ -47,7 +47,7 @@ def check(
   as_json: bool = False,
   html_file: str | None = None,
 ) -> bool:
-  """Checks a SavedModel and prints a line for each rule.
+  """Checks a SavedModel and prints a line for each rule for its kind.
 
   Args:
     saved_model_dir: The directory of the SavedModel.
@@ -79,7 +79,7 @@ def check(
     elif strict or (rule.level, finding.verdict) == ("must", findings_lib.FAIL):
       broken.append(rule.name)
     findings.append((rule, finding))
-    if not as_json:
+    if not as_json and rule.is_for(subject.kind):
       _print(rule, finding)
   found = report.collect(subject, findings)
   if as_json:

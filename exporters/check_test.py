@@ -181,23 +181,23 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     ),
     (
       _tf_keras_save,
-      "plain",
+      "vector",
       {"R7", "R10"},
       {"R6": "1 losses", "R10": "state of an optimizer"},
     ),
     (
       _keras_3_export,
-      "plain",
+      "vector",
       {"R1", "R9", "R11"},
       {"R1": "hub.KerasLayer refuses it"},
     ),
     (
       _tf_module,
-      "plain",
+      "vector",
       {"R5", "R11"},
       {"R5": "consumers train and save nothing, in silence"},
     ),
-    (_tensorflow_1, "plain", {"R1"}, {"R1": "with TensorFlow 1"}),
+    (_tensorflow_1, "vector", {"R1"}, {"R1": "with TensorFlow 1"}),
   )
   def test_verdicts(self, build, kind, failing, words):
     build(self.directory)

@@ -88,6 +88,11 @@ def compile_for_tpu(
   subject = subject_lib.load(saved_model_dir, trust)
   if subject.model is None:
     raise errors.ExportError(f"{saved_model_dir}: {subject.unloaded}.")
+  if subject.takes_strings:
+    raise errors.ExportError(
+      f"{saved_model_dir} takes strings (kind: {subject.kind.name}), which TPUs"
+      " do not support. Run it on the host: call it in Dataset.map."
+    )
   _check_compiler(libtpu, topologies[0])
   good = True
   results = []

@@ -129,6 +129,13 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
     self.assertCountEqual(changed, [card, report])
     self.assertCountEqual((p for p in export.rglob("*") if p.is_file()), files)
 
+  def test_strings_are_refused(self):
+    done = self.run_binary(f"--saved_model_dir={_BERT.value}/preprocessor")
+    self.assertEqual(done.returncode, 1)
+    self.assertRegex(
+      done.stderr, r"ERROR: \S+ takes strings \(kind: preprocessor\), .*\n$"
+    )
+
   def test_what_does_not_fit(self):
     export = self.copy(f"{_BERT.value}/encoder")
     done = self.run_binary(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import dataclasses
 
 from exporters.conformance import findings
-from exporters.conformance import kinds
+from exporters.conformance import kinds as kinds_lib
 from exporters.conformance import of_all
 from exporters.conformance import of_images
 from exporters.conformance import of_sequences
@@ -43,13 +43,17 @@ class Rule:
   @property
   def kinds(self) -> list[str]:
     """The kinds of SavedModels that the rule applies to. Empty: all."""
-    return [kind.name for kind in kinds.KINDS if self.name in kind.rules]
+    return [kind.name for kind in kinds_lib.KINDS if self.name in kind.rules]
+
+  def is_for(self, kind: kinds_lib.Kind) -> bool:
+    """Tells whether the rule applies to a kind."""
+    return not self.kinds or kind.name in self.kinds
 
 
 def judge(subject: Subject) -> Iterator[tuple[Rule, findings.Finding]]:
   """Yields the finding about each rule, in their order."""
   for rule in RULES:
-    if rule.kinds and subject.kind.name not in rule.kinds:
+    if not rule.is_for(subject.kind):
       others = f"for {' or '.join(rule.kinds)}; this is {subject.kind.name}"
       yield rule, findings.not_applicable(others)
     elif rule.needs != "file" and subject.model is None:

@@ -30,17 +30,9 @@ def inputs(
     batch_size: Examples per core and step.
     image_size: Height and width of images, where the export leaves them free.
     seq_length: Sequence length, where the export leaves it free.
-
-  Raises:
-    ExportError: An input is a string, which TPUs do not support.
   """
 
   def fixed(spec: tf.TensorSpec) -> tf.TensorSpec:
-    if spec.dtype == tf.string:
-      raise errors.ExportError(
-        "The export takes strings, which TPUs do not support. Run it on the"
-        " host: call it in Dataset.map."
-      )
     sizes = [seq_length] * spec.shape.rank
     if spec.shape.rank >= 4:  # Images, or sequences of images.
       sizes[-3:-1] = [image_size, image_size]
@@ -96,6 +88,8 @@ def _train_step(
     outputs = layer(batch, training=True)
     if isinstance(outputs, Mapping):
       outputs = outputs.get("default", next(iter(outputs.values())))
+    elif isinstance(outputs, (list, tuple)):  # Of a cell: output and states.
+      outputs = outputs[0]
     return tf.reshape(outputs, [batch_size, -1])
 
   # Trace it without running it: batches may be large.
