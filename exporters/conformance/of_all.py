@@ -297,7 +297,8 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
   dead = [
     name
     for name, default in tunable.items()
-    if not any(
+    if not isinstance(default, str)
+    and not any(
       subject.differ(steady, {**steady, name: value})
       for value in ((3, 2) if isinstance(default, int) else (0.5, 0.25))
     )
@@ -307,7 +308,11 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
       f"{findings.some(dead)} changes nothing.",
       "Bind it to the layers that use it, or remove it.",
     )
-  return findings.passed(f"{', '.join(tunable)} can be set, with effect")
+  strings = [name for name, v in tunable.items() if isinstance(v, str)]
+  return findings.passed(
+    f"{', '.join(tunable)} can be set"
+    + (f"; not tried: {', '.join(strings)}" if strings else ", with effect")
+  )
 
 
 def batch_is_free(subject: Subject) -> findings.Finding:
@@ -338,7 +343,8 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
         )
     elif subject_lib.traces_of(child):
       kind = subject_lib.kind_of(child).name
-      found.append(name if kind in ("plain", name) else f"{name} ({kind})")
+      is_clear = kind in ("plain", name.replace("_", " "))
+      found.append(name if is_clear else f"{name} ({kind})")
       for attribute in observation.INTERFACE:
         if not hasattr(child, attribute):
           return findings.failed(

@@ -297,16 +297,19 @@ def _no_momentum(directory):
 
 
 def _text_embedding(directory, features=2, change=lambda x: x):
-  def call(texts):
-    lengths = tf.cast(tf.strings.length(texts), tf.float32)
-    return change(tf.stack([lengths] * features, axis=1))
+  def call(texts, unit="BYTE"):
+    lengths = tf.cast(
+      tf.strings.length(tf.strings.join([texts, unit])), tf.float32
+    )
+    return change(tf.stack([lengths - 4.0] * features, axis=1))
 
-  def letters(texts):  # As many as the longest text has.
+  def letters(texts, unit="BYTE"):  # As many as the longest text has.
     return tf.cast(
       tf.strings.unicode_decode(texts, "UTF-8").to_tensor(), tf.float32
     )
 
-  _plain(directory, call if features else letters, _TEXTS)
+  unit = tf.TensorSpec([], tf.string)
+  _plain(directory, call if features else letters, _TEXTS, unit)
 
 
 def _callable(call, *traces):

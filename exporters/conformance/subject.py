@@ -110,14 +110,19 @@ class Subject:
       for name, value in arguments.items()
       if isinstance(value, tf.TensorSpec)
       and value.shape == []
-      and value.dtype.is_floating | value.dtype.is_integer
+      and value.dtype != tf.bool
     }
 
   @functools.cached_property
   def changed(self) -> dict[str, Any]:
-    """Other values for the hyperparameters that have a default."""
+    """Other values for the hyperparameters that have a default.
+
+    The values of a string are unknown, so it keeps its default.
+    """
     return {
-      name: observation.changed(default)
+      name: default
+      if isinstance(default, str)
+      else observation.changed(default)
       for name, default in self.hyperparameters.items()
       if default is not NO_DEFAULT
     }
