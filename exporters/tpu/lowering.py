@@ -90,6 +90,9 @@ def _train_step(
       outputs = outputs.get("default", next(iter(outputs.values())))
     elif isinstance(outputs, (list, tuple)):  # Of a cell: output and states.
       outputs = outputs[0]
+    if outputs.shape.rank == 3 and outputs.shape[1] is None:
+      # TensorFlow does not infer the shape of what a loop returns; XLA does.
+      outputs = tf.ensure_shape(outputs[:, -1], [batch_size, None])
     return tf.reshape(outputs, [batch_size, -1])
 
   # Trace it without running it: batches may be large.
