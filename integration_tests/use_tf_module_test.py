@@ -89,6 +89,7 @@ class UseTfModuleTest(tf.test.TestCase):
     near = [near_turned_moons(m.sample(ones)) for m in (original, module)]
     print({"trained": trained, "untrained": untrained, "near": near})
     self.assertLess(untrained, -10.0)
+    # With 6 seeds it was -1.40 to -1.23, and 0.87 to 0.92 of the samples.
     self.assertGreater(trained, -1.6)
     self.assertLess(near[0], 0.6)
     self.assertGreater(near[1], 0.8)
@@ -101,7 +102,7 @@ class UseTfModuleTest(tf.test.TestCase):
       _MOONS.value, "turned_moons", learning_rate=5e-3, dropout_rate=0.6
     )
     print({"dropout_rate 0.6": metric})
-    self.assertLess(metric, -1.7)
+    self.assertLess(metric, -1.8)  # With 2 seeds it was -2.5.
     module = tf.saved_model.load(_MOONS.value)
     samples = module.sample(tf.ones([4]), seed=1)
     self.assertAllEqual(samples, module.sample(tf.ones([4]), seed=1))

@@ -73,7 +73,8 @@ class RealNVPTest(tf.test.TestCase):
     self.assertAllClose(np.mean(samples, 0), np.mean(vectors, 0), atol=0.15)
 
 
-_MARGIN = 0.1
+# With 5 seeds the difference was 0.33 to 0.42.
+_MARGIN = 0.2
 
 
 if __name__ == "__main__":
