@@ -307,24 +307,24 @@ def is_asynchronous(strategy: tf.distribute.Strategy) -> bool:
 
 
 def evaluate(model: tf_keras.Model, batches: tf.data.Dataset) -> float:
-  """Evaluates a classifier with the strategy that it was built with.
+  """Evaluates a model with the strategy that it was built with.
 
   Args:
-    model: A compiled model that returns logits. Its accuracy is its only
-      weighted metric.
+    model: A compiled and trained model with one weighted metric.
     batches: Inputs, labels, and weights.
 
   Returns:
-    The accuracy, in [0, 1].
+    The metric.
   """
   if not is_asynchronous(model.distribute_strategy):
-    _, accuracy = model.evaluate(batches, verbose=0)
-    return accuracy
+    _, value = model.evaluate(batches, verbose=0)
+    return value
   # In `model.evaluate` each worker would go through all batches by itself.
-  metric = tf_keras.metrics.SparseCategoricalAccuracy()
+  model.reset_metrics()
   for inputs, labels, weights in batches:
-    metric.update_state(labels, model(inputs, training=False), weights)
-  return float(metric.result())
+    outputs = model(inputs, training=False)
+    model.compute_metrics(inputs, labels, outputs, weights)
+  return float(model.metrics[-1].result())
 
 
 def _choose_gpus(config: Config) -> None:

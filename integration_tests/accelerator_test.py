@@ -11,7 +11,7 @@ import sys
 from absl import flags
 from absl.testing import absltest
 
-_MIN_ACCURACY = flags.DEFINE_float("min_accuracy", None, "Accuracy to exceed.")
+_MIN_ACCURACY = flags.DEFINE_float("min_accuracy", None, "Metric to exceed.")
 
 
 class AcceleratorTest(absltest.TestCase):
@@ -24,8 +24,8 @@ class AcceleratorTest(absltest.TestCase):
     )
     print(result.stdout)
     self.assertEqual(result.returncode, 0, result.stderr)
-    (accuracy,) = re.findall(r"Test accuracy: (\S+)", result.stdout)
-    self.assertGreater(float(accuracy), _MIN_ACCURACY.value)
+    (metric,) = re.findall(r"Test \w+: (\S+)", result.stdout)
+    self.assertGreater(float(metric), _MIN_ACCURACY.value)
 
     # Now that the accelerator is free.
     import tensorflow as tf

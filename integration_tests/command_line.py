@@ -163,7 +163,7 @@ def fine_tune(
       model = build(saved_model_dir=path(values.saved_model_dir), **arguments)
     train, test, served = prepare(model)
   with strategies.cluster_errors():
-    accuracy = fitting.fit(
+    value = fitting.fit(
       model,
       train,
       test,
@@ -172,7 +172,7 @@ def fine_tune(
       backup_dir=path(values.backup_dir),
     )
     held_out = f"{len(test[1]):,} {examples} held out"
-    print(f"Test accuracy: {accuracy:.4f} on {held_out}")
+    print(f"Test {model.metrics_names[-1]}: {value:.4f} on {held_out}")
     if output_dir:
       fitting.save(served, output_dir, strategy)
   return model

@@ -113,7 +113,7 @@ def fit(
   """Trains and tests a model with the strategy that it was built with.
 
   Args:
-    model: Compiled, with the accuracy among its `weighted_metrics`.
+    model: Compiled, with one weighted metric, such as the accuracy.
     train: Training data.
     test: Test data.
     batch_size: Number of examples in a step, on all devices together; a
@@ -124,7 +124,7 @@ def fit(
     verbose: Argument of Keras.
 
   Returns:
-    The accuracy on the test data, in [0, 1].
+    The metric on the test data.
   """
   # Workers that share each batch need the same order, others different ones.
   seed = None if strategies.is_asynchronous(model.distribute_strategy) else 0

@@ -32,7 +32,8 @@ def use_test(
       program: The program.
       export: The export that it fine-tunes on an accelerator.
       program_args: Its arguments there.
-      min_accuracy: The accuracy that it must exceed there.
+      min_accuracy: The accuracy, or other test metric, that it must exceed
+        there.
       main: Source of the test on the CPU; None: `NAME.py`.
       **kwargs: Attributes of the test on the CPU.
     """

@@ -76,8 +76,8 @@ _PRECISION = """ \
 The model computes in float32, whatever precision it was trained in. In a \
 Keras model of mixed precision, too: its inputs are cast."""
 _REGULARIZATION = """
-`hub.KerasLayer` adds the {losses} regularization losses to those of your \
-model when `trainable=True`. Regularization that an optimizer applies by \
+`hub.KerasLayer` adds the regularization losses to those of your model when \
+`trainable=True`. Regularization that an optimizer applies by \
 itself, such as the weight decay of AdamW, is not part of a SavedModel: to \
 keep it, choose such an optimizer again.
 """
@@ -97,7 +97,6 @@ def write(
     source: The model that was exported.
     signature: The export's `serving_default`: names, dtypes and shapes.
   """
-  losses = len(source.regularization_losses)
   provenance = {
     **card.provenance,
     "exported with": f"TensorFlow {tf.__version__}",
@@ -107,7 +106,7 @@ def write(
     provenance = {
       "parameters": f"{_size(source.variables):,}",
       "trainable": f"{_size(source.trainable_variables):,}",
-      "regularization losses": str(losses),
+      "regularization losses": str(len(source.regularization_losses)),
       **provenance,
     }
   has_training = "training" in source.defaults
@@ -127,7 +126,7 @@ def write(
     hyperparameters=_arguments(source.hyperparameters),
     weights="Weights" if trainable else "Source",
     provenance=table(("", ""), provenance.items()),
-    regularization=_REGULARIZATION.format(losses=losses) if trainable else "",
+    regularization=_REGULARIZATION if trainable else "",
   )
   path = pathlib.Path(export_dir, "assets.extra", "README.md")
   path.parent.mkdir()

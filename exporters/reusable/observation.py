@@ -723,6 +723,8 @@ def main(level: str) -> None:
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   # Optimizing graphs that run once or twice takes longer than running them.
   tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+  # TensorFlow warns if it traces the train steps of several sub-objects.
+  tf.get_logger().setLevel("ERROR")
   lines = _lines()
   export_dir = next(lines)
   results_path = next(lines)

@@ -68,9 +68,10 @@ def source(
   """Traces a model, and checks that it can be exported.
 
   Args:
-    model: A Keras model or layer, a `tf.Module`, or a function of one input,
-      `training` if it has modes, and the hyperparameters that no layers read.
-      A `training` that changes nothing is not exported.
+    model: A Keras model or layer, a `tf.Module`, a `tf.train.Checkpoint` with
+      `__call__`, or a function. It takes one input, `training` if it has modes,
+      and the hyperparameters that no layers read. A `training` that changes
+      nothing is not exported.
     input_spec: `tf.TensorSpec`, or a list or dict of them: shape and dtype of
       the input. Free dimensions are `None`, the batch dimension first.
     hyperparameters: The values that consumers may tune.
@@ -78,7 +79,8 @@ def source(
     trainable_variables: Those that consumers train. Default: those of `model`;
       for a function, the trainable ones of `variables`.
     regularization_losses: Functions without arguments, each returning a float
-      scalar. Default: one for each weight regularizer of the Keras layers.
+      scalar. Default: `model.regularization_losses`, or else one for each
+      weight regularizer of the Keras layers.
     check: Takes the input and returns it, with ops that fail if the model does
       not support it.
     layer_calls: Replaces the `call` of layers in the trace, by class. Outputs
@@ -97,6 +99,8 @@ def source(
   if variables is None:
     variables = getattr(model, "variables", ())
   variables = list(variables)
+  if regularization_losses is None:
+    regularization_losses = getattr(model, "regularization_losses", None)
   if regularization_losses is None:
     regularization_losses = _weight_losses(model)
   return _traced(
@@ -273,7 +277,7 @@ def _has_training(
 def _python_function(model: Callable[..., Any]) -> Callable[..., Any]:
   """Unwraps a tf.function, as a nested one costs time at every XLA step."""
   is_layer = isinstance(model, tf_keras.layers.Layer)
-  if isinstance(model, tf.Module) and not is_layer:
+  if isinstance(model, (tf.Module, tf.train.Checkpoint)) and not is_layer:
     model = model.__call__
   return getattr(model, "python_function", model)
 

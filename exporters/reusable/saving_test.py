@@ -5,6 +5,7 @@ import tf_keras
 
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters
+from exporters.reusable import observation
 from exporters.reusable import saving
 
 _SPEC = tf.TensorSpec([None, 2], tf.float32)
@@ -25,6 +26,22 @@ class Affine(tf.Module):
       self.calls.assign_add(1.0)
       outputs *= scale
     return outputs
+
+
+class Product(tf.train.Checkpoint):
+  """A product with the attributes that TensorFlow Hub documents."""
+
+  def __init__(self):
+    super().__init__()
+    self.v = tf.Variable(2.0, name="v")
+    self.w = tf.Variable(1.0, name="w")
+    self.variables = [self.v, self.w]
+    self.trainable_variables = [self.v]
+    self.regularization_losses = [lambda: 0.001 * self.v**2]
+
+  @tf.function
+  def __call__(self, inputs):
+    return inputs * self.v * self.w
 
 
 _SCALE = hyperparameters.Hyperparameter("scale", 3.0, "factor in training")
@@ -78,6 +95,20 @@ class SavingTest(tf.test.TestCase):
     self.assertEqual(calls.numpy(), 2.0)
     # One trace for each mode, whatever has been called.
     self.assertLen(loaded.__call__.concrete_functions, 2)
+
+  def test_checkpoint(self):
+    model = Product()
+    # `__call__` may be an attribute, too.
+    root = tf.train.Checkpoint(model=model)
+    for name in observation.INTERFACE:
+      setattr(root, name, getattr(model, name))
+    for checkpoint in (model, root):
+      loaded = self.save_and_load(checkpoint, _SPEC)
+      self.assertAllEqual(loaded(tf.ones([1, 2])), [[2.0, 2.0]])
+      self.assertLen(loaded.variables, 2)
+      self.assertEqual([v.name for v in loaded.trainable_variables], ["v:0"])
+      (loss,) = loaded.regularization_losses
+      self.assertAllClose(loss(), 0.004)
 
   def test_function_of_dicts(self):
     bias = tf.Variable(1.0)

@@ -1,0 +1,294 @@
+r"""Exports a `tf.Module`: a model of one's own that is no Keras model.
+
+To export your own module, copy this file. It has two examples. The smallest is
+a product with one variable and one regularization loss:
+
+  bazel run //exporters:tf_module -- --module=product --export_dir=DIR
+
+The other is a normalizing flow, RealNVP, with hyperparameters, and with
+sub-objects that have the same variables. It is trained first, or restored:
+
+  bazel run //exporters:tf_module -- \
+    --module=real_nvp --train_on=moons --export_dir=DIR
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from absl import flags
+from etils import epy
+
+from exporters.reusable import command_line
+from exporters.reusable import errors
+from exporters.reusable import exporting
+from models.density import training
+
+# These import TensorFlow, which must wait until the flags are parsed.
+with epy.lazy_imports():
+  import tensorflow as tf
+
+  from exporters.reusable import checkpoints
+  from exporters.reusable import hyperparameters
+  from exporters.reusable import model_card
+  from exporters.reusable import saving
+  from models import product
+  from models.density import real_nvp
+
+_PRODUCT_EXAMPLE = """
+import os
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"  # tensorflow-hub is Keras 2.
+import tensorflow_hub as hub
+
+layer = hub.KerasLayer("path/to/product", trainable=True)
+layer([10.0, 20.0])  # [20.0, 40.0]
+layer.trainable_weights  # One variable, 2.0.
+layer.losses  # [0.004]
+"""
+
+_REAL_NVP_EXAMPLE = """
+import os
+
+os.environ["TF_USE_LEGACY_KERAS"] = "1"  # tensorflow-hub is Keras 2.
+import tensorflow as tf
+import tensorflow_hub as hub
+import tf_keras
+
+# Yours: vectors, float32 [n, num_features].
+flow = hub.load("path/to/real_nvp")
+layer = hub.KerasLayer(flow, trainable=True, arguments={"dropout_rate": 0.02})
+inputs = tf_keras.Input(vectors.shape[1:])
+model = tf_keras.Model(inputs, layer(inputs)["log_likelihood"])
+model.compile(
+    optimizer="adam",
+    loss=lambda _, log_likelihood: -log_likelihood,
+)
+model.fit(vectors, vectors, epochs=10)
+samples = flow.sample(tf.ones([100]), seed=1)
+"""
+
+_FLOW_FLAGS = {
+  "num_features": ("length of the vectors; moons have 2.", 2),
+  "num_couplings": ("number of couplings.", 1),
+  "units": ("units of each hidden layer in a coupling.", 1),
+  "l2_strength": ("factor of the L2 regularization of every kernel.", 0.0),
+}
+_TRAINING_FLAGS = {
+  "epochs": ("epochs of training; 0 exports the initial weights.", 0),
+  "batch_size": ("vectors in a step.", 1),
+  "learning_rate": ("initial learning rate of Adam.", 0.0),
+  "seed": "seed of the initial weights, the order of vectors, dropout.",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flow:
+  """The arguments of a RealNVP."""
+
+  num_features: int = 2
+  num_couplings: int = 8
+  units: int = 32
+  l2_strength: float = 1e-5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weights:
+  """Where the weights of a RealNVP come from: flags by their names."""
+
+  checkpoint_path: str | None = None
+  weights: str | None = None
+  train_on: str | None = None
+  config: training.Config = dataclasses.field(default_factory=training.Config)
+
+
+def export(
+  options: exporting.Options,
+  flow: Flow | None = None,
+  weights: Weights | None = None,
+) -> None:
+  """Exports a RealNVP, or a product if there is no RealNVP to export.
+
+  Args:
+    options: Where to export and how to verify.
+    flow: The RealNVP, or None.
+    weights: Where its weights come from: a training, or a checkpoint of
+      `tf.train.Checkpoint(module=models.density.real_nvp.RealNVP(…))`.
+
+  Raises:
+    ExportError: A directory is in the way, the vectors have another length, the
+      checkpoint does not match, or the export differs from the module.
+  """
+  with exporting.exporting(options) as export_piece:
+    piece, card = _real_nvp(flow, weights) if flow else _product()
+    path = weights.checkpoint_path if weights else None
+    export_piece("", piece, card, exporting.record(options, path))
+
+
+def _product() -> tuple[exporting.Piece, model_card.Card]:
+  """Returns the smallest example: what to export, and its model card."""
+  numbers = tf.TensorSpec([None], tf.float32, "numbers")
+  piece = exporting.Piece(
+    source=saving.source(product.Product(2.0), numbers),
+    examples=[tf.constant([10.0, 20.0]), tf.constant([3.0])],
+    also_takes=saving.of_mixed_precision(numbers),
+    output_name="products",
+  )
+  card = model_card.Card(
+    name="Product",
+    description="Multiplies numbers by a variable v, which is 2. Its"
+    " regularization loss is 0.001 v².",
+    meanings={"numbers": "any numbers", "products": "v times each number"},
+    example=_PRODUCT_EXAMPLE,
+    provenance={"source": "not trained"},
+  )
+  return piece, card
+
+
+def _real_nvp(
+  flow: Flow, weights: Weights
+) -> tuple[exporting.Piece, model_card.Card]:
+  """Returns a normalizing flow, and its model card."""
+  module = real_nvp.RealNVP(
+    **dataclasses.asdict(flow), seed=weights.config.seed
+  )
+  if weights.train_on:
+    provenance = _train(module, weights.train_on, weights.config)
+  else:
+    checkpoints.restore(
+      weights.checkpoint_path,
+      [tf.train.Checkpoint(module=module)],
+      left_out=["optimizer"],
+      weights=weights.weights,
+    )
+    provenance = {"source": "a checkpoint of the module"}
+  vectors = tf.TensorSpec([None, flow.num_features], tf.float32, "vectors")
+  examples = [
+    tf.random.stateless_normal([n, flow.num_features], [n, 0]) for n in (3, 1)
+  ]
+  # A function, unlike a module, does not say what it uses.
+  of_module = {
+    "variables": module.variables,
+    "regularization_losses": module.regularization_losses,
+  }
+  inverse = saving.source(module.inverse, vectors, **of_module)
+  sample = saving.source(
+    module.sample,
+    tf.TensorSpec([None], tf.float32, "temperatures"),
+    hyperparameters=[
+      hyperparameters.Hyperparameter("seed", 0, "Seed of the samples.")
+    ],
+    **of_module,
+  )
+  dropout_rate = hyperparameters.Hyperparameter(
+    "dropout_rate",
+    training.DROPOUT_RATE,
+    "Share of the hidden units in the couplings that training drops, from 0 to"
+    " less than 1.",
+    off=0.0,
+  )
+  piece = exporting.Piece(
+    source=saving.source(module, vectors, hyperparameters=[dropout_rate]),
+    examples=examples,
+    also_takes=saving.of_mixed_precision(vectors),
+    sub_objects={
+      "inverse": exporting.Piece(source=inverse, examples=examples),
+      "sample": exporting.Piece(
+        source=sample, examples=[tf.constant([1.0, 0.5])]
+      ),
+    },
+  )
+  return piece, _real_nvp_card(provenance)
+
+
+def _train(
+  module: real_nvp.RealNVP, name: str, config: training.Config
+) -> dict[str, str]:
+  """Trains a flow; returns what its model card says of the training."""
+  vectors, held_out = training.DATASETS[name]()
+  if vectors.shape[1:] != module.mean.shape:
+    raise errors.ExportError(
+      f"--num_features={module.mean.shape[0]} does not suit --train_on={name},"
+      f" which has vectors of length {vectors.shape[1]}."
+    )
+  print(f"Training on {len(vectors):,} vectors of {name}")
+  training.train(module, vectors, config)
+  log_likelihood = tf.reduce_mean(module(held_out)["log_likelihood"])
+  tested = f"{log_likelihood:.4f} on {len(held_out):,} vectors held out"
+  print(f"Test log-likelihood: {tested}")
+  if not config.epochs:
+    return {"source": "not trained"}
+  return {
+    "trained on": f"scikit-learn's {name}, {len(vectors):,} vectors",
+    "mean log-likelihood": tested,
+    "training": f"{config.epochs} epochs of Adam, batches of"
+    f" {config.batch_size}, learning rate {config.learning_rate:g} falling to"
+    f" 0, seed {config.seed}",
+  }
+
+
+def _real_nvp_card(provenance: dict[str, str]) -> model_card.Card:
+  return model_card.Card(
+    name="RealNVP",
+    description="A normalizing flow (Dinh et al., arXiv:1605.08803): an"
+    " invertible map from vectors of the data to latent vectors that are"
+    " standard normal. The model returns the likelihood of vectors. Its"
+    " sub-objects have the same variables: `inverse(latents)` returns the"
+    " vectors of latent vectors; `sample(temperatures, seed=0)` draws a vector"
+    " for each temperature, float32 `[batch]`. Temperature 1 gives the learned"
+    " density, lower ones give more typical vectors.",
+    meanings={
+      "vectors": "vectors in the units of the training data",
+      "latents": "the latent vector of each vector",
+      "log_likelihood": "natural logarithm of the density of each vector",
+    },
+    example=_REAL_NVP_EXAMPLE,
+    provenance=provenance,
+  )
+
+
+def define_flags() -> None:
+  """Defines the flags of this program."""
+  command_line.define_flags()
+  flags.DEFINE_enum(
+    "module",
+    None,
+    ["product", "real_nvp"],
+    "The module to export. real_nvp needs --train_on or --checkpoint_path.",
+    required=True,
+  )
+  flags.DEFINE_enum(
+    "train_on",
+    None,
+    ["moons"],
+    "Instead of --checkpoint_path: train on this data set of scikit-learn.",
+  )
+  command_line.require_weights(without_weights=("module", "product"))
+  command_line.define(training.Config, _TRAINING_FLAGS, only_with="train_on")
+  command_line.define(Flow, _FLOW_FLAGS)
+  flags.register_multi_flags_validator(
+    ["module", *_FLOW_FLAGS],
+    lambda values: (
+      values["module"] == "real_nvp"
+      or not any(flags.FLAGS[name].present for name in _FLOW_FLAGS)
+    ),
+    f"--{', --'.join(_FLOW_FLAGS)} apply only with --module=real_nvp.",
+  )
+
+
+def main() -> None:
+  """Exports what the flags say."""
+  if flags.FLAGS.module == "product":
+    export(command_line.options())
+  else:
+    config = command_line.from_flags(training.Config)
+    export(
+      command_line.options(),
+      command_line.from_flags(Flow),
+      command_line.from_flags(Weights, config=config),
+    )
+
+
+if __name__ == "__main__":
+  define_flags()
+  command_line.run(main)

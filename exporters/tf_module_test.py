@@ -1,0 +1,110 @@
+"""Runs the exporter as a user does, and uses what it writes."""
+
+import os
+import pathlib
+import subprocess
+
+from absl.testing import absltest
+import tensorflow as tf
+import tensorflow_hub as hub
+
+from models.density import real_nvp
+
+_EXPORTER = pathlib.Path("exporters/tf_module").absolute()
+
+
+def _run(*arguments, **kwargs):
+  return subprocess.run(
+    [_EXPORTER, *arguments], capture_output=True, text=True, **kwargs
+  )
+
+
+class TfModuleTest(tf.test.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.export_dir = os.path.join(self.get_temp_dir(), "export")
+
+  def assert_error(self, message, *arguments):
+    result = _run(f"--export_dir={self.export_dir}", *arguments)
+    self.assertEqual(result.returncode, 1, result)
+    self.assertIn(message, result.stderr)
+    self.assertNotIn("Traceback", result.stderr)
+
+  def test_product(self):
+    result = _run("--module=product", f"--export_dir={self.export_dir}")
+    self.assertEqual(result.returncode, 0, result.stderr)
+    self.assertIn("✓ gradients, inference (2,)", result.stdout)
+    layer = hub.KerasLayer(self.export_dir)
+    self.assertAllEqual(layer([10.0, 20.0]), [20.0, 40.0])
+    self.assertEmpty(layer.trainable_weights)
+    layer = hub.KerasLayer(self.export_dir, trainable=True)
+    self.assertAllEqual(layer([10.0, 20.0]), [20.0, 40.0])
+    self.assertAllEqual(layer.trainable_weights, [2.0])
+    self.assertAllClose(layer.losses, [0.004], rtol=1e-6)
+    card = pathlib.Path(self.export_dir, "assets.extra/README.md").read_text()
+    self.assertIn("\n| trainable | 1 |\n| regularization losses | 1 |", card)
+
+  def test_real_nvp_from_a_checkpoint(self):
+    flow = real_nvp.RealNVP(3, num_couplings=2, units=4, l2_strength=0.1)
+    for seed, variable in enumerate(flow.variables):
+      noise = tf.random.stateless_uniform(variable.shape, [seed, 0])
+      variable.assign(variable + 0.2 * noise)
+    path = tf.train.Checkpoint(module=flow).write(
+      os.path.join(self.get_temp_dir(), "checkpoint")
+    )
+    arguments = (
+      "--module=real_nvp",
+      f"--checkpoint_path={path}",
+      *("--num_features=3", "--num_couplings=2", "--l2_strength=0.1"),
+    )
+    self.assert_error("does not match the model", *arguments)
+    self.assertFalse(os.path.exists(self.export_dir))
+    result = _run(*arguments, "--units=4", f"--export_dir={self.export_dir}")
+    self.assertEqual(result.returncode, 0, result.stderr)
+    self.assertIn("✓ hyperparameters, dropout_rate 0.01", result.stdout)
+    self.assertIn("✓ sample, hyperparameters, seed 2", result.stdout)
+    self.assertIn("✓ inverse, compilation under XLA", result.stdout)
+    export = hub.load(self.export_dir)
+    vectors = tf.random.stateless_normal([5, 3], [1, 2])
+    outputs = export(vectors)
+    self.assertAllClose(outputs, flow(vectors), atol=1e-5)
+    self.assertAllClose(export.inverse(outputs["latents"]), vectors, atol=1e-5)
+    self.assertAllClose(
+      [loss() for loss in export.regularization_losses],
+      [0.1 * sum(tf.reduce_sum(v**2) for v in _kernels(flow))],
+    )
+    self.assertAllClose(
+      export.sample([1.0, 0.5, 0.0], seed=7),
+      flow.sample(tf.constant([1.0, 0.5, 0.0]), 7),
+      atol=1e-5,
+    )
+    names = {v.name for v in export.variables}
+    trained = {v.name for v in export.trainable_variables}
+    self.assertEqual(names - trained, {"real_nvp/mean:0", "real_nvp/stddev:0"})
+
+  def test_help_and_errors_are_answered_at_once(self):
+    # Python names on standard error what it imports.
+    result = _run("--help", env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
+    self.assertIn("models.density.training", result.stderr)
+    self.assertNotIn("tensorflow", result.stderr)
+    self.assertIn("copy this file", result.stdout)
+    flow = "--module=real_nvp"
+    self.assert_error("--module must have a value")
+    self.assert_error("either --checkpoint_path=PATH or --train_on=NAME", flow)
+    self.assert_error("neither", "--module=product", "--train_on=moons")
+    self.assert_error(
+      "apply only with --module=real_nvp", "--module=product", "--units=4"
+    )
+    self.assert_error("--train_on=x", flow, "--train_on=x")
+    self.assert_error(
+      "ERROR: --num_features=3 does not suit --train_on=moons",
+      *(flow, "--train_on=moons", "--num_features=3"),
+    )
+
+
+def _kernels(flow):
+  return [v for v in flow.trainable_variables if "kernel" in v.name]
+
+
+if __name__ == "__main__":
+  absltest.main()
