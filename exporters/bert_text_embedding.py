@@ -221,6 +221,12 @@ def card(
   example = _EXAMPLE.replace("ARGUMENTS", json.dumps(arguments))
   if not options.normalize:
     example = example.replace("scores, best", f"{_TO_UNIT_LENGTH}scores, best")
+  unused = (
+    " Vectors do not depend on the pooler, whose variables only `encoder` lists"
+    " as trainable."
+  )
+  if options.pooling == "pooled":
+    unused = ""
   return dataclasses.replace(
     encoder,
     name=f"Text embedding ({kind})",
@@ -229,9 +235,9 @@ def card(
     f" and returns a vector for each: {vector}. Text beyond the sequence length"
     " is cut off. An empty text has the vector of [CLS] and [SEP] alone.\n\n"
     "The sub-objects `preprocessor` and `encoder` can be used by themselves."
-    " `encoder` has the same variables, so training one trains the other. XLA"
-    " takes no strings: to train with `jit_compile=True` or on TPUs, call"
-    " `preprocessor` in `Dataset.map`, and train `encoder`.",
+    " `encoder` has the same variables, so training one trains the other."
+    f"{unused} XLA takes no strings: to train with `jit_compile=True` or on"
+    " TPUs, call `preprocessor` in `Dataset.map`, and train `encoder`.",
     meanings={**encoder.meanings, "text_embeddings": vector},
     example=example,
     provenance={
