@@ -732,6 +732,7 @@ class BertTest(parameterized.TestCase):
       export_type="text_embedding",
       encoder_config_file=str(self.directory / f"{kind}.yaml"),
       checkpoint_path=path,
+      pooler="random",
       verification="fast",
       seq_length=32,
     )

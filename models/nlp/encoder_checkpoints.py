@@ -119,8 +119,8 @@ def _structures(
 
 def _built_like(layer: tf_keras.layers.Dense) -> tf_keras.layers.Dense:
   """Makes a layer of the same sizes, with new initial weights."""
-  new = tf_keras.layers.Dense.from_config(layer.get_config())
-  new.build(layer.kernel.shape[:1])
+  new = type(layer).from_config(layer.get_config())  # MobileBERT: EinsumDense.
+  new.build([None, layer.kernel.shape[0]])
   return new
 
 
