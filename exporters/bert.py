@@ -1,4 +1,4 @@
-r"""Exports a text encoder such as BERT, and its preprocessor.
+r"""Exports a text encoder such as BERT, its preprocessor, or a text embedding.
 
 This writes both, restored from a checkpoint of Model Garden:
 
@@ -6,7 +6,8 @@ This writes both, restored from a checkpoint of Model Garden:
     --encoder_config_file=encoder.yaml --checkpoint_path=CHECKPOINT \
     --vocab_file=vocab.txt --do_lower_case --pooler=checkpoint --export_dir=DIR
 
-The encoder is DIR/encoder, the preprocessor DIR/preprocessor.
+The encoder is DIR/encoder, the preprocessor DIR/preprocessor. With
+--export_type=text_embedding both are one SavedModel, from strings to vectors.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from etils import epy
 from exporters import bert_encoder
 from exporters import bert_preprocessor
 from exporters import bert_pretraining
+from exporters import bert_text_embedding
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.reusable import exporting
@@ -41,6 +43,8 @@ _EXPORT_TYPES = {
   "encoder_with_mlm": "the encoder with the sub-object mlm, which predicts"
   " masked tokens",
   "preprocessing": "the preprocessor",
+  "text_embedding": "preprocessor, encoder and pooling in one, from strings to"
+  " vectors",
   "all": "the encoder, with mlm if the checkpoint has its head, and the"
   " preprocessor, each in a subdirectory",
 }
@@ -54,7 +58,7 @@ class Weights:
     training: The pre-training to export, instead of `checkpoint_path`.
   """
 
-  pooler: str
+  pooler: str | None
   checkpoint_path: str | None = None
   weights: str | None = None
   training: bert_pretraining.Training | None = None
@@ -67,8 +71,9 @@ def export(
   preprocessor: bert_preprocessor.Options,
   config: encoders.EncoderConfig | None,
   weights: Weights | None,
+  embedding: bert_text_embedding.Options | None = None,
 ) -> None:
-  """Exports an encoder, its preprocessor, or both.
+  """Exports an encoder, its preprocessor, or both, apart or in one.
 
   Args:
     options: Where to export and how to verify.
@@ -76,6 +81,7 @@ def export(
     preprocessor: The options of the preprocessor.
     config: The config of the encoder; None for `preprocessing`.
     weights: The weights of the encoder; None for `preprocessing`.
+    embedding: How vectors are made; required for `text_embedding` only.
 
   Raises:
     ExportError: The input is wrong, or an export differs from its model.
@@ -83,6 +89,8 @@ def export(
   tokenizer = bert_preprocessor.read_tokenizer(
     preprocessor, config and bert.vocab_size(config)
   )
+  if embedding:
+    bert_text_embedding.check(config, embedding, preprocessor.seq_length)
   training = weights and weights.training
   checkpoint_dir = training and training.checkpoint_dir
   names = ("encoder", "preprocessor") if export_type == "all" else ("",)
@@ -90,13 +98,11 @@ def export(
     exporting.exporting(options, names, apart=[checkpoint_dir]) as export_piece,
     tempfile.TemporaryDirectory() as scratch,
   ):
-    provenance = {"source": "a checkpoint"}
-    if weights and weights.weights == "average":
-      provenance["source"] += ": moving averages of its weights"
+    trained: dict[str, str] = {}
     if training:
       path = checkpoint_dir or f"{scratch}/trained"
       weights = dataclasses.replace(weights, checkpoint_path=path)
-      tokenizer, provenance = bert_pretraining.train(
+      tokenizer, trained = bert_pretraining.train(
         training, config, tokenizer, path
       )
     if export_type in ("preprocessing", "all"):
@@ -109,15 +115,16 @@ def export(
     if config:
       record = exporting.record(options, weights.checkpoint_path)
       core, pretrainer = _restored(config, weights, export_type)
-      provenance["pooler"] = encoder_checkpoints.POOLERS[weights.pooler]
+      provenance = trained | _provenance(weights)
       file = preprocessor.token_file or f"{weights.checkpoint_path}/vocab.txt"
       attributes = bert_preprocessor.attributes(tokenizer, file, scratch)
-      export_piece(
-        names[0],
-        bert_encoder.piece(core, pretrainer, attributes),
-        bert_encoder.card(config, bool(pretrainer), tokenizer, provenance),
-        record,
-      )
+      made = bert_encoder.piece(core, pretrainer, attributes)
+      card = bert_encoder.card(config, bool(pretrainer), tokenizer, provenance)
+      if embedding:
+        inputs = bert_preprocessor.piece(tokenizer, preprocessor)
+        made = bert_text_embedding.piece(made, inputs, embedding)
+        card = bert_text_embedding.card(card, made, embedding)
+      export_piece(names[0], made, card, record)
 
 
 def _restored(
@@ -126,8 +133,8 @@ def _restored(
   """Restores a core model; returns it and its pretrain model, if wanted."""
   tf_keras.utils.set_random_seed(weights.seed)
   about = (
-    f"An encoder of type {config.type} with --export_type={export_type} and"
-    f" --pooler={weights.pooler}: "
+    f"An encoder of type {config.type} with --export_type={export_type}"
+    + (f" and --pooler={weights.pooler}: " if weights.pooler else ": ")
   )
   restore = functools.partial(
     checkpoints.restore, weights.checkpoint_path, weights=weights.weights
@@ -140,11 +147,22 @@ def _restored(
       restore,
       pooler_from=weights.pooler,
       # `all` exports the head if the checkpoint has it.
-      with_mlm={"encoder": False, "encoder_with_mlm": True}.get(export_type),
+      with_mlm={"encoder_with_mlm": True, "all": None}.get(export_type, False),
     )
   if export_type == "all" and not pretrainer:
     print("Exporting no mlm: there is no head for it.")
   return core, pretrainer
+
+
+def _provenance(weights: Weights) -> dict[str, str]:
+  """Returns rows for the model card, beside those that describe a training."""
+  rows = {} if weights.training else {"source": "a checkpoint"}
+  if weights.weights == "average":
+    rows["source"] += ": moving averages of its weights"
+  pooler = encoder_checkpoints.POOLERS.get(
+    weights.pooler, "that of the checkpoint, or else initial weights"
+  )
+  return {**rows, "pooler": pooler}
 
 
 def define_flags() -> None:
@@ -159,26 +177,18 @@ def define_flags() -> None:
   bert_encoder.define_flags()
   bert_preprocessor.define_flags()
   bert_pretraining.define_flags()
+  bert_text_embedding.define_flags()
   flags.adopt_module_key_flags(bert_pretraining)
   command_line.require_weights(without_weights=("export_type", "preprocessing"))
-  poolers = encoder_checkpoints.POOLERS
-  flags.DEFINE_enum(
-    "pooler",
-    None,
-    list(poolers),
-    "Source of the pooler's weights. Required for an encoder."
-    f" {_sentences(poolers)}",
-  )
+  _define_pooler()
   flags.register_multi_flags_validator(
-    ["export_type", "encoder_config_file", "bert_config_file", "pooler"],
+    ["export_type", "encoder_config_file", "bert_config_file"],
     lambda values: (
       bool(values["encoder_config_file"]) + bool(values["bert_config_file"])
-      == bool(values["pooler"])
       == (values["export_type"] != "preprocessing")
     ),
-    f"An encoder needs --pooler, one of {', '.join(poolers)}; and either"
-    " --encoder_config_file=PATH or --bert_config_file=PATH."
-    " --export_type=preprocessing needs neither.",
+    "An encoder needs either --encoder_config_file=PATH or"
+    " --bert_config_file=PATH. --export_type=preprocessing needs neither.",
   )
   flags.register_multi_flags_validator(
     ["vocab_file", "sp_model_file", "train_on"],
@@ -188,6 +198,32 @@ def define_flags() -> None:
     ),
     "Say what the tokens are: either --vocab_file=PATH or"
     " --sp_model_file=PATH.",
+  )
+
+
+def _define_pooler() -> None:
+  """Defines --pooler, and checks the flags that go with it."""
+  poolers = encoder_checkpoints.POOLERS
+  flags.DEFINE_enum(
+    "pooler",
+    None,
+    list(poolers),
+    "Source of the pooler's weights. Required for an encoder, and for a text"
+    " embedding with --pooling=pooled. Other text embeddings take `checkpoint`"
+    f" if the checkpoint has it, else `random`. {_sentences(poolers)}",
+  )
+  flags.register_multi_flags_validator(
+    ["export_type", "pooling", "pooler"],
+    lambda values: (
+      bool(values["pooler"]) == (values["export_type"] != "preprocessing")
+      or (
+        values["export_type"] == "text_embedding"
+        and values["pooling"] != "pooled"
+      )
+    ),
+    f"An encoder needs --pooler, one of {', '.join(poolers)}."
+    " --export_type=preprocessing takes none, and --export_type=text_embedding"
+    " needs it with --pooling=pooled only.",
   )
   flags.register_multi_flags_validator(
     ["train_on", "pooler"],
@@ -216,6 +252,7 @@ def main() -> None:
     command_line.from_flags(bert_preprocessor.Options),
     config,
     weights,
+    bert_text_embedding.options_from_flags(),
   )
 
 

@@ -57,7 +57,8 @@ _FLAGS = {
   " Wordpieces only.",
 }
 
-_SENTENCES = [
+# Examples to verify exports with.
+SENTENCES = [
   "The quick brown fox jumps over the lazy dog.",
   "",
   "¿Dónde está el Ñandú? It isn't here: 漢字 and unbelievabilities…",
@@ -158,7 +159,7 @@ def piece(
     return bert_pack_inputs([tokenizer.tokenize(sentences)], seq_length)
 
   strings = tf.TensorSpec([None], tf.string, "sentences")
-  examples = [tf.constant(_SENTENCES), tf.constant(_SENTENCES[:1])]
+  examples = [tf.constant(SENTENCES), tf.constant(SENTENCES[:1])]
   segments, *more_segments = (
     [tf.RaggedTensorSpec([None] * rank, tf.int32)] * count
     for rank in (2, 3)

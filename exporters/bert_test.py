@@ -1,6 +1,7 @@
 """Exports checkpoints that Model Garden writes, and checks the exports."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from official.nlp.modeling import layers
 from official.nlp.modeling import models
 import sentencepiece
 import tensorflow as tf
+import tensorflow_hub as hub
 import tf_keras
 import yaml
 
@@ -29,6 +31,7 @@ from exporters import bert as exporter
 from exporters import bert_encoder
 from exporters import bert_preprocessor
 from exporters import bert_pretraining
+from exporters import bert_text_embedding
 from exporters.reusable import errors
 from exporters.reusable import exporting
 from models.nlp import bert
@@ -232,6 +235,14 @@ def _randomized(model):
   return model
 
 
+def _mean_over_tokens(embed, texts, seq_length):
+  """Computes mean pooling with the sub-objects of a text embedding."""
+  inputs = embed.preprocessor(texts, seq_length=seq_length)
+  features = embed.encoder(inputs)["sequence_output"].numpy()
+  mask = inputs["input_mask"].numpy()[..., np.newaxis]
+  return (features * mask).sum(1) / mask.sum(1)
+
+
 class BertTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
@@ -290,7 +301,9 @@ class BertTest(parameterized.TestCase):
       "export_dir": str(export_dir),
       **kwargs,
     }
-    config, weights = None, None
+    config, weights, embedding = None, None, None
+    if arguments["export_type"] == "text_embedding":
+      embedding = _from_fields(bert_text_embedding.Options, arguments)
     if arguments["export_type"] != "preprocessing":
       config = bert_encoder.read_config(
         arguments["encoder_config_file"],
@@ -304,6 +317,7 @@ class BertTest(parameterized.TestCase):
       _from_fields(bert_preprocessor.Options, arguments),
       config,
       weights,
+      embedding,
     )
     path = (
       export_dir / "encoder"
@@ -449,9 +463,14 @@ class BertTest(parameterized.TestCase):
       "--pooler=checkpoint: the checkpoint has no pooler. Choose another: next",
       checkpoint_path=path,
     )
-    self.assert_same_weights(
-      self.export(checkpoint_path=path, pooler="random"), but="pooler"
-    )
+    for arguments in (
+      {"pooler": "random"},
+      {"pooler": None, "export_type": "text_embedding"},
+    ):
+      export = self.export(checkpoint_path=path, **arguments)
+      self.assert_same_weights(export, but="pooler")
+      for variable in export.variables:
+        self.assertTrue(np.isfinite(variable).all())
 
   def test_checkpoints_must_match_both_ways(self):
     one, three = (
@@ -494,6 +513,122 @@ class BertTest(parameterized.TestCase):
       preprocessor(["The fox."], seq_length=6)["input_word_ids"],
       [[2, 57, 58, 60, 3, 0]],
     )
+
+  def test_text_embedding_is_pooled_output_of_the_encoder(self):
+    self.export(export_type="all")
+    kept = shutil.copytree(
+      self.directory / "export", self.directory / "kept", dirs_exist_ok=True
+    )
+    encoder = tf.saved_model.load(str(kept / "encoder"))
+    preprocessor = tf.saved_model.load(str(kept / "preprocessor"))
+    texts = [*_SENTENCES, "", "fox", "unknown ☃", "the fox " * 99]
+    inputs = preprocessor(texts)
+    outputs = encoder(inputs)
+    features = outputs["sequence_output"].numpy()
+    mask = inputs["input_mask"].numpy().astype(bool)
+    expected = {
+      "mean": np.stack(
+        [f[m].mean(0) for f, m in zip(features, mask, strict=True)]
+      ),
+      "cls": features[:, 0],
+      "pooled": outputs["pooled_output"].numpy(),
+    }
+    for pooling, vectors in expected.items():
+      embed = self.export(
+        export_type="text_embedding",
+        pooling=pooling,
+        pooler="checkpoint" if pooling == "pooled" else None,
+      )
+      self.assert_same_weights(embed)
+      close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
+      close(embed(texts), vectors)
+      # Neither padding nor the other texts of the batch matter.
+      for i, text in enumerate(texts):
+        close(embed([text])[0], vectors[i])
+      close(embed(texts[-3:-1], seq_length=30), vectors[-3:-1])
+      self.assertEqual(embed(tf.constant([], tf.string)).shape, (0, 16))
+      for part in (embed, embed.encoder, embed.preprocessor):
+        self.assertEqual(
+          part.preprocessor_sha256(), preprocessor.preprocessor_sha256()
+        )
+      unused = [] if pooling == "pooled" else ["pooler"]
+      listed = {v.name for v in embed.trainable_variables}
+      for variable in embed.encoder.trainable_variables:
+        is_unused = any(name in variable.name for name in unused)
+        self.assertEqual(variable.name not in listed, is_unused, variable.name)
+      with self.assertRaisesRegex(
+        ValueError, "past_the_position_table_which_has_32_rows"
+      ):
+        embed(texts, seq_length=33)
+
+  def test_text_embedding_by_the_program(self):
+    export_dir = self.directory / "text_embedding"
+    result = _run(
+      "--export_type=text_embedding",
+      f"--encoder_config_file={self.config_file}",
+      f"--checkpoint_path={self.directory / 'trainer'}",
+      f"--vocab_file={self.vocab_file}",
+      "--do_lower_case",
+      "--seq_length=16",
+      "--normalize",
+      f"--export_dir={export_dir}",
+    )
+    self.assertEqual(result.returncode, 0, result.stderr)
+    for line in (
+      "✓ gradients, training (4,)",
+      "✓ hyperparameters, seq_length 8",
+      "✓ hub.KerasLayer, training (4,)",
+      "- compilation under XLA, training (4,): XLA takes no strings.",
+      "✓ encoder, compilation under XLA, training 3 of (3, 24)",
+      "✓ preprocessor.tokenize, outputs, inference (3,)",
+      "✓ preprocessor.bert_pack_inputs, hyperparameters, seq_length 8",
+    ):
+      self.assertIn(line, result.stdout)
+    card = (export_dir / "assets.extra/README.md").read_text()
+    for text in (
+      "| `text_embeddings` | float32 | `[None, 16]` | the mean of the vectors",
+      "[CLS] and [SEP] included, scaled to unit length |",
+      'arguments={"seq_length": 16}',
+      "| pooler | that of the checkpoint, or else initial weights |",
+    ):
+      self.assertIn(text, card)
+    self.assertNotIn("l2_normalize", card)
+    embed = tf.saved_model.load(str(export_dir))
+    vectors = embed([*_SENTENCES, ""])
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
+    mean = _mean_over_tokens(embed, [*_SENTENCES, ""], seq_length=16)
+    np.testing.assert_allclose(
+      vectors, tf.math.l2_normalize(mean, -1), rtol=0, atol=1e-5
+    )
+    # Each weight is stored once.
+    size = sum(v.numpy().nbytes for v in self.core.variables)
+    (file,) = (export_dir / "variables").glob("*.data*")
+    self.assertLess(file.stat().st_size, 1.5 * size)
+
+  def test_text_embedding_trains_and_shares_its_weights(self):
+    self.export(export_type="text_embedding", pooler=None)
+    layer = hub.KerasLayer(
+      str(self.directory / "export"),
+      trainable=True,
+      arguments={"dropout_rate": 0.0, "seq_length": 12},
+      input_shape=[],
+      dtype=tf.string,
+    )
+    before = [w.numpy() for w in layer.trainable_weights]
+    model = tf_keras.Sequential([layer, tf_keras.layers.Dense(1)])
+    model.compile(tf_keras.optimizers.Adam(1e-2), "mse")
+    texts = tf.constant([*_SENTENCES, ""])
+    model.fit(texts, tf.constant([0.0, 1.0, 2.0, 3.0]), epochs=2, verbose=0)
+    still = [
+      w.name
+      for w, old in zip(layer.trainable_weights, before, strict=True)
+      if np.array_equal(w, old)
+    ]
+    # A bias of keys shifts all scores before a softmax: its gradient is 0.
+    self.assertEmpty([name for name in still if "key/bias" not in name])
+    embed = layer.resolved_object
+    mean = _mean_over_tokens(embed, texts, seq_length=12)
+    np.testing.assert_allclose(layer(texts), mean, rtol=0, atol=1e-5)
 
   def test_trains_on_files_and_resumes(self):
     words = " ".join(_LETTERS)
@@ -590,6 +725,27 @@ class BertTest(parameterized.TestCase):
       verification="fast",
     )
     self.assertLen(export.variables, len(core.variables))
+    if kind == "bert_v2":
+      return  # The tests of text embeddings have such an encoder.
+    embed = functools.partial(
+      self.export,
+      export_type="text_embedding",
+      encoder_config_file=str(self.directory / f"{kind}.yaml"),
+      checkpoint_path=path,
+      pooler="random",
+      verification="fast",
+      seq_length=32,
+    )
+    pooling = "mean"
+    if kind == "funnel":
+      with self.assertRaisesRegex(errors.ExportError, "Say --pooling=pooled"):
+        embed()
+      pooling = "pooled"
+    if kind in bert.FIXED_SEQ_LENGTH:
+      with self.assertRaisesRegex(errors.ExportError, "Say --seq_length=32"):
+        embed(seq_length=16)
+    vectors = embed(pooling=pooling)(_SENTENCES)
+    self.assertEqual(vectors.shape, (3, core.output["default"].shape[1]))
 
   def test_albert_with_sentencepiece(self):
     sp_model_file = self.directory / "sentencepiece.model"
@@ -693,6 +849,11 @@ class BertTest(parameterized.TestCase):
       (good[:4] + good[5:], "either --encoder_config_file=PATH or"),
       (good[:5], "An encoder needs --pooler, one of checkpoint, next_sent"),
       ([*good, "--export_type=preprocessing"], "neither"),
+      ([*good, "--normalize"], "apply only with --export_type=text_embedding"),
+      (
+        [*good[:5], "--export_type=text_embedding", "--pooling=pooled"],
+        "needs it with --pooling=pooled only",
+      ),
       (
         [*good[:2], *good[3:], "--sp_model_file=s", "--tokenize_with_offsets"],
         "so its tokens have no offsets",

@@ -123,9 +123,7 @@ def exporting(
         piece.source,
         piece.examples,
         options.verification,
-        sub_objects={
-          n: (sub.source, sub.examples) for n, sub in piece.sub_objects.items()
-        },
+        sub_objects=dict(_parts(piece)),
         process=processes[name],
         record={"flags": options.flag_values, **record},
         keep_failed=options.keep_failed,
@@ -134,6 +132,15 @@ def exporting(
     yield export
   print(f"Exported {' and '.join(filter(None, names))}".rstrip(), end=" ")
   print(f"to {options.export_dir}")
+
+
+def _parts(
+  piece: Piece, path: str = ""
+) -> Iterator[tuple[str, verification.Part]]:
+  """Yields the sub-objects to verify, by paths such as `encoder.mlm`."""
+  for name, sub_object in piece.sub_objects.items():
+    yield f"{path}{name}", (sub_object.source, sub_object.examples)
+    yield from _parts(sub_object, f"{path}{name}.")
 
 
 def _exported(

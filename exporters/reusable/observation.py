@@ -118,8 +118,8 @@ COMPARISONS = {
   ),
   _XLA: Comparison(
     "XLA can compile a train step, and compiles it once: no gradient has a"
-    " branch or takes a compile-time constant out of the model. A loop of"
-    " unlimited length, which XLA cannot compile, is noted only.",
+    " branch or takes a compile-time constant out of the model. Strings and a"
+    " loop of unlimited length, which XLA cannot compile, are noted only.",
     "Found in the graph of the train step; nothing is compiled.",
   ),
   "serving_default": Comparison(
@@ -490,7 +490,9 @@ def check(
   results = []
   of_parts = itertools.groupby(seen, key=lambda o: o.part)
   for part, calls in plan.items():
-    observed = getattr(model, part, None) if part else model
+    observed = model
+    for name in part.split(".") if part else ():
+      observed = getattr(observed, name, None)
     problems = _missing(observed, calls)
     results.append(_result(part, "interface", "", 0.0, problems))
     seen_part, of_live = next(of_parts)
@@ -577,6 +579,11 @@ def _under_xla(
   step: tf.types.experimental.PolymorphicFunction, made: Call
 ) -> tuple[list[str], list[str]]:
   """Examines the train step of an export; returns problems and notes."""
+  if any(x.dtype == tf.string for x in tf.nest.flatten(made.example)):
+    return [], [
+      "XLA takes no strings. Consumers can train the export without XLA only,"
+      " and not on TPUs; a sub-object that takes numbers is compared by itself."
+    ]
   trace = step.get_concrete_function(made.example, **made.arguments)
   graph = trace.graph.as_graph_def()
   if loops := xla_trap.loops(graph):

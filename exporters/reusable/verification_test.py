@@ -1,5 +1,6 @@
 """Breaks exports in one place each, and tests that it is found there."""
 
+import functools
 import json
 import os
 import pathlib
@@ -320,7 +321,8 @@ def _export_parts(parts, export_dir, change=lambda root: None):
   }
   root = made.pop("")
   for name, part in made.items():
-    setattr(root, name, part)
+    *path, last = name.split(".")
+    setattr(functools.reduce(getattr, path, root), last, part)
   change(root)
   signature = saving.signature(root, parts[""][1])
   saving.save(root, export_dir, signatures={"serving_default": signature})
@@ -347,6 +349,11 @@ def _with_head(kernel=1.0):
     regularization_losses=source.regularization_losses,
   )
   return {"": (source, _SPEC, _EXAMPLES), "head": (head, _SPEC, _EXAMPLES)}
+
+
+def _with_nested():
+  parts = _with_head()
+  return {**parts, "head.inner": parts["head"]}
 
 
 def _plain():
@@ -405,6 +412,14 @@ _BROKEN = [
     _broken_parts(_with_head, lambda root: delattr(root, "head")),
     "interface",
     "head, interface",
+    "__call__ is missing",
+  ),
+  (
+    "nested_sub_object_missing",
+    _with_nested,
+    _broken_parts(_with_nested, lambda root: delattr(root.head, "inner")),
+    "interface",
+    "head.inner, interface",
     "__call__ is missing",
   ),
   (
@@ -722,6 +737,21 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEmpty(passed["compilation under XLA"])
     self.assertLen(passed["gradients"], 1)
     self.assertIsNone(report["singleprint"])
+
+  def test_notes_that_xla_takes_no_strings(self):
+    kernel = tf.Variable([3.0])
+    lengths = saving.source(
+      lambda x: kernel * tf.cast(tf.strings.length(x), tf.float32),
+      _TEXTS,
+      variables=[kernel],
+    )
+    export_dir = os.path.join(self.get_temp_dir(), "strings")
+    parts = {"": (lengths, _TEXTS, _TEXT_EXAMPLES)}
+    _export_parts(parts, export_dir)
+    noted = [r for r in _check(export_dir, parts) if r.notes or r.problems]
+    self.assertLen(noted, 1, noted)
+    self.assertEmpty(noted[0].problems)
+    self.assertStartsWith(noted[0].notes[0], "XLA takes no strings.")
 
   def test_xla_can_compile_an_unrolled_loop(self):
     model = tf_keras.Sequential(

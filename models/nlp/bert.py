@@ -23,7 +23,7 @@ with epy.lazy_imports():
   import tf_keras
 
 # Layers of these types have matrices, or select blocks, for one length only.
-_FIXED_SEQ_LENGTH = ("bigbird", "fnet", "sparse_mixer")
+FIXED_SEQ_LENGTH = ("bigbird", "fnet", "sparse_mixer")
 
 # Model Garden's pretrainer passes all its inputs to the encoder, which does not
 # take this one.
@@ -60,7 +60,7 @@ def core_model(encoder_config: encoders.EncoderConfig) -> tf_keras.Model:
     Its attribute `encoder` is Model Garden's encoder, which has all variables;
     `encoder_config` is the argument.
   """
-  is_fixed = encoder_config.type in _FIXED_SEQ_LENGTH
+  is_fixed = encoder_config.type in FIXED_SEQ_LENGTH
   seq_length = max_seq_length(encoder_config) if is_fixed else None
   encoder = encoders.build_encoder(encoder_config)
   if getattr(encoder, "outputs", None) and not is_fixed:

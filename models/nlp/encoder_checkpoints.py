@@ -42,7 +42,7 @@ def restore(
   core: tf_keras.Model,
   restore_any: Callable[..., list[tf.Variable]],
   *,
-  pooler_from: str,
+  pooler_from: str | None,
   with_mlm: bool | None,
 ) -> tf_keras.Model | None:
   """Restores an encoder, its pooler and the head of masked language modeling.
@@ -52,7 +52,8 @@ def restore(
     restore_any: Restores one of several `tf.train.Checkpoint`, the structures
       that the checkpoint may have. It ignores the paths `left_out`, and returns
       those of the `optional` variables that the checkpoint lacks.
-    pooler_from: One of `POOLERS`.
+    pooler_from: One of `POOLERS`. None: `checkpoint` if the checkpoint has it,
+      else `random`.
     with_mlm: Whether to restore the head; None restores it if it is there.
 
   Returns:
@@ -82,13 +83,14 @@ def restore(
     optional=[*pooler.variables, *(head if with_mlm is None else [])],
   )
   missing = set(map(id, lacking))
+  has_pooler = missing.isdisjoint(map(id, pooler.variables))
   if pooler_from == "next_sentence":
     pooler.set_weights(next_sentence.get_weights())
-  elif pooler_from == "random":
+  elif pooler_from == "random" or (pooler_from is None and not has_pooler):
     pooler.set_weights(_built_like(pooler).get_weights())
   elif pooler_from == "identity":
     _make_identity(pooler)
-  elif missing.intersection(map(id, pooler.variables)):
+  elif not has_pooler:
     others = [f"{k} ({v})" for k, v in POOLERS.items() if k != pooler_from]
     raise ValueError(
       f"the checkpoint has no pooler. Choose another: {', '.join(others)}."
@@ -117,8 +119,8 @@ def _structures(
 
 def _built_like(layer: tf_keras.layers.Dense) -> tf_keras.layers.Dense:
   """Makes a layer of the same sizes, with new initial weights."""
-  new = tf_keras.layers.Dense.from_config(layer.get_config())
-  new.build(layer.kernel.shape[:1])
+  new = type(layer).from_config(layer.get_config())  # MobileBERT: EinsumDense.
+  new.build([None, layer.kernel.shape[0]])
   return new
 
 

@@ -1,3 +1,4 @@
+import numpy as np
 from official.nlp.configs import encoders
 import tensorflow as tf
 import tf_keras
@@ -31,12 +32,23 @@ class EncoderCheckpointsTest(tf.test.TestCase):
     )
     return core, model
 
+  def makes_new_pooler(self, restore_any):
+    """Tells whether a restore without `pooler_from` makes a new pooler."""
+    core = _core()
+    before = bert.pooler(core).get_weights()
+    encoder_checkpoints.restore(
+      core, restore_any, pooler_from=None, with_mlm=False
+    )
+    return not np.array_equal(bert.pooler(core).kernel, before[0])
+
   def test_pooler_that_is_not_in_the_checkpoint(self):
     self.restore(_lacks("masked_lm"), "checkpoint")
     with self.assertRaisesRegex(ValueError, "no pooler. Choose another: next"):
       self.restore(_lacks("pooler"), "checkpoint")
     core, _ = self.restore(_lacks("pooler"), "identity")
     self.assertAllEqual(bert.pooler(core).kernel, tf.eye(8))
+    for missing, is_new in (("masked_lm", False), ("pooler", True)):
+      self.assertEqual(self.makes_new_pooler(_lacks(missing)), is_new)
 
   def test_next_sentence_pooler(self):
     def restore_any(structures, left_out, optional):
