@@ -265,7 +265,13 @@ def define_flags() -> None:
   )
   command_line.require_weights(without_weights=("module", "product"))
   command_line.define(training.Config, _TRAINING_FLAGS, only_with="train_on")
-  command_line.define(Flow, _FLOW_FLAGS)
+  command_line.define(
+    Flow,
+    {
+      name: (f"With --module=real_nvp: {text}", lowest)
+      for name, (text, lowest) in _FLOW_FLAGS.items()
+    },
+  )
   flags.register_multi_flags_validator(
     ["module", *_FLOW_FLAGS],
     lambda values: (
