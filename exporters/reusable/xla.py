@@ -11,12 +11,15 @@ the program, and each batch needs a compilation.
 the same inputs, and differentiates that call, which makes its own constants.
 XLA and TensorFlow's graph optimizer drop what is computed twice and not used.
 
+`with_own_loop` does the same for each step of a recurrent layer. XLA can
+compile its loops, because the input's length limits the number of steps.
+
 `with_closed_gradient` saves ops. TensorFlow derives the gradient of layer
 normalization op by op. With a free length, as in exports, each mean spreads its
 gradient by an op of its own, over a shape that each step computes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -72,6 +75,130 @@ def with_own_gradient(layer: Any) -> Callable[..., Any]:
     return activation(outputs) if activation else outputs
 
   return call
+
+
+def with_own_loop(layer: Any) -> Callable[..., Any]:
+  """Makes a `call` of a recurrent layer whose loops XLA can compile.
+
+  Outputs and gradients stay the same. The backward pass is a loop of its own,
+  which computes each step again from its input and states. The layer's own
+  `call` is used for masks, initial states, dropout in cells, and layers that
+  keep or return states. For LSTM and GRU layers it is faster on GPUs (cuDNN).
+
+  Args:
+    layer: A `tf_keras.layers.RNN`, or an instance of a subclass.
+  """
+  original = layer.call
+  own = ("stateful", "unroll", "return_state", "time_major")
+  of_cells = ("dropout", "recurrent_dropout")
+  if any(getattr(layer, name) for name in own) or any(
+    getattr(cell, name, 0) for cell in layer.submodules for name in of_cells
+  ):
+    return original
+
+  def swapped(x: tf.Tensor) -> tf.Tensor:
+    """Swaps batch and steps."""
+    return tf.transpose(x, [1, 0, 2])
+
+  @tf.custom_gradient
+  def run(inputs: tf.Tensor) -> Any:
+    initial = layer.get_initial_state(inputs)
+    by_step = swapped(inputs)
+    if layer.go_backwards:
+      by_step = tf.reverse(by_step, [0])
+
+    def step(x: tf.Tensor, states: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+      structure = tf.nest.pack_sequence_as(initial, states)
+      return tf.nest.flatten(layer.cell(x, structure))
+
+    def forward(i: tf.Tensor, states: Sequence[tf.Tensor]) -> Any:
+      output, *new_states = step(by_step[i], states)
+      return [output, *states], new_states
+
+    flat = tf.nest.flatten(initial)
+    widths = [layer.cell.output_size, *(x.shape[-1] for x in flat)]
+    outputs, *states = _loop(forward, tf.shape(by_step)[0], flat, widths)[0]
+    # A consumer's eager tape makes them outputs of the loaded function: then
+    # each later one would differentiate the loop above, too.
+    by_step, *states = map(tf.stop_gradient, [by_step, *states])
+
+    def gradient(upstream: tf.Tensor, variables: Any = ()) -> Any:
+      size = tf.shape(by_step)[0]
+      if layer.return_sequences:
+        upstream = swapped(upstream)
+      else:
+        upstream = tf.pad(upstream[tf.newaxis], [[size - 1, 0], [0, 0], [0, 0]])
+
+      def backward(count: tf.Tensor, carried: Any) -> Any:
+        i = size - 1 - count
+        of_states, sums = carried
+        x, before = by_step[i], [state[i] for state in states]
+        with tf.GradientTape() as tape:
+          tape.watch([x, before])
+          results = step(x, before)
+        of_x, of_before, of_variables = tape.gradient(
+          results,
+          [x, before, list(variables)],
+          [upstream[i], *of_states],
+          unconnected_gradients=tf.UnconnectedGradients.ZERO,
+        )
+        pairs = zip(sums, of_variables, strict=True)
+        return [of_x], [of_before, [a + b for a, b in pairs]]
+
+      zeros = [[tf.zeros_like(x) for x in ys] for ys in (flat, variables)]
+      width = inputs.shape[-1]
+      (of_x,), (_, sums) = _loop(backward, size, zeros, [width])
+      of_x = of_x if layer.go_backwards else tf.reverse(of_x, [0])
+      of_inputs = swapped(of_x)
+      return (of_inputs, sums) if variables else of_inputs
+
+    return swapped(outputs) if layer.return_sequences else outputs[-1], gradient
+
+  def call(inputs: Any, mask: Any = None, **kwargs: Any) -> Any:
+    others = [v for k, v in kwargs.items() if k != "training" and v is not None]
+    if not isinstance(inputs, tf.Tensor) or mask is not None or others:
+      return original(inputs, mask=mask, **kwargs)
+    outputs = run(inputs)
+    return tf.ensure_shape(outputs, layer.compute_output_shape(inputs.shape))
+
+  return call
+
+
+def _loop(
+  step: Callable[[tf.Tensor, Any], tuple[Sequence[tf.Tensor], Any]],
+  size: tf.Tensor,
+  carried: Any,
+  widths: Sequence[int],
+) -> tuple[list[tf.Tensor], Any]:
+  """Calls `step` for 0, 1, … below `size`, in a loop that XLA can compile.
+
+  Args:
+    step: Takes the number, and what the step before it returned second; returns
+      results, each `[batch, width]`, and what to carry to the next step.
+    size: The number of steps.
+    carried: What the first step takes.
+    widths: The width of each result.
+
+  Returns:
+    The results, each `[size, batch, width]`, and what the last step carries.
+  """
+  dtype = tf.nest.flatten(carried)[0].dtype
+  arrays = [
+    tf.TensorArray(dtype, size, element_shape=[None, width]) for width in widths
+  ]
+
+  def body(i: tf.Tensor, arrays: Any, carried: Any) -> Any:
+    results, carried = step(i, carried)
+    pairs = zip(arrays, results, strict=True)
+    return i + 1, [array.write(i, x) for array, x in pairs], carried
+
+  _, arrays, carried = tf.while_loop(
+    lambda i, *_: i < size,
+    body,
+    (0, arrays, carried),
+    maximum_iterations=size,
+  )
+  return [array.stack() for array in arrays], carried
 
 
 def with_closed_gradient(
@@ -135,30 +262,37 @@ CLOSED_GRADIENTS: layer_calls.Replacements = {
   ): with_closed_gradient
 }
 
-# Keras layers whose gradient takes a constant out of the function.
+# Keras layers whose gradient takes a constant out of the function, or is a loop
+# of unlimited length.
 REPLACEMENTS: layer_calls.Replacements = {
-  layer_calls.class_name(layer_type): with_own_gradient
-  for layer_type in (
-    # Always.
-    tf_keras.layers.Concatenate,
-    tf_keras.layers.Dot,
-    tf_keras.layers.GlobalMaxPooling1D,
-    tf_keras.layers.GlobalMaxPooling2D,
-    tf_keras.layers.GlobalMaxPooling3D,
-    tf_keras.layers.Permute,
-    tf_keras.layers.RepeatVector,
-    tf_keras.layers.UpSampling1D,
-    tf_keras.layers.UpSampling3D,
-    tf_keras.layers.ZeroPadding1D,
-    tf_keras.layers.ZeroPadding2D,
-    tf_keras.layers.ZeroPadding3D,
-    # If the padding is causal.
-    tf_keras.layers.Conv1D,
-    tf_keras.layers.SeparableConv1D,
-    # If a dimension other than the batch is free.
-    tf_keras.layers.Dense,
-    tf_keras.layers.GlobalAveragePooling1D,
-    tf_keras.layers.GlobalAveragePooling2D,
-    tf_keras.layers.GlobalAveragePooling3D,
-  )
+  **{
+    layer_calls.class_name(layer_type): with_own_loop
+    for layer_type in (tf_keras.layers.RNN, tf_keras.layers.SimpleRNN)
+  },
+  **{
+    layer_calls.class_name(layer_type): with_own_gradient
+    for layer_type in (
+      # Always.
+      tf_keras.layers.Concatenate,
+      tf_keras.layers.Dot,
+      tf_keras.layers.GlobalMaxPooling1D,
+      tf_keras.layers.GlobalMaxPooling2D,
+      tf_keras.layers.GlobalMaxPooling3D,
+      tf_keras.layers.Permute,
+      tf_keras.layers.RepeatVector,
+      tf_keras.layers.UpSampling1D,
+      tf_keras.layers.UpSampling3D,
+      tf_keras.layers.ZeroPadding1D,
+      tf_keras.layers.ZeroPadding2D,
+      tf_keras.layers.ZeroPadding3D,
+      # If the padding is causal.
+      tf_keras.layers.Conv1D,
+      tf_keras.layers.SeparableConv1D,
+      # If a dimension other than the batch is free.
+      tf_keras.layers.Dense,
+      tf_keras.layers.GlobalAveragePooling1D,
+      tf_keras.layers.GlobalAveragePooling2D,
+      tf_keras.layers.GlobalAveragePooling3D,
+    )
+  },
 }
