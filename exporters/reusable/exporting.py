@@ -54,7 +54,8 @@ class Piece:
     source: The live model, from `saving.source`.
     examples: Inputs of different sizes, to verify the export with.
     also_takes: Other forms of the input, as `saving.reusable` takes them.
-    output_name: Name of the output in the signature where it is one Tensor.
+    output_name: Name of the output in the signature where it is one Tensor;
+      the names where it is a list.
     attributes: What else the exported object has: assets, variables and
       `saving.constant`s, by name.
     sub_objects: Models that the exported object has as attributes, by name.
@@ -64,7 +65,7 @@ class Piece:
   source: saving.Source
   examples: Sequence[Any]
   also_takes: Sequence[Any] = ()
-  output_name: str = "outputs"
+  output_name: str | Sequence[str] = "outputs"
   attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   sub_objects: Mapping[str, Piece] = dataclasses.field(default_factory=dict)
   signature: str | None = None

@@ -613,10 +613,11 @@ def _check_served(
     problem = "there is no signature of this name"
     yield _result("", kind, "", 0.0, [problem])
     return
-  outputs = _arrays(_run(model, model, example, {})[0])
-  served = _served(model, example)
-  if list(outputs) == [ONLY] and len(served) == 1:
-    outputs = dict(zip(served, outputs.values(), strict=True))
+  structure = _run(model, model, example, {})[0]
+  outputs, served = _arrays(structure), _served(model, example)
+  if not isinstance(structure, Mapping) and len(served) == len(outputs):
+    # Those of a list are in the order of their names.
+    outputs = dict(zip(sorted(served), outputs.values(), strict=True))
   expected = {k: y for k, y in outputs.items() if k in served}
   yield _result("", kind, "", *compare(kind, expected, served))
   if save_again:
@@ -669,7 +670,7 @@ def _saved_again(export_dir: str, model: Any, example: Any) -> Arrays:
 def _served(model: Any, example: Any) -> Arrays:
   """Calls `serving_default` with the inputs of an example."""
   signature = model.signatures["serving_default"]
-  names = list(signature.structured_input_signature[1])
+  names = sorted(signature.structured_input_signature[1])
   inputs = (
     example
     if isinstance(example, Mapping)

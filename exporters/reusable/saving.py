@@ -76,8 +76,8 @@ def source(
       the input. Free dimensions are `None`, the batch dimension first.
     hyperparameters: The values that consumers may tune.
     variables: All variables that `model` uses. Default: `model.variables`.
-    trainable_variables: Those that consumers train. Default: those of `model`;
-      for a function, the trainable ones of `variables`.
+    trainable_variables: Those that consumers train, possibly none. Default:
+      those of `model`; for a function, the trainable ones of `variables`.
     regularization_losses: Functions without arguments, each returning a float
       scalar. Default: `model.regularization_losses`, or else one for each
       weight regularizer of the Keras layers.
@@ -159,7 +159,7 @@ def of_mixed_precision(spec: tf.TensorSpec) -> list[tf.TensorSpec]:
 def signature(
   reusable_object: tf.train.Checkpoint,
   input_spec: Any,
-  output_name: str = "outputs",
+  output_name: str | Sequence[str] = "outputs",
 ) -> ConcreteFunction:
   """Makes a signature of inference with the default hyperparameters.
 
@@ -167,8 +167,9 @@ def signature(
     reusable_object: An object that `reusable` made.
     input_spec: Its input. The Tensors of a dict are named by their keys, others
       by their spec, or `inputs`.
-    output_name: Name of a single output. Outputs in a dict are named by their
-      keys; those that are not Tensors are left out.
+    output_name: Name of a single output, or the sorted names of those in a
+      list. Outputs in a dict are named by their keys; those that are not
+      Tensors are left out.
 
   Returns:
     A function for `save`, from named Tensors to a dict of Tensors.
@@ -186,6 +187,8 @@ def signature(
         if type(parameter.default) in (int, float)
       },
     )
+    if isinstance(outputs, (list, tuple)):
+      return dict(zip(output_name, outputs, strict=True))
     if not isinstance(outputs, Mapping):
       return {output_name: outputs}
     return {key: out for key, out in outputs.items() if tf.is_tensor(out)}
@@ -288,7 +291,8 @@ def _trainable(
   trainable_variables: Iterable[tf.Variable] | None,
 ) -> list[tf.Variable]:
   """Returns the trainable variables, and refuses variables of no use."""
-  if trainable_variables is None:
+  is_default = trainable_variables is None
+  if is_default:
     trainable_variables = getattr(
       model, "trainable_variables", [v for v in variables if v.trainable]
     )
@@ -305,7 +309,11 @@ def _trainable(
         f"Variable {variable.name} is among trainable_variables and was made"
         " with trainable=False: no gradient would reach it."
       )
-  if not trainable_variables and any(v.trainable for v in variables):
+  if (
+    is_default
+    and not trainable_variables
+    and any(v.trainable for v in variables)
+  ):
     raise errors.ExportError(
       f"The model has {len(variables)} variables and lists none of them as"
       " trainable: consumers would train nothing. Unfreeze the model, or list"
@@ -479,15 +487,16 @@ def _canonical(trace: ConcreteFunction) -> str:
 def _named(spec: Any) -> Any:
   """Names the Tensors of an input, those of a dict by their keys."""
 
-  def with_name(part: Any, name: str) -> Any:
-    is_tensor = isinstance(part, tf.TensorSpec)  # A RaggedTensor has no name.
-    return tf.TensorSpec(part.shape, part.dtype, name) if is_tensor else part
+  def with_name(part: Any, name: str, default: str = "") -> Any:
+    if not isinstance(part, tf.TensorSpec):  # A RaggedTensor has no name.
+      return part
+    return tf.TensorSpec(part.shape, part.dtype, name or part.name or default)
 
   if isinstance(spec, Mapping):
     return {key: with_name(part, key) for key, part in spec.items()}
   if isinstance(spec, (list, tuple)):
-    return [with_name(part, f"inputs_{i}") for i, part in enumerate(spec)]
-  return with_name(spec, getattr(spec, "name", None) or "inputs")
+    return [with_name(part, "", f"inputs_{i}") for i, part in enumerate(spec)]
+  return with_name(spec, "", "inputs")
 
 
 def _converted(inputs: Any, spec: Any) -> Any:

@@ -46,7 +46,7 @@ def with_own_gradient(layer: Any) -> Callable[..., Any]:
   activation = vars(layer).get("activation")
 
   def call(inputs: Any, **kwargs: Any) -> Any:
-    def compute(flat_inputs: Any) -> tf.Tensor:
+    def compute(*flat_inputs: tf.Tensor) -> tf.Tensor:
       # Applied outside: its gradient would compute the layer once more.
       if activation:
         layer.activation = None
@@ -56,25 +56,35 @@ def with_own_gradient(layer: Any) -> Callable[..., Any]:
         if activation:
           layer.activation = activation
 
-    @tf.custom_gradient
-    def forward(*flat_inputs: tf.Tensor) -> Any:
-      def gradient(upstream: tf.Tensor, variables: Any = ()) -> Any:
-        with tf.GradientTape() as tape:
-          tape.watch([x for x in flat_inputs if x.dtype.is_floating])
-          again = compute(flat_inputs)
-        of_inputs, of_variables = tape.gradient(
-          again, (list(flat_inputs), list(variables)), upstream
-        )
-        if not variables:
-          return of_inputs
-        return of_inputs, [tf.convert_to_tensor(g) for g in of_variables]
-
-      return compute(flat_inputs), gradient
-
-    outputs = forward(*tf.nest.flatten(inputs))
+    outputs = computed_again(compute)(*tf.nest.flatten(inputs))
     return activation(outputs) if activation else outputs
 
   return call
+
+
+def computed_again(compute: Callable[..., Any]) -> Callable[..., Any]:
+  """Gives a function a gradient that calls it once more, as for layers.
+
+  Args:
+    compute: Takes Tensors, and returns a Tensor or a list of them.
+  """
+
+  @tf.custom_gradient
+  def forward(*inputs: tf.Tensor) -> Any:
+    def gradient(*upstream: tf.Tensor, variables: Any = ()) -> Any:
+      with tf.GradientTape() as tape:
+        tape.watch([x for x in inputs if x.dtype.is_floating])
+        again = compute(*inputs)
+      of_inputs, of_variables = tape.gradient(
+        again, (list(inputs), list(variables)), list(upstream)
+      )
+      if not variables:
+        return of_inputs
+      return of_inputs, [tf.convert_to_tensor(g) for g in of_variables]
+
+    return compute(*inputs), gradient
+
+  return forward
 
 
 def with_own_loop(layer: Any) -> Callable[..., Any]:
