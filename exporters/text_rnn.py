@@ -325,9 +325,9 @@ def _language_model(
     sub_objects={
       "step": _step_piece(
         functools.partial(text_rnn.step, model),
+        model,
         tf.TensorSpec([None], tf.int32, "ids"),
         sizes,
-        variables=model.variables,
       ),
       "generate": function(
         functools.partial(text_rnn.generate, model),
@@ -367,9 +367,9 @@ def _cell(
   sizes = text_rnn.state_sizes(model)
   piece = _step_piece(
     functools.partial(text_rnn.cell_step, model),
+    cell,
     tf.TensorSpec([None, size], tf.float32, "cell_input"),
     sizes,
-    variables=cell.variables,
     regularization_losses=[
       lambda i=i: cell.losses[i] for i in range(len(cell.losses))
     ],
@@ -392,6 +392,7 @@ def _cell(
 
 def _step_piece(
   step: Callable[..., Any],
+  layer: tf_keras.layers.Layer,
   spec: tf.TensorSpec,
   sizes: Sequence[int],
   **kwargs: Any,
@@ -400,19 +401,21 @@ def _step_piece(
 
   Args:
     step: Takes an input and states; returns an output and states.
+    layer: The model or the cell that `step` calls.
     spec: The input of the step.
     sizes: The size of each state.
     **kwargs: Arguments of `saving.source`.
   """
 
-  # The gradient of the step alone takes constants out of it; see `xla`.
-  @xla.computed_again
   def flat(x: tf.Tensor, *states: tf.Tensor) -> list[tf.Tensor]:
     output, states = step(x, states)
     return [output, *states]
 
+  # The gradient of the step alone takes constants out of it; see `xla`.
+  computed = xla.step_computed_again(layer, flat)
+
   def call(inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-    return flat(*inputs)
+    return computed(*inputs)
 
   states = [
     tf.TensorSpec([None, size], tf.float32, name)
@@ -425,7 +428,9 @@ def _step_piece(
     return tf.random.stateless_uniform(shape, [n, 0], 0, end, x.dtype)
 
   return exporting.Piece(
-    source=saving.source(call, [spec, *states], **kwargs),
+    source=saving.source(
+      call, [spec, *states], variables=layer.variables, **kwargs
+    ),
     examples=[[example(x, n) for x in (spec, *states)] for n in (3, 1)],
     output_name=["cell_output", *(f"next_{x.name}" for x in states)],
     attributes={"state_sizes": saving.constant(sizes)},

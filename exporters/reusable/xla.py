@@ -87,6 +87,41 @@ def computed_again(compute: Callable[..., Any]) -> Callable[..., Any]:
   return forward
 
 
+def step_computed_again(
+  model: tf_keras.layers.Layer, compute: Callable[..., Any]
+) -> Callable[..., Any]:
+  """Does what `computed_again` does, for use inside of a consumer's loop.
+
+  There TensorFlow supports no gradient that reads variables. So the weights are
+  inputs of the function: its layers find Tensors in their place.
+
+  Args:
+    model: Has the layers that `compute` calls.
+    compute: Takes Tensors, and returns a Tensor or a list of them.
+  """
+  weights = {id(weight) for weight in model.weights}
+  places = [
+    (vars(layer), name, value)
+    for layer in layer_calls.modules(model)
+    for name, value in vars(layer).items()
+    if id(value) in weights
+  ]
+
+  @computed_again
+  def with_weights(*inputs: tf.Tensor) -> Any:
+    try:
+      for (attributes, name, _), value in zip(places, inputs, strict=False):
+        attributes[name] = value
+      return compute(*inputs[len(places) :])
+    finally:
+      for attributes, name, weight in places:
+        attributes[name] = weight
+
+  return lambda *inputs: with_weights(
+    *(tf.convert_to_tensor(weight) for *_, weight in places), *inputs
+  )
+
+
 def with_own_loop(layer: Any) -> Callable[..., Any]:
   """Makes a `call` of a recurrent layer whose loops XLA can compile.
 
