@@ -321,7 +321,7 @@ def _language_model(
     ],
     also_takes=[tf.TensorSpec([None, None], tf.int64)],
     output_name="logits",
-    attributes={"state_sizes": saving.constant(sizes)},
+    attributes={"state_sizes": saving.constant(tf.constant(sizes))},
     sub_objects={
       "step": _step_piece(
         functools.partial(text_rnn.step, model),
@@ -433,7 +433,7 @@ def _step_piece(
     ),
     examples=[[example(x, n) for x in (spec, *states)] for n in (3, 1)],
     output_name=["cell_output", *(f"next_{x.name}" for x in states)],
-    attributes={"state_sizes": saving.constant(sizes)},
+    attributes={"state_sizes": saving.constant(tf.constant(sizes))},
   )
 
 

@@ -150,8 +150,8 @@ def tokenize(texts: tf.Tensor) -> tf.RaggedTensor:
   """
   texts = tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8")
   parts = tf.strings.bytes_split(texts)
-  values = tf.io.decode_raw(parts.flat_values, tf.uint8)
-  return parts.with_flat_values(tf.cast(values[:, 0], tf.int32) + 1)
+  values = tf.reshape(tf.io.decode_raw(parts.flat_values, tf.uint8), [-1])
+  return parts.with_flat_values(tf.cast(values, tf.int32) + 1)
 
 
 def detokenize(ids: tf.RaggedTensor) -> tf.Tensor:

@@ -1,0 +1,105 @@
+"""Runs the exporter as a user does, and looks at what it writes."""
+
+import os
+import pathlib
+import subprocess
+
+from absl.testing import absltest
+import numpy as np
+import tensorflow as tf
+import tensorflow_hub as hub
+
+_EXPORTER = pathlib.Path("exporters/text_rnn").absolute()
+_SIZES = ["--units=16", "--embedding_size=8", "--num_layers=2"]
+
+
+def _run(*arguments, **env):
+  return subprocess.run(
+    [_EXPORTER, *arguments],
+    capture_output=True,
+    text=True,
+    env={**os.environ, **env},
+  )
+
+
+class TextRnnTest(absltest.TestCase):
+  def assert_error(self, result, message):
+    self.assertEqual(result.returncode, 1, result)
+    self.assertRegex(result.stderr, message)
+    self.assertNotIn("Traceback", result.stderr)
+
+  def test_help_and_wrong_flags_are_answered_at_once(self):
+    # Python names on standard error what it imports.
+    result = _run("--help", PYTHONPROFILEIMPORTTIME="1")
+    self.assertIn("models.nlp.text_rnn", result.stderr)
+    self.assertNotIn("tensorflow", result.stderr)
+    for flag in ("--export_type", "--cell", "--units", "--train_on"):
+      self.assertIn(flag, result.stdout)
+    for arguments, message in (
+      (["--export_dir=x"], "either --checkpoint_path=PATH or --train_on=NAME"),
+      (
+        ["--export_dir=x", "--checkpoint_path=y", "--seq_length=9"],
+        "--seq_length applies only with --train_on",
+      ),
+      (["--export_dir=x", "--train_on=y", "--cell=rnn"], "lstm|gru"),
+    ):
+      self.assert_error(_run(*arguments), message)
+
+  def test_trains_verifies_and_restores(self):
+    directory = pathlib.Path(self.create_tempdir().full_path)
+    text = directory / "text.txt"
+    text.write_text("\n\n".join(f"Line {i}: 漢字." for i in range(100)))
+    result = _run(
+      "--train_on=text.txt",
+      "--epochs=1",
+      "--steps_per_epoch=5",
+      "--export_type=all",
+      "--export_dir=both",
+      "--checkpoint_dir=kept",
+      *_SIZES,
+      BUILD_WORKING_DIRECTORY=str(directory),
+    )
+    self.assertEqual(result.returncode, 0, result.stderr)
+    self.assertIn("Perplexity per byte of held-out text: ", result.stdout)
+    for part in ("compilation under XLA", "step, gradients", "generate, out"):
+      self.assertIn(f"✓ {part}", result.stdout)
+    model = hub.load(str(directory / "both" / "language_model"))
+    self.assertLen(model.trainable_variables, 9)
+    self.assertLen(model.regularization_losses, 5)
+    self.assertEqual(model.state_sizes().numpy().tolist(), [16] * 4)
+    card = (
+      directory / "both/language_model/assets.extra/README.md"
+    ).read_text()
+    for line in (
+      "| `ids` | int32 | `[None, None]` | 0 at the boundaries",
+      "| `logits` | float32 | `[None, None, 257]` |",
+      "| `dropout_rate` | 0.1 |",
+      "| trained on | 100 documents of text.txt |",
+      "| cell | lstm |",
+    ):
+      self.assertIn(f"\n{line}", card)
+    self.assertNotIn(str(directory), card)
+
+    arguments = [
+      f"--checkpoint_path={directory / 'kept'}",
+      f"--export_dir={directory / 'cell'}",
+      "--export_type=cell",
+      "--verification=off",
+    ]
+    self.assert_error(_run(*arguments), "shape|checkpoint")
+    result = _run(*arguments, *_SIZES)
+    self.assertEqual(result.returncode, 0, result.stderr)
+    cells = [hub.load(str(directory / d)) for d in ("both/cell", "cell")]
+    states = [tf.random.stateless_normal([3, 16], [i, 0]) for i in range(4)]
+    inputs = [tf.ones([3, 8]), *states]
+    for first, second in zip(*(cell(inputs) for cell in cells), strict=True):
+      self.assertEqual(first.shape, [3, 16])
+      np.testing.assert_array_equal(first, second)
+    self.assert_error(
+      _run("--train_on=/nowhere", f"--export_dir={directory / 'x'}"),
+      "--train_on=/nowhere: /nowhere does not exist",
+    )
+
+
+if __name__ == "__main__":
+  absltest.main()
