@@ -14,8 +14,8 @@ _TEXTS = ["", "a\0b", "¿Dónde? 漢字 🙂\n", "\ufeffmark"]
 
 def _model(**kwargs):
   tf_keras.utils.set_random_seed(0)
-  architecture = text_rnn.Architecture(units=16, embedding_size=8, **kwargs)
-  return text_rnn.language_model(architecture)
+  sizes = {"units": 16, "embedding_size": 8, **kwargs}
+  return text_rnn.language_model(text_rnn.Architecture(**sizes))
 
 
 def _generator(model):
@@ -104,13 +104,14 @@ class TextRnnTest(tf.test.TestCase):
       steps_per_epoch=100,
       batch_size=8,
       seq_length=10,
-      learning_rate=3e-2,
+      learning_rate=5e-2,
     )
-    model = _model(dropout_rate=0.0)
+    model = _model(units=32, embedding_size=16, dropout_rate=0.0)
     before = text_rnn.train(model, corpus, text_rnn.Config(epochs=0))
     after = text_rnn.train(model, corpus, config)
     self.assertBetween(before, 200, 300)  # Of 257 ids.
-    self.assertBetween(after, 1.0, 2.0)
+    # 1.14 with two seeds; 2.3 without a look at the byte before.
+    self.assertBetween(after, 1.0, 1.6)
 
 
 if __name__ == "__main__":
