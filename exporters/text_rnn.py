@@ -164,7 +164,9 @@ _CELL = """\
 One step of a recurrent network: the cells of a language model of text, for the
 layer `tf_keras.layers.RNN` of your own model. It takes a list
 `[inputs, *states]` and returns `[output, *states]`. States are zeros at the
-start of a sequence; `state_sizes()` returns the units of each, int32."""
+start of a sequence; `state_sizes()` returns the units of each, int32. It
+computes in float32: in a model of mixed precision give the layers around it
+`dtype="float32"`."""
 
 _PROMPTS = ["Returns the ", "", "¿Dónde está 漢字? ", "\n\n    "]
 
@@ -289,29 +291,12 @@ def _language_model(
   model: tf_keras.Model, provenance: dict[str, str]
 ) -> tuple[exporting.Piece, model_card.Card]:
   """Makes the language model, with its sub-objects."""
-  ids = tf.TensorSpec([None, None], tf.int32, "ids")
-  strings = tf.TensorSpec([None], tf.string, "texts")
   sizes = text_rnn.state_sizes(model)
-  texts = tf.constant(_PROMPTS)
-  tokens = text_rnn.tokenize(texts)
-  sampling = [
-    hyperparameters.Hyperparameter(*row)
-    for row in (
-      ("length", 100, "The most bytes to add, an int."),
-      ("temperature", 0.8, "0 takes the most likely byte, 1 samples."),
-      ("seed", 0, "Seed of the samples, an int."),
-    )
-  ]
-
-  def function(
-    call: Callable[..., Any], spec: Any, examples: Any, **kwargs: Any
-  ) -> exporting.Piece:
-    source = saving.source(call, spec, **kwargs)
-    return exporting.Piece(source=source, examples=examples)
-
   piece = exporting.Piece(
     source=saving.source(
-      model, ids, hyperparameters=hyperparameters.of_model(model)
+      model,
+      tf.TensorSpec([None, None], tf.int32, "ids"),
+      hyperparameters=hyperparameters.of_model(model),
     ),
     examples=[
       tf.random.stateless_uniform(
@@ -329,20 +314,7 @@ def _language_model(
         tf.TensorSpec([None], tf.int32, "ids"),
         sizes,
       ),
-      "generate": function(
-        functools.partial(text_rnn.generate, model),
-        strings,
-        [texts, texts[:1]],
-        hyperparameters=sampling,
-        variables=model.variables,
-        trainable_variables=(),
-      ),
-      "tokenize": function(text_rnn.tokenize, strings, [texts, texts[:1]]),
-      "detokenize": function(
-        text_rnn.detokenize,
-        tf.RaggedTensorSpec([None, None], tf.int32),
-        [tokens, tokens[:1]],
-      ),
+      **_functions_of_texts(model),
     },
   )
   card = model_card.Card(
@@ -356,6 +328,41 @@ def _language_model(
     provenance=provenance,
   )
   return piece, card
+
+
+def _functions_of_texts(model: tf_keras.Model) -> dict[str, exporting.Piece]:
+  """Makes the sub-objects that take or return strings."""
+  strings = tf.TensorSpec([None], tf.string, "texts")
+  texts = tf.constant(_PROMPTS)
+  tokens = text_rnn.tokenize(texts)
+  tokens_spec = tf.RaggedTensorSpec([None, None], tf.int32)
+  sampling = [
+    hyperparameters.Hyperparameter(*row)
+    for row in (
+      ("length", 100, "The most bytes to add, an int."),
+      ("temperature", 0.8, "0 takes the most likely byte, 1 samples."),
+      ("seed", 0, "Seed of the samples, an int."),
+    )
+  ]
+  generate = saving.source(
+    functools.partial(text_rnn.generate, model),
+    strings,
+    hyperparameters=sampling,
+    variables=model.variables,
+    trainable_variables=(),
+  )
+  return {
+    name: exporting.Piece(source=source, examples=[inputs, inputs[:1]])
+    for name, source, inputs in (
+      ("generate", generate, texts),
+      ("tokenize", saving.source(text_rnn.tokenize, strings), texts),
+      (
+        "detokenize",
+        saving.source(text_rnn.detokenize, tokens_spec),
+        tokens,
+      ),
+    )
+  }
 
 
 def _cell(

@@ -168,34 +168,16 @@ def with_own_loop(layer: Any) -> Callable[..., Any]:
     by_step, *states = map(tf.stop_gradient, [by_step, *states])
 
     def gradient(upstream: tf.Tensor, variables: Any = ()) -> Any:
-      size = tf.shape(by_step)[0]
       if layer.return_sequences:
         upstream = swapped(upstream)
       else:
-        upstream = tf.pad(upstream[tf.newaxis], [[size - 1, 0], [0, 0], [0, 0]])
-
-      def backward(count: tf.Tensor, carried: Any) -> Any:
-        i = size - 1 - count
-        of_states, sums = carried
-        x, before = by_step[i], [state[i] for state in states]
-        with tf.GradientTape() as tape:
-          tape.watch([x, before])
-          results = step(x, before)
-        of_x, of_before, of_variables = tape.gradient(
-          results,
-          [x, before, list(variables)],
-          [upstream[i], *of_states],
-          unconnected_gradients=tf.UnconnectedGradients.ZERO,
-        )
-        pairs = zip(sums, of_variables, strict=True)
-        return [of_x], [of_before, [a + b for a, b in pairs]]
-
-      zeros = [[tf.zeros_like(x) for x in ys] for ys in (flat, variables)]
-      width = inputs.shape[-1]
-      (of_x,), (_, sums) = _loop(backward, size, zeros, [width])
-      of_x = of_x if layer.go_backwards else tf.reverse(of_x, [0])
-      of_inputs = swapped(of_x)
-      return (of_inputs, sums) if variables else of_inputs
+        before = [tf.shape(by_step)[0] - 1, 0]
+        upstream = tf.pad(upstream[tf.newaxis], [before, [0, 0], [0, 0]])
+      of_x, of_variables = _backward(
+        step, by_step, states, upstream, list(variables)
+      )
+      of_inputs = swapped(tf.reverse(of_x, [0]) if layer.go_backwards else of_x)
+      return (of_inputs, of_variables) if variables else of_inputs
 
     return swapped(outputs) if layer.return_sequences else outputs[-1], gradient
 
@@ -207,6 +189,49 @@ def with_own_loop(layer: Any) -> Callable[..., Any]:
     return tf.ensure_shape(outputs, layer.compute_output_shape(inputs.shape))
 
   return call
+
+
+def _backward(
+  step: Callable[..., Sequence[tf.Tensor]],
+  by_step: tf.Tensor,
+  states: Sequence[tf.Tensor],
+  upstream: tf.Tensor,
+  variables: Sequence[tf.Variable],
+) -> tuple[tf.Tensor, list[tf.Tensor]]:
+  """Goes back through the steps of a recurrent layer.
+
+  Args:
+    step: Takes an input and states; returns an output and states.
+    by_step: The inputs, `[size, batch, width]`.
+    states: The states before each step, each `[size, batch, width]`.
+    upstream: The gradient of the outputs, `[size, batch, width]`.
+    variables: The variables that `step` reads.
+
+  Returns:
+    The gradients of `by_step` and of the variables.
+  """
+  size = tf.shape(by_step)[0]
+
+  def back(count: tf.Tensor, carried: Any) -> Any:
+    i = size - 1 - count
+    of_states, sums = carried
+    x, before = by_step[i], [state[i] for state in states]
+    with tf.GradientTape() as tape:
+      tape.watch([x, before])
+      results = step(x, before)
+    of_x, of_before, of_variables = tape.gradient(
+      results,
+      [x, before, variables],
+      [upstream[i], *of_states],
+      unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
+    pairs = zip(sums, of_variables, strict=True)
+    return [of_x], [of_before, [a + b for a, b in pairs]]
+
+  zeros = [tf.zeros_like(state[0]) for state in states]
+  carried = [zeros, [tf.zeros_like(v) for v in variables]]
+  (of_x,), (_, sums) = _loop(back, size, carried, [by_step.shape[-1]])
+  return tf.reverse(of_x, [0]), sums
 
 
 def _loop(

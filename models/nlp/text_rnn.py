@@ -243,21 +243,8 @@ def train(
     The perplexity per byte of the held-out text: e to the mean cross-entropy.
   """
   strategy = model.distribute_strategy
-  steps = config.epochs * config.steps_per_epoch
   with strategy.scope():
-    schedule = tf_keras.optimizers.schedules.CosineDecay(
-      config.learning_rate, max(steps, 1)
-    )
-    trained = tf_keras.Sequential([model])
-    trained.compile(
-      optimizer=tf_keras.optimizers.Adam(schedule, global_clipnorm=1.0),
-      loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-      weighted_metrics=[
-        tf_keras.metrics.SparseCategoricalCrossentropy(
-          "cross_entropy", from_logits=True
-        )
-      ],
-    )
+    trained = _compiled(model, config)
   backup = tf_keras.callbacks.BackupAndRestore
   if config.epochs:
     # Asynchronous workers draw their own batches.
@@ -287,6 +274,24 @@ def train(
     tf_keras.metrics.SparseCategoricalCrossentropy(from_logits=True),
   )
   return math.exp(cross_entropy)
+
+
+def _compiled(model: tf_keras.Model, config: Config) -> tf_keras.Model:
+  """Wraps a model, which stays without an optimizer, to train it."""
+  schedule = tf_keras.optimizers.schedules.CosineDecay(
+    config.learning_rate, max(config.epochs * config.steps_per_epoch, 1)
+  )
+  trained = tf_keras.Sequential([model])
+  trained.compile(
+    optimizer=tf_keras.optimizers.Adam(schedule, global_clipnorm=1.0),
+    loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    weighted_metrics=[
+      tf_keras.metrics.SparseCategoricalCrossentropy(
+        "cross_entropy", from_logits=True
+      )
+    ],
+  )
+  return trained
 
 
 def _sequences(documents: tf.data.Dataset, seq_length: int) -> tf.data.Dataset:
