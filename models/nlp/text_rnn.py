@@ -268,12 +268,7 @@ def train(
   filling = held_out.take(1).map(lambda x, y, weights: (x, y, 0.0 * weights))
   held_out = held_out.concatenate(filling.repeat(config.batch_size - 1))
   held_out = held_out.batch(config.batch_size, drop_remainder=True)
-  cross_entropy = strategies.evaluate(
-    trained,
-    _for_each_worker(held_out),
-    tf_keras.metrics.SparseCategoricalCrossentropy(from_logits=True),
-  )
-  return math.exp(cross_entropy)
+  return math.exp(strategies.evaluate(trained, _for_each_worker(held_out)))
 
 
 def _compiled(model: tf_keras.Model, config: Config) -> tf_keras.Model:
