@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import logging
 import mmap
 import os
 import pathlib
@@ -30,6 +31,7 @@ if __name__ == "__main__":
 import numpy as np
 import tensorflow as tf
 import tensorflow_hub as hub
+import tf_keras
 
 from exporters.reusable import xla_trap
 
@@ -110,6 +112,10 @@ COMPARISONS = {
     "Each hyperparameter changes an output or an update.",
     "An effect exists or does not.",
   ),
+  "randomness": Comparison(
+    "Where training is random: two calls differ, and move the same variables.",
+    "They differ or do not.",
+  ),
   "hub.KerasLayer": Comparison(
     "A hub.KerasLayer with trainable=True and changed arguments: outputs in"
     " training, regularization losses, trainable weights.",
@@ -149,7 +155,8 @@ class Call(NamedTuple):
       from those of a call with these arguments.
     keras: Whether to call a hub.KerasLayer of the export too.
     compilation: Whether to examine the train step of this call for XLA.
-    random: Whether two calls differ. Nothing else is then observed.
+    random: Whether two calls of the model differ. Only what `_randomness`
+      returns is then observed.
   """
 
   name: str
@@ -238,6 +245,8 @@ def observe_calls(
   """
   for made in calls:
     if made.random:
+      arrays = _randomness(model, call, made.example, made.arguments)
+      yield Observation(part, "randomness", made.name, arrays)
       continue
     if made.without is not None:
       effect = differ(model, call, made.example, made.arguments, made.without)
@@ -302,6 +311,27 @@ def differ(
   runs = [_run(model, call, example, a) for a in arguments]
   seen = [_arrays({"outputs": y}) | updates for y, updates in runs]
   return bool(compare("outputs", *seen)[1])
+
+
+def _randomness(
+  model: Any,
+  call: Callable[..., Any],
+  example: Any,
+  arguments: Mapping[str, Any],
+) -> Arrays:
+  """Tells whether two random calls differ, and which variables a call moves."""
+  (_, still), *runs = [
+    _run(model, call, example, a) for a in ({}, arguments, arguments)
+  ]
+  seen = [_arrays({"outputs": y}) | updates for y, updates in runs]
+  _, moved = runs[0]
+  return {
+    "whether two calls differ": np.array(bool(compare("outputs", *seen)[1])),
+    **{
+      f"whether {name} moves": np.array(not np.array_equal(still[name], value))
+      for name, value in moved.items()
+    },
+  }
 
 
 def _run(
@@ -526,7 +556,7 @@ def _check_part(
       problems = [] if all(new.arrays.values()) else ["it changes nothing"]
     yield _result(*new[:3], largest, problems)
   for made in calls:
-    if made.keras:
+    if made.keras and not isinstance(model, tf_keras.Model):
       kind = "hub.KerasLayer"
       compared = compare(kind, *_in_keras(model, made))
       yield _result(part, kind, made.name, *compared)
@@ -656,12 +686,16 @@ def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
 def _saved_again(export_dir: str, model: Any, example: Any) -> Arrays:
   """Saves a loaded export again; returns what the copy serves by itself."""
   with tempfile.TemporaryDirectory() as again:
-    tf.saved_model.save(model, again, model.signatures)
+    if is_keras := isinstance(model, tf_keras.Model):
+      model.save(again, include_optimizer=False, signatures=model.signatures)
+    else:
+      tf.saved_model.save(model, again, model.signatures)
     # A name beside it, so that a lock on the directory stays valid.
     moved = f"{export_dir}.moved"
     os.rename(export_dir, moved)
     try:
-      return _served(tf.saved_model.load(again), example)
+      loaded = (_load_keras if is_keras else tf.saved_model.load)(again)
+      return _served(loaded, example)
     finally:
       os.rename(moved, export_dir)
 
@@ -688,6 +722,16 @@ def load(export_dir: str) -> Any:
     import tensorflow_text  # noqa: F401
 
     return hub.load(export_dir)
+
+
+def _load_keras(export_dir: str) -> Any:
+  """Loads a complete Keras model, and gives it the interface of the others."""
+  model = tf_keras.models.load_model(export_dir, compile=False)
+  # Not by Keras' own setter, which would save them.
+  vars(model)["regularization_losses"] = [
+    lambda loss=loss: loss for loss in model.losses
+  ]
+  return model
 
 
 def write(path: pathlib.Path, value: Any) -> None:
@@ -735,7 +779,11 @@ def main(level: str) -> None:
   lines = _lines()
   export_dir = next(lines)
   results_path = next(lines)
-  model = load(export_dir)
+  is_keras = os.path.exists(os.path.join(export_dir, "keras_metadata.pb"))
+  if is_keras:  # Keras warns at every save.
+    for logger in (tf.get_logger(), logging.getLogger("absl")):
+      logger.setLevel(logging.ERROR)
+  model = (_load_keras if is_keras else load)(export_dir)
   if "tensorflow_text" in sys.modules:
     print("  - the export needs tensorflow_text for its ops", flush=True)
   (plan,) = _read(next(lines))
