@@ -12,6 +12,7 @@ import shutil
 import sys
 
 from absl import flags
+from absl import logging
 from absl.testing import flagsaver
 from absl.testing import parameterized
 import numpy as np
@@ -41,6 +42,7 @@ def setUpModule():
   if found := set(_PRODUCER) & set(sys.modules):
     raise AssertionError(f"The producer's code is imported: {found}.")
   sys.modules.update(dict.fromkeys(_PRODUCER))  # An import fails from here on.
+  logging.set_verbosity(logging.ERROR)  # Keras warns at every save.
   use_keras_model.define_flags()
 
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import functools
 import inspect
-import logging
 import types
 from typing import Any
 
+from absl import logging
 import tensorflow as tf
 import tf_keras
 
@@ -37,7 +37,8 @@ def save(
     source: The model. Its hyperparameters become constants.
     export_dir: The directory to write.
     signatures: As `saving.save` takes them.
-    attributes: What else the loaded model has; see `exporting.Piece`.
+    attributes: What else the loaded model has; see `exporting.Piece`. Of a
+      variable it has a `saving.constant`.
 
   Raises:
     ExportError: The model is not a functional or sequential Keras model.
@@ -53,6 +54,8 @@ def save(
     # Without the attributes that the exporter's code has set on it.
     model = tf_keras.Model(model.input, model.output, name=model.name)
   for name, value in attributes.items():
+    if isinstance(value, tf.Variable):  # Keras would make it a weight.
+      value = saving.constant(value.numpy())
     setattr(model, name, value)
   replacements = {
     name: functools.partial(_as_method, replacement)
@@ -110,12 +113,11 @@ def _plain_configs(model: tf_keras.Model) -> Iterator[None]:
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
   """Silences what Keras says of every model, such as that it has no metrics."""
-  loggers = [tf.get_logger(), logging.getLogger("absl")]
-  levels = [logger.level for logger in loggers]
-  for logger in loggers:
-    logger.setLevel(logging.ERROR)
+  levels = tf.get_logger().level, logging.get_verbosity()
+  tf.get_logger().setLevel("ERROR")
+  logging.set_verbosity(logging.ERROR)
   try:
     yield
   finally:
-    for logger, level in zip(loggers, levels, strict=True):
-      logger.setLevel(level)
+    tf.get_logger().setLevel(levels[0])
+    logging.set_verbosity(levels[1])

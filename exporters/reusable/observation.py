@@ -14,7 +14,6 @@ import hashlib
 import inspect
 import itertools
 import json
-import logging
 import mmap
 import os
 import pathlib
@@ -28,6 +27,7 @@ if __name__ == "__main__":
   # Packages that consumers need not have: importing one fails from here on.
   sys.modules.update(dict.fromkeys(sys.argv[2:]))
 
+from absl import logging
 import numpy as np
 import tensorflow as tf
 import tensorflow_hub as hub
@@ -781,8 +781,8 @@ def main(level: str) -> None:
   results_path = next(lines)
   is_keras = os.path.exists(os.path.join(export_dir, "keras_metadata.pb"))
   if is_keras:  # Keras warns at every save.
-    for logger in (tf.get_logger(), logging.getLogger("absl")):
-      logger.setLevel(logging.ERROR)
+    tf.get_logger().setLevel("ERROR")
+    logging.set_verbosity(logging.ERROR)
   model = (_load_keras if is_keras else load)(export_dir)
   if "tensorflow_text" in sys.modules:
     print("  - the export needs tensorflow_text for its ops", flush=True)
