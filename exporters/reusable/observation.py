@@ -328,7 +328,7 @@ def _randomness(
   return {
     "whether two calls differ": np.array(bool(compare("outputs", *seen)[1])),
     **{
-      f"whether {name} moves": np.array(not np.array_equal(still[name], value))
+      f"{name} moves": np.array(not np.array_equal(still[name], value))
       for name, value in moved.items()
     },
   }
@@ -364,6 +364,15 @@ def _numbered(
     for i, (variable, value) in enumerate(zip(variables, values, strict=True))
     if value is not None
   }
+
+
+def _with_names_of(expected: Arrays, arrays: Arrays) -> Arrays:
+  """Gives variables of the same number the same name.
+
+  Keras names those of some layers anew when it loads them.
+  """
+  names = {name.split()[0]: name for name in expected}
+  return {names.get(k.split()[0], k): array for k, array in arrays.items()}
 
 
 def _positions(model: Any, variables: Sequence[tf.Variable]) -> Arrays:
@@ -551,7 +560,10 @@ def _check_part(
     strict=False,  # A next item of the last part would be waited for.
   ):
     _check_order(new.place, old.place)
-    largest, problems = compare(new.kind, old.arrays, new.arrays)
+    arrays = new.arrays
+    if isinstance(model, tf_keras.Model):
+      arrays = _with_names_of(old.arrays, arrays)
+    largest, problems = compare(new.kind, old.arrays, arrays)
     if new.kind == "hyperparameters":
       problems = [] if all(new.arrays.values()) else ["it changes nothing"]
     yield _result(*new[:3], largest, problems)

@@ -32,8 +32,9 @@ from exporters.reusable import saving
 _PACKAGES = ("tf-keras", "tensorflow-hub", "tf-models-official")
 
 _KERAS_NOTE = (
-  "A complete Keras model has no hyperparameters as arguments, and Keras loads"
-  " it in place of hub.KerasLayer: neither is compared."
+  "A complete Keras model has no hyperparameters as arguments, Keras loads it"
+  " in place of hub.KerasLayer, and may name its variables anew: none of these"
+  " is compared."
 )
 
 # A model or a sub-object, and its inputs.
