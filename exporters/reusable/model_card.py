@@ -75,8 +75,9 @@ gives what you call as `model(inputs)`, in training as `model({in_training})`, \
 and `model.trainable_variables`."""
 _USE_KERAS = """ \
 `load_model` gives a Keras model with all layers; all of its weights train, \
-unless you set `trainable = False`. `tf.saved_model.load` and \
-`hub.KerasLayer(…, trainable=True)` load this directory, too."""
+unless you freeze them: set `trainable = False`, and call the model with \
+`training=False`. `hub.KerasLayer(…, trainable=True)` loads this directory, \
+too, but without the regularization losses of inner layers."""
 _PRECISION = """ \
 The model computes in float32, whatever precision it was trained in. In a \
 Keras model of mixed precision, too: its inputs are cast."""
