@@ -9,6 +9,7 @@ Standard input has a path in each line: the directory of the export, the file to
 write the results to, and then the files that `write` has written, in order.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import hashlib
 import inspect
@@ -366,13 +367,22 @@ def _numbered(
   }
 
 
-def _with_names_of(expected: Arrays, arrays: Arrays) -> Arrays:
-  """Gives variables of the same number the same name.
+def _in_order_of(expected: Arrays, arrays: Arrays) -> Arrays:
+  """Gives variables the numbers that those of the same name have.
 
-  Keras names those of some layers anew when it loads them.
+  Keras lists the variables of some layers in another order.
   """
-  names = {name.split()[0]: name for name in expected}
-  return {names.get(k.split()[0], k): array for k, array in arrays.items()}
+
+  def name(key: str) -> str:
+    return key.partition(" ")[2] or key  # Without the number.
+
+  keys = collections.defaultdict(list)
+  for key in expected:
+    keys[name(key)].append(key)
+  return {
+    keys[name(key)].pop(0) if keys[name(key)] else key: array
+    for key, array in arrays.items()
+  }
 
 
 def _positions(model: Any, variables: Sequence[tf.Variable]) -> Arrays:
@@ -560,10 +570,14 @@ def _check_part(
     strict=False,  # A next item of the last part would be waited for.
   ):
     _check_order(new.place, old.place)
-    arrays = new.arrays
+    expected, arrays = old.arrays, new.arrays
     if isinstance(model, tf_keras.Model):
-      arrays = _with_names_of(old.arrays, arrays)
-    largest, problems = compare(new.kind, old.arrays, arrays)
+      arrays = _in_order_of(expected, arrays)
+      if new.kind == "trainable variables":  # The values are their order.
+        expected, arrays = (
+          dict.fromkeys(x, np.array(0)) for x in (expected, arrays)
+        )
+    largest, problems = compare(new.kind, expected, arrays)
     if new.kind == "hyperparameters":
       problems = [] if all(new.arrays.values()) else ["it changes nothing"]
     yield _result(*new[:3], largest, problems)

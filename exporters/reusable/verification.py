@@ -33,8 +33,8 @@ _PACKAGES = ("tf-keras", "tensorflow-hub", "tf-models-official")
 
 _KERAS_NOTE = (
   "A complete Keras model has no hyperparameters as arguments, Keras loads it"
-  " in place of hub.KerasLayer, and may name its variables anew: none of these"
-  " is compared."
+  " in place of hub.KerasLayer, and may list its variables in another order:"
+  " none of these is compared."
 )
 
 # A model or a sub-object, and its inputs.
