@@ -174,6 +174,7 @@ def define_flags() -> None:
     f"What to export. {_sentences(_EXPORT_TYPES)}",
   )
   command_line.define_flags()
+  command_line.define_saved_model_format()
   bert_encoder.define_flags()
   bert_preprocessor.define_flags()
   bert_pretraining.define_flags()
@@ -224,6 +225,15 @@ def _define_pooler() -> None:
     f"An encoder needs --pooler, one of {', '.join(poolers)}."
     " --export_type=preprocessing takes none, and --export_type=text_embedding"
     " needs it with --pooling=pooled only.",
+  )
+  flags.register_multi_flags_validator(
+    ["saved_model_format", "export_type"],
+    lambda values: (
+      values["saved_model_format"] == "reusable"
+      or values["export_type"] == "encoder"
+    ),
+    "--saved_model_format=keras is for --export_type=encoder only: the"
+    " preprocessor is no Keras model, and a Keras model has no sub-object mlm.",
   )
   flags.register_multi_flags_validator(
     ["train_on", "pooler"],

@@ -859,6 +859,10 @@ class BertTest(parameterized.TestCase):
         "so its tokens have no offsets",
       ),
       (
+        [*good, "--saved_model_format=keras", "--export_type=all"],
+        "--saved_model_format=keras is for --export_type=encoder only",
+      ),
+      (
         [good[0], *good[2:5], "--train_on=t", "--pooler=checkpoint"],
         "--train_on does not train a pooler",
       ),

@@ -414,6 +414,7 @@ def define_flags(architecture: image_classification.Architecture) -> None:
     " normalizes like that.",
   )
   command_line.define_flags()
+  command_line.define_saved_model_format()
   classifier_training.define_flags()
 
 

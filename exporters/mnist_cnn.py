@@ -139,6 +139,7 @@ def _card(provenance: dict[str, str]) -> model_card.Card:
 def define_flags() -> None:
   """Defines the flags of this program."""
   command_line.define_flags()
+  command_line.define_saved_model_format()
   classifier_training.define_flags()
   flags.DEFINE_float(
     "l2_strength",

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -33,6 +34,29 @@ np.savez(
     losses=[loss() for loss in export.regularization_losses],
     training=export(images, training=True, dropout_rate=0.0),
     moving_mean=[v for v in export.variables if "moving_mean" in v.name][0],
+)
+assert not {"models", "exporters", "official"} & set(sys.modules)
+"""
+
+
+# The same of a complete Keras model. Its dropout is switched off in its layer.
+_KERAS_CONSUMER = """
+import sys
+import numpy as np
+import tf_keras
+export = tf_keras.models.load_model(sys.argv[1])
+assert export.optimizer is None
+images = np.load(sys.argv[2])
+inference = export(images)
+assert not np.allclose(export(images, training=True), inference)
+export = tf_keras.models.load_model(sys.argv[1])
+export.get_layer("dropout").rate = 0.0
+np.savez(
+    sys.argv[3],
+    inference=inference,
+    losses=export.losses,
+    training=export(images, training=True),
+    moving_mean=export.get_layer("batch_norm1").moving_mean,
 )
 assert not {"models", "exporters", "official"} & set(sys.modules)
 """
@@ -118,7 +142,13 @@ class MnistCnnTest(absltest.TestCase):
     result = _run("--help", env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
     self.assertIn("models.vision.mnist_cnn", result.stderr)
     self.assertNotIn("tensorflow", result.stderr)
-    for flag in ("--export_dir", "--checkpoint_path", "--train_on", "--epochs"):
+    for flag in (
+      "--export_dir",
+      "--checkpoint_path",
+      "--train_on",
+      "--epochs",
+      "--saved_model_format",
+    ):
       self.assertIn(flag, result.stdout)
     self.assertIn("bazel run //exporters:mnist_cnn", result.stdout)
     for arguments, message in (
@@ -131,6 +161,7 @@ class MnistCnnTest(absltest.TestCase):
         "--epochs applies only with --train_on",
       ),
       (["--export_dir=x", "--train_on=cifar"], "digits"),
+      (["--export_dir=x", "--saved_model_format=h5"], "reusable|keras"),
       (["--export_dir=x", "--train_on=digits", "y"], "ERROR: y is not a flag"),
     ):
       self.assert_error(_run(*arguments), message)
@@ -169,6 +200,7 @@ class MnistCnnTest(absltest.TestCase):
         "learning_rate": 0.001,
         "mixed_precision": "float32",
         "num_gpus": None,
+        "saved_model_format": "reusable",
         "seed": 0,
         "strategy": "default",
         "tpu": None,
@@ -214,14 +246,50 @@ class MnistCnnTest(absltest.TestCase):
       self.assertIn(f"\n{line}", card)
 
   def test_export_equals_the_model_in_a_process_without_our_code(self):
+    self.assert_equals_the_model(self.export_dir, _CONSUMER)
+
+  def test_keras_format(self):
+    export_dir = self.directory / "keras"
+    result = _run(
+      f"--checkpoint_path={self.checkpoint}",
+      f"--export_dir={export_dir}",
+      "--l2_strength=0.01",
+      "--saved_model_format=keras",
+    )
+    self.assertEqual(result.returncode, 0, result.stderr)
+    for line in (
+      "✓ gradients, inference (3, 28, 28, 1)",
+      "✓ randomness, training (3, 28, 28, 1)",
+      "✓ compilation under XLA, training (3, 28, 28, 1)",
+      "✓ saved again",
+      "A complete Keras model has no hyperparameters",
+    ):
+      self.assertIn(line, result.stdout)
+    self.assert_equals_the_model(export_dir, _KERAS_CONSUMER)
+    (example,) = re.findall(
+      r"```python\n(.*)```",
+      (export_dir / "assets.extra" / "README.md").read_text(),
+      re.DOTALL,
+    )
+    self.assertNotIn("hub", example)
+    self.assertIn('tf_keras.models.load_model("path/to/mnist_cnn"),', example)
+    signature = tf.saved_model.load(str(export_dir)).signatures
+    self.assertEqual(
+      list(signature["serving_default"].structured_outputs), ["feature_vector"]
+    )
+    for path in export_dir.rglob("*"):
+      if path.is_file():
+        self.assertNotIn(str(self.directory).encode(), path.read_bytes())
+
+  def assert_equals_the_model(self, export_dir, consumer):
     images = np.random.default_rng(0).random((9, 28, 28, 1), np.float32)
     np.save(self.directory / "images.npy", images)
     subprocess.run(
       [
         sys.executable,
         "-c",
-        _CONSUMER,
-        self.export_dir,
+        consumer,
+        export_dir,
         "images.npy",
         "outputs.npz",
       ],

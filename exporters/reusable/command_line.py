@@ -88,6 +88,18 @@ def define_flags() -> None:
   forbid_without("checkpoint_path", ["weights"])
 
 
+def define_saved_model_format() -> None:
+  """Defines the flag of the exporters whose model is a Keras model."""
+  flags.DEFINE_enum(
+    "saved_model_format",
+    exporting.Options.saved_model_format,
+    ["reusable", "keras"],
+    "What to write. reusable: one function for each mode, with the"
+    " hyperparameters as arguments. keras: the complete Keras model, for"
+    " tf_keras.models.load_model, with fixed hyperparameters.",
+  )
+
+
 def require_weights(
   *, without_weights: tuple[str, str] = ("export_dir", "")
 ) -> None:

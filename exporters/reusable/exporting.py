@@ -15,6 +15,7 @@ from exporters.reusable import publishing
 # These import TensorFlow, which must wait until the flags are parsed.
 with epy.lazy_imports():
   from exporters.reusable import checkpoints
+  from exporters.reusable import keras_saving
   from exporters.reusable import model_card
   from exporters.reusable import saving
   from exporters.reusable import verification
@@ -29,12 +30,14 @@ class Options:
 
   Attributes:
     overwrite: It also applies to the `checkpoint_dir` of a training.
+    saved_model_format: `reusable`, or `keras` for a complete Keras model.
     flag_values: The flags of the program, for the report of the verification.
   """
 
   export_dir: str
   overwrite: bool = False
   verification: str = "full"
+  saved_model_format: str = "reusable"
   keep_failed: str | None = None
   flag_values: Mapping[str, Any] | None = None
 
@@ -116,15 +119,25 @@ def exporting(
       piece_dir = os.path.join(directory, name) if name else directory
       signatures: dict[str, Any] = {}
       root = _exported(piece, "serving_default", signatures)
-      saving.save(root, piece_dir, signatures=signatures)
+      is_keras = options.saved_model_format == "keras"
+      if is_keras:
+        keras_saving.save(
+          piece.source,
+          piece_dir,
+          signatures=signatures,
+          attributes=piece.attributes,
+        )
+      else:
+        saving.save(root, piece_dir, signatures=signatures)
       served = signatures["serving_default"]
-      model_card.write(piece_dir, card, piece.source, served)
+      model_card.write(piece_dir, card, piece.source, served, is_keras=is_keras)
       verification.verify(
         piece_dir,
         piece.source,
         piece.examples,
         options.verification,
         sub_objects=dict(_parts(piece)),
+        is_keras=is_keras,
         process=processes[name],
         record={"flags": options.flag_values, **record},
         keep_failed=options.keep_failed,

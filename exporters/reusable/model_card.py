@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import pathlib
+import re
 from typing import Any
 
 import tensorflow as tf
@@ -72,12 +73,17 @@ Without `trainable=True` the weights stay as they are, and the model runs in \
 inference mode. With `tensorflow` alone, `model = tf.saved_model.load(…)` \
 gives what you call as `model(inputs)`, in training as `model({in_training})`, \
 and `model.trainable_variables`."""
+_USE_KERAS = """ \
+`load_model` gives a Keras model with all layers; all of its weights train, \
+unless you freeze them: set `trainable = False`, and call the model with \
+`training=False`. `hub.KerasLayer(…, trainable=True)` loads this directory, \
+too, but without the regularization losses of inner layers."""
 _PRECISION = """ \
 The model computes in float32, whatever precision it was trained in. In a \
 Keras model of mixed precision, too: its inputs are cast."""
 _REGULARIZATION = """
-`hub.KerasLayer` adds the regularization losses to those of your model when \
-`trainable=True`. Regularization that an optimizer applies by \
+{loader} adds the regularization losses to those of your \
+model{condition}. Regularization that an optimizer applies by \
 itself, such as the weight decay of AdamW, is not part of a SavedModel: to \
 keep it, choose such an optimizer again.
 """
@@ -88,6 +94,8 @@ def write(
   card: Card,
   source: saving.Source,
   signature: tf.types.experimental.ConcreteFunction,
+  *,
+  is_keras: bool = False,
 ) -> None:
   """Writes the card into the directory of a SavedModel.
 
@@ -96,7 +104,10 @@ def write(
     card: What only the exporter knows.
     source: The model that was exported.
     signature: The export's `serving_default`: names, dtypes and shapes.
+    is_keras: Whether the export is a complete Keras model.
   """
+  if is_keras:
+    card = _for_keras(card)
   provenance = {
     **card.provenance,
     "exported with": f"TensorFlow {tf.__version__}",
@@ -111,6 +122,7 @@ def write(
     }
   has_training = "training" in source.defaults
   in_training = "inputs, training=True" if has_training else "inputs"
+  use = _USE_KERAS if is_keras else _USE.format(in_training=in_training)
   inputs = tf.nest.flatten(signature.structured_input_signature)
   *packages, last = (f"`{name}`" for name in card.needs)
   text = _TEMPLATE.format(
@@ -119,22 +131,42 @@ def write(
     load="Load and fine-tune" if trainable else "Load",
     example=card.example.strip(),
     needs=f"{', '.join(packages)} and {last}" if packages else last,
-    use=_USE.format(in_training=in_training) if trainable else "",
+    use=use if trainable else "",
     inputs=_tensors({spec.name: spec for spec in inputs}, card.meanings),
     outputs=_tensors(signature.structured_outputs, card.meanings),
     precision=_PRECISION if trainable else "",
-    hyperparameters=_arguments(source.hyperparameters),
+    hyperparameters=_arguments(source.hyperparameters, is_keras),
     weights="Weights" if trainable else "Source",
     provenance=table(("", ""), provenance.items()),
-    regularization=_REGULARIZATION if trainable else "",
+    regularization=_REGULARIZATION.format(
+      loader="Keras" if is_keras else "`hub.KerasLayer`",
+      condition="" if is_keras else " when `trainable=True`",
+    )
+    if trainable
+    else "",
   )
   path = pathlib.Path(export_dir, "assets.extra", "README.md")
   path.parent.mkdir()
   path.write_text(text, encoding="utf-8")
 
 
+def _for_keras(card: Card) -> Card:
+  """Lets the example of a card use `load_model` for `hub.KerasLayer`."""
+  example = re.sub(
+    r'hub\.KerasLayer\(\s*("[^"]*")[^()]*\)',
+    r"tf_keras.models.load_model(\1)",
+    card.example.replace(".resolved_object", ""),
+  )
+  needs = card.needs
+  if "hub." not in example:
+    _, example = example.split("import tensorflow_hub as hub\n")
+    needs = [name for name in needs if name != "tensorflow-hub"]
+  return dataclasses.replace(card, example=example, needs=needs)
+
+
 def _arguments(
   hyperparameters: Sequence[hyperparameters_lib.Hyperparameter],
+  is_keras: bool,
 ) -> str:
   if not hyperparameters:
     return "None."
@@ -142,6 +174,12 @@ def _arguments(
   rows = (
     (f"`{h.name}`", f"{h.default:g}", h.description) for h in hyperparameters
   )
+  if is_keras:
+    about = (
+      "They are fixed in the layers. An export with"
+      " `--saved_model_format=reusable` has them as arguments."
+    )
+    return f"{about}\n\n{table(('name', 'value', 'meaning'), rows)}"
   return (
     "Scalar arguments of the model, for example"
     f' `hub.KerasLayer(…, arguments={{"{first.name}": {first.default:g}}})`.'

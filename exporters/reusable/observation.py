@@ -9,6 +9,7 @@ Standard input has a path in each line: the directory of the export, the file to
 write the results to, and then the files that `write` has written, in order.
 """
 
+import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import hashlib
 import inspect
@@ -27,9 +28,11 @@ if __name__ == "__main__":
   # Packages that consumers need not have: importing one fails from here on.
   sys.modules.update(dict.fromkeys(sys.argv[2:]))
 
+from absl import logging
 import numpy as np
 import tensorflow as tf
 import tensorflow_hub as hub
+import tf_keras
 
 from exporters.reusable import xla_trap
 
@@ -110,6 +113,10 @@ COMPARISONS = {
     "Each hyperparameter changes an output or an update.",
     "An effect exists or does not.",
   ),
+  "randomness": Comparison(
+    "Where training is random: two calls differ, and move the same variables.",
+    "They differ or do not.",
+  ),
   "hub.KerasLayer": Comparison(
     "A hub.KerasLayer with trainable=True and changed arguments: outputs in"
     " training, regularization losses, trainable weights.",
@@ -149,7 +156,8 @@ class Call(NamedTuple):
       from those of a call with these arguments.
     keras: Whether to call a hub.KerasLayer of the export too.
     compilation: Whether to examine the train step of this call for XLA.
-    random: Whether two calls differ. Nothing else is then observed.
+    random: Whether two calls of the model differ. Only what `_randomness`
+      returns is then observed.
   """
 
   name: str
@@ -238,6 +246,8 @@ def observe_calls(
   """
   for made in calls:
     if made.random:
+      arrays = _randomness(model, call, made.example, made.arguments)
+      yield Observation(part, "randomness", made.name, arrays)
       continue
     if made.without is not None:
       effect = differ(model, call, made.example, made.arguments, made.without)
@@ -304,6 +314,27 @@ def differ(
   return bool(compare("outputs", *seen)[1])
 
 
+def _randomness(
+  model: Any,
+  call: Callable[..., Any],
+  example: Any,
+  arguments: Mapping[str, Any],
+) -> Arrays:
+  """Tells whether two random calls differ, and which variables a call moves."""
+  (_, still), *runs = [
+    _run(model, call, example, a) for a in ({}, arguments, arguments)
+  ]
+  seen = [_arrays({"outputs": y}) | updates for y, updates in runs]
+  _, moved = runs[0]
+  return {
+    "whether two calls differ": np.array(bool(compare("outputs", *seen)[1])),
+    **{
+      f"{name} moves": np.array(not np.array_equal(still[name], value))
+      for name, value in moved.items()
+    },
+  }
+
+
 def _run(
   model: Any,
   call: Callable[..., Any],
@@ -333,6 +364,24 @@ def _numbered(
     f"{i} {variable.name}": _array(tf.convert_to_tensor(value))
     for i, (variable, value) in enumerate(zip(variables, values, strict=True))
     if value is not None
+  }
+
+
+def _in_order_of(expected: Arrays, arrays: Arrays) -> Arrays:
+  """Gives variables the numbers that those of the same name have.
+
+  Keras lists the variables of some layers in another order.
+  """
+
+  def name(key: str) -> str:
+    return key.partition(" ")[2] or key  # Without the number.
+
+  keys = collections.defaultdict(list)
+  for key in expected:
+    keys[name(key)].append(key)
+  return {
+    keys[name(key)].pop(0) if keys[name(key)] else key: array
+    for key, array in arrays.items()
   }
 
 
@@ -521,12 +570,19 @@ def _check_part(
     strict=False,  # A next item of the last part would be waited for.
   ):
     _check_order(new.place, old.place)
-    largest, problems = compare(new.kind, old.arrays, new.arrays)
+    expected, arrays = old.arrays, new.arrays
+    if isinstance(model, tf_keras.Model):
+      arrays = _in_order_of(expected, arrays)
+      if new.kind == "trainable variables":  # The values are their order.
+        expected, arrays = (
+          dict.fromkeys(x, np.array(0)) for x in (expected, arrays)
+        )
+    largest, problems = compare(new.kind, expected, arrays)
     if new.kind == "hyperparameters":
       problems = [] if all(new.arrays.values()) else ["it changes nothing"]
     yield _result(*new[:3], largest, problems)
   for made in calls:
-    if made.keras:
+    if made.keras and not isinstance(model, tf_keras.Model):
       kind = "hub.KerasLayer"
       compared = compare(kind, *_in_keras(model, made))
       yield _result(part, kind, made.name, *compared)
@@ -657,12 +713,16 @@ def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
 def _saved_again(export_dir: str, model: Any, example: Any) -> Arrays:
   """Saves a loaded export again; returns what the copy serves by itself."""
   with tempfile.TemporaryDirectory() as again:
-    tf.saved_model.save(model, again, model.signatures)
+    if is_keras := isinstance(model, tf_keras.Model):
+      model.save(again, include_optimizer=False, signatures=model.signatures)
+    else:
+      tf.saved_model.save(model, again, model.signatures)
     # A name beside it, so that a lock on the directory stays valid.
     moved = f"{export_dir}.moved"
     os.rename(export_dir, moved)
     try:
-      return _served(tf.saved_model.load(again), example)
+      loaded = (_load_keras if is_keras else tf.saved_model.load)(again)
+      return _served(loaded, example)
     finally:
       os.rename(moved, export_dir)
 
@@ -689,6 +749,16 @@ def load(export_dir: str) -> Any:
     import tensorflow_text  # noqa: F401
 
     return hub.load(export_dir)
+
+
+def _load_keras(export_dir: str) -> Any:
+  """Loads a complete Keras model, and gives it the interface of the others."""
+  model = tf_keras.models.load_model(export_dir, compile=False)
+  # Not by Keras' own setter, which would save them.
+  vars(model)["regularization_losses"] = [
+    lambda loss=loss: loss for loss in model.losses
+  ]
+  return model
 
 
 def write(path: pathlib.Path, value: Any) -> None:
@@ -736,7 +806,11 @@ def main(level: str) -> None:
   lines = _lines()
   export_dir = next(lines)
   results_path = next(lines)
-  model = load(export_dir)
+  is_keras = os.path.exists(os.path.join(export_dir, "keras_metadata.pb"))
+  if is_keras:  # Keras warns at every save.
+    tf.get_logger().setLevel("ERROR")
+    logging.set_verbosity(logging.ERROR)
+  model = (_load_keras if is_keras else load)(export_dir)
   if "tensorflow_text" in sys.modules:
     print("  - the export needs tensorflow_text for its ops", flush=True)
   (plan,) = _read(next(lines))

@@ -6,7 +6,7 @@ Lean means that it has one traced function for each mode, and nothing else of
 the model.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -352,6 +352,25 @@ def _layers(model: Any) -> list[tf_keras.layers.Layer]:
   return [m for m in modules if isinstance(m, tf_keras.layers.Layer)]
 
 
+@contextlib.contextmanager
+def not_synchronized(model: Any) -> Iterator[None]:
+  """Lets batch normalization average over one replica; restores it on exit.
+
+  A SavedModel cannot sum over replicas, and TensorFlow warns of each gradient
+  that would.
+  """
+  synchronized = [
+    layer for layer in _layers(model) if getattr(layer, "synchronized", False)
+  ]
+  for layer in synchronized:
+    layer.synchronized = False
+  try:
+    yield
+  finally:
+    for layer in synchronized:
+      layer.synchronized = True
+
+
 def _caller(
   model: Callable[..., Any],
   defaults: Mapping[str, Any],
@@ -360,24 +379,16 @@ def _caller(
 ) -> Callable[..., Any]:
   """Makes a Python function of a model, with arguments that have defaults."""
   function = _python_function(model)
-  # A SavedModel cannot sum over replicas, and TensorFlow warns of each gradient
-  # that would.
-  synchronized = [
-    layer for layer in _layers(model) if getattr(layer, "synchronized", False)
-  ]
 
   def call(inputs: Any, **arguments: Any) -> Any:
     if check is not None:
       inputs = check(inputs)
     values = {**defaults, **arguments}
     mode = {"training": values["training"]} if "training" in defaults else {}
-    with contextlib.ExitStack() as stack:
-      for layer in synchronized:
-        layer.synchronized = False
-        stack.callback(setattr, layer, "synchronized", True)
-      direct = stack.enter_context(
-        hyperparameters_lib.bound(hyperparameters, values)
-      )
+    with (
+      not_synchronized(model),
+      hyperparameters_lib.bound(hyperparameters, values) as direct,
+    ):
       return function(inputs, **mode, **direct)
 
   return call

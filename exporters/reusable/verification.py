@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import dataclasses
 import hashlib
 from importlib import metadata
 import itertools
@@ -29,6 +30,12 @@ from exporters.reusable import saving
 # Packages whose versions are recorded, besides TensorFlow, whose package has
 # several names.
 _PACKAGES = ("tf-keras", "tensorflow-hub", "tf-models-official")
+
+_KERAS_NOTE = (
+  "A complete Keras model has no hyperparameters as arguments, Keras loads it"
+  " in place of hub.KerasLayer, and may list its variables in another order:"
+  " none of these is compared."
+)
 
 # A model or a sub-object, and its inputs.
 Part = tuple[saving.Source, Sequence[Any]]
@@ -71,6 +78,7 @@ def verify(
   level: str,
   *,
   sub_objects: Mapping[str, Part] | None = None,
+  is_keras: bool = False,
   process: subprocess.Popen | None = None,
   record: Mapping[str, Any] | None = None,
   keep_failed: str | None = None,
@@ -90,6 +98,8 @@ def verify(
       under XLA and saving again.
     sub_objects: Model and inputs of each attribute of the export that is
       reusable by itself, such as `mlm`. Each is compared like `source`.
+    is_keras: Whether the export is a complete Keras model. It is then loaded by
+      Keras, and compared without changed hyperparameters.
     process: The result of `start`, if it was called before.
     record: Further entries of the report, such as the flags of the exporter.
     keep_failed: Where to move an export that fails.
@@ -100,8 +110,18 @@ def verify(
   if level == "off":
     return
   print(f"Verifying the export ({level})", flush=True)
+  if is_keras:
+    defaults = {k: v for k, v in source.defaults.items() if k == "training"}
+    source = dataclasses.replace(source, hyperparameters=(), defaults=defaults)
   parts = {"": (source, examples), **(sub_objects or {})}
   results, weights_sha256 = _compared(export_dir, parts, level, process)
+  if is_keras:
+    print(f"  - {_KERAS_NOTE}")
+    results.append(
+      observation.Result(
+        "hyperparameters", "hyperparameters", (), [_KERAS_NOTE]
+      )
+    )
   problems = [
     (r.place, text + _layer(parts, text))
     for r in results
@@ -231,9 +251,12 @@ def _calls(
   }
   for i, example in enumerate(examples if level == "full" else examples[:1]):
     compilation = gradients and i == 0
-    in_inference = {} if training else {**learning, "compilation": compilation}
+    in_inference = {}
+    if is_random or not training:
+      in_inference = {**learning, "compilation": compilation and not training}
     size = _size(example)
-    yield observation.Call(f"inference {size}", example, {}, **in_inference)
+    mode = dict.fromkeys(training, False)
+    yield observation.Call(f"inference {size}", example, mode, **in_inference)
     name = f"training {size}"
     if training and not is_random:
       yield observation.Call(
@@ -244,9 +267,9 @@ def _calls(
         keras=level == "full" and i == 0,
         compilation=compilation,
       )
-    elif training and compilation:
+    elif training and i == 0:
       yield observation.Call(
-        name, example, training, compilation=True, random=True
+        name, example, steadily, compilation=compilation, random=True
       )
   for h in source.hyperparameters if level == "full" else ():
     value = observation.changed(h.default)

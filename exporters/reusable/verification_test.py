@@ -122,6 +122,16 @@ def _reads_the_first(export_dir):
   _export(_source(model), export_dir)
 
 
+def _without_hyperparameters():
+  """Returns the source and examples of a model that is random in training."""
+  return {"": (_source(_model(), tunable=()), _SPEC, _EXAMPLES)}
+
+
+def _dropout_left_out(export_dir):
+  model = _model(dropout=layers.Dropout(0.0, name="dropout"))
+  _export(_source(model, tunable=()), export_dir)
+
+
 def _training_hidden(export_dir):
   """Breaks the contract of hub.KerasLayer, which looks for `training`."""
   source = _source(_model())
@@ -557,6 +567,14 @@ _BROKEN = [
     "hyperparameters",
     "hyperparameters, momentum 0.4",
     "it changes nothing",
+  ),
+  (
+    "dropout_left_out",
+    _without_hyperparameters,
+    _dropout_left_out,
+    "randomness",
+    r"randomness, training \(5, 4\)",
+    "whether two calls differ differs",
   ),
   (
     "training_hidden",

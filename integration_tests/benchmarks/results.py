@@ -167,7 +167,9 @@ def _row(
     target = target.get(model)
   if other == "reference":
     other = "Model Garden"
-    if subjects.SUBJECTS[model].family == "mnist_cnn":
+    if subjects.SUBJECTS[model].keras:
+      other, target = "--saved_model_format=keras", None
+    elif subjects.SUBJECTS[model].family == "mnist_cnn":
       other, target = "tf_keras Model.save", None
   ratio = _spread([a / b for a, b in pairs])
   more = key.endswith("per_s")

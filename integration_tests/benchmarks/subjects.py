@@ -45,6 +45,8 @@ class Subject:
     steps: Number of train steps; larger for short steps, whose times vary. The
       first step is reported separately.
     measures: The measurements to make.
+    keras: Whether the reference is our exporter with
+      --saved_model_format=keras.
   """
 
   family: str
@@ -54,6 +56,7 @@ class Subject:
   batch_size: int = 4
   steps: int = 10
   measures: tuple[str, ...] = ("export", "load", "train", "inference")
+  keras: bool = False
 
 
 def _bert(layers: int, hidden_size: int) -> dict[str, Any]:
@@ -114,8 +117,21 @@ SUBJECTS = {
     measures=("export",),
   ),
 }
+SUBJECTS |= {
+  f"{name}_keras": dataclasses.replace(
+    subject,
+    description=f"{subject.description}, and as a complete Keras model",
+    keras=True,
+  )
+  for name, subject in SUBJECTS.items()
+  if name in ("mnist_cnn", "bert_4x512", "resnet_tiny", "resnet50")
+}
 QUICK = ("mnist_cnn", "preprocessor", "bert_tiny", "resnet_tiny")
-DEFAULT = tuple(name for name in SUBJECTS if not name.endswith("_tiny"))
+DEFAULT = tuple(
+  name
+  for name, subject in SUBJECTS.items()
+  if not (name.endswith("_tiny") or subject.keras)
+)
 
 
 def batch(subject: Subject, batch_size: int, size: int, seed: int) -> Any:
@@ -185,6 +201,9 @@ def export_command(
     size = size or subject.size
     reference = [f"--input_image_size={size},{size}", "--skip_logits_layer"]
     garden, directory_flag = "vision", "export_dir"
+  if subject.keras and side == "reference":
+    side = "ours"
+    ours += ["--saved_model_format=keras"]
   if side != "reference":
     verification = "fast" if side == "ours_verified" else "off"
     ours += [f"--verification={verification}", f"--export_dir={export_dir}"]

@@ -1,0 +1,123 @@
+"""Saves a Keras model as a complete Keras SavedModel.
+
+`tf_keras.models.load_model` makes a Keras model of it, with all layers. Keras'
+own layers are made anew from their configs. Layers of other classes run the
+functions that were traced here, so consumers need none of their code.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import functools
+import inspect
+import types
+from typing import Any
+
+from absl import logging
+import tensorflow as tf
+import tf_keras
+
+from exporters.reusable import errors
+from exporters.reusable import layer_calls
+from exporters.reusable import saving
+from exporters.reusable import slimming
+
+
+def save(
+  source: saving.Source,
+  export_dir: str,
+  *,
+  signatures: Mapping[str, saving.ConcreteFunction],
+  attributes: Mapping[str, Any],
+) -> None:
+  """Writes a Keras model without its optimizer and training config.
+
+  The checks of inputs that `saving.source` adds are in the signatures only.
+
+  Args:
+    source: The model. Its hyperparameters become constants.
+    export_dir: The directory to write.
+    signatures: As `saving.save` takes them.
+    attributes: What else the loaded model has; see `exporting.Piece`. Of a
+      variable it has a `saving.constant`.
+
+  Raises:
+    ExportError: The model is not a functional or sequential Keras model.
+  """
+  model = source.model
+  if not isinstance(model, tf_keras.Model) or not model.inputs:
+    raise errors.ExportError(
+      f"--saved_model_format=keras needs a functional or sequential Keras"
+      f" model, and this is a {type(model).__name__}. Export it with"
+      " --saved_model_format=reusable."
+    )
+  if not isinstance(model, tf_keras.Sequential):
+    # Without the attributes that the exporter's code has set on it.
+    model = tf_keras.Model(model.input, model.output, name=model.name)
+  for name, value in attributes.items():
+    if isinstance(value, tf.Variable):  # Keras would make it a weight.
+      value = saving.constant(value.numpy())
+    setattr(model, name, value)
+  replacements = {
+    name: functools.partial(_as_method, replacement)
+    for name, replacement in source.layer_calls.items()
+  }
+  tf.random.set_seed(None)  # All consumers would drop the same units.
+  with (
+    _plain_configs(model),
+    saving.not_synchronized(model),
+    layer_calls.replaced(model, replacements),
+    _without_warnings(),
+  ):
+    model.save(
+      export_dir,
+      save_format="tf",
+      include_optimizer=False,
+      signatures=dict(signatures),
+    )
+  slimming.slim(export_dir)
+
+
+def _as_method(
+  replacement: Callable[[Any], Callable[..., Any]], layer: Any
+) -> Callable[..., Any]:
+  """Gives the replacement of a layer's `call` the signature that Keras saves.
+
+  Keras takes from it which arguments the layer has, `self` included.
+  """
+  new = replacement(layer)
+
+  def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    del self  # `new` has it.
+    return new(*args, **kwargs)
+
+  call.__signature__ = inspect.signature(type(layer).call)
+  return types.MethodType(call, layer)
+
+
+@contextlib.contextmanager
+def _plain_configs(model: tf_keras.Model) -> Iterator[None]:
+  """Lets models in a model that are of a class of their own lose that class.
+
+  Keras builds them from the config of a functional model, or not at all.
+  """
+  functional = type(tf_keras.Model(model.inputs, model.outputs))
+  plain = (functional, tf_keras.Sequential)
+  with contextlib.ExitStack() as stack:
+    for layer in model.submodules:
+      if isinstance(layer, functional) and type(layer) not in plain:
+        layer.get_config = functools.partial(functional.get_config, layer)
+        stack.callback(vars(layer).pop, "get_config")
+    yield
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+  """Silences what Keras says of every model, such as that it has no metrics."""
+  levels = tf.get_logger().level, logging.get_verbosity()
+  tf.get_logger().setLevel("ERROR")
+  logging.set_verbosity(logging.ERROR)
+  try:
+    yield
+  finally:
+    tf.get_logger().setLevel(levels[0])
+    logging.set_verbosity(levels[1])

@@ -1,0 +1,113 @@
+r"""Fine-tunes a complete Keras model of images with a new head.
+
+The export is that of an exporter with --saved_model_format=keras. None of the
+code that made it is needed:
+
+bazel run //integration_tests:use_keras_model -- \
+  --saved_model_dir=DIR --dataset=digits_5_9 --retrain
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from absl import flags
+from etils import epy
+
+from distribution import strategies
+from integration_tests import command_line
+from integration_tests import datasets
+from integration_tests import fitting
+
+with epy.lazy_imports():
+  import tensorflow as tf
+  import tf_keras
+
+
+def build_model(
+  saved_model_dir: str,
+  num_classes: int,
+  *,
+  retrain: bool,
+  learning_rate: float = 1e-3,
+) -> tf_keras.Model:
+  """Builds and compiles a new head on a complete Keras model.
+
+  Args:
+    saved_model_dir: The model. It returns features or logits, `[batch, n]`, or
+      a dict with `feature_vector`.
+    num_classes: Number of classes of images.
+    retrain: Also train the weights of the model.
+    learning_rate: Learning rate of Adam.
+
+  Returns:
+    A model from images, float32 `[batch, height, width, channels]` in [0, 1],
+    or videos, with the number of frames before the height, to logits, float32
+    `[batch, num_classes]`.
+
+  Raises:
+    ValueError: The export is no Keras model of images.
+  """
+  export = load(saved_model_dir)
+  if not isinstance(export, tf_keras.Model) or len(export.inputs) != 1:
+    raise ValueError(
+      f"{saved_model_dir} is not a complete Keras model of images. Export it"
+      " with --saved_model_format=keras."
+    )
+  export.trainable = retrain
+  _, *frames, height, width, channels = export.inputs[0].shape
+  shape = [*(n or 8 for n in frames), height or 32, width or 32, channels]
+  images = tf_keras.Input(shape, name="images")
+  # A layer that Keras cannot build from its config moves its averages whenever
+  # it trains, so a frozen model must not.
+  outputs = export(images) if retrain else export(images, training=False)
+  if isinstance(outputs, dict):
+    outputs = outputs["feature_vector"]
+  return fitting.classifier(
+    images,
+    fitting.logits(outputs, num_classes),
+    tf_keras.optimizers.Adam(learning_rate),
+  )
+
+
+def load(saved_model_dir: str) -> Any:
+  """Loads what Keras has saved: a Keras model, without optimizer."""
+  options = tf.saved_model.LoadOptions(
+    experimental_io_device=strategies.io_device(tf.distribute.get_strategy())
+  )
+  return tf_keras.models.load_model(
+    saved_model_dir, compile=False, options=options
+  )
+
+
+def define_flags() -> None:
+  """Defines the flags of this program."""
+  command_line.define_flags(
+    "images", retrain=False, learning_rate=1e-3, retraining=()
+  )
+  flags.DEFINE_enum(
+    "dataset",
+    "digits_5_9",
+    list(datasets.NUM_CLASSES),
+    "Images to fine-tune on. Digits come with scikit-learn; the others are"
+    " downloaded.",
+  )
+
+
+def fine_tune() -> tf_keras.Model:
+  """Fine-tunes as the flags say; returns the model."""
+  dataset = flags.FLAGS.dataset
+  build = functools.partial(
+    build_model, num_classes=datasets.NUM_CLASSES[dataset]
+  )
+
+  def prepare(model: tf_keras.Model) -> tuple[Any, Any, tf_keras.Model]:
+    return *datasets.load(dataset, model.input_shape[1:]), model
+
+  return command_line.fine_tune(build, prepare, "images")
+
+
+if __name__ == "__main__":
+  define_flags()
+  command_line.run(fine_tune)
