@@ -44,6 +44,7 @@ INTERFACE = (
 )
 ONLY = "the tensor"  # The name of an output that is a single Tensor.
 _XLA = "compilation under XLA"
+_EMPTY = "empty batch"
 _BLOCK = 2**18  # Values that are compared at a time; more need fresh memory.
 
 
@@ -116,6 +117,11 @@ COMPARISONS = {
     "It calls the same function.",
     1e-5,
   ),
+  _EMPTY: Comparison(
+    "A batch of 0 rows in training, as a replica gets if the last batch is"
+    " small: The outputs are empty, and no variable changes.",
+    "Exact comparison.",
+  ),
   _XLA: Comparison(
     "XLA can compile a train step, and compiles it once: no gradient has a"
     " branch or takes a compile-time constant out of the model. Strings and a"
@@ -149,6 +155,7 @@ class Call(NamedTuple):
       from those of a call with these arguments.
     keras: Whether to call a hub.KerasLayer of the export too.
     compilation: Whether to examine the train step of this call for XLA.
+    empty: Whether to call the export without examples too.
     random: Whether two calls differ. Nothing else is then observed.
   """
 
@@ -160,6 +167,7 @@ class Call(NamedTuple):
   without: Mapping[str, Any] | None = None
   keras: bool = False
   compilation: bool = False
+  empty: bool = False
   random: bool = False
 
 
@@ -314,15 +322,19 @@ def _run(
 
   The variables keep their values.
   """
-  trained = {v.ref() for v in getattr(model, "trainable_variables", ())}
-  variables = getattr(model, "variables", ())
-  moving = [v for v in variables if v.ref() not in trained]
+  moving = _moving(model)
   before = [tf.identity(v) for v in moving]
   outputs = call(example, **arguments)
   updates = _numbered(moving, moving)
   for variable, value in zip(moving, before, strict=True):
     variable.assign(value)
   return outputs, updates
+
+
+def _moving(model: Any) -> list[tf.Variable]:
+  trained = {v.ref() for v in getattr(model, "trainable_variables", ())}
+  variables = getattr(model, "variables", ())
+  return [v for v in variables if v.ref() not in trained]
 
 
 def _numbered(
@@ -530,6 +542,9 @@ def _check_part(
       kind = "hub.KerasLayer"
       compared = compare(kind, *_in_keras(model, made))
       yield _result(part, kind, made.name, *compared)
+    if made.empty:
+      problems = _of_no_examples(model, made)
+      yield _result(part, _EMPTY, made.name, 0.0, problems)
     if made.compilation:
       yield _result(part, _XLA, made.name, 0.0, *_under_xla(step, made))
 
@@ -573,6 +588,30 @@ def _result(
   words = [f"largest difference {largest:.1g}"] if largest else notes
   print(f"  {mark} {': '.join([place, *words])}", flush=True)
   return Result(place, kind, problems, notes)
+
+
+def _of_no_examples(model: Any, made: Call) -> list[str]:
+  """Calls an export with a batch of 0 rows; returns problems."""
+  example = tf.nest.map_structure(lambda x: x[:0], made.example)
+  # Without rows oneDNN's convolutions fail on CPUs, but XLA has no strings.
+  jitted = tf.function(model, autograph=False, jit_compile=True)
+  for call in (jitted, model):
+    try:
+      outputs, updates = _run(model, call, example, made.arguments)
+      break
+    except (ValueError, tf.errors.OpError) as e:
+      failure = f"the call fails: {' '.join(str(e).split())}"
+  else:
+    return [failure]
+  moving = _moving(model)
+  _, problems = compare(_EMPTY, _numbered(moving, moving), updates)
+  for name, y in named(outputs).items():
+    if y.dtype.is_floating and not np.isfinite(y).all():
+      problems.append(f"{name} is not finite")
+  for y in tf.nest.flatten(outputs):
+    if y.shape.rank and y.shape[0]:
+      problems.append(f"an output has the shape {y.shape}")
+  return problems
 
 
 def _under_xla(

@@ -364,6 +364,11 @@ def _caller(
     values = {**defaults, **arguments}
     mode = {"training": values["training"]} if "training" in defaults else {}
     with contextlib.ExitStack() as stack:
+      stack.enter_context(
+        private_api.empty_batches_change_nothing(
+          tf_keras.layers.BatchNormalization
+        )
+      )
       for layer in synchronized:
         layer.synchronized = False
         stack.callback(setattr, layer, "synchronized", True)

@@ -86,8 +86,8 @@ def verify(
     examples: Inputs of different sizes: Tensors, RaggedTensors, or lists or
       dicts of them.
     level: `full`, `fast` or `off`. `fast` takes the first example only, and
-      leaves out gradients, changed hyperparameters, hub.KerasLayer, compilation
-      under XLA and saving again.
+      leaves out gradients, changed hyperparameters, hub.KerasLayer, the empty
+      batch, compilation under XLA and saving again.
     sub_objects: Model and inputs of each attribute of the export that is
       reusable by itself, such as `mlm`. Each is compared like `source`.
     process: The result of `start`, if it was called before.
@@ -229,9 +229,14 @@ def _calls(
     "gradients": gradients,
     "updates": len(source.variables) > len(source.trainable_variables),
   }
+  can_be_empty = level == "full" and all(
+    spec.shape.rank and spec.shape[0] is None
+    for spec in tf.nest.flatten(source.input_spec)
+  )
   for i, example in enumerate(examples if level == "full" else examples[:1]):
     compilation = gradients and i == 0
-    in_inference = {} if training else {**learning, "compilation": compilation}
+    once = {"compilation": compilation, "empty": i == 0 and can_be_empty}
+    in_inference = {} if training else {**learning, **once}
     size = _size(example)
     yield observation.Call(f"inference {size}", example, {}, **in_inference)
     name = f"training {size}"
@@ -242,12 +247,10 @@ def _calls(
         steadily,
         **learning,
         keras=level == "full" and i == 0,
-        compilation=compilation,
+        **once,
       )
     elif training and compilation:
-      yield observation.Call(
-        name, example, training, compilation=True, random=True
-      )
+      yield observation.Call(name, example, training, **once, random=True)
   for h in source.hyperparameters if level == "full" else ():
     value = observation.changed(h.default)
     changed = {**steadily, h.name: value}
