@@ -14,6 +14,7 @@ from absl import flags
 from absl import logging
 from etils import epy
 
+from distribution import backups
 from distribution import strategies
 from integration_tests import fitting
 
@@ -23,6 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 with epy.lazy_imports():
   import tensorflow as tf
+  import tensorflow_hub as hub
   import tf_keras
 
 flags.disclaim_key_flags()  # They are those of the program: --help lists them.
@@ -36,6 +38,8 @@ _PATHS = {
   "output_saved_model_dir": "Directory to save the fine-tuned model to. The"
   " default is not to save it.",
 }
+# Flags that may change when a training resumes.
+_OF_ANY_RUN = ("epochs", "strategy", "tpu", "num_gpus")
 # Flags that apply only with --retrain: what they set, and the largest value.
 RETRAINING = {
   "regularization_loss_multiplier": ("factor of regularization losses", None),
@@ -108,6 +112,32 @@ def _make_output_dir(strategy: tf.distribute.Strategy) -> str | None:
   return output_dir
 
 
+def _callbacks(
+  train: fitting.Data, strategy: tf.distribute.Strategy
+) -> list[tf_keras.callbacks.Callback]:
+  """Makes the callbacks that keep the state in --backup_dir."""
+  values = flags.FLAGS
+  if not values.backup_dir:
+    return []
+  export = hub.resolve(path(values.saved_model_dir))
+  files = ("saved_model.pb", "variables/variables.index")  # With checksums.
+  run = {
+    **{
+      flag.name: flag.value
+      for flag in values.get_key_flags_for_module(sys.argv[0])
+      if not flag.name.endswith(("_dir", "_file"))
+      and flag.name not in _OF_ANY_RUN
+    },
+    "export": backups.fingerprint_of_files(
+      os.path.join(export, name) for name in files
+    ),
+    "data": backups.fingerprint(tf.data.Dataset.from_tensor_slices(train)),
+  }
+  return backups.callbacks(
+    path(values.backup_dir), run, strategy, values.epochs
+  )
+
+
 @contextlib.contextmanager
 def input_errors() -> Iterator[None]:
   """Prints errors that the user can cause as one line, and exits."""
@@ -162,6 +192,7 @@ def fine_tune(
     with strategies.precision(values.mixed_precision), strategy.scope():
       model = build(saved_model_dir=path(values.saved_model_dir), **arguments)
     train, test, served = prepare(model)
+    callbacks = _callbacks(train, strategy)
   with strategies.cluster_errors():
     value = fitting.fit(
       model,
@@ -169,7 +200,7 @@ def fine_tune(
       test,
       batch_size=values.batch_size,
       epochs=values.epochs,
-      backup_dir=path(values.backup_dir),
+      callbacks=callbacks,
     )
     held_out = f"{len(test[1]):,} {examples} held out"
     print(f"Test {model.metrics_names[-1]}: {value:.4f} on {held_out}")
