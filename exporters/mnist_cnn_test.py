@@ -131,6 +131,14 @@ class MnistCnnTest(absltest.TestCase):
         "--epochs applies only with --train_on",
       ),
       (["--export_dir=x", "--train_on=cifar"], "digits"),
+      (
+        ["--export_dir=x[1]", "--train_on=digits"],
+        "--export_dir=/.*cannot read",
+      ),
+      (
+        ["--export_dir=x", "--train_on=digits", "--backup_dir=[1]/b"],
+        "--backup_dir=/.*cannot read",
+      ),
       (["--export_dir=x", "--train_on=digits", "y"], "ERROR: y is not a flag"),
     ):
       self.assert_error(_run(*arguments), message)

@@ -99,12 +99,28 @@ def path(value: str | None) -> str | None:
   """Resolves a path against the user's directory, under `bazel run` too."""
   if value is None or "://" in value:
     return value
-  return os.path.join(os.environ.get("BUILD_WORKING_DIRECTORY", ""), value)
+  start = os.environ.get("BUILD_WORKING_DIRECTORY", "")
+  return os.path.join(start, os.path.expanduser(value))
+
+
+def model_path(name: str) -> str | None:
+  """Returns the path of a SavedModel or a checkpoint that is in a flag.
+
+  Raises:
+    ValueError: TensorFlow cannot read such files there.
+  """
+  value = path(flags.FLAGS[name].value)
+  if value and set("[\\").intersection(value):
+    raise ValueError(
+      f"--{name}={value}: TensorFlow cannot read SavedModels and checkpoints"
+      " from a path with [ or \\ in it. Rename the directory, or take another."
+    )
+  return value
 
 
 def _make_output_dir(strategy: tf.distribute.Strategy) -> str | None:
   """Makes --output_saved_model_dir, before the training rather than after."""
-  output_dir = path(flags.FLAGS.output_saved_model_dir)
+  output_dir = model_path("output_saved_model_dir")
   if output_dir and strategies.is_chief(strategy):
     tf.io.gfile.makedirs(output_dir)
     if tf.io.gfile.listdir(output_dir):
@@ -119,7 +135,7 @@ def _callbacks(
   values = flags.FLAGS
   if not values.backup_dir:
     return []
-  export = hub.resolve(path(values.saved_model_dir))
+  export = hub.resolve(model_path("saved_model_dir"))
   files = ("saved_model.pb", "variables/variables.index")  # With checksums.
   run = {
     **{
@@ -134,7 +150,7 @@ def _callbacks(
     "data": backups.fingerprint(tf.data.Dataset.from_tensor_slices(train)),
   }
   return backups.callbacks(
-    path(values.backup_dir), run, strategy, values.epochs
+    model_path("backup_dir"), run, strategy, values.epochs
   )
 
 
@@ -190,7 +206,7 @@ def fine_tune(
       if name in ("retrain", "learning_rate", *RETRAINING) and value is not None
     }
     with strategies.precision(values.mixed_precision), strategy.scope():
-      model = build(saved_model_dir=path(values.saved_model_dir), **arguments)
+      model = build(saved_model_dir=model_path("saved_model_dir"), **arguments)
     train, test, served = prepare(model)
     callbacks = _callbacks(train, strategy)
   with strategies.cluster_errors():
