@@ -36,7 +36,7 @@ STRATEGIES = (
 )
 # The jobs that a cluster needs, and those that it may have.
 _JOBS = {
-  "multi_worker_mirrored": (("worker",), ("chief", "worker")),
+  "multi_worker_mirrored": ((), ("chief", "worker")),
   "parameter_server": (("chief", "worker", "ps"), ("chief", "worker", "ps")),
 }
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -420,6 +420,11 @@ def _read_tf_config(strategy: str) -> tuple[dict[str, list[str]], str, int]:
     raise ValueError(
       f"TF_CONFIG is not like {_EXAMPLE}: {type(e).__name__}: {e}."
     ) from e
+  if "master" in (*cluster, task_type):
+    raise ValueError(
+      "TF_CONFIG: the job master is TensorFlow 1's name of the chief. Call it"
+      " chief, in the cluster and in the task."
+    )
   needed, allowed = _JOBS[strategy]
   for job in needed:
     if not cluster.get(job):

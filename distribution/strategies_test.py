@@ -159,6 +159,17 @@ class StrategiesTest(parameterized.TestCase, tf.test.TestCase):
       "has the unknown job ps; known are chief, worker",
     ),
     (
+      "multi_worker_mirrored",
+      _tf_config({"master": ["localhost:1"], **_CLUSTER}, "worker", 0),
+      "the job master is TensorFlow 1's name of the chief",
+    ),
+    (
+      "multi_worker_mirrored",
+      _tf_config(_CLUSTER, "master", 0),
+      "the job master is TensorFlow 1's name of the chief",
+    ),
+    ("multi_worker_mirrored", _tf_config({}, "worker", 0), "has no worker 0"),
+    (
       "parameter_server",
       _tf_config(_CLUSTER, "worker", 0),
       "the cluster in TF_CONFIG has no chief",

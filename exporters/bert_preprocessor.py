@@ -50,8 +50,8 @@ _FLAGS = {
   " --sp_model_file is required, except with --train_on, which then builds a"
   " vocabulary of at most the vocab_size in the encoder's config.",
   "sp_model_file": "SentencePiece model.",
-  "check_casing": "Refuse a vocabulary whose capitals, or lack of them,"
-  " contradict --do_lower_case.",
+  "check_casing": "Refuse a vocabulary that contradicts --do_lower_case: text"
+  " never yields many of its tokens, or it lacks capitals.",
   "tokenize_with_offsets": "Add the sub-object tokenize_with_offsets to the"
   " preprocessor. It also returns the position of each token in the text."
   " Wordpieces only.",
@@ -116,21 +116,51 @@ def read_tokenizer(
       tokenizer = preprocessing.wordpiece_tokenizer(tokens, **casing)
     else:
       tokenizer = preprocessing.sentencepiece_tokenizer(file, **casing)
-  problem = preprocessing.casing_problem(tokenizer.tokens, **casing)
-  if problem and options.check_casing:
-    said, other = ("", "no") if options.do_lower_case else ("no", "")
-    raise errors.ExportError(
-      f"{file} does not go with --{said}do_lower_case: {problem}. Say"
-      f" --{other}do_lower_case, or --nocheck_casing if the file is right."
-    )
+  _check_casing(file, tokenizer, options.check_casing)
   size = len(tokenizer.tokens)
   if size != (vocab_size or size):
+    too = "many lines: every id after one that is too many has shifted"
+    if size < vocab_size:
+      too = (
+        "few lines: every id after a missing one has shifted. Only if all that"
+        " are missing are at the end, add lines such as [unused1] there"
+      )
     raise errors.ExportError(
       f"{file} has {size:,} tokens, but the encoder's config has a vocab_size"
-      f" of {vocab_size:,}. Take the file that belongs to the encoder. If that"
-      " has too few tokens, add lines such as [unused1] to a copy."
+      f" of {vocab_size:,}. Take the file that belongs to the encoder. This one"
+      f" has {abs(size - vocab_size):,} too {too}."
     )
   return tokenizer
+
+
+def _check_casing(
+  file: str, tokenizer: preprocessing.Tokenizer, is_strict: bool
+) -> None:
+  """Refuses tokens of another casing; shows the tokens that no text yields."""
+  kind, tokens = tokenizer.kind, tokenizer.tokens
+  lower = tokenizer.do_lower_case
+  problem = preprocessing.casing_problem(kind, tokens, lower)
+  if problem and is_strict:
+    said, other = ("", "no") if lower else ("no", "")
+    advice = f"Say --{other}do_lower_case, or"
+    if problem_of_other := preprocessing.casing_problem(
+      kind, tokens, not lower
+    ):
+      advice = (
+        f"Nor does it go with --{other}do_lower_case: {problem_of_other}. If"
+        " the encoder was trained on text that something else had prepared, as"
+        " lowercased with accents, prepare yours likewise, and say"
+        " --nodo_lower_case"
+      )
+    raise errors.ExportError(
+      f"{file} does not go with --{said}do_lower_case: {problem}. {advice}"
+      " --nocheck_casing if the file is right."
+    )
+  if lost := preprocessing.unreachable(kind, tokens, lower):
+    print(
+      f"{file}: no text yields {len(lost):,} of its {len(tokens):,} tokens,"
+      f" such as {', '.join(lost[:5])}"
+    )
 
 
 def piece(
@@ -201,10 +231,11 @@ def attributes(
   `scratch_dir` must exist until the export is saved.
   """
   name = "vocab_file" if tokenizer.kind == "wordpiece" else "sp_model_file"
-  if tokenizer.model:  # It lacks the paths that the file has.
-    token_file = os.path.join(scratch_dir, os.path.basename(token_file))
-    with open(token_file, "wb") as f:
-      f.write(tokenizer.model)
+  lines = "".join(f"{token}\n" for token in tokenizer.tokens)
+  # Without paths or white space that the file has.
+  token_file = os.path.join(scratch_dir, os.path.basename(token_file))
+  with open(token_file, "wb") as f:
+    f.write(tokenizer.model or lines.encode())
   return {
     name: tf.saved_model.Asset(token_file),
     "do_lower_case": tf.Variable(

@@ -113,7 +113,15 @@ def train(
         print(f"Training on {corpus.description}")
         with strategies.cluster_errors():
           accuracy = pretraining.train(
-            model, corpus, tokenizer, training.config, checkpoint_dir
+            model,
+            corpus,
+            tokenizer,
+            training.config,
+            checkpoint_dir,
+            {
+              "encoder": config.as_dict(),
+              "do_lower_case": tokenizer.do_lower_case,
+            },
           )
       hyperparams.save_params_dict_to_yaml(
         config, os.path.join(checkpoint_dir, "encoder.yaml")

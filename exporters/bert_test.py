@@ -680,10 +680,19 @@ class BertTest(parameterized.TestCase):
     text = pathlib.Path(self.vocab_file).read_text()
     for name, changed, message in (
       ("short", text.removesuffix(".\n"), "has 60 tokens, but the encoder's"),
-      ("long", text + "x y\n", "has 62 tokens, .*a vocab_size of 61"),
+      (
+        "long",
+        text + "x y\n",
+        "has 62 tokens, .*a vocab_size of 61.* 1 too many",
+      ),
       ("twice", text + "fox\n", "fox is in it twice, lines 59, 62"),
       ("special", text.replace("[MASK]", "[M]"), r"it lacks \[MASK\]"),
-      ("cased", text.replace("fox", "Fox"), "does not go with --do_lower_case"),
+      ("cased", text.replace("o", "O"), "with --do_lower_case: no text yields"),
+      (
+        "accents",
+        text.replace("o", "ó"),
+        "Nor does it go with --nodo_lower_case",
+      ),
     ):
       with self.subTest(name):
         self.assert_refused(message, vocab_file=self.write(name, changed))

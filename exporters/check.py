@@ -163,7 +163,7 @@ def main() -> None:
   """Checks the SavedModel that the flags name."""
   values = flags.FLAGS
   passed = check(
-    saved_model_dir=command_line.path(values.saved_model_dir),
+    saved_model_dir=command_line.model_path("saved_model_dir"),
     trust=values.trust,
     strict=values.strict,
     excepted_rules=values.excepted_rules,

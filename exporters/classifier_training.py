@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import os
+from typing import Any
 
 from absl import flags
 from etils import epy
 
+from distribution import backups
 from distribution import strategies
 from exporters.reusable import command_line
 from exporters.reusable import errors
@@ -115,6 +117,7 @@ def train(
   image_shape: Sequence[int],
   how: Weights,
   *,
+  about: Mapping[str, Any],
   overwrite: bool = False,
 ) -> tuple[tf.train.Checkpoint, dict[str, str]]:
   """Trains a classifier.
@@ -124,6 +127,8 @@ def train(
     image_shape: Height, width and channels of the images.
     how: How to train. Of the processes of a cluster only the chief returns; the
       others exit.
+    about: What else the result of the training depends on. A training resumes
+      only if it is the same.
     overwrite: Replace the directory of the checkpoint where it exists.
 
   Returns:
@@ -131,8 +136,9 @@ def train(
     float32. And what the model card says of the training.
 
   Raises:
-    ExportError: The directory of the checkpoint is in the way, or the data set
-      or the devices that were asked for are missing.
+    ExportError: The directory of the checkpoint is in the way, that of the
+      state is of another training, or the data set or the devices that were
+      asked for are missing.
   """
   strategy = command_line.strategy(how.distribution)
   with contextlib.ExitStack() as stack:
@@ -144,6 +150,7 @@ def train(
       )
     with errors.of_input(ConnectionError, ValueError):
       dataset = datasets.load(how.train_on, image_shape)
+      callbacks = _callbacks(how, dataset, about, strategy)
     tf_keras.utils.set_random_seed(how.training.seed)
     with strategies.precision(how.distribution.mixed_precision):
       with strategy.scope():
@@ -152,9 +159,7 @@ def train(
         f"Training on {len(dataset.train):,} images of {dataset.description}"
       )
       with strategies.cluster_errors():
-        accuracy = training.train(
-          model, dataset, how.training, backup_dir=how.backup_dir
-        )
+        accuracy = training.train(model, dataset, how.training, callbacks)
     held_out = f"{accuracy:.4f} on {len(dataset.test):,} images held out"
     print(f"Test accuracy: {held_out}")
     if how.distribution != strategies.DEFAULT:
@@ -165,6 +170,27 @@ def train(
     if how.checkpoint_dir:
       root.save(os.path.join(directory, "checkpoint"))
   return root, _provenance(dataset, how, held_out)
+
+
+def _callbacks(
+  how: Weights,
+  dataset: datasets.Dataset,
+  about: Mapping[str, Any],
+  strategy: tf.distribute.Strategy,
+) -> list[tf_keras.callbacks.Callback]:
+  """Makes the callbacks that keep the state in --backup_dir."""
+  if not how.backup_dir:
+    return []
+  config = dataclasses.asdict(how.training)
+  del config["epochs"]  # A training may go on for longer.
+  run = {
+    "train_on": how.train_on,
+    "data": backups.fingerprint(dataset.train),
+    **config,
+    "mixed_precision": how.distribution.mixed_precision,
+    **about,
+  }
+  return backups.callbacks(how.backup_dir, run, strategy, how.training.epochs)
 
 
 def _provenance(

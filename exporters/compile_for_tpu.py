@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from importlib import metadata
 import math
+import os
 import pathlib
 import re
 import sys
@@ -242,8 +243,9 @@ def main() -> None:
   values = flags.FLAGS
   size = values.batch_size
   good = compile_for_tpu(
-    saved_model_dir=command_line.path(values.saved_model_dir),
-    libtpu=values.libtpu,  # Bazel's path, relative to where the program starts.
+    saved_model_dir=command_line.model_path("saved_model_dir"),
+    # Bazel's path, relative to where the program starts.
+    libtpu=os.path.expanduser(values.libtpu),
     topologies=values.topology,
     batch_size=None if size == "max" else int(size),
     image_size=values.image_size,

@@ -209,7 +209,15 @@ def _trained(
     return tf.train.Checkpoint(model=model), trained
 
   trained, provenance = classifier_training.train(
-    build, setup.input_shape, weights, overwrite=overwrite
+    build,
+    setup.input_shape,
+    weights,
+    about={
+      "experiment": setup.name,
+      "task": setup.task.as_dict(),
+      "normalization": config.normalization,
+    },
+    overwrite=overwrite,
   )
   return _cut(config, setup, trained.model), provenance
 

@@ -86,7 +86,11 @@ def export(
 
     if weights.train_on:
       trained, provenance = classifier_training.train(
-        build, mnist_cnn.IMAGE_SHAPE, weights, overwrite=options.overwrite
+        build,
+        mnist_cnn.IMAGE_SHAPE,
+        weights,
+        about={"l2_strength": l2_strength},
+        overwrite=options.overwrite,
       )
       extractor = trained.model.feature_extractor
     else:

@@ -162,6 +162,14 @@ class MnistCnnTest(absltest.TestCase):
       ),
       (["--export_dir=x", "--train_on=cifar"], "digits"),
       (["--export_dir=x", "--saved_model_format=h5"], "reusable|keras"),
+      (
+        ["--export_dir=x[1]", "--train_on=digits"],
+        "--export_dir=/.*cannot read",
+      ),
+      (
+        ["--export_dir=x", "--train_on=digits", "--backup_dir=[1]/b"],
+        "--backup_dir=/.*cannot read",
+      ),
       (["--export_dir=x", "--train_on=digits", "y"], "ERROR: y is not a flag"),
     ):
       self.assert_error(_run(*arguments), message)

@@ -14,6 +14,7 @@ from absl import flags
 from absl import logging
 from etils import epy
 
+from distribution import backups
 from distribution import strategies
 from integration_tests import fitting
 
@@ -23,6 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 with epy.lazy_imports():
   import tensorflow as tf
+  import tensorflow_hub as hub
   import tf_keras
 
 flags.disclaim_key_flags()  # They are those of the program: --help lists them.
@@ -36,6 +38,8 @@ _PATHS = {
   "output_saved_model_dir": "Directory to save the fine-tuned model to. The"
   " default is not to save it.",
 }
+# Flags that may change when a training resumes.
+_OF_ANY_RUN = ("epochs", "strategy", "tpu", "num_gpus")
 # Flags that apply only with --retrain: what they set, and the largest value.
 RETRAINING = {
   "regularization_loss_multiplier": ("factor of regularization losses", None),
@@ -95,17 +99,59 @@ def path(value: str | None) -> str | None:
   """Resolves a path against the user's directory, under `bazel run` too."""
   if value is None or "://" in value:
     return value
-  return os.path.join(os.environ.get("BUILD_WORKING_DIRECTORY", ""), value)
+  start = os.environ.get("BUILD_WORKING_DIRECTORY", "")
+  return os.path.join(start, os.path.expanduser(value))
+
+
+def model_path(name: str) -> str | None:
+  """Returns the path of a SavedModel or a checkpoint that is in a flag.
+
+  Raises:
+    ValueError: TensorFlow cannot read such files there.
+  """
+  value = path(flags.FLAGS[name].value)
+  if value and set("[\\").intersection(value):
+    raise ValueError(
+      f"--{name}={value}: TensorFlow cannot read SavedModels and checkpoints"
+      " from a path with [ or \\ in it. Rename the directory, or take another."
+    )
+  return value
 
 
 def _make_output_dir(strategy: tf.distribute.Strategy) -> str | None:
   """Makes --output_saved_model_dir, before the training rather than after."""
-  output_dir = path(flags.FLAGS.output_saved_model_dir)
+  output_dir = model_path("output_saved_model_dir")
   if output_dir and strategies.is_chief(strategy):
     tf.io.gfile.makedirs(output_dir)
     if tf.io.gfile.listdir(output_dir):
       raise ValueError(f"{output_dir} is not empty. Choose another directory.")
   return output_dir
+
+
+def _callbacks(
+  train: fitting.Data, strategy: tf.distribute.Strategy
+) -> list[tf_keras.callbacks.Callback]:
+  """Makes the callbacks that keep the state in --backup_dir."""
+  values = flags.FLAGS
+  if not values.backup_dir:
+    return []
+  export = hub.resolve(model_path("saved_model_dir"))
+  files = ("saved_model.pb", "variables/variables.index")  # With checksums.
+  run = {
+    **{
+      flag.name: flag.value
+      for flag in values.get_key_flags_for_module(sys.argv[0])
+      if not flag.name.endswith(("_dir", "_file"))
+      and flag.name not in _OF_ANY_RUN
+    },
+    "export": backups.fingerprint_of_files(
+      os.path.join(export, name) for name in files
+    ),
+    "data": backups.fingerprint(tf.data.Dataset.from_tensor_slices(train)),
+  }
+  return backups.callbacks(
+    model_path("backup_dir"), run, strategy, values.epochs
+  )
 
 
 @contextlib.contextmanager
@@ -160,8 +206,9 @@ def fine_tune(
       if name in ("retrain", "learning_rate", *RETRAINING) and value is not None
     }
     with strategies.precision(values.mixed_precision), strategy.scope():
-      model = build(saved_model_dir=path(values.saved_model_dir), **arguments)
+      model = build(saved_model_dir=model_path("saved_model_dir"), **arguments)
     train, test, served = prepare(model)
+    callbacks = _callbacks(train, strategy)
   with strategies.cluster_errors():
     value = fitting.fit(
       model,
@@ -169,7 +216,7 @@ def fine_tune(
       test,
       batch_size=values.batch_size,
       epochs=values.epochs,
-      backup_dir=path(values.backup_dir),
+      callbacks=callbacks,
     )
     held_out = f"{len(test[1]):,} {examples} held out"
     print(f"Test {model.metrics_names[-1]}: {value:.4f} on {held_out}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import inspect
 import tempfile
 from typing import Any
@@ -107,7 +107,7 @@ def fit(
   *,
   batch_size: int,
   epochs: int,
-  backup_dir: str | None = None,
+  callbacks: Sequence[tf_keras.callbacks.Callback] = (),
   verbose: int | str = "auto",
 ) -> float:
   """Trains and tests a model with the strategy that it was built with.
@@ -119,8 +119,7 @@ def fit(
     batch_size: Number of examples in a step, on all devices together; a
       multiple of the number of replicas.
     epochs: Number of passes over the training data.
-    backup_dir: Directory for the state of the training after each epoch, until
-      the training ends. Training resumes from the state that is there.
+    callbacks: Callbacks of Keras.
     verbose: Argument of Keras.
 
   Returns:
@@ -145,9 +144,7 @@ def fit(
     train_batches.with_options(options),
     epochs=epochs,
     steps_per_epoch=-(-num_examples // batch_size),
-    callbacks=(
-      [tf_keras.callbacks.BackupAndRestore(backup_dir)] if backup_dir else []
-    ),
+    callbacks=list(callbacks),
     verbose=verbose,
   )
   test_batches = _test_batches(test, batch_size).with_options(options)

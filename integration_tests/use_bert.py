@@ -177,7 +177,7 @@ def fine_tune() -> None:
 
   def prepare(model: tf_keras.Model) -> tuple[Any, Any, tf_keras.Model]:
     preprocessor = load_preprocessor(
-      command_line.path(values.preprocessor_dir), values.seq_length
+      command_line.model_path("preprocessor_dir"), values.seq_length
     )
     check_pair(preprocessor, model)
     train, test = (

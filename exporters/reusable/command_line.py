@@ -36,7 +36,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _T = TypeVar("_T")
 
-_PATHS = ("_dir", "_file", "_path", "keep_failed")  # Names end in these.
+_MODEL_PATHS = ("_dir", "_path", "keep_failed")  # Names end in these.
+_PATHS = (*_MODEL_PATHS, "_file")
 
 _EXPORT_FLAGS = {
   "export_dir": "The directory that the SavedModel appears at once all of it is"
@@ -156,10 +157,19 @@ def from_flags(cls: type[_T], **others: Any) -> _T:
   Args:
     cls: The dataclass. Paths in it become absolute, as `path` makes them.
     **others: Values of other fields, or instead of those of flags.
+
+  Raises:
+    ExportError: As `model_path`.
   """
   fields = {field.name for field in dataclasses.fields(cls)}
   values = {
-    name: path(value) if name.endswith(_PATHS) else value
+    name: (
+      model_path(name)
+      if name.endswith(_MODEL_PATHS)
+      else path(value)
+      if name.endswith(_PATHS)
+      else value
+    )
     for name, value in flags.FLAGS.flag_values_dict().items()
     if name in fields
   }
@@ -176,6 +186,22 @@ def path(value: str | None) -> str | None:
     return value
   start = os.environ.get("BUILD_WORKING_DIRECTORY", "")
   return os.path.abspath(os.path.join(start, os.path.expanduser(value)))
+
+
+def model_path(name: str) -> str | None:
+  """Returns the path of a SavedModel or a checkpoint that is in a flag.
+
+  Raises:
+    ExportError: TensorFlow cannot read such files there.
+  """
+  value = path(flags.FLAGS[name].value)
+  is_hdf5 = value and value.endswith((".h5", ".hdf5"))
+  if value and not is_hdf5 and set("[\\").intersection(value):
+    raise errors.ExportError(
+      f"--{name}={value}: TensorFlow cannot read SavedModels and checkpoints"
+      " from a path with [ or \\ in it. Rename the directory, or take another."
+    )
+  return value
 
 
 def _record() -> dict[str, Any]:

@@ -64,7 +64,7 @@ def save(
   tf.random.set_seed(None)  # All consumers would drop the same units.
   with (
     _plain_configs(model),
-    saving.not_synchronized(model),
+    saving.for_any_strategy(model),
     layer_calls.replaced(model, replacements),
     _without_warnings(),
   ):

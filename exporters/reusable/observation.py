@@ -47,6 +47,7 @@ INTERFACE = (
 )
 ONLY = "the tensor"  # The name of an output that is a single Tensor.
 _XLA = "compilation under XLA"
+_EMPTY = "empty batch"
 _BLOCK = 2**18  # Values that are compared at a time; more need fresh memory.
 
 
@@ -123,6 +124,11 @@ COMPARISONS = {
     "It calls the same function.",
     1e-5,
   ),
+  _EMPTY: Comparison(
+    "A batch of 0 rows in training, as a replica gets if the last batch is"
+    " small: The outputs are empty, and no variable changes.",
+    "Exact comparison.",
+  ),
   _XLA: Comparison(
     "XLA can compile a train step, and compiles it once: no gradient has a"
     " branch or takes a compile-time constant out of the model. Strings and a"
@@ -156,6 +162,7 @@ class Call(NamedTuple):
       from those of a call with these arguments.
     keras: Whether to call a hub.KerasLayer of the export too.
     compilation: Whether to examine the train step of this call for XLA.
+    empty: Whether to call the export without examples too.
     random: Whether two calls of the model differ. Only what `_randomness`
       returns is then observed.
   """
@@ -168,6 +175,7 @@ class Call(NamedTuple):
   without: Mapping[str, Any] | None = None
   keras: bool = False
   compilation: bool = False
+  empty: bool = False
   random: bool = False
 
 
@@ -345,15 +353,19 @@ def _run(
 
   The variables keep their values.
   """
-  trained = {v.ref() for v in getattr(model, "trainable_variables", ())}
-  variables = getattr(model, "variables", ())
-  moving = [v for v in variables if v.ref() not in trained]
+  moving = _moving(model)
   before = [tf.identity(v) for v in moving]
   outputs = call(example, **arguments)
   updates = _numbered(moving, moving)
   for variable, value in zip(moving, before, strict=True):
     variable.assign(value)
   return outputs, updates
+
+
+def _moving(model: Any) -> list[tf.Variable]:
+  trained = {v.ref() for v in getattr(model, "trainable_variables", ())}
+  variables = getattr(model, "variables", ())
+  return [v for v in variables if v.ref() not in trained]
 
 
 def _numbered(
@@ -586,6 +598,10 @@ def _check_part(
       kind = "hub.KerasLayer"
       compared = compare(kind, *_in_keras(model, made))
       yield _result(part, kind, made.name, *compared)
+    # Keras makes its own layers anew, for the strategy of each consumer.
+    if made.empty and not isinstance(model, tf_keras.Model):
+      problems = _of_no_examples(model, made)
+      yield _result(part, _EMPTY, made.name, 0.0, problems)
     if made.compilation:
       yield _result(part, _XLA, made.name, 0.0, *_under_xla(step, made))
 
@@ -629,6 +645,32 @@ def _result(
   words = [f"largest difference {largest:.1g}"] if largest else notes
   print(f"  {mark} {': '.join([place, *words])}", flush=True)
   return Result(place, kind, problems, notes)
+
+
+def _of_no_examples(model: Any, made: Call) -> list[str]:
+  """Calls an export with a batch of 0 rows; returns problems."""
+  example = tf.nest.map_structure(lambda x: x[:0], made.example)
+  # Without rows oneDNN's convolutions fail on CPUs. XLA dies of strings.
+  jitted = tf.function(model, autograph=False, jit_compile=True)
+  tensors = tf.nest.flatten(example, expand_composites=True)
+  is_text = any(x.dtype == tf.string for x in tensors)
+  for call in (model,) if is_text else (jitted, model):
+    try:
+      outputs, updates = _run(model, call, example, made.arguments)
+      break
+    except (ValueError, tf.errors.OpError) as e:
+      failure = f"the call fails: {' '.join(str(e).split())}"
+  else:
+    return [failure]
+  moving = _moving(model)
+  _, problems = compare(_EMPTY, _numbered(moving, moving), updates)
+  for name, y in named(outputs).items():
+    if y.dtype.is_floating and not np.isfinite(y).all():
+      problems.append(f"{name} is not finite")
+  for y in tf.nest.flatten(outputs):
+    if y.shape.rank and y.shape[0]:
+      problems.append(f"an output has the shape {y.shape}")
+  return problems
 
 
 def _under_xla(

@@ -353,11 +353,12 @@ def _layers(model: Any) -> list[tf_keras.layers.Layer]:
 
 
 @contextlib.contextmanager
-def not_synchronized(model: Any) -> Iterator[None]:
-  """Lets batch normalization average over one replica; restores it on exit.
+def for_any_strategy(model: Any) -> Iterator[None]:
+  """Lets batch normalization be traced for consumers under any strategy.
 
-  A SavedModel cannot sum over replicas, and TensorFlow warns of each gradient
-  that would.
+  A replica averages over its own examples, because a SavedModel cannot sum over
+  replicas, and TensorFlow warns of each gradient that would. A replica without
+  examples changes nothing.
   """
   synchronized = [
     layer for layer in _layers(model) if getattr(layer, "synchronized", False)
@@ -365,7 +366,10 @@ def not_synchronized(model: Any) -> Iterator[None]:
   for layer in synchronized:
     layer.synchronized = False
   try:
-    yield
+    with private_api.empty_batches_change_nothing(
+      tf_keras.layers.BatchNormalization
+    ):
+      yield
   finally:
     for layer in synchronized:
       layer.synchronized = True
@@ -386,7 +390,7 @@ def _caller(
     values = {**defaults, **arguments}
     mode = {"training": values["training"]} if "training" in defaults else {}
     with (
-      not_synchronized(model),
+      for_any_strategy(model),
       hyperparameters_lib.bound(hyperparameters, values) as direct,
     ):
       return function(inputs, **mode, **direct)

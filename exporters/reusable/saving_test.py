@@ -1,5 +1,6 @@
 import os
 
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -246,6 +247,38 @@ class SavingTest(tf.test.TestCase):
     # The one that sums over replicas.
     ops = trace.graph.get_operations()
     self.assertNotIn("IdentityN", {op.type for op in ops})
+
+  def test_empty_batches_change_nothing(self):
+    layers = tf_keras.layers
+    whole = layers.BatchNormalization()
+    models = {
+      "fused": (whole, 4),
+      "flat": (layers.BatchNormalization(), 2),
+      "volume": (layers.BatchNormalization(), 5),
+      "synchronized": (layers.BatchNormalization(synchronized=True), 4),
+    }
+    for name, (layer, rank) in models.items():
+      shape = [2] * (rank - 1)
+      model = tf_keras.Sequential([layers.InputLayer(shape), layer])
+      for tunable in (hyperparameters.of_model(model), []):
+        with self.subTest(name, tunable=len(tunable)):
+          loaded = self.save_and_load(
+            model, tf.TensorSpec([None, *shape]), hyperparameters=tunable
+          )
+          before = [v.numpy() for v in loaded.variables]
+          with tf.GradientTape() as tape:
+            outputs = loaded(tf.ones([0, *shape]), training=True)
+          self.assertEqual(outputs.shape, [0, *shape])
+          for v, value in zip(loaded.variables, before, strict=True):
+            self.assertAllEqual(v, value)
+          for gradient in tape.gradient(outputs, loaded.trainable_variables):
+            self.assertAllEqual(gradient, [0.0, 0.0])
+          loaded(tf.ones([3, *shape]), training=True)
+          mean = loaded.variables[2]
+          self.assertAllClose(mean, [0.01, 0.01])
+    # The layers themselves stay as Keras has them.
+    whole(tf.ones([0, 2, 2, 2]), training=True)
+    self.assertTrue(np.isnan(whole.moving_mean).all())
 
   def test_seeds_of_the_process_stay_out(self):
     tf.random.set_seed(7)

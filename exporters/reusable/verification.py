@@ -94,8 +94,8 @@ def verify(
     examples: Inputs of different sizes: Tensors, RaggedTensors, or lists or
       dicts of them.
     level: `full`, `fast` or `off`. `fast` takes the first example only, and
-      leaves out gradients, changed hyperparameters, hub.KerasLayer, compilation
-      under XLA and saving again.
+      leaves out gradients, changed hyperparameters, hub.KerasLayer, the empty
+      batch, compilation under XLA and saving again.
     sub_objects: Model and inputs of each attribute of the export that is
       reusable by itself, such as `mlm`. Each is compared like `source`.
     is_keras: Whether the export is a complete Keras model. It is then loaded by
@@ -249,11 +249,16 @@ def _calls(
     "gradients": gradients,
     "updates": len(source.variables) > len(source.trainable_variables),
   }
+  can_be_empty = level == "full" and all(
+    spec.shape.rank and spec.shape[0] is None
+    for spec in tf.nest.flatten(source.input_spec)
+  )
   for i, example in enumerate(examples if level == "full" else examples[:1]):
     compilation = gradients and i == 0
+    once = {"compilation": compilation, "empty": i == 0 and can_be_empty}
     in_inference = {}
     if is_random or not training:
-      in_inference = {**learning, "compilation": compilation and not training}
+      in_inference = learning if training else {**learning, **once}
     size = _size(example)
     mode = dict.fromkeys(training, False)
     yield observation.Call(f"inference {size}", example, mode, **in_inference)
@@ -265,12 +270,10 @@ def _calls(
         steadily,
         **learning,
         keras=level == "full" and i == 0,
-        compilation=compilation,
+        **once,
       )
     elif training and i == 0:
-      yield observation.Call(
-        name, example, steadily, compilation=compilation, random=True
-      )
+      yield observation.Call(name, example, steadily, **once, random=True)
   for h in source.hyperparameters if level == "full" else ():
     value = observation.changed(h.default)
     changed = {**steadily, h.name: value}

@@ -238,6 +238,26 @@ def _averages_stand_still(export_dir):
   _export(_source(_model(batch_norm=batch_norm)), export_dir)
 
 
+def _averages_of_nothing(export_dir):
+  class AlwaysUpdated(layers.BatchNormalization):
+    def _support_zero_size_input(self):
+      return False
+
+  batch_norm = AlwaysUpdated(momentum=0.8, name="batch_norm")
+  _export(_source(_model(batch_norm=batch_norm)), export_dir)
+
+
+def _outputs_of_nothing(export_dir):
+  class Filled(layers.Dense):
+    def call(self, inputs):
+      missing = tf.cast(tf.shape(inputs)[:1] == 0, tf.int32)
+      outputs = super().call(inputs)
+      return tf.pad(outputs, [[0, missing[0]], [0, 0]])
+
+  second = Filled(2, kernel_regularizer="l2", name="second")
+  _export(_source(_model(second=second)), export_dir)
+
+
 def _training_without_effect(export_dir):
   model = _model()
   source = _source(model)
@@ -594,6 +614,22 @@ _BROKEN = [
     r"gradient of Transpose \(transpose\S* in \S+\) takes a constant out",
   ),
   (
+    "averages_of_nothing",
+    _plain,
+    _averages_of_nothing,
+    "empty batch",
+    r"empty batch, training \(5, 4\)",
+    "moving_mean:0 differs by nan.*moving_variance:0 differs by nan",
+  ),
+  (
+    "outputs_of_nothing",
+    _plain,
+    _outputs_of_nothing,
+    "empty batch",
+    r"empty batch, training \(5, 4\)",
+    r"an output has the shape \(1, 2\)",
+  ),
+  (
     "branch_for_xla",
     _branching,
     _broken_parts(_branching),
@@ -657,7 +693,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       {kind for *_, kind, _, _ in _BROKEN}, set(observation.COMPARISONS)
     )
 
-  @parameterized.parameters((_plain, 20), (_with_head, 38), (_preprocessor, 24))
+  @parameterized.parameters((_plain, 21), (_with_head, 40), (_preprocessor, 27))
   def test_intact(self, live, count):
     parts = live()
     export_dir = os.path.join(self.get_temp_dir(), "intact")

@@ -136,7 +136,7 @@ def main(argv: Sequence[str]) -> None:
   values = flags.FLAGS
   # `bazel run` changes the working directory to that of the program.
   start = os.environ.get("BUILD_WORKING_DIRECTORY", "")
-  output_dir = pathlib.Path(start, values.output_dir)
+  output_dir = pathlib.Path(start, pathlib.Path(values.output_dir).expanduser())
   try:
     generate(
       output_dir,

@@ -61,7 +61,7 @@ class VocabularyTest(tf.test.TestCase):
     self.assertBetween(len(tokens), 300, 400)
     self.assertLen(set(tokens), len(tokens))
     self.assertContainsSubset(["the", "return", "##ing"], tokens)
-    self.assertIsNone(preprocessing.casing_problem(tokens, True))
+    self.assertIsNone(preprocessing.casing_problem("wordpiece", tokens, True))
     # All characters of the text are in it.
     tokenizer = preprocessing.wordpiece_tokenizer(tokens, do_lower_case=True)
     ids = tokenizer.tokenize(list(documents)).flat_values

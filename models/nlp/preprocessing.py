@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
+import re
 
 from etils import epy
 
@@ -37,8 +38,13 @@ _ROLES = {
   "sentencepiece": {**_WORDPIECE_ROLES, "padding_id": "<pad>"},
 }
 
-# Tolerated share of words with capitals in a vocabulary for lowercased text.
-_MANY_CAPITALS = 0.01
+# Tolerated share of tokens that no text yields. It is 0.7% in the vocabulary of
+# BERT's English uncased model and 1.9% in its Chinese one: superscripts and so
+# on. Lowercased by mistake it was 9% in Kurdish, whose script has no capitals.
+_MANY_UNREACHABLE = 0.04
+
+# Fewer tokens of scripts that have capitals tell nothing about the casing.
+_FEW_WITH_CASE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,48 +120,102 @@ def build_vocabulary(
 
 
 def read_vocabulary(vocab_file: str) -> list[str]:
-  """Reads a vocabulary file: one wordpiece per line, in the order of the ids.
+  r"""Reads a vocabulary file: one wordpiece per line, in the order of the ids.
+
+  As in the first BERT, white space around a token is dropped, and with it the
+  \r of Windows line ends. A line of other white space, such as U+2028, is a
+  token. A byte order mark at the start is dropped.
 
   Raises:
     OSError: The file is not readable.
-    ValueError: It is not UTF-8, has an empty or repeated line or Windows line
-      ends, or lacks a special token.
+    ValueError: It is not UTF-8, has an empty or repeated line, or lacks a
+      special token.
   """
-  with open(vocab_file, encoding="utf-8", newline="\n") as f:
-    tokens = f.read().removesuffix("\n").split("\n")
+  with open(vocab_file, encoding="utf-8-sig", newline="\n") as f:
+    lines = f.read().removesuffix("\n").split("\n")
+  tokens = [line.strip() or line.strip(" \t\r\f\v") for line in lines]
   line_of: dict[str, int] = {}
   for line, token in enumerate(tokens, start=1):
-    if not token:
-      raise ValueError(f"line {line} is empty")
-    if token.endswith("\r"):
-      raise ValueError(f"line {line} ends in \\r\\n; it must end in \\n")
+    problem = "" if token else f"line {line} is empty"
     if token in line_of:
-      raise ValueError(
-        f"{token} is in it twice, lines {line_of[token]}, {line}"
-      )
+      problem = f"{token} is in it twice, lines {line_of[token]}, {line}"
+    if problem:
+      raise ValueError(f"{problem}. {_shifted(tokens, line)}")
     line_of[token] = line
   _check_special_tokens(tokens, SPECIAL_TOKENS)
   return tokens
 
 
+def _shifted(tokens: Sequence[str], line: int) -> str:
+  """Says what to do about a line, and which ids depend on it."""
+  after = tokens[line : line + 3]
+  ids = f"; it decides the ids from {line - 1} on: {_quoted(after)}, …"
+  return (
+    "Delete the line if the training did not count it; otherwise make it a"
+    f" token that no text has, such as [unused_{line}]{ids if after else ''}"
+  )
+
+
+def _quoted(tokens: Iterable[str]) -> str:
+  return ", ".join(map(repr, tokens))
+
+
 def _check_special_tokens(tokens: Sequence[str], needed: Iterable[str]) -> None:
   missing = sorted(set(needed).difference(tokens))
   if missing:
-    raise ValueError(f"it lacks {', '.join(missing)}")
+    start = _quoted(token[:40] for token in tokens[:3])
+    raise ValueError(f"it lacks {', '.join(missing)}; it begins with {start}")
 
 
-def casing_problem(tokens: Sequence[str], do_lower_case: bool) -> str | None:
-  """Says in what the tokens' casing contradicts `do_lower_case`, if it does."""
-  words = [
-    t for t in tokens if t not in SPECIAL_TOKENS and t.lower() != t.upper()
-  ]
-  cased = sum(t != t.lower() for t in words if not t.startswith("[unused"))
-  if do_lower_case and cased > _MANY_CAPITALS * len(words):
+def unreachable(
+  kind: str, tokens: Iterable[str], do_lower_case: bool
+) -> list[str]:
+  """Returns the tokens that no text yields.
+
+  The preprocessor normalizes such a token to another one, or splits it into
+  words. Tokens in brackets, such as [CLS], are not meant to come of text.
+
+  Args:
+    kind: As in `Tokenizer`.
+    tokens: The vocabulary.
+    do_lower_case: Whether text is lowercased and stripped of accents.
+  """
+  tokens = [t for t in tokens if not re.fullmatch(r"\[.+\]|<.+>", t)]
+  pieces = tf.constant([t.removeprefix("##") or t for t in tokens], tf.string)
+  if kind == "sentencepiece":
+    # SentencePiece composes the characters again.
+    normalized = _without_accents(pieces, do_lower_case)
+    reached = text.normalize_utf8(normalized, "NFKC") == pieces
+  else:
+    normalized = text.FastBertNormalizer(do_lower_case).normalize(pieces)
+    # To this tokenizer each word is unknown, and so a single token.
+    words = text.FastWordpieceTokenizer(["[UNK]", "a"], token_out_type=tf.int32)
+    is_word = words.tokenize(normalized).row_lengths() == 1
+    reached = is_word & (normalized == pieces)
+  return [t for t, r in zip(tokens, reached.numpy(), strict=True) if not r]
+
+
+def casing_problem(
+  kind: str, tokens: Sequence[str], do_lower_case: bool
+) -> str | None:
+  """Says in what tokens contradict `do_lower_case`, if they do."""
+  lost = unreachable(kind, tokens, do_lower_case)
+  if len(lost) > _MANY_UNREACHABLE * len(tokens):
+    lowercased = "lowercased, stripped of accents and " * do_lower_case
     return (
-      f"{cased:,} of its {len(tokens):,} tokens have capitals, which lowercased"
-      " text never has"
+      f"no text yields {len(lost):,} of its {len(tokens):,} tokens, such as"
+      f" {_quoted(lost[:5])}, as text is {lowercased}split at punctuation and"
+      " Chinese characters"
     )
-  if not do_lower_case and not cased:
+  # Of scripts with capitals. Georgian has some, but no word begins with one.
+  words = [
+    t for t in tokens if not t.startswith("[") and t.lower() != t.title()
+  ]
+  if (
+    not do_lower_case
+    and len(words) > _FEW_WITH_CASE * len(tokens)
+    and all(t == t.lower() for t in words)
+  ):
     return (
       "no token has capitals, so words with capitals would be unknown in text"
       " that is not lowercased"
@@ -265,11 +325,7 @@ def sentencepiece_tokenizer(
   _check_special_tokens(tokens, _ROLES["sentencepiece"].values())
 
   def tokenize(sentences: tf.Tensor) -> tf.RaggedTensor:
-    sentences = text.normalize_utf8(sentences, "NFD")
-    sentences = tf.strings.regex_replace(sentences, r"\p{Mn}", "")
-    if do_lower_case:
-      sentences = text.case_fold_utf8(sentences)
-    return tokenizer.tokenize(sentences)
+    return tokenizer.tokenize(_without_accents(sentences, do_lower_case))
 
   return Tokenizer(
     "sentencepiece",
@@ -279,6 +335,13 @@ def sentencepiece_tokenizer(
     resources=[tokenizer],
     model=model,
   )
+
+
+def _without_accents(sentences: tf.Tensor, do_lower_case: bool) -> tf.Tensor:
+  """Strips accents, and lowercases if wanted, for SentencePiece."""
+  sentences = text.normalize_utf8(sentences, "NFD")
+  sentences = tf.strings.regex_replace(sentences, r"\p{Mn}", "")
+  return text.case_fold_utf8(sentences) if do_lower_case else sentences
 
 
 def pack(

@@ -192,31 +192,104 @@ class PreprocessingTest(tf.test.TestCase):
   def test_bad_vocabularies(self):
     good = b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nword\n"
     for data, message in (
-      (good.replace(b"[CLS]\n", b""), r"it lacks \[CLS\]"),
-      (good + b"word\n", "word is in it twice, lines 6, 7"),
-      (good + b"\nx\n", "line 7 is empty"),
-      (good.replace(b"\n", b"\r\n"), "line 1 ends in"),
+      (
+        good.replace(b"[CLS]\n", b""),
+        r"it lacks \[CLS\]; it begins with '\[PAD",
+      ),
+      (good + b"word\n", r"word is in it twice, lines 6, 7.*\[unused_7\]$"),
+      (
+        good + b"word \nx\n",
+        "lines 6, 7.*it decides the ids from 6 on: 'x', …",
+      ),
+      (good + b"\nx\ny\n", "line 7 is empty.* the ids from 6 on: 'x', 'y', …"),
+      (good + b" \t\nx\n", "line 7 is empty"),
+      (good + b"\r\nx\n", "line 7 is empty"),
+      (good + b"\n", r"line 7 is empty.*, such as \[unused_7\]$"),
       (good + b"\xff\n", "'utf-8' codec can't .* in position 36"),
+      (good.decode().encode("utf-16-le"), r"it begins with '\[\\x00P"),
     ):
       with self.assertRaisesRegex(ValueError, message):
         preprocessing.read_vocabulary(self.write(data))
-    # Only \n ends a line.
-    odd = good.decode() + "x\u2028\u0085y\n"
+    # As the first BERT reads them.
+    expected = preprocessing.read_vocabulary(self.write(good))
+    for data in (
+      b"\xef\xbb\xbf" + good,
+      good.replace(b"\n", b"\r\n"),
+      good.replace(b"]\n", b"] \n").replace(b"word", b"\tword\xc2\xa0"),
+      good.removesuffix(b"\n"),
+    ):
+      path = self.write(data)
+      self.assertEqual(preprocessing.read_vocabulary(path), expected)
+    # Only \n ends a line; odd white space is a token.
+    odd = good.decode() + "x\u2028\u0085y\n\u2028\n\u00a0\n"
     tokens = preprocessing.read_vocabulary(self.write(odd.encode()))
-    self.assertLen(tokens, 7)
+    self.assertEqual(tokens[6:], ["x\u2028\u0085y", "\u2028", "\u00a0"])
+
+  def test_unreachable(self):
+    both = ["don't", "東京", "ab.", "\u2028", "##", "x\u200b"]
+    upper = ["Word", "##S", "niño", "क्षा", "ς", "²", "ﬁ", "한국"]
+    fine = [
+      "word",
+      "##s",
+      "हम",
+      ".",
+      "##.",
+      "東",
+      "##東",
+      "[X]",
+      "<S>",
+      "a",
+      "ø",
+    ]
+    for lower, lost in ((False, both), (True, both + upper)):
+      self.assertEqual(
+        preprocessing.unreachable("wordpiece", [*fine, *both, *upper], lower),
+        lost,
+      )
+    pieces = ["▁word", "▁한국", "[CLS]", "▁The", "é"]
+    for lower, lost in ((False, ["é"]), (True, ["▁The", "é"])):
+      self.assertEqual(
+        preprocessing.unreachable("sentencepiece", pieces, lower), lost
+      )
 
   def test_casing(self):
     lower = ["[CLS]", "[unused1]", "the", "##s", "1"]
     cased = [*lower, "The"]
     few = [*cased, *map(str, range(9))] + ["a"] * 200
-    for tokens, do_lower_case in ((lower, True), (cased, False), (few, True)):
-      self.assertIsNone(preprocessing.casing_problem(tokens, do_lower_case))
-    self.assertStartsWith(
-      preprocessing.casing_problem(cased, True), "1 of its 6 tokens"
-    )
-    self.assertStartsWith(
-      preprocessing.casing_problem(lower, False), "no token has"
-    )
+    spanish = [*lower, "el", "niño", "canción"]
+    hindi = [
+      "[CLS]",
+      "क्षा",
+      "की",
+      "##ि",
+      "हम",
+      "का",
+      "##े",
+      "में",
+      "है",
+      "नहीं",
+      "पर",
+      "a",
+    ]
+    georgian = ["[CLS]", "და", "##ი", "არ"]
+    for tokens, do_lower_case, problem in (
+      (lower, True, None),
+      (cased, False, None),
+      (few, True, None),
+      (cased, True, "no text yields 1 of its 6 tokens, such as 'The', as text"),
+      (lower, False, "no token has"),
+      (spanish, True, "no text yields 2 of its 8 tokens, such as 'niño', 'can"),
+      (spanish, False, "no token has"),
+      (hindi, True, "no text yields 5 of its 12 tokens"),
+      (hindi, False, None),
+      (georgian, True, None),
+      (georgian, False, None),
+    ):
+      with self.subTest(tokens[-1], do_lower_case=do_lower_case):
+        actual = preprocessing.casing_problem(
+          "wordpiece", tokens, do_lower_case
+        )
+        self.assertStartsWith(str(actual), str(problem))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ sequence is padded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import math
 import os
@@ -17,6 +17,7 @@ from typing import Any
 
 from etils import epy
 
+from distribution import backups
 from distribution import strategies
 from models import autograph
 from models.nlp import datasets
@@ -61,6 +62,7 @@ def train(
   tokenizer: preprocessing.Tokenizer,
   config: Config,
   checkpoint_dir: str,
+  about: Mapping[str, Any] | None = None,
 ) -> float:
   """Pre-trains a model.
 
@@ -74,16 +76,25 @@ def train(
     checkpoint_dir: Directory for the vocabulary, `vocab.txt`, and for Model
       Garden's checkpoints, `ckpt-STEPS`. Training resumes from the newest one;
       its random numbers then differ from those of uninterrupted training.
+    about: What else the result depends on. A training resumes only if it is the
+      same, with the same text and the same `config` but for its epochs.
 
   Returns:
     The share of masked tokens in the held-out text that the model predicts
     correctly, in [0, 1].
 
   Raises:
-    ValueError: The checkpoints in `checkpoint_dir` are of another model or
-      vocabulary.
+    ValueError: The checkpoints in `checkpoint_dir` are of another training,
+      model or vocabulary, or have more steps than `config`.
   """
   strategy = model.distribute_strategy
+  run = {
+    **dataclasses.asdict(config),
+    "mixed_precision": tf_keras.mixed_precision.global_policy().name,
+    "text": backups.fingerprint(corpus.train),
+    **(about or {}),
+  }
+  del run["epochs"]  # A training may go on for longer.
   for layer in model.submodules:
     if isinstance(layer, tf_keras.layers.Dropout) and not config.dropout:
       layer.rate = 0.0
@@ -92,8 +103,16 @@ def train(
       layer.trainable = False
   with strategy.scope():
     trained = _compiled(model, config)
-    saves = _checkpoints(model, trained.optimizer, checkpoint_dir, tokenizer)
+    saves = _checkpoints(
+      model, trained.optimizer, checkpoint_dir, tokenizer, run
+    )
   steps_done = int(trained.optimizer.iterations.numpy())
+  if steps_done > config.epochs * config.steps_per_epoch:
+    raise ValueError(
+      f"{checkpoint_dir} has a checkpoint of {steps_done:,} steps, more than"
+      f" {config.epochs} epochs of {config.steps_per_epoch:,}. Train for more"
+      " epochs, or use another directory."
+    )
   # The seed depends on the step, so that resumed training repeats no text.
   # Asynchronous workers get random seeds, because they need different text.
   asynchronous = strategies.is_asynchronous(strategy)
@@ -262,6 +281,7 @@ def _checkpoints(
   optimizer: tf_keras.optimizers.Optimizer,
   checkpoint_dir: str,
   tokenizer: preprocessing.Tokenizer,
+  run: Mapping[str, Any],
 ) -> tf_keras.callbacks.Callback:
   """Restores the newest checkpoint, and makes a callback that saves more."""
   manager = tf.train.CheckpointManager(
@@ -274,7 +294,7 @@ def _checkpoints(
   options = tf.train.CheckpointOptions(
     experimental_io_device=strategies.io_device(model.distribute_strategy)
   )
-  _resume(manager, tokenizer, options)
+  _resume(manager, tokenizer, run, options)
   return tf_keras.callbacks.LambdaCallback(
     on_epoch_end=lambda epoch, logs: manager.save(
       int(optimizer.iterations.numpy()), options=options
@@ -285,6 +305,7 @@ def _checkpoints(
 def _resume(
   manager: tf.train.CheckpointManager,
   tokenizer: preprocessing.Tokenizer,
+  run: Mapping[str, Any],
   options: tf.train.CheckpointOptions,
 ) -> None:
   """Restores the newest checkpoint, or writes a first one and vocab.txt."""
@@ -292,6 +313,7 @@ def _resume(
   vocabulary = "".join(f"{token}\n" for token in tokenizer.tokens)
   if not manager.latest_checkpoint:
     tf.io.write_file(vocab_file, vocabulary)
+    backups.claim(manager.directory, run)
     manager.save(0, options=options)
     return
   if not tf.io.gfile.exists(vocab_file):
@@ -304,6 +326,7 @@ def _resume(
       f"{vocab_file} is another vocabulary than the given one. Train with it,"
       " or use another directory."
     )
+  backups.claim(manager.directory, run)
   try:
     manager.checkpoint.restore(
       manager.latest_checkpoint, options

@@ -270,6 +270,14 @@ class TrainTest(tf.test.TestCase):
       restored.masked_lm.weights[0], model.masked_lm.weights[0]
     )
 
+    for message, config in (
+      ("batch_size is 16 there and 8 here.", _config(batch_size=8)),
+      (f"{steps} steps, more than 0 epochs of 40", _config(epochs=0)),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        pretraining.train(
+          _model(), _corpus(), _tokenizer(), config, checkpoint_dir
+        )
     with self.assertRaisesRegex(ValueError, "vocab.txt is another vocabulary"):
       tokenizer = _tokenizer(["more"])
       pretraining.train(

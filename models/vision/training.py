@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 import sys
 
@@ -39,8 +40,7 @@ def train(
   model: tf_keras.Model,
   dataset: datasets.Dataset,
   config: Config,
-  *,
-  backup_dir: str | None = None,
+  callbacks: Sequence[tf_keras.callbacks.Callback] = (),
 ) -> float:
   """Trains a classifier, with a progress bar.
 
@@ -51,8 +51,8 @@ def train(
     model: From images to logits, `[batch, classes]`, built in its strategy.
     dataset: What to train on.
     config: How to train.
-    backup_dir: Where to keep the state of the training after each epoch, until
-      its end. Training resumes from there, with the images in another order.
+    callbacks: Callbacks of Keras. If they resume a training, the images come in
+      another order.
 
   Returns:
     The accuracy on the images held out, in [0, 1].
@@ -79,13 +79,12 @@ def train(
       loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
       weighted_metrics=["accuracy"],
     )
-  backup = tf_keras.callbacks.BackupAndRestore
   if config.epochs:
     trained.fit(
       _for_each_worker(augmented_on_host(batches) if on_host else batches),
       epochs=config.epochs,
       steps_per_epoch=steps,
-      callbacks=[backup(backup_dir)] if backup_dir else [],
+      callbacks=list(callbacks),
       # A bar on a terminal; in a log a line for each epoch.
       verbose=1 if sys.stdout.isatty() else 2,
     )

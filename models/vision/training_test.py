@@ -6,6 +6,7 @@ from unittest import mock
 import tensorflow as tf
 import tf_keras
 
+from distribution import backups
 from models.vision import datasets
 from models.vision import mnist_cnn
 from models.vision import training
@@ -18,14 +19,18 @@ class _InterruptedBackup(tf_keras.callbacks.BackupAndRestore):
       raise KeyboardInterrupt
 
 
-def _train(dataset, seed, backup_dir=None, **config):
+def _train(dataset, seed, directory=None, **config):
   tf_keras.utils.set_random_seed(seed)
   model = mnist_cnn.classifier(
     mnist_cnn.feature_extractor(), len(dataset.classes)
   )
-  accuracy = training.train(
-    model, dataset, training.Config(**config), backup_dir=backup_dir
+  kept = backups.callbacks(
+    directory,
+    {"batch_size": config.get("batch_size")},
+    model.distribute_strategy,
+    config["epochs"],
   )
+  accuracy = training.train(model, dataset, training.Config(**config), kept)
   return accuracy, model.get_weights()
 
 
@@ -53,10 +58,13 @@ class TrainingTest(tf.test.TestCase):
       self.assertRaises(KeyboardInterrupt),
     ):
       _train(dataset, 1, backup_dir, epochs=4)
+    with self.assertRaisesRegex(ValueError, "batch_size is None there and 16 "):
+      _train(dataset, 2, backup_dir, epochs=4, batch_size=16)
     with contextlib.redirect_stdout(io.StringIO()) as output:
       accuracy, _ = _train(dataset, 2, backup_dir, epochs=4)
     self.assertNotIn("Epoch 2/4", output.getvalue())
     self.assertIn("Epoch 3/4", output.getvalue())
+    self.assertEmpty(os.listdir(backup_dir))
     self.assertGreater(accuracy, 0.9)
 
   def test_what_is_augmented_on_the_host_has_fixed_shapes(self):

@@ -1,0 +1,95 @@
+import json
+import os
+
+import tensorflow as tf
+import tf_keras
+
+from distribution import backups
+
+
+def _model():
+  model = tf_keras.Sequential([tf_keras.layers.Dense(1)])
+  model.compile("sgd", "mse")
+  return model
+
+
+class BackupsTest(tf.test.TestCase):
+  def claim(self, directory, state="chief/checkpoint", **training):
+    """Claims a directory, and leaves the state of a training there."""
+    backups.claim(directory, training)
+    path = os.path.join(directory, state)
+    tf.io.gfile.makedirs(os.path.dirname(path))
+    tf.io.write_file(path, "")
+
+  def test_another_training_is_refused(self):
+    first = {"rate": 1e-3, "data": "a", "task": {"model": {"depth": 5}}}
+    for state in ("checkpoint", "chief/checkpoint"):
+      for name, change, message in (
+        ("same", {}, None),
+        ("rate", {"rate": 0.1}, "training: rate is 0.001 there and 0.1 here. "),
+        (
+          "data",
+          {"data": "b", "rate": 1},
+          "rate is .*; data is a there and b ",
+        ),
+        ("nested", {"task": {"model": {"depth": 6}}}, "task.model.depth is 5 "),
+        ("new", {"seed": 1}, "seed is None there and 1 here"),
+      ):
+        with self.subTest(name, state=state):
+          directory = f"{self.get_temp_dir()}/[{name}] {state[:5]}*"
+          self.claim(directory, state, **first)
+          if message is None:
+            self.claim(directory, state, **{**first, **change})
+            continue
+          with self.assertRaisesRegex(ValueError, message):
+            self.claim(directory, state, **{**first, **change})
+
+  def test_a_record_without_state_is_replaced(self):
+    directory = os.path.join(self.get_temp_dir(), "early")
+    backups.claim(directory, {"rate": 1})
+    backups.claim(directory, {"rate": 2}, is_chief=False)
+    self.claim(directory, rate=3)
+    with open(os.path.join(directory, "training.json")) as f:
+      self.assertEqual(json.load(f), {"rate": 3})
+
+  def test_a_state_without_record_is_refused(self):
+    directory = os.path.join(self.get_temp_dir(), "old")
+    self.claim(directory)
+    os.remove(os.path.join(directory, "training.json"))
+    with self.assertRaisesRegex(ValueError, "no training.json that says of"):
+      self.claim(directory)
+
+  def test_callbacks(self):
+    directory = os.path.join(self.get_temp_dir(), "kept")
+    strategy = tf.distribute.get_strategy()
+    self.assertEmpty(backups.callbacks(None, {}, strategy, 2))
+    x = tf.ones([4, 1])
+    stop = tf_keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: 1 / 0)
+    kept = backups.callbacks(directory, {"rate": 1}, strategy, 2)
+    with self.assertRaises(ZeroDivisionError):
+      _model().fit(x, x, epochs=2, callbacks=[*kept, stop], verbose=0)
+    with self.assertRaisesRegex(ValueError, "rate is 1 there and 2 here"):
+      backups.callbacks(directory, {"rate": 2}, strategy, 2)
+    with self.assertRaisesRegex(ValueError, "after 1 epochs, more than 0"):
+      backups.callbacks(directory, {"rate": 1}, strategy, 0)
+    kept = backups.callbacks(directory, {"rate": 1}, strategy, 2)
+    history = _model().fit(x, x, epochs=2, callbacks=kept, verbose=0)
+    self.assertEqual(history.epoch, [1])
+    self.assertEmpty(os.listdir(directory))
+
+  def test_fingerprints(self):
+    def dataset(*values):
+      return tf.data.Dataset.from_tensor_slices(({"x": list(values)}, [0, 1]))
+
+    fingerprint = backups.fingerprint(dataset("a", "b"))
+    self.assertEqual(fingerprint, backups.fingerprint(dataset("a", "b")))
+    for other in (dataset("b", "a"), dataset("a", "c"), dataset(1, 2)):
+      self.assertNotEqual(fingerprint, backups.fingerprint(other))
+    path = os.path.join(self.get_temp_dir(), "file")
+    nothing = backups.fingerprint_of_files([path])
+    tf.io.write_file(path, "x")
+    self.assertNotEqual(nothing, backups.fingerprint_of_files([path]))
+
+
+if __name__ == "__main__":
+  tf.test.main()
