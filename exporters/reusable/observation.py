@@ -682,6 +682,8 @@ def _under_xla(
       "XLA takes no strings. Consumers can train the export without XLA only,"
       " and not on TPUs; a sub-object that takes numbers is compared by itself."
     ]
+  if made.random:  # Not yet traced, and TensorFlow mixes up its arguments.
+    step = tf.function(step.python_function, autograph=False)
   trace = step.get_concrete_function(made.example, **made.arguments)
   graph = trace.graph.as_graph_def()
   if loops := xla_trap.loops(graph):

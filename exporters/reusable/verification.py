@@ -260,8 +260,7 @@ def _calls(
     if is_random or not training:
       in_inference = learning if training else {**learning, **once}
     size = _size(example)
-    mode = dict.fromkeys(training, False)
-    yield observation.Call(f"inference {size}", example, mode, **in_inference)
+    yield observation.Call(f"inference {size}", example, {}, **in_inference)
     name = f"training {size}"
     if training and not is_random:
       yield observation.Call(
