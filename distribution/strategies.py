@@ -281,6 +281,17 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
   )
 
 
+def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
+  """Returns the index of this process, and the number of those in step."""
+  if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    return 0, 1
+  resolver = strategy.cluster_resolver
+  jobs = resolver.cluster_spec().as_dict()
+  chiefs = len(jobs.get("chief", []))
+  index = resolver.task_id + (chiefs if resolver.task_type == "worker" else 0)
+  return index, chiefs + len(jobs.get("worker", []))
+
+
 def io_device(strategy: tf.distribute.Strategy) -> str | None:
   """Returns the `experimental_io_device` of TensorFlow's load and save options.
 

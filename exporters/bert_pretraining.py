@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from absl import flags
 from etils import epy
 
+from data import documents
 from distribution import strategies
 from exporters import bert_encoder
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from models.nlp import bert
-from models.nlp import datasets
 from models.nlp import preprocessing
 from models.nlp import pretraining
 
@@ -35,7 +35,7 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
-_PYTHON_DOCS = "python_docs"
+_VOCABULARY_DOCUMENTS = 20_000  # More change few of the wordpieces.
 
 # Fields of `pretraining.Config` and of `Training`.
 _CONFIG_FLAGS = {
@@ -61,6 +61,7 @@ class Training:
   train_on: Sequence[str]
   config: pretraining.Config
   do_lower_case: bool
+  text_column: str | None = None
   distribution: strategies.Config = strategies.DEFAULT
   checkpoint_dir: str | None = None
 
@@ -99,10 +100,11 @@ def train(
       checkpoint_dir = worker_dir
     about = f"--train_on={','.join(training.train_on)}: "
     with errors.of_input(OSError, ValueError, about=about):
-      corpus = (
-        datasets.python_docs()
-        if list(training.train_on) == [_PYTHON_DOCS]
-        else datasets.text_files(training.train_on)
+      corpus = documents.load(
+        training.train_on,
+        text_column=training.text_column,
+        worker=strategies.worker(strategy),
+        is_remote=bool(strategies.io_device(strategy)),
       )
       if tokenizer is None:
         tokenizer = _new_tokenizer(corpus, config, training)
@@ -143,20 +145,20 @@ def _copy_for_worker(checkpoint_dir: str, worker_dir: str) -> None:
 
 
 def _new_tokenizer(
-  corpus: datasets.Corpus, config: encoders.EncoderConfig, training: Training
+  corpus: documents.Corpus, config: encoders.EncoderConfig, training: Training
 ) -> preprocessing.Tokenizer:
   """Builds a vocabulary of wordpieces, and sets the config's `vocab_size`."""
   print(f"Building a vocabulary of {corpus.description}")
   casing = {"do_lower_case": training.do_lower_case}
   tokens = preprocessing.build_vocabulary(
-    corpus.train, bert.vocab_size(config), **casing
+    corpus.train.take(_VOCABULARY_DOCUMENTS), bert.vocab_size(config), **casing
   )
   config.get().override({"vocab_size": len(tokens)})
   return preprocessing.wordpiece_tokenizer(tokens, **casing)
 
 
 def _provenance(
-  training: Training, corpus: datasets.Corpus, accuracy: float
+  training: Training, corpus: documents.Corpus, accuracy: float
 ) -> dict[str, str]:
   config = training.config
   if not config.epochs:
@@ -174,19 +176,14 @@ def _provenance(
 
 def define_flags() -> None:
   """Defines the flags of training; `bert_encoder` has those of the encoder."""
-  flags.DEFINE_list(
-    "train_on",
-    None,
-    "Pre-train the encoder on this text instead of restoring a checkpoint:"
-    " comma-separated paths of UTF-8 files, in which blank lines separate"
-    f" documents; or {_PYTHON_DOCS}, the docstrings of Python's standard"
-    " library.",
+  documents.define_flags(
+    "Pre-train the encoder on this text instead of restoring a checkpoint."
   )
   command_line.define(Training, _TRAINING_FLAGS, only_with="train_on")
   command_line.define(pretraining.Config, _CONFIG_FLAGS, only_with="train_on")
   strategies.define_flags("With --train_on: ")
   flags.adopt_module_key_flags(strategies)
-  command_line.forbid_without("train_on", strategies.FLAGS)
+  command_line.forbid_without("train_on", ["text_column", *strategies.FLAGS])
 
 
 def training_from_flags() -> Training | None:
@@ -197,7 +194,7 @@ def training_from_flags() -> Training | None:
   return command_line.from_flags(
     Training,
     train_on=[
-      name if name == _PYTHON_DOCS else command_line.path(name)
+      name if name == documents.PYTHON_DOCS else command_line.path(name)
       for name in train_on
     ],
     config=command_line.from_flags(pretraining.Config),

@@ -11,12 +11,13 @@ from typing import Any
 from absl import flags
 from etils import epy
 
+from data import classes
+from data import images
 from distribution import backups
 from distribution import strategies
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.reusable import publishing
-from models.vision import datasets
 from models.vision import training
 
 with epy.lazy_imports():
@@ -57,7 +58,9 @@ class Weights:
 
   checkpoint_path: str | None = None
   weights: str | None = None
+  class_names_file: str | None = None
   train_on: str | None = None
+  held_out: float | None = None
   training: training.Config = dataclasses.field(default_factory=training.Config)
   distribution: strategies.Config = strategies.DEFAULT
   checkpoint_dir: str | None = None
@@ -70,31 +73,33 @@ class Weights:
     is_average = self.weights == "average"
     return "a checkpoint of the classifier" + (average if is_average else "")
 
+  def class_names(self, count: int | None = None) -> str:
+    """Returns the names in `class_names_file`, if any, for the model card."""
+    if not self.class_names_file:
+      return ""
+    with errors.of_input(ValueError):
+      names = classes.read_names(self.class_names_file)
+    if count and len(names) != count:
+      raise errors.ExportError(
+        f"{self.class_names_file} names {len(names)} classes, but the"
+        f" classifier has {count}."
+      )
+    return ", ".join(names)
+
 
 def define_flags() -> None:
   """Defines --train_on and the flags that apply only with it."""
-  names = (
-    f"{', '.join(datasets.NAMES)}, or {datasets.PREFIX}NAME for NAME in"
-    " tensorflow-datasets."
-  )
-  flags.DEFINE_string(
+  images.define_flags(
     "train_on",
     None,
     "Instead of --checkpoint_path: train a classifier on this data set and"
-    f" export it. One of {names} digits, digits_0_4 (the first five classes)"
-    " and moving_digits (videos) come with scikit-learn; the others are"
-    " downloaded.",
+    " export it.",
   )
   command_line.define(Weights, _DIRECTORY_FLAGS, only_with="train_on")
   command_line.define(training.Config, _TRAINING_FLAGS, only_with="train_on")
   strategies.define_flags("With --train_on: ")
   flags.adopt_module_key_flags(strategies)
-  flags.register_validator(
-    "train_on",
-    lambda name: name is None or datasets.is_name(name),
-    f"It must be one of {names}",
-  )
-  command_line.forbid_without("train_on", strategies.FLAGS)
+  command_line.forbid_without("train_on", ["held_out", *strategies.FLAGS])
   command_line.require_weights()
 
 
@@ -149,18 +154,19 @@ def train(
         )
       )
     with errors.of_input(ConnectionError, ValueError):
-      dataset = datasets.load(how.train_on, image_shape)
+      dataset = images.load(how.train_on, how.held_out, how.class_names_file)
+      dataset = images.resized(
+        dataset, image_shape, is_remote=bool(strategies.io_device(strategy))
+      )
       callbacks = _callbacks(how, dataset, about, strategy)
+    print(f"Training on {dataset}")
     tf_keras.utils.set_random_seed(how.training.seed)
     with strategies.precision(how.distribution.mixed_precision):
       with strategy.scope():
         root, model = build(len(dataset.classes))
-      print(
-        f"Training on {len(dataset.train):,} images of {dataset.description}"
-      )
-      with strategies.cluster_errors():
+      with strategies.cluster_errors(), images.decoding_errors():
         accuracy = training.train(model, dataset, how.training, callbacks)
-    held_out = f"{accuracy:.4f} on {len(dataset.test):,} images held out"
+    held_out = f"{accuracy:.4f} on {dataset.num_held_out:,} images held out"
     print(f"Test accuracy: {held_out}")
     if how.distribution != strategies.DEFAULT:
       values = model.get_weights()  # All workers take part.
@@ -174,7 +180,7 @@ def train(
 
 def _callbacks(
   how: Weights,
-  dataset: datasets.Dataset,
+  dataset: images.Dataset,
   about: Mapping[str, Any],
   strategy: tf.distribute.Strategy,
 ) -> list[tf_keras.callbacks.Callback]:
@@ -194,16 +200,16 @@ def _callbacks(
 
 
 def _provenance(
-  dataset: datasets.Dataset, how: Weights, held_out: str
+  dataset: images.Dataset, how: Weights, held_out: str
 ) -> dict[str, str]:
   """Returns what the model card says of a training."""
-  classes = {"classes": ", ".join(dataset.classes)}
+  named = {"classes": ", ".join(dataset.classes)}
   config = how.training
   if not config.epochs:
-    return {"source": "not trained", **classes}
+    return {"source": "not trained", **named}
   return {
     "trained on": dataset.description,
-    **classes,
+    **named,
     "test accuracy of the classifier": held_out,
     "training": f"{config.epochs} epochs of Adam, batches of"
     f" {config.batch_size}, learning rate {config.learning_rate:g} falling to"

@@ -251,10 +251,11 @@ def _restored(
     checkpoints.restore(
       path, roots, left_out=_LEFT_OUT, weights=weights.weights
     )
+  num_classes = setup.data.num_classes
   return pieces, {
     "source": weights.description,
-    "classes": f"{setup.data.num_classes}, numbered as in the data that it was"
-    " trained on",
+    "classes": weights.class_names(num_classes)
+    or f"{num_classes}, numbered as in the data that it was trained on",
   }
 
 

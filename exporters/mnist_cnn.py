@@ -103,6 +103,8 @@ def export(
         weights=weights.weights,
       )
       provenance = {"source": weights.description}
+      if names := weights.class_names():
+        provenance["classes"] = names
     provenance["L2 regularization of the kernels"] = f"{l2_strength:g}"
     record = exporting.record(options, weights.checkpoint_path)
     export_piece("", _piece(extractor), _card(provenance), record)

@@ -203,7 +203,9 @@ class MnistCnnTest(absltest.TestCase):
       {
         "batch_size": 32,
         "checkpoint_path": "checkpoint",
+        "class_names_file": None,
         "epochs": 12,
+        "held_out": None,
         "l2_strength": 0.01,
         "learning_rate": 0.001,
         "mixed_precision": "float32",

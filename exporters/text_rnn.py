@@ -22,12 +22,12 @@ from typing import Any
 from absl import flags
 from etils import epy
 
+from data import documents
 from distribution import strategies
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.reusable import exporting
 from exporters.reusable import publishing
-from models.nlp import datasets
 from models.nlp import text_rnn
 
 # These import TensorFlow, which must wait until the flags are parsed.
@@ -41,7 +41,6 @@ with epy.lazy_imports():
   from exporters.reusable import saving
   from exporters.reusable import xla
 
-_PYTHON_DOCS = "python_docs"
 
 _LANGUAGE_MODEL_EXAMPLE = """
 import os
@@ -178,6 +177,7 @@ class Weights:
   checkpoint_path: str | None = None
   weights: str | None = None
   train_on: Sequence[str] | None = None
+  text_column: str | None = None
   config: text_rnn.Config = dataclasses.field(default_factory=text_rnn.Config)
   distribution: strategies.Config = strategies.DEFAULT
   checkpoint_dir: str | None = None
@@ -250,10 +250,11 @@ def _train(
       )
     about = f"--train_on={','.join(weights.train_on)}: "
     with errors.of_input(OSError, ValueError, about=about):
-      corpus = (
-        datasets.python_docs()
-        if list(weights.train_on) == [_PYTHON_DOCS]
-        else datasets.text_files(weights.train_on)
+      corpus = documents.load(
+        weights.train_on,
+        text_column=weights.text_column,
+        worker=strategies.worker(strategy),
+        is_remote=bool(strategies.io_device(strategy)),
       )
     tf_keras.utils.set_random_seed(weights.config.seed)
     with strategies.precision(weights.distribution.mixed_precision):
@@ -464,19 +465,14 @@ def define_flags() -> None:
     "cell", text_rnn.Architecture.cell, ["lstm", "gru"], "The kind of cell."
   )
   command_line.define(text_rnn.Architecture, _ARCHITECTURE_FLAGS)
-  flags.DEFINE_list(
-    "train_on",
-    None,
+  documents.define_flags(
     "Instead of --checkpoint_path: train the model on this text and export it."
-    " Comma-separated paths of UTF-8 files, in which blank lines separate"
-    f" documents; or {_PYTHON_DOCS}, the docstrings of Python's standard"
-    " library.",
   )
   command_line.define(Weights, _DIRECTORY_FLAGS, only_with="train_on")
   command_line.define(text_rnn.Config, _TRAINING_FLAGS, only_with="train_on")
   strategies.define_flags("With --train_on: ")
   flags.adopt_module_key_flags(strategies)
-  command_line.forbid_without("train_on", strategies.FLAGS)
+  command_line.forbid_without("train_on", ["text_column", *strategies.FLAGS])
   command_line.require_weights()
 
 
@@ -486,7 +482,10 @@ def main() -> None:
   weights = command_line.from_flags(
     Weights,
     train_on=train_on
-    and [x if x == _PYTHON_DOCS else command_line.path(x) for x in train_on],
+    and [
+      x if x == documents.PYTHON_DOCS else command_line.path(x)
+      for x in train_on
+    ],
     config=command_line.from_flags(text_rnn.Config),
     distribution=strategies.from_flags(),
   )

@@ -14,6 +14,7 @@ from absl import flags
 from absl import logging
 from etils import epy
 
+from data import images
 from distribution import backups
 from distribution import strategies
 from integration_tests import fitting
@@ -147,7 +148,7 @@ def _callbacks(
     "export": backups.fingerprint_of_files(
       os.path.join(export, name) for name in files
     ),
-    "data": backups.fingerprint(tf.data.Dataset.from_tensor_slices(train)),
+    "data": backups.fingerprint(fitting.examples(train)),
   }
   return backups.callbacks(
     model_path("backup_dir"), run, strategy, values.epochs
@@ -209,7 +210,7 @@ def fine_tune(
       model = build(saved_model_dir=model_path("saved_model_dir"), **arguments)
     train, test, served = prepare(model)
     callbacks = _callbacks(train, strategy)
-  with strategies.cluster_errors():
+  with strategies.cluster_errors(), images.decoding_errors():
     value = fitting.fit(
       model,
       train,
@@ -218,7 +219,7 @@ def fine_tune(
       epochs=values.epochs,
       callbacks=callbacks,
     )
-    held_out = f"{len(test[1]):,} {examples} held out"
+    held_out = f"{len(fitting.examples(test)):,} {examples} held out"
     print(f"Test {model.metrics_names[-1]}: {value:.4f} on {held_out}")
     if output_dir:
       fitting.save(served, output_dir, strategy)

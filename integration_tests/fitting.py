@@ -9,6 +9,7 @@ from typing import Any
 
 from etils import epy
 
+from data import batches
 from distribution import strategies
 
 with epy.lazy_imports():
@@ -16,8 +17,10 @@ with epy.lazy_imports():
   import tensorflow_hub as hub
   import tf_keras
 
-# Inputs, an array or a dict of arrays, and labels, int `[n, …]`.
-Data = tuple[Any, Any]
+# Pairs of inputs and labels: a tf.data.Dataset of examples, whose number and
+# shapes are known for training; or inputs, an array or a dict of arrays, and
+# labels, int `[n, …]`.
+Data = Any
 
 
 def load_layer(
@@ -90,14 +93,11 @@ def classifier(
   return model
 
 
-def _test_batches(data: Data, batch_size: int) -> tf.data.Dataset:
-  """Returns batches of the same size with weights: 0 for padding, else 1."""
-  _, labels = data
-  weights = tf.ones(labels.shape)
-  dataset = tf.data.Dataset.from_tensor_slices((*data, weights))
-  filling = dataset.repeat().take(-len(labels) % batch_size)
-  filling = filling.map(lambda x, y, weight: (x, y, 0.0 * weight))
-  return dataset.concatenate(filling).batch(batch_size, drop_remainder=True)
+def examples(data: Data) -> tf.data.Dataset:
+  """Returns data as examples."""
+  if isinstance(data, tf.data.Dataset):
+    return data
+  return tf.data.Dataset.from_tensor_slices(data)
 
 
 def fit(
@@ -125,30 +125,21 @@ def fit(
   Returns:
     The metric on the test data.
   """
+  strategy, train = model.distribute_strategy, examples(train)
   # Workers that share each batch need the same order, others different ones.
-  seed = None if strategies.is_asynchronous(model.distribute_strategy) else 0
-  num_examples = len(train[1])
-  train_batches = (
-    tf.data.Dataset.from_tensor_slices(train)
-    .shuffle(num_examples, seed)
-    .repeat()
-    .batch(batch_size, drop_remainder=True)
-    .prefetch(tf.data.AUTOTUNE)
+  seed = None if strategies.is_asynchronous(strategy) else 0
+  train_batches = batches.for_each_worker(
+    batches.training(train, batch_size, seed)
   )
-  options = tf.data.Options()
-  # Shards each batch, rather than input files, between workers.
-  options.experimental_distribute.auto_shard_policy = (
-    tf.data.experimental.AutoShardPolicy.DATA
-  )
-  model.fit(
-    train_batches.with_options(options),
-    epochs=epochs,
-    steps_per_epoch=-(-num_examples // batch_size),
-    callbacks=list(callbacks),
-    verbose=verbose,
-  )
-  test_batches = _test_batches(test, batch_size).with_options(options)
-  return strategies.evaluate(model, test_batches)
+  with batches.timed(train_batches, strategy) as timed:
+    model.fit(
+      timed,
+      epochs=epochs,
+      steps_per_epoch=-(-len(train) // batch_size),
+      callbacks=list(callbacks),
+      verbose=verbose,
+    )
+  return strategies.evaluate(model, batches.testing(examples(test), batch_size))
 
 
 def save(

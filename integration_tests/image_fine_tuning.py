@@ -5,18 +5,19 @@ It uses nothing of the code that made the export.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
 from absl import flags
 from etils import epy
 
+from data import images as image_data
+from distribution import strategies
 from integration_tests import command_line
-from integration_tests import datasets
 from integration_tests import fitting
 
 with epy.lazy_imports():
-  import numpy as np
   import tensorflow as tf
   import tf_keras
 
@@ -125,15 +126,16 @@ def _pixel_logits(
   return resizing(height, width, dtype="float32")(x)
 
 
-def with_masks(data: datasets.Arrays) -> datasets.Arrays:
-  """Replaces labels by a class of each pixel, int `[n, height, width]`.
+def with_masks(
+  images: tf.Tensor, labels: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+  """Replaces labels by a class of each pixel.
 
-  Images are `[n, height, width, channels]`, labels int `[n]`. The class of a
-  pixel is 0 for background and 1 + label for ink.
+  Images are `[…, height, width, channels]`, labels int `[…]`. The class of a
+  pixel, int `[…, height, width]`, is 0 for background and 1 + label for ink.
   """
-  images, labels = data
   is_ink = images[..., 0] > 0.5
-  return images, np.where(is_ink, 1 + labels[:, None, None], 0)
+  return images, tf.where(is_ink, 1 + labels[..., None, None], 0)
 
 
 def define_flags() -> None:
@@ -144,13 +146,7 @@ def define_flags() -> None:
     learning_rate=1e-3,
     retraining=command_line.RETRAINING,
   )
-  flags.DEFINE_enum(
-    "dataset",
-    "digits_5_9",
-    list(datasets.NUM_CLASSES),
-    "Images to fine-tune on. Digits come with scikit-learn; the others are"
-    " downloaded.",
-  )
+  image_data.define_flags("dataset", "digits_5_9", "Images to fine-tune on.")
   flags.DEFINE_enum(
     "task",
     "classification",
@@ -184,19 +180,52 @@ def fine_tune() -> tf_keras.Model:
   values = flags.FLAGS
   build = functools.partial(
     build_model,
-    num_classes=datasets.NUM_CLASSES[values.dataset],
     task=values.task,
     image_size=values.image_size,
     augmentation=values.augmentation,
   )
+  is_segmentation = values.task == "segmentation"
+  return fine_tune_on_dataset(build, with_masks if is_segmentation else None)
+
+
+def fine_tune_on_dataset(
+  build: Callable[..., tf_keras.Model],
+  change: Callable[..., tuple[tf.Tensor, tf.Tensor]] | None = None,
+) -> tf_keras.Model:
+  """Fine-tunes on the images that --dataset names.
+
+  Args:
+    build: As `command_line.fine_tune` takes it, and of `num_classes`.
+    change: Changes pairs of an image and a label. None keeps them.
+
+  Returns:
+    The model.
+  """
+  values = flags.FLAGS
+
+  @functools.cache  # The strategy must be there first.
+  def load() -> image_data.Dataset:
+    dataset = image_data.load(
+      values.dataset,
+      values.held_out,
+      command_line.path(values.class_names_file),
+    )
+    print(f"Fine-tuning on {dataset}")
+    return dataset
 
   def prepare(model: tf_keras.Model) -> tuple[Any, Any, tf_keras.Model]:
-    train, test = datasets.load(values.dataset, model.input_shape[1:])
-    if values.task == "segmentation":
-      train, test = with_masks(train), with_masks(test)
-    return train, test, model
+    is_remote = bool(strategies.io_device(model.distribute_strategy))
+    dataset = image_data.resized(
+      load(), model.input_shape[1:], is_remote=is_remote
+    )
+    parts = [dataset.train, dataset.test]
+    return *(part.map(change) if change else part for part in parts), model
 
-  return command_line.fine_tune(build, prepare, "images")
+  return command_line.fine_tune(
+    lambda **arguments: build(num_classes=len(load().classes), **arguments),
+    prepare,
+    "images",
+  )
 
 
 def main() -> None:

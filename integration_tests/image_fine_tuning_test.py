@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from integration_tests import datasets
+from data import images as image_data
 from integration_tests import image_fine_tuning
 
 _MNIST_CNN = flags.DEFINE_string(
@@ -55,7 +55,7 @@ class ImageFineTuningTest(tf.test.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.train, cls.test = datasets.load("digits_5_9")
+    cls.train, cls.test = image_data.arrays("digits_5_9", (28, 28, 1))
 
   def test_an_export_at_a_url(self):
     """Of the bucket of another load format there is no more than the name."""
@@ -192,7 +192,7 @@ class ImageFineTuningTest(tf.test.TestCase):
 
   def test_the_documented_examples_run(self):
     card = "assets.extra/README.md"
-    train, test = datasets.load("digits_5_9", (32, 32, 3))
+    train, test = image_data.arrays("digits_5_9", (32, 32, 3))
     for name, export, path, min_accuracy, data in (
       ("mnist_cnn", _MNIST_CNN.value, "README.md", 0.85, None),
       ("mnist_cnn", _MNIST_CNN.value, f"{_MNIST_CNN.value}/{card}", 0.85, None),

@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from data import images as image_data
 from distribution import addresses
 from distribution import strategies
-from integration_tests import datasets
 from integration_tests import fitting
 from integration_tests import image_fine_tuning
 
@@ -32,7 +32,7 @@ def fit(strategy):
   There is no dropout. Replicas still sum in another order, and when the export
   is trained, batch normalization sees half a batch on each replica.
   """
-  train, test = datasets.load("digits_5_9")
+  train, test = image_data.arrays("digits_5_9", (28, 28, 1))
   results = {}
   for retrain in (False, True):
     tf_keras.utils.set_random_seed(1)

@@ -12,9 +12,9 @@ from typing import Any
 from absl import flags
 from etils import epy
 
+from data import texts
 from integration_tests import command_line
 from integration_tests import fitting
-from integration_tests import texts
 
 with epy.lazy_imports():
   import numpy as np
@@ -101,14 +101,17 @@ def build_model(
 
 
 def preprocessed(
-  data: tuple[np.ndarray, np.ndarray], preprocessor: tf_keras.layers.Layer
+  data: tuple[Any, np.ndarray], preprocessor: tf_keras.layers.Layer
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """Preprocesses texts, str `[n]`, on the host, once for all epochs.
+  """Preprocesses texts of `texts.Dataset` on the host, once for all epochs.
 
   Returns inputs of the encoder, each int32 `[n, seq_length]`, and the labels.
   """
   text, labels = data
-  parts = [preprocessor(text[i : i + 1024]) for i in range(0, len(text), 1024)]
+  parts = [
+    preprocessor(text[i : i + 1024].to_numpy())
+    for i in range(0, len(text), 1024)
+  ]
   inputs = tf.nest.map_structure(lambda *x: np.concatenate(x), *parts)
   return inputs, labels
 
@@ -146,12 +149,7 @@ def define_flags() -> None:
     "Text to fine-tune on: the docstrings of Python's standard library, whose"
     " classes are packages.",
   )
-  flags.DEFINE_string(
-    "train_file",
-    None,
-    "Instead of --dataset: a file with a class, a tab and a text in each line."
-    " Every fifth line is held out.",
-  )
+  texts.define_flags()
   flags.DEFINE_integer(
     "seq_length",
     64,
@@ -163,16 +161,24 @@ def define_flags() -> None:
 def fine_tune() -> None:
   """Fine-tunes as the flags say."""
   values = flags.FLAGS
+
   with command_line.input_errors():
     dataset = (
-      texts.read_tsv(command_line.path(values.train_file))
+      texts.read(
+        [command_line.path(name) for name in values.train_file],
+        values.text_column,
+        values.label_column,
+        values.held_out,
+        command_line.path(values.class_names_file),
+      )
       if values.train_file
       else texts.python_docs()
     )
+  print(f"Fine-tuning on {dataset}")
 
   num_steps = -(-len(dataset.train[1]) // values.batch_size) * values.epochs
   build = functools.partial(
-    build_model, num_classes=len(dataset.class_names), steps=num_steps
+    build_model, num_classes=len(dataset.classes), steps=num_steps
   )
 
   def prepare(model: tf_keras.Model) -> tuple[Any, Any, tf_keras.Model]:

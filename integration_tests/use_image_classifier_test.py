@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from integration_tests import datasets
+from data import images as image_data
 from integration_tests import image_fine_tuning
 
 _PRETRAINED = flags.DEFINE_string(
@@ -121,7 +121,9 @@ class UseImageClassifierTest(tf.test.TestCase):
       learning_rate=_FEW_IMAGES_LEARNING_RATE.value,
       **(momentum if cls.has_momentum else {}),
     )
-    cls.train, cls.test = datasets.load("digits_5_9", cls.model.input_shape[1:])
+    cls.train, cls.test = image_data.arrays(
+      "digits_5_9", cls.model.input_shape[1:]
+    )
 
   def tearDown(self):
     for variable, value in zip(
@@ -291,7 +293,7 @@ class UseImageClassifierTest(tf.test.TestCase):
     # Predictions of the replicas would differ: all get the mean.
     for name, variable in averages.items():
       variable.assign(means[name])
-    _, (images, _) = datasets.load("digits_5_9", model.input_shape[1:])
+    _, (images, _) = image_data.arrays("digits_5_9", model.input_shape[1:])
     expected = model(images)
     serve = loaded.signatures["serving_default"]
     (served,) = serve(images=tf.constant(images)).values()
@@ -325,7 +327,7 @@ class UseImageClassifierTest(tf.test.TestCase):
       epochs=2,
     )
     self.assertRegex(output, r"Test accuracy: 0\.\d+ on 179 images")
-    images, masks = image_fine_tuning.with_masks(self.test)
+    images, masks = image_fine_tuning.with_masks(*self.test)
     predicted = np.argmax(model(images), axis=-1)
     of_ink = np.mean(predicted[masks > 0] == masks[masks > 0])
     of_background = np.mean(predicted[masks == 0] == 0)

@@ -9,16 +9,15 @@ bazel run //integration_tests:use_keras_model -- \
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-from absl import flags
 from etils import epy
 
+from data import images as image_data
 from distribution import strategies
 from integration_tests import command_line
-from integration_tests import datasets
 from integration_tests import fitting
+from integration_tests import image_fine_tuning
 
 with epy.lazy_imports():
   import tensorflow as tf
@@ -86,26 +85,12 @@ def define_flags() -> None:
   command_line.define_flags(
     "images", retrain=False, learning_rate=1e-3, retraining=()
   )
-  flags.DEFINE_enum(
-    "dataset",
-    "digits_5_9",
-    list(datasets.NUM_CLASSES),
-    "Images to fine-tune on. Digits come with scikit-learn; the others are"
-    " downloaded.",
-  )
+  image_data.define_flags("dataset", "digits_5_9", "Images to fine-tune on.")
 
 
 def fine_tune() -> tf_keras.Model:
   """Fine-tunes as the flags say; returns the model."""
-  dataset = flags.FLAGS.dataset
-  build = functools.partial(
-    build_model, num_classes=datasets.NUM_CLASSES[dataset]
-  )
-
-  def prepare(model: tf_keras.Model) -> tuple[Any, Any, tf_keras.Model]:
-    return *datasets.load(dataset, model.input_shape[1:]), model
-
-  return command_line.fine_tune(build, prepare, "images")
+  return image_fine_tuning.fine_tune_on_dataset(build_model)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from integration_tests import datasets
+from data import images as image_data
 from integration_tests import use_keras_model
 
 _NAMES = ("mnist_cnn", "resnet")
@@ -94,7 +94,7 @@ class UseKerasModelTest(tf.test.TestCase, parameterized.TestCase):
     weights = {v.name: v.numpy() for v in model.variables}
     for variable in before.variables:
       self.assertNotAllEqual(variable, weights[variable.name], variable.name)
-    _, (images, _) = datasets.load("digits_5_9", model.input_shape[1:])
+    _, (images, _) = image_data.arrays("digits_5_9", model.input_shape[1:])
     images = images[:64]
     averages = [v.numpy() for v in _averages(model)]
     first, second = (model(images, training=True) for _ in range(2))
@@ -115,7 +115,9 @@ class UseKerasModelTest(tf.test.TestCase, parameterized.TestCase):
     model = use_keras_model.build_model(
       _PRETRAINED[name].value, 5, retrain=True
     )
-    (images, labels), test = datasets.load("digits_5_9", model.input_shape[1:])
+    (images, labels), test = image_data.arrays(
+      "digits_5_9", model.input_shape[1:]
+    )
     chosen = np.random.default_rng(0).choice(len(labels), 100, replace=False)
     model.optimizer.build(model.trainable_variables)
     start = [v.numpy() for v in model.variables]

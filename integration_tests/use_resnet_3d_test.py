@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from integration_tests import datasets
+from data import images as image_data
 from integration_tests import image_fine_tuning
 
 _PRETRAINED = flags.DEFINE_string(
@@ -27,8 +27,8 @@ class UseResNet3DTest(tf.test.TestCase):
         flag.value, 4, retrain=True, batch_norm_momentum=0.5
       )
       self.assertEqual(model.input_shape, (None, 8, 32, 32, 3))
-      (videos, labels), test = datasets.load(
-        "moving_digits", model.input_shape[1:]
+      (videos, labels), test = image_data.arrays(
+        "diagonally_moving_digits", model.input_shape[1:]
       )
       layer = model.get_layer("feature_extractor")
       before = [v.numpy() for v in layer.variables]
@@ -50,8 +50,6 @@ class UseResNet3DTest(tf.test.TestCase):
     ]
     for vector in vectors:
       self.assertEqual(vector["feature_vector"].shape, [2, 2048])
-    with self.assertRaisesRegex(ValueError, "digits_5_9: moving_digits is for"):
-      datasets.load("digits_5_9", (8, 32, 32, 3))
 
 
 if __name__ == "__main__":

@@ -109,8 +109,8 @@ def use_image_classifier(name, min_accuracy, flags):
             "--retrain",
         ],
         deps = [
-            ":datasets",
             ":image_fine_tuning",
+            "//data:images",
             "@pypi//:absl-py",
             "@pypi//:numpy",
             "@pypi//:tensorflow",

@@ -15,8 +15,8 @@ import zlib
 from absl import flags
 from etils import epy
 
+from data import images as image_data
 from integration_tests import command_line
-from integration_tests import datasets
 from integration_tests import fitting
 
 with epy.lazy_imports():
@@ -152,7 +152,7 @@ def build_classifier(cell_dir: str) -> tf_keras.Model:
   features = tf_keras.layers.RNN(cell, name="rnn")(rows)
   return fitting.classifier(
     images,
-    fitting.logits(features, datasets.NUM_CLASSES["digits"]),
+    fitting.logits(features, 10),
     tf_keras.optimizers.Adam(2e-3, global_clipnorm=1.0),
   )
 
@@ -162,7 +162,7 @@ def fit_classifier(
 ) -> tuple[tf_keras.Model, float]:
   """Trains the classifier of digits. Returns it and its test accuracy."""
   model = build_classifier(cell_dir)
-  train, test = datasets.load("digits", _DIGIT_SHAPE)
+  train, test = image_data.arrays("digits", _DIGIT_SHAPE)
   accuracy = fitting.fit(
     model, train, test, batch_size=32, epochs=epochs, verbose=verbose
   )

@@ -217,7 +217,10 @@ def _record() -> dict[str, Any]:
       continue
     if isinstance(value, list):  # Files are among them.
       value = [os.path.basename(v) for v in value]
-    elif value and name.endswith(("_path", "_file")):
+    elif value and (
+      name.endswith(("_path", "_file"))
+      or (name == "train_on" and not value.startswith("tfds:"))
+    ):
       value = os.path.basename(os.path.normpath(value))
     record[name] = value
   return dict(sorted(record.items()))

@@ -8,6 +8,7 @@ import sentencepiece
 import tensorflow as tf
 import tensorflow_text as text
 
+from data import documents
 from models.nlp import preprocessing
 
 _SPECIAL = {"padding_id": 0, "start_of_sequence_id": 2, "end_of_segment_id": 3}
@@ -290,6 +291,28 @@ class PreprocessingTest(tf.test.TestCase):
           "wordpiece", tokens, do_lower_case
         )
         self.assertStartsWith(str(actual), str(problem))
+
+
+class VocabularyTest(tf.test.TestCase):
+  def test_build(self):
+    corpus = documents.python_docs().train.take(300)
+    tokens = preprocessing.build_vocabulary(corpus, 400, do_lower_case=True)
+    self.assertEqual(tokens[:5], list(preprocessing.SPECIAL_TOKENS))
+    self.assertBetween(len(tokens), 300, 400)
+    self.assertLen(set(tokens), len(tokens))
+    self.assertContainsSubset(["the", "return", "##ing"], tokens)
+    self.assertIsNone(preprocessing.casing_problem("wordpiece", tokens, True))
+    # All characters of the text are in it.
+    tokenizer = preprocessing.wordpiece_tokenizer(tokens, do_lower_case=True)
+    ids = tokenizer.tokenize(list(corpus)).flat_values
+    self.assertNotIn(tokens.index("[UNK]"), ids.numpy())
+    cased = preprocessing.build_vocabulary(corpus, 400, do_lower_case=False)
+    self.assertContainsSubset(["The", "Return"], cased)
+
+  def test_too_small(self):
+    text = tf.data.Dataset.from_tensors("abcdefg")
+    with self.assertRaisesRegex(ValueError, "has 19 tokens, more than 12"):
+      preprocessing.build_vocabulary(text, 12, do_lower_case=True)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,11 @@ from typing import Any
 
 from etils import epy
 
+from data import batches
+from data import documents
 from distribution import backups
 from distribution import strategies
 from models import autograph
-from models.nlp import datasets
 from models.nlp import preprocessing
 
 with epy.lazy_imports():
@@ -58,7 +59,7 @@ class Config:
 
 def train(
   model: tf_keras.Model,
-  corpus: datasets.Corpus,
+  corpus: documents.Corpus,
   tokenizer: preprocessing.Tokenizer,
   config: Config,
   checkpoint_dir: str,
@@ -118,15 +119,17 @@ def train(
   asynchronous = strategies.is_asynchronous(strategy)
   tf.random.set_seed(None if asynchronous else config.seed + steps_done)
   if config.epochs:
-    trained.fit(
-      examples(corpus.train, tokenizer, config, training=True),
-      initial_epoch=steps_done // config.steps_per_epoch,
-      epochs=config.epochs,
-      steps_per_epoch=config.steps_per_epoch,
-      callbacks=[saves],
-      # A progress bar on a terminal, one line per epoch in a log.
-      verbose=1 if sys.stdout.isatty() else 2,
-    )
+    train = examples(corpus.train, tokenizer, config, training=True)
+    with batches.timed(train, strategy) as timed:
+      trained.fit(
+        timed,
+        initial_epoch=steps_done // config.steps_per_epoch,
+        epochs=config.epochs,
+        steps_per_epoch=config.steps_per_epoch,
+        callbacks=[saves],
+        # A progress bar on a terminal, one line per epoch in a log.
+        verbose=1 if sys.stdout.isatty() else 2,
+      )
   tf.random.set_seed(config.seed)
   held_out = examples(corpus.held_out, tokenizer, config, training=False)
   return strategies.evaluate(trained, held_out)

@@ -7,9 +7,9 @@ from official.nlp.configs import encoders
 import tensorflow as tf
 import tf_keras
 
+from data import documents
 from distribution import addresses
 from models.nlp import bert
-from models.nlp import datasets
 from models.nlp import preprocessing
 from models.nlp import pretraining
 
@@ -26,7 +26,7 @@ def setUpModule():
 def _corpus():
   """Makes documents that say one word 25 times."""
   texts = [" ".join([_WORDS[i % 25]] * 25) for i in range(100)]
-  return datasets.Corpus(
+  return documents.Corpus(
     "words",
     tf.data.Dataset.from_tensor_slices(texts[:75]),
     tf.data.Dataset.from_tensor_slices(texts[75:]),
@@ -99,7 +99,7 @@ def _train_on_parameter_server(
     model = _model()
   accuracy = pretraining.train(
     model,
-    datasets.text_files([text_file]),
+    documents.text_files([text_file]),
     _tokenizer(),
     _config(epochs=4),
     checkpoint_dir,

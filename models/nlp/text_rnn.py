@@ -14,8 +14,9 @@ from typing import Any
 
 from etils import epy
 
+from data import batches
+from data import documents
 from distribution import strategies
-from models.nlp import datasets
 
 with epy.lazy_imports():
   import tensorflow as tf
@@ -225,7 +226,7 @@ def generate(
 
 def train(
   model: tf_keras.Model,
-  corpus: datasets.Corpus,
+  corpus: documents.Corpus,
   config: Config,
   *,
   backup_dir: str | None = None,
@@ -252,23 +253,30 @@ def train(
     seed = None if is_asynchronous else config.seed
     if is_asynchronous:
       tf.random.set_seed(None)
-    batches = _sequences(corpus.train, config.seq_length)
-    batches = batches.shuffle(_SHUFFLED_SEQUENCES, seed).repeat()
-    trained.fit(
-      _for_each_worker(batches.batch(config.batch_size, drop_remainder=True)),
-      epochs=config.epochs,
-      steps_per_epoch=config.steps_per_epoch,
-      callbacks=[backup(backup_dir)] if backup_dir else [],
-      # A bar on a terminal; in a log a line for each epoch.
-      verbose=1 if sys.stdout.isatty() else 2,
+    train_batches = batches.for_each_worker(
+      _sequences(corpus.train, config.seq_length)
+      .shuffle(_SHUFFLED_SEQUENCES, seed)
+      .repeat()
+      .batch(config.batch_size, drop_remainder=True)
     )
+    with batches.timed(train_batches, strategy) as timed:
+      trained.fit(
+        timed,
+        epochs=config.epochs,
+        steps_per_epoch=config.steps_per_epoch,
+        callbacks=[backup(backup_dir)] if backup_dir else [],
+        # A bar on a terminal; in a log a line for each epoch.
+        verbose=1 if sys.stdout.isatty() else 2,
+      )
   # TPUs need batches of one size: boundaries, of weight 0, fill the last one.
   held_out = _sequences(corpus.held_out, config.seq_length)
   held_out = held_out.take(_HELD_OUT_SEQUENCES)
   filling = held_out.take(1).map(lambda x, y, weights: (x, y, 0.0 * weights))
   held_out = held_out.concatenate(filling.repeat(config.batch_size - 1))
   held_out = held_out.batch(config.batch_size, drop_remainder=True)
-  return math.exp(strategies.evaluate(trained, _for_each_worker(held_out)))
+  return math.exp(
+    strategies.evaluate(trained, batches.for_each_worker(held_out))
+  )
 
 
 def _compiled(model: tf_keras.Model, config: Config) -> tf_keras.Model:
@@ -312,12 +320,3 @@ def _sequences(documents: tf.data.Dataset, seq_length: int) -> tf.data.Dataset:
     return inputs, labels, tf.cast(inputs + labels > 0, tf.float32)
 
   return documents.batch(_DOCUMENTS_AT_ONCE).map(joined).unbatch().map(split)
-
-
-def _for_each_worker(batches: tf.data.Dataset) -> tf.data.Dataset:
-  """Has each worker take its share of every batch, and read ahead."""
-  options = tf.data.Options()
-  options.experimental_distribute.auto_shard_policy = (
-    tf.data.experimental.AutoShardPolicy.DATA
-  )
-  return batches.prefetch(tf.data.AUTOTUNE).with_options(options)

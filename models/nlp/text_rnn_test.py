@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from models.nlp import datasets
+from data import documents
 from models.nlp import text_rnn
 
 _TEXTS = ["", "a\0b", "¿Dónde? 漢字 🙂\n", "\ufeffmark"]
@@ -98,7 +98,7 @@ class TextRnnTest(tf.test.TestCase):
   def test_training(self):
     texts = ["ab" * 12] * 60 + ["漢字"]
     data = tf.data.Dataset.from_tensor_slices(texts)
-    corpus = datasets.Corpus("two letters", data, data.take(3))
+    corpus = documents.Corpus("two letters", data, data.take(3))
     config = text_rnn.Config(
       epochs=1,
       steps_per_epoch=100,

@@ -8,14 +8,13 @@ import sys
 
 from etils import epy
 
+from data import batches
+from data import images
 from distribution import strategies
-from models.vision import datasets
 
 with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
-
-_SHUFFLED_BYTES = 2**28
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Config:
 
 def train(
   model: tf_keras.Model,
-  dataset: datasets.Dataset,
+  dataset: images.Dataset,
   config: Config,
   callbacks: Sequence[tf_keras.callbacks.Callback] = (),
 ) -> float:
@@ -58,8 +57,7 @@ def train(
     The accuracy on the images held out, in [0, 1].
   """
   strategy = model.distribute_strategy
-  steps = -(-int(dataset.train.cardinality()) // config.batch_size)
-  batches = _training_batches(dataset.train, config, strategy)
+  steps = -(-len(dataset.train) // config.batch_size)
   is_image = dataset.train.element_spec[0].shape.rank == 3
   on_host = is_image and isinstance(strategy, tf.distribute.TPUStrategy)
   with strategy.scope():
@@ -80,36 +78,27 @@ def train(
       weighted_metrics=["accuracy"],
     )
   if config.epochs:
-    trained.fit(
-      _for_each_worker(augmented_on_host(batches) if on_host else batches),
-      epochs=config.epochs,
-      steps_per_epoch=steps,
-      callbacks=list(callbacks),
-      # A bar on a terminal; in a log a line for each epoch.
-      verbose=1 if sys.stdout.isatty() else 2,
-    )
-  # Repeated images of weight 0 fill the last batch.
-  test = dataset.test.map(lambda image, label: (image, label, 1.0))
-  filling = test.repeat().take(-len(dataset.test) % config.batch_size)
-  filling = filling.map(lambda image, label, _: (image, label, 0.0))
-  test = test.concatenate(filling).batch(config.batch_size, drop_remainder=True)
-  return strategies.evaluate(trained, _for_each_worker(test))
-
-
-def _training_batches(
-  images: tf.data.Dataset, config: Config, strategy: tf.distribute.Strategy
-) -> tf.data.Dataset:
-  """Returns shuffled batches without end, all of the same size."""
-  seed = config.seed
-  if strategies.is_asynchronous(strategy):
-    # Workers draw their own batches. With a seed all would draw the same.
-    seed = None
-    tf.random.set_seed(None)
-  image, _ = images.element_spec
-  most = _SHUFFLED_BYTES // (image.shape.num_elements() * image.dtype.size)
-  size = int(images.cardinality())
-  shuffled = images.shuffle(min(size, max(1, most)), seed)
-  return shuffled.repeat().batch(config.batch_size, drop_remainder=True)
+    seed = config.seed
+    if strategies.is_asynchronous(strategy):
+      # Workers draw their own batches. With a seed all would draw the same.
+      seed = None
+      tf.random.set_seed(None)
+    train_batches = batches.training(dataset.train, config.batch_size, seed)
+    if on_host:
+      train_batches = augmented_on_host(train_batches)
+    train_batches = batches.for_each_worker(train_batches)
+    with batches.timed(train_batches, strategy) as timed:
+      trained.fit(
+        timed,
+        epochs=config.epochs,
+        steps_per_epoch=steps,
+        callbacks=list(callbacks),
+        # A bar on a terminal; in a log a line for each epoch.
+        verbose=1 if sys.stdout.isatty() else 2,
+      )
+  return strategies.evaluate(
+    trained, batches.testing(dataset.test, config.batch_size)
+  )
 
 
 def augmentation() -> list[tf_keras.layers.Layer]:
@@ -123,22 +112,13 @@ def augmentation() -> list[tf_keras.layers.Layer]:
   ]
 
 
-def augmented_on_host(batches: tf.data.Dataset) -> tf.data.Dataset:
+def augmented_on_host(examples: tf.data.Dataset) -> tf.data.Dataset:
   """Augments images where they are read: TPUs cannot turn them.
 
   Args:
-    batches: Of images and labels.
+    examples: Batches of images and labels.
   """
   layers = tf_keras.Sequential(augmentation())
-  layers.build([None, *batches.element_spec[0].shape[1:]])
+  layers.build([None, *examples.element_spec[0].shape[1:]])
   # One after the other, for the random numbers to be the same each time.
-  return batches.map(lambda x, y: (layers(x, training=True), y))
-
-
-def _for_each_worker(batches: tf.data.Dataset) -> tf.data.Dataset:
-  """Has each worker take its share of every batch, and read ahead."""
-  options = tf.data.Options()
-  options.experimental_distribute.auto_shard_policy = (
-    tf.data.experimental.AutoShardPolicy.DATA
-  )
-  return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
+  return examples.map(lambda x, y: (layers(x, training=True), y))

@@ -6,8 +6,8 @@ from unittest import mock
 import tensorflow as tf
 import tf_keras
 
+from data import images
 from distribution import backups
-from models.vision import datasets
 from models.vision import mnist_cnn
 from models.vision import training
 
@@ -36,7 +36,8 @@ def _train(dataset, seed, directory=None, **config):
 
 class TrainingTest(tf.test.TestCase):
   def test_training_learns_and_repeats(self):
-    dataset = datasets.load("digits_0_4", mnist_cnn.IMAGE_SHAPE)
+    dataset = images.load("digits_0_4")
+    dataset = images.resized(dataset, mnist_cnn.IMAGE_SHAPE)
     before, _ = _train(dataset, 1, epochs=0)
     accuracy, weights = _train(dataset, 1, epochs=4)
     again, weights_again = _train(dataset, 1, epochs=4)
@@ -49,7 +50,8 @@ class TrainingTest(tf.test.TestCase):
       self.assertAllClose(weight, weight_again, rtol=1e-5)
 
   def test_after_an_interruption_training_goes_on(self):
-    dataset = datasets.load("digits_0_4", mnist_cnn.IMAGE_SHAPE)
+    dataset = images.load("digits_0_4")
+    dataset = images.resized(dataset, mnist_cnn.IMAGE_SHAPE)
     backup_dir = os.path.join(self.get_temp_dir(), "backup")
     with (
       mock.patch.object(
@@ -68,13 +70,13 @@ class TrainingTest(tf.test.TestCase):
     self.assertGreater(accuracy, 0.9)
 
   def test_what_is_augmented_on_the_host_has_fixed_shapes(self):
-    images = tf.random.uniform([8, 28, 28, 1])
-    batches = tf.data.Dataset.from_tensors((images, tf.range(8)))
+    pixels = tf.random.uniform([8, 28, 28, 1])
+    batches = tf.data.Dataset.from_tensors((pixels, tf.range(8)))
     batches = training.augmented_on_host(batches.repeat(2))
-    self.assertEqual(batches.element_spec[0].shape, images.shape)
+    self.assertEqual(batches.element_spec[0].shape, pixels.shape)
     self.assertEqual(batches.element_spec[0].dtype, tf.float32)
     (first, _), (second, _) = batches
-    self.assertNotAllClose(first, images)
+    self.assertNotAllClose(first, pixels)
     self.assertNotAllClose(first, second)
 
 

@@ -1,0 +1,103 @@
+"""Batches for training and for tests, and the time that they are waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import time
+
+from etils import epy
+
+with epy.lazy_imports():
+  import tensorflow as tf
+
+_SHUFFLED_BYTES = 2**28
+
+
+def training(
+  examples: tf.data.Dataset, batch_size: int, seed: int | None
+) -> tf.data.Dataset:
+  """Returns shuffled batches without end, all of the same size.
+
+  Args:
+    examples: Their number and shapes are known.
+    batch_size: Number of examples in a batch.
+    seed: Seed of the order. Workers that draw their own batches need None.
+  """
+  size = sum(
+    spec.shape.num_elements() * spec.dtype.size
+    for spec in tf.nest.flatten(examples.element_spec)
+  )
+  count = int(examples.cardinality())
+  shuffled = examples.shuffle(min(count, max(1, _SHUFFLED_BYTES // size)), seed)
+  return shuffled.repeat().batch(batch_size, drop_remainder=True)
+
+
+def testing(examples: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+  """Returns batches with weights; zeros of weight 0 fill the last batch.
+
+  So do examples with a negative class.
+  """
+
+  def fill(inputs: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    count = tf.shape(labels)[0]
+    weights = tf.ones([count])
+    if labels.dtype.is_integer:
+      weights *= tf.cast(
+        tf.reduce_all(tf.reshape(labels, [count, -1]) >= 0, axis=1), tf.float32
+      )
+      labels = tf.maximum(labels, 0)
+
+    def filled(x: tf.Tensor) -> tf.Tensor:
+      missing = [[0, batch_size - count], *[[0, 0]] * (x.shape.rank - 1)]
+      return tf.ensure_shape(tf.pad(x, missing), [batch_size, *x.shape[1:]])
+
+    return tf.nest.map_structure(filled, (inputs, labels, weights))
+
+  return for_each_worker(examples.batch(batch_size).map(fill))
+
+
+def for_each_worker(batches: tf.data.Dataset) -> tf.data.Dataset:
+  """Has each worker take its share of every batch, and read ahead."""
+  policy = tf.data.experimental.AutoShardPolicy
+  options = batches.options()
+  # Off: each worker has files of its own.
+  if options.experimental_distribute.auto_shard_policy != policy.OFF:
+    options.experimental_distribute.auto_shard_policy = policy.DATA
+  return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+@contextlib.contextmanager
+def timed(
+  batches: tf.data.Dataset, strategy: tf.distribute.Strategy
+) -> Iterator[tf.data.Dataset]:
+  """Prints at the end which share of the time was spent waiting for batches.
+
+  Other strategies than the default one fetch batches in the background, where
+  waiting costs nothing: nothing is measured.
+
+  Args:
+    batches: What to train on.
+    strategy: The strategy of the model.
+
+  Yields:
+    The same batches.
+  """
+  if strategy is not tf.distribute.get_strategy():
+    yield batches
+    return
+  with tf.device("CPU"):
+    waited = tf.Variable(0.0, dtype=tf.float64)
+
+  def stop(start: tf.Tensor, batch: tuple[tf.Tensor, ...]) -> tuple:
+    waited.assign_add(tf.timestamp() - start)
+    return batch
+
+  options = tf.data.Options()  # Fetching in the background would hide it.
+  options.experimental_optimization.inject_prefetch = False
+  clock = tf.data.Dataset.counter().map(lambda _: tf.timestamp())
+  start = time.monotonic()
+  yield tf.data.Dataset.zip((clock, batches)).map(stop).with_options(options)
+  seconds = time.monotonic() - start
+  share = float(waited) / seconds
+  print(f"Waited for input {share:.0%} of the {seconds:.0f} s of training")

@@ -1,0 +1,209 @@
+"""Texts with classes: docstrings, and files of rows."""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Sequence
+import dataclasses
+import itertools
+import os
+
+from absl import flags
+from etils import epy
+
+from data import classes
+from data import documents
+from data import tables
+
+with epy.lazy_imports():  # Programs parse their flags first.
+  import numpy as np
+  import pyarrow as pa
+
+flags.disclaim_key_flags()  # They are those of the program.
+
+# Packages of Python's standard library that have many docstrings.
+_PACKAGES = (
+  *("asyncio", "email", "http", "importlib"),
+  *("logging", "multiprocessing", "unittest", "xml"),
+)
+_AT_ONCE = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Texts with labels, some of which are held out.
+
+  Attributes:
+    description: What it is, without paths.
+    classes: Names of the classes that the labels count, from 0 on.
+    counts: Training and held-out texts of each class, int `[classes, 2]`.
+    train: Texts, pyarrow's strings `[n]`, and labels, int `[n]`. What
+      TensorFlow takes is `to_numpy()` of some of the texts.
+    test: The same, held out.
+  """
+
+  description: str
+  classes: Sequence[str]
+  counts: np.ndarray
+  train: tuple[pa.ChunkedArray, np.ndarray]
+  test: tuple[pa.ChunkedArray, np.ndarray]
+
+  @property
+  def num_held_out(self) -> int:
+    """Number of texts in `test`."""
+    return len(self.test[1])
+
+  def __str__(self) -> str:
+    """Describes it with its classes."""
+    return f"{self.description}: {classes.summary(self.classes, self.counts)}"
+
+
+def define_flags() -> None:
+  """Defines flags for labelled texts of one's own."""
+  flags.DEFINE_list(
+    "train_file",
+    None,
+    "Instead of --dataset: comma-separated files or patterns of files with"
+    f" texts and classes, which end in {', '.join(tables.SUFFIXES)}, or in one"
+    " of these and .gz.",
+  )
+  for name, what in (("text_column", "texts"), ("label_column", "classes")):
+    flags.DEFINE_string(
+      name,
+      None,
+      f"With --train_file: name of the column with the {what}; in files without"
+      " a header its number, from 1 on. Default: what names or values tell.",
+    )
+  classes.define_flags("texts", "With --train_file: ")
+  for name in ("text_column", "label_column", *classes.FLAGS):
+    flags.register_multi_flags_validator(
+      ["train_file", name],
+      lambda values, name=name: values["train_file"] or values[name] is None,
+      f"--{name} applies only with --train_file.",
+    )
+
+
+def python_docs() -> Dataset:
+  """Returns docstrings of Python's standard library, with packages as classes.
+
+  A fourth of the library's modules is held out for testing.
+
+  Raises:
+    FileNotFoundError: The source of the library is not installed.
+  """
+  splits, seen = ([], []), set()
+  for module, is_held_out, text in documents.docstrings():
+    package = module.parts[0]
+    if package in _PACKAGES and text not in seen and len(text.split()) > 3:
+      seen.add(text)
+      splits[is_held_out].append((text, _PACKAGES.index(package)))
+  parts = [
+    (
+      pa.chunked_array([[text for text, _ in split]]),
+      np.array([label for _, label in split]),
+    )
+    for split in splits
+  ]
+  return _dataset("docstrings of Python's packages", _PACKAGES, *parts)
+
+
+def read(
+  paths: Sequence[str],
+  text_column: str | None = None,
+  label_column: str | None = None,
+  held_out: float | None = None,
+  class_names_file: str | None = None,
+) -> Dataset:
+  """Reads files of rows with a text and a class.
+
+  Args:
+    paths: Files, or patterns of them, as `tables.read` takes them.
+    text_column: Name of the column with the texts, or its number in files
+      without a header; None: what is clear from names or values.
+    label_column: The same for the classes.
+    held_out: Share to hold out, of each class; the default is 0.2.
+    class_names_file: File with the names of the classes, in the order of their
+      labels. The default is alphabetical order.
+
+  Raises:
+    OSError: A file cannot be read.
+    ValueError: A row cannot be read, or classes are not what they should be.
+  """
+  columns = {"text_column": text_column, "label_column": label_column}
+  found: dict[str, _Class] = {}
+  chunks, numbers = [], array.array("i")
+  for path in tables.files(paths):
+    rows = tables.pick(path, columns)
+    while some := list(itertools.islice(rows, _AT_ONCE)):
+      chunks.append(pa.array([text or "" for _, (text, _) in some]))
+      for line, (_, name) in some:
+        known = found.get(name or "")
+        if not known:
+          known = _Class(f"{path}, line {line}", len(found))
+          found[name or ""] = known
+        known.count += 1
+        numbers.append(known.number)
+  _check(found, len(numbers))
+  names = (
+    classes.read_names(class_names_file) if class_names_file else sorted(found)
+  )
+  for name, known in found.items():
+    if name not in names:
+      raise ValueError(
+        f"{known.where}: the class {name} is not in {class_names_file}."
+      )
+  of_numbers = np.array([names.index(name) for name in found], np.int64)
+  labels = of_numbers[np.array(numbers, np.int64)]
+  is_held_out = classes.held_out(labels, held_out)
+  texts = pa.chunked_array(chunks, pa.string())
+  # Without directories: cards of exports contain no path of this machine.
+  return _dataset(
+    ", ".join(os.path.basename(path) for path in paths),
+    names,
+    *(
+      (texts.filter(pa.array(mask)), labels[mask])
+      for mask in (~is_held_out, is_held_out)
+    ),
+  )
+
+
+@dataclasses.dataclass
+class _Class:
+  """Where a class was seen first, its number in that order, and its count."""
+
+  where: str
+  number: int
+  count: int = 0
+
+
+def _check(found: dict[str, _Class], num_rows: int) -> None:
+  """Raises a ValueError for classes that are mistakes."""
+  if empty := found.get(""):
+    raise ValueError(
+      f"{empty.where}: the class is empty, as in {empty.count} of"
+      f" {num_rows:,} rows. Name it, or remove the rows."
+    )
+  if 2 * len(found) > num_rows:
+    raise ValueError(
+      f"{len(found):,} classes in {num_rows:,} rows, such as"
+      f" {', '.join(name[:40] for name in list(found)[:2])}: a class needs two"
+      " rows or more. Does --label_column name the texts?"
+    )
+  similar: dict[str, str] = {}
+  for name, known in found.items():
+    other = similar.setdefault(" ".join(name.casefold().split()), name)
+    if other != name:
+      raise ValueError(
+        f"{known.where}: the class {name!r} differs only in case or blanks from"
+        f" {other!r} ({found[other].where}). Write them alike."
+      )
+
+
+def _dataset(
+  description: str,
+  names: Sequence[str],
+  train: tuple[pa.ChunkedArray, np.ndarray],
+  test: tuple[pa.ChunkedArray, np.ndarray],
+) -> Dataset:
+  counts = classes.count(names, train[1], test[1], description)
+  return Dataset(description, names, counts, train, test)
