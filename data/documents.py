@@ -115,9 +115,9 @@ def define_flags(text: str) -> None:
     None,
     f"{text} Comma-separated paths or patterns of UTF-8 files, also in"
     f" buckets; or {PYTHON_DOCS}, the docstrings of Python's standard library."
-    f" Files that end in {', '.join(tables.SUFFIXES)} have a document in each row; in"
-    " others blank lines separate documents. All may be compressed and end in"
-    " .gz.",
+    f" Files that end in {', '.join(tables.SUFFIXES)} have a document in each"
+    " row; in others blank lines separate documents. All may be compressed and"
+    " end in .gz.",
   )
   flags.DEFINE_string(
     "text_column",
