@@ -326,7 +326,7 @@ def define_flags() -> None:
     text_embedding.SEPARATORS,
     "Regular expression (RE2) of what separates the words of a text, besides"
     " white space. The default separates at all but letters, marks and digits,"
-    r" of any script. For text that is tokenized already say --separators='\s+'.",
+    r" of any script. For tokenized text say --separators='\s+'.",
   )
   flags.DEFINE_integer(
     "num_oov_buckets",

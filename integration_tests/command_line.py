@@ -176,6 +176,7 @@ def fine_tune(
     [tf_keras.Model], tuple[fitting.Data, fitting.Data, tf_keras.Model]
   ],
   examples: str,
+  test_model: Callable[[tf_keras.Model], str] | None = None,
 ) -> tf_keras.Model:
   """Builds, trains, tests and saves a model as the flags say.
 
@@ -186,6 +187,8 @@ def fine_tune(
     prepare: Takes that model; returns training data, test data, and the model
       to save.
     examples: What the program trains on, in the plural.
+    test_model: Takes the trained model and returns the result of its test, in
+      words; the test data is then not used. Default: the metric on them.
 
   Returns:
     The trained model.
@@ -210,16 +213,18 @@ def fine_tune(
     train, test, served = prepare(model)
     callbacks = _callbacks(train, strategy)
   with strategies.cluster_errors():
-    value = fitting.fit(
-      model,
-      train,
-      test,
-      batch_size=values.batch_size,
-      epochs=values.epochs,
-      callbacks=callbacks,
-    )
-    held_out = f"{len(test[1]):,} {examples} held out"
-    print(f"Test {model.metrics_names[-1]}: {value:.4f} on {held_out}")
+    options = {
+      "batch_size": values.batch_size,
+      "epochs": values.epochs,
+      "callbacks": callbacks,
+    }
+    if test_model:
+      fitting.train_model(model, train, **options)
+      print(test_model(model))
+    else:
+      value = fitting.fit(model, train, test, **options)
+      held_out = f"{len(test[1]):,} {examples} held out"
+      print(f"Test {model.metrics_names[-1]}: {value:.4f} on {held_out}")
     if output_dir:
       fitting.save(served, output_dir, strategy)
   return model

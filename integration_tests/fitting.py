@@ -26,7 +26,7 @@ def load_layer(
   name: str,
   retrain: bool,
   regularization_loss_multiplier: float = 1.0,
-  **hyperparameters: float,
+  **hyperparameters: float | str,
 ) -> hub.KerasLayer:
   """Loads an export as a layer.
 
@@ -49,7 +49,7 @@ def load_layer(
   )
   if hyperparameters:
     parameters = inspect.signature(export.__call__).parameters.values()
-    known = [p.name for p in parameters if isinstance(p.default, float)]
+    known = [p.name for p in parameters if isinstance(p.default, (float, str))]
     for unknown in hyperparameters.keys() - set(known):
       raise ValueError(
         f"{saved_model_dir} has no hyperparameter {unknown}, but"
@@ -81,7 +81,13 @@ def classifier(
   inputs: Any, logits: tf.Tensor, optimizer: tf_keras.optimizers.Optimizer
 ) -> tf_keras.Model:
   """Returns a model from inputs to logits, compiled to train with labels."""
-  model = tf_keras.Model(inputs, logits)
+  return compiled(tf_keras.Model(inputs, logits), optimizer)
+
+
+def compiled(
+  model: tf_keras.Model, optimizer: tf_keras.optimizers.Optimizer
+) -> tf_keras.Model:
+  """Compiles a model that returns logits, to train with labels."""
   model.compile(
     optimizer=optimizer,
     loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -106,9 +112,7 @@ def fit(
   test: Data,
   *,
   batch_size: int,
-  epochs: int,
-  callbacks: Sequence[tf_keras.callbacks.Callback] = (),
-  verbose: int | str = "auto",
+  **options: Any,
 ) -> float:
   """Trains and tests a model with the strategy that it was built with.
 
@@ -116,14 +120,36 @@ def fit(
     model: Compiled, with one weighted metric, such as the accuracy.
     train: Training data.
     test: Test data.
+    batch_size: Number of examples in a step, as `train_model` takes it.
+    **options: Other arguments of `train_model`.
+
+  Returns:
+    The metric on the test data.
+  """
+  train_model(model, train, batch_size=batch_size, **options)
+  test_batches = _test_batches(test, batch_size).with_options(_by_batch())
+  return strategies.evaluate(model, test_batches)
+
+
+def train_model(
+  model: tf_keras.Model,
+  train: Data,
+  *,
+  batch_size: int,
+  epochs: int,
+  callbacks: Sequence[tf_keras.callbacks.Callback] = (),
+  verbose: int | str = "auto",
+) -> None:
+  """Trains a model with the strategy that it was built with.
+
+  Args:
+    model: Compiled.
+    train: Training data.
     batch_size: Number of examples in a step, on all devices together; a
       multiple of the number of replicas.
     epochs: Number of passes over the training data.
     callbacks: Callbacks of Keras.
     verbose: Argument of Keras.
-
-  Returns:
-    The metric on the test data.
   """
   # Workers that share each batch need the same order, others different ones.
   seed = None if strategies.is_asynchronous(model.distribute_strategy) else 0
@@ -135,20 +161,22 @@ def fit(
     .batch(batch_size, drop_remainder=True)
     .prefetch(tf.data.AUTOTUNE)
   )
-  options = tf.data.Options()
-  # Shards each batch, rather than input files, between workers.
-  options.experimental_distribute.auto_shard_policy = (
-    tf.data.experimental.AutoShardPolicy.DATA
-  )
   model.fit(
-    train_batches.with_options(options),
+    train_batches.with_options(_by_batch()),
     epochs=epochs,
     steps_per_epoch=-(-num_examples // batch_size),
     callbacks=list(callbacks),
     verbose=verbose,
   )
-  test_batches = _test_batches(test, batch_size).with_options(options)
-  return strategies.evaluate(model, test_batches)
+
+
+def _by_batch() -> tf.data.Options:
+  """Shards each batch, rather than input files, between workers."""
+  options = tf.data.Options()
+  options.experimental_distribute.auto_shard_policy = (
+    tf.data.experimental.AutoShardPolicy.DATA
+  )
+  return options
 
 
 def save(

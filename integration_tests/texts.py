@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Sequence
 import csv
 import pathlib
+import random
+import sys
 import sysconfig
 from typing import NamedTuple
 import zlib
@@ -19,7 +22,11 @@ _PACKAGES = [
   *("asyncio", "email", "http", "importlib"),
   *("logging", "multiprocessing", "unittest", "xml"),
 ]
-_TESTS = {"test", "tests"}
+# Linux distributions package these modules separately.
+_LEFT_OUT = {
+  *("distutils", "ensurepip", "idlelib", "lib2to3", "test", "tests", "tkinter"),
+  *("turtle.py", "turtledemo"),
+}
 
 
 class Dataset(NamedTuple):
@@ -30,6 +37,13 @@ class Dataset(NamedTuple):
   test: tuple[np.ndarray, np.ndarray]
 
 
+class Pairs(NamedTuple):
+  """Summaries of texts, and what follows them."""
+
+  summaries: list[str]
+  bodies: list[str]
+
+
 def python_docs() -> Dataset:
   """Returns docstrings of Python's standard library, with packages as classes.
 
@@ -38,14 +52,54 @@ def python_docs() -> Dataset:
   Raises:
     FileNotFoundError: The source of the library is not installed.
   """
+  splits = (
+    [(text, package) for text, package in split if len(text.split()) > 3]
+    for split in _split(_PACKAGES)
+  )
+  return _dataset(*splits)
+
+
+def python_doc_pairs() -> tuple[Pairs, Pairs]:
+  """Returns docstrings of all of Python's standard library, split in two.
+
+  The first line of a docstring is its summary. One of fewer than four words is
+  left out, as is a body of fewer than eight.
+
+  Returns:
+    Pairs for training; and those of the modules that `python_docs` holds out,
+    in random order.
+
+  Raises:
+    FileNotFoundError: The source of the library is not installed.
+  """
+  splits = []
+  for split in _split(sorted(sys.stdlib_module_names)):
+    parts = [text.split("\n", 1) for text, _ in split if "\n" in text]
+    kept = [
+      (summary, body.strip())
+      for summary, body in parts
+      if len(summary.split()) >= 4 and len(body.split()) >= 8
+    ]
+    random.Random(0).shuffle(kept)
+    splits.append(Pairs(*map(list, zip(*kept, strict=True))))
+  return tuple(splits)
+
+
+def _split(
+  packages: Sequence[str],
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+  """Returns the docstrings of packages and the packages' names, in two splits.
+
+  The second has those of a fourth of the modules.
+  """
   library = pathlib.Path(sysconfig.get_paths()["stdlib"])
   files = (
     path.relative_to(library)
-    for package in _PACKAGES
-    for path in (library / package).rglob("*.py")
+    for package in packages
+    for path in (library / f"{package}.py", *(library / package).rglob("*.py"))
+    if path.is_file()
   )
-  # Linux distributions package tests separately.
-  modules = sorted(f for f in files if not _TESTS.intersection(f.parts))
+  modules = sorted(f for f in files if not _LEFT_OUT.intersection(f.parts))
   if not modules:
     raise FileNotFoundError(f"There is no source of Python in {library}.")
   splits, seen = ([], []), set()
@@ -53,10 +107,10 @@ def python_docs() -> Dataset:
     # A hash of the name does not depend on which modules are installed.
     held_out = zlib.crc32(module.as_posix().encode()) % 4 == 0
     for text in _docstrings(library / module):
-      if text not in seen and len(text.split()) > 3:
+      if text and text not in seen:
         seen.add(text)
         splits[held_out].append((text, module.parts[0]))
-  return _dataset(*splits)
+  return splits
 
 
 def _docstrings(path: pathlib.Path) -> list[str]:

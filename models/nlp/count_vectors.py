@@ -36,7 +36,7 @@ class Config:
     seed: Seed of the decomposition.
   """
 
-  dim: int = 128
+  dim: int = 300
   min_count: int = 2
   window: int = 8
   smoothing: float = 0.75

@@ -28,7 +28,7 @@ class Splitter:
   """How text is split into words.
 
   Attributes:
-    do_lower_case: Whether text is lowercased first.
+    do_lower_case: Whether words are lowercased.
     separators: Regular expression (RE2) of what separates words. White space
       always does.
   """
@@ -38,11 +38,11 @@ class Splitter:
 
   def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
     """Splits texts, strings `[batch]`, into words `[batch, (words)]`."""
+    # First, as `lower` ends a text at a zero byte.
+    texts = tf.strings.regex_replace(texts, self.separators, " ")
     if self.do_lower_case:
       texts = tf.strings.lower(texts, encoding="utf-8")
-    return tf.strings.split(
-      tf.strings.regex_replace(texts, self.separators, " ")
-    )
+    return tf.strings.split(texts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,13 @@ def build(
       chooses one. They are 0 at first, and training changes them.
     trainable: Whether the vectors are trainable.
   """
-  matrix = _matrix(vectors, num_oov_buckets, trainable)
+  # By DLPack the memory is shared. All other ways copy it.
+  memory = vectors.matrix(num_oov_buckets).__dlpack__()
+  matrix = tf.Variable(
+    tf.experimental.dlpack.from_dlpack(memory),
+    trainable=trainable,
+    name="word_vectors",
+  )
   table = tf.lookup.StaticHashTable(
     tf.lookup.TextFileInitializer(
       vectors.vocab_file,
@@ -123,24 +129,6 @@ def build(
     return total / divisor[:, tf.newaxis]
 
   return Embedding(matrix, table, embed_texts, embed_words)
-
-
-def _matrix(
-  vectors: word_vectors.WordVectors, num_oov_buckets: int, trainable: bool
-) -> tf.Variable:
-  """Makes the variable of all vectors, block by block."""
-  shape = [vectors.num_words + num_oov_buckets, vectors.dim]
-  matrix = tf.Variable(
-    lambda: tf.raw_ops.Empty(shape=shape, dtype=tf.float32),
-    trainable=trainable,
-    name="word_vectors",
-  )
-  start = 0
-  for block in vectors.blocks():
-    matrix[start : start + len(block)].assign(block)
-    start += len(block)
-  matrix[start:].assign(tf.zeros([num_oov_buckets, vectors.dim]))
-  return matrix
 
 
 def _exponent(combiner: tf.Tensor) -> tf.Tensor:

@@ -26,6 +26,7 @@ FORMATS = {
 
 _BLOCK = 2**20  # Bytes that are read at once.
 _LONGEST = 2**22  # Bytes of the longest line or word.
+_ALIGNMENT = 16  # Of a matrix, in float32 values.
 
 # Where it is in the file, the word, and its float32 vector.
 _Row = tuple[str, bytes, np.ndarray]
@@ -56,12 +57,19 @@ class WordVectors:
   num_repeated: int
   has_capitals: bool
 
-  def blocks(self) -> Iterator[np.ndarray]:
-    """Yields the vectors in blocks, float32 `[n, dim]`."""
-    size = max(_BLOCK // self.dim, 1) * self.dim
+  def matrix(self, num_more: int = 0) -> np.ndarray:
+    """Reads the vectors, float32 `[num_words + num_more, dim]`; more are 0.
+
+    The memory is aligned so that TensorFlow can use it without a copy.
+    """
+    size = self.num_words * self.dim
+    memory = np.empty(size + num_more * self.dim + _ALIGNMENT, np.float32)
+    start = -memory.ctypes.data // memory.itemsize % _ALIGNMENT
+    values = memory[start : start + size + num_more * self.dim]
     with open(self.vectors_file, "rb") as f:
-      while (block := np.fromfile(f, np.float32, size)).size:
-        yield block.reshape(-1, self.dim)
+      f.readinto(values[:size])
+    values[size:] = 0.0
+    return values.reshape(-1, self.dim)
 
 
 def read(
@@ -95,7 +103,8 @@ def read(
       f = io.BufferedReader(gzip.GzipFile(fileobj=f), _BLOCK)
     try:
       dim, rows = _rows(f, file_format)
-      return store(counted(rows), dim, directory)
+      with np.errstate(over="ignore"):  # `store` refuses what overflows.
+        return store(counted(rows), dim, directory)
     except _MalformedError as e:
       raise ValueError(f"{path}, {e}") from e
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
