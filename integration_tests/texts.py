@@ -63,7 +63,7 @@ def python_doc_pairs() -> tuple[Pairs, Pairs]:
   """Returns docstrings of all of Python's standard library, split in two.
 
   The first line of a docstring is its summary. One of fewer than four words is
-  left out, as is a body of fewer than eight.
+  left out, as are bodies of fewer than eight and repeated ones.
 
   Returns:
     Pairs for training; and those of the modules that `python_docs` holds out,
@@ -72,16 +72,18 @@ def python_doc_pairs() -> tuple[Pairs, Pairs]:
   Raises:
     FileNotFoundError: The source of the library is not installed.
   """
-  splits = []
+  splits, seen = [], set()
   for split in _split(sorted(sys.stdlib_module_names)):
-    parts = [text.split("\n", 1) for text, _ in split if "\n" in text]
-    kept = [
-      (summary, body.strip())
-      for summary, body in parts
-      if len(summary.split()) >= 4 and len(body.split()) >= 8
-    ]
-    random.Random(0).shuffle(kept)
-    splits.append(Pairs(*map(list, zip(*kept, strict=True))))
+    pairs = []
+    for text, _ in split:
+      summary, _, body = text.partition("\n")
+      body = body.strip()
+      enough = len(summary.split()) >= 4 and len(body.split()) >= 8
+      if enough and body not in seen:
+        seen.add(body)
+        pairs.append((summary, body))
+    random.Random(0).shuffle(pairs)
+    splits.append(Pairs(*map(list, zip(*pairs, strict=True))))
   return tuple(splits)
 
 

@@ -134,6 +134,12 @@ def share_found(scores: np.ndarray) -> float:
   return float(np.mean(ranks <= _FIRST))
 
 
+def _embedding_of(model: tf_keras.Model) -> tf_keras.Model:
+  """Returns the embedding of a model of `build_search`, to be saved."""
+  strings = tf_keras.Input([], dtype=tf.string, name="texts")
+  return tf_keras.Model(strings, model.get_layer("embedding")(strings))
+
+
 def test_search(model: tf_keras.Model, pairs: texts.Pairs) -> str:
   """Searches bodies by their summaries, each among 200 of them."""
   embedding = model.get_layer("embedding")
@@ -177,11 +183,12 @@ def define_flags() -> None:
     ["python_docs"],
     "Text to fine-tune on: the docstrings of Python's standard library.",
   )
-  flags.DEFINE_string(
+  flags.DEFINE_enum(
     "combiner",
     None,
-    "How an embedding by word vectors combines words: mean, sum or"
-    " sqrtn. Default: as in the export.",
+    ["mean", "sum", "sqrtn"],
+    "How an embedding by word vectors combines the words of a text. Default: as"
+    " in the export.",
   )
 
 
@@ -204,7 +211,7 @@ def fine_tune() -> None:
     train, test = texts.python_doc_pairs()
   command_line.fine_tune(
     functools.partial(build_search, **combiner),
-    lambda model: (search_data(train), None, model.get_layer("embedding")),
+    lambda model: (search_data(train), None, _embedding_of(model)),
     "texts",
     lambda model: test_search(model, test),
   )
