@@ -134,9 +134,7 @@ class UseTextEmbeddingTest(tf.test.TestCase):
       ([_EXPORT.value, "--dropout_rate=0"], "no hyperparameter dropout_rate"),
       ([_EXPORT.value, "--combiner=max"], "should be one of <mean.sum.sqrtn>"),
     ):
-      result = self.run_program(
-        f"--saved_model_dir={arguments[0]}", *arguments[1:]
-      )
+      result = self.run_program(f"--saved_model_dir={export}", *arguments)
       self.assertEqual(result.returncode, 1)
       self.assertRegex(result.stderr, message)
       self.assertNotIn("Traceback", result.stderr)
