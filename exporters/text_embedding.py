@@ -172,7 +172,7 @@ def _vectors(
 ) -> tuple[dict[str, str], word_vectors.WordVectors]:
   """Reads or trains word vectors; returns rows of the card, and the vectors."""
   if path := vectors.word_vectors_file:
-    with errors.of_input(OSError, ValueError, about=f"Cannot read {path}: "):
+    with errors.of_input(OSError, ValueError, about=f"{path}: "):
       found = word_vectors.read(path, scratch, vectors.word_vectors_format)
     if found.num_repeated:
       print(

@@ -32,10 +32,6 @@ _ALIGNMENT = 16  # Of a matrix, in float32 values.
 _Row = tuple[str, bytes, np.ndarray]
 
 
-class _MalformedError(ValueError):
-  """Says in which line a file is malformed, and how."""
-
-
 @dataclasses.dataclass(frozen=True)
 class WordVectors:
   """Words and their vectors, in files.
@@ -86,7 +82,7 @@ def read(
 
   Raises:
     OSError: The file cannot be read.
-    ValueError: It is malformed. The text names the file and the line.
+    ValueError: It is malformed. The text names the line.
   """
   last = "line 1"
 
@@ -105,17 +101,19 @@ def read(
       dim, rows = _rows(f, file_format)
       with np.errstate(over="ignore"):  # `store` refuses what overflows.
         return store(counted(rows), dim, directory)
-    except _MalformedError as e:
-      raise ValueError(f"{path}, {e}") from e
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
       raise ValueError(
-        f"{path}, after {last}: the compressed data is truncated or"
+        f"after {last}: the compressed data is truncated or"
         f" damaged ({e}). Get the file again."
       ) from e
 
 
 def store(rows: Iterable[_Row], dim: int, directory: str) -> WordVectors:
-  """Writes words and their vectors, float32 `[dim]`, to a directory."""
+  """Writes words and their vectors, float32 `[dim]`, to a directory.
+
+  Raises:
+    ValueError: A word or a vector is not valid.
+  """
   paths = [os.path.join(directory, n) for n in ("vocab.txt", "vectors.f32")]
   seen: set[bytes] = set()
   num_repeated = 0
@@ -125,11 +123,11 @@ def store(rows: Iterable[_Row], dim: int, directory: str) -> WordVectors:
       try:
         text = word.decode()
       except UnicodeDecodeError as e:
-        raise _MalformedError(f"{place}: {word} is not UTF-8.") from e
+        raise ValueError(f"{place}: {word} is not UTF-8.") from e
       if not text or "\n" in text or "\r" in text:
-        raise _MalformedError(f"{place}: {text!r} is not a word.")
+        raise ValueError(f"{place}: {text!r} is not a word.")
       if not np.isfinite(vector).all():
-        raise _MalformedError(
+        raise ValueError(
           f"{place}: the vector of {text} has values that are not finite"
           " (NaN or infinite) in float32."
         )
@@ -150,7 +148,7 @@ def _rows(
   first = f.readline(_LONGEST)
   fields = first.split()
   if not fields:
-    raise _MalformedError("line 1: it is empty.")
+    raise ValueError("line 1: it is empty.")
   has_header = len(fields) == 2 and all(field.isdigit() for field in fields)
   if not file_format:
     file_format = "glove"
@@ -160,13 +158,13 @@ def _rows(
   count, dim = None, len(fields) - 1
   if file_format != "glove":
     if not has_header:
-      raise _MalformedError(
+      raise ValueError(
         "line 1: it must have the number of words and the dimension in the"
         f" format {file_format}."
       )
     count, dim = map(int, fields)
   if not dim or count == 0:
-    raise _MalformedError("line 1: there are no vectors.")
+    raise ValueError("line 1: there are no vectors.")
   if file_format == "word2vec_binary":
     return dim, _of_binary(f, count, dim)
   lines = iter(lambda: f.readline(_LONGEST), b"")
@@ -188,18 +186,18 @@ def _of_text(
     elif len(fields) > dim + 1 and not _is_number(fields[-dim - 1]):
       word = b" ".join(fields[:-dim])  # Some of GloVe's words have spaces.
     else:
-      raise _MalformedError(
+      raise ValueError(
         f"{place}: it has {max(len(fields) - 1, 0)} values after the word"
         f" and not {dim}, as line 1 says."
       )
     try:
       vector = np.fromiter(map(float, fields[-dim:]), np.float32, dim)
     except ValueError as e:
-      raise _MalformedError(f"{place}: {e}.") from e
+      raise ValueError(f"{place}: {e}.") from e
     yield place, word, vector
     found += 1
   if found != (count or found):
-    raise _MalformedError(
+    raise ValueError(
       f"line 1: it says that there are {count:,} words, but there are"
       f" {found:,}. The file is truncated, or not whole."
     )
@@ -213,7 +211,7 @@ def _of_binary(f: io.BufferedReader, count: int, dim: int) -> Iterator[_Row]:
     while (end := data.find(b" ", start)) < 0 or end + size >= len(data):
       block = f.read(_BLOCK)
       if not block or (end < 0 and len(data) - start > _LONGEST):
-        raise _MalformedError(
+        raise ValueError(
           f"word {number}: line 1 says that there are {count:,} words of {dim}"
           " binary values, but the file is truncated or has another format."
         )
@@ -222,7 +220,7 @@ def _of_binary(f: io.BufferedReader, count: int, dim: int) -> Iterator[_Row]:
     yield f"word {number}", word, np.frombuffer(data, "<f4", dim, end + 1)
     start = end + 1 + size
   if data[start:].strip() or f.read(_BLOCK).strip():
-    raise _MalformedError(
+    raise ValueError(
       f"line 1: it says that there are {count:,} words, but there are more."
     )
 

@@ -1,7 +1,6 @@
 """Tests of reading word vectors."""
 
 import gzip
-import os
 
 from absl.testing import absltest
 import numpy as np
@@ -31,9 +30,9 @@ _FILES = {
 
 class WordVectorsTest(absltest.TestCase):
   def read(self, content, file_format=None):
-    self.path = self.create_tempfile(content=content).full_path
-    self.directory = self.create_tempdir().full_path
-    return word_vectors.read(self.path, self.directory, file_format)
+    path = self.create_tempfile(content=content).full_path
+    directory = self.create_tempdir().full_path
+    return word_vectors.read(path, directory, file_format)
 
   def assert_vectors(self, vectors, words, matrix):
     with open(vectors.vocab_file, encoding="utf-8", newline="\n") as f:
@@ -91,9 +90,8 @@ class WordVectorsTest(absltest.TestCase):
       (b"\x1f\x8b" + text, None, "after line 1: .*truncated or damaged"),
     ):
       with self.subTest(content):
-        with self.assertRaisesRegex(ValueError, message) as raised:
+        with self.assertRaisesRegex(ValueError, message):
           self.read(content, file_format)
-        self.assertIn(os.path.basename(self.path), str(raised.exception))
 
 
 if __name__ == "__main__":
