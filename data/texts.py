@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import dataclasses
 import itertools
 import os
+import random
+from typing import NamedTuple
 
 from absl import flags
 from etils import epy
@@ -105,6 +107,39 @@ def python_docs() -> Dataset:
     for split in splits
   ]
   return _dataset("docstrings of Python's packages", _PACKAGES, *parts)
+
+
+class Pairs(NamedTuple):
+  """Summaries of texts, and what follows them."""
+
+  summaries: list[str]
+  bodies: list[str]
+
+
+def python_doc_pairs() -> tuple[Pairs, Pairs]:
+  """Returns docstrings of Python's standard library, each split in two.
+
+  The first line of a docstring is its summary. One of fewer than four words is
+  left out, as are bodies of fewer than eight and repeated ones.
+
+  Returns:
+    Pairs for training; and those of the modules that `python_docs` holds out,
+    in random order.
+
+  Raises:
+    FileNotFoundError: The source of the library is not installed.
+  """
+  splits, seen = ([], []), set()
+  for _, is_held_out, text in documents.docstrings():
+    summary, _, body = text.partition("\n")
+    body = body.strip()
+    enough = len(summary.split()) >= 4 and len(body.split()) >= 8
+    if enough and body not in seen:
+      seen.add(body)
+      splits[is_held_out].append((summary, body))
+  for pairs in splits:
+    random.Random(0).shuffle(pairs)
+  return tuple(Pairs(*map(list, zip(*x, strict=True))) for x in splits)
 
 
 def read(

@@ -15,6 +15,7 @@ from absl import logging
 from etils import epy
 
 from data import images
+from data import texts
 from distribution import backups
 from distribution import strategies
 from integration_tests import fitting
@@ -171,12 +172,35 @@ def input_errors() -> Iterator[None]:
     sys.exit(f"ERROR: {' '.join(str(e).split())}")
 
 
+def labelled_texts() -> texts.Dataset:
+  """Reads the texts that --train_file names, or docstrings; prints what it is.
+
+  The program has called `texts.define_flags`.
+  """
+  values = flags.FLAGS
+  with input_errors():
+    dataset = (
+      texts.read(
+        [path(name) for name in values.train_file],
+        values.text_column,
+        values.label_column,
+        values.held_out,
+        path(values.class_names_file),
+      )
+      if values.train_file
+      else texts.python_docs()
+    )
+  print(f"Fine-tuning on {dataset}")
+  return dataset
+
+
 def fine_tune(
   build: Callable[..., tf_keras.Model],
   prepare: Callable[
     [tf_keras.Model], tuple[fitting.Data, fitting.Data, tf_keras.Model]
   ],
   examples: str,
+  test_model: Callable[[tf_keras.Model], str] | None = None,
 ) -> tf_keras.Model:
   """Builds, trains, tests and saves a model as the flags say.
 
@@ -187,6 +211,8 @@ def fine_tune(
     prepare: Takes that model; returns training data, test data, and the model
       to save.
     examples: What the program trains on, in the plural.
+    test_model: Takes the trained model and returns the result of its test, in
+      words; the test data is then not used. Default: the metric on them.
 
   Returns:
     The trained model.
@@ -211,16 +237,18 @@ def fine_tune(
     train, test, served = prepare(model)
     callbacks = _callbacks(train, strategy)
   with strategies.cluster_errors(), images.decoding_errors():
-    value = fitting.fit(
-      model,
-      train,
-      test,
-      batch_size=values.batch_size,
-      epochs=values.epochs,
-      callbacks=callbacks,
-    )
-    held_out = f"{len(fitting.examples(test)):,} {examples} held out"
-    print(f"Test {model.metrics_names[-1]}: {value:.4f} on {held_out}")
+    options = {
+      "batch_size": values.batch_size,
+      "epochs": values.epochs,
+      "callbacks": callbacks,
+    }
+    if test_model:
+      fitting.train_model(model, train, **options)
+      print(test_model(model))
+    else:
+      value = fitting.fit(model, train, test, **options)
+      held_out = f"{len(fitting.examples(test)):,} {examples} held out"
+      print(f"Test {model.metrics_names[-1]}: {value:.4f} on {held_out}")
     if output_dir:
       fitting.save(served, output_dir, strategy)
   return model

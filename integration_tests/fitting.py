@@ -29,7 +29,7 @@ def load_layer(
   name: str,
   retrain: bool,
   regularization_loss_multiplier: float = 1.0,
-  **hyperparameters: float,
+  **hyperparameters: float | str,
 ) -> hub.KerasLayer:
   """Loads an export as a layer.
 
@@ -52,7 +52,7 @@ def load_layer(
   )
   if hyperparameters:
     parameters = inspect.signature(export.__call__).parameters.values()
-    known = [p.name for p in parameters if isinstance(p.default, float)]
+    known = [p.name for p in parameters if isinstance(p.default, (float, str))]
     for unknown in hyperparameters.keys() - set(known):
       raise ValueError(
         f"{saved_model_dir} has no hyperparameter {unknown}, but"
@@ -84,7 +84,13 @@ def classifier(
   inputs: Any, logits: tf.Tensor, optimizer: tf_keras.optimizers.Optimizer
 ) -> tf_keras.Model:
   """Returns a model from inputs to logits, compiled to train with labels."""
-  model = tf_keras.Model(inputs, logits)
+  return compiled(tf_keras.Model(inputs, logits), optimizer)
+
+
+def compiled(
+  model: tf_keras.Model, optimizer: tf_keras.optimizers.Optimizer
+) -> tf_keras.Model:
+  """Compiles a model that returns logits, to train with labels."""
   model.compile(
     optimizer=optimizer,
     loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -106,9 +112,7 @@ def fit(
   test: Data,
   *,
   batch_size: int,
-  epochs: int,
-  callbacks: Sequence[tf_keras.callbacks.Callback] = (),
-  verbose: int | str = "auto",
+  **options: Any,
 ) -> float:
   """Trains and tests a model with the strategy that it was built with.
 
@@ -116,14 +120,35 @@ def fit(
     model: Compiled, with one weighted metric, such as the accuracy.
     train: Training data.
     test: Test data.
+    batch_size: Number of examples in a step, as `train_model` takes it.
+    **options: Other arguments of `train_model`.
+
+  Returns:
+    The metric on the test data.
+  """
+  train_model(model, train, batch_size=batch_size, **options)
+  return strategies.evaluate(model, batches.testing(examples(test), batch_size))
+
+
+def train_model(
+  model: tf_keras.Model,
+  train: Data,
+  *,
+  batch_size: int,
+  epochs: int,
+  callbacks: Sequence[tf_keras.callbacks.Callback] = (),
+  verbose: int | str = "auto",
+) -> None:
+  """Trains a model with the strategy that it was built with.
+
+  Args:
+    model: Compiled.
+    train: Training data.
     batch_size: Number of examples in a step, on all devices together; a
       multiple of the number of replicas.
     epochs: Number of passes over the training data.
     callbacks: Callbacks of Keras.
     verbose: Argument of Keras.
-
-  Returns:
-    The metric on the test data.
   """
   strategy, train = model.distribute_strategy, examples(train)
   # Workers that share each batch need the same order, others different ones.
@@ -139,7 +164,6 @@ def fit(
       callbacks=list(callbacks),
       verbose=verbose,
     )
-  return strategies.evaluate(model, batches.testing(examples(test), batch_size))
 
 
 def save(

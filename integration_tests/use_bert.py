@@ -161,21 +161,7 @@ def define_flags() -> None:
 def fine_tune() -> None:
   """Fine-tunes as the flags say."""
   values = flags.FLAGS
-
-  with command_line.input_errors():
-    dataset = (
-      texts.read(
-        [command_line.path(name) for name in values.train_file],
-        values.text_column,
-        values.label_column,
-        values.held_out,
-        command_line.path(values.class_names_file),
-      )
-      if values.train_file
-      else texts.python_docs()
-    )
-  print(f"Fine-tuning on {dataset}")
-
+  dataset = command_line.labelled_texts()
   num_steps = -(-len(dataset.train[1]) // values.batch_size) * values.epochs
   build = functools.partial(
     build_model, num_classes=len(dataset.classes), steps=num_steps

@@ -55,13 +55,32 @@ _DEFINE = {
 }
 
 
-def define_flags() -> None:
+def define_flags(*, checkpoints: bool = True) -> None:
   """Defines the flags that all exporters have.
 
   Call it from the program: its module is a library too, and several may be
   imported at once.
+
+  Args:
+    checkpoints: Whether the program restores checkpoints.
   """
   define(exporting.Options, _EXPORT_FLAGS)
+  flags.DEFINE_enum(
+    "verification",
+    "full",
+    ["full", "fast", "off"],
+    "Compare the export with the live model before it appears. full: all that"
+    " consumers rely on, gradients included, for several input sizes; fast:"
+    " weights, losses and outputs, for one size; off: nothing.",
+  )
+  flags.register_validator(
+    "export_dir", bool, "It is needed: the directory to write."
+  )
+  if checkpoints:
+    _define_checkpoint_flags()
+
+
+def _define_checkpoint_flags() -> None:
   flags.DEFINE_string(
     "checkpoint_path",
     None,
@@ -74,17 +93,6 @@ def define_flags() -> None:
     ["raw", "average"],
     "With --checkpoint_path: which weights to take if the checkpoint also has"
     " moving averages of them. Model Garden evaluates the averages.",
-  )
-  flags.DEFINE_enum(
-    "verification",
-    "full",
-    ["full", "fast", "off"],
-    "Compare the export with the live model before it appears. full: all that"
-    " consumers rely on, gradients included, for several input sizes; fast:"
-    " weights, losses and outputs, for one size; off: nothing.",
-  )
-  flags.register_validator(
-    "export_dir", bool, "It is needed: the directory to write."
   )
   forbid_without("checkpoint_path", ["weights"])
 

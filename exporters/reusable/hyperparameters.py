@@ -51,26 +51,30 @@ class Hyperparameter:
 
   Attributes:
     name: Name of the argument.
-    default: Its default. The argument is int32 if it is an int, else float32.
+    default: Its default. The argument is int32 if it is an int, a string if it
+      is one, else float32.
     description: Its effect and valid values, for the model card.
     layers: The layers that read it. Empty if the model takes it as an argument.
     attribute: The attribute that these layers read it from.
     off: The value that makes training repeatable, such as 0 for a dropout rate;
       None if nothing random depends on it.
+    choices: The values of a string.
   """
 
   name: str
-  default: float | int
+  default: float | int | str
   description: str
   layers: Sequence[Any] = ()
   attribute: str = ""
   off: float | None = None
+  choices: Sequence[str] = ()
 
   @property
   def spec(self) -> tf.TensorSpec:
     """Shape, dtype and name of the argument."""
-    is_int = isinstance(self.default, int)
-    return tf.TensorSpec([], tf.int32 if is_int else tf.float32, self.name)
+    dtypes = {int: tf.int32, str: tf.string}
+    dtype = dtypes.get(type(self.default), tf.float32)
+    return tf.TensorSpec([], dtype, self.name)
 
   def of_layer(self, own: Any, value: Any) -> Any:
     """Returns a layer's value, given its own one and that of the argument.
@@ -83,6 +87,11 @@ class Hyperparameter:
     if self.attribute == "momentum":
       return 1.0 - (1.0 - value) * ((1.0 - own) / (1.0 - self.default))
     return value * (own / self.default)
+
+
+def literal(value: float | str) -> str:
+  """Writes a value as in Python code."""
+  return f'"{value}"' if isinstance(value, str) else f"{value:g}"
 
 
 def of_model(model: Any) -> list[Hyperparameter]:

@@ -171,8 +171,9 @@ def _arguments(
   if not hyperparameters:
     return "None."
   first, *_ = hyperparameters
+  literal = hyperparameters_lib.literal
   rows = (
-    (f"`{h.name}`", f"{h.default:g}", h.description) for h in hyperparameters
+    (f"`{h.name}`", literal(h.default), h.description) for h in hyperparameters
   )
   if is_keras:
     about = (
@@ -182,7 +183,8 @@ def _arguments(
     return f"{about}\n\n{table(('name', 'value', 'meaning'), rows)}"
   return (
     "Scalar arguments of the model, for example"
-    f' `hub.KerasLayer(…, arguments={{"{first.name}": {first.default:g}}})`.'
+    f' `hub.KerasLayer(…, arguments={{"{first.name}":'
+    f" {literal(first.default)}}})`."
     f"\n\n{table(('argument', 'default', 'meaning'), rows)}"
   )
 

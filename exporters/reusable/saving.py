@@ -184,7 +184,7 @@ def signature(
       **{
         name: tf.constant(parameter.default)
         for name, parameter in parameters.items()
-        if type(parameter.default) in (int, float)
+        if type(parameter.default) in (int, float, str)
       },
     )
     if isinstance(outputs, (list, tuple)):
@@ -320,13 +320,14 @@ def _trainable(
       " trainable_variables."
     )
   for variable in variables:
-    if variable.dtype.is_floating and not tf.reduce_all(
-      tf.math.is_finite(variable)
-    ):
+    try:
+      if variable.dtype.is_floating:
+        tf.debugging.check_numerics(variable, "")  # Needs no memory.
+    except tf.errors.InvalidArgumentError as e:
       raise errors.ExportError(
         f"Variable {variable.name} has values that are not finite (NaN or"
         " infinite). Training has diverged: try a smaller learning rate."
-      )
+      ) from e
   for optimizer in _optimizers(model):
     if any(v.ref() in listed for v in tf.nest.flatten(optimizer.variables)):
       raise errors.ExportError(

@@ -22,6 +22,7 @@ from rich import table
 import tensorflow as tf
 
 from exporters.reusable import errors
+from exporters.reusable import hyperparameters
 from exporters.reusable import imports
 from exporters.reusable import layer_calls
 from exporters.reusable import observation
@@ -274,9 +275,10 @@ def _calls(
     elif training and i == 0:
       yield observation.Call(name, example, steadily, **once, random=True)
   for h in source.hyperparameters if level == "full" else ():
-    value = observation.changed(h.default)
+    value = observation.changed(h.default, h.choices)
     changed = {**steadily, h.name: value}
-    call = observation.Call(f"{h.name} {value:g}", examples[0], changed)
+    name = f"{h.name} {hyperparameters.literal(value)}"
+    call = observation.Call(name, examples[0], changed)
     if h.off is None and not is_random:
       yield call._replace(updates=learning["updates"])
     yield call._replace(without=steadily)
