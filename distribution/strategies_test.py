@@ -181,6 +181,17 @@ class StrategiesTest(parameterized.TestCase, tf.test.TestCase):
       with self.assertRaisesRegex(ValueError, message):
         strategies.get(strategies.Config(name))
 
+  def test_a_cluster_may_be_a_chief_alone(self):
+    config = _tf_config({"chief": ["localhost:1"]}, "chief", 0)
+    with (
+      mock.patch.dict(os.environ, {"TF_CONFIG": config}),
+      mock.patch.object(
+        strategies.distribute_utils, "get_distribution_strategy"
+      ) as made,
+    ):
+      strategies.get(strategies.Config("multi_worker_mirrored"))
+    made.assert_called_once_with("multi_worker_mirrored")
+
   @parameterized.parameters("tpu", "multi_worker_mirrored")
   def test_nothing_is_waited_for_without_end(self, name):
     with (

@@ -159,7 +159,7 @@ def _check_casing(
   if lost := preprocessing.unreachable(kind, tokens, lower):
     print(
       f"{file}: no text yields {len(lost):,} of its {len(tokens):,} tokens,"
-      f" such as {', '.join(lost[:5])}"
+      f" such as {', '.join(map(repr, lost[:5]))}"
     )
 
 

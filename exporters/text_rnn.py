@@ -23,6 +23,7 @@ from absl import flags
 from etils import epy
 
 from data import documents
+from distribution import backups
 from distribution import strategies
 from exporters.reusable import command_line
 from exporters.reusable import errors
@@ -256,15 +257,15 @@ def _train(
         worker=strategies.worker(strategy),
         is_remote=bool(strategies.io_device(strategy)),
       )
+    with errors.of_input(ValueError):
+      callbacks = _callbacks(weights, architecture, corpus, strategy)
     tf_keras.utils.set_random_seed(weights.config.seed)
     with strategies.precision(weights.distribution.mixed_precision):
       with strategy.scope():
         model = text_rnn.language_model(architecture)
       print(f"Training on {corpus.description}")
       with strategies.cluster_errors():
-        perplexity = text_rnn.train(
-          model, corpus, weights.config, backup_dir=weights.backup_dir
-        )
+        perplexity = text_rnn.train(model, corpus, weights.config, callbacks)
     print(f"Perplexity per byte of held-out text: {perplexity:.3f}")
     if weights.distribution != strategies.DEFAULT:
       values = model.get_weights()  # All workers take part.
@@ -286,6 +287,25 @@ def _train(
     f" bytes, learning rate {config.learning_rate:g} falling to 0, seed"
     f" {config.seed}, in {weights.distribution.mixed_precision}",
   }
+
+
+def _callbacks(
+  weights: Weights,
+  architecture: text_rnn.Architecture,
+  corpus: documents.Corpus,
+  strategy: tf.distribute.Strategy,
+) -> list[tf_keras.callbacks.Callback]:
+  """Makes the callbacks that keep the state in --backup_dir."""
+  if not weights.backup_dir:
+    return []
+  run = {
+    **dataclasses.asdict(architecture),
+    **dataclasses.asdict(weights.config),
+    "mixed_precision": weights.distribution.mixed_precision,
+    "text": backups.fingerprint(corpus.train),
+  }
+  epochs = run.pop("epochs")  # A training may go on for longer.
+  return backups.callbacks(weights.backup_dir, run, strategy, epochs)
 
 
 def _language_model(

@@ -41,7 +41,10 @@ _PATHS = {
   " default is not to save it.",
 }
 # Flags that may change when a training resumes.
-_OF_ANY_RUN = ("epochs", "strategy", "tpu", "num_gpus")
+_OF_ANY_RUN = (
+  *("epochs", "strategy", "tpu", "num_gpus"),
+  *("prompt", "length", "temperature"),
+)
 # Flags that apply only with --retrain: what they set, and the largest value.
 RETRAINING = {
   "regularization_loss_multiplier": ("factor of regularization losses", None),

@@ -229,6 +229,7 @@ def fine_tune() -> None:
   """Fine-tunes as the flags say."""
   values = flags.FLAGS
   with command_line.input_errors():
+    cell_dir = command_line.model_path("cell_dir")
     train, test = (
       read_text(command_line.path(values.text_file))
       if values.text_file
@@ -250,9 +251,8 @@ def fine_tune() -> None:
   if values.prompt is not None:
     arguments = {"length": values.length, "temperature": values.temperature}
     print(generate(model, [values.prompt], **arguments)[0])
-  if values.cell_dir:
+  if cell_dir:
     with command_line.input_errors():
-      cell_dir = command_line.path(values.cell_dir)
       _, accuracy = fit_classifier(cell_dir, epochs=values.epochs)
     print(f"Accuracy of the classifier of digits: {accuracy:.4f}")
 

@@ -254,7 +254,7 @@ class PreprocessingTest(tf.test.TestCase):
       )
 
   def test_casing(self):
-    lower = ["[CLS]", "[unused1]", "the", "##s", "1"]
+    lower = ["[CLS]", "[unused1]", "<S>", "the", "##s", "\u2028"]
     cased = [*lower, "The"]
     few = [*cased, *map(str, range(9))] + ["a"] * 200
     spanish = [*lower, "el", "niño", "canción"]
@@ -277,9 +277,9 @@ class PreprocessingTest(tf.test.TestCase):
       (lower, True, None),
       (cased, False, None),
       (few, True, None),
-      (cased, True, "no text yields 1 of its 6 tokens, such as 'The', as text"),
+      (cased, True, "no text yields 1 of its 7 tokens, such as 'The', as text"),
       (lower, False, "no token has"),
-      (spanish, True, "no text yields 2 of its 8 tokens, such as 'niño', 'can"),
+      (spanish, True, "no text yields 2 of its 9 tokens, such as 'niño', 'can"),
       (spanish, False, "no token has"),
       (hindi, True, "no text yields 5 of its 12 tokens"),
       (hindi, False, None),

@@ -7,6 +7,7 @@ the last one, and pads batches. Id n + 1 is the byte n.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 import math
 import sys
@@ -228,8 +229,7 @@ def train(
   model: tf_keras.Model,
   corpus: documents.Corpus,
   config: Config,
-  *,
-  backup_dir: str | None = None,
+  callbacks: Sequence[tf_keras.callbacks.Callback] = (),
 ) -> float:
   """Trains a language model, with a progress bar.
 
@@ -237,8 +237,8 @@ def train(
     model: The model, built in the scope of the strategy to train with.
     corpus: The text.
     config: How to train.
-    backup_dir: Where to keep the state of the training after each epoch, until
-      its end. Training resumes from there, with the text in another order.
+    callbacks: Callbacks of Keras. If they resume a training, the text comes in
+      another order.
 
   Returns:
     The perplexity per byte of the held-out text: e to the mean cross-entropy.
@@ -246,7 +246,6 @@ def train(
   strategy = model.distribute_strategy
   with strategy.scope():
     trained = _compiled(model, config)
-  backup = tf_keras.callbacks.BackupAndRestore
   if config.epochs:
     # Asynchronous workers draw their own batches.
     is_asynchronous = strategies.is_asynchronous(strategy)
@@ -264,7 +263,7 @@ def train(
         timed,
         epochs=config.epochs,
         steps_per_epoch=config.steps_per_epoch,
-        callbacks=[backup(backup_dir)] if backup_dir else [],
+        callbacks=list(callbacks),
         # A bar on a terminal; in a log a line for each epoch.
         verbose=1 if sys.stdout.isatty() else 2,
       )
