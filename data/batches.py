@@ -60,11 +60,12 @@ def testing(examples: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
 def for_each_worker(batches: tf.data.Dataset) -> tf.data.Dataset:
   """Has each worker take its share of every batch, and read ahead."""
   policy = tf.data.experimental.AutoShardPolicy
-  options = batches.options()
-  # Off: each worker has files of its own.
-  if options.experimental_distribute.auto_shard_policy != policy.OFF:
-    options.experimental_distribute.auto_shard_policy = policy.DATA
-  return batches.prefetch(tf.data.AUTOTUNE).with_options(options)
+  batches = batches.prefetch(tf.data.AUTOTUNE)
+  if batches.options().experimental_distribute.auto_shard_policy == policy.OFF:
+    return batches  # Each worker has files of its own.
+  options = tf.data.Options()
+  options.experimental_distribute.auto_shard_policy = policy.DATA
+  return batches.with_options(options)
 
 
 @contextlib.contextmanager

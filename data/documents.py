@@ -46,11 +46,25 @@ _OPEN_FILES = 16
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """Documents for training and held-out ones, each a string, shape `[]`."""
+  """Documents for training and held-out ones, each a string, shape `[]`.
+
+  Attributes:
+    description: What it is, without paths.
+    train: What all workers together train on.
+    held_out: What they are tested with.
+    of_files: What this worker trains on, from files of its own; None if it has
+      none.
+  """
 
   description: str
   train: tf.data.Dataset
   held_out: tf.data.Dataset
+  of_files: tf.data.Dataset | None = None
+
+  @property
+  def of_worker(self) -> tf.data.Dataset:
+    """What this worker trains on."""
+    return self.train if self.of_files is None else self.of_files
 
 
 def python_docs() -> Corpus:
@@ -166,16 +180,6 @@ def text_files(
   for path in files:
     _check(path, text_column, is_remote)
   numbered = list(zip(files, range(len(files)), strict=True))
-  index, count = worker
-  train = _documents(
-    numbered[index::count] if count <= len(files) else numbered, text_column
-  )
-  if 1 < count <= len(files):
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = (
-      tf.data.experimental.AutoShardPolicy.OFF
-    )
-    train = train.with_options(options)
   everything = _documents(numbered, text_column)
   found = sum(1 for _ in everything.take(_HELD_OUT))
   if found < _HELD_OUT:
@@ -183,20 +187,31 @@ def text_files(
       f"{', '.join(paths)}: {found} documents, in rows or separated by blank"
       f" lines. Pre-training needs {_HELD_OUT} or more."
     )
-
-  def part(of: tf.data.Dataset, is_held_out: bool) -> tf.data.Dataset:
-    return of.filter(
-      lambda index, _: (index % _HELD_OUT == 0) == is_held_out
-    ).map(lambda _, text: text)
-
+  index, count = worker
+  of_files = None
+  if 1 < count <= len(files):
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = (
+      tf.data.experimental.AutoShardPolicy.OFF
+    )
+    of_files = _part(_documents(numbered[index::count], text_column), False)
+    of_files = of_files.with_options(options)
   # Without directories: cards of exports contain no path of this machine.
   names = ", ".join(os.path.basename(path) for path in paths)
   size = sum(tf.io.gfile.stat(path).length for path in files)
   return Corpus(
     f"{names} ({size / 1e6:,.3g} MB)",
-    part(train, False),
-    part(everything, True).take(_MOST_HELD_OUT),
+    _part(everything, False),
+    _part(everything, True).take(_MOST_HELD_OUT),
+    of_files,
   )
+
+
+def _part(documents: tf.data.Dataset, is_held_out: bool) -> tf.data.Dataset:
+  """Returns the documents of `_documents` that are held out, or the others."""
+  return documents.filter(
+    lambda index, _: (index % _HELD_OUT == 0) == is_held_out
+  ).map(lambda _, text: text)
 
 
 def _has_rows(path: str) -> bool:

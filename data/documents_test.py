@@ -57,10 +57,11 @@ class DocumentsTest(tf.test.TestCase):
       documents.text_files([first, second], worker=(i, 2)) for i in range(2)
     ]
     self.assertEqual(
-      [sorted(_texts(corpus.train)) for corpus in of_workers],
+      [sorted(_texts(corpus.of_worker)) for corpus in of_workers],
       [sorted({*blocks[:100]} - {*held_out}), sorted(blocks[100:])],
     )
-    for corpus in of_workers:
+    for corpus in of_workers:  # The vocabulary is of all of them.
+      self.assertEqual(sorted(_texts(corpus.train)), expected)
       self.assertEqual(_texts(corpus.held_out), held_out)
 
   def test_rows(self):

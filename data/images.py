@@ -251,17 +251,7 @@ def resized(
       )
     prepare = _decoder(dataset, image_shape)
   else:
-    *frames, _, _, channels = spec.shape
-    if frames and len(image_shape) == 3:
-      raise ValueError(
-        f"{dataset.description}: these are videos; the model takes images."
-      )
-    if channels not in (1, 3, image_shape[-1]):
-      raise ValueError(
-        f"The images of {dataset.description} have {channels} channels; the"
-        f" model takes {image_shape[-1]}."
-      )
-    prepare = _resizer(image_shape)
+    prepare = _resizer(dataset, image_shape)
 
   def convert(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, ...]:
     image = tf.image.convert_image_dtype(image, tf.float32)  # From uint8 too.
@@ -302,8 +292,21 @@ def arrays(
   )
 
 
-def _resizer(image_shape: Sequence[int]) -> Callable[..., tuple]:
+def _resizer(
+  dataset: Dataset, image_shape: Sequence[int]
+) -> Callable[..., tuple]:
   """Makes a function that resizes images, and frames of videos."""
+  spec, _ = dataset.train.element_spec
+  *is_video, _, _, channels = spec.shape
+  if is_video and len(image_shape) == 3:
+    raise ValueError(
+      f"{dataset.description}: these are videos; the model takes images."
+    )
+  if channels not in (1, 3, image_shape[-1]):
+    raise ValueError(
+      f"The images of {dataset.description} have {channels} channels; the"
+      f" model takes {image_shape[-1]}."
+    )
   frames, (height, width, channels) = image_shape[:-3], image_shape[-3:]
 
   def resize(image: tf.Tensor, label: tf.Tensor) -> tuple[tf.Tensor, ...]:

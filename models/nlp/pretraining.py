@@ -119,7 +119,7 @@ def train(
   asynchronous = strategies.is_asynchronous(strategy)
   tf.random.set_seed(None if asynchronous else config.seed + steps_done)
   if config.epochs:
-    train = examples(corpus.train, tokenizer, config, training=True)
+    train = examples(corpus.of_worker, tokenizer, config, training=True)
     with batches.timed(train, strategy) as timed:
       trained.fit(
         timed,

@@ -253,7 +253,7 @@ def train(
     if is_asynchronous:
       tf.random.set_seed(None)
     train_batches = batches.for_each_worker(
-      _sequences(corpus.train, config.seq_length)
+      _sequences(corpus.of_worker, config.seq_length)
       .shuffle(_SHUFFLED_SEQUENCES, seed)
       .repeat()
       .batch(config.batch_size, drop_remainder=True)
