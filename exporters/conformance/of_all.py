@@ -240,6 +240,11 @@ def has_losses(subject: Subject) -> findings.Finding:
   losses = list(getattr(subject.model, "regularization_losses", ()))
   if not losses and not list(getattr(subject.model, "variables", ())):
     return findings.not_applicable("it has no variables")
+  if not losses and "keras_metadata.pb" in subject.files:
+    return findings.not_decidable(
+      "hub.KerasLayer gets none; tf_keras.models.load_model also gets those of"
+      " layers inside layers, if there are any",
+    )
   if not losses:
     if subject.verified("regularization losses"):
       return findings.passed(
