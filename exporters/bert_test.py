@@ -642,6 +642,7 @@ class BertTest(parameterized.TestCase):
     embed = layer.resolved_object
     mean = _mean_over_tokens(embed, texts, seq_length=12)
     np.testing.assert_allclose(layer(texts), mean, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(embed(texts, seq_length=0), 0.0)
 
   def test_trains_on_files_and_resumes(self):
     words = " ".join(_LETTERS)
@@ -753,7 +754,7 @@ class BertTest(parameterized.TestCase):
     self.assertGreater(random["forward"], 0)
     self.assertEqual(random["backward"], 0)
 
-  @parameterized.parameters(_TYPES)
+  @parameterized.parameters(*_TYPES)
   def test_encoder_type(self, kind):
     if kind != "bert_v2" and not _ALL_TYPES.value:
       self.skipTest("bert_all_types_test runs it.")

@@ -139,11 +139,13 @@ def computed_again(compute: Callable[..., Any]) -> Callable[..., Any]:
   @tf.custom_gradient
   def forward(*inputs: tf.Tensor) -> Any:
     def gradient(*upstream: tf.Tensor, variables: Any = ()) -> Any:
+      # Two may be the same Tensor, whose gradient would be that of both.
+      apart = [tf.identity(x) for x in inputs]
       with tf.GradientTape() as tape:
-        tape.watch([x for x in inputs if x.dtype.is_floating])
-        again = compute(*inputs)
+        tape.watch([x for x in apart if x.dtype.is_floating])
+        again = compute(*apart)
       of_inputs, of_variables = tape.gradient(
-        again, (list(inputs), list(variables)), list(upstream)
+        again, (apart, list(variables)), list(upstream)
       )
       if not variables:
         return of_inputs
