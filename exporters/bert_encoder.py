@@ -176,7 +176,12 @@ def piece(
         check=functools.partial(
           bert.with_checked_length, encoder_config=config
         ),
-        layer_calls={bert.POSITION_EMBEDDING: xla.with_own_gradient},
+        layer_calls={
+          layer: xla.with_own_gradients_of(*functions)
+          if functions
+          else xla.with_own_gradient
+          for layer, functions in bert.OWN_GRADIENTS.items()
+        },
         # No Python control flow of the encoders depends on a Tensor.
         autograph=False,
       ),

@@ -34,6 +34,8 @@ from exporters import bert_pretraining
 from exporters import bert_text_embedding
 from exporters.reusable import errors
 from exporters.reusable import exporting
+from exporters.reusable import observation
+from exporters.reusable import xla_trap
 from models.nlp import bert
 from models.nlp import pretraining
 
@@ -84,6 +86,17 @@ _SENTENCES = [
   "a quick dog",
   "how vexingly quick daft zebras jump over lazy brown foxes",
 ]
+
+_TYPES = (
+  "bert_v2",
+  "bigbird",
+  "fnet",
+  "funnel",
+  "kernel",
+  "mobilebert",
+  "query_bert",
+  "reuse",
+)
 
 # A consumer, in a process without our code and without Model Garden.
 _CONSUMER = """
@@ -629,6 +642,7 @@ class BertTest(parameterized.TestCase):
     embed = layer.resolved_object
     mean = _mean_over_tokens(embed, texts, seq_length=12)
     np.testing.assert_allclose(layer(texts), mean, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(embed(texts, seq_length=0), 0.0)
 
   def test_trains_on_files_and_resumes(self):
     words = " ".join(_LETTERS)
@@ -708,18 +722,44 @@ class BertTest(parameterized.TestCase):
     self.export(do_lower_case=False, check_casing=False)
 
   @parameterized.parameters(
-    "bert_v2",
-    "bigbird",
-    "fnet",
-    "funnel",
-    "kernel",
-    "mobilebert",
-    "query_bert",
-    "reuse",
+    ("albert", {}),
+    ("bert", {}),
+    *((kind, {}) for kind in _TYPES),
+    ("funnel", {"pool_type": "avg", "unpool_length": 1}),
+    ("kernel", {"begin_kernel": 4, "feature_transform": "expplus"}),
+    ("kernel", {"redraw": True}),
+    ("reuse", {"use_relative_pe": True, "reuse_attention": 1, "num_layers": 3}),
   )
+  def test_train_step_of_encoder_type_compiles_once(self, kind, changes):
+    _, config = _config(kind, **changes)
+    source = bert_encoder.piece(bert.core_model(config), None, {}).source
+    step = tf.function(
+      observation.train_step(source, source.function), autograph=False
+    )
+    # Not of examples: other ops need constants where all shapes are known.
+    trace = step.get_concrete_function(
+      source.input_spec,
+      training=True,
+      **{h.name: h.spec for h in source.hyperparameters},
+    )
+    graph = trace.graph.as_graph_def()
+    for find in xla_trap.constants, xla_trap.branches, xla_trap.loops:
+      self.assertEmpty(find(graph))
+    # Dropout that is computed again would drop others.
+    random = {"forward": 0, "backward": 0}
+    for function in graph.library.function:
+      for name in random:
+        if f"__{name}_" in function.signature.name:
+          random[name] += sum("Random" in n.op for n in function.node_def)
+    self.assertGreater(random["forward"], 0)
+    self.assertEqual(random["backward"], 0)
+
+  @parameterized.parameters(*_TYPES)
   def test_encoder_type(self, kind):
     if kind != "bert_v2" and not _ALL_TYPES.value:
       self.skipTest("bert_all_types_test runs it.")
+    # The default takes minutes.
+    verification = "full" if _ALL_TYPES.value else "fast"
     values, config = _config(kind)
     core = bert.core_model(config)
     model = core if kind == "funnel" else bert.pretrain_model(core)
@@ -731,7 +771,7 @@ class BertTest(parameterized.TestCase):
       export_type="encoder" if kind == "funnel" else "encoder_with_mlm",
       encoder_config_file=self.write(f"{kind}.yaml", yaml.safe_dump(values)),
       checkpoint_path=path,
-      verification="fast",
+      verification=verification,
     )
     self.assertLen(export.variables, len(core.variables))
     if kind == "bert_v2":
@@ -742,7 +782,7 @@ class BertTest(parameterized.TestCase):
       encoder_config_file=str(self.directory / f"{kind}.yaml"),
       checkpoint_path=path,
       pooler="random",
-      verification="fast",
+      verification=verification,
       seq_length=32,
     )
     pooling = "mean"

@@ -205,8 +205,10 @@ def _pooled(
   if pooling == "cls":
     return features[:, 0]
   weights = tf.cast(mask, features.dtype)[..., tf.newaxis]
-  # The mask has at least the ones of [CLS] and [SEP].
-  return tf.reduce_sum(features * weights, 1) / tf.reduce_sum(weights, 1)
+  # Without tokens, with a seq_length of 0, the vector is 0.
+  return tf.math.divide_no_nan(
+    tf.reduce_sum(features * weights, 1), tf.reduce_sum(weights, 1)
+  )
 
 
 def card(

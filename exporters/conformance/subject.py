@@ -273,8 +273,9 @@ class Subject:
       if spec.dtype.is_floating:
         return tf.cast(tf.random.stateless_uniform(shape, seed), spec.dtype)
       if spec.dtype.is_integer:
-        # The vocabulary size is unknown, so ids stay small.
-        end = {"input_mask": 2, "input_type_ids": 1}.get(name, 10)
+        # The vocabulary size is unknown, so ids stay small. In a list, one of
+        # several may be the types of tokens, of which BERT has two.
+        end = {"input_mask": 2, "input_type_ids": 1}.get(name, most)
         values = tf.random.stateless_uniform(
           shape, seed, min(end - 1, 1), end, tf.int32
         )
@@ -283,7 +284,10 @@ class Subject:
 
     form = self.spec if form is None else form
     if isinstance(form, Mapping):
+      most = 10
       return {name: array(name, spec) for name, spec in form.items()}
+    ids = [spec for spec in tf.nest.flatten(form) if spec.dtype.is_integer]
+    most = 2 if len(ids) > 1 else 10
     return tf.nest.map_structure(lambda spec: array(spec.name, spec), form)
 
 

@@ -10,6 +10,7 @@ the program, and each batch needs a compilation.
 `with_own_gradient` gives a layer a gradient that calls the layer once more, on
 the same inputs, and differentiates that call, which makes its own constants.
 XLA and TensorFlow's graph optimizer drop what is computed twice and not used.
+`with_own_gradients_of` does the same for single functions that a layer calls.
 
 `with_own_loop` does the same for each step of a recurrent layer. XLA can
 compile its loops, because the input's length limits the number of steps.
@@ -20,6 +21,9 @@ gradient by an op of its own, over a shape that each step computes.
 """
 
 from collections.abc import Callable, Sequence
+import contextlib
+import functools
+import sys
 from typing import Any
 
 import tensorflow as tf
@@ -39,7 +43,8 @@ def with_own_gradient(layer: Any) -> Callable[..., Any]:
 
   Args:
     layer: A Keras layer whose `call` takes one input, of any structure, and
-      returns one Tensor.
+      returns one Tensor. It must draw no random numbers, as for dropout: the
+      gradient would be that of others.
   """
   original = layer.call
   # Of an RNN it is a property, and belongs to the cell.
@@ -62,6 +67,68 @@ def with_own_gradient(layer: Any) -> Callable[..., Any]:
   return call
 
 
+def with_own_gradients_of(
+  *functions: str,
+) -> Callable[[Any], Callable[..., Any]]:
+  """Makes a replacement of `call` in which functions have own gradients.
+
+  It is for layers whose `call` has dropout, or costs too much to compute twice.
+
+  Args:
+    *functions: Names in the module of the layer's class, such as `tf.concat`,
+      of functions that take Tensors among other arguments and return a Tensor.
+      They must neither read variables nor draw random numbers. While `call`
+      runs, each is replaced for the whole process.
+  """
+
+  def replacement(layer: Any) -> Callable[..., Any]:
+    original = layer.call
+    module = sys.modules[original.__module__]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+      with contextlib.ExitStack() as stack:
+        for function in functions:
+          *path, name = function.split(".")
+          owner = functools.reduce(getattr, path, module)
+          replaced = getattr(owner, name)
+          stack.callback(setattr, owner, name, replaced)
+          setattr(owner, name, _function_computed_again(replaced))
+        return original(*args, **kwargs)
+
+    return call
+
+  return replacement
+
+
+def _function_computed_again(
+  function: Callable[..., Any],
+) -> Callable[..., Any]:
+  """Does what `computed_again` does, with arguments that are no Tensors too."""
+
+  def call(*args: Any, **kwargs: Any) -> tf.Tensor:
+    flat = tf.nest.flatten((args, kwargs))
+    places = [
+      i
+      for i, x in enumerate(flat)
+      if isinstance(x, (tf.Tensor, tf.Variable)) and x.dtype.is_floating
+    ]
+    if not places:
+      return function(*args, **kwargs)
+
+    def compute(*tensors: tf.Tensor) -> tf.Tensor:
+      values = list(flat)
+      for i, tensor in zip(places, tensors, strict=True):
+        values[i] = tensor
+      again, by_name = tf.nest.pack_sequence_as((args, kwargs), values)
+      return function(*again, **by_name)
+
+    return computed_again(compute)(
+      *map(tf.convert_to_tensor, (flat[i] for i in places))
+    )
+
+  return call
+
+
 def computed_again(compute: Callable[..., Any]) -> Callable[..., Any]:
   """Gives a function a gradient that calls it once more, as for layers.
 
@@ -72,11 +139,13 @@ def computed_again(compute: Callable[..., Any]) -> Callable[..., Any]:
   @tf.custom_gradient
   def forward(*inputs: tf.Tensor) -> Any:
     def gradient(*upstream: tf.Tensor, variables: Any = ()) -> Any:
+      # Two may be the same Tensor, whose gradient would be that of both.
+      apart = [tf.identity(x) for x in inputs]
       with tf.GradientTape() as tape:
-        tape.watch([x for x in inputs if x.dtype.is_floating])
-        again = compute(*inputs)
+        tape.watch([x for x in apart if x.dtype.is_floating])
+        again = compute(*apart)
       of_inputs, of_variables = tape.gradient(
-        again, (list(inputs), list(variables)), list(upstream)
+        again, (apart, list(variables)), list(upstream)
       )
       if not variables:
         return of_inputs

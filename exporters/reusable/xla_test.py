@@ -115,6 +115,21 @@ class Positions(tf_keras.layers.Layer):
     return self.dense(inputs + self.positions(inputs))
 
 
+class Doubled(tf_keras.layers.Layer):
+  """Has dropout, and a function whose gradient needs a constant."""
+
+  def __init__(self, rate=0.0):
+    super().__init__()
+    self.dropout = layers.Dropout(rate)
+
+  def call(self, inputs, training=None):
+    return self.dropout(tf.concat([inputs, inputs], axis=-1), training=training)
+
+
+_LAYER_CALLS[layer_calls.class_name(Doubled)] = xla.with_own_gradients_of(
+  "tf.concat"
+)
+
 _TRAPPED = {
   "concatenate": (_branches, 4),
   "causal_convolution": (
@@ -123,6 +138,7 @@ _TRAPPED = {
   ),
   "dense": (lambda: _images(layers.Dense(4, activation="gelu")), 4),
   "dot": (_dot_product, 3),
+  "function": (lambda: _sequences(Doubled()), 3),
   "global_average": (
     lambda: _pooled(layers.GlobalAveragePooling2D(), layers.Dense(3)),
     4,
@@ -351,6 +367,18 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
     actual = loss_and_gradients(loaded, loaded.trainable_variables)
     for a, e in zip(actual, expected, strict=True):
       self.assertAllClose(a, e, rtol=1e-4, atol=1e-3)
+
+  def test_functions_are_computed_again_and_dropout_is_not(self):
+    layer = Doubled(0.5)
+    inputs = tf.random.stateless_uniform([4, 8, 4], [0, 0], 1.0, 2.0)
+    concat = tf.concat
+    with layer_calls.replaced(layer, _LAYER_CALLS), tf.GradientTape() as tape:
+      tape.watch(inputs)
+      outputs = layer(inputs, training=True)
+    self.assertIs(tf.concat, concat)
+    # Each output is an input, doubled or dropped.
+    gradient = tape.gradient(outputs, inputs)
+    self.assertAllClose(gradient * inputs, sum(tf.split(outputs, 2, axis=-1)))
 
   def test_hyperparameters_compile_once(self):
     from official.nlp.modeling import layers as nlp_layers

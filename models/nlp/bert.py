@@ -31,10 +31,32 @@ warnings.filterwarnings(
   "ignore", r"Input dict contained keys \['masked_lm_positions'\]"
 )
 
-# A layer whose gradient takes a constant out of a traced function.
-POSITION_EMBEDDING = (
-  "official.nlp.modeling.layers.position_embedding.PositionEmbedding"
-)
+# Layers whose gradient needs a compile-time constant of the forward pass (see
+# `exporters/reusable/xla.py`), and the functions that it comes from, by their
+# names in the module of the layer. Without functions it is `call` as a whole.
+OWN_GRADIENTS = {
+  "official.nlp.modeling.layers.bigbird_attention.BigBirdAttention": (
+    "BigBirdAttention._compute_attention",
+  ),
+  "official.nlp.modeling.layers.kernel_attention.KernelAttention": (
+    "tf.concat",
+    "tf.math.reduce_max",
+    "tf.math.reduce_sum",
+    "tf.nn.softmax",
+    "tf.reduce_sum",
+  ),
+  "official.nlp.modeling.layers.mobile_bert_layers.MobileBertEmbedding": (
+    "tf.concat",
+    "tf.pad",
+  ),
+  "official.nlp.modeling.layers.position_embedding.PositionEmbedding": (),
+  "official.nlp.modeling.layers.reuse_attention.ReuseMultiHeadAttention": (
+    "tf.concat",
+    "tf.gather",
+  ),
+  "official.nlp.modeling.networks.funnel_transformer"
+  ".FunnelTransformerEncoder": ("tf.concat",),
+}
 
 # In the order of Model Garden's encoders, for inputs in a list.
 INPUT_NAMES = ("input_word_ids", "input_mask", "input_type_ids")
