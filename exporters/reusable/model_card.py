@@ -69,10 +69,10 @@ A dimension that is `None` is free. The names are those of the signature \
 
 # What the card of a model with variables to train also says.
 _USE = """ \
-Without `trainable=True` the weights stay as they are, and the model runs in \
-inference mode. With `tensorflow` alone, `model = tf.saved_model.load(…)` \
-gives what you call as `model(inputs)`, in training as `model({in_training})`, \
-and `model.trainable_variables`."""
+A `hub.KerasLayer` without `trainable=True` keeps the weights as they are, and \
+runs the model in inference mode. With `tensorflow` alone, \
+`model = tf.saved_model.load(…)` gives what you call as \
+`model(inputs)`{in_training}, and `model.trainable_variables`."""
 _USE_KERAS = """ \
 `load_model` gives a Keras model with all layers; all of its weights train, \
 unless you freeze them: set `trainable = False`, and call the model with \
@@ -120,8 +120,9 @@ def write(
       "regularization losses": str(len(source.regularization_losses)),
       **provenance,
     }
-  has_training = "training" in source.defaults
-  in_training = "inputs, training=True" if has_training else "inputs"
+  in_training = ""
+  if "training" in source.defaults:
+    in_training = ", in training as `model(inputs, training=True)`"
   use = _USE_KERAS if is_keras else _USE.format(in_training=in_training)
   inputs = tf.nest.flatten(signature.structured_input_signature)
   *packages, last = (f"`{name}`" for name in card.needs)
