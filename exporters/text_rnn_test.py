@@ -74,7 +74,7 @@ class TextRnnTest(absltest.TestCase):
       "| `ids` | int32 | `[None, None]` | 0 at the boundaries",
       "| `logits` | float32 | `[None, None, 257]` |",
       "| `dropout_rate` | 0.1 |",
-      "| trained on | 100 documents of text.txt |",
+      "| trained on | text.txt (0.00179 MB) |",
       "| cell | lstm |",
     ):
       self.assertIn(f"\n{line}", card)
