@@ -42,6 +42,10 @@ class TextRnnTest(absltest.TestCase):
         "--seq_length applies only with --train_on",
       ),
       (["--export_dir=x", "--train_on=y", "--cell=rnn"], "lstm|gru"),
+      (
+        ["--export_dir=x", "--train_on=y", "--learning_rate=nan"],
+        "--learning_rate=nan: Say a finite number",
+      ),
     ):
       self.assert_error(_run(*arguments), message)
 
