@@ -70,7 +70,7 @@ A dimension that is `None` is free. The names are those of the signature \
 # What the card of a model with variables to train also says.
 _USE = """ \
 A `hub.KerasLayer` without `trainable=True` keeps the weights as they are, and \
-runs the model in inference mode. With `tensorflow` alone, \
+runs the model in inference mode. With {without_keras} alone, \
 `model = tf.saved_model.load(…)` gives what you call as \
 `model(inputs)`{in_training}, and `model.trainable_variables`."""
 _USE_KERAS = """ \
@@ -123,7 +123,16 @@ def write(
   in_training = ""
   if "training" in source.defaults:
     in_training = ", in training as `model(inputs, training=True)`"
-  use = _USE_KERAS if is_keras else _USE.format(in_training=in_training)
+  without_keras = " and ".join(
+    f"`{name}`"
+    for name in card.needs
+    if name not in ("tf-keras", "tensorflow-hub")
+  )
+  use = (
+    _USE_KERAS
+    if is_keras
+    else _USE.format(without_keras=without_keras, in_training=in_training)
+  )
   inputs = tf.nest.flatten(signature.structured_input_signature)
   *packages, last = (f"`{name}`" for name in card.needs)
   text = _TEMPLATE.format(
