@@ -76,8 +76,9 @@ runs the model in inference mode. With {without_keras} alone, \
 _USE_KERAS = """ \
 `load_model` gives a Keras model with all layers; all of its weights train, \
 unless you freeze them: set `trainable = False`, and call the model with \
-`training=False`. `hub.KerasLayer(…, trainable=True)` loads this directory, \
-too, but without the regularization losses of inner layers."""
+`training=False`. Save it as a SavedModel: the formats `.keras` and `.h5` hold \
+only layers of Keras' own classes. `hub.KerasLayer(…, trainable=True)` loads \
+this directory, too, but without the regularization losses of inner layers."""
 _PRECISION = """ \
 The model computes in float32, whatever precision it was trained in. In a \
 Keras model of mixed precision, too: its inputs are cast."""
