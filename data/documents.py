@@ -185,7 +185,7 @@ def text_files(
   if found < _HELD_OUT:
     raise ValueError(
       f"{', '.join(paths)}: {found} documents, in rows or separated by blank"
-      f" lines. Pre-training needs {_HELD_OUT} or more."
+      f" lines. Training needs {_HELD_OUT} or more."
     )
   index, count = worker
   of_files = None

@@ -602,6 +602,7 @@ class BertTest(parameterized.TestCase):
       "| `text_embeddings` | float32 | `[None, 16]` | the mean of the vectors",
       "[CLS] and [SEP] included, scaled to unit length |",
       'arguments={"seq_length": 16}',
+      "With `tensorflow` and `tensorflow-text` alone, ",
       "| pooler | that of the checkpoint, or else initial weights |",
     ):
       self.assertIn(text, card)

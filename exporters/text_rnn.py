@@ -108,6 +108,7 @@ model.compile(
     metrics=["accuracy"],
 )
 model.fit(sequences, labels, epochs=10)
+# Once saved: tf_keras.models.load_model(…, custom_objects={"Cell": Cell})
 """
 
 _ARCHITECTURE_FLAGS = {

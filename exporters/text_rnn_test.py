@@ -42,6 +42,10 @@ class TextRnnTest(absltest.TestCase):
         "--seq_length applies only with --train_on",
       ),
       (["--export_dir=x", "--train_on=y", "--cell=rnn"], "lstm|gru"),
+      (
+        ["--export_dir=x", "--train_on=y", "--learning_rate=nan"],
+        "--learning_rate=nan: Say a finite number",
+      ),
     ):
       self.assert_error(_run(*arguments), message)
 
@@ -74,7 +78,7 @@ class TextRnnTest(absltest.TestCase):
       "| `ids` | int32 | `[None, None]` | 0 at the boundaries",
       "| `logits` | float32 | `[None, None, 257]` |",
       "| `dropout_rate` | 0.1 |",
-      "| trained on | 100 documents of text.txt |",
+      "| trained on | text.txt (0.00179 MB) |",
       "| cell | lstm |",
     ):
       self.assertIn(f"\n{line}", card)

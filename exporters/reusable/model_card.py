@@ -69,15 +69,16 @@ A dimension that is `None` is free. The names are those of the signature \
 
 # What the card of a model with variables to train also says.
 _USE = """ \
-Without `trainable=True` the weights stay as they are, and the model runs in \
-inference mode. With `tensorflow` alone, `model = tf.saved_model.load(…)` \
-gives what you call as `model(inputs)`, in training as `model({in_training})`, \
-and `model.trainable_variables`."""
+A `hub.KerasLayer` without `trainable=True` keeps the weights as they are, and \
+runs the model in inference mode. With {without_keras} alone, \
+`model = tf.saved_model.load(…)` gives what you call as \
+`model(inputs)`{in_training}, and `model.trainable_variables`."""
 _USE_KERAS = """ \
 `load_model` gives a Keras model with all layers; all of its weights train, \
 unless you freeze them: set `trainable = False`, and call the model with \
-`training=False`. `hub.KerasLayer(…, trainable=True)` loads this directory, \
-too, but without the regularization losses of inner layers."""
+`training=False`. Save it as a SavedModel: the formats `.keras` and `.h5` hold \
+only layers of Keras' own classes. `hub.KerasLayer(…, trainable=True)` loads \
+this directory, too, but without the regularization losses of inner layers."""
 _PRECISION = """ \
 The model computes in float32, whatever precision it was trained in. In a \
 Keras model of mixed precision, too: its inputs are cast."""
@@ -120,9 +121,19 @@ def write(
       "regularization losses": str(len(source.regularization_losses)),
       **provenance,
     }
-  has_training = "training" in source.defaults
-  in_training = "inputs, training=True" if has_training else "inputs"
-  use = _USE_KERAS if is_keras else _USE.format(in_training=in_training)
+  in_training = ""
+  if "training" in source.defaults:
+    in_training = ", in training as `model(inputs, training=True)`"
+  without_keras = " and ".join(
+    f"`{name}`"
+    for name in card.needs
+    if name not in ("tf-keras", "tensorflow-hub")
+  )
+  use = (
+    _USE_KERAS
+    if is_keras
+    else _USE.format(without_keras=without_keras, in_training=in_training)
+  )
   inputs = tf.nest.flatten(signature.structured_input_signature)
   *packages, last = (f"`{name}`" for name in card.needs)
   text = _TEMPLATE.format(

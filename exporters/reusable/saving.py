@@ -91,7 +91,7 @@ def source(
 
   Raises:
     ExportError: Variables are missing, `training` is hidden, weights are not
-      finite, or a hyperparameter has no effect.
+      finite, a hyperparameter has no effect, or the model cannot be called.
   """
   defaults = {h.name: h.default for h in hyperparameters}
   if _has_training(model, hyperparameters):
@@ -101,6 +101,11 @@ def source(
   variables = list(variables)
   if regularization_losses is None:
     regularization_losses = getattr(model, "regularization_losses", None)
+    if callable(regularization_losses):
+      raise errors.ExportError(
+        f"regularization_losses of {type(model).__name__} is a method; it must"
+        " be a property or an attribute, a list of functions."
+      )
   if regularization_losses is None:
     regularization_losses = _weight_losses(model)
   return _traced(
@@ -281,7 +286,13 @@ def _python_function(model: Callable[..., Any]) -> Callable[..., Any]:
   """Unwraps a tf.function, as a nested one costs time at every XLA step."""
   is_layer = isinstance(model, tf_keras.layers.Layer)
   if isinstance(model, (tf.Module, tf.train.Checkpoint)) and not is_layer:
-    model = model.__call__
+    try:
+      model = model.__call__
+    except AttributeError as e:
+      raise errors.ExportError(
+        f"The model, a {type(model).__name__}, has no method `__call__`, which"
+        " takes the input. Give it one."
+      ) from e
   return getattr(model, "python_function", model)
 
 
@@ -558,7 +569,7 @@ def _check_captured(
     raise errors.ExportError(
       f"The model uses {', '.join(sorted(missing))}, which `variables` lacks:"
       " consumers could neither train nor save it. Make it an attribute of the"
-      " model, or list it."
+      " model before the export, or list it."
     )
 
 
@@ -627,6 +638,11 @@ def _trace_loss(
   loss: Callable[[], tf.Tensor], autograph: bool
 ) -> ConcreteFunction:
   """Traces a regularization loss, and checks that it is a float scalar."""
+  if not callable(loss):
+    raise errors.ExportError(
+      f"A regularization loss is of type {type(loss).__name__}; it must be a"
+      " function that returns a float scalar."
+    )
   function = tf.function(loss, input_signature=[], autograph=autograph)
   trace = function.get_concrete_function()  # So that a save traces no more.
   output = trace.structured_outputs

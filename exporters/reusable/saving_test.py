@@ -379,6 +379,10 @@ class SavingTest(tf.test.TestCase):
       hyperparameters=[hyperparameters.Hyperparameter("missing", 1.0, "")],
     )
 
+  def test_refuses_models_that_cannot_be_called(self):
+    for model in (tf.Module(), tf.train.Checkpoint()):
+      self.assert_refused("has no method `__call__`", model, _SPEC)
+
   def test_refuses_modes_of_different_structure(self):
     self.assert_refused(
       "must have the same structure",
@@ -387,12 +391,16 @@ class SavingTest(tf.test.TestCase):
     )
 
   def test_refuses_losses_that_are_not(self):
-    self.assert_refused(
-      "must be a float scalar",
-      lambda x: x,
-      _SPEC,
-      regularization_losses=[lambda: tf.ones([2])],
-    )
+    product = Product()
+    product.regularization_losses = lambda: []
+    self.assert_refused("of Product is a method", product, _SPEC)
+    for loss, message in (
+      (lambda: tf.ones([2]), "must be a float scalar"),
+      (tf.ones([]), "must be a function that returns a float scalar"),
+    ):
+      self.assert_refused(
+        message, lambda x: x, _SPEC, regularization_losses=[loss]
+      )
     model = tf_keras.Sequential(
       [tf_keras.layers.Dense(1, activity_regularizer="l2", name="active")]
     )

@@ -192,7 +192,6 @@ def generate(
   """
   ids = tokenize(prompts)
   sizes = tf.cast(ids.row_lengths(), tf.int32)
-  ends = sizes + tf.maximum(length, 0)
   padded = tf.pad(ids.to_tensor(), [[0, 0], [0, 1]])
   batch, width = tf.unstack(tf.shape(padded))
   strings = _bytes()
@@ -208,7 +207,7 @@ def generate(
       logits + tf.maximum(temperature, 0.0) * noise, -1, tf.int32
     )
     is_prompt = i < sizes
-    ended |= ~is_prompt & ((sampled == 0) | (i >= ends))
+    ended |= ~is_prompt & ((sampled == 0) | (i - sizes >= length))
     given = padded[:, tf.minimum(i, width - 1)]
     last = tf.where(is_prompt, given, tf.where(ended, 0, sampled))
     texts = tf.strings.join([texts, tf.gather(strings, last)])

@@ -84,10 +84,11 @@ class TextRnnTest(tf.test.TestCase):
 
     for length in (0, -1):
       self.assertEqual(generate(length), prompts)
-    texts = generate(9)
-    for text, prompt in zip(texts, prompts, strict=True):
-      self.assertStartsWith(text, prompt)
-      self.assertGreater(len(text), len(prompt))
+    for length in (9, tf.int32.max):
+      texts = generate(length)
+      for text, prompt in zip(texts, prompts, strict=True):
+        self.assertStartsWith(text, prompt)
+        self.assertGreater(len(text), len(prompt))
     self.assertNotEqual(texts[0], texts[3])
     self.assertEmpty(_generator(model)([], 9, 1.0, 1))
     # A text ends where the model says so.

@@ -6,6 +6,7 @@ which a model takes the vectors in blocks.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable, Iterator
 import dataclasses
 import gzip
@@ -145,7 +146,7 @@ def _rows(
   f: io.BufferedReader, file_format: str | None
 ) -> tuple[int, Iterator[_Row]]:
   """Returns the dimension and the rows of a file."""
-  first = f.readline(_LONGEST)
+  first = f.readline(_LONGEST).removeprefix(codecs.BOM_UTF8)
   fields = first.split()
   if not fields:
     raise ValueError("line 1: it is empty.")

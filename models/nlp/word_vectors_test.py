@@ -1,5 +1,6 @@
 """Tests of reading word vectors."""
 
+import codecs
 import gzip
 
 from absl.testing import absltest
@@ -59,6 +60,11 @@ class WordVectorsTest(absltest.TestCase):
   def test_format_overrules_what_is_found(self):
     vectors = self.read(b"3 1\n5 2\n", "glove")
     self.assert_vectors(vectors, ["3", "5"], [[1], [2]])
+
+  def test_the_byte_order_mark_is_no_part_of_a_word(self):
+    for header in (b"", b"1 2\n"):
+      vectors = self.read(codecs.BOM_UTF8 + header + b"a 1 2\n")
+      self.assert_vectors(vectors, ["a"], [[1, 2]])
 
   def test_words_with_spaces_and_repeated_words(self):
     vectors = self.read(b"the 1 2\n. . 3 4\nat a@b.org 5 6\nthe 7 8\n")
