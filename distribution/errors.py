@@ -27,14 +27,23 @@ _OF_FILES = {
   *(errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR),
   *(errno.EPERM, errno.EROFS),
 }
-# What Keras, TensorFlow and gin put around the message of an exception.
-_AROUND = re.compile(
-  r"Exception encountered when calling layer .*? \(type \w+\)\.|"
-  r"Call arguments received by layer .*|"
-  r"\{\{\w+ [^}]*\}\}|"
-  r"In call to configurable .*",
-  re.DOTALL,
-)
+_FIRST_ARGUMENT = r"Positional arguments \(\d+ total\): \* (.*?) (?:\*|Keyword)"
+# What Keras, TensorFlow and gin say, in one line, and what is said instead.
+_SAID_OTHERWISE = {
+  r"in user code: .*?(?=\w+Error: )": "",
+  r"Exception encountered when calling layer .*? \(type \w+\)\.": "",
+  r"Call arguments received by layer .*": "",
+  r"\{\{\w+ [^}]*\}\}": "",
+  r"In call to configurable .*": "",
+  r"(\w+Error: )?Could not find matching concrete function .*? Got: "
+  rf"{_FIRST_ARGUMENT}.* Option 1: {_FIRST_ARGUMENT}.*": (
+    r"The SavedModel takes \3, not \2"
+  ),
+  r"Op type not registered '(\w+)' in binary .*": (
+    r"The SavedModel has the op \1, which this program does not know: it is of"
+    " another kind, or needs a package that has the op"
+  ),
+}
 
 
 class InputError(Exception):
@@ -57,8 +66,9 @@ def of_input(*types: type[Exception], about: str = "") -> Iterator[None]:
   except InputError:
     raise
   except types or (Exception,) as e:  # noqa: B030
-    strerror = getattr(e, "strerror", None)  # `about` names the file.
-    text = strerror if about and strerror else one_line(e)
+    text = one_line(e)
+    if getattr(e, "strerror", None) and str(e.filename) in about:
+      text = e.strerror
     raise InputError(f"{about}{text}") from e
 
 
@@ -73,7 +83,9 @@ def one_line(error: BaseException) -> str:
     hasattr(error, "message")
   ):
     text = f"{type(error).__name__}: {text}"
-  text = " ".join(_AROUND.sub("", text).split())
+  text = " ".join(text.split())
+  for said, instead in _SAID_OTHERWISE.items():
+    text = re.sub(said, instead, text).strip()
   if len(text) > _LONGEST:
     text = f"{text[:_LONGEST]}…"
   return text or type(error).__name__

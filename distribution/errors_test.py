@@ -37,8 +37,8 @@ class ErrorsTest(absltest.TestCase):
         with errors.of_input():
           raise error
       self.assertEqual(str(raised.exception), expected)
-    with self.assertRaisesRegex(errors.InputError, "^a.txt: No such file$"):
-      with errors.of_input(OSError, about="a.txt: "):
+    with self.assertRaisesRegex(errors.InputError, "^x.txt: No such file$"):
+      with errors.of_input(OSError, about="x.txt: "):
         raise missing
     with self.assertRaisesRegex(errors.InputError, "^In a layer: .*equal.*$"):
       with errors.of_input(about="In a layer: "):
@@ -47,6 +47,30 @@ class ErrorsTest(absltest.TestCase):
       with errors.of_input():
         _of_keras()
     self.assertNotIn("Call arguments", str(raised.exception))
+
+  def test_text_of_saved_models(self):
+    module = tf.Module()
+    spec = tf.TensorSpec([None, 28], tf.float32, "images")
+    module.call = tf.function(lambda x, training: x, input_signature=None)
+    module.call.get_concrete_function(spec, False)
+    path = self.create_tempdir().full_path
+    tf.saved_model.save(module, path)
+    loaded = tf.saved_model.load(path)
+    with self.assertRaisesRegex(
+      errors.InputError,
+      r"^The SavedModel takes TensorSpec\(shape=\(None, 28\), .*'images'\), not"
+      r" <tf.Tensor .*shape=\(2, 3\) .*>$",
+    ):
+      with errors.of_input():
+        loaded.call(tf.zeros([2, 3]), False)
+    other = tf.errors.NotFoundError(
+      None,
+      None,
+      "Op type not registered 'Strange' in binary running on vm. Make sure …",
+    )
+    self.assertStartsWith(
+      errors.one_line(other), "The SavedModel has the op Strange, which this"
+    )
 
   def test_other_types_and_input_errors_pass(self):
     with self.assertRaises(IndexError):

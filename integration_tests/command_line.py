@@ -130,8 +130,11 @@ def _make_output_dir(strategy: tf.distribute.Strategy) -> str | None:
   """Makes --output_saved_model_dir, before the training rather than after."""
   output_dir = model_path("output_saved_model_dir")
   if output_dir and strategies.is_chief(strategy):
-    tf.io.gfile.makedirs(output_dir)
-    if tf.io.gfile.listdir(output_dir):
+    about = f"Cannot write --output_saved_model_dir={output_dir}: "
+    with errors.of_input(OSError, tf.errors.OpError, about=about):
+      tf.io.gfile.makedirs(output_dir)
+      others = tf.io.gfile.listdir(output_dir)
+    if others:
       raise ValueError(f"{output_dir} is not empty. Choose another directory.")
   return output_dir
 
