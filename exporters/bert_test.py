@@ -1,8 +1,10 @@
 """Exports checkpoints that Model Garden writes, and checks the exports."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -434,6 +436,36 @@ class BertTest(parameterized.TestCase):
       self.export(checkpoint_path=str(self.directory / name))
     )
 
+  def test_fine_tuned_checkpoints_without_their_heads(self):
+    encoder = self.core.encoder
+    values, _ = _config("bert", num_layers=1)
+    wrong = self.write("one.yaml", yaml.safe_dump(values))
+    for name, model, head in (
+      ("classifier", models.BertClassifier(encoder, 3), "logits"),
+      ("tagger", models.BertTokenClassifier(encoder, 3), "predictions/"),
+      ("span", models.BertSpanLabeler(encoder), "predictions/"),
+    ):
+      with self.subTest(name):
+        path = str(self.directory / name)
+        items = model.checkpoint_items
+        tf.train.Checkpoint(model=model, **items).write(path)
+        stdout = io.StringIO()
+        with contextlib.redirect_stdout(stdout):
+          export = self.export(checkpoint_path=path)
+        self.assert_same_weights(export)
+        left_out = rf"Left out of {path}, which has more .*: \S*{head}\S*\.\n"
+        self.assertRegex(stdout.getvalue(), left_out)
+        self.assert_refused(
+          r"Checkpoint\(encoder=…\), does not match the model: it has encoder/",
+          checkpoint_path=path,
+          encoder_config_file=wrong,
+        )
+        self.assert_refused(
+          "has no value for .*cls/predictions",
+          checkpoint_path=path,
+          export_type="encoder_with_mlm",
+        )
+
   def test_poolers(self):
     expected = [
       w.numpy() for w in self.pretrainer.classification_heads[0].dense.weights
@@ -717,9 +749,17 @@ class BertTest(parameterized.TestCase):
     self.assert_refused("seq_length=64 is past", seq_length=64)
     self.assert_refused("No such file", vocab_file="/no/file")
     self.assert_refused(
-      "unknown key num_layer; the nearest is num_layers",
+      r"unknown key num_layer \(the nearest is num_layers\)",
       encoder_config_file=self.write("x", "type: bert\nbert: {num_layer: 1}"),
     )
+    for changes, message in (
+      ({"hidden_activation": "geluu"}, "with hidden_activation=geluu: Unknown"),
+      ({"dropout_rate": 5.0}, "with dropout_rate=5.0: "),
+    ):
+      values = yaml.safe_dump(_config("bert", **changes)[0])
+      self.assert_refused(
+        message, encoder_config_file=self.write("wrong.yaml", values)
+      )
     self.export(do_lower_case=False, check_casing=False)
 
   @parameterized.parameters(

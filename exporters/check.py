@@ -99,10 +99,13 @@ def check(
 def _check_arguments(
   html_file: str | None, excepted_rules: Collection[str]
 ) -> None:
-  if html_file and not os.path.isdir(os.path.dirname(html_file)):
+  directory = os.path.dirname(html_file or "")
+  if html_file and not os.path.isdir(directory):
     raise errors.ExportError(
-      f"--html: the directory {os.path.dirname(html_file)} does not exist."
+      f"--html: the directory {directory} does not exist."
     )
+  if html_file and os.path.isdir(html_file):
+    raise errors.ExportError(f"--html: {html_file} is a directory, not a file.")
   names = [rule.name for rule in rules.RULES]
   if not set(excepted_rules) <= set(names):
     raise errors.ExportError(

@@ -84,6 +84,8 @@ def compile_for_tpu(
         f"--topology={topology} must start with one of {', '.join(_MEMORY)} and"
         " end with the chips, such as :2x2."
       )
+  if not os.path.isfile(libtpu):
+    raise errors.ExportError(f"--libtpu={libtpu} is not a file.")
   if record:
     recording.check(saved_model_dir)
   subject = subject_lib.load(saved_model_dir, trust)

@@ -238,18 +238,26 @@ def _restored(
   path = weights.checkpoint_path
   if path.endswith((".h5", ".hdf5")):
     about = f"Cannot take the weights of {path}: "
-    with errors.of_input(OSError, ValueError, about=about):
+    with errors.of_input(about=about):  # h5py raises anything.
       model.load_weights(path)
   else:
     checkpoint = tf.train.Checkpoint
     roots = [checkpoint(model=model), model, checkpoints.keras_weights(model)]
+    parts = []
     backbone = getattr(model, "backbone", None)
     if backbone is not None and all(
       len(piece.weights) == len(backbone.weights) for piece in pieces.values()
     ):
-      roots.append(checkpoint(backbone=backbone))
+      # Of a classifier with another head, a detector or a segmenter.
+      parts.append(checkpoint(backbone=backbone))
+      name = next(
+        name
+        for name, child in tf.train.TrackableView(model).children(model).items()
+        if child is backbone
+      )
+      parts.append(checkpoint(model=checkpoint(**{name: backbone})))
     checkpoints.restore(
-      path, roots, left_out=_LEFT_OUT, weights=weights.weights
+      path, roots, parts=parts, left_out=_LEFT_OUT, weights=weights.weights
     )
   num_classes = setup.data.num_classes
   return pieces, {

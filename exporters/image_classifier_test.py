@@ -13,6 +13,8 @@ from official.core import train_lib
 from official.core import train_utils
 from official.legacy.image_classification.resnet import resnet_model
 from official.vision.configs import image_classification  # Registers.
+from official.vision.modeling import segmentation_model
+from official.vision.modeling.heads import segmentation_heads
 from official.vision.ops import preprocess_ops
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -266,7 +268,25 @@ class ImageClassifierTest(absltest.TestCase):
     tf.train.Checkpoint(backbone=model.backbone).write(f"{path}/backbone")
     model.save_weights(f"{path}/weights")
     model.save_weights(f"{path}/weights.h5")
-    for name in ("model", "backbone", "weights", "weights.h5"):
+    setup = _setup(None, _TINY)
+    setup.data.num_classes = 5
+    other = image_models.build(setup)
+    other.backbone.set_weights(model.backbone.get_weights())
+    segmenter = segmentation_model.SegmentationModel(
+      model.backbone,
+      decoder=None,
+      head=segmentation_heads.SegmentationHead(num_classes=3, level=3),
+    )
+    segmenter(images)
+    for name, saved in (("other", other), ("segmenter", segmenter)):
+      tf.train.Checkpoint(model=saved, **saved.checkpoint_items).write(
+        f"{path}/{name}"
+      )
+    tf.train.Checkpoint(model=other).write(f"{path}/other_model")
+    for name in (
+      *("model", "backbone", "weights", "weights.h5"),
+      *("other", "other_model", "segmenter"),
+    ):
       with self.subTest(name):
         with self.assertNoLogs("absl", "WARNING"):
           loaded = self.export(
@@ -291,6 +311,14 @@ class ImageClassifierTest(absltest.TestCase):
         },
       ),
       (
+        r"has \(512, 5\) for dense.*/kernel:0 \(512, 3\)",
+        {
+          "checkpoint_path": f"{path}/other",
+          "overrides": [_TINY],
+          "export_type": "all",
+        },
+      ),
+      (
         "Cannot take the weights of .*weights.h5",
         {"checkpoint_path": f"{path}/weights.h5"},
       ),
@@ -303,7 +331,7 @@ class ImageClassifierTest(absltest.TestCase):
         },
       ),
       (
-        "Cannot read /no.yaml",
+        "/no.yaml is neither a file that can be read nor YAML nor KEY=VALUE",
         {
           "checkpoint_path": f"{path}/model",
           "overrides": ["/no.yaml"],

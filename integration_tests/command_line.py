@@ -17,6 +17,8 @@ from etils import epy
 from data import images
 from data import texts
 from distribution import backups
+from distribution import errors
+from distribution import formats
 from distribution import strategies
 from integration_tests import fitting
 
@@ -40,9 +42,10 @@ _PATHS = {
   "output_saved_model_dir": "Directory to save the fine-tuned model to. The"
   " default is not to save it.",
 }
+_EXPORTS = ("saved_model_dir", "preprocessor_dir", "cell_dir")  # Flags.
 # Flags that may change when a training resumes.
 _OF_ANY_RUN = (
-  *("epochs", "strategy", "tpu", "num_gpus"),
+  *("debug", "epochs", "strategy", "tpu", "num_gpus"),
   *("prompt", "length", "temperature"),
 )
 # Flags that apply only with --retrain: what they set, and the largest value.
@@ -112,14 +115,14 @@ def model_path(name: str) -> str | None:
   """Returns the path of a SavedModel or a checkpoint that is in a flag.
 
   Raises:
-    ValueError: TensorFlow cannot read such files there.
+    InputError: TensorFlow cannot read such files there, or there is something
+      else.
   """
   value = path(flags.FLAGS[name].value)
-  if value and set("[\\").intersection(value):
-    raise ValueError(
-      f"--{name}={value}: TensorFlow cannot read SavedModels and checkpoints"
-      " from a path with [ or \\ in it. Rename the directory, or take another."
-    )
+  if value:
+    formats.check_name(name, value)
+  if value and name in _EXPORTS:
+    formats.check_saved_model(value)
   return value
 
 
@@ -127,8 +130,11 @@ def _make_output_dir(strategy: tf.distribute.Strategy) -> str | None:
   """Makes --output_saved_model_dir, before the training rather than after."""
   output_dir = model_path("output_saved_model_dir")
   if output_dir and strategies.is_chief(strategy):
-    tf.io.gfile.makedirs(output_dir)
-    if tf.io.gfile.listdir(output_dir):
+    about = f"Cannot write --output_saved_model_dir={output_dir}: "
+    with errors.of_input(OSError, tf.errors.OpError, about=about):
+      tf.io.gfile.makedirs(output_dir)
+      others = tf.io.gfile.listdir(output_dir)
+    if others:
       raise ValueError(f"{output_dir} is not empty. Choose another directory.")
   return output_dir
 
@@ -161,18 +167,17 @@ def _callbacks(
 
 @contextlib.contextmanager
 def input_errors() -> Iterator[None]:
-  """Prints errors that the user can cause as one line, and exits."""
-  try:
+  """Turns errors that the user can cause into InputErrors."""
+  about = (
+    f"{flags.FLAGS.saved_model_dir} is not an export of the kind that this"
+    " program takes, or not one for this data: "
+  )
+  with (
+    errors.of_input(OSError, RuntimeError, ValueError, tf.errors.OpError),
+    # Code raises these that expects another object.
+    errors.of_input(AttributeError, LookupError, TypeError, about=about),
+  ):
     yield
-  except (
-    AttributeError,  # The export is of another kind,
-    KeyError,
-    TypeError,
-    ValueError,
-    OSError,  # missing or out of reach,
-    tf.errors.OpError,  # or the output cannot be written.
-  ) as e:
-    sys.exit(f"ERROR: {' '.join(str(e).split())}")
 
 
 def labelled_texts() -> texts.Dataset:
@@ -258,17 +263,23 @@ def fine_tune(
 
 
 def run(main: Callable[[], Any]) -> None:
-  """Parses the flags and calls `main`."""
+  """Parses the flags, calls `main` and reports its errors."""
 
   def checked(arguments: list[str]) -> None:
     if len(arguments) > 1:
       sys.exit(f"ERROR: {arguments[1]} is not a flag. Flags start with --.")
+    with errors.reported():
+      for name in _EXPORTS:
+        if name in flags.FLAGS:
+          model_path(name)  # Fails before TensorFlow is imported.
     strategies.prepare(strategies.from_flags())
     logging.set_verbosity(logging.ERROR)  # Keras warns at every save.
     try:
-      main()
+      with errors.reported():
+        main()
     finally:
       # Saves about a second at exit, where Python would destroy the models.
       gc.freeze()
 
+  errors.define_flags()
   app.run(checked)

@@ -13,6 +13,7 @@ from absl import flags
 from etils import epy
 
 from data import images as image_data
+from distribution import errors
 from distribution import strategies
 from integration_tests import command_line
 from integration_tests import fitting
@@ -61,11 +62,17 @@ def build_model(
   images = tf_keras.Input(
     _image_shape(layer.resolved_object, image_size), name="images"
   )
-  outputs = layer(_augmented(images) if augmentation else images)
+  about = f"The export cannot take images of {tuple(images.shape[1:])}: "
+  with errors.of_input(TypeError, ValueError, tf.errors.OpError, about=about):
+    outputs = layer(_augmented(images) if augmentation else images)
   if task == "segmentation":
     logits = _pixel_logits(outputs, num_classes + 1, images.shape)
   else:
     if isinstance(outputs, dict):
+      if "feature_vector" not in outputs:
+        raise ValueError(
+          f"The export returns no feature_vector, but {', '.join(outputs)}."
+        )
       outputs = outputs["feature_vector"]
     logits = fitting.logits(outputs, num_classes)
   return fitting.classifier(

@@ -20,6 +20,7 @@ import tensorflow as tf
 import tf_keras
 
 from data import images as image_data
+from distribution import errors
 from integration_tests import use_keras_model
 
 _NAMES = ("mnist_cnn", "resnet")
@@ -149,7 +150,7 @@ class UseKerasModelTest(tf.test.TestCase, parameterized.TestCase):
       self.assertAllEqual(variable, weights[variable.name], variable.name)
 
   def test_another_export_is_refused(self):
-    with self.assertRaisesRegex(SystemExit, "not a complete Keras model"):
+    with self.assertRaisesRegex(errors.InputError, "not a complete Keras mod"):
       self.run_program(_UNTRAINED["mnist_cnn"].value)
 
 

@@ -1,6 +1,13 @@
 """Restores checkpoints that match a model, and reports how others differ."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 import contextlib
 import fnmatch
 import glob
@@ -11,6 +18,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from distribution import formats
 from exporters.reusable import errors
 from exporters.reusable.private_api import trackable_object_graph_pb2
 
@@ -44,6 +52,7 @@ def restore(
   checkpoint_path: str,
   roots: Sequence[Any],
   *,
+  parts: Sequence[tf.train.Checkpoint] = (),
   left_out: Sequence[str] = (),
   optional: Sequence[tf.Variable] = (),
   weights: str | None = None,
@@ -56,6 +65,9 @@ def restore(
     roots: The object to restore, in each structure in which it may have been
       saved: `tf.train.Checkpoint`, or a model whose weights Keras has saved.
       The first that matches is restored.
+    parts: Further structures, tried after `roots`. What the checkpoint has
+      beside their objects, such as the heads of other tasks, is left out and
+      printed.
     left_out: Paths of objects in the checkpoint, such as `model/optimizer`,
       that `roots` may lack. A `*` in a name stands for any characters.
     optional: Variables that the checkpoint may lack.
@@ -71,24 +83,24 @@ def restore(
       has a variable of another shape or one that `roots` and `left_out` lack.
   """
   prefix = _prefix(checkpoint_path)
-  with errors.of_input(tf.errors.OpError, about=f"Cannot read {prefix}: "):
+  with _reading(prefix):
     reader = tf.train.load_checkpoint(prefix)
+    graph = _graph(prefix, reader)
     shapes = reader.get_variable_to_shape_map()
-    if _GRAPH_KEY not in shapes:
-      raise errors.ExportError(
-        f"{prefix} was not written by tf.train.Checkpoint; TF1 checkpoints"
-        " must be converted first."
-      )
-    graph = Graph.FromString(reader.get_tensor(_GRAPH_KEY))
-    matches = [
-      (*_match(root, graph, shapes, left_out, optional), root) for root in roots
-    ]
-    problems, saved, root = min(matches, key=lambda match: len(match[0]))
-    if problems:
-      raise errors.ExportError(_mismatch(prefix, root, problems))
-    averages = _wanted_averages(prefix, graph, weights)
-    if not isinstance(root, tf.train.Checkpoint):
-      root = tf.train.Checkpoint(root=root)
+  matches = [
+    (*_match(root, graph, shapes, left_out, optional, is_part), root)
+    for is_part, structures in ((False, roots), (True, parts))
+    for root in structures
+  ]
+  problems, saved, root = min(matches, key=lambda match: len(match[0]))
+  if problems:
+    raise errors.ExportError(_mismatch(prefix, root, problems))
+  averages = _wanted_averages(prefix, graph, weights)
+  if any(root is part for part in parts):
+    _print_left_out(prefix, graph, left_out, saved.values())
+  if not isinstance(root, tf.train.Checkpoint):
+    root = tf.train.Checkpoint(root=root)
+  with _reading(prefix):
     status = root.read(prefix).expect_partial()
     for variable, node_id in saved.items():
       for key in _keys(graph, averages.get(node_id)):
@@ -97,6 +109,22 @@ def restore(
   if not lacking:
     status.assert_existing_objects_matched()
   return lacking
+
+
+def _reading(prefix: str) -> contextlib.AbstractContextManager[None]:
+  """Turns any exception, such as the IndexError of a short file."""
+  about = f"Cannot read {prefix}, which may be truncated or damaged: "
+  return errors.of_input(about=about)
+
+
+def _graph(prefix: str, reader: Any) -> Graph:
+  """Reads the graph of the saved objects."""
+  if not reader.has_tensor(_GRAPH_KEY):
+    raise errors.ExportError(
+      f"{prefix} was not written by tf.train.Checkpoint; TF1 checkpoints must"
+      " be converted first."
+    )
+  return Graph.FromString(reader.get_tensor(_GRAPH_KEY))
 
 
 def keras_weights(model: tf_keras.Model) -> tf.train.Checkpoint:
@@ -173,7 +201,7 @@ def _wanted_averages(
 
 def _prefix(checkpoint_path: str) -> str:
   """Returns the prefix of a checkpoint's files, given it or a directory."""
-  checkpoint_path = checkpoint_path.removesuffix(".index")
+  checkpoint_path = formats.checkpoint_prefix(checkpoint_path)
   if tf.io.gfile.isdir(checkpoint_path):
     return _newest(checkpoint_path)
   if not tf.io.gfile.exists(checkpoint_path + ".index"):
@@ -214,19 +242,25 @@ def _match(
   shapes: Mapping[str, Sequence[int]],
   left_out: Sequence[str],
   optional: Sequence[tf.Variable],
+  is_part: bool,
 ) -> tuple[list[str], dict[Any, int]]:
   """Compares the live objects with the saved ones of the same names.
+
+  If `is_part`, it ignores what the checkpoint has beside the live objects.
 
   Returns:
     The differences in words, and the saved nodes by references of variables.
   """
   view = tf.train.TrackableView(root)
   matched: dict = {}  # From ids of live objects to saved nodes.
+  of_objects = []  # Saved nodes of those that are more than a structure.
   waiting = [(root, 0)]
   while waiting:
     live, node_id = waiting.pop()
     if id(live) not in matched:
       matched[id(live)] = node_id
+      if not isinstance(live, tf.train.Checkpoint):
+        of_objects.append(node_id)
       saved = _children(graph, node_id)
       waiting += [
         (child, saved[name])
@@ -250,15 +284,38 @@ def _match(
         problems.append(f"has no value for {variable.name} {variable.shape}")
   known = set(matched.values())
   for path in ("save_counter", *left_out):
-    known |= _below(graph, path)
-  for node_id in range(len(graph.nodes)):
-    if node_id not in known:
-      problems += [
-        f"has {key.removesuffix('/.ATTRIBUTES/VARIABLE_VALUE')}"
-        f" {tuple(shapes[key])}, which the model lacks"
-        for key in _keys(graph, node_id)
-      ]
+    known |= _below(graph, _at(graph, path))
+  compared = _below(graph, of_objects if is_part else [0])
+  for node_id in sorted(compared - known):
+    problems += [
+      f"has {key.removesuffix('/.ATTRIBUTES/VARIABLE_VALUE')}"
+      f" {tuple(shapes[key])}, which the model lacks"
+      for key in _keys(graph, node_id)
+    ]
   return problems, of_variables
+
+
+def _print_left_out(
+  prefix: str, graph: Graph, left_out: Sequence[str], saved: Collection[int]
+) -> None:
+  """Prints the layers of a checkpoint that are not those of a part."""
+  known = set(saved)
+  for path in ("save_counter", *left_out):
+    known |= _below(graph, _at(graph, path))
+  names = [
+    os.path.dirname(attribute.full_name) or attribute.checkpoint_key
+    for node_id, node in enumerate(graph.nodes)
+    if node_id not in known
+    for attribute in node.attributes
+  ]
+  names = list(dict.fromkeys(names))
+  more = len(names) - _MOST_PROBLEMS
+  if names:
+    print(
+      f"Left out of {prefix}, which has more than is exported:"
+      f" {', '.join(names[:_MOST_PROBLEMS])}"
+      f"{f', and {more} more layers' if more > 0 else ''}."
+    )
 
 
 def _children(graph: Graph, node_id: int) -> dict[str, int]:
@@ -271,16 +328,22 @@ def _keys(graph: Graph, node_id: int | None) -> list[str]:
   return [attribute.checkpoint_key for attribute in attributes]
 
 
-def _below(graph: Graph, path: str) -> set[int]:
-  """Returns the saved nodes at a path, those below them, and their slots."""
-  waiting = [0]
+def _at(graph: Graph, path: str) -> list[int]:
+  """Returns the saved nodes at a path, whose names may be patterns."""
+  found = [0]
   for pattern in path.split("/"):
-    waiting = [
+    found = [
       child
-      for node_id in waiting
+      for node_id in found
       for name, child in _children(graph, node_id).items()
       if fnmatch.fnmatchcase(name, pattern)
     ]
+  return found
+
+
+def _below(graph: Graph, node_ids: Iterable[int]) -> set[int]:
+  """Returns saved nodes, those below them, and their slots."""
+  waiting = list(node_ids)
   found: set[int] = set()
   while waiting:
     node_id = waiting.pop()

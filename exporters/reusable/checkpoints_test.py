@@ -1,4 +1,7 @@
+import contextlib
+import io
 import os
+import shutil
 
 import tensorflow as tf
 import tf_keras
@@ -118,6 +121,61 @@ class RestoreTest(tf.test.TestCase):
     ):
       body = _model(layers=3)
       checkpoints.restore(path, [_root(body), tf.train.Checkpoint(body=body)])
+
+  def test_a_part_of_the_checkpoint(self):
+    def restore(body, path=self.path):
+      with contextlib.redirect_stdout(io.StringIO()) as stdout:
+        checkpoints.restore(
+          path,
+          [tf.train.Checkpoint(model=body)],
+          parts=[_root(body)],
+          left_out=["model/optimizer"],
+        )
+      return stdout.getvalue()
+
+    body = _model()
+    text = restore(body)
+    self.assertEqual(
+      text,
+      f"Left out of {self.path}, which has more than is exported: head.\n",
+    )
+    self.assertAllEqual(body.weights[0], self.full_model.body.weights[0])
+    # What is below the part must match in both directions.
+    with self.assertRaisesRegex(errors.ExportError, "no value for dense2/ker"):
+      restore(_model(layers=3))
+    with self.assertRaisesRegex(
+      errors.ExportError, r"it has model/[^;]*layer_with_weights-1/kernel"
+    ):
+      restore(_model(layers=1))
+    whole = tf.train.Checkpoint(model=body).write(
+      os.path.join(self.directory, "whole")
+    )
+    self.assertEmpty(restore(_model(), whole))
+
+  def test_damaged_files(self):
+    def damaged(change):
+      with open(f"{self.path}.data-00000-of-00001", "rb") as f:
+        content = f.read()
+      path = os.path.join(self.directory, "damaged")
+      shutil.copy(f"{self.path}.index", f"{path}.index")
+      with open(f"{path}.data-00000-of-00001", "wb") as f:
+        f.write(change(content))
+      return path
+
+    for change in (
+      lambda content: content[: len(content) // 2],
+      lambda content: b"",
+      lambda content: bytes(byte ^ 1 for byte in content),
+      # The object graph, which comes first, is whole.
+      lambda content: content[:-3000] + bytes(3000),
+    ):
+      with self.assertRaisesRegex(
+        errors.ExportError,
+        "Cannot read .*damaged, which may be truncated or damaged: ",
+      ) as raised:
+        self.restore(_model(), damaged(change))
+      self.assertNotIn("\n", str(raised.exception))
+      self.assertNotIn("{{", str(raised.exception))
 
   def test_optional_variables(self):
     body = _model(layers=3)

@@ -18,8 +18,9 @@ from absl import app
 from absl import flags
 from absl import logging
 
+from distribution import errors
+from distribution import formats
 from distribution import strategies
-from exporters.reusable import errors
 from exporters.reusable import exporting
 from exporters.reusable import imports
 
@@ -39,6 +40,9 @@ _T = TypeVar("_T")
 
 _MODEL_PATHS = ("_dir", "_path", "keep_failed")  # Names end in these.
 _PATHS = (*_MODEL_PATHS, "_file")
+
+# Flags that make no difference to the export.
+_OF_THE_RUN = ("debug", "keep_failed", "overwrite")
 
 _EXPORT_FLAGS = {
   "export_dir": "The directory that the SavedModel appears at once all of it is"
@@ -201,15 +205,17 @@ def model_path(name: str) -> str | None:
   """Returns the path of a SavedModel or a checkpoint that is in a flag.
 
   Raises:
-    ExportError: TensorFlow cannot read such files there.
+    ExportError: TensorFlow cannot read such files there, or there is something
+      else.
   """
   value = path(flags.FLAGS[name].value)
   is_hdf5 = value and value.endswith((".h5", ".hdf5"))
-  if value and not is_hdf5 and set("[\\").intersection(value):
-    raise errors.ExportError(
-      f"--{name}={value}: TensorFlow cannot read SavedModels and checkpoints"
-      " from a path with [ or \\ in it. Rename the directory, or take another."
-    )
+  if value and not is_hdf5:
+    formats.check_name(name, value)
+  if value and name == "checkpoint_path":
+    formats.checkpoint_prefix(value, takes_hdf5=True)
+  elif value and name == "saved_model_dir":
+    formats.check_saved_model(value)
   return value
 
 
@@ -222,7 +228,7 @@ def _record() -> dict[str, Any]:
   record = {}
   for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
     name, value = flag.name, flag.value
-    if name.endswith("_dir") or name in ("overwrite", "keep_failed"):
+    if name.endswith("_dir") or name in _OF_THE_RUN:
       continue
     if isinstance(value, list):  # Files are among them.
       value = [os.path.basename(v) for v in value]
@@ -285,7 +291,8 @@ def _configure_process(without_init: Sequence[str]) -> None:
 def run(main: Callable[[], None], *, without_init: Sequence[str] = ()) -> None:
   """Parses the flags and calls `main`.
 
-  An ExportError becomes one line on standard error and exit status 1.
+  An ExportError becomes one line on standard error and exit status 1. A bug
+  keeps its traceback.
 
   Args:
     main: The program, in the module that is run.
@@ -301,13 +308,14 @@ def run(main: Callable[[], None], *, without_init: Sequence[str] = ()) -> None:
         sys.exit(f"ERROR: --{name}={value}: Say a finite number.")
     _configure_process(without_init)
     try:
-      main()
-    except errors.ExportError as e:
-      sys.exit(f"ERROR: {e}")
-    except KeyboardInterrupt:
-      sys.exit("Interrupted. Nothing was exported.")
+      with errors.reported():
+        for name in ("checkpoint_path", "saved_model_dir"):
+          if name in flags.FLAGS:
+            model_path(name)  # Fails before TensorFlow is imported.
+        main()
     finally:
       # Saves about a second at exit, when Python would take models apart.
       gc.freeze()
 
+  errors.define_flags()
   app.run(guarded)

@@ -67,12 +67,14 @@ def lower(subject: subject_lib.Subject, batch_size: int, *sizes: int) -> bytes:
   for trace in subject.traces:
     _check_ops(trace)
   labels = tf.TensorSpec([batch_size], tf.int32)
-  step = _train_step(subject, spec, batch_size)
   try:
+    step = _train_step(subject, spec, batch_size)
     return step.experimental_get_compiler_ir(labels, *tf.nest.flatten(spec))(
       stage="hlo_serialized"
     )
-  except (tf.errors.OpError, ValueError, TypeError) as e:
+  except errors.ExportError:
+    raise
+  except Exception as e:  # A stranger's program may raise anything.
     raise errors.ExportError(_user_message(str(e))) from e
 
 

@@ -20,6 +20,8 @@ from absl import app
 from absl import flags
 import yaml
 
+from distribution import errors
+
 _DIRECTORY = pathlib.Path(__file__).parent
 
 
@@ -137,7 +139,7 @@ def main(argv: Sequence[str]) -> None:
   # `bazel run` changes the working directory to that of the program.
   start = os.environ.get("BUILD_WORKING_DIRECTORY", "")
   output_dir = pathlib.Path(start, pathlib.Path(values.output_dir).expanduser())
-  try:
+  with errors.reported(), errors.of_input(OSError, about="--output_dir: "):
     generate(
       output_dir,
       bucket=values.bucket.rstrip("/"),
@@ -145,13 +147,12 @@ def main(argv: Sequence[str]) -> None:
       zone=values.zone,
       service_account=values.service_account,
     )
-  except OSError as e:
-    sys.exit(f"ERROR: --output_dir: {e}")
   print(f"Wrote {output_dir / 'README.md'}, which explains the next steps.")
 
 
 def define_flags() -> None:
   """Defines the flags of this program."""
+  errors.define_flags()
   for name, text in (
     ("bucket", "Bucket for exports and training backups, gs://NAME."),
     ("image", "Name of the image, such as REGISTRY/PROJECT/exporters."),

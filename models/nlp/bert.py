@@ -13,7 +13,9 @@ import warnings
 
 from etils import epy
 
+from distribution import errors
 from models import autograph
+from models import fields
 
 with epy.lazy_imports():
   from official.modeling import tf_utils
@@ -81,10 +83,21 @@ def core_model(encoder_config: encoders.EncoderConfig) -> tf_keras.Model:
 
     Its attribute `encoder` is Model Garden's encoder, which has all variables;
     `encoder_config` is the argument.
+
+  Raises:
+    ValueError: Model Garden cannot build the encoder.
   """
   is_fixed = encoder_config.type in FIXED_SEQ_LENGTH
   seq_length = max_seq_length(encoder_config) if is_fixed else None
-  encoder = encoders.build_encoder(encoder_config)
+  try:
+    encoder = encoders.build_encoder(encoder_config)
+  except Exception as e:  # The builders raise anything.
+    message = errors.one_line(e)
+    cited = fields.cited(message, encoder_config.get().as_dict())
+    config = fields.shown(cited) or "its config"
+    raise ValueError(
+      f"Model Garden cannot build it with {config}: {message}"
+    ) from e
   if getattr(encoder, "outputs", None) and not is_fixed:
     # Keras has traced its layers already. Calling it would trace them again.
     inputs = {tensor.name: tensor for tensor in encoder.inputs}

@@ -50,8 +50,9 @@ def restore(
   Args:
     core: What `bert.core_model` returns.
     restore_any: Restores one of several `tf.train.Checkpoint`, the structures
-      that the checkpoint may have. It ignores the paths `left_out`, and returns
-      those of the `optional` variables that the checkpoint lacks.
+      that the checkpoint may have, or else one of `parts`, which ignore what
+      the checkpoint has beside them. It ignores the paths `left_out`, and
+      returns those of the `optional` variables that the checkpoint lacks.
     pooler_from: One of `POOLERS`. None: `checkpoint` if the checkpoint has it,
       else `random`.
     with_mlm: Whether to restore the head; None restores it if it is there.
@@ -77,8 +78,11 @@ def restore(
     masked_lm = pretrainer.masked_lm
     shared = set(map(id, core.variables))
     head = [v for v in masked_lm.variables if id(v) not in shared]
+  # Fine-tuned, with the heads of other tasks.
+  parts = [tf.train.Checkpoint(encoder=core.encoder)]
   lacking = restore_any(
     _structures(core.encoder, masked_lm, next_sentence),
+    parts=[] if with_mlm or next_sentence else parts,
     left_out=_LEFT_OUT,
     optional=[*pooler.variables, *(head if with_mlm is None else [])],
   )

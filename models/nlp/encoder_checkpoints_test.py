@@ -18,7 +18,7 @@ def _core(kind="bert"):
 def _lacks(*names):
   """Makes a restore that finds all but optional variables of these names."""
 
-  def restore_any(structures, left_out, optional):
+  def restore_any(structures, parts, left_out, optional):
     return [v for v in optional if any(name in v.name for name in names)]
 
   return restore_any
@@ -51,7 +51,7 @@ class EncoderCheckpointsTest(tf.test.TestCase):
       self.assertEqual(self.makes_new_pooler(_lacks(missing)), is_new)
 
   def test_next_sentence_pooler(self):
-    def restore_any(structures, left_out, optional):
+    def restore_any(structures, parts, left_out, optional):
       for structure in structures[1:3]:  # Named pretrainer and model.
         (view,) = tf.train.TrackableView(structure).children(structure).values()
         view.classification_heads[0].dense.kernel.assign(tf.fill([8, 8], 3.0))

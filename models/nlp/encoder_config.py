@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 import dataclasses
 import difflib
 import json
+import re
 from typing import Any
 
 from etils import epy
@@ -26,12 +27,37 @@ _LEGACY_NAMES = {
   "hidden_dropout_prob": "dropout_rate",
   "attention_probs_dropout_prob": "attention_dropout_rate",
 }
-# Keys of published files that have no effect.
+_ALBERT_NAMES = {**_LEGACY_NAMES, "embedding_size": "embedding_width"}
+# Keys of published files that have no effect on the encoder, also of ALBERT and
+# of the config.json of Hugging Face's transformers.
 _LEGACY_WITHOUT_EFFECT = {
   *("backward_compatible", "directionality", "pooler_fc_size", "pooler_type"),
   *("pooler_num_attention_heads", "pooler_num_fc_layers"),
   "pooler_size_per_head",
+  *("down_scale_factor", "gap_size", "num_memory_blocks", "layers_to_keep"),
+  *("_name_or_path", "architectures", "bos_token_id", "classifier_dropout"),
+  *("classifier_dropout_prob", "dtype", "eos_token_id", "finetuning_task"),
+  *("gradient_checkpointing", "id2label", "label2id", "model_type"),
+  *("num_labels", "output_past", "pad_token_id", "problem_type"),
+  *("tokenizer_class", "torch_dtype", "transformers_version", "use_cache"),
 }
+# What Model Garden's encoders always are, of what such files may say.
+_LEGACY_FIXED = {
+  "add_cross_attention": False,
+  "inner_group_num": 1,
+  "is_decoder": False,
+  "layer_norm_eps": 1e-12,
+  "net_structure_type": 0,
+  "num_hidden_groups": 1,
+  "position_embedding_type": "absolute",
+}
+# Where an encoder's config is in that of an experiment, or in a part of it.
+_PLACES = (
+  ("task", "model", "encoder"),
+  ("task", "model", "discriminator_encoder"),
+  ("model", "encoder"),
+  ("encoder",),
+)
 
 
 def from_yaml(path: str) -> encoders.EncoderConfig:
@@ -42,27 +68,36 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
       type: bert
       bert: {vocab_size: 30522, num_layers: 12}
 
-  Missing fields take Model Garden's defaults.
+  Missing fields take Model Garden's defaults. From an experiment's config, such
+  as the params.yaml beside a checkpoint, it reads `task.model.encoder`.
 
   Raises:
     OSError: The file is not readable.
-    ValueError: It has an unknown encoder type, an unknown key, or a value of a
+    ValueError: It has an unknown encoder type, unknown keys, or a value of a
       wrong type.
   """
   try:
     with open(path, "rb") as f:
-      values = yaml.safe_load(f)
+      values = yaml.load(f, _loader())  # It constructs plain values only.
   except yaml.YAMLError as e:
     raise ValueError(f"not YAML: {' '.join(str(e).split())}") from e
+  except RecursionError as e:
+    raise ValueError("it is nested too deeply") from e
+  if isinstance(values, dict) and "type" not in values:
+    if {"hidden_size", "num_hidden_layers"} & set(values):
+      raise ValueError(
+        "it is in the JSON format that came with BERT. Pass it as"
+        " --bert_config_file"
+      )
+    values = _encoder_in(values) or values
   if not isinstance(values, dict) or "type" not in values:
     raise ValueError("it has no `type`, the type of the encoder")
   types = [f.name for f in dataclasses.fields(encoders.EncoderConfig)]
-  for key in values:
-    _check_known("key", key, types)
+  _check_known("key", values, types)
   kind = values.pop("type")
   types.remove("type")
   types.remove("any")  # An encoder that Python code defines.
-  _check_known("type", kind, types)
+  _check_known("type", [kind], types)
   if kind == "xlnet":
     raise ValueError(
       "type xlnet is not supported: its inputs are not those of BERT"
@@ -81,44 +116,100 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
 def from_legacy_json(path: str) -> encoders.EncoderConfig:
   """Reads the JSON format of the first BERT models, `bert_config.json`.
 
+  It also reads ALBERT's, and the config.json of Hugging Face for both.
+
   Raises:
     OSError: The file is not readable.
-    ValueError: It has an unknown key, a value of a wrong type, or no
-      `vocab_size`.
+    ValueError: It has unknown keys, a value of a wrong type or one that Model
+      Garden's encoders cannot have, or no `vocab_size`.
   """
   try:
-    with open(path, encoding="utf-8") as f:
+    with open(path, encoding="utf-8-sig") as f:
       values = json.load(f)
-  except ValueError as e:  # This includes text that is not UTF-8.
-    raise ValueError(f"not JSON: {e}") from e
+  except (RecursionError, ValueError) as e:  # ValueError: not UTF-8, too.
+    raise ValueError(
+      f"not JSON: {e}. If it is YAML, pass it as --encoder_config_file"
+    ) from e
   if not isinstance(values, dict):
     raise ValueError("it is not an object with keys")
-  defaults = legacy_configs.BertConfig(vocab_size=0).to_dict()
-  _check(values, {**defaults, **dict.fromkeys(_LEGACY_WITHOUT_EFFECT)})
+  is_albert = "num_hidden_groups" in values
+  kind = values.get("model_type", "albert" if is_albert else "bert")
+  if kind not in ("albert", "bert"):
+    raise ValueError(
+      f"its model_type is {kind}; only bert and albert are read. Write the YAML"
+      " of Model Garden's EncoderConfig, and pass it as --encoder_config_file"
+    )
+  for key, fixed in _LEGACY_FIXED.items():
+    if values.pop(key, fixed) != fixed:
+      raise ValueError(f"{key} must be {fixed}, as in Model Garden's encoders")
+  values = {k: v for k, v in values.items() if k not in _LEGACY_WITHOUT_EFFECT}
+  defaults = legacy_configs.BertConfig(vocab_size=1).to_dict()
+  del defaults["backward_compatible"]
+  if kind == "albert":
+    defaults |= {"embedding_size": 128, "type_vocab_size": 2}
+  _check(values, defaults)
   if "vocab_size" not in values:
     raise ValueError("it has no vocab_size")
+  names = _ALBERT_NAMES if kind == "albert" else _LEGACY_NAMES
+  config = encoders.EncoderConfig(type=kind)
   fields = {
-    _LEGACY_NAMES.get(key, key): value
-    for key, value in {**defaults, **values}.items()
-    if key not in _LEGACY_WITHOUT_EFFECT
+    names.get(key, key): value for key, value in {**defaults, **values}.items()
   }
-  config = encoders.EncoderConfig(type="bert")
-  config.override({"bert": fields})
+  config.override({kind: fields})
   return config
+
+
+def _loader() -> type[yaml.SafeLoader]:
+  """Returns a loader of the YAML that Model Garden reads and writes."""
+
+  class Loader(yaml.SafeLoader):
+    pass
+
+  # YAML 1.1 takes 2e-2 for a string.
+  Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+  )
+  Loader.add_constructor(
+    "tag:yaml.org,2002:python/tuple", Loader.construct_yaml_seq
+  )
+  return Loader
+
+
+def _encoder_in(values: Mapping[str, Any]) -> Any:
+  """Returns the config of the encoder in that of an experiment, or None."""
+  for place in _PLACES:
+    part: Any = values
+    for key in place:
+      part = part.get(key) if isinstance(part, dict) else None
+    if part:
+      return part
+  return None
 
 
 def _check(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
   """Raises a ValueError for unknown keys and values of another type."""
+  _check_known("key", values, defaults)
   for key, value in values.items():
-    _check_known("key", key, defaults)
     expected = type(defaults[key])
     if expected in (type(None), list, tuple):  # Any value will do.
       continue
     if type(value) not in ((float, int) if expected is float else (expected,)):
       raise ValueError(f"{key} is {value!r}, and must be {expected.__name__}")
+    if expected is int and value < 1 <= defaults[key]:
+      raise ValueError(f"{key} is {value}, and must be at least 1")
 
 
-def _check_known(what: str, key: Any, known: Collection[str]) -> None:
-  if key not in known:
-    nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)
-    raise ValueError(f"unknown {what} {key}; the nearest is {nearest[0]}")
+def _check_known(
+  what: str, keys: Collection[Any], known: Collection[str]
+) -> None:
+  """Raises a ValueError that names all unknown keys."""
+  unknown = []
+  for key in keys:
+    if key not in known:
+      near = difflib.get_close_matches(str(key), known, n=1)
+      unknown.append(f"{key}{f' (the nearest is {near[0]})' if near else ''}")
+  if unknown:
+    s = "s" if len(unknown) > 1 else ""
+    raise ValueError(f"unknown {what}{s} {', '.join(unknown)}")

@@ -16,7 +16,9 @@ from typing import Any
 
 from etils import epy
 
+from distribution import errors
 from models import autograph
+from models import fields
 
 with epy.lazy_imports():
   from official.core import exp_factory
@@ -27,7 +29,6 @@ with epy.lazy_imports():
   from official.vision.ops import preprocess_ops
   import tensorflow as tf
   import tf_keras
-  import yaml
 
 NORMALIZATIONS = ("imagenet", "imagenet_means", "centered", "none")
 
@@ -154,12 +155,15 @@ class Setup:
     name: Name of the experiment.
     experiment: The experiment.
     task: The config of Model Garden's task, with overrides.
+    changes: What the overrides have changed, by path, such as
+      `task.model.num_classes`.
   """
 
   architecture: Architecture
   name: str
   experiment: Experiment
   task: Any
+  changes: Mapping[str, Any]
 
   @property
   def data(self) -> Any:
@@ -238,13 +242,15 @@ def configure(
   before = params.as_dict()
   for override in overrides:
     _override(params, override)
+  after = params.as_dict()
   setup = Setup(
     architecture=architecture,
     name=name,
     experiment=experiment,
     task=params.task,
+    changes=_changes(before, after),
   )
-  _check(setup, before, params.as_dict())
+  _check(setup, before, after)
   return setup
 
 
@@ -253,13 +259,18 @@ def _override(params: hyperparams.Config, override: str) -> None:
     hyperparams.override_params_dict(params, override, is_strict=True)
     params.validate()
   except KeyError as e:
-    message, *_ = e.args[0].split(". ")  # The rest is advice for programmers.
+    message, *_ = str(e.args[0]).split(
+      ". "
+    )  # The rest is advice for programmers.
     raise ValueError(f"Configuration {override}: {message}.") from e
-  except (AttributeError, TypeError, ValueError, yaml.YAMLError) as e:
-    message = " ".join(str(e).split())
-    raise ValueError(f"Configuration {override}: {message}") from e
   except tf.errors.OpError as e:
-    raise ValueError(f"Cannot read {override}: {e.message}.") from e
+    raise ValueError(
+      f"{override} is neither a file that can be read nor YAML nor KEY=VALUE,…:"
+      f" {e.message}."
+    ) from e
+  except Exception as e:  # The parser raises anything.
+    message = errors.one_line(e)
+    raise ValueError(f"Configuration {override}: {message}") from e
 
 
 def _check(setup: Setup, before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -279,13 +290,7 @@ def _check(setup: Setup, before: dict[str, Any], after: dict[str, Any]) -> None:
       f"The backbone of {setup.name} is of type {backbone.type}, not"
       f" {setup.architecture.backbone}."
     )
-  kind = setup.architecture.kind
-  shape = getattr(setup.data, kind.shape)
-  axes = kind.axes.count(",") + 1
-  if not isinstance(shape, (list, tuple)) or len(shape) != axes:
-    raise ValueError(
-      f"task.{kind.config}.{kind.shape} is {shape}; it must be [{kind.axes}]."
-    )
+  _check_shape(setup)
   field, table = setup.architecture.variants
   variants = getattr(_backbone_module(setup.architecture), table)
   if setup.variant not in variants:
@@ -293,6 +298,61 @@ def _check(setup: Setup, before: dict[str, Any], after: dict[str, Any]) -> None:
       f"task.model.backbone.{backbone.type}.{field} is {setup.variant}; there"
       f" are {', '.join(map(str, variants))}."
     )
+
+
+def _check_shape(setup: Setup) -> None:
+  """Refuses shapes that are not those of RGB images or videos."""
+  kind = setup.architecture.kind
+  shape = getattr(setup.data, kind.shape)
+  path = f"task.{kind.config}.{kind.shape}"
+  axes = kind.axes.count(",") + 1
+  if (
+    not isinstance(shape, (list, tuple))
+    or len(shape) != axes
+    or not all(n is None or (type(n) is int and n > 0) for n in shape)
+  ):
+    raise ValueError(f"{path} is {shape}; it must be [{kind.axes}].")
+  if shape[-1] != 3:
+    of = {1: f"grey {kind.noun}s", 4: f"{kind.noun}s with an alpha channel"}
+    what = of.get(shape[-1], f"{kind.noun}s of {shape[-1]} channels")
+    raise ValueError(
+      f"{path} is {shape}, for {what}; only classifiers of RGB {kind.noun}s can"
+      f" be exported, [{kind.axes}]. Train one: tf.image.grayscale_to_rgb makes"
+      " RGB of grey, and [..., :3] drops alpha."
+    )
+
+
+def _changes(
+  before: Mapping[str, Any], after: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns the changed fields of the task; checks the types of values."""
+  defaults = fields.flat(before)
+  changes = {
+    path: value
+    for path, value in fields.flat(after).items()
+    if path.startswith("task") and defaults.get(path) != value
+  }
+  for path, value in changes.items():
+    has_fields = any(other.startswith(f"{path}.") for other in defaults)
+    if has_fields and value is not None:
+      raise ValueError(f"{path} is {value!r}; it must have fields.")
+    _check_type(path, value, defaults.get(path))
+  return changes
+
+
+def _check_type(path: str, value: Any, default: Any) -> None:
+  """Refuses a value of a type that is not that of the field's default."""
+  if not path.startswith(("task.model.", "task.losses.")):
+    return  # Nothing else is built.
+  if type(default) in (int, float):
+    is_right, wanted = type(value) in (int, float), "a number"
+  elif type(default) in (bool, str):
+    is_right = type(value) is type(default)
+    wanted = "a string" if isinstance(default, str) else "true or false"
+  else:
+    return
+  if not is_right and value is not None:
+    raise ValueError(f"{path} is {value!r}; it must be {wanted}.")
 
 
 def _backbone_module(architecture: Architecture) -> Any:
@@ -319,6 +379,13 @@ def build(setup: Setup) -> tf_keras.Model:
     ValueError: Model Garden cannot build it.
   """
   architecture, model = setup.architecture, setup.task.model
+  kind = architecture.kind
+  classes = setup.data.num_classes
+  if type(classes) is not int or classes < 1:
+    raise ValueError(
+      f"task.{kind.config}.num_classes is {classes}; it must be"
+      " the number of classes, 1 or more."
+    )
   _backbone_module(architecture)
   # Half of it, as in `official/vision/tasks/image_classification.py`.
   weight_decay = setup.task.losses.l2_weight_decay / 2
@@ -335,10 +402,15 @@ def build(setup: Setup) -> tf_keras.Model:
         model.model_type, spec, model, setup.data.num_classes, regularizer
       )
     return factory.build_classification_model(spec, model, regularizer)
-  except (AttributeError, KeyError, TypeError, ValueError) as e:
+  except Exception as e:  # The builders raise anything.
+    message = errors.one_line(e)
+    if "Negative dimension size" in message:
+      pixels = f"{setup.input_shape[-3]} by {setup.input_shape[-2]} pixels"
+      message = f"{kind.noun}s of {pixels} are too small for it"
+    changes = fields.cited(message, setup.changes) or setup.changes
     raise ValueError(
-      f"Model Garden cannot build a {architecture.backbone} with this config:"
-      f" {type(e).__name__}: {' '.join(str(e).split())}"
+      f"Model Garden cannot build a {architecture.backbone} with"
+      f" {fields.shown(changes) or 'this config'}: {message}"
     ) from e
 
 

@@ -110,14 +110,56 @@ class ImageClassificationTest(tf.test.TestCase):
       ("vit_imagenet_pretrain", None, "is of type vit, not resnet"),
       (None, "task.model.nope=3", "=3: The key 'nope' does not"),
       (None, "a: b: c", "mapping values are not allowed here"),
-      (None, "/nowhere.yaml", "Cannot read /nowhere.yaml: "),
+      (None, "/nowhere.yaml", "/nowhere.yaml is neither a file that can be"),
+      (None, "task=5", "'int' object"),
+      (None, "task.model=5", "task.model is 5; it must have fields"),
       (
         None,
         "task: {model: {backbone: {resnet: {model_id: 51}}}}",
         "resnet.model_id is 51; there are 10, 18, 26",
       ),
-      (None, "task.model.backbone.resnet.stem_type=v9", "cannot build .* v9"),
+      (
+        "legacy_resnet50",
+        "task.model.num_classes=0",
+        "num_classes is 0; it must be the number of classes",
+      ),
+      (
+        None,
+        "task.model.num_classes=ten",
+        "num_classes is 'ten'; it must be",
+      ),
+      (
+        None,
+        "task.losses.l2_weight_decay=0.0001x",
+        "task.losses.l2_weight_decay is '0.0001x'; it must be a number",
+      ),
+      (
+        None,
+        "task.model.backbone.resnet.stem_type=v9",
+        "cannot build a resnet with task.model.backbone.resnet.stem_type=v9: S",
+      ),
+      (
+        None,
+        "task.model.norm_activation.activation=geluu,"
+        "task.model.backbone.resnet.depth_multiplier=0.5",
+        "with task.model.norm_activation.activation=geluu: Unknown act",
+      ),
+      (
+        None,
+        "task.model.backbone.resnet.depth_multiplier=0",
+        "with task.model.backbone.resnet.depth_multiplier=0: ",
+      ),
+      (
+        None,
+        "task.model.kernel_initializer=he_norml",
+        "with task.model.kernel_initializer=he_norml: ",
+      ),
+      ("image_classification", None, r"is \[\]; it must be .height, width, 3]"),
       (None, "task.model.input_size=32", "is 32; it must be .height, width, 3"),
+      (None, "task.model.input_size=[32,32]", "it must be .height, width, 3"),
+      (None, "task.model.input_size=[0,32,3]", "it must be .height, width, 3"),
+      (None, "task.model.input_size=[28,28,1]", "for grey images; only class"),
+      (None, "task.model.input_size=[28,28,4]", "with an alpha channel; only"),
       (
         "legacy_resnet50",
         "task.losses.l2_weight_decay=1",
@@ -126,6 +168,10 @@ class ImageClassificationTest(tf.test.TestCase):
     ):
       with self.assertRaisesRegex(ValueError, message):
         _classifier("resnet", experiment, *filter(None, [override]))
+    with self.assertRaisesRegex(
+      ValueError, "images of 8 by 8 pixels are too small for it$"
+    ):
+      _classifier("vit", "vit_small", "task.model.input_size=[8,8,3]")
 
   def test_cut_equals_model_garden(self):
     model = _classifier("resnet", "resnet_small")

@@ -1,0 +1,130 @@
+"""How a program reports an error: a user's in one line, a bug with traceback.
+
+It imports no TensorFlow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import errno
+import re
+import sys
+import traceback
+
+from absl import flags
+
+flags.disclaim_key_flags()  # They are those of the program: --help lists them.
+
+_LONGEST = 800  # Characters of a message of others.
+_BUG = (
+  "This is a bug in the program, not in your input. Please report it with the"
+  " command line and the traceback."
+)
+# Errors of the file system that no program can prevent.
+_OF_FILES = {
+  *(errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR),
+  *(errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR),
+  *(errno.EPERM, errno.EROFS),
+}
+_FIRST_ARGUMENT = r"Positional arguments \(\d+ total\): \* (.*?) (?:\*|Keyword)"
+# What Keras, TensorFlow and gin say, in one line, and what is said instead.
+_SAID_OTHERWISE = {
+  r"in user code: .*?(?=\w+Error: )": "",
+  r"Exception encountered when calling layer .*? \(type \w+\)\.": "",
+  r"Call arguments received by layer .*": "",
+  r"\{\{\w+ [^}]*\}\}": "",
+  r"In call to configurable .*": "",
+  r"(\w+Error: )?Could not find matching concrete function .*? Got: "
+  rf"{_FIRST_ARGUMENT}.* Option 1: {_FIRST_ARGUMENT}.*": (
+    r"The SavedModel takes \3, not \2"
+  ),
+  r"Op type not registered '(\w+)' in binary .*": (
+    r"The SavedModel has the op \1, which this program does not know: it is of"
+    " another kind, or needs a package that has the op"
+  ),
+}
+
+
+class InputError(Exception):
+  """Bad input. Its text is one line: what is wrong, where, and what to do."""
+
+
+@contextlib.contextmanager
+def of_input(*types: type[Exception], about: str = "") -> Iterator[None]:
+  """Turns exceptions that a user's input causes into InputErrors.
+
+  Keep what is inside small: a bug must keep its traceback.
+
+  Args:
+    *types: The exceptions, such as the ValueError of a function that checks its
+      arguments. None: all, for code of others that may raise anything.
+    about: What the message begins with.
+  """
+  try:
+    yield
+  except InputError:
+    raise
+  except types or (Exception,) as e:  # noqa: B030
+    text = one_line(e)
+    if getattr(e, "strerror", None) and str(e.filename) in about:
+      text = e.strerror
+    raise InputError(f"{about}{text}") from e
+
+
+def one_line(error: BaseException) -> str:
+  """Returns the message of an exception, in one line of limited length."""
+  text = str(getattr(error, "message", error))  # `message` is TensorFlow's.
+  if isinstance(error, OSError) and error.strerror:
+    name = f": {error.filename}" if error.filename else ""
+    text = error.strerror + name
+  # The text of others, such as that of a KeyError, is no sentence.
+  elif not isinstance(error, (OSError, RuntimeError, ValueError)) and not (
+    hasattr(error, "message")
+  ):
+    text = f"{type(error).__name__}: {text}"
+  text = " ".join(text.split())
+  for said, instead in _SAID_OTHERWISE.items():
+    text = re.sub(said, instead, text).strip()
+  if len(text) > _LONGEST:
+    text = f"{text[:_LONGEST]}…"
+  return text or type(error).__name__
+
+
+def define_flags() -> None:
+  """Defines --debug."""
+  flags.DEFINE_bool(
+    "debug", False, "Show the traceback of errors in the input too."
+  )
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+  """Ends a program with one line and exit status 1 if its input is wrong.
+
+  The same holds for what the machine lacks, such as space on the disk. Any
+  other exception is a bug: it keeps its traceback, with a line that says so.
+  """
+  try:
+    yield
+  except KeyboardInterrupt:
+    sys.exit("Interrupted. Nothing was written.")
+  except Exception as e:
+    if not isinstance(e, InputError) and not _is_of_machine(e):
+      e.add_note(_BUG)
+      raise
+    if flags.FLAGS.debug:
+      traceback.print_exc()
+    text = str(e) if isinstance(e, InputError) else one_line(e)
+    sys.exit(f"ERROR: {text}")
+
+
+def _is_of_machine(error: Exception) -> bool:
+  if isinstance(error, OSError):
+    return error.errno in _OF_FILES
+  types = getattr(sys.modules.get("tensorflow"), "errors", None)
+  of_tensorflow = types and (
+    types.PermissionDeniedError,
+    types.ResourceExhaustedError,
+  )
+  return isinstance(error, (MemoryError, *(of_tensorflow or ())))

@@ -1,0 +1,198 @@
+"""Tells what is at a path where a checkpoint or a SavedModel should be.
+
+It looks at local files only, and imports no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+
+from distribution import errors
+
+_HDF5 = "weights of Keras in HDF5"
+_KERAS = "a model in Keras' own format"
+_PYTORCH = "weights of PyTorch"
+_SAVED_MODEL = "a SavedModel"
+_LFS = "a pointer of Git LFS, without the content"
+_PAGE = "a web page, as from a download that went wrong"
+_ARCHIVE = "an archive"
+
+_BY_START = {
+  b"\x89HDF\r\n\x1a\n": _HDF5,
+  b"version https://git-lfs": _LFS,
+  b"<!DOCTYPE": _PAGE,
+  b"<!doctype": _PAGE,
+  b"<html": _PAGE,
+  b"\x1f\x8b": _ARCHIVE,
+}
+_BY_NAME = {
+  "saved_model.pb": _SAVED_MODEL,
+  "saved_model.pbtxt": _SAVED_MODEL,
+  ".keras": _KERAS,
+  **dict.fromkeys((".h5", ".hdf5"), _HDF5),
+  **dict.fromkeys((".bin", ".pt", ".pth", ".safetensors"), _PYTORCH),
+  ".msgpack": "weights of Flax",
+  **dict.fromkeys((".npy", ".npz"), "arrays of NumPy"),
+  ".tflite": "a model of TensorFlow Lite",
+  ".onnx": "a model of ONNX",
+  ".pb": "a graph of TensorFlow 1",
+  **dict.fromkeys((".gz", ".tar", ".tgz", ".zip"), _ARCHIVE),
+}
+_ADVICE = {
+  _LFS: "Run `git lfs pull` in its repository.",
+  _PAGE: "Download it again.",
+  _ARCHIVE: "Unpack it first.",
+}
+_FILES_OF_CHECKPOINT = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
+
+
+def check_name(flag: str, path: str) -> None:
+  """Raises an InputError if TensorFlow cannot write or read files at a path.
+
+  It takes the paths of checkpoints for patterns. In directories in which
+  training keeps several, it would also remove what such a pattern matches.
+  """
+  in_way = "*?[\\" if flag in ("backup_dir", "checkpoint_dir") else "[\\"
+  if found := [c for c in in_way if c in path]:
+    raise errors.InputError(
+      f"--{flag}={path}: TensorFlow cannot read SavedModels and checkpoints"
+      f" from a path with {' or '.join(found)} in it. Rename the directory, or"
+      " take another."
+    )
+
+
+def checkpoint_prefix(path: str, *, takes_hdf5: bool = False) -> str:
+  """Returns the directory of a checkpoint or the prefix of its files.
+
+  Args:
+    path: A directory, a prefix, one of the files of a checkpoint, or the file
+      `checkpoint` beside them.
+    takes_hdf5: Whether weights in HDF5 will do; their path is returned.
+
+  Raises:
+    InputError: There is something else at the path.
+  """
+  is_state = os.path.basename(path) == "checkpoint" and os.path.isfile(path)
+  if is_state and not os.path.isfile(f"{path}.index"):
+    path = os.path.dirname(path)
+  prefix = _FILES_OF_CHECKPOINT.sub("", path)
+  if os.path.isfile(f"{prefix}.index"):
+    format_ = _format_of_file(f"{prefix}.index")
+    if format_ not in (_LFS, _PAGE):
+      return prefix
+    path = f"{prefix}.index"
+  elif os.path.isdir(path) and any(
+    name == "checkpoint" or name.endswith(".index") for name in os.listdir(path)
+  ):
+    return path
+  format_, name = _format(path)
+  if takes_hdf5 and format_ == _HDF5:
+    if not name:
+      return path
+    advice = f"Give the path of {name}."
+  elif format_ == _SAVED_MODEL:
+    advice = "Give the checkpoint that it was made from."
+  else:
+    advice = _ADVICE.get(
+      format_,
+      "Load it with what has written it, and write the weights with"
+      " tf.train.Checkpoint.",
+    )
+  if format_:
+    raise errors.InputError(
+      f"{_named(path, name)} is {format_}, not a checkpoint. {advice}"
+    )
+  if prefix != path and os.path.isfile(path):
+    raise errors.InputError(
+      f"There is no checkpoint {prefix}: {path} exists, but {prefix}.index does"
+      " not. Copy all files of the checkpoint."
+    )
+  if os.path.isfile(path):
+    raise errors.InputError(
+      f"{path} is a file, but not of a checkpoint, which is PREFIX.index and"
+      " PREFIX.data-00000-of-00001. Give the path of PREFIX."
+    )
+  if "://" not in path and not os.path.exists(path):
+    raise errors.InputError(
+      f"There is no checkpoint {prefix}: {prefix}.index does not exist."
+    )
+  return prefix
+
+
+def check_saved_model(path: str) -> None:
+  """Raises an InputError if there is no SavedModel; passes over URLs."""
+  if "://" in path:
+    return
+  format_, name = _format(path)
+  if format_ == _SAVED_MODEL:
+    if not os.path.isdir(path):
+      raise errors.InputError(
+        f"{path} is a file of a SavedModel. Give its directory,"
+        f" {os.path.dirname(path)}."
+      )
+    return
+  if os.path.isdir(path) and not format_:
+    format_, name = _checkpoint_in(path)
+  elif _FILES_OF_CHECKPOINT.search(path) or os.path.isfile(f"{path}.index"):
+    format_ = "a checkpoint"
+  if format_:
+    advice = _ADVICE.get(format_, "Export it first, or give an export.")
+    raise errors.InputError(
+      f"{_named(path, name)} is {format_}, not a SavedModel. {advice}"
+    )
+  problem = "does not exist"
+  if os.path.isfile(path):
+    problem = "is a file. Pass the directory that has saved_model.pb"
+  elif os.path.isdir(path):
+    problem = (
+      "has no saved_model.pb. It is not a SavedModel, or its export was"
+      " interrupted"
+    )
+  raise errors.InputError(f"{path} {problem}.")
+
+
+def _named(path: str, name: str) -> str:
+  return f"{name}, in {path}," if name else path
+
+
+def _checkpoint_in(directory: str) -> tuple[str | None, str]:
+  for name in sorted(os.listdir(directory)):
+    if name.endswith(".index"):
+      return "of a checkpoint", name
+  return None, ""
+
+
+def _format(path: str) -> tuple[str | None, str]:
+  """Returns the format of what is at a path, and its name in a directory."""
+  if not os.path.isdir(path):
+    return _format_of_file(path), ""
+  names = sorted(os.listdir(path))
+  for special in ("saved_model.pb", "saved_model.pbtxt"):
+    if special in names:
+      return _SAVED_MODEL, ""
+  for name in names:
+    if format_ := _format_of_file(os.path.join(path, name)):
+      return format_, name
+  return None, ""
+
+
+def _format_of_file(path: str) -> str | None:
+  """Returns the format by the first bytes of a file, or else by its name."""
+  if not os.path.isfile(path):
+    return None
+  with errors.of_input(OSError, about=f"Cannot read {path}: "):
+    with open(path, "rb") as f:
+      start = f.read(32)
+  for bytes_, format_ in _BY_START.items():
+    if start.startswith(bytes_):
+      return format_
+  if start.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
+    with zipfile.ZipFile(path) as f:
+      names = f.namelist()
+    if any(name.endswith("data.pkl") for name in names):
+      return _PYTORCH
+    return _KERAS if "config.json" in names else _ARCHIVE
+  name = os.path.basename(path)
+  return _BY_NAME.get(name) or _BY_NAME.get(os.path.splitext(name)[1])
