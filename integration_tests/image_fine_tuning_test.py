@@ -215,7 +215,7 @@ class ImageFineTuningTest(tf.test.TestCase):
       ("mnist_cnn", ("`dropout_rate` 0.4", "`batch_norm_momentum` 0.9")),
       ("resnet", ("`batch_norm_momentum` 0.9",)),
     ):
-      (row,) = re.findall(f"\n.*//exporters:{name}`.*", readme)
+      (row,) = re.findall(rf"\n\| `//exporters:{name}` .*", readme)
       for text in expected:
         self.assertIn(text, row)
 
