@@ -675,7 +675,9 @@ class BertTest(parameterized.TestCase):
     embed = layer.resolved_object
     mean = _mean_over_tokens(embed, texts, seq_length=12)
     np.testing.assert_allclose(layer(texts), mean, rtol=0, atol=1e-5)
-    np.testing.assert_array_equal(embed(texts, seq_length=0), 0.0)
+    # A number instead of a Tensor is an error.
+    vectors = embed(texts, seq_length=tf.constant(0))
+    np.testing.assert_array_equal(vectors, 0.0)
 
   def test_trains_on_files_and_resumes(self):
     words = " ".join(_LETTERS)
