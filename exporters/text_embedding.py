@@ -154,6 +154,11 @@ def export(
       splitter = dataclasses.replace(
         splitter, do_lower_case=not found.has_capitals
       )
+      if found.has_capitals and export_type == "text_embedding":
+        print(
+          "Text is not lowercased: words of the file have capitals. Say"
+          " --do_lower_case to lowercase it."
+        )
     embedding = text_embedding.build(
       found, splitter, num_oov_buckets=num_oov_buckets, trainable=trainable
     )
