@@ -148,7 +148,11 @@ def export(
   ):
     splitter = text_embedding.Splitter(do_lower_case is not False, separators)
     with errors.of_input(tf.errors.OpError, about="--separators: "):
-      splitter.split(tf.constant([""]))
+      if tf.strings.regex_full_match("", separators):
+        raise errors.ExportError(
+          f"--separators={separators} matches an empty string: each character"
+          r" would be a word. Say --separators='\s+' to split at white space."
+        )
     source, found = _vectors(vectors, splitter, scratch)
     if do_lower_case is None:
       splitter = dataclasses.replace(
