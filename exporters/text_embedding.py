@@ -148,12 +148,21 @@ def export(
   ):
     splitter = text_embedding.Splitter(do_lower_case is not False, separators)
     with errors.of_input(tf.errors.OpError, about="--separators: "):
-      splitter.split(tf.constant([""]))
+      if tf.strings.regex_full_match("", separators):
+        raise errors.ExportError(
+          f"--separators={separators} matches an empty string: each character"
+          r" would be a word. Say --separators='\s+' to split at white space."
+        )
     source, found = _vectors(vectors, splitter, scratch)
     if do_lower_case is None:
       splitter = dataclasses.replace(
         splitter, do_lower_case=not found.has_capitals
       )
+      if found.has_capitals and export_type == "text_embedding":
+        print(
+          "Text is not lowercased: words of the file have capitals. Say"
+          " --do_lower_case to lowercase it."
+        )
     embedding = text_embedding.build(
       found, splitter, num_oov_buckets=num_oov_buckets, trainable=trainable
     )

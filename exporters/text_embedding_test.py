@@ -153,6 +153,7 @@ class TextEmbeddingTest(absltest.TestCase):
       ("--dim applies only with --train_on", export, file, "--dim=3"),
       ("is needed: the directory", file),
       (r"--separators: .*missing \)", export, file, "--separators=("),
+      ("an empty string", export, file, "--separators=,*"),
       ("none: No such file or directory", export, "--word_vectors_file=none"),
       ("glove.txt: line 1: it must", export, file, wrong_format),
     ):

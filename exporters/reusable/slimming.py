@@ -172,9 +172,10 @@ def _shorten_names(function: graphs.Function) -> Callable[[str], str]:
   scoped = [os.path.dirname(name) for name in names if "/" in name]
   scope = f"{os.path.commonpath(scoped)}/" if scoped else ""
   new = {name: name.removeprefix(scope) for name in names}
-  if len(set(new.values())) < len(new):
+  inputs = {arg.name for arg in function.signature.input_arg}
+  if len(inputs.union(new.values())) < len(inputs) + len(new):
     new = dict(zip(names, names, strict=True))
-  taken = {*new.values(), *(arg.name for arg in function.signature.input_arg)}
+  taken = inputs.union(new.values())
   free = (name for i in itertools.count() if (name := f"v{i}") not in taken)
   for i, arg in enumerate(function.signature.input_arg):
     if arg.type == types_pb2.DT_RESOURCE:

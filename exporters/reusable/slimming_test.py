@@ -171,6 +171,16 @@ class SlimmingTest(tf.test.TestCase):
       )
     self.assertAllClose(actual, expected, rtol=1e-6)
 
+  def test_short_names_differ_from_those_of_the_inputs(self):
+    root = tf.train.Checkpoint()
+    # TensorFlow names the constant mul/x.
+    root.__call__ = tf.function(lambda x: 2.0 * x)
+    root.__call__.get_concrete_function(tf.TensorSpec([None], name="x"))
+    directory = os.path.join(self.get_temp_dir(), "of_x")
+    tf.saved_model.save(root, directory)
+    slimming.slim(directory)
+    self.assertAllEqual(tf.saved_model.load(directory)(tf.ones([1])), [2.0])
+
   def test_the_fingerprint_is_of_the_new_file(self):
     """Fails when TensorFlow's private module goes away."""
     before, after = map(

@@ -30,7 +30,7 @@ class Splitter:
   Attributes:
     do_lower_case: Whether words are lowercased.
     separators: Regular expression (RE2) of what separates words. White space
-      always does.
+      and zero bytes always do.
   """
 
   do_lower_case: bool = True
@@ -38,8 +38,9 @@ class Splitter:
 
   def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
     """Splits texts, strings `[batch]`, into words `[batch, (words)]`."""
-    # First, as `lower` ends a text at a zero byte.
-    texts = tf.strings.regex_replace(texts, self.separators, " ")
+    # Zero bytes, too, as `lower` ends a text there.
+    separators = rf"{self.separators}|\x00"
+    texts = tf.strings.regex_replace(texts, separators, " ")
     if self.do_lower_case:
       texts = tf.strings.lower(texts, encoding="utf-8")
     return tf.strings.split(texts)

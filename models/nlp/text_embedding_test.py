@@ -17,6 +17,14 @@ class TextEmbeddingTest(tf.test.TestCase):
     vectors = word_vectors.store(rows, 2, self.get_temp_dir())
     return text_embedding.build(vectors, text_embedding.Splitter(), **kwargs)
 
+  def test_separators(self):
+    for separators, words in ((r"\s+", ["a,b", "c", "d"]), (",", list("abcd"))):
+      splitter = text_embedding.Splitter(separators=separators)
+      self.assertEqual(
+        splitter.split(["A,b\0c D"]).to_list(),
+        [[word.encode() for word in words]],
+      )
+
   def test_combiners(self):
     embed = self.build().embed_texts
     texts = ["The cat, the Å!", "", "…?!", "dog", b"\xff the\x00cat"]
