@@ -31,7 +31,7 @@ _ORIENTATION = (
 _CARD = """\
 # {name}
 
-A classifier, ready to deploy: {about}. It cannot be trained further.
+A classifier to deploy: {about}. It cannot be trained further.
 
 ## Load and use
 
@@ -79,12 +79,12 @@ _PICTURES = (
   'tf.constant([open("picture.jpg", "rb").read()])',
   """\
 - `serving_default` takes `encoded_images`: strings `[batch]`, each the bytes of
-  a file in JPEG, PNG, GIF, BMP or WebP, of any size. Pictures are resized
-  to {height} by {width} pixels. A JPEG picture turns as its Exif orientation
-  says, transparent pixels become white, and of an animation the first picture
-  counts. One unreadable picture makes the call for the whole batch fail.
-- The signature `images` takes `images`: float32 `[batch, {height}, {width},
-  {channels}]` in [0, 1].""",
+  a file in JPEG, PNG, GIF, BMP or WebP, of any size. Pictures are resized to
+  {height} by {width} pixels. A JPEG picture turns as its Exif orientation says,
+  transparent pixels become white, and of an animation the first picture counts.
+  One unreadable picture makes the call for the whole batch fail.
+- The signature `images` takes `images`: float32
+  `[batch, {height}, {width}, {channels}]` in [0, 1].""",
 )
 _VIDEOS = (
   "tf.zeros({shape})",
@@ -132,7 +132,8 @@ def decode(
   image = 1.0 - alpha * (1.0 - colors) + tf.zeros([3])
   image = _upright(image, tf.strings.substr(encoded, 0, 4096))
   if channels == 1:
-    image = tf.image.rgb_to_grayscale(image)
+    # The weights of Pillow, which leave grey as it is.
+    image = tf.reduce_sum(image * [0.299, 0.587, 0.114], 2, keepdims=True)
   image = tf.image.resize(image, [height, width], antialias=True)
   return tf.ensure_shape(image, [height, width, channels])
 

@@ -35,7 +35,8 @@ def kinds() -> str:
         kinds_lib.text(kind.returns)
         + (", not named as logits or classes" if not kind.classifies else ""),
         ", ".join(f"`{name}`" for name in kind.has),
-        ", ".join(kind.rules),
+        ", ".join(kind.rules)
+        + (f"; without {', '.join(kind.without)}" if kind.without else ""),
       )
       for kind in kinds_lib.KINDS
     ),
