@@ -76,7 +76,7 @@ _TEXTS = (
   "`serving_default` takes `texts`: strings `[batch]`, in UTF-8.",
 )
 _PICTURES = (
-  'tf.constant([open("picture.jpg", "rb").read()])',
+  'tf.stack([tf.io.read_file("picture.jpg")])',
   """\
 - `serving_default` takes `encoded_images`: strings `[batch]`, each the bytes of
   a file in JPEG, PNG, GIF, BMP or WebP, of any size. Pictures are resized to
@@ -272,7 +272,7 @@ def _source(source_dir: str) -> dict[str, str]:
     print_ = tf.saved_model.experimental.read_fingerprint(
       hub.resolve(source_dir)
     ).singleprint()
-  except FileNotFoundError:
+  except OSError:  # It has none.
     return {"fine-tuned from": name}
   return {"fine-tuned from": name, "its singleprint": f"`{print_}`"}
 

@@ -104,7 +104,7 @@ RULES = (
   Rule("G1", "must", of_sequences.generates),
   Rule("G2", "must", of_sequences.steps),
   Rule("G3", "must", of_sequences.tokenizes),
+  Rule("C1", "must", of_sequences.is_cell),
   Rule("D1", "must", of_classifiers.classifies),
   Rule("D2", "must", of_classifiers.decodes),
-  Rule("C1", "must", of_sequences.is_cell),
 )
