@@ -62,6 +62,12 @@ def read_names(path: str) -> list[str]:
   return names
 
 
+def write_names(path: str, names: Sequence[str]) -> None:
+  """Writes names of classes, one in each line, as `read_names` reads them."""
+  with tf.io.gfile.GFile(path, "w") as f:
+    f.write("".join(" ".join(name.splitlines()) + "\n" for name in names))
+
+
 def held_out(labels: np.ndarray, share: float | None) -> np.ndarray:
   """Chooses examples to hold out: the same share of each class, at random.
 

@@ -20,7 +20,9 @@ from distribution import backups
 from distribution import errors
 from distribution import formats
 from distribution import strategies
+from integration_tests import checkpoints
 from integration_tests import fitting
+from integration_tests import serving
 
 # Read by TensorFlow when it is imported. tensorflow-hub is Keras 2.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
@@ -39,8 +41,12 @@ _PATHS = {
   "backup_dir": "Directory for the state of the training after each epoch,"
   " until it ends. After an interruption the same command resumes from there."
   " All machines must have access to it.",
-  "output_saved_model_dir": "Directory to save the fine-tuned model to. The"
-  " default is not to save it.",
+  "checkpoint_dir": "Directory for the trained weights, to train on: if it has"
+  " weights, the training starts from them, with a new optimizer. All machines"
+  " must have access to it.",
+  "output_saved_model_dir": "Directory to save the fine-tuned model to:"
+  " classifiers as a SavedModel to deploy, other models as Keras models. It"
+  " appears when the model is complete. The default is not to save it.",
 }
 _EXPORTS = ("saved_model_dir", "preprocessor_dir", "cell_dir")  # Flags.
 # Flags that may change when a training resumes.
@@ -136,6 +142,8 @@ def _make_output_dir(strategy: tf.distribute.Strategy) -> str | None:
       others = tf.io.gfile.listdir(output_dir)
     if others:
       raise ValueError(f"{output_dir} is not empty. Choose another directory.")
+    if os.path.ismount(output_dir):  # Nothing can be renamed to it.
+      raise ValueError(f"{output_dir} is a mount point. Add a directory to it.")
   return output_dir
 
 
@@ -204,9 +212,7 @@ def labelled_texts() -> texts.Dataset:
 
 def fine_tune(
   build: Callable[..., tf_keras.Model],
-  prepare: Callable[
-    [tf_keras.Model], tuple[fitting.Data, fitting.Data, tf_keras.Model]
-  ],
+  prepare: Callable[[tf_keras.Model], tuple[fitting.Data, fitting.Data, Any]],
   examples: str,
   test_model: Callable[[tf_keras.Model], str] | None = None,
 ) -> tf_keras.Model:
@@ -216,8 +222,8 @@ def fine_tune(
     build: Builds the compiled model, in the scope of the strategy, from the
       values of --saved_model_dir, --retrain, --learning_rate and the flags in
       `RETRAINING` that are set, under these names.
-    prepare: Takes that model; returns training data, test data, and the model
-      to save.
+    prepare: Takes that model; returns training data, test data, and what to
+      save: a `serving.Classifier`, or a Keras model.
     examples: What the program trains on, in the plural.
     test_model: Takes the trained model and returns the result of its test, in
       words; the test data is then not used. Default: the metric on them.
@@ -244,6 +250,9 @@ def fine_tune(
       model = build(saved_model_dir=model_path("saved_model_dir"), **arguments)
     train, test, served = prepare(model)
     callbacks = _callbacks(train, strategy)
+    checkpoint_dir = model_path("checkpoint_dir")
+    class_names = getattr(served, "class_names", ())
+    weights = checkpoints.restore(model, checkpoint_dir, class_names)
   with strategies.cluster_errors(), images.decoding_errors():
     options = {
       "batch_size": values.batch_size,
@@ -256,8 +265,13 @@ def fine_tune(
     else:
       value = fitting.fit(model, train, test, **options)
       held_out = f"{len(fitting.examples(test)):,} {examples} held out"
-      print(f"Test {model.metrics_names[-1]}: {value:.4f} on {held_out}")
-    if output_dir:
+      result = f"{model.metrics_names[-1]}: {value:.4f} on {held_out}"
+      print(f"Test {result}")
+    checkpoints.save(weights, checkpoint_dir, class_names, strategy)
+    if output_dir and isinstance(served, serving.Classifier):
+      source = model_path("saved_model_dir")
+      serving.save(served, output_dir, strategy, source, result)
+    elif output_dir:
       fitting.save(served, output_dir, strategy)
   return model
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
 import inspect
+import os
 import tempfile
 from typing import Any
+import uuid
 
 from etils import epy
 
@@ -166,19 +169,45 @@ def train_model(
     )
 
 
+@contextlib.contextmanager
+def published(output_dir: str, is_chief: bool) -> Iterator[str | None]:
+  """Gives the chief a directory to write, and renames it at the end.
+
+  If the work raises, nothing is left. In a bucket the renaming takes a request
+  for each file; on a local disk it is one step.
+
+  Args:
+    output_dir: The new name: a directory that is empty or missing.
+    is_chief: Whether this process is the chief; others get None.
+  """
+  if not is_chief:
+    yield None
+    return
+  parent, name = os.path.split(output_dir.rstrip("/"))
+  unfinished = os.path.join(parent, f".{name}.unfinished-{uuid.uuid4().hex}")
+  try:
+    yield unfinished
+    tf.io.gfile.rename(unfinished, output_dir, overwrite=True)
+  finally:
+    if tf.io.gfile.exists(unfinished):
+      tf.io.gfile.rmtree(unfinished)
+  print(f"Saved the fine-tuned model to {output_dir}")
+
+
 def save(
   model: tf_keras.Model, output_dir: str, strategy: tf.distribute.Strategy
 ) -> None:
   """Saves a model. Of several workers only the chief does."""
-  is_chief = strategies.is_chief(strategy)
   # All workers save: the chief reads replicated variables together with them.
-  with tempfile.TemporaryDirectory() as scratch_dir:
+  with (
+    published(output_dir, strategies.is_chief(strategy)) as directory,
+    tempfile.TemporaryDirectory() as scratch_dir,
+  ):
     model.save(
-      output_dir if is_chief else scratch_dir,
+      directory or scratch_dir,
       save_format="tf",
+      include_optimizer=False,
       options=tf.saved_model.SaveOptions(
         experimental_io_device=strategies.io_device(strategy)
       ),
     )
-  if is_chief:
-    print(f"Saved the fine-tuned model to {output_dir}")

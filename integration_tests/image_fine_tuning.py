@@ -17,6 +17,7 @@ from distribution import errors
 from distribution import strategies
 from integration_tests import command_line
 from integration_tests import fitting
+from integration_tests import serving
 
 with epy.lazy_imports():
   import tensorflow as tf
@@ -192,18 +193,30 @@ def fine_tune() -> tf_keras.Model:
     augmentation=values.augmentation,
   )
   is_segmentation = values.task == "segmentation"
-  return fine_tune_on_dataset(build, with_masks if is_segmentation else None)
+
+  def deployed(
+    model: tf_keras.Model, dataset: image_data.Dataset
+  ) -> serving.Classifier:
+    background = ["background"] * is_segmentation
+    names = [*background, *dataset.classes]
+    return serving.Classifier(model, names, str(dataset))
+
+  return fine_tune_on_dataset(
+    build, with_masks if is_segmentation else None, deployed
+  )
 
 
 def fine_tune_on_dataset(
   build: Callable[..., tf_keras.Model],
   change: Callable[..., tuple[tf.Tensor, tf.Tensor]] | None = None,
+  saved: Callable[..., Any] = lambda model, dataset: model,
 ) -> tf_keras.Model:
   """Fine-tunes on the images that --dataset names.
 
   Args:
     build: As `command_line.fine_tune` takes it, and of `num_classes`.
     change: Changes pairs of an image and a label. None keeps them.
+    saved: Takes the model and the data set; returns what to save.
 
   Returns:
     The model.
@@ -220,13 +233,16 @@ def fine_tune_on_dataset(
     print(f"Fine-tuning on {dataset}")
     return dataset
 
-  def prepare(model: tf_keras.Model) -> tuple[Any, Any, tf_keras.Model]:
+  def prepare(model: tf_keras.Model) -> tuple[Any, ...]:
     is_remote = bool(strategies.io_device(model.distribute_strategy))
     dataset = image_data.resized(
       load(), model.input_shape[1:], is_remote=is_remote
     )
     parts = [dataset.train, dataset.test]
-    return *(part.map(change) if change else part for part in parts), model
+    return (
+      *(part.map(change) if change else part for part in parts),
+      saved(model, dataset),
+    )
 
   return command_line.fine_tune(
     lambda **arguments: build(num_classes=len(load().classes), **arguments),

@@ -266,7 +266,10 @@ class ImageFineTuningTest(tf.test.TestCase):
         self.assertEqual(result.returncode, status, result.stderr)
         self.assertRegex(result.stdout + result.stderr, message)
         self.assertNotIn("Traceback", result.stderr)
-    self.assertTrue(os.path.exists(os.path.join(output_dir, "saved_model.pb")))
+    serve = tf.saved_model.load(output_dir).signatures["images"]
+    images, labels = self.test
+    served = [int(x) for x in serve(images=tf.constant(images))["label"]]
+    self.assertGreater(np.mean(np.array(served) == labels + 5), 0.8)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from etils import epy
 from data import texts
 from integration_tests import command_line
 from integration_tests import fitting
+from integration_tests import serving
 
 with epy.lazy_imports():
   import numpy as np
@@ -167,7 +168,7 @@ def fine_tune() -> None:
     build_model, num_classes=len(dataset.classes), steps=num_steps
   )
 
-  def prepare(model: tf_keras.Model) -> tuple[Any, Any, tf_keras.Model]:
+  def prepare(model: tf_keras.Model) -> tuple[Any, ...]:
     preprocessor = load_preprocessor(
       command_line.model_path("preprocessor_dir"), values.seq_length
     )
@@ -175,7 +176,11 @@ def fine_tune() -> None:
     train, test = (
       preprocessed(data, preprocessor) for data in (dataset.train, dataset.test)
     )
-    return train, test, serving_model(model, preprocessor)
+    served = serving_model(model, preprocessor)
+    return (
+      *(train, test),
+      serving.Classifier(served, dataset.classes, str(dataset)),
+    )
 
   command_line.fine_tune(build, prepare, "texts")
 

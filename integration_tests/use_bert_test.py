@@ -16,7 +16,9 @@ import tf_keras
 
 from data import texts
 from distribution import strategies
+from integration_tests import alone
 from integration_tests import fitting
+from integration_tests import serving
 from integration_tests import use_bert
 
 _PRETRAINED = flags.DEFINE_string(
@@ -148,6 +150,7 @@ class UseBertTest(tf.test.TestCase):
       self.assertEqual(np.array_equal(first, second), same)
 
   def test_the_fine_tuned_model_serves_from_strings(self):
+    """In a process with TensorFlow and tensorflow-text alone."""
     strings = self.dataset.test[0][:50].to_numpy()
     before = hub.load(f"{_PRETRAINED.value}/encoder").trainable_variables
     preprocessor = use_bert.load_preprocessor(
@@ -179,19 +182,26 @@ class UseBertTest(tf.test.TestCase):
       self.assertGreater(accuracy, 0.25)
       use_bert.check_pair(preprocessor, model)
       expected[name] = model.predict(preprocessor(strings), verbose=0)
-      use_bert.serving_model(model, preprocessor).save(
-        os.path.join(self.get_temp_dir(), name), save_format="tf"
+      served = serving.Classifier(
+        use_bert.serving_model(model, preprocessor),
+        self.dataset.classes,
+        str(self.dataset),
+      )
+      serving.save(
+        served,
+        os.path.join(self.get_temp_dir(), name),
+        model.distribute_strategy,
+        f"{self.export}/encoder",
+        f"accuracy: {accuracy}",
       )
     shutil.rmtree(self.export)
     for name in models:
       saved = os.path.join(self.get_temp_dir(), name)
-      signatures = tf.saved_model.load(saved).signatures
-      (served,) = signatures["serving_default"](tf.constant(strings)).values()
-      self.assertAllClose(served, expected[name], atol=1e-4)
-      reloaded = tf_keras.models.load_model(saved, compile=False)
-      self.assertAllClose(
-        reloaded(tf.constant(strings)), expected[name], atol=1e-4
-      )
+      served = alone.call(saved, {"texts": strings})
+      self.assertAllClose(served["logits"], expected[name], rtol=0, atol=1e-5)
+      best = np.argmax(expected[name], axis=1)
+      labels = [self.dataset.classes[i].encode() for i in best]
+      self.assertAllEqual(served["label"], labels)
 
   def test_program(self):
     output_dir = os.path.join(self.get_temp_dir(), "output")
@@ -213,7 +223,8 @@ class UseBertTest(tf.test.TestCase):
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertIn("Test accuracy: 1.0000 on 40 texts", result.stdout)
     self.assertIn(f"Saved the fine-tuned model to {output_dir}", result.stdout)
-    self.assertTrue(os.path.exists(os.path.join(output_dir, "saved_model.pb")))
+    served = tf.saved_model.load(output_dir)(tf.constant(["It is no joy."]))
+    self.assertAllEqual(served["label"], [b"bad"])
     with open(tsv, "a") as f:
       f.write("no tab\n")
     for arguments, message in (

@@ -295,8 +295,7 @@ class UseImageClassifierTest(tf.test.TestCase):
       variable.assign(means[name])
     _, (images, _) = image_data.arrays("digits_5_9", model.input_shape[1:])
     expected = model(images)
-    serve = loaded.signatures["serving_default"]
-    (served,) = serve(images=tf.constant(images)).values()
+    served = loaded.signatures["images"](images=tf.constant(images))["logits"]
     largest = np.abs(expected).max()
     self.assertAllClose(served, expected, rtol=0, atol=1e-5 * largest)
 

@@ -16,6 +16,7 @@ from etils import epy
 from data import texts
 from integration_tests import command_line
 from integration_tests import fitting
+from integration_tests import serving
 
 with epy.lazy_imports():
   import numpy as np
@@ -210,7 +211,11 @@ def fine_tune() -> None:
       functools.partial(
         build_classifier, num_classes=len(dataset.classes), **combiner
       ),
-      lambda model: (train, test, model),
+      lambda model: (
+        train,
+        test,
+        serving.Classifier(model, dataset.classes, str(dataset)),
+      ),
       "texts",
     )
     return

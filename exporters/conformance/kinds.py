@@ -35,8 +35,10 @@ class Kind(NamedTuple):
     takes: The pattern of the input.
     returns: The pattern of the outputs.
     rules: The rules for this kind. Rules that no kind names are for all kinds.
-    has: Names of attributes that it must have.
+    has: Names of attributes or signatures that it must have.
+    without: Rules for all kinds that do not apply to this one.
     classifies: Whether its outputs may have the name of `CLASSES`.
+    takes_pictures: Whether strings are encoded pictures.
     sizes: The sizes of unknown dimensions in examples.
   """
 
@@ -45,12 +47,48 @@ class Kind(NamedTuple):
   returns: Any = "anything"
   rules: tuple[str, ...] = ()
   has: tuple[str, ...] = ()
+  without: tuple[str, ...] = ()
   classifies: bool = True
+  takes_pictures: bool = False
   sizes: tuple[int, ...] = (8,)
 
 
+_OF_TRAINING = ("R3", "R5", "R6", "R7")
+_CLASSIFIED = {
+  "label": "strings [batch]",
+  "scores": "floats [batch, classes]",
+  "logits": "floats [batch, classes]",
+}
+_SEGMENTED = {
+  "class_ids": "integers [batch, height, width]",
+  "scores": "floats [batch, height, width, classes]",
+  "logits": "floats [batch, height, width, classes]",
+}
+
 # The first that fits is the kind.
 KINDS = (
+  # Classifiers to deploy, which nobody trains further.
+  Kind(
+    "image classifier",
+    takes=(
+      "strings [batch]",
+      "floats [batch, frames, height, width, channels]",
+    ),
+    returns=(_CLASSIFIED, _SEGMENTED),
+    has=("class_names", "images"),
+    rules=("D1", "D2"),
+    without=_OF_TRAINING,
+    takes_pictures=True,
+    sizes=(8, 64),
+  ),
+  Kind(
+    "text classifier",
+    takes="strings [batch]",
+    returns=_CLASSIFIED,
+    has=("class_names",),
+    rules=("D1",),
+    without=_OF_TRAINING,
+  ),
   Kind(
     "image",
     takes="numbers [batch, height, width, 3]",
@@ -128,7 +166,7 @@ def of(
   Args:
     taken: The input: a `tf.TensorSpec`, or a structure of them.
     returned: The outputs: likewise.
-    attributes: The names of its attributes.
+    attributes: The names of its attributes and signatures.
     names: The names of its outputs, if they have any.
   """
   is_classifier = any(map(CLASSES.search, names))

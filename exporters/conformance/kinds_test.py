@@ -34,6 +34,11 @@ _ENCODED = {
   "sequence_output": _floats(_N, _N, 8),
   "pooled_output": _floats(_N, 8),
 }
+_LABELLED = {
+  "label": _spec(tf.string, _N),
+  "scores": _floats(_N, 5),
+  "logits": _floats(_N, 5),
+}
 _STATES = [_floats(_N, 4), _floats(_N, 4)]
 
 
@@ -100,6 +105,16 @@ class KindsTest(parameterized.TestCase):
     ("plain", [_ids(_N), *_STATES], [_floats(_N, 90), *_STATES], {"generate"}),
     ("cell", [_floats(_N, 4), *_STATES], [_floats(_N, 9), *_STATES], {"units"}),
     ("cell", _STATES, _STATES, ()),
+    ("text classifier", _strings(_N), _LABELLED, {"class_names"}),
+    ("image classifier", _strings(_N), _LABELLED, {"class_names", "images"}),
+    (
+      "image classifier",
+      _floats(_N, 8, 64, 64, 3),
+      _LABELLED,
+      {"class_names", "images"},
+    ),
+    ("plain", _strings(_N), _LABELLED, {"images"}),
+    ("image", _floats(_N, 64, 64, 3), _LABELLED, {"class_names", "images"}),
     ("plain", [_floats(_N, 4)], [_floats(_N, 9)], ()),
     ("plain", [_floats(_N, _N, 4), *_STATES], [_floats(_N, 9), *_STATES], ()),
     ("plain", _STATES, _floats(_N, 4), ()),

@@ -11,6 +11,7 @@ import dataclasses
 from exporters.conformance import findings
 from exporters.conformance import kinds as kinds_lib
 from exporters.conformance import of_all
+from exporters.conformance import of_classifiers
 from exporters.conformance import of_images
 from exporters.conformance import of_sequences
 from exporters.conformance import of_text
@@ -47,6 +48,8 @@ class Rule:
 
   def is_for(self, kind: kinds_lib.Kind) -> bool:
     """Tells whether the rule applies to a kind."""
+    if self.name in kind.without:
+      return False
     return not self.kinds or kind.name in self.kinds
 
 
@@ -54,8 +57,9 @@ def judge(subject: Subject) -> Iterator[tuple[Rule, findings.Finding]]:
   """Yields the finding about each rule, in their order."""
   for rule in RULES:
     if not rule.is_for(subject.kind):
-      others = f"for {' or '.join(rule.kinds)}; this is {subject.kind.name}"
-      yield rule, findings.not_applicable(others)
+      others = " or ".join(rule.kinds) or "models to train"
+      reason = f"for {others}; this is {subject.kind.name}"
+      yield rule, findings.not_applicable(reason)
     elif rule.needs != "file" and subject.model is None:
       yield rule, findings.not_decidable(subject.unloaded)
     elif rule.needs == "call" and not subject.traces:
@@ -101,4 +105,6 @@ RULES = (
   Rule("G2", "must", of_sequences.steps),
   Rule("G3", "must", of_sequences.tokenizes),
   Rule("C1", "must", of_sequences.is_cell),
+  Rule("D1", "must", of_classifiers.classifies),
+  Rule("D2", "must", of_classifiers.decodes),
 )

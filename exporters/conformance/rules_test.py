@@ -490,6 +490,52 @@ def _generator(
   _write(root, directory)
 
 
+def _classifier(
+  directory,
+  *,
+  names=("cat", "dog", "bird"),
+  asset=b"cat\ndog\nbird\n",
+  softmax=tf.nn.softmax,
+  best=tf.argmax,
+  change=lambda x: x,
+  decode=tf.io.decode_image,
+):
+  """Writes a deployed classifier of images; by default intact."""
+  kernel = tf.Variable(tf.random.stateless_normal([4, 3], [0, 0]))
+
+  def classify(images):
+    x = tf.reduce_mean(change(images), [1, 2])
+    logits = 9.0 * x @ kernel[:3] + kernel[3]
+    label = tf.gather(tf.constant(names), best(logits, 1))
+    return {"label": label, "scores": softmax(logits), "logits": logits}
+
+  def classify_encoded(encoded):
+    def pixels(x):
+      image = decode(x, expand_animations=False)
+      image = tf.cast(image, tf.float32)[..., :3] / 255 + tf.zeros([3])
+      return tf.image.resize(image, [32, 24])
+
+    spec = tf.TensorSpec([32, 24, 3], tf.float32)
+    return classify(tf.map_fn(pixels, encoded, fn_output_signature=spec))
+
+  root = _callable(classify_encoded, [_TEXTS])
+  root.variables = [kernel]
+  root.class_names = tf.function(lambda: tf.constant(names), input_signature=[])
+  file = pathlib.Path(f"{directory}.names")
+  file.write_bytes(asset)
+  root.class_names_file = tf.saved_model.Asset(str(file))
+  images = tf.TensorSpec([None, 32, 24, 3], tf.float32, "images")
+  images = tf.function(classify).get_concrete_function(images)
+  tf.saved_model.save(
+    root,
+    directory,
+    signatures={
+      "serving_default": root.__call__.get_concrete_function(_TEXTS),
+      "images": images,
+    },
+  )
+
+
 def _of(build, **changes):
   return lambda directory: build(directory, **changes)
 
@@ -638,6 +684,35 @@ _BROKEN = (
     "take and return",
   ),
   ("G3", _of(_generator, dtype=tf.int64), "do not fit|returns int64"),
+  (
+    "D1",
+    _of(_classifier, names=("cat", "cat", "dog"), asset=b"cat\ncat\ndog"),
+    "3 logits and 2 different class names",
+  ),
+  ("D1", _of(_classifier, softmax=tf.sigmoid), "not the softmax"),
+  ("D1", _of(_classifier, best=tf.argmin), r"those of \['.* says \['"),
+  ("D1", _of(_classifier, asset=b"dog\ncat\nbird\n"), "No asset lists the"),
+  (
+    "D1",
+    _of(_classifier, change=lambda x: x - tf.reduce_mean(x)),
+    "other logits in a batch than alone",
+  ),
+  (
+    "D2",
+    _of(
+      _classifier,
+      decode=lambda x, **kwargs: tf.io.decode_image(x, channels=4, **kwargs),
+    ),
+    "A JPEG cannot be decoded",
+  ),
+  (
+    "D2",
+    _of(
+      _classifier,
+      decode=lambda x, **kwargs: tf.io.decode_image(x, **kwargs) // 2,
+    ),
+    "A grey PNG is classified otherwise",
+  ),
   ("C1", _of(_cell, sizes=(4, 3)), "does not take states of `state_sizes`"),
   (
     "C1",
@@ -657,6 +732,7 @@ _INTACT = (
   ("word embedding", _word_embedding),
   ("generator", _generator),
   ("cell", _cell),
+  ("image classifier", _classifier),
 )
 
 

@@ -171,6 +171,7 @@ class Subject:
     """What it takes and returns, and which rules it must keep."""
     root = self.graph.object_graph_def.nodes[:1]
     attributes = [child.local_name for node in root for child in node.children]
+    attributes += self.signatures
     names = self.serving.outputs if self.serving else ()
     return kinds.of(self.spec, self.output_spec, attributes, names)
 
@@ -266,6 +267,8 @@ class Subject:
         *(next(free) if d is None else d for d in rest),
       ]
       seed = [shape[0], 0]
+      if spec.dtype == tf.string and self.kind.takes_pictures:
+        return _pictures(shape[0])
       if spec.dtype == tf.string:
         texts = itertools.cycle(_SENTENCES if len(shape) == 1 else _WORDS)
         count = math.prod(shape)
@@ -289,6 +292,13 @@ class Subject:
     ids = [spec for spec in tf.nest.flatten(form) if spec.dtype.is_integer]
     most = 2 if len(ids) > 1 else 10
     return tf.nest.map_structure(lambda spec: array(spec.name, spec), form)
+
+
+def _pictures(count: int) -> tf.Tensor:
+  """Makes different pictures in PNG, strings `[count]`."""
+  shape, seed = [count, 24, 32, 3], [count, 0]
+  pixels = tf.random.stateless_uniform(shape, seed, 0, 256, tf.int32)
+  return tf.stack([tf.io.encode_png(x) for x in tf.cast(pixels, tf.uint8)])
 
 
 def load(directory: str, trust: bool) -> Subject:

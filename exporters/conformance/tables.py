@@ -46,11 +46,14 @@ def checked() -> str:
   """Returns the table of the rules that a check applies."""
   return _table(
     ("rule", "level", "text", "applies to"),
-    (
-      (rule.name, rule.level, rule.text, ", ".join(rule.kinds) or "all")
-      for rule in rules.RULES
-    ),
+    ((rule.name, rule.level, rule.text, _kinds(rule)) for rule in rules.RULES),
   )
+
+
+def _kinds(rule: rules.Rule) -> str:
+  without = [k.name for k in kinds_lib.KINDS if rule.name in k.without]
+  everything = f"all but {', '.join(without)}" if without else "all"
+  return ", ".join(rule.kinds) or everything
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,0 +1,223 @@
+"""Tests what classifiers look like when they are deployed."""
+
+import io
+import os
+import pathlib
+import subprocess
+import sys
+from unittest import mock
+
+from absl.testing import parameterized
+import numpy as np
+from PIL import Image
+import tensorflow as tf
+import tf_keras
+
+from data import images as image_data
+from integration_tests import alone
+from integration_tests import checkpoints
+from integration_tests import fitting
+from integration_tests import serving
+
+_CHECK = pathlib.Path("exporters/check").absolute()
+_CLASSES = ["a cat", "größer", "x"]
+
+
+def _model(*shape, pixels=False):
+  """Returns a trained model that behaves differently in training."""
+  tf_keras.utils.set_random_seed(1)
+  layers = tf_keras.layers
+  head = layers.Dense(len(_CLASSES), dtype="float32")
+  flat = [] if pixels else [layers.Flatten()]
+  inputs = tf_keras.Input(shape, name="images")
+  x = inputs
+  for layer in (layers.BatchNormalization(), layers.Dropout(0.5), *flat, head):
+    x = layer(x)
+  return _trained(
+    fitting.classifier(inputs, x, tf_keras.optimizers.Adam()),
+    np.random.default_rng(0).random([4, *shape], np.float32),
+    np.zeros([4, *(shape[:-1] if pixels else ())]),
+  )
+
+
+def _text_model():
+  words = tf_keras.layers.StringLookup(
+    vocabulary=["yes", "no"], output_mode="multi_hot"
+  )
+  texts = tf_keras.Input([], dtype=tf.string, name="texts")
+  x = words(tf.strings.split(texts).to_tensor(""))
+  logits = fitting.logits(x, len(_CLASSES))
+  model = fitting.classifier(texts, logits, tf_keras.optimizers.Adam())
+  return _trained(model, np.array(["yes", "no"]), np.arange(2))
+
+
+def _trained(model, inputs, labels):
+  model.fit(inputs, labels, verbose=0)
+  return model
+
+
+def _encoded(pixels, kind="PNG", **options):
+  buffer = io.BytesIO()
+  Image.fromarray(pixels).save(buffer, kind, **options)
+  return buffer.getvalue()
+
+
+class ServingTest(parameterized.TestCase, tf.test.TestCase):
+  def save(self, model):
+    output_dir = os.path.join(self.create_tempdir(), "deployed")
+    os.mkdir(output_dir)
+    serving.save(
+      serving.Classifier(model, _CLASSES, "pets"),
+      output_dir,
+      model.distribute_strategy,
+      "/somewhere/export/",
+      "accuracy: 0.5",
+    )
+    return output_dir
+
+  @parameterized.named_parameters(
+    ("images", (8, 8, 3), False),
+    ("grey", (8, 8, 1), False),
+    ("pixels", (8, 8, 3), True),
+    ("videos", (2, 8, 8, 3), False),
+    ("texts", None, False),
+  )
+  def test_keeps_the_rules_and_returns_what_the_model_does(self, shape, pixels):
+    model = _model(*shape, pixels=pixels) if shape else _text_model()
+    output_dir = self.save(model)
+    root = tf.saved_model.load(output_dir)
+    inputs = tf.constant(["yes", "no no", ""])
+    if shape:
+      inputs = tf.random.stateless_uniform([3, *shape], [0, 0])
+      (name, serve) = ("images", root.signatures["images"])
+    else:
+      (name, serve) = ("texts", root.signatures["serving_default"])
+    outputs = serve(**{name: inputs})
+    logits = model(inputs)
+    best = np.argmax(logits, axis=-1)
+    self.assertAllClose(outputs["logits"], logits, atol=1e-5)
+    self.assertAllClose(outputs["scores"], tf.nn.softmax(logits), atol=1e-5)
+    if pixels:
+      self.assertAllEqual(outputs["class_ids"], best)
+    else:
+      labels = [label.decode() for label in outputs["label"].numpy()]
+      self.assertEqual(labels, [_CLASSES[i] for i in best])
+    result = subprocess.run(
+      [_CHECK, "--strict", f"--saved_model_dir={output_dir}"],
+      capture_output=True,
+      text=True,
+    )
+    self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
+    kind = "image classifier" if shape else "text classifier"
+    self.assertIn(f"a SavedModel of kind {kind}\n", result.stdout)
+
+  def test_needs_tensorflow_alone(self):
+    model = _model(8, 8, 3)
+    output_dir = self.save(model)
+    pixels = np.random.default_rng(0).integers(0, 256, [3, 8, 8, 3], np.uint8)
+    expected = model(pixels / np.float32(255))
+    encoded = np.array([_encoded(x) for x in pixels], object)
+    served = alone.call(output_dir, {"encoded_images": encoded})
+    self.assertAllClose(served["logits"], expected, rtol=0, atol=1e-5)
+    best = [_CLASSES[i].encode() for i in np.argmax(expected, axis=1)]
+    self.assertAllEqual(served["label"], best)
+    files = pathlib.Path(output_dir)
+    self.assertEqual(
+      (files / "assets/class_names.txt").read_text().splitlines(), _CLASSES
+    )
+    card = (files / "assets.extra/README.md").read_text()
+    for text in ("`encoded_images`", "1. größer", "| export |", "| pets |"):
+      self.assertIn(text, card)
+    self.assertNotIn("somewhere", card)
+    example = card.split("```python\n")[1].split("```")[0]
+    (files / "x.png").write_bytes(encoded[0])
+    names = {}
+    exec(
+      example.replace("path/to/deployed", output_dir).replace(
+        "picture.jpg", str(files / "x.png")
+      ),
+      names,
+    )
+    self.assertAllClose(names["outputs"]["logits"], expected[:1], atol=1e-5)
+
+  def test_decodes_as_training_does(self):
+    """Pillow decodes and resizes what is trained on."""
+    folder = self.create_tempdir().full_path
+    y, x = np.mgrid[:96, :64].astype(np.float32)
+    wave = np.stack([x / 63, y / 95, 0.5 + np.sin(x / 20) / 2], axis=-1)
+    rgb = np.round(255 * wave).astype(np.uint8)
+    alpha = np.where(x > y, 255, 40)[..., np.newaxis].astype(np.uint8)
+    files = {
+      "rgb.png": _encoded(rgb),
+      "grey.png": _encoded(rgb[..., 0]),
+      "alpha.png": _encoded(np.concatenate([rgb, alpha], axis=-1)),
+      "grey_alpha.png": _encoded(np.concatenate([rgb[..., :1], alpha], -1)),
+      "rgb.bmp": _encoded(rgb, "BMP"),
+      "rgb.gif": _encoded(rgb, "GIF"),
+      "rgb.webp": _encoded(rgb, "WEBP", quality=95),
+    }
+    for orientation in range(1, 9):
+      for endian in "<", ">":
+        exif = Image.Exif()
+        exif.endian = endian
+        exif[0x10F], exif[0x112] = "Ein Hersteller", orientation
+        files[f"{orientation}{endian}.jpg"] = _encoded(
+          rgb, "JPEG", exif=exif, quality=95
+        )
+    for label in "ab":
+      os.mkdir(os.path.join(folder, label))
+      for name, content in files.items():
+        pathlib.Path(folder, label, name).write_bytes(content)
+    dataset = image_data.load(folder)
+    for shape, channels in ((96, 64), 3), ((24, 20), 3), ((24, 20), 1):
+      resized = image_data.resized(dataset, [*shape, channels])
+      pairs = tf.data.Dataset.zip(dataset.train, resized.train)
+      self.assertLen(pairs, int(0.8 * 2 * len(files)))
+      for ((encoded, name), _), (expected, _) in pairs:
+        actual = serving.decode(encoded, *shape, channels)
+        self.assertAllClose(actual, expected, rtol=0, atol=0.04, msg=name)
+        if name.numpy().endswith((b"rgb.png", b"grey.png", b"bmp")):
+          self.assertAllClose(actual, expected, rtol=0, atol=0.006, msg=name)
+
+  def test_appears_whole_or_not_at_all(self):
+    output_dir = os.path.join(self.create_tempdir(), "deployed")
+    with self.assertRaises(ValueError):
+      with fitting.published(output_dir, is_chief=True) as directory:
+        os.mkdir(directory)
+        raise ValueError
+    self.assertEmpty(os.listdir(os.path.dirname(output_dir)))
+    with mock.patch.object(tf.saved_model, "save") as save:
+      with fitting.published(output_dir, is_chief=False) as directory:
+        self.assertIsNone(directory)
+      save.assert_not_called()
+
+
+class CheckpointsTest(tf.test.TestCase):
+  def test_restores_weights_of_the_same_classes(self):
+    directory = os.path.join(self.create_tempdir(), "kept")
+    first, second = _model(8, 8, 3), _model(8, 8, 3)
+    second.set_weights([np.zeros_like(w) for w in second.get_weights()])
+    strategy = first.distribute_strategy
+    for _ in range(2):
+      weights = checkpoints.restore(first, directory, _CLASSES)
+      checkpoints.save(weights, directory, _CLASSES, strategy)
+    self.assertLen(os.listdir(directory), 4)  # Of the latest one alone.
+    checkpoints.restore(second, directory, _CLASSES)
+    self.assertAllEqual(
+      *(
+        np.concatenate([w.ravel() for w in m.get_weights()])
+        for m in (first, second)
+      )
+    )
+    for model, names, message in (
+      (first, ["a cat", "x", "größer"], "for other classes: a cat, größer"),
+      (_model(4, 4, 3), _CLASSES, "of another model"),
+      (_text_model(), _CLASSES, "of another model"),
+    ):
+      with self.assertRaisesRegex(ValueError, message):
+        checkpoints.restore(model, directory, names)
+
+
+if __name__ == "__main__":
+  sys.stdout.reconfigure(line_buffering=True)
+  tf.test.main()
