@@ -231,6 +231,7 @@ def card(
     description=description,
     meanings=_MEANINGS,
     example=_EXAMPLE,
+    layer="encoder",
     provenance={**provenance, **bert_preprocessor.provenance(tokenizer)},
     needs=("tensorflow", "tf-keras", "tensorflow-hub", "tensorflow-text"),
   )

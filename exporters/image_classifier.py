@@ -333,6 +333,7 @@ def _card(
       **_endpoints(config.outputs[kind][1:], piece),
     },
     example=_example_code(kind, piece, config, is_multilabel),
+    layer=f"model.layers[{int(kind == 'feature_vector')}]",
     provenance={
       "configuration": setup.name,
       **provenance,

@@ -275,7 +275,8 @@ class Subject:
       if spec.dtype.is_integer:
         # The vocabulary size is unknown, so ids stay small. In a list, one of
         # several may be the types of tokens, of which BERT has two.
-        end = {"input_mask": 2, "input_type_ids": 1}.get(name, most)
+        ends = {"input_mask": 2, "input_type_ids": 1, "masked_lm_positions": 8}
+        end = ends.get(name, most)
         values = tf.random.stateless_uniform(
           shape, seed, min(end - 1, 1), end, tf.int32
         )
@@ -298,7 +299,7 @@ def load(directory: str, trust: bool) -> Subject:
     ExportError: The directory has no SavedModel, or it cannot be read or
       loaded.
   """
-  subject = _read(directory)
+  subject = read(directory)
   if subject.suspicious and not trust:
     subject.unloaded = "it was not loaded because of suspicious ops"
   elif not subject.graph.HasField("object_graph_def"):
@@ -313,8 +314,12 @@ def load(directory: str, trust: bool) -> Subject:
   return subject
 
 
-def _read(directory: str) -> Subject:
-  """Reads a SavedModel without running any of it."""
+def read(directory: str) -> Subject:
+  """Reads a SavedModel without running any of it.
+
+  Raises:
+    ExportError: The directory has no SavedModel, or it cannot be read.
+  """
   path = os.path.join(directory, "saved_model.pb")
   problem = None
   if not tf.io.gfile.exists(directory):
