@@ -86,7 +86,6 @@ def export(
   with publishing.publish(
     options.export_dir, "saved_model.pb", overwrite=options.overwrite
   ) as directory:
-    process = verification.start(options.verification)
     subject = subject_lib.load(saved_model_dir, trust)
     if subject.model is None:
       raise errors.ExportError(
@@ -94,6 +93,7 @@ def export(
       )
     described = _fine_tuned(saved_model_dir, original_dir, fine_tuned_on)
     model = _piece(saved_model_dir, subject.model, piece)
+    process = verification.start(options.verification)
     saving.save(model, directory, signatures=dict(model.signatures))
     extra = pathlib.Path(directory, "assets.extra")
     extra.mkdir()
@@ -121,8 +121,8 @@ def _piece(saved_model_dir: str, model: Any, name: str | None) -> Any:
     problem = f"has no piece {name}"
   elif not pieces:
     problem = (
-      "has no reusable SavedModel in it that can be trained. It must be a"
-      " fine-tuned export, or a Keras model with a hub.KerasLayer of one"
+      "holds no export that can be trained. Pass a fine-tuned export, such as"
+      " --output_piece_dir of use_*, or a Keras model with a hub.KerasLayer"
     )
   elif name is None and len(pieces) > 1:
     problem = "has several pieces. Choose one with --piece"
@@ -147,13 +147,13 @@ def _pieces(model: Any) -> dict[str, Any]:
   view = tf.train.TrackableView
   found, seen, waiting = {}, {}, [("", model)]
   for path, parent in waiting:
-    for name, child in view.children(parent).items():
-      if id(child) in seen:
-        continue
-      seen[id(child)] = child
-      if name == "_func" and _is_trainable(child):
-        found[path] = child
-      elif name != "keras_api":
+    children = view.children(parent)
+    if _is_trainable(children.get("_func")):
+      found[path] = children["_func"]
+      continue
+    for name, child in children.items():
+      if name != "keras_api" and id(child) not in seen:
+        seen[id(child)] = child
         waiting.append((f"{path}.{name}".lstrip("."), child))
   is_keras = "keras_api" in view.children(model)
   if not found and not is_keras and _is_trainable(model):

@@ -333,7 +333,7 @@ def _card(
       **_endpoints(config.outputs[kind][1:], piece),
     },
     example=_example_code(kind, piece, config, is_multilabel),
-    layer=f"model.layers[{int(kind == 'feature_vector')}]",
+    loaded=f"model.layers[{int(kind == 'feature_vector')}].resolved_object",
     provenance={
       "configuration": setup.name,
       **provenance,

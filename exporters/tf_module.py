@@ -140,7 +140,7 @@ def _product() -> tuple[exporting.Piece, model_card.Card]:
     " regularization loss is 0.001 v².",
     meanings={"numbers": "any numbers", "products": "v times each number"},
     example=_PRODUCT_EXAMPLE,
-    layer="layer",
+    loaded="layer.resolved_object",
     provenance={"source": "not trained"},
   )
   return piece, card
@@ -244,7 +244,7 @@ def _real_nvp_card(provenance: dict[str, str]) -> model_card.Card:
       "log_likelihood": "natural logarithm of the density of each vector",
     },
     example=_REAL_NVP_EXAMPLE,
-    layer="layer",
+    loaded="flow",
     provenance=provenance,
   )
 

@@ -258,7 +258,10 @@ class Subject:
     """
     size = size or self.kind.sizes
 
-    def array(name: str, spec: tf.TensorSpec) -> tf.Tensor:
+    def array(name: str, spec: Any) -> Any:
+      if isinstance(spec, tf.RaggedTensorSpec):
+        dense = array(name, tf.TensorSpec(spec.shape, spec.dtype))
+        return tf.RaggedTensor.from_tensor(dense, ragged_rank=spec.ragged_rank)
       free = itertools.chain(size, itertools.repeat(size[-1]))
       batch, *rest = spec.shape if spec.shape.rank else (batch_size,)
       shape = [
@@ -289,7 +292,9 @@ class Subject:
       return {name: array(name, spec) for name, spec in form.items()}
     ids = [spec for spec in tf.nest.flatten(form) if spec.dtype.is_integer]
     most = 2 if len(ids) > 1 else 10
-    return tf.nest.map_structure(lambda spec: array(spec.name, spec), form)
+    return tf.nest.map_structure(
+      lambda spec: array(getattr(spec, "name", ""), spec), form
+    )
 
 
 def load(directory: str, trust: bool) -> Subject:

@@ -23,7 +23,7 @@ class Card:
       which values it takes.
     example: Python code that loads and fine-tunes the export.
     provenance: Where the weights come from: names and values of a table.
-    layer: The `hub.KerasLayer` in `example`, as an expression.
+    loaded: The loaded export in `example`, as an expression.
     needs: Packages that `example` imports.
   """
 
@@ -32,7 +32,7 @@ class Card:
   meanings: Mapping[str, str]
   example: str
   provenance: Mapping[str, str]
-  layer: str = "model.layers[0]"
+  loaded: str = "model.layers[0].resolved_object"
   needs: Sequence[str] = ("tensorflow", "tf-keras", "tensorflow-hub")
 
 
@@ -72,7 +72,7 @@ A dimension that is `None` is free. The names are those of the signature \
 # How the example of a model with variables to train ends.
 _SHARE = """
 # To share what you have trained, as a SavedModel that is used like this one:
-trained = {layer}.resolved_object
+trained = {loaded}
 tf.saved_model.save(trained, "path/to/trained", signatures=trained.signatures)
 """
 # What the card of such a model also says.
@@ -149,7 +149,7 @@ def write(
         "import tensorflow_hub",
         "import tensorflow as tf\nimport tensorflow_hub",
       )
-    example = f"{example}\n{_SHARE.format(layer=card.layer)}".rstrip()
+    example = f"{example}\n{_SHARE.format(loaded=card.loaded)}".rstrip()
   inputs = tf.nest.flatten(signature.structured_input_signature)
   *packages, last = (f"`{name}`" for name in card.needs)
   text = _TEMPLATE.format(
