@@ -231,6 +231,7 @@ def card(
     description=description,
     meanings=_MEANINGS,
     example=_EXAMPLE,
+    loaded="encoder.resolved_object",
     provenance={**provenance, **bert_preprocessor.provenance(tokenizer)},
     needs=("tensorflow", "tf-keras", "tensorflow-hub", "tensorflow-text"),
   )

@@ -242,6 +242,7 @@ def card(
     " TPUs, call `preprocessor` in `Dataset.map`, and train `encoder`.",
     meanings={**encoder.meanings, "text_embeddings": vector},
     example=example,
+    loaded="embedding.resolved_object",
     provenance={
       **encoder.provenance,
       "pooling": options.pooling,

@@ -333,6 +333,7 @@ def _card(
       **_endpoints(config.outputs[kind][1:], piece),
     },
     example=_example_code(kind, piece, config, is_multilabel),
+    loaded=f"model.layers[{int(kind == 'feature_vector')}].resolved_object",
     provenance={
       "configuration": setup.name,
       **provenance,

@@ -284,6 +284,9 @@ def _card(
     ),
     meanings=_MEANINGS,
     example=_EXAMPLES[export_type],
+    loaded="embedding"
+    if export_type == "word_embedding"
+    else "model.layers[0].resolved_object",
     provenance=provenance,
     needs=("tensorflow", "tf-keras", "tensorflow-hub")
     if export_type == "text_embedding"

@@ -347,6 +347,7 @@ def _language_model(
       "logits": "logits of the id that follows each",
     },
     example=_LANGUAGE_MODEL_EXAMPLE,
+    loaded="export",
     provenance=provenance,
   )
   return piece, card
@@ -414,6 +415,7 @@ def _cell(
       **{f"next_{name}": "state after the step" for name in states},
     },
     example=_CELL_EXAMPLE.replace("EMBEDDING_SIZE", str(size)),
+    loaded="model.layers[1].cell.cell.resolved_object",
     provenance=provenance,
   )
   return piece, card

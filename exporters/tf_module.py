@@ -140,6 +140,7 @@ def _product() -> tuple[exporting.Piece, model_card.Card]:
     " regularization loss is 0.001 v².",
     meanings={"numbers": "any numbers", "products": "v times each number"},
     example=_PRODUCT_EXAMPLE,
+    loaded="layer.resolved_object",
     provenance={"source": "not trained"},
   )
   return piece, card
@@ -243,6 +244,7 @@ def _real_nvp_card(provenance: dict[str, str]) -> model_card.Card:
       "log_likelihood": "natural logarithm of the density of each vector",
     },
     example=_REAL_NVP_EXAMPLE,
+    loaded="flow",
     provenance=provenance,
   )
 

@@ -22,6 +22,7 @@ from distribution import formats
 from distribution import strategies
 from integration_tests import checkpoints
 from integration_tests import fitting
+from integration_tests import pieces
 from integration_tests import serving
 
 # Read by TensorFlow when it is imported. tensorflow-hub is Keras 2.
@@ -47,6 +48,9 @@ _PATHS = {
   "output_saved_model_dir": "Directory to save the fine-tuned model to:"
   " classifiers as a SavedModel to deploy, other models as Keras models. It"
   " appears when the model is complete. The default is not to save it.",
+  "output_piece_dir": "With --retrain: directory to save the fine-tuned export"
+  " to, without the new head, as a reusable SavedModel like --saved_model_dir."
+  " //exporters:fine_tuned verifies it and writes its card.",
 }
 _EXPORTS = ("saved_model_dir", "preprocessor_dir", "cell_dir")  # Flags.
 # Flags that may change when a training resumes.
@@ -102,6 +106,7 @@ def define_flags(
     text, largest = RETRAINING[name]
     text = f"With --retrain: {text}. Default: as in the export."
     flags.DEFINE_float(name, None, text, lower_bound=0.0, upper_bound=largest)
+  for name in (*retraining, "output_piece_dir"):
     flags.register_multi_flags_validator(
       ["retrain", name],
       lambda values, name=name: values["retrain"] or values[name] is None,
@@ -132,9 +137,9 @@ def model_path(name: str) -> str | None:
   return value
 
 
-def _make_output_dir(strategy: tf.distribute.Strategy) -> str | None:
-  """Makes --output_saved_model_dir, before the training rather than after."""
-  output_dir = model_path("output_saved_model_dir")
+def _make_output_dir(name: str, strategy: tf.distribute.Strategy) -> str | None:
+  """Makes the directory in a flag, before the training rather than after."""
+  output_dir = model_path(name)
   if output_dir and strategies.is_chief(strategy):
     about = f"Cannot write --output_saved_model_dir={output_dir}: "
     with errors.of_input(OSError, tf.errors.OpError, about=about):
@@ -234,7 +239,10 @@ def fine_tune(
   values = flags.FLAGS
   with input_errors():
     strategy = strategies.get(strategies.from_flags())
-    output_dir = _make_output_dir(strategy)
+    output_dir, piece_dir = (
+      _make_output_dir(name, strategy)
+      for name in ("output_saved_model_dir", "output_piece_dir")
+    )
     replicas = strategy.num_replicas_in_sync
     if values.batch_size % replicas:
       raise ValueError(
@@ -248,6 +256,7 @@ def fine_tune(
     }
     with strategies.precision(values.mixed_precision), strategy.scope():
       model = build(saved_model_dir=model_path("saved_model_dir"), **arguments)
+    piece = pieces.find(model) if piece_dir else None
     train, test, served = prepare(model)
     callbacks = _callbacks(train, strategy)
     checkpoint_dir = model_path("checkpoint_dir")
@@ -273,7 +282,22 @@ def fine_tune(
       serving.save(served, output_dir, strategy, source, result)
     elif output_dir:
       fitting.save(served, output_dir, strategy)
+    if piece_dir:
+      pieces.save(piece, piece_dir, strategy)
+    for directory in filter(None, (output_dir, piece_dir)):
+      if strategies.is_chief(strategy):
+        data = f"{len(fitting.examples(train)):,} {examples} of {_data_names()}"
+        pieces.describe(directory, model_path("saved_model_dir"), data)
   return model
+
+
+def _data_names() -> str:
+  """Names the training data as the flags do, without directories."""
+  values = flags.FLAGS.flag_values_dict()
+  files = values.get("train_file") or values.get("text_file")
+  names = files or values["dataset"]
+  names = [names] if isinstance(names, str) else names
+  return ", ".join(os.path.basename(os.path.normpath(name)) for name in names)
 
 
 def run(main: Callable[[], Any]) -> None:

@@ -42,6 +42,7 @@ class HelpTest(absltest.TestCase):
           {
             *("saved_model_dir", "output_saved_model_dir", "backup_dir"),
             "checkpoint_dir",
+            "output_piece_dir",
             *("strategy", "tpu", "num_gpus", "mixed_precision"),
             *("dataset", "retrain", "epochs", "batch_size", "learning_rate"),
             *("dropout_rate", "regularization_loss_multiplier"),

@@ -61,14 +61,16 @@ def load_layer(
         f"{saved_model_dir} has no hyperparameter {unknown}, but"
         f" {', '.join(known) or 'none'}. Omit --{unknown}."
       )
+  losses = export.regularization_losses
   if regularization_loss_multiplier != 1.0:
     export.regularization_losses = [
-      _scaled(loss, regularization_loss_multiplier)
-      for loss in export.regularization_losses
+      _scaled(loss, regularization_loss_multiplier) for loss in losses
     ]
-  return hub.KerasLayer(
+  layer = hub.KerasLayer(
     export, trainable=retrain, arguments=hyperparameters, name=name
   )
+  export.regularization_losses = losses  # What is saved keeps its own.
+  return layer
 
 
 def _scaled(

@@ -205,9 +205,14 @@ class ImageFineTuningTest(tf.test.TestCase):
         self.assertIn(f'"path/to/{name}"', example)
         (images, labels), test = data or (self.train, self.test)
         names = {"images": images, "labels": labels, "num_classes": 5}
-        exec(example.replace(f"path/to/{name}", export), names)
+        example = example.replace(f"path/to/{name}", export)
+        trained = self.create_tempdir().full_path
+        exec(example.replace("path/to/trained", trained), names)
         _, accuracy = names["model"].evaluate(*test, verbose=0)
         self.assertGreater(accuracy, min_accuracy)
+        if path != "README.md":
+          weights = tf.saved_model.load(trained).variables
+          self.assertAllEqual(weights[0], names["trained"].variables[0])
 
   def test_readme_lists_the_hyperparameters(self):
     readme = pathlib.Path("README.md").read_text()
@@ -251,6 +256,7 @@ class ImageFineTuningTest(tf.test.TestCase):
       (["--saved_model_dir=/nowhere"], 1, "ERROR: /nowhere does not exist"),
       ([export, "y"], 1, "ERROR: y is not a flag"),
       ([export, "--dropout_rate=0.1"], 1, "applies only with --retrain"),
+      (["--saved_model_dir=x.tgz"], 1, "ERROR: .*is an archive. Unpack it"),
       ([export, "--dropout_rate=2"], 1, "not a number in the range"),
       ([export, "--image_size=8"], 1, "not integer >= 32"),
       (

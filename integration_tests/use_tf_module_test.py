@@ -110,17 +110,33 @@ class UseTfModuleTest(tf.test.TestCase):
 
   def test_program(self):
     output_dir = os.path.join(self.get_temp_dir(), "output")
+    piece_dir = os.path.join(self.get_temp_dir(), "piece")
     result = self.run_program(
       f"--saved_model_dir={_PRODUCT.value}",
       "--dataset=line",
       "--learning_rate=0.05",
       "--strategy=one_device",
       f"--output_saved_model_dir={output_dir}",
+      f"--output_piece_dir={piece_dir}",
+      "--regularization_loss_multiplier=2",
     )
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertRegex(result.stdout, r"Test mean_squared_error: 0\.0\d+ on 200")
     loaded = tf.saved_model.load(output_dir)
     self.assertAllClose(loaded(tf.constant([1.0])), [[3.0]], atol=0.1)
+    piece = tf.saved_model.load(piece_dir)
+    (slope,) = loaded(tf.constant([1.0]))[0]
+    self.assertAllClose(piece([2.0]), [2 * slope])
+    # The factor of the losses belongs to this training.
+    (loss,) = piece.regularization_losses
+    self.assertAllClose(loss(), 0.001 * slope**2)
+    origin = pathlib.Path(piece_dir, "assets.extra", "fine_tuned_from")
+    self.assertEqual(
+      (origin / "data.txt").read_text(), "1,000 examples of line"
+    )
+    for name in "fingerprint.pb", "assets.extra/README.md":
+      original = pathlib.Path(_PRODUCT.value, name).read_bytes()
+      self.assertEqual((origin / name).read_bytes(), original)
     for arguments, message in (
       (["--dataset=line"], "Choose the other data set"),
       (["--noretrain"], "no new head"),

@@ -259,7 +259,10 @@ class Subject:
     """
     size = size or self.kind.sizes
 
-    def array(name: str, spec: tf.TensorSpec) -> tf.Tensor:
+    def array(name: str, spec: Any) -> Any:
+      if isinstance(spec, tf.RaggedTensorSpec):
+        dense = array(name, tf.TensorSpec(spec.shape, spec.dtype))
+        return tf.RaggedTensor.from_tensor(dense, ragged_rank=spec.ragged_rank)
       free = itertools.chain(size, itertools.repeat(size[-1]))
       batch, *rest = spec.shape if spec.shape.rank else (batch_size,)
       shape = [
@@ -278,7 +281,8 @@ class Subject:
       if spec.dtype.is_integer:
         # The vocabulary size is unknown, so ids stay small. In a list, one of
         # several may be the types of tokens, of which BERT has two.
-        end = {"input_mask": 2, "input_type_ids": 1}.get(name, most)
+        ends = {"input_mask": 2, "input_type_ids": 1, "masked_lm_positions": 8}
+        end = ends.get(name, most)
         values = tf.random.stateless_uniform(
           shape, seed, min(end - 1, 1), end, tf.int32
         )
@@ -291,7 +295,9 @@ class Subject:
       return {name: array(name, spec) for name, spec in form.items()}
     ids = [spec for spec in tf.nest.flatten(form) if spec.dtype.is_integer]
     most = 2 if len(ids) > 1 else 10
-    return tf.nest.map_structure(lambda spec: array(spec.name, spec), form)
+    return tf.nest.map_structure(
+      lambda spec: array(getattr(spec, "name", ""), spec), form
+    )
 
 
 def _pictures(count: int) -> tf.Tensor:
@@ -308,7 +314,7 @@ def load(directory: str, trust: bool) -> Subject:
     ExportError: The directory has no SavedModel, or it cannot be read or
       loaded.
   """
-  subject = _read(directory)
+  subject = read(directory)
   if subject.suspicious and not trust:
     subject.unloaded = "it was not loaded because of suspicious ops"
   elif not subject.graph.HasField("object_graph_def"):
@@ -323,8 +329,12 @@ def load(directory: str, trust: bool) -> Subject:
   return subject
 
 
-def _read(directory: str) -> Subject:
-  """Reads a SavedModel without running any of it."""
+def read(directory: str) -> Subject:
+  """Reads a SavedModel without running any of it.
+
+  Raises:
+    ExportError: The directory has no SavedModel, or it cannot be read.
+  """
   path = os.path.join(directory, "saved_model.pb")
   problem = None
   if not tf.io.gfile.exists(directory):

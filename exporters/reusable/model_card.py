@@ -23,6 +23,7 @@ class Card:
       which values it takes.
     example: Python code that loads and fine-tunes the export.
     provenance: Where the weights come from: names and values of a table.
+    loaded: The loaded export in `example`, as an expression.
     needs: Packages that `example` imports.
   """
 
@@ -31,6 +32,7 @@ class Card:
   meanings: Mapping[str, str]
   example: str
   provenance: Mapping[str, str]
+  loaded: str = "model.layers[0].resolved_object"
   needs: Sequence[str] = ("tensorflow", "tf-keras", "tensorflow-hub")
 
 
@@ -67,7 +69,13 @@ A dimension that is `None` is free. The names are those of the signature \
 {provenance}
 {regularization}"""
 
-# What the card of a model with variables to train also says.
+# How the example of a model with variables to train ends.
+_SHARE = """
+# To share what you have trained, as a SavedModel that is used like this one:
+trained = {loaded}
+tf.saved_model.save(trained, "path/to/trained", signatures=trained.signatures)
+"""
+# What the card of such a model also says.
 _USE = """ \
 A `hub.KerasLayer` without `trainable=True` keeps the weights as they are, and \
 runs the model in inference mode. With {without_keras} alone, \
@@ -134,13 +142,21 @@ def write(
     if is_keras
     else _USE.format(without_keras=without_keras, in_training=in_training)
   )
+  example = card.example.strip()
+  if trainable and not is_keras:
+    if "import tensorflow as tf\n" not in example:
+      example = example.replace(
+        "import tensorflow_hub",
+        "import tensorflow as tf\nimport tensorflow_hub",
+      )
+    example = f"{example}\n{_SHARE.format(loaded=card.loaded)}".rstrip()
   inputs = tf.nest.flatten(signature.structured_input_signature)
   *packages, last = (f"`{name}`" for name in card.needs)
   text = _TEMPLATE.format(
     name=card.name,
     description=card.description,
     load="Load and fine-tune" if trainable else "Load",
-    example=card.example.strip(),
+    example=example,
     needs=f"{', '.join(packages)} and {last}" if packages else last,
     use=use if trainable else "",
     inputs=_tensors({spec.name: spec for spec in inputs}, card.meanings),

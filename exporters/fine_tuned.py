@@ -1,0 +1,338 @@
+r"""Exports what was fine-tuned from an export, with its card and provenance.
+
+  bazel run //exporters:fine_tuned -- --saved_model_dir=DIR --export_dir=DIR2
+
+DIR is what a `use_*` program, `Model.save` or `tf.saved_model.save` wrote: a
+fine-tuned export, or a Keras model with a `hub.KerasLayer` of one. The result
+has the interface of the original export, and the new weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import dataclasses
+import json
+import pathlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from absl import flags
+from etils import epy
+
+from exporters.reusable import command_line
+from exporters.reusable import errors
+from exporters.reusable import exporting
+from exporters.reusable import publishing
+
+# These import TensorFlow, which must wait until the flags are parsed.
+with epy.lazy_imports():
+  import tensorflow as tf
+
+  from exporters.conformance import subject as subject_lib
+  from exporters.reusable import hyperparameters
+  from exporters.reusable import observation
+  from exporters.reusable import private_api
+  from exporters.reusable import saving
+  from exporters.reusable import verification
+
+if TYPE_CHECKING:
+  Part = tuple[saving.Source, list[Any]]
+
+# Where `use_*` keep fingerprint, card and report of the original, and its data.
+_ORIGIN = "assets.extra/fine_tuned_from"
+_TITLE = "## Fine-tuning"
+_INTRO = "Since the training above, the weights were fine-tuned:"
+
+
+class Description(NamedTuple):
+  """The texts of an export.
+
+  Attributes:
+    card: Its card, in Markdown.
+    report: Its verification report, without comparisons. It may be empty.
+  """
+
+  card: str
+  report: dict[str, Any]
+
+
+def export(
+  options: exporting.Options,
+  saved_model_dir: str,
+  *,
+  piece: str | None = None,
+  original_dir: str | None = None,
+  fine_tuned_on: str | None = None,
+  trust: bool = False,
+) -> None:
+  """Exports the fine-tuned piece of a SavedModel.
+
+  Args:
+    options: Where to export and how to verify.
+    saved_model_dir: The SavedModel.
+    piece: Which piece to take, as `_pieces` names them; None: the only one.
+    original_dir: The export that the piece was fine-tuned from. None: as the
+      SavedModel says.
+    fine_tuned_on: The data, in words. None: as the SavedModel says.
+    trust: Whether to load it even if its ops are suspicious.
+
+  Raises:
+    ExportError: A directory is in the way, the SavedModel has no such piece or
+      does not say what it comes from, or the export differs from the piece.
+  """
+  for source_dir in saved_model_dir, original_dir:
+    publishing.check_apart(
+      options.export_dir, source_dir, keep_failed=options.keep_failed
+    )
+  with publishing.publish(
+    options.export_dir, "saved_model.pb", overwrite=options.overwrite
+  ) as directory:
+    subject = subject_lib.load(saved_model_dir, trust)
+    if subject.model is None:
+      raise errors.ExportError(
+        f"{saved_model_dir}: {subject.unloaded}. //exporters:check says more."
+      )
+    described = _fine_tuned(saved_model_dir, original_dir, fine_tuned_on)
+    model = _piece(saved_model_dir, subject.model, piece)
+    process = verification.start(options.verification)
+    saving.save(model, directory, signatures=dict(model.signatures))
+    extra = pathlib.Path(directory, "assets.extra")
+    extra.mkdir()
+    (extra / "README.md").write_text(described.card, encoding="utf-8")
+    parts = dict(_parts(directory, model))
+    source, examples = parts.pop("")
+    verification.verify(
+      directory,
+      source,
+      examples,
+      options.verification,
+      sub_objects=parts,
+      process=process,
+      record={"flags": options.flag_values, "original": described.report},
+      keep_failed=options.keep_failed,
+    )
+    _check_weights(directory, described.report)
+  print(f"Exported to {options.export_dir}")
+
+
+def _piece(saved_model_dir: str, model: Any, name: str | None) -> Any:
+  """Returns the piece of a loaded SavedModel that has the name."""
+  pieces = _pieces(model)
+  if name is not None and name not in pieces:
+    problem = f"has no piece {name}"
+  elif not pieces:
+    problem = (
+      "holds no export that can be trained. Pass a fine-tuned export, such as"
+      " --output_piece_dir of use_*, or a Keras model with a hub.KerasLayer"
+    )
+  elif name is None and len(pieces) > 1:
+    problem = "has several pieces. Choose one with --piece"
+  else:
+    found = pieces[name] if name is not None else next(iter(pieces.values()))
+    if "serving_default" in getattr(found, "signatures", ()):
+      return found
+    raise errors.ExportError(
+      f"{saved_model_dir} has lost its signature serving_default. Save it with"
+      " signatures=layer.resolved_object.signatures."
+    )
+  names = f" ({', '.join(pieces)})" if pieces else ""
+  raise errors.ExportError(f"{saved_model_dir} {problem}{names}.")
+
+
+def _pieces(model: Any) -> dict[str, Any]:
+  """Finds the exports in a loaded SavedModel, by their paths in it.
+
+  They are the SavedModels of hub.KerasLayers, which these keep as `_func`. If
+  there is none, it is the SavedModel itself, unless Keras saved it.
+  """
+  view = tf.train.TrackableView
+  found, seen, waiting = {}, {}, [("", model)]
+  for path, parent in waiting:
+    children = view.children(parent)
+    if _is_trainable(children.get("_func")):
+      found[path] = children["_func"]
+      continue
+    for name, child in children.items():
+      if name != "keras_api" and id(child) not in seen:
+        seen[id(child)] = child
+        waiting.append((f"{path}.{name}".lstrip("."), child))
+  is_keras = "keras_api" in view.children(model)
+  if not found and not is_keras and _is_trainable(model):
+    return {"root": model}
+  return found
+
+
+def _is_trainable(model: Any) -> bool:
+  return _is_whole(model) and bool(model.trainable_variables)
+
+
+def _is_whole(model: Any) -> bool:
+  """Tells whether a loaded object has the interface of an export."""
+  return bool(subject_lib.traces_of(model)) and all(
+    hasattr(model, name) for name in observation.INTERFACE
+  )
+
+
+def _parts(directory: str, model: Any) -> Iterator[tuple[str, Part]]:
+  """Yields what to compare of a piece: itself as "", then its sub-objects.
+
+  Constants, which take no input, are not compared.
+  """
+  yield "", _part(dataclasses.replace(subject_lib.read(directory), model=model))
+  yield from _sub_parts(directory, model, "")
+
+
+def _sub_parts(
+  directory: str, model: Any, path: str
+) -> Iterator[tuple[str, Part]]:
+  for name, child in tf.train.TrackableView.children(model).items():
+    if not _is_whole(child):
+      continue
+    subject = subject_lib.Subject(
+      directory, private_api.meta_graph_pb2.MetaGraphDef(), [], child
+    )
+    if subject.traces[0].structured_input_signature[0]:
+      yield f"{path}{name}", _part(subject)
+      yield from _sub_parts(directory, child, f"{path}{name}.")
+
+
+def _part(subject: subject_lib.Subject) -> Part:
+  """Describes a loaded object like a live model, and makes inputs for it."""
+  model, steady = subject.model, subject.steady
+  is_random = steady is None or bool(steady.keys() - subject.training.keys())
+  tunable = [
+    hyperparameters.Hyperparameter(
+      name, value, "", off=0.0 if is_random and type(value) is float else None
+    )
+    for name, value in subject.hyperparameters.items()
+    if type(value) in (int, float)
+  ]
+  mode = {"training": False} if subject.training else {}
+  source = saving.Source(
+    model=model,
+    input_spec=subject.spec,
+    call=model,
+    defaults={**mode, **{h.name: h.default for h in tunable}},
+    hyperparameters=tunable,
+    variables=list(model.variables),
+    trainable_variables=list(model.trainable_variables),
+    regularization_losses=list(model.regularization_losses),
+    layer_calls={},
+    autograph=False,
+  )
+  return source, [subject.example(3), subject.example(1)]
+
+
+def _fine_tuned(
+  saved_model_dir: str, original_dir: str | None, data: str | None
+) -> Description:
+  """Describes what was fine-tuned from another export.
+
+  Args:
+    saved_model_dir: The SavedModel of the fine-tuned export or model.
+    original_dir: The other export. None: what `use_*` keep of it.
+    data: What it was fine-tuned on. None: what `use_*` keep of it.
+
+  Raises:
+    ExportError: Something is missing, and a flag must say it.
+  """
+  origin = pathlib.Path(original_dir or f"{saved_model_dir}/{_ORIGIN}")
+  note = pathlib.Path(saved_model_dir, _ORIGIN, "data.txt")
+  if (origin / _ORIGIN).is_dir():
+    card, first = _fine_tuned(str(origin), None, None)
+    report = {"original": first}
+  elif not (origin / subject_lib.CARD).is_file():
+    raise errors.ExportError(
+      f"{original_dir} has no card, {subject_lib.CARD}."
+      if original_dir
+      else f"{saved_model_dir} does not say what it was fine-tuned from. Set"
+      " --original_dir to that export, and --fine_tuned_on to the data."
+    )
+  else:
+    card, report = (origin / subject_lib.CARD).read_text("utf-8"), {}
+    if (origin / subject_lib.VERIFICATION).is_file():
+      report = json.loads((origin / subject_lib.VERIFICATION).read_text())
+  if data is None and not note.is_file():
+    raise errors.ExportError(
+      f"{saved_model_dir} does not say what it was fine-tuned on. Set"
+      " --fine_tuned_on."
+    )
+  data = note.read_text("utf-8") if data is None else data
+  with errors.of_input(FileNotFoundError):
+    fingerprint = tf.saved_model.experimental.read_fingerprint(str(origin))
+  singleprint = fingerprint.singleprint()
+  report = {
+    k: v for k, v in report.items() if k not in ("comparisons", "notes")
+  }
+  name = card.partition("\n")[0].removeprefix("# ")
+  line = f"- from {name}, singleprint `{singleprint}`, on {data}"
+  print(f"Fine-tuned {line.removeprefix('- ')}")
+  return Description(
+    _with_line(card, name, line), {**report, "singleprint": singleprint}
+  )
+
+
+def _with_line(card: str, name: str, line: str) -> str:
+  """Adds a line to the section of a card that tells of the fine-tuning."""
+  if _TITLE not in card:
+    card = f"{card.rstrip()}\n\n{_TITLE}\n\n{_INTRO}\n\n"
+  before, title, section = card.partition(_TITLE)
+  section, *rest = section.split("\n## ", 1)
+  after = f"\n## {rest[0]}" if rest else ""
+  new = f"{name.removesuffix(', fine-tuned')}, fine-tuned"
+  before = before.replace(f"# {name}", f"# {new}", 1)
+  separator = "\n" if "\n- " in section else "\n\n"
+  return f"{before}{title}{section.rstrip()}{separator}{line}\n{after}"
+
+
+def _check_weights(directory: str, original: dict[str, Any]) -> None:
+  """Raises an ExportError if the original has the same weights."""
+  path = pathlib.Path(directory, subject_lib.VERIFICATION)
+  if not path.is_file():  # It was not verified.
+    return
+  weights = json.loads(path.read_text())["weights_sha256"]
+  if weights == original.get("weights_sha256"):
+    raise errors.ExportError(
+      "All weights are those of the original: nothing was fine-tuned. Train"
+      " with --retrain, or hub.KerasLayer(…, trainable=True)."
+    )
+
+
+def define_flags() -> None:
+  """Defines the flags of this program."""
+  command_line.define_flags(checkpoints=False)
+  for name, text in {
+    "saved_model_dir": "The SavedModel that has the fine-tuned piece.",
+    "piece": "The piece to take, if there are several.",
+    "original_dir": "The export that was fine-tuned. The default is what the"
+    " SavedModel says, if a use_* program wrote it.",
+    "fine_tuned_on": "What it was fine-tuned on, for the card, such as '450"
+    " photos of flowers'. The default is what the SavedModel says.",
+  }.items():
+    flags.DEFINE_string(name, None, text)
+  flags.DEFINE_bool(
+    "trust",
+    False,
+    "Load the SavedModel even if it has ops that models do not need. They run"
+    " with your rights.",
+  )
+  flags.register_validator(
+    "saved_model_dir", bool, "It is required: what was fine-tuned."
+  )
+
+
+def main() -> None:
+  """Exports what the flags say."""
+  values = flags.FLAGS
+  export(
+    command_line.options(),
+    command_line.model_path("saved_model_dir"),
+    piece=values.piece,
+    original_dir=command_line.model_path("original_dir"),
+    fine_tuned_on=values.fine_tuned_on,
+    trust=values.trust,
+  )
+
+
+if __name__ == "__main__":
+  define_flags()
+  command_line.run(main)
