@@ -61,8 +61,8 @@ def suspicious(graph: meta_graph_pb2.MetaGraphDef) -> list[str]:
   for function, nodes in by_name.items():
     for node in nodes:
       if node.op in ALLOWED or node.op in by_name:
-        if node.op in _TABLES_OF_FILES and not _is_of_asset(
-          graph, function, node
+        if node.op in _TABLES_OF_FILES and not _is_asset(
+          graph, by_name, function, node.input[1]
         ):
           problem = "fills a table from a file that is not an asset"
         else:
@@ -124,13 +124,14 @@ def _node_name(tensor: str) -> str:
   return tensor.removeprefix("^").split(":")[0]
 
 
-def _is_of_asset(
+def _is_asset(
   graph: meta_graph_pb2.MetaGraphDef,
+  by_name: Mapping[str, Nodes],
   function: str,
-  node: node_def_pb2.NodeDef,
+  tensor: str,
 ) -> bool:
-  """Tells whether a table is filled from an asset of the SavedModel."""
-  file = _node_name(node.input[1])
+  """Tells whether a Tensor in a function is the path of an asset."""
+  file = _node_name(tensor)
   if function == MAIN_GRAPH:
     return file in {
       _node_name(asset.tensor_info.name) for asset in graph.asset_file_def
@@ -139,8 +140,20 @@ def _is_of_asset(
   concrete = objects.concrete_functions.get(function)
   definition = graphs.functions(graph.graph_def)[function]
   arguments = [argument.name for argument in definition.signature.input_arg]
-  if concrete is None or file not in arguments:
+  if file not in arguments:
     return False
+  if concrete is None:  # As in a model that was loaded and saved again.
+    calls = [
+      (caller, node)
+      for caller, nodes in by_name.items()
+      for node in nodes
+      if function in graphs.called(node)
+    ]
+    return bool(calls) and all(
+      node.op in ("PartitionedCall", "StatefulPartitionedCall")
+      and _is_asset(graph, by_name, caller, node.input[arguments.index(file)])
+      for caller, node in calls
+    )
   # The last arguments of a function are its captures.
   index = arguments.index(file) - len(arguments)
   bound = concrete.bound_inputs

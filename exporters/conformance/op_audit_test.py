@@ -118,8 +118,13 @@ class OpAuditTest(parameterized.TestCase, tf.test.TestCase):
         if node.WhichOneof("kind") == "asset":
           node.constant.operation = "Const"  # A path that may be any.
 
-    (found,) = self.suspicious(root, change)
-    self.assertIn("fills a table from a file that is not an asset", found)
+    directory = os.path.join(self.get_temp_dir(), "once")
+    tf.saved_model.save(root, directory)
+    again = tf.saved_model.load(directory)
+    self.assertEmpty(self.suspicious(again))
+    for model in root, again:
+      (found,) = self.suspicious(model, change)
+      self.assertIn("fills a table from a file that is not an asset", found)
 
   def test_models_pass(self):
     """Savers' own ops too, and those of tensorflow-text."""
