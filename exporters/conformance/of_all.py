@@ -28,6 +28,7 @@ _NO_SUB_OBJECT = re.compile(
 _XLA_SECONDS = 1800  # A step of a trapped model takes minutes to lower.
 # Names that tools generate.
 _NO_NAME = re.compile(r"(args?|inputs?|outputs?|keras_tensor)(_?\d+)*")
+_UNSERVED = re.compile("Anonymous.*HashTable.*")
 # Only folders that do not occur in names of ops.
 _ABSOLUTE_PATH = re.compile(
   rb"/(?:home|mnt|private|proc|root|tmp|usr|Users|var/(?:folders|lib|tmp))"
@@ -405,6 +406,12 @@ def is_served(subject: Subject) -> findings.Finding:
       "There is no signature serving_default; there are:"
       f" {', '.join(subject.signatures) or 'none'}.",
       'Save with signatures={"serving_default": …}.',
+    )
+  if tables := [op for op in subject.op_counts if _UNSERVED.fullmatch(op)]:
+    return findings.failed(
+      f"{tables[0]} makes a new table in each session: TensorFlow Serving fails"
+      " with “Table not initialized”.",
+      "Make the table without experimental_is_anonymous.",
     )
   names = [*subject.serving.inputs, *subject.serving.outputs]
   unnamed = [name for name in names if _NO_NAME.fullmatch(name)]

@@ -540,6 +540,14 @@ def _of(build, **changes):
   return lambda directory: build(directory, **changes)
 
 
+def _nameless_table(directory):
+  keys = tf.lookup.KeyValueTensorInitializer(["a"], [0])
+  table = tf.lookup.StaticHashTable(keys, 1, experimental_is_anonymous=True)
+  root = _callable(table.lookup, [_TEXTS])
+  root.table = table
+  _write(root, directory, root.__call__.get_concrete_function(_TEXTS))
+
+
 # A rule, what breaks it, and the words in which it is said.
 _BROKEN = (
   ("S1", _writes_files, r"WriteFile \(.*\) in __inference"),
@@ -573,6 +581,7 @@ _BROKEN = (
   ("R9", _bare_function, "`bare` is a bare function"),
   ("R10", _optimizer_inside, "state of an optimizer"),
   ("R10", _path_in_an_asset, "/home/somebody/train.py"),
+  ("R11", _nameless_table, "AnonymousHashTable .* TensorFlow Serving fails"),
   ("R11", _two_inputs, "no signature serving_default"),
   ("R11", _of(_image, names=("args_0", "output_0")), "args_0, output_0"),
   (

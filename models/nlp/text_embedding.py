@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+import hashlib
 
 from etils import epy
 
@@ -89,16 +90,22 @@ def build(
     trainable=trainable,
     name="word_vectors",
   )
+  with open(vectors.vocab_file, "rb") as f:
+    digest = hashlib.file_digest(f, "sha256").hexdigest()
+
+  class Initializer(tf.lookup.TextFileInitializer):
+    # By default the name, which is saved, has the path of the vocabulary.
+    # TensorFlow Serving needs a name.
+    _shared_name = f"words_{digest}"
+
   table = tf.lookup.StaticHashTable(
-    tf.lookup.TextFileInitializer(
+    Initializer(
       vectors.vocab_file,
       *(tf.string, tf.lookup.TextFileIndex.WHOLE_LINE),
       *(tf.int64, tf.lookup.TextFileIndex.LINE_NUMBER),
       vocab_size=vectors.num_words,
     ),
     default_value=-1,
-    # Else its name, which is saved, has the path of the vocabulary.
-    experimental_is_anonymous=True,
   )
 
   def rows(words: tf.Tensor) -> tf.Tensor:
