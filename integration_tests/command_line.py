@@ -280,6 +280,7 @@ def fine_tune(
     if output_dir and isinstance(served, serving.Classifier):
       source = model_path("saved_model_dir")
       serving.save(served, output_dir, strategy, source, result)
+      output_dir = None  # It has its card, and no piece to describe.
     elif output_dir:
       fitting.save(served, output_dir, strategy)
     if piece_dir:
