@@ -91,8 +91,8 @@ def export(
       raise errors.ExportError(
         f"{saved_model_dir}: {subject.unloaded}. //exporters:check says more."
       )
-    described = _fine_tuned(saved_model_dir, original_dir, fine_tuned_on)
     model = _piece(saved_model_dir, subject.model, piece)
+    described = _fine_tuned(saved_model_dir, original_dir, fine_tuned_on)
     process = verification.start(options.verification)
     saving.save(model, directory, signatures=dict(model.signatures))
     extra = pathlib.Path(directory, "assets.extra")
