@@ -129,11 +129,12 @@ def decode(
   has_alpha = tf.shape(image)[2] % 2 == 0
   alpha = tf.where(has_alpha, image[:, :, -1:], 1.0)
   colors = image[:, :, : tf.shape(image)[2] - tf.cast(has_alpha, tf.int32)]
-  image = 1.0 - alpha * (1.0 - colors) + tf.zeros([3])
+  image = colors + (1.0 - alpha) * (1.0 - colors) + tf.zeros([3])
   image = _upright(image, tf.strings.substr(encoded, 0, 4096))
   if channels == 1:
-    # The weights of Pillow, which leave grey as it is.
-    image = tf.reduce_sum(image * [0.299, 0.587, 0.114], 2, keepdims=True)
+    # The weights of Pillow. Added to green, they leave grey as it is.
+    red, green, blue = tf.split(image, 3, axis=2)
+    image = green + 0.299 * (red - green) + 0.114 * (blue - green)
   image = tf.image.resize(image, [height, width], antialias=True)
   return tf.ensure_shape(image, [height, width, channels])
 
