@@ -141,7 +141,7 @@ def _make_output_dir(name: str, strategy: tf.distribute.Strategy) -> str | None:
   """Makes the directory in a flag, before the training rather than after."""
   output_dir = model_path(name)
   if output_dir and strategies.is_chief(strategy):
-    about = f"Cannot write --output_saved_model_dir={output_dir}: "
+    about = f"Cannot write --{name}={output_dir}: "
     with errors.of_input(OSError, tf.errors.OpError, about=about):
       tf.io.gfile.makedirs(output_dir)
       others = tf.io.gfile.listdir(output_dir)
