@@ -277,17 +277,16 @@ def fine_tune(
       result = f"{model.metrics_names[-1]}: {value:.4f} on {held_out}"
       print(f"Test {result}")
     checkpoints.save(weights, checkpoint_dir, class_names, strategy)
+    source = model_path("saved_model_dir")
+    data = f"{len(fitting.examples(train)):,} {examples} of {_data_names()}"
     if output_dir and isinstance(served, serving.Classifier):
-      source = model_path("saved_model_dir")
       serving.save(served, output_dir, strategy, source, result)
     elif output_dir:
       fitting.save(served, output_dir, strategy)
-    if piece_dir:
-      pieces.save(piece, piece_dir, strategy)
-    for directory in filter(None, (output_dir, piece_dir)):
       if strategies.is_chief(strategy):
-        data = f"{len(fitting.examples(train)):,} {examples} of {_data_names()}"
-        pieces.describe(directory, model_path("saved_model_dir"), data)
+        pieces.describe(output_dir, source, data)
+    if piece_dir:
+      pieces.save(piece, piece_dir, strategy, source, data)
   return model
 
 
