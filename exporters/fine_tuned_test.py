@@ -234,13 +234,17 @@ class FineTunedTest(tf.test.TestCase):
     )
     self.assertIn("--saved_model_dir", result.stdout)
     self.assertNotIn("tensorflow", result.stderr)
+    archive = pathlib.Path(self.path("piece.tar.gz"))
+    archive.write_bytes(b"\x1f\x8b")
     result = subprocess.run(
-      [_PROGRAM, "--saved_model_dir=x.tar.gz", "--export_dir=x"],
+      [_PROGRAM, f"--saved_model_dir={archive}", "--export_dir=x"],
       capture_output=True,
       text=True,
     )
     self.assertEqual(result.returncode, 1)
-    self.assertRegex(result.stderr, r"^ERROR: .*is an archive\. Unpack it.*\n$")
+    self.assertRegex(
+      result.stderr, r"^ERROR: .* is an archive.* Unpack it.*\n$"
+    )
 
 
 if __name__ == "__main__":

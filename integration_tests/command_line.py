@@ -141,7 +141,7 @@ def _make_output_dir(name: str, strategy: tf.distribute.Strategy) -> str | None:
   """Makes the directory in a flag, before the training rather than after."""
   output_dir = model_path(name)
   if output_dir and strategies.is_chief(strategy):
-    about = f"Cannot write --output_saved_model_dir={output_dir}: "
+    about = f"Cannot write --{name}={output_dir}: "
     with errors.of_input(OSError, tf.errors.OpError, about=about):
       tf.io.gfile.makedirs(output_dir)
       others = tf.io.gfile.listdir(output_dir)
@@ -277,18 +277,17 @@ def fine_tune(
       result = f"{model.metrics_names[-1]}: {value:.4f} on {held_out}"
       print(f"Test {result}")
     checkpoints.save(weights, checkpoint_dir, class_names, strategy)
+    source = model_path("saved_model_dir")
+    data = f"{len(fitting.examples(train)):,} {examples} of {_data_names()}"
     if output_dir and isinstance(served, serving.Classifier):
-      source = model_path("saved_model_dir")
       serving.save(served, output_dir, strategy, source, result)
       output_dir = None  # It has its card, and no piece to describe.
     elif output_dir:
       fitting.save(served, output_dir, strategy)
-    if piece_dir:
-      pieces.save(piece, piece_dir, strategy)
-    for directory in filter(None, (output_dir, piece_dir)):
       if strategies.is_chief(strategy):
-        data = f"{len(fitting.examples(train)):,} {examples} of {_data_names()}"
-        pieces.describe(directory, model_path("saved_model_dir"), data)
+        pieces.describe(output_dir, source, data)
+    if piece_dir:
+      pieces.save(piece, piece_dir, strategy, source, data)
   return model
 
 

@@ -8,6 +8,7 @@ import tempfile
 from etils import epy
 
 from distribution import strategies
+from integration_tests import fitting
 
 with epy.lazy_imports():
   import tensorflow as tf
@@ -34,28 +35,36 @@ def find(model: tf_keras.Model) -> tf.Module:
 
 
 def save(
-  piece: tf.Module, output_dir: str, strategy: tf.distribute.Strategy
+  piece: tf.Module,
+  output_dir: str,
+  strategy: tf.distribute.Strategy,
+  original_dir: str,
+  fine_tuned_on: str,
 ) -> None:
   """Saves a fine-tuned export. Of several workers only the chief does.
 
   Args:
     piece: The export, as `find` returns it.
-    output_dir: The directory to write.
+    output_dir: Where it appears whole: a directory that is empty or missing.
     strategy: The strategy in whose scope the export was loaded.
+    original_dir: As `describe` takes it.
+    fine_tuned_on: As `describe` takes it.
   """
-  is_chief = strategies.is_chief(strategy)
   # All workers save: the chief reads replicated variables together with them.
-  with tempfile.TemporaryDirectory() as scratch_dir:
+  with (
+    fitting.published(output_dir, strategies.is_chief(strategy)) as directory,
+    tempfile.TemporaryDirectory() as scratch_dir,
+  ):
     tf.saved_model.save(
       piece,
-      output_dir if is_chief else scratch_dir,
+      directory or scratch_dir,
       signatures=piece.signatures,
       options=tf.saved_model.SaveOptions(
         experimental_io_device=strategies.io_device(strategy)
       ),
     )
-  if is_chief:
-    print(f"Saved the fine-tuned export to {output_dir}")
+    if directory:
+      describe(directory, original_dir, fine_tuned_on)
 
 
 def describe(output_dir: str, original_dir: str, fine_tuned_on: str) -> None:
