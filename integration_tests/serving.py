@@ -124,7 +124,7 @@ def decode(
     float32 `[height, width, channels]` in [0, 1].
   """
   image = tf.io.decode_image(encoded, channels=0, expand_animations=False)
-  image = tf.cast(image, tf.float32) / 255
+  image = tf.image.convert_image_dtype(image, tf.float32)
   # Grey, RGB, or either with alpha.
   has_alpha = tf.shape(image)[2] % 2 == 0
   alpha = tf.where(has_alpha, image[:, :, -1:], 1.0)

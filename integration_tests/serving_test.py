@@ -115,7 +115,7 @@ class ServingTest(parameterized.TestCase, tf.test.TestCase):
     model = _model(8, 8, 3)
     output_dir = self.save(model)
     pixels = np.random.default_rng(0).integers(0, 256, [3, 8, 8, 3], np.uint8)
-    expected = model(pixels / np.float32(255))
+    expected = model(tf.image.convert_image_dtype(pixels, tf.float32))
     encoded = np.array([_encoded(x) for x in pixels], object)
     served = alone.call(output_dir, {"encoded_images": encoded})
     self.assertAllClose(served["logits"], expected, rtol=0, atol=1e-5)
