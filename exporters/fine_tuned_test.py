@@ -127,7 +127,7 @@ class FineTunedTest(tf.test.TestCase):
 
   def test_a_piece_in_a_keras_model(self):
     images = np.random.default_rng(0).random((8, 28, 28, 1), np.float32)
-    layer = hub.KerasLayer(_MNIST_CNN.value, trainable=True)
+    layer = hub.KerasLayer(hub.load(_MNIST_CNN.value), trainable=True)
     inputs = tf_keras.Input([28, 28, 1])
     logits = tf_keras.layers.Dense(2)(layer(inputs))
     model = tf_keras.Model(inputs, logits)

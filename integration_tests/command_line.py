@@ -281,7 +281,6 @@ def fine_tune(
     data = f"{len(fitting.examples(train)):,} {examples} of {_data_names()}"
     if output_dir and isinstance(served, serving.Classifier):
       serving.save(served, output_dir, strategy, source, result)
-      output_dir = None  # It has its card, and no piece to describe.
     elif output_dir:
       fitting.save(served, output_dir, strategy)
       if strategies.is_chief(strategy):
