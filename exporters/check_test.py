@@ -310,8 +310,11 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEndsWith(done.stderr, "ERROR: /nowhere does not exist.\n")
     self.assertNotIn("Traceback", done.stderr)
     self.assertEmpty(done.stdout)
-    done = run("--saved_model_dir=/nowhere", "--html=/nowhere/x.html")
+    export = f"--saved_model_dir={self.directory}"
+    done = run(export, "--html=/nowhere/x.html")
     self.assertIn("--html: the directory /nowhere does not exist", done.stderr)
+    done = run(export, f"--html={self.directory}")
+    self.assertIn("is a directory, not a file", done.stderr)
 
 
 if __name__ == "__main__":
