@@ -211,9 +211,12 @@ class UseBertTest(tf.test.TestCase):
         f"{'good' if i % 2 else 'bad'}\tIt is {'a' if i % 2 else 'no'} joy.\n"
         for i in range(200)
       )
-    result = self.run_program(
+    pair = [
       f"--saved_model_dir={_PRETRAINED.value}/encoder",
       f"--preprocessor_dir={_PRETRAINED.value}/preprocessor",
+    ]
+    result = self.run_program(
+      *pair,
       f"--train_file={tsv}",
       "--epochs=10",
       "--seq_length=16",
@@ -229,10 +232,7 @@ class UseBertTest(tf.test.TestCase):
       f.write("no tab\n")
     for arguments, message in (
       (["--saved_model_dir=x"], "preprocessor_dir"),
-      (
-        [*_NOWHERE, f"--train_file={tsv}"],
-        "line 201: the number of columns",
-      ),
+      ([*pair, f"--train_file={tsv}"], "line 201: the number of columns"),
       (_NOWHERE, "ERROR: /nowhere does not exist"),
       ([*_NOWHERE, "--noretrain", "--dropout_rate=0"], "only with --retrain"),
     ):
