@@ -5,9 +5,10 @@ It imports no TensorFlow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import errno
+import math
 import re
 import sys
 import traceback
@@ -96,6 +97,19 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     "debug", False, "Show the traceback of errors in the input too."
   )
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+  """Ends a program if absl accepts its command line and no program can.
+
+  Args:
+    arguments: The name of the program, and what absl did not take for a flag.
+  """
+  if len(arguments) > 1:
+    sys.exit(f"ERROR: {arguments[1]} is not a flag. Flags start with --.")
+  for name, value in flags.FLAGS.flag_values_dict().items():
+    if isinstance(value, float) and not math.isfinite(value):
+      sys.exit(f"ERROR: --{name}={value}: Say a finite number.")
 
 
 @contextlib.contextmanager

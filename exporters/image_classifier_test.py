@@ -95,6 +95,29 @@ class Colored(tfds.core.GeneratorBasedBuilder):
       yield i, {"image": image, "label": i % 2}
 
 
+def _write_forms(model, images, path):
+  """Writes weights of a classifier, and of models with its backbone."""
+  tf.train.Checkpoint(model=model).write(f"{path}/model")
+  tf.train.Checkpoint(backbone=model.backbone).write(f"{path}/backbone")
+  model.save_weights(f"{path}/weights")
+  model.save_weights(f"{path}/weights.h5")
+  setup = _setup(None, _TINY)
+  setup.data.num_classes = 5
+  other = image_models.build(setup)
+  other.backbone.set_weights(model.backbone.get_weights())
+  segmenter = segmentation_model.SegmentationModel(
+    model.backbone,
+    decoder=None,
+    head=segmentation_heads.SegmentationHead(num_classes=3, level=3),
+  )
+  segmenter(images)
+  for name, saved in (("other", other), ("segmenter", segmenter)):
+    tf.train.Checkpoint(model=saved, **saved.checkpoint_items).write(
+      f"{path}/{name}"
+    )
+  tf.train.Checkpoint(model=other).write(f"{path}/other_model")
+
+
 class ImageClassifierTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
@@ -264,25 +287,7 @@ class ImageClassifierTest(absltest.TestCase):
     cut = image_models.cut(_setup(None, _TINY), model, ["feature_vector"])
     features = cut(images)
     path = str(self.directory / "forms")
-    tf.train.Checkpoint(model=model).write(f"{path}/model")
-    tf.train.Checkpoint(backbone=model.backbone).write(f"{path}/backbone")
-    model.save_weights(f"{path}/weights")
-    model.save_weights(f"{path}/weights.h5")
-    setup = _setup(None, _TINY)
-    setup.data.num_classes = 5
-    other = image_models.build(setup)
-    other.backbone.set_weights(model.backbone.get_weights())
-    segmenter = segmentation_model.SegmentationModel(
-      model.backbone,
-      decoder=None,
-      head=segmentation_heads.SegmentationHead(num_classes=3, level=3),
-    )
-    segmenter(images)
-    for name, saved in (("other", other), ("segmenter", segmenter)):
-      tf.train.Checkpoint(model=saved, **saved.checkpoint_items).write(
-        f"{path}/{name}"
-      )
-    tf.train.Checkpoint(model=other).write(f"{path}/other_model")
+    _write_forms(model, images, path)
     for name in (
       *("model", "backbone", "weights", "weights.h5"),
       *("other", "other_model", "segmenter"),

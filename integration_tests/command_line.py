@@ -303,8 +303,7 @@ def run(main: Callable[[], Any]) -> None:
   """Parses the flags, calls `main` and reports its errors."""
 
   def checked(arguments: list[str]) -> None:
-    if len(arguments) > 1:
-      sys.exit(f"ERROR: {arguments[1]} is not a flag. Flags start with --.")
+    errors.check_flags(arguments)
     with errors.reported():
       for name in _EXPORTS:
         if name in flags.FLAGS:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import gc
-import math
 import os
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -301,11 +300,7 @@ def run(main: Callable[[], None], *, without_init: Sequence[str] = ()) -> None:
   """
 
   def guarded(arguments: list[str]) -> None:
-    if len(arguments) > 1:
-      sys.exit(f"ERROR: {arguments[1]} is not a flag. Flags start with --.")
-    for name, value in flags.FLAGS.flag_values_dict().items():
-      if isinstance(value, float) and not math.isfinite(value):
-        sys.exit(f"ERROR: --{name}={value}: Say a finite number.")
+    errors.check_flags(arguments)
     _configure_process(without_init)
     try:
       with errors.reported():

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 import dataclasses
 
 from etils import epy
-import numpy as np
 
+# Programs import this module before they parse their flags.
 with epy.lazy_imports():
+  import numpy as np
   from scipy import sparse
   from sklearn import decomposition
 

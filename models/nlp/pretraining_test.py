@@ -71,14 +71,15 @@ def _config(**kwargs):
   )
 
 
-def _train_in_a_process(checkpoint_dir):
-  pretraining.train(
-    _model(),
-    _corpus(),
-    _tokenizer(),
-    _config(epochs=1000),
-    checkpoint_dir,
+def _train(checkpoint_dir, model, tokenizer=None, **config):
+  tokenizer = tokenizer or _tokenizer()
+  return pretraining.train(
+    model, _corpus(), tokenizer, _config(**config), checkpoint_dir
   )
+
+
+def _train_in_a_process(checkpoint_dir):
+  _train(checkpoint_dir, _model(), epochs=1000)
 
 
 def _train_on_parameter_server(
@@ -237,29 +238,14 @@ class TrainTest(tf.test.TestCase):
     self.assertGreater(epochs, 0)
 
     model = _model()
-    accuracy = pretraining.train(
-      model,
-      _corpus(),
-      _tokenizer(),
-      _config(epochs=epochs + 2),
-      checkpoint_dir,
-    )
+    accuracy = _train(checkpoint_dir, model, epochs=epochs + 2)
     newest = tf.train.latest_checkpoint(checkpoint_dir)
     steps = (epochs + 2) * 40
     self.assertEqual(os.path.basename(newest), f"ckpt-{steps}")
     self.assertEqual(tf.train.load_variable(newest, _STEPS), steps)
     # Nothing is left to do: the weights are those of the checkpoint.
     again = _model()
-    self.assertEqual(
-      pretraining.train(
-        again,
-        _corpus(),
-        _tokenizer(),
-        _config(epochs=epochs + 2),
-        checkpoint_dir,
-      ),
-      accuracy,
-    )
+    self.assertEqual(_train(checkpoint_dir, again, epochs=epochs + 2), accuracy)
     for first, second in zip(model.weights, again.weights, strict=True):
       self.assertAllEqual(first, second)
     # It is in Model Garden's form.
@@ -271,39 +257,19 @@ class TrainTest(tf.test.TestCase):
     )
 
     for message, config in (
-      ("batch_size is 16 there and 8 here.", _config(batch_size=8)),
-      (f"{steps} steps, more than 0 epochs of 40", _config(epochs=0)),
+      ("batch_size is 16 there and 8 here.", {"batch_size": 8}),
+      (f"{steps} steps, more than 0 epochs of 40", {"epochs": 0}),
     ):
       with self.assertRaisesRegex(ValueError, message):
-        pretraining.train(
-          _model(), _corpus(), _tokenizer(), config, checkpoint_dir
-        )
+        _train(checkpoint_dir, _model(), **config)
     with self.assertRaisesRegex(ValueError, "vocab.txt is another vocabulary"):
       tokenizer = _tokenizer(["more"])
-      pretraining.train(
-        _model(tokenizer=tokenizer),
-        _corpus(),
-        tokenizer,
-        _config(),
-        checkpoint_dir,
-      )
+      _train(checkpoint_dir, _model(tokenizer=tokenizer), tokenizer)
     with self.assertRaisesRegex(ValueError, "is of another model.*shape"):
-      pretraining.train(
-        _model(hidden_size=64),
-        _corpus(),
-        _tokenizer(),
-        _config(),
-        checkpoint_dir,
-      )
+      _train(checkpoint_dir, _model(hidden_size=64))
     os.remove(os.path.join(checkpoint_dir, "vocab.txt"))
     with self.assertRaisesRegex(ValueError, "of another program"):
-      pretraining.train(
-        _model(),
-        _corpus(),
-        _tokenizer(),
-        _config(),
-        checkpoint_dir,
-      )
+      _train(checkpoint_dir, _model())
 
 
 _STEPS = "optimizer/_iterations/.ATTRIBUTES/VARIABLE_VALUE"

@@ -15,8 +15,12 @@ import itertools
 import os
 import zlib
 
-import numpy as np
-from rich import progress
+from etils import epy
+
+# Programs import this module before they parse their flags.
+with epy.lazy_imports():
+  import numpy as np
+  from rich import progress
 
 FORMATS = {
   "word2vec": "text; the first line has the number of words and the dimension",
@@ -30,7 +34,7 @@ _LONGEST = 2**22  # Bytes of the longest line or word.
 _ALIGNMENT = 16  # Of a matrix, in float32 values.
 
 # Where it is in the file, the word, and its float32 vector.
-_Row = tuple[str, bytes, np.ndarray]
+_Row = tuple[str, bytes, "np.ndarray"]
 
 
 @dataclasses.dataclass(frozen=True)
