@@ -19,6 +19,7 @@ from absl import flags
 from etils import epy
 
 from data import tables
+from distribution import formats
 
 with epy.lazy_imports():
   import tensorflow as tf
@@ -146,7 +147,7 @@ def load(names: Sequence[str], **options: Any) -> Corpus:
   """Returns what --train_on names; `options` are those of `text_files`."""
   if list(names) == [PYTHON_DOCS]:
     return python_docs()
-  return text_files(names, **options)
+  return text_files([*map(formats.absolute, names)], **options)
 
 
 def text_files(

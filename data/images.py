@@ -15,6 +15,7 @@ from absl import flags
 from etils import epy
 
 from data import classes
+from distribution import formats
 
 # Programs import this module before they parse their flags.
 with epy.lazy_imports():
@@ -139,12 +140,9 @@ def is_named(name: str) -> bool:
 
 def _path(name: str) -> str | None:
   """Returns the absolute path in the value of a flag; None if it is none."""
-  path = os.path.expanduser(name.removeprefix(_FOLDER))
+  path = formats.absolute(name.removeprefix(_FOLDER))
   if "://" in path:
     return path
-  path = os.path.abspath(
-    os.path.join(os.environ.get("BUILD_WORKING_DIRECTORY", ""), path)
-  )
   is_there = os.path.exists(path) or (
     "*" in path and os.path.isdir(os.path.dirname(path))
   )

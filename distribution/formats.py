@@ -1,4 +1,4 @@
-"""Tells what is at a path where a checkpoint or a SavedModel should be.
+"""Paths in flags, and what is there in place of a checkpoint or SavedModel.
 
 It looks at local files only, and imports no TensorFlow.
 """
@@ -46,6 +46,18 @@ _ADVICE = {
   _ARCHIVE: "Unpack it first.",
 }
 _FILES_OF_CHECKPOINT = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
+
+
+def absolute(path: str | None) -> str | None:
+  """Makes the path in a flag absolute; returns None and URLs as they are.
+
+  Relative paths start from the user's directory. Under `bazel run` that is not
+  the working directory of the program.
+  """
+  if path is None or "://" in path:
+    return path
+  start = os.environ.get("BUILD_WORKING_DIRECTORY", "")
+  return os.path.abspath(os.path.join(start, os.path.expanduser(path)))
 
 
 def check_name(flag: str, path: str) -> None:

@@ -1,4 +1,5 @@
 import os
+from unittest import mock
 import zipfile
 
 from absl.testing import absltest
@@ -26,6 +27,18 @@ class FormatsTest(absltest.TestCase):
     with zipfile.ZipFile(path, "w") as f:
       f.writestr(member, "content")
     return path
+
+  def test_paths_start_from_the_directory_of_the_user(self):
+    environment = {"HOME": "/home/user", "BUILD_WORKING_DIRECTORY": "/work"}
+    with mock.patch.dict(os.environ, environment):
+      for path, expected in (
+        (None, None),
+        ("gs://bucket/~", "gs://bucket/~"),
+        ("~/export", "/home/user/export"),
+        ("export", "/work/export"),
+        ("/export", "/export"),
+      ):
+        self.assertEqual(formats.absolute(path), expected)
 
   def test_checkpoints(self):
     data = self.file("run/ckpt-1.data-00000-of-00001")

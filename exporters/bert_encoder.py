@@ -9,8 +9,8 @@ from typing import Any
 from absl import flags
 from etils import epy
 
+from distribution import formats
 from exporters import bert_preprocessor
-from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.reusable import exporting
 from models.nlp import bert
@@ -116,8 +116,8 @@ def config_from_flags() -> encoders.EncoderConfig:
   """Reads the config of the encoder that the flags describe."""
   values = flags.FLAGS
   return read_config(
-    command_line.path(values.encoder_config_file),
-    command_line.path(values.bert_config_file),
+    formats.absolute(values.encoder_config_file),
+    formats.absolute(values.bert_config_file),
     values.seq_length,
   )
 

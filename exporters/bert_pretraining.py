@@ -188,15 +188,10 @@ def define_flags() -> None:
 
 def training_from_flags() -> Training | None:
   """Returns the training that the flags describe; None without --train_on."""
-  train_on = flags.FLAGS.train_on
-  if not train_on:
+  if not flags.FLAGS.train_on:
     return None
   return command_line.from_flags(
     Training,
-    train_on=[
-      name if name == documents.PYTHON_DOCS else command_line.path(name)
-      for name in train_on
-    ],
     config=command_line.from_flags(pretraining.Config),
     distribution=strategies.from_flags(),
   )

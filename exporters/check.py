@@ -19,6 +19,7 @@ import sys
 from absl import flags
 from etils import epy
 
+from distribution import formats
 from exporters.reusable import command_line
 from exporters.reusable import errors
 
@@ -171,7 +172,7 @@ def main() -> None:
     strict=values.strict,
     excepted_rules=values.excepted_rules,
     as_json=values.json,
-    html_file=command_line.path(values.html),
+    html_file=formats.absolute(values.html),
   )
   sys.exit(0 if passed else 1)
 

@@ -14,6 +14,7 @@ import dataclasses
 from absl import flags
 from etils import epy
 
+from distribution import formats
 from exporters import classifier_training
 from exporters.reusable import command_line
 from exporters.reusable import errors
@@ -440,7 +441,7 @@ def run(architecture: image_classification.Architecture) -> None:
   """Runs the exporter of an architecture as a program."""
 
   def main() -> None:
-    overrides = [*map(command_line.path, flags.FLAGS.config_file)]
+    overrides = [*map(formats.absolute, flags.FLAGS.config_file)]
     config = command_line.from_flags(
       Config,
       architecture=architecture,

@@ -501,14 +501,8 @@ def define_flags() -> None:
 
 def main() -> None:
   """Exports what the flags say."""
-  train_on = flags.FLAGS.train_on
   weights = command_line.from_flags(
     Weights,
-    train_on=train_on
-    and [
-      x if x == documents.PYTHON_DOCS else command_line.path(x)
-      for x in train_on
-    ],
     config=command_line.from_flags(text_rnn.Config),
     distribution=strategies.from_flags(),
   )

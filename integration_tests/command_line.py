@@ -114,14 +114,6 @@ def define_flags(
     )
 
 
-def path(value: str | None) -> str | None:
-  """Resolves a path against the user's directory, under `bazel run` too."""
-  if value is None or "://" in value:
-    return value
-  start = os.environ.get("BUILD_WORKING_DIRECTORY", "")
-  return os.path.join(start, os.path.expanduser(value))
-
-
 def model_path(name: str) -> str | None:
   """Returns the path of a SavedModel or a checkpoint that is in a flag.
 
@@ -129,7 +121,7 @@ def model_path(name: str) -> str | None:
     InputError: TensorFlow cannot read such files there, or there is something
       else.
   """
-  value = path(flags.FLAGS[name].value)
+  value = formats.absolute(flags.FLAGS[name].value)
   if value:
     formats.check_name(name, value)
   if value and name in _EXPORTS:
@@ -202,11 +194,11 @@ def labelled_texts() -> texts.Dataset:
   with input_errors():
     dataset = (
       texts.read(
-        [path(name) for name in values.train_file],
+        [formats.absolute(name) for name in values.train_file],
         values.text_column,
         values.label_column,
         values.held_out,
-        path(values.class_names_file),
+        formats.absolute(values.class_names_file),
       )
       if values.train_file
       else texts.python_docs()

@@ -1,16 +1,12 @@
-"""The help of all programs, and the paths in their flags."""
+"""The help of all programs, and the numbers in their flags."""
 
 import os
 import re
 import subprocess
 import sys
-from unittest import mock
 
 from absl import flags
 from absl.testing import absltest
-from absl.testing import parameterized
-
-from integration_tests import command_line
 
 _PROGRAMS = flags.DEFINE_list("programs", None, "The programs.")
 
@@ -61,20 +57,6 @@ class HelpTest(absltest.TestCase):
     )
     self.assertEqual(result.returncode, 1)
     self.assertIn("--learning_rate=nan: Say a finite number.", result.stderr)
-
-
-class PathTest(parameterized.TestCase):
-  @parameterized.parameters(
-    (None, None),
-    ("gs://bucket/~", "gs://bucket/~"),
-    ("~/export", "/home/user/export"),
-    ("export", "/work/export"),
-    ("/export", "/export"),
-  )
-  def test_starts_from_the_directory_of_the_user(self, value, expected):
-    environment = {"HOME": "/home/user", "BUILD_WORKING_DIRECTORY": "/work"}
-    with mock.patch.dict(os.environ, environment):
-      self.assertEqual(command_line.path(value), expected)
 
 
 if __name__ == "__main__":

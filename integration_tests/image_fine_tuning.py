@@ -14,6 +14,7 @@ from etils import epy
 
 from data import images as image_data
 from distribution import errors
+from distribution import formats
 from distribution import strategies
 from integration_tests import command_line
 from integration_tests import fitting
@@ -228,7 +229,7 @@ def fine_tune_on_dataset(
     dataset = image_data.load(
       values.dataset,
       values.held_out,
-      command_line.path(values.class_names_file),
+      formats.absolute(values.class_names_file),
     )
     print(f"Fine-tuning on {dataset}")
     return dataset

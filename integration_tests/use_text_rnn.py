@@ -16,6 +16,7 @@ from absl import flags
 from etils import epy
 
 from data import images as image_data
+from distribution import formats
 from integration_tests import command_line
 from integration_tests import fitting
 
@@ -231,7 +232,7 @@ def fine_tune() -> None:
   with command_line.input_errors():
     cell_dir = command_line.model_path("cell_dir")
     train, test = (
-      read_text(command_line.path(values.text_file))
+      read_text(formats.absolute(values.text_file))
       if values.text_file
       else python_source()
     )

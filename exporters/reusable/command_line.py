@@ -167,7 +167,7 @@ def from_flags(cls: type[_T], **others: Any) -> _T:
   """Makes a dataclass of the flags that have the names of its fields.
 
   Args:
-    cls: The dataclass. Paths in it become absolute, as `path` makes them.
+    cls: The dataclass. Paths in it become absolute, by `formats.absolute`.
     **others: Values of other fields, or instead of those of flags.
 
   Raises:
@@ -178,7 +178,7 @@ def from_flags(cls: type[_T], **others: Any) -> _T:
     name: (
       model_path(name)
       if name.endswith(_MODEL_PATHS)
-      else path(value)
+      else formats.absolute(value)
       if name.endswith(_PATHS)
       else value
     )
@@ -188,18 +188,6 @@ def from_flags(cls: type[_T], **others: Any) -> _T:
   return cls(**{**values, **others})
 
 
-def path(value: str | None) -> str | None:
-  """Makes the path in a flag absolute; returns None and URLs as they are.
-
-  Relative paths start from the user's directory. Under `bazel run` that is not
-  the working directory of the program.
-  """
-  if value is None or "://" in value:
-    return value
-  start = os.environ.get("BUILD_WORKING_DIRECTORY", "")
-  return os.path.abspath(os.path.join(start, os.path.expanduser(value)))
-
-
 def model_path(name: str) -> str | None:
   """Returns the path of a SavedModel or a checkpoint that is in a flag.
 
@@ -207,7 +195,7 @@ def model_path(name: str) -> str | None:
     ExportError: TensorFlow cannot read such files there, or there is something
       else.
   """
-  value = path(flags.FLAGS[name].value)
+  value = formats.absolute(flags.FLAGS[name].value)
   is_hdf5 = value and value.endswith((".h5", ".hdf5"))
   if value and not is_hdf5:
     formats.check_name(name, value)

@@ -197,7 +197,8 @@ def with_own_loop(layer: Any) -> Callable[..., Any]:
   Outputs and gradients stay the same. The backward pass is a loop of its own,
   which computes each step again from its input and states. The layer's own
   `call` is used for masks, initial states, dropout in cells, and layers that
-  keep or return states. For LSTM and GRU layers it is faster on GPUs (cuDNN).
+  keep or return states. LSTM and GRU layers, whose own `call` has a kernel of
+  cuDNN for GPUs, are not in `REPLACEMENTS`.
 
   Args:
     layer: A `tf_keras.layers.RNN`, or an instance of a subclass.

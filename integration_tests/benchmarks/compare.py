@@ -26,6 +26,7 @@ from absl import flags
 import numpy as np
 from rich import console
 
+from distribution import formats
 from integration_tests import command_line
 from integration_tests.benchmarks import processes
 from integration_tests.benchmarks import results
@@ -346,7 +347,7 @@ def main() -> None:
   """Runs the program with the values of its flags."""
   values = flags.FLAGS
   default = subjects.QUICK if values.quick else subjects.DEFAULT
-  output_dir = command_line.path(values.output_dir)
+  output_dir = formats.absolute(values.output_dir)
   try:
     agreed = compare(
       values.models or default,
