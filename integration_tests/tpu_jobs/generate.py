@@ -9,11 +9,9 @@ templates beside this file.
 
 from collections.abc import Mapping, Sequence
 import json
-import os
 import pathlib
 import re
 import shlex
-import sys
 from typing import Any
 
 from absl import app
@@ -21,6 +19,7 @@ from absl import flags
 import yaml
 
 from distribution import errors
+from distribution import formats
 
 _DIRECTORY = pathlib.Path(__file__).parent
 
@@ -133,12 +132,9 @@ def generate(
 
 def main(argv: Sequence[str]) -> None:
   """Runs the program with the values of its flags."""
-  if len(argv) > 1:
-    sys.exit(f"ERROR: {argv[1]} is not a flag. Flags start with --.")
+  errors.check_flags(argv)
   values = flags.FLAGS
-  # `bazel run` changes the working directory to that of the program.
-  start = os.environ.get("BUILD_WORKING_DIRECTORY", "")
-  output_dir = pathlib.Path(start, pathlib.Path(values.output_dir).expanduser())
+  output_dir = pathlib.Path(formats.absolute(values.output_dir))
   with errors.reported(), errors.of_input(OSError, about="--output_dir: "):
     generate(
       output_dir,
