@@ -84,6 +84,7 @@ class Dataset:
       channels]`, a video the same after the frames, or it is a pair of the
       bytes of a file and its name.
     test: The same.
+    names: Names of the files of `test`, if it has any.
   """
 
   description: str
@@ -91,6 +92,7 @@ class Dataset:
   counts: np.ndarray
   train: tf.data.Dataset
   test: tf.data.Dataset
+  names: tf.data.Dataset | None = None
 
   @property
   def num_held_out(self) -> int:
@@ -552,9 +554,10 @@ def _records(
     "image/class/label": tf.io.FixedLenFeature([], tf.int64),
     "image/class/text": tf.io.FixedLenFeature([], tf.string, ""),
   }
+  unnamed = "a record"
   image_keys = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
-    "image/filename": tf.io.FixedLenFeature([], tf.string, "a record"),
+    "image/filename": tf.io.FixedLenFeature([], tf.string, unnamed),
   }
   texts = {}  # By labels.
 
@@ -595,7 +598,13 @@ def _records(
   names = names or [
     texts.get(i, b"").decode() or str(i) for i in range(max(texts) + 1)
   ]
-  return _dataset(f"the TFRecords {os.path.basename(path)}", names, *parts)
+  dataset = _dataset(f"the TFRecords {os.path.basename(path)}", names, *parts)
+  return dataclasses.replace(
+    dataset,
+    names=dataset.test.map(
+      lambda image, _: tf.where(image[1] == unnamed, "", image[1])
+    ),
+  )
 
 
 def _folders(path: str) -> list[str]:
@@ -638,10 +647,14 @@ def _folder(
     if len(parts) > 1
     else _divided(*_slices(*pictures[0]), share)
   )
-  return _dataset(
+  dataset = _dataset(
     source,
     names,
     *((part.map(read, tf.data.AUTOTUNE), labels) for part, labels in divided),
+  )
+  held_out, _ = divided[1]
+  return dataclasses.replace(
+    dataset, names=held_out.map(lambda name, label: name)
   )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import array
-from collections.abc import Sequence
+import bisect
+from collections.abc import Callable, Sequence
 import dataclasses
 import itertools
 import os
@@ -42,6 +43,7 @@ class Dataset:
     train: Texts, pyarrow's strings `[n]`, and labels, int `[n]`. What
       TensorFlow takes is `to_numpy()` of some of the texts.
     test: The same, held out.
+    place: Takes the index of a held-out text and returns its file and line.
   """
 
   description: str
@@ -49,6 +51,7 @@ class Dataset:
   counts: np.ndarray
   train: tuple[pa.ChunkedArray, np.ndarray]
   test: tuple[pa.ChunkedArray, np.ndarray]
+  place: Callable[[int], str] = lambda index: ""
 
   @property
   def num_held_out(self) -> int:
@@ -167,10 +170,13 @@ def read(
   columns = {"text_column": text_column, "label_column": label_column}
   found: dict[str, _Class] = {}
   chunks, numbers = [], array.array("i")
-  for path in tables.files(paths):
+  files, lines, starts = tables.files(paths), array.array("i"), []
+  for path in files:
     rows = tables.pick(path, columns)
+    starts.append(len(lines))
     while some := list(itertools.islice(rows, _AT_ONCE)):
       chunks.append(pa.array([text or "" for _, (text, _) in some]))
+      lines.extend(line for line, _ in some)
       for line, (_, name) in some:
         known = found.get(name or "")
         if not known:
@@ -191,8 +197,15 @@ def read(
   labels = of_numbers[np.array(numbers, np.int64)]
   is_held_out = classes.held_out(labels, held_out)
   texts = pa.chunked_array(chunks, pa.string())
+  held_out_rows = np.flatnonzero(is_held_out)
+
+  def place(index: int) -> str:
+    row = held_out_rows[index]
+    file = files[bisect.bisect(starts, row) - 1]
+    return f"{os.path.basename(file)}, line {lines[row]}"
+
   # Without directories: cards of exports contain no path of this machine.
-  return _dataset(
+  dataset = _dataset(
     ", ".join(os.path.basename(path) for path in paths),
     names,
     *(
@@ -200,6 +213,7 @@ def read(
       for mask in (~is_held_out, is_held_out)
     ),
   )
+  return dataclasses.replace(dataset, place=place)
 
 
 @dataclasses.dataclass

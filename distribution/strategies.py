@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+from typing import Any
 import urllib.parse
 
 from absl import flags
@@ -336,6 +337,28 @@ def evaluate(model: tf_keras.Model, batches: tf.data.Dataset) -> float:
     outputs = model(inputs, training=False)
     model.compute_metrics(inputs, labels, outputs, weights)
   return float(model.metrics[-1].result())
+
+
+def predictions(
+  model: tf_keras.Model, batches: tf.data.Dataset
+) -> Iterator[tuple[Any, ...]]:
+  """Predicts with the strategy that a model was built with.
+
+  Each worker predicts all batches, together with the others.
+
+  Args:
+    model: The model.
+    batches: Inputs, labels, and weights, in batches as large as in training.
+
+  Yields:
+    Inputs, labels, weights and outputs of a batch, as NumPy's arrays.
+  """
+  for batch in batches:
+    if is_asynchronous(model.distribute_strategy):
+      outputs = model(batch[0], training=False).numpy()
+    else:
+      outputs = model.predict_on_batch(batch[0])
+    yield *tf.nest.map_structure(lambda x: x.numpy(), batch), outputs
 
 
 def _choose_gpus(config: Config) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import gc
 import os
 import sys
+import time
 from typing import Any
 
 from absl import app
@@ -14,6 +15,7 @@ from absl import flags
 from absl import logging
 from etils import epy
 
+from data import batches
 from data import images
 from data import texts
 from distribution import backups
@@ -23,6 +25,7 @@ from distribution import strategies
 from integration_tests import checkpoints
 from integration_tests import fitting
 from integration_tests import pieces
+from integration_tests import report
 from integration_tests import serving
 
 # Read by TensorFlow when it is imported. tensorflow-hub is Keras 2.
@@ -56,7 +59,7 @@ _EXPORTS = ("saved_model_dir", "preprocessor_dir", "cell_dir")  # Flags.
 # Flags that may change when a training resumes.
 _OF_ANY_RUN = (
   *("debug", "epochs", "strategy", "tpu", "num_gpus"),
-  *("prompt", "length", "temperature"),
+  *("prompt", "length", "temperature", "report"),
 )
 # Flags that apply only with --retrain: what they set, and the largest value.
 RETRAINING = {
@@ -155,10 +158,9 @@ def _callbacks(
   files = ("saved_model.pb", "variables/variables.index")  # With checksums.
   run = {
     **{
-      flag.name: flag.value
-      for flag in values.get_key_flags_for_module(sys.argv[0])
-      if not flag.name.endswith(("_dir", "_file"))
-      and flag.name not in _OF_ANY_RUN
+      name: value
+      for name, value in _values().items()
+      if name not in _OF_ANY_RUN
     },
     "export": backups.fingerprint_of_files(
       os.path.join(export, name) for name in files
@@ -207,11 +209,22 @@ def labelled_texts() -> texts.Dataset:
   return dataset
 
 
+def of_texts(dataset: texts.Dataset) -> report.HeldOut:
+  """Returns what a report says of held-out texts."""
+  return report.HeldOut(
+    dataset.classes,
+    str(dataset),
+    lambda index: dataset.test[0][index].as_py(),
+    dataset.place,
+  )
+
+
 def fine_tune(
   build: Callable[..., tf_keras.Model],
   prepare: Callable[[tf_keras.Model], tuple[fitting.Data, fitting.Data, Any]],
   examples: str,
   test_model: Callable[[tf_keras.Model], str] | None = None,
+  held_out: Callable[[], report.HeldOut] | None = None,
 ) -> tf_keras.Model:
   """Builds, trains, tests and saves a model as the flags say.
 
@@ -224,6 +237,7 @@ def fine_tune(
     examples: What the program trains on, in the plural.
     test_model: Takes the trained model and returns the result of its test, in
       words; the test data is then not used. Default: the metric on them.
+    held_out: Describes the test data for --report. The model is a classifier.
 
   Returns:
     The trained model.
@@ -235,6 +249,9 @@ def fine_tune(
       _make_output_dir(name, strategy)
       for name in ("output_saved_model_dir", "output_piece_dir")
     )
+    report_file = held_out and formats.absolute(values.report)
+    if report_file and strategies.is_chief(strategy):
+      report.check(report_file)
     replicas = strategy.num_replicas_in_sync
     if values.batch_size % replicas:
       raise ValueError(
@@ -250,7 +267,8 @@ def fine_tune(
       model = build(saved_model_dir=model_path("saved_model_dir"), **arguments)
     piece = pieces.find(model) if piece_dir else None
     train, test, served = prepare(model)
-    callbacks = _callbacks(train, strategy)
+    history = tf_keras.callbacks.History()
+    callbacks = [*_callbacks(train, strategy), history]
     checkpoint_dir = model_path("checkpoint_dir")
     class_names = getattr(served, "class_names", ())
     weights = checkpoints.restore(model, checkpoint_dir, class_names)
@@ -265,8 +283,8 @@ def fine_tune(
       print(test_model(model))
     else:
       value = fitting.fit(model, train, test, **options)
-      held_out = f"{len(fitting.examples(test)):,} {examples} held out"
-      result = f"{model.metrics_names[-1]}: {value:.4f} on {held_out}"
+      count = f"{len(fitting.examples(test)):,} {examples}"
+      result = f"{model.metrics_names[-1]}: {value:.4f} on {count} held out"
       print(f"Test {result}")
     checkpoints.save(weights, checkpoint_dir, class_names, strategy)
     source = model_path("saved_model_dir")
@@ -279,7 +297,48 @@ def fine_tune(
         pieces.describe(output_dir, source, data)
     if piece_dir:
       pieces.save(piece, piece_dir, strategy, source, data)
+    if report_file:
+      _report(report_file, model, test, held_out(), history.history, examples)
   return model
+
+
+def _report(
+  path: str,
+  model: tf_keras.Model,
+  test: fitting.Data,
+  held_out: report.HeldOut,
+  history: Mapping[str, Sequence[float]],
+  examples: str,
+) -> None:
+  """Tests a model once more, for a report. Only the chief writes it."""
+  outcome = report.collect(
+    strategies.predictions(
+      model, batches.testing(fitting.examples(test), flags.FLAGS.batch_size)
+    ),
+    len(held_out.class_names),
+  )
+  if not strategies.is_chief(model.distribute_strategy):
+    return
+  facts = {
+    "program": os.path.basename(sys.argv[0]),
+    **serving.source(model_path("saved_model_dir")),
+    "data": held_out.description,
+    "flags": "\n".join(
+      f"--{name}={value}" for name, value in _values().items() if value
+    ),
+    "TensorFlow": tf.__version__,
+    "time": time.strftime("%Y-%m-%d %H:%M"),
+  }
+  report.write(path, report.page(outcome, held_out, history, examples, facts))
+
+
+def _values() -> dict[str, Any]:
+  """Returns the values of the program's flags, without paths."""
+  return {
+    flag.name: flag.value
+    for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])
+    if not flag.name.endswith(("_dir", "_file"))
+  }
 
 
 def _data_names() -> str:

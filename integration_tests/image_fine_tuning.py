@@ -5,7 +5,7 @@ It uses nothing of the code that made the export.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any
 
@@ -18,6 +18,7 @@ from distribution import formats
 from distribution import strategies
 from integration_tests import command_line
 from integration_tests import fitting
+from integration_tests import report
 from integration_tests import serving
 
 with epy.lazy_imports():
@@ -156,6 +157,7 @@ def define_flags() -> None:
     retraining=command_line.RETRAINING,
   )
   image_data.define_flags("dataset", "digits_5_9", "Images to fine-tune on.")
+  report.define_flags()
   flags.DEFINE_enum(
     "task",
     "classification",
@@ -194,16 +196,16 @@ def fine_tune() -> tf_keras.Model:
     augmentation=values.augmentation,
   )
   is_segmentation = values.task == "segmentation"
+  background = ["background"] * is_segmentation
 
   def deployed(
     model: tf_keras.Model, dataset: image_data.Dataset
   ) -> serving.Classifier:
-    background = ["background"] * is_segmentation
     names = [*background, *dataset.classes]
     return serving.Classifier(model, names, str(dataset))
 
   return fine_tune_on_dataset(
-    build, with_masks if is_segmentation else None, deployed
+    build, with_masks if is_segmentation else None, deployed, background
   )
 
 
@@ -211,6 +213,7 @@ def fine_tune_on_dataset(
   build: Callable[..., tf_keras.Model],
   change: Callable[..., tuple[tf.Tensor, tf.Tensor]] | None = None,
   saved: Callable[..., Any] = lambda model, dataset: model,
+  background: Sequence[str] = (),
 ) -> tf_keras.Model:
   """Fine-tunes on the images that --dataset names.
 
@@ -218,6 +221,7 @@ def fine_tune_on_dataset(
     build: As `command_line.fine_tune` takes it, and of `num_classes`.
     change: Changes pairs of an image and a label. None keeps them.
     saved: Takes the model and the data set; returns what to save.
+    background: Names of classes before those of the data set.
 
   Returns:
     The model.
@@ -245,10 +249,22 @@ def fine_tune_on_dataset(
       saved(model, dataset),
     )
 
+  def held_out() -> report.HeldOut:
+    dataset = load()
+    files = list(dataset.names.as_numpy_iterator()) if dataset.names else []
+
+    def place(index: int) -> str:  # With the folder of the class.
+      parts = files[index].decode(errors="replace").split("/") if files else []
+      return "/".join(parts[-2:])
+
+    names = [*background, *dataset.classes]
+    return report.HeldOut(names, str(dataset), None, place)
+
   return command_line.fine_tune(
     lambda **arguments: build(num_classes=len(load().classes), **arguments),
     prepare,
     "images",
+    held_out=held_out,
   )
 
 

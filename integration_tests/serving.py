@@ -254,7 +254,7 @@ def save(
     if directory:
       name = os.path.basename(output_dir.rstrip("/"))
       training = {
-        **_source(source_dir),
+        **source(source_dir),
         "trained on": classifier.data,
         "test": result,
       }
@@ -265,7 +265,7 @@ def save(
         f.write(card)
 
 
-def _source(source_dir: str) -> dict[str, str]:
+def source(source_dir: str) -> dict[str, str]:
   """Describes the export that was fine-tuned, without paths."""
   is_url = "://" in source_dir
   name = source_dir if is_url else os.path.basename(source_dir.rstrip("/"))
@@ -275,7 +275,7 @@ def _source(source_dir: str) -> dict[str, str]:
     ).singleprint()
   except OSError:  # It has none.
     return {"fine-tuned from": name}
-  return {"fine-tuned from": name, "its singleprint": f"`{print_}`"}
+  return {"fine-tuned from": name, "its singleprint": print_}
 
 
 def _card(

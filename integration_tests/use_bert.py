@@ -15,6 +15,7 @@ from etils import epy
 from data import texts
 from integration_tests import command_line
 from integration_tests import fitting
+from integration_tests import report
 from integration_tests import serving
 
 with epy.lazy_imports():
@@ -151,6 +152,7 @@ def define_flags() -> None:
     " classes are packages.",
   )
   texts.define_flags()
+  report.define_flags()
   flags.DEFINE_integer(
     "seq_length",
     64,
@@ -182,7 +184,9 @@ def fine_tune() -> None:
       serving.Classifier(served, dataset.classes, str(dataset)),
     )
 
-  command_line.fine_tune(build, prepare, "texts")
+  command_line.fine_tune(
+    build, prepare, "texts", held_out=lambda: command_line.of_texts(dataset)
+  )
 
 
 if __name__ == "__main__":

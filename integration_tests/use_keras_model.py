@@ -18,6 +18,7 @@ from distribution import strategies
 from integration_tests import command_line
 from integration_tests import fitting
 from integration_tests import image_fine_tuning
+from integration_tests import report
 
 with epy.lazy_imports():
   import tensorflow as tf
@@ -86,6 +87,7 @@ def define_flags() -> None:
     "images", retrain=False, learning_rate=1e-3, retraining=()
   )
   image_data.define_flags("dataset", "digits_5_9", "Images to fine-tune on.")
+  report.define_flags()
 
 
 def fine_tune() -> tf_keras.Model:

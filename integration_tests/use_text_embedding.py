@@ -16,6 +16,7 @@ from etils import epy
 from data import texts
 from integration_tests import command_line
 from integration_tests import fitting
+from integration_tests import report
 from integration_tests import serving
 
 with epy.lazy_imports():
@@ -191,6 +192,12 @@ def define_flags() -> None:
     "Text to fine-tune on: the docstrings of Python's standard library.",
   )
   texts.define_flags()
+  report.define_flags()
+  flags.register_multi_flags_validator(
+    ["task", "report"],
+    lambda values: values["task"] == "classify" or not values["report"],
+    "--report applies only with --task=classify.",
+  )
   flags.DEFINE_enum(
     "combiner",
     None,
@@ -217,6 +224,7 @@ def fine_tune() -> None:
         serving.Classifier(model, dataset.classes, str(dataset)),
       ),
       "texts",
+      held_out=lambda: command_line.of_texts(dataset),
     )
     return
   with command_line.input_errors():
