@@ -76,7 +76,13 @@ class TextsTest(tf.test.TestCase):
       texts.read([many], "3", "1")
     self.write("many0.csv", [f'{c},0,"{t}"' for c, t in _ROWS])
     self.write("many1.csv", [f'{c},1,"{t}"' for c, t in _ROWS])
-    self.assertEqual(texts.read([many], "3", "1").counts.sum(), 80)
+    dataset = texts.read([many], "3", "1")
+    self.assertEqual(dataset.counts.sum(), 80)
+    places = [dataset.place(i) for i in range(dataset.num_held_out)]
+    self.assertLen(set(places), 16)
+    for place, text in zip(places, dataset.test[0].to_pylist(), strict=True):
+      self.assertRegex(place, r"^many[01].csv, line \d+$")
+      self.assertEqual(text, _ROWS[int(place.split()[-1]) - 1][1])
 
   def test_a_long_text_takes_no_more_memory_than_its_own(self):
     long = "word " * 28_000

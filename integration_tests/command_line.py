@@ -147,6 +147,15 @@ def _make_output_dir(name: str, strategy: tf.distribute.Strategy) -> str | None:
   return output_dir
 
 
+def _check_batch_size(strategy: tf.distribute.Strategy) -> None:
+  batch_size, replicas = flags.FLAGS.batch_size, strategy.num_replicas_in_sync
+  if batch_size % replicas:
+    raise ValueError(
+      f"--batch_size={batch_size} is not a multiple of the {replicas} replicas"
+      " that share a batch."
+    )
+
+
 def _callbacks(
   train: fitting.Data, strategy: tf.distribute.Strategy
 ) -> list[tf_keras.callbacks.Callback]:
@@ -158,9 +167,7 @@ def _callbacks(
   files = ("saved_model.pb", "variables/variables.index")  # With checksums.
   run = {
     **{
-      name: value
-      for name, value in _values().items()
-      if name not in _OF_ANY_RUN
+      flag.name: flag.value for flag in _flags() if flag.name not in _OF_ANY_RUN
     },
     "export": backups.fingerprint_of_files(
       os.path.join(export, name) for name in files
@@ -252,12 +259,7 @@ def fine_tune(
     report_file = held_out and formats.absolute(values.report)
     if report_file and strategies.is_chief(strategy):
       report.check(report_file)
-    replicas = strategy.num_replicas_in_sync
-    if values.batch_size % replicas:
-      raise ValueError(
-        f"--batch_size={values.batch_size} is not a multiple of the {replicas}"
-        " replicas that share a batch."
-      )
+    _check_batch_size(strategy)
     arguments = {
       name: value
       for name, value in values.flag_values_dict().items()
@@ -324,7 +326,9 @@ def _report(
     **serving.source(model_path("saved_model_dir")),
     "data": held_out.description,
     "flags": "\n".join(
-      f"--{name}={value}" for name, value in _values().items() if value
+      flag.serialize()
+      for flag in _flags()
+      if flag.name not in ("dataset", "debug", "report")
     ),
     "TensorFlow": tf.__version__,
     "time": time.strftime("%Y-%m-%d %H:%M"),
@@ -332,13 +336,13 @@ def _report(
   report.write(path, report.page(outcome, held_out, history, examples, facts))
 
 
-def _values() -> dict[str, Any]:
-  """Returns the values of the program's flags, without paths."""
-  return {
-    flag.name: flag.value
+def _flags() -> list[flags.Flag]:
+  """Returns the program's flags that name no directories and files."""
+  return [
+    flag
     for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0])
     if not flag.name.endswith(("_dir", "_file"))
-  }
+  ]
 
 
 def _data_names() -> str:

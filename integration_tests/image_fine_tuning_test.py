@@ -225,10 +225,15 @@ class ImageFineTuningTest(tf.test.TestCase):
         self.assertIn(text, row)
 
   def test_what_an_export_does_not_support(self):
+    written = os.path.join(self.get_temp_dir(), "written.html")
+    pathlib.Path(written).touch()
     for arguments, message in (
       ({"saved_model_dir": "/nowhere"}, "^/nowhere does not exist"),
       ({"saved_model_dir": "integration_tests"}, "has no saved_model.pb"),
       ({"task": "segmentation"}, "Export it with --endpoints"),
+      ({"report": "/nowhere/x.html"}, "--report: the directory /nowhere does"),
+      ({"report": f"{__file__}/x.html"}, "the directory .*py does not exist"),
+      ({"report": written}, "--report: .*written.html exists. Remove it"),
       ({"image_size": "64"}, "takes only images of 28 by 28 pixels"),
       (
         {"retrain": "true", "stochastic_depth_rate": "0.1"},
@@ -242,22 +247,26 @@ class ImageFineTuningTest(tf.test.TestCase):
 
   def test_program(self):
     output_dir = os.path.join(self.get_temp_dir(), "output")
+    page = pathlib.Path(self.get_temp_dir(), "page.html")
     export = f"--saved_model_dir={_MNIST_CNN.value}"
     for arguments, status, message in (
       (
         [
           *(export, "--dataset=digits_5_9", "--retrain", "--epochs=2"),
           *("--strategy=one_device", f"--output_saved_model_dir={output_dir}"),
+          f"--report={page}",
         ],
         0,
         r"Test accuracy: 0\.[89]\d* on 179 images held out\n"
-        f"Saved the fine-tuned model to {output_dir}",
+        f"Saved the fine-tuned model to {output_dir}\n"
+        f"Wrote the report {page}",
       ),
       (["--saved_model_dir=/nowhere"], 1, "ERROR: /nowhere does not exist"),
       ([export, "y"], 1, "ERROR: y is not a flag"),
       ([export, "--dropout_rate=0.1"], 1, "applies only with --retrain"),
       ([export, "--dropout_rate=2"], 1, "not a number in the range"),
       ([export, "--image_size=8"], 1, "not integer >= 32"),
+      ([export, "--report=x.htm"], 1, "It must end in .html"),
       (
         [export, "--task=segmentation", "--augmentation"],
         1,
@@ -275,6 +284,8 @@ class ImageFineTuningTest(tf.test.TestCase):
     images, labels = self.test
     served = [int(x) for x in serve(images=tf.constant(images))["label"]]
     self.assertGreater(np.mean(np.array(served) == labels + 5), 0.8)
+    right = np.sum(np.array(served) == labels + 5)
+    self.assertIn(f"{right} of the 179 held-out images", page.read_text())
 
 
 if __name__ == "__main__":

@@ -104,10 +104,12 @@ class MultiWorkerTest(tf.test.TestCase):
 
   def test_after_a_worker_was_killed_training_goes_on(self):
     output_dir = os.path.join(self.get_temp_dir(), "output")
+    reports = self.create_tempdir().full_path
     command = [
       *(str(_PROGRAM), f"--saved_model_dir={_EXPORT.value}", _STRATEGY),
       *("--retrain", f"--output_saved_model_dir={output_dir}"),
       f"--backup_dir={os.path.join(self.get_temp_dir(), 'backup')}",
+      f"--report={reports}/{{index}}.html",
     ]
     # More epochs than there can be before the worker is killed.
     chief, worker = self.start_workers(*command, "--epochs=1000")
@@ -132,6 +134,7 @@ class MultiWorkerTest(tf.test.TestCase):
     # One of them has saved.
     self.assertIn(f"Saved the fine-tuned model to {output_dir}", chief_again)
     self.assertNotIn("Saved", worker_again)
+    self.assertEqual(os.listdir(reports), ["0.html"])
     self.assertTrue(os.path.exists(os.path.join(output_dir, "saved_model.pb")))
 
 

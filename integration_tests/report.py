@@ -8,7 +8,6 @@ import dataclasses
 import heapq
 import io
 import os
-import pathlib
 from typing import Any
 import unicodedata
 import uuid
@@ -27,7 +26,6 @@ with epy.lazy_imports():
 
 flags.disclaim_key_flags()  # They are those of the program.
 
-_STYLE = pathlib.Path(os.path.dirname(__file__), "report.css")
 _WORST = 20  # Examples.
 _FIRST = 20  # Classes that are always listed, and whose counts fit into cells.
 _MOST_LABELLED, _MOST_DRAWN = 100, 1000  # Classes in the confusion matrix.
@@ -37,6 +35,62 @@ _LARGEST = 256  # Pixels of a side of a picture.
 _RIGHT, _WRONG = (26, 95, 180), (200, 50, 40)  # Colors of cells.
 # The page loads and runs nothing, whatever is in the data.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_STYLE = """
+:root { --text: #1f2328; --muted: #59636e; --line: #d1d9e0; --page: #fff;
+  --card: #f6f8fa; --wrong: #b3261e; --validation: #9a6700;
+  color-scheme: light dark }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e6edf3; --muted: #9aa4af; --line: #3d444d; --page: #0d1117;
+    --card: #161b22; --wrong: #ff8a80; --validation: #d9a441 }
+}
+* { box-sizing: border-box }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 0 auto;
+  padding: 1.5rem 1rem 4rem; color: var(--text); background: var(--page);
+  overflow-wrap: anywhere }
+h1 { font-size: 2.2rem; line-height: 1.2; margin: 0 0 .5rem }
+h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .75rem;
+  border-top: 1px solid var(--line) }
+p { margin: .5rem 0; max-width: 45rem }
+.muted, th, summary { color: var(--muted) }
+.wrong { color: var(--wrong) }
+.validation { color: var(--validation) }
+.curves { display: flex; flex-wrap: wrap; gap: 1rem 2rem }
+figure { flex: 1 1 18rem; max-width: 32rem; margin: 0 }
+figcaption { font-weight: 600 }
+figcaption span { margin-left: 1rem; font-weight: 400; white-space: nowrap }
+figcaption span::before { content: "● " }
+svg { display: block; font-family: inherit }
+svg text, circle { fill: currentColor }
+.curves svg { width: 100%; height: auto }
+.grid { stroke: var(--line); fill: none }
+polyline { fill: none; stroke: currentColor; stroke-width: 2 }
+svg .on-color { fill: #fff }
+image, img { image-rendering: pixelated }
+.wide { overflow-x: auto; margin: 1rem 0 }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { text-align: left; vertical-align: top; padding: .25rem 1rem .25rem 0;
+  overflow-wrap: break-word; max-width: 16rem }
+tr + tr > * { border-top: 1px solid var(--line) }
+td.number, th.number { text-align: right; white-space: nowrap }
+.facts td { overflow-wrap: anywhere; white-space: pre-line; max-width: none }
+.facts td:first-child { color: var(--muted); min-width: 7rem }
+ul { display: grid; gap: 1rem; padding: 0; list-style: none;
+  grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)) }
+ul.texts { grid-template-columns: 1fr }
+ul.videos { grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)) }
+li { background: var(--card); border: 1px solid var(--line); border-radius: 6px;
+  padding: .75rem; font-size: .875rem; min-width: 0 }
+li p { margin: .25rem 0 0 }
+.text { font-size: 1rem; white-space: pre-wrap; max-height: 12rem;
+  overflow-y: auto }
+img { display: block; width: 100%; margin-bottom: .5rem }
+img.large { image-rendering: auto }
+summary { cursor: pointer; margin: .5rem 0 }
+@media (max-width: 40rem) {
+  table { font-size: .8125rem }
+  td, th { padding-right: .75rem; max-width: 8rem }
+}
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +175,7 @@ def check(path: str) -> None:
       f"--report: {path} exists. Remove it, or choose another name."
     )
   directory = os.path.dirname(path)
-  if not tf.io.gfile.isdir(directory):
+  if "://" not in directory and not tf.io.gfile.isdir(directory):
     raise errors.InputError(
       f"--report: the directory {directory} does not exist."
     )
@@ -225,7 +279,7 @@ def page(
     _tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
     _tag("meta", name="viewport", content="width=device-width"),
     _tag("title", title),
-    _tag("style", _STYLE.read_text(encoding="utf-8")),
+    _tag("style", _STYLE),
   )
   body = _tag(
     "body",
@@ -325,7 +379,7 @@ def _verdict(
       f" answering “{largest}”, the largest class, would get {most:,} right"
       f" ({_share(most / total)}).{is_better}",
     ),
-    _tag("p", f"The mean of the recalls of all classes is {_share(recall)}."),
+    _tag("p", f"The mean recall of all classes is {_share(recall)}."),
   ]
 
 
@@ -402,35 +456,36 @@ def _label(
 
 def _matrix(confusion: np.ndarray, names: Sequence[str]) -> list[Any]:
   """Draws the confusion matrix, and lists what is confused most."""
-  count = len(names)
-  with np.errstate(invalid="ignore"):
-    shares = np.nan_to_num(confusion / confusion.sum(axis=1, keepdims=True))
-  wrong = np.where(np.eye(count), 0, confusion)
-  order = np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSED]
-  pairs = [divmod(int(i), count) for i in order if wrong.flat[i]]
+  true, predicted = np.nonzero(confusion)
+  is_wrong = true != predicted
+  true, predicted = true[is_wrong], predicted[is_wrong]
+  counts, of_class = confusion[true, predicted], confusion.sum(axis=1)
   rows = [
-    (names[i], names[j], int(wrong[i, j]), float(shares[i, j]))
-    for i, j in pairs
+    (
+      *(names[true[i]], names[predicted[i]], int(counts[i])),
+      float(counts[i] / of_class[true[i]]),
+    )
+    for i in np.argsort(-counts, kind="stable")[:_CONFUSED]
   ]
   header = ("true class", "predicted", "count", "share")
-  drawn = "They are too many to draw."
-  if count <= _MOST_DRAWN:
-    drawn = (
-      "A row is a true class, a column a predicted one. What is right is blue,"
-      " what is wrong is red; the stronger, the larger its share of the row."
-    )
-  return [
-    _tag("p", drawn, class_="muted"),
-    *([_picture_of(confusion, shares, names)] if count <= _MOST_DRAWN else []),
-    *([_table(header, rows)] if rows else []),
-  ]
+  pairs = [_table(header, rows)] if rows else []
+  if len(names) > _MOST_DRAWN:
+    return [_tag("p", "It is not drawn, because it is too large."), *pairs]
+  note = (
+    "A row is a true class, a column a predicted one. What is right is blue,"
+    " what is wrong is red; the stronger, the larger its share of the row."
+  )
+  picture = _picture_of(confusion, names)
+  return [_tag("p", note, class_="muted"), picture, *pairs]
 
 
 def _picture_of(
-  confusion: np.ndarray, shares: np.ndarray, names: Sequence[str]
+  confusion: np.ndarray, names: Sequence[str]
 ) -> ElementTree.Element:
   """Draws a matrix: shares as colors and, of few classes, counts."""
   count = len(names)
+  with np.errstate(invalid="ignore"):
+    shares = np.nan_to_num(confusion / confusion.sum(axis=1, keepdims=True))
   # Rare mistakes are to be seen.
   strength = np.where(shares, 0.2 + 0.8 * np.sqrt(shares), 0)
   colors = np.where(np.eye(count, dtype=bool)[..., None], _RIGHT, _WRONG)
@@ -441,7 +496,7 @@ def _picture_of(
     cell, labels = max(1, 800 // count), []
   left = int(0.65 * font * max(map(_columns, labels), default=0)) + 10
   turn = max(map(len, labels), default=0) > 3 or count > _FIRST
-  top = left if turn else font + 12
+  top = left if turn else 2 * font
   side = count * cell
   parts = [
     _tag(
@@ -457,9 +512,12 @@ def _picture_of(
   for i, label in enumerate(labels):
     x, y = left + (i + 0.5) * cell, top + (i + 0.5) * cell
     parts.append(_label(label, left - 5, y, "end"))
-    moved = f"translate({x} {top - 6}) rotate({-90 if turn else 0})"
-    anchor = "start" if turn else "middle"
-    parts.append(_label(label, 0, 0, anchor, transform=moved))
+    move = f"translate({x} {top - 5}) rotate(-90)"
+    parts.append(
+      _label(label, 0, 0, "start", transform=move)
+      if turn
+      else _label(label, x, top - font, "middle")
+    )
   for i, j in (
     zip(*np.nonzero(confusion), strict=True) if count <= _FIRST else ()
   ):

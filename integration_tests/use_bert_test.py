@@ -222,12 +222,15 @@ class UseBertTest(tf.test.TestCase):
       "--seq_length=16",
       "--strategy=one_device",
       f"--output_saved_model_dir={output_dir}",
+      f"--report={output_dir}.html",
     )
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertIn("Test accuracy: 1.0000 on 40 texts", result.stdout)
     self.assertIn(f"Saved the fine-tuned model to {output_dir}", result.stdout)
     served = tf.saved_model.load(output_dir)(tf.constant(["It is no joy."]))
     self.assertAllEqual(served["label"], [b"bad"])
+    report = pathlib.Path(f"{output_dir}.html").read_text()
+    self.assertRegex(report, r"It is (no|a) joy\..*train\.tsv, line \d+<")
     with open(tsv, "a") as f:
       f.write("no tab\n")
     for arguments, message in (
