@@ -101,15 +101,18 @@ def python_docs() -> Dataset:
     package = module.parts[0]
     if package in _PACKAGES and text not in seen and len(text.split()) > 3:
       seen.add(text)
-      splits[is_held_out].append((text, _PACKAGES.index(package)))
+      label = _PACKAGES.index(package)
+      splits[is_held_out].append((text, label, str(module)))
   parts = [
     (
-      pa.chunked_array([[text for text, _ in split]]),
-      np.array([label for _, label in split]),
+      pa.chunked_array([[text for text, *_ in split]]),
+      np.array([label for _, label, _ in split]),
     )
     for split in splits
   ]
-  return _dataset("docstrings of Python's packages", _PACKAGES, *parts)
+  dataset = _dataset("docstrings of Python's packages", _PACKAGES, *parts)
+  modules = [module for *_, module in splits[True]]
+  return dataclasses.replace(dataset, place=modules.__getitem__)
 
 
 class Pairs(NamedTuple):

@@ -232,7 +232,7 @@ def collect(batches: Iterable[tuple[Any, ...]], num_classes: int) -> Outcome:
       Example(
         losses[i],
         start + int(i),
-        inputs[i].copy() if isinstance(inputs, np.ndarray) else None,
+        np.array(inputs[i]) if isinstance(inputs, np.ndarray) else None,
         labels[i].copy(),
         predicted[i].copy(),
         np.exp(log_scores[i]),
@@ -442,7 +442,6 @@ def _svg(
     width=width,
     height=height,
     font_size=font_size,
-    role="img",
   )
 
 

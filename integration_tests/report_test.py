@@ -90,6 +90,11 @@ class ReportTest(absltest.TestCase):
     kept = report.collect(_batches(logits, np.zeros(100, int)), 2).worst
     order = np.argsort(-np.nan_to_num(losses, nan=1000.0))
     self.assertEqual([x.index for x in kept], order[:20].tolist())
+    # Strings, and the inputs of an encoder.
+    for inputs in (np.array([b"a", b"b"], object), {"ids": np.eye(2)}):
+      batch = (inputs, np.array([0, 1]), np.ones(2), np.array([[0, 1], [0, 9]]))
+      kept = report.collect([batch], 2).worst
+      self.assertEqual([x.index for x in kept], [0, 1])
 
   def test_pixels(self):
     labels = np.array([[[0, 1], [0, 1]]] * 3)
