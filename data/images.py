@@ -84,7 +84,6 @@ class Dataset:
       channels]`, a video the same after the frames, or it is a pair of the
       bytes of a file and its name.
     test: The same.
-    names: Names of the files of `test`, if it has any.
   """
 
   description: str
@@ -92,7 +91,6 @@ class Dataset:
   counts: np.ndarray
   train: tf.data.Dataset
   test: tf.data.Dataset
-  names: tf.data.Dataset | None = None
 
   @property
   def num_held_out(self) -> int:
@@ -102,6 +100,17 @@ class Dataset:
   def __str__(self) -> str:
     """Describes it with its classes."""
     return f"{self.description}: {classes.summary(self.classes, self.counts)}"
+
+  def names_of_files(self) -> list[str]:
+    """Returns those of `test`, as `load` returns it; none if it has none."""
+    spec, _ = self.test.element_spec
+    if isinstance(spec, tuple):
+      names = self.test.map(lambda image, label: image[1])
+    elif spec.dtype == tf.string:
+      names = self.test.map(lambda name, label: name)
+    else:
+      return []
+    return [x.decode(errors="replace") for x in names.as_numpy_iterator()]
 
 
 def define_flags(flag: str, default: str | None, text: str) -> None:
@@ -351,7 +360,7 @@ def _decoder(
       return np.asarray(image).reshape(height, width, -1), True
     except Exception as e:  # Pillow raises what its many decoders do.
       if name not in unreadable:
-        unreadable[name] = f"{name.decode()}: {e}"
+        unreadable[name] = f"{name.decode() or 'a record'}: {e}"
         print(f"Skipped {unreadable[name]}", file=sys.stderr)
         _refuse_many(unreadable.values(), total, dataset.description)
       return np.zeros([height, width, channels], np.uint8), False
@@ -554,10 +563,9 @@ def _records(
     "image/class/label": tf.io.FixedLenFeature([], tf.int64),
     "image/class/text": tf.io.FixedLenFeature([], tf.string, ""),
   }
-  unnamed = "a record"
   image_keys = {
     "image/encoded": tf.io.FixedLenFeature([], tf.string),
-    "image/filename": tf.io.FixedLenFeature([], tf.string, unnamed),
+    "image/filename": tf.io.FixedLenFeature([], tf.string, ""),
   }
   texts = {}  # By labels.
 
@@ -598,13 +606,7 @@ def _records(
   names = names or [
     texts.get(i, b"").decode() or str(i) for i in range(max(texts) + 1)
   ]
-  dataset = _dataset(f"the TFRecords {os.path.basename(path)}", names, *parts)
-  return dataclasses.replace(
-    dataset,
-    names=dataset.test.map(
-      lambda image, _: tf.where(image[1] == unnamed, "", image[1])
-    ),
-  )
+  return _dataset(f"the TFRecords {os.path.basename(path)}", names, *parts)
 
 
 def _folders(path: str) -> list[str]:
@@ -647,14 +649,10 @@ def _folder(
     if len(parts) > 1
     else _divided(*_slices(*pictures[0]), share)
   )
-  dataset = _dataset(
+  return _dataset(
     source,
     names,
     *((part.map(read, tf.data.AUTOTUNE), labels) for part, labels in divided),
-  )
-  held_out, _ = divided[1]
-  return dataclasses.replace(
-    dataset, names=held_out.map(lambda name, label: name)
   )
 
 

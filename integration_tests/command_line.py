@@ -147,15 +147,6 @@ def _make_output_dir(name: str, strategy: tf.distribute.Strategy) -> str | None:
   return output_dir
 
 
-def _check_batch_size(strategy: tf.distribute.Strategy) -> None:
-  batch_size, replicas = flags.FLAGS.batch_size, strategy.num_replicas_in_sync
-  if batch_size % replicas:
-    raise ValueError(
-      f"--batch_size={batch_size} is not a multiple of the {replicas} replicas"
-      " that share a batch."
-    )
-
-
 def _callbacks(
   train: fitting.Data, strategy: tf.distribute.Strategy
 ) -> list[tf_keras.callbacks.Callback]:
@@ -302,6 +293,15 @@ def fine_tune(
     if report_file:
       _report(report_file, model, test, held_out(), history.history, examples)
   return model
+
+
+def _check_batch_size(strategy: tf.distribute.Strategy) -> None:
+  batch_size, replicas = flags.FLAGS.batch_size, strategy.num_replicas_in_sync
+  if batch_size % replicas:
+    raise ValueError(
+      f"--batch_size={batch_size} is not a multiple of the {replicas} replicas"
+      " that share a batch."
+    )
 
 
 def _report(

@@ -251,11 +251,10 @@ def fine_tune_on_dataset(
 
   def held_out() -> report.HeldOut:
     dataset = load()
-    files = list(dataset.names.as_numpy_iterator()) if dataset.names else []
+    files = dataset.names_of_files()
 
     def place(index: int) -> str:  # With the folder of the class.
-      parts = files[index].decode(errors="replace").split("/") if files else []
-      return "/".join(parts[-2:])
+      return "/".join(files[index].split("/")[-2:]) if files else ""
 
     names = [*background, *dataset.classes]
     return report.HeldOut(names, str(dataset), None, place)
