@@ -328,7 +328,8 @@ def _report(
     "flags": "\n".join(
       flag.serialize()
       for flag in _flags()
-      if flag.name not in ("dataset", "debug", "report")
+      if flag.value is not None
+      and flag.name not in ("dataset", "debug", "report")
     ),
     "TensorFlow": tf.__version__,
     "time": time.strftime("%Y-%m-%d %H:%M"),

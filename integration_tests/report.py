@@ -405,24 +405,26 @@ def _chart(lines: Mapping[str, Sequence[float]]) -> ElementTree.Element:
   width, height, left, bottom = 340, 200, 48, 172
   values = [v for line in lines.values() for v in line if np.isfinite(v)] or [0]
   epochs = max(map(len, lines.values()))
-  low, high = min(values), max(values)
-  ticks = ticker.MaxNLocator(5).tick_values(low, max(high, low + 0.1))
+  low = min(values)
+  high = max(*values, low + 0.1)
 
   def x(epoch: float) -> float:
     return round(left + (epoch - 0.5) / epochs * (width - left), 1)
 
   def y(value: float) -> float:
-    share = (value - ticks[0]) / (ticks[-1] - ticks[0])
-    return round(bottom - share * (bottom - 10), 1)
+    return round(bottom - (value - low) / (high - low) * (bottom - 10), 1)
+
+  def ticks(first: float, last: float, **options: Any) -> list[float]:
+    found = ticker.MaxNLocator(5, **options).tick_values(first, last)
+    return [tick for tick in found if first <= tick <= last]
 
   parts = []
-  for tick in ticks:
+  for tick in ticks(low, high):
     ends = {"x1": left, "x2": width, "y1": y(tick), "y2": y(tick)}
     parts.append(_tag("line", class_="grid", **ends))
     parts.append(_label(f"{tick:.4g}", left - 6, y(tick), "end"))
-  for tick in ticker.MaxNLocator(6, integer=True).tick_values(1, epochs):
-    if 1 <= tick <= epochs:
-      parts.append(_label(f"{tick:g}", x(tick), height - 14, "middle"))
+  for tick in ticks(1, epochs, integer=True):
+    parts.append(_label(f"{tick:g}", x(tick), height - 14, "middle"))
   for label, line in lines.items():
     points = [(x(i), y(v)) for i, v in enumerate(line, 1) if np.isfinite(v)]
     path = " ".join(f"{a},{b}" for a, b in points)
@@ -485,8 +487,8 @@ def _picture_of(
   count = len(names)
   with np.errstate(invalid="ignore"):
     shares = np.nan_to_num(confusion / confusion.sum(axis=1, keepdims=True))
-  # Rare mistakes are to be seen.
-  strength = np.where(shares, 0.2 + 0.8 * np.sqrt(shares), 0)
+  least = 0.0 if count <= _FIRST else 0.2  # Rare mistakes must be visible.
+  strength = np.where(shares, least + (1 - least) * np.sqrt(shares), 0)
   colors = np.where(np.eye(count, dtype=bool)[..., None], _RIGHT, _WRONG)
   pixels = np.concatenate([colors, 255 * strength[..., None]], axis=-1)
   cell, font = (40, 13) if count <= _FIRST else (10, 9)
