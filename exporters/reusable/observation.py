@@ -59,7 +59,7 @@ _SAVED_MODEL = "saved_model.pb"
 # Of the dtypes in which it is worse than the tolerances.
 _PRECISION = {"bfloat16": 2**-7, "float16": 2**-10}
 # The size of values in other columns, times this, may blur a column.
-_OTHER_COLUMNS = 0.01
+_OTHER_COLUMNS = 0.1
 _TINY = np.finfo(np.float64).tiny
 _BLOCK = 2**18  # Values that are compared at a time; more need fresh memory.
 

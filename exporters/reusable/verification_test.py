@@ -781,7 +781,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     worst, problems = observation.compare(
       "outputs", {"y": old}, {"y": old + np.float32([0.0, 5.0])}
     )
-    self.assertAllClose(worst, 5e-4)
+    self.assertAllClose(worst, 5e-5)
     self.assertEqual(
       problems, ["y differs by 5 in column 1; its largest value there is 20"]
     )
