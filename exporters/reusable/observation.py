@@ -1120,7 +1120,10 @@ def main(level: str) -> None:
 
 
 if __name__ == "__main__":
-  main(sys.argv[1])
-  # Skips TensorFlow's teardown, which takes seconds.
+  with tempfile.TemporaryDirectory() as directory:
+    # AutoGraph deletes its files in TensorFlow's teardown.
+    tempfile.tempdir = directory
+    main(sys.argv[1])
+  # Skips that teardown, which takes seconds.
   sys.stdout.flush()
   os._exit(0)
