@@ -104,7 +104,7 @@ COMPARISONS = {
   ),
   "outputs": Comparison(
     "Outputs in inference, in training without randomness, and with changed"
-    " hyperparameters, for inputs of several sizes.",
+    " hyperparameters, for inputs of several sizes and batches of 1 and 2.",
     "The live model computes op by op and the export in a graph, which may sum"
     " float32 values in another order.",
     1e-5,
