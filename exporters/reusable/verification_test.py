@@ -714,7 +714,7 @@ _BROKEN = [
     _outputs_of_nothing,
     "empty batch",
     r"empty batch, training \(5, 4\)",
-    r"an output has the shape \(1, 2\)",
+    r"the tensor has the shape \(1, 2\)",
   ),
   (
     "branch_for_xla",
