@@ -14,7 +14,7 @@ def verified() -> str:
     (
       (
         f"{kind}: {comparison.description}",
-        f"{comparison.of_array:g} of the largest value"
+        f"{comparison.of_array:g} of the largest value in a column"
         if comparison.of_array
         else "exact",
         comparison.why,

@@ -1,6 +1,7 @@
 """Traces Tensors back through graphs, functions and function calls."""
 
 from collections.abc import Collection, Iterator, Mapping
+import re
 from typing import NamedTuple
 
 from exporters.reusable.private_api import function_pb2
@@ -11,6 +12,9 @@ Function = function_pb2.FunctionDef
 Node = node_def_pb2.NodeDef
 
 CALLS = frozenset(["PartitionedCall", "StatefulPartitionedCall"])
+# Ops that return other values at each call; two attributes are their seeds.
+RANDOM = re.compile("Random|Rng|Multinomial|.*TruncatedNormal")
+SEEDS = ("seed", "seed2")
 
 
 def functions(graph: graph_pb2.GraphDef) -> dict[str, Function]:

@@ -5,11 +5,9 @@ own layers are made anew from their configs. Layers of other classes run the
 functions that were traced here, so consumers need none of their code.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 import contextlib
 import functools
-import inspect
-import types
 from typing import Any
 
 from absl import logging
@@ -57,15 +55,11 @@ def save(
     if isinstance(value, tf.Variable):  # Keras would make it a weight.
       value = saving.constant(value.numpy())
     setattr(model, name, value)
-  replacements = {
-    name: functools.partial(_as_method, replacement)
-    for name, replacement in source.layer_calls.items()
-  }
   tf.random.set_seed(None)  # All consumers would drop the same units.
   with (
     _plain_configs(model),
     saving.for_any_strategy(model),
-    layer_calls.replaced(model, replacements),
+    layer_calls.replaced(model, source.layer_calls),
     _without_warnings(),
   ):
     model.save(
@@ -75,23 +69,6 @@ def save(
       signatures=dict(signatures),
     )
   slimming.slim(export_dir)
-
-
-def _as_method(
-  replacement: Callable[[Any], Callable[..., Any]], layer: Any
-) -> Callable[..., Any]:
-  """Gives the replacement of a layer's `call` the signature that Keras saves.
-
-  Keras takes from it which arguments the layer has, `self` included.
-  """
-  new = replacement(layer)
-
-  def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-    del self  # `new` has it.
-    return new(*args, **kwargs)
-
-  call.__signature__ = inspect.signature(type(layer).call)
-  return types.MethodType(call, layer)
 
 
 @contextlib.contextmanager

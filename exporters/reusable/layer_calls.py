@@ -2,15 +2,29 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import functools
+import inspect
+import types
 from typing import Any, TypeVar
 
 import tensorflow as tf
+import tf_keras
 
 _T = TypeVar("_T")
 
 # For the `class_name` of a layer, a function that takes such a layer and
 # returns the `call` that replaces its own, which it may use.
 Replacements = Mapping[str, Callable[[Any], Callable[..., Any]]]
+
+# What a subclass may override without an effect on what `call` computes.
+_OVERRIDABLE = {
+  "build",
+  "call",
+  "compute_mask",
+  "compute_output_shape",
+  "from_config",
+  "get_config",
+}
 
 
 def class_name(layer_type: type[Any]) -> str:
@@ -33,16 +47,74 @@ def find(table: Mapping[str, _T], layer: Any) -> _T | None:
 
 def modules(model: Any) -> Sequence[tf.Module]:
   """Returns a model and all layers and modules in it; none for a function."""
-  return (model, *model.submodules) if isinstance(model, tf.Module) else ()
+  if not isinstance(model, tf.Module):
+    return ()
+  try:
+    return (model, *model.submodules)
+  except ValueError:
+    # TensorFlow cannot sort the masks that a recurrent layer keeps for each
+    # graph it was called in.
+    tracked = tf.train.TrackableView(model).descendants()
+    return [x for x in tracked if isinstance(x, tf.Module)]  # Itself first.
 
 
 @contextlib.contextmanager
 def replaced(model: Any, replacements: Replacements) -> Iterator[None]:
-  """Replaces the `call` of a model's layers; restores it on exit."""
+  """Replaces the `call` of classes for a model's layers; restores it on exit.
+
+  A subclass that overrides `call` gets the replacement where it calls that of
+  its base class. A subclass that overrides another method of its base class
+  gets none, since `call` may use that method. Cells of recurrent layers keep
+  theirs: in a loop TensorFlow supports no gradient that reads variables.
+  """
+  layers = modules(model)
+  recurrent = [x for x in layers if isinstance(x, tf_keras.layers.RNN)]
+  in_cells = {id(cell) for x in recurrent for cell in modules(x)[1:]}
+  calls = {}
+  for layer in layers:
+    base = _base(replacements, type(layer))
+    if base and id(layer) not in in_cells:
+      # What the replacement takes for the layer's own, even in a subclass.
+      vars(layer)["call"] = types.MethodType(base.call, layer)
+      calls[base, id(layer)] = replacements[class_name(base)](layer)
+      del vars(layer)["call"]
   with contextlib.ExitStack() as stack:
-    for layer in modules(model):
-      if replacement := find(replacements, layer):
-        # An attribute of the layer takes precedence over its class' method.
-        layer.call = replacement(layer)
-        stack.callback(vars(layer).pop, "call")
+    for base in {base for base, _ in calls}:
+      if "call" in vars(base):
+        stack.callback(setattr, base, "call", base.call)
+      else:
+        stack.callback(delattr, base, "call")
+      base.call = _dispatching(base, calls)
     yield
+
+
+def _base(table: Mapping[str, Any], layer_type: type[Any]) -> type[Any] | None:
+  """Returns the class in the table whose `call` a layer's may be or use."""
+  for i, base in enumerate(layer_type.__mro__):
+    if class_name(base) in table:
+      overridden = {
+        name
+        for subclass in layer_type.__mro__[:i]
+        for name, value in vars(subclass).items()
+        if callable(value) or isinstance(value, (property, staticmethod))
+        if hasattr(base, name) and not name.startswith("__")
+      }
+      return None if overridden - _OVERRIDABLE else base
+  return None
+
+
+def _dispatching(
+  base: type[Any], calls: Mapping[tuple[type[Any], int], Callable[..., Any]]
+) -> Callable[..., Any]:
+  """Makes a method `call` of a class that calls the replacement of a layer."""
+  original = base.call
+
+  @functools.wraps(original)
+  def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    replacement = calls.get((base, id(self)))
+    if replacement is None:  # A layer of another model.
+      return original(self, *args, **kwargs)
+    return replacement(*args, **kwargs)
+
+  call.__signature__ = inspect.signature(original)  # Keras looks at it.
+  return call

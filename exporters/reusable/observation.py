@@ -3,14 +3,17 @@
 The same functions observe the live model and the export. Run as a program, this
 module loads an export in a fresh process, observes it and compares it with what
 the exporter's process observes of the live model. Apart from this module and
-`xla_trap`, the fresh process imports what a consumer imports.
+those that read graphs, the fresh process imports what a consumer imports.
 
-Standard input has a path in each line: the directory of the export, the file to
-write the results to, and then the files that `write` has written, in order.
+Each line of standard input is a path as JSON: the directory of the export, the
+file to write the results to, and then the files that `write` has written, in
+order.
 """
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
+import functools
 import hashlib
 import inspect
 import itertools
@@ -34,6 +37,8 @@ import tensorflow as tf
 import tensorflow_hub as hub
 import tf_keras
 
+from exporters.reusable import graphs
+from exporters.reusable import private_api
 from exporters.reusable import xla_trap
 
 Arrays = dict[str, np.ndarray]
@@ -48,6 +53,14 @@ INTERFACE = (
 ONLY = "the tensor"  # The name of an output that is a single Tensor.
 _XLA = "compilation under XLA"
 _EMPTY = "empty batch"
+_SEEDED = "one seed"
+_SEED = 1
+_SAVED_MODEL = "saved_model.pb"
+# Of the dtypes in which it is worse than the tolerances.
+_PRECISION = {"bfloat16": 2**-7, "float16": 2**-10}
+# The size of values in other columns, times this, may blur a column.
+_OTHER_COLUMNS = 0.1
+_TINY = np.finfo(np.float64).tiny
 _BLOCK = 2**18  # Values that are compared at a time; more need fresh memory.
 
 
@@ -59,7 +72,8 @@ class Comparison(NamedTuple):
   Attributes:
     description: What must be the same.
     why: The reason for the tolerance.
-    of_array: Tolerance, relative to the largest value of the array.
+    of_array: Tolerance, relative to the largest value of a column: the last
+      axis of an array, or the array if it has one axis.
     of_all: Tolerance, relative to the largest value of all arrays of the same
       observation. It is added to the other.
   """
@@ -90,7 +104,7 @@ COMPARISONS = {
   ),
   "outputs": Comparison(
     "Outputs in inference, in training without randomness, and with changed"
-    " hyperparameters, for inputs of several sizes.",
+    " hyperparameters, for inputs of several sizes and batches of 1 and 2.",
     "The live model computes op by op and the export in a graph, which may sum"
     " float32 values in another order.",
     1e-5,
@@ -117,6 +131,12 @@ COMPARISONS = {
   "randomness": Comparison(
     "Where training is random: two calls differ, and move the same variables.",
     "They differ or do not.",
+  ),
+  _SEEDED: Comparison(
+    "Where training is random: it repeats if the seeds do, so that outputs,"
+    " gradients and updates can be compared with the same seeds. Random ops in"
+    " loops, and seeds of layers, are noted only.",
+    "It repeats or does not.",
   ),
   "hub.KerasLayer": Comparison(
     "A hub.KerasLayer with trainable=True and changed arguments: outputs in"
@@ -165,6 +185,7 @@ class Call(NamedTuple):
     empty: Whether to call the export without examples too.
     random: Whether two calls of the model differ. Only what `_randomness`
       returns is then observed.
+    seeded: Whether the random ops of both models get the same seeds.
   """
 
   name: str
@@ -177,6 +198,7 @@ class Call(NamedTuple):
   compilation: bool = False
   empty: bool = False
   random: bool = False
+  seeded: bool = False
 
 
 class Observation(NamedTuple):
@@ -262,10 +284,18 @@ def observe_calls(
       arrays = {"effect": np.array(effect)}
       yield Observation(part, "hyperparameters", made.name, arrays)
       continue
+    if made.seeded:
+      tf.random.set_seed(_SEED)
     result, updates = _run(
       model, step if made.gradients else call, made.example, made.arguments
     )
     outputs, gradients = result if made.gradients else (result, ())
+    if made.seeded:
+      taken = _seeds_taken()
+      seeded = _with_seed(call)
+      twice = differ(model, seeded, made.example, *[made.arguments] * 2)
+      arrays = {"ops": np.array(taken), "repeats": np.array(not twice)}
+      yield Observation(part, _SEEDED, made.name, arrays)
     yield Observation(part, "outputs", made.name, _arrays(outputs))
     if made.gradients:
       # Without a name of their own, they are freed before the next gradients.
@@ -343,6 +373,30 @@ def _randomness(
   }
 
 
+def _with_seed(call: Callable[..., Any]) -> Callable[..., Any]:
+  def seeded(*args: Any, **kwargs: Any) -> Any:
+    tf.random.set_seed(_SEED)
+    return call(*args, **kwargs)
+
+  return seeded
+
+
+def _seeds() -> Iterator[tuple[int, int]]:
+  """Yields the seeds that random ops get one after the other."""
+  tf.random.set_seed(_SEED)
+  while True:
+    yield tf.compat.v1.get_seed(None)
+
+
+def _seeds_taken() -> int:
+  """Counts the ops that have got a seed since `_SEED` was set; -1: many."""
+  following = tf.compat.v1.get_seed(None)
+  for count, seeds in enumerate(itertools.islice(_seeds(), 2**14)):
+    if seeds == following:
+      return count
+  return -1
+
+
 def _run(
   model: Any,
   call: Callable[..., Any],
@@ -407,8 +461,10 @@ def _arrays(structure: Any) -> Arrays:
   return {name: _array(tensor) for name, tensor in named(structure).items()}
 
 
-def _array(tensor: tf.Tensor) -> np.ndarray:
+def _array(tensor: tf.Tensor | None) -> np.ndarray:
   """Returns the memory of a Tensor as an array, without a copy."""
+  if tensor is None:
+    return np.array("None")
   # NumPy's own type for strings drops trailing zero bytes.
   return np.asarray(tensor, object if tensor.dtype == tf.string else None)
 
@@ -430,38 +486,52 @@ def changed(default: Any, choices: Iterable[str] = ()) -> Any:
   return default / 2 or 0.5
 
 
-def named(structure: Any, path: str = "") -> dict[str, tf.Tensor]:
-  """Flattens outputs or inputs into Tensors by their paths."""
+def named(structure: Any, path: str = "") -> dict[str, Any]:
+  """Flattens outputs or inputs into Tensors by their paths; None stays."""
   if isinstance(structure, Mapping):
-    items = sorted(structure.items())
+    items = {
+      f"{path}/{str(key).replace('/', '//')}": structure[key]
+      for key in sorted(structure)
+    }
   elif isinstance(structure, (list, tuple)):
-    items = enumerate(structure)
-  elif isinstance(structure, tf.RaggedTensor):
-    items = [
-      ("flat_values", structure.flat_values),
-      ("nested_row_splits", structure.nested_row_splits),
-    ]
+    items = {f"{path}/[{i}]": value for i, value in enumerate(structure)}
+  elif isinstance(structure, (tf.RaggedTensor, tf.SparseTensor)):
+    items = {f"{path}/{x}": getattr(structure, x) for x in _parts(structure)}
   else:
     return {path.removeprefix("/") or ONLY: structure}
   return {
     name: tensor
-    for key, value in items
-    for name, tensor in named(value, f"{path}/{key}").items()
+    for inner, value in items.items()
+    for name, tensor in named(value, inner).items()
   }
+
+
+def _parts(tensor: tf.RaggedTensor | tf.SparseTensor) -> Sequence[str]:
+  if isinstance(tensor, tf.RaggedTensor):
+    return "flat_values", "nested_row_splits"
+  return "indices", "values", "dense_shape"
 
 
 def _scalar(outputs: Any) -> tf.Tensor:
   """Sums outputs with weights, so that no symmetry hides an error."""
   return tf.add_n(
     [
-      tf.reduce_sum(
-        tf.reshape(tf.cast(output, tf.float32), [-1])
-        * tf.cos(tf.range(tf.cast(tf.size(output), tf.float32)))
-      )
-      for output in named(outputs).values()
-      if output.dtype.is_floating
+      tf.constant(0.0),
+      *(
+        tf.reduce_sum(
+          tf.reshape(tf.cast(output, tf.float32), [-1])
+          * tf.cos(tf.range(tf.cast(tf.size(output), tf.float32)))
+        )
+        for output in map(_real, named(outputs).values())
+        if output is not None and output.dtype.is_floating
+      ),
     ]
   )
+
+
+def _real(output: Any) -> Any:
+  is_complex = output is not None and output.dtype.is_complex
+  return tf.math.real(output) + tf.math.imag(output) if is_complex else output
 
 
 def compare(
@@ -476,7 +546,7 @@ def compare(
   problems = [f"{name} is missing" for name in expected if name not in actual]
   problems += [f"{name} is new" for name in actual if name not in expected]
   common = [name for name in expected if name in actual]
-  of_array, of_all = COMPARISONS[kind][2:]
+  of_all = COMPARISONS[kind].of_all
   largest_of_all = max((_largest(expected[name]) for name in common), default=0)
   worst = 0.0
   for name in common:
@@ -486,45 +556,76 @@ def compare(
         f"{name} is {new.dtype}{list(new.shape)}, and was"
         f" {old.dtype}{list(old.shape)}"
       )
-    elif old.dtype.kind != "f":
+    elif not _is_inexact(old):
       if not np.array_equal(old, new):
         problems.append(f"{name} differs")
-    else:
-      largest = _largest(old)
-      difference = _difference(old, new)
-      allowed = of_array * largest + of_all * largest_of_all
-      if difference:
-        scale = allowed / of_array if allowed else largest or 1.0
-        worst = max(worst, difference / scale)
+    elif len(differences := _differences(old, new)):
+      of_array = _of_array(kind, old)
+      columns = _columns(old)
+      sizes = np.maximum(columns, _OTHER_COLUMNS * _largest(old))
+      allowed = of_array * sizes + of_all * largest_of_all
+      # Relative to what is allowed; or, where nothing is, to the values.
+      scale = allowed / of_array if of_array else sizes
+      relative = differences / np.maximum(scale, _TINY)
+      i = int(np.argmax(relative))  # The first NaN, if there is one.
+      worst = max(worst, float(relative[i]))
       # Not `>`, which is false for NaN.
-      if not difference <= allowed:
+      if not differences[i] <= allowed[i]:
+        column = f" in column {i}" if len(differences) > 1 else ""
         problems.append(
-          f"{name} differs by {difference:.2g}; its largest value is"
-          f" {largest:.2g}"
+          f"{name} differs by {differences[i]:.2g}{column}; its largest value"
+          f"{' there' if column else ''} is {columns[i]:.2g}"
         )
   return worst, problems
 
 
-def _difference(old: np.ndarray, new: np.ndarray) -> float:
-  """Returns the largest difference of two arrays, NaN if either has a NaN."""
-  old, new = old.ravel(), new.ravel()
-  blocks = [slice(i, i + _BLOCK) for i in range(0, old.size, _BLOCK)]
-  # Equal blocks are skipped: the difference of two infinite values is NaN.
-  return float(
-    np.max(
-      [
-        np.max(np.abs(new[block] - old[block]))
-        for block in blocks
-        if not np.array_equal(old[block], new[block])
-      ],
-      initial=0.0,
-    )
-  )
+def _of_array(kind: str, array: np.ndarray) -> float:
+  """Returns the tolerance, of two rounding errors at least."""
+  of_array = COMPARISONS[kind].of_array
+  return of_array and max(of_array, 2 * _PRECISION.get(array.dtype.name, 0.0))
+
+
+def _is_inexact(array: np.ndarray) -> bool:
+  return array.dtype.kind in "fc" or array.dtype.name in _PRECISION
+
+
+def _by_column(array: np.ndarray) -> np.ndarray:
+  """Views an array as rows: of its last axis, or of one value."""
+  return array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1)
+
+
+def _blocks(array: np.ndarray) -> Iterator[slice]:
+  rows = max(1, _BLOCK // max(1, array.shape[1]))
+  return (slice(i, i + rows) for i in range(0, len(array), rows))
+
+
+def _differences(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+  """Returns the largest difference in each column, NaN if either has a NaN.
+
+  Equal arrays have none.
+  """
+  old, new = _by_column(old), _by_column(new)
+  largest = [
+    np.max(np.abs(new[block] - old[block]), axis=0).astype(np.float64)
+    for block in _blocks(old)
+    # The difference of two infinite values is NaN.
+    if not np.array_equal(old[block], new[block])
+  ]
+  return np.max(largest, axis=0) if largest else np.array([])
+
+
+def _columns(array: np.ndarray) -> np.ndarray:
+  """Returns the largest absolute value in each column."""
+  rows = _by_column(array)
+  largest = [np.max(np.abs(rows[block]), axis=0) for block in _blocks(rows)]
+  return np.max(largest, axis=0).astype(np.float64)
 
 
 def _largest(array: np.ndarray) -> float:
-  if array.dtype.kind != "f" or not array.size:
+  if not _is_inexact(array) or not array.size:
     return 0.0
+  if array.dtype.kind == "c":
+    return float(np.abs(array).max())
   return max(float(array.max()), -float(array.min()))
 
 
@@ -552,38 +653,66 @@ def check(
   """
   results = []
   of_parts = itertools.groupby(seen, key=lambda o: o.part)
-  for part, calls in plan.items():
-    observed = model
-    for name in part.split(".") if part else ():
-      observed = getattr(observed, name, None)
-    problems = _missing(observed, calls)
-    results.append(_result(part, "interface", "", 0.0, problems))
-    seen_part, of_live = next(of_parts)
-    _check_order(part, seen_part)
-    if not problems:
-      results += _check_part(part, observed, calls, of_live)
+  with _with_seeds(export_dir) as with_seeds:
+    for part, calls in plan.items():
+      observed = _part(model, part)
+      problems = _missing(observed, calls)
+      results.append(_result(part, "interface", "", 0.0, problems))
+      seen_part, of_live = next(of_parts)
+      _check_order(part, seen_part)
+      if not problems:
+        results += _check_part(
+          part,
+          observed,
+          calls,
+          of_live,
+          lambda part=part: _part(with_seeds(), part),
+        )
   if not results[0].problems:
     example = plan[""][0].example
     results += _check_served(export_dir, model, example, save_again)
   return results
 
 
+def _part(model: Any, name: str) -> Any:
+  """Returns a sub-object of a model, the model itself for "", or None."""
+  for attribute in name.split(".") if name else ():
+    model = getattr(model, attribute, None)
+  return model
+
+
 def _check_part(
-  part: str, model: Any, calls: Sequence[Call], of_live: Iterator[Observation]
+  part: str,
+  model: Any,
+  calls: Sequence[Call],
+  of_live: Iterator[Observation],
+  with_seeds: Callable[[], Any],
 ) -> Iterator[Result]:
-  """Checks a loaded model or sub-object."""
-  step = tf.function(
-    train_step(model, model), autograph=False, reduce_retracing=True
-  )
+  """Checks a loaded model or sub-object.
+
+  Args:
+    part: Name of the sub-object, "" for the model itself.
+    model: The loaded model or sub-object.
+    calls: The calls to make, `seeded` ones last.
+    of_live: The observations of the live model.
+    with_seeds: Loads the same with the seeds of `_seeds` in its random ops.
+  """
+  step = _graph_step(model)
+  skipped = None
   for new, old in zip(
     itertools.chain(
       observe_state(part, model),
-      observe_calls(part, model, model, calls, step),
+      observe_calls(
+        part, model, model, [c for c in calls if not c.seeded], step
+      ),
+      _observe_seeded(part, [c for c in calls if c.seeded], with_seeds),
     ),
     of_live,
     strict=False,  # A next item of the last part would be waited for.
   ):
     _check_order(new.place, old.place)
+    if new.call == skipped:
+      continue
     expected, arrays = old.arrays, new.arrays
     if isinstance(model, tf_keras.Model):
       arrays = _in_order_of(expected, arrays)
@@ -592,9 +721,13 @@ def _check_part(
           dict.fromkeys(x, np.array(0)) for x in (expected, arrays)
         )
     largest, problems = compare(new.kind, expected, arrays)
+    notes = []
     if new.kind == "hyperparameters":
       problems = [] if all(new.arrays.values()) else ["it changes nothing"]
-    yield _result(*new[:3], largest, problems)
+    elif new.kind == _SEEDED:
+      problems, notes = _of_seeds(old.arrays, new.arrays)
+      skipped = new.call if problems or notes else None
+    yield _result(*new[:3], largest, problems, notes)
   for made in calls:
     if made.keras and not isinstance(model, tf_keras.Model):
       kind = "hub.KerasLayer"
@@ -606,6 +739,104 @@ def _check_part(
       yield _result(part, _EMPTY, made.name, 0.0, problems)
     if made.compilation:
       yield _result(part, _XLA, made.name, 0.0, *_under_xla(step, made))
+
+
+def _graph_step(model: Any) -> tf.types.experimental.PolymorphicFunction:
+  """Makes the train step of a loaded model, as a graph."""
+  return tf.function(
+    train_step(model, model), autograph=False, reduce_retracing=True
+  )
+
+
+def _observe_seeded(
+  part: str, calls: Sequence[Call], with_seeds: Callable[[], Any]
+) -> Iterator[Observation]:
+  """Observes calls of an export whose random ops have seeds."""
+  for made in calls:
+    model = with_seeds()
+    step = _graph_step(model) if made.gradients else tf.function(model)
+    of_seeds, *others = observe_calls(part, model, model, [made], step)
+    trace = step.get_concrete_function(made.example, **made.arguments)
+    count = _random_ops(trace.graph.as_graph_def())
+    arrays = {**of_seeds.arrays, "ops": np.array(count)}
+    yield of_seeds._replace(arrays=arrays)
+    yield from others
+
+
+def _random_ops(graph: Any) -> int:
+  """Counts the random ops of the only function in a graph that has some.
+
+  Returns:
+    -1 if there are several functions, or the function is the body of a loop or
+    a branch, whose ops the graph's order says nothing of.
+  """
+  by_name = graphs.functions(graph)
+  called = {None: list(graph.node)}
+  waiting = list(graph.node)
+  while waiting:
+    node = waiting.pop()
+    for name in graphs.called(node):
+      if name in by_name and name not in called:
+        called[name] = list(by_name[name].node_def)
+        waiting += called[name]
+  counts = {
+    name: count
+    for name, nodes in called.items()
+    if (count := sum(bool(graphs.RANDOM.match(n.op)) for n in nodes))
+  }
+  is_called = not any(
+    name in counts
+    for nodes in called.values()
+    for node in nodes
+    if node.op not in graphs.CALLS
+    for name in graphs.called(node)
+  )
+  return sum(counts.values()) if len(counts) < 2 and is_called else -1
+
+
+def _of_seeds(live: Arrays, export: Arrays) -> tuple[list[str], list[str]]:
+  """Returns problems and notes of calls with the same seeds."""
+  if live["ops"] != export["ops"] or export["ops"] < 0:
+    return [], [
+      "Training is random in a way that no seed of TensorFlow fixes, such as in"
+      " a loop or by seeds of its own: its values are not compared."
+    ]
+  if not live["repeats"]:
+    return [
+      "training draws random numbers that are not TensorFlow's, such as"
+      " NumPy's: the export repeats those of its trace"
+    ], []
+  return [], []
+
+
+@contextlib.contextmanager
+def _with_seeds(export_dir: str) -> Iterator[Callable[[], Any]]:
+  """Makes a function that loads an export with seeds in its random ops."""
+  with tempfile.TemporaryDirectory() as directory:
+
+    @functools.cache
+    def write() -> None:
+      source = pathlib.Path(export_dir)
+      for path in source.iterdir():
+        if path.name != _SAVED_MODEL:
+          os.symlink(path.absolute(), os.path.join(directory, path.name))
+      saved_model = private_api.saved_model_pb2.SavedModel.FromString(
+        (source / _SAVED_MODEL).read_bytes()
+      )
+      for function in saved_model.meta_graphs[0].graph_def.library.function:
+        nodes = [n for n in function.node_def if graphs.RANDOM.match(n.op)]
+        for node, seeds in zip(nodes, _seeds(), strict=False):
+          for name, seed in zip(graphs.SEEDS, seeds, strict=True):
+            node.attr[name].i = seed
+      pathlib.Path(directory, _SAVED_MODEL).write_bytes(
+        saved_model.SerializeToString()
+      )
+
+    def load_it() -> Any:
+      write()
+      return load(directory)
+
+    yield load_it
 
 
 def _missing(model: Any, calls: Iterable[Call]) -> list[str]:
@@ -666,12 +897,21 @@ def _of_no_examples(model: Any, made: Call) -> list[str]:
     return [failure]
   moving = _moving(model)
   _, problems = compare(_EMPTY, _numbered(moving, moving), updates)
-  for name, y in named(outputs).items():
-    if y.dtype.is_floating and not np.isfinite(y).all():
+  floats = {k: y for k, y in _arrays(outputs).items() if _is_inexact(y)}
+  for name, y in floats.items():
+    if not np.isfinite(y.astype(np.complex64)).all():
       problems.append(f"{name} is not finite")
-  for y in tf.nest.flatten(outputs):
-    if y.shape.rank and y.shape[0]:
-      problems.append(f"an output has the shape {y.shape}")
+  shapes = {k: y.shape for k, y in _arrays(outputs).items() if any(y.shape[:1])}
+  if shapes:
+    some, _ = _run(model, call, made.example, made.arguments)
+    # Others do not depend on the batch.
+    rows = tf.nest.flatten(made.example)[0].shape[0]
+    batched = {k for k, y in _arrays(some).items() if y.shape[:1] == (rows,)}
+    problems += [
+      f"{name} has the shape {shape}"
+      for name, shape in shapes.items()
+      if name in batched
+    ]
   return problems
 
 
@@ -716,7 +956,10 @@ def _check_served(
     yield _result("", kind, "", 0.0, [problem])
     return
   structure = _run(model, model, example, {})[0]
-  outputs, served = _arrays(structure), _served(model, example)
+  outputs = {
+    name: _array(y) for name, y in named(structure).items() if y is not None
+  }
+  served = _served(model, example)
   if not isinstance(structure, Mapping) and len(served) == len(outputs):
     # Those of a list are in the order of their names.
     outputs = dict(zip(sorted(served), outputs.values(), strict=True))
@@ -780,9 +1023,11 @@ def _served(model: Any, example: Any) -> Arrays:
   inputs = (
     example
     if isinstance(example, Mapping)
-    else dict(zip(names, tf.nest.flatten(example), strict=True))
+    else dict(
+      zip(names, tf.nest.flatten(example, expand_composites=True), strict=True)
+    )
   )
-  return {name: _array(y) for name, y in signature(**inputs).items()}
+  return _arrays(signature(**inputs))
 
 
 def load(export_dir: str) -> Any:
@@ -833,7 +1078,7 @@ def _read(path: str) -> Any:
 
 def _lines() -> Iterator[str]:
   for line in sys.stdin:
-    yield line.rstrip("\n")
+    yield json.loads(line)
   sys.exit(1)  # The exporter's process has ended early, and reports why.
 
 
@@ -856,22 +1101,29 @@ def main(level: str) -> None:
   if is_keras:  # Keras warns at every save.
     tf.get_logger().setLevel("ERROR")
     logging.set_verbosity(logging.ERROR)
-  model = (_load_keras if is_keras else load)(export_dir)
-  if "tensorflow_text" in sys.modules:
-    print("  - the export needs tensorflow_text for its ops", flush=True)
-  (plan,) = _read(next(lines))
-  results = check(
-    export_dir,
-    model,
-    {part: [Call(*c) for c in calls] for part, calls in plan.items()},
-    (Observation(*_read(line)) for line in lines),
-    save_again=level == "full",
-  )
+  try:
+    model = (_load_keras if is_keras else load)(export_dir)
+    if "tensorflow_text" in sys.modules:
+      print("  - the export needs tensorflow_text for its ops", flush=True)
+    (plan,) = _read(next(lines))
+    results = check(
+      export_dir,
+      model,
+      {part: [Call(*c) for c in calls] for part, calls in plan.items()},
+      (Observation(*_read(line)) for line in lines),
+      save_again=level == "full",
+    )
+  except (OSError, ValueError, tf.errors.OpError) as e:
+    problem = f"it cannot be loaded and called: {' '.join(str(e).split())}"
+    results = [Result("", "", [problem])]
   pathlib.Path(results_path).write_text(json.dumps(results))
 
 
 if __name__ == "__main__":
-  main(sys.argv[1])
-  # Skips TensorFlow's teardown, which takes seconds.
+  with tempfile.TemporaryDirectory() as directory:
+    # AutoGraph deletes its files in TensorFlow's teardown.
+    tempfile.tempdir = directory
+    main(sys.argv[1])
+  # Skips that teardown, which takes seconds.
   sys.stdout.flush()
   os._exit(0)

@@ -93,6 +93,7 @@ def source(
     ExportError: Variables are missing, `training` is hidden, weights are not
       finite, a hyperparameter has no effect, or the model cannot be called.
   """
+  input_spec = _checked(input_spec)
   defaults = {h.name: h.default for h in hyperparameters}
   if _has_training(model, hyperparameters):
     defaults = {"training": False, **defaults}
@@ -173,8 +174,8 @@ def signature(
     input_spec: Its input. The Tensors of a dict are named by their keys, others
       by their spec, or `inputs`.
     output_name: Name of a single output, or the sorted names of those in a
-      list. Outputs in a dict are named by their keys; those that are not
-      Tensors are left out.
+      list; of a list it may also be what their names begin with. Outputs in a
+      dict are named by their keys; those that are not Tensors are left out.
 
   Returns:
     A function for `save`, from named Tensors to a dict of Tensors.
@@ -193,14 +194,26 @@ def signature(
       },
     )
     if isinstance(outputs, (list, tuple)):
-      return dict(zip(output_name, outputs, strict=True))
-    if not isinstance(outputs, Mapping):
-      return {output_name: outputs}
-    return {key: out for key, out in outputs.items() if tf.is_tensor(out)}
+      names = output_name
+      if isinstance(names, str):
+        digits = len(str(len(outputs) - 1))  # So that they are sorted.
+        names = [f"{names}_{i:0{digits}}" for i in range(len(outputs))]
+      outputs = dict(zip(names, outputs, strict=True))
+    elif not isinstance(outputs, Mapping):
+      outputs = {output_name: outputs}
+    served = {k: y for k, y in outputs.items() if isinstance(y, tf.Tensor)}
+    if not served:
+      kinds = {type(out).__name__ for out in outputs.values()}
+      raise errors.ExportError(
+        "A signature needs an output that is a Tensor, and the model returns"
+        f" {' and '.join(sorted(kinds)) or 'nothing'}. Return a dict of outputs"
+        " with a Tensor among them."
+      )
+    return served
 
   with private_api.as_in_a_save():
     return tf.function(
-      serve, input_signature=tf.nest.flatten(named_spec)
+      serve, input_signature=tf.nest.flatten(named_spec), autograph=False
     ).get_concrete_function()
 
 
@@ -253,6 +266,25 @@ def save(
     with private_api.tensors_equal_by_identity():
       tf.saved_model.save(root, export_dir, signatures=dict(signatures))
   slimming.slim(export_dir)
+
+
+def _checked(spec: Any) -> Any:
+  """Checks the form of an input; turns tuples into lists.
+
+  As functions of a SavedModel tell one from the other, consumers would have to
+  know which it is.
+  """
+  if isinstance(spec, Mapping):
+    return {key: _checked(part) for key, part in spec.items()}
+  if isinstance(spec, (list, tuple)):
+    return [_checked(part) for part in spec]
+  if not isinstance(spec, (tf.TensorSpec, tf.RaggedTensorSpec)):
+    raise errors.ExportError(
+      f"The input is {spec}; it must be a tf.TensorSpec or a"
+      " tf.RaggedTensorSpec, or a list or dict of them. A sparse Tensor can be"
+      " taken as its indices, values and dense_shape."
+    )
+  return spec
 
 
 def _has_training(
@@ -612,7 +644,7 @@ def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
   # A layer's losses are its own, then those of its inner layers. Both counting
   # losses and finding inner layers take time, so each is done once.
   losses = {layer: len(layer.losses) for layer in layers}
-  inner = {layer: layer.submodules for layer in layers if losses[layer]}
+  inner = {layer: _layers(layer)[1:] for layer in layers if losses[layer]}
   own: dict[tf_keras.layers.Layer, int] = {}
   for layer in sorted(inner, key=lambda layer: len(inner[layer])):
     own[layer] = losses[layer] - sum(own.get(x, 0) for x in inner[layer])

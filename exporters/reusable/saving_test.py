@@ -290,6 +290,55 @@ class SavingTest(tf.test.TestCase):
     self.assertEqual(random_op.get_attr("seed"), 0)
     self.assertEqual(random_op.get_attr("seed2"), 0)
 
+  def test_seeds_of_layers_stay_out(self):
+    inputs = tf_keras.Input((2,))
+    outputs = tf_keras.layers.Dropout(0.5, seed=3)(inputs)
+    root = _reusable(tf_keras.Model(inputs, outputs), _SPEC)
+    export_dir = self.create_tempdir().full_path
+    saving.save(root, export_dir, signatures={})
+    ones = tf.ones([64, 2])
+    first, second = (
+      tf.saved_model.load(export_dir)(ones, training=True) for _ in range(2)
+    )
+    self.assertNotAllEqual(first, second)
+
+  def test_other_forms(self):
+    """A tuple is a list, outputs may be None, and complex."""
+
+    def model(pair):
+      total = pair[0] + pair[1]
+      return total, None, tf.complex(total, total)
+
+    root = _reusable(model, (_SPEC, _SPEC))
+    signature = saving.signature(root, [_SPEC, _SPEC])
+    export_dir = self.create_tempdir().full_path
+    saving.save(root, export_dir, signatures={"serving_default": signature})
+    loaded = tf.saved_model.load(export_dir)
+    ones = tf.ones([3, 2])
+    total, nothing, last = loaded([ones, ones])
+    self.assertAllEqual(total, 2 * ones)
+    self.assertIsNone(nothing)
+    served = loaded.signatures["serving_default"](inputs_0=ones, inputs_1=ones)
+    self.assertCountEqual(served, ["outputs_0", "outputs_2"])
+    self.assertAllEqual(served["outputs_2"], last)
+
+  def test_refuses_forms_that_consumers_cannot_use(self):
+    sparse = tf.SparseTensorSpec([None, 4])
+    self.assert_refused("can be taken as its indices", lambda x: x, sparse)
+    with self.assertRaisesRegex(errors.ExportError, "returns SparseTensor"):
+      root = _reusable(lambda x: tf.sparse.from_dense(x), _SPEC)
+      saving.signature(root, _SPEC)
+
+  def test_recurrent_dropout(self):
+    """TensorFlow cannot list the submodules of such a layer."""
+    inputs = tf_keras.Input((None, 4))
+    outputs = tf_keras.layers.LSTM(3, recurrent_dropout=0.5)(inputs)
+    spec = tf.TensorSpec([None, None, 4])
+    root = _reusable(tf_keras.Model(inputs, outputs), spec)
+    ones = tf.ones([2, 5, 4])
+    first, second = (root.__call__(ones, training=True) for _ in range(2))
+    self.assertNotAllEqual(first, second)
+
   def test_refuses_a_model_without_trainable_variables(self):
     model = _keras_model()
     model.trainable = False

@@ -38,7 +38,12 @@ def slim(export_dir: str) -> None:
   - long names of a function's variables and of the ops that read them, and the
     shapes of variables that are only passed to other functions;
   - the scope that all names of a function begin with;
+  - seeds of random ops, with which each process that loads the SavedModel, and
+    each replica, would drop the same units;
   - unused reads of variables outside of functions.
+
+  If a function's names would not fit together, which no known model leads to,
+  the file stays as it is, and a line says so.
 
   Args:
     export_dir: The directory of the SavedModel.
@@ -59,11 +64,15 @@ def slim(export_dir: str) -> None:
       name = function.signature.name
       _remove_waiting_for_reads(function)
       _remove_known_shapes(function)
+      _remove_seeds(function)
       _remove_detours(
         function,
         [_node(t.name) for t in captured if t.concrete_function == name],
       )
       renamed[name] = _shorten_names(function)
+      if problem := _problem(function):
+        print(f"  - saved_model.pb stays as TensorFlow wrote it: {problem}")
+        return
     for tensor in captured:
       tensor.name = renamed[tensor.concrete_function](tensor.name)
   path.write_bytes(saved_model.SerializeToString(deterministic=True))
@@ -123,6 +132,13 @@ def _remove_known_shapes(function: graphs.Function) -> None:
       node.attr.pop(_SHAPES, None)
   for name in handed_on:
     resources[name].ClearField("handle_data")
+
+
+def _remove_seeds(function: graphs.Function) -> None:
+  for node in function.node_def:
+    for name in graphs.SEEDS if graphs.RANDOM.match(node.op) else ():
+      if name in node.attr:
+        node.attr[name].i = 0
 
 
 def _remove_detours(
@@ -205,6 +221,20 @@ def _shorten_names(function: graphs.Function) -> Callable[[str], str]:
     rename, function.signature.control_output
   )
   return rename
+
+
+def _problem(function: graphs.Function) -> str:
+  """Reads a function as loading does; says what is wrong with its names."""
+  names = [arg.name for arg in function.signature.input_arg]
+  names += [node.name for node in function.node_def]
+  refers = {_node(x) for node in function.node_def for x in node.input}
+  refers |= {_node(x) for x in function.ret.values()}
+  refers |= set(function.control_ret.values())
+  counts = collections.Counter(names)
+  wrong = {x for x in refers | counts.keys() if counts[x] != 1}
+  if not wrong:
+    return ""
+  return f"{function.signature.name} would have no, or two, {min(wrong)}"
 
 
 def _node(name: str) -> str:

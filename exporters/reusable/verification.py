@@ -12,6 +12,7 @@ import pathlib
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -160,7 +161,12 @@ def _compared(
       contextlib.suppress(BrokenPipeError),
       process or start(level) as process,
     ):
-      process.stdin.write(f"{export_dir}\n{results_path}\n".encode())
+
+      def send(path: str | os.PathLike[str]) -> None:
+        process.stdin.write(f"{json.dumps(str(path))}\n".encode())
+
+      send(export_dir)
+      send(results_path)
       # Both sides compute on the CPU: GPUs multiply float32 in TF32, which is
       # off by a thousandth, and the GPU that this process trained on is full.
       with tf.device("/CPU:0"):
@@ -173,15 +179,25 @@ def _compared(
               weights.update(digest)
           path = pathlib.Path(work_dir, str(i))
           observation.write(path, tuple(item))
-          process.stdin.write(f"{path}\n".encode())
+          send(path)
     if process.returncode:
-      problem = "the export cannot be loaded and called"
-      results = [observation.Result("", "", [problem])]
-    else:
-      results = [
-        observation.Result(*r) for r in json.loads(results_path.read_text())
-      ]
+      raise errors.ExportError(
+        "The process that verifies the export has ended early,"
+        f" {_end(process.returncode)}: nothing is known of the export."
+      )
+    results = [
+      observation.Result(*r) for r in json.loads(results_path.read_text())
+    ]
   return results, weights.hexdigest()
+
+
+def _end(status: int) -> str:
+  """Says how a process has ended."""
+  if status > 0:
+    return f"with exit status {status}"
+  name = signal.Signals(-status).name
+  memory = ", perhaps because memory is full" if name == "SIGKILL" else ""
+  return f"killed by {name}{memory}"
 
 
 def _layer(parts: Mapping[str, Part], problem: str) -> str:
@@ -189,7 +205,7 @@ def _layer(parts: Mapping[str, Part], problem: str) -> str:
   by_name = {
     layer.name: layer_calls.class_name(type(layer))
     for source, _ in parts.values()
-    for layer in getattr(source.model, "submodules", ())
+    for layer in layer_calls.modules(source.model)[1:]
   }
   path = re.search(r"\((\S+) in \S+\)", problem)
   for name in path[1].split("/")[::-1] if path else ():
@@ -215,7 +231,8 @@ def observe(
     for name, (source, _) in parts.items()
   }
   plan = {
-    name: list(_calls(name, *part, level)) for name, part in parts.items()
+    name: list(_calls(name, source, [_listed(x) for x in examples], level))
+    for name, (source, examples) in parts.items()
   }
 
   def seen() -> Iterator[observation.Observation]:
@@ -241,7 +258,8 @@ def _calls(
   )
   if is_random:
     print(
-      f"  - {part}{': ' if part else ''}training is not compared: it is random"
+      f"  - {part}{': ' if part else ''}training is compared with one seed: it"
+      " is random"
       + "".join(f", also with {name} {off:g}" for name, off in steady.items())
     )
   # Differentiating the export takes longer than loading it.
@@ -274,6 +292,11 @@ def _calls(
       )
     elif training and i == 0:
       yield observation.Call(name, example, steadily, **once, random=True)
+  counts = {_rows(x) for x in examples}
+  for rows in {1, 2} - counts if can_be_empty else ():
+    if rows < _rows(examples[0]):
+      few = tf.nest.map_structure(lambda x, n=rows: x[:n], examples[0])
+      yield observation.Call(f"inference {_size(few)}", few, {})
   for h in source.hyperparameters if level == "full" else ():
     value = observation.changed(h.default, h.choices)
     changed = {**steadily, h.name: value}
@@ -282,6 +305,20 @@ def _calls(
     if h.off is None and not is_random:
       yield call._replace(updates=learning["updates"])
     yield call._replace(without=steadily)
+  if training and is_random:
+    name = f"training {_size(examples[0])}, one seed"
+    yield observation.Call(name, examples[0], training, **learning, seeded=True)
+
+
+def _listed(example: Any) -> Any:
+  """Turns a tuple into a list, as `saving.source` does with the spec."""
+  return list(example) if isinstance(example, tuple) else example
+
+
+def _rows(example: Any) -> int:
+  """Returns the batch size of an example; 0 for scalars."""
+  shape = tf.nest.flatten(example)[0].shape
+  return (shape[0] or 0) if shape.rank else 0
 
 
 def _size(example: Any) -> str:

@@ -9,6 +9,7 @@ import re
 from unittest import mock
 
 from absl.testing import parameterized
+import numpy as np
 import tensorflow as tf
 import tensorflow_text
 import tf_keras
@@ -130,6 +131,60 @@ def _without_hyperparameters():
 def _dropout_left_out(export_dir):
   model = _model(dropout=layers.Dropout(0.0, name="dropout"))
   _export(_source(model, tunable=()), export_dir)
+
+
+class _Noise(layers.Layer):
+  def call(self, inputs, training=None):
+    noise = tf.random.normal(tf.shape(inputs)) if training else 0.0
+    return inputs + noise
+
+
+class _Frozen(layers.BatchNormalization):
+  def call(self, inputs, training=None):
+    return super().call(inputs, training=False)
+
+
+class _NumpyMask(layers.Layer):
+  def call(self, inputs, training=None):
+    if not training:
+      return inputs
+    return inputs * np.random.binomial(1, 0.5, inputs.shape[1:])
+
+
+def _noisy(**changes):
+  return _source(_model(dropout=_Noise(name="dropout"), **changes), ())
+
+
+def _with_noise(**changes):
+  return {"": (_noisy(**changes), _SPEC, _EXAMPLES)}
+
+
+def _frozen_beside_noise(export_dir):
+  batch_norm = _Frozen(momentum=0.8, name="batch_norm")
+  _export(_noisy(batch_norm=batch_norm), export_dir)
+
+
+def _other_noise(export_dir):
+  class Other(_Noise):
+    def call(self, inputs, training=None):
+      return inputs + 1.1 * (super().call(inputs, training) - inputs)
+
+  _export(_source(_model(dropout=Other(name="dropout")), ()), export_dir)
+
+
+def _with_numpy_mask():
+  return _with_noise(second=_NumpyMask(name="second"))
+
+
+def _two_rows_swapped(export_dir):
+  class Swapped(layers.Dense):
+    def call(self, inputs):
+      outputs = super().call(inputs)
+      swapped = tf.reverse(outputs, [0])
+      return tf.where(tf.shape(inputs)[0] == 2, swapped, outputs)
+
+  second = Swapped(2, kernel_regularizer="l2", name="second")
+  _export(_source(_model(second=second)), export_dir)
 
 
 def _training_hidden(export_dir):
@@ -597,6 +652,38 @@ _BROKEN = [
     "whether two calls differ differs",
   ),
   (
+    "frozen_beside_noise",
+    _with_noise,
+    _frozen_beside_noise,
+    "updates",
+    r"updates, training \(5, 4\), one seed",
+    "batch_norm/moving_mean:0 differs by",
+  ),
+  (
+    "other_noise",
+    _with_noise,
+    _other_noise,
+    "outputs",
+    r"outputs, training \(5, 4\), one seed",
+    "the tensor differs by",
+  ),
+  (
+    "frozen_mask_of_numpy",
+    _with_numpy_mask,
+    _broken_parts(_with_numpy_mask),
+    "one seed",
+    r"one seed, training \(5, 4\), one seed",
+    "numbers that are not TensorFlow's",
+  ),
+  (
+    "rows_swapped_in_a_batch_of_two",
+    _plain,
+    _two_rows_swapped,
+    "outputs",
+    r"outputs, inference \(2, 4\)",
+    "the tensor differs by",
+  ),
+  (
     "training_hidden",
     _plain,
     _training_hidden,
@@ -627,7 +714,7 @@ _BROKEN = [
     _outputs_of_nothing,
     "empty batch",
     r"empty batch, training \(5, 4\)",
-    r"an output has the shape \(1, 2\)",
+    r"the tensor has the shape \(1, 2\)",
   ),
   (
     "branch_for_xla",
@@ -688,12 +775,31 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEqual(matching[0].kind, kind)
     self.assertRegex("; ".join(matching[0].problems), words)
 
+  def test_compares_columns_and_structure(self):
+    """A large column hides no small one, nor a name another."""
+    old = np.array([[1e6, 10.0], [1e6, 20.0]], np.float32)
+    worst, problems = observation.compare(
+      "outputs", {"y": old}, {"y": old + np.float32([0.0, 5.0])}
+    )
+    self.assertAllClose(worst, 5e-5)
+    self.assertEqual(
+      problems, ["y differs by 5 in column 1; its largest value there is 20"]
+    )
+    _, problems = observation.compare(
+      "outputs", {"y": old}, {"y": old * 1.000001}
+    )
+    self.assertEmpty(problems)
+    self.assertLen(observation.named({"a": {"b": 1}, "a/b": 2, "a//b": 3}), 3)
+    self.assertNotEqual(
+      observation.named({"a": [1]}), observation.named({"a": {"0": 1}})
+    )
+
   def test_every_comparison_finds_something(self):
     self.assertEqual(
       {kind for *_, kind, _, _ in _BROKEN}, set(observation.COMPARISONS)
     )
 
-  @parameterized.parameters((_plain, 21), (_with_head, 40), (_preprocessor, 27))
+  @parameterized.parameters((_plain, 22), (_with_head, 42), (_preprocessor, 30))
   def test_intact(self, live, count):
     parts = live()
     export_dir = os.path.join(self.get_temp_dir(), "intact")
@@ -861,6 +967,10 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
         export_dir, source, _EXAMPLES, "fast", keep_failed=kept
       )
     self.assertFalse(os.path.exists(export_dir))
+    process = verification.start("fast")
+    process.kill()
+    with self.assertRaisesRegex(errors.ExportError, "killed by SIGKILL"):
+      verification.verify(kept, source, _EXAMPLES, "fast", process=process)
     pathlib.Path(kept, "variables", "variables.index").unlink()
     with self.assertRaisesRegex(errors.ExportError, "in 1 ways"):
       verification.verify(kept, source, _EXAMPLES, "fast")

@@ -29,6 +29,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from exporters.reusable import graphs
 from exporters.reusable import layer_calls
 
 # From this epsilon on, cuDNN's smallest, Keras computes layer normalization by
@@ -43,12 +44,13 @@ def with_own_gradient(layer: Any) -> Callable[..., Any]:
 
   Args:
     layer: A Keras layer whose `call` takes one input, of any structure, and
-      returns one Tensor. It must draw no random numbers, as for dropout: the
-      gradient would be that of others.
+      returns one Tensor. If it draws random numbers, as for dropout, it keeps
+      its own gradient: this one would be that of other numbers.
   """
   original = layer.call
   # Of an RNN it is a property, and belongs to the cell.
   activation = vars(layer).get("activation")
+  is_known = _is_of_keras(layer)
 
   def call(inputs: Any, **kwargs: Any) -> Any:
     def compute(*flat_inputs: tf.Tensor) -> tf.Tensor:
@@ -61,10 +63,30 @@ def with_own_gradient(layer: Any) -> Callable[..., Any]:
         if activation:
           layer.activation = activation
 
-    outputs = computed_again(compute)(*tf.nest.flatten(inputs))
+    flat = tf.nest.flatten(inputs)
+    if not is_known and _draws_random_numbers(compute, *flat):
+      return original(inputs, **kwargs)
+    outputs = computed_again(compute)(*flat)
     return activation(outputs) if activation else outputs
 
   return call
+
+
+def _is_of_keras(layer: Any) -> bool:
+  return type(layer).__module__.startswith(f"{tf_keras.__name__}.")
+
+
+def _draws_random_numbers(
+  compute: Callable[..., Any], *inputs: tf.Tensor
+) -> bool:
+  """Traces a function to see whether it draws random numbers."""
+  trace = tf.function(compute, autograph=False).get_concrete_function(*inputs)
+  graph = trace.graph.as_graph_def()
+  nodes = [
+    *graph.node,
+    *(n for f in graph.library.function for n in f.node_def),
+  ]
+  return any(graphs.RANDOM.match(node.op) for node in nodes)
 
 
 def with_own_gradients_of(
@@ -196,9 +218,9 @@ def with_own_loop(layer: Any) -> Callable[..., Any]:
 
   Outputs and gradients stay the same. The backward pass is a loop of its own,
   which computes each step again from its input and states. The layer's own
-  `call` is used for masks, initial states, dropout in cells, and layers that
-  keep or return states. LSTM and GRU layers, whose own `call` has a kernel of
-  cuDNN for GPUs, are not in `REPLACEMENTS`.
+  `call` is used for masks, initial states, cells that draw random numbers, and
+  layers that keep or return states. LSTM and GRU layers, whose own `call` has a
+  kernel of cuDNN for GPUs, are not in `REPLACEMENTS`.
 
   Args:
     layer: A `tf_keras.layers.RNN`, or an instance of a subclass.
@@ -206,10 +228,15 @@ def with_own_loop(layer: Any) -> Callable[..., Any]:
   original = layer.call
   own = ("stateful", "unroll", "return_state", "time_major")
   of_cells = ("dropout", "recurrent_dropout")
+  parts = layer_calls.modules(layer)
   if any(getattr(layer, name) for name in own) or any(
-    getattr(cell, name, 0) for cell in layer.submodules for name in of_cells
+    getattr(cell, name, 0) for cell in parts for name in of_cells
   ):
     return original
+  is_known = all(map(_is_of_keras, parts))
+
+  def first_step(inputs: tf.Tensor) -> Any:
+    return layer.cell(inputs[:, 0], layer.get_initial_state(inputs))
 
   def swapped(x: tf.Tensor) -> tf.Tensor:
     """Swaps batch and steps."""
@@ -254,6 +281,8 @@ def with_own_loop(layer: Any) -> Callable[..., Any]:
   def call(inputs: Any, mask: Any = None, **kwargs: Any) -> Any:
     others = [v for k, v in kwargs.items() if k != "training" and v is not None]
     if not isinstance(inputs, tf.Tensor) or mask is not None or others:
+      return original(inputs, mask=mask, **kwargs)
+    if not is_known and _draws_random_numbers(first_step, inputs):
       return original(inputs, mask=mask, **kwargs)
     outputs = run(inputs)
     return tf.ensure_shape(outputs, layer.compute_output_shape(inputs.shape))

@@ -13,6 +13,7 @@ from unittest import mock
 
 from absl import flags
 from absl.testing import parameterized
+import numpy as np
 import tensorflow as tf
 import tf_keras
 
@@ -126,12 +127,40 @@ class Doubled(tf_keras.layers.Layer):
     return self.dropout(tf.concat([inputs, inputs], axis=-1), training=training)
 
 
+class Scaled(layers.Dense):
+  """Uses the `call` of its base class."""
+
+  def call(self, inputs):
+    return 2.0 * super().call(inputs)
+
+
+class DroppedConcatenate(layers.Concatenate):
+  """Draws random numbers in a method that the `call` of its base class uses."""
+
+  def _merge_function(self, inputs):
+    return super()._merge_function([tf.nn.dropout(x, 0.5) for x in inputs])
+
+
+class DroppingCell(layers.Layer):
+  state_size = output_size = 4
+
+  def call(self, inputs, states):
+    return tf.nn.dropout(inputs, 0.5), states
+
+
+class Dropped(layers.Layer):
+  def call(self, inputs):
+    return tf.nn.dropout(inputs, 0.5)
+
+
+_LAYER_CALLS[layer_calls.class_name(Dropped)] = xla.with_own_gradient
 _LAYER_CALLS[layer_calls.class_name(Doubled)] = xla.with_own_gradients_of(
   "tf.concat"
 )
 
 _TRAPPED = {
   "concatenate": (_branches, 4),
+  "subclass": (lambda: _sequences(Scaled(4)), 3),
   "causal_convolution": (
     lambda: _sequences(layers.Conv1D(4, 3, padding="causal")),
     3,
@@ -340,6 +369,25 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
     self.assertGreater(compiled, 0)
     actual_step(_batch(rank, 0) + 1.0)
     self.assertEqual(_compilations(), compiled)
+
+  @parameterized.parameters(
+    lambda x: DroppedConcatenate()([x, x]),
+    layers.RNN(DroppingCell(), return_sequences=True),
+    Dropped(),
+  )
+  def test_gradients_are_of_the_same_random_numbers(self, layer):
+    inputs = layers.Input((None, 4))
+    model = tf_keras.Model(inputs, layer(inputs))
+    ones = tf.ones([8, 5, 4])
+    loaded = self.export(model, ones)
+    with tf.GradientTape() as tape:
+      tape.watch(ones)
+      outputs = loaded(ones)
+    # Each value is an input times a mask.
+    parts = tf.split(outputs, outputs.shape[-1] // 4, axis=-1)
+    gradient = tape.gradient(outputs, ones)
+    self.assertAllEqual(gradient, tf.add_n(parts))
+    self.assertBetween(np.mean(outputs == 0.0), 0.3, 0.7)
 
   def test_gradients_as_of_the_compiled_live_model(self):
     """XLA in TensorFlow 2.20 computes others if the batch is a constant."""
