@@ -261,11 +261,11 @@ def _restored(
       path, roots, parts=parts, left_out=_LEFT_OUT, weights=weights.weights
     )
   num_classes = setup.data.num_classes
-  return pieces, {
-    "source": weights.description,
-    "classes": weights.class_names(num_classes)
-    or f"{num_classes}, numbered as in the data that it was trained on",
-  }
+  classes = weights.class_names(num_classes)
+  if not classes and "classification" in pieces:
+    classes = f"{num_classes}, numbered as in the data that it was trained on"
+  rows = {"source": weights.description}
+  return pieces, rows | ({"classes": classes} if classes else {})
 
 
 def _piece(
@@ -321,8 +321,8 @@ def _card(
   title = architecture.title.format(**task.model.backbone.get().as_dict())
   return model_card.Card(
     name=f"{title} {kind.replace('_', ' ')}",
-    description=f"{architecture.description}, cut out of the classifier that"
-    f" was trained. {_DESCRIPTIONS[kind].replace('image', noun)} It was trained"
+    description=f"{architecture.description}, cut out of the model that was"
+    f" trained. {_DESCRIPTIONS[kind].replace('image', noun)} It was trained"
     f" with {noun}s of {''.join(f'{n} frames of ' for n in frames)}{height} by"
     f" {width} pixels, and takes"
     f" {_SQUARE if setup.is_square else architecture.sizes}.",
