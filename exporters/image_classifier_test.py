@@ -122,6 +122,10 @@ def _write_forms(model, images, path):
       f"{path}/{name}"
     )
   tf.train.Checkpoint(model=other).write(f"{path}/other_model")
+  other.save_weights(f"{path}/other.h5")
+  other.save_weights(f"{path}/other.weights.h5")
+  hidden = tf_keras.layers.Dense(7, name="hidden")
+  tf_keras.Sequential([other, hidden]).save_weights(f"{path}/hidden.h5")
 
 
 class ImageClassifierTest(absltest.TestCase):
@@ -296,7 +300,7 @@ class ImageClassifierTest(absltest.TestCase):
     _write_forms(model, images, path)
     for name in (
       *("model", "backbone", "weights", "weights.h5"),
-      *("other", "other_model", "segmenter"),
+      *("other", "other_model", "segmenter", "other.h5", "other.weights.h5"),
     ):
       with self.subTest(name):
         with self.assertNoLogs("absl", "WARNING"):
@@ -330,8 +334,20 @@ class ImageClassifierTest(absltest.TestCase):
         },
       ),
       (
-        "Cannot take the weights of .*weights.h5",
+        r"weights.h5 does not match the model: it has \S+ \(3,\), .* more,",
         {"checkpoint_path": f"{path}/weights.h5"},
+      ),
+      (
+        r"hidden.h5 does not match the model: it has \S*hidden/\S+ \(5, 7\)",
+        {"checkpoint_path": f"{path}/hidden.h5", "overrides": [_TINY]},
+      ),
+      (
+        r"weights of .*other.h5: .*\(512, 3\), .* \(512, 5\) are incompatible",
+        {
+          "checkpoint_path": f"{path}/other.h5",
+          "overrides": [_TINY],
+          "export_type": "all",
+        },
       ),
       (
         "The model has no 6; it has 2, 3, 4, 5, feature_vector",

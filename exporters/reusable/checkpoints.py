@@ -15,6 +15,7 @@ import hashlib
 import os
 from typing import Any
 
+import h5py
 import tensorflow as tf
 import tf_keras
 
@@ -144,6 +145,19 @@ def keras_weights(model: tf_keras.Model) -> tf.train.Checkpoint:
   return tf.train.Checkpoint(
     **{f"layer_with_weights-{i}": x for i, x in enumerate(with_weights)}
   )
+
+
+def hdf5_shapes(path: str) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of the weights in an HDF5 file of Keras, by name."""
+  shapes = {}
+
+  def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
+    if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
+      shapes[name] = item.shape
+
+  with _reading(path), h5py.File(path) as f:
+    f.visititems(add)
+  return shapes
 
 
 def sha256(checkpoint_path: str) -> str:
