@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import errno
 import math
+import os
 import re
 import sys
 import traceback
@@ -23,11 +24,13 @@ _BUG = (
   " command line and the traceback."
 )
 # Errors of the file system that no program can prevent.
+_OF_FULL_DISKS = {errno.EDQUOT, errno.EFBIG, errno.ENOSPC}
 _OF_FILES = {
-  *(errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR),
-  *(errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR),
-  *(errno.EPERM, errno.EROFS),
+  *_OF_FULL_DISKS,
+  *(errno.EACCES, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+  *(errno.ENOTDIR, errno.EPERM, errno.EROFS),
 }
+_STRERRORS = "|".join(map(os.strerror, sorted(_OF_FILES)))
 _FIRST_ARGUMENT = r"Positional arguments \(\d+ total\): \* (.*?) (?:\*|Keyword)"
 # What Keras, TensorFlow and gin say, in one line, and what is said instead.
 _SAID_OTHERWISE = {
@@ -44,6 +47,9 @@ _SAID_OTHERWISE = {
     r"The SavedModel has the op \1, which this program does not know: it is of"
     " another kind, or needs a package that has the op"
   ),
+  # What is written in a hidden directory appears without it.
+  r"\.([^/]+)\.unfinished-[0-9a-f]+(/[^\s;]*)?": r"\1",
+  rf"^(.*?)(_temp/\S+)?; ({_STRERRORS})( \[Op:\w+\])?": r"Cannot write \1: \3",
 }
 
 
@@ -71,6 +77,20 @@ def of_input(*types: type[Exception], about: str = "") -> Iterator[None]:
     if getattr(e, "strerror", None) and str(e.filename) in about:
       text = e.strerror
     raise InputError(f"{about}{text}") from e
+
+
+@contextlib.contextmanager
+def writing(path: str, advice: str = "") -> Iterator[None]:
+  """Names the path in the errors of a full disk.
+
+  Python names a file where it is opened, not where it is written.
+  """
+  try:
+    yield
+  except OSError as e:
+    if e.filename or e.errno not in _OF_FULL_DISKS:
+      raise
+    raise InputError(f"Cannot write {path}: {e.strerror}{advice}") from e
 
 
 def one_line(error: BaseException) -> str:
@@ -137,8 +157,9 @@ def _is_of_machine(error: Exception) -> bool:
   if isinstance(error, OSError):
     return error.errno in _OF_FILES
   types = getattr(sys.modules.get("tensorflow"), "errors", None)
-  of_tensorflow = types and (
-    types.PermissionDeniedError,
-    types.ResourceExhaustedError,
-  )
-  return isinstance(error, (MemoryError, *(of_tensorflow or ())))
+  if types and isinstance(error, types.OpError):
+    of_machine = (types.PermissionDeniedError, types.ResourceExhaustedError)
+    return isinstance(error, of_machine) or bool(
+      re.search(f"; ({_STRERRORS})", error.message)
+    )
+  return isinstance(error, MemoryError)

@@ -338,7 +338,7 @@ class ImageClassifierTest(absltest.TestCase):
         {"checkpoint_path": f"{path}/weights.h5"},
       ),
       (
-        r"hidden.h5 does not match the model: it has \S*hidden/\S+ \(5, 7\)",
+        r"hidden.h5 does not match the model: it has .* hidden/\S+ \(7,\) ",
         {"checkpoint_path": f"{path}/hidden.h5", "overrides": [_TINY]},
       ),
       (
