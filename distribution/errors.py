@@ -30,7 +30,7 @@ _OF_FILES = {
   *(errno.EACCES, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
   *(errno.ENOTDIR, errno.EPERM, errno.EROFS),
 }
-_STRERRORS = "|".join(map(os.strerror, sorted(_OF_FILES)))
+_NOT_WRITTEN = "|".join(map(os.strerror, {*_OF_FULL_DISKS, errno.EROFS}))
 _FIRST_ARGUMENT = r"Positional arguments \(\d+ total\): \* (.*?) (?:\*|Keyword)"
 # What Keras, TensorFlow and gin say, in one line, and what is said instead.
 _SAID_OTHERWISE = {
@@ -49,7 +49,9 @@ _SAID_OTHERWISE = {
   ),
   # What is written in a hidden directory appears without it.
   r"\.([^/]+)\.unfinished-[0-9a-f]+(/[^\s;]*)?": r"\1",
-  rf"^(.*?)(_temp/\S+)?; ({_STRERRORS})( \[Op:\w+\])?": r"Cannot write \1: \3",
+  rf"^(.*?)(_temp/\S+)?; ({_NOT_WRITTEN})( \[Op:\w+\])?": (
+    r"Cannot write \1: \3"
+  ),
 }
 
 
@@ -160,6 +162,6 @@ def _is_of_machine(error: Exception) -> bool:
   if types and isinstance(error, types.OpError):
     of_machine = (types.PermissionDeniedError, types.ResourceExhaustedError)
     return isinstance(error, of_machine) or bool(
-      re.search(f"; ({_STRERRORS})", error.message)
+      re.search(f"; ({_NOT_WRITTEN})", error.message)
     )
   return isinstance(error, MemoryError)
