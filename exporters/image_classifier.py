@@ -362,7 +362,9 @@ def _card(
     f" {width} pixels, and takes"
     f" {_SQUARE if setup.is_square else architecture.sizes}.",
     meanings={
-      f"{noun}s": "RGB in [0, 1]; the model normalizes them itself",
+      f"{noun}s": "RGB in [0, 1]; the model normalizes them itself."
+      " `tf.image.grayscale_to_rgb` makes RGB of grey, and `[..., :3]` drops"
+      " alpha",
       "feature_vector": f"features of each {noun}, averaged over it",
       "logits": f"of {setup.data.num_classes} classes (see Weights), for a"
       f" {'sigmoid' if is_multilabel else 'softmax'}",
