@@ -287,9 +287,9 @@ def _of_backbone(values: Mapping[str, Any]) -> dict[str, Any] | None:
   """
   task = values.get("task")
   model = task.get("model") if isinstance(task, dict) else None
-  if not isinstance(model, dict) or not any(
-    key == "decoder" or key.endswith("head") for key in model
-  ):
+  if not isinstance(model, dict) or "backbone" not in model:
+    return None
+  if not any(key == "decoder" or key.endswith("head") for key in model):
     return None
   of_backbone = {"model": _MODEL_OF_BACKBONE, "losses": ["l2_weight_decay"]}
   return {

@@ -109,6 +109,7 @@ class ImageClassificationTest(tf.test.TestCase):
       ("retinanet_resnetfpn_coco", None, "not an experiment of image class"),
       ("vit_imagenet_pretrain", None, "is of type vit; this .* only resnet"),
       (None, "task.model.nope=3", "=3: The key 'nope' does not"),
+      (None, "task.model.head=3", "=3: The key 'head' does not"),
       (None, "a: b: c", "mapping values are not allowed here"),
       (None, "/nowhere.yaml", "/nowhere.yaml is neither a file that can be"),
       (None, "task=5", "'int' object"),
