@@ -11,7 +11,9 @@ from etils import epy
 with epy.lazy_imports():
   import tensorflow as tf
 
-_SHUFFLED_BYTES = 2**28
+# The first batch waits until so many examples are read. Data sets of pictures
+# are in random order already.
+_SHUFFLED, _SHUFFLED_BYTES = 10_000, 2**28
 
 
 def training(
@@ -28,8 +30,8 @@ def training(
     spec.shape.num_elements() * spec.dtype.size
     for spec in tf.nest.flatten(examples.element_spec)
   )
-  count = int(examples.cardinality())
-  shuffled = examples.shuffle(min(count, max(1, _SHUFFLED_BYTES // size)), seed)
+  most = min(int(examples.cardinality()), _SHUFFLED, _SHUFFLED_BYTES // size)
+  shuffled = examples.shuffle(max(most, 1), seed)
   return shuffled.repeat().batch(batch_size, drop_remainder=True)
 
 

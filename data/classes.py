@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
 
 from absl import flags
 from etils import epy
@@ -15,7 +17,51 @@ flags.disclaim_key_flags()  # They are those of the program.
 
 FLAGS = ("held_out", "class_names_file")
 HELD_OUT_SHARE = 0.2
+# Names of what is trained on and held out, in folders and names of files.
+TRAIN, HELD_OUT = "train", ("test", "validation", "valid", "val")
 _LISTED = 20  # Classes that a summary lists.
+
+
+# Examples, of a known number, and their labels, int64 `[n]`.
+Part = tuple[Any, "np.ndarray"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Examples with labels, some of which are held out.
+
+  Attributes:
+    description: What it is, for the model card, without paths.
+    classes: Names of the classes that the labels count, from 0 on.
+    counts: Training and held-out examples of each class, int `[classes, 2]`.
+    train: The examples, as the function that returns it says.
+    test: The same, held out.
+    place: Takes the index of a held-out text and returns its file and line.
+  """
+
+  description: str
+  classes: Sequence[str]
+  counts: np.ndarray
+  train: Any
+  test: Any
+  place: Callable[[int], str] = lambda index: ""
+
+  @property
+  def num_held_out(self) -> int:
+    """Number of examples in `test`."""
+    return int(self.counts[:, 1].sum())
+
+  def __str__(self) -> str:
+    """Describes it with its classes."""
+    return f"{self.description}: {summary(self.classes, self.counts)}"
+
+
+def dataset(
+  description: str, names: Sequence[str], train: Part, test: Part
+) -> Dataset:
+  """Counts the classes and makes a data set."""
+  counts = count(names, train[1], test[1], description)
+  return Dataset(description, names, counts, train[0], test[0])
 
 
 def define_flags(examples: str, condition: str = "") -> None:
@@ -143,3 +189,33 @@ def count(
       + (f", of {', '.join(untrained[:5])} too." if untrained else ".")
     )
   return counts
+
+
+def divided(
+  examples: tf.data.Dataset, labels: np.ndarray, share: float | None
+) -> tuple[Part, Part]:
+  """Divides examples, which come in the order of their labels."""
+  is_held_out = held_out(labels, share)
+
+  def part(chosen: np.ndarray) -> Part:
+    of_part = (
+      examples.enumerate()
+      .filter(lambda i, _: tf.gather(chosen, i))
+      .map(lambda _, example: example)
+      .apply(tf.data.experimental.assert_cardinality(chosen.sum()))
+    )
+    return of_part, labels[chosen]
+
+  return part(~is_held_out), part(is_held_out)
+
+
+def slices(images: np.ndarray, labels: np.ndarray) -> Part:
+  """Returns arrays as examples, pairs of an image and a label."""
+  labels = labels.astype(np.int64)
+  return tf.data.Dataset.from_tensor_slices((images, labels)), labels
+
+
+def refuse_share(share: float | None, source: str, part: str) -> None:
+  """Raises a ValueError if there are a share and a part to hold out."""
+  if share:
+    raise ValueError(f"{source} has {part}, to be held out. Omit --held_out.")

@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from data import images
+from data import pictures
 
 _LABEL = tfds.features.ClassLabel(names=["black", "white"])
 
@@ -200,7 +201,7 @@ class PicturesTest(tf.test.TestCase):
     self.assertEqual(sum(pixels[:, 0].min((1, 2)) > 0.95), 3)
     grey, _ = self.load(image_shape=(8, 8, 1))
     self.assertEqual(_arrays(grey.test)[0].shape, (6, 8, 8, 1))
-    files = images.load(str(self.root)).names_of_files()
+    files = images.names_of_files(images.load(str(self.root)))
     folders = [name.split("/")[-2] for name in files]
     _, labels = _arrays(dataset.test)
     self.assertEqual(folders, [dataset.classes[label] for label in labels])
@@ -254,7 +255,7 @@ class PicturesTest(tf.test.TestCase):
       with self.assertRaisesRegex(
         SystemExit, "ERROR: .*colors: 2 of 33 .*jpg: Trunc"
       ):
-        with images.decoding_errors():
+        with pictures.decoding_errors():
           _arrays(dataset.train.concatenate(dataset.test))
     (self.root / "red" / "empty.png").write_bytes(b"")
     with self.assertRaisesRegex(ValueError, "2 of 35 .* more than 5%"):

@@ -49,11 +49,14 @@ def files(paths: Sequence[str]) -> list[str]:
   """Returns the files that paths and patterns stand for.
 
   Raises:
-    FileNotFoundError: One of them stands for none.
+    OSError: One of them stands for none, or its bucket cannot be read.
   """
   found = []
   for path in paths:
-    matched = sorted(tf.io.gfile.glob(path))
+    try:
+      matched = sorted(tf.io.gfile.glob(path))
+    except tf.errors.OpError as e:
+      raise OSError(f"Cannot read {path}: {e.message}") from e
     if not matched:
       raise FileNotFoundError(f"{path} does not exist.")
     found += matched
@@ -160,8 +163,13 @@ def _json_lines(path: str) -> Table:
 
 
 def _parquet(path: str) -> Table:
+  opened = open_file(path)
+  if not hasattr(
+    opened, "closed"
+  ):  # TensorFlow's files have no such attribute.
+    opened.closed = False
   try:
-    file = parquet.ParquetFile(open_file(path))
+    file = parquet.ParquetFile(opened)
   except (OSError, ValueError) as e:  # Errors of pyarrow are of these.
     raise ValueError(f"{path}: {' '.join(str(e).split())}") from e
 

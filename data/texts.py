@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import array
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import itertools
 import os
@@ -32,37 +32,6 @@ _PACKAGES = (
 _AT_ONCE = 10_000
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-  """Texts with labels, some of which are held out.
-
-  Attributes:
-    description: What it is, without paths.
-    classes: Names of the classes that the labels count, from 0 on.
-    counts: Training and held-out texts of each class, int `[classes, 2]`.
-    train: Texts, pyarrow's strings `[n]`, and labels, int `[n]`. What
-      TensorFlow takes is `to_numpy()` of some of the texts.
-    test: The same, held out.
-    place: Takes the index of a held-out text and returns its file and line.
-  """
-
-  description: str
-  classes: Sequence[str]
-  counts: np.ndarray
-  train: tuple[pa.ChunkedArray, np.ndarray]
-  test: tuple[pa.ChunkedArray, np.ndarray]
-  place: Callable[[int], str] = lambda index: ""
-
-  @property
-  def num_held_out(self) -> int:
-    """Number of texts in `test`."""
-    return len(self.test[1])
-
-  def __str__(self) -> str:
-    """Describes it with its classes."""
-    return f"{self.description}: {classes.summary(self.classes, self.counts)}"
-
-
 def define_flags() -> None:
   """Defines flags for labelled texts of one's own."""
   flags.DEFINE_list(
@@ -88,7 +57,7 @@ def define_flags() -> None:
     )
 
 
-def python_docs() -> Dataset:
+def python_docs() -> classes.Dataset:
   """Returns docstrings of Python's standard library, with packages as classes.
 
   A fourth of the library's modules is held out for testing.
@@ -154,7 +123,7 @@ def read(
   label_column: str | None = None,
   held_out: float | None = None,
   class_names_file: str | None = None,
-) -> Dataset:
+) -> classes.Dataset:
   """Reads files of rows with a text and a class.
 
   Args:
@@ -256,6 +225,10 @@ def _dataset(
   names: Sequence[str],
   train: tuple[pa.ChunkedArray, np.ndarray],
   test: tuple[pa.ChunkedArray, np.ndarray],
-) -> Dataset:
-  counts = classes.count(names, train[1], test[1], description)
-  return Dataset(description, names, counts, train, test)
+) -> classes.Dataset:
+  """Returns texts, strings `[n]`, and labels, int `[n]`, as a data set.
+
+  What TensorFlow takes is `to_numpy()` of some of the texts.
+  """
+  parts = ((part, part[1]) for part in (train, test))
+  return classes.dataset(description, names, *parts)

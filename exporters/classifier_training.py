@@ -13,6 +13,7 @@ from etils import epy
 
 from data import classes
 from data import images
+from data import pictures
 from distribution import backups
 from distribution import strategies
 from exporters.reusable import command_line
@@ -164,7 +165,7 @@ def train(
     with strategies.precision(how.distribution.mixed_precision):
       with strategy.scope():
         root, model = build(len(dataset.classes))
-      with strategies.cluster_errors(), images.decoding_errors():
+      with strategies.cluster_errors(), pictures.decoding_errors():
         accuracy = training.train(model, dataset, how.training, callbacks)
     held_out = f"{accuracy:.4f} on {dataset.num_held_out:,} images held out"
     print(f"Test accuracy: {held_out}")
@@ -180,7 +181,7 @@ def train(
 
 def _callbacks(
   how: Weights,
-  dataset: images.Dataset,
+  dataset: classes.Dataset,
   about: Mapping[str, Any],
   strategy: tf.distribute.Strategy,
 ) -> list[tf_keras.callbacks.Callback]:
@@ -200,7 +201,7 @@ def _callbacks(
 
 
 def _provenance(
-  dataset: images.Dataset, how: Weights, held_out: str
+  dataset: classes.Dataset, how: Weights, held_out: str
 ) -> dict[str, str]:
   """Returns what the model card says of a training."""
   named = {"classes": ", ".join(dataset.classes)}

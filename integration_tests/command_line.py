@@ -16,7 +16,8 @@ from absl import logging
 from etils import epy
 
 from data import batches
-from data import images
+from data import classes
+from data import pictures
 from data import texts
 from distribution import backups
 from distribution import errors
@@ -185,7 +186,7 @@ def input_errors() -> Iterator[None]:
     yield
 
 
-def labelled_texts() -> texts.Dataset:
+def labelled_texts() -> classes.Dataset:
   """Reads the texts that --train_file names, or docstrings; prints what it is.
 
   The program has called `texts.define_flags`.
@@ -207,7 +208,7 @@ def labelled_texts() -> texts.Dataset:
   return dataset
 
 
-def of_texts(dataset: texts.Dataset) -> report.HeldOut:
+def of_texts(dataset: classes.Dataset) -> report.HeldOut:
   """Returns what a report says of held-out texts."""
   return report.HeldOut(
     dataset.classes,
@@ -265,7 +266,7 @@ def fine_tune(
     checkpoint_dir = model_path("checkpoint_dir")
     class_names = getattr(served, "class_names", ())
     weights = checkpoints.restore(model, checkpoint_dir, class_names)
-  with strategies.cluster_errors(), images.decoding_errors():
+  with strategies.cluster_errors(), pictures.decoding_errors():
     options = {
       "batch_size": values.batch_size,
       "epochs": values.epochs,

@@ -12,6 +12,7 @@ from typing import Any
 from absl import flags
 from etils import epy
 
+from data import classes
 from data import images as image_data
 from distribution import errors
 from distribution import formats
@@ -199,7 +200,7 @@ def fine_tune() -> tf_keras.Model:
   background = ["background"] * is_segmentation
 
   def deployed(
-    model: tf_keras.Model, dataset: image_data.Dataset
+    model: tf_keras.Model, dataset: classes.Dataset
   ) -> serving.Classifier:
     names = [*background, *dataset.classes]
     return serving.Classifier(model, names, str(dataset))
@@ -229,7 +230,7 @@ def fine_tune_on_dataset(
   values = flags.FLAGS
 
   @functools.cache  # The strategy must be there first.
-  def load() -> image_data.Dataset:
+  def load() -> classes.Dataset:
     dataset = image_data.load(
       values.dataset,
       values.held_out,
@@ -251,7 +252,7 @@ def fine_tune_on_dataset(
 
   def held_out() -> report.HeldOut:
     dataset = load()
-    files = dataset.names_of_files()
+    files = image_data.names_of_files(dataset)
 
     def place(index: int) -> str:  # With the folder of the class.
       return "/".join(files[index].split("/")[-2:]) if files else ""

@@ -105,7 +105,7 @@ def build_model(
 def preprocessed(
   data: tuple[Any, np.ndarray], preprocessor: tf_keras.layers.Layer
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-  """Preprocesses texts of `texts.Dataset` on the host, once for all epochs.
+  """Preprocesses texts of `texts.read` on the host, once for all epochs.
 
   Returns inputs of the encoder, each int32 `[n, seq_length]`, and the labels.
   """

@@ -16,6 +16,7 @@ from absl import flags
 from etils import epy
 
 from data import images as image_data
+from data import tables
 from distribution import formats
 from integration_tests import command_line
 from integration_tests import fitting
@@ -56,8 +57,8 @@ def read_text(path: str) -> tuple[list[str], list[str]]:
     OSError: The file cannot be read.
     ValueError: The file is not UTF-8.
   """
-  with open(path, encoding="utf-8") as f:
-    text = f.read()
+  with tables.open_file(path) as f:
+    text = f.read().decode()
   size = len(text) - len(text) // 10
   return [text[:size]], [text[size:]]
 

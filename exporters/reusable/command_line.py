@@ -7,6 +7,7 @@ parsed: `--help` and errors in flags are answered at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+import ctypes
 import dataclasses
 import gc
 import os
@@ -39,6 +40,8 @@ _T = TypeVar("_T")
 
 _MODEL_PATHS = ("_dir", "_path", "keep_failed")  # Names end in these.
 _PATHS = (*_MODEL_PATHS, "_file")
+
+_M_ARENA_MAX = -8  # In malloc.h.
 
 # Flags that make no difference to the export.
 _OF_THE_RUN = ("debug", "keep_failed", "overwrite")
@@ -262,17 +265,35 @@ def _configure_process(without_init: Sequence[str]) -> None:
   Nothing else in the exporters changes process-wide state for good.
   """
   imports.without_init(without_init)
-  if "train_on" in flags.FLAGS and flags.FLAGS.train_on:
+  train_on = "train_on" in flags.FLAGS and flags.FLAGS.train_on
+  if train_on:
     strategies.prepare(strategies.from_flags())
   else:
-    imports.leave_out(imports.OPTIONAL)  # Only data sets may need them.
     # Without training all is done on the CPU, and GPUs are left to others.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+  # Data sets of images may need them, which are no list, and named TPUs.
+  if not isinstance(train_on, str) and not strategies.from_flags().tpu:
+    imports.leave_out(imports.OPTIONAL)
   # Models and graphs are many objects that stay. Frequent garbage collections
   # would look through all of them, in vain.
   gc.set_threshold(100_000, 20, 100)
+  # One heap of malloc for each core. By default, glibc makes eight, each of
+  # which keeps freed memory that the others could use.
+  if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+    mallopt(_M_ARENA_MAX, os.cpu_count())
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
+
+
+def _check_files() -> None:
+  """Raises an ExportError if a file that must be local is in a bucket."""
+  for name, value in flags.FLAGS.flag_values_dict().items():
+    if name.endswith("_file") and name != "class_names_file":
+      for path in value if isinstance(value, list) else [value or ""]:
+        if "://" in path:
+          raise errors.InputError(
+            f"--{name}={path}: this file must be local. Copy it from there."
+          )
 
 
 def run(main: Callable[[], None], *, without_init: Sequence[str] = ()) -> None:
@@ -295,6 +316,7 @@ def run(main: Callable[[], None], *, without_init: Sequence[str] = ()) -> None:
         for name in ("checkpoint_path", "saved_model_dir"):
           if name in flags.FLAGS:
             model_path(name)  # Fails before TensorFlow is imported.
+        _check_files()
         main()
     finally:
       # Saves about a second at exit, when Python would take models apart.

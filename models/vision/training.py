@@ -9,7 +9,7 @@ import sys
 from etils import epy
 
 from data import batches
-from data import images
+from data import classes
 from distribution import strategies
 
 with epy.lazy_imports():
@@ -37,7 +37,7 @@ class Config:
 
 def train(
   model: tf_keras.Model,
-  dataset: images.Dataset,
+  dataset: classes.Dataset,
   config: Config,
   callbacks: Sequence[tf_keras.callbacks.Callback] = (),
 ) -> float:
