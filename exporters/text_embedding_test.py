@@ -155,6 +155,7 @@ class TextEmbeddingTest(absltest.TestCase):
       (r"--separators: .*missing \)", export, file, "--separators=("),
       ("an empty string", export, file, "--separators=,*"),
       ("none: No such file or directory", export, "--word_vectors_file=none"),
+      ("gs://x/y: this file must", export, "--word_vectors_file=gs://x/y"),
       ("glove.txt: line 1: it must", export, file, wrong_format),
     ):
       with self.subTest(message):
