@@ -229,7 +229,7 @@ def _check(path: str, text_column: str | None, is_remote: bool) -> None:
       )
     next(tables.pick(path, {"text_column": text_column}), None)
     return
-  with tables.open_file(path) as f:
+  with tables.decompressing(path), tables.open_file(path) as f:
     beginning = f.read(_CHECKED_BYTES)
   try:
     is_whole = len(beginning) < _CHECKED_BYTES

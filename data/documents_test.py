@@ -99,6 +99,10 @@ class DocumentsTest(tf.test.TestCase):
         "the columns are x, y. Set --text_c",
       ),
       ("b.parquet", "", "b.parquet: "),
+      ("c.gz", gzip.compress(b"One.")[:-9], "c.gz: .* data is damaged"),
+      ("d.csv.gz", gzip.compress(b"One.")[:-9], "d.csv.gz: .* is damaged"),
+      ("e.csv", 'text;label\n"a" b;c\n', "line 2: .* columns with commas"),
+      ("f.csv", gzip.compress(b"One."), "compressed. Rename it to end in .gz"),
     ):
       with self.assertRaisesRegex(ValueError, message):
         documents.text_files([self.write(name, data)])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import csv
 import gzip
 import itertools
 import json
 import os
+import re
 from typing import IO, NamedTuple
+import zlib
 
 from etils import epy
 
@@ -97,18 +100,34 @@ def open_file(path: str) -> IO[bytes]:
   return gzip.GzipFile(fileobj=file) if is_compressed else file
 
 
+@contextlib.contextmanager
+def decompressing(path: str) -> Iterator[None]:
+  """Raises a ValueError if a file cannot be decompressed."""
+  try:
+    yield
+  except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+    raise ValueError(
+      f"{path}: the compressed data is damaged: {e}. Get the file again."
+    ) from e
+
+
 def _lines(path: str) -> Iterator[str]:
   """Yields the lines of a UTF-8 file, without a byte order mark."""
-  with open_file(path) as f:
-    for number, line in enumerate(f, 1):
-      try:
+  number, line = 0, b""
+  try:
+    with decompressing(path), open_file(path) as f:
+      for number, line in enumerate(f, 1):
         yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-      except UnicodeDecodeError as e:
-        raise not_utf8(f"{path}, line {number}", line) from e
+  except UnicodeDecodeError as e:
+    raise not_utf8(f"{path}, line {number}", line) from e
 
 
 def not_utf8(where: str, data: bytes) -> ValueError:
   """Returns the error about bytes that are not UTF-8."""
+  if data.startswith(b"\x1f\x8b"):
+    return ValueError(
+      f"{where}: the file is compressed. Rename it to end in .gz."
+    )
   is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
   encoding = "UTF-16" if is_utf16 else "Windows-1252"
   return ValueError(
@@ -120,14 +139,24 @@ def not_utf8(where: str, data: bytes) -> ValueError:
 
 def _csv(path: str) -> Iterator[tuple[int, list[str]]]:
   csv.field_size_limit(2**31 - 1)  # Its default is 131,072 characters.
-  reader, end = csv.reader(_lines(path), strict=True), 0
+  lines = _lines(path)
+  first = next(lines, "")
+  reader = csv.reader(itertools.chain([first], lines), strict=True)
+  end = 0
   try:
     for row in reader:
       if row:
         yield end + 1, row
       end = reader.line_num
   except csv.Error as e:
-    raise ValueError(f"{path}, line {end + 1}: {e}.") from e
+    raise ValueError(f"{path}, line {end + 1}: {e}.{_advice(first)}") from e
+
+
+def _advice(line: str) -> str:
+  """Says what to do about a first line that other characters divide."""
+  if "," in line or not re.search("[;\t]", line):
+    return ""
+  return " Separate the columns with commas, or with tabs in a file *.tsv."
 
 
 def _tsv(path: str) -> Iterator[tuple[int, list[str]]]:
@@ -224,6 +253,7 @@ def pick(
     raise ValueError(
       f"{path}: the columns are {', '.join(names)[:200]}. Set {needed} to names"
       " of columns, or to numbers if the first line is no header."
+      f"{_advice(names[0])}"
     )
   for number, row in rows:
     if len(row) != len(names):
