@@ -224,7 +224,8 @@ def _check_paths() -> None:
       for path in map(formats.absolute, paths):
         if "://" in path and flag.name != "class_names_file":
           raise errors.InputError(
-            f"--{flag.name}={path}: this file must be local. Copy it from there."
+            f"--{flag.name}={path}: this file must be local. Copy it from"
+            " there."
           )
         formats.check_file(flag.name, path)
     elif flag.value and flag.name.endswith(_MODEL_PATHS):
