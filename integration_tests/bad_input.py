@@ -494,7 +494,7 @@ LATER: Table = [
     f"exporters/resnet {_RESTORE}{{resnet}} --experiment=resnet_small",
     {
       "--checkpoint_path={mnist_cnn}": "mnist_cnn/.* does not match the model",
-      "--checkpoint_path={weights.h5}": "Cannot take the weights of DIR/weight",
+      "--checkpoint_path={weights.h5}": "Cannot read DIR/weights.h5",
       "--experiment=nonsense": "no experiment nonsense. .* are resnet_small",
       "--experiment=vit_small": "no experiment vit_small",
       "--endpoints=7": "The model has no 7; it has 2, 3",
@@ -513,7 +513,7 @@ LATER: Table = [
           "task.model.num_classes=ten": "num_classes is 'ten'; it must be a nu",
           "task.model.num_classes=-1": "num_classes is -1; it must be",
           "task.model.backbone.resnet.model_id=51": "model_id is 51; there are",
-          "task.model.backbone.type=vit": "of type vit, not resnet",
+          "task.model.backbone.type=vit": "is of type vit",
           "task.model.backbone.resnet.stem_type=v9": "stem_type=v9: Stem type ",
           "task.model.norm_activation.activation=geluu": "Unknown activation",
           "task.model.norm_activation.norm_momentum=-3": "it must be from 0 to",
