@@ -468,7 +468,7 @@ LATER: Table = [
     {
       "--train_on={text}": "DIR/text: these are no TFRecords",
       "--train_on={directory}": "directory has 0 classes",
-      "--held_out=0.2": "digits_0_4 has a part to hold out. Omit --held_out",
+      "--held_out=0.2": "has .*, to be held out. Omit --held_out",
       "--class_names_file={text}": "names has 1 of them",
       "--num_gpus=1": "--num_gpus=1: TensorFlow finds",
       "--backup_dir=foo://x": "File system scheme 'foo' not implemented",
