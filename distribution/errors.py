@@ -31,6 +31,7 @@ _OF_FILES = {
   *(errno.ENOTDIR, errno.EPERM, errno.EROFS),
 }
 _NOT_WRITTEN = "|".join(map(os.strerror, {*_OF_FULL_DISKS, errno.EROFS}))
+_PATHS = ("_dir", "_file", "_path", "train_on")  # Names of flags end in these.
 _FIRST_ARGUMENT = r"Positional arguments \(\d+ total\): \* (.*?) (?:\*|Keyword)"
 # What Keras, TensorFlow and gin say, in one line, and what is said instead.
 _SAID_OTHERWISE = {
@@ -38,6 +39,7 @@ _SAID_OTHERWISE = {
   r"Exception encountered when calling layer .*? \(type \w+\)\.": "",
   r"Call arguments received by layer .*": "",
   r"\{\{\w+ [^}]*\}\}": "",
+  r" ?\[Op:\w+\]( name:.*)?$": "",
   r"In call to configurable .*": "",
   r"(\w+Error: )?Could not find matching concrete function .*? Got: "
   rf"{_FIRST_ARGUMENT}.* Option 1: {_FIRST_ARGUMENT}.*": (
@@ -98,6 +100,9 @@ def writing(path: str, advice: str = "") -> Iterator[None]:
 def one_line(error: BaseException) -> str:
   """Returns the message of an exception, in one line of limited length."""
   text = str(getattr(error, "message", error))  # `message` is TensorFlow's.
+  if isinstance(error, UnicodeDecodeError):
+    line = 1 + bytes(error.object[: error.start]).count(b"\n")
+    text = f"line {line} is not UTF-8. Convert the file, for example by iconv."
   if isinstance(error, OSError) and error.strerror:
     name = f": {error.filename}" if error.filename else ""
     text = error.strerror + name
@@ -130,8 +135,14 @@ def check_flags(arguments: Sequence[str]) -> None:
   if len(arguments) > 1:
     sys.exit(f"ERROR: {arguments[1]} is not a flag. Flags start with --.")
   for name, value in flags.FLAGS.flag_values_dict().items():
+    if (
+      name.endswith(_PATHS) and value in ("", []) and flags.FLAGS[name].present
+    ):
+      sys.exit(f"ERROR: --{name} is empty. Say a path, or omit it.")
     if isinstance(value, float) and not math.isfinite(value):
       sys.exit(f"ERROR: --{name}={value}: Say a finite number.")
+    if str(value).encode(errors="replace").decode() != str(value):
+      sys.exit(f"ERROR: --{name} is not UTF-8. Rename the file or directory.")
 
 
 @contextlib.contextmanager
@@ -161,7 +172,10 @@ def _is_of_machine(error: Exception) -> bool:
   types = getattr(sys.modules.get("tensorflow"), "errors", None)
   if types and isinstance(error, types.OpError):
     of_machine = (types.PermissionDeniedError, types.ResourceExhaustedError)
-    return isinstance(error, of_machine) or bool(
-      re.search(f"; ({_NOT_WRITTEN})", error.message)
+    return (
+      isinstance(error, of_machine)
+      # No op has failed, but access to a file, perhaps a remote one.
+      or "[Op:" not in error.message
+      or bool(re.search(f"; ({_NOT_WRITTEN})", error.message))
     )
   return isinstance(error, MemoryError)

@@ -160,7 +160,7 @@ def export(
   kinds = list(config.outputs)
   names = kinds if config.export_type == "all" else [""]
   with exporting.exporting(
-    options, names, apart=[weights.checkpoint_dir]
+    options, names, apart=[weights.checkpoint_dir, weights.backup_dir]
   ) as export_piece:
     small = f"{config.architecture.name}_small" if weights.train_on else None
     with errors.of_input(ValueError):
@@ -246,6 +246,7 @@ def _restored(
     about = f"Cannot take the weights of {path}: "
     with errors.of_input(about=about):  # h5py raises anything.
       model.load_weights(path)
+    checkpoints.check_finite(path, model.variables)
   else:
     checkpoint = tf.train.Checkpoint
     roots = [checkpoint(model=model), model, checkpoints.keras_weights(model)]
