@@ -57,7 +57,7 @@ _PATHS = {
   " //exporters:fine_tuned verifies it and writes its card.",
 }
 # Flags of classifiers that are None unless they are set, and their defaults.
-_RECIPE = {"frozen_epochs": 5, "learning_rate_ratio": 0.1, "patience": 5}
+_RECIPE = {"frozen_epochs": 5, "learning_rate_ratio": 0.1, "patience": 10}
 _EXPORTS = ("saved_model_dir", "preprocessor_dir", "cell_dir")  # Flags.
 # Flags that may change when a training resumes.
 _OF_ANY_RUN = (

@@ -161,7 +161,7 @@ def fit(
   frozen_epochs: int = 0,
   frozen_learning_rate: float = 1e-2,
   validation: Data | None = None,
-  patience: int = 5,
+  patience: int = 10,
   class_weights: Sequence[float] | None = None,
   backup: backups.Backup | None = None,
   verbose: int | str = "auto",
