@@ -17,7 +17,7 @@ _SHUFFLED, _SHUFFLED_BYTES = 10_000, 2**28
 
 
 def training(
-  examples: tf.data.Dataset, batch_size: int, seed: int | None
+  examples: tf.data.Dataset, batch_size: int, seed: int | None, step: int = 0
 ) -> tf.data.Dataset:
   """Returns shuffled batches without end, all of the same size.
 
@@ -25,14 +25,25 @@ def training(
     examples: Their number and shapes are known.
     batch_size: Number of examples in a batch.
     seed: Seed of the order. Workers that draw their own batches need None.
+    step: Number of batches to leave out, as when a training resumes. Of the
+      passes that they are from only the last one is read.
   """
   size = sum(
     spec.shape.num_elements() * spec.dtype.size
     for spec in tf.nest.flatten(examples.element_spec)
   )
-  most = min(int(examples.cardinality()), _SHUFFLED, _SHUFFLED_BYTES // size)
-  shuffled = examples.shuffle(max(most, 1), seed)
-  return shuffled.repeat().batch(batch_size, drop_remainder=True)
+  count = int(examples.cardinality())
+  most = max(min(count, _SHUFFLED, _SHUFFLED_BYTES // size), 1)
+  first, skipped = divmod(step * batch_size, count)
+
+  def one_pass(i: tf.Tensor) -> tf.data.Dataset:
+    if seed is None:
+      return examples.shuffle(most)
+    tf.random.set_seed(1)  # In this graph: 0 takes no Tensor as other seed.
+    return examples.shuffle(most, seed + i)
+
+  passes = tf.data.Dataset.counter(first).flat_map(one_pass)
+  return passes.skip(skipped).batch(batch_size, drop_remainder=True)
 
 
 def testing(examples: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:

@@ -25,6 +25,8 @@ class BatchesTest(tf.test.TestCase):
     self.assertAllEqual(tf.math.bincount(tf.concat(labels[0], 0)), [2] * 10)
     self.assertAllEqual(labels[0], labels[1])
     self.assertNotAllEqual(labels[0], labels[2])
+    resumed = batches.training(examples, 4, seed=0, step=3)
+    self.assertAllEqual([y for _, y in resumed.take(2)], labels[0][3:])
 
   def test_testing(self):
     """The last batch is filled; negative classes, but no values, weigh 0."""

@@ -11,6 +11,7 @@ from etils import epy
 
 with epy.lazy_imports():
   import numpy as np
+  from sklearn.utils import class_weight
   import tensorflow as tf
 
 flags.disclaim_key_flags()  # They are those of the program.
@@ -20,6 +21,11 @@ HELD_OUT_SHARE = 0.2
 # Names of what is trained on and held out, in folders and names of files.
 TRAIN, HELD_OUT = "train", ("test", "validation", "valid", "val")
 _LISTED = 20  # Classes that a summary lists.
+# For early stopping: the share of the training examples, of no more than a
+# number, and what a class must have for one of them to be spared.
+_VALIDATION_SHARE = 0.2
+_MOST_VALIDATION = 5000
+_LEAST_TO_DIVIDE = 5
 
 
 # Examples, of a known number, and their labels, int64 `[n]`.
@@ -36,7 +42,10 @@ class Dataset:
     counts: Training and held-out examples of each class, int `[classes, 2]`.
     train: The examples, as the function that returns it says.
     test: The same, held out.
+    labels: The class of each example of `train` before it is changed, int
+      `[n]`.
     place: Takes the index of a held-out text and returns its file and line.
+    validation: Of `with_validation`: the same as `test`.
   """
 
   description: str
@@ -44,7 +53,9 @@ class Dataset:
   counts: np.ndarray
   train: Any
   test: Any
+  labels: np.ndarray
   place: Callable[[int], str] = lambda index: ""
+  validation: Any = None
 
   @property
   def num_held_out(self) -> int:
@@ -61,7 +72,29 @@ def dataset(
 ) -> Dataset:
   """Counts the classes and makes a data set."""
   counts = count(names, train[1], test[1], description)
-  return Dataset(description, names, counts, train[0], test[0])
+  return Dataset(description, names, counts, train[0], test[0], train[1])
+
+
+def with_validation(dataset: Dataset) -> Dataset:
+  """Takes examples for validation out of `train`, if there are enough."""
+  chosen = for_validation(dataset.labels, dataset.classes)
+  if chosen is None:
+    return dataset
+  if isinstance(dataset.train, tuple):
+    texts, labels = dataset.train
+    train, validation = (
+      (texts.filter(mask), labels[mask]) for mask in (~chosen, chosen)
+    )
+  else:
+    (train, _), (validation, _) = _divided(
+      dataset.train, dataset.labels, chosen
+    )
+  return dataclasses.replace(
+    dataset,
+    train=train,
+    labels=dataset.labels[~chosen],
+    validation=validation,
+  )
 
 
 def define_flags(examples: str, condition: str = "") -> None:
@@ -137,6 +170,61 @@ def held_out(labels: np.ndarray, share: float | None) -> np.ndarray:
   return chosen
 
 
+def for_validation(
+  labels: np.ndarray, names: Sequence[str]
+) -> np.ndarray | None:
+  """Chooses training examples for validation, the same share of each class.
+
+  Prints how many there are, or why there are none.
+
+  Args:
+    labels: The class of each training example, int `[n]`.
+    names: Names of the classes.
+
+  Returns:
+    Whether to spare each example, bool `[n]`. None if a class has fewer than
+    five.
+  """
+  counts = np.bincount(labels, minlength=len(names))
+  few = [i for i in np.argsort(counts) if 0 < counts[i] < _LEAST_TO_DIVIDE]
+  if few:
+    print(
+      f"No early stopping: class {names[few[0]]} has too few training examples"
+      f" ({counts[few[0]]}; validation needs {_LEAST_TO_DIVIDE} of each class)"
+    )
+    return None
+  share = min(_VALIDATION_SHARE, _MOST_VALIDATION / len(labels))
+  chosen = held_out(labels, share)
+  print(
+    f"Early stopping: of the {len(labels):,} training examples"
+    f" {chosen.sum():,} are for validation, {(~chosen).sum():,} to train on"
+  )
+  return chosen
+
+
+def balanced(counts: np.ndarray, names: Sequence[str]) -> np.ndarray:
+  """Computes scikit-learn's "balanced" weights of classes, and prints them.
+
+  Args:
+    counts: Number of training examples of each class, int `[classes]`.
+    names: Names of the classes.
+
+  Returns:
+    The number of examples divided by the number of classes and by that of the
+    class, float `[classes]`; 1 for a class without examples.
+  """
+  present = np.flatnonzero(counts)
+  labels = np.repeat(present, counts[present])
+  weights = np.ones(len(names))
+  weights[present] = class_weight.compute_class_weight(
+    "balanced", classes=present, y=labels
+  )
+  listed = [f"{n} {w:.3g}" for n, w in zip(names, weights, strict=True)]
+  left = [f"and {len(listed) - _LISTED} more"] * (len(listed) > _LISTED)
+  print(f"Class weights: {', '.join(listed[:_LISTED] + left)}")
+  return weights
+
+
 def summary(names: Sequence[str], counts: np.ndarray) -> str:
   """Lists classes with their counts, int `[classes, 2]`: trained, held out."""
   listed = ", ".join(
@@ -195,8 +283,12 @@ def divided(
   examples: tf.data.Dataset, labels: np.ndarray, share: float | None
 ) -> tuple[Part, Part]:
   """Divides examples, which come in the order of their labels."""
-  is_held_out = held_out(labels, share)
+  return _divided(examples, labels, held_out(labels, share))
 
+
+def _divided(
+  examples: tf.data.Dataset, labels: np.ndarray, is_held_out: np.ndarray
+) -> tuple[Part, Part]:
   def part(chosen: np.ndarray) -> Part:
     of_part = (
       examples.enumerate()

@@ -158,8 +158,8 @@ def resized(
 
   Bytes are decoded as they are needed: transparent pixels become white, and
   pictures turn as their EXIF orientation says. Decoded training images are kept
-  in memory if they need less than 1 GiB. In `test`, pictures that cannot be
-  decoded have the label -1.
+  in memory if they need less than 1 GiB. In `test` and `validation`, pictures
+  that cannot be decoded have the label -1.
 
   Args:
     dataset: The data set.
@@ -212,6 +212,8 @@ def resized(
     dataset,
     train=prepare(dataset.train, is_training=True),
     test=prepare(dataset.test, is_training=False),
+    validation=dataset.validation
+    and prepare(dataset.validation, is_training=False),
   )
 
 

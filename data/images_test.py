@@ -8,6 +8,7 @@ from PIL import Image
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from data import classes
 from data import images
 from data import pictures
 
@@ -199,6 +200,13 @@ class PicturesTest(tf.test.TestCase):
     pixels, labels = _arrays(dataset.train.concatenate(dataset.test))
     self.assertAllEqual(np.bincount(labels), [10] * 3)
     self.assertEqual(sum(pixels[:, 0].min((1, 2)) > 0.95), 3)
+    divided = classes.with_validation(images.load(str(self.root)))
+    divided = images.resized(divided, (16, 16, 3))
+    parts = divided.train, divided.validation
+    self.assertAllEqual(
+      [np.bincount(_arrays(part)[1]) for part in parts], [[6] * 3, [2] * 3]
+    )
+    self.assert_colors(dataset, parts[0].concatenate(parts[1]))
     grey, _ = self.load(image_shape=(8, 8, 1))
     self.assertEqual(_arrays(grey.test)[0].shape, (6, 8, 8, 1))
     files = images.names_of_files(images.load(str(self.root)))

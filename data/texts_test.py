@@ -1,10 +1,14 @@
+import contextlib
 import gzip
+import io
 import json
 import os
 
+import numpy as np
 import pandas as pd
 import tensorflow as tf
 
+from data import classes
 from data import texts
 
 _ROWS = [
@@ -59,6 +63,33 @@ class TextsTest(tf.test.TestCase):
           for text, label in zip(part[0].to_pylist(), part[1], strict=True)
         ]
         self.assertEqual(sorted(found), sorted(_ROWS))
+
+  def test_validation(self):
+    dataset = texts.read([self.write("validated.csv", _CSV)])
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+      divided = classes.with_validation(dataset)
+    self.assertIn("of the 32 training examples 6 are for", output.getvalue())
+    (train, train_labels), (spared, labels) = divided.train, divided.validation
+    self.assertAllEqual(np.bincount(labels), [3, 3])
+    self.assertAllEqual(np.bincount(train_labels), [13, 13])
+    self.assertCountEqual(
+      [*train.to_pylist(), *spared.to_pylist()], dataset.train[0].to_pylist()
+    )
+    self.assertIs(divided.test, dataset.test)
+    # Of six texts one is held out.
+    for count, least in ((6, 5), (5, 4)):
+      rows = [f"good,{i} a b" for i in range(20)]
+      rows += [f"bad,{i} a b" for i in range(count)]
+      few = texts.read([self.write(f"{count}.csv", ["label,text", *rows])])
+      with contextlib.redirect_stdout(output):
+        divided = classes.with_validation(few)
+      self.assertEqual(divided.validation is None, least < 5)
+    self.assertIn(
+      "No early stopping: class bad has too few training examples (4;"
+      " validation needs 5 of each class)\n",
+      output.getvalue(),
+    )
 
   def test_flags(self):
     names = self.write("names.txt", ["pos", "neg", "none"])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import hashlib
 import json
 import os
+import tempfile
 from typing import Any
 
 from etils import epy
@@ -20,7 +21,11 @@ with epy.lazy_imports():
 # The file that says which training the state in a directory belongs to.
 _RECORD = "training.json"
 
-_DONE = "epochs done"  # In the record.
+# In the record: what changes from epoch to epoch.
+_DONE = "epochs done"
+_LOGS = "logs of the epochs"
+
+_STATE = "epoch-"  # Prefix of the files of a `Backup`.
 
 _FINGERPRINTED_BYTES = 2**28
 
@@ -77,6 +82,84 @@ def callbacks(
   return callbacks
 
 
+class Backup:
+  """The state of a training after its last and its best epoch, until it ends.
+
+  Attributes:
+    logs: For each epoch that is done what `save` was given, JSON values.
+  """
+
+  def __init__(
+    self,
+    directory: str | None,
+    training: Mapping[str, Any],
+    strategy: tf.distribute.Strategy,
+  ):
+    """Finds the state that a directory has.
+
+    Args:
+      directory: The directory; None keeps nothing.
+      training: As in `claim`.
+      strategy: As in `callbacks`.
+
+    Raises:
+      ValueError: The directory has the state of another training.
+    """
+    self._directory, self._training = directory, training
+    self._strategy, self._is_chief = strategy, strategies.is_chief(strategy)
+    record = claim(directory, training, self._is_chief) if directory else {}
+    self.logs: list[dict[str, float]] = record.get(_LOGS, [])
+
+  def save(
+    self,
+    state: Mapping[str, Any],
+    logs: Sequence[Mapping[str, float]],
+    best: int,
+  ) -> None:
+    """Keeps the state after the last of the epochs, and that of a better one.
+
+    Args:
+      state: Lists of variables, or an optimizer, under any names.
+      logs: JSON values of each epoch.
+      best: Index of the epoch, before the last one, whose state to keep too.
+    """
+    if not self._directory:
+      return
+    options = tf.train.CheckpointOptions(
+      experimental_io_device=strategies.io_device(self._strategy)
+    )
+    # All workers save: the chief reads replicated variables together with them.
+    with tempfile.TemporaryDirectory() as scratch_dir:
+      directory = self._directory if self._is_chief else scratch_dir
+      path = _path(directory, len(logs))
+      tf.train.Checkpoint(**state).write(path, options)
+    if not self._is_chief:
+      return
+    _write(self._directory, {**_flat(self._training), _LOGS: logs})
+    kept = tuple(f"{_path('', n)}." for n in (best + 1, len(logs)))
+    self._remove(lambda name: not name.startswith(kept))
+
+  def restore(self, state: Mapping[str, Any], epoch: int) -> None:
+    """Restores what `save` was given, or a part, of an epoch, from 1 on."""
+    status = tf.train.Checkpoint(**state).read(_path(self._directory, epoch))
+    status.assert_existing_objects_matched().expect_partial()
+
+  def remove(self) -> None:
+    """Removes the state of a training that has ended."""
+    if self._directory and self._is_chief:
+      tf.io.gfile.remove(_record(self._directory))
+      self._remove(lambda name: True)
+
+  def _remove(self, is_chosen: Callable[[str], bool]) -> None:
+    for name in tf.io.gfile.listdir(self._directory):
+      if name.startswith(_STATE) and is_chosen(name):
+        tf.io.gfile.remove(os.path.join(self._directory, name))
+
+
+def _path(directory: str, epoch: int) -> str:
+  return os.path.join(directory, f"{_STATE}{epoch}")
+
+
 def claim(
   directory: str, training: Mapping[str, Any], is_chief: bool = True
 ) -> dict[str, Any]:
@@ -98,7 +181,10 @@ def claim(
   files = tf.io.gfile
   # Written by checkpoint managers; that of Keras has a subdirectory.
   states = [os.path.join(directory, d, "checkpoint") for d in ("", "chief")]
-  if not any(map(files.exists, states)):
+  names = files.listdir(directory) if files.exists(directory) else []
+  if not any(map(files.exists, states)) and not any(
+    name.startswith(_STATE) for name in names
+  ):
     if is_chief:
       _write(directory, _flat(training))
     return {}
@@ -113,7 +199,7 @@ def claim(
   if different := [
     f"{key} is {there.get(key)} there and {here.get(key)} here"
     for key in {**there, **here}
-    if there.get(key) != here.get(key) and key != _DONE
+    if there.get(key) != here.get(key) and key not in (_DONE, _LOGS)
   ]:
     raise ValueError(
       f"{directory} has the state of another training: {'; '.join(different)}."

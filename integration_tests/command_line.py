@@ -56,6 +56,8 @@ _PATHS = {
   " to, without the new head, as a reusable SavedModel like --saved_model_dir."
   " //exporters:fine_tuned verifies it and writes its card.",
 }
+# Flags of classifiers that are None unless they are set, and their defaults.
+_RECIPE = {"frozen_epochs": 5, "learning_rate_ratio": 0.1, "patience": 10}
 _EXPORTS = ("saved_model_dir", "preprocessor_dir", "cell_dir")  # Flags.
 # Flags that may change when a training resumes.
 _OF_ANY_RUN = (
@@ -75,17 +77,18 @@ RETRAINING = {
 def define_flags(
   examples: str,
   *,
-  retrain: bool,
   learning_rate: float,
   retraining: Iterable[str],
+  classifies: bool = False,
 ) -> None:
   """Defines the flags that all these programs have.
 
   Args:
     examples: What the program trains on, in the plural.
-    retrain: Default of --retrain.
     learning_rate: Default of --learning_rate.
     retraining: Names in `RETRAINING` of flags to define.
+    classifies: Also define those of classifiers, which are trained in two
+      phases.
   """
   for name, text in _PATHS.items():
     flags.DEFINE_string(name, None, text)
@@ -94,28 +97,78 @@ def define_flags(
   flags.adopt_module_key_flags(strategies)
   flags.DEFINE_bool(
     "retrain",
-    retrain,
+    True,
     "Also train the weights of the export. With --noretrain only the new head"
     " is trained.",
   )
+  epochs, most = (20, "The largest number") if classifies else (5, "Number")
   for name, default, text in (
-    ("epochs", 5, f"Number of passes over the {examples}."),
+    (
+      *("epochs", epochs),
+      f"{most} of epochs: passes over the {examples}, or ten steps if that is"
+      " more.",
+    ),
     ("batch_size", 32, f"Global batch size: number of {examples} in a step."),
   ):
     flags.DEFINE_integer(name, default, text, lower_bound=1)
+  alone = ", while the new head is trained alone" if classifies else ""
   flags.DEFINE_float(
-    "learning_rate", learning_rate, "Peak learning rate.", lower_bound=0.0
+    "learning_rate",
+    learning_rate,
+    f"Peak learning rate{alone}.",
+    lower_bound=0.0,
   )
   for name in retraining:
     text, largest = RETRAINING[name]
     text = f"With --retrain: {text}. Default: as in the export."
     flags.DEFINE_float(name, None, text, lower_bound=0.0, upper_bound=largest)
-  for name in (*retraining, "output_piece_dir"):
+  if classifies:
+    _define_recipe_flags(examples)
+  recipe = ("frozen_epochs", "learning_rate_ratio") if classifies else ()
+  for name in (*retraining, *recipe, "output_piece_dir"):
     flags.register_multi_flags_validator(
       ["retrain", name],
       lambda values, name=name: values["retrain"] or values[name] is None,
       f"--{name} applies only with --retrain.",
     )
+
+
+def _define_recipe_flags(examples: str) -> None:
+  """Defines the flags of classifiers, which are trained in two phases."""
+  flags.DEFINE_integer(
+    "frozen_epochs",
+    None,
+    "With --retrain: the largest number of epochs before, which train the new"
+    " head alone. 0 trains all weights at once. Default:"
+    f" {_RECIPE['frozen_epochs']}.",
+    lower_bound=0,
+  )
+  flags.DEFINE_float(
+    "learning_rate_ratio",
+    None,
+    "With --retrain: ratio of the learning rate of all weights to"
+    " --learning_rate. Default:"
+    f" {_RECIPE['learning_rate_ratio']:g}.",
+    lower_bound=0.0,
+  )
+  flags.DEFINE_integer(
+    "patience",
+    None,
+    "Early stopping: number of epochs without improvement after which the head"
+    " alone, or all weights, are trained no further. The cross-entropy of a"
+    f" fifth of the {examples} to train on, spared for that, decides, and the"
+    " weights of the best epoch are restored. 0 trains all epochs on all"
+    f" {examples}. Default: {_RECIPE['patience']}.",
+    lower_bound=0,
+  )
+  flags.DEFINE_enum(
+    "class_weight",
+    None,
+    ["balanced"],
+    "balanced: weigh each class by the inverse of its frequency, as"
+    " scikit-learn does, in the loss and its metrics. The test is not weighted."
+    " Default: all classes weigh 1.",
+  )
 
 
 def model_path(name: str) -> str | None:
@@ -148,27 +201,26 @@ def _make_output_dir(name: str, strategy: tf.distribute.Strategy) -> str | None:
   return output_dir
 
 
-def _callbacks(
+def _backup(
   train: fitting.Data, strategy: tf.distribute.Strategy
-) -> list[tf_keras.callbacks.Callback]:
-  """Makes the callbacks that keep the state in --backup_dir."""
-  values = flags.FLAGS
-  if not values.backup_dir:
-    return []
-  export = hub.resolve(model_path("saved_model_dir"))
-  files = ("saved_model.pb", "variables/variables.index")  # With checksums.
-  run = {
-    **{
-      flag.name: flag.value for flag in _flags() if flag.name not in _OF_ANY_RUN
-    },
-    "export": backups.fingerprint_of_files(
-      os.path.join(export, name) for name in files
-    ),
-    "data": backups.fingerprint(fitting.examples(train)),
-  }
-  return backups.callbacks(
-    model_path("backup_dir"), run, strategy, values.epochs
-  )
+) -> backups.Backup:
+  """Finds the state of the training in --backup_dir."""
+  run = {}
+  if flags.FLAGS.backup_dir:
+    export = hub.resolve(model_path("saved_model_dir"))
+    files = ("saved_model.pb", "variables/variables.index")  # With checksums.
+    run = {
+      **{
+        flag.name: flag.value
+        for flag in _flags()
+        if flag.name not in _OF_ANY_RUN
+      },
+      "export": backups.fingerprint_of_files(
+        os.path.join(export, name) for name in files
+      ),
+      "data": backups.fingerprint(fitting.examples(train)),
+    }
+  return backups.Backup(model_path("backup_dir"), run, strategy)
 
 
 @contextlib.contextmanager
@@ -205,7 +257,55 @@ def labelled_texts() -> classes.Dataset:
       else texts.python_docs()
     )
   print(f"Fine-tuning on {dataset}")
-  return dataset
+  return with_validation(dataset)
+
+
+def with_validation(dataset: classes.Dataset) -> classes.Dataset:
+  """Takes examples for validation out of those to train on, as flags say."""
+  if not _recipe()["patience"]:
+    return dataset
+  if flags.FLAGS.strategy == "parameter_server":
+    print("No early stopping: the workers of parameter_server do not validate.")
+    return dataset
+  return classes.with_validation(dataset)
+
+
+def class_weights(dataset: classes.Dataset) -> Any:
+  """Returns weights of classes as --class_weight says, or None."""
+  if not flags.FLAGS.class_weight:
+    return None
+  return classes.balanced(dataset.counts[:, 0], dataset.classes)
+
+
+def _recipe() -> dict[str, Any]:
+  """Returns the values of the flags of two phases; of other programs, none."""
+  values = flags.FLAGS.flag_values_dict()
+  return {
+    name: default if values[name] is None else values[name]
+    for name, default in _RECIPE.items()
+    if name in values
+  }
+
+
+def _arguments() -> tuple[dict[str, Any], dict[str, Any]]:
+  """Returns the arguments of `build` and of `fitting.fit` that flags set."""
+  values, recipe = flags.FLAGS, _recipe()
+  arguments = {
+    name: value
+    for name, value in values.flag_values_dict().items()
+    if name in ("retrain", "learning_rate", *RETRAINING) and value is not None
+  }
+  ratio = recipe.pop("learning_rate_ratio", 1.0)
+  if values.retrain:
+    arguments["learning_rate"] *= ratio
+  else:
+    recipe["frozen_epochs"] = 0
+  return arguments, {
+    "batch_size": values.batch_size,
+    "epochs": values.epochs,
+    "frozen_learning_rate": values.learning_rate,
+    **recipe,
+  }
 
 
 def of_texts(dataset: classes.Dataset) -> report.HeldOut:
@@ -220,7 +320,7 @@ def of_texts(dataset: classes.Dataset) -> report.HeldOut:
 
 def fine_tune(
   build: Callable[..., tf_keras.Model],
-  prepare: Callable[[tf_keras.Model], tuple[fitting.Data, fitting.Data, Any]],
+  prepare: Callable[[tf_keras.Model], tuple[fitting.Parts, Any]],
   examples: str,
   test_model: Callable[[tf_keras.Model], str] | None = None,
   held_out: Callable[[], report.HeldOut] | None = None,
@@ -231,8 +331,8 @@ def fine_tune(
     build: Builds the compiled model, in the scope of the strategy, from the
       values of --saved_model_dir, --retrain, --learning_rate and the flags in
       `RETRAINING` that are set, under these names.
-    prepare: Takes that model; returns training data, test data, and what to
-      save: a `serving.Classifier`, or a Keras model.
+    prepare: Takes that model; returns the data, and what to save: a
+      `serving.Classifier`, or a Keras model.
     examples: What the program trains on, in the plural.
     test_model: Takes the trained model and returns the result of its test, in
       words; the test data is then not used. Default: the metric on them.
@@ -252,47 +352,46 @@ def fine_tune(
     if report_file and strategies.is_chief(strategy):
       report.check(report_file)
     _check_batch_size(strategy)
-    arguments = {
-      name: value
-      for name, value in values.flag_values_dict().items()
-      if name in ("retrain", "learning_rate", *RETRAINING) and value is not None
-    }
+    arguments, recipe = _arguments()
     with strategies.precision(values.mixed_precision), strategy.scope():
       model = build(saved_model_dir=model_path("saved_model_dir"), **arguments)
     piece = pieces.find(model) if piece_dir else None
-    train, test, served = prepare(model)
-    history = tf_keras.callbacks.History()
-    callbacks = [*_callbacks(train, strategy), history]
+    data, served = prepare(model)
+    backup = _backup(data.train, strategy)
     checkpoint_dir = model_path("checkpoint_dir")
     class_names = getattr(served, "class_names", ())
     weights = checkpoints.restore(model, checkpoint_dir, class_names)
   with strategies.cluster_errors(), pictures.decoding_errors():
-    options = {
-      "batch_size": values.batch_size,
-      "epochs": values.epochs,
-      "callbacks": callbacks,
-    }
+    history = fitting.fit(
+      model,
+      data.train,
+      validation=data.validation,
+      class_weights=data.class_weights,
+      backup=backup,
+      **recipe,
+    )
     if test_model:
-      fitting.train_model(model, train, **options)
       print(test_model(model))
     else:
-      value = fitting.fit(model, train, test, **options)
-      count = f"{len(fitting.examples(test)):,} {examples}"
+      value = fitting.evaluate(model, data.test, batch_size=values.batch_size)
+      count = f"{len(fitting.examples(data.test)):,} {examples}"
       result = f"{model.metrics_names[-1]}: {value:.4f} on {count} held out"
       print(f"Test {result}")
     checkpoints.save(weights, checkpoint_dir, class_names, strategy)
     source = model_path("saved_model_dir")
-    data = f"{len(fitting.examples(train)):,} {examples} of {_data_names()}"
+    about = (
+      f"{len(fitting.examples(data.train)):,} {examples} of {_data_names()}"
+    )
     if output_dir and isinstance(served, serving.Classifier):
       serving.save(served, output_dir, strategy, source, result)
     elif output_dir:
       fitting.save(served, output_dir, strategy)
       if strategies.is_chief(strategy):
-        pieces.describe(output_dir, source, data)
+        pieces.describe(output_dir, source, about)
     if piece_dir:
-      pieces.save(piece, piece_dir, strategy, source, data)
+      pieces.save(piece, piece_dir, strategy, source, about)
     if report_file:
-      _report(report_file, model, test, held_out(), history.history, examples)
+      _report(report_file, model, data.test, held_out(), history, examples)
   return model
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import dataclasses
 import inspect
+import math
 import os
 import tempfile
 from typing import Any
@@ -13,6 +15,7 @@ import uuid
 from etils import epy
 
 from data import batches
+from distribution import backups
 from distribution import errors
 from distribution import strategies
 
@@ -21,10 +24,24 @@ with epy.lazy_imports():
   import tensorflow_hub as hub
   import tf_keras
 
+# Of few examples an epoch makes several passes: what is validated has changed
+# enough, and moving averages follow the weights.
+_LEAST_STEPS = 10
+
 # Pairs of inputs and labels: a tf.data.Dataset of examples, whose number and
 # shapes are known for training; or inputs, an array or a dict of arrays, and
 # labels, int `[n, …]`.
 Data = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """The data of a program: what `fit` and `evaluate` take, and weights."""
+
+  train: Data
+  test: Data | None
+  validation: Data | None = None
+  class_weights: Sequence[float] | None = None
 
 
 def load_layer(
@@ -94,13 +111,17 @@ def classifier(
 
 
 def compiled(
-  model: tf_keras.Model, optimizer: tf_keras.optimizers.Optimizer
+  model: tf_keras.Model,
+  optimizer: tf_keras.optimizers.Optimizer,
+  *,
+  jit_compile: bool | None = None,
 ) -> tf_keras.Model:
   """Compiles a model that returns logits, to train with labels."""
   model.compile(
     optimizer=optimizer,
     loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     weighted_metrics=["accuracy"],
+    jit_compile=jit_compile,
   )
   return model
 
@@ -112,63 +133,282 @@ def examples(data: Data) -> tf.data.Dataset:
   return tf.data.Dataset.from_tensor_slices(data)
 
 
-def fit(
-  model: tf_keras.Model,
-  train: Data,
-  test: Data,
-  *,
-  batch_size: int,
-  **options: Any,
-) -> float:
-  """Trains and tests a model with the strategy that it was built with.
+def evaluate(model: tf_keras.Model, test: Data, *, batch_size: int) -> float:
+  """Tests a model with the strategy that it was built with.
 
   Args:
     model: Compiled, with one weighted metric, such as the accuracy.
-    train: Training data.
     test: Test data.
-    batch_size: Number of examples in a step, as `train_model` takes it.
-    **options: Other arguments of `train_model`.
+    batch_size: Number of examples in a step, as in `fit`.
 
   Returns:
-    The metric on the test data.
+    The metric.
   """
-  train_model(model, train, batch_size=batch_size, **options)
   return strategies.evaluate(model, batches.testing(examples(test), batch_size))
 
 
-def train_model(
+def steps_per_epoch(train: Data, batch_size: int) -> int:
+  """Returns the number of steps of an epoch: one pass, or ten steps."""
+  return max(-(-len(examples(train)) // batch_size), _LEAST_STEPS)
+
+
+def fit(
   model: tf_keras.Model,
   train: Data,
   *,
   batch_size: int,
   epochs: int,
-  callbacks: Sequence[tf_keras.callbacks.Callback] = (),
+  frozen_epochs: int = 0,
+  frozen_learning_rate: float = 1e-2,
+  validation: Data | None = None,
+  patience: int = 10,
+  class_weights: Sequence[float] | None = None,
+  backup: backups.Backup | None = None,
   verbose: int | str = "auto",
-) -> None:
+) -> dict[str, list[float]]:
   """Trains a model with the strategy that it was built with.
 
+  With `frozen_epochs` a new head, if there is one, is trained first, by Adam.
+  The export under it then computes as in inference: no dropout, no change of
+  moving averages. The optimizer of the model trains all weights afterwards.
+
+  With `validation` each of the two phases ends when the cross-entropy of the
+  validation data has not become less for some epochs, and the model gets the
+  weights of the best epoch.
+
   Args:
-    model: Compiled.
+    model: Compiled; for `frozen_epochs` by `compiled`.
     train: Training data.
     batch_size: Number of examples in a step, on all devices together; a
       multiple of the number of replicas.
-    epochs: Number of passes over the training data.
-    callbacks: Callbacks of Keras.
+    epochs: Number of epochs, each of `steps_per_epoch`, that train all weights.
+    frozen_epochs: Number of epochs before that train the head alone.
+    frozen_learning_rate: Learning rate there.
+    validation: Validation data. None trains all epochs.
+    patience: Number of epochs without improvement that end a phase.
+    class_weights: Weight of each class in loss and metrics. None: 1.
+    backup: Keeps the state after each epoch, and resumes from it.
     verbose: Argument of Keras.
+
+  Returns:
+    The metrics of all epochs, under the names that Keras gives them.
   """
   strategy, train = model.distribute_strategy, examples(train)
+  if validation is not None:
+    validation = _validation(examples(validation), batch_size, class_weights)
+  progress = _Progress(model, backup, patience if validation is not None else 0)
+  optimizer, steps = model.optimizer, steps_per_epoch(train, batch_size)
+  exports = _exports(model) if frozen_epochs else []
+  for phase, most in enumerate((frozen_epochs if exports else 0, epochs)):
+    if not most or not progress.begin(phase, most):
+      continue
+    if exports:
+      _begin_phase(
+        model, exports, optimizer if phase else None, frozen_learning_rate
+      )
+    progress.resume()
+    if not progress.is_over():
+      done = len(progress.logs)
+      with batches.timed(
+        _training(train, batch_size, strategy, class_weights, done * steps),
+        strategy,
+      ) as timed:
+        model.fit(
+          timed,
+          initial_epoch=done,
+          epochs=progress.end,
+          steps_per_epoch=steps,
+          validation_data=validation,
+          callbacks=[progress.callback()],
+          verbose=verbose,
+        )
+    progress.restore_best()
+  return progress.finish()
+
+
+def _exports(model: tf_keras.Model) -> list[tf_keras.layers.Layer]:
+  """Returns the exports that train under a new head, if there is one."""
+  layers = [layer for layer in model.layers if layer.trainable_weights]
+  exports = [
+    x for x in layers if isinstance(x, (hub.KerasLayer, tf_keras.Model))
+  ]
+  return exports if len(exports) < len(layers) else []
+
+
+def _begin_phase(
+  model: tf_keras.Model,
+  exports: Sequence[tf_keras.layers.Layer],
+  optimizer: tf_keras.optimizers.Optimizer | None,
+  frozen_learning_rate: float,
+) -> None:
+  """Has a model train all weights with an optimizer; without, the head."""
+  print("Training all weights" if optimizer else "Training the new head alone")
+  for layer in exports:
+    layer.trainable = bool(optimizer)
+  with model.distribute_strategy.scope():
+    compiled(
+      model,
+      optimizer or tf_keras.optimizers.Adam(frozen_learning_rate),
+      jit_compile=model.jit_compile,
+    )
+
+
+def _training(
+  data: tf.data.Dataset,
+  batch_size: int,
+  strategy: tf.distribute.Strategy,
+  class_weights: Sequence[float] | None,
+  step: int,
+) -> tf.data.Dataset:
+  """Returns batches to train on, from a step on."""
   # Workers that share each batch need the same order, others different ones.
   seed = None if strategies.is_asynchronous(strategy) else 0
-  train_batches = batches.for_each_worker(
-    batches.training(train, batch_size, seed)
+  shuffled = batches.for_each_worker(
+    batches.training(data, batch_size, seed, step)
   )
-  with batches.timed(train_batches, strategy) as timed:
-    model.fit(
-      timed,
-      epochs=epochs,
-      steps_per_epoch=-(-len(train) // batch_size),
-      callbacks=list(callbacks),
-      verbose=verbose,
+  if class_weights is None:
+    return shuffled
+  return _weighted(shuffled, class_weights)
+
+
+def _weighted(
+  dataset: tf.data.Dataset,
+  class_weights: Sequence[float] | None,
+  factor: float = 1.0,
+) -> tf.data.Dataset:
+  """Multiplies the weights of examples by those of their classes."""
+
+  def weigh(
+    inputs: Any, labels: tf.Tensor, weights: tf.Tensor | float = 1.0
+  ) -> tuple[Any, ...]:
+    if class_weights is not None:
+      weights *= tf.gather(tf.constant(class_weights, tf.float32), labels)
+    return inputs, labels, weights * factor
+
+  return dataset.map(weigh)
+
+
+def _validation(
+  data: tf.data.Dataset, batch_size: int, class_weights: Sequence[float] | None
+) -> tf.data.Dataset:
+  """Returns batches whose mean loss is that of the examples."""
+  filled = -(-len(data) // batch_size) * batch_size
+  return _weighted(
+    batches.testing(data, batch_size), class_weights, filled / len(data)
+  )
+
+
+class _Progress:
+  """How far a training is: the metrics of its epochs, and its best weights.
+
+  Attributes:
+    logs: For each epoch its metrics, its phase and the loss that decides.
+    end: Number of epochs after which the phase ends at the latest.
+  """
+
+  def __init__(
+    self, model: tf_keras.Model, backup: backups.Backup | None, patience: int
+  ):
+    """Finds what a backup has. With patience 0 the last epoch is the best."""
+    backup = backup or backups.Backup(None, {}, model.distribute_strategy)
+    self._model, self._backup, self._patience = model, backup, patience
+    # The order of `model.variables` depends on which of them are trainable.
+    self._weights = {"weights": list(model.variables)}
+    self._best_weights = None
+    self.logs = backup.logs
+    if self.logs and patience:
+      backup.restore(self._weights, self._best() + 1)
+      self._keep_weights()
+
+  def begin(self, phase: int, most: int) -> bool:
+    """Begins a phase of some epochs; returns False if it is over."""
+    self._phase = phase
+    self._start = sum(log["_phase"] < phase for log in self.logs)
+    self.end = self._start + most
+    if most < sum(log["_phase"] == phase for log in self.logs):
+      raise errors.InputError(
+        f"The directory of the backup has the state of more than {most} epochs"
+        " of this phase. Train for more, or use another directory."
+      )
+    return not self.logs or self.logs[-1]["_phase"] <= phase
+
+  def resume(self) -> None:
+    """Restores the state of an interrupted phase, that of the optimizer too."""
+    model, strategy = self._model, self._model.distribute_strategy
+    optimizer = model.optimizer
+    with strategy.scope():
+      optimizer.build(model.trainable_variables)
+
+    @tf.function(autograph=False)
+    def regularization() -> tf.Tensor:
+      return strategy.run(lambda: tf.add_n([0.0, *model.losses]))
+
+    self._regularization = regularization
+    self._state = {**self._weights, "optimizer": optimizer}
+    if self._start < len(self.logs):
+      self._backup.restore(self._state, len(self.logs))
+
+  def is_over(self) -> bool:
+    """Returns whether the phase has ended."""
+    done = len(self.logs)
+    if not self._patience or done == self._start:
+      return done == self.end
+    # At first the moving averages of an export do not fit its new weights: it
+    # takes a while to be better than the head alone was.
+    waited = done - 1 - self._best(self._start)
+    return done == self.end or waited >= self._patience
+
+  def callback(self) -> tf_keras.callbacks.Callback:
+    """Returns a callback that records epochs, and ends the phase."""
+    return tf_keras.callbacks.LambdaCallback(on_epoch_end=self._end_epoch)
+
+  def _end_epoch(self, epoch: int, logs: Mapping[str, float]) -> None:
+    logs = {name: float(value) for name, value in logs.items()}
+    if not all(map(math.isfinite, logs.values())):
+      raise errors.InputError(
+        f"The training diverges: the loss of epoch {epoch + 1} is"
+        f" {logs['loss']}. Lower --learning_rate."
+      )
+    self.logs.append({**logs, "_phase": self._phase})
+    if self._patience:
+      # Exports have regularization losses only while they train.
+      strategy = self._model.distribute_strategy
+      added, *_ = strategy.experimental_local_results(self._regularization())
+      self.logs[-1]["_loss"] = logs["val_loss"] - float(added)
+      if self._best() == epoch:
+        self._keep_weights()
+    self._backup.save(self._state, self.logs, self._best())
+    self._model.stop_training = self.is_over()
+
+  def restore_best(self) -> None:
+    """Gives the model the weights of the best epoch so far."""
+    if self._patience:
+      pairs = zip(self._weights["weights"], self._best_weights, strict=True)
+      tf_keras.backend.batch_set_value(list(pairs))
+
+  def finish(self) -> dict[str, list[float]]:
+    """Removes the backup; returns the metrics of all epochs by their names."""
+    if self._patience:
+      best = self._best()
+      print(
+        f"Restored the weights of epoch {best + 1} of {len(self.logs)}: its"
+        " cross-entropy of the validation data is the lowest,"
+        f" {self.logs[best]['_loss']:.4f}"
+      )
+    self._backup.remove()
+    names = [name for name in self.logs[0] if not name.startswith("_")]
+    return {name: [log[name] for log in self.logs] for name in names}
+
+  def _best(self, start: int = 0) -> int:
+    """Returns the index of the best epoch, from one on."""
+    if not self._patience:
+      return len(self.logs) - 1
+    losses = [log["_loss"] for log in self.logs[start:]]
+    return start + losses.index(min(losses))
+
+  def _keep_weights(self) -> None:
+    self._best_weights = tf_keras.backend.batch_get_value(
+      self._weights["weights"]
     )
 
 

@@ -153,9 +153,9 @@ def define_flags() -> None:
   """Defines the flags of a program that fine-tunes exports of images."""
   command_line.define_flags(
     "images",
-    retrain=False,
-    learning_rate=1e-3,
+    learning_rate=1e-2,
     retraining=command_line.RETRAINING,
+    classifies=True,
   )
   image_data.define_flags("dataset", "digits_5_9", "Images to fine-tune on.")
   report.define_flags()
@@ -184,6 +184,11 @@ def define_flags() -> None:
     ["task", "augmentation"],  # Masks would have to move with the images.
     lambda x: x["task"] == "classification" or not x["augmentation"],
     "--augmentation applies only with --task=classification.",
+  )
+  flags.register_multi_flags_validator(
+    ["task", "class_weight"],
+    lambda x: x["task"] == "classification" or not x["class_weight"],
+    "--class_weight applies only with --task=classification.",
   )
 
 
@@ -237,18 +242,19 @@ def fine_tune_on_dataset(
       formats.absolute(values.class_names_file),
     )
     print(f"Fine-tuning on {dataset}")
-    return dataset
+    return command_line.with_validation(dataset)
 
-  def prepare(model: tf_keras.Model) -> tuple[Any, ...]:
+  def prepare(model: tf_keras.Model) -> tuple[fitting.Parts, Any]:
     is_remote = bool(strategies.io_device(model.distribute_strategy))
     dataset = image_data.resized(
       load(), model.input_shape[1:], is_remote=is_remote
     )
-    parts = [dataset.train, dataset.test]
-    return (
-      *(part.map(change) if change else part for part in parts),
-      saved(model, dataset),
+    parts = (
+      part.map(change) if part and change else part
+      for part in (dataset.train, dataset.test, dataset.validation)
     )
+    weights = command_line.class_weights(dataset)
+    return fitting.Parts(*parts, weights), saved(model, dataset)
 
   def held_out() -> report.HeldOut:
     dataset = load()

@@ -252,7 +252,7 @@ class ImageFineTuningTest(tf.test.TestCase):
     for arguments, status, message in (
       (
         [
-          *(export, "--dataset=digits_5_9", "--retrain", "--epochs=2"),
+          *(export, "--dataset=digits_5_9", "--frozen_epochs=1", "--epochs=2"),
           *("--strategy=one_device", f"--output_saved_model_dir={output_dir}"),
           f"--report={page}",
         ],
@@ -263,7 +263,11 @@ class ImageFineTuningTest(tf.test.TestCase):
       ),
       (["--saved_model_dir=/nowhere"], 1, "ERROR: /nowhere does not exist"),
       ([export, "y"], 1, "ERROR: y is not a flag"),
-      ([export, "--dropout_rate=0.1"], 1, "applies only with --retrain"),
+      (
+        [export, "--noretrain", "--frozen_epochs=1"],
+        1,
+        "--frozen_epochs applies only with --retrain",
+      ),
       ([export, "--dropout_rate=2"], 1, "not a number in the range"),
       ([export, "--image_size=8"], 1, "not integer >= 32"),
       ([export, "--report=x.htm"], 1, "It must end in .html"),
@@ -271,6 +275,11 @@ class ImageFineTuningTest(tf.test.TestCase):
         [export, "--task=segmentation", "--augmentation"],
         1,
         "only with --task=classification",
+      ),
+      (
+        [export, "--task=segmentation", "--class_weight=balanced"],
+        1,
+        "--class_weight applies only with --task=classification",
       ),
     ):
       with self.subTest(message):

@@ -130,13 +130,13 @@ def define_flags() -> None:
   """Defines the flags of this program."""
   command_line.define_flags(
     "texts",
-    retrain=True,
-    learning_rate=3e-4,
+    learning_rate=3e-3,
     retraining=(
       "regularization_loss_multiplier",
       "dropout_rate",
       "attention_dropout_rate",
     ),
+    classifies=True,
   )
   flags.DEFINE_string(
     "preprocessor_dir",
@@ -165,9 +165,9 @@ def fine_tune() -> None:
   """Fine-tunes as the flags say."""
   values = flags.FLAGS
   dataset = command_line.labelled_texts()
-  num_steps = -(-len(dataset.train[1]) // values.batch_size) * values.epochs
+  steps = fitting.steps_per_epoch(dataset.train[1], values.batch_size)
   build = functools.partial(
-    build_model, num_classes=len(dataset.classes), steps=num_steps
+    build_model, num_classes=len(dataset.classes), steps=steps * values.epochs
   )
 
   def prepare(model: tf_keras.Model) -> tuple[Any, ...]:
@@ -175,12 +175,13 @@ def fine_tune() -> None:
       command_line.model_path("preprocessor_dir"), values.seq_length
     )
     check_pair(preprocessor, model)
-    train, test = (
-      preprocessed(data, preprocessor) for data in (dataset.train, dataset.test)
+    parts = (
+      part and preprocessed(part, preprocessor)
+      for part in (dataset.train, dataset.test, dataset.validation)
     )
     served = serving_model(model, preprocessor)
     return (
-      *(train, test),
+      fitting.Parts(*parts, command_line.class_weights(dataset)),
       serving.Classifier(served, dataset.classes, str(dataset)),
     )
 

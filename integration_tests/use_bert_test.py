@@ -73,10 +73,8 @@ class UseBertTest(tf.test.TestCase):
         learning_rate=1.5e-3,
         **kwargs,
       )
-    accuracy = fitting.fit(
-      model, cls.train, cls.test, batch_size=32, epochs=epochs, verbose=0
-    )
-    return model, accuracy
+    fitting.fit(model, cls.train, batch_size=32, epochs=epochs, verbose=0)
+    return model, fitting.evaluate(model, cls.test, batch_size=32)
 
   def test_pretraining_pays(self):
     _, pretrained = self.fine_tuned
@@ -218,7 +216,7 @@ class UseBertTest(tf.test.TestCase):
     result = self.run_program(
       *pair,
       f"--train_file={tsv}",
-      "--epochs=10",
+      *("--frozen_epochs=4", "--epochs=6"),
       "--seq_length=16",
       "--strategy=one_device",
       f"--output_saved_model_dir={output_dir}",

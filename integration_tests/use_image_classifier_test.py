@@ -89,6 +89,7 @@ def setUpModule():
 
 def _run_program(**values):
   """Runs the program with flags; returns the model and standard output."""
+  values = {"frozen_epochs": 0, "patience": 0, **values}
   arguments = {name: str(value) for name, value in values.items()}
   output = io.StringIO()
   with flagsaver.as_parsed(**arguments), contextlib.redirect_stdout(output):

@@ -4,11 +4,12 @@ The export is that of an exporter with --saved_model_format=keras. None of the
 code that made it is needed:
 
 bazel run //integration_tests:use_keras_model -- \
-  --saved_model_dir=DIR --dataset=digits_5_9 --retrain
+  --saved_model_dir=DIR --dataset=digits_5_9
 """
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 from etils import epy
@@ -56,12 +57,23 @@ def build_model(
       " with --saved_model_format=keras."
     )
   export.trainable = retrain
+  # A layer that Keras cannot build from its config moves its averages whenever
+  # it trains, so a frozen model must not.
+  call = export.call
+
+  def call_if_trained(
+    self: tf_keras.Model,
+    inputs: tf.Tensor,
+    training: bool | None = None,
+    mask: None = None,
+  ) -> Any:
+    return call(inputs, training=training and self.trainable)
+
+  export.call = types.MethodType(call_if_trained, export)
   _, *frames, height, width, channels = export.inputs[0].shape
   shape = [*(n or 8 for n in frames), height or 32, width or 32, channels]
   images = tf_keras.Input(shape, name="images")
-  # A layer that Keras cannot build from its config moves its averages whenever
-  # it trains, so a frozen model must not.
-  outputs = export(images) if retrain else export(images, training=False)
+  outputs = export(images)
   if isinstance(outputs, dict):
     outputs = outputs["feature_vector"]
   return fitting.classifier(
@@ -84,7 +96,7 @@ def load(saved_model_dir: str) -> Any:
 def define_flags() -> None:
   """Defines the flags of this program."""
   command_line.define_flags(
-    "images", retrain=False, learning_rate=1e-3, retraining=()
+    "images", learning_rate=1e-2, retraining=(), classifies=True
   )
   image_data.define_flags("dataset", "digits_5_9", "Images to fine-tune on.")
   report.define_flags()

@@ -88,7 +88,11 @@ class UseKerasModelTest(tf.test.TestCase, parameterized.TestCase):
     )
     self.assertAllClose(losses, squares, rtol=1e-5)
     model, accuracy = self.run_program(
-      export_dir, retrain=True, epochs=3, output_saved_model_dir=output_dir
+      export_dir,
+      frozen_epochs=1,
+      epochs=3,
+      patience=0,
+      output_saved_model_dir=output_dir,
     )
     self.assertGreater(accuracy, 0.8)
     self.assertLen(model.losses, num_losses)
@@ -143,7 +147,9 @@ class UseKerasModelTest(tf.test.TestCase, parameterized.TestCase):
     self.assertGreater(accuracies[0], accuracies[1] + 0.1)
 
   def test_a_frozen_export_keeps_its_weights(self):
-    model, _ = self.run_program(_PRETRAINED["resnet"].value, epochs=1)
+    model, _ = self.run_program(
+      _PRETRAINED["resnet"].value, retrain=False, epochs=1
+    )
     export = use_keras_model.load(_PRETRAINED["resnet"].value)
     weights = {v.name: v.numpy() for v in model.variables}
     for variable in export.variables:

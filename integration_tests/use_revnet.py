@@ -1,7 +1,7 @@
 r"""Fine-tunes an exported RevNet feature extractor on other images.
 
 bazel run //integration_tests:use_revnet -- \
-  --saved_model_dir=DIR --dataset=digits_5_9 --retrain
+  --saved_model_dir=DIR --dataset=digits_5_9
 """
 
 from integration_tests import image_fine_tuning

@@ -170,13 +170,13 @@ def define_flags() -> None:
   """Defines the flags of this program."""
   command_line.define_flags(
     "texts",
-    retrain=True,
-    learning_rate=3e-3,
+    learning_rate=1e-2,
     retraining=(
       "regularization_loss_multiplier",
       "dropout_rate",
       "attention_dropout_rate",
     ),
+    classifies=True,
   )
   flags.DEFINE_enum(
     "task",
@@ -185,6 +185,14 @@ def define_flags() -> None:
     "classify: train a classifier of the packages that docstrings come from."
     " search: learn to find a docstring by its first line.",
   )
+  for name in ("frozen_epochs", "patience", "class_weight"):
+    flags.register_multi_flags_validator(
+      ["task", name],
+      lambda values, name=name: (
+        values["task"] == "classify" or values[name] is None
+      ),
+      f"--{name} applies only with --task=classify.",
+    )
   flags.DEFINE_enum(
     "dataset",
     "python_docs",
@@ -213,14 +221,17 @@ def fine_tune() -> None:
   combiner = {"combiner": values.combiner} if values.combiner else {}
   if values.task == "classify":
     dataset = command_line.labelled_texts()
-    train, test = map(arrays, (dataset.train, dataset.test))
+    parts = (
+      part and arrays(part)
+      for part in (dataset.train, dataset.test, dataset.validation)
+    )
+    data = fitting.Parts(*parts, command_line.class_weights(dataset))
     command_line.fine_tune(
       functools.partial(
         build_classifier, num_classes=len(dataset.classes), **combiner
       ),
       lambda model: (
-        train,
-        test,
+        data,
         serving.Classifier(model, dataset.classes, str(dataset)),
       ),
       "texts",
@@ -231,7 +242,10 @@ def fine_tune() -> None:
     train, test = texts.python_doc_pairs()
   command_line.fine_tune(
     functools.partial(build_search, **combiner),
-    lambda model: (search_data(train), None, _embedding_of(model)),
+    lambda model: (
+      fitting.Parts(search_data(train), None),
+      _embedding_of(model),
+    ),
     "texts",
     lambda model: test_search(model, test),
   )

@@ -45,13 +45,9 @@ class UseTextEmbeddingTest(tf.test.TestCase):
     model = use_text_embedding.build_classifier(
       _EXPORT.value, len(dataset.classes), **kwargs
     )
-    accuracy = fitting.fit(
-      model,
-      *map(use_text_embedding.arrays, (dataset.train, dataset.test)),
-      batch_size=32,
-      epochs=3,
-      verbose=0,
-    )
+    train, test = map(use_text_embedding.arrays, (dataset.train, dataset.test))
+    fitting.fit(model, train, batch_size=32, epochs=3, verbose=0)
+    accuracy = fitting.evaluate(model, test, batch_size=32)
     return model.get_layer("embedding"), accuracy
 
   def test_classifies(self):
@@ -111,9 +107,7 @@ class UseTextEmbeddingTest(tf.test.TestCase):
     for name, epochs in (("embedded", 0), ("trained", 3)):
       if epochs:
         data = use_text_embedding.search_data(train)
-        fitting.train_model(
-          model, data, batch_size=32, epochs=epochs, verbose=0
-        )
+        fitting.fit(model, data, batch_size=32, epochs=epochs, verbose=0)
       text = use_text_embedding.test_search(model, test)
       found[name] = float(re.search(r"texts: (0\.\d+)", text)[1])
     print(found)
@@ -130,9 +124,7 @@ class UseTextEmbeddingTest(tf.test.TestCase):
     for epochs in (0, 2):
       if epochs:
         data = use_text_embedding.search_data(train)
-        fitting.train_model(
-          model, data, batch_size=64, epochs=epochs, verbose=0
-        )
+        fitting.fit(model, data, batch_size=64, epochs=epochs, verbose=0)
       text = use_text_embedding.test_search(model, test)
       found.append(float(re.search(r"texts: (0\.\d+)", text)[1]))
     print({"bert": found})

@@ -165,10 +165,8 @@ def fit_classifier(
   """Trains the classifier of digits. Returns it and its test accuracy."""
   model = build_classifier(cell_dir)
   train, test = image_data.arrays("digits", _DIGIT_SHAPE)
-  accuracy = fitting.fit(
-    model, train, test, batch_size=32, epochs=epochs, verbose=verbose
-  )
-  return model, accuracy
+  fitting.fit(model, train, batch_size=32, epochs=epochs, verbose=verbose)
+  return model, fitting.evaluate(model, test, batch_size=32)
 
 
 def generate(
@@ -190,7 +188,6 @@ def define_flags() -> None:
   """Defines the flags of this program."""
   command_line.define_flags(
     "sequences",
-    retrain=True,
     learning_rate=3e-3,
     retraining=("regularization_loss_multiplier", "dropout_rate"),
   )
@@ -239,14 +236,14 @@ def fine_tune() -> None:
     )
   held_out = None
 
-  def prepare(model: tf_keras.Model) -> tuple[Any, Any, tf_keras.Model]:
+  def prepare(model: tf_keras.Model) -> tuple[fitting.Parts, tf_keras.Model]:
     nonlocal held_out
     export = model.get_layer("language_model").resolved_object
     data, held_out = (
       sequences(texts, export, values.seq_length) for texts in (train, test)
     )
     print(f"Perplexity per byte before: {perplexity(model, held_out):.3f}")
-    return data, held_out, model
+    return fitting.Parts(data, held_out), model
 
   model = command_line.fine_tune(build_model, prepare, "sequences")
   print(f"Perplexity per byte after: {perplexity(model, held_out):.3f}")

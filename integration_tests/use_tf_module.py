@@ -110,7 +110,6 @@ def define_flags() -> None:
   """Defines the flags of this program."""
   command_line.define_flags(
     "examples",
-    retrain=True,
     learning_rate=1e-2,
     retraining=("regularization_loss_multiplier", "dropout_rate"),
   )
@@ -129,10 +128,10 @@ def fine_tune() -> tf_keras.Model:
   """Fine-tunes as the flags say; returns the model."""
   values = flags.FLAGS
   train, test = load_data(values.dataset)
-  steps = -(-len(train[1]) // values.batch_size) * values.epochs
+  steps = fitting.steps_per_epoch(train, values.batch_size) * values.epochs
   return command_line.fine_tune(
     functools.partial(build_model, dataset=values.dataset, steps=steps),
-    lambda model: (train, test, model),
+    lambda model: (fitting.Parts(train, test), model),
     "examples",
   )
 

@@ -38,9 +38,8 @@ def fit(export, dataset, *, epochs=10, strategy="default", **kwargs):
       retrain=True,
       **kwargs,
     )
-  metric = fitting.fit(
-    model, train, test, batch_size=32, epochs=epochs, verbose=0
-  )
+  fitting.fit(model, train, batch_size=32, epochs=epochs, verbose=0)
+  metric = fitting.evaluate(model, test, batch_size=32)
   return model.get_layer("module").resolved_object, model, metric
 
 
