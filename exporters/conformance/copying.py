@@ -1,0 +1,162 @@
+"""Makes the private copy of a SavedModel that is audited and loaded.
+
+Each byte is read once, so nothing can change between the audit and the load.
+TensorFlow is not imported for local directories.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import NamedTuple
+
+from etils import epy
+
+from distribution import errors
+
+with epy.lazy_imports():
+  import tensorflow as tf
+
+_MOST_BYTES = 2**35
+_MOST_FILES = 10_000
+_BLOCK = 2**20
+# Readers of SavedModels look for these too. They are not copied.
+_OTHER_MODELS = {
+  "saved_model.cpb": "TensorFlow Serving may load it",
+  "saved_model.pbtxt": "other readers may load it",
+  "tfhub_module.pb": "hub.load takes the SavedModel for a TensorFlow 1 module",
+}
+
+
+class Copy(NamedTuple):
+  """What was copied.
+
+  Attributes:
+    size: Bytes of all files.
+    problems: Files that are not copied because a load should not read them, in
+      words.
+  """
+
+  size: int
+  problems: list[str]
+
+
+def copy(source: str, target: str, *, follow_links: bool = False) -> Copy:
+  """Copies a SavedModel's directory.
+
+  Args:
+    source: The directory, or the URL of one.
+    target: An empty directory.
+    follow_links: Whether to copy what symbolic links point to.
+
+  Raises:
+    InputError: There is no SavedModel, a file cannot be read, or there is too
+      much to copy.
+  """
+  problems: list[str] = []
+  size = count = 0
+  for path in _paths(source, problems, follow_links):
+    count += 1
+    if count > _MOST_FILES:
+      raise errors.InputError(f"{source} has more than {_MOST_FILES:,} files.")
+    if path in _OTHER_MODELS:
+      problems.append(f"{path} is not examined, and {_OTHER_MODELS[path]}")
+      continue
+    with errors.of_input(about=f"Cannot read {source}/{path}: "):
+      size += _copy_file(source, target, path, size, follow_links)
+  if not os.path.isfile(os.path.join(target, "saved_model.pb")):
+    found = [p for p in problems if p.startswith("saved_model.pb ")]
+    said = found[0] if found else "there is no saved_model.pb"
+    raise errors.InputError(
+      f"{source} is no SavedModel that can be checked: {said}."
+    )
+  return Copy(size, problems)
+
+
+def _paths(source: str, problems: list[str], follow_links: bool):
+  """Yields the paths of files in a directory; notes what is no file."""
+  if "://" in source:
+    for folder, _, names in tf.io.gfile.walk(source):
+      yield from (
+        os.path.relpath(os.path.join(folder, name), source) for name in names
+      )
+    return
+  folders = [""]
+  for folder in folders:
+    if len(folders) > _MOST_FILES or folder.count("/") > 32:
+      raise errors.InputError(f"{source} has too many folders.")
+    with errors.of_input(OSError, about=f"Cannot read {source}/{folder}: "):
+      entries = sorted(
+        os.scandir(os.path.join(source, folder)), key=lambda e: e.name
+      )
+    for entry in entries:
+      path = os.path.join(folder, entry.name)
+      if entry.is_symlink() and not follow_links:
+        problems.append(
+          f"{path} is a symbolic link; --follow_links reads what it points to"
+        )
+      elif entry.is_dir(follow_symlinks=follow_links):
+        folders.append(path)
+      elif entry.is_file(follow_symlinks=follow_links):
+        yield path
+      else:
+        problems.append(f"{path} is not a file")
+
+
+def _copy_file(
+  source: str, target: str, path: str, before: int, follow_links: bool
+) -> int:
+  """Copies a file; returns its size."""
+  new = os.path.join(target, path)
+  os.makedirs(os.path.dirname(new), exist_ok=True)
+  if "://" in source:
+    size = tf.io.gfile.stat(f"{source}/{path}").length
+    _check_space(size + before, size, target)
+    tf.io.gfile.copy(f"{source}/{path}", new)
+    return size
+  # It may have become a link or a pipe by now.
+  flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
+  with (
+    open(os.open(os.path.join(source, path), flags), "rb") as old,
+    open(new, "xb") as f,
+  ):
+    status = os.fstat(old.fileno())
+    if not stat.S_ISREG(status.st_mode):
+      raise errors.InputError(f"{path} is not a file.")
+    size = status.st_size
+    if _is_sparse(old.fileno(), status):
+      raise errors.InputError(
+        f"{path} is sparse: {status.st_blocks * 512:,} of its {size:,} bytes"
+        " are stored. Copy it with cp --sparse=never."
+      )
+    _check_space(size + before, size, target)
+    left = size
+    while left and (block := old.read(min(left, _BLOCK))):
+      left -= f.write(block)
+    if left:
+      raise errors.InputError(f"{path} changed while it was read.")
+  return size
+
+
+def _is_sparse(descriptor: int, status: os.stat_result) -> bool:
+  """Tells whether a file has more than 1 MiB of holes."""
+  if status.st_size - status.st_blocks * 512 < _BLOCK:
+    return False  # A file system that compresses does not report holes.
+  try:
+    hole = os.lseek(descriptor, 0, os.SEEK_HOLE)
+  except OSError as e:
+    return e.errno != errno.EINVAL
+  finally:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+  return hole < status.st_size
+
+
+def _check_space(total: int, size: int, target: str) -> None:
+  status = os.statvfs(target)
+  free = status.f_bavail * status.f_frsize
+  if total > _MOST_BYTES or size > free:
+    raise errors.InputError(
+      f"it needs {total:,} bytes of at most {_MOST_BYTES:,}, of which {free:,}"
+      f" are free in the temporary directory."
+    )
