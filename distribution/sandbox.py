@@ -214,6 +214,7 @@ class _Watch:
       os.killpg(self._process.pid, signal.SIGKILL)
     self._process.wait()
     self._thread.join()
+    self._process.stdout.close()
 
   def reason(self) -> str:
     """Waits for the end and returns its reason, in words."""
@@ -273,12 +274,12 @@ def _enter(config: dict[str, Any], module: str) -> None:
   _check(_LIBC.prctl(1, signal.SIGKILL, 0, 0, 0))  # PR_SET_PDEATHSIG
   if os.getppid() != config["parent"]:
     sys.exit()
-  memory = config["memory"]
+  memory, writable = config["memory"], config["writable"]
   for limit, value in (
     (resource.RLIMIT_DATA, memory),
     (resource.RLIMIT_CORE, 0),
     (resource.RLIMIT_CPU, config["seconds"]),
-    *([(resource.RLIMIT_FSIZE, 0)] if not config["writable"] else []),
+    *[(resource.RLIMIT_FSIZE, 0)] * (config["sandboxed"] and not writable),
   ):
     hard = resource.getrlimit(limit)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
@@ -286,11 +287,11 @@ def _enter(config: dict[str, Any], module: str) -> None:
   if not config["sandboxed"]:
     return
   # TensorFlow asks for the directory when it is imported.
-  tempfile.tempdir = next(iter(config["writable"]), "/nonexistent")
+  tempfile.tempdir = next(iter(writable), "/nonexistent")
   _check(_LIBC.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS
   _restrict_files(
     {**dict.fromkeys(config["readable"]), **dict.fromkeys(_libraries(module))},
-    config["writable"],
+    writable,
     [os.path.realpath(sys.executable), *_loaders()] * config["programs"],
   )
   _refuse_system_calls(config["programs"])
