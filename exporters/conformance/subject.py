@@ -58,17 +58,17 @@ class Subject:
     """The size of each file, by its path in the directory."""
     paths = [
       os.path.join(folder, name)
-      for folder, _, names in tf.io.gfile.walk(self.directory)
+      for folder, _, names in os.walk(self.directory)
       for name in names
     ]
     return {
-      os.path.relpath(path, self.directory): tf.io.gfile.stat(path).length
+      os.path.relpath(path, self.directory): os.path.getsize(path)
       for path in sorted(paths)
     }
 
   def content(self, file: str) -> bytes:
     """Reads one of the files."""
-    with tf.io.gfile.GFile(os.path.join(self.directory, file), "rb") as f:
+    with open(os.path.join(self.directory, file), "rb") as f:
       return f.read()
 
   @property
