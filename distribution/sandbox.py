@@ -11,12 +11,13 @@ development release, and seccomp needs a system library.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import ctypes
 import errno
 import importlib
 import json
+import math
 from multiprocessing import connection
 import os
 import pathlib
@@ -33,6 +34,8 @@ import tempfile
 import threading
 import time
 from typing import Any, NamedTuple
+
+from distribution import errors
 
 _LARGEST_MESSAGE = 2**27
 _IDLE_SECONDS = 30.0  # With less than a second of CPU time: a deadlock.
@@ -125,6 +128,7 @@ def started(
   variables: dict[str, str] | None = None,
   programs: bool = False,
   sandboxed: bool = True,
+  names: Mapping[str, str] | None = None,
 ) -> Iterator[Callable[[Any], Any]]:
   """Starts a process that answers requests, and ends it on exit.
 
@@ -135,12 +139,14 @@ def started(
     readable: Files and directories that it may read, besides libraries.
     writable: Directories in which it may read and write.
     variables: Environment variables to set.
-    programs: Whether it may start Python, with the same restrictions.
+    programs: Whether it may start Python, with the same restrictions. Its
+      output is then shown.
     sandboxed: Whether it is restricted at all. The limits always hold.
+    names: Paths, and what to call them in texts.
 
   Yields:
-    A function that sends a request and returns the answer. It raises a
-    SandboxError.
+    A function that sends a request and returns the answer, whose texts can be
+    shown. It raises a SandboxError, or an InputError that `serve` raised.
   """
   ours, theirs = socket.socketpair()
   process = subprocess.Popen(
@@ -163,7 +169,7 @@ def started(
   )
   theirs.close()
   channel = connection.Connection(ours.detach())
-  watch = _Watch(process, limits)
+  watch = _Watch(process, limits, programs)
   config = {
     "parent": os.getpid(),
     "readable": list(map(os.path.realpath, readable)),
@@ -182,9 +188,12 @@ def started(
     except (EOFError, OSError, ValueError, RecursionError):
       raise SandboxError(watch.reason()) from None
     watch.waited_for = False
+    answer = _plain(answer, names or {})
     if not isinstance(answer, dict) or "answer" not in answer:
       problem = answer.get("failed") if isinstance(answer, dict) else None
       raise SandboxError(f"it failed: {problem}")
+    if answer.get("is_error"):
+      raise errors.InputError(f"{answer['answer']}")
     return answer["answer"]
 
   try:
@@ -196,13 +205,31 @@ def started(
     channel.close()
 
 
+def _plain(value: Any, names: Mapping[str, str]) -> Any:
+  """Returns a value without what JSON or a terminal cannot show."""
+  if isinstance(value, dict):
+    return {_plain(k, names): _plain(v, names) for k, v in value.items()}
+  if isinstance(value, list):
+    return [_plain(each, names) for each in value]
+  if isinstance(value, str):
+    for path, name in names.items():
+      value = value.replace(path, name)
+    return errors.shown(value)
+  if isinstance(value, float) and not math.isfinite(value):
+    return str(value)
+  return value
+
+
 class _Watch:
   """Kills a process that exceeds its limits, and knows why it has ended."""
 
-  def __init__(self, process: subprocess.Popen, limits: Limits):
+  def __init__(
+    self, process: subprocess.Popen, limits: Limits, has_programs: bool
+  ):
     self.waited_for = False  # For an answer.
     self._process = process
     self._limits = limits
+    self._has_programs = has_programs  # It may wait for them.
     self._said = b""  # The end of its output.
     self._exceeded = ""
     self._thread = threading.Thread(target=self._run, daemon=True)
@@ -251,8 +278,13 @@ class _Watch:
         if not data:
           return
         self._said = (self._said + data)[-4096:]
+        if self._has_programs:
+          text = data.decode(errors="replace")
+          print(
+            "\n".join(map(errors.shown, text.split("\n"))), end="", flush=True
+          )
       cpu, memory = self._usage()
-      if not self.waited_for or cpu - before > 1.0:
+      if self._has_programs or not self.waited_for or cpu - before > 1.0:
         before, since = cpu, time.monotonic()
       if memory > self._limits.memory:
         gib = self._limits.memory / 2**30
@@ -408,6 +440,9 @@ def main(descriptor: str, module: str) -> None:
   try:
     for answer in importlib.import_module(module).serve(requests()):
       channel.send_bytes(json.dumps({"answer": answer}, default=str).encode())
+  except errors.InputError as e:
+    answer = {"answer": str(e), "is_error": True}
+    channel.send_bytes(json.dumps(answer).encode())
   except Exception as e:
     text = f"{type(e).__name__}: {e}"
     channel.send_bytes(json.dumps({"failed": text[:2000]}).encode())

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 import json
-import math
 import os
 import pathlib
 import sys
-import tempfile
 from typing import Any
 
 from absl import flags
@@ -36,17 +34,14 @@ _MARKS = {
   "not applicable": "-",
   "not decidable": "?",
 }
-_LONGEST = 4000  # Characters of a text in a report.
+_OPTIONS = copying.Options()
 _AUDIT = "S1"  # The rule that is judged before the load.
 
 
 def check(
   *,
   saved_model_dir: str,
-  trust: bool = False,
-  use_sandbox: bool = True,
-  follow_links: bool = False,
-  limits: tuple[float | None, float | None] = (None, None),
+  options: copying.Options = _OPTIONS,
   strict: bool = False,
   excepted_rules: Collection[str] = (),
   as_json: bool = False,
@@ -56,10 +51,7 @@ def check(
 
   Args:
     saved_model_dir: The directory of the SavedModel.
-    trust: Whether to load it even if it is suspicious.
-    use_sandbox: Whether to restrict the process that loads it.
-    follow_links: Whether to read what symbolic links in it point to.
-    limits: Seconds and GiB that this process may need. None: by its size.
+    options: How to load it.
     strict: Whether rules of level should must be kept too, and every rule be
       decidable.
     excepted_rules: Names of rules that the SavedModel need not keep.
@@ -74,36 +66,17 @@ def check(
       not exist, or an excepted rule does not exist, is kept or does not apply.
   """
   _check_html_file(html_file)
-  lacking = sandbox.missing() if use_sandbox else ""
-  with tempfile.TemporaryDirectory(prefix="check.") as directory:
-    copied = copying.copy(saved_model_dir, directory, follow_links=follow_links)
-    with sandbox.started(
-      "exporters.conformance.judging",
-      sandbox.limits(copied.size, *limits),
-      readable=[directory],
-      sandboxed=use_sandbox and not lacking,
-    ) as process:
-
-      def ask(request: Any) -> Any:
-        answer = _plain(process(request), directory, saved_model_dir)
-        if isinstance(answer, dict) and "error" in answer:
-          raise errors.ExportError(answer["error"])
-        return answer
-
-      request = {
-        "directory": directory,
-        "problems": copied.problems,
-        "trust": trust,
-        "unloaded": lacking and not trust and f"{lacking}; --trust loads it",
-      }
-      return _report(
-        _judged(ask, request, excepted_rules),
-        {"saved_model_dir": saved_model_dir, "rules": []},
-        strict,
-        excepted_rules,
-        as_json,
-        html_file,
-      )
+  with copying.started(
+    "exporters.conformance.judging", saved_model_dir, options
+  ) as (ask, request):
+    return _report(
+      _judged(ask, request, excepted_rules),
+      {"saved_model_dir": saved_model_dir, "rules": []},
+      strict,
+      excepted_rules,
+      as_json,
+      html_file,
+    )
 
 
 def _judged(
@@ -195,28 +168,6 @@ def _report(
   return not broken and "ended" not in report
 
 
-def _plain(value: Any, directory: str, shown: str) -> Any:
-  """Returns what a process sent without what JSON or a terminal cannot show.
-
-  Args:
-    value: What it sent.
-    directory: A path, in texts.
-    shown: What to show in place of this path.
-  """
-  if isinstance(value, dict):
-    return {
-      _plain(k, directory, shown): _plain(v, directory, shown)
-      for k, v in value.items()
-    }
-  if isinstance(value, list):
-    return [_plain(each, directory, shown) for each in value]
-  if isinstance(value, str):
-    return errors.shown(value[:_LONGEST].replace(directory, shown))
-  if isinstance(value, float) and not math.isfinite(value):
-    return str(value)
-  return value
-
-
 def _check_html_file(html_file: str | None) -> None:
   directory = os.path.dirname(html_file or "")
   if html_file and not os.path.isdir(directory):
@@ -257,34 +208,7 @@ def _print(found: dict[str, Any]) -> None:
 def define_flags() -> None:
   """Defines the flags of this program."""
   flags.DEFINE_string("saved_model_dir", None, "The SavedModel to check.")
-  flags.DEFINE_bool(
-    "trust",
-    False,
-    "Load the SavedModel even if it has ops that models do not need, or if this"
-    " kernel has no sandbox for them.",
-  )
-  flags.DEFINE_bool(
-    "sandbox",
-    True,
-    "Load the SavedModel in a process that can read nothing else, write no file"
-    " and open no connection. With --nosandbox its ops run with your rights.",
-  )
-  flags.DEFINE_bool(
-    "follow_links",
-    False,
-    "Read what symbolic links in the directory point to. Caches of other"
-    " libraries have some.",
-  )
-  for name, unit in (
-    ("seconds", "CPU time in seconds"),
-    ("gib", "memory in GiB"),
-  ):
-    flags.DEFINE_float(
-      name,
-      None,
-      f"How much {unit} the check may need. Default: by the size of the model.",
-      lower_bound=1,
-    )
+  command_line.define(copying.Options, copying.FLAGS)
   flags.DEFINE_bool(
     "strict",
     False,
@@ -310,10 +234,7 @@ def main() -> None:
   values = flags.FLAGS
   passed = check(
     saved_model_dir=command_line.model_path("saved_model_dir"),
-    trust=values.trust,
-    use_sandbox=values.sandbox,
-    follow_links=values.follow_links,
-    limits=(values.seconds, values.gib),
+    options=command_line.from_flags(copying.Options),
     strict=values.strict,
     excepted_rules=values.excepted_rules,
     as_json=values.json,

@@ -22,6 +22,7 @@ import tensorflow as tf
 import tf_keras
 
 from exporters import check
+from exporters.conformance import copying
 from exporters.reusable import errors
 
 _SAVED_MODEL_DIR = flags.DEFINE_string("saved_model_dir", None, "An export.")
@@ -243,9 +244,12 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     self.assertIn("WriteFile", report["suspicious"][0])
     self.assertIn("not loaded", by_rule["R4"]["found"])
     self.assertFalse(os.path.exists(stolen))
-    _, by_rule, passed = self.judged(self.directory, trust=True)
-    self.assertEqual(by_rule["R4"]["verdict"], "pass")
-    self.assertTrue(os.path.exists(stolen))
+    for sandbox in (True, False):
+      options = copying.Options(trust=True, sandbox=sandbox)
+      _, by_rule, passed = self.judged(self.directory, options=options)
+      verdict = "fail" if sandbox else "pass"
+      self.assertEqual(by_rule["R4"]["verdict"], verdict)
+      self.assertEqual(os.path.exists(stolen), not sandbox)
 
   def test_excepted_rules(self):
     _tf_module(self.directory)

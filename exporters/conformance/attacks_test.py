@@ -895,8 +895,7 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
           try:
             passed = check.check(
               saved_model_dir=place.directory,
-              trust=trust,
-              limits=(15, None),
+              options=copying.Options(trust=trust, seconds=15),
             )
           except errors.ExportError as e:
             passed = False

@@ -1,4 +1,4 @@
-"""Makes the private copy of a SavedModel that is audited and loaded.
+"""Copies a SavedModel, and starts the process that audits and loads the copy.
 
 Each byte is read once, so nothing can change between the audit and the load.
 TensorFlow is not imported for local directories.
@@ -6,14 +6,19 @@ TensorFlow is not imported for local directories.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
 import errno
 import os
 import stat
-from typing import NamedTuple
+import tempfile
+from typing import Any, NamedTuple
 
 from etils import epy
 
 from distribution import errors
+from distribution import sandbox
 
 with epy.lazy_imports():
   import tensorflow as tf
@@ -29,6 +34,44 @@ _OTHER_MODELS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How a SavedModel is loaded. The fields are flags of the programs.
+
+  Attributes:
+    trust: Whether to load it even if it is suspicious.
+    sandbox: Whether to restrict the process that loads it.
+    follow_links: Whether to read what symbolic links in it point to.
+    seconds: CPU time that the process may need. 0: by the size of the files.
+    gib: Memory that it may need, in GiB. 0: likewise.
+  """
+
+  trust: bool = False
+  sandbox: bool = True
+  follow_links: bool = False
+  seconds: float = 0.0
+  gib: float = 0.0
+
+
+FLAGS = {
+  "trust": "Load the SavedModel even if it has ops that models do not need, or"
+  " if this kernel lacks what the sandbox needs.",
+  "sandbox": "Load the SavedModel in a process that can read nothing else,"
+  " write nothing and open no connection. With --nosandbox it has your rights.",
+  "follow_links": "Read what symbolic links in the directory point to, as in"
+  " caches of other libraries.",
+  "seconds": (
+    "CPU time in seconds that the process may need. 0: by the size of the"
+    " files.",
+    0.0,
+  ),
+  "gib": (
+    "Memory in GiB that the process may need. 0: by the size of the files.",
+    0.0,
+  ),
+}
+
+
 class Copy(NamedTuple):
   """What was copied.
 
@@ -40,6 +83,50 @@ class Copy(NamedTuple):
 
   size: int
   problems: list[str]
+
+
+@contextlib.contextmanager
+def started(
+  module: str,
+  saved_model_dir: str,
+  options: Options,
+  *,
+  readable: tuple[str, ...] = (),
+  names: dict[str, str] | None = None,
+  **kwargs: Any,
+) -> Iterator[tuple[Callable[[Any], Any], dict[str, Any]]]:
+  """Starts a process in a sandbox that can read a copy of a SavedModel.
+
+  Args:
+    module: As `sandbox.started` takes it.
+    saved_model_dir: The SavedModel.
+    options: How to load it.
+    readable: What else the process can read.
+    names: As `sandbox.started` takes it, for other paths.
+    **kwargs: As `sandbox.started` takes it.
+
+  Yields:
+    What `sandbox.started` yields, and the beginning of the first request, which
+    `subject.requested` takes.
+  """
+  lacking = sandbox.missing() if options.sandbox else ""
+  with tempfile.TemporaryDirectory(prefix="copy.") as directory:
+    copied = copy(saved_model_dir, directory, follow_links=options.follow_links)
+    with sandbox.started(
+      module,
+      sandbox.limits(copied.size, options.seconds, options.gib),
+      readable=[directory, *readable],
+      sandboxed=options.sandbox and not lacking,
+      names={directory: saved_model_dir, **(names or {})},
+      **kwargs,
+    ) as ask:
+      request = {
+        "directory": directory,
+        "problems": copied.problems,
+        "trust": options.trust,
+        "unloaded": "" if options.trust or not lacking else lacking,
+      }
+      yield ask, request
 
 
 def copy(source: str, target: str, *, follow_links: bool = False) -> Copy:

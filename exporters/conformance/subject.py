@@ -320,6 +320,14 @@ def load(directory: str, trust: bool) -> Subject:
   return subject
 
 
+def requested(request: Mapping[str, Any]) -> Subject:
+  """Reads the SavedModel that a request of `copying.started` is about."""
+  subject = read(request["directory"])
+  subject.suspicious[:0] = request["problems"]
+  subject.unloaded = request["unloaded"] or subject.unloaded
+  return subject
+
+
 def load_into(subject: Subject, trust: bool) -> None:
   """Loads the SavedModel that `read` has read, as `load` does."""
   if subject.suspicious and not trust:
