@@ -39,6 +39,8 @@ from distribution import errors
 
 _LARGEST_MESSAGE = 2**27
 _IDLE_SECONDS = 30.0  # With less than a second of CPU time: a deadlock.
+_WATCHING_SECONDS = 0.2
+_NOWHERE = "/dev/null/nowhere"  # A directory that cannot be made.
 _LIBRARIES = (
   *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"),
   *("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo"),
@@ -156,7 +158,8 @@ def started(
     env={
       **{k: v for k, v in os.environ.items() if k.startswith(_VARIABLES)},
       "CUDA_VISIBLE_DEVICES": "-1",
-      "HOME": "/nonexistent",
+      "HOME": _NOWHERE,
+      "KERAS_HOME": _NOWHERE,  # Not in /tmp, where its file is unreadable.
       "PYTHONDONTWRITEBYTECODE": "1",
       "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
       **(variables or {}),
@@ -229,7 +232,7 @@ class _Watch:
     self.waited_for = False  # For an answer.
     self._process = process
     self._limits = limits
-    self._has_programs = has_programs  # It may wait for them.
+    self._has_programs = has_programs
     self._said = b""  # The end of its output.
     self._exceeded = ""
     self._thread = threading.Thread(target=self._run, daemon=True)
@@ -259,21 +262,27 @@ class _Watch:
     return how + (f": {lines[-1].strip()[:300]}" if lines else "")
 
   def _usage(self) -> tuple[float, int]:
-    """Returns the CPU time, and the bytes in memory."""
-    try:
-      text = pathlib.Path(f"/proc/{self._process.pid}/stat").read_text()
-    except (ProcessLookupError, FileNotFoundError):
-      return 0.0, 0
-    fields = text.rpartition(")")[2].split()
-    ticks = int(fields[11]) + int(fields[12])
-    pages = int(fields[21])
+    """Returns the CPU time, and the bytes in memory, of the process.
+
+    If it may start programs, those of all processes of its group.
+    """
+    pid = self._process.pid
+    ticks = pages = 0
+    for path in pathlib.Path("/proc").glob(
+      "[0-9]*/stat" if self._has_programs else f"{pid}/stat"
+    ):
+      with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        fields = path.read_text().rpartition(")")[2].split()
+        if int(fields[2]) == pid:
+          ticks += int(fields[11]) + int(fields[12])
+          pages += int(fields[21])
     return ticks / os.sysconf("SC_CLK_TCK"), pages * resource.getpagesize()
 
   def _run(self) -> None:
     output = self._process.stdout
     before, since = 0.0, time.monotonic()
     while not self._exceeded:
-      if select.select([output], [], [], 0.1)[0]:
+      if select.select([output], [], [], _WATCHING_SECONDS)[0]:
         data = os.read(output.fileno(), 2**16)
         if not data:
           return
@@ -284,7 +293,7 @@ class _Watch:
             "\n".join(map(errors.shown, text.split("\n"))), end="", flush=True
           )
       cpu, memory = self._usage()
-      if self._has_programs or not self.waited_for or cpu - before > 1.0:
+      if not self.waited_for or abs(cpu - before) > 1.0:
         before, since = cpu, time.monotonic()
       if memory > self._limits.memory:
         gib = self._limits.memory / 2**30
@@ -319,7 +328,7 @@ def _enter(config: dict[str, Any], module: str) -> None:
   if not config["sandboxed"]:
     return
   # TensorFlow asks for the directory when it is imported.
-  tempfile.tempdir = next(iter(writable), "/nonexistent")
+  tempfile.tempdir = next(iter(writable), _NOWHERE)
   _check(_LIBC.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS
   _restrict_files(
     {**dict.fromkeys(config["readable"]), **dict.fromkeys(_libraries(module))},
@@ -335,7 +344,7 @@ def _libraries(module: str) -> Iterator[str]:
   names = ("stdlib", "platstdlib", "purelib", "platlib")
   yield from (sysconfig.get_paths()[name] for name in names)
   yield from (path for path in sys.path if path != root)
-  yield from _LIBRARIES
+  yield from (*_LIBRARIES, os.path.join(sys.prefix, "pyvenv.cfg"))
   # The files of a package may be links to where it is.
   for package in {module.split(".")[0], "distribution"}:
     for folder, _, files in os.walk(os.path.join(root, package)):
@@ -366,6 +375,7 @@ def _restrict_files(
   ruleset = _check(_LIBC.syscall(444, handled, ctypes.c_size_t(size), 0))
   rules = [(path, _READ_FILE | _READ_DIR) for path in readable]
   rules += [(os.environ["PYTHONPATH"], _READ_DIR), ("/dev/null", 6)]
+  rules += [("/proc", _READ_FILE)] * bool(executable)  # Of each program.
   rules += [(path, rights & ~_EXECUTE) for path in writable]
   rules += [(path, _READ_FILE | _EXECUTE) for path in executable]
   for path, allowed in rules:

@@ -66,9 +66,13 @@ def check(
       not exist, or an excepted rule does not exist, is kept or does not apply.
   """
   _check_html_file(html_file)
-  with copying.started(
-    "exporters.conformance.judging", saved_model_dir, options
-  ) as (ask, request):
+  with (
+    # What may take over the process may send anything.
+    errors.of_input(KeyError, TypeError, about="The sandbox answers: "),
+    copying.started(
+      "exporters.conformance.judging", saved_model_dir, options
+    ) as (ask, request),
+  ):
     return _report(
       _judged(ask, request, excepted_rules),
       {"saved_model_dir": saved_model_dir, "rules": []},
@@ -115,7 +119,10 @@ def _judged(
       finding = {"verdict": findings_lib.NOT_DECIDABLE, "found": said}
       if name == _AUDIT:
         is_bad = answer["suspicious"]
-        finding["verdict"] = "fail" if is_bad else "pass"
+        finding = {
+          "verdict": findings_lib.FAIL if is_bad else findings_lib.PASS,
+          "found": "This was judged before the process ended.",
+        }
       applies = name in (_AUDIT, in_progress)
       yield found({**finding, "fix": "", "applies": applies})
   if said:
@@ -157,8 +164,9 @@ def _report(
   else:
     print(_conclusion(broken, strict, excepted_rules, report.get("ended")))
   if html_file:
-    with errors.of_input(KeyError, TypeError, ValueError, about="No --html: "):
-      page = report_lib.page(report)
+    if "variables" not in report:
+      raise errors.ExportError(f"No --html: {report['ended']}.")
+    page = report_lib.page(report)
     pathlib.Path(html_file).write_text(page, encoding="utf-8")
   if needless and "ended" not in report:
     raise errors.ExportError(

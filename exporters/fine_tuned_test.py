@@ -220,7 +220,7 @@ class FineTunedTest(tf.test.TestCase):
         return tf.io.read_file(path)
 
     tf.saved_model.save(Reader(), self.path("reader"))
-    self.assert_error("suspicious ops. //exporters:check", "reader", **known)
+    self.assert_error("suspicious .S1.. //exporters:check", "reader", **known)
     pathlib.Path(self.path("reader/saved_model.pb")).write_bytes(b"\x0a\xff")
     self.assert_error("truncated or damaged", "reader", **known)
 

@@ -184,6 +184,8 @@ class _Resource(tf.saved_model.experimental.TrackableResource):
   def _initialize(self):
     if self._when == "initialize":
       _write(self._place)
+    if self._when == "endless":
+      _endless(tf.zeros([1]))
 
 
 def _at_load(when):
@@ -622,12 +624,6 @@ def _endless(inputs):
   return tf.while_loop(lambda x: tf.reduce_all(x < 9.0), tf.identity, [inputs])
 
 
-def _endless_at_load(place):
-  table = _Resource(place, "")
-  table._initialize = tf.function(lambda: _endless(tf.zeros([1])))
-  _save(place, resource=table)
-
-
 def _large(inputs):
   ones = tf.ones([50_000, 50_000])
   return tf.reduce_sum(ones * tf.reduce_sum(inputs))
@@ -680,7 +676,7 @@ def _deep_structure(place):
     functions = graph.object_graph_def.concrete_functions
     name = next(n for n in functions if n.startswith("__inference_both"))
     value = functions[name].output_signature
-    for _ in range(90):
+    for _ in range(40):
       value = value.list_value.values.add()
 
   _changed(place, change)
@@ -769,7 +765,7 @@ _ENDING = {
     False,
   ),
   "an endless load": (
-    _endless_at_load,
+    _at_load("endless"),
     "the load: it needs more than 15 s",
     False,
     True,
@@ -780,7 +776,7 @@ _ENDING = {
     False,
     True,
   ),
-  "a huge constant": (_huge_constant, "cannot be loaded|load: it", False, True),
+  "a huge constant": (_huge_constant, "Not kept|cannot be", False, True),
   "nested calls": (_nested, "Not kept|Not judged|cannot be", False, True),
   "recursion": (_recursive, "cannot be loaded", False, True),
   "a deep structure": (_deep_structure, "Not kept|cannot be", False, True),
@@ -895,7 +891,9 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
           try:
             passed = check.check(
               saved_model_dir=place.directory,
-              options=copying.Options(trust=trust, seconds=15),
+              options=copying.Options(
+                trust=trust, seconds=15 if "15 s" in expected else 0
+              ),
             )
           except errors.ExportError as e:
             passed = False
