@@ -95,6 +95,10 @@ def export(
     tempfile.TemporaryDirectory(prefix=".work.", dir=directory) as work_dir,
   ):
     made, failed = f"{work_dir}/export", f"{work_dir}/failed"
+    original = original_dir and f"{work_dir}/original"
+    if original:
+      os.mkdir(original)
+      copying.copy(original_dir, original, follow_links=loading.follow_links)
     with copying.started(
       "exporters.fine_tuned",
       saved_model_dir,
@@ -102,11 +106,14 @@ def export(
       dataclasses.replace(
         loading, seconds=loading.seconds or 36_000, gib=loading.gib or 64
       ),
-      readable=(original_dir,) if original_dir else (),
       writable=[work_dir],
       variables={"TMPDIR": work_dir},
       programs=True,
-      names={made: options.export_dir, failed: options.keep_failed or ""},
+      names={
+        made: options.export_dir,
+        failed: f"{options.keep_failed}",
+        f"{work_dir}/original": f"{original_dir}",
+      },
     ) as (ask, request):
       try:
         ask(
@@ -115,7 +122,7 @@ def export(
             "export_dir": made,
             "keep_failed": options.keep_failed and failed,
             "piece": piece,
-            "original_dir": original_dir,
+            "original_dir": original,
             "fine_tuned_on": fine_tuned_on,
             "verification": options.verification,
             "flags": options.flag_values,

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from etils import epy
 
 from distribution import errors
+from distribution import formats
 from distribution import sandbox
 
 with epy.lazy_imports():
@@ -91,7 +92,6 @@ def started(
   saved_model_dir: str,
   options: Options,
   *,
-  readable: tuple[str, ...] = (),
   names: dict[str, str] | None = None,
   **kwargs: Any,
 ) -> Iterator[tuple[Callable[[Any], Any], dict[str, Any]]]:
@@ -101,7 +101,6 @@ def started(
     module: As `sandbox.started` takes it.
     saved_model_dir: The SavedModel.
     options: How to load it.
-    readable: What else the process can read.
     names: As `sandbox.started` takes it, for other paths.
     **kwargs: As `sandbox.started` takes it.
 
@@ -115,7 +114,7 @@ def started(
     with sandbox.started(
       module,
       sandbox.limits(copied.size, options.seconds, options.gib),
-      readable=[directory, *readable],
+      readable=[directory],
       sandboxed=options.sandbox and not lacking,
       names={directory: saved_model_dir, **(names or {})},
       **kwargs,
@@ -141,6 +140,7 @@ def copy(source: str, target: str, *, follow_links: bool = False) -> Copy:
     InputError: There is no SavedModel, a file cannot be read, or there is too
       much to copy.
   """
+  formats.check_saved_model(source)
   problems: list[str] = []
   size = count = 0
   for path in _paths(source, problems, follow_links):

@@ -175,6 +175,10 @@ class _Paths:
       _node_name(asset.tensor_info.name) for asset in graph.asset_file_def
     }
     self._checkpoint = _node_name(graph.saver_def.filename_tensor_name)
+    self._users: dict[str, list[Node]] = {}
+    for node in definition.node:
+      for name in set(map(_node_name, node.input)):
+        self._users.setdefault(name, []).append(node)
     self._known: dict[tuple[bool, str, str], bool] = {}
 
   def is_asset(self, function: str, tensor: str) -> bool:
@@ -213,8 +217,11 @@ class _Paths:
     if not function and name in self._assets:
       return [] if asset else None
     node = self.nodes.get((function, name))
-    if node is None or asset:
+    if node is None:
       return None
+    if asset:
+      is_read = not function and node.op == "ReadVariableOp"
+      return self._of_variable(node) if is_read else None
     if not function and name == self._checkpoint:
       return [(function, _node_name(x)) for x in graphs.operands(node)]
     if node.op == "Const":
@@ -231,6 +238,20 @@ class _Paths:
     }.get(node.op, (0, 0))
     inputs = graphs.operands(node)[first:last]
     return [(function, _node_name(x)) for x in inputs] or None
+
+  def _of_variable(self, read: Node) -> list[_Place] | None:
+    """As `_sources`, of a variable in the main graph: what is assigned to it.
+
+    Model Garden keeps the paths of assets in variables.
+    """
+    handle = _node_name(read.input[0]) if read.input else ""
+    sources = []
+    for node in self._users.get(handle, []):
+      if node.op == "AssignVariableOp":
+        sources.append(("", _node_name(node.input[-1])))
+      elif node.op not in ("ReadVariableOp", "VarIsInitializedOp"):
+        return None
+    return sources or None
 
   def _of_argument(
     self, asset: bool, function: str, index: int

@@ -332,15 +332,20 @@ def load_into(subject: Subject, trust: bool) -> None:
   """Loads the SavedModel that `read` has read, as `load` does."""
   if subject.suspicious and not trust:
     subject.unloaded = "it was not loaded because it is suspicious (S1)"
-  elif subject.unloaded:
-    return
-  else:
+  elif not subject.unloaded:
     try:
       subject.model = observation.load(subject.directory)
     except Exception as e:  # A stranger's file may raise anything.
       raise errors.ExportError(
         f"{subject.directory} cannot be loaded: {first_line(e)}"
       ) from e
+  try:
+    _ = subject.kind
+  except Exception as e:
+    raise errors.ExportError(
+      f"{subject.directory} has inputs or outputs that cannot be understood:"
+      f" {first_line(e)}"
+    ) from e
 
 
 def read(directory: str) -> Subject:
