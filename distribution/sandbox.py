@@ -66,11 +66,13 @@ _SYSTEM_CALLS = {
     # utime, mknod, the setxattrs, tkill, utimes, mknodat, fchownat, futimesat,
     # fchmodat, add_key, keyctl, unshare, utimensat, perf_event_open,
     # open_by_handle_at, setns, process_vm_*, bpf, userfaultfd, io_uring_setup,
-    # pidfd_send_signal, fchmodat2, rt_sigqueueinfo
+    # pidfd_send_signal, fchmodat2, rt_sigqueueinfo, setpgid, setsid, the
+    # removexattrs
     (
       *(41, 53, 62, 101, 76, 90, 91, 92, 93, 94, 132, 133, 188, 189, 190, 200),
       *(235, 259, 260, 261, 268, 248, 250, 272, 280, 298, 304, 308, 310, 311),
-      *(321, 323, 425, 424, 452, 129),
+      *(321, 323, 425, 424, 452, 129, 109, 112),
+      *(197, 198, 199),
     ),
     # fork, vfork, execve, execveat
     (57, 58, 59, 322),
@@ -80,7 +82,8 @@ _SYSTEM_CALLS = {
     (220, 435),
     (
       *(198, 199, 129, 117, 45, 52, 53, 54, 55, 33, 5, 6, 7, 130, 88, 217, 219),
-      *(97, 241, 265, 268, 270, 271, 280, 282, 425, 424, 452, 138),
+      *(97, 241, 265, 268, 270, 271, 280, 282, 425, 424, 452, 138, 154, 157),
+      *(14, 15, 16),
     ),
     (221, 281),
   ),

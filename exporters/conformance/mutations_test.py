@@ -4,6 +4,7 @@ However a file is damaged, there is a verdict: no exception, no hang, and no
 pass of what cannot be called. This module is also what checks in the sandbox.
 """
 
+import json
 import os
 import pathlib
 import random
@@ -16,6 +17,7 @@ import tensorflow as tf
 from distribution import sandbox
 from exporters.conformance import copying
 from exporters.conformance import findings
+from exporters.conformance import report
 from exporters.conformance import rules
 from exporters.conformance import subject as subject_lib
 from exporters.reusable import errors
@@ -129,6 +131,7 @@ def serve(requests):
         )
         and verdicts["R1"] == findings.PASS
       )
+      json.dumps(report.collect(subject))
       if passed:
         subject_lib.load(directory, trust=False).model(subject.example())
       yield "passes" if passed else "broken"

@@ -72,9 +72,12 @@ def _variables(subject: subject_lib.Subject) -> list[dict[str, Any]]:
     {
       "name": variable.name,
       "dtype": dtype.name,
-      "shape": tf.TensorShape(variable.shape).as_list(),
+      "shape": None
+      if variable.shape.unknown_rank
+      else [dim.size for dim in variable.shape.dim],
       "trainable": variable.trainable,
-      "bytes": tf.TensorShape(variable.shape).num_elements() * dtype.size,
+      "bytes": (tf.TensorShape(variable.shape).num_elements() or 0)
+      * dtype.size,
     }
     for variable, dtype in variables
   ]
