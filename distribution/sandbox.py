@@ -192,7 +192,7 @@ def started(
       channel.send_bytes(json.dumps(request).encode())
       answer = json.loads(channel.recv_bytes(_LARGEST_MESSAGE))
     except (EOFError, OSError, ValueError, RecursionError):
-      raise SandboxError(watch.reason()) from None
+      raise SandboxError(errors.shown(watch.reason())) from None
     watch.waited_for = False
     answer = _plain(answer, names or {})
     if not isinstance(answer, dict) or "answer" not in answer:

@@ -165,7 +165,7 @@ def _fault(path):
 
 
 def _leave(path):
-  print("good bye")
+  print("good \033[2J bye")
   sys.stdout.flush()
   os._exit(3)
 
@@ -247,8 +247,8 @@ class SandboxTest(parameterized.TestCase):
     ("_burn", "it needs more than 2 s"),
     ("_fill", "MemoryError|more than 0.25 GiB"),
     ("_fault", "it died of SIGSEGV"),
-    ("_leave", "it ended with status 3: good bye"),
-    ("_fail", "it failed: ValueError: no \033"),
+    ("_leave", r"it ended with status 3: good \\x1b\[2J bye"),
+    ("_fail", r"it failed: ValueError: no \\x1b"),
     ("_flood", "it died|MemoryError|more than|it ended"),
     ("_babble", "it died|it ended"),
   )
