@@ -154,25 +154,7 @@ def started(
     shown. It raises a SandboxError, or an InputError that `serve` raised.
   """
   ours, theirs = socket.socketpair()
-  process = subprocess.Popen(
-    # -P keeps this directory, whose names are not unique, off the path.
-    [sys.executable, "-P", __file__, str(theirs.fileno()), module],
-    pass_fds=[theirs.fileno()],
-    env={
-      **{k: v for k, v in os.environ.items() if k.startswith(_VARIABLES)},
-      "CUDA_VISIBLE_DEVICES": "-1",
-      "HOME": _NOWHERE,
-      "KERAS_HOME": _NOWHERE,  # Not in /tmp, where its file is unreadable.
-      "PYTHONDONTWRITEBYTECODE": "1",
-      "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
-      **(variables or {}),
-    },
-    cwd="/",
-    stdin=subprocess.DEVNULL,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    start_new_session=True,
-  )
+  process = _spawn(module, theirs, variables or {})
   theirs.close()
   channel = connection.Connection(ours.detach())
   watch = _Watch(process, limits, programs)
@@ -209,6 +191,31 @@ def started(
   finally:
     watch.kill()
     channel.close()
+
+
+def _spawn(
+  module: str, channel: socket.socket, variables: Mapping[str, str]
+) -> subprocess.Popen:
+  """Starts the process, which restricts itself."""
+  return subprocess.Popen(
+    # -P keeps this directory, whose names are not unique, off the path.
+    [sys.executable, "-P", __file__, str(channel.fileno()), module],
+    pass_fds=[channel.fileno()],
+    env={
+      **{k: v for k, v in os.environ.items() if k.startswith(_VARIABLES)},
+      "CUDA_VISIBLE_DEVICES": "-1",
+      "HOME": _NOWHERE,
+      "KERAS_HOME": _NOWHERE,  # Not in /tmp, where its file is unreadable.
+      "PYTHONDONTWRITEBYTECODE": "1",
+      "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
+      **variables,
+    },
+    cwd="/",
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    start_new_session=True,
+  )
 
 
 def _plain(value: Any, names: Mapping[str, str]) -> Any:

@@ -13,6 +13,8 @@ The step is compiled but not run. --record writes the results into the export.
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 from importlib import metadata
 import math
@@ -80,33 +82,12 @@ def compile_for_tpu(
     ExportError: TPUs cannot run the step at any size, or libtpu does not work
       on this machine.
   """
-  for topology in topologies:
-    if topology.partition(":")[0] not in _MEMORY:
-      raise errors.ExportError(
-        f"--topology={topology} must start with one of {', '.join(_MEMORY)} and"
-        " end with the chips, such as :2x2."
-      )
-  if not os.path.isfile(libtpu):
-    raise errors.ExportError(f"--libtpu={libtpu} is not a file.")
+  _check_arguments(libtpu, topologies)
   if record:
     recording.check(saved_model_dir)
   good = True
   results = []
-  # Lowering a large step takes longer than a check.
-  loading = dataclasses.replace(
-    loading, seconds=loading.seconds or 36_000, gib=loading.gib or 64
-  )
-  with copying.started("exporters.tpu.lowering", saved_model_dir, loading) as (
-    process,
-    request,
-  ):
-
-    def lower(request: Any) -> dict[str, Any]:
-      try:
-        return process(request)
-      except sandbox.SandboxError as e:
-        raise errors.ExportError(f"{saved_model_dir}: {e}.") from e
-
+  with _lowering(saved_model_dir, loading) as (lower, request):
     _check_compiler(lower(request), libtpu, topologies[0])
     for topology in topologies:
       largest = 0
@@ -123,6 +104,40 @@ def compile_for_tpu(
     recording.write(saved_model_dir, _name(libtpu), results)
     print(f"Recorded in {saved_model_dir}/assets.extra")
   return good
+
+
+def _check_arguments(libtpu: str, topologies: list[str]) -> None:
+  for topology in topologies:
+    if topology.partition(":")[0] not in _MEMORY:
+      raise errors.ExportError(
+        f"--topology={topology} must start with one of {', '.join(_MEMORY)} and"
+        " end with the chips, such as :2x2."
+      )
+  if not os.path.isfile(libtpu):
+    raise errors.ExportError(f"--libtpu={libtpu} is not a file.")
+
+
+@contextlib.contextmanager
+def _lowering(
+  saved_model_dir: str, loading: copying.Options
+) -> Iterator[tuple[Callable[[Any], dict[str, Any]], dict[str, Any]]]:
+  """Yields a function that asks `lowering.serve`, and the first request."""
+  # Lowering a large step takes longer than a check.
+  loading = dataclasses.replace(
+    loading, seconds=loading.seconds or 36_000, gib=loading.gib or 64
+  )
+  with copying.started("exporters.tpu.lowering", saved_model_dir, loading) as (
+    ask,
+    request,
+  ):
+
+    def lower(request: Any) -> dict[str, Any]:
+      try:
+        return ask(request)
+      except sandbox.SandboxError as e:
+        raise errors.ExportError(f"{saved_model_dir}: {e}.") from e
+
+    yield lower, request
 
 
 def _name(libtpu: str) -> str:

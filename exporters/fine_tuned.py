@@ -94,52 +94,65 @@ def export(
     ) as directory,
     tempfile.TemporaryDirectory(prefix=".work.", dir=directory) as work_dir,
   ):
-    made, failed = f"{work_dir}/export", f"{work_dir}/failed"
-    original = original_dir and f"{work_dir}/original"
-    if original:
-      os.mkdir(original)
-      copying.copy(original_dir, original, follow_links=loading.follow_links)
-    with copying.started(
-      "exporters.fine_tuned",
-      saved_model_dir,
-      # Verification takes longer than a check.
-      dataclasses.replace(
-        loading, seconds=loading.seconds or 36_000, gib=loading.gib or 64
-      ),
-      writable=[work_dir],
-      variables={"TMPDIR": work_dir},
-      programs=True,
-      names={
-        made: options.export_dir,
-        failed: f"{options.keep_failed}",
-        f"{work_dir}/original": f"{original_dir}",
-      },
-    ) as (ask, request):
-      try:
-        ask(
-          {
-            **request,
-            "export_dir": made,
-            "keep_failed": options.keep_failed and failed,
-            "piece": piece,
-            "original_dir": original,
-            "fine_tuned_on": fine_tuned_on,
-            "verification": options.verification,
-            "flags": options.flag_values,
-          }
-        )
-      except sandbox.SandboxError as e:
-        raise errors.ExportError(
-          f"{saved_model_dir} cannot be exported: {e}"
-        ) from e
-      finally:
-        if os.path.isdir(failed):
-          os.makedirs(options.keep_failed)
-          copying.copy(failed, options.keep_failed)
+    request = {
+      "piece": piece,
+      "original_dir": original_dir and f"{work_dir}/original",
+      "fine_tuned_on": fine_tuned_on,
+      "verification": options.verification,
+      "flags": options.flag_values,
+      "export_dir": f"{work_dir}/export",
+      "keep_failed": options.keep_failed and f"{work_dir}/failed",
+    }
+    if original_dir:
+      os.mkdir(request["original_dir"])
+      copying.copy(
+        original_dir,
+        request["original_dir"],
+        follow_links=loading.follow_links,
+      )
+    names = {
+      f"{work_dir}/original": f"{original_dir}",
+      f"{work_dir}/export": options.export_dir,
+      f"{work_dir}/failed": f"{options.keep_failed}",
+    }
+    try:
+      _ask(saved_model_dir, work_dir, request, names, loading)
+    finally:
+      if os.path.isdir(f"{work_dir}/failed"):
+        os.makedirs(options.keep_failed)
+        copying.copy(f"{work_dir}/failed", options.keep_failed)
     # What ran in the sandbox could have made links.
-    if problems := copying.copy(made, directory).problems:
+    if problems := copying.copy(request["export_dir"], directory).problems:
       raise errors.ExportError(f"{saved_model_dir}: {problems[0]}.")
   print(f"Exported to {options.export_dir}")
+
+
+def _ask(
+  saved_model_dir: str,
+  work_dir: str,
+  request: dict[str, Any],
+  names: dict[str, str],
+  loading: copying.Options,
+) -> None:
+  """Has a process in the sandbox export into a working directory."""
+  with copying.started(
+    "exporters.fine_tuned",
+    saved_model_dir,
+    # Verification takes longer than a check.
+    dataclasses.replace(
+      loading, seconds=loading.seconds or 36_000, gib=loading.gib or 64
+    ),
+    writable=[work_dir],
+    variables={"TMPDIR": work_dir},
+    programs=True,
+    names=names,
+  ) as (ask, first):
+    try:
+      ask({**first, **request})
+    except sandbox.SandboxError as e:
+      raise errors.ExportError(
+        f"{saved_model_dir} cannot be exported: {e}"
+      ) from e
 
 
 def serve(requests: Iterator[Any]) -> Iterator[Any]:

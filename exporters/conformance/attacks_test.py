@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 import shutil
+from unittest import mock
 
 from absl import flags
 from absl.testing import parameterized
@@ -682,6 +683,14 @@ def _deep_structure(place):
   _changed(place, change)
 
 
+def _two_meta_graphs(place):
+  _save(place)
+  path = pathlib.Path(place.directory, "saved_model.pb")
+  model = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+  model.meta_graphs.append(model.meta_graphs[0])
+  path.write_bytes(model.SerializeToString())
+
+
 def _many(place):
   def change(graph):
     library = graph.graph_def.library
@@ -782,6 +791,12 @@ _ENDING = {
   "a deep structure": (_deep_structure, "Not kept|cannot be", False, True),
   "8,000 functions": (_many, "Not kept: R5", False, True),
   "a slow pattern": (_slow_card, "Not kept: R5", False, True),
+  "MetaGraphs": (
+    _two_meta_graphs,
+    "cannot be loaded: Importing .* more than one MetaGraph",
+    False,
+    True,
+  ),
   "an abort": (
     lambda place: _save(
       place,
@@ -901,6 +916,11 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
         self.assertFalse(passed)
         said = out.getvalue()
         self.assertRegex(said, expected)
+
+  def test_nothing_is_loaded_without_a_sandbox(self):
+    with mock.patch.object(sandbox, "missing", lambda: "no sandbox"):
+      with self.assertRaisesRegex(errors.ExportError, "loaded: no sandbox. To"):
+        check.check(saved_model_dir=self.get_temp_dir())
 
   def test_names_are_text(self):
     """Names in a model cannot be markup, or control a terminal."""

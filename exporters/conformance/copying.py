@@ -107,8 +107,15 @@ def started(
   Yields:
     What `sandbox.started` yields, and the beginning of the first request, which
     `subject.requested` takes.
+
+  Raises:
+    InputError: The SavedModel cannot be copied, or there is no sandbox here.
   """
   lacking = sandbox.missing() if options.sandbox else ""
+  if lacking and not options.trust:
+    raise errors.InputError(
+      f"Nothing is loaded: {lacking}. To load it without one, pass --trust."
+    )
   with tempfile.TemporaryDirectory(prefix="copy.") as directory:
     copied = copy(saved_model_dir, directory, follow_links=options.follow_links)
     with sandbox.started(
@@ -123,7 +130,6 @@ def started(
         "directory": directory,
         "problems": copied.problems,
         "trust": options.trust,
-        "unloaded": "" if options.trust or not lacking else lacking,
       }
       yield ask, request
 

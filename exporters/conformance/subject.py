@@ -324,7 +324,6 @@ def requested(request: Mapping[str, Any]) -> Subject:
   """Reads the SavedModel that a request of `copying.started` is about."""
   subject = read(request["directory"])
   subject.suspicious[:0] = request["problems"]
-  subject.unloaded = request["unloaded"] or subject.unloaded
   return subject
 
 
@@ -382,11 +381,7 @@ def read(directory: str) -> Subject:
   keras = "keras_metadata.pb"
   if keras in subject.files and op_audit.runs_python(subject.content(keras)):
     subject.suspicious.append(f"{keras} has Python code, which Keras would run")
-  if len(graphs) > 1:
-    subject.unloaded = (
-      f"it has {len(graphs)} MetaGraphs; TensorFlow 2 loads SavedModels of one"
-    )
-  elif not graphs[0].HasField("object_graph_def"):
+  if len(graphs) == 1 and not graphs[0].HasField("object_graph_def"):
     subject.unloaded = "it was saved with TensorFlow 1: a graph without objects"
   return subject
 
