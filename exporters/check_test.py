@@ -151,6 +151,7 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
 
   def judged(self, directory, **kwargs):
     """Returns what is found, by rule, and whether no must is broken."""
+    kwargs.setdefault("options", copying.Options(seconds=36_000))
     with contextlib.redirect_stdout(io.StringIO()) as out:
       passed = check.check(saved_model_dir=directory, as_json=True, **kwargs)
     report = json.loads(out.getvalue())
