@@ -186,7 +186,7 @@ class _Resource(tf.saved_model.experimental.TrackableResource):
     if self._when == "initialize":
       _write(self._place)
     if self._when == "endless":
-      ended = _endless(tf.zeros([1]))
+      (ended,) = tf.nest.flatten(_endless(tf.zeros([1])))
       tf.Assert(tf.reduce_all(ended > 0.0), [ended])  # Else it is not run.
 
 
