@@ -119,6 +119,13 @@ def one_line(error: BaseException) -> str:
   return text or type(error).__name__
 
 
+def shown(text: str) -> str:
+  """Returns a text of others for a terminal, control characters escaped."""
+  return "".join(
+    c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+  )
+
+
 def define_flags() -> None:
   """Defines --debug."""
   flags.DEFINE_bool(
@@ -163,7 +170,7 @@ def reported() -> Iterator[None]:
     if flags.FLAGS.debug:
       traceback.print_exc()
     text = str(e) if isinstance(e, InputError) else one_line(e)
-    sys.exit(f"ERROR: {text}")
+    sys.exit(f"ERROR: {shown(text)}")
 
 
 def _is_of_machine(error: Exception) -> bool:

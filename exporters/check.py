@@ -2,32 +2,29 @@ r"""Checks a SavedModel, from anyone, by the rules of reusable SavedModels.
 
   bazel run //exporters:check -- --saved_model_dir=DIR
 
-A SavedModel is a program. Its ops are examined before it is loaded, and one
-with ops that models do not need is loaded with --trust only. The exit status is
-1 if a rule of level must is broken, or a rule of --excepted_rules is not.
+A SavedModel is a program. A private copy of it is examined, and loaded in a
+sandbox. One with ops that models do not need is loaded with --trust only. The
+exit status is 1 if a rule of level must is broken, if the process in the
+sandbox ends early, or if a rule of --excepted_rules is not broken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
 import json
 import pathlib
 import sys
+from typing import Any
 
 from absl import flags
-from etils import epy
 
 from distribution import formats
+from distribution import sandbox
+from exporters.conformance import copying
+from exporters.conformance import findings as findings_lib
+from exporters.conformance import report as report_lib
 from exporters.reusable import command_line
 from exporters.reusable import errors
-
-# These import TensorFlow, which must wait until the flags are parsed.
-with epy.lazy_imports():
-  from exporters.conformance import findings as findings_lib
-  from exporters.conformance import report
-  from exporters.conformance import rules
-  from exporters.conformance import subject as subject_lib
 
 _MARKS = {
   "pass": "✓",
@@ -36,12 +33,14 @@ _MARKS = {
   "not applicable": "-",
   "not decidable": "?",
 }
+_OPTIONS = copying.Options()
+_AUDIT = "S1"  # The rule that is judged before the load.
 
 
 def check(
   *,
   saved_model_dir: str,
-  trust: bool = False,
+  options: copying.Options = _OPTIONS,
   strict: bool = False,
   excepted_rules: Collection[str] = (),
   as_json: bool = False,
@@ -51,7 +50,7 @@ def check(
 
   Args:
     saved_model_dir: The directory of the SavedModel.
-    trust: Whether to load it even if its ops are suspicious.
+    options: How to load it.
     strict: Whether rules of level should must be kept too, and every rule be
       decidable.
     excepted_rules: Names of rules that the SavedModel need not keep.
@@ -59,84 +58,159 @@ def check(
     html_file: Where to write a page of HTML. None: nowhere.
 
   Returns:
-    Whether all rules are kept that must be.
+    Whether all rules are kept that must be, and could be judged.
 
   Raises:
     ExportError: No SavedModel can be loaded, the directory of `html_file` does
       not exist, or an excepted rule does not exist, is kept or does not apply.
   """
-  _check_arguments(html_file, excepted_rules)
-  subject = subject_lib.load(saved_model_dir, trust)
-  if not as_json:
-    print(f"{saved_model_dir}: a SavedModel of kind {subject.kind.name}")
-  broken_verdicts = (findings_lib.FAIL, findings_lib.NOT_DECIDABLE)
-  findings, broken, needless = [], [], []
-  for rule, finding in rules.judge(subject):
-    if finding.verdict not in broken_verdicts:
-      needless += [rule.name] * (rule.name in excepted_rules)
-    elif rule.name in excepted_rules:
-      finding = dataclasses.replace(finding, verdict=findings_lib.EXCEPTED)
-    elif strict or (rule.level, finding.verdict) == ("must", findings_lib.FAIL):
-      broken.append(rule.name)
-    findings.append((rule, finding))
-    if not as_json and rule.is_for(subject.kind):
-      _print(rule, finding)
-  found = report.collect(subject, findings)
-  if as_json:
-    print(json.dumps(found, indent=2))
-  else:
-    print(_conclusion(broken, strict, excepted_rules))
-  if html_file:
-    pathlib.Path(html_file).write_text(report.page(found), encoding="utf-8")
-  if needless:
-    raise errors.ExportError(
-      f"--excepted_rules: {', '.join(needless)} is not broken. Take it off the"
-      " list."
+  _check_html_file(html_file)
+  with (
+    # What may take over the process may send anything.
+    errors.of_input(KeyError, TypeError, about="The sandbox answers: "),
+    copying.started(
+      "exporters.conformance.judging", saved_model_dir, options
+    ) as (ask, request),
+  ):
+    return _report(
+      _judged(ask, request, excepted_rules),
+      {"saved_model_dir": saved_model_dir, "rules": []},
+      strict,
+      excepted_rules,
+      as_json,
+      html_file,
     )
-  return not broken
 
 
-def _check_arguments(
-  html_file: str | None, excepted_rules: Collection[str]
-) -> None:
-  if html_file:
-    formats.check_output_file("html", html_file)
-  names = [rule.name for rule in rules.RULES]
+def _judged(
+  ask: Callable[[Any], Any],
+  request: dict[str, Any],
+  excepted_rules: Collection[str],
+) -> Iterator[dict[str, Any]]:
+  """Yields the kind, each rule with the finding about it, and what is known.
+
+  If the process ends, the reason comes last, and no rule is judged from there.
+  """
+  try:
+    answer = ask(request)
+  except sandbox.SandboxError as e:
+    raise errors.ExportError(f"The SavedModel cannot be examined: {e}") from e
+  rules, said = answer["rules"], ""
+  names = [rule["rule"] for rule in rules]
   if not set(excepted_rules) <= set(names):
     raise errors.ExportError(
       "--excepted_rules: a rule of this name does not exist. Rules:"
       f" {', '.join(names)}."
     )
+  steps = [("load", lambda kind: {"kind": kind})]
+  steps += [(rule["rule"], rule.__or__) for rule in rules]
+  for name, found in [*steps, ("report", dict)]:
+    if not said:
+      try:
+        yield found(ask(name))
+        continue
+      except sandbox.SandboxError as e:
+        in_progress = name
+        said = (
+          f"{'the' if name in ('load', 'report') else 'judging'} {name}: {e}"
+        )
+    if name in names:
+      finding = {"verdict": findings_lib.NOT_DECIDABLE, "found": said}
+      if name == _AUDIT:
+        is_bad = answer["suspicious"]
+        finding = {
+          "verdict": findings_lib.FAIL if is_bad else findings_lib.PASS,
+          "found": "This was judged before the process ended.",
+        }
+      applies = name in (_AUDIT, in_progress)
+      yield found({**finding, "fix": "", "applies": applies})
+  if said:
+    yield {"ended": said}
+
+
+def _report(
+  judged: Iterator[dict[str, Any]],
+  report: dict[str, Any],
+  strict: bool,
+  excepted_rules: Collection[str],
+  as_json: bool,
+  html_file: str | None,
+) -> bool:
+  """Prints and writes what `_judged` yields; returns what `check` returns."""
+  undecided = (findings_lib.FAIL, findings_lib.NOT_DECIDABLE)
+  broken, needless = [], []
+  for found in judged:
+    if "rule" not in found:
+      report |= found
+      if "kind" in found and len(found) == 1 and not as_json:
+        place = errors.shown(report["saved_model_dir"])
+        print(f"{place}: a SavedModel of kind {found['kind']}")
+      continue
+    name, verdict = found["rule"], found["verdict"]
+    if verdict not in undecided:
+      needless += [name] * (name in excepted_rules)
+    elif name in excepted_rules:
+      found["verdict"] = findings_lib.EXCEPTED
+    elif (strict and found["applies"]) or (
+      (found["level"], verdict) == ("must", findings_lib.FAIL)
+    ):
+      broken.append(name)
+    if found.pop("applies") and not as_json:
+      _print(found)
+    report["rules"].append(found)
+  if as_json:
+    print(json.dumps(report, indent=2))
+  else:
+    print(_conclusion(broken, strict, excepted_rules, report.get("ended")))
+  if html_file:
+    if "variables" not in report:
+      raise errors.ExportError(f"No --html: {report['ended']}.")
+    page = report_lib.page(report)
+    pathlib.Path(html_file).write_text(page, encoding="utf-8")
+  if needless and "ended" not in report:
+    raise errors.ExportError(
+      f"--excepted_rules: {', '.join(needless)} is not broken. Take it off the"
+      " list."
+    )
+  return not broken and "ended" not in report
+
+
+def _check_html_file(html_file: str | None) -> None:
+  if html_file:
+    formats.check_output_file("html", html_file)
 
 
 def _conclusion(
-  broken: Sequence[str], strict: bool, excepted_rules: Collection[str]
+  broken: Sequence[str],
+  strict: bool,
+  excepted_rules: Collection[str],
+  ended: str | None,
 ) -> str:
-  if broken:
-    return f"Not kept: {', '.join(broken)}."
+  if broken or ended:
+    kept = f"Not kept: {', '.join(broken)}." if broken else ""
+    return " ".join(
+      filter(None, [kept, ended and f"Not judged further: {ended}."])
+    )
   which = "All rules that apply" if strict else "All rules of level must"
   excepted = ", ".join(excepted_rules)
   return f"{which}{f', except {excepted},' if excepted else ''} are kept."
 
 
-def _print(rule: rules.Rule, finding: findings_lib.Finding) -> None:
-  line = f"  {_MARKS[finding.verdict]} {rule.name:4}{finding.verdict}"
-  if finding.verdict in (findings_lib.FAIL, findings_lib.EXCEPTED):
-    line += f" ({rule.level}): {rule.text} {finding.text}"
+def _print(found: dict[str, Any]) -> None:
+  verdict, text = found["verdict"], found["found"]
+  line = f"  {_MARKS.get(verdict, '?')} {found['rule']:4}{verdict}"
+  if verdict in (findings_lib.FAIL, findings_lib.EXCEPTED):
+    line += f" ({found['level']}): {found['text']} {text}"
   else:
-    line += f": {finding.text}"
-  print(line + (f" Fix: {finding.fix}" if finding.fix else ""), flush=True)
+    line += f": {text}"
+  fix = found["fix"]
+  print(line + (f" Fix: {fix}" if fix else ""), flush=True)
 
 
 def define_flags() -> None:
   """Defines the flags of this program."""
   flags.DEFINE_string("saved_model_dir", None, "The SavedModel to check.")
-  flags.DEFINE_bool(
-    "trust",
-    False,
-    "Load the SavedModel even if it has ops that models do not need. They run"
-    " with your rights.",
-  )
+  command_line.define(copying.Options, copying.FLAGS)
   flags.DEFINE_bool(
     "strict",
     False,
@@ -162,7 +236,7 @@ def main() -> None:
   values = flags.FLAGS
   passed = check(
     saved_model_dir=command_line.model_path("saved_model_dir"),
-    trust=values.trust,
+    options=command_line.from_flags(copying.Options),
     strict=values.strict,
     excepted_rules=values.excepted_rules,
     as_json=values.json,

@@ -22,6 +22,7 @@ import tensorflow as tf
 import tf_keras
 
 from exporters import check
+from exporters.conformance import copying
 from exporters.reusable import errors
 
 _SAVED_MODEL_DIR = flags.DEFINE_string("saved_model_dir", None, "An export.")
@@ -150,6 +151,7 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
 
   def judged(self, directory, **kwargs):
     """Returns what is found, by rule, and whether no must is broken."""
+    kwargs.setdefault("options", copying.Options(seconds=36_000))
     with contextlib.redirect_stdout(io.StringIO()) as out:
       passed = check.check(saved_model_dir=directory, as_json=True, **kwargs)
     report = json.loads(out.getvalue())
@@ -210,7 +212,10 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     self.assertFalse(passed)
 
   def test_our_export(self):
-    report, by_rule, passed = self.judged(_SAVED_MODEL_DIR.value, strict=True)
+    options = copying.Options(follow_links=True)  # Bazel's sandbox has some.
+    report, by_rule, passed = self.judged(
+      _SAVED_MODEL_DIR.value, strict=True, options=options
+    )
     self.assertTrue(passed)
     verdicts = {r["verdict"] for r in by_rule.values()}
     self.assertEqual(verdicts, {"pass", "not applicable"})
@@ -243,9 +248,12 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     self.assertIn("WriteFile", report["suspicious"][0])
     self.assertIn("not loaded", by_rule["R4"]["found"])
     self.assertFalse(os.path.exists(stolen))
-    _, by_rule, passed = self.judged(self.directory, trust=True)
-    self.assertEqual(by_rule["R4"]["verdict"], "pass")
-    self.assertTrue(os.path.exists(stolen))
+    for sandbox in (True, False):
+      options = copying.Options(trust=True, sandbox=sandbox)
+      _, by_rule, passed = self.judged(self.directory, options=options)
+      verdict = "fail" if sandbox else "pass"
+      self.assertEqual(by_rule["R4"]["verdict"], verdict)
+      self.assertEqual(os.path.exists(stolen), not sandbox)
 
   def test_excepted_rules(self):
     _tf_module(self.directory)

@@ -1,11 +1,7 @@
 """Rules for every reusable SavedModel: S1, and R1 to R14."""
 
 import itertools
-import json
-import pickle
 import re
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -25,7 +21,6 @@ _NO_SUB_OBJECT = re.compile(
   "_|layer-|layer_with_weights-|keras_api|signatures$"
   "|call_and_return_all_conditional_losses$"
 )
-_XLA_SECONDS = 1800  # A step of a trapped model takes minutes to lower.
 # Names that tools generate.
 _NO_NAME = re.compile(r"(args?|inputs?|outputs?|keras_tensor)(_?\d+)*")
 _UNSERVED = re.compile("Anonymous.*HashTable.*")
@@ -457,13 +452,15 @@ def is_documented(subject: Subject) -> findings.Finding:
   text = subject.card
   if text is None:
     return findings.not_decidable(f"there is no {card}; it may be elsewhere")
-  needed = {
-    "how to fine-tune": "trainable=True",
-    "that regularization in the optimizer is missing": (
-      "(?i)regulari[sz]ation .*optimizer"
+  # Not one pattern, whose search would take quadratic time.
+  _, *after = re.split("(?i)regulari[sz]ation ", text, maxsplit=1)
+  said = {
+    "how to fine-tune": "trainable=True" in text,
+    "that regularization in the optimizer is missing": any(
+      re.search("(?i)optimizer", part) for part in after
     ),
   }
-  missing = [what for what, said in needed.items() if not re.search(said, text)]
+  missing = [what for what, is_said in said.items() if not is_said]
   if missing:
     return findings.failed(
       f"{card} does not say {' and '.join(missing)}.",
@@ -479,26 +476,7 @@ def compiles_once(subject: Subject) -> findings.Finding:
     return findings.not_applicable("XLA takes no strings")
   if not list(getattr(subject.model, "trainable_variables", ())):
     return findings.not_applicable("there is nothing to train")
-  try:
-    # -P keeps this directory, whose names are not unique, off the path.
-    done = subprocess.run(
-      [sys.executable, "-P", compiled_step.__file__, subject.directory],
-      input=pickle.dumps(subject.example()),
-      capture_output=True,
-      timeout=_XLA_SECONDS,
-    )
-  except subprocess.TimeoutExpired:
-    return findings.not_decidable(
-      f"XLA takes more than {_XLA_SECONDS} s to compile a train step"
-    )
-  if done.returncode:
-    said = (done.stderr.decode().strip().splitlines() or ["it says nothing"])[
-      -1
-    ]
-    return findings.not_decidable(
-      f"compiling a train step ended with status {done.returncode}: {said}"
-    )
-  step = compiled_step.Compilation(**json.loads(done.stdout.splitlines()[-1]))
+  step = compiled_step.compiled(subject.model, subject.example())
   if step.failed:
     return findings.not_decidable(
       f"a train step fails without XLA too: {step.failed}"

@@ -29,12 +29,15 @@ class Rule:
     level: `must`, or `should` for advice.
     judge: Returns the finding. Its docstring is the text of the rule.
     needs: What `judge` examines: the `file`, the loaded `object`, or a `call`.
+    last: Whether it is judged after all others, because it may take long or end
+      the process.
   """
 
   name: str
   level: str
   judge: Callable[[Subject], findings.Finding]
   needs: str = "call"
+  last: bool = False
 
   @property
   def text(self) -> str:
@@ -54,22 +57,26 @@ class Rule:
 
 
 def judge(subject: Subject) -> Iterator[tuple[Rule, findings.Finding]]:
-  """Yields the finding about each rule, in their order."""
-  for rule in RULES:
-    if not rule.is_for(subject.kind):
-      others = " or ".join(rule.kinds) or "models to train"
-      reason = f"for {others}; this is {subject.kind.name}"
-      yield rule, findings.not_applicable(reason)
-    elif rule.needs != "file" and subject.model is None:
-      yield rule, findings.not_decidable(subject.unloaded)
-    elif rule.needs == "call" and not subject.traces:
-      yield rule, findings.not_decidable("it cannot be called")
-    else:
-      try:
-        yield rule, rule.judge(subject)
-      except Exception as e:  # A stranger's program may raise anything.
-        reason = f"trying it failed: {subject_lib.first_line(e)}"
-        yield rule, findings.not_decidable(reason)
+  """Yields the finding about each rule, in the order of `ORDER`."""
+  for rule in ORDER:
+    yield rule, judge_one(subject, rule)
+
+
+def judge_one(subject: Subject, rule: Rule) -> findings.Finding:
+  """Returns the finding about a rule."""
+  if not rule.is_for(subject.kind):
+    others = " or ".join(rule.kinds) or "models to train"
+    reason = f"for {others}; this is {subject.kind.name}"
+    return findings.not_applicable(reason)
+  if rule.needs != "file" and subject.model is None:
+    return findings.not_decidable(subject.unloaded)
+  if rule.needs == "call" and not subject.traces:
+    return findings.not_decidable("it cannot be called")
+  try:
+    return rule.judge(subject)
+  except Exception as e:  # A stranger's program may raise anything.
+    reason = f"trying it failed: {subject_lib.first_line(e)}"
+    return findings.not_decidable(reason)
 
 
 RULES = (
@@ -87,7 +94,7 @@ RULES = (
   Rule("R11", "should", of_all.is_served, "file"),
   Rule("R12", "should", of_all.returns_logits),
   Rule("R13", "must", of_all.is_documented, "file"),
-  Rule("R14", "must", of_all.compiles_once),
+  Rule("R14", "must", of_all.compiles_once, last=True),
   Rule("I1", "must", of_images.takes_images, "file"),
   Rule("I2", "must", of_images.returns_features),
   Rule("I3", "must", of_images.returns_classes, "file"),
@@ -108,3 +115,6 @@ RULES = (
   Rule("D1", "must", of_classifiers.classifies),
   Rule("D2", "must", of_classifiers.decodes),
 )
+
+# The order in which they are judged.
+ORDER = sorted(RULES, key=lambda rule: rule.last)

@@ -42,7 +42,7 @@ class Subject:
   Attributes:
     directory: Its directory.
     graph: The MetaGraphDef in `saved_model.pb`.
-    suspicious: Ops that models do not need.
+    suspicious: What models do not need, as S1 says.
     model: The loaded object. None if it was not loaded.
     unloaded: Why it was not loaded, in words.
   """
@@ -58,17 +58,17 @@ class Subject:
     """The size of each file, by its path in the directory."""
     paths = [
       os.path.join(folder, name)
-      for folder, _, names in tf.io.gfile.walk(self.directory)
+      for folder, _, names in os.walk(self.directory)
       for name in names
     ]
     return {
-      os.path.relpath(path, self.directory): tf.io.gfile.stat(path).length
+      os.path.relpath(path, self.directory): os.path.getsize(path)
       for path in sorted(paths)
     }
 
   def content(self, file: str) -> bytes:
     """Reads one of the files."""
-    with tf.io.gfile.GFile(os.path.join(self.directory, file), "rb") as f:
+    with open(os.path.join(self.directory, file), "rb") as f:
       return f.read()
 
   @property
@@ -193,21 +193,18 @@ class Subject:
   def op_counts(self) -> dict[str, int]:
     """How often each op is in the graph, the most frequent first."""
     counts = collections.Counter(
-      node.op
-      for nodes in op_audit.functions(self.graph.graph_def).values()
-      for node in nodes
+      node.op for _, node in op_audit.nodes(self.graph.graph_def)
     )
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
   @property
   def is_random(self) -> bool:
     """Whether a call has ops that draw random numbers."""
-    parts = [
-      part
+    return any(
+      RANDOM.match(node.op)
       for trace in self.traces
-      for part in op_audit.functions(trace.graph.as_graph_def()).values()
-    ]
-    return any(RANDOM.match(node.op) for part in parts for node in part)
+      for _, node in op_audit.nodes(trace.graph.as_graph_def())
+    )
 
   @functools.cached_property
   def steady(self) -> dict[str, Any] | None:
@@ -310,27 +307,48 @@ def _pictures(count: int) -> tf.Tensor:
 def load(directory: str, trust: bool) -> Subject:
   """Loads a SavedModel unless it is suspicious and not trusted.
 
+  Args:
+    directory: The directory, of strangers' models a private copy.
+    trust: Whether to load it even if it is suspicious.
+
   Raises:
     ExportError: The directory has no SavedModel, or it cannot be read or
       loaded.
   """
   subject = read(directory)
-  if subject.suspicious and not trust:
-    subject.unloaded = "it was not loaded because of suspicious ops"
-  elif not subject.graph.HasField("object_graph_def"):
-    subject.unloaded = "it was saved with TensorFlow 1: a graph without objects"
-  else:
-    try:
-      subject.model = observation.load(directory)
-    except Exception as e:  # A stranger's file may raise anything.
-      raise errors.ExportError(
-        f"{directory} cannot be loaded: {first_line(e)}"
-      ) from e
+  load_into(subject, trust)
   return subject
 
 
+def requested(request: Mapping[str, Any]) -> Subject:
+  """Reads the SavedModel that a request of `copying.started` is about."""
+  subject = read(request["directory"])
+  subject.suspicious[:0] = request["problems"]
+  return subject
+
+
+def load_into(subject: Subject, trust: bool) -> None:
+  """Loads the SavedModel that `read` has read, as `load` does."""
+  if subject.suspicious and not trust:
+    subject.unloaded = "it was not loaded because it is suspicious (S1)"
+  elif not subject.unloaded:
+    try:
+      subject.model = observation.load(subject.directory)
+    except Exception as e:  # A stranger's file may raise anything.
+      raise errors.ExportError(
+        f"{subject.directory} cannot be loaded: {first_line(e)}"
+      ) from e
+  try:
+    _ = subject.kind
+  except Exception as e:
+    raise errors.ExportError(
+      f"{subject.directory} has inputs or outputs that cannot be understood:"
+      f" {first_line(e)}"
+    ) from e
+
+
 def read(directory: str) -> Subject:
-  """Reads a SavedModel without running any of it.
+  """Reads and audits a SavedModel without running any of it.
 
   Raises:
     ExportError: The directory has no SavedModel, or it cannot be read.
@@ -358,10 +376,14 @@ def read(directory: str) -> Subject:
     ) from e
   if not graphs:
     raise errors.ExportError(f"{path} is empty. Export it again.")
-  # Of several, TensorFlow 2 loads the one that is tagged `serve`.
-  serving = [g for g in graphs if "serve" in g.meta_info_def.tags]
-  graph = (serving or graphs)[0]
-  return Subject(directory, graph, op_audit.suspicious(graph))
+  subject = Subject(directory, graphs[0], [])
+  subject.suspicious += op_audit.suspicious(graphs, subject.files)
+  keras = "keras_metadata.pb"
+  if keras in subject.files and op_audit.runs_python(subject.content(keras)):
+    subject.suspicious.append(f"{keras} has Python code, which Keras would run")
+  if len(graphs) == 1 and not graphs[0].HasField("object_graph_def"):
+    subject.unloaded = "it was saved with TensorFlow 1: a graph without objects"
+  return subject
 
 
 def traces_of(loaded: Any) -> list[Any]:
