@@ -43,9 +43,10 @@ def check(
   options: copying.Options = _OPTIONS,
   strict: bool = False,
   excepted_rules: Collection[str] = (),
+  allow_undecided: Collection[str] = (),
   as_json: bool = False,
   html_file: str | None = None,
-) -> bool:
+) -> int:
   """Checks a SavedModel and prints a line for each rule for its kind.
 
   Args:
@@ -54,6 +55,7 @@ def check(
     strict: Whether rules of level should must be kept too, and every rule be
       decidable.
     excepted_rules: Names of rules that the SavedModel need not keep.
+    allow_undecided: Names of rules that need not be decidable.
     as_json: Whether to print JSON instead.
     html_file: Where to write a page of HTML. None: nowhere.
 
@@ -214,8 +216,7 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     "strict",
     False,
-    "Exit with status 1 also if a rule of level should is broken, or a rule is"
-    " not decidable.",
+    "Treat rules of level should as those of level must in the exit status.",
   )
   flags.DEFINE_list(
     "excepted_rules",
@@ -223,6 +224,13 @@ def define_flags() -> None:
     "Rules that the SavedModel cannot keep, such as I4. They are reported, and"
     " do not change the exit status. A rule that is not broken is an error"
     " here.",
+  )
+  flags.DEFINE_list(
+    "allow_undecided",
+    [],
+    "Rules that need not be decidable, such as R13 for a SavedModel whose"
+    " documentation is elsewhere. Otherwise the exit status is 2 if a rule is"
+    " not decidable, and none is broken.",
   )
   flags.DEFINE_bool("json", False, "Print JSON and nothing else.")
   flags.DEFINE_string("html", None, "Write a page of HTML to this file.")
@@ -234,15 +242,16 @@ def define_flags() -> None:
 def main() -> None:
   """Checks the SavedModel that the flags name."""
   values = flags.FLAGS
-  passed = check(
+  status = check(
     saved_model_dir=command_line.model_path("saved_model_dir"),
     options=command_line.from_flags(copying.Options),
     strict=values.strict,
     excepted_rules=values.excepted_rules,
+    allow_undecided=values.allow_undecided,
     as_json=values.json,
     html_file=formats.absolute(values.html),
   )
-  sys.exit(0 if passed else 1)
+  sys.exit(status)
 
 
 if __name__ == "__main__":

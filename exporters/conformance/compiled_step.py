@@ -48,7 +48,7 @@ def compiled(model: Any, example: Any) -> Compilation:
   try:
     traced = tf.function(step).get_concrete_function(example)
   except Exception as e:  # A stranger's program may raise anything.
-    return Compilation(failed=subject.first_line(e))
+    return Compilation(failed=subject.cause(e))
   graph = traced.graph.as_graph_def()
   try:
     hlo = tf.function(step, jit_compile=True).experimental_get_compiler_ir(
@@ -58,7 +58,7 @@ def compiled(model: Any, example: Any) -> Compilation:
     try:
       tf.function(step)(example)
     except tf.errors.OpError as e:
-      return Compilation(failed=subject.first_line(e))
+      return Compilation(failed=subject.cause(e))
     flow = [*xla_trap.branches(graph), *xla_trap.loops(graph)]
     return Compilation(refused=_cause(str(e), flow))
   return Compilation(_baked(hlo, traced, example), xla_trap.constants(graph))

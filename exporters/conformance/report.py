@@ -30,6 +30,7 @@ def collect(subject: subject_lib.Subject) -> dict[str, Any]:
     "kind": subject.kind.name,
     "saved_with_tensorflow": subject.graph.meta_info_def.tensorflow_version,
     "suspicious": subject.suspicious,
+    "claims": subject.claims,
     "inputs": _tensors(subject.spec, ""),
     "outputs": _tensors(
       subject.output_spec,
@@ -122,6 +123,9 @@ def page(report: Mapping[str, Any]) -> str:
     f" {counts}.</p>",
     "<h2>Rules</h2>",
     _table(columns, [[rule[c] for c in columns] for rule in report["rules"]]),
+    "<h2>Claims of its exporter, not checked</h2>",
+    f"<p>Compared with the live model: "
+    f"{html.escape(', '.join(report['claims']) or 'nothing')}.</p>",
     "<h2>Inputs and outputs</h2>",
     _table(
       ("", "name", "dtype", "shape"),
