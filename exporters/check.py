@@ -5,7 +5,8 @@ r"""Checks a SavedModel, from anyone, by the rules of reusable SavedModels.
 A SavedModel is a program. A private copy of it is examined, and loaded in a
 sandbox. One with ops that models do not need is loaded with --trust only. The
 exit status is 1 if a rule of level must is broken, if the process in the
-sandbox ends early, or if a rule of --excepted_rules is not broken.
+sandbox ends early, or if a rule of --excepted_rules is not broken. It is 2 if a
+rule of level must is not decidable.
 """
 
 from __future__ import annotations
@@ -52,15 +53,15 @@ def check(
   Args:
     saved_model_dir: The directory of the SavedModel.
     options: How to load it.
-    strict: Whether rules of level should must be kept too, and every rule be
-      decidable.
+    strict: Whether rules of level should must be kept too.
     excepted_rules: Names of rules that the SavedModel need not keep.
     allow_undecided: Names of rules that need not be decidable.
     as_json: Whether to print JSON instead.
     html_file: Where to write a page of HTML. None: nowhere.
 
   Returns:
-    Whether all rules are kept that must be, and could be judged.
+    The exit status: 1 if a rule is broken that must be kept, or the process in
+    the sandbox ended; 2 if only such a rule is not decidable; otherwise 0.
 
   Raises:
     ExportError: No SavedModel can be loaded, the directory of `html_file` does
@@ -75,10 +76,11 @@ def check(
     ) as (ask, request),
   ):
     return _report(
-      _judged(ask, request, excepted_rules),
+      _judged(ask, request, excepted_rules, allow_undecided),
       {"saved_model_dir": saved_model_dir, "rules": []},
       strict,
       excepted_rules,
+      allow_undecided,
       as_json,
       html_file,
     )
@@ -88,6 +90,7 @@ def _judged(
   ask: Callable[[Any], Any],
   request: dict[str, Any],
   excepted_rules: Collection[str],
+  allow_undecided: Collection[str],
 ) -> Iterator[dict[str, Any]]:
   """Yields the kind, each rule with the finding about it, and what is known.
 
@@ -99,11 +102,15 @@ def _judged(
     raise errors.ExportError(f"The SavedModel cannot be examined: {e}") from e
   rules, said = answer["rules"], ""
   names = [rule["rule"] for rule in rules]
-  if not set(excepted_rules) <= set(names):
-    raise errors.ExportError(
-      "--excepted_rules: a rule of this name does not exist. Rules:"
-      f" {', '.join(names)}."
-    )
+  for flag, given in (
+    ("excepted_rules", excepted_rules),
+    ("allow_undecided", allow_undecided),
+  ):
+    if not set(given) <= set(names):
+      raise errors.ExportError(
+        f"--{flag}: a rule of this name does not exist. Rules:"
+        f" {', '.join(names)}."
+      )
   steps = [("load", lambda kind: {"kind": kind})]
   steps += [(rule["rule"], rule.__or__) for rule in rules]
   for name, found in [*steps, ("report", dict)]:
@@ -135,12 +142,13 @@ def _report(
   report: dict[str, Any],
   strict: bool,
   excepted_rules: Collection[str],
+  allow_undecided: Collection[str],
   as_json: bool,
   html_file: str | None,
-) -> bool:
+) -> int:
   """Prints and writes what `_judged` yields; returns what `check` returns."""
-  undecided = (findings_lib.FAIL, findings_lib.NOT_DECIDABLE)
-  broken, needless = [], []
+  open_verdicts = (findings_lib.FAIL, findings_lib.NOT_DECIDABLE)
+  broken, undecided, needless = [], [], []
   for found in judged:
     if "rule" not in found:
       report |= found
@@ -149,21 +157,23 @@ def _report(
         print(f"{place}: a SavedModel of kind {found['kind']}")
       continue
     name, verdict = found["rule"], found["verdict"]
-    if verdict not in undecided:
+    if verdict not in open_verdicts:
       needless += [name] * (name in excepted_rules)
     elif name in excepted_rules:
       found["verdict"] = findings_lib.EXCEPTED
-    elif (strict and found["applies"]) or (
-      (found["level"], verdict) == ("must", findings_lib.FAIL)
-    ):
-      broken.append(name)
+    elif found["applies"] and (strict or found["level"] == "must"):
+      if verdict == findings_lib.FAIL:
+        broken.append(name)
+      elif name not in allow_undecided:
+        undecided.append(name)
     if found.pop("applies") and not as_json:
       _print(found)
     report["rules"].append(found)
   if as_json:
     print(json.dumps(report, indent=2))
   else:
-    print(_conclusion(broken, strict, excepted_rules, report.get("ended")))
+    ended = report.get("ended")
+    print(_conclusion(broken, undecided, strict, excepted_rules, ended))
   if html_file:
     if "variables" not in report:
       raise errors.ExportError(f"No --html: {report['ended']}.")
@@ -174,7 +184,7 @@ def _report(
       f"--excepted_rules: {', '.join(needless)} is not broken. Take it off the"
       " list."
     )
-  return not broken and "ended" not in report
+  return 1 if broken or "ended" in report else 2 if undecided else 0
 
 
 def _check_html_file(html_file: str | None) -> None:
@@ -184,15 +194,18 @@ def _check_html_file(html_file: str | None) -> None:
 
 def _conclusion(
   broken: Sequence[str],
+  undecided: Sequence[str],
   strict: bool,
   excepted_rules: Collection[str],
   ended: str | None,
 ) -> str:
-  if broken or ended:
-    kept = f"Not kept: {', '.join(broken)}." if broken else ""
-    return " ".join(
-      filter(None, [kept, ended and f"Not judged further: {ended}."])
+  if broken or undecided or ended:
+    said = (
+      ("Not kept", ", ".join(broken)),
+      ("Not decidable", ", ".join(undecided)),
+      ("Not judged further", ended),
     )
+    return " ".join(f"{what}: {which}." for what, which in said if which)
   which = "All rules that apply" if strict else "All rules of level must"
   excepted = ", ".join(excepted_rules)
   return f"{which}{f', except {excepted},' if excepted else ''} are kept."

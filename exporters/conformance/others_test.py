@@ -454,7 +454,7 @@ class OthersTest(parameterized.TestCase, tf.test.TestCase):
       for rule in rules.RULES
       if rule.level == "must" and rule.name not in _NOT_JUDGED
     ]
-    with mock.patch.object(rules, "RULES", judged):
+    with mock.patch.object(rules, "ORDER", judged):
       return {
         rule.name: finding.text
         for rule, finding in rules.judge(subject)
