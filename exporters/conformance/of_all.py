@@ -199,7 +199,7 @@ def is_clean(subject: Subject) -> findings.Finding:
 
 def is_documented(subject: Subject) -> findings.Finding:
   """The documentation says how to fine-tune, and is that of this model."""
-  if not subject.trainable:
+  if not subject.trainable_variables:
     return findings.not_applicable("there is nothing to train")
   card = subject_lib.CARD
   text = subject.card
@@ -253,7 +253,7 @@ def _of_another(subject: Subject, card: str) -> str:
       if found != said:
         return f"it says that {name} is {said}, and it is {found}"
   count = re.search(r"\| parameters \| ([\d,]+) \|", card)
-  size = sum(v.shape.num_elements() for v in subject.model.variables)
+  size = sum(v.shape.num_elements() for v in subject.variables)
   if count and int(count[1].replace(",", "")) != size:
     return f"it says {count[1]} parameters, and it has {size:,}"
   return ""
@@ -263,7 +263,7 @@ def compiles_once(subject: Subject) -> findings.Finding:
   """A train step compiles once under XLA (`jit_compile=True`)."""
   if subject.takes_strings:
     return findings.not_applicable("XLA takes no strings")
-  if not list(getattr(subject.model, "trainable_variables", ())):
+  if not subject.trainable_variables:
     return findings.not_applicable("there is nothing to train")
   step = compiled_step.compiled(subject.model, subject.example())
   if step.failed:

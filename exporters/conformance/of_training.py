@@ -88,7 +88,7 @@ def _averages(subject: Subject) -> list[tf.Variable]:
   The scale and offset of a frozen layer are not trainable either.
   """
   trained: dict[str, list[bool]] = {}
-  for v in getattr(subject.model, "variables", ()):
+  for v in subject.variables:
     if re.search(r"/(gamma|beta|scale|offset):", v.name):
       trained.setdefault(os.path.dirname(v.name), []).append(v.trainable)
   return [
@@ -101,7 +101,10 @@ def _averages(subject: Subject) -> list[tf.Variable]:
 def _standing(subject: Subject) -> list[str]:
   """Names the moving averages that training does not move."""
   averages = _averages(subject)
-  with gradients_lib.moved(subject.trainable, _JITTER), subject.unchanged():
+  with (
+    gradients_lib.moved(subject.trainable_variables, _JITTER),
+    subject.unchanged(),
+  ):
     before = [v.numpy() for v in averages]
     subject.model(subject.example(), training=True)
     return [
@@ -112,15 +115,23 @@ def _standing(subject: Subject) -> list[str]:
 
 
 def unlisted(model: Any) -> list[str]:
-  """Names the variables that a call uses and `variables` lacks."""
-  listed = {v.ref() for v in getattr(model, "variables", ())}
-  used = [v for t in subject_lib.traces_of(model) for v in t.variables]
+  """Names the variables that a call uses and `variables` lacks.
+
+  The states of random layers, which are no floats, may be missing.
+  """
+  listed = {v.ref() for v in subject_lib.variables_of(model)}
+  used = [
+    v
+    for trace in subject_lib.traces_of(model)
+    for v in trace.variables
+    if v.trainable or v.dtype.is_floating
+  ]
   return list(dict.fromkeys(v.name for v in used if v.ref() not in listed))
 
 
 def lists_variables(subject: Subject) -> findings.Finding:
   """`variables` lists all variables once, finite ones; gradients are right."""
-  listed = {v.ref() for v in getattr(subject.model, "variables", ())}
+  listed = {v.ref() for v in subject.variables}
   missing = unlisted(subject.model)
   if not missing and not listed:
     return findings.not_applicable("it has no variables")
@@ -134,7 +145,7 @@ def lists_variables(subject: Subject) -> findings.Finding:
 def _badly_listed(
   subject: Subject, listed: set[Any], missing: Sequence[str]
 ) -> findings.Finding | None:
-  trainable = subject.trainable
+  trainable = subject.trainable_variables
   save = "Save lists of variables as attributes of the root."
   if missing:
     return findings.failed(
@@ -161,7 +172,7 @@ def _badly_listed(
     seen: set[Any] = set()
     twice = [
       v.name
-      for v in getattr(subject.model, name, ())
+      for v in subject_lib.variables_of(subject.model, name)
       if v.ref() in seen or seen.add(v.ref())
     ]
     if twice:
@@ -174,7 +185,7 @@ def _badly_listed(
 
 
 def _not_finite(subject: Subject) -> findings.Finding | None:
-  for v in subject.model.variables:
+  for v in subject.variables:
     value = v.numpy() if v.dtype.is_floating else 0.0
     # Infinity masks, in constants.
     if np.isnan(value).any() or (v.trainable and np.isinf(value).any()):
@@ -187,9 +198,9 @@ def _not_finite(subject: Subject) -> findings.Finding | None:
 
 def _gradients(subject: Subject) -> findings.Finding:
   """Judges the gradient of each trainable variable."""
-  variables = subject.trainable
+  variables = subject.trainable_variables
   passed = findings.passed(
-    f"{len(subject.model.variables)} variables, {len(variables)} trainable, all"
+    f"{len(subject.variables)} variables, {len(variables)} trainable, all"
     " with the gradients of the outputs"
   )
   if not variables:
@@ -315,14 +326,14 @@ def _gradient(
   with subject.unchanged(), tf.GradientTape() as tape:
     outputs = subject.model(inputs, **arguments)
     scalar = gradients_lib.weighted(_floats(outputs))
-  made = tape.gradient(scalar, subject.trainable)
+  made = tape.gradient(scalar, subject.trainable_variables)
   return [None if g is None else tf.convert_to_tensor(g).numpy() for g in made]
 
 
 def has_losses(subject: Subject) -> findings.Finding:
   """`regularization_losses` return finite scalars, of trainable variables."""
   losses = list(getattr(subject.model, "regularization_losses", ()))
-  if not losses and not list(getattr(subject.model, "variables", ())):
+  if not losses and not subject.variables:
     return findings.not_applicable("it has no variables")
   metadata = "keras_metadata.pb"
   if (
@@ -371,7 +382,7 @@ def _of_loss(subject: Subject, loss: Any, *values: tf.Tensor) -> str:
   """Says what is wrong with a regularization loss; empty if nothing is."""
   if not np.isfinite(values[0]) or values[0] != values[1]:
     return f"returns {float(values[0])}, and then {float(values[1])}"
-  variables = subject.trainable
+  variables = subject.trainable_variables
   with gradients_lib.moved(variables, _JITTER):
     with tf.GradientTape() as tape:
       value = loss()
@@ -490,7 +501,10 @@ def _noise(subject: Subject, arguments: Mapping[str, Any]) -> float:
 def _updates(
   subject: Subject, arguments: Mapping[str, Any]
 ) -> list[np.ndarray]:
-  with gradients_lib.moved(subject.trainable, _JITTER), subject.unchanged():
+  with (
+    gradients_lib.moved(subject.trainable_variables, _JITTER),
+    subject.unchanged(),
+  ):
     subject.model(subject.example(), **arguments)
     return [v.numpy() for v in subject.batch_norms]
 

@@ -38,7 +38,7 @@ _WORDS = ("the", "is", "naïve", ",", "")
 # Sizes of unknown dimensions, ends of ids and kinds of strings that inputs are
 # searched for in, after those of the kind.
 _SIZES = (8, 16, 32, 64, 128, 224, 299, 331, 512, 1, 2, 3, 4, 5, 16_384)
-_ENDS = (10, 2, 1)
+_ENDS = (10, 3, 2, 1)
 _STRINGS = ("texts", "pictures", "numbers")
 _SHAPES = ([None], [None, None], [None, None, None], [None, None, None, 3])
 
@@ -105,7 +105,7 @@ class Subject:
     try:
       report = json.loads(self.content(VERIFICATION))
       return [str(c["kind"]) for c in report["comparisons"] if c["passed"]]
-    except (tf.errors.OpError, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError):
       return []  # There is none, or it is in a form that is not ours.
 
   @functools.cached_property
@@ -207,21 +207,24 @@ class Subject:
   def batch_norms(self) -> list[tf.Variable]:
     """The moving averages of batch normalization, by their names."""
     return [
-      v
-      for v in getattr(self.model, "variables", ())
-      if re.search(r"moving_(mean|var)", v.name)
+      v for v in self.variables if re.search(r"moving_(mean|var)", v.name)
     ]
 
   @property
-  def trainable(self) -> list[tf.Variable]:
-    """The variables to train, as the model lists them."""
-    return list(getattr(self.model, "trainable_variables", ()))
+  def variables(self) -> list[tf.Variable]:
+    """The variables that the model lists."""
+    return variables_of(self.model)
+
+  @property
+  def trainable_variables(self) -> list[tf.Variable]:
+    """The variables to train that the model lists."""
+    return variables_of(self.model, "trainable_variables")
 
   @functools.cached_property
   def resting(self) -> list[tf.Variable]:
     """The variables that are not trainable, listed or not, each once."""
     used = [v for trace in self.traces for v in trace.variables]
-    every = {v.ref(): v for v in [*getattr(self.model, "variables", ()), *used]}
+    every = {v.ref(): v for v in [*self.variables, *used]}
     return [v for v in every.values() if not v.trainable]
 
   @property
@@ -308,9 +311,7 @@ class Subject:
 
   def differ(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Tells whether calls with these arguments differ, updates included."""
-    return observation.differ(
-      self.model, self.model, self.example(), first, second
-    )
+    return observation.differ(self, self.model, self.example(), first, second)
 
   def example(
     self, batch_size: int = 2, size: tuple[int, ...] = (), form: Any = None
@@ -406,9 +407,8 @@ def _filled(
       # In BERT's inputs, of which each has its own vocabulary.
       ends = {"input_mask": 2, "input_type_ids": 1, "masked_lm_positions": 8}
       most = min(ends.get(name, end), 2 if several else end)
-      values = tf.random.stateless_uniform(
-        shape, seed, min(most - 1, 1), most, tf.int32
-      )
+      least = int(most > 2 or (most > 1 and (several or name in ends)))
+      values = tf.random.stateless_uniform(shape, seed, least, most, tf.int32)
       return tf.cast(values, spec.dtype)
     uniform = tf.random.stateless_uniform(shape, seed)
     return uniform > 0.5 if spec.dtype.is_bool else tf.cast(uniform, spec.dtype)
@@ -528,6 +528,11 @@ def traces_of(loaded: Any) -> list[Any]:
   # Not callable(): every loaded object has the class attribute.
   call = getattr(loaded, "__call__", None)  # noqa: B004
   return list(getattr(call, "concrete_functions", ()))
+
+
+def variables_of(loaded: Any, name: str = "variables") -> list[tf.Variable]:
+  """Returns a list of variables of an object. Keras lists tables as None."""
+  return [v for v in getattr(loaded, name, ()) if v is not None]
 
 
 def kind_of(sub_object: Any) -> kinds.Kind:
