@@ -28,6 +28,8 @@ _WORDS = (("the", "qxzvjk", "of"), ("", "", ""), ("is", "?", ""))
 def embeds_text(subject: Subject) -> findings.Finding:
   """Each text has a finite float32 vector that does not depend on its batch."""
   spec = subject.output_spec
+  if subject.strings != "texts":
+    return findings.not_applicable(f"it takes {subject.strings}")
   if not findings.is_float_vector(spec):
     return findings.failed(
       f"It returns {findings.described(spec)}, not float32 [batch, dim].",

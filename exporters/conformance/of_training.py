@@ -85,12 +85,13 @@ def has_modes(subject: Subject) -> findings.Finding:
 def _averages(subject: Subject) -> list[tf.Variable]:
   """Returns the moving averages, without those of layers that are frozen.
 
-  The scale and offset of a frozen layer are not trainable either.
+  The scale and offset of a frozen layer are not in `trainable_variables`.
   """
+  listed = {v.ref() for v in subject.trainable_variables}
   trained: dict[str, list[bool]] = {}
   for v in subject.variables:
     if re.search(r"/(gamma|beta|scale|offset):", v.name):
-      trained.setdefault(os.path.dirname(v.name), []).append(v.trainable)
+      trained.setdefault(os.path.dirname(v.name), []).append(v.ref() in listed)
   return [
     v
     for v in subject.batch_norms

@@ -331,6 +331,11 @@ class Subject:
     shape, sizes, *filling = self._fitting(repr(form), form)
     return _filled(form, batch_size, shape, size or sizes, *filling)
 
+  @property
+  def strings(self) -> str:
+    """Which of `_STRINGS` it takes."""
+    return self._fitting(repr(self.spec), self.spec)[-1]
+
   def _fitting(self, key: str, form: Any) -> tuple[Any, ...]:
     """Returns the further arguments of `_filled` for which a call succeeds."""
     if key in self._found:
