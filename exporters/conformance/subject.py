@@ -46,7 +46,7 @@ _SHAPES = ([None], [None, None], [None, None, None], [None, None, None, 3])
 # What does not tell a cause in messages of TensorFlow.
 _NO_CAUSE = re.compile(
   r"^Graph execution error:|^Detected at .*|^<stack .*|^Node: .*|^  +\S.*"
-  r"|^\d+ root error.*|^\s*\(\d+\) [A-Z_]+: |\s*\[\[.*\]\]|\s*\[Op:.*"
+  r"|^\d+ root error.*|^\s*\(\d+\) [A-Z_]+: |\s*\[\[.*\]\]|\{\{\w+ [^}]*\}\}|\s*\[Op:.*"
 )
 _MATCHING = "Could not find matching concrete function"
 
@@ -333,8 +333,11 @@ class Subject:
 
   @property
   def strings(self) -> str:
-    """Which of `_STRINGS` it takes."""
-    return self._fitting(repr(self.spec), self.spec)[-1]
+    """Which of `_STRINGS` it takes; the first if none is found."""
+    try:
+      return self._fitting(repr(self.spec), self.spec)[-1]
+    except NoInputError:
+      return _STRINGS[0]
 
   def _fitting(self, key: str, form: Any) -> tuple[Any, ...]:
     """Returns the further arguments of `_filled` for which a call succeeds."""
