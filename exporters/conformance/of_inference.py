@@ -164,7 +164,7 @@ def _row(
   """Returns a row of the outputs of a batch of some of the inputs."""
   outputs = _outputs(subject, subject_lib.rows(inputs, *indices))
   return {
-    name: y[row]
+    name: y[row : row + 1]
     for name, y in outputs.items()
     if y.ndim and len(y) == len(indices)
   }

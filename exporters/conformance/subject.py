@@ -46,7 +46,8 @@ _SHAPES = ([None], [None, None], [None, None, None], [None, None, None, 3])
 # What does not tell a cause in messages of TensorFlow.
 _NO_CAUSE = re.compile(
   r"^Graph execution error:|^Detected at .*|^<stack .*|^Node: .*|^  +\S.*"
-  r"|^\d+ root error.*|^\s*\(\d+\) [A-Z_]+: |\s*\[\[.*\]\]|\{\{\w+ [^}]*\}\}|\s*\[Op:.*"
+  r"|^\d+ root error.*|^\s*\(\d+\) [A-Z_]+: |\s*\[\[.*\]\]|\s*\[Op:.*"
+  r"|\{\{\w+ [^}]*\}\}"
 )
 _MATCHING = "Could not find matching concrete function"
 
@@ -116,6 +117,8 @@ class Subject:
   @functools.cached_property
   def parameters(self) -> dict[str, Any]:
     """The arguments of `__call__` after the input, and their defaults."""
+    if not self.traces:
+      return {}
     _, *others = inspect.signature(self.model.__call__).parameters.values()
     return {parameter.name: parameter.default for parameter in others}
 
