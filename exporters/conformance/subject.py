@@ -47,7 +47,7 @@ _SHAPES = ([None], [None, None], [None, None, None], [None, None, None, 3])
 _NO_CAUSE = re.compile(
   r"^Graph execution error:|^Detected at .*|^<stack .*|^Node: .*|^  +\S.*"
   r"|^\d+ root error.*|^\s*\(\d+\) [A-Z_]+: |\s*\[\[.*\]\]|\s*\[Op:.*"
-  r"|\{\{\w+ [^}]*\}\}"
+  r"|\{\{function_node [^}]*\}\}\s*"
 )
 _MATCHING = "Could not find matching concrete function"
 
