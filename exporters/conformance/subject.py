@@ -491,7 +491,7 @@ def load_into(subject: Subject, trust: bool) -> None:
   except Exception as e:
     raise errors.ExportError(
       f"{subject.directory} has inputs or outputs that cannot be understood:"
-      f" {first_line(e)}"
+      f" {cause(e)}"
     ) from e
 
 
