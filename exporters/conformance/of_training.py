@@ -448,7 +448,7 @@ def _without_effect(
   for name, default in subject.hyperparameters.items():
     given = {name: tf.constant(default)}
     rest = {k: v for k, v in steady.items() if k != name}
-    if subject.differ(rest, rest):  # Random by default.
+    if subject.varies(rest):  # Random by default.
       one, other = (_noise(subject, {**rest, **x}) for x in ({}, given))
       unlike = not 0.5 < (one + 1e-9) / (other + 1e-9) < 2
     else:
@@ -522,7 +522,7 @@ def is_random(subject: Subject) -> findings.Finding:
         "Draw with ops that have no seed, such as tf.random.uniform.",
       )
   train = [subject.training, {**subject.training, **subject.changed}]
-  if not any(subject.differ(x, x) for x in train):
+  if not any(map(subject.varies, train)):
     if _is_frozen(subject):
       return findings.failed(
         "Training differs from inference, and two calls do not differ: what is"
