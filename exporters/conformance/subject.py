@@ -424,6 +424,9 @@ def _filled(
       most = min(ends.get(name, end), 2 if several else end)
       least = int(most > 2 or (most > 1 and (several or name in ends)))
       values = tf.random.stateless_uniform(shape, seed, least, most, tf.int32)
+      if values.shape.num_elements():  # Others of this vocabulary may have it.
+        rest = tf.reshape(values, [-1])[1:]
+        values = tf.reshape(tf.concat([[most - 1], rest], 0), shape)
       return tf.cast(values, spec.dtype)
     uniform = tf.random.stateless_uniform(shape, seed)
     return uniform > 0.5 if spec.dtype.is_bool else tf.cast(uniform, spec.dtype)
