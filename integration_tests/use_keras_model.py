@@ -59,7 +59,7 @@ def build_model(
   export.trainable = retrain
   # A layer that Keras cannot build from its config moves its averages whenever
   # it trains, so a frozen model must not.
-  call = export.call
+  call, same_layers = export.call, tf_keras.Model(export.input, export.output)
 
   def call_if_trained(
     self: tf_keras.Model,
@@ -67,7 +67,10 @@ def build_model(
     training: bool | None = None,
     mask: None = None,
   ) -> Any:
-    return call(inputs, training=training and self.trainable)
+    if self.trainable:
+      return call(inputs, training=training)
+    # Layers have the mode of the call around them, which is another here.
+    return same_layers(inputs, training=False)
 
   export.call = types.MethodType(call_if_trained, export)
   _, *frames, height, width, channels = export.inputs[0].shape
