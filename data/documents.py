@@ -6,6 +6,7 @@ import ast
 import codecs
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import glob
 import itertools
 import os
 import pathlib
@@ -134,6 +135,7 @@ def define_flags(text: str) -> None:
     " row; in others blank lines separate documents. All may be compressed and"
     " end in .gz.",
   )
+  flags.register_validator("train_on", _check_exist)
   flags.DEFINE_string(
     "text_column",
     None,
@@ -141,6 +143,20 @@ def define_flags(text: str) -> None:
     " rows; without a header its number, from 1 on. Default: a name such as"
     " text.",
   )
+
+
+def _check_exist(names: Sequence[str] | None) -> bool:
+  """Raises a ValidationError if a value of --train_on is no local file."""
+  for name in names or ():
+    path = formats.absolute(name)
+    if not (
+      name == PYTHON_DOCS
+      or "://" in path
+      or os.path.exists(path)
+      or glob.glob(path)
+    ):
+      raise flags.ValidationError(f"{path} does not exist.")
+  return True
 
 
 def load(names: Sequence[str], **options: Any) -> Corpus:

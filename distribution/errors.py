@@ -35,6 +35,7 @@ _SAID_OTHERWISE = {
   r"Exception encountered when calling layer .*? \(type \w+\)\.": "",
   r"Call arguments received by layer .*": "",
   r"\{\{\w+ [^}]*\}\}": "",
+  r" ?\[Op:\w+\]( name:.*)?$": "",
   r"In call to configurable .*": "",
   r"(\w+Error: )?Could not find matching concrete function .*? Got: "
   rf"{_FIRST_ARGUMENT}.* Option 1: {_FIRST_ARGUMENT}.*": (
@@ -84,6 +85,9 @@ def one_line(error: BaseException) -> str:
     hasattr(error, "message")
   ):
     text = f"{type(error).__name__}: {text}"
+  if isinstance(error, UnicodeDecodeError):
+    line = 1 + bytes(error.object[: error.start]).count(b"\n")
+    text = f"line {line} is not UTF-8. Convert the file, for example by iconv."
   text = " ".join(text.split())
   for said, instead in _SAID_OTHERWISE.items():
     text = re.sub(said, instead, text).strip()
@@ -110,6 +114,9 @@ def check_flags(arguments: Sequence[str]) -> None:
   for name, value in flags.FLAGS.flag_values_dict().items():
     if isinstance(value, float) and not math.isfinite(value):
       sys.exit(f"ERROR: --{name}={value}: Say a finite number.")
+    is_path = name.endswith(("_dir", "_file", "_path"))
+    if is_path and value == "" and flags.FLAGS[name].present:
+      sys.exit(f"ERROR: --{name} is empty. Give a path, or omit the flag.")
 
 
 @contextlib.contextmanager
@@ -137,8 +144,8 @@ def _is_of_machine(error: Exception) -> bool:
   if isinstance(error, OSError):
     return error.errno in _OF_FILES
   types = getattr(sys.modules.get("tensorflow"), "errors", None)
-  of_tensorflow = types and (
-    types.PermissionDeniedError,
-    types.ResourceExhaustedError,
-  )
-  return isinstance(error, (MemoryError, *(of_tensorflow or ())))
+  if types and isinstance(error, types.OpError):
+    is_lack = (types.PermissionDeniedError, types.ResourceExhaustedError)
+    # Otherwise no op has failed, but access to a file, perhaps a remote one.
+    return isinstance(error, is_lack) or "[Op:" not in error.message
+  return isinstance(error, MemoryError)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import zipfile
 
 from distribution import errors
@@ -75,6 +76,44 @@ def check_name(flag: str, path: str) -> None:
     )
 
 
+def check_file(flag: str, path: str) -> None:
+  """Raises an InputError if a local file cannot be read; passes over URLs."""
+  if "://" in path:
+    return
+  if os.path.isdir(path):
+    raise errors.InputError(f"--{flag}={path} is a directory, not a file.")
+  with (
+    errors.of_input(OSError, about=f"--{flag}={path}: "),
+    open(path, "rb") as f,
+  ):
+    f.read(1)
+
+
+def check_output(flag: str, path: str) -> None:
+  """Raises an InputError if nothing can be written at a local path."""
+  if "://" in path:
+    return
+  parent = path
+  while not os.path.lexists(parent):
+    parent = os.path.dirname(parent)
+  try:
+    tempfile.TemporaryDirectory(dir=parent, prefix=".writable-").cleanup()
+  except OSError as e:
+    raise errors.InputError(
+      f"Cannot write --{flag}={path}: {parent}: {e.strerror}."
+    ) from e
+
+
+def check_output_file(flag: str, path: str) -> None:
+  """Raises an InputError if a local file cannot be written."""
+  if os.path.isdir(path):
+    raise errors.InputError(f"--{flag}={path} is a directory, not a file.")
+  directory = os.path.dirname(path)
+  if not os.path.isdir(directory):
+    raise errors.InputError(f"--{flag}={path}: {directory} is no directory.")
+  check_output(flag, directory)
+
+
 def checkpoint_prefix(path: str, *, takes_hdf5: bool = False) -> str:
   """Returns the directory of a checkpoint or the prefix of its files.
 
@@ -126,7 +165,9 @@ def checkpoint_prefix(path: str, *, takes_hdf5: bool = False) -> str:
       f"{path} is a file, but not of a checkpoint, which is PREFIX.index and"
       " PREFIX.data-00000-of-00001. Give the path of PREFIX."
     )
-  if "://" not in path and not os.path.exists(path):
+  if os.path.isdir(path):
+    raise errors.InputError(f"{path} has no checkpoint in it.")
+  if "://" not in path:
     raise errors.InputError(
       f"There is no checkpoint {prefix}: {prefix}.index does not exist."
     )

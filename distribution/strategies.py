@@ -169,7 +169,14 @@ def prepare(config: Config) -> None:
 
   Args:
     config: The values of the flags.
+
+  Raises:
+    ValueError: TF_CONFIG is missing or wrong, or no TPU answers.
   """
+  if config.strategy in _JOBS:
+    _read_tf_config(config.strategy)
+  if config.tpu and config.tpu.startswith("grpc://"):
+    _check_address(config.tpu.removeprefix("grpc://"))
   if config.tpu != "local":
     return
   try:
@@ -379,8 +386,6 @@ def _choose_gpus(config: Config) -> None:
 def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
   if missing := _missing(tpu):
     raise ValueError(f"--tpu={tpu}: {missing}")
-  if tpu.startswith("grpc://"):
-    _check_address(tpu.removeprefix("grpc://"))
   try:
     with _time_limit(f"--tpu={tpu}: the TPU did not answer"):
       return distribute_utils.get_distribution_strategy("tpu", tpu_address=tpu)

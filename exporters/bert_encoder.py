@@ -104,6 +104,8 @@ def define_flags() -> None:
     "seed",
     0,
     "Seed of initial weights; with --train_on of everything random in it.",
+    lower_bound=0,
+    upper_bound=2**32 - 1,
   )
   flags.register_validator(
     "do_lower_case",

@@ -208,7 +208,8 @@ def main() -> None:
 if __name__ == "__main__":
   bert_encoder.define_flags()
   define_flags()
-  flags.mark_flags_as_required(["train_on", "checkpoint_dir"])
+  for name in ("train_on", "checkpoint_dir"):
+    flags.register_validator(name, bool, "The flag is required.")
   flags.mark_flags_as_mutual_exclusive(
     ["encoder_config_file", "bert_config_file"], required=True
   )

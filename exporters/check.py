@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 import dataclasses
 import json
-import os
 import pathlib
 import sys
 
@@ -100,13 +99,8 @@ def check(
 def _check_arguments(
   html_file: str | None, excepted_rules: Collection[str]
 ) -> None:
-  directory = os.path.dirname(html_file or "")
-  if html_file and not os.path.isdir(directory):
-    raise errors.ExportError(
-      f"--html: the directory {directory} does not exist."
-    )
-  if html_file and os.path.isdir(html_file):
-    raise errors.ExportError(f"--html: {html_file} is a directory, not a file.")
+  if html_file:
+    formats.check_output_file("html", html_file)
   names = [rule.name for rule in rules.RULES]
   if not set(excepted_rules) <= set(names):
     raise errors.ExportError(

@@ -41,7 +41,7 @@ _TRAINING_FLAGS = {
   "epochs": ("epochs of training; 0 exports the initial weights.", 0),
   "batch_size": ("images in a step, on all devices together.", 1),
   "learning_rate": ("initial learning rate of Adam.", 0.0),
-  "seed": "seed of the initial weights, the order of images, dropout.",
+  "seed": ("seed of the initial weights, the order of images, dropout.", 0),
 }
 
 

@@ -23,6 +23,7 @@ from typing import Any
 from absl import flags
 from etils import epy
 
+from distribution import formats
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.tpu import pjrt
@@ -45,6 +46,7 @@ _MEMORY = {
   "v6e": 32,
   "tpu7x": 96,
 }
+_TOPOLOGY = rf"({'|'.join(_MEMORY)}):[1-9]\d*(x[1-9]\d*){{1,2}}"
 _BATCH_SIZES = tuple(2**i for i in range(17))  # With --batch_size=max.
 
 
@@ -79,13 +81,15 @@ def compile_for_tpu(
       on this machine.
   """
   for topology in topologies:
-    if topology.partition(":")[0] not in _MEMORY:
+    if not re.fullmatch(_TOPOLOGY, topology):
       raise errors.ExportError(
         f"--topology={topology} must start with one of {', '.join(_MEMORY)} and"
         " end with the chips, such as :2x2."
       )
-  if not os.path.isfile(libtpu):
-    raise errors.ExportError(f"--libtpu={libtpu} is not a file.")
+  formats.check_file("libtpu", libtpu)
+  with open(libtpu, "rb") as f:
+    if f.read(4) != b"\x7fELF":
+      raise errors.ExportError(f"--libtpu={libtpu} is no shared library.")
   if record:
     recording.check(saved_model_dir)
   subject = subject_lib.load(saved_model_dir, trust)
@@ -210,6 +214,7 @@ def define_flags() -> None:
     224,
     "Height and width of images, where the export leaves them free.",
     lower_bound=1,
+    upper_bound=2**16,
   )
   flags.DEFINE_integer(
     "seq_length",
@@ -217,6 +222,7 @@ def define_flags() -> None:
     "Sequence length, or number of frames of a video, where the export leaves"
     " it free.",
     lower_bound=1,
+    upper_bound=2**16,
   )
   flags.DEFINE_bool(
     "trust",
@@ -235,7 +241,9 @@ def define_flags() -> None:
     flags.register_validator(name, bool, "The flag is required.")
   flags.register_validator(
     "batch_size",
-    lambda value: value == "max" or (value.isdecimal() and int(value) > 0),
+    lambda value: (
+      value == "max" or (value.isdecimal() and 0 < int(value) < 2**31)
+    ),
     "It must be a positive number or max.",
   )
 

@@ -159,7 +159,7 @@ def export(
   kinds = list(config.outputs)
   names = kinds if config.export_type == "all" else [""]
   with exporting.exporting(
-    options, names, apart=[weights.checkpoint_dir]
+    options, names, apart=[weights.checkpoint_dir, weights.backup_dir]
   ) as export_piece:
     small = f"{config.architecture.name}_small" if weights.train_on else None
     with errors.of_input(ValueError):

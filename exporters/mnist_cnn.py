@@ -75,7 +75,7 @@ def export(
       checkpoint does not match, or the export differs from the model.
   """
   with exporting.exporting(
-    options, apart=[weights.checkpoint_dir]
+    options, apart=[weights.checkpoint_dir, weights.backup_dir]
   ) as export_piece:
 
     def build(num_classes: int) -> tuple[tf.train.Checkpoint, tf_keras.Model]:

@@ -132,7 +132,7 @@ _TRAINING_FLAGS = {
   "batch_size": ("sequences in a step, on all devices together.", 1),
   "seq_length": ("bytes of each sequence.", 1),
   "learning_rate": ("initial learning rate of Adam.", 0.0),
-  "seed": "seed of the initial weights, the order of the text, dropout.",
+  "seed": ("seed of the initial weights, the order of the text, dropout.", 0),
 }
 _DIRECTORY_FLAGS = {
   "checkpoint_dir": "keep the checkpoint of the trained model in this"

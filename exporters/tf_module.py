@@ -78,7 +78,7 @@ _TRAINING_FLAGS = {
   "epochs": ("epochs of training; 0 exports the initial weights.", 0),
   "batch_size": ("vectors in a step.", 1),
   "learning_rate": ("initial learning rate of Adam.", 0.0),
-  "seed": "seed of the initial weights, the order of vectors, dropout.",
+  "seed": ("seed of the initial weights, the order of vectors, dropout.", 0),
 }
 
 

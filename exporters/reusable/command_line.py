@@ -39,6 +39,8 @@ _T = TypeVar("_T")
 
 _MODEL_PATHS = ("_dir", "_path", "keep_failed")  # Names end in these.
 _PATHS = (*_MODEL_PATHS, "_file")
+_INPUTS = ("checkpoint_path", "original_dir", "saved_model_dir")
+_LARGEST_INT = 2**31 - 1
 
 # Flags that make no difference to the export.
 _OF_THE_RUN = ("debug", "keep_failed", "overwrite")
@@ -158,6 +160,8 @@ def define(
     if only_with:
       text = f"With --{only_with}: {text}"
     default = getattr(cls, name, None)
+    if type(default) is int:
+      bounds += (None, _LARGEST_INT)[len(bounds) :]
     _DEFINE[type(default)](name, default, text, *bounds)
   if only_with:
     forbid_without(only_with, meanings)
@@ -199,11 +203,27 @@ def model_path(name: str) -> str | None:
   is_hdf5 = value and value.endswith((".h5", ".hdf5"))
   if value and not is_hdf5:
     formats.check_name(name, value)
-  if value and name == "checkpoint_path":
-    formats.checkpoint_prefix(value, takes_hdf5=True)
-  elif value and name == "saved_model_dir":
-    formats.check_saved_model(value)
+  try:
+    if value and name == "checkpoint_path":
+      formats.checkpoint_prefix(value, takes_hdf5=True)
+    elif value and name in _INPUTS:
+      formats.check_saved_model(value)
+  except errors.InputError as e:
+    raise errors.InputError(f"--{name}: {e}") from e
   return value
+
+
+def _check_paths() -> None:
+  """Fails before TensorFlow is imported if a path in a flag is wrong."""
+  for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
+    if flag.value and flag.name.endswith("_file"):
+      paths = flag.value if isinstance(flag.value, list) else [flag.value]
+      for path in map(formats.absolute, paths):
+        formats.check_file(flag.name, path)
+    elif flag.value and flag.name.endswith(_MODEL_PATHS):
+      path = model_path(flag.name)
+      if flag.name not in _INPUTS:
+        formats.check_output(flag.name, path)
 
 
 def _record() -> dict[str, Any]:
@@ -263,7 +283,8 @@ def _configure_process(without_init: Sequence[str]) -> None:
   """
   imports.without_init(without_init)
   if "train_on" in flags.FLAGS and flags.FLAGS.train_on:
-    strategies.prepare(strategies.from_flags())
+    with errors.of_input(ValueError):
+      strategies.prepare(strategies.from_flags())
   else:
     imports.leave_out(imports.OPTIONAL)  # Only data sets may need them.
     # Without training all is done on the CPU, and GPUs are left to others.
@@ -289,12 +310,10 @@ def run(main: Callable[[], None], *, without_init: Sequence[str] = ()) -> None:
 
   def guarded(arguments: list[str]) -> None:
     errors.check_flags(arguments)
-    _configure_process(without_init)
     try:
       with errors.reported():
-        for name in ("checkpoint_path", "saved_model_dir"):
-          if name in flags.FLAGS:
-            model_path(name)  # Fails before TensorFlow is imported.
+        _check_paths()
+        _configure_process(without_init)
         main()
     finally:
       # Saves about a second at exit, when Python would take models apart.

@@ -98,7 +98,8 @@ def compile_program(
     raise TpuError(f"it took more than {timeout:.0f} s") from e
   lines = done.stdout.splitlines()
   if done.returncode or not lines:
-    said = done.stderr.decode(errors="replace").strip().splitlines()[-3:]
+    said = done.stderr.decode(errors="replace").strip().splitlines()
+    said = said[-1 if "Traceback (most recent call last):" in said else -3 :]
     raise TpuError(f"libtpu ended with {done.returncode}: {' '.join(said)}")
   answer = json.loads(lines[-1])
   if "error" in answer:

@@ -268,6 +268,11 @@ def _override(params: hyperparams.Config, override: str) -> None:
       f"{override} is neither a file that can be read nor YAML nor KEY=VALUE,…:"
       f" {e.message}."
     ) from e
+  except (AttributeError, TypeError) as e:
+    raise ValueError(
+      f"Configuration {override}: it must have keys and values, as the"
+      " params.yaml that Model Garden writes."
+    ) from e
   except Exception as e:  # The parser raises anything.
     message = errors.one_line(e)
     raise ValueError(f"Configuration {override}: {message}") from e
@@ -334,16 +339,21 @@ def _changes(
   }
   for path, value in changes.items():
     has_fields = any(other.startswith(f"{path}.") for other in defaults)
-    if has_fields and value is not None:
+    if has_fields and (value is not None or _is_built(path)):
       raise ValueError(f"{path} is {value!r}; it must have fields.")
     _check_type(path, value, defaults.get(path))
   return changes
 
 
+def _is_built(path: str) -> bool:
+  """Tells whether a field is of the model and its regularization."""
+  return path.startswith(("task.model", "task.losses"))
+
+
 def _check_type(path: str, value: Any, default: Any) -> None:
-  """Refuses a value of a type that is not that of the field's default."""
-  if not path.startswith(("task.model.", "task.losses.")):
-    return  # Nothing else is built.
+  """Refuses a value of another type than the field's default, or range."""
+  if not _is_built(path):
+    return
   if type(default) in (int, float):
     is_right, wanted = type(value) in (int, float), "a number"
   elif type(default) in (bool, str):
@@ -353,6 +363,10 @@ def _check_type(path: str, value: Any, default: Any) -> None:
     return
   if not is_right and value is not None:
     raise ValueError(f"{path} is {value!r}; it must be {wanted}.")
+  if path.endswith("weight_decay") and value and value < 0:
+    raise ValueError(f"{path} is {value}; it must be 0 or more.")
+  if path.endswith(("_rate", "momentum")) and not 0 <= (value or 0) < 1:
+    raise ValueError(f"{path} is {value}; it must be from 0 to less than 1.")
 
 
 def _backbone_module(architecture: Architecture) -> Any:
