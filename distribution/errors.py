@@ -112,6 +112,8 @@ def check_flags(arguments: Sequence[str]) -> None:
   if len(arguments) > 1:
     sys.exit(f"ERROR: {arguments[1]} is not a flag. Flags start with --.")
   for name, value in flags.FLAGS.flag_values_dict().items():
+    if str(value).encode(errors="replace").decode() != str(value):
+      sys.exit(f"ERROR: --{name} is not UTF-8. Rename the file or directory.")
     if isinstance(value, float) and not math.isfinite(value):
       sys.exit(f"ERROR: --{name}={value}: Say a finite number.")
     is_path = name.endswith(("_dir", "_file", "_path"))

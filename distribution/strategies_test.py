@@ -98,6 +98,7 @@ class StrategiesTest(parameterized.TestCase, tf.test.TestCase):
       mock.patch.dict(os.environ, GCE_METADATA_HOST="localhost:1"),
       self.assertRaisesRegex(ValueError, message),
     ):
+      strategies.prepare(config)
       strategies.get(config)
 
   def test_a_name_is_for_machines_of_google_cloud(self):

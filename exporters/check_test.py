@@ -300,22 +300,6 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     self.assertIn("Ops", parsed.text)
     self.assertEmpty(parsed.fetched)
 
-    done = run(f"--saved_model_dir={self.directory}", "--excepted_rules=R99")
-    self.assertEqual(done.returncode, 1)
-    self.assertRegex(done.stderr, "excepted_rules.*does not exist. Rules: S1,")
-    self.assertEmpty(done.stdout)
-
-    done = run("--saved_model_dir=/nowhere")
-    self.assertEqual(done.returncode, 1)
-    self.assertEndsWith(done.stderr, "ERROR: /nowhere does not exist.\n")
-    self.assertNotIn("Traceback", done.stderr)
-    self.assertEmpty(done.stdout)
-    export = f"--saved_model_dir={self.directory}"
-    done = run(export, "--html=/nowhere/x.html")
-    self.assertIn("--html: the directory /nowhere does not exist", done.stderr)
-    done = run(export, f"--html={self.directory}")
-    self.assertIn("is a directory, not a file", done.stderr)
-
 
 if __name__ == "__main__":
   tf.test.main()

@@ -207,22 +207,6 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEqual(pjrt.PJRT_NamedValue.value_size.offset, 48)
     self.assertEqual(ctypes.sizeof(pjrt.PJRT_NamedValue), 56)
 
-  def test_wrong_flags(self):
-    directory = self.create_tempdir()
-    directory.create_file("saved_model.pb")
-    export = f"--saved_model_dir={directory.full_path}"
-    done = self.run_binary(export, "--topology=v9:2x2")
-    self.assertIn("must start with one of v2, v3", done.stderr)
-    done = self.run_binary(export, "--record")
-    self.assertEqual(done.returncode, 1)
-    self.assertRegex(done.stderr, "ERROR: --record: .*README.md does not exist")
-    done = self.run_binary("--saved_model_dir=x", "--batch_size=many")
-    self.assertIn("It must be a positive number or max", done.stderr)
-    done = self.run_binary(export, "--libtpu=/nowhere.so")
-    self.assertIn("--libtpu=/nowhere.so is not a file", done.stderr)
-    done = self.run_binary("--saved_model_dir=/nowhere")
-    self.assertIn("ERROR: /nowhere does not exist", done.stderr)
-
 
 if __name__ == "__main__":
   tf.test.main()

@@ -27,10 +27,7 @@ def image_classifier(
     native.py_binary(
         name = name,
         srcs = [name + ".py"],
-        visibility = [
-            "//integration_tests/benchmarks:__pkg__",
-            "//integration_tests/tpu_jobs:__pkg__",
-        ],
+        visibility = ["//integration_tests:__subpackages__"],
         deps = [
             ":image_classifier",
             "//models/vision:" + name,

@@ -166,7 +166,7 @@ class ImageClassifierTest(absltest.TestCase):
     self.assertRegex(result.stderr, message)
     self.assertNotIn("Traceback", result.stderr)
 
-  def test_help_and_wrong_flags_are_answered_at_once(self):
+  def test_help_is_answered_at_once(self):
     # Python names on standard error what it imports.
     result = _run("--help", env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
     self.assertIn("models.vision.resnet", result.stderr)
@@ -174,28 +174,6 @@ class ImageClassifierTest(absltest.TestCase):
     self.assertNotIn("official", result.stderr)
     for flag in ("--experiment", "--config_file", "--endpoints", "--weights"):
       self.assertIn(flag, result.stdout)
-    for arguments, message in (
-      (["--export_dir=x"], "either --checkpoint_path=PATH or --train_on=NAME"),
-      (["--export_dir=x", "--train_on=cats"], "must be one of digits, .*tfds:"),
-      (
-        ["--export_dir=x", "--checkpoint_path=y", "--strategy=mirrored"],
-        "--strategy applies only with --train_on",
-      ),
-      (
-        ["--export_dir=x", "--train_on=digits", "--weights=raw"],
-        "--weights applies only with --checkpoint_path",
-      ),
-      (
-        [
-          "--export_dir=x",
-          "--train_on=digits",
-          "--export_type=classification",
-          "--endpoints=2",
-        ],
-        "ERROR: Endpoints come with the feature vector",
-      ),
-    ):
-      self.assert_error(_run(*arguments), message)
 
   def assert_trains_alike(self, classifier, model):
     """Asserts that two steps move averages as in the live model."""

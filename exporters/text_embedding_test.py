@@ -55,12 +55,6 @@ class TextEmbeddingTest(absltest.TestCase):
       f"--word_vectors_file={cls.file}", f"--export_dir={cls.export_dir}"
     )
 
-  def assert_error(self, message, *arguments):
-    result = _run(*arguments)
-    self.assertEqual(result.returncode, 1, result)
-    self.assertRegex(result.stderr, message)
-    self.assertNotIn("Traceback", result.stderr)
-
   def test_verified_in_full(self):
     self.assertEqual(self.result.returncode, 0, self.result.stderr)
     for line in (
@@ -139,26 +133,12 @@ class TextEmbeddingTest(absltest.TestCase):
       export(tf.constant([["The", "the", ""]])), [[[1, 2], [0, 0], [0, 0]]]
     )
 
-  def test_help_and_bad_input(self):
+  def test_help_is_answered_at_once(self):
     result = _run("--help", env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
     self.assertIn("models.nlp.word_vectors", result.stderr)
     self.assertNotIn("tensorflow", result.stderr)
     self.assertIn("--[no]do_lower_case", result.stdout)
     self.assertNotIn("--checkpoint_path", result.stdout)
-    wrong_format = "--word_vectors_format=fasttext"
-    file, export = f"--word_vectors_file={self.file}", "--export_dir=new"
-    for message, *arguments in (
-      ("must have a value", export),
-      ("must have a value", export, file, "--train_on=python_docs"),
-      ("--dim applies only with --train_on", export, file, "--dim=3"),
-      ("is needed: the directory", file),
-      (r"--separators: .*missing \)", export, file, "--separators=("),
-      ("an empty string", export, file, "--separators=,*"),
-      ("none: No such file or directory", export, "--word_vectors_file=none"),
-      ("glove.txt: line 1: it must", export, file, wrong_format),
-    ):
-      with self.subTest(message):
-        self.assert_error(message, *arguments)
 
 
 if __name__ == "__main__":

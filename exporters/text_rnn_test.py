@@ -23,31 +23,13 @@ def _run(*arguments, **env):
 
 
 class TextRnnTest(absltest.TestCase):
-  def assert_error(self, result, message):
-    self.assertEqual(result.returncode, 1, result)
-    self.assertRegex(result.stderr, message)
-    self.assertNotIn("Traceback", result.stderr)
-
-  def test_help_and_wrong_flags_are_answered_at_once(self):
+  def test_help_is_answered_at_once(self):
     # Python names on standard error what it imports.
     result = _run("--help", PYTHONPROFILEIMPORTTIME="1")
     self.assertIn("models.nlp.text_rnn", result.stderr)
     self.assertNotIn("tensorflow", result.stderr)
     for flag in ("--export_type", "--cell", "--units", "--train_on"):
       self.assertIn(flag, result.stdout)
-    for arguments, message in (
-      (["--export_dir=x"], "either --checkpoint_path=PATH or --train_on=NAME"),
-      (
-        ["--export_dir=x", "--checkpoint_path=y", "--seq_length=9"],
-        "--seq_length applies only with --train_on",
-      ),
-      (["--export_dir=x", "--train_on=y", "--cell=rnn"], "lstm|gru"),
-      (
-        ["--export_dir=x", "--train_on=y", "--learning_rate=nan"],
-        "--learning_rate=nan: Say a finite number",
-      ),
-    ):
-      self.assert_error(_run(*arguments), message)
 
   def test_trains_verifies_and_restores(self):
     directory = pathlib.Path(self.create_tempdir().full_path)
@@ -90,7 +72,6 @@ class TextRnnTest(absltest.TestCase):
       "--export_type=cell",
       "--verification=off",
     ]
-    self.assert_error(_run(*arguments), "shape|checkpoint")
     result = _run(*arguments, *_SIZES)
     self.assertEqual(result.returncode, 0, result.stderr)
     cells = [hub.load(str(directory / d)) for d in ("both/cell", "cell")]
@@ -99,10 +80,6 @@ class TextRnnTest(absltest.TestCase):
     for first, second in zip(*(cell(inputs) for cell in cells), strict=True):
       self.assertEqual(first.shape, [3, 16])
       np.testing.assert_array_equal(first, second)
-    self.assert_error(
-      _run("--train_on=/nowhere", f"--export_dir={directory / 'x'}"),
-      "--train_on=/nowhere: /nowhere does not exist",
-    )
 
 
 if __name__ == "__main__":

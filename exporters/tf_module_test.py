@@ -24,12 +24,6 @@ class TfModuleTest(tf.test.TestCase):
     super().setUp()
     self.export_dir = os.path.join(self.get_temp_dir(), "export")
 
-  def assert_error(self, message, *arguments):
-    result = _run(f"--export_dir={self.export_dir}", *arguments)
-    self.assertEqual(result.returncode, 1, result)
-    self.assertIn(message, result.stderr)
-    self.assertNotIn("Traceback", result.stderr)
-
   def test_product(self):
     result = _run("--module=product", f"--export_dir={self.export_dir}")
     self.assertEqual(result.returncode, 0, result.stderr)
@@ -57,8 +51,6 @@ class TfModuleTest(tf.test.TestCase):
       f"--checkpoint_path={path}",
       *("--num_features=3", "--num_couplings=2", "--l2_strength=0.1"),
     )
-    self.assert_error("does not match the model", *arguments)
-    self.assertFalse(os.path.exists(self.export_dir))
     result = _run(*arguments, "--units=4", f"--export_dir={self.export_dir}")
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertIn("✓ hyperparameters, dropout_rate 0.01", result.stdout)
@@ -82,24 +74,12 @@ class TfModuleTest(tf.test.TestCase):
     trained = {v.name for v in export.trainable_variables}
     self.assertEqual(names - trained, {"real_nvp/mean:0", "real_nvp/stddev:0"})
 
-  def test_help_and_errors_are_answered_at_once(self):
+  def test_help_is_answered_at_once(self):
     # Python names on standard error what it imports.
     result = _run("--help", env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
     self.assertIn("models.density.training", result.stderr)
     self.assertNotIn("tensorflow", result.stderr)
     self.assertIn("copy this file", result.stdout)
-    flow = "--module=real_nvp"
-    self.assert_error("--module must have a value")
-    self.assert_error("either --checkpoint_path=PATH or --train_on=NAME", flow)
-    self.assert_error("neither", "--module=product", "--train_on=moons")
-    self.assert_error(
-      "apply only with --module=real_nvp", "--module=product", "--units=4"
-    )
-    self.assert_error("--train_on=x", flow, "--train_on=x")
-    self.assert_error(
-      "ERROR: --num_features=3 does not suit --train_on=moons",
-      *(flow, "--train_on=moons", "--num_features=3"),
-    )
 
 
 def _kernels(flow):

@@ -165,7 +165,7 @@ FILES: dict[str, bytes | str | Callable[[pathlib.Path, _Path], None]] = {
   "list.yaml": b"- a\n- b\n",
   "deep.yaml": b"[" * 5000,
   "python.yaml": b"!!python/object/apply:os.system ['echo']",
-  "utf16.yaml": "type: bert".encode("utf-16"),
+  "bytes.yaml": bytes(9),
   "half.json": _half(_JSON),
   "list.json": b"[]",
   "text.json": _with(_JSON, b"9", b'"9"'),
@@ -416,7 +416,7 @@ LATER: Table = [
       "--held_out=0.2": "digits_0_4 has a part to hold out. Omit --held_out",
       "--class_names_file={empty}": "DIR/empty has no names of classes",
       "--class_names_file={text}": "names has 1 of them",
-      "--class_names_file={latin1}": "latin1: line 6 is not UTF-8",
+      "--class_names_file={latin1}": "latin1: line 6.* is not UTF-8",
       "--num_gpus=1": "--num_gpus=1: TensorFlow finds",
       "--backup_dir=foo://x": "File system scheme 'foo' not implemented",
     },
@@ -449,14 +449,14 @@ LATER: Table = [
       "--class_names_file={text}": "DIR/text names 1 classes, but .* has 10",
       "--config_file={empty}": "DIR/empty: it must have keys and values",
       "--config_file={page}": "DIR/page: it must have keys and values",
-      "--config_file={export.tar.gz}": "export.tar.gz: line 1 is not UTF-8",
+      "--config_file={export.tar.gz}": "export.tar.gz: line 1.* is not UTF-8",
       "--config_file={encoder.yaml}": "encoder.yaml: The key 'bert' does not",
       "--params_override=a": "a is neither a file that can be read nor YAML",
       **{
         f"--params_override={override}": expected
         for override, expected in {
           "task=3": "it must have keys and values",
-          "task.model=": "task.model is None; it must have fields",
+          "task.model=": "task.model is None; it must have fi",
           "task.model.num_class=3": "The key 'num_class' does not exist",
           "task.model.num_classes=ten": "num_classes is 'ten'; it must be a nu",
           "task.model.num_classes=-1": "num_classes is -1; it must be",
@@ -509,7 +509,7 @@ LATER: Table = [
     "exporters/fine_tuned --saved_model_dir={product} --export_dir={out}"
     " --verification=off",
     {
-      "": "does not say what it was fine-tuned on. Set --fine_tuned_on",
+      "": "does not say what it was fine-tuned from. Set --original_dir",
       "--original_dir={product} --fine_tuned_on=x --piece=y": "no piece y",
       "--saved_model_dir={half_export}": "half_export.* truncated or damaged",
     },
@@ -578,15 +578,15 @@ LATER: Table = [
       "--vocab_file={no_mask}": r"DIR/no_mask: it lacks \[MASK\]",
       "--vocab_file={cased}": "DIR/cased does not go with --do_lower_case",
       "--vocab_file={short}": "DIR/short has 8 tokens, .* vocab_size of 9",
-      "--vocab_file={latin1}": "DIR/latin1: line 6 is not UTF-8",
-      "--vocab_file={export.tar.gz}": "DIR/export.tar.gz: line 1 is not UTF-8",
+      "--vocab_file={latin1}": "DIR/latin1: line 6.* is not UTF-8",
+      "--vocab_file={export.tar.gz}": "DIR/export.tar.gz: line 1.* is not UTF-8",
       **{
         f"--encoder_config_file={{{name}}}": expected
         for name, expected in {
           "empty": "DIR/empty: it has no `type`",
           "page": "DIR/page: it has no `type`",
           "list.yaml": "list.yaml: it has no `type`",
-          "utf16.yaml": "utf16.yaml: ",
+          "bytes.yaml": "bytes.yaml: not YAML",
           "deep.yaml": "deep.yaml: it is nested too deeply",
           "python.yaml": "python.yaml: not YAML",
           "unknown.yaml": "unknown keys num_layer .*num_layers.*, hiden_size",
@@ -595,7 +595,7 @@ LATER: Table = [
           "rate.yaml": "rate.yaml: dropout_rate is 1.5, and must be from 0",
           "kind.yaml": "kind.yaml: unknown type brt .*bert",
           "activation.yaml": "with hidden_activation=geluu: Unknown activation",
-          "huge.yaml": "hidden_size",
+          "huge.yaml": "huge.yaml: hidden_size is 9+, and must be less",
           "heads.yaml": "bert/ckpt-0, .* does not match the model",
         }.items()
       },

@@ -364,7 +364,8 @@ def run(main: Callable[[], Any]) -> None:
       for name in _EXPORTS:
         if name in flags.FLAGS:
           model_path(name)  # Fails before TensorFlow is imported.
-    strategies.prepare(strategies.from_flags())
+      with errors.of_input(ValueError):
+        strategies.prepare(strategies.from_flags())
     logging.set_verbosity(logging.ERROR)  # Keras warns at every save.
     try:
       with errors.reported():

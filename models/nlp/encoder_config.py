@@ -199,6 +199,8 @@ def _check(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
       raise ValueError(f"{key} is {value!r}, and must be {expected.__name__}")
     if expected is int and value < 1 <= defaults[key]:
       raise ValueError(f"{key} is {value}, and must be at least 1")
+    if expected is int and value >= 2**31:
+      raise ValueError(f"{key} is {value}, and must be less than 2**31")
     is_share = key.endswith(("_rate", "_prob", "_range"))
     if is_share and not 0 <= value < 1:
       raise ValueError(f"{key} is {value}, and must be from 0 to less than 1")

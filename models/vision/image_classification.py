@@ -335,7 +335,8 @@ def _changes(
   changes = {
     path: value
     for path, value in fields.flat(after).items()
-    if path.startswith("task") and defaults.get(path) != value
+    if path.startswith("task")
+    and (path not in defaults or defaults[path] != value)
   }
   for path, value in changes.items():
     has_fields = any(other.startswith(f"{path}.") for other in defaults)
@@ -347,7 +348,7 @@ def _changes(
 
 def _is_built(path: str) -> bool:
   """Tells whether a field is of the model and its regularization."""
-  return path.startswith(("task.model", "task.losses"))
+  return path == "task" or path.startswith(("task.model", "task.losses"))
 
 
 def _check_type(path: str, value: Any, default: Any) -> None:
