@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from absl import flags
 from etils import epy
 
-from distribution import errors
-
 with epy.lazy_imports():
   import numpy as np
   import tensorflow as tf
@@ -47,19 +45,14 @@ def read_names(path: str) -> list[str]:
   """Reads names of classes, one in each line, in the order of the labels.
 
   Raises:
-    ValueError: The file is missing, empty or not UTF-8, or a name is empty or
-      twice there.
+    ValueError: The file is missing or is not UTF-8, or a name is empty or twice
+      there.
   """
   try:
     with tf.io.gfile.GFile(path, "rb") as f:
       names = [line.strip() for line in f.read().decode().splitlines()]
   except (tf.errors.OpError, UnicodeDecodeError) as e:
-    message = errors.one_line(e)
-    raise ValueError(
-      f"Cannot read the names of classes in {path}: {message}"
-    ) from e
-  if not names:
-    raise ValueError(f"{path} has no names of classes.")
+    raise ValueError(f"Cannot read the names of classes in {path}: {e}") from e
   for number, name in enumerate(names, 1):
     if not name or name in names[: number - 1]:
       raise ValueError(

@@ -149,12 +149,12 @@ def _check_exist(names: Sequence[str] | None) -> bool:
   """Raises a ValidationError if a value of --train_on is no local file."""
   for name in names or ():
     path = formats.absolute(name)
-    if not (
-      name == PYTHON_DOCS
-      or "://" in path
-      or os.path.exists(path)
-      or glob.glob(path)
-    ):
+    if os.path.isdir(path):
+      raise flags.ValidationError(
+        f"{path} is a directory. Give files, or a pattern such as {path}/*.txt."
+      )
+    is_known = name == PYTHON_DOCS or "://" in path or os.path.exists(path)
+    if not is_known and not glob.glob(path):
       raise flags.ValidationError(f"{path} does not exist.")
   return True
 
@@ -194,6 +194,11 @@ def text_files(
     ValueError: A file cannot be read, or there are fewer than 50 documents.
   """
   files = tables.files(paths)
+  if text_column and not any(map(_has_rows, files)):
+    raise ValueError(
+      f"--text_column={text_column} applies only to files with rows, which end"
+      f" in {', '.join(tables.SUFFIXES)}."
+    )
   for path in files:
     _check(path, text_column, is_remote)
   numbered = list(zip(files, range(len(files)), strict=True))

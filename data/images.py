@@ -603,8 +603,6 @@ def _records(
       f"{path}: these are no TFRecords with image/encoded and"
       f" image/class/label: {e.message}"
     ) from e
-  if not texts:
-    raise ValueError(f"{path} has no records.")
   names = names or [
     texts.get(i, b"").decode() or str(i) for i in range(max(texts) + 1)
   ]

@@ -77,6 +77,9 @@ def of_input(*types: type[Exception], about: str = "") -> Iterator[None]:
 def one_line(error: BaseException) -> str:
   """Returns the message of an exception, in one line of limited length."""
   text = str(getattr(error, "message", error))  # `message` is TensorFlow's.
+  if isinstance(error, UnicodeDecodeError):
+    line = 1 + bytes(error.object[: error.start]).count(b"\n")
+    text = f"line {line} is not UTF-8. Convert the file, for example by iconv."
   if isinstance(error, OSError) and error.strerror:
     name = f": {error.filename}" if error.filename else ""
     text = error.strerror + name
@@ -85,9 +88,6 @@ def one_line(error: BaseException) -> str:
     hasattr(error, "message")
   ):
     text = f"{type(error).__name__}: {text}"
-  if isinstance(error, UnicodeDecodeError):
-    line = 1 + bytes(error.object[: error.start]).count(b"\n")
-    text = f"line {line} is not UTF-8. Convert the file, for example by iconv."
   text = " ".join(text.split())
   for said, instead in _SAID_OTHERWISE.items():
     text = re.sub(said, instead, text).strip()

@@ -248,18 +248,20 @@ def _fine_tuned(
       " --original_dir to that export, and --fine_tuned_on to the data."
     )
   else:
-    card, report = (origin / subject_lib.CARD).read_text("utf-8"), {}
-    if (origin / subject_lib.VERIFICATION).is_file():
-      report = json.loads((origin / subject_lib.VERIFICATION).read_text())
+    card, report = _text(origin / subject_lib.CARD), {}
+    path = origin / subject_lib.VERIFICATION
+    if path.is_file():
+      with errors.of_input(TypeError, ValueError, about=f"{path}: "):
+        report = dict(json.loads(_text(path)))
   if data is None and not note.is_file():
     raise errors.ExportError(
       f"{saved_model_dir} does not say what it was fine-tuned on. Set"
       " --fine_tuned_on."
     )
-  data = note.read_text("utf-8") if data is None else data
-  with errors.of_input(FileNotFoundError):
+  data = _text(note) if data is None else data
+  with errors.of_input(FileNotFoundError, RuntimeError, ValueError):
     fingerprint = tf.saved_model.experimental.read_fingerprint(str(origin))
-  singleprint = fingerprint.singleprint()
+    singleprint = fingerprint.singleprint()
   report = {
     k: v for k, v in report.items() if k not in ("comparisons", "notes")
   }
@@ -269,6 +271,11 @@ def _fine_tuned(
   return Description(
     _with_line(card, name, line), {**report, "singleprint": singleprint}
   )
+
+
+def _text(path: pathlib.Path) -> str:
+  with errors.of_input(OSError, ValueError, about=f"{path}: "):
+    return path.read_text("utf-8")
 
 
 def _with_line(card: str, name: str, line: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import gzip
 import os
 import pathlib
+import shutil
 
 Table = Sequence[tuple[str, dict[str, str]]]
 # Finds the path of another file by its name.
@@ -26,24 +27,24 @@ def _saved_model(path: pathlib.Path, _: _Path) -> None:
 
 
 def _damaged(
-  source: str, suffix: str, damage: Callable[[bytes], bytes | None]
+  source: str, name: str, damage: Callable[[bytes], bytes | None]
 ) -> Callable[[pathlib.Path, _Path], None]:
-  """Makes a function that copies a directory and damages one of its files.
+  """Makes a function that copies a directory and damages files in it.
 
   Args:
     source: Name of the directory.
-    suffix: What the name of the file ends with.
-    damage: Takes the content and returns another; None leaves the file out.
+    name: A pattern of paths in it, or the path of a new file.
+    damage: Takes the content and returns another; None removes the file.
   """
 
   def make(path: pathlib.Path, find: _Path) -> None:
-    path.mkdir()
-    for old in pathlib.Path(find(source)).iterdir():
-      content = old.is_file() and old.read_bytes()
-      if content and old.name.endswith(suffix):
-        content = damage(content)
-      if content or content == b"":
-        (path / old.name).write_bytes(content)
+    shutil.copytree(find(source), path)
+    for file in [*path.glob(name)] or [path / name]:
+      content = damage(file.read_bytes() if file.exists() else b"")
+      if content is None:
+        file.unlink()
+      else:
+        file.write_bytes(content)
 
   return make
 
@@ -138,15 +139,22 @@ FILES: dict[str, bytes | str | Callable[[pathlib.Path, _Path], None]] = {
   " --encoder_config_file={many_tokens.yaml} --checkpoint_dir={out}",
   "product": "exporters/tf_module --module=product --verification=off"
   " --export_dir={out}",
-  "half_index": _damaged("mnist_cnn", ".index", _half),
-  "no_index": _damaged("mnist_cnn", ".index", lambda _: None),
-  "flipped_index": _damaged("mnist_cnn", ".index", _flipped),
-  "half_data": _damaged("mnist_cnn", ".data-00000-of-00001", _half),
-  "empty_data": _damaged("mnist_cnn", ".data-00000-of-00001", _empty),
-  "no_data": _damaged("mnist_cnn", ".data-00000-of-00001", lambda _: None),
-  "flipped_data": _damaged("mnist_cnn", ".data-00000-of-00001", _flipped),
+  "half_index": _damaged("mnist_cnn", "*.index", _half),
+  "no_index": _damaged("mnist_cnn", "*.index", lambda _: None),
+  "flipped_index": _damaged("mnist_cnn", "*.index", _flipped),
+  "half_data": _damaged("mnist_cnn", "*.data-*", _half),
+  "empty_data": _damaged("mnist_cnn", "*.data-*", _empty),
+  "no_data": _damaged("mnist_cnn", "*.data-*", lambda _: None),
+  "flipped_data": _damaged("mnist_cnn", "*.data-*", _flipped),
   "not_finite": _not_finite,
-  "half_export": _damaged("product", ".pb", _half),
+  "half_export": _damaged("product", "saved_model.pb", _half),
+  "no_fingerprint": _damaged("product", "fingerprint.pb", lambda _: None),
+  "bad_fingerprint": _damaged("product", "fingerprint.pb", lambda _: b"\xff"),
+  "bad_card": _damaged("product", "assets.extra/README.md", lambda _: b"\xff"),
+  "bad_report": _damaged(
+    "product", "assets.extra/verification.json", lambda _: b"[1]"
+  ),
+  "no_variables": _damaged("product", "variables/*", lambda _: None),
   # Configs of encoders.
   "encoder.yaml": _BERT,
   "many_tokens.yaml": _with(_BERT, b"vocab_size: 9", b"vocab_size: 400"),
@@ -353,6 +361,7 @@ AT_ONCE: Table = [
     {
       "--train_on=/nowhere": "--train_on=.*: /nowhere does not exist",
       "--train_on={corpus.txt},{out}*": r"--train_on=.*\* does not exist",
+      "--train_on={directory}": "--train_on=.*: DIR/directory is a directory",
       "--cell=rnn": "--cell=rnn: .* <lstm|gru>",
       "--units=0": "--units=0: 0 is not",
       "--dropout_rate=1": "--dropout_rate=1: 1.0 is not",
@@ -410,11 +419,11 @@ LATER: Table = [
   (
     f"exporters/mnist_cnn {_TRAIN}",
     {
-      "--train_on={empty}": "DIR/empty has no records",
+      "--train_on={empty}": "DIR/empty",
       "--train_on={text}": "DIR/text: these are no TFRecords",
       "--train_on={directory}": "directory has 0 classes",
       "--held_out=0.2": "digits_0_4 has a part to hold out. Omit --held_out",
-      "--class_names_file={empty}": "DIR/empty has no names of classes",
+      "--class_names_file={empty}": "DIR/empty",
       "--class_names_file={text}": "names has 1 of them",
       "--class_names_file={latin1}": "latin1: line 6.* is not UTF-8",
       "--num_gpus=1": "--num_gpus=1: TensorFlow finds",
@@ -435,7 +444,7 @@ LATER: Table = [
       "--checkpoint_path={weights.h5}": "is weights of Keras in HDF5, not a",
       "--checkpoint_path=foo://x": "File system scheme 'foo' not implemented",
       "--weights=average": "has no moving averages",
-      "--class_names_file={empty}": "DIR/empty has no names of classes",
+      "--class_names_file={empty}": "DIR/empty",
     },
   ),
   (
@@ -503,7 +512,11 @@ LATER: Table = [
   ),
   (
     "exporters/compile_for_tpu --saved_model_dir={product} --libtpu=/bin/true",
-    {"--record": r"--record: DIR/product/\S* does not exist"},
+    {
+      "--record": r"--record: DIR/product/\S* does not exist",
+      "--record --saved_model_dir={bad_report}": "bad_report/.*json: ",
+      "--record --saved_model_dir={bad_card}": "bad_card/.*README.md: ",
+    },
   ),
   (
     "exporters/fine_tuned --saved_model_dir={product} --export_dir={out}"
@@ -512,6 +525,11 @@ LATER: Table = [
       "": "does not say what it was fine-tuned from. Set --original_dir",
       "--original_dir={product} --fine_tuned_on=x --piece=y": "no piece y",
       "--saved_model_dir={half_export}": "half_export.* truncated or damaged",
+      "--saved_model_dir={no_variables}": "no_variables cannot be loaded",
+      "--fine_tuned_on=x --original_dir={bad_card}": "bad_card/.*README.md: ",
+      "--fine_tuned_on=x --original_dir={bad_report}": "bad_report/.*json: ",
+      "--fine_tuned_on=x --original_dir={no_fingerprint}": "no_fingerprint",
+      "--fine_tuned_on=x --original_dir={bad_fingerprint}": "bad_fingerprint",
     },
   ),
   (
@@ -545,13 +563,14 @@ LATER: Table = [
     {
       "--train_on={few.txt}": "few.txt: 1 documents, .* needs 50 or more",
       "--train_on={empty}": "DIR/empty: 0 documents",
-      "--train_on={directory}": "DIR/directory",
       "--train_on={latin1.txt}": "latin1.txt, line 1: this is not UTF-8",
       "--train_on={no_text.csv}": "no_text.csv: the columns are a, b. Set --te",
       "--train_on={quote.csv}": "quote.csv, line 2: unexpected end of data",
       "--train_on={broken.jsonl}": "broken.jsonl, line 2: ",
       "--train_on={broken.parquet}": "broken.parquet: ",
+      "--train_on={corpus.txt},python_docs": "python_docs does not exist",
       "--train_on={broken.txt.gz}": "broken.txt.gz.*ot a gzipped file",
+      "--train_on={corpus.txt} --text_column=x": "--text_column=x applies only",
       "--train_on={no_text.csv} --text_column=x": "no_text.csv has no column x",
     },
   ),
@@ -579,7 +598,7 @@ LATER: Table = [
       "--vocab_file={cased}": "DIR/cased does not go with --do_lower_case",
       "--vocab_file={short}": "DIR/short has 8 tokens, .* vocab_size of 9",
       "--vocab_file={latin1}": "DIR/latin1: line 6.* is not UTF-8",
-      "--vocab_file={export.tar.gz}": "DIR/export.tar.gz: line 1.* is not UTF-8",
+      "--vocab_file={export.tar.gz}": "export.tar.gz: line 1.* is not UTF-8",
       **{
         f"--encoder_config_file={{{name}}}": expected
         for name, expected in {

@@ -26,6 +26,11 @@ def check(export_dir: str) -> None:
       )
     if not os.access(path.parent, os.W_OK):
       raise errors.ExportError(f"--record: {path.parent} is not writable.")
+    about = f"--record: {path}: "
+    with errors.of_input(OSError, TypeError, ValueError, about=about):
+      text = path.read_text(encoding="utf-8")
+      if name == subject_lib.VERIFICATION:
+        dict(json.loads(text))
 
 
 def write(
