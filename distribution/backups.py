@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epy
 
+from distribution import errors
 from distribution import strategies
 
 with epy.lazy_imports():
@@ -54,7 +55,16 @@ def callbacks(
       f"{directory} has the state after {done} epochs, more than {epochs}."
       " Train for more epochs, or use another directory."
     )
-  callbacks = [tf_keras.callbacks.BackupAndRestore(directory)]
+  backup = tf_keras.callbacks.BackupAndRestore(directory)
+  restore = backup.on_train_begin
+
+  def restore_or_explain(logs: Any = None) -> None:
+    about = f"Cannot read the state in {directory}. Use another directory. "
+    with errors.of_input(about=about):
+      restore(logs)
+
+  backup.on_train_begin = restore_or_explain
+  callbacks = [backup]
   if is_chief:
     callbacks.append(
       tf_keras.callbacks.LambdaCallback(

@@ -1,10 +1,12 @@
 import json
 import os
+import pathlib
 
 import tensorflow as tf
 import tf_keras
 
 from distribution import backups
+from distribution import errors
 
 
 def _model():
@@ -73,6 +75,12 @@ class BackupsTest(tf.test.TestCase):
     with self.assertRaisesRegex(ValueError, "after 1 epochs, more than 0"):
       backups.callbacks(directory, {"rate": 1}, strategy, 0)
     kept = backups.callbacks(directory, {"rate": 1}, strategy, 2)
+    (data,) = pathlib.Path(directory, "chief").glob("*.data-*")
+    content = data.read_bytes()
+    data.write_bytes(content[: len(content) // 2])
+    with self.assertRaisesRegex(errors.InputError, "Cannot read the state in "):
+      _model().fit(x, x, epochs=2, callbacks=kept, verbose=0)
+    data.write_bytes(content)
     history = _model().fit(x, x, epochs=2, callbacks=kept, verbose=0)
     self.assertEqual(history.epoch, [1])
     self.assertEmpty(os.listdir(directory))

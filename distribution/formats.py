@@ -93,6 +93,11 @@ def check_output(flag: str, path: str) -> None:
   """Raises an InputError if nothing can be written at a local path."""
   if "://" in path:
     return
+  is_state = flag in ("backup_dir", "checkpoint_dir")
+  if is_state and os.path.isfile(os.path.join(path, "saved_model.pb")):
+    raise errors.InputError(
+      f"--{flag}={path} is a SavedModel. Choose another directory."
+    )
   parent = path
   while not os.path.lexists(parent):
     parent = os.path.dirname(parent)

@@ -147,6 +147,7 @@ FILES: dict[str, bytes | str | Callable[[pathlib.Path, _Path], None]] = {
   "no_data": _damaged("mnist_cnn", "*.data-*", lambda _: None),
   "flipped_data": _damaged("mnist_cnn", "*.data-*", _flipped),
   "not_finite": _not_finite,
+  "half_run": _damaged("bert", "*.data-*", _half),
   "half_export": _damaged("product", "saved_model.pb", _half),
   "no_fingerprint": _damaged("product", "fingerprint.pb", lambda _: None),
   "bad_fingerprint": _damaged("product", "fingerprint.pb", lambda _: b"\xff"),
@@ -381,6 +382,7 @@ AT_ONCE: Table = [
       "--seq_length=4": "--seq_length=4: 4 is not",
       "--masking_rate=1": "--masking_rate=1: 1.0 is not",
       "--checkpoint_dir={text}": "Cannot write --checkpoint_dir=DIR/text",
+      "--checkpoint_dir={saved_model}": "saved_model is a SavedModel. Choose",
     },
   ),
   (
@@ -572,6 +574,15 @@ LATER: Table = [
       "--train_on={broken.txt.gz}": "broken.txt.gz.*ot a gzipped file",
       "--train_on={corpus.txt} --text_column=x": "--text_column=x applies only",
       "--train_on={no_text.csv} --text_column=x": "no_text.csv has no column x",
+    },
+  ),
+  (
+    "exporters/bert_pretraining --train_on={corpus.txt} --do_lower_case"
+    " --epochs=0 --seq_length=16 --batch_size=2"
+    " --encoder_config_file={many_tokens.yaml}",
+    {
+      "--checkpoint_dir={half_run}": "half_run/ckpt-0 is of .*, or damaged",
+      "--checkpoint_dir={mnist_cnn}": "has checkpoints of another program",
     },
   ),
   (

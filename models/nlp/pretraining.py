@@ -334,8 +334,8 @@ def _resume(
     manager.checkpoint.restore(
       manager.latest_checkpoint, options
     ).assert_consumed()
-  except (AssertionError, ValueError) as e:
+  except (AssertionError, IndexError, ValueError, tf.errors.OpError) as e:
     raise ValueError(
-      f"{manager.latest_checkpoint} is of another model. Use another directory."
-      f" TensorFlow says: {' '.join(str(e).split())}"
+      f"{manager.latest_checkpoint} is of another model, or damaged. Use another"
+      f" directory. TensorFlow says: {' '.join(str(e).split())}"
     ) from e
