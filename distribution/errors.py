@@ -28,6 +28,7 @@ _OF_FILES = {
   *(errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR),
   *(errno.EPERM, errno.EROFS),
 }
+_PATHS = ("_dir", "_file", "_path", "train_on")  # Names of flags end in these.
 _FIRST_ARGUMENT = r"Positional arguments \(\d+ total\): \* (.*?) (?:\*|Keyword)"
 # What Keras, TensorFlow and gin say, in one line, and what is said instead.
 _SAID_OTHERWISE = {
@@ -112,13 +113,14 @@ def check_flags(arguments: Sequence[str]) -> None:
   if len(arguments) > 1:
     sys.exit(f"ERROR: {arguments[1]} is not a flag. Flags start with --.")
   for name, value in flags.FLAGS.flag_values_dict().items():
-    if str(value).encode(errors="replace").decode() != str(value):
-      sys.exit(f"ERROR: --{name} is not UTF-8. Rename the file or directory.")
+    if (
+      name.endswith(_PATHS) and value in ("", []) and flags.FLAGS[name].present
+    ):
+      sys.exit(f"ERROR: --{name} is empty. Say a path, or omit it.")
     if isinstance(value, float) and not math.isfinite(value):
       sys.exit(f"ERROR: --{name}={value}: Say a finite number.")
-    is_path = name.endswith(("_dir", "_file", "_path"))
-    if is_path and value == "" and flags.FLAGS[name].present:
-      sys.exit(f"ERROR: --{name} is empty. Give a path, or omit the flag.")
+    if str(value).encode(errors="replace").decode() != str(value):
+      sys.exit(f"ERROR: --{name} is not UTF-8. Rename the file or directory.")
 
 
 @contextlib.contextmanager

@@ -581,7 +581,7 @@ LATER: Table = [
     " --epochs=0 --seq_length=16 --batch_size=2"
     " --encoder_config_file={many_tokens.yaml}",
     {
-      "--checkpoint_dir={half_run}": "half_run/ckpt-0 is of .*, or damaged",
+      "--checkpoint_dir={half_run}": "half_run/ckpt-0 is of .* or damaged",
       "--checkpoint_dir={mnist_cnn}": "has checkpoints of another program",
     },
   ),

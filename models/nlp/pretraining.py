@@ -336,6 +336,6 @@ def _resume(
     ).assert_consumed()
   except (AssertionError, IndexError, ValueError, tf.errors.OpError) as e:
     raise ValueError(
-      f"{manager.latest_checkpoint} is of another model, or damaged. Use another"
+      f"{manager.latest_checkpoint} is of another model or damaged. Use another"
       f" directory. TensorFlow says: {' '.join(str(e).split())}"
     ) from e
