@@ -210,6 +210,16 @@ _TRAIN = (
 )
 _RESTORE = "--export_dir={out} --verification=off --checkpoint_path="
 
+# The variant of each architecture, in its config.
+_ARCHITECTURES = {
+  "deit": "vit.model_name",
+  **{
+    name: f"{name}.model_id"
+    for name in ("efficientnet", "mobilenet", "resnet", "resnet_3d", "revnet")
+  },
+  "vit": "vit.model_name",
+}
+
 # Decided before TensorFlow is imported.
 AT_ONCE: Table = [
   (
@@ -410,9 +420,44 @@ AT_ONCE: Table = [
       "--vocab_file={vocab} --checkpoint_path=x --pooler=random": "Say --do_lo",
       "--do_lower_case --checkpoint_path=x --pooler=random": "either --vocab_f",
       "--do_lower_case --vocab_file={vocab} --checkpoint_path=x": "needs --p",
+      "--do_lower_case --vocab_file={vocab} --checkpoint_path=x"
+      " --export_type=text_embedding --pooling=pooled": "--pooling=pooled only",
       "--do_lower_case --vocab_file={vocab} --train_on={corpus.txt}"
       " --pooler=checkpoint": "--train_on does not train a pooler",
     },
+  ),
+  (
+    "exporters/bert --export_dir={out} --export_type=preprocessing"
+    " --do_lower_case --sp_model_file={text}",
+    {"--tokenize_with_offsets": "so its tokens have no offsets"},
+  ),
+  (
+    "exporters/text_rnn --export_dir={out}",
+    {
+      "": "either --checkpoint_path=PATH or --train_on=NAME",
+      "--checkpoint_path=x --seq_length=9": "--seq_length applies only with",
+    },
+  ),
+  (
+    "integration_tests/use_mnist_cnn --saved_model_dir={saved_model}",
+    {
+      "--dataset=cats": "--dataset=cats: It must be one of digits",
+      "--learning_rate=nan": "--learning_rate=nan: Say a finite number",
+      "--noretrain --dropout_rate=0": "--dropout_rate applies only with --ret",
+      "--strategy=parameter_server": "--strategy=parameter_server needs TF_CO",
+    },
+  ),
+  *(
+    (
+      f"integration_tests/use_{name} --saved_model_dir=/nowhere {others}",
+      {"": "/nowhere does not exist", "--epochs=x": "--epochs=x: invalid lit"},
+    )
+    for name, others in {
+      **dict.fromkeys(_ARCHITECTURES, ""),
+      **dict.fromkeys(("keras_model", "mnist_cnn", "tf_module"), ""),
+      **dict.fromkeys(("text_embedding", "text_rnn"), ""),
+      "bert": "--preprocessor_dir=/nowhere",
+    }.items()
   ),
 ]
 
@@ -482,6 +527,7 @@ LATER: Table = [
           "task.model.input_size=[32,32,1]": "for grey images",
           "task.model.dropout_rate=1": "dropout_rate is 1; it must be from 0",
           "task.losses.l2_weight_decay=0.1x": "weight_decay is '0.1x'; it must",
+          "task.model.norm_activation.norm_epsilon=-1": "epsilon is -1; it mus",
           "task.losses.l2_weight_decay=-1": "weight_decay is -1; it must be 0",
         }.items()
       },
@@ -495,14 +541,7 @@ LATER: Table = [
         f"--params_override=task.model.backbone.{variant}=x": "is .*x.*; ",
       },
     )
-    for name, variant in (
-      ("deit", "vit.model_name"),
-      ("efficientnet", "efficientnet.model_id"),
-      ("mobilenet", "mobilenet.model_id"),
-      ("resnet_3d", "resnet_3d.model_id"),
-      ("revnet", "revnet.model_id"),
-      ("vit", "vit.model_name"),
-    )
+    for name, variant in _ARCHITECTURES.items()
   ),
   (
     "exporters/check --saved_model_dir={product}",

@@ -364,7 +364,7 @@ def _check_type(path: str, value: Any, default: Any) -> None:
     return
   if not is_right and value is not None:
     raise ValueError(f"{path} is {value!r}; it must be {wanted}.")
-  if path.endswith("weight_decay") and value and value < 0:
+  if path.endswith(("weight_decay", "epsilon")) and (value or 0) < 0:
     raise ValueError(f"{path} is {value}; it must be 0 or more.")
   if path.endswith(("_rate", "momentum")) and not 0 <= (value or 0) < 1:
     raise ValueError(f"{path} is {value}; it must be from 0 to less than 1.")

@@ -111,7 +111,7 @@ class ImageClassificationTest(tf.test.TestCase):
       (None, "task.model.nope=3", "=3: The key 'nope' does not"),
       (None, "a: b: c", "mapping values are not allowed here"),
       (None, "/nowhere.yaml", "/nowhere.yaml is neither a file that can be"),
-      (None, "task=5", "'int' object"),
+      (None, "task=5", "must have keys and values"),
       (None, "task.model=5", "task.model is 5; it must have fields"),
       (
         None,
