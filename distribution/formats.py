@@ -78,11 +78,14 @@ def check_name(flag: str, path: str) -> None:
 
 
 def check_file(flag: str, path: str) -> None:
-  """Raises an InputError if a local file cannot be read; passes over URLs."""
-  if "://" in path:
-    return
+  """Raises an InputError if a local file cannot be read.
+
+  It passes over URLs and pipes.
+  """
   if os.path.isdir(path):
     raise errors.InputError(f"--{flag}={path} is a directory, not a file.")
+  if "://" in path or (os.path.exists(path) and not os.path.isfile(path)):
+    return
   with (
     errors.of_input(OSError, about=f"--{flag}={path}: "),
     open(path, "rb") as f,
