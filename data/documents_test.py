@@ -9,6 +9,7 @@ from pyarrow import parquet
 import tensorflow as tf
 
 from data import documents
+from distribution import errors
 
 
 def _texts(dataset):
@@ -100,7 +101,7 @@ class DocumentsTest(tf.test.TestCase):
       ),
       ("b.parquet", "", "b.parquet: "),
     ):
-      with self.assertRaisesRegex(ValueError, message):
+      with self.assertRaisesRegex((ValueError, errors.InputError), message):
         documents.text_files([self.write(name, data)])
     with self.assertRaisesRegex(FileNotFoundError, "/none.* does not exist"):
       documents.text_files(["/none*"])

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent import futures
-import contextlib
 import dataclasses
 import io
 import os
@@ -15,6 +14,7 @@ from absl import flags
 from etils import epy
 
 from data import classes
+from distribution import errors
 from distribution import formats
 
 # Programs import this module before they parse their flags.
@@ -65,10 +65,7 @@ _TRAIN, _HELD_OUT = "train", ("test", "validation", "valid", "val")
 # change no class. More come of an interrupted copy or of another format.
 _MOST_UNREADABLE = 0.05
 _CACHED_BYTES = 2**30
-
-
-class UnreadableError(ValueError):
-  """More pictures than a few cannot be decoded."""
+_MOST_CLASSES = 2**20  # Of TFRecords.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +148,8 @@ def is_named(name: str) -> bool:
 
 def _path(name: str) -> str | None:
   """Returns the absolute path in the value of a flag; None if it is none."""
+  if not name.removeprefix(_FOLDER):
+    return None
   path = formats.absolute(name.removeprefix(_FOLDER))
   if "://" in path:
     return path
@@ -360,7 +359,7 @@ def _decoder(
       return np.asarray(image).reshape(height, width, -1), True
     except Exception as e:  # Pillow raises what its many decoders do.
       if name not in unreadable:
-        unreadable[name] = f"{name.decode() or 'a record'}: {e}"
+        unreadable[name] = f"{name.decode(errors='replace') or 'a record'}: {e}"
         print(f"Skipped {unreadable[name]}", file=sys.stderr)
         _refuse_many(unreadable.values(), total, dataset.description)
       return np.zeros([height, width, channels], np.uint8), False
@@ -374,25 +373,11 @@ def _decoder(
   return decode
 
 
-@contextlib.contextmanager
-def decoding_errors() -> Iterator[None]:
-  """Exits with a one-line error if many pictures cannot be decoded."""
-  try:
-    yield
-  except tf.errors.OpError as e:
-    _, is_unreadable, message = e.message.partition(
-      f"{UnreadableError.__name__}: "
-    )
-    if not is_unreadable:
-      raise
-    sys.exit(f"ERROR: {message.splitlines()[0]}")
-
-
 def _refuse_many(unreadable: Iterable, total: int, source: str) -> None:
-  """Raises an UnreadableError if more than a few pictures are unreadable."""
+  """Raises an InputError if more than a few pictures are unreadable."""
   count = len(unreadable)
   if count > _MOST_UNREADABLE * total:
-    raise UnreadableError(
+    raise errors.InputError(
       f"{source}: {count} of {total:,} pictures are unreadable, more than"
       f" {_MOST_UNREADABLE:.0%}. Copy them again, or move them away. One is"
       f" {[*unreadable][-1]}"
@@ -490,7 +475,7 @@ def _builder(name: str) -> tfds.core.DatasetBuilder:
   """Returns a data set of tensorflow-datasets; downloads it if need be."""
   try:
     builder = tfds.builder(name)
-  except ValueError as e:  # It lists all there are, line by line.
+  except (AssertionError, ValueError) as e:  # It lists all that there are.
     raise ValueError(
       f"tensorflow-datasets has no {name}: {str(e).splitlines()[0]}"
     ) from e
@@ -564,7 +549,7 @@ def _records(
     "image/class/text": tf.io.FixedLenFeature([], tf.string, ""),
   }
   image_keys = {
-    "image/encoded": tf.io.FixedLenFeature([], tf.string),
+    "image/encoded": tf.io.FixedLenFeature([], tf.string, ""),
     "image/filename": tf.io.FixedLenFeature([], tf.string, ""),
   }
   texts = {}  # By labels.
@@ -598,13 +583,22 @@ def _records(
       parts = part(named(_TRAIN)), part(named(*_HELD_OUT))
     else:
       parts = _divided(*part(files), share)
-  except tf.errors.OpError as e:
+  # Messages of TensorFlow may cite bytes that are not UTF-8.
+  except (tf.errors.OpError, UnicodeDecodeError) as e:
     raise ValueError(
       f"{path}: these are no TFRecords with image/encoded and"
-      f" image/class/label: {e.message}"
+      f" image/class/label: {errors.one_line(e)}"
     ) from e
+  if not texts:
+    raise ValueError(f"{path}: there is no TFRecord.")
+  if not 0 <= min(texts) <= max(texts) < _MOST_CLASSES:
+    raise ValueError(
+      f"{path}: the labels in image/class/label must be 0 to"
+      f" {_MOST_CLASSES - 1:,}; they are {min(texts)} to {max(texts)}."
+    )
   names = names or [
-    texts.get(i, b"").decode() or str(i) for i in range(max(texts) + 1)
+    texts.get(i, b"").decode(errors="replace") or str(i)
+    for i in range(max(texts) + 1)
   ]
   return _dataset(f"the TFRecords {os.path.basename(path)}", names, *parts)
 

@@ -164,7 +164,7 @@ def train(
     with strategies.precision(how.distribution.mixed_precision):
       with strategy.scope():
         root, model = build(len(dataset.classes))
-      with strategies.cluster_errors(), images.decoding_errors():
+      with strategies.cluster_errors():
         accuracy = training.train(model, dataset, how.training, callbacks)
     held_out = f"{accuracy:.4f} on {dataset.num_held_out:,} images held out"
     print(f"Test accuracy: {held_out}")
