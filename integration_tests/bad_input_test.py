@@ -23,6 +23,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from integration_tests import bad_input
+from integration_tests import bad_input_of_consumers as of_consumers
 
 _ROOT = os.getcwd()
 _MOST_LINES = 3
@@ -130,7 +131,7 @@ class BadInputTest(parameterized.TestCase):
     path = self.directory / name
     if name not in self.made:
       self.made.add(name)
-      content = bad_input.FILES[name]
+      content = {**of_consumers.FILES, **bad_input.FILES}[name]
       if isinstance(content, bytes):
         path.write_bytes(content)
       elif isinstance(content, str):
@@ -182,12 +183,14 @@ class BadInputTest(parameterized.TestCase):
     self.assertEmpty(os.listdir(out))
     return result
 
-  @parameterized.parameters(*_cases(bad_input.AT_ONCE))
+  @parameterized.parameters(
+    *_cases([*bad_input.AT_ONCE, *of_consumers.AT_ONCE])
+  )
   def test_at_once(self, program: str, text: str, expected: str):
     result = self.check(program, text, expected)
     self.assertFalse(result.imported_tensorflow)
 
-  @parameterized.parameters(*_cases(bad_input.LATER))
+  @parameterized.parameters(*_cases([*bad_input.LATER, *of_consumers.LATER]))
   def test_with_tensorflow(self, program: str, text: str, expected: str):
     for name in _IMPORTED_ONCE:
       importlib.import_module(name)

@@ -342,6 +342,9 @@ def _changes(
     has_fields = any(other.startswith(f"{path}.") for other in defaults)
     if has_fields and (value is not None or _is_built(path)):
       raise ValueError(f"{path} is {value!r}; it must have fields.")
+    for i, character in enumerate(path):
+      if character == "." and defaults.get(path[:i]) is not None:
+        raise ValueError(f"{path[:i]} has no field {path[i + 1 :]}.")
     _check_type(path, value, defaults.get(path))
   return changes
 
