@@ -298,7 +298,7 @@ def _check(setup: Setup, before: dict[str, Any], after: dict[str, Any]) -> None:
   _check_shape(setup)
   field, table = setup.architecture.variants
   variants = getattr(_backbone_module(setup.architecture), table)
-  if setup.variant not in variants:
+  if setup.variant not in [*variants]:  # It may be of any type.
     raise ValueError(
       f"task.model.backbone.{backbone.type}.{field} is {setup.variant}; there"
       f" are {', '.join(map(str, variants))}."
