@@ -275,7 +275,11 @@ class ParsersTest(parameterized.TestCase):
       | st.tuples(st.sampled_from(_FIELDS), value).map(
         lambda pair: f"{pair[0]}={json.dumps(pair[1])}"
       ),
-      ["task.model.backbone.resnet=", '{"task": {"model": null}}'],
+      [
+        "task.model.backbone.resnet=",
+        "task.model.backbone.resnet.model_id={}",
+        '{"task": {"model": null}}',
+      ],
     )
 
 

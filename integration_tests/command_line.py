@@ -105,7 +105,7 @@ def define_flags(
     flags.DEFINE_integer(name, default, text, lower_bound=1)
   flags.DEFINE_float("learning_rate", learning_rate, "Peak learning rate.")
   flags.register_validator(
-    "learning_rate", lambda value: value > 0, "It must be more than 0."
+    "learning_rate", lambda value: not value <= 0, "It must be more than 0."
   )
   for name in retraining:
     text, largest = RETRAINING[name]
