@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import errno
 import math
+import os
 import re
 import sys
 import traceback
@@ -25,12 +26,14 @@ _BUG = (
   " command line and the traceback."
 )
 # Errors of the file system that no program can prevent.
+_OF_FULL_DISKS = {errno.EDQUOT, errno.EFBIG, errno.ENOSPC}
 _OF_FILES = {
-  *(errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EISDIR),
-  *(errno.ELOOP, errno.ENAMETOOLONG, errno.ENOSPC, errno.ENOTDIR),
-  *(errno.EPERM, errno.EROFS),
+  *_OF_FULL_DISKS,
+  *(errno.EACCES, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
+  *(errno.ENOTDIR, errno.EPERM, errno.EROFS),
 }
 _PATHS = ("_dir", "_file", "_path", "train_on")  # Names of flags end in these.
+_NOT_WRITTEN = "|".join(map(os.strerror, {*_OF_FULL_DISKS, errno.EROFS}))
 _FIRST_ARGUMENT = r"Positional arguments \(\d+ total\): \* (.*?) (?:\*|Keyword)"
 # What Keras, TensorFlow and gin say, in one line, and what is said instead.
 _SAID_OTHERWISE = {
@@ -53,6 +56,11 @@ _SAID_OTHERWISE = {
   r"Op type not registered '(\w+)' in binary .*": (
     r"The SavedModel has the op \1, which this program does not know: it is of"
     " another kind, or needs a package that has the op"
+  ),
+  # What is written in a hidden directory appears without it.
+  r"\.([^/]+)\.unfinished-[0-9a-f]+(/[^\s;]*)?": r"\1",
+  rf"^(.*?)(_temp/\S+)?; ({_NOT_WRITTEN})( \[Op:\w+\])?": (
+    r"Cannot write \1: \3"
   ),
 }
 
@@ -81,6 +89,20 @@ def of_input(*types: type[Exception], about: str = "") -> Iterator[None]:
     if getattr(e, "strerror", None) and str(e.filename) in about:
       text = e.strerror
     raise InputError(f"{about}{text}") from e
+
+
+@contextlib.contextmanager
+def writing(path: str, advice: str = "") -> Iterator[None]:
+  """Names the path in the errors of a full disk.
+
+  Python names a file where it is opened, not where it is written.
+  """
+  try:
+    yield
+  except OSError as e:
+    if e.filename or e.errno not in _OF_FULL_DISKS:
+      raise
+    raise InputError(f"Cannot write {path}: {e.strerror}{advice}") from e
 
 
 def one_line(error: BaseException) -> str:
@@ -166,11 +188,15 @@ def _is_of_input_or_machine(error: Exception) -> bool:
     return True
   types = getattr(sys.modules.get("tensorflow"), "errors", None)
   if types and isinstance(error, types.OpError):
-    is_lack = (
+    of_machine = (
       types.DataLossError,
       types.PermissionDeniedError,
       types.ResourceExhaustedError,
     )
-    # Otherwise no op has failed, but access to a file, perhaps a remote one.
-    return isinstance(error, is_lack) or "[Op:" not in error.message
+    return (
+      isinstance(error, of_machine)
+      # No op has failed, but access to a file, perhaps a remote one.
+      or "[Op:" not in error.message
+      or bool(re.search(f"; ({_NOT_WRITTEN})", error.message))
+    )
   return isinstance(error, MemoryError)

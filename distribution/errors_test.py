@@ -1,6 +1,7 @@
 import contextlib
 import errno
 import io
+import resource
 import subprocess
 import sys
 
@@ -113,6 +114,25 @@ class ErrorsTest(absltest.TestCase):
           raise error
         self.assertEqual(str(raised.exception.code).rstrip(": "), expected)
         self.assertEqual("Traceback" in stderr.getvalue(), debug)
+
+  def test_a_full_disk_is_reported_with_the_path_that_the_user_knows(self):
+    parent = self.create_tempdir().full_path
+    checkpoint = tf.train.Checkpoint(v=tf.Variable(tf.zeros([9999])))
+    for name, known in (
+      (f".my export.unfinished-{'0' * 32}/variables", "my export"),
+      ("backup", "backup/ckpt-1"),
+    ):
+      soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+      resource.setrlimit(resource.RLIMIT_FSIZE, (999, hard))
+      try:
+        with self.assertRaises(SystemExit) as raised, errors.reported():
+          checkpoint.write(f"{parent}/{name}/ckpt-1")
+      finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+      self.assertEqual(
+        raised.exception.code,
+        f"ERROR: Cannot write {parent}/{known}: File too large",
+      )
 
   def test_a_bug_keeps_its_traceback(self):
     result = subprocess.run(

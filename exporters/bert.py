@@ -151,6 +151,14 @@ def _restored(
     )
   if export_type == "all" and not pretrainer:
     print("Exporting no mlm: there is no head for it.")
+  if weights.pooler == "checkpoint":
+    names = checkpoints.names(weights.checkpoint_path)
+    if other := encoder_checkpoints.other_pooler(names):
+      print(
+        f"The head {other} in the checkpoint was trained with a pooler of its"
+        " own, not with that of the encoder, which the pooled output has now."
+        f" --pooler={other} takes the head's."
+      )
   return core, pretrainer
 
 

@@ -234,7 +234,7 @@ def attributes(
   lines = "".join(f"{token}\n" for token in tokenizer.tokens)
   # Without paths or white space that the file has.
   token_file = os.path.join(scratch_dir, os.path.basename(token_file))
-  with open(token_file, "wb") as f:
+  with errors.writing(scratch_dir, errors.SCRATCH), open(token_file, "wb") as f:
     f.write(tokenizer.model or lines.encode())
   return {
     name: tf.saved_model.Asset(token_file),

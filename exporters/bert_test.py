@@ -492,6 +492,34 @@ class BertTest(parameterized.TestCase):
     self.assert_same_weights(self.export(pooler="random"), but="pooler")
     self.assertNotIn("mlm", dir(export))
 
+  def test_the_pooler_that_fine_tuning_trained(self):
+    """It is the head's, as Model Garden's task builds it by default."""
+    path = str(self.directory / "fine_tuned")
+    model = models.BertClassifier(
+      self.core.encoder, 3, use_encoder_pooler=False
+    )
+    tf.train.Checkpoint(model=model, **model.checkpoint_items).write(path)
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout):
+      self.assert_same_weights(self.export(checkpoint_path=path))
+    self.assertRegex(
+      stdout.getvalue(), "The head sentence_prediction .* --pooler=sentence_pre"
+    )
+    export = self.export(checkpoint_path=path, pooler="sentence_prediction")
+    self.assert_same_weights(export, but="pooler")
+    inputs = {name: tf.ones([2, 5], tf.int32) for name in bert.INPUT_NAMES}
+    outputs = export(inputs)
+    np.testing.assert_allclose(
+      outputs["pooled_output"],
+      model.classifier.dense(outputs["sequence_output"][:, 0]),
+      atol=1e-6,
+    )
+    self.assert_refused(
+      "no value for sentence_prediction/pooler_dense/kernel:0",
+      checkpoint_path=str(self.directory / "trainer"),
+      pooler="sentence_prediction",
+    )
+
   def test_no_pooler_in_the_checkpoint(self):
     encoder = self.core.encoder
     view = tf.train.TrackableView(encoder)

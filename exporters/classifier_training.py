@@ -71,7 +71,7 @@ class Weights:
     """What the model card says of weights from a checkpoint."""
     average = ", averaged over its training"
     is_average = self.weights == "average"
-    return "a checkpoint of the classifier" + (average if is_average else "")
+    return "a checkpoint" + (average if is_average else "")
 
   def class_names(self, count: int | None = None) -> str:
     """Returns the names in `class_names_file`, if any, for the model card."""

@@ -8,6 +8,7 @@ it.
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
 
@@ -238,6 +239,10 @@ def _restored(
   pieces = _cut(config, setup, model)
   path = weights.checkpoint_path
   if path.endswith((".h5", ".hdf5")):
+    if "classification" not in pieces and _take_classes(path, setup, model):
+      with errors.of_input(ValueError), checkpoints.uninitialized():
+        model = image_classification.build(setup)
+      pieces = _cut(config, setup, model)
     about = f"Cannot take the weights of {path}: "
     with errors.of_input(about=about):  # h5py raises anything.
       model.load_weights(path)
@@ -261,11 +266,41 @@ def _restored(
       path, roots, parts=parts, left_out=_LEFT_OUT, weights=weights.weights
     )
   num_classes = setup.data.num_classes
-  return pieces, {
-    "source": weights.description,
-    "classes": weights.class_names(num_classes)
-    or f"{num_classes}, numbered as in the data that it was trained on",
-  }
+  classes = weights.class_names(num_classes)
+  if not classes and "classification" in pieces:
+    classes = f"{num_classes}, numbered as in the data that it was trained on"
+  rows = {"source": weights.description}
+  return pieces, rows | ({"classes": classes} if classes else {})
+
+
+def _take_classes(
+  path: str, setup: image_classification.Setup, model: tf_keras.Model
+) -> bool:
+  """Sets the number of classes to that of weights in HDF5.
+
+  Returns:
+    Whether `model`, of which only features are exported, had another.
+
+  Raises:
+    ExportError: The weights are those of other layers.
+  """
+  shapes = checkpoints.hdf5_shapes(path)
+  live = collections.Counter(tuple(w.shape) for w in model.weights)
+  more = collections.Counter(shapes.values()) - live
+  lacking = live - collections.Counter(shapes.values())
+  classes = {shape[-1] for shape in (*more, *lacking)}
+  classes.discard(setup.data.num_classes)
+  if len(classes) == 1 and len(more) == len(lacking) == 2:
+    (setup.data.num_classes,) = classes
+    print(f"Left out of {path}: the head, of {setup.data.num_classes} classes.")
+    return True
+  if other := [f"{k} {v}" for k, v in shapes.items() if v in more]:
+    raise errors.ExportError(
+      f"{path} does not match the model: it has {', '.join(other[:3])}"
+      f"{f' and {len(other) - 3} more' if len(other) > 3 else ''}, which the"
+      " model lacks."
+    )
+  return False
 
 
 def _piece(
@@ -321,13 +356,15 @@ def _card(
   title = architecture.title.format(**task.model.backbone.get().as_dict())
   return model_card.Card(
     name=f"{title} {kind.replace('_', ' ')}",
-    description=f"{architecture.description}, cut out of the classifier that"
-    f" was trained. {_DESCRIPTIONS[kind].replace('image', noun)} It was trained"
+    description=f"{architecture.description}, cut out of the model that was"
+    f" trained. {_DESCRIPTIONS[kind].replace('image', noun)} It was trained"
     f" with {noun}s of {''.join(f'{n} frames of ' for n in frames)}{height} by"
     f" {width} pixels, and takes"
     f" {_SQUARE if setup.is_square else architecture.sizes}.",
     meanings={
-      f"{noun}s": "RGB in [0, 1]; the model normalizes them itself",
+      f"{noun}s": "RGB in [0, 1]; the model normalizes them itself."
+      " `tf.image.grayscale_to_rgb` makes RGB of grey, and `[..., :3]` drops"
+      " alpha",
       "feature_vector": f"features of each {noun}, averaged over it",
       "logits": f"of {setup.data.num_classes} classes (see Weights), for a"
       f" {'sigmoid' if is_multilabel else 'softmax'}",

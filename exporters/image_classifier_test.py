@@ -1,7 +1,10 @@
 """Exports checkpoints as Model Garden writes them, and looks at the exports."""
 
+import contextlib
+import io
 import os
 import pathlib
+import re
 import subprocess
 import tempfile
 
@@ -16,6 +19,9 @@ from official.vision.configs import image_classification  # Registers.
 from official.vision.modeling import segmentation_model
 from official.vision.modeling.heads import segmentation_heads
 from official.vision.ops import preprocess_ops
+from official.vision.tasks import maskrcnn
+from official.vision.tasks import retinanet
+from official.vision.tasks import semantic_segmentation
 import tensorflow as tf
 import tensorflow_datasets as tfds
 import tf_keras
@@ -116,6 +122,10 @@ def _write_forms(model, images, path):
       f"{path}/{name}"
     )
   tf.train.Checkpoint(model=other).write(f"{path}/other_model")
+  other.save_weights(f"{path}/other.h5")
+  other.save_weights(f"{path}/other.weights.h5")
+  hidden = tf_keras.layers.Dense(7, name="hidden")
+  tf_keras.Sequential([other, hidden]).save_weights(f"{path}/hidden.h5")
 
 
 class ImageClassifierTest(absltest.TestCase):
@@ -268,7 +278,7 @@ class ImageClassifierTest(absltest.TestCase):
     _write_forms(model, images, path)
     for name in (
       *("model", "backbone", "weights", "weights.h5"),
-      *("other", "other_model", "segmenter"),
+      *("other", "other_model", "segmenter", "other.h5", "other.weights.h5"),
     ):
       with self.subTest(name):
         with self.assertNoLogs("absl", "WARNING"):
@@ -302,8 +312,20 @@ class ImageClassifierTest(absltest.TestCase):
         },
       ),
       (
-        "Cannot take the weights of .*weights.h5",
+        r"weights.h5 does not match the model: it has \S+ \(3,\), .* more,",
         {"checkpoint_path": f"{path}/weights.h5"},
+      ),
+      (
+        r"hidden.h5 does not match the model: it has .* hidden/\S+ \(7,\) ",
+        {"checkpoint_path": f"{path}/hidden.h5", "overrides": [_TINY]},
+      ),
+      (
+        r"weights of .*other.h5: .*\(512, 3\), .* \(512, 5\) are incompatible",
+        {
+          "checkpoint_path": f"{path}/other.h5",
+          "overrides": [_TINY],
+          "export_type": "all",
+        },
       ),
       (
         "The model has no 6; it has 2, 3, 4, 5, feature_vector",
@@ -322,6 +344,76 @@ class ImageClassifierTest(absltest.TestCase):
       ),
     ):
       self.assert_refused(message, **arguments)
+
+  def test_detectors_and_segmenters_with_their_params_yaml(self):
+    backbone = {
+      "type": "resnet",
+      "resnet": {
+        "model_id": 10,
+        "depth_multiplier": 0.25,
+        "se_ratio": 0.25,
+        "stem_type": "v1",
+        "replace_stem_max_pool": True,
+      },
+    }
+    images = _images(2, 64, 64)
+    for task_class, experiment, left_out in (
+      (
+        retinanet.RetinaNetTask,
+        "retinanet_resnetfpn_coco",
+        ["decoder", "head"],
+      ),
+      (
+        maskrcnn.MaskRCNNTask,
+        "maskrcnn_resnetfpn_coco",
+        ["decoder", "detection_head", "mask_head", "rpn_head"],
+      ),
+      (
+        semantic_segmentation.SemanticSegmentationTask,
+        "semantic_segmentation",
+        ["head"],
+      ),
+    ):
+      with self.subTest(experiment):
+        params = exp_factory.get_exp_config(experiment)
+        size = {"input_size": [64, 64, 3], "num_classes": 3}
+        changes = {"model": {"backbone": backbone, **size}}
+        params.override({"task": changes})
+        model_dir = str(self.directory / experiment)
+        train_utils.serialize_config(params, model_dir)
+        model = task_class(params.task).build_model()
+        _shake(model.backbone)
+        tf.train.CheckpointManager(
+          tf.train.Checkpoint(model=model, **model.checkpoint_items),
+          model_dir,
+          max_to_keep=1,
+        ).save()
+        stdout = io.StringIO()
+        with contextlib.redirect_stdout(stdout):
+          loaded = self.export(
+            f"of_{experiment}",
+            checkpoint_path=model_dir,
+            overrides=[f"{model_dir}/params.yaml"],
+            endpoints=["2", "3", "4", "5"],
+          )
+        outputs = loaded(images)
+        for level, expected in model.backbone(_normalized(images)).items():
+          self.assert_same(outputs[level], expected)
+        (line,) = re.findall(
+          ".*more than is exported: (.*)[.]", stdout.getvalue()
+        )
+        self.assertEqual(sorted(line.split(", ")), left_out)
+    self.assert_refused(
+      "does not match the model: it has no value for dense",
+      checkpoint_path=model_dir,
+      overrides=[f"{model_dir}/params.yaml"],
+      export_type="classification",
+    )
+    self.assert_refused(
+      "as configured, is of type dilated_resnet; this .* only resnet",
+      checkpoint_path=model_dir,
+      overrides=["task: {model: {head: {}, backbone: {type: dilated_resnet}}}"],
+    )
 
   def test_legacy(self):
     model = resnet_model.resnet50(3, rescale_inputs=True)

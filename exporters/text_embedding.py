@@ -181,7 +181,10 @@ def _vectors(
 ) -> tuple[dict[str, str], word_vectors.WordVectors]:
   """Reads or trains word vectors; returns rows of the card, and the vectors."""
   if path := vectors.word_vectors_file:
-    with errors.of_input(OSError, ValueError, about=f"{path}: "):
+    with (
+      errors.of_input(OSError, ValueError, about=f"{path}: "),
+      errors.writing(scratch, errors.SCRATCH),
+    ):
       found = word_vectors.read(path, scratch, vectors.word_vectors_format)
     if found.num_repeated:
       print(
@@ -199,7 +202,8 @@ def _vectors(
     ]
     words, matrix = count_vectors.train(texts, vectors.training)
   rows = zip(words, words, matrix, strict=True)
-  found = word_vectors.store(rows, vectors.training.dim, scratch)
+  with errors.writing(scratch, errors.SCRATCH):
+    found = word_vectors.store(rows, vectors.training.dim, scratch)
   return {
     "trained on": f"{corpus.description}, {len(texts):,} texts",
     "training": "singular value decomposition of the positive pointwise mutual"

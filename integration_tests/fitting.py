@@ -213,7 +213,8 @@ def published(output_dir: str, is_chief: bool) -> Iterator[str | None]:
   parent, name = os.path.split(output_dir.rstrip("/"))
   unfinished = os.path.join(parent, f".{name}.unfinished-{uuid.uuid4().hex}")
   try:
-    yield unfinished
+    with errors.writing(output_dir):
+      yield unfinished
     tf.io.gfile.rename(unfinished, output_dir, overwrite=True)
   finally:
     if tf.io.gfile.exists(unfinished):

@@ -15,6 +15,7 @@ import hashlib
 import os
 from typing import Any
 
+import h5py
 import tensorflow as tf
 import tf_keras
 
@@ -123,6 +124,13 @@ def _check_finite(prefix: str, variable: tf.Variable) -> None:
     )
 
 
+def names(checkpoint_path: str) -> list[str]:
+  """Returns the names of what a checkpoint has at its root."""
+  prefix = _prefix(checkpoint_path)
+  with _reading(prefix):
+    return list(_children(_graph(prefix, tf.train.load_checkpoint(prefix)), 0))
+
+
 def _reading(prefix: str) -> contextlib.AbstractContextManager[None]:
   """Turns any exception, such as the IndexError of a short file."""
   about = f"Cannot read {prefix}, which may be truncated or damaged: "
@@ -149,6 +157,19 @@ def keras_weights(model: tf_keras.Model) -> tf.train.Checkpoint:
   return tf.train.Checkpoint(
     **{f"layer_with_weights-{i}": x for i, x in enumerate(with_weights)}
   )
+
+
+def hdf5_shapes(path: str) -> dict[str, tuple[int, ...]]:
+  """Returns the shapes of the weights in an HDF5 file of Keras, by name."""
+  shapes = {}
+
+  def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
+    if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
+      shapes[name] = item.shape
+
+  with _reading(path), h5py.File(path) as f:
+    f.visititems(add)
+  return shapes
 
 
 def sha256(checkpoint_path: str) -> str:
@@ -315,7 +336,7 @@ def _print_left_out(
   for path in ("save_counter", *left_out):
     known |= _below(graph, _at(graph, path))
   names = [
-    os.path.dirname(attribute.full_name) or attribute.checkpoint_key
+    _layer(attribute)
     for node_id, node in enumerate(graph.nodes)
     if node_id not in known
     for attribute in node.attributes
@@ -326,8 +347,20 @@ def _print_left_out(
     print(
       f"Left out of {prefix}, which has more than is exported:"
       f" {', '.join(names[:_MOST_PROBLEMS])}"
-      f"{f', and {more} more layers' if more > 0 else ''}."
+      f"{f', and {more} more' if more > 0 else ''}."
     )
+
+
+def _layer(attribute: Any) -> str:
+  """Returns the name of the part of a model that a saved variable is in.
+
+  That is the attribute or, where Keras numbers layers, the name of the layer.
+  """
+  path = attribute.checkpoint_key.partition("/.ATTRIBUTES")[0].split("/")[:-1]
+  names = [name for name in path if name not in ("model", "_config_dict")]
+  if names and not names[0].startswith("layer"):
+    return names[0].removeprefix("_")
+  return os.path.dirname(attribute.full_name) or attribute.checkpoint_key
 
 
 def _children(graph: Graph, node_id: int) -> dict[str, int]:

@@ -5,3 +5,7 @@ from distribution import errors
 # Bad input, or a model that cannot be exported. See `distribution/errors.py`.
 ExportError = errors.InputError
 of_input = errors.of_input
+writing = errors.writing
+
+# How a full disk is reported where scratch files are written.
+SCRATCH = ". Set TMPDIR to a directory with more space."

@@ -653,19 +653,26 @@ def check(
   """
   results = []
   of_parts = itertools.groupby(seen, key=lambda o: o.part)
+  parts = {part: _part(model, part) for part in plan}
+  missing = {part: _missing(parts[part], plan[part]) for part in plan}
+  # Before the first call, as in `verification.observe`.
+  states = {
+    part: list(observe_state(part, parts[part]))
+    for part, problems in missing.items()
+    if not problems
+  }
   with _with_seeds(export_dir) as with_seeds:
     for part, calls in plan.items():
-      observed = _part(model, part)
-      problems = _missing(observed, calls)
-      results.append(_result(part, "interface", "", 0.0, problems))
+      results.append(_result(part, "interface", "", 0.0, missing[part]))
       seen_part, of_live = next(of_parts)
       _check_order(part, seen_part)
-      if not problems:
+      if part in states:
         results += _check_part(
           part,
-          observed,
+          parts[part],
           calls,
           of_live,
+          states[part],
           lambda part=part: _part(with_seeds(), part),
         )
   if not results[0].problems:
@@ -686,6 +693,7 @@ def _check_part(
   model: Any,
   calls: Sequence[Call],
   of_live: Iterator[Observation],
+  state: Iterable[Observation],
   with_seeds: Callable[[], Any],
 ) -> Iterator[Result]:
   """Checks a loaded model or sub-object.
@@ -695,13 +703,14 @@ def _check_part(
     model: The loaded model or sub-object.
     calls: The calls to make, `seeded` ones last.
     of_live: The observations of the live model.
+    state: What `observe_state` yields for it before any call.
     with_seeds: Loads the same with the seeds of `_seeds` in its random ops.
   """
   step = _graph_step(model)
   skipped = None
   for new, old in zip(
     itertools.chain(
-      observe_state(part, model),
+      state,
       observe_calls(
         part, model, model, [c for c in calls if not c.seeded], step
       ),

@@ -77,7 +77,8 @@ def publish(
   fcntl.flock(lock, fcntl.LOCK_EX)
   try:
     _remove_abandoned(target.parent, unfinished)
-    yield str(staging)
+    with errors.writing(str(target)):
+      yield str(staging)
     _check(target, marker, overwrite)
     if overwrite and target.exists():
       _exchange(staging, target)

@@ -1,5 +1,6 @@
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -44,6 +45,18 @@ class PublishTest(absltest.TestCase):
 
   def assert_published(self, text):
     self.assertEqual((self.target / "saved_model.pb").read_text(), text)
+
+  def test_a_full_disk_leaves_nothing(self):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (99, hard))
+    try:
+      with self.assertRaisesRegex(
+        errors.ExportError, f"^Cannot write {self.target}: File too large$"
+      ):
+        self.publish("long" * 99)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    self.assertEmpty(os.listdir(self.parent))
 
   def test_appears_whole_at_the_end_and_readable_for_all(self):
     with publishing.publish(self.target, "saved_model.pb") as directory:

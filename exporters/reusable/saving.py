@@ -91,7 +91,8 @@ def source(
 
   Raises:
     ExportError: Variables are missing, `training` is hidden, weights are not
-      finite, a hyperparameter has no effect, or the model cannot be called.
+      finite, a hyperparameter or a variable to train has no effect, or the
+      model cannot be called.
   """
   input_spec = _checked(input_spec)
   defaults = {h.name: h.default for h in hyperparameters}
@@ -462,6 +463,7 @@ def _traced(model: Source) -> Source:
       function = _traceable(model, xla.CLOSED_GRADIENTS)
       traces = _trace(model, function, model.input_spec)
   _check_captured(traces, model.variables)
+  _check_reached(traces[-1], model.trainable_variables)
   _check_effects(traces, model)
   return dataclasses.replace(model, function=function)
 
@@ -602,6 +604,31 @@ def _check_captured(
       f"The model uses {', '.join(sorted(missing))}, which `variables` lacks:"
       " consumers could neither train nor save it. Make it an attribute of the"
       " model before the export, or list it."
+    )
+
+
+def _check_reached(
+  training: ConcreteFunction, trainable_variables: Sequence[tf.Variable]
+) -> None:
+  """Refuses variables to train that get no gradient from any output."""
+  reached = set()
+  waiting = [output.op for output in training.outputs]
+  while waiting:
+    op = waiting.pop()
+    if op not in reached and op.type != "StopGradient":
+      reached.add(op)
+      waiting += [x.op for x in op.inputs]
+  captured = zip(
+    reversed(training.captured_inputs), reversed(training.inputs), strict=False
+  )
+  handles = {id(outer) for outer, inner in captured if inner.op in reached}
+  dead = [v.name for v in trainable_variables if id(v.handle) not in handles]
+  if dead:
+    raise errors.ExportError(
+      f"The model lists {', '.join(dead[:3])}"
+      f"{f' and {len(dead) - 3} more' if len(dead) > 3 else ''} as trainable,"
+      " but no output of training has a gradient for it: consumers could not"
+      " train it. Pass trainable_variables without it."
     )
 
 

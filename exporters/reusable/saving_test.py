@@ -358,6 +358,40 @@ class SavingTest(tf.test.TestCase):
       trainable_variables=[kernel],
     )
 
+  def test_refuses_a_trainable_variable_that_no_output_trains(self):
+    dead, kernel = (
+      tf.Variable([[1.0], [2.0]], name=name) for name in ("dead", "kernel")
+    )
+    for model, losses in (
+      (lambda x: x @ kernel, []),
+      (lambda x: x @ kernel, [lambda: tf.nn.l2_loss(dead)]),
+      (lambda x: x @ kernel + 0.0 * tf.stop_gradient(x @ dead), []),
+      (
+        lambda x, training=False: (
+          x @ kernel + 0.0 * (x @ dead) if not training else x @ kernel
+        ),
+        [],
+      ),
+    ):
+      self.assert_refused(
+        "lists dead:0 as trainable, but no output of training has a gradient",
+        model,
+        _SPEC,
+        variables=[kernel, dead],
+        regularization_losses=losses,
+      )
+    # As for one that a sub-object trains.
+    arguments = {"variables": [kernel, dead], "trainable_variables": [kernel]}
+    loaded = self.save_and_load(lambda x: x @ kernel, _SPEC, **arguments)
+    self.assertLen(loaded.variables, 2)
+    for model in (
+      lambda x: tf.cond(x[0, 0] > 0, lambda: x @ kernel, lambda: x[:, :1]),
+      lambda x: tf.gather(kernel, tf.cast(x[:, 0], tf.int32)),
+      lambda x: tf.recompute_grad(lambda y: y @ kernel)(x),
+      lambda x: tf.map_fn(lambda row: row[tf.newaxis] @ kernel, x),
+    ):
+      saving.source(model, _SPEC, variables=[kernel])
+
   def test_refuses_weights_that_are_not_finite(self):
     module = Affine()
     module.kernel.assign([[1.0], [float("nan")]])

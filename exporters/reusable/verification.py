@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import errno
 import hashlib
 from importlib import metadata
 import itertools
@@ -129,6 +130,11 @@ def verify(
     for r in results
     for text in r.problems
   ]
+  full = os.strerror(errno.ENOSPC)
+  if any(full in text for _, text in problems):
+    raise errors.ExportError(
+      f"Cannot write {tempfile.gettempdir()}: {full}{errors.SCRATCH}"
+    )
   if problems:
     _print_table(problems)
     if keep_failed:
@@ -154,7 +160,10 @@ def _compared(
     The results, and a SHA-256 of the live model's variables.
   """
   weights = hashlib.sha256()
-  with tempfile.TemporaryDirectory() as work_dir:
+  with (
+    tempfile.TemporaryDirectory() as work_dir,
+    errors.writing(work_dir, errors.SCRATCH),
+  ):
     results_path = pathlib.Path(work_dir, "results.json")
     # A process that ends early says why, and its exit status tells.
     with (

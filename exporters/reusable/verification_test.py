@@ -265,9 +265,12 @@ def _momentum_ignored(export_dir):
 
 
 def _gradient_stopped(export_dir):
+  # `saving.source` would see the op itself.
+  stopped = tf.function(tf.stop_gradient)
+
   class Stopped(layers.Dense):
     def call(self, inputs):
-      return super().call(tf.stop_gradient(inputs))
+      return super().call(stopped(inputs))
 
   second = Stopped(2, kernel_regularizer="l2", name="second")
   _export(_source(_model(second=second)), export_dir)

@@ -6,7 +6,8 @@ because masked language modeling does not train it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from etils import epy
 
@@ -17,10 +18,16 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
+# Heads of Model Garden that have a pooler of their own. Training them leaves
+# that of the encoder as it was.
+_WITH_POOLER = ("next_sentence", "sentence_prediction")
+
 # Sources of the pooler's weights.
 POOLERS = {
   "checkpoint": "the encoder's own pooler in the checkpoint",
   "next_sentence": "the pooler of the next sentence head in the checkpoint",
+  "sentence_prediction": "the pooler of the fine-tuned head of that name in the"
+  " checkpoint",
   "random": "initial weights, to be fine-tuned",
   "identity": "the identity, so that the pooled output is the sequence output"
   " at the first token",
@@ -68,10 +75,10 @@ def restore(
       raise ValueError("it has no mlm: it returns fewer vectors than tokens.")
     with_mlm = False
   pooler = bert.pooler(core)
-  next_sentence = None
-  if pooler_from == "next_sentence":
-    with tf.name_scope("next_sentence/pooler_dense"):  # For errors.
-      next_sentence = _built_like(pooler)
+  of_head = {}
+  if pooler_from in _WITH_POOLER:
+    with tf.name_scope(f"{pooler_from}/pooler_dense"):  # For errors.
+      of_head[f"{pooler_from}.pooler_dense"] = _built_like(pooler)
   pretrainer, masked_lm, head = None, None, []
   if with_mlm is not False:
     pretrainer = bert.pretrain_model(core)
@@ -79,17 +86,18 @@ def restore(
     shared = set(map(id, core.variables))
     head = [v for v in masked_lm.variables if id(v) not in shared]
   # Fine-tuned, with the heads of other tasks.
-  parts = [tf.train.Checkpoint(encoder=core.encoder)]
+  parts = [tf.train.Checkpoint(encoder=core.encoder, **of_head)]
   lacking = restore_any(
-    _structures(core.encoder, masked_lm, next_sentence),
-    parts=[] if with_mlm or next_sentence else parts,
+    _structures(core.encoder, masked_lm, of_head),
+    parts=[] if with_mlm else parts,
     left_out=_LEFT_OUT,
     optional=[*pooler.variables, *(head if with_mlm is None else [])],
   )
   missing = set(map(id, lacking))
   has_pooler = missing.isdisjoint(map(id, pooler.variables))
-  if pooler_from == "next_sentence":
-    pooler.set_weights(next_sentence.get_weights())
+  if of_head:
+    (dense,) = of_head.values()
+    pooler.set_weights(dense.get_weights())
   elif pooler_from == "random" or (pooler_from is None and not has_pooler):
     pooler.set_weights(_built_like(pooler).get_weights())
   elif pooler_from == "identity":
@@ -102,17 +110,30 @@ def restore(
   return None if missing.intersection(map(id, head)) else pretrainer
 
 
+def other_pooler(names: Collection[str]) -> str | None:
+  """Returns the one of `POOLERS` that a head has beside the encoder's own.
+
+  Args:
+    names: What a checkpoint has at its root.
+  """
+  heads = [head for head in _WITH_POOLER if f"{head}.pooler_dense" in names]
+  return heads[-1] if heads else None
+
+
 def _structures(
   encoder: tf_keras.layers.Layer,
   masked_lm: tf_keras.layers.Layer | None,
-  next_sentence: tf_keras.layers.Dense | None,
+  of_head: Mapping[str, tf_keras.layers.Dense],
 ) -> list[tf.train.Checkpoint]:
   """Returns the structures in which Model Garden saves an encoder and heads."""
   heads = {"masked_lm": masked_lm} if masked_lm else {}
-  pretrainer = tf.train.Checkpoint(encoder_network=encoder, **heads)
-  if next_sentence:
-    heads["next_sentence.pooler_dense"] = next_sentence
-    pretrainer.classification_heads = [tf.train.Checkpoint(dense=next_sentence)]
+  of_pretrainer: dict[str, Any] = dict(of_head)
+  if dense := of_pretrainer.pop("next_sentence.pooler_dense", None):
+    of_pretrainer["classification_heads"] = [tf.train.Checkpoint(dense=dense)]
+  pretrainer = tf.train.Checkpoint(
+    encoder_network=encoder, **heads, **of_pretrainer
+  )
+  heads |= of_head
   return [
     tf.train.Checkpoint(encoder=encoder, **heads),
     tf.train.Checkpoint(pretrainer=pretrainer),

@@ -30,6 +30,9 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
+# What the config of any model of `official.vision` says of its backbone.
+_MODEL_OF_BACKBONE = ("backbone", "norm_activation", "input_size")
+
 NORMALIZATIONS = ("imagenet", "imagenet_means", "centered", "none")
 
 
@@ -256,7 +259,10 @@ def configure(
 
 def _override(params: hyperparams.Config, override: str) -> None:
   try:
-    hyperparams.override_params_dict(params, override, is_strict=True)
+    values = hyperparams.override_params_dict(
+      hyperparams.ParamsDict(), override, is_strict=False
+    ).as_dict()
+    params.override(_of_backbone(values) or values, is_strict=True)
     params.validate()
   except KeyError as e:
     message, *_ = str(e.args[0]).split(
@@ -278,6 +284,27 @@ def _override(params: hyperparams.Config, override: str) -> None:
     raise ValueError(f"Configuration {override}: {message}") from e
 
 
+def _of_backbone(values: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Returns the part of the config of a detector or segmenter on its backbone.
+
+  It is that of an experiment of `official.vision`, such as the params.yaml that
+  training writes. Returns None for the config of a classifier.
+  """
+  task = values.get("task")
+  model = task.get("model") if isinstance(task, dict) else None
+  if not isinstance(model, dict) or "backbone" not in model:
+    return None
+  if not any(key == "decoder" or key.endswith("head") for key in model):
+    return None
+  of_backbone = {"model": _MODEL_OF_BACKBONE, "losses": ["l2_weight_decay"]}
+  return {
+    "task": {
+      part: {k: v for k, v in (task.get(part) or {}).items() if k in keys}
+      for part, keys in of_backbone.items()
+    }
+  }
+
+
 def _check(setup: Setup, before: dict[str, Any], after: dict[str, Any]) -> None:
   """Refuses overrides that nothing would read, and unknown variants."""
   if setup.experiment.build:
@@ -292,7 +319,8 @@ def _check(setup: Setup, before: dict[str, Any], after: dict[str, Any]) -> None:
   backbone = setup.task.model.backbone
   if backbone.type != setup.architecture.backbone:
     raise ValueError(
-      f"The backbone of {setup.name} is of type {backbone.type}, not"
+      f"The backbone of {setup.name}, as configured, is of type"
+      f" {backbone.type}; this exporter takes only"
       f" {setup.architecture.backbone}."
     )
   _check_shape(setup)
