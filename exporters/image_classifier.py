@@ -246,6 +246,7 @@ def _restored(
     about = f"Cannot take the weights of {path}: "
     with errors.of_input(about=about):  # h5py raises anything.
       model.load_weights(path)
+    checkpoints.check_finite(path, model.variables)
   else:
     checkpoint = tf.train.Checkpoint
     roots = [checkpoint(model=model), model, checkpoints.keras_weights(model)]

@@ -106,22 +106,23 @@ def restore(
     for variable, node_id in saved.items():
       for key in _keys(graph, averages.get(node_id)):
         variable.deref().assign(reader.get_tensor(key))
-  for variable in saved:
-    _check_finite(prefix, variable.deref())
+  check_finite(prefix, [variable.deref() for variable in saved])
   lacking = [v for v in optional if v.ref() not in saved]
   if not lacking:
     status.assert_existing_objects_matched()
   return lacking
 
 
-def _check_finite(prefix: str, variable: tf.Variable) -> None:
-  is_float = variable.dtype.is_floating
-  if is_float and not tf.reduce_all(tf.math.is_finite(variable)):
-    raise errors.ExportError(
-      f"Checkpoint {prefix} has values of {variable.name} that are not finite"
-      " (NaN or infinite): the training has diverged. Take an earlier"
-      " checkpoint."
-    )
+def check_finite(path: str, variables: Iterable[tf.Variable]) -> None:
+  """Raises an ExportError if a variable has NaN or infinite values."""
+  for variable in variables:
+    is_float = variable.dtype.is_floating
+    if is_float and not tf.reduce_all(tf.math.is_finite(variable)):
+      raise errors.ExportError(
+        f"Checkpoint {path} has values of {variable.name} that are not finite"
+        " (NaN or infinite): the training has diverged. Take an earlier"
+        " checkpoint."
+      )
 
 
 def names(checkpoint_path: str) -> list[str]:
