@@ -126,10 +126,16 @@ def one_line(error: BaseException) -> str:
 
 
 def _shown(text: str, longest: int) -> str:
-  """Returns a text in one line, in which control characters are escaped."""
+  """Returns a text in one line of limited length, for a terminal."""
   cut = " ".join(text[: longest + 1].split())
-  cut = cut if len(text) <= longest else f"{cut[:longest]}…"
-  return "".join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
+  return shown(cut if len(text) <= longest else f"{cut[:longest]}…")
+
+
+def shown(text: str) -> str:
+  """Returns a text of others for a terminal, control characters escaped."""
+  return "".join(
+    c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
+  )
 
 
 def define_flags() -> None:

@@ -2,32 +2,30 @@ r"""Checks a SavedModel, from anyone, by the rules of reusable SavedModels.
 
   bazel run //exporters:check -- --saved_model_dir=DIR
 
-A SavedModel is a program. Its ops are examined before it is loaded, and one
-with ops that models do not need is loaded with --trust only. The exit status is
-1 if a rule of level must is broken, or a rule of --excepted_rules is not.
+A SavedModel is a program. A private copy of it is examined, and loaded in a
+sandbox. One with ops that models do not need is loaded with --trust only. The
+exit status is 1 if a rule of level must is broken, if the process in the
+sandbox ends early, or if a rule of --excepted_rules is not broken. It is 2 if a
+rule of level must is not decidable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-import dataclasses
+from collections.abc import Callable, Collection, Iterator, Sequence
 import json
 import pathlib
 import sys
+from typing import Any
 
 from absl import flags
-from etils import epy
 
 from distribution import formats
+from distribution import sandbox
+from exporters.conformance import copying
+from exporters.conformance import findings as findings_lib
+from exporters.conformance import report as report_lib
 from exporters.reusable import command_line
 from exporters.reusable import errors
-
-# These import TensorFlow, which must wait until the flags are parsed.
-with epy.lazy_imports():
-  from exporters.conformance import findings as findings_lib
-  from exporters.conformance import report
-  from exporters.conformance import rules
-  from exporters.conformance import subject as subject_lib
 
 _MARKS = {
   "pass": "✓",
@@ -36,112 +34,202 @@ _MARKS = {
   "not applicable": "-",
   "not decidable": "?",
 }
+_OPTIONS = copying.Options()
+_AUDIT = "S1"  # The rule that is judged before the load.
 
 
 def check(
   *,
   saved_model_dir: str,
-  trust: bool = False,
+  options: copying.Options = _OPTIONS,
   strict: bool = False,
   excepted_rules: Collection[str] = (),
+  allow_undecided: Collection[str] = (),
   as_json: bool = False,
   html_file: str | None = None,
-) -> bool:
+) -> int:
   """Checks a SavedModel and prints a line for each rule for its kind.
 
   Args:
     saved_model_dir: The directory of the SavedModel.
-    trust: Whether to load it even if its ops are suspicious.
-    strict: Whether rules of level should must be kept too, and every rule be
-      decidable.
+    options: How to load it.
+    strict: Whether rules of level should must be kept too.
     excepted_rules: Names of rules that the SavedModel need not keep.
+    allow_undecided: Names of rules that need not be decidable.
     as_json: Whether to print JSON instead.
     html_file: Where to write a page of HTML. None: nowhere.
 
   Returns:
-    Whether all rules are kept that must be.
+    The exit status: 1 if a rule is broken that must be kept, or the process in
+    the sandbox ended; 2 if only such a rule is not decidable; otherwise 0.
 
   Raises:
     ExportError: No SavedModel can be loaded, the directory of `html_file` does
       not exist, or an excepted rule does not exist, is kept or does not apply.
   """
-  _check_arguments(html_file, excepted_rules)
-  subject = subject_lib.load(saved_model_dir, trust)
-  if not as_json:
-    print(f"{saved_model_dir}: a SavedModel of kind {subject.kind.name}")
-  broken_verdicts = (findings_lib.FAIL, findings_lib.NOT_DECIDABLE)
-  findings, broken, needless = [], [], []
-  for rule, finding in rules.judge(subject):
-    if finding.verdict not in broken_verdicts:
-      needless += [rule.name] * (rule.name in excepted_rules)
-    elif rule.name in excepted_rules:
-      finding = dataclasses.replace(finding, verdict=findings_lib.EXCEPTED)
-    elif strict or (rule.level, finding.verdict) == ("must", findings_lib.FAIL):
-      broken.append(rule.name)
-    findings.append((rule, finding))
-    if not as_json and rule.is_for(subject.kind):
-      _print(rule, finding)
-  found = report.collect(subject, findings)
+  _check_html_file(html_file)
+  with (
+    # What may take over the process may send anything.
+    errors.of_input(KeyError, TypeError, about="The sandbox answers: "),
+    copying.started(
+      "exporters.conformance.judging", saved_model_dir, options
+    ) as (ask, request),
+  ):
+    return _report(
+      _judged(ask, request, excepted_rules, allow_undecided),
+      {"saved_model_dir": saved_model_dir, "rules": []},
+      strict,
+      excepted_rules,
+      allow_undecided,
+      as_json,
+      html_file,
+    )
+
+
+def _judged(
+  ask: Callable[[Any], Any],
+  request: dict[str, Any],
+  excepted_rules: Collection[str],
+  allow_undecided: Collection[str],
+) -> Iterator[dict[str, Any]]:
+  """Yields the kind, each rule with the finding about it, and what is known.
+
+  If the process ends, the reason comes last, and no rule is judged from there.
+  """
+  try:
+    answer = ask(request)
+  except sandbox.SandboxError as e:
+    raise errors.ExportError(f"The SavedModel cannot be examined: {e}") from e
+  rules, said = answer["rules"], ""
+  names = [rule["rule"] for rule in rules]
+  for flag, given in (
+    ("excepted_rules", excepted_rules),
+    ("allow_undecided", allow_undecided),
+  ):
+    if not set(given) <= set(names):
+      raise errors.ExportError(
+        f"--{flag}: a rule of this name does not exist. Rules:"
+        f" {', '.join(names)}."
+      )
+  steps = [("load", lambda kind: {"kind": kind})]
+  steps += [(rule["rule"], rule.__or__) for rule in rules]
+  for name, found in [*steps, ("report", dict)]:
+    if not said:
+      try:
+        yield found(ask(name))
+        continue
+      except sandbox.SandboxError as e:
+        in_progress = name
+        said = (
+          f"{'the' if name in ('load', 'report') else 'judging'} {name}: {e}"
+        )
+    if name in names:
+      finding = {"verdict": findings_lib.NOT_DECIDABLE, "found": said}
+      if name == _AUDIT:
+        is_bad = answer["suspicious"]
+        finding = {
+          "verdict": findings_lib.FAIL if is_bad else findings_lib.PASS,
+          "found": "This was judged before the process ended.",
+        }
+      applies = name in (_AUDIT, in_progress)
+      yield found({**finding, "fix": "", "applies": applies})
+  if said:
+    yield {"ended": said}
+
+
+def _report(
+  judged: Iterator[dict[str, Any]],
+  report: dict[str, Any],
+  strict: bool,
+  excepted_rules: Collection[str],
+  allow_undecided: Collection[str],
+  as_json: bool,
+  html_file: str | None,
+) -> int:
+  """Prints and writes what `_judged` yields; returns what `check` returns."""
+  open_verdicts = (findings_lib.FAIL, findings_lib.NOT_DECIDABLE)
+  broken, undecided, needless = [], [], []
+  for found in judged:
+    if "rule" not in found:
+      report |= found
+      if "kind" in found and len(found) == 1 and not as_json:
+        place = errors.shown(report["saved_model_dir"])
+        print(f"{place}: a SavedModel of kind {found['kind']}")
+      continue
+    name, verdict = found["rule"], found["verdict"]
+    if verdict not in open_verdicts:
+      needless += [name] * (name in excepted_rules)
+    elif name in excepted_rules:
+      found["verdict"] = findings_lib.EXCEPTED
+    elif found["applies"] and (strict or found["level"] == "must"):
+      if verdict == findings_lib.FAIL:
+        broken.append(name)
+      elif name not in allow_undecided:
+        undecided.append(name)
+    if found.pop("applies") and not as_json:
+      _print(found)
+    report["rules"].append(found)
   if as_json:
-    print(json.dumps(found, indent=2))
+    print(json.dumps(report, indent=2))
   else:
-    print(_conclusion(broken, strict, excepted_rules))
+    ended = report.get("ended")
+    print(_conclusion(broken, undecided, strict, excepted_rules, ended))
   if html_file:
-    pathlib.Path(html_file).write_text(report.page(found), encoding="utf-8")
-  if needless:
+    if "variables" not in report:
+      raise errors.ExportError(f"No --html: {report['ended']}.")
+    page = report_lib.page(report)
+    pathlib.Path(html_file).write_text(page, encoding="utf-8")
+  if needless and "ended" not in report:
     raise errors.ExportError(
       f"--excepted_rules: {', '.join(needless)} is not broken. Take it off the"
       " list."
     )
-  return not broken
+  return 1 if broken or "ended" in report else 2 if undecided else 0
 
 
-def _check_arguments(
-  html_file: str | None, excepted_rules: Collection[str]
-) -> None:
+def _check_html_file(html_file: str | None) -> None:
   if html_file:
     formats.check_output_file("html", html_file)
-  names = [rule.name for rule in rules.RULES]
-  if not set(excepted_rules) <= set(names):
-    raise errors.ExportError(
-      "--excepted_rules: a rule of this name does not exist. Rules:"
-      f" {', '.join(names)}."
-    )
 
 
 def _conclusion(
-  broken: Sequence[str], strict: bool, excepted_rules: Collection[str]
+  broken: Sequence[str],
+  undecided: Sequence[str],
+  strict: bool,
+  excepted_rules: Collection[str],
+  ended: str | None,
 ) -> str:
-  if broken:
-    return f"Not kept: {', '.join(broken)}."
+  if broken or undecided or ended:
+    said = (
+      ("Not kept", ", ".join(broken)),
+      ("Not decidable", ", ".join(undecided)),
+      ("Not judged further", ended),
+    )
+    return " ".join(f"{what}: {which}." for what, which in said if which)
   which = "All rules that apply" if strict else "All rules of level must"
   excepted = ", ".join(excepted_rules)
   return f"{which}{f', except {excepted},' if excepted else ''} are kept."
 
 
-def _print(rule: rules.Rule, finding: findings_lib.Finding) -> None:
-  line = f"  {_MARKS[finding.verdict]} {rule.name:4}{finding.verdict}"
-  if finding.verdict in (findings_lib.FAIL, findings_lib.EXCEPTED):
-    line += f" ({rule.level}): {rule.text} {finding.text}"
+def _print(found: dict[str, Any]) -> None:
+  verdict, text = found["verdict"], found["found"]
+  line = f"  {_MARKS.get(verdict, '?')} {found['rule']:4}{verdict}"
+  if verdict in (findings_lib.FAIL, findings_lib.EXCEPTED):
+    line += f" ({found['level']}): {found['text']} {text}"
   else:
-    line += f": {finding.text}"
-  print(line + (f" Fix: {finding.fix}" if finding.fix else ""), flush=True)
+    line += f": {text}"
+  fix = found["fix"]
+  print(line + (f" Fix: {fix}" if fix else ""), flush=True)
 
 
 def define_flags() -> None:
   """Defines the flags of this program."""
   flags.DEFINE_string("saved_model_dir", None, "The SavedModel to check.")
-  flags.DEFINE_bool(
-    "trust",
-    False,
-    "Load the SavedModel even if it has ops that models do not need. They run"
-    " with your rights.",
-  )
+  command_line.define(copying.Options, copying.FLAGS)
   flags.DEFINE_bool(
     "strict",
     False,
-    "Exit with status 1 also if a rule of level should is broken, or a rule is"
-    " not decidable.",
+    "Treat rules of level should as those of level must in the exit status.",
   )
   flags.DEFINE_list(
     "excepted_rules",
@@ -149,6 +237,13 @@ def define_flags() -> None:
     "Rules that the SavedModel cannot keep, such as I4. They are reported, and"
     " do not change the exit status. A rule that is not broken is an error"
     " here.",
+  )
+  flags.DEFINE_list(
+    "allow_undecided",
+    [],
+    "Rules that need not be decidable, such as R13 for a SavedModel whose"
+    " documentation is elsewhere. Otherwise the exit status is 2 if a rule is"
+    " not decidable, and none is broken.",
   )
   flags.DEFINE_bool("json", False, "Print JSON and nothing else.")
   flags.DEFINE_string("html", None, "Write a page of HTML to this file.")
@@ -160,15 +255,16 @@ def define_flags() -> None:
 def main() -> None:
   """Checks the SavedModel that the flags name."""
   values = flags.FLAGS
-  passed = check(
+  status = check(
     saved_model_dir=command_line.model_path("saved_model_dir"),
-    trust=values.trust,
+    options=command_line.from_flags(copying.Options),
     strict=values.strict,
     excepted_rules=values.excepted_rules,
+    allow_undecided=values.allow_undecided,
     as_json=values.json,
     html_file=formats.absolute(values.html),
   )
-  sys.exit(0 if passed else 1)
+  sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import tensorflow as tf
 import tf_keras
 
 from exporters import check
+from exporters.conformance import copying
 from exporters.reusable import errors
 
 _SAVED_MODEL_DIR = flags.DEFINE_string("saved_model_dir", None, "An export.")
@@ -149,11 +150,12 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     self.directory = os.path.join(self.get_temp_dir(), "saved_model")
 
   def judged(self, directory, **kwargs):
-    """Returns what is found, by rule, and whether no must is broken."""
+    """Returns what is found, by rule, and whether the exit status is 0."""
+    kwargs.setdefault("options", copying.Options(seconds=36_000))
     with contextlib.redirect_stdout(io.StringIO()) as out:
-      passed = check.check(saved_model_dir=directory, as_json=True, **kwargs)
+      status = check.check(saved_model_dir=directory, as_json=True, **kwargs)
     report = json.loads(out.getvalue())
-    return report, {r["rule"]: r for r in report["rules"]}, passed
+    return report, {r["rule"]: r for r in report["rules"]}, status == 0
 
   @parameterized.parameters(
     (
@@ -176,8 +178,8 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     (
       _model_garden_preprocessing,
       "preprocessor",
-      {"R9", "R10", "T2"},
-      {"R10": "saved_model.pb has the path /.*vocab", "T2": "Assert"},
+      {"R10", "T8"},
+      {"R10": "saved_model.pb has the path /.*vocab", "T8": "Assert"},
     ),
     (
       _tf_keras_save,
@@ -187,9 +189,9 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     ),
     (
       _keras_3_export,
-      "vector",
-      {"R1", "R9", "R11"},
-      {"R1": "hub.KerasLayer refuses it"},
+      "Keras 3 export",
+      {"R11"},
+      {"K1": "the same twice"},
     ),
     (
       _tf_module,
@@ -210,7 +212,10 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     self.assertFalse(passed)
 
   def test_our_export(self):
-    report, by_rule, passed = self.judged(_SAVED_MODEL_DIR.value, strict=True)
+    options = copying.Options(follow_links=True)  # Bazel's sandbox has some.
+    report, by_rule, passed = self.judged(
+      _SAVED_MODEL_DIR.value, strict=True, options=options
+    )
     self.assertTrue(passed)
     verdicts = {r["verdict"] for r in by_rule.values()}
     self.assertEqual(verdicts, {"pass", "not applicable"})
@@ -243,15 +248,21 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     self.assertIn("WriteFile", report["suspicious"][0])
     self.assertIn("not loaded", by_rule["R4"]["found"])
     self.assertFalse(os.path.exists(stolen))
-    _, by_rule, passed = self.judged(self.directory, trust=True)
-    self.assertEqual(by_rule["R4"]["verdict"], "pass")
-    self.assertTrue(os.path.exists(stolen))
+    for sandbox in (True, False):
+      options = copying.Options(trust=True, sandbox=sandbox)
+      _, by_rule, passed = self.judged(self.directory, options=options)
+      verdict = "fail" if sandbox else "pass"
+      self.assertEqual(by_rule["R4"]["verdict"], verdict)
+      self.assertEqual(os.path.exists(stolen), not sandbox)
 
   def test_excepted_rules(self):
     _tf_module(self.directory)
     broken = ["R5", "R11"]
     _, by_rule, passed = self.judged(
-      self.directory, strict=True, excepted_rules=broken
+      self.directory,
+      strict=True,
+      excepted_rules=broken,
+      allow_undecided=["R13"],
     )
     self.assertTrue(passed)
     self.assertEqual([by_rule[n]["verdict"] for n in broken], ["excepted"] * 2)
@@ -261,6 +272,16 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     # One that is kept, and one that does not apply.
     with self.assertRaisesRegex(errors.ExportError, "R8, I4 is not broken"):
       self.judged(self.directory, excepted_rules=[*broken, "I4", "R8"])
+
+  def test_what_is_not_decidable_is_no_pass(self):
+    tf_keras.Sequential([tf_keras.layers.Dense(3, input_shape=(4,))]).save(
+      self.directory, save_format="tf"
+    )
+    _, by_rule, passed = self.judged(self.directory)
+    self.assertFalse(passed)
+    self.assertEqual(by_rule["R13"]["verdict"], "not decidable")
+    _, _, passed = self.judged(self.directory, allow_undecided=["R13"])
+    self.assertTrue(passed)
 
   def test_what_is_no_saved_model(self):
     with self.assertRaisesRegex(errors.ExportError, "does not exist"):

@@ -12,6 +12,10 @@ The step is compiled but not run. --record writes the results into the export.
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
 from importlib import metadata
 import math
 import os
@@ -24,17 +28,17 @@ from absl import flags
 from etils import epy
 
 from distribution import formats
+from distribution import sandbox
+from exporters.conformance import copying
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.tpu import pjrt
 
-# These modules import TensorFlow. Flags must be parsed before that.
+# This imports TensorFlow. Flags must be parsed before that.
 with epy.lazy_imports():
-  import tensorflow as tf
-
-  from exporters.conformance import subject as subject_lib
-  from exporters.tpu import lowering
   from exporters.tpu import recording
+
+_LOADING = copying.Options()
 
 # Memory of one core in GiB, by generation; source: Google Cloud's TPU pages.
 _MEMORY = {
@@ -58,7 +62,7 @@ def compile_for_tpu(
   batch_size: int | None = 32,
   image_size: int = 224,
   seq_length: int = 128,
-  trust: bool = False,
+  loading: copying.Options = _LOADING,
   record: bool = False,
 ) -> bool:
   """Compiles a train step for each topology and prints the results.
@@ -70,7 +74,7 @@ def compile_for_tpu(
     batch_size: Examples per core; None: the largest power of two that fits.
     image_size: Height and width of images, where the export leaves them free.
     seq_length: Sequence length, where the export leaves it free.
-    trust: Load the export even if it contains unusual ops.
+    loading: How to load the export.
     record: Write the results into the export's report and card.
 
   Returns:
@@ -80,6 +84,31 @@ def compile_for_tpu(
     ExportError: TPUs cannot run the step at any size, or libtpu does not work
       on this machine.
   """
+  _check_arguments(libtpu, topologies)
+  if record:
+    recording.check(saved_model_dir)
+  good = True
+  results = []
+  with _lowering(saved_model_dir, loading) as (lower, request):
+    _check_compiler(lower(request), libtpu, topologies[0])
+    for topology in topologies:
+      largest = 0
+      for size in [batch_size] if batch_size else _BATCH_SIZES:
+        lowered = lower([size, image_size, seq_length])
+        results.append(_compile_step(lowered, libtpu, topology, size))
+        if not results[-1]["compiles"]:
+          break
+        largest = size
+      good &= largest > 0
+      if not batch_size:
+        print(f"{topology}: the largest power of two that fits is {largest}")
+  if record:
+    recording.write(saved_model_dir, _name(libtpu), results)
+    print(f"Recorded in {saved_model_dir}/assets.extra")
+  return good
+
+
+def _check_arguments(libtpu: str, topologies: list[str]) -> None:
   for topology in topologies:
     if not re.fullmatch(_TOPOLOGY, topology):
       raise errors.ExportError(
@@ -90,34 +119,29 @@ def compile_for_tpu(
   with open(libtpu, "rb") as f:
     if f.read(4) != b"\x7fELF":
       raise errors.ExportError(f"--libtpu={libtpu} is no shared library.")
-  if record:
-    recording.check(saved_model_dir)
-  subject = subject_lib.load(saved_model_dir, trust)
-  if subject.model is None:
-    raise errors.ExportError(f"{saved_model_dir}: {subject.unloaded}.")
-  if subject.takes_strings:
-    raise errors.ExportError(
-      f"{saved_model_dir} takes strings (kind: {subject.kind.name}), which TPUs"
-      " do not support. Run it on the host: call it in Dataset.map."
-    )
-  _check_compiler(libtpu, topologies[0])
-  good = True
-  results = []
-  for topology in topologies:
-    largest = 0
-    for size in [batch_size] if batch_size else _BATCH_SIZES:
-      sizes = (size, image_size, seq_length)
-      results.append(_compile_step(subject, libtpu, topology, *sizes))
-      if not results[-1]["compiles"]:
-        break
-      largest = size
-    good &= largest > 0
-    if not batch_size:
-      print(f"{topology}: the largest power of two that fits is {largest}")
-  if record:
-    recording.write(saved_model_dir, _name(libtpu), results)
-    print(f"Recorded in {saved_model_dir}/assets.extra")
-  return good
+
+
+@contextlib.contextmanager
+def _lowering(
+  saved_model_dir: str, loading: copying.Options
+) -> Iterator[tuple[Callable[[Any], dict[str, Any]], dict[str, Any]]]:
+  """Yields a function that asks `lowering.serve`, and the first request."""
+  # Lowering a large step takes longer than a check.
+  loading = dataclasses.replace(
+    loading, seconds=loading.seconds or 36_000, gib=loading.gib or 64
+  )
+  with copying.started("exporters.tpu.lowering", saved_model_dir, loading) as (
+    ask,
+    request,
+  ):
+
+    def lower(request: Any) -> dict[str, Any]:
+      try:
+        return ask(request)
+      except sandbox.SandboxError as e:
+        raise errors.ExportError(f"{saved_model_dir}: {e}.") from e
+
+    yield lower, request
 
 
 def _name(libtpu: str) -> str:
@@ -127,11 +151,16 @@ def _name(libtpu: str) -> str:
   return " ".join(["libtpu", *(package.version for package in found)])
 
 
-def _check_compiler(libtpu: str, topology: str) -> None:
+def _check_compiler(
+  lowered: dict[str, Any], libtpu: str, topology: str
+) -> None:
   """Compiles a trivial program, to tell a broken compiler from an export."""
   try:
     pjrt.compile_program(
-      lowering.lower_trifle(), libtpu=libtpu, topology=topology, timeout=120
+      base64.b64decode(lowered["program"]),
+      libtpu=libtpu,
+      topology=topology,
+      timeout=120,
     )
   except pjrt.TpuError as e:
     raise errors.ExportError(
@@ -141,14 +170,12 @@ def _check_compiler(libtpu: str, topology: str) -> None:
 
 
 def _compile_step(
-  subject: subject_lib.Subject, libtpu: str, topology: str, *sizes: int
+  lowered: dict[str, Any], libtpu: str, topology: str, batch_size: int
 ) -> dict[str, Any]:
   """Compiles a step. Prints and returns the result, as `recording` takes it."""
-  program = lowering.lower(subject, *sizes)
-  specs = tf.nest.flatten(lowering.inputs(subject, *sizes))
-  shapes = [spec.shape.as_list() for spec in specs]
-  result = {"topology": topology, "inputs": shapes}
-  what = f"{topology}, batch {sizes[0]}"
+  program = base64.b64decode(lowered["program"])
+  result = {"topology": topology, "inputs": lowered["shapes"]}
+  what = f"{topology}, batch {batch_size}"
   available = _MEMORY[topology.partition(":")[0]]
   for full_effort in (False, True):
     try:
@@ -157,7 +184,7 @@ def _compile_step(
       )
       break
     except pjrt.TpuError as e:
-      said = " ".join(str(e).split())
+      said = errors.shown(" ".join(str(e).split()))
     fits = "Ran out of memory" not in said
     if fits:
       print(f"✗ {what}: does not compile. The compiler says: {said[:300]}")
@@ -224,12 +251,7 @@ def define_flags() -> None:
     lower_bound=1,
     upper_bound=2**16,
   )
-  flags.DEFINE_bool(
-    "trust",
-    False,
-    "Load the export even if it contains ops that no model needs, such as ops"
-    " that read files.",
-  )
+  command_line.define(copying.Options, copying.FLAGS)
   flags.DEFINE_bool(
     "record",
     False,
@@ -260,7 +282,7 @@ def main() -> None:
     batch_size=None if size == "max" else int(size),
     image_size=values.image_size,
     seq_length=values.seq_length,
-    trust=values.trust,
+    loading=command_line.from_flags(copying.Options),
     record=values.record,
   )
   sys.exit(0 if good else 1)

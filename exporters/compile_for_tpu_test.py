@@ -47,7 +47,8 @@ def _nearest_neighbours(inputs):
 class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
   def run_binary(self, *arguments):
     return subprocess.run(
-      [_BINARY, f"--libtpu={_LIBTPU.value}", *arguments],
+      # Bazel's sandbox has links.
+      [_BINARY, f"--libtpu={_LIBTPU.value}", "--follow_links", *arguments],
       capture_output=True,
       encoding="utf-8",
     )

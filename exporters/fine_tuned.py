@@ -12,12 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 import dataclasses
 import json
+import os
 import pathlib
+import tempfile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 from etils import epy
 
+from distribution import sandbox
+from exporters.conformance import copying
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.reusable import exporting
@@ -37,6 +41,7 @@ with epy.lazy_imports():
 if TYPE_CHECKING:
   Part = tuple[saving.Source, list[Any]]
 
+_LOADING = copying.Options()
 # Where `use_*` keep fingerprint, card and report of the original, and its data.
 _ORIGIN = "assets.extra/fine_tuned_from"
 _TITLE = "## Fine-tuning"
@@ -62,7 +67,7 @@ def export(
   piece: str | None = None,
   original_dir: str | None = None,
   fine_tuned_on: str | None = None,
-  trust: bool = False,
+  loading: copying.Options = _LOADING,
 ) -> None:
   """Exports the fine-tuned piece of a SavedModel.
 
@@ -73,7 +78,7 @@ def export(
     original_dir: The export that the piece was fine-tuned from. None: as the
       SavedModel says.
     fine_tuned_on: The data, in words. None: as the SavedModel says.
-    trust: Whether to load it even if its ops are suspicious.
+    loading: How to load the SavedModel.
 
   Raises:
     ExportError: A directory is in the way, the SavedModel has no such piece or
@@ -83,35 +88,106 @@ def export(
     publishing.check_apart(
       options.export_dir, source_dir, keep_failed=options.keep_failed
     )
-  with publishing.publish(
-    options.export_dir, "saved_model.pb", overwrite=options.overwrite
-  ) as directory:
-    subject = subject_lib.load(saved_model_dir, trust)
-    if subject.model is None:
-      raise errors.ExportError(
-        f"{saved_model_dir}: {subject.unloaded}. //exporters:check says more."
+  with (
+    publishing.publish(
+      options.export_dir, "saved_model.pb", overwrite=options.overwrite
+    ) as directory,
+    tempfile.TemporaryDirectory(prefix=".work.", dir=directory) as work_dir,
+  ):
+    request = {
+      "piece": piece,
+      "original_dir": original_dir and f"{work_dir}/original",
+      "fine_tuned_on": fine_tuned_on,
+      "verification": options.verification,
+      "flags": options.flag_values,
+      "export_dir": f"{work_dir}/export",
+      "keep_failed": options.keep_failed and f"{work_dir}/failed",
+    }
+    if original_dir:
+      os.mkdir(request["original_dir"])
+      copying.copy(
+        original_dir,
+        request["original_dir"],
+        follow_links=loading.follow_links,
       )
-    model = _piece(saved_model_dir, subject.model, piece)
-    described = _fine_tuned(saved_model_dir, original_dir, fine_tuned_on)
-    process = verification.start(options.verification)
-    saving.save(model, directory, signatures=dict(model.signatures))
-    extra = pathlib.Path(directory, "assets.extra")
-    extra.mkdir()
-    (extra / "README.md").write_text(described.card, encoding="utf-8")
-    parts = dict(_parts(directory, model))
-    source, examples = parts.pop("")
-    verification.verify(
-      directory,
-      source,
-      examples,
-      options.verification,
-      sub_objects=parts,
-      process=process,
-      record={"flags": options.flag_values, "original": described.report},
-      keep_failed=options.keep_failed,
-    )
-    _check_weights(directory, described.report)
+    names = {
+      f"{work_dir}/original": f"{original_dir}",
+      f"{work_dir}/export": options.export_dir,
+      f"{work_dir}/failed": f"{options.keep_failed}",
+    }
+    try:
+      _ask(saved_model_dir, work_dir, request, names, loading)
+    finally:
+      if os.path.isdir(f"{work_dir}/failed"):
+        os.makedirs(options.keep_failed)
+        copying.copy(f"{work_dir}/failed", options.keep_failed)
+    # What ran in the sandbox could have made links.
+    if problems := copying.copy(request["export_dir"], directory).problems:
+      raise errors.ExportError(f"{saved_model_dir}: {problems[0]}.")
   print(f"Exported to {options.export_dir}")
+
+
+def _ask(
+  saved_model_dir: str,
+  work_dir: str,
+  request: dict[str, Any],
+  names: dict[str, str],
+  loading: copying.Options,
+) -> None:
+  """Has a process in the sandbox export into a working directory."""
+  with copying.started(
+    "exporters.fine_tuned",
+    saved_model_dir,
+    # Verification takes longer than a check.
+    dataclasses.replace(
+      loading, seconds=loading.seconds or 36_000, gib=loading.gib or 64
+    ),
+    writable=[work_dir],
+    variables={"TMPDIR": work_dir},
+    programs=True,
+    names=names,
+  ) as (ask, first):
+    try:
+      ask({**first, **request})
+    except sandbox.SandboxError as e:
+      raise errors.ExportError(
+        f"{saved_model_dir} cannot be exported: {e}"
+      ) from e
+
+
+def serve(requests: Iterator[Any]) -> Iterator[Any]:
+  """Exports in the sandbox. There is one request, with what `export` takes."""
+  request = next(requests)
+  saved_model_dir, directory = request["directory"], request["export_dir"]
+  subject = subject_lib.requested(request)
+  subject_lib.load_into(subject, request["trust"])
+  if subject.model is None:
+    raise errors.ExportError(
+      f"{saved_model_dir}: {subject.unloaded}. //exporters:check says more."
+    )
+  model = _piece(saved_model_dir, subject.model, request["piece"])
+  described = _fine_tuned(
+    saved_model_dir, request["original_dir"], request["fine_tuned_on"]
+  )
+  process = verification.start(request["verification"])
+  saving.save(model, directory, signatures=dict(model.signatures))
+  extra = pathlib.Path(directory, "assets.extra")
+  extra.mkdir()
+  (extra / "README.md").write_text(described.card, encoding="utf-8")
+  parts = dict(_parts(directory, model))
+  source, examples = parts.pop("")
+  verification.verify(
+    directory,
+    source,
+    examples,
+    request["verification"],
+    sub_objects=parts,
+    process=process,
+    record={"flags": request["flags"], "original": described.report},
+    keep_failed=request["keep_failed"],
+  )
+  _check_weights(directory, described.report)
+  yield None
 
 
 def _piece(saved_model_dir: str, model: Any, name: str | None) -> Any:
@@ -316,12 +392,7 @@ def define_flags() -> None:
     " photos of flowers'. The default is what the SavedModel says.",
   }.items():
     flags.DEFINE_string(name, None, text)
-  flags.DEFINE_bool(
-    "trust",
-    False,
-    "Load the SavedModel even if it has ops that models do not need. They run"
-    " with your rights.",
-  )
+  command_line.define(copying.Options, copying.FLAGS)
   flags.register_validator(
     "saved_model_dir", bool, "It is required: what was fine-tuned."
   )
@@ -336,7 +407,7 @@ def main() -> None:
     piece=values.piece,
     original_dir=command_line.model_path("original_dir"),
     fine_tuned_on=values.fine_tuned_on,
-    trust=values.trust,
+    loading=command_line.from_flags(copying.Options),
   )
 
 

@@ -56,6 +56,7 @@ def image_classifier(
         args = [
             "--libtpu=$(rootpath @libtpu//:libtpu/libtpu.so)",
             "--saved_model_dir=$(rootpath :%s_%s)" % (name, train_on),
+            "--follow_links",  # Bazel's sandbox has some.
             "--topology=v5e:2x2",
             "--image_size=64",
             "--seq_length=8",

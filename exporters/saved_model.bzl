@@ -94,6 +94,9 @@ def saved_model(name, exporter, flags, checked = ["."], excepted_rules = [], **k
             args = [
                 "--saved_model_dir=$(rootpath :%s)/%s" % (name, directory),
                 "--strict",
+                # In Bazel's sandbox files are links, and it may be slow.
+                "--follow_links",
+                "--seconds=36000",
                 "--excepted_rules=" + ",".join(excepted),
             ],
             data = [":" + name],

@@ -42,7 +42,9 @@ flags.disclaim_key_flags()  # They are those of the program: --help lists them.
 
 _PATHS = {
   "saved_model_dir": "The export to fine-tune: a directory, also in a bucket,"
-  " or a URL, read as the environment variable TFHUB_MODEL_LOAD_FORMAT says.",
+  " or a URL, read as the environment variable TFHUB_MODEL_LOAD_FORMAT says. It"
+  " is a program that runs with your rights: check a stranger's with"
+  " //exporters:check first.",
   "backup_dir": "Directory for the state of the training after each epoch,"
   " until it ends. After an interruption the same command resumes from there."
   " All machines must have access to it.",

@@ -1,20 +1,10 @@
-"""Compiles a consumer's train step for XLA, and reports what XLA makes of it.
-
-It runs as a program because XLA may take long, or kill the process. The program
-reads a pickle, the batch, and writes a line of JSON, the fields of
-`Compilation`:
-
-  python compiled_step.py SAVED_MODEL_DIR
-"""
+"""Compiles a consumer's train step for XLA and reports the result."""
 
 import collections
 from collections.abc import Mapping, Sequence
 import functools
 import inspect
-import json
-import pickle
 import re
-import sys
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -58,7 +48,7 @@ def compiled(model: Any, example: Any) -> Compilation:
   try:
     traced = tf.function(step).get_concrete_function(example)
   except Exception as e:  # A stranger's program may raise anything.
-    return Compilation(failed=subject.first_line(e))
+    return Compilation(failed=subject.cause(e))
   graph = traced.graph.as_graph_def()
   try:
     hlo = tf.function(step, jit_compile=True).experimental_get_compiler_ir(
@@ -68,7 +58,7 @@ def compiled(model: Any, example: Any) -> Compilation:
     try:
       tf.function(step)(example)
     except tf.errors.OpError as e:
-      return Compilation(failed=subject.first_line(e))
+      return Compilation(failed=subject.cause(e))
     flow = [*xla_trap.branches(graph), *xla_trap.loops(graph)]
     return Compilation(refused=_cause(str(e), flow))
   return Compilation(_baked(hlo, traced, example), xla_trap.constants(graph))
@@ -124,14 +114,3 @@ def _baked(hlo: str, traced: Any, example: Any) -> list[str]:
 
 def _shape(array: Any) -> str:
   return ",".join(map(str, array.shape))
-
-
-def main(saved_model_dir: str) -> None:
-  """Prints the result of `compiled` as JSON."""
-  example = pickle.load(sys.stdin.buffer)
-  model = observation.load(saved_model_dir)
-  print(json.dumps(compiled(model, example)._asdict()))
-
-
-if __name__ == "__main__":
-  main(sys.argv[1])

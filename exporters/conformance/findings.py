@@ -5,7 +5,10 @@ import dataclasses
 import functools
 from typing import Any
 
-import tensorflow as tf
+from etils import epy
+
+with epy.lazy_imports():  # The process that only prints findings needs none.
+  import tensorflow as tf
 
 PASS = "pass"
 FAIL = "fail"

@@ -53,7 +53,7 @@ class Kind(NamedTuple):
   sizes: tuple[int, ...] = (8,)
 
 
-_OF_TRAINING = ("R3", "R5", "R6", "R7")
+_OF_TRAINING = ("R3", "R5", "R6", "R7", "R16")
 _CLASSIFIED = {
   "label": "strings [batch]",
   "scores": "floats [batch, classes]",
@@ -67,6 +67,14 @@ _SEGMENTED = {
 
 # The first that fits is the kind.
 KINDS = (
+  # Keras 3's Model.export: endpoints for keras.layers.TFSMLayer, no call.
+  Kind(
+    "Keras 3 export",
+    takes="anything",
+    has=("serve", "non_trainable_variables"),
+    rules=("K1",),
+    without=("R1", "R2", "R4", "R8", "R9", "R14", "R15", *_OF_TRAINING),
+  ),
   # Classifiers to deploy, which nobody trains further.
   Kind(
     "image classifier",
@@ -119,8 +127,9 @@ KINDS = (
   Kind(
     "preprocessor",
     takes="strings [batch]",
-    returns={"input_word_ids": "anything"},
-    rules=("T2", "T7"),
+    returns={"input_word_ids": "integers [batch, length]"},
+    rules=("T2", "T7", "T8"),
+    classifies=False,
   ),
   Kind(
     "text embedding",
@@ -169,7 +178,8 @@ def of(
     attributes: The names of its attributes and signatures.
     names: The names of its outputs, if they have any.
   """
-  is_classifier = any(map(CLASSES.search, names))
+  keys = returned if isinstance(returned, Mapping) else ()
+  is_classifier = any(map(CLASSES.search, [*names, *keys]))
   return next(
     kind
     for kind in KINDS

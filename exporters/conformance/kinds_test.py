@@ -65,6 +65,8 @@ class KindsTest(parameterized.TestCase):
     ("plain", _BERT, {"logits": _floats(_N, 2)}),
     ("plain", list(_BERT.values()), _ENCODED),
     ("preprocessor", _strings(_N), _BERT),
+    ("plain", _strings(_N), {**_BERT, "logits": _floats(_N, 2)}),
+    ("plain", _strings(_N), {**_BERT, "input_word_ids": _floats(_N, 8)}),
     ("plain", _strings(_N), _RAGGED),  # A tokenizer.
     ("plain", _strings(_N), _strings(_N)),
     ("plain", [_strings(_N), _strings(_N)], _BERT),
@@ -105,6 +107,13 @@ class KindsTest(parameterized.TestCase):
     ("plain", [_ids(_N), *_STATES], [_floats(_N, 90), *_STATES], {"generate"}),
     ("cell", [_floats(_N, 4), *_STATES], [_floats(_N, 9), *_STATES], {"units"}),
     ("cell", _STATES, _STATES, ()),
+    (
+      "Keras 3 export",
+      _floats(_N, 32, 32, 3),
+      _floats(_N, 9),
+      {"serve", "non_trainable_variables"},
+    ),
+    ("image", _floats(_N, 32, 32, 3), _floats(_N, 9), {"serve"}),
     ("text classifier", _strings(_N), _LABELLED, {"class_names"}),
     ("image classifier", _strings(_N), _LABELLED, {"class_names", "images"}),
     (

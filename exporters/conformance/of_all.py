@@ -1,20 +1,15 @@
-"""Rules for every reusable SavedModel: S1, and R1 to R14."""
+"""Rules for every reusable SavedModel that are read off: S1, and R1 to R14."""
 
-import itertools
-import json
-import pickle
 import re
-import subprocess
-import sys
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from exporters.conformance import compiled_step
 from exporters.conformance import findings
+from exporters.conformance import of_inference
+from exporters.conformance import of_training
 from exporters.conformance import subject as subject_lib
-from exporters.reusable import graphs
 from exporters.reusable import observation
 
 Subject = subject_lib.Subject
@@ -25,14 +20,13 @@ _NO_SUB_OBJECT = re.compile(
   "_|layer-|layer_with_weights-|keras_api|signatures$"
   "|call_and_return_all_conditional_losses$"
 )
-_XLA_SECONDS = 1800  # A step of a trapped model takes minutes to lower.
-# Names that tools generate.
-_NO_NAME = re.compile(r"(args?|inputs?|outputs?|keras_tensor)(_?\d+)*")
-_UNSERVED = re.compile("Anonymous.*HashTable.*")
 # Only folders that do not occur in names of ops.
 _ABSOLUTE_PATH = re.compile(
   rb"/(?:home|mnt|private|proc|root|tmp|usr|Users|var/(?:folders|lib|tmp))"
   rb"/[\w./-]*"
+)
+_CPU = re.compile(
+  "(?i)(/job:localhost)?(/replica:0)?(/task:0)?(/device:CPU:[0*]|/cpu:0)?"
 )
 _OPTIMIZER = re.compile(
   r"(^|/)(optimizer|Adam|AdamW|SGD|RMSprop|Momentum|LAMB|Adagrad)(_\d+)?(/|:|$)"
@@ -100,236 +94,31 @@ def takes_one_input(subject: Subject) -> findings.Finding:
   return findings.passed("one input, and Tensors as outputs")
 
 
-def has_modes(subject: Subject) -> findings.Finding:
-  """If training and inference differ, `training` selects one; default False."""
-  if "training" not in subject.parameters:
-    if subject.batch_norms:
-      return findings.failed(
-        f"It has batch normalization ({subject.batch_norms[0].name}) and no"
-        " argument `training`: its moving averages never move.",
-        "Save a __call__ with `training=False` in its signature, traced with"
-        " False and with True.",
-      )
-    return findings.not_applicable(
-      "no `training`, and nothing is seen that would need it"
-    )
-  default = subject.parameters["training"]
-  if default is not False:
+class _Endpoint:
+  """The endpoint `serve` of a Keras 3 export, as an object to call."""
+
+  def __init__(self, model: Any):
+    self.variables = getattr(model, "variables", ())
+    self.serve = vars(self)["__call__"] = model.serve
+
+  def __call__(self, *arguments: Any) -> Any:
+    return self.serve(*arguments)
+
+
+def serves(subject: Subject) -> findings.Finding:
+  """`serve` computes from each input alone, and its variables are listed.
+
+  keras.layers.TFSMLayer calls it.
+  """
+  endpoint = _Endpoint(subject.model)
+  if missing := of_training.unlisted(endpoint):
     return findings.failed(
-      f"The default of `training` is {default!r}.",
-      "Make False its default.",
+      f"`serve` uses {findings.some(missing)}, which `variables` lacks.",
+      "Export with keras.Model.export.",
     )
-  structures = [trace.structured_outputs for trace in subject.traces]
-  for structure in structures[1:]:
-    try:
-      tf.nest.assert_same_structure(structures[0], structure)
-    except (TypeError, ValueError):
-      return findings.failed(
-        f"One mode returns {structures[0]}, another {structure}.",
-        "Return the same structure in both.",
-      )
-  if subject.batch_norms and not _moves_averages(subject):
-    return findings.failed(
-      "No moving average of batch normalization"
-      f" ({subject.batch_norms[0].name} …) moves in a call with training=True:"
-      " the layers are frozen in the graph.",
-      "Pass `training` on to the layers when tracing.",
-    )
-  # A rate may be 0 by default, and have effect in training only.
-  if any(
-    subject.differ({**values, "training": True}, {**values, "training": False})
-    for values in ({}, subject.changed)
-  ):
-    return findings.passed(
-      "`training` is named, False by default, and has effect"
-    )
-  return findings.passed(
-    "`training` is False by default and changes nothing: the model has no"
-    " batch normalization, and no modes that show. Dropout that was left out"
-    " of both modes would not show"
+  return of_inference.depends_on_input_alone(
+    subject_lib.Subject(subject.directory, subject.graph, [], endpoint)
   )
-
-
-def _moves_averages(subject: Subject) -> bool:
-  """Tells whether training moves averages; restores their values."""
-  before = [v.numpy() for v in subject.batch_norms]
-  with subject.unchanged():
-    subject.model(subject.example(), training=True)
-    after = [v.numpy() for v in subject.batch_norms]
-  return not all(map(np.array_equal, before, after))
-
-
-def has_traces(subject: Subject) -> findings.Finding:
-  """A trace exists for every combination of arguments."""
-  tensors = {name: tf.constant(v) for name, v in subject.changed.items()}
-  values = [{}, subject.changed, tensors] if tensors else [{}]
-  modes = [{"training": False}, {"training": True}]
-  calls = list(
-    itertools.product(
-      subject.forms, modes if subject.training else [{}], values
-    )
-  )
-  with subject.unchanged():
-    for form, mode, value in calls:
-      try:
-        subject.model(subject.example(form=form), **mode, **value)
-      except Exception as e:
-        return findings.failed(
-          f"A call with {mode | value or 'the input alone'} fails:"
-          f" {subject_lib.first_line(e)}",
-          "Trace __call__ for every combination of its arguments.",
-        )
-  return findings.passed(f"{len(calls)} combinations of arguments were called")
-
-
-def _unlisted(model: Any) -> list[str]:
-  """Names the variables that a call uses and `variables` lacks."""
-  listed = {v.ref() for v in getattr(model, "variables", ())}
-  used = [v for t in subject_lib.traces_of(model) for v in t.variables]
-  return list(dict.fromkeys(v.name for v in used if v.ref() not in listed))
-
-
-def lists_variables(subject: Subject) -> findings.Finding:
-  """`variables` lists all variables; gradients reach the trainable ones."""
-  listed = {v.ref() for v in getattr(subject.model, "variables", ())}
-  trainable = list(getattr(subject.model, "trainable_variables", ()))
-  missing = _unlisted(subject.model)
-  if not missing and not listed:
-    return findings.not_applicable("it has no variables")
-  save = "Save lists of variables as attributes of the root."
-  if missing:
-    return findings.failed(
-      f"A call uses {findings.some(missing)}, which `variables` lacks"
-      + ("." if listed else ": consumers train and save nothing, in silence."),
-      f"{save} The lists of a tf.Module are properties, which are not saved.",
-    )
-  if not trainable and any(
-    v.trainable for trace in subject.traces for v in trace.variables
-  ):
-    return findings.failed(
-      "`trainable_variables` is empty: consumers train nothing, in silence.",
-      save,
-    )
-  outside = [v.name for v in trainable if v.ref() not in listed]
-  frozen = [v.name for v in trainable if not v.trainable]
-  if outside or frozen:
-    return findings.failed(
-      f"{findings.some(outside or frozen)} in `trainable_variables` is"
-      + (" not in `variables`." if outside else " not trainable."),
-      "List exactly the trainable variables.",
-    )
-  step = observation.train_step(subject.model, subject.model)
-  with subject.unchanged():
-    _, gradients = step(subject.example(), **subject.training)
-  dead = [
-    v.name for v, g in zip(trainable, gradients, strict=True) if g is None
-  ]
-  if dead:
-    return findings.failed(
-      f"{findings.some(dead)} in `trainable_variables` gets no gradient from"
-      " any output.",
-      "Remove the stop_gradient from the model, or the variables from the"
-      " list.",
-    )
-  return findings.passed(
-    f"{len(listed)} variables, {len(trainable)} trainable, all reached"
-  )
-
-
-def has_losses(subject: Subject) -> findings.Finding:
-  """`regularization_losses` are functions that return float scalars."""
-  losses = list(getattr(subject.model, "regularization_losses", ()))
-  if not losses and not list(getattr(subject.model, "variables", ())):
-    return findings.not_applicable("it has no variables")
-  if not losses and "keras_metadata.pb" in subject.files:
-    return findings.not_decidable(
-      "hub.KerasLayer gets none; tf_keras.models.load_model also gets those of"
-      " layers inside layers, if there are any",
-    )
-  if not losses:
-    if subject.verified("regularization losses"):
-      return findings.passed(
-        "none; its verification says that the live model has none"
-      )
-    return findings.not_decidable(
-      "it has none; whether the training had any, which are then lost, does not"
-      " show",
-    )
-  for i, loss in enumerate(losses):
-    try:
-      value = loss()
-    except Exception as e:
-      return findings.failed(
-        f"Regularization loss {i} cannot be called without arguments:"
-        f" {subject_lib.first_line(e)}",
-        "Save tf.functions that take no argument.",
-      )
-    if not (
-      tf.is_tensor(value) and value.shape == [] and value.dtype.is_floating
-    ):
-      return findings.failed(
-        f"Regularization loss {i} returns {findings.described(value)}, which"
-        " is no float scalar.",
-        "Return a float scalar.",
-      )
-  return findings.passed(f"{len(losses)} losses")
-
-
-def can_be_tuned(subject: Subject) -> findings.Finding:
-  """Hyperparameters are scalar arguments with defaults, and have an effect."""
-  tunable = subject.hyperparameters
-  if not tunable:
-    fixed = ["batch normalization"] * bool(subject.batch_norms)
-    if subject.is_random:
-      fixed.append("dropout or other noise")
-    if fixed:
-      return findings.failed(
-        f"Nothing can be adjusted: {' and '.join(fixed)} is fixed in the"
-        " graph.",
-        "Make rates and momentum scalar Tensor arguments with defaults.",
-      )
-    return findings.not_applicable("there is nothing to tune")
-  without = [n for n, v in tunable.items() if v is subject_lib.NO_DEFAULT]
-  if without:
-    return findings.failed(
-      f"{findings.some(without)} has no default.", "Give a Python number."
-    )
-  steady = subject.steady
-  if steady is None:
-    return findings.not_decidable(
-      f"{', '.join(tunable)} can be set; training is random with all of them"
-      " at 0 too, which hides their effect",
-    )
-  dead = [
-    name
-    for name, default in tunable.items()
-    if not isinstance(default, str)
-    and not any(
-      subject.differ(steady, {**steady, name: value})
-      for value in ((3, 2) if isinstance(default, int) else (0.5, 0.25))
-    )
-  ]
-  if dead:
-    return findings.failed(
-      f"{findings.some(dead)} changes nothing.",
-      "Bind it to the layers that use it, or remove it.",
-    )
-  strings = [name for name, v in tunable.items() if isinstance(v, str)]
-  return findings.passed(
-    f"{', '.join(tunable)} can be set"
-    + (f"; not tried: {', '.join(strings)}" if strings else ", with effect")
-  )
-
-
-def batch_is_free(subject: Subject) -> findings.Finding:
-  """The batch dimension is unknown."""
-  for x in tf.nest.flatten(subject.spec):
-    if x.shape.rank and x.shape[0] is not None:
-      return findings.failed(
-        f"The batch size is fixed: the input has the shape {x.shape}.",
-        "Trace with None as the first dimension.",
-      )
-  return findings.passed("the batch size is free")
 
 
 def sub_objects_are_whole(subject: Subject) -> findings.Finding:
@@ -351,13 +140,15 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
       kind = subject_lib.kind_of(child).name
       is_clear = kind in ("plain", name.replace("_", " "))
       found.append(name if is_clear else f"{name} ({kind})")
-      for attribute in observation.INTERFACE:
+      # What has no variables needs no lists of them.
+      uses = any(trace.variables for trace in subject_lib.traces_of(child))
+      for attribute in observation.INTERFACE if uses else ():
         if not hasattr(child, attribute):
           return findings.failed(
             f"The sub-object `{name}` can be called and has no {attribute}.",
             f"Save {attribute} as an attribute of `{name}`.",
           )
-      if missing := _unlisted(child):
+      if missing := of_training.unlisted(child):
         return findings.failed(
           f"The sub-object `{name}` uses {findings.some(missing)}, which its"
           " `variables` lacks.",
@@ -369,7 +160,7 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
 
 
 def is_clean(subject: Subject) -> findings.Finding:
-  """It has no optimizer state and no absolute path of the exporting machine."""
+  """It has no optimizer state, absolute path or device of its exporter."""
   objects = subject.graph.object_graph_def
   names = [
     *(child.local_name for node in objects.nodes for child in node.children),
@@ -396,109 +187,85 @@ def is_clean(subject: Subject) -> findings.Finding:
         f"{file} has the path {found[0].decode()} of the exporting machine.",
         "Save files as tf.saved_model.Asset, and keep paths out of names.",
       )
-  return findings.passed("no optimizer, no absolute path")
-
-
-def is_served(subject: Subject) -> findings.Finding:
-  """A signature `serving_default` has named inputs and outputs."""
-  if subject.serving is None:
-    return findings.failed(
-      "There is no signature serving_default; there are:"
-      f" {', '.join(subject.signatures) or 'none'}.",
-      'Save with signatures={"serving_default": …}.',
-    )
-  if tables := [op for op in subject.op_counts if _UNSERVED.fullmatch(op)]:
-    return findings.failed(
-      f"{tables[0]} makes a new table in each session: TensorFlow Serving fails"
-      " with “Table not initialized”.",
-      "Make the table without experimental_is_anonymous.",
-    )
-  names = [*subject.serving.inputs, *subject.serving.outputs]
-  unnamed = [name for name in names if _NO_NAME.fullmatch(name)]
-  if unnamed:
-    return findings.failed(
-      f"serving_default has the generated names {findings.some(unnamed)}.",
-      "Name inputs in their TensorSpecs and outputs in a dict.",
-    )
-  return findings.passed(f"serving_default with {', '.join(names)}")
-
-
-def returns_logits(subject: Subject) -> findings.Finding:
-  """The outputs are logits, not probabilities."""
-  spec = subject.output_spec
-  if (
-    isinstance(spec, tf.TensorSpec)
-    and spec.dtype.is_floating
-    and (spec.shape.rank or 0) > 1
-  ):
-    outputs = np.asarray(subject.model(subject.example()))
-    trace = subject.traces[0]
-    *_, (made, _) = graphs.origins(
-      trace.graph.as_graph_def(), trace.outputs[0].name
-    )
-    is_softmax = (
-      outputs.shape[-1] > 1
-      and np.all(outputs >= 0)
-      and np.allclose(outputs.sum(-1), 1, atol=1e-5)
-    )
-    if is_softmax or made.op == "Sigmoid":
+  for node in subject.nodes:
+    # The CPU is on every machine; ops on strings and files name it.
+    if node.device and not _CPU.fullmatch(node.device):
       return findings.failed(
-        f"It returns probabilities (by {made.op}), not logits.",
-        "Remove the last activation; losses apply it with from_logits=True.",
+        f"{node.name} is placed on {node.device}, which others may lack.",
+        "Trace without tf.device.",
       )
-  return findings.passed("the outputs are not probabilities")
+  return findings.passed("no optimizer, no absolute path, no device")
 
 
 def is_documented(subject: Subject) -> findings.Finding:
-  """The documentation says how to fine-tune."""
-  if subject.model and not getattr(subject.model, "trainable_variables", ()):
+  """The documentation says how to fine-tune, and is that of this model."""
+  if not subject.trainable_variables:
     return findings.not_applicable("there is nothing to train")
   card = subject_lib.CARD
   text = subject.card
   if text is None:
     return findings.not_decidable(f"there is no {card}; it may be elsewhere")
-  needed = {
-    "how to fine-tune": "trainable=True",
-    "that regularization in the optimizer is missing": (
-      "(?i)regulari[sz]ation .*optimizer"
+  # Not one pattern, whose search would take quadratic time.
+  _, *after = re.split("(?i)regulari[sz]ation ", text, maxsplit=1)
+  said = {
+    "how to fine-tune": "trainable=True" in text,
+    "that regularization in the optimizer is missing": any(
+      re.search("(?i)optimizer", part) for part in after
     ),
   }
-  missing = [what for what, said in needed.items() if not re.search(said, text)]
+  missing = [what for what, is_said in said.items() if not is_said]
   if missing:
     return findings.failed(
       f"{card} does not say {' and '.join(missing)}.",
       "Say how to fine-tune, and that a SavedModel does not include weight"
       " decay in an optimizer.",
     )
+  if problem := _of_another(subject, text):
+    return findings.failed(
+      f"{card} is that of another model: {problem}.", "Describe this model."
+    )
   return findings.passed(f"{card} says how to fine-tune")
+
+
+def _of_another(subject: Subject, card: str) -> str:
+  """Says where a card contradicts the model; empty if it does not."""
+  arguments = set(subject.hyperparameters)
+  if unnamed := [x for x in arguments if x not in card]:
+    return f"it does not name the argument {findings.some(sorted(unnamed))}"
+  named = {
+    name
+    for values in re.findall(r"arguments=\{([^{}]*)\}", card)
+    for name in re.findall(r"[\"'](\w+)[\"']:", values)
+  }
+  if wrong := sorted(named - set(subject.parameters)):
+    return f"it names the argument {findings.some(wrong)}, which does not exist"
+  # The tables of inputs and outputs that this project's cards have.
+  rows = re.findall(r"\| `([^`]*)` \| (\w+) \| `\[([^\]]*)\]` \|", card)
+  if rows and subject.serving:
+    specs = subject_lib.specs(subject.serving.inputs)
+    specs |= subject_lib.specs(subject.serving.outputs)
+    for name, dtype, shape in rows:
+      actual = specs.get(name)
+      said = f"{dtype} [{shape}]"
+      if actual is None:
+        return f"it names {name}, which the model neither takes nor returns"
+      found = f"{actual.dtype.name} {actual.shape.as_list()}"
+      if found != said:
+        return f"it says that {name} is {said}, and it is {found}"
+  count = re.search(r"\| parameters \| ([\d,]+) \|", card)
+  size = sum(v.shape.num_elements() for v in subject.variables)
+  if count and int(count[1].replace(",", "")) != size:
+    return f"it says {count[1]} parameters, and it has {size:,}"
+  return ""
 
 
 def compiles_once(subject: Subject) -> findings.Finding:
   """A train step compiles once under XLA (`jit_compile=True`)."""
   if subject.takes_strings:
     return findings.not_applicable("XLA takes no strings")
-  if not list(getattr(subject.model, "trainable_variables", ())):
+  if not subject.trainable_variables:
     return findings.not_applicable("there is nothing to train")
-  try:
-    # -P keeps this directory, whose names are not unique, off the path.
-    done = subprocess.run(
-      [sys.executable, "-P", compiled_step.__file__, subject.directory],
-      input=pickle.dumps(subject.example()),
-      capture_output=True,
-      timeout=_XLA_SECONDS,
-    )
-  except subprocess.TimeoutExpired:
-    return findings.not_decidable(
-      f"XLA takes more than {_XLA_SECONDS} s to compile a train step"
-    )
-  if done.returncode:
-    said = (done.stderr.decode().strip().splitlines() or ["it says nothing"])[
-      -1
-    ]
-    return findings.not_decidable(
-      f"compiling a train step ended with status {done.returncode}: {said}"
-    )
-  step = compiled_step.Compilation(**json.loads(done.stdout.splitlines()[-1]))
+  step = compiled_step.compiled(subject.model, subject.example())
   if step.failed:
     return findings.not_decidable(
       f"a train step fails without XLA too: {step.failed}"

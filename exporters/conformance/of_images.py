@@ -31,9 +31,21 @@ def takes_images(subject: Subject) -> findings.Finding:
   )
 
 
+def _returned(subject: Subject) -> str:
+  """Tells from names and values what is returned; empty if they do not tell."""
+  called = ", ".join(subject.serving.outputs if subject.serving else ())
+  if "feature" in called or "embedding" in called:
+    return "features"
+  if kinds.CLASSES.search(called) or subject.probabilities:
+    return "classes"
+  return ""
+
+
 def returns_features(subject: Subject) -> findings.Finding:
   """A feature vector is float32 [batch, features], without dropout."""
   spec = subject.output_spec
+  if _returned(subject) == "classes":
+    return findings.not_applicable("it returns classes")
   if not findings.is_vector(spec):
     return findings.not_applicable(f"it returns {findings.described(spec)}")
   if not findings.is_float_vector(spec):
@@ -59,21 +71,20 @@ def returns_features(subject: Subject) -> findings.Finding:
 
 def returns_classes(subject: Subject) -> findings.Finding:
   """Logits are float32 [batch, classes]."""
-  names = list(subject.serving.outputs) if subject.serving else []
-  called = ", ".join(names)
-  if "feature" in called:
-    return findings.not_applicable(f"it returns {called}")
-  if not kinds.CLASSES.search(called):
-    return findings.not_decidable(
-      f"whether these are logits: {called or 'the outputs have no name'}"
+  returned, spec = _returned(subject), subject.output_spec
+  if returned == "features":
+    return findings.not_applicable("it returns features")
+  if not returned and not findings.is_float_vector(spec):
+    return findings.not_applicable(
+      f"it returns {findings.described(spec)}, not named as classes"
     )
-  spec = subject.output_spec
   if not findings.is_float_vector(spec):
     return findings.failed(
       f"Logits are {findings.described(spec)}, not float32 [batch, classes].",
       "Return one logit for each class.",
     )
-  return findings.passed(f"float32, {spec.shape[1]} classes")
+  what = "classes" if returned else "values, classes or features"
+  return findings.passed(f"float32, {spec.shape[1]} {what}")
 
 
 def size_is_free(subject: Subject) -> findings.Finding:
@@ -85,7 +96,8 @@ def size_is_free(subject: Subject) -> findings.Finding:
       f"Not all of {names} are free: {size}.",
       "Trace with None for all if the architecture allows it.",
     )
-  for *frames, height, width in ((5, 64, 64), (8, 96, 72)):
+  n = subject.example(1).shape[-2]
+  for *frames, height, width in ((5, n, n), (8, n * 3 // 2, n * 9 // 8)):
     subject.model(subject.example(1, (*frames[3 - size.rank :], height, width)))
   return findings.passed(f"free: {names}")
 

@@ -27,7 +27,7 @@ def generates(subject: Subject) -> findings.Finding:
   except Exception as e:
     return findings.failed(
       "`generate` does not continue strings [batch] with the arguments length,"
-      f" temperature and seed: {subject_lib.first_line(e)}",
+      f" temperature and seed: {subject_lib.cause(e)}",
       "Trace it with these arguments, for any number of prompts.",
     )
   if first != again:
@@ -56,7 +56,7 @@ def steps(subject: Subject) -> findings.Finding:
   except Exception as e:
     return findings.failed(
       "`step` does not take and return a list of ids or logits [batch, …] and"
-      f" of states of `state_sizes`: {subject_lib.first_line(e)}",
+      f" of states of `state_sizes`: {subject_lib.cause(e)}",
       "Trace it with [ids, *states], and save state_sizes as a function.",
     )
   name = "its result for the last of the ids or one before"
@@ -81,7 +81,7 @@ def tokenizes(subject: Subject) -> findings.Finding:
   except Exception as e:
     return findings.failed(
       "`tokenize`, a call and `detokenize` do not fit together:"
-      f" {subject_lib.first_line(e)}",
+      f" {subject_lib.cause(e)}",
       "tokenize takes strings [batch] and returns an int32 RaggedTensor, which"
       " detokenize takes.",
     )
@@ -103,7 +103,7 @@ def is_cell(subject: Subject) -> findings.Finding:
     except Exception as e:
       return findings.failed(
         "It does not take states of `state_sizes` and a batch of"
-        f" {batch_size}: {subject_lib.first_line(e)}",
+        f" {batch_size}: {subject_lib.cause(e)}",
         "Trace it with [inputs, *states], and save state_sizes as a function.",
       )
     taken = list(map(findings.described, states))

@@ -3,7 +3,9 @@
 Source: TensorFlow Hub, common SavedModel APIs for text tasks.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+import itertools
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -15,12 +17,19 @@ from exporters.reusable import observation
 Subject = subject_lib.Subject
 
 _TEXTS = ("", " ", "?!,", "qxzvjk", "naïve 你好", "Return the list of all.")
+_SEGMENTS = (
+  ("", "It is", "Return the list of all. " * 12, "naïve 你好 мир 🙂", " ?!,"),
+  ("The end.", "", "Of a much longer text, " * 9, "مرحبا", "is not"),
+)
+_INPUTS = ("input_word_ids", "input_mask", "input_type_ids")
 _WORDS = (("the", "qxzvjk", "of"), ("", "", ""), ("is", "?", ""))
 
 
 def embeds_text(subject: Subject) -> findings.Finding:
   """Each text has a finite float32 vector that does not depend on its batch."""
   spec = subject.output_spec
+  if subject.strings != "texts":
+    return findings.not_applicable(f"it takes {subject.strings}")
   if not findings.is_float_vector(spec):
     return findings.failed(
       f"It returns {findings.described(spec)}, not float32 [batch, dim].",
@@ -85,7 +94,7 @@ def _not_an_embedding(
       results[way] = call(inputs).numpy()
     except Exception as e:
       return findings.failed(
-        f"It cannot be called {way}: {subject_lib.first_line(e)}",
+        f"It cannot be called {way}: {subject_lib.cause(e)}",
         "Use ops that run in a graph, on any number of strings of any length.",
       )
     name = f"A vector {way}"
@@ -105,7 +114,7 @@ def _not_an_embedding(
 
 def preprocesses(subject: Subject) -> findings.Finding:
   """A preprocessor tokenizes, packs segments, and runs in Dataset.map."""
-  texts = subject.example(4)
+  texts = tf.constant(_SEGMENTS[0])
   for name in ("tokenize", "bert_pack_inputs"):
     if not callable(getattr(subject.model, name, None)):
       return findings.failed(
@@ -126,7 +135,7 @@ def preprocesses(subject: Subject) -> findings.Finding:
   except Exception as e:
     return findings.failed(
       "`bert_pack_inputs` does not take two segments and a seq_length:"
-      f" {subject_lib.first_line(e)}",
+      f" {subject_lib.cause(e)}",
       "Trace it with these arguments.",
     )
   if packed["input_word_ids"].shape[1] != 12:
@@ -147,27 +156,116 @@ def preprocesses(subject: Subject) -> findings.Finding:
     next(iter(mapped))
   except Exception as e:
     return findings.failed(
-      f"It cannot run in Dataset.map: {subject_lib.first_line(e)}",
+      f"It cannot run in Dataset.map: {subject_lib.cause(e)}",
       "Use ops that run in a graph, on strings of any length.",
     )
+  if problem := _badly_packed(subject.model):
+    return findings.failed(
+      f"{problem}.",
+      "Pack a start token, then each segment and an end token, then padding,"
+      " as tensorflow-models' BertPackInputs does.",
+    )
+  return findings.passed(
+    "tokenize, Dataset.map, and bert_pack_inputs in lengths from 12 to 130"
+  )
+
+
+def _badly_packed(model: Any) -> str:
+  """Says what is wrong with packed segments; empty if nothing is."""
+  tokens = [model.tokenize(tf.constant(texts)) for texts in _SEGMENTS]
+  tokens = [x.merge_dims(1, -1) if x.shape.rank > 2 else x for x in tokens]
+  empty = {k: x.numpy() for k, x in model(tf.constant([""])).items()}
+  length = empty["input_word_ids"].shape[1]
+  special = getattr(model.tokenize, "get_special_tokens_dict", dict)()
+  first, *_ = empty["input_word_ids"]
+  ids = [
+    int(special.get(name, first[i]))
+    for i, name in enumerate(("start_of_sequence_id", "end_of_segment_id"))
+  ] + [int(special.get("padding_id", first[-1]))]
+  if empty["input_mask"].sum() != 2:
+    return "An empty text is not packed as a start and an end token"
+  packed = {"A call": (model(tf.constant(_SEGMENTS[0])), tokens[:1], length)}
+  for n, count in itertools.product((12, 16, 40, 130), (1, 2)):
+    try:
+      made = model.bert_pack_inputs(tokens[:count], seq_length=tf.constant(n))
+    except (TypeError, ValueError):
+      if count == 2:
+        raise
+      continue  # It takes pairs only.
+    packed[f"{count} segments in {n} tokens"] = (made, tokens[:count], n)
+  for what, (made, segments, n) in packed.items():
+    rows = zip(*(made[name].numpy() for name in _INPUTS), strict=True)
+    for i, row in enumerate(rows):
+      taken = [x[i].numpy().tolist() for x in segments]
+      if problem := _badly_packed_row(row, taken, n, *ids):
+        return f"{what}: {problem} (text {i})"
+  return ""
+
+
+def _badly_packed_row(
+  row: Sequence[np.ndarray],
+  segments: Sequence[Sequence[int]],
+  length: int,
+  start: int,
+  end: int,
+  padding: int,
+) -> str:
+  ids, mask, types = (x.tolist() for x in row)
+  if {len(ids), len(mask), len(types)} != {length}:
+    return f"there are {len(ids)} ids, {len(mask)} of the mask"
+  kept = _trimmed(list(map(len, segments)), length - 1 - len(segments))
+  expected, expected_types = [start], [0]
+  used = sum(mask)
+  if used != len(segments) + 1 + sum(kept) or mask != [1] * used + [0] * (
+    length - used
+  ):
+    return f"the mask is not 1 for the tokens, and then 0: {mask}"
+  # Segments need not be trimmed in this way where both are too long.
+  found = [x == end for x in ids[1:used]]
+  if len(segments) == 2 and sum(kept) < sum(map(len, segments)) and any(found):
+    cut = found.index(True)
+    if abs(cut - kept[0]) <= 2:
+      kept = [cut, sum(kept) - cut]
+  for i, (tokens, count) in enumerate(zip(segments, kept, strict=True)):
+    expected += [*tokens[:count], end]
+    expected_types += [i] * (count + 1)
+  rest = length - used
+  if ids != expected + [padding] * rest:
+    return f"the ids are {ids}, not {expected} and padding"
+  if types != expected_types + [0] * rest:
+    return f"the types are {types}, not {expected_types} and 0"
+  return ""
+
+
+def _trimmed(lengths: Sequence[int], budget: int) -> list[int]:
+  """Returns how many tokens of each segment fit, shared about evenly."""
+  kept = [0] * len(lengths)
+  while sum(kept) < min(budget, sum(lengths)):
+    _, i = min((k, i) for i, k in enumerate(kept) if k < lengths[i])
+    kept[i] += 1
+  return kept
+
+
+def runs_on_tpu_hosts(subject: Subject) -> findings.Finding:
+  """A preprocessor has no Assert ops, which TPU hosts may not run."""
   if subject.op_counts.get("Assert"):
     return findings.failed(
-      "Its Assert ops keep it from running in the Dataset.map of a TPU host.",
+      "Its Assert ops may keep it from running in the Dataset.map of a TPU"
+      " host.",
       "Remove them.",
     )
-  return findings.passed("tokenize, bert_pack_inputs, Dataset.map")
+  return findings.passed("no Assert ops")
 
 
 def encodes(subject: Subject) -> findings.Finding:
   """Inputs and outputs of an encoder are those of BERT, of any length."""
-  names = ("input_word_ids", "input_mask", "input_type_ids")
   inputs, outputs = subject.spec, subject.output_spec
-  missing = [name for name in names if name not in inputs]
+  missing = [name for name in _INPUTS if name not in inputs]
   if missing:
     return findings.failed(
       f"It does not take {findings.some(missing)}.", "Take it."
     )
-  for name in names:
+  for name in _INPUTS:
     spec = inputs[name]
     if spec.dtype != tf.int32 or spec.shape.as_list() != [None, None]:
       return findings.failed(
@@ -192,7 +290,54 @@ def encodes(subject: Subject) -> findings.Finding:
     return findings.failed(
       f"{findings.some(wrong)} is not float32.", "Cast it."
     )
-  return findings.passed("inputs and outputs are those of an encoder")
+  effects: dict[int, dict[str, float]] = {}
+  for length in (8, 16, 40, 100):
+    try:
+      problem, effects[length] = _encoded(subject, length)
+    except Exception as e:
+      if effects:  # There may be no more positions.
+        break
+      problem = f"a call fails: {subject_lib.cause(e)}"
+    for name, effect in effects.get(length, {}).items():
+      if not problem and effects[8][name] > 1e-6 and effect < 1e-9:
+        problem = f"{name} has no effect from token {length // 2} on"
+    if problem:
+      return findings.failed(
+        f"With {length} tokens {problem}.",
+        "Use mask and types at every position.",
+      )
+  return findings.passed(f"as an encoder, with {max(effects)} tokens too")
+
+
+def _encoded(subject: Subject, length: int) -> tuple[str, dict[str, float]]:
+  """Says what is wrong with outputs, and how the second half changes them."""
+  inputs = subject.example(2, (length,))
+  half = tf.cast(tf.range(length) >= length // 2, tf.int32)[tf.newaxis]
+  ids = inputs["input_word_ids"]
+  other = {"input_word_ids": ids + half * (tf.reverse(ids, [0]) - ids)}
+  inputs["input_mask"] = tf.ones_like(ids)
+  mask = {"input_mask": inputs["input_mask"] - half}
+  types = {"input_type_ids": inputs["input_type_ids"] + half}
+  outputs = subject.model(inputs)
+  sequence, pooled = outputs["sequence_output"], outputs["pooled_output"]
+  expected = ([2, length, sequence.shape[-1]], [2, sequence.shape[-1]])
+  if (sequence.shape, pooled.shape) != expected:
+    return f"outputs have the shapes {sequence.shape}, {pooled.shape}", {}
+  if np.any(pooled != outputs["default"]):
+    return "default is not pooled_output", {}
+
+  def change(first: Mapping[str, Any], second: Mapping[str, Any]) -> np.ndarray:
+    x, y = (
+      subject.model({**inputs, **z})["sequence_output"].numpy()
+      for z in (first, second)
+    )
+    return np.abs(x - y) / np.max(np.abs(x))
+
+  seen = change({}, other)[:, 0].max()
+  hidden = change(mask, {**mask, **other})[:, 0].max()
+  if seen > 1e-6 and hidden > 0.01 * seen:
+    return "tokens whose mask is 0 change the output of the first", {}
+  return "", {k: change({}, x).max() for x in (mask, types) for k in x}
 
 
 def names_its_preprocessor(subject: Subject) -> findings.Finding:
@@ -226,7 +371,7 @@ def has_language_model(subject: Subject) -> findings.Finding:
   except Exception as e:
     return findings.failed(
       "`mlm` does not take masked_lm_positions besides the inputs of the"
-      f" encoder: {subject_lib.first_line(e)}",
+      f" encoder: {subject_lib.cause(e)}",
       "Trace it with masked_lm_positions.",
     )
   if "mlm_logits" not in outputs:
@@ -234,7 +379,24 @@ def has_language_model(subject: Subject) -> findings.Finding:
       f"`mlm` returns {', '.join(outputs)}, not mlm_logits.",
       "Return them in a dict.",
     )
-  return findings.passed(f"mlm_logits {outputs['mlm_logits'].shape}")
+  positions = np.array([[1, 2, 3], [3, 1, 1]], np.int32)
+  logits, swapped = (
+    mlm({**inputs, "masked_lm_positions": tf.constant(x)})["mlm_logits"].numpy()
+    for x in (positions, positions[:, ::-1])
+  )
+  if logits.shape[:2] != (2, 3) or np.abs(logits[:, ::-1] - swapped).max() > (
+    1e-4 * np.abs(logits).max()
+  ):
+    return findings.failed(
+      f"mlm_logits {logits.shape} are not those of masked_lm_positions.",
+      "Gather the outputs of these positions.",
+    )
+  if np.ptp(logits, axis=1).max() == 0:
+    return findings.failed(
+      "mlm_logits are the same for all masked_lm_positions.",
+      "Gather the outputs of these positions.",
+    )
+  return findings.passed(f"mlm_logits {logits.shape}")
 
 
 def names_its_special_tokens(subject: Subject) -> findings.Finding:

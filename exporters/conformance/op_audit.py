@@ -1,22 +1,26 @@
-"""Finds suspicious ops of a SavedModel without loading it.
+"""Finds what is suspicious in a SavedModel, without loading it.
 
 A SavedModel is a program: loading it runs its initializers. An op is suspicious
 if it is not in `allowed_ops.txt`, or if it reads or writes files other than the
-assets and checkpoints of the SavedModel.
+assets and checkpoints of the SavedModel. All MetaGraphs, functions and
+gradients are examined, whether anything calls them or not.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
+import itertools
 import os
 import pathlib
+import re
+from typing import NamedTuple
+
+import tensorflow as tf
 
 from exporters.reusable import graphs
 from exporters.reusable.private_api import graph_pb2
 from exporters.reusable.private_api import meta_graph_pb2
 from exporters.reusable.private_api import node_def_pb2
 
-Nodes = Sequence[node_def_pb2.NodeDef]
-
-MAIN_GRAPH = "the main graph"
+Node = node_def_pb2.NodeDef
 
 ALLOWED = frozenset(
   op
@@ -29,134 +33,303 @@ ALLOWED = frozenset(
   for op in line.split()
 )
 # Further ops of tf.train.Saver's functions, which TensorFlow adds to every
-# SavedModel. They take the path of a checkpoint.
-_OF_SAVERS = frozenset(
-  ["MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"]
-)
+# SavedModel, and the positions of their inputs that are paths of checkpoints.
+_OF_SAVERS = {
+  "MergeV2Checkpoints": (0, 1),
+  "RestoreV2": (0,),
+  "SaveV2": (0,),
+  "ShardedFilename": (0,),
+}
+# The suffixes that a saver adds to the path that it is given.
+_SUFFIX = re.compile(rb"|model|\.part|_temp(_[0-9a-f]{32})?/part")
 _TABLES_OF_FILES = frozenset(
   ["InitializeTableFromTextFile", "InitializeTableFromTextFileV2"]
 )
+# Attributes that are paths of files; "" is none.
+_FILE_ATTRIBUTES = ("descriptor_source", "vocab_file")
+# Of keras_metadata.pb: Python code in a Lambda layer, or text that hides it.
+_PYTHON_CODE = re.compile(
+  rb'"__lambda__"|"function_type"\s*:\s*"lambda"|\\u00[0-7]'
+)
+
+# A function by its name, or a node of the main graph by its name.
+_Place = tuple[str, str]
 
 
-def functions(graph: graph_pb2.GraphDef) -> dict[str, Nodes]:
-  """Returns the nodes of every function, and of the main graph, by name."""
-  return {
-    MAIN_GRAPH: graph.node,
-    **{f.signature.name: f.node_def for f in graph.library.function},
-  }
+def nodes(graph: graph_pb2.GraphDef) -> Iterator[tuple[str, Node]]:
+  """Yields all nodes, each with the name of its function; "" is the graph."""
+  for node in graph.node:
+    yield "", node
+  for function in graph.library.function:
+    for node in function.node_def:
+      yield function.signature.name, node
 
 
-def suspicious(graph: meta_graph_pb2.MetaGraphDef) -> list[str]:
-  """Finds ops that models do not need.
+def suspicious(
+  meta_graphs: Sequence[meta_graph_pb2.MetaGraphDef], files: Collection[str]
+) -> list[str]:
+  """Finds what models do not need.
 
   Args:
-    graph: The graph of a SavedModel.
+    meta_graphs: Those of a SavedModel.
+    files: The paths of its files.
 
   Returns:
-    A line for each op: its name, its function, and what is wrong with it.
+    A line for each op or asset: its name, its place, and what is wrong with it.
   """
-  by_name = functions(graph.graph_def)
-  of_savers = _of_savers_alone(graph, by_name)
   found = []
-  for function, nodes in by_name.items():
-    for node in nodes:
-      if node.op in ALLOWED or node.op in by_name:
-        if node.op in _TABLES_OF_FILES and not _is_asset(
-          graph, by_name, function, node.input[1]
-        ):
-          problem = "fills a table from a file that is not an asset"
-        else:
-          continue
-      elif node.op in _OF_SAVERS:
-        place = _place(node.name) if function == MAIN_GRAPH else function
-        if place in of_savers:
-          continue
-        problem = "reads or writes files and does not belong to the saver"
-      else:
-        problem = "is not an op that models need"
-      found.append(f"{node.op} ({node.name}) in {function} {problem}")
+  for graph in meta_graphs:
+    found += _of_assets(graph, files)
+    found += _of_functions(graph.graph_def)
+    found += _of_nodes(graph)
   return found
 
 
+def runs_python(keras_metadata: bytes) -> bool:
+  """Tells whether Keras runs Python code of a model when it loads it."""
+  return bool(_PYTHON_CODE.search(keras_metadata))
+
+
+def _of_assets(
+  graph: meta_graph_pb2.MetaGraphDef, files: Collection[str]
+) -> Iterator[str]:
+  for asset in graph.asset_file_def:
+    path = f"assets/{asset.filename}"
+    if os.path.normpath(path) != path or path not in files:
+      yield f"The asset {asset.filename!r} is not a file in assets/"
+
+
+def _of_functions(graph: graph_pb2.GraphDef) -> Iterator[str]:
+  """Finds functions that stand in for an op or for each other."""
+  seen = set()
+  for function in graph.library.function:
+    name = function.signature.name
+    if name in seen:
+      yield f"The function {name} is defined twice"
+    if not name or _is_op(name):
+      yield f"The function {name} has the name of an op"
+    seen.add(name)
+
+
+def _is_op(name: str) -> bool:
+  return name in ALLOWED or name in _OF_SAVERS or hasattr(tf.raw_ops, name)
+
+
+def _of_nodes(graph: meta_graph_pb2.MetaGraphDef) -> Iterator[str]:
+  paths = _Paths(graph)
+  of_savers = _of_savers_alone(graph, paths)
+  for function, node in nodes(graph.graph_def):
+    problem = None
+    if node.op in _OF_SAVERS:
+      place = (function, "") if function else ("", node.name)
+      if place not in of_savers:
+        problem = "reads or writes files and does not belong to the saver"
+      elif not all(
+        i < len(node.input) and paths.is_checkpoint(function, node.input[i])
+        for i in _OF_SAVERS[node.op]
+      ):
+        problem = "reads or writes files other than the checkpoint's"
+    elif node.op not in ALLOWED and node.op not in paths.functions:
+      problem = "is not an op that models need"
+    elif node.op in _TABLES_OF_FILES and not (
+      len(node.input) > 1 and paths.is_asset(function, node.input[1])
+    ):
+      problem = "fills a table from a file that is not an asset"
+    for name, attribute in node.attr.items():
+      if name in _FILE_ATTRIBUTES and attribute.s not in (b"", b"local://"):
+        problem = "reads a file that is named in an attribute"
+      if name == "_gradient_op_type":
+        gradient = attribute.s.decode(errors="replace")
+        if gradient not in ALLOWED and _is_op(gradient):
+          problem = f"has the gradient of {gradient}"
+    if problem:
+      place = function or "the main graph"
+      yield f"{node.op} ({node.name}) in {place} {problem}"
+
+
+class _Call(NamedTuple):
+  """A node that calls a function, and the function that has the node."""
+
+  caller: str
+  node: Node
+
+
+class _Paths:
+  """Traces the paths that ops take back to where they come from."""
+
+  def __init__(self, graph: meta_graph_pb2.MetaGraphDef):
+    definition = graph.graph_def
+    self._objects = graph.object_graph_def
+    self.functions = graphs.functions(definition)
+    self.nodes: dict[_Place, Node] = {}
+    self.calls: dict[str, list[_Call]] = {}
+    for function, node in nodes(definition):
+      self.nodes[function, node.name] = node
+      for name in set(graphs.called(node)) & self.functions.keys():
+        self.calls.setdefault(name, []).append(_Call(function, node))
+    self._arguments = {
+      name: {arg.name: i for i, arg in enumerate(f.signature.input_arg)}
+      for name, f in self.functions.items()
+    }
+    self._assets = {
+      _node_name(asset.tensor_info.name) for asset in graph.asset_file_def
+    }
+    self._checkpoint = _node_name(graph.saver_def.filename_tensor_name)
+    self._users: dict[str, list[Node]] = {}
+    for node in definition.node:
+      for name in set(map(_node_name, node.input)):
+        self._users.setdefault(name, []).append(node)
+    self._known: dict[tuple[bool, str, str], bool] = {}
+
+  def is_asset(self, function: str, tensor: str) -> bool:
+    """Tells whether a Tensor in a function is the path of an asset."""
+    return self._is_path(True, function, _node_name(tensor))
+
+  def is_checkpoint(self, function: str, tensor: str) -> bool:
+    """Tells whether it is the path that a saver is given, or one beside it."""
+    return self._is_path(False, function, _node_name(tensor))
+
+  def _is_path(self, asset: bool, function: str, name: str) -> bool:
+    """Examines everything that a Tensor may come from, without recursion."""
+    waiting, seen, good = [(function, name)], set(), True
+    while waiting and good:
+      place = waiting.pop()
+      if place in seen:
+        continue
+      if (asset, *place) in self._known:
+        good = self._known[asset, *place]
+        continue
+      seen.add(place)
+      sources = self._sources(asset, *place)
+      good = sources is not None
+      waiting += sources or []
+    # So that no place is examined twice. One suspicious path is enough.
+    self._known.update({(asset, *place): good for place in seen})
+    return good
+
+  def _sources(
+    self, asset: bool, function: str, name: str
+  ) -> list[_Place] | None:
+    """Returns what a path is made of; None if it may be any path."""
+    index = self._arguments.get(function, {}).get(name)
+    if index is not None:
+      return self._of_argument(asset, function, index)
+    if not function and name in self._assets:
+      return [] if asset else None
+    node = self.nodes.get((function, name))
+    if node is None:
+      return None
+    if asset:
+      is_read = not function and node.op == "ReadVariableOp"
+      return self._of_variable(node) if is_read else None
+    if not function and name == self._checkpoint:
+      return [(function, _node_name(x)) for x in graphs.operands(node)]
+    if node.op == "Const":
+      values = node.attr["value"].tensor.string_val
+      return [] if values and all(map(_SUFFIX.fullmatch, values)) else None
+    first, last = {
+      "Identity": (0, 1),
+      "Pack": (0, None),
+      "PlaceholderWithDefault": (0, 1),
+      "Select": (1, None),
+      "SelectV2": (1, None),
+      "ShardedFilename": (0, 1),
+      "StringJoin": (0, None),
+    }.get(node.op, (0, 0))
+    inputs = graphs.operands(node)[first:last]
+    return [(function, _node_name(x)) for x in inputs] or None
+
+  def _of_variable(self, read: Node) -> list[_Place] | None:
+    """As `_sources`, of a variable in the main graph: what is assigned to it.
+
+    Model Garden keeps the paths of assets in variables.
+    """
+    handle = _node_name(read.input[0]) if read.input else ""
+    sources = []
+    for node in self._users.get(handle, []):
+      if node.op == "AssignVariableOp":
+        sources.append(("", _node_name(node.input[-1])))
+      elif node.op not in ("ReadVariableOp", "VarIsInitializedOp"):
+        return None
+    return sources or None
+
+  def _of_argument(
+    self, asset: bool, function: str, index: int
+  ) -> list[_Place] | None:
+    """As `_sources`, of a function's argument: what all its callers pass."""
+    calls = self.calls.get(function, [])
+    concrete = self._objects.concrete_functions
+    if function in concrete:
+      # The last arguments of a function are its captures.
+      bound = concrete[function].bound_inputs
+      capture = index - len(self._arguments[function])
+      if not asset or not -len(bound) <= capture < 0:
+        return None
+      captured = bound[capture]
+      if not 0 <= captured < len(self._objects.nodes) or (
+        self._objects.nodes[captured].WhichOneof("kind") != "asset"
+      ):
+        return None
+    elif not calls:
+      return None
+    sources = []
+    for caller, node in calls:
+      inputs = graphs.operands(node)
+      if node.op not in (*graphs.CALLS, function) or index >= len(inputs):
+        return None
+      sources.append((caller, _node_name(inputs[index])))
+    return sources
+
+
 def _of_savers_alone(
-  graph: meta_graph_pb2.MetaGraphDef, by_name: Mapping[str, Nodes]
-) -> set[str]:
-  """Returns the functions and places in the main graph of savers alone."""
-  others = [
-    _place(tensor.name)
+  graph: meta_graph_pb2.MetaGraphDef, paths: _Paths
+) -> set[_Place]:
+  """Returns the functions, and nodes in the main graph, of savers alone."""
+  objects, library = graph.object_graph_def, graph.graph_def.library
+  tensors = [
+    tensor.name
     for signature in graph.signature_def.values()
     for tensor in signature.outputs.values()
   ]
-  for key, collection in graph.collection_def.items():
-    if key in ("saved_model_main_op", "legacy_init_op", "init_op"):
-      others += map(_place, collection.node_list.value)
-  for node in graph.object_graph_def.nodes:
-    others += node.function.concrete_functions
-    others.append(node.bare_concrete_function.concrete_function_name)
+  for collection in graph.collection_def.values():
+    tensors += collection.node_list.value
+  functions = [*objects.concrete_functions]
+  for node in objects.nodes:
+    functions += node.function.concrete_functions
+    functions.append(node.bare_concrete_function.concrete_function_name)
+  functions += [g.gradient_func for g in library.gradient]
+  functions += [g.gradient_func for g in library.registered_gradients]
   saver = graph.saver_def
-  savers = map(_place, [saver.save_tensor_name, saver.restore_op_name])
-  return _reached(by_name, savers) - _reached(by_name, others)
+  savers = [saver.save_tensor_name, saver.restore_op_name]
+  return _reached(paths, savers, []) - _reached(paths, tensors, functions)
 
 
-def _reached(by_name: Mapping[str, Nodes], places: Iterable[str]) -> set[str]:
-  """Returns the functions and places in the main graph that these need."""
-  main = {_place(node.name): node for node in by_name[MAIN_GRAPH]}
-  reached: set[str] = set()
-  waiting = list(places)
+def _reached(
+  paths: _Paths, tensors: Sequence[str], functions: Sequence[str]
+) -> set[_Place]:
+  """Returns the functions, and nodes in the main graph, that these need."""
+  inside: dict[str, list[Node]] = {}
+  for (function, _), node in paths.nodes.items():
+    if function:
+      inside.setdefault(function, []).append(node)
+  reached: set[_Place] = set()
+  waiting = [("", _node_name(t)) for t in tensors]
+  waiting += [(f, "") for f in functions]
   while waiting:
     place = waiting.pop()
     if place in reached:
       continue
     reached.add(place)
-    if place in main:
-      waiting += [*graphs.called(main[place]), *map(_place, main[place].input)]
-    for node in by_name.get(place, ()):
-      waiting += graphs.called(node)
+    function, _ = place
+    if function:
+      needing = inside.get(function, [])
+    else:
+      needing = [paths.nodes[place]] if place in paths.nodes else []
+      waiting += [("", _node_name(x)) for n in needing for x in n.input]
+    called = itertools.chain.from_iterable(map(graphs.called, needing))
+    waiting += [(f, "") for f in called if f in paths.functions]
   return reached
 
 
-def _place(tensor: str) -> str:
-  """Returns the place of a Tensor's node in the main graph."""
-  return f"{_node_name(tensor)} in {MAIN_GRAPH}"
-
-
 def _node_name(tensor: str) -> str:
-  return tensor.removeprefix("^").split(":")[0]
-
-
-def _is_asset(
-  graph: meta_graph_pb2.MetaGraphDef,
-  by_name: Mapping[str, Nodes],
-  function: str,
-  tensor: str,
-) -> bool:
-  """Tells whether a Tensor in a function is the path of an asset."""
-  file = _node_name(tensor)
-  if function == MAIN_GRAPH:
-    return file in {
-      _node_name(asset.tensor_info.name) for asset in graph.asset_file_def
-    }
-  objects = graph.object_graph_def
-  concrete = objects.concrete_functions.get(function)
-  definition = graphs.functions(graph.graph_def)[function]
-  arguments = [argument.name for argument in definition.signature.input_arg]
-  if file not in arguments:
-    return False
-  if concrete is None:  # As in a model that was loaded and saved again.
-    calls = [
-      (caller, node)
-      for caller, nodes in by_name.items()
-      for node in nodes
-      if function in graphs.called(node)
-    ]
-    return bool(calls) and all(
-      node.op in ("PartitionedCall", "StatefulPartitionedCall")
-      and _is_asset(graph, by_name, caller, node.input[arguments.index(file)])
-      for caller, node in calls
-    )
-  # The last arguments of a function are its captures.
-  index = arguments.index(file) - len(arguments)
-  bound = concrete.bound_inputs
-  return -len(bound) <= index and (
-    objects.nodes[bound[index]].WhichOneof("kind") == "asset"
-  )
+  return tensor.removeprefix("^").partition(":")[0]

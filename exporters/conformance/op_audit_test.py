@@ -49,7 +49,8 @@ class OpAuditTest(parameterized.TestCase, tf.test.TestCase):
     with open(f"{directory}/saved_model.pb", "rb") as f:
       graph = saved_model_pb2.SavedModel.FromString(f.read()).meta_graphs[0]
     change(graph)
-    return op_audit.suspicious(graph)
+    files = [f"assets/{name}" for name in os.listdir(f"{directory}/assets")]
+    return op_audit.suspicious([graph], files)
 
   def call(self, function):
     root = tf.train.Checkpoint(v=tf.Variable(1.0))

@@ -1,44 +1,36 @@
 """The result of checking a SavedModel, as data and as a page of HTML."""
 
+from __future__ import annotations
+
 import collections
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import html
 import os
 import pathlib
 from typing import Any
 
-import tensorflow as tf
+from etils import epy
 
 from exporters.conformance import findings as findings_lib
-from exporters.conformance import rules
-from exporters.conformance import subject as subject_lib
-from exporters.reusable import observation
+
+# Only what collects needs these. They import TensorFlow.
+with epy.lazy_imports():
+  import tensorflow as tf
+
+  from exporters.conformance import subject as subject_lib
+  from exporters.reusable import observation
 
 _PAGE = pathlib.Path(os.path.dirname(__file__), "page.html")
 _LONGEST = 20  # Rows of a chart.
 
 
-def collect(
-  subject: subject_lib.Subject,
-  findings: Iterable[tuple[rules.Rule, findings_lib.Finding]],
-) -> dict[str, Any]:
-  """Collects everything known about a SavedModel, ready for JSON."""
+def collect(subject: subject_lib.Subject) -> dict[str, Any]:
+  """Collects what is known about a SavedModel besides findings, for JSON."""
   return {
-    "saved_model_dir": subject.directory,
     "kind": subject.kind.name,
     "saved_with_tensorflow": subject.graph.meta_info_def.tensorflow_version,
-    "rules": [
-      {
-        "rule": rule.name,
-        "level": rule.level,
-        "text": rule.text,
-        "verdict": finding.verdict,
-        "found": finding.text,
-        "fix": finding.fix,
-      }
-      for rule, finding in findings
-    ],
     "suspicious": subject.suspicious,
+    "claims": subject.claims,
     "inputs": _tensors(subject.spec, ""),
     "outputs": _tensors(
       subject.output_spec,
@@ -81,9 +73,12 @@ def _variables(subject: subject_lib.Subject) -> list[dict[str, Any]]:
     {
       "name": variable.name,
       "dtype": dtype.name,
-      "shape": tf.TensorShape(variable.shape).as_list(),
+      "shape": None
+      if variable.shape.unknown_rank
+      else [dim.size for dim in variable.shape.dim],
       "trainable": variable.trainable,
-      "bytes": tf.TensorShape(variable.shape).num_elements() * dtype.size,
+      "bytes": (tf.TensorShape(variable.shape).num_elements() or 0)
+      * dtype.size,
     }
     for variable, dtype in variables
   ]
@@ -112,7 +107,7 @@ def page(report: Mapping[str, Any]) -> str:
   """Makes a page of HTML that needs no other file.
 
   Args:
-    report: What `collect` returns.
+    report: What `collect` returns, with `saved_model_dir` and `rules`.
   """
   name = html.escape(
     os.path.basename(os.path.normpath(report["saved_model_dir"]))
@@ -123,10 +118,14 @@ def page(report: Mapping[str, Any]) -> str:
   columns = ("verdict", "rule", "level", "text", "found", "fix")
   body = [
     f"<h1>{name}</h1>",
-    f"<p>A SavedModel of kind <b>{report['kind']}</b>, saved with TensorFlow"
-    f" {html.escape(report['saved_with_tensorflow'])}: {counts}.</p>",
+    f"<p>A SavedModel of kind <b>{html.escape(report['kind'])}</b>, saved with"
+    f" TensorFlow {html.escape(report['saved_with_tensorflow'])}:"
+    f" {counts}.</p>",
     "<h2>Rules</h2>",
     _table(columns, [[rule[c] for c in columns] for rule in report["rules"]]),
+    "<h2>Claims of its exporter, not checked</h2>",
+    f"<p>Compared with the live model: "
+    f"{html.escape(', '.join(report['claims']) or 'nothing')}.</p>",
     "<h2>Inputs and outputs</h2>",
     _table(
       ("", "name", "dtype", "shape"),
@@ -153,7 +152,9 @@ def page(report: Mapping[str, Any]) -> str:
     _chart(list(report["ops"].items()), str),
   ]
   template = _PAGE.read_text(encoding="utf-8")
-  return template.replace("TITLE", name).replace("BODY", "\n".join(body))
+  # A name may be "BODY".
+  before, _, after = template.partition("BODY")
+  return "\n".join([before.replace("TITLE", name), *body, after])
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str | float]]) -> str:

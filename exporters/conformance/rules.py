@@ -13,8 +13,10 @@ from exporters.conformance import kinds as kinds_lib
 from exporters.conformance import of_all
 from exporters.conformance import of_classifiers
 from exporters.conformance import of_images
+from exporters.conformance import of_inference
 from exporters.conformance import of_sequences
 from exporters.conformance import of_text
+from exporters.conformance import of_training
 from exporters.conformance import subject as subject_lib
 
 Subject = subject_lib.Subject
@@ -29,12 +31,15 @@ class Rule:
     level: `must`, or `should` for advice.
     judge: Returns the finding. Its docstring is the text of the rule.
     needs: What `judge` examines: the `file`, the loaded `object`, or a `call`.
+    last: Whether it is judged after all others, because it may take long or end
+      the process.
   """
 
   name: str
   level: str
   judge: Callable[[Subject], findings.Finding]
   needs: str = "call"
+  last: bool = False
 
   @property
   def text(self) -> str:
@@ -54,43 +59,52 @@ class Rule:
 
 
 def judge(subject: Subject) -> Iterator[tuple[Rule, findings.Finding]]:
-  """Yields the finding about each rule, in their order."""
-  for rule in RULES:
-    if not rule.is_for(subject.kind):
-      others = " or ".join(rule.kinds) or "models to train"
-      reason = f"for {others}; this is {subject.kind.name}"
-      yield rule, findings.not_applicable(reason)
-    elif rule.needs != "file" and subject.model is None:
-      yield rule, findings.not_decidable(subject.unloaded)
-    elif rule.needs == "call" and not subject.traces:
-      yield rule, findings.not_decidable("it cannot be called")
-    else:
-      try:
-        yield rule, rule.judge(subject)
-      except Exception as e:  # A stranger's program may raise anything.
-        reason = f"trying it failed: {subject_lib.first_line(e)}"
-        yield rule, findings.not_decidable(reason)
+  """Yields the finding about each rule, in the order of `ORDER`."""
+  for rule in ORDER:
+    yield rule, judge_one(subject, rule)
+
+
+def judge_one(subject: Subject, rule: Rule) -> findings.Finding:
+  """Returns the finding about a rule."""
+  if not rule.is_for(subject.kind):
+    others = " or ".join(rule.kinds) or "models to train"
+    reason = f"for {others}; this is {subject.kind.name}"
+    return findings.not_applicable(reason)
+  if rule.needs != "file" and subject.model is None:
+    return findings.not_decidable(subject.unloaded)
+  if rule.needs == "call" and not subject.traces:
+    return findings.not_decidable("it cannot be called")
+  try:
+    return rule.judge(subject)
+  except subject_lib.NoInputError as e:
+    return findings.not_decidable(str(e))
+  except Exception as e:  # A stranger's program may raise anything.
+    reason = f"trying it failed: {subject_lib.cause(e)}"
+    return findings.not_decidable(reason)
 
 
 RULES = (
   Rule("S1", "must", of_all.is_harmless, "file"),
   Rule("R1", "must", of_all.is_callable, "file"),
   Rule("R2", "must", of_all.takes_one_input),
-  Rule("R3", "must", of_all.has_modes),
-  Rule("R4", "must", of_all.has_traces),
-  Rule("R5", "must", of_all.lists_variables),
-  Rule("R6", "must", of_all.has_losses, "object"),
-  Rule("R7", "should", of_all.can_be_tuned),
-  Rule("R8", "should", of_all.batch_is_free),
+  Rule("R3", "must", of_training.has_modes),
+  Rule("R4", "must", of_inference.has_traces),
+  Rule("R5", "must", of_training.lists_variables),
+  Rule("R6", "must", of_training.has_losses, "object"),
+  Rule("R7", "should", of_training.can_be_tuned),
+  Rule("R8", "should", of_inference.batch_is_free),
   Rule("R9", "must", of_all.sub_objects_are_whole, "object"),
   Rule("R10", "must", of_all.is_clean, "file"),
-  Rule("R11", "should", of_all.is_served, "file"),
-  Rule("R12", "should", of_all.returns_logits),
-  Rule("R13", "must", of_all.is_documented, "file"),
-  Rule("R14", "must", of_all.compiles_once),
+  Rule("R11", "should", of_inference.is_served, "file"),
+  Rule("R12", "should", of_inference.returns_logits),
+  Rule("R13", "must", of_all.is_documented, "object"),
+  Rule("R14", "must", of_all.compiles_once, last=True),
+  Rule("R15", "must", of_inference.depends_on_input_alone),
+  Rule("R16", "should", of_training.is_random),
+  Rule("K1", "must", of_all.serves, "object"),
   Rule("I1", "must", of_images.takes_images, "file"),
   Rule("I2", "must", of_images.returns_features),
-  Rule("I3", "must", of_images.returns_classes, "file"),
+  Rule("I3", "must", of_images.returns_classes),
   Rule("I4", "should", of_images.size_is_free),
   Rule("I5", "should", of_images.momentum_can_be_set),
   Rule("T1", "must", of_text.embeds_text),
@@ -100,6 +114,7 @@ RULES = (
   Rule("T5", "must", of_text.has_language_model),
   Rule("T6", "should", of_text.names_its_vocabulary),
   Rule("T7", "should", of_text.names_its_special_tokens),
+  Rule("T8", "should", of_text.runs_on_tpu_hosts, "file"),
   Rule("W1", "must", of_text.embeds_words),
   Rule("G1", "must", of_sequences.generates),
   Rule("G2", "must", of_sequences.steps),
@@ -108,3 +123,6 @@ RULES = (
   Rule("D1", "must", of_classifiers.classifies),
   Rule("D2", "must", of_classifiers.decodes),
 )
+
+# The order in which they are judged.
+ORDER = sorted(RULES, key=lambda rule: rule.last)

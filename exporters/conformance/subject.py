@@ -1,7 +1,7 @@
 """The SavedModel under check, and what is derived from it."""
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -14,11 +14,13 @@ import re
 from typing import Any
 
 from google.protobuf import message
+import numpy as np
 import tensorflow as tf
 
 from exporters.conformance import kinds
 from exporters.conformance import op_audit
 from exporters.reusable import errors
+from exporters.reusable import graphs
 from exporters.reusable import observation
 from exporters.reusable.private_api import meta_graph_pb2
 from exporters.reusable.private_api import saved_model_pb2
@@ -33,6 +35,25 @@ VERIFICATION = "assets.extra/verification.json"
 NO_DEFAULT = inspect.Parameter.empty
 _SENTENCES = ("It rains.", "A much longer sentence, with a comma!", "naïve", "")
 _WORDS = ("the", "is", "naïve", ",", "")
+# Sizes of unknown dimensions, ends of ids and kinds of strings that inputs are
+# searched for in, after those of the kind.
+_SIZES = (8, 16, 32, 64, 128, 224, 299, 331, 512, 1, 2, 3, 4, 5, 16_384)
+_ENDS = (10, 3, 2, 1)
+_STRINGS = ("texts", "pictures", "numbers")
+_SHAPES = ([None], [None, None], [None, None, None], [None, None, None, 3])
+
+
+# What does not tell a cause in messages of TensorFlow.
+_NO_CAUSE = re.compile(
+  r"^Graph execution error:|^Detected at .*|^<stack .*|^Node: .*|^  +\S.*"
+  r"|^\d+ root error.*|^\s*\(\d+\) [A-Z_]+: |\s*\[\[.*\]\]|\s*\[Op:.*"
+  r"|\{\{function_node [^}]*\}\}\s*"
+)
+_MATCHING = "Could not find matching concrete function"
+
+
+class NoInputError(Exception):
+  """No input was found that the model takes. Its text is the reason."""
 
 
 @dataclasses.dataclass
@@ -42,7 +63,7 @@ class Subject:
   Attributes:
     directory: Its directory.
     graph: The MetaGraphDef in `saved_model.pb`.
-    suspicious: Ops that models do not need.
+    suspicious: What models do not need, as S1 says.
     model: The loaded object. None if it was not loaded.
     unloaded: Why it was not loaded, in words.
   """
@@ -52,23 +73,24 @@ class Subject:
   suspicious: list[str]
   model: Any = None
   unloaded: str = ""
+  _found: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def files(self) -> dict[str, int]:
     """The size of each file, by its path in the directory."""
     paths = [
       os.path.join(folder, name)
-      for folder, _, names in tf.io.gfile.walk(self.directory)
+      for folder, _, names in os.walk(self.directory)
       for name in names
     ]
     return {
-      os.path.relpath(path, self.directory): tf.io.gfile.stat(path).length
+      os.path.relpath(path, self.directory): os.path.getsize(path)
       for path in sorted(paths)
     }
 
   def content(self, file: str) -> bytes:
     """Reads one of the files."""
-    with tf.io.gfile.GFile(os.path.join(self.directory, file), "rb") as f:
+    with open(os.path.join(self.directory, file), "rb") as f:
       return f.read()
 
   @property
@@ -78,12 +100,14 @@ class Subject:
       return None
     return " ".join(self.content(CARD).decode().split())
 
-  def verified(self, kind: str) -> bool:
-    """Tells whether its exporter compared this with the live model."""
-    if VERIFICATION not in self.files:
-      return False
-    comparisons = json.loads(self.content(VERIFICATION)).get("comparisons", ())
-    return any(c["kind"] == kind and c["passed"] for c in comparisons)
+  @property
+  def claims(self) -> list[str]:
+    """What its exporter claims to have compared with the live model."""
+    try:
+      report = json.loads(self.content(VERIFICATION))
+      return [str(c["kind"]) for c in report["comparisons"] if c["passed"]]
+    except (OSError, KeyError, TypeError, ValueError):
+      return []  # There is none, or it is in a form that is not ours.
 
   @functools.cached_property
   def traces(self) -> list[Any]:
@@ -93,6 +117,8 @@ class Subject:
   @functools.cached_property
   def parameters(self) -> dict[str, Any]:
     """The arguments of `__call__` after the input, and their defaults."""
+    if not self.traces:
+      return {}
     _, *others = inspect.signature(self.model.__call__).parameters.values()
     return {parameter.name: parameter.default for parameter in others}
 
@@ -130,7 +156,7 @@ class Subject:
   @functools.cached_property
   def spec(self) -> Any:
     """The input: a `tf.TensorSpec`, or a list or dict of them."""
-    served = _specs(self.serving.inputs) if self.serving else {}
+    served = specs(self.serving.inputs) if self.serving else {}
     if not self.traces:
       return _only(served) if self.serving else None
     # Of several forms, the one of the signature is the usual one.
@@ -154,7 +180,7 @@ class Subject:
     """The outputs: a `tf.TensorSpec`, or a structure of them."""
     if self.traces:
       return self.traces[0].structured_outputs
-    return _only(_specs(self.serving.outputs)) if self.serving else None
+    return _only(specs(self.serving.outputs)) if self.serving else None
 
   @property
   def signatures(self) -> list[str]:
@@ -184,41 +210,89 @@ class Subject:
   def batch_norms(self) -> list[tf.Variable]:
     """The moving averages of batch normalization, by their names."""
     return [
-      v
-      for v in getattr(self.model, "variables", ())
-      if re.search(r"moving_(mean|var)", v.name)
+      v for v in self.variables if re.search(r"moving_(mean|var)", v.name)
     ]
+
+  @property
+  def variables(self) -> list[tf.Variable]:
+    """The variables that the model lists."""
+    return variables_of(self.model)
+
+  @property
+  def trainable_variables(self) -> list[tf.Variable]:
+    """The variables to train that the model lists."""
+    return variables_of(self.model, "trainable_variables")
+
+  @functools.cached_property
+  def resting(self) -> list[tf.Variable]:
+    """The variables that are not trainable, listed or not, each once."""
+    used = [v for trace in self.traces for v in trace.variables]
+    every = {v.ref(): v for v in [*self.variables, *used]}
+    return [v for v in every.values() if not v.trainable]
+
+  @property
+  def is_batched(self) -> bool:
+    """Whether the first dimension is known to count examples.
+
+    It may be the length of a sound if there is no other.
+    """
+    specs = [x for x in tf.nest.flatten(self.spec) if x.shape.rank != 0]
+    return (
+      bool(specs)
+      and all(x.shape.rank and x.shape[0] is None for x in specs)
+      and any(x.shape.rank > 1 or x.dtype == tf.string for x in specs)
+    )
+
+  @functools.cached_property
+  def probabilities(self) -> str:
+    """The op that makes the outputs probabilities; empty if they are none."""
+    spec = self.output_spec
+    if not (
+      isinstance(spec, tf.TensorSpec)
+      and spec.dtype.is_floating
+      and (spec.shape.rank or 0) > 1
+    ):
+      return ""
+    outputs = np.asarray(self.model(self.example()), np.float32)
+    trace = self.traces[0]
+    *_, (made, _) = graphs.origins(
+      trace.graph.as_graph_def(), trace.outputs[0].name
+    )
+    is_softmax = (
+      outputs.shape[-1] > 1
+      and np.all(outputs >= 0)
+      and np.allclose(outputs.sum(-1), 1, atol=1e-5)
+    )
+    return made.op if is_softmax or made.op == "Sigmoid" else ""
+
+  @functools.cached_property
+  def nodes(self) -> list[Any]:
+    """The nodes of the main graph and of all functions."""
+    return [node for _, node in op_audit.nodes(self.graph.graph_def)]
 
   @functools.cached_property
   def op_counts(self) -> dict[str, int]:
     """How often each op is in the graph, the most frequent first."""
-    counts = collections.Counter(
-      node.op
-      for nodes in op_audit.functions(self.graph.graph_def).values()
-      for node in nodes
-    )
+    counts = collections.Counter(node.op for node in self.nodes)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
   @property
   def is_random(self) -> bool:
     """Whether a call has ops that draw random numbers."""
-    parts = [
-      part
+    return any(
+      RANDOM.match(node.op)
       for trace in self.traces
-      for part in op_audit.functions(trace.graph.as_graph_def()).values()
-    ]
-    return any(RANDOM.match(node.op) for part in parts for node in part)
+      for _, node in op_audit.nodes(trace.graph.as_graph_def())
+    )
 
   @functools.cached_property
   def steady(self) -> dict[str, Any] | None:
     """Arguments of a repeatable training call; None if none are found."""
-    off = {
-      name: 0.0
-      for name, default in self.hyperparameters.items()
-      if isinstance(default, float)
-    }
-    for arguments in (self.training, {**self.training, **off}):
-      if not self.differ(arguments, arguments):
+    floats = [n for n, v in self.hyperparameters.items() if type(v) is float]
+    rates = [n for n in floats if re.search("rate|drop|noise|prob", n)]
+    for names in ((), rates, floats):
+      arguments = {**self.training, **dict.fromkeys(names, 0.0)}
+      if not self.varies(arguments):
         return arguments
     return None
 
@@ -230,74 +304,152 @@ class Subject:
   @contextlib.contextmanager
   def unchanged(self) -> Iterator[None]:
     """Restores the non-trainable variables on exit."""
-    moving = [
-      v for v in getattr(self.model, "variables", ()) if not v.trainable
-    ]
-    before = [v.numpy() for v in moving]
+    before = [v.numpy() for v in self.resting]
     try:
       yield
     finally:
-      for variable, value in zip(moving, before, strict=True):
-        variable.assign(value)
+      for variable, value in zip(self.resting, before, strict=True):
+        if not np.array_equal(variable, value):
+          variable.assign(value)
 
   def differ(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     """Tells whether calls with these arguments differ, updates included."""
-    return observation.differ(
-      self.model, self.model, self.example(), first, second
-    )
+    return observation.differ(self, self.model, self.example(), first, second)
+
+  def varies(self, arguments: Mapping[str, Any]) -> bool:
+    """Tells whether calls vary. Two of a few units with dropout may agree."""
+    return any(self.differ(arguments, arguments) for _ in range(6))
 
   def example(
     self, batch_size: int = 2, size: tuple[int, ...] = (), form: Any = None
   ) -> Any:
-    """Makes an input.
+    """Makes an input that the model takes.
 
     Args:
       batch_size: The batch size if it is unknown.
       size: The other unknown dimensions in their order. The last one is
-        repeated.
+        repeated. Empty: the first sizes for which a call succeeds.
       form: One of `forms`. None: `spec`.
+
+    Raises:
+      NoInputError: No input was found.
     """
-    size = size or self.kind.sizes
-
-    def array(name: str, spec: Any) -> Any:
-      if isinstance(spec, tf.RaggedTensorSpec):
-        dense = array(name, tf.TensorSpec(spec.shape, spec.dtype))
-        return tf.RaggedTensor.from_tensor(dense, ragged_rank=spec.ragged_rank)
-      free = itertools.chain(size, itertools.repeat(size[-1]))
-      batch, *rest = spec.shape if spec.shape.rank else (batch_size,)
-      shape = [
-        batch_size if batch is None else batch,
-        *(next(free) if d is None else d for d in rest),
-      ]
-      seed = [shape[0], 0]
-      if spec.dtype == tf.string and self.kind.takes_pictures:
-        return _pictures(shape[0])
-      if spec.dtype == tf.string:
-        texts = itertools.cycle(_SENTENCES if len(shape) == 1 else _WORDS)
-        count = math.prod(shape)
-        return tf.reshape(list(itertools.islice(texts, count)), shape)
-      if spec.dtype.is_floating:
-        return tf.cast(tf.random.stateless_uniform(shape, seed), spec.dtype)
-      if spec.dtype.is_integer:
-        # The vocabulary size is unknown, so ids stay small. In a list, one of
-        # several may be the types of tokens, of which BERT has two.
-        ends = {"input_mask": 2, "input_type_ids": 1, "masked_lm_positions": 8}
-        end = ends.get(name, most)
-        values = tf.random.stateless_uniform(
-          shape, seed, min(end - 1, 1), end, tf.int32
-        )
-        return tf.cast(values, spec.dtype)
-      return tf.zeros(shape, spec.dtype)
-
     form = self.spec if form is None else form
-    if isinstance(form, Mapping):
-      most = 10
-      return {name: array(name, spec) for name, spec in form.items()}
-    ids = [spec for spec in tf.nest.flatten(form) if spec.dtype.is_integer]
-    most = 2 if len(ids) > 1 else 10
-    return tf.nest.map_structure(
-      lambda spec: array(getattr(spec, "name", ""), spec), form
+    shape, sizes, *filling = self._fitting(repr(form), form)
+    return _filled(form, batch_size, shape, size or sizes, *filling)
+
+  @property
+  def strings(self) -> str:
+    """Which of `_STRINGS` it takes; the first if none is found."""
+    try:
+      return self._fitting(repr(self.spec), self.spec)[-1]
+    except NoInputError:
+      return _STRINGS[0]
+
+  def _fitting(self, key: str, form: Any) -> tuple[Any, ...]:
+    """Returns the further arguments of `_filled` for which a call succeeds."""
+    if key in self._found:
+      if isinstance(self._found[key], NoInputError):
+        raise self._found[key]
+      return self._found[key]
+    specs = tf.nest.flatten(form)
+    sizes = [self.kind.sizes, *((n,) for n in _SIZES)]
+    strings = _STRINGS
+    if self.kind.takes_pictures:
+      strings = ("pictures",)
+    first, reason = None, ""
+    with self.unchanged():
+      for shape, texts, size, end in itertools.product(
+        _SHAPES if any(x.shape.rank is None for x in specs) else [None],
+        strings if any(x.dtype == tf.string for x in specs) else strings[:1],
+        sizes if any(None in _free(x) for x in specs) else sizes[:1],
+        _ENDS if any(x.dtype.is_integer for x in specs) else _ENDS[:1],
+      ):
+        filling = (shape, size, end, texts)
+        first = first or filling
+        try:
+          if self.traces:
+            self.model(_filled(form, 2, *filling))
+          self._found[key] = filling
+          return filling
+        except Exception as e:  # A stranger's program may raise anything.
+          reason = reason or cause(e)
+    self._found[key] = NoInputError(
+      f"no input was found that it takes: {reason}"
     )
+    raise self._found[key]
+
+
+def _free(spec: Any) -> list[int | None]:
+  """Returns the dimensions after the first; unknown ones if the rank is."""
+  return [None] if spec.shape.rank is None else spec.shape.as_list()[1:]
+
+
+def _filled(
+  form: Any,
+  batch_size: int,
+  unranked: Sequence[int | None] | None,
+  sizes: tuple[int, ...],
+  end: int,
+  texts: str,
+) -> Any:
+  """Makes an input.
+
+  Args:
+    form: Its specs.
+    batch_size: The batch size if it is unknown.
+    unranked: The shape where the rank is unknown.
+    sizes: The other unknown dimensions in their order. The last is repeated.
+    end: What integers are below. The vocabulary size is unknown.
+    texts: One of `_STRINGS`.
+  """
+
+  def array(name: str, spec: Any) -> Any:
+    free = itertools.chain(sizes, itertools.repeat(sizes[-1]))
+    known = unranked if spec.shape.rank is None else spec.shape
+    first, rest = known[:1], known[1:]
+    shape = [batch_size if d is None else d for d in first]
+    shape += [next(free) if d is None else d for d in rest]
+    if isinstance(spec, tf.RaggedTensorSpec):
+      dense = array(name, tf.TensorSpec(shape, spec.dtype))
+      return tf.RaggedTensor.from_tensor(dense, ragged_rank=spec.ragged_rank)
+    if isinstance(spec, tf.SparseTensorSpec):
+      return tf.sparse.from_dense(array(name, tf.TensorSpec(shape, spec.dtype)))
+    if spec.dtype == tf.string:
+      return _strings(texts, shape)
+    seed = [shape[0] if shape else 0, 0]
+    if spec.dtype.is_integer:
+      # In BERT's inputs, of which each has its own vocabulary.
+      ends = {"input_mask": 2, "input_type_ids": 1, "masked_lm_positions": 8}
+      most = min(ends.get(name, end), 2 if several else end)
+      least = int(most > 2 or (most > 1 and (several or name in ends)))
+      values = tf.random.stateless_uniform(shape, seed, least, most, tf.int32)
+      if values.shape.num_elements():  # Others of this vocabulary may have it.
+        rest = tf.reshape(values, [-1])[1:]
+        values = tf.reshape(tf.concat([[most - 1], rest], 0), shape)
+      return tf.cast(values, spec.dtype)
+    uniform = tf.random.stateless_uniform(shape, seed)
+    return uniform > 0.5 if spec.dtype.is_bool else tf.cast(uniform, spec.dtype)
+
+  if isinstance(form, Mapping):
+    several = False
+    return {name: array(name, spec) for name, spec in form.items()}
+  # In a list, one of several may be the types of tokens, of which BERT has two.
+  several = sum(x.dtype.is_integer for x in tf.nest.flatten(form)) > 1
+  return tf.nest.map_structure(
+    lambda spec: array(getattr(spec, "name", ""), spec), form
+  )
+
+
+def _strings(kind: str, shape: Sequence[int]) -> tf.Tensor:
+  count = math.prod(shape)
+  if kind == "pictures":
+    return tf.reshape(_pictures(count), shape)
+  texts = _SENTENCES if len(shape) == 1 or shape[1:] == [1] else _WORDS
+  texts = texts if kind == "texts" else ("1", "2", "3")
+  return tf.reshape(
+    list(itertools.islice(itertools.cycle(texts), count)), shape
+  )
 
 
 def _pictures(count: int) -> tf.Tensor:
@@ -310,27 +462,48 @@ def _pictures(count: int) -> tf.Tensor:
 def load(directory: str, trust: bool) -> Subject:
   """Loads a SavedModel unless it is suspicious and not trusted.
 
+  Args:
+    directory: The directory, of strangers' models a private copy.
+    trust: Whether to load it even if it is suspicious.
+
   Raises:
     ExportError: The directory has no SavedModel, or it cannot be read or
       loaded.
   """
   subject = read(directory)
-  if subject.suspicious and not trust:
-    subject.unloaded = "it was not loaded because of suspicious ops"
-  elif not subject.graph.HasField("object_graph_def"):
-    subject.unloaded = "it was saved with TensorFlow 1: a graph without objects"
-  else:
-    try:
-      subject.model = observation.load(directory)
-    except Exception as e:  # A stranger's file may raise anything.
-      raise errors.ExportError(
-        f"{directory} cannot be loaded: {first_line(e)}"
-      ) from e
+  load_into(subject, trust)
   return subject
 
 
+def requested(request: Mapping[str, Any]) -> Subject:
+  """Reads the SavedModel that a request of `copying.started` is about."""
+  subject = read(request["directory"])
+  subject.suspicious[:0] = request["problems"]
+  return subject
+
+
+def load_into(subject: Subject, trust: bool) -> None:
+  """Loads the SavedModel that `read` has read, as `load` does."""
+  if subject.suspicious and not trust:
+    subject.unloaded = "it was not loaded because it is suspicious (S1)"
+  elif not subject.unloaded:
+    try:
+      subject.model = observation.load(subject.directory)
+    except Exception as e:  # A stranger's file may raise anything.
+      raise errors.ExportError(
+        f"{subject.directory} cannot be loaded: {cause(e)}"
+      ) from e
+  try:
+    _ = subject.kind
+  except Exception as e:
+    raise errors.ExportError(
+      f"{subject.directory} has inputs or outputs that cannot be understood:"
+      f" {cause(e)}"
+    ) from e
+
+
 def read(directory: str) -> Subject:
-  """Reads a SavedModel without running any of it.
+  """Reads and audits a SavedModel without running any of it.
 
   Raises:
     ExportError: The directory has no SavedModel, or it cannot be read.
@@ -358,10 +531,14 @@ def read(directory: str) -> Subject:
     ) from e
   if not graphs:
     raise errors.ExportError(f"{path} is empty. Export it again.")
-  # Of several, TensorFlow 2 loads the one that is tagged `serve`.
-  serving = [g for g in graphs if "serve" in g.meta_info_def.tags]
-  graph = (serving or graphs)[0]
-  return Subject(directory, graph, op_audit.suspicious(graph))
+  subject = Subject(directory, graphs[0], [])
+  subject.suspicious += op_audit.suspicious(graphs, subject.files)
+  keras = "keras_metadata.pb"
+  if keras in subject.files and op_audit.runs_python(subject.content(keras)):
+    subject.suspicious.append(f"{keras} has Python code, which Keras would run")
+  if len(graphs) == 1 and not graphs[0].HasField("object_graph_def"):
+    subject.unloaded = "it was saved with TensorFlow 1: a graph without objects"
+  return subject
 
 
 def traces_of(loaded: Any) -> list[Any]:
@@ -369,6 +546,11 @@ def traces_of(loaded: Any) -> list[Any]:
   # Not callable(): every loaded object has the class attribute.
   call = getattr(loaded, "__call__", None)  # noqa: B004
   return list(getattr(call, "concrete_functions", ()))
+
+
+def variables_of(loaded: Any, name: str = "variables") -> list[tf.Variable]:
+  """Returns a list of variables of an object. Keras lists tables as None."""
+  return [v for v in getattr(loaded, name, ()) if v is not None]
 
 
 def kind_of(sub_object: Any) -> kinds.Kind:
@@ -379,13 +561,30 @@ def kind_of(sub_object: Any) -> kinds.Kind:
   return kinds.of(taken, trace.structured_outputs, attributes)
 
 
-def first_line(error: Exception) -> str:
-  """Returns the first line of an error message."""
-  lines = [line.strip() for line in str(error).splitlines()]
-  return next(filter(None, lines), type(error).__name__)
+def rows(inputs: Any, *indices: int) -> Any:
+  """Selects examples of a batch; scalars stay as they are."""
+  chosen = tf.constant(indices, tf.int32, [len(indices)])
+
+  def select(x: Any) -> Any:
+    if isinstance(x, tf.SparseTensor):
+      return tf.sparse.from_dense(select(tf.sparse.to_dense(x)))
+    return tf.gather(x, chosen) if x.shape.rank else x
+
+  return tf.nest.map_structure(select, inputs)
 
 
-def _specs(tensors: Mapping[str, Any]) -> dict[str, tf.TensorSpec]:
+def cause(error: BaseException) -> str:
+  """Returns the cause that an error message tells, in one line.
+
+  TensorFlow's messages begin with where it happened.
+  """
+  lines = [_NO_CAUSE.sub("", line) for line in str(error).splitlines()]
+  text = next(filter(None, map(str.strip, lines)), type(error).__name__)
+  return errors.one_line(error) if text.startswith(_MATCHING) else text
+
+
+def specs(tensors: Mapping[str, Any]) -> dict[str, tf.TensorSpec]:
+  """Returns the TensorSpecs of a signature's inputs or outputs."""
   return {
     name: tf.TensorSpec(
       tf.TensorShape(info.tensor_shape), tf.dtypes.as_dtype(info.dtype), name

@@ -46,7 +46,10 @@ _LARGEST_INT = 2**31 - 1
 _M_ARENA_MAX = -8  # In malloc.h.
 
 # Flags that make no difference to the export.
-_OF_THE_RUN = ("debug", "keep_failed", "overwrite")
+_OF_THE_RUN = (
+  *("debug", "keep_failed", "overwrite"),
+  *("follow_links", "gib", "sandbox", "seconds"),
+)
 
 _EXPORT_FLAGS = {
   "export_dir": "The directory that the SavedModel appears at once all of it is"

@@ -5,6 +5,8 @@ from distribution import errors
 # Bad input, or a model that cannot be exported. See `distribution/errors.py`.
 ExportError = errors.InputError
 of_input = errors.of_input
+one_line = errors.one_line
+shown = errors.shown
 writing = errors.writing
 
 # How a full disk is reported where scratch files are written.

@@ -1,6 +1,7 @@
 """Lowers the fine-tuning step of an export to HLO, the input of XLA."""
 
-from collections.abc import Mapping
+import base64
+from collections.abc import Iterator, Mapping
 import os
 import re
 from typing import Any
@@ -15,6 +16,32 @@ from exporters.reusable import errors
 _CLASSES = 10  # Outputs of the head.
 # TensorFlow lowers for the CPU, which lacks this op. TPUs have it.
 _FALSE_ALARM = "ResizeNearestNeighborGrad"
+
+
+def serve(requests: Iterator[Any]) -> Iterator[Any]:
+  """Lowers steps in a sandbox.
+
+  The first request is that of `copying.started`; its answer is what
+  `lower_trifle` returns. The others are the sizes that `lower` takes. Programs
+  are encoded in base64, and come with the `shapes` of their inputs.
+  """
+  request = next(requests)
+  subject = subject_lib.requested(request)
+  subject_lib.load_into(subject, request["trust"])
+  if subject.model is None:
+    raise errors.ExportError(f"{subject.directory}: {subject.unloaded}.")
+  if subject.takes_strings:
+    raise errors.ExportError(
+      f"{subject.directory} takes strings (kind: {subject.kind.name}), which"
+      " TPUs do not support. Run it on the host: call it in Dataset.map."
+    )
+  yield {"program": base64.b64encode(lower_trifle()).decode()}
+  for sizes in requests:
+    specs = tf.nest.flatten(inputs(subject, *sizes))
+    yield {
+      "program": base64.b64encode(lower(subject, *sizes)).decode(),
+      "shapes": [spec.shape.as_list() for spec in specs],
+    }
 
 
 def inputs(

@@ -19,6 +19,8 @@ def check(export_dir: str) -> None:
   """Raises an ExportError if the results cannot be written into an export."""
   for name in (subject_lib.CARD, subject_lib.VERIFICATION):
     path = pathlib.Path(export_dir, name)
+    if path.is_symlink() or path.parent.is_symlink():
+      raise errors.ExportError(f"--record: {path} is a symbolic link.")
     if not path.is_file():
       raise errors.ExportError(
         f"--record: {path} does not exist. The export must be on a local disk,"
@@ -49,7 +51,8 @@ def write(
       if it needs too much memory.
   """
   path = pathlib.Path(export_dir, subject_lib.VERIFICATION)
-  report = json.loads(path.read_text())
+  with errors.of_input(ValueError, about=f"Cannot read {path}: "):
+    report = dict(json.loads(path.read_text()))
   report[_ENTRY] = {"compiler": compiler, "results": results}
   _replace(path, json.dumps(report, indent=2) + "\n")
 
@@ -90,5 +93,7 @@ def _row(result: Mapping[str, Any]) -> list[str]:
 
 def _replace(path: pathlib.Path, text: str) -> None:
   new = path.with_name(f".{path.name}.new")
-  new.write_text(text, encoding="utf-8")
+  new.unlink(missing_ok=True)  # It may be a link, which is not to be followed.
+  with open(new, "x", encoding="utf-8") as f:
+    f.write(text)
   new.replace(path)

@@ -1,0 +1,473 @@
+"""Runs code on files of strangers in a process that can harm nothing.
+
+The process reads Python's libraries and the paths that it is given. It writes
+no file, opens no connection, starts no program and signals no other process. It
+ends when it exceeds a limit, or with this process.
+
+Landlock, a part of Linux since 5.13, guards the files; a seccomp filter refuses
+other system calls. Both are called by ctypes: on PyPI Landlock has only a
+development release, and seccomp needs a system library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
+import ctypes
+import errno
+import importlib
+import json
+import math
+from multiprocessing import connection
+import os
+import pathlib
+import platform
+import resource
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import threading
+import time
+from typing import Any, NamedTuple
+
+from distribution import errors
+
+_LARGEST_MESSAGE = 2**27
+_IDLE_SECONDS = 30.0  # With less than a second of CPU time: a deadlock.
+_WATCHING_SECONDS = 0.2
+_NOWHERE = "/dev/null/nowhere"  # A directory that cannot be made.
+_LIBRARIES = (
+  *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"),
+  *("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo"),
+  *("/dev/null", "/dev/urandom", "/proc/cpuinfo", "/proc/meminfo"),
+  # TensorFlow aborts if it cannot read the first of these.
+  *("/proc/self/cmdline", "/sys/devices/system/cpu"),
+)
+_VARIABLES = ("LANG", "LC_", "LD_", "OMP_", "PYTHON", "TF_", "TZ", "XLA_")
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+# Landlock's rights for files, and those that a kernel of an ABI knows.
+_EXECUTE, _READ_FILE, _READ_DIR = 1, 4, 8
+_RIGHTS = {1: 2**13 - 1, 2: 2**14 - 1, 3: 2**15 - 1, 5: 2**16 - 1}
+_OF_FILES = 2**0 | 2**1 | 2**2 | 2**14 | 2**15
+
+# By the name that Python has for a machine: the number of its architecture in
+# seccomp, of `clone` and `clone3`, and the calls that are refused.
+_SYSTEM_CALLS = {
+  "x86_64": (
+    0xC000003E,
+    (56, 435),
+    # socket, socketpair, kill, ptrace, truncate, chmod, fchmod, the chowns,
+    # utime, mknod, the setxattrs, tkill, utimes, mknodat, fchownat, futimesat,
+    # fchmodat, add_key, keyctl, unshare, utimensat, perf_event_open,
+    # open_by_handle_at, setns, process_vm_*, bpf, userfaultfd, io_uring_setup,
+    # pidfd_send_signal, fchmodat2, rt_sigqueueinfo, setpgid, setsid, the
+    # removexattrs
+    (
+      *(41, 53, 62, 101, 76, 90, 91, 92, 93, 94, 132, 133, 188, 189, 190, 200),
+      *(235, 259, 260, 261, 268, 248, 250, 272, 280, 298, 304, 308, 310, 311),
+      *(321, 323, 425, 424, 452, 129, 109, 112),
+      *(197, 198, 199),
+    ),
+    # fork, vfork, execve, execveat
+    (57, 58, 59, 322),
+  ),
+  "aarch64": (
+    0xC00000B7,
+    (220, 435),
+    (
+      *(198, 199, 129, 117, 45, 52, 53, 54, 55, 33, 5, 6, 7, 130, 88, 217, 219),
+      *(97, 241, 265, 268, 270, 271, 280, 282, 425, 424, 452, 138, 154, 157),
+      *(14, 15, 16),
+    ),
+    (221, 281),
+  ),
+}
+
+
+class Limits(NamedTuple):
+  """Limits of the process.
+
+  Attributes:
+    seconds: CPU time for all answers.
+    memory: Bytes of memory.
+  """
+
+  seconds: float
+  memory: int
+
+
+def limits(size: int, seconds: float | None, gib: float | None) -> Limits:
+  """Returns limits: those of flags, or else by the size of a model in bytes."""
+  return Limits(
+    seconds or 40 + 20 * size / 2**20,
+    int(gib * 2**30 if gib else 3.5 * 2**30 + 10 * size),
+  )
+
+
+class SandboxError(Exception):
+  """The process ended without an answer. The text is the reason, in words."""
+
+
+def missing() -> str:
+  """Returns what this machine lacks for a sandbox, in words; or ""."""
+  if sys.platform != "linux" or platform.machine() not in _SYSTEM_CALLS:
+    return f"the sandbox does not know {sys.platform} on {platform.machine()}"
+  if _landlock_abi() < 1:
+    return "this kernel has no Landlock, which the sandbox needs (Linux 5.13)"
+  return ""
+
+
+@contextlib.contextmanager
+def started(
+  module: str,
+  limits: Limits,
+  *,
+  readable: Sequence[str] = (),
+  writable: Sequence[str] = (),
+  variables: dict[str, str] | None = None,
+  programs: bool = False,
+  sandboxed: bool = True,
+  names: Mapping[str, str] | None = None,
+) -> Iterator[Callable[[Any], Any]]:
+  """Starts a process that answers requests, and ends it on exit.
+
+  Args:
+    module: The module that answers. Its generator `serve` takes an iterator of
+      the requests and yields the answer to each. Both are JSON.
+    limits: What the process may use.
+    readable: Files and directories that it may read, besides libraries.
+    writable: Directories in which it may read and write.
+    variables: Environment variables to set.
+    programs: Whether it may start Python, with the same restrictions. Its
+      output is then shown.
+    sandboxed: Whether it is restricted at all. The limits always hold.
+    names: Paths, and what to call them in texts.
+
+  Yields:
+    A function that sends a request and returns the answer, whose texts can be
+    shown. It raises a SandboxError, or an InputError that `serve` raised.
+  """
+  ours, theirs = socket.socketpair()
+  process = _spawn(module, theirs, variables or {})
+  theirs.close()
+  channel = connection.Connection(ours.detach())
+  watch = _Watch(process, limits, programs)
+  config = {
+    "parent": os.getpid(),
+    "readable": list(map(os.path.realpath, readable)),
+    "writable": list(map(os.path.realpath, writable)),
+    "memory": limits.memory,
+    "seconds": int(limits.seconds) + 10,  # The watch says more.
+    "programs": programs,
+    "sandboxed": sandboxed,
+  }
+
+  def ask(request: Any) -> Any:
+    watch.waited_for = True
+    try:
+      channel.send_bytes(json.dumps(request).encode())
+      answer = json.loads(channel.recv_bytes(_LARGEST_MESSAGE))
+    except (EOFError, OSError, ValueError, RecursionError):
+      raise SandboxError(errors.shown(watch.reason())) from None
+    watch.waited_for = False
+    answer = _plain(answer, names or {})
+    if not isinstance(answer, dict) or "answer" not in answer:
+      problem = answer.get("failed") if isinstance(answer, dict) else None
+      raise SandboxError(f"it failed: {problem}")
+    if answer.get("is_error"):
+      raise errors.InputError(f"{answer['answer']}")
+    return answer["answer"]
+
+  try:
+    with contextlib.suppress(OSError):  # `ask` will say that it has ended.
+      channel.send_bytes(json.dumps(config).encode())
+    yield ask
+  finally:
+    watch.kill()
+    channel.close()
+
+
+def _spawn(
+  module: str, channel: socket.socket, variables: Mapping[str, str]
+) -> subprocess.Popen:
+  """Starts the process, which restricts itself."""
+  return subprocess.Popen(
+    # -P keeps this directory, whose names are not unique, off the path.
+    [sys.executable, "-P", __file__, str(channel.fileno()), module],
+    pass_fds=[channel.fileno()],
+    env={
+      **{k: v for k, v in os.environ.items() if k.startswith(_VARIABLES)},
+      "CUDA_VISIBLE_DEVICES": "-1",
+      "HOME": _NOWHERE,
+      "KERAS_HOME": _NOWHERE,  # Not in /tmp, where its file is unreadable.
+      "PYTHONDONTWRITEBYTECODE": "1",
+      "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
+      **variables,
+    },
+    cwd="/",
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    start_new_session=True,
+  )
+
+
+def _plain(value: Any, names: Mapping[str, str]) -> Any:
+  """Returns a value without what JSON or a terminal cannot show."""
+  if isinstance(value, dict):
+    return {_plain(k, names): _plain(v, names) for k, v in value.items()}
+  if isinstance(value, list):
+    return [_plain(each, names) for each in value]
+  if isinstance(value, str):
+    for path, name in names.items():
+      value = value.replace(path, name)
+    return errors.shown(value)
+  if isinstance(value, float) and not math.isfinite(value):
+    return str(value)
+  return value
+
+
+class _Watch:
+  """Kills a process that exceeds its limits, and knows why it has ended."""
+
+  def __init__(
+    self, process: subprocess.Popen, limits: Limits, has_programs: bool
+  ):
+    self.waited_for = False  # For an answer.
+    self._process = process
+    self._limits = limits
+    self._has_programs = has_programs
+    self._said = b""  # The end of its output.
+    self._exceeded = ""
+    self._thread = threading.Thread(target=self._run, daemon=True)
+    self._thread.start()
+
+  def kill(self) -> None:
+    """Ends the process."""
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self._process.pid, signal.SIGKILL)
+    self._process.wait()
+    self._thread.join()
+    self._process.stdout.close()
+
+  def reason(self) -> str:
+    """Waits for the end and returns its reason, in words."""
+    # It has closed the channel, and may not have ended for all that.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      self._process.wait(5)
+    self.kill()
+    if self._exceeded:
+      return self._exceeded
+    status = self._process.returncode
+    how = f"it ended with status {status}"
+    if status < 0:
+      how = f"it died of {signal.Signals(-status).name}"
+    lines = self._said.decode(errors="replace").strip().splitlines()
+    return how + (f": {lines[-1].strip()[:300]}" if lines else "")
+
+  def _usage(self) -> tuple[float, int]:
+    """Returns the CPU time, and the bytes in memory, of the process.
+
+    If it may start programs, those of all processes of its group.
+    """
+    pid = self._process.pid
+    ticks = pages = 0
+    for path in pathlib.Path("/proc").glob(
+      "[0-9]*/stat" if self._has_programs else f"{pid}/stat"
+    ):
+      with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        fields = path.read_text().rpartition(")")[2].split()
+        if int(fields[2]) == pid:
+          ticks += int(fields[11]) + int(fields[12])
+          pages += int(fields[21])
+    return ticks / os.sysconf("SC_CLK_TCK"), pages * resource.getpagesize()
+
+  def _run(self) -> None:
+    output = self._process.stdout
+    before, since = 0.0, time.monotonic()
+    while not self._exceeded:
+      if select.select([output], [], [], _WATCHING_SECONDS)[0]:
+        data = os.read(output.fileno(), 2**16)
+        if not data:
+          return
+        self._said = (self._said + data)[-4096:]
+        if self._has_programs:
+          text = data.decode(errors="replace")
+          print(
+            "\n".join(map(errors.shown, text.split("\n"))), end="", flush=True
+          )
+      cpu, memory = self._usage()
+      if not self.waited_for or abs(cpu - before) > 1.0:
+        before, since = cpu, time.monotonic()
+      if memory > self._limits.memory:
+        gib = self._limits.memory / 2**30
+        self._exceeded = f"it needs more than {gib:.3g} GiB of memory"
+      elif cpu > self._limits.seconds:
+        self._exceeded = f"it needs more than {self._limits.seconds:.0f} s"
+      elif time.monotonic() - since > _IDLE_SECONDS:
+        self._exceeded = "it waits for something that does not happen"
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _landlock_abi() -> int:
+  return _LIBC.syscall(444, None, ctypes.c_size_t(0), 1)
+
+
+def _enter(config: dict[str, Any], module: str) -> None:
+  """Restricts this process, which must not have other threads yet."""
+  _check(_LIBC.prctl(1, signal.SIGKILL, 0, 0, 0))  # PR_SET_PDEATHSIG
+  if os.getppid() != config["parent"]:
+    sys.exit()
+  memory, writable = config["memory"], config["writable"]
+  for limit, value in (
+    (resource.RLIMIT_DATA, memory),
+    (resource.RLIMIT_CORE, 0),
+    (resource.RLIMIT_CPU, config["seconds"]),
+    *[(resource.RLIMIT_FSIZE, 0)] * (config["sandboxed"] and not writable),
+  ):
+    hard = resource.getrlimit(limit)[1]
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(limit, (value, value))
+  if not config["sandboxed"]:
+    return
+  # TensorFlow asks for the directory when it is imported.
+  tempfile.tempdir = next(iter(writable), _NOWHERE)
+  _check(_LIBC.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS
+  _restrict_files(
+    {**dict.fromkeys(config["readable"]), **dict.fromkeys(_libraries(module))},
+    writable,
+    [os.path.realpath(sys.executable), *_loaders()] * config["programs"],
+  )
+  _refuse_system_calls(config["programs"])
+
+
+def _libraries(module: str) -> Iterator[str]:
+  """Yields the files and directories that Python and a module need."""
+  root = os.environ["PYTHONPATH"]
+  names = ("stdlib", "platstdlib", "purelib", "platlib")
+  yield from (sysconfig.get_paths()[name] for name in names)
+  yield from (path for path in sys.path if path != root)
+  yield from (*_LIBRARIES, os.path.join(sys.prefix, "pyvenv.cfg"))
+  # The files of a package may be links to where it is.
+  for package in {module.split(".")[0], "distribution"}:
+    for folder, _, files in os.walk(os.path.join(root, package)):
+      yield folder
+      for file in files:
+        yield os.path.dirname(os.path.realpath(os.path.join(folder, file)))
+  for line in pathlib.Path("/proc/self/maps").read_text().splitlines():
+    _, _, path = line.partition(" /")
+    if ".so" in path:
+      yield os.path.dirname(f"/{path}")
+
+
+def _loaders() -> list[str]:
+  """Returns the dynamic linkers, which a program starts with."""
+  folders = map(pathlib.Path, ("/lib64", "/lib"))
+  found = [path for d in folders for path in d.glob("ld-linux*.so*")]
+  return list(map(os.path.realpath, found))
+
+
+def _restrict_files(
+  readable: Sequence[str], writable: Sequence[str], executable: Sequence[str]
+) -> None:
+  abi = _landlock_abi()
+  rights = next(v for k, v in reversed(_RIGHTS.items()) if k <= abi)
+  # What the ruleset handles: files, TCP, and in scope sockets and signals.
+  handled = struct.pack("=QQQ", rights, 3 * (abi >= 4), 3 * (abi >= 6))
+  size = 8 * (1 + (abi >= 4) + (abi >= 6))
+  ruleset = _check(_LIBC.syscall(444, handled, ctypes.c_size_t(size), 0))
+  rules = [(path, _READ_FILE | _READ_DIR) for path in readable]
+  rules += [(os.environ["PYTHONPATH"], _READ_DIR), ("/dev/null", 6)]
+  rules += [("/proc", _READ_FILE)] * bool(executable)  # Of each program.
+  rules += [(path, rights & ~_EXECUTE) for path in writable]
+  rules += [(path, _READ_FILE | _EXECUTE) for path in executable]
+  for path, allowed in rules:
+    path = os.path.realpath(path)
+    if not os.path.exists(path):
+      continue
+    if not os.path.isdir(path):
+      allowed &= _OF_FILES
+    beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    rule = struct.pack("=Qi", allowed & rights, beneath)
+    _check(_LIBC.syscall(445, ruleset, 1, rule, 0))
+    if not path.startswith("/proc/"):  # These live as long as they are open.
+      os.close(beneath)
+  _check(_LIBC.syscall(446, ruleset, 0))
+  os.close(ruleset)
+
+
+def _refuse_system_calls(programs: bool) -> None:
+  """Installs a seccomp filter, a program of Berkeley's packet filter."""
+  architecture, (clone, clone3), refused, starting = _SYSTEM_CALLS[
+    platform.machine()
+  ]
+  if not programs:
+    refused = (*refused, *starting)
+  load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
+  allow, kill, refuse = 0x7FFF0000, 0x80000000, 0x00050000
+  no = (give, 0, 0, refuse | errno.EPERM)
+  # Each is a code, how many to skip if true and if false, and a number.
+  code = [
+    (load, 0, 0, 4),
+    (equal, 1, 0, architecture),
+    (give, 0, 0, kill),
+    (load, 0, 0, 0),
+    (at_least, 0, 1, 0x40000000),  # Those of x32.
+    no,
+  ]
+  for number in refused:
+    code += [(equal, 0, 1, number), no]
+  if not programs:
+    # Threads may start. The C library does without clone3.
+    code += [
+      *[(equal, 0, 1, clone3), (give, 0, 0, refuse | errno.ENOSYS)],
+      *[(equal, 0, 3, clone), (load, 0, 0, 16), (any_bit, 1, 0, 0x10000), no],
+    ]
+  code.append((give, 0, 0, allow))
+  filters = b"".join(struct.pack("=HBBI", *each) for each in code)
+  buffer = ctypes.create_string_buffer(filters)
+  program = struct.pack("@HP", len(code), ctypes.addressof(buffer))
+  _check(_LIBC.prctl(22, 2, program, 0, 0))  # PR_SET_SECCOMP, with a filter.
+
+
+def _check(result: int) -> int:
+  if result < 0:
+    number = ctypes.get_errno()
+    raise OSError(number, f"The sandbox: {os.strerror(number)}")
+  return result
+
+
+def main(descriptor: str, module: str) -> None:
+  """Answers the requests that come in through a socket."""
+  channel = connection.Connection(int(descriptor))
+  config = json.loads(channel.recv_bytes())
+  _enter(config, module)
+
+  def requests() -> Iterator[Any]:
+    while True:
+      try:
+        yield json.loads(channel.recv_bytes())
+      except EOFError:
+        return
+
+  try:
+    for answer in importlib.import_module(module).serve(requests()):
+      channel.send_bytes(json.dumps({"answer": answer}, default=str).encode())
+  except errors.InputError as e:
+    answer = {"answer": str(e), "is_error": True}
+    channel.send_bytes(json.dumps(answer).encode())
+  except Exception as e:
+    text = f"{type(e).__name__}: {e}"
+    channel.send_bytes(json.dumps({"failed": text[:2000]}).encode())
+    raise
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])

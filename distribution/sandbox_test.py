@@ -1,0 +1,302 @@
+"""Tests the sandbox with code that does what it must not.
+
+This module is also what answers in the sandbox.
+"""
+
+import ctypes
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+from absl.testing import absltest
+from absl.testing import parameterized
+
+from distribution import sandbox
+
+_LIMITS = sandbox.Limits(seconds=2, memory=2**28)
+
+
+def _delete(path):
+  os.remove(path)
+
+
+def _link(path):
+  os.link(path, f"{path}.link")
+
+
+def _rename(path):
+  os.rename(path, f"{path}.old")
+
+
+def _truncate(path):
+  os.truncate(path, 0)
+
+
+def _chmod(path):
+  os.chmod(path, 0o777)
+
+
+def _touch(path):
+  os.utime(path, (0, 0))
+
+
+def _write(path):
+  pathlib.Path(path).write_text("harm")
+
+
+def _append(path):
+  with open(path, "a") as f:
+    f.write("harm")
+
+
+def _create(path):
+  pathlib.Path(f"{path}.new").touch()
+
+
+def _make_directory(path):
+  os.mkdir(f"{path}.d")
+
+
+def _read(path):
+  return pathlib.Path(path).read_text()
+
+
+def _list(path):
+  return os.listdir(os.path.dirname(path))
+
+
+def _read_passwords(path):
+  return pathlib.Path("/etc/passwd").read_text()
+
+
+def _read_parent(path):
+  return pathlib.Path(f"/proc/{os.getppid()}/environ").read_text()
+
+
+def _connect(path):
+  socket.create_connection(("127.0.0.1", int(_read(f"{path}.port"))))
+
+
+def _connect_to_unix_socket(path):
+  socket.socket(socket.AF_UNIX).connect(f"{path}.socket")
+
+
+def _io_uring(path):
+  parameters = ctypes.create_string_buffer(120)
+  if ctypes.CDLL(None, use_errno=True).syscall(425, 1, parameters) < 0:
+    raise OSError(ctypes.get_errno(), "io_uring")
+
+
+def _execute(path):
+  subprocess.run(["/bin/true"], check=True)
+
+
+def _execute_in_place(path):
+  os.execv("/bin/true", ["/bin/true"])
+
+
+def _fork(path):
+  if not os.fork():
+    os._exit(0)
+
+
+def _spawn(path):
+  os.posix_spawn("/bin/true", ["/bin/true"], {})
+
+
+def _signal_parent(path):
+  os.kill(os.getppid(), signal.SIGTERM)
+
+
+def _trace(path):
+  if ctypes.CDLL(None, use_errno=True).ptrace(0x4206, os.getppid(), 0, 0) < 0:
+    raise OSError(ctypes.get_errno(), "ptrace")
+
+
+def _use_a_thread(path):
+  thread_failed = []
+
+  def run():
+    try:
+      _write(path)
+    except OSError as e:
+      thread_failed.append(e)
+
+  thread = threading.Thread(target=run)
+  thread.start()
+  thread.join()
+  raise thread_failed[0]
+
+
+# What raises an OSError in the sandbox, and has an effect outside of it.
+_REFUSED = {
+  f.__name__: f
+  for f in (
+    *(_delete, _link, _rename, _truncate, _chmod, _touch, _write, _append),
+    *(_create, _make_directory, _read, _list),
+    *(_read_passwords, _read_parent, _connect, _connect_to_unix_socket),
+    *(_io_uring, _execute, _execute_in_place, _fork, _spawn),
+    *(_signal_parent, _trace, _use_a_thread),
+  )
+}
+
+
+def _burn(path):
+  while True:
+    pass
+
+
+def _wait(path):
+  time.sleep(3600)
+
+
+def _fill(path):
+  return "".join([chr(x % 100) * 2**20 for x in range(2**20)])
+
+
+def _fault(path):
+  ctypes.string_at(0)
+
+
+def _leave(path):
+  print("good \033[2J bye")
+  sys.stdout.flush()
+  os._exit(3)
+
+
+def _fail(path):
+  raise ValueError("no \033[31mway")
+
+
+def _flood(path):
+  return "x" * 2**28
+
+
+def _babble(path):
+  os.write(int(sys.argv[1]), b"\0\0\0\4junk")
+
+
+_ENDING = {
+  f.__name__: f
+  for f in (_burn, _wait, _fill, _fault, _leave, _fail, _flood, _babble)
+}
+
+
+def serve(requests):
+  """Does what is asked for; answers with what happened."""
+  for name, path in requests:
+    if name in _ENDING:
+      yield _ENDING[name](path)
+      continue
+    try:
+      yield f"done: {_REFUSED[name](path)}"
+    except OSError as e:
+      yield f"refused: {type(e).__name__}"
+
+
+class SandboxTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.assertEqual(sandbox.missing(), "")
+    self.directory = self.create_tempdir().full_path
+    self.path = os.path.join(self.directory, "file")
+    pathlib.Path(self.path).write_text("secret")
+
+  def started(self, limits=_LIMITS, **kwargs):
+    return sandbox.started("distribution.sandbox_test", limits, **kwargs)
+
+  def test_refuses(self):
+    with (
+      socket.create_server(("127.0.0.1", 0)) as server,
+      socket.socket(socket.AF_UNIX) as unix_server,
+    ):
+      unix_server.bind(f"{self.path}.socket")
+      unix_server.listen()
+      port = pathlib.Path(f"{self.path}.port")
+      port.write_text(str(server.getsockname()[1]))
+      before = sorted(os.listdir(self.directory))
+      status = os.stat(self.path)
+      # The port is known, so that only the connection can fail.
+      with self.started(readable=[str(port)]) as ask:
+        answers = {name: ask([name, self.path]) for name in _REFUSED}
+    self.assertEqual(
+      {n: a for n, a in answers.items() if not a.startswith("refused: ")}, {}
+    )
+    self.assertEqual(sorted(os.listdir(self.directory)), before)
+    self.assertEqual(pathlib.Path(self.path).read_text(), "secret")
+    self.assertEqual(os.stat(self.path).st_mtime_ns, status.st_mtime_ns)
+    self.assertEqual(os.stat(self.path).st_mode, status.st_mode)
+
+  def test_allows_what_it_is_told(self):
+    with self.started(readable=[self.directory]) as ask:
+      self.assertEqual(ask(["_read", self.path]), "done: secret")
+      self.assertStartsWith(ask(["_write", self.path]), "refused")
+    with self.started(writable=[self.directory]) as ask:
+      self.assertStartsWith(ask(["_write", self.path]), "done")
+      self.assertStartsWith(ask(["_execute", self.path]), "refused")
+    with self.started(sandboxed=False) as ask:
+      self.assertEqual(ask(["_read", self.path]), "done: harm")
+
+  @parameterized.parameters(
+    ("_burn", "it needs more than 2 s"),
+    ("_fill", "MemoryError|more than 0.25 GiB"),
+    ("_fault", "it died of SIGSEGV"),
+    ("_leave", r"it ended with status 3: good \\x1b\[2J bye"),
+    ("_fail", r"it failed: ValueError: no \\x1b"),
+    ("_flood", "it died|MemoryError|more than|it ended"),
+    ("_babble", "it died|it ended"),
+  )
+  def test_ends(self, name, reason):
+    with self.started() as ask:
+      with self.assertRaisesRegex(sandbox.SandboxError, reason):
+        ask([name, self.path])
+      with self.assertRaises(sandbox.SandboxError):
+        ask(["_read", self.path])
+
+  def test_a_deadlock_ends(self):
+    with (
+      absltest.mock.patch.object(sandbox, "_IDLE_SECONDS", 1.0),
+      self.started() as ask,
+      self.assertRaisesRegex(sandbox.SandboxError, "does not happen"),
+    ):
+      ask(["_wait", self.path])
+
+  def test_ends_with_its_parent(self):
+    program = f"""
+import os, sys
+sys.path.insert(0, {str(pathlib.Path(sandbox.__file__).parents[1])!r})
+from distribution import sandbox, sandbox_test
+with sandbox.started("distribution.sandbox_test", sandbox_test._LIMITS) as ask:
+  ask(["_list", "/"])
+  os.system("ps -o pid= --ppid %d | head -1" % os.getpid())
+  sys.stdout.flush()
+  os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run(
+      [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    child = int(done.stdout.split()[0])
+    for _ in range(100):
+      if not os.path.exists(f"/proc/{child}"):
+        return
+      time.sleep(0.1)
+    self.fail("The process outlived the one that had started it.")
+
+  def test_without_landlock(self):
+    with absltest.mock.patch.object(sandbox, "_landlock_abi", lambda: -1):
+      self.assertIn("no Landlock", sandbox.missing())
+
+  def test_messages_are_json(self):
+    with self.started(readable=[self.directory]) as ask:
+      pathlib.Path(self.path).write_text(json.dumps("\0\ud800"))
+      self.assertIn("done", ask(["_read", self.path]))
+
+
+if __name__ == "__main__":
+  absltest.main()

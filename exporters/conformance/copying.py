@@ -1,0 +1,255 @@
+"""Copies a SavedModel, and starts the process that audits and loads the copy.
+
+Each byte is read once, so nothing can change between the audit and the load.
+TensorFlow is not imported for local directories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import errno
+import os
+import stat
+import tempfile
+from typing import Any, NamedTuple
+
+from etils import epy
+
+from distribution import errors
+from distribution import formats
+from distribution import sandbox
+
+with epy.lazy_imports():
+  import tensorflow as tf
+
+_MOST_BYTES = 2**35
+_MOST_FILES = 10_000
+_BLOCK = 2**20
+# Readers of SavedModels look for these too. They are not copied.
+_OTHER_MODELS = {
+  "saved_model.cpb": "TensorFlow Serving may load it",
+  "saved_model.pbtxt": "other readers may load it",
+  "tfhub_module.pb": "hub.load takes the SavedModel for a TensorFlow 1 module",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How a SavedModel is loaded. The fields are flags of the programs.
+
+  Attributes:
+    trust: Whether to load it even if it is suspicious.
+    sandbox: Whether to restrict the process that loads it.
+    follow_links: Whether to read what symbolic links in it point to.
+    seconds: CPU time that the process may need. 0: by the size of the files.
+    gib: Memory that it may need, in GiB. 0: likewise.
+  """
+
+  trust: bool = False
+  sandbox: bool = True
+  follow_links: bool = False
+  seconds: float = 0.0
+  gib: float = 0.0
+
+
+FLAGS = {
+  "trust": "Load the SavedModel even if it has ops that models do not need, or"
+  " if this kernel lacks what the sandbox needs.",
+  "sandbox": "Load the SavedModel in a process that can read nothing else,"
+  " write nothing and open no connection. With --nosandbox it has your rights.",
+  "follow_links": "Read what symbolic links in the directory point to, as in"
+  " caches of other libraries.",
+  "seconds": (
+    "CPU time in seconds that the process may need. 0: by the size of the"
+    " files.",
+    0.0,
+  ),
+  "gib": (
+    "Memory in GiB that the process may need. 0: by the size of the files.",
+    0.0,
+  ),
+}
+
+
+class Copy(NamedTuple):
+  """What was copied.
+
+  Attributes:
+    size: Bytes of all files.
+    problems: Files that are not copied because a load should not read them, in
+      words.
+  """
+
+  size: int
+  problems: list[str]
+
+
+@contextlib.contextmanager
+def started(
+  module: str,
+  saved_model_dir: str,
+  options: Options,
+  *,
+  names: dict[str, str] | None = None,
+  **kwargs: Any,
+) -> Iterator[tuple[Callable[[Any], Any], dict[str, Any]]]:
+  """Starts a process in a sandbox that can read a copy of a SavedModel.
+
+  Args:
+    module: As `sandbox.started` takes it.
+    saved_model_dir: The SavedModel.
+    options: How to load it.
+    names: As `sandbox.started` takes it, for other paths.
+    **kwargs: As `sandbox.started` takes it.
+
+  Yields:
+    What `sandbox.started` yields, and the beginning of the first request, which
+    `subject.requested` takes.
+
+  Raises:
+    InputError: The SavedModel cannot be copied, or there is no sandbox here.
+  """
+  lacking = sandbox.missing() if options.sandbox else ""
+  if lacking and not options.trust:
+    raise errors.InputError(
+      f"Nothing is loaded: {lacking}. To load it without one, pass --trust."
+    )
+  with tempfile.TemporaryDirectory(prefix="copy.") as directory:
+    copied = copy(saved_model_dir, directory, follow_links=options.follow_links)
+    with sandbox.started(
+      module,
+      sandbox.limits(copied.size, options.seconds, options.gib),
+      readable=[directory],
+      sandboxed=options.sandbox and not lacking,
+      names={directory: saved_model_dir, **(names or {})},
+      **kwargs,
+    ) as ask:
+      request = {
+        "directory": directory,
+        "problems": copied.problems,
+        "trust": options.trust,
+      }
+      yield ask, request
+
+
+def copy(source: str, target: str, *, follow_links: bool = False) -> Copy:
+  """Copies a SavedModel's directory.
+
+  Args:
+    source: The directory, or the URL of one.
+    target: An empty directory.
+    follow_links: Whether to copy what symbolic links point to.
+
+  Raises:
+    InputError: There is no SavedModel, a file cannot be read, or there is too
+      much to copy.
+  """
+  formats.check_saved_model(source)
+  problems: list[str] = []
+  size = count = 0
+  for path in _paths(source, problems, follow_links):
+    count += 1
+    if count > _MOST_FILES:
+      raise errors.InputError(f"{source} has more than {_MOST_FILES:,} files.")
+    if path in _OTHER_MODELS:
+      problems.append(f"{path} is not examined, and {_OTHER_MODELS[path]}")
+      continue
+    with errors.of_input(about=f"Cannot read {source}/{path}: "):
+      size += _copy_file(source, target, path, size, follow_links)
+  if not os.path.isfile(os.path.join(target, "saved_model.pb")):
+    found = [p for p in problems if p.startswith("saved_model.pb ")]
+    said = found[0] if found else "there is no saved_model.pb"
+    raise errors.InputError(
+      f"{source} is no SavedModel that can be checked: {said}."
+    )
+  return Copy(size, problems)
+
+
+def _paths(source: str, problems: list[str], follow_links: bool):
+  """Yields the paths of files in a directory; notes what is no file."""
+  if "://" in source:
+    for folder, _, names in tf.io.gfile.walk(source):
+      yield from (
+        os.path.relpath(os.path.join(folder, name), source) for name in names
+      )
+    return
+  folders = [""]
+  for folder in folders:
+    if len(folders) > _MOST_FILES or folder.count("/") > 32:
+      raise errors.InputError(f"{source} has too many folders.")
+    with errors.of_input(OSError, about=f"Cannot read {source}/{folder}: "):
+      entries = sorted(
+        os.scandir(os.path.join(source, folder)), key=lambda e: e.name
+      )
+    for entry in entries:
+      path = os.path.join(folder, entry.name)
+      if entry.is_symlink() and not follow_links:
+        problems.append(
+          f"{path} is a symbolic link; --follow_links reads what it points to"
+        )
+      elif entry.is_dir(follow_symlinks=follow_links):
+        folders.append(path)
+      elif entry.is_file(follow_symlinks=follow_links):
+        yield path
+      else:
+        problems.append(f"{path} is not a file")
+
+
+def _copy_file(
+  source: str, target: str, path: str, before: int, follow_links: bool
+) -> int:
+  """Copies a file; returns its size."""
+  new = os.path.join(target, path)
+  os.makedirs(os.path.dirname(new), exist_ok=True)
+  if "://" in source:
+    size = tf.io.gfile.stat(f"{source}/{path}").length
+    _check_space(size + before, size, target)
+    tf.io.gfile.copy(f"{source}/{path}", new)
+    return size
+  # It may have become a link or a pipe by now.
+  flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
+  with (
+    open(os.open(os.path.join(source, path), flags), "rb") as old,
+    open(new, "xb") as f,
+  ):
+    status = os.fstat(old.fileno())
+    if not stat.S_ISREG(status.st_mode):
+      raise errors.InputError(f"{path} is not a file.")
+    size = status.st_size
+    if _is_sparse(old.fileno(), status):
+      raise errors.InputError(
+        f"{path} is sparse: {status.st_blocks * 512:,} of its {size:,} bytes"
+        " are stored. Copy it with cp --sparse=never."
+      )
+    _check_space(size + before, size, target)
+    left = size
+    while left and (block := old.read(min(left, _BLOCK))):
+      left -= f.write(block)
+    if left:
+      raise errors.InputError(f"{path} changed while it was read.")
+  return size
+
+
+def _is_sparse(descriptor: int, status: os.stat_result) -> bool:
+  """Tells whether a file has more than 1 MiB of holes."""
+  if status.st_size - status.st_blocks * 512 < _BLOCK:
+    return False  # A file system that compresses does not report holes.
+  try:
+    hole = os.lseek(descriptor, 0, os.SEEK_HOLE)
+  except OSError as e:
+    return e.errno != errno.EINVAL
+  finally:
+    os.lseek(descriptor, 0, os.SEEK_SET)
+  return hole < status.st_size
+
+
+def _check_space(total: int, size: int, target: str) -> None:
+  status = os.statvfs(target)
+  free = status.f_bavail * status.f_frsize
+  if total > _MOST_BYTES or size > free:
+    raise errors.InputError(
+      f"it needs {total:,} bytes of at most {_MOST_BYTES:,}, of which {free:,}"
+      f" are free in the temporary directory."
+    )

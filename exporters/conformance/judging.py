@@ -1,0 +1,48 @@
+"""Answers what `//exporters:check` asks, in the process of its sandbox."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from exporters.conformance import report
+from exporters.conformance import rules
+from exporters.conformance import subject as subject_lib
+
+_LONGEST = 4000  # Characters of what is found.
+
+
+def serve(requests: Iterator[Any]) -> Iterator[Any]:
+  """Answers requests about one SavedModel, in this order.
+
+  - That of `copying.started`. The answer has the `rules`, and whether the
+    SavedModel is `suspicious`.
+  - "load". The answer is the kind.
+  - The names of rules. The answers are the findings.
+  - "report". The answer is what `report.collect` returns.
+
+  Raises:
+    ExportError: The SavedModel cannot be read or loaded.
+  """
+  request = next(requests)
+  subject = subject_lib.requested(request)
+  yield {
+    "suspicious": bool(subject.suspicious),
+    "rules": [
+      {"rule": rule.name, "level": rule.level, "text": rule.text}
+      for rule in rules.ORDER
+    ],
+  }
+  by_name = {rule.name: rule for rule in rules.RULES}
+  for name in requests:
+    if name == "load":
+      subject_lib.load_into(subject, request["trust"])
+      yield subject.kind.name
+    elif name == "report":
+      yield report.collect(subject)
+    else:
+      finding = rules.judge_one(subject, by_name[name])
+      yield {
+        "verdict": finding.verdict,
+        "found": finding.text[:_LONGEST],
+        "fix": finding.fix,
+        "applies": by_name[name].is_for(subject.kind),
+      }

@@ -1,0 +1,312 @@
+"""Rules on calls in inference: R4, R8, R11, R12 and R15."""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import itertools
+import re
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from exporters.conformance import findings
+from exporters.conformance import gradients
+from exporters.conformance import subject as subject_lib
+from exporters.reusable import observation
+
+Subject = subject_lib.Subject
+
+# Names that tools generate.
+_NO_NAME = re.compile(r"(args?|inputs?|outputs?|keras_tensor)(_?\d+)*")
+_UNSERVED = re.compile("Anonymous.*HashTable.*")
+# Without rows these fail on CPUs, whatever the model is.
+_REFUSES_EMPTY = re.compile("(DepthwiseConv|Conv|MaxPool|AvgPool)")
+_HALF = (tf.bfloat16, tf.float16)
+_TOLERANCE = 1e-4  # Sums of float32 values differ by the size of the batch.
+
+
+def has_traces(subject: Subject) -> findings.Finding:
+  """A trace exists for every combination of arguments."""
+  tensors = {name: tf.constant(v) for name, v in subject.changed.items()}
+  values = [{}, subject.changed, tensors] if tensors else [{}]
+  modes = [{"training": False}, {"training": True}]
+  calls = list(
+    itertools.product(
+      subject.forms, modes if subject.training else [{}], values
+    )
+  )
+  with subject.unchanged():
+    for form, mode, value in calls:
+      try:
+        subject.model(subject.example(form=form), **mode, **value)
+      except subject_lib.NoInputError:
+        if form == subject.spec:
+          raise
+        return findings.failed(
+          f"A call with {form} fails.", "Remove the trace, or mend it."
+        )
+      except Exception as e:
+        return findings.failed(
+          f"A call with {mode | value or 'the input alone'} fails:"
+          f" {subject_lib.cause(e)}",
+          "Trace __call__ for every combination of its arguments.",
+        )
+  return findings.passed(f"{len(calls)} combinations of arguments were called")
+
+
+def batch_is_free(subject: Subject) -> findings.Finding:
+  """The batch has any size, 0 too; outputs are finite and have as many rows."""
+  for x in tf.nest.flatten(subject.spec):
+    if x.shape.rank and x.shape[0] is not None:
+      return findings.failed(
+        f"The batch size is fixed: the input has the shape {x.shape}.",
+        "Trace with None as the first dimension.",
+      )
+  if not subject.is_batched:
+    return findings.passed("the first dimension is free")
+  rows: dict[str, list[int]] = {}
+  inputs = subject.example(5)
+  for size in (2, 5, 1, 0):
+    try:
+      outputs = _outputs(subject, subject_lib.rows(inputs, *range(size)))
+    except Exception as e:
+      if not size and any(map(_REFUSES_EMPTY.match, subject.op_counts)):
+        continue
+      return findings.failed(
+        f"A batch of {size} fails: {subject_lib.cause(e)}",
+        "Compute shapes from tf.shape, and divide by no number of rows.",
+      )
+    for name, y in outputs.items():
+      rows.setdefault(name, []).append(len(y) if y.ndim else -1)
+      if y.dtype.kind == "f" and np.isnan(y).any():
+        return findings.failed(
+          f"In a batch of {size} an output ({name}) is NaN.",
+          "Divide by no number that may be 0.",
+        )
+  for name, found in rows.items():
+    if found[:2] == [2, 5] and found[2:] not in ([1, 0], [1]):
+      return findings.failed(
+        f"Batches of 1 and 0 have {found[2:]} rows of {name}.",
+        "Return one row for each of the batch.",
+      )
+  return findings.passed("batches of 1, 2 and 5 were called, and of 0")
+
+
+def depends_on_input_alone(subject: Subject) -> findings.Finding:
+  """Inference depends on each input, not on chance, its batch or other calls.
+
+  It changes no variable.
+  """
+  inputs = subject.example(3)
+  with subject.unchanged():
+    before = [v.numpy() for v in subject.resting]
+    first, again = _outputs(subject, inputs), _outputs(subject, inputs)
+    changed = [
+      v.name
+      for v, value in zip(subject.resting, before, strict=True)
+      if not np.array_equal(v, value)
+    ]
+  if problem := _difference(first, again):
+    return findings.failed(
+      f"Two calls return different outputs: {problem}.",
+      "Apply dropout and noise with training=True only.",
+    )
+  if changed:
+    return findings.failed(
+      f"A call in inference changes {findings.some(changed)}.",
+      "Update variables with training=True only.",
+    )
+  if subject.is_batched:
+    alone = _row(subject, inputs, [0], 0)
+    for indices in ([0, 1], [2, 0]):
+      beside = _row(subject, inputs, indices, indices.index(0))
+      if problem := _difference(alone, beside):
+        return findings.failed(
+          f"An input has other outputs in a batch than alone: {problem}.",
+          "Compute each output from its own input. Use the moving averages of"
+          " batch normalization.",
+        )
+  if not _depends_on_input(subject, inputs, first):
+    dtypes = {x.dtype for x in tf.nest.flatten(inputs)}
+    if not any(dtype.is_floating for dtype in dtypes):
+      return findings.not_decidable(
+        "the same outputs were returned for all inputs tried, whose vocabulary"
+        " is unknown"
+      )
+    return findings.failed(
+      "The outputs are the same for all inputs.", "Export the model itself."
+    )
+  return findings.passed("the same twice, alone and in a batch")
+
+
+def _depends_on_input(
+  subject: Subject, inputs: Any, outputs: Mapping[str, np.ndarray]
+) -> bool:
+  if any(_differs(outputs, x) for x in _others(subject, inputs)):
+    return True
+  # The softmax of an untrained model may be the same up to rounding.
+  with gradients.moved(subject.trainable_variables, 0.05):
+    outputs = _outputs(subject, inputs)
+    return any(_differs(outputs, x) for x in _others(subject, inputs))
+
+
+def _outputs(subject: Subject, inputs: Any) -> dict[str, np.ndarray]:
+  return arrays(subject.model(inputs))
+
+
+def arrays(outputs: Any) -> dict[str, np.ndarray]:
+  """Returns the outputs of a call as arrays by name; ragged ones padded."""
+
+  def dense(x: Any) -> Any:
+    if isinstance(x, tf.RaggedTensor):
+      return x.to_tensor()
+    return tf.sparse.to_dense(x) if isinstance(x, tf.SparseTensor) else x
+
+  named = observation.named(tf.nest.map_structure(dense, outputs))
+  tensors = {k: y for k, y in named.items() if tf.is_tensor(y)}
+  return {
+    k: np.asarray(tf.cast(y, tf.float32) if y.dtype in _HALF else y)
+    for k, y in tensors.items()
+  }
+
+
+def _row(
+  subject: Subject, inputs: Any, indices: Sequence[int], row: int
+) -> dict[str, np.ndarray]:
+  """Returns a row of the outputs of a batch of some of the inputs."""
+  outputs = _outputs(subject, subject_lib.rows(inputs, *indices))
+  return {
+    name: y[row : row + 1]
+    for name, y in outputs.items()
+    if y.ndim and len(y) == len(indices)
+  }
+
+
+def _others(subject: Subject, inputs: Any) -> Iterator[dict[str, np.ndarray]]:
+  """Yields the outputs for other inputs."""
+  for scale in (1, 255, -1000):
+
+    def other(x: Any, scale: int = scale) -> Any:
+      if isinstance(x, tf.RaggedTensor):
+        return x.with_flat_values(other(x.flat_values))
+      if isinstance(x, tf.SparseTensor):
+        return x.with_values(other(x.values))
+      y = tf.reshape(tf.reverse(tf.reshape(x, [-1]), [0]), x.shape)
+      return y * tf.cast(scale, y.dtype) if y.dtype.is_floating else y
+
+    # They may not be in the order that the model needs, such as ids and types.
+    with contextlib.suppress(tf.errors.OpError):
+      yield _outputs(subject, tf.nest.map_structure(other, inputs))
+
+
+def _difference(
+  first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]
+) -> str:
+  """Says by how much outputs differ; empty if they do not.
+
+  Outputs are compared as far as both reach: some are padded to the longest of
+  their batch.
+  """
+  for name in first.keys() & second.keys():
+    x, y = first[name], second[name]
+    if x.ndim != y.ndim:
+      return f"{name} has the shapes {x.shape} and {y.shape}"
+    common = tuple(map(slice, np.minimum(x.shape, y.shape)))
+    x, y = x[common], y[common]
+    if x.dtype.kind not in "fc":
+      if not np.array_equal(x, y):
+        return f"{name} differs"
+      continue
+    with np.errstate(invalid="ignore"):
+      difference = np.max(np.abs(x - y), initial=0.0, where=x != y)
+    if not difference <= _TOLERANCE * np.max(np.abs(x), initial=0.0):
+      return f"{name} differs by {difference:.2g}"
+  return ""
+
+
+def _differs(
+  first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]
+) -> bool:
+  return any(not np.array_equal(x, second[k]) for k, x in first.items())
+
+
+def is_served(subject: Subject) -> findings.Finding:
+  """`serving_default` has named inputs and outputs, and computes a call's."""
+  if subject.serving is None:
+    return findings.failed(
+      "There is no signature serving_default; there are:"
+      f" {', '.join(subject.signatures) or 'none'}.",
+      'Save with signatures={"serving_default": …}.',
+    )
+  if tables := [op for op in subject.op_counts if _UNSERVED.fullmatch(op)]:
+    return findings.failed(
+      f"{tables[0]} makes a new table in each session: TensorFlow Serving fails"
+      " with “Table not initialized”.",
+      "Make the table without experimental_is_anonymous.",
+    )
+  names = [*subject.serving.inputs, *subject.serving.outputs]
+  unnamed = [name for name in names if _NO_NAME.fullmatch(name)]
+  if unnamed:
+    return findings.failed(
+      f"serving_default has the generated names {findings.some(unnamed)}.",
+      "Name inputs in their TensorSpecs and outputs in a dict.",
+    )
+  if subject.model is None or not subject.traces:
+    return findings.passed(f"serving_default with {', '.join(names)}")
+  for name in subject.signatures:
+    if problem := _served_otherwise(subject, name):
+      return findings.failed(
+        f"The signature {name} does not compute what a call does: {problem}.",
+        "Make it a call of the same object in inference.",
+      )
+  return findings.passed(f"serving_default with {', '.join(names)}")
+
+
+def _served_otherwise(subject: Subject, name: str) -> str:
+  """Says how a signature differs from a call; empty if it does not.
+
+  Other signatures than `serving_default` are compared if they take and return
+  the same, and are not those of a sub-object.
+  """
+  signature = subject.model.signatures[name]
+  usual = subject.model.signatures["serving_default"]
+  if name != "serving_default" and (
+    hasattr(subject.model, name) or _forms(signature) != _forms(usual)
+  ):
+    return ""
+  inputs = subject.example(2)
+  taken = sorted(signature.structured_input_signature[1])
+  if not isinstance(inputs, Mapping) or set(inputs) != set(taken):
+    leaves = tf.nest.flatten(inputs)
+    if len(leaves) != len(taken):
+      return ""
+    inputs = dict(zip(taken, leaves, strict=True))
+  try:
+    served = arrays(signature(**inputs))
+  except Exception as e:
+    return f"it does not take the same: {subject_lib.cause(e)}"
+  called = _outputs(subject, subject.example(2))
+  if not called.keys() & served.keys() and len(called) == len(served):
+    # Those of a list are in the order of their names.
+    called = dict(zip(sorted(served), called.values(), strict=True))
+  return _difference(called, served)
+
+
+def _forms(signature: Any) -> list[list[tuple[str, Any]]]:
+  return [
+    [(x.dtype.name, tuple(x.shape)) for x in tf.nest.flatten(specs)]
+    for specs in (
+      signature.structured_input_signature,
+      signature.structured_outputs,
+    )
+  ]
+
+
+def returns_logits(subject: Subject) -> findings.Finding:
+  """The outputs are logits, not probabilities."""
+  if subject.probabilities:
+    return findings.failed(
+      f"It returns probabilities (by {subject.probabilities}), not logits.",
+      "Remove the last activation; losses apply it with from_logits=True.",
+    )
+  return findings.passed("the outputs are not probabilities")

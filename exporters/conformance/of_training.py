@@ -1,0 +1,559 @@
+"""Rules on calls in training: R3, R5 to R7, and R16."""
+
+from collections.abc import Mapping, Sequence
+import os
+import re
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from exporters.conformance import findings
+from exporters.conformance import gradients as gradients_lib
+from exporters.conformance import subject as subject_lib
+from exporters.reusable import observation
+
+Subject = subject_lib.Subject
+
+_MOMENTUM = "batch_norm_momentum"
+# Ops whose gradients are those of other functions, by intent.
+_ROUNDED = re.compile("FakeQuant.*|Rint|Round|Sign")
+# Ops that draw from a state which the SavedModel has.
+_OF_STATE = re.compile("RngReadAndSkip|Stateful(Random|Standard|Trunc|Unif).*")
+# A layer with a regularizer, in what Keras keeps of its layers.
+_REGULARIZER = re.compile(rb'_regularizer\\?": \{')
+_REPEATS = 8  # Calls of which means are compared.
+_JITTER = 0.05
+
+
+def has_modes(subject: Subject) -> findings.Finding:
+  """If training and inference differ, `training` selects one; default False.
+
+  Training moves every moving average.
+  """
+  if "training" not in subject.parameters:
+    if averages := _averages(subject):
+      return findings.failed(
+        f"It has batch normalization ({averages[0].name}) and no"
+        " argument `training`: its moving averages never move.",
+        "Save a __call__ with `training=False` in its signature, traced with"
+        " False and with True.",
+      )
+    return findings.not_applicable(
+      "no `training`, and nothing is seen that would need it"
+    )
+  default = subject.parameters["training"]
+  if default is not False:
+    return findings.failed(
+      f"The default of `training` is {default!r}.",
+      "Make False its default.",
+    )
+  structures = [trace.structured_outputs for trace in subject.traces]
+  for structure in structures[1:]:
+    try:
+      tf.nest.assert_same_structure(structures[0], structure)
+    except (TypeError, ValueError):
+      return findings.failed(
+        f"One mode returns {structures[0]}, another {structure}.",
+        "Return the same structure in both.",
+      )
+  if standing := _standing(subject):
+    which = f"{len(standing)} moving averages"
+    if len(standing) == len(_averages(subject)):
+      which = "No moving average"
+    return findings.failed(
+      f"{which} of batch normalization ({standing[0]} …)"
+      f" {'moves' if which[0] == 'N' else 'do not move'} in a call with"
+      " training=True: the layers are frozen in the graph.",
+      "Pass `training` on to the layers when tracing.",
+    )
+  # A rate may be 0 by default, and have effect in training only.
+  if any(
+    subject.differ({**values, "training": True}, {**values, "training": False})
+    for values in ({}, subject.changed)
+  ):
+    return findings.passed(
+      "`training` is named, False by default, and has effect"
+    )
+  return findings.passed(
+    "`training` is False by default and changes nothing: the model has no"
+    " batch normalization, and no modes that show. Dropout that was left out"
+    " of both modes would not show"
+  )
+
+
+def _averages(subject: Subject) -> list[tf.Variable]:
+  """Returns the moving averages, without those of layers that are frozen.
+
+  The scale and offset of a frozen layer are not in `trainable_variables`.
+  """
+  listed = {v.ref() for v in subject.trainable_variables}
+  trained: dict[str, list[bool]] = {}
+  for v in subject.variables:
+    if re.search(r"/(gamma|beta|scale|offset):", v.name):
+      trained.setdefault(os.path.dirname(v.name), []).append(v.ref() in listed)
+  return [
+    v
+    for v in subject.batch_norms
+    if any(trained.get(os.path.dirname(v.name), [True]))
+  ]
+
+
+def _standing(subject: Subject) -> list[str]:
+  """Names the moving averages that training does not move."""
+  averages = _averages(subject)
+  with (
+    gradients_lib.moved(subject.trainable_variables, _JITTER),
+    subject.unchanged(),
+  ):
+    before = [v.numpy() for v in averages]
+    subject.model(subject.example(), training=True)
+    return [
+      v.name
+      for v, value in zip(averages, before, strict=True)
+      if np.array_equal(v, value)
+    ]
+
+
+def unlisted(model: Any) -> list[str]:
+  """Names the variables that a call uses and `variables` lacks.
+
+  The states of random layers, which are no floats, may be missing.
+  """
+  listed = {v.ref() for v in subject_lib.variables_of(model)}
+  used = [
+    v
+    for trace in subject_lib.traces_of(model)
+    for v in trace.variables
+    if v.trainable or v.dtype.is_floating
+  ]
+  return list(dict.fromkeys(v.name for v in used if v.ref() not in listed))
+
+
+def lists_variables(subject: Subject) -> findings.Finding:
+  """`variables` lists all variables once, finite ones; gradients are right."""
+  listed = {v.ref() for v in subject.variables}
+  missing = unlisted(subject.model)
+  if not missing and not listed:
+    return findings.not_applicable("it has no variables")
+  return (
+    _badly_listed(subject, listed, missing)
+    or _not_finite(subject)
+    or _gradients(subject)
+  )
+
+
+def _badly_listed(
+  subject: Subject, listed: set[Any], missing: Sequence[str]
+) -> findings.Finding | None:
+  trainable = subject.trainable_variables
+  save = "Save lists of variables as attributes of the root."
+  if missing:
+    return findings.failed(
+      f"A call uses {findings.some(missing)}, which `variables` lacks"
+      + ("." if listed else ": consumers train and save nothing, in silence."),
+      f"{save} The lists of a tf.Module are properties, which are not saved.",
+    )
+  if not trainable and any(
+    v.trainable for trace in subject.traces for v in trace.variables
+  ):
+    return findings.failed(
+      "`trainable_variables` is empty: consumers train nothing, in silence.",
+      save,
+    )
+  outside = [v.name for v in trainable if v.ref() not in listed]
+  frozen = [v.name for v in trainable if not v.trainable]
+  if outside or frozen:
+    return findings.failed(
+      f"{findings.some(outside or frozen)} in `trainable_variables` is"
+      + (" not in `variables`." if outside else " not trainable."),
+      "List exactly the trainable variables.",
+    )
+  for name in ("variables", "trainable_variables"):
+    seen: set[Any] = set()
+    twice = [
+      v.name
+      for v in subject_lib.variables_of(subject.model, name)
+      if v.ref() in seen or seen.add(v.ref())
+    ]
+    if twice:
+      return findings.failed(
+        f"{findings.some(twice)} is in `{name}` twice: optimizers refuse it, or"
+        " train it twice.",
+        "List each variable once.",
+      )
+  return None
+
+
+def _not_finite(subject: Subject) -> findings.Finding | None:
+  for v in subject.variables:
+    value = v.numpy() if v.dtype.is_floating else 0.0
+    # Infinity masks, in constants.
+    if np.isnan(value).any() or (v.trainable and np.isinf(value).any()):
+      return findings.failed(
+        f"{v.name} is not finite.",
+        "Export weights of a training that went well.",
+      )
+  return None
+
+
+def _gradients(subject: Subject) -> findings.Finding:
+  """Judges the gradient of each trainable variable."""
+  variables = subject.trainable_variables
+  passed = findings.passed(
+    f"{len(subject.variables)} variables, {len(variables)} trainable, all"
+    " with the gradients of the outputs"
+  )
+  if not variables:
+    return passed
+  steady = subject.steady
+  # Of two examples, normalization makes 1 and -1 at small maps.
+  inputs, arguments = subject.example(4), steady
+  if steady is None:  # Always random in training.
+    arguments = {"training": False} if subject.training else {}
+  with gradients_lib.moved(variables, _JITTER), subject.unchanged():
+    made = [_gradient(subject, x, arguments) for x in _batches(subject)]
+    if steady is None:
+      made += [
+        _gradient(subject, inputs, subject.training) for _ in range(_REPEATS)
+      ]
+
+    def value() -> tf.Tensor:
+      return gradients_lib.weighted(_floats(subject.model(inputs, **arguments)))
+
+    with subject.unchanged():
+      # Most models in training do not use what a call updates.
+      is_still = value() == value()
+    if not is_still:
+
+      def value() -> tf.Tensor:
+        with subject.unchanged():
+          outputs = subject.model(inputs, **arguments)
+        return gradients_lib.weighted(_floats(outputs))
+
+    finding = _badly_made(
+      variables, made, steady is None and not subject.batch_norms
+    )
+    wrong = finding or gradients_lib.wrong(value, variables, made[0])
+  if finding:
+    return finding
+  if wrong and any(map(_ROUNDED.fullmatch, subject.op_counts)):
+    return findings.not_decidable(
+      "whether gradients are right: it has ops that round, whose gradients are"
+      " made up"
+    )
+  if wrong:
+    name, claimed, measured = wrong
+    return findings.failed(
+      f"The gradient of {name} is wrong: along a random direction it is"
+      f" {claimed:.3g}, and the outputs change by {measured:.3g}.",
+      "Remove or mend the custom gradient.",
+    )
+  return passed
+
+
+def _badly_made(
+  variables: Sequence[tf.Variable],
+  made: Sequence[Sequence[np.ndarray | None]],
+  dropped: bool,
+) -> findings.Finding | None:
+  """Finds gradients that are missing, not finite, zero or shrunk.
+
+  Args:
+    variables: The variables.
+    made: The gradients of each call.
+    dropped: Whether the calls after the second are random ones in training, of
+      the first call's batch.
+  """
+  by_name = {
+    v.name: gradients for v, *gradients in zip(variables, *made, strict=True)
+  }
+  dead = [n for n, gs in by_name.items() if gs[-1] is None]
+  if dead:
+    return findings.failed(
+      f"{findings.some(dead)} in `trainable_variables` gets no gradient from"
+      " any output.",
+      "Remove the stop_gradient from the model, or the variables from the"
+      " list.",
+    )
+  sizes = {
+    n: [0.0 if g is None else np.linalg.norm(g) for g in gs]
+    for n, gs in by_name.items()
+  }
+  if bad := [n for n, x in sizes.items() if not np.isfinite(x).all()]:
+    return findings.failed(
+      f"The gradient of {findings.some(bad)} is not finite.",
+      "Divide by no number that may be 0, and take no root of 0.",
+    )
+  if zero := [n for n, x in sizes.items() if not any(x)]:
+    return findings.failed(
+      f"The gradient of {findings.some(zero)} in `trainable_variables` is zero"
+      " for all inputs tried.",
+      "Remove it from the list, or let the outputs depend on it.",
+    )
+  if not dropped:
+    return None
+  ratios = {n: np.mean(x[2:]) / (x[0] or 1.0) for n, x in sizes.items()}
+  if odd := [n for n, r in ratios.items() if not 0.02 < r < 50]:
+    return findings.failed(
+      f"The gradient of {findings.some(odd)} is {ratios[odd[0]]:.2g} times as"
+      " large in training as in inference.",
+      "Remove or mend the custom gradient.",
+    )
+  return None
+
+
+def _batches(subject: Subject) -> list[Any]:
+  """Makes two batches, of which each variable should get a gradient."""
+
+  def scaled(x: Any) -> Any:
+    if isinstance(x, tf.Tensor) and x.dtype.is_floating:
+      return x * tf.cast(255, x.dtype)
+    return x
+
+  large = tf.nest.map_structure(scaled, subject.example(5))
+  return [subject.example(4), large]
+
+
+def _floats(outputs: Any) -> list[tf.Tensor]:
+  named = observation.named(outputs)
+  return [y for y in named.values() if tf.is_tensor(y) and y.dtype.is_floating]
+
+
+def _gradient(
+  subject: Subject, inputs: Any, arguments: Mapping[str, Any]
+) -> list[np.ndarray | None]:
+  """Returns the gradient of the outputs for each trainable variable."""
+  with subject.unchanged(), tf.GradientTape() as tape:
+    outputs = subject.model(inputs, **arguments)
+    scalar = gradients_lib.weighted(_floats(outputs))
+  made = tape.gradient(scalar, subject.trainable_variables)
+  return [None if g is None else tf.convert_to_tensor(g).numpy() for g in made]
+
+
+def has_losses(subject: Subject) -> findings.Finding:
+  """`regularization_losses` return finite scalars, of trainable variables."""
+  losses = list(getattr(subject.model, "regularization_losses", ()))
+  if not losses and not subject.variables:
+    return findings.not_applicable("it has no variables")
+  metadata = "keras_metadata.pb"
+  if (
+    not losses
+    and metadata in subject.files
+    and _REGULARIZER.search(subject.content(metadata))
+  ):
+    return findings.not_decidable(
+      "hub.KerasLayer gets none; tf_keras.models.load_model also gets those of"
+      " layers inside layers, if there are any",
+    )
+  if not losses:
+    claim = ""
+    if "regularization losses" in subject.claims:
+      claim = "; its own verification claims that the live model has none"
+    return findings.passed(
+      "none. Those that its training had, if any, are lost and do not show"
+      + claim
+    )
+  for i, loss in enumerate(losses):
+    try:
+      value, again = loss(), loss()
+    except Exception as e:
+      return findings.failed(
+        f"Regularization loss {i} cannot be called without arguments:"
+        f" {subject_lib.cause(e)}",
+        "Save tf.functions that take no argument.",
+      )
+    if not (
+      tf.is_tensor(value) and value.shape == [] and value.dtype.is_floating
+    ):
+      return findings.failed(
+        f"Regularization loss {i} returns {findings.described(value)}, which"
+        " is no float scalar.",
+        "Return a float scalar.",
+      )
+    if problem := _of_loss(subject, loss, value, again):
+      return findings.failed(
+        f"Regularization loss {i} {problem}.",
+        "Compute it from trainable variables alone.",
+      )
+  return findings.passed(f"{len(losses)} losses, with their gradients")
+
+
+def _of_loss(subject: Subject, loss: Any, *values: tf.Tensor) -> str:
+  """Says what is wrong with a regularization loss; empty if nothing is."""
+  if not np.isfinite(values[0]) or values[0] != values[1]:
+    return f"returns {float(values[0])}, and then {float(values[1])}"
+  variables = subject.trainable_variables
+  with gradients_lib.moved(variables, _JITTER):
+    with tf.GradientTape() as tape:
+      value = loss()
+    made = tape.gradient(value, variables)
+    reached = [i for i, g in enumerate(made) if g is not None]
+    if not reached:
+      return "has no gradient: it depends on no trainable variable"
+    gradients = [tf.convert_to_tensor(made[i]).numpy() for i in reached]
+    if not any(map(np.any, gradients)):
+      return "has a gradient of zero"
+    wrong = gradients_lib.wrong(
+      lambda: loss(), [variables[i] for i in reached], gradients
+    )
+  if wrong:
+    name, claimed, measured = wrong
+    return (
+      f"has a wrong gradient for {name}: along a random direction it is"
+      f" {claimed:.3g}, and the loss changes by {measured:.3g}"
+    )
+  return ""
+
+
+def can_be_tuned(subject: Subject) -> findings.Finding:
+  """Hyperparameters are scalar arguments with defaults, and have an effect."""
+  tunable = subject.hyperparameters
+  if not tunable:
+    fixed = ["batch normalization"] * bool(subject.batch_norms)
+    if subject.is_random:
+      fixed.append("dropout or other noise")
+    if fixed:
+      return findings.failed(
+        f"Nothing can be adjusted: {' and '.join(fixed)} is fixed in the"
+        " graph.",
+        "Make rates and momentum scalar Tensor arguments with defaults.",
+      )
+    return findings.not_applicable("there is nothing to tune")
+  without = [n for n, v in tunable.items() if v is subject_lib.NO_DEFAULT]
+  if without:
+    return findings.failed(
+      f"{findings.some(without)} has no default.", "Give a Python number."
+    )
+  steady = subject.steady
+  if steady is None:
+    return findings.failed(
+      f"Training is random with {', '.join(tunable)} at 0 too: they do not"
+      " reach all layers with dropout or other noise.",
+      "Make all rates arguments.",
+    )
+  if finding := _without_effect(subject, steady):
+    return finding
+  strings = [name for name, v in tunable.items() if isinstance(v, str)]
+  return findings.passed(
+    f"{', '.join(tunable)} can be set"
+    + (f"; not tried: {', '.join(strings)}" if strings else ", with effect")
+  )
+
+
+def _without_effect(
+  subject: Subject, steady: Mapping[str, Any]
+) -> findings.Finding | None:
+  """Finds arguments that do nothing, or not what their default says."""
+  for name, default in subject.hyperparameters.items():
+    given = {name: tf.constant(default)}
+    rest = {k: v for k, v in steady.items() if k != name}
+    if subject.varies(rest):  # Random by default.
+      one, other = (_noise(subject, {**rest, **x}) for x in ({}, given))
+      unlike = not 0.5 < (one + 1e-9) / (other + 1e-9) < 2
+    else:
+      unlike = subject.differ(rest, {**rest, **given})
+    if unlike:
+      return findings.failed(
+        f"{name} has the default {default}, and a call without it does not"
+        " compute the same.",
+        "Make the default that of the trace.",
+      )
+    if not isinstance(default, str) and not any(
+      subject.differ(steady, {**steady, name: value})
+      for value in ((3, 2) if isinstance(default, int) else (0.5, 0.25))
+    ):
+      return findings.failed(
+        f"{name} changes nothing.",
+        "Bind it to the layers that use it, or remove it.",
+      )
+  if _MOMENTUM in subject.hyperparameters and subject.training:
+    slow, fast = (
+      _updates(subject, {**steady, _MOMENTUM: m}) for m in (0.9, 0.5)
+    )
+    deaf = [
+      v.name
+      for v, x, y in zip(subject.batch_norms, slow, fast, strict=True)
+      if np.array_equal(x, y)
+    ]
+    if deaf:
+      return findings.failed(
+        f"{_MOMENTUM} does not reach {findings.some(deaf)}.",
+        "Bind it to all layers of batch normalization.",
+      )
+  return None
+
+
+def _noise(subject: Subject, arguments: Mapping[str, Any]) -> float:
+  """Returns how much the outputs vary between calls."""
+  with subject.unchanged():
+    calls = [
+      np.concatenate(
+        [
+          np.ravel(tf.cast(y, tf.float64))
+          for y in _floats(subject.model(subject.example(), **arguments))
+        ]
+      )
+      for _ in range(_REPEATS)
+    ]
+  return float(np.std(calls, axis=0).mean())
+
+
+def _updates(
+  subject: Subject, arguments: Mapping[str, Any]
+) -> list[np.ndarray]:
+  with (
+    gradients_lib.moved(subject.trainable_variables, _JITTER),
+    subject.unchanged(),
+  ):
+    subject.model(subject.example(), **arguments)
+    return [v.numpy() for v in subject.batch_norms]
+
+
+def is_random(subject: Subject) -> findings.Finding:
+  """What is random in training differs by call, and after each load."""
+  if not subject.training:
+    return findings.not_applicable("it has no argument `training`")
+  for node in subject.nodes:
+    if _OF_STATE.fullmatch(node.op):
+      return findings.failed(
+        f"{node.name} draws from a state in a variable, which is the same after"
+        " each load.",
+        "Draw with ops that have no seed, such as tf.random.uniform.",
+      )
+  train = [subject.training, {**subject.training, **subject.changed}]
+  if not any(map(subject.varies, train)):
+    if _is_frozen(subject):
+      return findings.failed(
+        "Training differs from inference, and two calls do not differ: what is"
+        " random was drawn once, when it was traced.",
+        "Draw random numbers with ops, not in Python.",
+      )
+    return findings.not_applicable("training is not random")
+  for node in subject.nodes:
+    if subject_lib.RANDOM.match(node.op) and (
+      node.attr["seed"].i or node.attr["seed2"].i
+    ):
+      return findings.failed(
+        f"{node.name} has the seed {node.attr['seed2'].i}: it draws the same"
+        " after each load.",
+        "Export without seeds of layers and without tf.random.set_seed.",
+      )
+  return findings.passed("two calls differ, and no op has a seed")
+
+
+def _is_frozen(subject: Subject) -> bool:
+  """Tells whether a training that repeats differs as dropout would."""
+  rates = [
+    name
+    for name, default in subject.hyperparameters.items()
+    if isinstance(default, float) and "rate" in name
+  ]
+  if any(
+    subject.differ(*({**subject.training, name: x} for x in (0.0, 0.5)))
+    for name in rates
+  ):
+    return True
+  return not subject.batch_norms and subject.differ(
+    {"training": False}, subject.training
+  )

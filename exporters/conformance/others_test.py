@@ -1,0 +1,494 @@
+"""Judges good models as others make them: no rule of level must is broken.
+
+Where a verdict is another one, the table says which, and in which words.
+"""
+
+import contextlib
+import functools
+import os
+from unittest import mock
+
+from absl import flags
+from absl.testing import parameterized
+import tensorflow as tf
+import tf_keras
+
+from exporters.conformance import findings
+from exporters.conformance import rules
+from exporters.conformance import subject as subject_lib
+
+_APPLICATIONS = flags.DEFINE_list(
+  "applications",
+  ["MobileNet", "MobileNetV2", "MobileNetV3Small"],
+  "Models of tf_keras.applications to judge. Empty: all of them.",
+)
+_SMALLER = {"MobileNet": {"alpha": 0.25}, "MobileNetV2": {"alpha": 0.35}}
+# They have no card. XLA takes long, and bakes in the pooling of Keras.
+_NOT_JUDGED = ("R13", "R14")
+
+layers = tf_keras.layers
+
+
+def _saved(make):
+  """Returns a function that saves a tf_keras model into a directory."""
+
+  def build(directory):
+    tf_keras.utils.set_random_seed(0)
+    make().save(directory, save_format="tf", include_optimizer=False)
+
+  return build
+
+
+def _sequential(*parts):
+  return _saved(lambda: tf_keras.Sequential([make() for make in parts]))
+
+
+def _of(layer, *arguments, **kwargs):
+  return lambda: layer(*arguments, **kwargs)
+
+
+def _input(*shape, **kwargs):
+  return _of(tf_keras.Input, shape, **kwargs)
+
+
+def _dense(units, **kwargs):
+  return _of(layers.Dense, units, **kwargs)
+
+
+_TEXTS = tf.constant(["the cat sat", "a dog ran on the mat", "it rains"])
+
+
+def _adapted(layer, data, **kwargs):
+  def make():
+    made = layer(**kwargs)
+    made.adapt(data)
+    return made
+
+  return make
+
+
+def _vectorization():
+  return _adapted(
+    layers.TextVectorization, _TEXTS, output_sequence_length=6, max_tokens=20
+  )
+
+
+def _table():
+  inputs = {
+    "age": tf_keras.Input([1], name="age"),
+    "color": tf_keras.Input([1], dtype=tf.string, name="color"),
+    "year": tf_keras.Input([1], dtype=tf.int64, name="year"),
+  }
+  color = layers.StringLookup(
+    vocabulary=["red", "green"], output_mode="one_hot"
+  )
+  year = layers.IntegerLookup(vocabulary=[1999, 2000], output_mode="one_hot")
+  normalize = layers.Normalization(mean=40.0, variance=100.0)
+  x = layers.Concatenate()(
+    [normalize(inputs["age"]), color(inputs["color"]), year(inputs["year"])]
+  )
+  return tf_keras.Model(inputs, layers.Dense(2)(x))
+
+
+def _two_inputs():
+  inputs = [tf_keras.Input([4]), tf_keras.Input([3])]
+  x = layers.Concatenate()(inputs)
+  outputs = {"mean": layers.Dense(2)(x), "scale": layers.Dense(1)(x)}
+  return tf_keras.Model(inputs, outputs)
+
+
+def _transferred():
+  """Makes a classifier on a frozen backbone with batch normalization."""
+  base = tf_keras.Sequential(
+    [
+      tf_keras.Input([None, None, 3]),
+      layers.Conv2D(4, 3),
+      layers.BatchNormalization(),
+      layers.ReLU(),
+      layers.GlobalAveragePooling2D(),
+    ]
+  )
+  base.trainable = False
+  inputs = tf_keras.Input([32, 32, 3])
+  x = layers.Dropout(0.2)(base(inputs, training=False))
+  return tf_keras.Model(inputs, layers.Dense(5)(x))
+
+
+def _attention():
+  inputs = tf_keras.Input([None, 8])
+  x = layers.MultiHeadAttention(2, 4, dropout=0.1)(inputs, inputs)
+  x = layers.LayerNormalization()(layers.Add()([inputs, x]))
+  return tf_keras.Model(inputs, layers.GlobalAveragePooling1D()(x))
+
+
+class _Subclassed(tf_keras.Model):
+  def __init__(self):
+    super().__init__()
+    self.hidden = layers.Dense(8, "relu", kernel_regularizer="l2")
+    self.norm = layers.BatchNormalization()
+    self.drop = layers.Dropout(0.3)
+    self.top = layers.Dense(3)
+
+  def call(self, inputs, training=False):
+    x = self.norm(self.hidden(inputs), training=training)
+    return self.top(self.drop(x, training=training))
+
+
+def _subclassed():
+  model = _Subclassed()
+  model(tf.zeros([2, 4]))
+  return model
+
+
+def _mlp(directory):
+  """Saves the low-level example of TensorFlow Hub's documentation."""
+
+  class MLP(tf.train.Checkpoint):
+    pass
+
+  dim, rate = 3, 0.3
+  root = MLP()
+  root.v = tf.Variable(tf.random.stateless_normal([4, dim], [0, 0]))
+  root.variables = root.trainable_variables = [root.v]
+
+  @tf.function(input_signature=[tf.TensorSpec([None, 4])])
+  def infer(x):
+    return x @ root.v
+
+  def call(x, training=False):
+    return tf.nn.dropout(x @ root.v, rate) if training else infer(x)
+
+  root.__call__ = tf.function(call)
+  for training in (False, True):
+    root.__call__.get_concrete_function(tf.TensorSpec([None, 4]), training)
+  root.regularization_losses = [
+    tf.function(lambda: 1e-3 * tf.reduce_sum(root.v**2), input_signature=[])
+  ]
+  tf.saved_model.save(root, directory)
+
+
+def _function(spec, call, *variables):
+  """Returns a function that saves a function with its variables."""
+
+  def build(directory):
+    root = tf.train.Checkpoint()
+    made = [
+      tf.Variable(tf.random.stateless_normal(shape, [0, 0]), name=f"v_{i}")
+      for i, shape in enumerate(variables)
+    ]
+    root.variables = root.trainable_variables = made
+    root.regularization_losses = []
+    root.__call__ = tf.function(lambda x: call(x, *made))
+    root.__call__.get_concrete_function(spec)
+    tf.saved_model.save(root, directory)
+
+  return build
+
+
+def _embedded(texts, table):
+  words = tf.strings.split(texts)
+  ids = tf.strings.to_hash_bucket_fast(words, 50)
+  sums = tf.reduce_sum(tf.ragged.map_flat_values(tf.gather, table, ids), 1)
+  return (
+    sums
+    / tf.sqrt(tf.cast(tf.maximum(words.row_lengths(), 1), tf.float32))[
+      :, tf.newaxis
+    ]
+  )
+
+
+def _heard(waveform, kernel):
+  """Returns classes of each frame of a sound, as YAMNet does."""
+  frames = tf.signal.frame(waveform, 400, 160, pad_end=True)
+  spectrum = tf.math.log(tf.abs(tf.signal.rfft(frames, [512])) + 0.01)
+  return tf.sigmoid(spectrum @ kernel), spectrum
+
+
+def _seen(pictures, kernel):
+  def color(x):
+    pixels = tf.cast(tf.io.decode_png(x, channels=3), tf.float32)
+    return tf.reduce_mean(pixels, [0, 1]) / 255
+
+  spec = tf.TensorSpec([3], tf.float32)
+  return tf.map_fn(color, pictures, fn_output_signature=spec) @ kernel
+
+
+def _in_steps(x, kernel):
+  return tf.reshape(x @ kernel, [tf.shape(x)[0], 2, 2])
+
+
+def _spec(dtype, *shape, **kwargs):
+  return tf.TensorSpec(shape, dtype, **kwargs)
+
+
+# True: hub.KerasLayer loses these regularization losses.
+_OF_INNER_LAYERS = {"R6": "hub.KerasLayer gets none"}
+
+# A name, what saves it, its kind, and the must that is broken or undecided
+# besides `_NOT_JUDGED`.
+_MODELS = (
+  ("dense", _sequential(_input(4), _dense(3)), "vector", {}),
+  (
+    "dropout",
+    _sequential(_input(4), _dense(8), _of(layers.Dropout, 0.5), _dense(3)),
+    "vector",
+    {},
+  ),
+  (
+    "normalized",
+    _sequential(
+      _input(4), _dense(8), _of(layers.BatchNormalization), _dense(3)
+    ),
+    "vector",
+    {},
+  ),
+  (
+    "noisy",
+    _sequential(
+      _input(9, 4),
+      _of(layers.GaussianNoise, 0.1),
+      _of(layers.SpatialDropout1D, 0.5),
+      _of(layers.Conv1D, 3, 3),
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "image",
+    _sequential(
+      _input(40, 40, 3),
+      _of(layers.RandomFlip),
+      _of(layers.Rescaling, 1 / 255),
+      _of(layers.Conv2D, 4, 3, strides=2, use_bias=False),
+      _of(layers.BatchNormalization),
+      _of(layers.ReLU),
+      _of(layers.GlobalAveragePooling2D),
+      _dense(5, activation="softmax"),
+    ),
+    "image",
+    {},
+  ),
+  (
+    "image of at least 71",
+    _sequential(
+      _input(None, None, 3),
+      _of(layers.Conv2D, 4, 71, strides=9),
+      _of(layers.GlobalMaxPooling2D),
+    ),
+    "image",
+    {},
+  ),
+  (
+    "grey image",
+    _sequential(
+      _input(28, 28, 1),
+      _of(layers.Conv2D, 4, 3, activation="relu"),
+      _of(layers.Flatten),
+      _of(layers.Dropout, 0.4),
+      _dense(10),
+    ),
+    "grey image",
+    {},
+  ),
+  (
+    "video",
+    _sequential(
+      _input(6, 20, 20, 3),
+      _of(layers.Conv3D, 2, 3),
+      _of(layers.GlobalAveragePooling3D),
+    ),
+    "video",
+    {},
+  ),
+  (
+    "sound",
+    _sequential(
+      _input(4000, 1),
+      _of(layers.Conv1D, 4, 80, strides=16),
+      _of(layers.GlobalAveragePooling1D),
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "texts in columns",
+    _sequential(
+      _input(1, dtype=tf.string),
+      _vectorization(),
+      _of(layers.Embedding, 20, 4),
+      _of(layers.GlobalAveragePooling1D),
+      _dense(2),
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "texts",
+    _sequential(
+      _input(dtype=tf.string),
+      _vectorization(),
+      _of(layers.Embedding, 20, 4, mask_zero=True),
+      _of(layers.LSTM, 4),
+      _dense(1),
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "normalization",
+    _sequential(
+      _input(3),
+      _adapted(layers.Normalization, [[1.0, 2, 3], [2, 4, 9]]),
+      _dense(2),
+    ),
+    "vector",
+    {},
+  ),
+  ("table", _saved(_table), "plain", {}),
+  (
+    "ids of a small vocabulary",
+    _sequential(
+      _input(7, dtype=tf.int32), _of(layers.Embedding, 3, 4), _of(layers.GRU, 5)
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "masked",
+    _sequential(
+      _input(None, 4),
+      _of(layers.Masking),
+      lambda: layers.Bidirectional(layers.LSTM(3, kernel_regularizer="l2")),
+    ),
+    "plain",
+    _OF_INNER_LAYERS,
+  ),
+  ("list", _saved(_two_inputs), "plain", {}),
+  ("transferred", _saved(_transferred), "image", {}),
+  ("attention", _saved(_attention), "plain", {}),
+  ("subclassed", _saved(_subclassed), "vector", {}),
+  (
+    "nested",
+    _sequential(
+      _input(4),
+      lambda: tf_keras.Sequential(
+        [tf_keras.Input([4]), layers.Dense(3, kernel_regularizer="l2")]
+      ),
+      _dense(2),
+    ),
+    "vector",
+    _OF_INNER_LAYERS,
+  ),
+  (
+    "ragged",
+    _sequential(
+      _input(None, dtype=tf.int32, ragged=True),
+      _of(layers.Embedding, 9, 4),
+      _of(layers.LSTM, 3),
+    ),
+    "plain",
+    {},
+  ),
+  ("sparse", _sequential(_input(8, sparse=True), _dense(2)), "plain", {}),
+  ("low-level", _mlp, "vector", {}),
+  (
+    "text embedding",
+    _function(_spec(tf.string, None), _embedded, [50, 6]),
+    "text embedding",
+    {},
+  ),
+  (
+    "waveform",
+    _function(_spec(tf.float32, None), _heard, [257, 3]),
+    "vector",
+    {},
+  ),
+  (
+    "scalar",
+    _function(_spec(tf.float32), lambda x, v: x * v, [3]),
+    "plain",
+    {},
+  ),
+  (
+    "unknown rank",
+    _function(tf.TensorSpec(None, tf.float32), lambda x, v: x @ v, [8, 3]),
+    "plain",
+    {},
+  ),
+  (
+    "shaped",
+    _function(_spec(tf.float32, None, 3), _in_steps, [3, 4]),
+    "vector",
+    {},
+  ),
+  (
+    "dict with a scalar",
+    _function(
+      {"x": _spec(tf.float32, None, 3), "scale": _spec(tf.float32)},
+      lambda x, v: tf.tanh(x["x"] @ v) * x["scale"],
+      [3, 4],
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "pictures",
+    _function(
+      _spec(tf.string, None),
+      _seen,
+      [3, 2],
+    ),
+    "text embedding",
+    {},
+  ),
+)
+
+
+class OthersTest(parameterized.TestCase, tf.test.TestCase):
+  def broken(self, build, kind):
+    """Returns the must that is broken or undecided, and what is found."""
+    directory = os.path.join(self.get_temp_dir(), "export")
+    with contextlib.redirect_stderr(None):
+      build(directory)
+    subject = subject_lib.load(directory, trust=False)
+    self.assertEqual(subject.kind.name, kind)
+    judged = [
+      rule
+      for rule in rules.RULES
+      if rule.level == "must" and rule.name not in _NOT_JUDGED
+    ]
+    with mock.patch.object(rules, "ORDER", judged):
+      return {
+        rule.name: finding.text
+        for rule, finding in rules.judge(subject)
+        if finding.verdict in (findings.FAIL, findings.NOT_DECIDABLE)
+      }
+
+  @parameterized.named_parameters(*_MODELS)
+  def test_verdicts(self, build, kind, expected):
+    found = self.broken(build, kind)
+    self.assertEqual(found.keys(), expected.keys(), found)
+    for name, words in expected.items():
+      self.assertRegex(found[name], words)
+
+  def test_applications(self):
+    named = _APPLICATIONS.value or [
+      name
+      for name, model in vars(tf_keras.applications).items()
+      if callable(model)
+    ]
+    for name in named:
+      with self.subTest(name):
+        tf_keras.backend.clear_session()
+        make = functools.partial(
+          getattr(tf_keras.applications, name),
+          input_shape=(96, 96, 3),
+          weights=None,
+          classes=9,
+          **_SMALLER.get(name, {}),
+        )
+        self.assertEmpty(self.broken(_saved(make), "image"))
+
+
+if __name__ == "__main__":
+  tf.test.main()
