@@ -57,8 +57,9 @@ _SAID_OTHERWISE = {
     r"The SavedModel has the op \1, which this program does not know: it is of"
     " another kind, or needs a package that has the op"
   ),
-  # What is written in a hidden directory appears without it.
-  r"\.([^/]+)\.unfinished-[0-9a-f]+(/[^\s;]*)?": r"\1",
+  # What is written in a hidden directory appears without it; `fine_tuned` says
+  # how its working directory there appears.
+  r"\.([^/]+)\.unfinished-[0-9a-f]++(?!/\.work\.)(/[^\s;]*)?": r"\1",
   rf"^(.*?)(_temp/\S+)?; ({_NOT_WRITTEN})( \[Op:\w+\])?": (
     r"Cannot write \1: \3"
   ),

@@ -464,7 +464,7 @@ LATER: Table = [
       "--held_out=0.2": "has .*, to be held out. Omit --held_out",
       "--class_names_file={empty}": "DIR/empty",
       "--class_names_file={text}": "names has 1 of them",
-      "--class_names_file={latin1}": "latin1: line 6.* is not UTF-8",
+      "--class_names_file={latin1}": "latin1, line 6: this is not UTF-8",
       "--num_gpus=1": "--num_gpus=1: TensorFlow finds",
       "--backup_dir=foo://x": "File system scheme 'foo' not implemented",
     },
@@ -539,7 +539,7 @@ LATER: Table = [
     "exporters/check --saved_model_dir={product}",
     {
       "--saved_model_dir={half_export}": "half_export.* truncated or damaged",
-      "--saved_model_dir=foo://x": "File system scheme 'foo' not implemented",
+      "--saved_model_dir=foo://x": "foo://x is no SavedModel that can be",
       "--excepted_rules=R99": "--excepted_rules: a rule of this name does not",
     },
   ),
