@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -204,7 +205,8 @@ class SandboxTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     self.assertEqual(sandbox.missing(), "")
-    self.directory = self.create_tempdir().full_path
+    # Bazel's directories are too long for the path of a socket.
+    self.directory = self.enterContext(tempfile.TemporaryDirectory())
     self.path = os.path.join(self.directory, "file")
     pathlib.Path(self.path).write_text("secret")
 
