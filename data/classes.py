@@ -9,6 +9,9 @@ from typing import Any
 from absl import flags
 from etils import epy
 
+from data import tables
+from distribution import errors
+
 with epy.lazy_imports():
   import numpy as np
   from sklearn.utils import class_weight
@@ -124,21 +127,22 @@ def read_names(path: str) -> list[str]:
   """Reads names of classes, one in each line, in the order of the labels.
 
   Raises:
-    ValueError: The file is missing or is not UTF-8, or a name is empty or twice
-      there.
+    ValueError: The file is missing, is empty or is not UTF-8, or a name is
+      empty or twice there.
   """
-  try:
+  about = f"Cannot read the names of classes in {path}: "
+  with errors.of_input(tf.errors.OpError, about=about):
     with tf.io.gfile.GFile(path, "rb") as f:
-      names = [line.strip() for line in f.read().decode().splitlines()]
-  except (tf.errors.OpError, UnicodeDecodeError) as e:
-    raise ValueError(f"Cannot read the names of classes in {path}: {e}") from e
-  for number, name in enumerate(names, 1):
-    if not name or name in names[: number - 1]:
+      lines = tables.decoded(f.read(), f"{path}, ").splitlines()
+  names: dict[str, None] = {}
+  for number, name in enumerate(map(str.strip, lines or [""]), 1):
+    if not name or name in names:
       raise ValueError(
         f"{path}, line {number}: the name of the class is"
         f" {'there twice' if name else 'missing'}."
       )
-  return names
+    names[name] = None
+  return list(names)
 
 
 def write_names(path: str, names: Sequence[str]) -> None:

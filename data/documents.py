@@ -20,6 +20,7 @@ from absl import flags
 from etils import epy
 
 from data import tables
+from distribution import errors
 from distribution import formats
 
 with epy.lazy_imports():
@@ -203,7 +204,8 @@ def text_files(
     _check(path, text_column, is_remote)
   numbered = list(zip(files, range(len(files)), strict=True))
   everything = _documents(numbered, text_column)
-  found = sum(1 for _ in everything.take(_HELD_OUT))
+  with errors.of_input(tf.errors.OpError, about=f"{', '.join(paths)}: "):
+    found = sum(1 for _ in everything.take(_HELD_OUT))
   if found < _HELD_OUT:
     raise ValueError(
       f"{', '.join(paths)}: {found} documents, in rows or separated by blank"
@@ -297,10 +299,11 @@ def _rows_of(text_column: str | None) -> Callable[[tf.Tensor], tf.data.Dataset]:
   """Makes a function that returns the texts of a file, strings `[None]`."""
 
   def parts(path: str) -> Iterator[str]:
-    for _, (text,) in tables.pick(path, {"text_column": text_column}):
-      if text and not text.isspace():
-        for i in range(0, len(text), _LONGEST):
-          yield text[i : i + _LONGEST]
+    with errors.of_input(OSError, ValueError):
+      for _, (text,) in tables.pick(path, {"text_column": text_column}):
+        if text and not text.isspace():
+          for i in range(0, len(text), _LONGEST):
+            yield text[i : i + _LONGEST]
 
   def texts(path: bytes) -> Iterator[list[str]]:
     of_file = parts(path.decode())
@@ -319,7 +322,7 @@ def _blocks(path: tf.Tensor) -> tf.data.Dataset:
   The pipeline is free of Python functions, which a parameter server's workers
   could not run.
   """
-  is_compressed = tf.strings.regex_full_match(path, r".*\.gz")
+  is_compressed = tf.strings.regex_full_match(path, r"(?i).*\.gz")
   lines = tf.data.TextLineDataset(
     path, compression_type=tf.where(is_compressed, "GZIP", "")
   ).concatenate(tf.data.Dataset.from_tensors(""))

@@ -9,6 +9,7 @@ from pyarrow import parquet
 import tensorflow as tf
 
 from data import documents
+from distribution import errors
 
 
 def _texts(dataset):
@@ -102,9 +103,9 @@ class DocumentsTest(tf.test.TestCase):
       ("c.gz", gzip.compress(b"One.")[:-9], "c.gz: .* data is damaged"),
       ("d.csv.gz", gzip.compress(b"One.")[:-9], "d.csv.gz: .* is damaged"),
       ("e.csv", 'text;label\n"a" b;c\n', "line 2: .* columns with commas"),
-      ("f.csv", gzip.compress(b"One."), "compressed. Rename it to end in .gz"),
+      ("f.csv", gzip.compress(b"One."), "by gzip. .* end in .gz instead"),
     ):
-      with self.assertRaisesRegex(ValueError, message):
+      with self.assertRaisesRegex((ValueError, errors.InputError), message):
         documents.text_files([self.write(name, data)])
     with self.assertRaisesRegex(FileNotFoundError, "/none.* does not exist"):
       documents.text_files(["/none*"])

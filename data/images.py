@@ -12,6 +12,7 @@ from etils import epy
 from data import classes
 from data import digits
 from data import pictures
+from distribution import errors
 from distribution import formats
 
 # Programs import this module before they parse their flags.
@@ -28,6 +29,7 @@ _TFDS, _FOLDER = "tfds:", "folder:"  # Prefixes of names.
 
 _CACHED_BYTES = 2**30
 _AT_ONCE = 16  # A step of tf.data costs as much as decoding a small picture.
+_MOST_CLASSES = 2**20  # Of TFRecords.
 
 
 def define_flags(flag: str, default: str | None, text: str) -> None:
@@ -68,6 +70,8 @@ def is_named(name: str) -> bool:
 
 def _path(name: str) -> str | None:
   """Returns the absolute path in the value of a flag; None if it is none."""
+  if not name.removeprefix(_FOLDER):
+    return None
   path = formats.absolute(name.removeprefix(_FOLDER))
   if "://" in path:
     return path
@@ -278,7 +282,7 @@ def _builder(name: str) -> tfds.core.DatasetBuilder:
   """Returns a data set of tensorflow-datasets; downloads it if need be."""
   try:
     builder = tfds.builder(name)
-  except ValueError as e:  # It lists all there are, line by line.
+  except (AssertionError, ValueError) as e:  # It lists all that there are.
     raise ValueError(
       f"tensorflow-datasets has no {name}: {str(e).splitlines()[0]}"
     ) from e
@@ -347,7 +351,7 @@ def _records(
     "image/class/text": tf.io.FixedLenFeature([], tf.string, ""),
   }
   image_keys = {
-    "image/encoded": tf.io.FixedLenFeature([], tf.string),
+    "image/encoded": tf.io.FixedLenFeature([], tf.string, ""),
     "image/filename": tf.io.FixedLenFeature([], tf.string, ""),
   }
   texts = {}  # By labels.
@@ -381,13 +385,22 @@ def _records(
       parts = part(named(classes.TRAIN)), part(named(*classes.HELD_OUT))
     else:
       parts = classes.divided(*part(files), share)
-  except tf.errors.OpError as e:
+  # Messages of TensorFlow may cite bytes that are not UTF-8.
+  except (tf.errors.OpError, UnicodeDecodeError) as e:
     raise ValueError(
       f"{path}: these are no TFRecords with image/encoded and"
-      f" image/class/label: {e.message}"
+      f" image/class/label: {errors.one_line(e)}"
     ) from e
+  if not texts:
+    raise ValueError(f"{path}: there is no TFRecord.")
+  if not 0 <= min(texts) <= max(texts) < _MOST_CLASSES:
+    raise ValueError(
+      f"{path}: the labels in image/class/label must be 0 to"
+      f" {_MOST_CLASSES - 1:,}; they are {min(texts)} to {max(texts)}."
+    )
   names = names or [
-    texts.get(i, b"").decode() or str(i) for i in range(max(texts) + 1)
+    texts.get(i, b"").decode(errors="replace") or str(i)
+    for i in range(max(texts) + 1)
   ]
   return classes.dataset(
     f"the TFRecords {os.path.basename(path)}", names, *parts

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent import futures
-import contextlib
 import io
 import itertools
 import os
@@ -14,6 +13,7 @@ import sys
 from etils import epy
 
 from data import classes
+from distribution import errors
 
 with epy.lazy_imports():  # Programs parse their flags first.
   import numpy as np
@@ -33,10 +33,6 @@ _BEGINNINGS = {
 # A few broken files are usual in pictures that were collected from the web, and
 # change no class. More come of an interrupted copy or of another format.
 _MOST_UNREADABLE = 0.05
-
-
-class UnreadableError(ValueError):
-  """More pictures than a few cannot be decoded."""
 
 
 def folders(path: str) -> list[str]:
@@ -161,7 +157,7 @@ def decoded(
 
   Returns:
     Batches of pairs of an image and a label. Too many unreadable pictures raise
-    an `UnreadableError` in the pipeline.
+    an InputError in the pipeline.
   """
   height, width, channels = image_shape[-3:]
   unreadable, last = {}, []
@@ -171,7 +167,7 @@ def decoded(
       return _pixels(encoded, height, width, channels)
     except Exception as e:  # Pillow raises what its many decoders do.
       if name not in unreadable:
-        unreadable[name] = f"{name.decode() or 'a record'}: {e}"
+        unreadable[name] = f"{name.decode(errors='replace') or 'a record'}: {e}"
         print(f"Skipped {unreadable[name]}", file=sys.stderr)
         _refuse_many(unreadable.values(), total, description)
       return None
@@ -224,25 +220,11 @@ def _pixels(
   return np.asarray(image).reshape(height, width, channels)
 
 
-@contextlib.contextmanager
-def decoding_errors() -> Iterator[None]:
-  """Exits with a one-line error if many pictures cannot be decoded."""
-  try:
-    yield
-  except tf.errors.OpError as e:
-    _, is_unreadable, message = e.message.partition(
-      f"{UnreadableError.__name__}: "
-    )
-    if not is_unreadable:
-      raise
-    sys.exit(f"ERROR: {message.splitlines()[0]}")
-
-
 def _refuse_many(unreadable: Iterable, total: int, source: str) -> None:
-  """Raises an UnreadableError if more than a few pictures are unreadable."""
+  """Raises an InputError if more than a few pictures are unreadable."""
   count = len(unreadable)
   if count > _MOST_UNREADABLE * total:
-    raise UnreadableError(
+    raise errors.InputError(
       f"{source}: {count} of {total:,} pictures are unreadable, more than"
       f" {_MOST_UNREADABLE:.0%}. Copy them again, or move them away. One is"
       f" {[*unreadable][-1]}"

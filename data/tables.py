@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import csv
+import functools
 import gzip
 import itertools
 import json
@@ -14,6 +15,8 @@ from typing import IO, NamedTuple
 import zlib
 
 from etils import epy
+
+from distribution import errors
 
 with epy.lazy_imports():  # Programs parse their flags first.
   from pyarrow import parquet
@@ -33,6 +36,14 @@ _NAMES = {
   ),
 }
 _SAMPLE = 1000  # Rows that tell which column has the classes.
+_LONGEST = 2**28  # Bytes of a line, and characters of a cell.
+# What files begin with that are no text.
+_NOT_TEXT = {
+  b"\x1f\x8b": "compressed by gzip. Unpack it. Files to train on may end in .gz"
+  " instead.",
+  b"PK\x03\x04": "an archive or a spreadsheet. Unpack it, or save it as CSV.",
+  b"PAR1": "Parquet. Let its name end in .parquet.",
+}
 
 
 class Table(NamedTuple):
@@ -93,7 +104,7 @@ def read(path: str) -> Table:
 
 def open_file(path: str) -> IO[bytes]:
   """Opens a file, also in a bucket, and decompresses it if it ends in .gz."""
-  is_compressed = path.endswith(".gz")
+  is_compressed = path.lower().endswith(".gz")
   if "://" not in path:
     return (gzip.open if is_compressed else open)(path, "rb")
   file = tf.io.gfile.GFile(path, "rb")  # Slower, line by line.
@@ -113,21 +124,35 @@ def decompressing(path: str) -> Iterator[None]:
 
 def _lines(path: str) -> Iterator[str]:
   """Yields the lines of a UTF-8 file, without a byte order mark."""
-  number, line = 0, b""
-  try:
-    with decompressing(path), open_file(path) as f:
-      for number, line in enumerate(f, 1):
+  with decompressing(path), open_file(path) as f:
+    read = functools.partial(f.readline, _LONGEST)
+    for number, line in enumerate(iter(read, b""), 1):
+      if len(line) == _LONGEST:
+        raise ValueError(f"{path}, line {number}: it has 256 MiB or more.")
+      try:
         yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+      except UnicodeDecodeError as e:
+        raise not_utf8(f"{path}, line {number}", line) from e
+
+
+def decoded(data: bytes, about: str = "") -> str:
+  """Decodes UTF-8, without a byte order mark.
+
+  Raises:
+    ValueError: It is not UTF-8. The text names the line, after `about`.
+  """
+  try:
+    return data.decode("utf-8-sig")
   except UnicodeDecodeError as e:
-    raise not_utf8(f"{path}, line {number}", line) from e
+    line = 1 + data[: e.start].count(b"\n")
+    raise not_utf8(f"{about}line {line}", data) from e
 
 
 def not_utf8(where: str, data: bytes) -> ValueError:
   """Returns the error about bytes that are not UTF-8."""
-  if data.startswith(b"\x1f\x8b"):
-    return ValueError(
-      f"{where}: the file is compressed. Rename it to end in .gz."
-    )
+  for start, advice in _NOT_TEXT.items():
+    if data.startswith(start):
+      return ValueError(f"{where}: this is not text, but {advice}")
   is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
   encoding = "UTF-16" if is_utf16 else "Windows-1252"
   return ValueError(
@@ -138,7 +163,7 @@ def not_utf8(where: str, data: bytes) -> ValueError:
 
 
 def _csv(path: str) -> Iterator[tuple[int, list[str]]]:
-  csv.field_size_limit(2**31 - 1)  # Its default is 131,072 characters.
+  csv.field_size_limit(_LONGEST)  # Its default is 131,072 characters.
   lines = _lines(path)
   first = next(lines, "")
   reader = csv.reader(itertools.chain([first], lines), strict=True)
@@ -178,7 +203,11 @@ def _json_lines(path: str) -> Table:
       if line.strip():
         try:
           row = json.loads(line)
-        except ValueError as e:
+          if (
+            "\\ud" in line or "\\uD" in line
+          ):  # Perhaps without its other half.
+            json.dumps(row, ensure_ascii=False).encode()
+        except (RecursionError, ValueError) as e:
           raise ValueError(f"{path}, line {number}: {e}.") from e
         if not isinstance(row, dict):
           raise ValueError(f"{path}, line {number}: this is no JSON object.")
@@ -192,24 +221,23 @@ def _json_lines(path: str) -> Table:
 
 
 def _parquet(path: str) -> Table:
-  opened = open_file(path)
-  if not hasattr(
-    opened, "closed"
-  ):  # TensorFlow's files have no such attribute.
-    opened.closed = False
-  try:
+  with errors.of_input(about=f"{path}: "):  # pyarrow raises anything.
+    opened = open_file(path)
+    # TensorFlow's files have no such attribute.
+    if not hasattr(opened, "closed"):
+      opened.closed = False
     file = parquet.ParquetFile(opened)
-  except (OSError, ValueError) as e:  # Errors of pyarrow are of these.
-    raise ValueError(f"{path}: {' '.join(str(e).split())}") from e
+    names = file.schema_arrow.names
 
   def rows() -> Iterator[tuple[int, list[str | None]]]:
     number = 0
-    for batch in file.iter_batches(_SAMPLE):
-      for row in zip(*(column.to_pylist() for column in batch), strict=True):
-        number += 1
-        yield number, [_string(cell) for cell in row]
+    with errors.of_input(about=f"{path}: "):
+      for batch in file.iter_batches(_SAMPLE):
+        for row in zip(*(column.to_pylist() for column in batch), strict=True):
+          number += 1
+          yield number, [_string(cell) for cell in row]
 
-  return Table(file.schema_arrow.names, rows())
+  return Table(names, rows())
 
 
 def _string(cell: object) -> str | None:
@@ -240,13 +268,13 @@ def pick(
   if not names:
     raise ValueError(f"{path} is empty.")
   indices = _named(path, columns, names)
-  if header is None and any(v and v.isdigit() for v in columns.values()):
+  if header is None and any(v and v.isdecimal() for v in columns.values()):
     indices = [int(v or 0) - 1 for v in columns.values()]
     if not set(indices) <= set(range(len(names))):
       raise ValueError(f"{path} has {len(names)} columns. Number both of them.")
   elif indices and header is None:
     next(rows)
-  elif not indices and not any(columns.values()):
+  elif header is None and not (indices or any(columns.values())):
     indices = _by_values(path, columns, [row for _, row in sample])
   if not indices:
     needed = " and ".join(f"--{flag}" for flag in columns)
@@ -270,7 +298,7 @@ def _named(
   """Finds columns by the values of flags, or by well-known names."""
   indices = []
   for flag, value in columns.items():
-    if value and not value.isdigit() and value not in names:
+    if value and not value.isdecimal() and value not in names:
       raise ValueError(
         f"{path} has no column {value}, but {', '.join(names)[:200]}. Change"
         f" --{flag}."

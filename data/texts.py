@@ -17,6 +17,7 @@ from etils import epy
 from data import classes
 from data import documents
 from data import tables
+from distribution import errors
 
 with epy.lazy_imports():  # Programs parse their flags first.
   import numpy as np
@@ -156,7 +157,8 @@ def read(
           found[name or ""] = known
         known.count += 1
         numbers.append(known.number)
-  _check(found, len(numbers))
+  with errors.of_input(ValueError, about=f"{', '.join(paths)}: "):
+    _check(found, len(numbers))
   names = (
     classes.read_names(class_names_file) if class_names_file else sorted(found)
   )

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from data import classes
 from data import texts
+from distribution import errors
 
 _ROWS = [
   ("pos", f"a good film, number {i}") if i % 2 else ("neg", f"bad “film” {i}")
@@ -173,7 +174,7 @@ class TextsTest(tf.test.TestCase):
       ("a.parquet", ["PAR1"], "a.parquet: "),
     ):
       with self.subTest(name):
-        with self.assertRaisesRegex(ValueError, message):
+        with self.assertRaisesRegex((ValueError, errors.InputError), message):
           texts.read([self.write(name, lines)])
     latin = self.write(
       "latin.tsv", [*_LINES[1:2], "neg\tfilm très"], encoding="latin-1"

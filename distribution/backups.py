@@ -193,8 +193,15 @@ def claim(
       f"{directory} has the state of a training, but no {_RECORD} that says of"
       " which one. Use another directory."
     )
-  with files.GFile(_record(directory)) as f:
-    there = json.loads(f.read())
+  try:
+    with files.GFile(_record(directory)) as f:
+      there = dict(json.loads(f.read()))
+    there[_DONE] = int(there.get(_DONE, 0))
+  except (OverflowError, RecursionError, TypeError, ValueError) as e:
+    raise ValueError(
+      f"{_record(directory)} does not say which training is there:"
+      f" {errors.one_line(e)}. Use another directory."
+    ) from e
   here = json.loads(json.dumps(_flat(training)))
   if different := [
     f"{key} is {there.get(key)} there and {here.get(key)} here"

@@ -18,7 +18,9 @@ from absl import flags
 
 flags.disclaim_key_flags()  # They are those of the program: --help lists them.
 
-_LONGEST = 800  # Characters of a message of others.
+_LONGEST = 800  # Characters of a message of others,
+_READ = 100_000  # of which so many are read,
+_LONGEST_OF_ALL = 2000  # and of any message.
 _BUG = (
   "This is a bug in the program, not in your input. Please report it with the"
   " command line and the traceback."
@@ -35,13 +37,19 @@ _PATHS = ("_dir", "_file", "_path", "train_on")  # Names of flags end in these.
 _FIRST_ARGUMENT = r"Positional arguments \(\d+ total\): \* (.*?) (?:\*|Keyword)"
 # What Keras, TensorFlow and gin say, in one line, and what is said instead.
 _SAID_OTHERWISE = {
-  r"in user code: .*?(?=\w+Error: )": "",
+  # An InputError that Python code in a tf.data pipeline raises.
+  r"\A.*?\bInputError: (.*?)(?: Traceback \(most recent call .*)?$": r"\1",
+  # The name of an op in the exports of encoders.
+  r"\A.*\bseq_length_is_past_the_position_table_which_has_(\d+)_rows.*": (
+    r"--seq_length: the encoder has \1 positions"
+  ),
+  r"in user code: .*?(?=\b\w+Error: )": "",
   r"Exception encountered when calling layer .*? \(type \w+\)\.": "",
   r"Call arguments received by layer .*": "",
   r"\{\{\w+ [^}]*\}\}": "",
   r" ?\[Op:\w+\]( name:.*)?$": "",
   r"In call to configurable .*": "",
-  r"(\w+Error: )?Could not find matching concrete function .*? Got: "
+  r"(\b\w+Error: )?Could not find matching concrete function .*? Got: "
   rf"{_FIRST_ARGUMENT}.* Option 1: {_FIRST_ARGUMENT}.*": (
     r"The SavedModel takes \3, not \2"
   ),
@@ -49,8 +57,9 @@ _SAID_OTHERWISE = {
     r"The SavedModel has the op \1, which this program does not know: it is of"
     " another kind, or needs a package that has the op"
   ),
-  # What is written in a hidden directory appears without it.
-  r"\.([^/]+)\.unfinished-[0-9a-f]+(/[^\s;]*)?": r"\1",
+  # What is written in a hidden directory appears without it; `fine_tuned` says
+  # how its working directory there appears.
+  r"\.([^/]+)\.unfinished-[0-9a-f]++(?!/\.work\.)(/[^\s;]*)?": r"\1",
   rf"^(.*?)(_temp/\S+)?; ({_NOT_WRITTEN})( \[Op:\w+\])?": (
     r"Cannot write \1: \3"
   ),
@@ -111,12 +120,16 @@ def one_line(error: BaseException) -> str:
     hasattr(error, "message")
   ):
     text = f"{type(error).__name__}: {text}"
-  text = " ".join(text.split())
+  text = " ".join(text[:_READ].split())
   for said, instead in _SAID_OTHERWISE.items():
     text = re.sub(said, instead, text).strip()
-  if len(text) > _LONGEST:
-    text = f"{text[:_LONGEST]}…"
-  return text or type(error).__name__
+  return _shown(text, _LONGEST) or type(error).__name__
+
+
+def _shown(text: str, longest: int) -> str:
+  """Returns a text in one line of limited length, for a terminal."""
+  cut = " ".join(text[: longest + 1].split())
+  return shown(cut if len(text) <= longest else f"{cut[:longest]}…")
 
 
 def shown(text: str) -> str:
@@ -164,21 +177,29 @@ def reported() -> Iterator[None]:
   except KeyboardInterrupt:
     sys.exit("Interrupted. Nothing was written.")
   except Exception as e:
-    if not isinstance(e, InputError) and not _is_of_machine(e):
+    if not _is_of_input_or_machine(e):
       e.add_note(_BUG)
       raise
     if flags.FLAGS.debug:
       traceback.print_exc()
     text = str(e) if isinstance(e, InputError) else one_line(e)
-    sys.exit(f"ERROR: {shown(text)}")
+    sys.exit(f"ERROR: {_shown(text, _LONGEST_OF_ALL)}")
 
 
-def _is_of_machine(error: Exception) -> bool:
+def _is_of_input_or_machine(error: Exception) -> bool:
+  if isinstance(error, InputError):
+    return True
   if isinstance(error, OSError):
     return error.errno in _OF_FILES
+  if "InputError: " in str(getattr(error, "message", "")):
+    return True
   types = getattr(sys.modules.get("tensorflow"), "errors", None)
   if types and isinstance(error, types.OpError):
-    of_machine = (types.PermissionDeniedError, types.ResourceExhaustedError)
+    of_machine = (
+      types.DataLossError,
+      types.PermissionDeniedError,
+      types.ResourceExhaustedError,
+    )
     return (
       isinstance(error, of_machine)
       # No op has failed, but access to a file, perhaps a remote one.

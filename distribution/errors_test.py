@@ -32,6 +32,16 @@ class ErrorsTest(absltest.TestCase):
       (missing, "No such file: x.txt"),
       (tf.errors.DataLossError(None, None, "no data"), "no data"),
       (ValueError("x" * 9999), f"{'x' * 800}…"),
+      (ValueError("x" * 2**21), f"{'x' * 800}…"),  # It was searched for hours.
+      (ValueError("a\0\x1b[2J"), r"a\x00\x1b[2J"),
+      (
+        tf.errors.UnknownError(
+          None,
+          None,
+          "{{node x}} InputError: it\nTraceback (most recent call la",
+        ),
+        "it",
+      ),
     ):
       self.assertEqual(errors.one_line(error), expected)
       with self.assertRaises(errors.InputError) as raised:

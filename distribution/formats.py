@@ -5,6 +5,7 @@ It looks at local files only, and imports no TensorFlow.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import tempfile
@@ -250,8 +251,10 @@ def _format_of_file(path: str) -> str | None:
     if start.startswith(bytes_):
       return format_
   if start.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
-    with zipfile.ZipFile(path) as f:
-      names = f.namelist()
+    names = []
+    with contextlib.suppress(Exception):  # It is damaged.
+      with zipfile.ZipFile(path) as f:
+        names = f.namelist()
     if any(name.endswith("data.pkl") for name in names):
       return _PYTORCH
     return _KERAS if "config.json" in names else _ARCHIVE

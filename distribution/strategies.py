@@ -6,12 +6,14 @@ every wait has a timeout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -21,6 +23,8 @@ import urllib.parse
 
 from absl import flags
 from etils import epy
+
+from distribution import errors
 
 with epy.lazy_imports():
   from official.common import distribute_utils
@@ -450,14 +454,17 @@ def _read_tf_config(strategy: str) -> tuple[dict[str, list[str]], str, int]:
     )
   try:
     config = json.loads(value)
-    cluster = {
-      job: [str(address) for address in addresses]
-      for job, addresses in config["cluster"].items()
-    }
-    task_type, index = config["task"]["type"], int(config["task"]["index"])
-  except (AttributeError, KeyError, TypeError, ValueError) as e:
+    cluster = dict(config["cluster"])
+    task_type, index = str(config["task"]["type"]), int(config["task"]["index"])
+  except (
+    LookupError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+  ) as e:
     raise ValueError(
-      f"TF_CONFIG is not like {_EXAMPLE}: {type(e).__name__}: {e}."
+      f"TF_CONFIG is not like {_EXAMPLE}: {errors.one_line(e)}."
     ) from e
   if "master" in (*cluster, task_type):
     raise ValueError(
@@ -476,12 +483,30 @@ def _read_tf_config(strategy: str) -> tuple[dict[str, list[str]], str, int]:
         f"--strategy={strategy}: the cluster in TF_CONFIG has the unknown job"
         f" {job}; known are {', '.join(allowed)}."
       )
+  _check_addresses(cluster)
   if not 0 <= index < len(cluster.get(task_type, ())):
     raise ValueError(
       f"TF_CONFIG: the task of this process is {task_type} {index}, but the"
       f" cluster has no {task_type} {index}."
     )
   return cluster, task_type, index
+
+
+def _check_addresses(cluster: Mapping[str, Any]) -> None:
+  """Raises a ValueError unless each task has an address of its own."""
+  for job, addresses in cluster.items():
+    if not isinstance(addresses, list) or not all(
+      isinstance(address, str) and re.fullmatch(r"[^\s/]+:\d{1,5}", address)
+      for address in addresses
+    ):
+      raise ValueError(
+        f"TF_CONFIG: the addresses of the job {job} are {addresses!r}; they"
+        " must be a list of HOST:PORT."
+      )
+  everything = list(itertools.chain(*cluster.values()))
+  for address in everything:
+    if everything.count(address) > 1:
+      raise ValueError(f"TF_CONFIG: two tasks have the address {address}.")
 
 
 @contextlib.contextmanager

@@ -113,7 +113,10 @@ def train(
         with strategy.scope():
           model = bert.pretrain_model(bert.core_model(config))
         print(f"Training on {corpus.description}")
-        with strategies.cluster_errors():
+        with (
+          strategies.cluster_errors(),
+          errors.of_input(tf.errors.DataLossError, about=about),
+        ):
           accuracy = pretraining.train(
             model,
             corpus,

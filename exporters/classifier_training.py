@@ -13,7 +13,6 @@ from etils import epy
 
 from data import classes
 from data import images
-from data import pictures
 from distribution import backups
 from distribution import strategies
 from exporters.reusable import command_line
@@ -165,7 +164,7 @@ def train(
     with strategies.precision(how.distribution.mixed_precision):
       with strategy.scope():
         root, model = build(len(dataset.classes))
-      with strategies.cluster_errors(), pictures.decoding_errors():
+      with strategies.cluster_errors():
         accuracy = training.train(model, dataset, how.training, callbacks)
     held_out = f"{accuracy:.4f} on {dataset.num_held_out:,} images held out"
     print(f"Test accuracy: {held_out}")

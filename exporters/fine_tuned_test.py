@@ -125,7 +125,8 @@ class FineTunedTest(tf.test.TestCase):
     self.assertEqual(
       report["original"]["original"]["flags"]["module"], "product"
     )
-    self.assertTrue(check.check(saved_model_dir=export, strict=True))
+    status = check.check(saved_model_dir=export, strict=True)
+    self.assertEqual(status, 0)
 
   def test_a_piece_in_a_keras_model(self):
     images = np.random.default_rng(0).random((8, 28, 28, 1), np.float32)

@@ -265,7 +265,10 @@ def _train(
       with strategy.scope():
         model = text_rnn.language_model(architecture)
       print(f"Training on {corpus.description}")
-      with strategies.cluster_errors():
+      with (
+        strategies.cluster_errors(),
+        errors.of_input(tf.errors.DataLossError, about=about),
+      ):
         perplexity = text_rnn.train(model, corpus, weights.config, callbacks)
     print(f"Perplexity per byte of held-out text: {perplexity:.3f}")
     if weights.distribution != strategies.DEFAULT:

@@ -1,4 +1,4 @@
-"""Runs all programs on the bad input in `bad_input.py`.
+"""Runs all programs on the tables of bad input beside this file.
 
 It is in this folder because only tests of consumers may depend on the programs
 of both exporters and consumers. Each case is a forked process, so TensorFlow is
@@ -23,7 +23,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from integration_tests import bad_input
+from integration_tests import bad_input_of_consumers as of_consumers
 
+_FILES = {**bad_input.FILES, **of_consumers.FILES}
 _ROOT = os.getcwd()
 _MOST_LINES = 3
 _NO_MOUNT = 77  # Exit status if this machine does not let a process mount.
@@ -126,11 +128,11 @@ class BadInputTest(parameterized.TestCase):
     cls.made = set()
 
   def file(self, name: str) -> str:
-    """Returns the path of a file in `bad_input.FILES`, which it makes."""
+    """Returns the path of a file in `_FILES`, which it makes."""
     path = self.directory / name
     if name not in self.made:
       self.made.add(name)
-      content = bad_input.FILES[name]
+      content = _FILES[name]
       if isinstance(content, bytes):
         path.write_bytes(content)
       elif isinstance(content, str):
@@ -182,12 +184,17 @@ class BadInputTest(parameterized.TestCase):
     self.assertEmpty(os.listdir(out))
     return result
 
-  @parameterized.parameters(*_cases(bad_input.AT_ONCE))
+  def test_names_of_files_are_unique(self):
+    self.assertLen(_FILES, len(bad_input.FILES) + len(of_consumers.FILES))
+
+  @parameterized.parameters(
+    *_cases([*bad_input.AT_ONCE, *of_consumers.AT_ONCE])
+  )
   def test_at_once(self, program: str, text: str, expected: str):
     result = self.check(program, text, expected)
     self.assertFalse(result.imported_tensorflow)
 
-  @parameterized.parameters(*_cases(bad_input.LATER))
+  @parameterized.parameters(*_cases([*bad_input.LATER, *of_consumers.LATER]))
   def test_with_tensorflow(self, program: str, text: str, expected: str):
     for name in _IMPORTED_ONCE:
       importlib.import_module(name)

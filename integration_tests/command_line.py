@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import gc
+import itertools
 import os
 import sys
 import time
@@ -17,7 +18,6 @@ from etils import epy
 
 from data import batches
 from data import classes
-from data import pictures
 from data import texts
 from distribution import backups
 from distribution import errors
@@ -58,6 +58,7 @@ _PATHS = {
   " to, without the new head, as a reusable SavedModel like --saved_model_dir."
   " //exporters:fine_tuned verifies it and writes its card.",
 }
+_WRITTEN = tuple(_PATHS)[1:]
 # Flags of classifiers that are None unless they are set, and their defaults.
 _RECIPE = {"frozen_epochs": 5, "learning_rate_ratio": 0.1, "patience": 10}
 _EXPORTS = ("saved_model_dir", "preprocessor_dir", "cell_dir")  # Flags.
@@ -115,10 +116,10 @@ def define_flags(
     flags.DEFINE_integer(name, default, text, lower_bound=1)
   alone = ", while the new head is trained alone" if classifies else ""
   flags.DEFINE_float(
-    "learning_rate",
-    learning_rate,
-    f"Peak learning rate{alone}.",
-    lower_bound=0.0,
+    "learning_rate", learning_rate, f"Peak learning rate{alone}."
+  )
+  flags.register_validator(
+    "learning_rate", lambda value: not value <= 0, "It must be more than 0."
   )
   for name in retraining:
     text, largest = RETRAINING[name]
@@ -188,19 +189,39 @@ def model_path(name: str) -> str | None:
   return value
 
 
-def _make_output_dir(name: str, strategy: tf.distribute.Strategy) -> str | None:
-  """Makes the directory in a flag, before the training rather than after."""
+def _output_dir(name: str, strategy: tf.distribute.Strategy) -> str | None:
+  """Checks the directory in a flag, before the training rather than after."""
   output_dir = model_path(name)
   if output_dir and strategies.is_chief(strategy):
     about = f"Cannot write --{name}={output_dir}: "
     with errors.of_input(OSError, tf.errors.OpError, about=about):
-      tf.io.gfile.makedirs(output_dir)
-      others = tf.io.gfile.listdir(output_dir)
+      if "://" in output_dir:
+        tf.io.gfile.makedirs(output_dir)
+      others = tf.io.gfile.exists(output_dir) and tf.io.gfile.listdir(
+        output_dir
+      )
     if others:
       raise ValueError(f"{output_dir} is not empty. Choose another directory.")
     if os.path.ismount(output_dir):  # Nothing can be renamed to it.
       raise ValueError(f"{output_dir} is a mount point. Add a directory to it.")
   return output_dir
+
+
+def _check_apart() -> None:
+  """Raises an InputError if a directory to write is another or inside it."""
+  values = {
+    name: flags.FLAGS[name].value
+    for name in (*_WRITTEN, *_EXPORTS)
+    if name in flags.FLAGS and flags.FLAGS[name].value
+  }
+  paths = {name: formats.absolute(v).rstrip("/") for name, v in values.items()}
+  for name, other in itertools.permutations(paths, 2):
+    is_inside = f"{paths[name]}/".startswith(f"{paths[other]}/")
+    if name in _WRITTEN and is_inside:
+      raise errors.InputError(
+        f"--{name}={values[name]} is, or is inside,"
+        f" --{other}={values[other]}. Give each a directory of its own."
+      )
 
 
 def _backup(
@@ -347,7 +368,7 @@ def fine_tune(
   with input_errors():
     strategy = strategies.get(strategies.from_flags())
     output_dir, piece_dir = (
-      _make_output_dir(name, strategy)
+      _output_dir(name, strategy)
       for name in ("output_saved_model_dir", "output_piece_dir")
     )
     report_file = held_out and formats.absolute(values.report)
@@ -363,7 +384,7 @@ def fine_tune(
     checkpoint_dir = model_path("checkpoint_dir")
     class_names = getattr(served, "class_names", ())
     weights = checkpoints.restore(model, checkpoint_dir, class_names)
-  with strategies.cluster_errors(), pictures.decoding_errors():
+  with strategies.cluster_errors():
     history = fitting.fit(
       model,
       data.train,
@@ -463,6 +484,10 @@ def run(main: Callable[[], Any]) -> None:
   def checked(arguments: list[str]) -> None:
     errors.check_flags(arguments)
     with errors.reported():
+      _check_apart()
+      for name in _WRITTEN:
+        if path := model_path(name):
+          formats.check_output(name, path)
       for name in _EXPORTS:
         if name in flags.FLAGS:
           model_path(name)  # Fails before TensorFlow is imported.

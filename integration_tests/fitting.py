@@ -44,6 +44,30 @@ class Parts:
   class_weights: Sequence[float] | None = None
 
 
+def load(saved_model_dir: str) -> Any:
+  """Loads a SavedModel that can be called.
+
+  Raises:
+    InputError: There is none, or it is damaged or cannot be called.
+  """
+  about = f"Cannot load {saved_model_dir}: "
+  with errors.of_input(about=about):  # TensorFlow raises anything.
+    export = hub.load(
+      saved_model_dir,
+      options=tf.saved_model.LoadOptions(
+        experimental_io_device=strategies.io_device(
+          tf.distribute.get_strategy()
+        )
+      ),
+    )
+  if not callable(export):
+    raise errors.InputError(
+      f"{saved_model_dir} is no reusable SavedModel: it cannot be called. Take"
+      " one that an exporter has made."
+    )
+  return export
+
+
 def load_layer(
   saved_model_dir: str,
   *,
@@ -65,20 +89,20 @@ def load_layer(
   Raises:
     ValueError: The export does not take a hyperparameter.
   """
-  export = hub.load(
-    saved_model_dir,
-    options=tf.saved_model.LoadOptions(
-      experimental_io_device=strategies.io_device(tf.distribute.get_strategy())
-    ),
-  )
+  export = load(saved_model_dir)
   if hyperparameters:
     parameters = inspect.signature(export.__call__).parameters.values()
     known = [p.name for p in parameters if isinstance(p.default, (float, str))]
     for unknown in hyperparameters.keys() - set(known):
-      raise ValueError(
+      raise errors.InputError(
         f"{saved_model_dir} has no hyperparameter {unknown}, but"
         f" {', '.join(known) or 'none'}. Omit --{unknown}."
       )
+  if not hasattr(export, "regularization_losses"):
+    raise errors.InputError(
+      f"{saved_model_dir} is no reusable SavedModel: it has no"
+      " regularization_losses. Take one that an exporter has made."
+    )
   losses = export.regularization_losses
   if regularization_loss_multiplier != 1.0:
     export.regularization_losses = [

@@ -173,6 +173,7 @@ def define_flags() -> None:
     "Height and width of the images. The default is the size that the export"
     " takes, and 32 if it takes any size.",
     lower_bound=32,
+    upper_bound=4096,
   )
   flags.DEFINE_bool(
     "augmentation",

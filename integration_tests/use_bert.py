@@ -13,6 +13,7 @@ from absl import flags
 from etils import epy
 
 from data import texts
+from distribution import errors
 from integration_tests import command_line
 from integration_tests import fitting
 from integration_tests import report
@@ -35,9 +36,16 @@ def load_preprocessor(
   `[batch, seq_length]`.
   """
   _ = tensorflow_text.__name__  # Runs the lazy import.
-  return hub.KerasLayer(
-    preprocessor_dir, arguments={"seq_length": seq_length}, name="preprocessor"
+  layer = hub.KerasLayer(
+    fitting.load(preprocessor_dir),
+    arguments={"seq_length": seq_length},
+    name="preprocessor",
   )
+  about = f"{preprocessor_dir} is no exported preprocessor of BERT: "
+  with errors.of_input(about=about):  # What it is decides what it raises.
+    layer(tf.constant([""]))
+    _ = layer.resolved_object.preprocessor_sha256
+  return layer
 
 
 def check_pair(

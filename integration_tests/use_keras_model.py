@@ -15,6 +15,7 @@ from typing import Any
 from etils import epy
 
 from data import images as image_data
+from distribution import errors
 from distribution import strategies
 from integration_tests import command_line
 from integration_tests import fitting
@@ -91,9 +92,11 @@ def load(saved_model_dir: str) -> Any:
   options = tf.saved_model.LoadOptions(
     experimental_io_device=strategies.io_device(tf.distribute.get_strategy())
   )
-  return tf_keras.models.load_model(
-    saved_model_dir, compile=False, options=options
-  )
+  about = f"Cannot load {saved_model_dir}: "
+  with errors.of_input(about=about):  # Keras raises anything.
+    return tf_keras.models.load_model(
+      saved_model_dir, compile=False, options=options
+    )
 
 
 def define_flags() -> None:

@@ -206,6 +206,11 @@ def define_flags() -> None:
     lambda values: values["task"] == "classify" or not values["report"],
     "--report applies only with --task=classify.",
   )
+  flags.register_multi_flags_validator(
+    ["task", "train_file"],
+    lambda values: values["task"] == "classify" or not values["train_file"],
+    "--train_file applies only with --task=classify.",
+  )
   flags.DEFINE_enum(
     "combiner",
     None,

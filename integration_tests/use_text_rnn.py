@@ -17,6 +17,7 @@ from etils import epy
 
 from data import images as image_data
 from data import tables
+from distribution import errors
 from distribution import formats
 from integration_tests import command_line
 from integration_tests import fitting
@@ -57,8 +58,8 @@ def read_text(path: str) -> tuple[list[str], list[str]]:
     OSError: The file cannot be read.
     ValueError: The file is not UTF-8.
   """
-  with tables.open_file(path) as f:
-    text = f.read().decode()
+  with tables.decompressing(path), tables.open_file(path) as f:
+    text = tables.decoded(f.read(), f"{path}, ")
   size = len(text) - len(text) // 10
   return [text[:size]], [text[size:]]
 
@@ -123,7 +124,7 @@ def load_cell(cell_dir: str) -> tf_keras.layers.Layer:
   class ExportedCell(tf_keras.layers.Layer):  # TensorFlow is imported lazily.
     def __init__(self, **kwargs: Any):
       super().__init__(**kwargs)
-      self.cell = hub.KerasLayer(cell_dir, trainable=True)
+      self.cell = hub.KerasLayer(fitting.load(cell_dir), trainable=True)
       export = self.cell.resolved_object
       self.state_size = [int(size) for size in export.state_sizes()]
       self.output_size = self.state_size[-1]
@@ -134,7 +135,9 @@ def load_cell(cell_dir: str) -> tf_keras.layers.Layer:
       output, *states = self.cell([inputs, *states])
       return output, states
 
-  return ExportedCell(name="cell")
+  about = f"{cell_dir} is no exported cell: "
+  with errors.of_input(AttributeError, LookupError, TypeError, about=about):
+    return ExportedCell(name="cell")
 
 
 def build_classifier(cell_dir: str) -> tf_keras.Model:
@@ -238,6 +241,8 @@ def fine_tune() -> None:
 
   def prepare(model: tf_keras.Model) -> tuple[fitting.Parts, tf_keras.Model]:
     nonlocal held_out
+    if cell_dir:
+      load_cell(cell_dir)  # It fails before the training.
     export = model.get_layer("language_model").resolved_object
     data, held_out = (
       sequences(texts, export, values.seq_length) for texts in (train, test)

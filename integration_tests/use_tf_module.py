@@ -85,11 +85,11 @@ def build_model(
   inputs = tf_keras.Input([] if is_line else [2], name="inputs")
   layer = fitting.load_layer(saved_model_dir, name="module", **layer_arguments)
   serving = layer.resolved_object.signatures["serving_default"]
-  (taken,) = serving.structured_input_signature[1].values()
-  if not taken.shape.is_compatible_with(inputs.shape):
+  taken = [s.shape for s in serving.structured_input_signature[1].values()]
+  if len(taken) != 1 or not taken[0].is_compatible_with(inputs.shape):
     raise ValueError(
-      f"{saved_model_dir} takes inputs of shape {taken.shape}, and --dataset="
-      f"{dataset} has {inputs.shape}. Choose the other data set."
+      f"{saved_model_dir} takes inputs of shape {', '.join(map(str, taken))},"
+      f" and --dataset={dataset} has {inputs.shape}. Choose the other data set."
     )
   outputs = layer(inputs)
   # Keras takes the mean of squares over the last dimension.

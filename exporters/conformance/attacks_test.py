@@ -905,16 +905,16 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
           try:
-            passed = check.check(
+            status = check.check(
               saved_model_dir=place.directory,
               options=copying.Options(
                 trust=trust, seconds=15 if "15 s" in expected else 0
               ),
             )
           except errors.ExportError as e:
-            passed = False
+            status = 1
             print(e)
-        self.assertFalse(passed)
+        self.assertEqual(status, 1)
         said = out.getvalue()
         self.assertRegex(said, expected)
 

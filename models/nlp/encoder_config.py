@@ -10,10 +10,13 @@ from collections.abc import Collection, Mapping
 import dataclasses
 import difflib
 import json
+import math
 import re
 from typing import Any
 
 from etils import epy
+
+from distribution import errors
 
 with epy.lazy_imports():
   from official.legacy.bert import configs as legacy_configs
@@ -51,6 +54,8 @@ _LEGACY_FIXED = {
   "num_hidden_groups": 1,
   "position_embedding_type": "absolute",
 }
+_MOST_VALUES = 100_000  # Of a config.
+_MOST_NAMED = 10  # Unknown keys that an error names.
 # Where an encoder's config is in that of an experiment, or in a part of it.
 _PLACES = (
   ("task", "model", "encoder"),
@@ -83,6 +88,9 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
     raise ValueError(f"not YAML: {' '.join(str(e).split())}") from e
   except RecursionError as e:
     raise ValueError("it is nested too deeply") from e
+  except (AttributeError, LookupError, TypeError) as e:  # As of !!int "".
+    raise ValueError(f"not YAML: {errors.one_line(e)}") from e
+  _check_size(values)
   if isinstance(values, dict) and "type" not in values:
     if {"hidden_size", "num_hidden_layers"} & set(values):
       raise ValueError(
@@ -177,6 +185,20 @@ def _loader() -> type[yaml.SafeLoader]:
   return Loader
 
 
+def _check_size(values: Any) -> None:
+  """Raises a ValueError for too many values, as aliases of aliases make."""
+  left = [values]
+  for _ in range(_MOST_VALUES):
+    if not left:
+      return
+    value = left.pop()
+    if isinstance(value, dict):
+      left += value.values()
+    elif isinstance(value, (list, set, tuple)):
+      left += value
+  raise ValueError(f"it has more than {_MOST_VALUES:,} values")
+
+
 def _encoder_in(values: Mapping[str, Any]) -> Any:
   """Returns the config of the encoder in that of an experiment, or None."""
   for place in _PLACES:
@@ -193,6 +215,8 @@ def _check(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
   _check_known("key", values, defaults)
   for key, value in values.items():
     expected = type(defaults[key])
+    if isinstance(value, float) and not math.isfinite(value):
+      raise ValueError(f"{key} is {value}, and must be finite")
     if expected in (type(None), list, tuple):  # Any value will do.
       continue
     if type(value) not in ((float, int) if expected is float else (expected,)):
@@ -210,11 +234,14 @@ def _check_known(
   what: str, keys: Collection[Any], known: Collection[str]
 ) -> None:
   """Raises a ValueError that names all unknown keys."""
+  wrong = [str(key) for key in keys if key not in known]
   unknown = []
-  for key in keys:
-    if key not in known:
-      near = difflib.get_close_matches(str(key), known, n=1)
-      unknown.append(f"{key}{f' (the nearest is {near[0]})' if near else ''}")
+  for key in wrong[:_MOST_NAMED]:
+    near = difflib.get_close_matches(key[:40], known, n=1)
+    near = f" (the nearest is {near[0]})" if near else ""
+    unknown.append(f"{key[:40]}{near}")
+  if len(wrong) > _MOST_NAMED:
+    unknown.append(f"and {len(wrong) - _MOST_NAMED} more")
   if unknown:
     s = "s" if len(unknown) > 1 else ""
     raise ValueError(f"unknown {what}{s} {', '.join(unknown)}")

@@ -17,6 +17,8 @@ import unicodedata
 
 from etils import epy
 
+from data import tables
+
 with epy.lazy_imports():
   from google.protobuf import message
   from sentencepiece import sentencepiece_model_pb2
@@ -134,14 +136,15 @@ def read_vocabulary(vocab_file: str) -> list[str]:
     ValueError: It is not UTF-8, has an empty or repeated line, or lacks a
       special token.
   """
-  with open(vocab_file, encoding="utf-8-sig", newline="\n") as f:
-    lines = f.read().removesuffix("\n").split("\n")
+  with open(vocab_file, "rb") as f:
+    lines = tables.decoded(f.read()).removesuffix("\n").split("\n")
   tokens = [line.strip() or line.strip(" \t\r\f\v") for line in lines]
   line_of: dict[str, int] = {}
   for line, token in enumerate(tokens, start=1):
     problem = "" if token else f"line {line} is empty"
     if token in line_of:
-      problem = f"{token} is in it twice, lines {line_of[token]}, {line}"
+      lines = f"lines {line_of[token]}, {line}"
+      problem = f"{token[:40]} is in it twice, {lines}"
     if problem:
       raise ValueError(f"{problem}. {_shifted(tokens, line)}")
     line_of[token] = line
@@ -151,7 +154,7 @@ def read_vocabulary(vocab_file: str) -> list[str]:
 
 def _shifted(tokens: Sequence[str], line: int) -> str:
   """Says what to do about a line, and which ids depend on it."""
-  after = tokens[line : line + 3]
+  after = [token[:40] for token in tokens[line : line + 3]]
   ids = f"; it decides the ids from {line - 1} on: {_quoted(after)}, …"
   return (
     "Delete the line if the training did not count it; otherwise make it a"

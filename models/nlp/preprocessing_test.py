@@ -206,7 +206,7 @@ class PreprocessingTest(tf.test.TestCase):
       (good + b" \t\nx\n", "line 7 is empty"),
       (good + b"\r\nx\n", "line 7 is empty"),
       (good + b"\n", r"line 7 is empty.*, such as \[unused_7\]$"),
-      (good + b"\xff\n", "'utf-8' codec can't .* in position 36"),
+      (good + b"\xff\n", "line 7: this is not UTF-8, but perhaps Latin-1"),
       (good.decode().encode("utf-16-le"), r"it begins with '\[\\x00P"),
     ):
       with self.assertRaisesRegex(ValueError, message):

@@ -326,7 +326,7 @@ def _check(setup: Setup, before: dict[str, Any], after: dict[str, Any]) -> None:
   _check_shape(setup)
   field, table = setup.architecture.variants
   variants = getattr(_backbone_module(setup.architecture), table)
-  if setup.variant not in variants:
+  if setup.variant not in [*variants]:  # It may be of any type.
     raise ValueError(
       f"task.model.backbone.{backbone.type}.{field} is {setup.variant}; there"
       f" are {', '.join(map(str, variants))}."
@@ -370,6 +370,9 @@ def _changes(
     has_fields = any(other.startswith(f"{path}.") for other in defaults)
     if has_fields and (value is not None or _is_built(path)):
       raise ValueError(f"{path} is {value!r}; it must have fields.")
+    for i, character in enumerate(path):
+      if character == "." and defaults.get(path[:i]) is not None:
+        raise ValueError(f"{path[:i]} has no field {path[i + 1 :]}.")
     _check_type(path, value, defaults.get(path))
   return changes
 
