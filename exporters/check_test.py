@@ -202,6 +202,7 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     (_tensorflow_1, "vector", {"R1"}, {"R1": "with TensorFlow 1"}),
   )
   def test_verdicts(self, build, kind, failing, words):
+    tf.random.set_seed(None)  # That of tf.test would be saved.
     build(self.directory)
     report, by_rule, passed = self.judged(self.directory)
     self.assertEqual(report["kind"], kind)
@@ -251,8 +252,8 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     for sandbox in (True, False):
       options = copying.Options(trust=True, sandbox=sandbox)
       _, by_rule, passed = self.judged(self.directory, options=options)
-      verdict = "fail" if sandbox else "pass"
-      self.assertEqual(by_rule["R4"]["verdict"], verdict)
+      verdict = "not decidable" if sandbox else "pass"
+      self.assertEqual(by_rule["R4"]["verdict"], verdict, by_rule["R4"])
       self.assertEqual(os.path.exists(stolen), not sandbox)
 
   def test_excepted_rules(self):
