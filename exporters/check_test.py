@@ -163,7 +163,7 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
       "image",
       {"R7", "R11", "R14", "I4", "I5"},
       {
-        "R6": "hub.KerasLayer gets none",
+        "R6": "are lost and do not show",
         "R7": "batch normalization is fixed",
         "R14": "gradient of Mean .*global_average_pooling2d",
         "I4": r"height, width are free: \(32, 32\)",
