@@ -486,7 +486,7 @@ def run(main: Callable[[], Any]) -> None:
     with errors.reported():
       _check_apart()
       for name in _WRITTEN:
-        if path := model_path(name):
+        if name in flags.FLAGS and (path := model_path(name)):
           formats.check_output(name, path)
       for name in _EXPORTS:
         if name in flags.FLAGS:
