@@ -784,7 +784,7 @@ class BertTest(parameterized.TestCase):
     )
     for changes, message in (
       ({"hidden_activation": "geluu"}, "with hidden_activation=geluu: Unknown"),
-      ({"dropout_rate": 5.0}, "with dropout_rate=5.0: "),
+      ({"dropout_rate": 5.0}, "dropout_rate is 5.0, and must be from 0"),
     ):
       values = yaml.safe_dump(_config("bert", **changes)[0])
       self.assert_refused(
