@@ -269,7 +269,7 @@ class ImageFineTuningTest(tf.test.TestCase):
         "--frozen_epochs applies only with --retrain",
       ),
       ([export, "--dropout_rate=2"], 1, "not a number in the range"),
-      ([export, "--image_size=8"], 1, "not integer >= 32"),
+      ([export, "--image_size=8"], 1, r"in the range \[32, 4096\]"),
       ([export, "--report=x.htm"], 1, "It must end in .html"),
       (
         [export, "--task=segmentation", "--augmentation"],

@@ -216,8 +216,9 @@ class TrainTest(tf.test.TestCase):
     process.join()
     self.assertEqual(process.exitcode, 0)
     with open(accuracy_file) as f:
-      # 0.90 to 0.93 were measured.
-      self.assertGreater(float(f.read()), 0.7)
+      # By chance 0.04. 0.49 to 0.93 were measured: it depends on how busy the
+      # machine is, as the workers compute gradients of old weights.
+      self.assertGreater(float(f.read()), 0.2)
     self.assertEndsWith(tf.train.latest_checkpoint(checkpoint_dir), "-160")
 
   def test_resumes_after_it_was_killed(self):
