@@ -50,12 +50,9 @@ def define_flags() -> None:
       " a header its number, from 1 on. Default: what names or values tell.",
     )
   classes.define_flags("texts", "With --train_file: ")
-  for name in ("text_column", "label_column", *classes.FLAGS):
-    flags.register_multi_flags_validator(
-      ["train_file", name],
-      lambda values, name=name: values["train_file"] or values[name] is None,
-      f"--{name} applies only with --train_file.",
-    )
+  errors.apply_only_with(
+    "train_file", ("text_column", "label_column", *classes.FLAGS)
+  )
 
 
 def python_docs() -> classes.Dataset:

@@ -5,7 +5,7 @@ It imports no TensorFlow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import errno
 import math
@@ -163,6 +163,27 @@ def check_flags(arguments: Sequence[str]) -> None:
       sys.exit(f"ERROR: --{name}={value}: Say a finite number.")
     if str(value).encode(errors="replace").decode() != str(value):
       sys.exit(f"ERROR: --{name} is not UTF-8. Rename the file or directory.")
+
+
+def apply_only_with(condition: str, names: Iterable[str]) -> None:
+  """Refuses flags that have no effect without another one.
+
+  Args:
+    condition: The other flag, as `NAME` if it must be set, or `NAME=VALUE`.
+    names: The flags; None, False and an empty list are not refused.
+  """
+  other, _, value = condition.partition("=")
+  for name in names:
+    flags.register_multi_flags_validator(
+      [other, name],
+      lambda values, name=name: (
+        (values[other] == value if value else bool(values[other]))
+        or values[name] is None
+        or values[name] is False
+        or values[name] == []
+      ),
+      f"--{name} applies only with --{condition}.",
+    )
 
 
 @contextlib.contextmanager

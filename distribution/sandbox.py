@@ -271,22 +271,31 @@ class _Watch:
     lines = self._said.decode(errors="replace").strip().splitlines()
     return how + (f": {lines[-1].strip()[:300]}" if lines else "")
 
-  def _usage(self) -> tuple[float, int]:
-    """Returns the CPU time, and the bytes in memory, of the process.
+  def _stats(self, name: str) -> Iterator[list[str]]:
+    """Yields what a file in /proc says of the process, from its state on.
 
-    If it may start programs, those of all processes of its group.
+    If it may start programs, of all processes of its group.
     """
     pid = self._process.pid
-    ticks = pages = 0
     for path in pathlib.Path("/proc").glob(
-      "[0-9]*/stat" if self._has_programs else f"{pid}/stat"
+      f"[0-9]*/{name}" if self._has_programs else f"{pid}/{name}"
     ):
       with contextlib.suppress(ProcessLookupError, FileNotFoundError):
         fields = path.read_text().rpartition(")")[2].split()
         if int(fields[2]) == pid:
-          ticks += int(fields[11]) + int(fields[12])
-          pages += int(fields[21])
+          yield fields
+
+  def _usage(self) -> tuple[float, int]:
+    """Returns the CPU time, and the bytes in memory."""
+    ticks = pages = 0
+    for fields in self._stats("stat"):
+      ticks += int(fields[11]) + int(fields[12])
+      pages += int(fields[21])
     return ticks / os.sysconf("SC_CLK_TCK"), pages * resource.getpagesize()
+
+  def _waits(self) -> bool:
+    """Returns whether no thread waits for a CPU or a disk of a busy machine."""
+    return all(fields[0] not in "RD" for fields in self._stats("task/*/stat"))
 
   def _run(self) -> None:
     output = self._process.stdout
@@ -310,7 +319,7 @@ class _Watch:
         self._exceeded = f"it needs more than {gib:.3g} GiB of memory"
       elif cpu > self._limits.seconds:
         self._exceeded = f"it needs more than {self._limits.seconds:.0f} s"
-      elif time.monotonic() - since > _IDLE_SECONDS:
+      elif time.monotonic() - since > _IDLE_SECONDS and self._waits():
         self._exceeded = "it waits for something that does not happen"
     with contextlib.suppress(ProcessLookupError):
       os.killpg(self._process.pid, signal.SIGKILL)

@@ -128,12 +128,7 @@ def define_flags(
   if classifies:
     _define_recipe_flags(examples)
   recipe = ("frozen_epochs", "learning_rate_ratio") if classifies else ()
-  for name in (*retraining, *recipe, "output_piece_dir"):
-    flags.register_multi_flags_validator(
-      ["retrain", name],
-      lambda values, name=name: values["retrain"] or values[name] is None,
-      f"--{name} applies only with --retrain.",
-    )
+  errors.apply_only_with("retrain", (*retraining, *recipe, "output_piece_dir"))
 
 
 def _define_recipe_flags(examples: str) -> None:

@@ -181,15 +181,9 @@ def define_flags() -> None:
     "With --task=classification: shift, rotate and zoom the images a little in"
     " training.",
   )
-  flags.register_multi_flags_validator(
-    ["task", "augmentation"],  # Masks would have to move with the images.
-    lambda x: x["task"] == "classification" or not x["augmentation"],
-    "--augmentation applies only with --task=classification.",
-  )
-  flags.register_multi_flags_validator(
-    ["task", "class_weight"],
-    lambda x: x["task"] == "classification" or not x["class_weight"],
-    "--class_weight applies only with --task=classification.",
+  # Masks would have to move with the images.
+  errors.apply_only_with(
+    "task=classification", ("augmentation", "class_weight")
   )
 
 

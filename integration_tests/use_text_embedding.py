@@ -14,6 +14,7 @@ from absl import flags
 from etils import epy
 
 from data import texts
+from distribution import errors
 from integration_tests import command_line
 from integration_tests import fitting
 from integration_tests import report
@@ -185,14 +186,6 @@ def define_flags() -> None:
     "classify: train a classifier of the packages that docstrings come from."
     " search: learn to find a docstring by its first line.",
   )
-  for name in ("frozen_epochs", "patience", "class_weight"):
-    flags.register_multi_flags_validator(
-      ["task", name],
-      lambda values, name=name: (
-        values["task"] == "classify" or values[name] is None
-      ),
-      f"--{name} applies only with --task=classify.",
-    )
   flags.DEFINE_enum(
     "dataset",
     "python_docs",
@@ -201,15 +194,9 @@ def define_flags() -> None:
   )
   texts.define_flags()
   report.define_flags()
-  flags.register_multi_flags_validator(
-    ["task", "report"],
-    lambda values: values["task"] == "classify" or not values["report"],
-    "--report applies only with --task=classify.",
-  )
-  flags.register_multi_flags_validator(
-    ["task", "train_file"],
-    lambda values: values["task"] == "classify" or not values["train_file"],
-    "--train_file applies only with --task=classify.",
+  errors.apply_only_with(
+    "task=classify",
+    ("frozen_epochs", "patience", "class_weight", "report", "train_file"),
   )
   flags.DEFINE_enum(
     "combiner",

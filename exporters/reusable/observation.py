@@ -58,7 +58,8 @@ _SEED = 1
 _SAVED_MODEL = "saved_model.pb"
 # Of the dtypes in which it is worse than the tolerances.
 _PRECISION = {"bfloat16": 2**-7, "float16": 2**-10}
-# The size of values in other columns, times this, may blur a column.
+# A column of small values is compared like one with this share of the array's
+# largest value, since rounding errors of other columns may reach it.
 _OTHER_COLUMNS = 0.1
 _TINY = np.finfo(np.float64).tiny
 _BLOCK = 2**18  # Values that are compared at a time; more need fresh memory.
@@ -133,10 +134,10 @@ COMPARISONS = {
     "They differ or do not.",
   ),
   _SEEDED: Comparison(
-    "Where training is random: it repeats if the seeds do, so that outputs,"
-    " gradients and updates can be compared with the same seeds. Random ops in"
-    " loops, and seeds of layers, are noted only.",
-    "It repeats or does not.",
+    "Where training is random: with the same seeds, two calls are equal."
+    " Outputs, gradients and updates with these seeds are compared, too. Random"
+    " ops in loops, and layers with seeds of their own, are noted only.",
+    "They are equal or not.",
   ),
   "hub.KerasLayer": Comparison(
     "A hub.KerasLayer with trainable=True and changed arguments: outputs in"
