@@ -922,6 +922,16 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
     with mock.patch.object(sandbox, "missing", lambda: "no sandbox"):
       with self.assertRaisesRegex(errors.ExportError, "loaded: no sandbox. To"):
         check.check(saved_model_dir=self.get_temp_dir())
+      place = self.place("trusted")
+      _save(place, tf.identity)
+      said = io.StringIO()
+      with contextlib.redirect_stderr(said):
+        check.check(
+          saved_model_dir=place.directory, options=copying.Options(trust=True)
+        )
+      self.assertEqual(
+        said.getvalue(), "Loaded without a sandbox: no sandbox.\n"
+      )
 
   def test_names_are_text(self):
     """Names in a model cannot be markup, or control a terminal."""

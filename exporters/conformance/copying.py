@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import os
 import stat
+import sys
 import tempfile
 from typing import Any, NamedTuple
 
@@ -116,6 +117,8 @@ def started(
     raise errors.InputError(
       f"Nothing is loaded: {lacking}. To load it without one, pass --trust."
     )
+  if lacking:
+    print(f"Loaded without a sandbox: {lacking}.", file=sys.stderr)
   with tempfile.TemporaryDirectory(prefix="copy.") as directory:
     copied = copy(saved_model_dir, directory, follow_links=options.follow_links)
     with sandbox.started(
