@@ -6,7 +6,6 @@ The flags name the exports, and say what holds for the architecture.
 import contextlib
 import inspect
 import io
-import math
 import os
 import pathlib
 import re
@@ -50,13 +49,16 @@ _REGULARIZED = flags.DEFINE_string(
   "Regular expression of regularized weights' names.",
 )
 _MIN_ACCURACY = flags.DEFINE_float(
-  "min_accuracy", 0.8, "Minimum accuracy when retrained on all images."
+  "min_accuracy",
+  0.6,
+  "Minimum accuracy when retrained on all images for two epochs. By chance it"
+  " is 0.2; the smallest architectures reach 0.75 to 0.95, by run and machine.",
 )
 _MIN_ACCURACY_GAIN = flags.DEFINE_float(
-  "min_accuracy_gain", 0.03, "Of pretrained over untrained, on 100 images."
+  "min_accuracy_gain", 0.0, "Of pretrained over untrained, on 100 images."
 )
 _MAX_LOSS_RATIO = flags.DEFINE_float(
-  "max_loss_ratio", math.inf, "Of pretrained to untrained, on 100 images."
+  "max_loss_ratio", 0.95, "Of pretrained to untrained, on 100 images."
 )
 _FEW_IMAGES_LEARNING_RATE = flags.DEFINE_float(
   "few_images_learning_rate", 3e-4, "Learning rate on 100 images."
@@ -73,7 +75,7 @@ _MIN_DIFFERING_AVERAGES = flags.DEFINE_float(
   "Minimum share of moving averages that differ between two replicas.",
 )
 _MIN_INK_ACCURACY = flags.DEFINE_float(
-  "min_ink_accuracy", 0.5, "Minimum accuracy of pixels of five classes."
+  "min_ink_accuracy", 0.35, "Minimum accuracy of pixels of five classes."
 )
 
 

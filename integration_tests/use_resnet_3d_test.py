@@ -39,7 +39,7 @@ class UseResNet3DTest(tf.test.TestCase):
         *test, verbose=0
       )
     print(losses, accuracies)
-    self.assertGreater(accuracies["pretrained"], 0.8)
+    self.assertGreater(accuracies["pretrained"], 0.6)
     self.assertGreater(accuracies["pretrained"], accuracies["untrained"] + 0.2)
 
   def test_other_numbers_of_frames_and_sizes(self):
