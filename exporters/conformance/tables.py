@@ -1,4 +1,4 @@
-"""Prints README's tables of comparisons, kinds and rules."""
+"""Prints the tables of comparisons, kinds and rules in `docs/`."""
 
 from collections.abc import Iterable, Sequence
 

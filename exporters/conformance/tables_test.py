@@ -1,4 +1,4 @@
-"""Tests that README's tables are those of the code."""
+"""Tests that the tables in `docs/` are those of the code."""
 
 import pathlib
 
@@ -8,13 +8,17 @@ from exporters.conformance import tables
 
 
 class TablesTest(absltest.TestCase):
-  def test_readme_has_them(self):
-    readme = pathlib.Path("README.md").read_text(encoding="utf-8")
-    for table in (tables.verified(), tables.kinds(), tables.checked()):
+  def test_pages_have_them(self):
+    for page, table in (
+      ("verification", tables.verified()),
+      ("check", tables.kinds()),
+      ("check", tables.checked()),
+    ):
+      text = pathlib.Path(f"docs/{page}.md").read_text(encoding="utf-8")
       self.assertTrue(
-        table in readme,
-        "README lacks this table, which //exporters/conformance:tables"
-        f" prints:\n{table}",
+        table in text,
+        f"docs/{page}.md lacks this table, which"
+        f" //exporters/conformance:tables prints:\n{table}",
       )
 
 
