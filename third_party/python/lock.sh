@@ -1,6 +1,7 @@
 #!/bin/sh
-# Resolves the requirements into the locks, one for each accelerator, which have
-# the same versions of what they share. Its arguments go on to uv:
+# Resolves the requirements into the locks: one for each accelerator, and one for
+# each group of programs that needs more packages. They have the same versions of
+# what they share. Its arguments go on to uv:
 #   ./bazelw run //third_party/python:lock -- --upgrade
 set -eu
 uv=$PWD/$1
@@ -18,3 +19,7 @@ compile requirements_gpu.in --output-file=requirements_gpu.txt \
 compile requirements_tpu.in --output-file=requirements_tpu.txt \
   --constraints=requirements_cpu.txt \
   --overrides=requirements_tpu_overrides.txt "$@"
+for group in publishing; do
+  compile "requirements_$group.in" --output-file="requirements_$group.txt" \
+    --constraints=requirements_cpu.txt "$@"
+done

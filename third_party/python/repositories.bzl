@@ -117,35 +117,26 @@ py_runtime_pair(
 )
 """
 
-def _python_environment_impl(ctx):
+def _python(ctx):
     python = _first_python(
         ctx,
         ["-c", "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))"],
     )
     if not python:
         fail("Python 3.11 or 3.12 is needed, and none was found ({}). Install it, or name it in PYTHON_BIN_PATH.".format(", ".join(_PYTHONS)))
-    if not ctx.path("/usr/bin/python").exists and not ctx.path("/usr/local/bin/python").exists:
-        fail("Bazel starts Python programs with `python`, which this machine lacks. Install it, on Debian with: apt-get install python-is-python3")
+    return python
 
-    lock = ctx.read(ctx.attr.lock)
-    packages = _locked_packages(lock)
-    environment = ctx.path("environment")
-    interpreter = environment.get_child("bin").get_child("python")
-    uv_command = ctx.path(ctx.attr.uv)
-    _run(
-        ctx,
-        [uv_command, "venv", "--quiet", "--python", python, environment],
-        "Making a Python environment",
-    )
+def _install(ctx, python, lock, arguments):
+    """Installs all packages of a lock with uv."""
     _run(
         ctx,
         [
-            uv_command,
+            ctx.path(ctx.attr.uv),
             "pip",
             "install",
             "--quiet",
             "--python",
-            interpreter,
+            python,
             "--compile-bytecode",
             # Hashes say what is right, so any index may provide it.
             "--index-strategy=unsafe-best-match",
@@ -154,11 +145,25 @@ def _python_environment_impl(ctx):
             "--no-deps",
             "--require-hashes",
             "--requirement",
-            ctx.path(ctx.attr.lock),
-        ],
-        "Installing {} Python packages".format(len(packages)),
+            lock,
+        ] + arguments,
+        "Installing {} Python packages".format(len(_locked_packages(ctx.read(lock)))),
         _index_settings(ctx),
     )
+
+def _python_environment_impl(ctx):
+    python = _python(ctx)
+    if not ctx.path("/usr/bin/python").exists and not ctx.path("/usr/local/bin/python").exists:
+        fail("Bazel starts Python programs with `python`, which this machine lacks. Install it, on Debian with: apt-get install python-is-python3")
+
+    environment = ctx.path("environment")
+    interpreter = environment.get_child("bin").get_child("python")
+    _run(
+        ctx,
+        [ctx.path(ctx.attr.uv), "venv", "--quiet", "--python", python, environment],
+        "Making a Python environment",
+    )
+    _install(ctx, interpreter, ctx.path(ctx.attr.lock), [])
     ctx.file("BUILD", _RUNTIME.format(interpreter = interpreter))
 
 python_environment = repository_rule(
@@ -222,4 +227,55 @@ python_packages = repository_rule(
             mandatory = True,
         ),
     },
+)
+
+_EXTRA = """
+py_library(
+    name = "{name}",
+    data = [
+        "extras.txt",
+        "site",
+    ],
+    imports = ["site"],
+)
+"""
+
+def _python_extras_impl(ctx):
+    base = _locked_packages(ctx.read(ctx.attr.base))
+    extra, is_extra = [], False
+    for line in ctx.read(ctx.attr.lock).splitlines():
+        if "==" in line and line[0].isalnum():
+            is_extra = line.partition("==")[0] not in base
+        if is_extra:
+            extra.append(line)
+    lock = "\n".join(extra) + "\n"
+    ctx.file("extras.txt", lock)
+    _install(ctx, _python(ctx), ctx.path("extras.txt"), ["--target", ctx.path("site")])
+    ctx.file("BUILD", "package(default_visibility = [\"//visibility:public\"])\n" + "".join([
+        _EXTRA.format(name = name)
+        # A package with markers is in the lock once for each of them.
+        for name in {name: None for name in _locked_packages(lock)}
+    ]))
+
+python_extras = repository_rule(
+    doc = """Installs packages for programs of one group: `@NAME//:PACKAGE`.
+
+    They are those of a lock that the environment of all programs lacks, and
+    stand in one directory, which a program that depends on one of them has on
+    its path: a single link in its runfiles. It is fetched when such a program is
+    built.
+    """,
+    implementation = _python_extras_impl,
+    attrs = {
+        "base": attr.label(
+            doc = "The lock of all programs, which the other was resolved beside.",
+            mandatory = True,
+        ),
+        "lock": attr.label(
+            doc = "A requirements file with versions and hashes.",
+            mandatory = True,
+        ),
+        "uv": attr.label(mandatory = True),
+    },
+    environ = ["PYTHON_BIN_PATH"],
 )
