@@ -1,4 +1,4 @@
-"""Batches for training and for tests, and the time that they are waited for."""
+"""Batches for training and evaluation, and the time spent waiting for them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from etils import epy
 with epy.lazy_imports():
   import tensorflow as tf
 
-# The first batch waits until so many examples are read. Data sets of pictures
+# Size of the shuffle buffer. The first batch waits until it is full. Pictures
 # are in random order already.
 _SHUFFLED, _SHUFFLED_BYTES = 10_000, 2**28
 
@@ -19,14 +19,15 @@ _SHUFFLED, _SHUFFLED_BYTES = 10_000, 2**28
 def training(
   examples: tf.data.Dataset, batch_size: int, seed: int | None, step: int = 0
 ) -> tf.data.Dataset:
-  """Returns shuffled batches without end, all of the same size.
+  """Returns an endless stream of shuffled batches of equal size.
 
   Args:
-    examples: Their number and shapes are known.
+    examples: The examples. Their number and shapes must be known.
     batch_size: Number of examples in a batch.
-    seed: Seed of the order. Workers that draw their own batches need None.
-    step: Number of batches to leave out, as when a training resumes. Of the
-      passes that they are from only the last one is read.
+    seed: Seed of the order. Must be None for workers that draw their own
+      batches.
+    step: Number of batches to skip, when a training resumes. Whole passes are
+      skipped without reading them.
   """
   size = sum(
     spec.shape.num_elements() * spec.dtype.size
@@ -39,7 +40,8 @@ def training(
   def one_pass(i: tf.Tensor) -> tf.data.Dataset:
     if seed is None:
       return examples.shuffle(most)
-    tf.random.set_seed(1)  # In this graph: 0 takes no Tensor as other seed.
+    # In this graph: without a global seed the other one cannot be a Tensor.
+    tf.random.set_seed(1)
     return examples.shuffle(most, seed + i)
 
   passes = tf.data.Dataset.counter(first).flat_map(one_pass)
@@ -47,9 +49,9 @@ def training(
 
 
 def testing(examples: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
-  """Returns batches with weights; zeros of weight 0 fill the last batch.
+  """Returns batches with example weights, padded to equal size.
 
-  So do examples with a negative class.
+  Padding and examples with a negative class have weight 0.
   """
 
   def fill(inputs: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -71,11 +73,11 @@ def testing(examples: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
 
 
 def for_each_worker(batches: tf.data.Dataset) -> tf.data.Dataset:
-  """Has each worker take its share of every batch, and read ahead."""
+  """Makes each worker take its share of every batch, and prefetches."""
   policy = tf.data.experimental.AutoShardPolicy
   batches = batches.prefetch(tf.data.AUTOTUNE)
   if batches.options().experimental_distribute.auto_shard_policy == policy.OFF:
-    return batches  # Each worker has files of its own.
+    return batches  # Each worker reads its own files.
   options = tf.data.Options()
   options.experimental_distribute.auto_shard_policy = policy.DATA
   return batches.with_options(options)
@@ -85,13 +87,13 @@ def for_each_worker(batches: tf.data.Dataset) -> tf.data.Dataset:
 def timed(
   batches: tf.data.Dataset, strategy: tf.distribute.Strategy
 ) -> Iterator[tf.data.Dataset]:
-  """Prints at the end which share of the time was spent waiting for batches.
+  """Measures the share of time spent waiting for batches; prints it on exit.
 
-  Other strategies than the default one fetch batches in the background, where
-  waiting costs nothing: nothing is measured.
+  Strategies other than the default one prefetch in the background, so nothing
+  is measured with them.
 
   Args:
-    batches: What to train on.
+    batches: The training batches.
     strategy: The strategy of the model.
 
   Yields:
@@ -107,7 +109,7 @@ def timed(
     waited.assign_add(tf.timestamp() - start)
     return batch
 
-  options = tf.data.Options()  # Fetching in the background would hide it.
+  options = tf.data.Options()  # Prefetching would hide the waiting time.
   options.experimental_optimization.inject_prefetch = False
   clock = tf.data.Dataset.counter().map(lambda _: tf.timestamp())
   start = time.monotonic()

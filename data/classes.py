@@ -1,4 +1,4 @@
-"""Classes of labelled examples: their names, their counts, and a hold-out."""
+"""Classes of labelled examples: names, counts, held-out examples."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ with epy.lazy_imports():
   from sklearn.utils import class_weight
   import tensorflow as tf
 
-flags.disclaim_key_flags()  # They are those of the program.
+flags.disclaim_key_flags()  # --help lists them as the program's.
 
 FLAGS = ("held_out", "class_names_file")
 HELD_OUT_SHARE = 0.2
-# Names of what is trained on and held out, in folders and names of files.
+# Names of folders and files with training data, and with held-out data.
 TRAIN, HELD_OUT = "train", ("test", "validation", "valid", "val")
 _LISTED = 20  # Classes that a summary lists.
-# For early stopping: the share of the training examples, of no more than a
-# number, and what a class must have for one of them to be spared.
+# Early stopping needs validation examples: this share of the training examples,
+# at most this many, and from classes with at least this many examples.
 _VALIDATION_SHARE = 0.2
 _MOST_VALIDATION = 5000
 _LEAST_TO_DIVIDE = 5
 
 
-# Examples, of a known number, and their labels, int64 `[n]`.
+# Examples, whose number is known, and their labels, int64 `[n]`.
 Part = tuple[Any, "np.ndarray"]
 
 
@@ -40,15 +40,16 @@ class Dataset:
   """Examples with labels, some of which are held out.
 
   Attributes:
-    description: What it is, for the model card, without paths.
+    description: Text for the model card, without paths.
     classes: Names of the classes that the labels count, from 0 on.
     counts: Training and held-out examples of each class, int `[classes, 2]`.
-    train: The examples, as the function that returns it says.
-    test: The same, held out.
-    labels: The class of each example of `train` before it is changed, int
-      `[n]`.
-    place: Takes the index of a held-out text and returns its file and line.
-    validation: Of `with_validation`: the same as `test`.
+    train: Training examples. Their form depends on the function that returns
+      the data set.
+    test: Held-out examples, in the same form.
+    labels: The class of each example of the original `train`, int `[n]`.
+    place: Maps the index of a held-out text to its file and line.
+    validation: Examples that `with_validation` took out of `train`, in the form
+      of `test`.
   """
 
   description: str
@@ -66,7 +67,7 @@ class Dataset:
     return int(self.counts[:, 1].sum())
 
   def __str__(self) -> str:
-    """Describes it with its classes."""
+    """Returns the description, with the classes and their counts."""
     return f"{self.description}: {summary(self.classes, self.counts)}"
 
 
@@ -79,7 +80,7 @@ def dataset(
 
 
 def with_validation(dataset: Dataset) -> Dataset:
-  """Takes examples for validation out of `train`, if there are enough."""
+  """Moves some training examples to `validation`, if there are enough."""
   chosen = for_validation(dataset.labels, dataset.classes)
   if chosen is None:
     return dataset
@@ -104,7 +105,7 @@ def define_flags(examples: str, condition: str = "") -> None:
   """Defines flags for the hold-out and the names of classes.
 
   Args:
-    examples: What the classes are of, in the plural.
+    examples: The noun for the examples in help texts, in the plural.
     condition: Prefix of the help texts that says when the flags apply.
   """
   flags.DEFINE_float(
@@ -128,7 +129,7 @@ def read_names(path: str) -> list[str]:
 
   Raises:
     ValueError: The file is missing, is empty or is not UTF-8, or a name is
-      empty or twice there.
+      empty or duplicated.
   """
   about = f"Cannot read the names of classes in {path}: "
   with errors.of_input(tf.errors.OpError, about=about):
@@ -154,15 +155,16 @@ def write_names(path: str, names: Sequence[str]) -> None:
 def held_out(labels: np.ndarray, share: float | None) -> np.ndarray:
   """Chooses examples to hold out: the same share of each class, at random.
 
-  Each class keeps an example for training, and one of more than one is held
-  out.
+  Each class keeps at least one training example. If it has more than one
+  example, at least one is held out.
 
   Args:
     labels: The class of each example, int `[n]`.
     share: Share to hold out, in (0, 1); None: `HELD_OUT_SHARE`.
 
   Returns:
-    Whether to hold out each example, bool `[n]`; the same in each run.
+    Whether to hold out each example, bool `[n]`. The choice is the same in
+    every run.
   """
   share = HELD_OUT_SHARE if share is None else share
   chosen = np.zeros(len(labels), bool)
@@ -179,15 +181,15 @@ def for_validation(
 ) -> np.ndarray | None:
   """Chooses training examples for validation, the same share of each class.
 
-  Prints how many there are, or why there are none.
+  Prints their number, or why there are none.
 
   Args:
     labels: The class of each training example, int `[n]`.
     names: Names of the classes.
 
   Returns:
-    Whether to spare each example, bool `[n]`. None if a class has fewer than
-    five.
+    Whether each example is for validation, bool `[n]`. None if a class has
+    fewer than five.
   """
   counts = np.bincount(labels, minlength=len(names))
   few = [i for i in np.argsort(counts) if 0 < counts[i] < _LEAST_TO_DIVIDE]
@@ -207,15 +209,15 @@ def for_validation(
 
 
 def balanced(counts: np.ndarray, names: Sequence[str]) -> np.ndarray:
-  """Computes scikit-learn's "balanced" weights of classes, and prints them.
+  """Computes and prints scikit-learn's "balanced" class weights.
 
   Args:
     counts: Number of training examples of each class, int `[classes]`.
     names: Names of the classes.
 
   Returns:
-    The number of examples divided by the number of classes and by that of the
-    class, float `[classes]`; 1 for a class without examples.
+    `n / (classes * n_of_class)`, float `[classes]`, and 1 for a class without
+    examples.
   """
   present = np.flatnonzero(counts)
   labels = np.repeat(present, counts[present])
@@ -251,14 +253,14 @@ def count(
     names: Names of the classes that the labels count.
     train: Labels of the training examples.
     test: Labels of the examples held out.
-    source: Where they are from, for errors.
+    source: Name of the data, for errors.
 
   Returns:
     Counts, int `[classes, 2]`.
 
   Raises:
-    ValueError: There are fewer than two classes, or nothing to train on or to
-      test with, or a class in the test that is not in the training.
+    ValueError: There are fewer than two classes, no training or no held-out
+      examples, or held-out examples of a class without training examples.
   """
   labels = np.concatenate([train, test])
   if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
@@ -286,7 +288,7 @@ def count(
 def divided(
   examples: tf.data.Dataset, labels: np.ndarray, share: float | None
 ) -> tuple[Part, Part]:
-  """Divides examples, which come in the order of their labels."""
+  """Splits examples into training and held-out ones, in the order of labels."""
   return _divided(examples, labels, held_out(labels, share))
 
 
@@ -312,6 +314,6 @@ def slices(images: np.ndarray, labels: np.ndarray) -> Part:
 
 
 def refuse_share(share: float | None, source: str, part: str) -> None:
-  """Raises a ValueError if there are a share and a part to hold out."""
+  """Raises a ValueError if --held_out is set but the data has a test split."""
   if share:
     raise ValueError(f"{source} has {part}, to be held out. Omit --held_out.")

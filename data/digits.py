@@ -14,7 +14,7 @@ with epy.lazy_imports():  # Programs parse their flags first.
 
 # The first and the last class of scikit-learn's handwritten digits.
 _DIGITS = {"digits": (0, 9), "digits_0_4": (0, 4), "digits_5_9": (5, 9)}
-# Directions of videos of them: pixels down and to the right, in each frame.
+# Directions of motion in the videos: pixels down and to the right per frame.
 _DIRECTIONS = {
   "moving_digits": {
     "right": (0, 1),
@@ -45,7 +45,7 @@ def _digits(first: int, last: int, *, by_writer: bool) -> classes.Dataset:
   kept = (data.target >= first) & (data.target <= last)
   images = data.images[kept][..., None].astype("float32") / 16
   labels = data.target[kept] - first
-  if by_writer:  # Other people have written those held out.
+  if by_writer:  # The held-out digits are by other writers.
     train, test = np.split(np.arange(len(labels)), [len(labels) // 5])[::-1]
   else:
     train, test = model_selection.train_test_split(
@@ -63,8 +63,8 @@ def _digits(first: int, last: int, *, by_writer: bool) -> classes.Dataset:
 def _moving_digits(name: str) -> classes.Dataset:
   """Returns videos of handwritten digits, whose classes are directions.
 
-  A digit moves by one of 16 by 16 pixels in each frame, and comes back on the
-  other side: after 16 frames the first one follows.
+  In each frame of 16 by 16 pixels a digit moves by one pixel, and reenters on
+  the opposite side. The motion repeats after 16 frames.
   """
   directions = _DIRECTIONS[name]
   is_diagonal = name != "moving_digits"

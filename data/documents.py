@@ -26,7 +26,7 @@ from distribution import formats
 with epy.lazy_imports():
   import tensorflow as tf
 
-flags.disclaim_key_flags()  # They are those of the program.
+flags.disclaim_key_flags()  # --help lists them as the program's.
 
 PYTHON_DOCS = "python_docs"
 
@@ -39,24 +39,24 @@ _LEFT_OUT = {
 
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
-_HELD_OUT = 50  # One document in so many is held out.
+_HELD_OUT = 50  # One of this many documents is held out.
 _MOST_HELD_OUT = 10_000
 _LINES_AT_ONCE = 100
-_LONGEST = 2**14  # Characters of a document.
+_LONGEST = 2**14  # Most characters of a document.
 _CHECKED_BYTES = 2**20  # Of each file.
 _OPEN_FILES = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """Documents for training and held-out ones, each a string, shape `[]`.
+  """Training documents and held-out documents, each a string, shape `[]`.
 
   Attributes:
-    description: What it is, without paths.
-    train: What all workers together train on.
-    held_out: What they are tested with.
-    of_files: What this worker trains on, from files of its own; None if it has
-      none.
+    description: Text for the model card, without paths.
+    train: The training documents of all workers.
+    held_out: The held-out documents.
+    of_files: The training documents of this worker, if each worker reads its
+      own files; otherwise None.
   """
 
   description: str
@@ -66,7 +66,7 @@ class Corpus:
 
   @property
   def of_worker(self) -> tf.data.Dataset:
-    """What this worker trains on."""
+    """The training documents of this worker."""
     return self.train if self.of_files is None else self.of_files
 
 
@@ -93,8 +93,8 @@ def docstrings() -> Iterator[tuple[pathlib.PurePath, bool, str]]:
   """Yields the docstrings of this Python's standard library.
 
   Yields:
-    The path of the module in the library; whether it is held out, as a fourth
-    of the modules is; and the docstring.
+    The path of a module in the library, whether the module is held out, and the
+    docstring. A quarter of the modules is held out.
 
   Raises:
     FileNotFoundError: This Python has no source of its standard library.
@@ -125,7 +125,7 @@ def define_flags(text: str) -> None:
   """Defines --train_on and --text_column.
 
   Args:
-    text: What the help of --train_on begins with.
+    text: The beginning of the help text of --train_on.
   """
   flags.DEFINE_list(
     "train_on",
@@ -161,7 +161,7 @@ def _check_exist(names: Sequence[str] | None) -> bool:
 
 
 def load(names: Sequence[str], **options: Any) -> Corpus:
-  """Returns what --train_on names; `options` are those of `text_files`."""
+  """Returns the documents of --train_on; `options` go to `text_files`."""
   if list(names) == [PYTHON_DOCS]:
     return python_docs()
   return text_files([*map(formats.absolute, names)], **options)
@@ -174,21 +174,21 @@ def text_files(
   worker: tuple[int, int] = (0, 1),
   is_remote: bool = False,
 ) -> Corpus:
-  """Returns the documents in files, which are read while they are used.
+  """Returns the documents in files, which are read lazily.
 
   Files whose suffix `tables.read` knows have a document in each row; in others
   blank lines separate documents. Those that end in .gz are compressed. Parts of
   documents that are longer than 16,384 characters count as documents.
 
   Args:
-    paths: Paths or patterns of UTF-8 files, also in buckets. Up to 16 are read
-      at the same time. Of the documents in a file one in 50 is held out, up to
-      10,000 of all files.
+    paths: Paths or patterns of UTF-8 files, also in buckets. Up to 16 files are
+      read in parallel. One in 50 documents of each file is held out, at most
+      10,000 in total.
     text_column: The column of the documents in files with rows, as
       `tables.pick` takes it.
-    worker: Index of this process, and the number of those that train together.
-      If there are as many files, each trains on files of its own.
-    is_remote: Whether other machines read the files, and run no Python.
+    worker: Index of this worker, and the number of workers. If there are at
+      least as many files, each worker reads its own files.
+    is_remote: Whether other machines, which run no Python, read the files.
 
   Raises:
     FileNotFoundError: A path matches no file.
@@ -220,7 +220,7 @@ def text_files(
     )
     of_files = _part(_documents(numbered[index::count], text_column), False)
     of_files = of_files.with_options(options)
-  # Without directories: cards of exports contain no path of this machine.
+  # Without directories, because model cards must contain no local path.
   names = ", ".join(os.path.basename(path) for path in paths)
   size = sum(tf.io.gfile.stat(path).length for path in files)
   return Corpus(
@@ -232,7 +232,7 @@ def text_files(
 
 
 def _part(documents: tf.data.Dataset, is_held_out: bool) -> tf.data.Dataset:
-  """Returns the documents of `_documents` that are held out, or the others."""
+  """Returns either the held-out or the training documents of `_documents`."""
   return documents.filter(
     lambda index, _: (index % _HELD_OUT == 0) == is_held_out
   ).map(lambda _, text: text)
@@ -265,10 +265,10 @@ def _check(path: str, text_column: str | None, is_remote: bool) -> None:
 def _documents(
   paths: Sequence[tuple[str, int]], text_column: str | None
 ) -> tf.data.Dataset:
-  """Returns documents with indices; several files take turns.
+  """Returns documents with indices, from several files in turn.
 
-  The indices count the documents in each file, from its own index on: small
-  files do not all begin with a document that is held out.
+  The index of a document counts from a different start in each file. Otherwise
+  every small file would begin with a held-out document.
   """
 
   def of_files(
@@ -319,8 +319,8 @@ def _rows_of(text_column: str | None) -> Callable[[tf.Tensor], tf.data.Dataset]:
 def _blocks(path: tf.Tensor) -> tf.data.Dataset:
   """Returns the blocks of lines in a text file, strings `[None]`.
 
-  The pipeline is free of Python functions, which a parameter server's workers
-  could not run.
+  The pipeline has no Python functions, because the workers of a parameter
+  server could not run them.
   """
   is_compressed = tf.strings.regex_full_match(path, r"(?i).*\.gz")
   lines = tf.data.TextLineDataset(

@@ -21,24 +21,24 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tensorflow_datasets as tfds
 
-flags.disclaim_key_flags()  # They are those of the program.
+flags.disclaim_key_flags()  # --help lists them as the program's.
 
 _DOWNLOADED = ("mnist", "fashion_mnist", "cifar10")
 NAMES = (*digits.NAMES, *_DOWNLOADED)
 _TFDS, _FOLDER = "tfds:", "folder:"  # Prefixes of names.
 
 _CACHED_BYTES = 2**30
-_AT_ONCE = 16  # A step of tf.data costs as much as decoding a small picture.
+_AT_ONCE = 16  # One step of tf.data costs as much as decoding a small picture.
 _MOST_CLASSES = 2**20  # Of TFRecords.
 
 
 def define_flags(flag: str, default: str | None, text: str) -> None:
-  """Defines flags that choose a data set, its hold-out and names of classes.
+  """Defines flags for a data set, its held-out share and its class names.
 
   Args:
     flag: Name of the flag for the data set.
     default: Its default.
-    text: What its help text begins with.
+    text: The beginning of its help text.
   """
   flags.DEFINE_string(
     flag,
@@ -64,12 +64,12 @@ def define_flags(flag: str, default: str | None, text: str) -> None:
 
 
 def is_named(name: str) -> bool:
-  """Tells whether `load` takes this as a name, and not as a path."""
+  """Returns whether `load` takes this as a name, not as a path."""
   return name in NAMES or (name.startswith(_TFDS) and name != _TFDS)
 
 
 def _path(name: str) -> str | None:
-  """Returns the absolute path in the value of a flag; None if it is none."""
+  """Returns the absolute path in the value of a flag; None for a name."""
   if not name.removeprefix(_FOLDER):
     return None
   path = formats.absolute(name.removeprefix(_FOLDER))
@@ -90,22 +90,21 @@ def load(
 
   Args:
     name: A value of the flag that `define_flags` defines.
-      tensorflow-datasets keeps what it downloads in the directory that
-      TFDS_DATA_DIR says.
-    held_out: Share to hold out, of each class; the default is 0.2. Data sets
-      with a part for tests take no share.
+      tensorflow-datasets downloads to the directory in TFDS_DATA_DIR.
+    held_out: Share of each class to hold out; the default is 0.2. Data sets
+      with a test split take no share.
     class_names_file: File with the names of the classes. For folders it sets
       their order.
 
   Returns:
-    Its examples are pairs of an image and a label, int64 `[]`, of a known
-    number. An image is uint8 or float32 `[height, width, channels]`, a video
-    the same after the frames, or it is a pair of the bytes of a file and its
-    name.
+    A data set of pairs of an image and a label, int64 `[]`; their number is
+    known. An image is uint8 or float32 `[height, width, channels]`, a video has
+    frames as its first dimension, and a picture is a pair of the bytes of a
+    file and its name.
 
   Raises:
-    ConnectionError: It is not there and cannot be downloaded.
-    ValueError: It is unknown, of another form, or cannot be read.
+    ConnectionError: The data set cannot be downloaded.
+    ValueError: It is unknown, has no single image and label, or is unreadable.
   """
   names = class_names_file and classes.read_names(class_names_file)
   if name in digits.NAMES:
@@ -122,7 +121,7 @@ def load(
     for part in ("", *pictures.folders(path))
     if tf.io.gfile.exists(os.path.join(path, part, "features.json"))
   )
-  if prepared:  # Versions of a data set have folders.
+  if prepared:  # Each version of a data set is a folder.
     builder = tfds.builder_from_directory(prepared[-1])
     return _renamed(_of_tensorflow_datasets(builder, held_out), names)
   records = (
@@ -158,24 +157,25 @@ def resized(
   *,
   is_remote: bool = False,
 ) -> classes.Dataset:
-  """Returns a data set that `load` returned with images of one shape.
+  """Converts a data set from `load` to images of one shape.
 
-  Bytes are decoded as they are needed: transparent pixels become white, and
-  pictures turn as their EXIF orientation says. Decoded training images are kept
+  Pictures are decoded lazily. Transparent pixels become white, and the EXIF
+  orientation is applied. Decoded training images are kept
   in memory if they need less than 1 GiB. In `test` and `validation`, pictures
   that cannot be decoded have the label -1.
 
   Args:
     dataset: The data set.
-    image_shape: Height, width and channels that the images get, float32 in
-      [0, 1]: they are resized bilinearly, grey ones repeated to three channels,
-      and colors made grey for one. For videos the number of frames comes first;
-      an image becomes equal frames.
-    is_remote: Whether other machines read the data set, and run no Python.
+    image_shape: Height, width and channels of the result, float32 in [0, 1].
+      Images are resized bilinearly and converted between grey and color. For
+      videos the number of frames comes first, and an image is repeated for each
+      frame.
+    is_remote: Whether other machines, which run no Python, read the data set.
 
   Raises:
-    ValueError: It has videos, and the shape is that of an image; or images have
-      other channels; or Python would have to decode them on other machines.
+    ValueError: A data set of videos and the shape of an image; images with
+      other numbers of channels; or pictures, which need Python, on other
+      machines.
   """
   is_encoded = isinstance(dataset.train.element_spec[0], tuple)
   if is_encoded and is_remote:
@@ -222,7 +222,7 @@ def resized(
 
 
 def names_of_files(dataset: classes.Dataset) -> list[str]:
-  """Returns those of `test`, as `load` returns it; none if it has none."""
+  """Returns the names of the pictures in `test`; [] if it has no pictures."""
   if not isinstance(dataset.test.element_spec[0], tuple):
     return []
   names = dataset.test.map(lambda image, label: image[1])
@@ -282,14 +282,16 @@ def _builder(name: str) -> tfds.core.DatasetBuilder:
   """Returns a data set of tensorflow-datasets; downloads it if need be."""
   try:
     builder = tfds.builder(name)
-  except (AssertionError, ValueError) as e:  # It lists all that there are.
+  except (AssertionError, ValueError) as e:  # The message lists all data sets.
     raise ValueError(
       f"tensorflow-datasets has no {name}: {str(e).splitlines()[0]}"
     ) from e
   _keys(builder)
   try:
     builder.download_and_prepare()
-  except Exception as e:  # It raises what its downloads and parsers do.
+  except (
+    Exception
+  ) as e:  # Downloads and parsers raise many types of exceptions.
     message = " ".join(str(e).split())
     raise ConnectionError(
       f"tensorflow-datasets cannot prepare {name}: {message}"
@@ -298,7 +300,7 @@ def _builder(name: str) -> tfds.core.DatasetBuilder:
 
 
 def _keys(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
-  """Returns the names of the only image and the only label of an example."""
+  """Returns the keys of the only image and the only label of an example."""
   features = dict(builder.info.features)
   keys = [
     [key for key, feature in features.items() if isinstance(feature, kind)]
@@ -333,7 +335,9 @@ def _of_tensorflow_datasets(
   train = part("train")
   for split in classes.HELD_OUT:
     test = split in builder.info.splits and part(split)
-    if test and test[1].min() >= 0:  # Competitions hide labels as -1.
+    if (
+      test and test[1].min() >= 0
+    ):  # Competitions hide the labels of their test split as -1.
       classes.refuse_share(share, description, split)
       return classes.dataset(description, names, train, test)
   return classes.dataset(description, names, *classes.divided(*train, share))
@@ -345,7 +349,7 @@ def _records(
   share: float | None,
   names: Sequence[str] | None,
 ) -> classes.Dataset:
-  """Reads TFRecords with the keys of Model Garden."""
+  """Reads TFRecords with Model Garden's keys."""
   label_keys = {
     "image/class/label": tf.io.FixedLenFeature([], tf.int64),
     "image/class/text": tf.io.FixedLenFeature([], tf.string, ""),
@@ -385,7 +389,7 @@ def _records(
       parts = part(named(classes.TRAIN)), part(named(*classes.HELD_OUT))
     else:
       parts = classes.divided(*part(files), share)
-  # Messages of TensorFlow may cite bytes that are not UTF-8.
+  # TensorFlow's messages may quote bytes that are not UTF-8.
   except (tf.errors.OpError, UnicodeDecodeError) as e:
     raise ValueError(
       f"{path}: these are no TFRecords with image/encoded and"

@@ -1,4 +1,4 @@
-"""Pictures, which are files of images: finds them in folders, and decodes."""
+"""Pictures, the files of images: finds them in folders and decodes them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ with epy.lazy_imports():  # Programs parse their flags first.
   from PIL import ImageOps
   import tensorflow as tf
 
-# Suffixes of pictures, and what the files begin with.
+# First bytes of picture files, by suffix.
 _BEGINNINGS = {
   ".jpg": b"\xff\xd8",
   ".jpeg": b"\xff\xd8",
@@ -30,13 +30,13 @@ _BEGINNINGS = {
   ".bmp": b"BM",
   ".webp": b"RIFF",
 }
-# A few broken files are usual in pictures that were collected from the web, and
-# change no class. More come of an interrupted copy or of another format.
+# Pictures collected from the web usually include a few broken files, which do
+# no harm. More than a few mean an interrupted copy or another format.
 _MOST_UNREADABLE = 0.05
 
 
 def folders(path: str) -> list[str]:
-  """Returns the names of the folders in a folder; none if it is none."""
+  """Returns the names of the folders in a folder; [] if it is no folder."""
   if not tf.io.gfile.isdir(path):
     return []
   return sorted(
@@ -49,7 +49,7 @@ def folders(path: str) -> list[str]:
 def folder(
   path: str, share: float | None, names: Sequence[str] | None
 ) -> classes.Dataset:
-  """Reads a folder with a folder of pictures for each class."""
+  """Reads a folder that has a folder of pictures for each class."""
   source = f"the pictures in {os.path.basename(path.rstrip('/'))}"
   parts, names_of_parts = [path], {classes.TRAIN, *classes.HELD_OUT}
   inside = folders(path)
@@ -89,10 +89,10 @@ def _pictures(
   """Finds the pictures in the folders of classes, in random order.
 
   Returns:
-    Their paths, and their labels, int64. Those that are not what their suffixes
-    say are left out, and named on standard error.
+    Their paths, and their labels, int64. Files whose content contradicts their
+    suffix are left out and listed on standard error.
   """
-  # TensorFlow's function for all file systems is slow for many files.
+  # tf.io.gfile is slow for many local files.
   walk = tf.io.gfile.walk if "://" in path else os.walk
   found, others = [], collections.Counter()
   for label, name in enumerate(names):
@@ -107,7 +107,7 @@ def _pictures(
     listed = ", ".join(f"{n} {what}" for what, n in others.most_common(5))
     print(f"Left out in {source}, as no pictures: {listed}", file=sys.stderr)
   unreadable = set()
-  if "://" not in path:  # In a bucket it would take a request for each.
+  if "://" not in path:  # In a bucket each file would cost a request.
     with futures.ThreadPoolExecutor(8) as executor:
       readable = executor.map(_is_picture, [name for name, _ in found])
       unreadable = {
@@ -128,7 +128,7 @@ def _pictures(
 
 
 def _is_picture(path: str) -> bool:
-  """Tells whether a file begins as its suffix says, or as another picture."""
+  """Returns whether a file begins like a picture of any of the formats."""
   try:
     with open(path, "rb") as f:
       return f.read(4).startswith(tuple(_BEGINNINGS.values()))
@@ -152,8 +152,8 @@ def decoded(
     image_shape: The last three are the shape of an image.
     total: Number of pictures in the data set, for the share of unreadable ones.
     description: What the data set is, for the error about them.
-    is_training: Whether other pictures stand in for those that cannot be
-      decoded. Their label is -1 otherwise.
+    is_training: Whether to replace undecodable pictures by others. Otherwise
+      their label becomes -1.
 
   Returns:
     Batches of pairs of an image and a label. Too many unreadable pictures raise
@@ -165,7 +165,7 @@ def decoded(
   def pixels(encoded: bytes, name: bytes) -> np.ndarray | None:
     try:
       return _pixels(encoded, height, width, channels)
-    except Exception as e:  # Pillow raises what its many decoders do.
+    except Exception as e:  # Pillow's decoders raise many types of exceptions.
       if name not in unreadable:
         unreadable[name] = f"{name.decode(errors='replace') or 'a record'}: {e}"
         print(f"Skipped {unreadable[name]}", file=sys.stderr)
@@ -180,7 +180,7 @@ def decoded(
     others = itertools.cycle(last if is_training else [])
 
     def readable(image: np.ndarray | None, label: int) -> tuple:
-      # None has been read yet if all pictures of the first batch are broken.
+      # There is no replacement yet if the whole first batch is broken.
       black = np.zeros([height, width, channels], np.uint8)
       label_of_black = label if is_training else np.int64(-1)
       return (
@@ -206,7 +206,7 @@ def _pixels(
   encoded: bytes, height: int, width: int, channels: int
 ) -> np.ndarray:
   image = Image.open(io.BytesIO(encoded))
-  # JPEG is decoded at a fraction of its size if that is large enough.
+  # Decodes a JPEG at a fraction of its size if that is large enough.
   image.draft("RGB", [2 * max(height, width)] * 2)
   image = ImageOps.exif_transpose(image)
   if image.mode.startswith("I"):  # 16 bits.

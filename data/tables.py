@@ -35,9 +35,9 @@ _NAMES = {
     *("intent", "topic", "rating"),
   ),
 }
-_SAMPLE = 1000  # Rows that tell which column has the classes.
-_LONGEST = 2**28  # Bytes of a line, and characters of a cell.
-# What files begin with that are no text.
+_SAMPLE = 1000  # Rows to inspect for the column of the classes.
+_LONGEST = 2**28  # Most bytes of a line, and most characters of a cell.
+# First bytes of files that are not text, and what to do about them.
 _NOT_TEXT = {
   b"\x1f\x8b": "compressed by gzip. Unpack it. Files to train on may end in .gz"
   " instead.",
@@ -50,9 +50,9 @@ class Table(NamedTuple):
   """Rows of a file.
 
   Attributes:
-    header: Names of the columns; None in files that may be without them.
-    rows: Their numbers, from 1 on (of files of lines that of their first line),
-      and their cells, strings or None.
+    header: Names of the columns; None for formats that may lack a header.
+    rows: The rows: the number of each, from 1 on, and its cells, strings or
+      None. In text files the number is that of the first line of the row.
   """
 
   header: list[str] | None
@@ -60,10 +60,10 @@ class Table(NamedTuple):
 
 
 def files(paths: Sequence[str]) -> list[str]:
-  """Returns the files that paths and patterns stand for.
+  """Expands paths and patterns to files.
 
   Raises:
-    OSError: One of them stands for none, or its bucket cannot be read.
+    OSError: A path or pattern matches no file, or a bucket cannot be read.
   """
   found = []
   for path in paths:
@@ -83,11 +83,11 @@ def suffix(path: str) -> str:
 
 
 def read(path: str) -> Table:
-  """Reads a file; its suffix says how. Compressed files end in .gz.
+  """Reads a file, by its suffix. Compressed files end in .gz.
 
   Raises:
-    ValueError: It has another suffix, or a row cannot be read: while they are
-      iterated too.
+    ValueError: The suffix is unknown, or a row cannot be read, which may also
+      happen during iteration.
   """
   kind = suffix(path)
   if kind == ".parquet":
@@ -107,7 +107,7 @@ def open_file(path: str) -> IO[bytes]:
   is_compressed = path.lower().endswith(".gz")
   if "://" not in path:
     return (gzip.open if is_compressed else open)(path, "rb")
-  file = tf.io.gfile.GFile(path, "rb")  # Slower, line by line.
+  file = tf.io.gfile.GFile(path, "rb")  # tf.io.gfile is slower, line by line.
   return gzip.GzipFile(fileobj=file) if is_compressed else file
 
 
@@ -127,7 +127,7 @@ def _lines(path: str) -> Iterator[str]:
   with decompressing(path), open_file(path) as f:
     read = functools.partial(f.readline, _LONGEST)
     if "://" in path and not isinstance(f, gzip.GzipFile):
-      read = f.readline  # TensorFlow's takes no limit.
+      read = f.readline  # tf.io.gfile's readline takes no limit.
     for number, line in enumerate(iter(read, b""), 1):
       if len(line) >= _LONGEST:
         raise ValueError(f"{path}, line {number}: it has 256 MiB or more.")
@@ -141,7 +141,7 @@ def decoded(data: bytes, about: str = "") -> str:
   """Decodes UTF-8, without a byte order mark.
 
   Raises:
-    ValueError: It is not UTF-8. The text names the line, after `about`.
+    ValueError: It is not UTF-8. The message is `about` and the line.
   """
   try:
     return data.decode("utf-8-sig")
@@ -165,7 +165,7 @@ def not_utf8(where: str, data: bytes) -> ValueError:
 
 
 def _csv(path: str) -> Iterator[tuple[int, list[str]]]:
-  csv.field_size_limit(_LONGEST)  # Its default is 131,072 characters.
+  csv.field_size_limit(_LONGEST)  # The default limit is 131,072 characters.
   lines = _lines(path)
   first = next(lines, "")
   reader = csv.reader(itertools.chain([first], lines), strict=True)
@@ -180,14 +180,14 @@ def _csv(path: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _advice(line: str) -> str:
-  """Says what to do about a first line that other characters divide."""
+  """Returns advice if another character separates the columns."""
   if "," in line or not re.search("[;\t]", line):
     return ""
   return " Separate the columns with commas, or with tabs in a file *.tsv."
 
 
 def _tsv(path: str) -> Iterator[tuple[int, list[str]]]:
-  """Yields rows. A quotation mark that does not end stays in its line."""
+  """Yields rows. An unmatched quotation mark ends with its line."""
   for number, line in enumerate(_lines(path), 1):
     if line := line.rstrip("\r\n"):
       yield number, [_unquoted(cell) for cell in line.split("\t")]
@@ -207,7 +207,7 @@ def _json_lines(path: str) -> Table:
           row = json.loads(line)
           if (
             "\\ud" in line or "\\uD" in line
-          ):  # Perhaps without its other half.
+          ):  # It may be half of a surrogate pair.
             json.dumps(row, ensure_ascii=False).encode()
         except (RecursionError, ValueError) as e:
           raise ValueError(f"{path}, line {number}: {e}.") from e
@@ -223,9 +223,11 @@ def _json_lines(path: str) -> Table:
 
 
 def _parquet(path: str) -> Table:
-  with errors.of_input(about=f"{path}: "):  # pyarrow raises anything.
+  with errors.of_input(
+    about=f"{path}: "
+  ):  # pyarrow raises many types of exceptions.
     opened = open_file(path)
-    # TensorFlow's files have no such attribute.
+    # Files of tf.io.gfile lack this attribute.
     if not hasattr(opened, "closed"):
       opened.closed = False
     file = parquet.ParquetFile(opened)
@@ -253,13 +255,13 @@ def pick(
 
   Args:
     path: The file.
-    columns: By flag, text_column and, for labelled texts, label_column, its
-      value: the name of a column, or in files without a header its number, from
-      1 on; None for a column that its name or its values tell.
+    columns: The value of the flag text_column and, for labelled texts, of
+      label_column: the name of a column or, without a header, its number from 1
+      on. None means to find the column by its name or its values.
 
   Raises:
-    ValueError: The file cannot be read, or it is not clear which columns to
-      take; while the rows are iterated too.
+    ValueError: The file cannot be read, or the choice of columns is ambiguous.
+      This may also happen during iteration.
   """
   header, rows = read(path)
   sample = []
@@ -318,11 +320,11 @@ def _named(
 def _by_values(
   path: str, columns: Mapping[str, str | None], rows: Sequence[Sequence[str]]
 ) -> list[int] | None:
-  """Finds texts and labels in two columns: labels are short, and few.
+  """Finds texts and labels in two columns: labels are short and few.
 
   Raises:
-    ValueError: The first line has the label of no other line: it may be a
-      header.
+    ValueError: The label of the first line occurs in no other line, so the line
+      may be a header.
   """
   if len(columns) != 2 or len(rows[0]) != 2:
     return None

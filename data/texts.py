@@ -1,4 +1,4 @@
-"""Texts with classes: docstrings, and files of rows."""
+"""Texts with classes, from docstrings or from files with rows."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ with epy.lazy_imports():  # Programs parse their flags first.
   import numpy as np
   import pyarrow as pa
 
-flags.disclaim_key_flags()  # They are those of the program.
+flags.disclaim_key_flags()  # --help lists them as the program's.
 
-# Packages of Python's standard library that have many docstrings.
+# Packages of Python's standard library with many docstrings.
 _PACKAGES = (
   *("asyncio", "email", "http", "importlib"),
   *("logging", "multiprocessing", "unittest", "xml"),
@@ -34,7 +34,7 @@ _AT_ONCE = 10_000
 
 
 def define_flags() -> None:
-  """Defines flags for labelled texts of one's own."""
+  """Defines flags for the user's own labelled texts."""
   flags.DEFINE_list(
     "train_file",
     None,
@@ -83,7 +83,7 @@ def python_docs() -> classes.Dataset:
 
 
 class Pairs(NamedTuple):
-  """Summaries of texts, and what follows them."""
+  """Summaries of texts, and the rest of each text."""
 
   summaries: list[str]
   bodies: list[str]
@@ -96,7 +96,7 @@ def python_doc_pairs() -> tuple[Pairs, Pairs]:
   left out, as are bodies of fewer than eight and repeated ones.
 
   Returns:
-    Pairs for training; and those of the modules that `python_docs` holds out,
+    Training pairs, and the pairs of the modules that `python_docs` holds out,
     in random order.
 
   Raises:
@@ -126,8 +126,8 @@ def read(
 
   Args:
     paths: Files, or patterns of them, as `tables.read` takes them.
-    text_column: Name of the column with the texts, or its number in files
-      without a header; None: what is clear from names or values.
+    text_column: Name of the column with the texts or, without a header, its
+      number. None means to find it by names or values.
     label_column: The same for the classes.
     held_out: Share to hold out, of each class; the default is 0.2.
     class_names_file: File with the names of the classes, in the order of their
@@ -135,7 +135,7 @@ def read(
 
   Raises:
     OSError: A file cannot be read.
-    ValueError: A row cannot be read, or classes are not what they should be.
+    ValueError: A row cannot be read, or the classes are implausible.
   """
   columns = {"text_column": text_column, "label_column": label_column}
   found: dict[str, _Class] = {}
@@ -189,7 +189,7 @@ def read(
 
 @dataclasses.dataclass
 class _Class:
-  """Where a class was seen first, its number in that order, and its count."""
+  """Where a class occurs first, its index in that order, and its count."""
 
   where: str
   number: int
@@ -197,7 +197,7 @@ class _Class:
 
 
 def _check(found: dict[str, _Class], num_rows: int) -> None:
-  """Raises a ValueError for classes that are mistakes."""
+  """Raises a ValueError for implausible classes."""
   if empty := found.get(""):
     raise ValueError(
       f"{empty.where}: the class is empty, as in {empty.count} of"
@@ -227,7 +227,7 @@ def _dataset(
 ) -> classes.Dataset:
   """Returns texts, strings `[n]`, and labels, int `[n]`, as a data set.
 
-  What TensorFlow takes is `to_numpy()` of some of the texts.
+  TensorFlow takes the `to_numpy()` of a slice of the texts.
   """
   parts = ((part, part[1]) for part in (train, test))
   return classes.dataset(description, names, *parts)

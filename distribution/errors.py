@@ -16,7 +16,7 @@ import traceback
 
 from absl import flags
 
-flags.disclaim_key_flags()  # They are those of the program: --help lists them.
+flags.disclaim_key_flags()  # --help lists them as the program's.
 
 _LONGEST = 800  # Characters of a message of others,
 _READ = 100_000  # of which so many are read,

@@ -27,7 +27,7 @@ with epy.lazy_imports():
   from exporters.reusable import saving
   from exporters.reusable import xla
 
-flags.disclaim_key_flags()  # They are those of the program.
+flags.disclaim_key_flags()  # --help lists them as the program's.
 
 _EXAMPLE = """
 import os

@@ -22,7 +22,7 @@ with epy.lazy_imports():
   from exporters.reusable import model_card
   from exporters.reusable import saving
 
-flags.disclaim_key_flags()  # They are those of the program.
+flags.disclaim_key_flags()  # --help lists them as the program's.
 
 _EXAMPLE = """
 import tensorflow as tf

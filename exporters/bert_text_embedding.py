@@ -24,7 +24,7 @@ with epy.lazy_imports():
   from exporters.reusable import model_card
   from exporters.reusable import saving
 
-flags.disclaim_key_flags()  # They are those of the program.
+flags.disclaim_key_flags()  # --help lists them as the program's.
 
 _POOLINGS = {
   "mean": "the mean of the vectors of all tokens, [CLS] and [SEP] included",

@@ -38,7 +38,7 @@ with epy.lazy_imports():
   import tensorflow_hub as hub
   import tf_keras
 
-flags.disclaim_key_flags()  # They are those of the program: --help lists them.
+flags.disclaim_key_flags()  # --help lists them as the program's.
 
 _PATHS = {
   "saved_model_dir": "The export to fine-tune: a directory, also in a bucket,"

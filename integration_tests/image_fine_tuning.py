@@ -26,7 +26,7 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
-flags.disclaim_key_flags()  # They are those of the program.
+flags.disclaim_key_flags()  # --help lists them as the program's.
 
 
 def build_model(

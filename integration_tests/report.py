@@ -24,7 +24,7 @@ with epy.lazy_imports():
   from PIL import Image
   import tensorflow as tf
 
-flags.disclaim_key_flags()  # They are those of the program.
+flags.disclaim_key_flags()  # --help lists them as the program's.
 
 _WORST = 20  # Examples.
 _FIRST = 20  # Classes that are always listed, and whose counts fit into cells.
