@@ -1,4 +1,4 @@
-"""Keeps the weights of a trained model, for further training."""
+"""Saves and restores the weights of a model, for further training."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def restore(
   """Restores the weights that `save` has written, if there are any.
 
   Args:
-    model: The model. Its optimizer starts anew.
-    directory: The directory, which is made. None restores nothing.
+    model: The model. The state of its optimizer is not restored.
+    directory: The directory, which is created. None restores nothing.
     class_names: Names of the classes of the model, if it has any.
 
   Returns:
-    What `save` takes: the model without its optimizer.
+    A checkpoint of the model without its optimizer, for `save`.
 
   Raises:
     ValueError: The weights are those of another model or of other classes.
@@ -67,7 +67,7 @@ def save(
   class_names: Sequence[str],
   strategy: tf.distribute.Strategy,
 ) -> None:
-  """Replaces the weights in a directory. Of several workers the chief does."""
+  """Replaces the weights in a directory. Only the chief writes."""
   if not directory:
     return
   if is_chief := strategies.is_chief(strategy):
@@ -75,7 +75,7 @@ def save(
   options = tf.train.CheckpointOptions(
     experimental_io_device=strategies.io_device(strategy)
   )
-  # All workers save: the chief reads replicated variables together with them.
+  # All workers call save, because reading replicated variables is collective.
   with tempfile.TemporaryDirectory() as scratch_dir:
     tf.train.CheckpointManager(
       weights, directory if is_chief else scratch_dir, max_to_keep=1

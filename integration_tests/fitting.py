@@ -1,4 +1,4 @@
-"""Loads exports as layers; trains, tests and saves with any strategy."""
+"""Loads exports as layers; trains, evaluates and saves under any strategy."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ with epy.lazy_imports():
   import tensorflow_hub as hub
   import tf_keras
 
-# Of few examples an epoch makes several passes: what is validated has changed
-# enough, and moving averages follow the weights.
+# A small data set is passed several times in an epoch. Otherwise weights and
+# moving averages would hardly change between two validations.
 _LEAST_STEPS = 10
 
-# Pairs of inputs and labels: a tf.data.Dataset of examples, whose number and
-# shapes are known for training; or inputs, an array or a dict of arrays, and
-# labels, int `[n, …]`.
+# Inputs and labels: either a tf.data.Dataset of pairs, whose number and shapes
+# must be known for training, or a pair of inputs, an array or a dict of arrays,
+# and labels, int `[n, …]`.
 Data = Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-  """The data of a program: what `fit` and `evaluate` take, and weights."""
+  """Training, validation and test data, and the weights of the classes."""
 
   train: Data
   test: Data | None
@@ -48,7 +48,7 @@ def load(saved_model_dir: str) -> Any:
   """Loads a SavedModel that can be called.
 
   Raises:
-    InputError: There is none, or it is damaged or cannot be called.
+    InputError: There is no SavedModel, or it is damaged or not callable.
   """
   about = f"Cannot load {saved_model_dir}: "
   with errors.of_input(about=about):  # TensorFlow raises anything.
@@ -81,10 +81,10 @@ def load_layer(
   Args:
     saved_model_dir: The export.
     name: Name of the layer.
-    retrain: Also train its weights.
+    retrain: Whether to train its weights.
     regularization_loss_multiplier: Factor of its regularization losses.
-    **hyperparameters: Arguments of the export, such as `dropout_rate`, that
-      replace its defaults.
+    **hyperparameters: Values for arguments of the export, such as
+      `dropout_rate`.
 
   Raises:
     ValueError: The export does not take a hyperparameter.
@@ -111,7 +111,7 @@ def load_layer(
   layer = hub.KerasLayer(
     export, trainable=retrain, arguments=hyperparameters, name=name
   )
-  export.regularization_losses = losses  # What is saved keeps its own.
+  export.regularization_losses = losses  # The saved export has its own.
   return layer
 
 
@@ -122,7 +122,7 @@ def _scaled(
 
 
 def logits(features: tf.Tensor, num_classes: int) -> tf.Tensor:
-  """Returns the logits of a new dense layer on features, in float32."""
+  """Applies a new dense layer to features; returns float32 logits."""
   head = tf_keras.layers.Dense(num_classes, dtype="float32", name="logits")
   return head(features)
 
@@ -130,7 +130,7 @@ def logits(features: tf.Tensor, num_classes: int) -> tf.Tensor:
 def classifier(
   inputs: Any, logits: tf.Tensor, optimizer: tf_keras.optimizers.Optimizer
 ) -> tf_keras.Model:
-  """Returns a model from inputs to logits, compiled to train with labels."""
+  """Makes and compiles a model from inputs to logits."""
   return compiled(tf_keras.Model(inputs, logits), optimizer)
 
 
@@ -140,7 +140,7 @@ def compiled(
   *,
   jit_compile: bool | None = None,
 ) -> tf_keras.Model:
-  """Compiles a model that returns logits, to train with labels."""
+  """Compiles a model that returns logits for integer labels."""
   model.compile(
     optimizer=optimizer,
     loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -151,17 +151,17 @@ def compiled(
 
 
 def examples(data: Data) -> tf.data.Dataset:
-  """Returns data as examples."""
+  """Returns data as a tf.data.Dataset of examples."""
   if isinstance(data, tf.data.Dataset):
     return data
   return tf.data.Dataset.from_tensor_slices(data)
 
 
 def evaluate(model: tf_keras.Model, test: Data, *, batch_size: int) -> float:
-  """Tests a model with the strategy that it was built with.
+  """Evaluates a model under the strategy that it was built with.
 
   Args:
-    model: Compiled, with one weighted metric, such as the accuracy.
+    model: A model compiled with one weighted metric, such as the accuracy.
     test: Test data.
     batch_size: Number of examples in a step, as in `fit`.
 
@@ -172,7 +172,7 @@ def evaluate(model: tf_keras.Model, test: Data, *, batch_size: int) -> float:
 
 
 def steps_per_epoch(train: Data, batch_size: int) -> int:
-  """Returns the number of steps of an epoch: one pass, or ten steps."""
+  """Returns the number of steps per epoch: one pass, at least ten steps."""
   return max(-(-len(examples(train)) // batch_size), _LEAST_STEPS)
 
 
@@ -190,29 +190,29 @@ def fit(
   backup: backups.Backup | None = None,
   verbose: int | str = "auto",
 ) -> dict[str, list[float]]:
-  """Trains a model with the strategy that it was built with.
+  """Trains a model under the strategy that it was built with.
 
-  With `frozen_epochs` a new head, if there is one, is trained first, by Adam.
-  The export under it then computes as in inference: no dropout, no change of
-  moving averages. The optimizer of the model trains all weights afterwards.
+  With `frozen_epochs`, Adam first trains the new head, if there is one. The
+  export then runs in inference mode: without dropout, and with fixed moving
+  averages. Afterwards the model's own optimizer trains all weights.
 
-  With `validation` each of the two phases ends when the cross-entropy of the
-  validation data has not become less for some epochs, and the model gets the
-  weights of the best epoch.
+  With `validation`, each of the two phases ends when the cross-entropy of the
+  validation data has not decreased for `patience` epochs. The model then gets
+  the weights of the best epoch.
 
   Args:
-    model: Compiled; for `frozen_epochs` by `compiled`.
+    model: A compiled model. `frozen_epochs` needs one from `compiled`.
     train: Training data.
     batch_size: Number of examples in a step, on all devices together; a
       multiple of the number of replicas.
-    epochs: Number of epochs, each of `steps_per_epoch`, that train all weights.
-    frozen_epochs: Number of epochs before that train the head alone.
-    frozen_learning_rate: Learning rate there.
-    validation: Validation data. None trains all epochs.
+    epochs: Most epochs, of `steps_per_epoch` steps, that train all weights.
+    frozen_epochs: Most epochs that first train the head alone.
+    frozen_learning_rate: Learning rate of Adam in the frozen epochs.
+    validation: Validation data. None disables early stopping.
     patience: Number of epochs without improvement that end a phase.
-    class_weights: Weight of each class in loss and metrics. None: 1.
+    class_weights: Weight of each class in loss and metrics. None means 1.
     backup: Keeps the state after each epoch, and resumes from it.
-    verbose: Argument of Keras.
+    verbose: As in `tf_keras.Model.fit`.
 
   Returns:
     The metrics of all epochs, under the names that Keras gives them.
@@ -251,7 +251,7 @@ def fit(
 
 
 def _exports(model: tf_keras.Model) -> list[tf_keras.layers.Layer]:
-  """Returns the exports that train under a new head, if there is one."""
+  """Returns the trainable exports under a new head; [] without a new head."""
   layers = [layer for layer in model.layers if layer.trainable_weights]
   exports = [
     x for x in layers if isinstance(x, (hub.KerasLayer, tf_keras.Model))
@@ -265,7 +265,7 @@ def _begin_phase(
   optimizer: tf_keras.optimizers.Optimizer | None,
   frozen_learning_rate: float,
 ) -> None:
-  """Has a model train all weights with an optimizer; without, the head."""
+  """Makes a model train all weights with this optimizer, or the head alone."""
   print("Training all weights" if optimizer else "Training the new head alone")
   for layer in exports:
     layer.trainable = bool(optimizer)
@@ -284,8 +284,8 @@ def _training(
   class_weights: Sequence[float] | None,
   step: int,
 ) -> tf.data.Dataset:
-  """Returns batches to train on, from a step on."""
-  # Workers that share each batch need the same order, others different ones.
+  """Returns training batches, from a step on."""
+  # Workers that share batches need the same order, others different ones.
   seed = None if strategies.is_asynchronous(strategy) else 0
   shuffled = batches.for_each_worker(
     batches.training(data, batch_size, seed, step)
@@ -300,7 +300,7 @@ def _weighted(
   class_weights: Sequence[float] | None,
   factor: float = 1.0,
 ) -> tf.data.Dataset:
-  """Multiplies the weights of examples by those of their classes."""
+  """Multiplies the weights of examples by the weights of their classes."""
 
   def weigh(
     inputs: Any, labels: tf.Tensor, weights: tf.Tensor | float = 1.0
@@ -315,7 +315,7 @@ def _weighted(
 def _validation(
   data: tf.data.Dataset, batch_size: int, class_weights: Sequence[float] | None
 ) -> tf.data.Dataset:
-  """Returns batches whose mean loss is that of the examples."""
+  """Returns batches whose weighted mean loss is the mean of the examples."""
   filled = -(-len(data) // batch_size) * batch_size
   return _weighted(
     batches.testing(data, batch_size), class_weights, filled / len(data)
@@ -323,17 +323,17 @@ def _validation(
 
 
 class _Progress:
-  """How far a training is: the metrics of its epochs, and its best weights.
+  """Progress of a training: the metrics of its epochs, and the best weights.
 
   Attributes:
-    logs: For each epoch its metrics, its phase and the loss that decides.
-    end: Number of epochs after which the phase ends at the latest.
+    logs: For each epoch, its metrics, its phase and the loss to minimize.
+    end: Most epochs until the end of the phase.
   """
 
   def __init__(
     self, model: tf_keras.Model, backup: backups.Backup | None, patience: int
   ):
-    """Finds what a backup has. With patience 0 the last epoch is the best."""
+    """Reads the backup, if any. With patience 0 the last epoch is the best."""
     backup = backup or backups.Backup(None, {}, model.distribute_strategy)
     self._model, self._backup, self._patience = model, backup, patience
     # The order of `model.variables` depends on which of them are trainable.
@@ -357,7 +357,7 @@ class _Progress:
     return not self.logs or self.logs[-1]["_phase"] <= phase
 
   def resume(self) -> None:
-    """Restores the state of an interrupted phase, that of the optimizer too."""
+    """Restores an interrupted phase, including the state of the optimizer."""
     model, strategy = self._model, self._model.distribute_strategy
     optimizer = model.optimizer
     with strategy.scope():
@@ -377,8 +377,8 @@ class _Progress:
     done = len(self.logs)
     if not self._patience or done == self._start:
       return done == self.end
-    # At first the moving averages of an export do not fit its new weights: it
-    # takes a while to be better than the head alone was.
+    # At first the moving averages lag behind the changing weights, so results
+    # are worse than with the head alone.
     waited = done - 1 - self._best(self._start)
     return done == self.end or waited >= self._patience
 
@@ -405,13 +405,13 @@ class _Progress:
     self._model.stop_training = self.is_over()
 
   def restore_best(self) -> None:
-    """Gives the model the weights of the best epoch so far."""
+    """Restores the weights of the best epoch so far."""
     if self._patience:
       pairs = zip(self._weights["weights"], self._best_weights, strict=True)
       tf_keras.backend.batch_set_value(list(pairs))
 
   def finish(self) -> dict[str, list[float]]:
-    """Removes the backup; returns the metrics of all epochs by their names."""
+    """Removes the backup; returns the metrics of all epochs, by name."""
     if self._patience:
       best = self._best()
       print(
@@ -438,14 +438,14 @@ class _Progress:
 
 @contextlib.contextmanager
 def published(output_dir: str, is_chief: bool) -> Iterator[str | None]:
-  """Gives the chief a directory to write, and renames it at the end.
+  """Gives the chief a temporary directory; renames it to `output_dir` on exit.
 
-  If the work raises, nothing is left. In a bucket the renaming takes a request
-  for each file; on a local disk it is one step.
+  If the body raises, the directory is removed. Renaming is atomic on a local
+  disk. In a bucket it takes a request for each file.
 
   Args:
-    output_dir: The new name: a directory that is empty or missing.
-    is_chief: Whether this process is the chief; others get None.
+    output_dir: The final path: an empty or missing directory.
+    is_chief: Whether this process is the chief. Others get None.
   """
   if not is_chief:
     yield None
@@ -466,7 +466,7 @@ def save(
   model: tf_keras.Model, output_dir: str, strategy: tf.distribute.Strategy
 ) -> None:
   """Saves a model. Of several workers only the chief does."""
-  # All workers save: the chief reads replicated variables together with them.
+  # All workers call save, because reading replicated variables is collective.
   with (
     published(output_dir, strategies.is_chief(strategy)) as directory,
     tempfile.TemporaryDirectory() as scratch_dir,

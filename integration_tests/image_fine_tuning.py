@@ -1,6 +1,6 @@
 """Fine-tunes an exported feature vector or classifier of images.
 
-It uses nothing of the code that made the export.
+It imports none of the code that made the export.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def build_model(
       a dict with `feature_vector` and, for segmentation, feature maps.
     num_classes: Number of classes of images.
     task: `classification` or `segmentation`, which adds class 0, background.
-    image_size: Height and width; None: those of the export, or 32.
-    augmentation: Shift, rotate and zoom the images a little in training.
+    image_size: Height and width. None means the size of the export, or 32.
+    augmentation: Whether to shift, rotate and zoom training images slightly.
     learning_rate: Learning rate of Adam.
     **layer_arguments: Arguments of `fitting.load_layer`. `retrain` is required.
 
@@ -58,7 +58,7 @@ def build_model(
     height, width, num_classes + 1]` for segmentation.
 
   Raises:
-    ValueError: The export does not take or return what the arguments need.
+    ValueError: The inputs or outputs of the export do not fit the arguments.
   """
   layer = fitting.load_layer(
     saved_model_dir, name="feature_extractor", **layer_arguments
@@ -85,7 +85,7 @@ def build_model(
 
 
 def _image_shape(export: tf.Module, image_size: int | None) -> tuple[int, ...]:
-  """Returns the shape of the images for an export, or of the videos."""
+  """Returns the shape of the images or videos that an export takes."""
   signature = export.signatures.get("serving_default")
   inputs = (
     list(signature.structured_input_signature[1].values())
@@ -116,10 +116,10 @@ def _pixel_logits(
   num_classes: int,
   image_shape: tuple[int | None, ...],
 ) -> tf.Tensor:
-  """Returns logits of each pixel, from all feature maps of an export.
+  """Computes logits of each pixel from all feature maps of an export.
 
-  A convolution brings each map to 32 channels. Their sum, at a fourth of the
-  image size, gives logits, which are enlarged to the image size.
+  A convolution maps each feature map to 32 channels. The logits come from their
+  sum, at a fourth of the image size, and are resized to the image size.
   """
   if not isinstance(outputs, dict):
     outputs = {}
@@ -140,7 +140,7 @@ def _pixel_logits(
 def with_masks(
   images: tf.Tensor, labels: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-  """Replaces labels by a class of each pixel.
+  """Replaces the label of each image by a class for each pixel.
 
   Images are `[…, height, width, channels]`, labels int `[…]`. The class of a
   pixel, int `[…, height, width]`, is 0 for background and 1 + label for ink.
@@ -188,7 +188,7 @@ def define_flags() -> None:
 
 
 def fine_tune() -> tf_keras.Model:
-  """Fine-tunes as the flags say; returns the model."""
+  """Fine-tunes according to the flags; returns the model."""
   values = flags.FLAGS
   build = functools.partial(
     build_model,
@@ -216,20 +216,21 @@ def fine_tune_on_dataset(
   saved: Callable[..., Any] = lambda model, dataset: model,
   background: Sequence[str] = (),
 ) -> tf_keras.Model:
-  """Fine-tunes on the images that --dataset names.
+  """Fine-tunes on the images of --dataset.
 
   Args:
-    build: As `command_line.fine_tune` takes it, and of `num_classes`.
-    change: Changes pairs of an image and a label. None keeps them.
-    saved: Takes the model and the data set; returns what to save.
-    background: Names of classes before those of the data set.
+    build: The `build` of `command_line.fine_tune`, as a function of
+      `num_classes`.
+    change: Maps batches of images and labels to others. None keeps them.
+    saved: Maps the model and the data set to the object to save.
+    background: Names of classes to add before those of the data set.
 
   Returns:
     The model.
   """
   values = flags.FLAGS
 
-  @functools.cache  # The strategy must be there first.
+  @functools.cache  # The strategy must be created first.
   def load() -> classes.Dataset:
     dataset = image_data.load(
       values.dataset,
@@ -255,7 +256,7 @@ def fine_tune_on_dataset(
     dataset = load()
     files = image_data.names_of_files(dataset)
 
-    def place(index: int) -> str:  # With the folder of the class.
+    def place(index: int) -> str:  # Includes the folder of the class.
       return "/".join(files[index].split("/")[-2:]) if files else ""
 
     names = [*background, *dataset.classes]

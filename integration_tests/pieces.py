@@ -15,15 +15,15 @@ with epy.lazy_imports():
   import tensorflow_hub as hub
   import tf_keras
 
-# What `describe` writes, for `//exporters:fine_tuned`.
+# The files that `describe` writes for `//exporters:fine_tuned`.
 _ORIGIN = "assets.extra/fine_tuned_from"
 
 
 def find(model: tf_keras.Model) -> tf.Module:
-  """Returns the export that a model trains.
+  """Returns the export in a model.
 
   Raises:
-    ValueError: The model has none: it was built on a complete Keras model.
+    ValueError: The model is built on a complete Keras model instead.
   """
   for layer in model.submodules:
     if isinstance(layer, hub.KerasLayer) and layer.trainable_weights:
@@ -41,16 +41,16 @@ def save(
   original_dir: str,
   fine_tuned_on: str,
 ) -> None:
-  """Saves a fine-tuned export. Of several workers only the chief does.
+  """Saves a fine-tuned export. Only the chief writes.
 
   Args:
     piece: The export, as `find` returns it.
-    output_dir: Where it appears whole: a directory that is empty or missing.
+    output_dir: An empty or missing directory. It appears only when complete.
     strategy: The strategy in whose scope the export was loaded.
     original_dir: As `describe` takes it.
     fine_tuned_on: As `describe` takes it.
   """
-  # All workers save: the chief reads replicated variables together with them.
+  # All workers call save, because reading replicated variables is collective.
   with (
     fitting.published(output_dir, strategies.is_chief(strategy)) as directory,
     tempfile.TemporaryDirectory() as scratch_dir,
@@ -68,13 +68,13 @@ def save(
 
 
 def describe(output_dir: str, original_dir: str, fine_tuned_on: str) -> None:
-  """Writes into a SavedModel which export was fine-tuned, and on what.
+  """Records in a SavedModel which export was fine-tuned, and on which data.
 
   Args:
     output_dir: The SavedModel of the fine-tuned model or export.
     original_dir: Path or URL of the export that it was fine-tuned from. Its
       fingerprint and `assets.extra`, which has its card, are copied.
-    fine_tuned_on: The data, in words.
+    fine_tuned_on: Text that describes the data.
   """
   original_dir = hub.resolve(original_dir)
   origin = os.path.join(output_dir, _ORIGIN)

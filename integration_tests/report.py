@@ -1,4 +1,4 @@
-"""Reports how a trained classifier does on held-out examples, as one page."""
+"""Writes a page about the results of a classifier on held-out examples."""
 
 from __future__ import annotations
 
@@ -136,13 +136,13 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What a classifier predicts for the held-out examples.
+  """The predictions of a classifier for the held-out examples.
 
   Attributes:
     confusion: Number of examples, or pixels, by true and by predicted class,
       int `[classes, classes]`.
     count: Number of examples.
-    worst: Those with the largest loss, the largest first.
+    worst: The examples with the largest loss, in descending order.
   """
 
   confusion: np.ndarray
@@ -167,7 +167,7 @@ def define_flags() -> None:
 
 
 def check(path: str) -> None:
-  """Raises an InputError if no report can be written, before the training."""
+  """Raises an InputError before the training if --report cannot be written."""
   if tf.io.gfile.isdir(path):
     raise errors.InputError(f"--report: {path} is a directory, not a file.")
   if tf.io.gfile.exists(path):
@@ -188,7 +188,7 @@ def check(path: str) -> None:
 
 
 def write(path: str, text: str) -> None:
-  """Writes a file, which appears when it is complete."""
+  """Writes a file, which appears complete or not at all."""
   unfinished = _unfinished(path)
   try:
     with tf.io.gfile.GFile(unfinished, "wb") as f:
@@ -206,11 +206,11 @@ def _unfinished(path: str) -> str:
 
 
 def collect(batches: Iterable[tuple[Any, ...]], num_classes: int) -> Outcome:
-  """Counts predictions, and keeps the worst examples.
+  """Counts predictions and collects the worst examples.
 
   Args:
     batches: Inputs, an array or a dict of arrays; labels, int `[n, …]`;
-      weights, `[n]`, 0 for what is no example; and logits, float
+      weights, `[n]`, 0 for padding; and logits, float
       `[n, …, classes]`.
     num_classes: Number of classes.
   """
@@ -223,7 +223,7 @@ def collect(batches: Iterable[tuple[Any, ...]], num_classes: int) -> Outcome:
     losses = -np.take_along_axis(log_scores, labels[..., np.newaxis], axis=-1)
     losses = losses.reshape(len(labels), -1).mean(axis=1)
     counted = weights > 0
-    # NaN, of a model that has diverged, is as bad as it gets.
+    # NaN, from a model that has diverged, is the worst value.
     losses = np.where(counted, np.nan_to_num(losses, nan=np.inf), -1.0)
     predicted = logits.argmax(axis=-1)
     np.add.at(confusion, (labels[counted], predicted[counted]), 1)
@@ -267,8 +267,8 @@ def page(
     held_out: Names, texts and places of the examples.
     history: By metric, its value in each epoch; `val_` begins the names of
       those on validation data.
-    examples: What the examples are, in the plural.
-    facts: What else there is to know about the run.
+    examples: The noun for the examples, in the plural.
+    facts: Further facts about the run, by name.
   """
   confusion = outcome.confusion
   names = [_short(name) for name in held_out.class_names]
@@ -303,7 +303,7 @@ def page(
 
 
 def _tag(tag: str, *children: Any, **attributes: Any) -> ElementTree.Element:
-  """Makes an element of elements and strings, which are escaped."""
+  """Makes an element from elements and strings, which are escaped."""
   element = ElementTree.Element(
     tag,
     {k.rstrip("_").replace("_", "-"): str(v) for k, v in attributes.items()},
@@ -321,7 +321,7 @@ def _tag(tag: str, *children: Any, **attributes: Any) -> ElementTree.Element:
 def _table(
   header: Sequence[str], rows: Sequence[Sequence[str | int | float]]
 ) -> ElementTree.Element:
-  """Makes a table of strings, counts and shares."""
+  """Makes a table from strings, counts and shares."""
 
   def cell(tag: str, text: str, value: str | int | float) -> Any:
     is_number = not isinstance(value, str)
@@ -340,12 +340,12 @@ def _table(
 
 
 def _share(value: float) -> str:
-  """Writes a share in percent; NaN is undefined."""
+  """Formats a share in percent; NaN as undefined."""
   return "–" if np.isnan(value) else f"{100 * value:.1f}\u00a0%"  # noqa: RUF001
 
 
 def _columns(text: str) -> int:
-  """Returns the width of a text; Chinese characters count twice."""
+  """Returns the width of a text in characters; wide characters count twice."""
   return sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
@@ -361,7 +361,7 @@ def _short(text: str, columns: int = 40) -> str:
 def _verdict(
   outcome: Outcome, names: Sequence[str], examples: str
 ) -> list[Any]:
-  """Returns the title, and paragraphs that say what the accuracy is worth."""
+  """Returns the title, and paragraphs that put the accuracy into context."""
   confusion = outcome.confusion
   total, right = int(confusion.sum()), int(np.trace(confusion))
   of_class = confusion.sum(axis=1)
@@ -456,7 +456,7 @@ def _label(
 
 
 def _matrix(confusion: np.ndarray, names: Sequence[str]) -> list[Any]:
-  """Draws the confusion matrix, and lists what is confused most."""
+  """Draws the confusion matrix, and lists the most frequent confusions."""
   true, predicted = np.nonzero(confusion)
   is_wrong = true != predicted
   true, predicted = true[is_wrong], predicted[is_wrong]
@@ -487,7 +487,7 @@ def _picture_of(
   count = len(names)
   with np.errstate(invalid="ignore"):
     shares = np.nan_to_num(confusion / confusion.sum(axis=1, keepdims=True))
-  least = 0.0 if count <= _FIRST else 0.2  # Rare mistakes must be visible.
+  least = 0.0 if count <= _FIRST else 0.2  # Keeps rare mistakes visible.
   strength = np.where(shares, least + (1 - least) * np.sqrt(shares), 0)
   colors = np.where(np.eye(count, dtype=bool)[..., None], _RIGHT, _WRONG)
   pixels = np.concatenate([colors, 255 * strength[..., None]], axis=-1)
@@ -539,7 +539,7 @@ def _compact(number: int) -> str:
 
 
 def _data(pixels: np.ndarray, largest: int = _LARGEST) -> str:
-  """Returns pixels in [0, 255], `[height, width, channels]`, as a PNG's URL."""
+  """Returns pixels in [0, 255], `[height, width, channels]`, as a data URL."""
   image = Image.fromarray(np.squeeze(pixels).round().astype(np.uint8))
   image.thumbnail((largest, largest))
   file = io.BytesIO()
@@ -588,7 +588,7 @@ def _card(
 
 
 def _pictures(example: Example) -> list[Any]:
-  """Shows an image, some frames of a video, or also which pixels are wrong."""
+  """Shows an image or some frames of a video, and wrong pixels if any."""
   image = np.clip(np.nan_to_num(example.image), 0, 1)
   if image.ndim == 4:
     image = np.concatenate(image[:: -(-len(image) // 4)], axis=1)

@@ -1,6 +1,6 @@
-"""Saves trained classifiers to deploy: encoded pictures or strings in.
+"""Saves trained classifiers for deployment, from encoded pictures or strings.
 
-What is saved needs nothing but TensorFlow, and tensorflow-text for texts.
+They need nothing but TensorFlow, and tensorflow-text for texts.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ import tensorflow as tf
 model = tf.saved_model.load("path/to/{name}")
 outputs = model({argument})
 print(outputs["{result}"].numpy(), outputs["scores"].numpy())"""
-# For each kind of input: the argument in the example, and what is taken.
+# For each kind of input: the argument in the example, and the description.
 _TEXTS = (
   'tf.constant(["A text to classify."])',
   "`serving_default` takes `texts`: strings `[batch]`, in UTF-8.",
@@ -98,10 +98,11 @@ class Classifier:
   """A trained classifier.
 
   Attributes:
-    model: From strings, `[batch]`, or images, float32 `[batch, (frames,)
-      height, width, channels]`, to logits, `[batch, (height, width,) classes]`.
+    model: A model from strings, `[batch]`, or images, float32 `[batch,
+      (frames,) height, width, channels]`, to logits, `[batch, (height, width,)
+      classes]`.
     class_names: Names of the classes, in the order of the logits.
-    data: What it was trained on, in words, without paths.
+    data: Text that describes the training data, without paths.
   """
 
   model: tf_keras.Model
@@ -112,12 +113,12 @@ class Classifier:
 def decode(
   encoded: tf.Tensor, height: int, width: int, channels: int
 ) -> tf.Tensor:
-  """Decodes a picture as `images.resized` does: turned, on white, resized.
+  """Decodes a picture like `images.resized`: rotated, on white, resized.
 
   Args:
     encoded: The bytes of a file in JPEG, PNG, GIF, BMP or WebP, string `[]`.
     height: Height of the result.
-    width: Its width.
+    width: Width of the result.
     channels: 3 for colors, 1 for grey.
 
   Returns:
@@ -140,7 +141,7 @@ def decode(
 
 
 def _upright(image: tf.Tensor, beginning: tf.Tensor) -> tf.Tensor:
-  """Turns a picture as the Exif data at the beginning of its file say."""
+  """Rotates a picture by the Exif orientation at the beginning of its file."""
   found = tf.strings.regex_replace(beginning, _ORIENTATION, r"\1\2")
   found = tf.where(tf.strings.length(found) == 1, found, "\x01")
   orientation = tf.io.decode_raw(found, tf.uint8)[0]
@@ -160,11 +161,11 @@ def _upright(image: tf.Tensor, beginning: tf.Tensor) -> tf.Tensor:
 def module(
   classifier: Classifier, class_names_file: str
 ) -> tuple[tf.train.Checkpoint, dict[str, Any]]:
-  """Makes what `save` saves, and its signatures.
+  """Makes the object to save, and its signatures.
 
   Args:
     classifier: The classifier.
-    class_names_file: A file with the names of its classes.
+    class_names_file: A file with the names of the classes.
   """
   model, names = classifier.model, list(classifier.class_names)
   (spec,) = (tf.TensorSpec(x.shape, x.dtype, x.name) for x in model.inputs)
@@ -210,7 +211,7 @@ def module(
   root.class_names = tf.function(lambda: tf.constant(names), input_signature=[])
   root.class_names_file = tf.saved_model.Asset(class_names_file)
   root.variables = model.variables
-  # Tables of preprocessors. Of the Keras model nothing else is saved.
+  # The lookup tables of preprocessors. The Keras model is not saved.
   root.resources = [
     x
     for x in tf.train.TrackableView(model).descendants()
@@ -226,16 +227,16 @@ def save(
   source_dir: str,
   result: str,
 ) -> None:
-  """Saves a classifier to deploy. Of several workers only the chief does.
+  """Saves a classifier for deployment. Only the chief writes.
 
   Args:
     classifier: The classifier.
-    output_dir: Where it appears whole: a directory that is empty or missing.
-    strategy: The strategy that it was trained with.
+    output_dir: An empty or missing directory. It appears only when complete.
+    strategy: The strategy of the training.
     source_dir: The export that was fine-tuned.
-    result: The result of its test, in words.
+    result: Text with the result of the evaluation.
   """
-  # All workers save: the chief reads replicated variables together with them.
+  # All workers call save, because reading replicated variables is collective.
   with (
     fitting.published(output_dir, strategies.is_chief(strategy)) as directory,
     tempfile.TemporaryDirectory() as scratch_dir,

@@ -42,7 +42,9 @@ def load_preprocessor(
     name="preprocessor",
   )
   about = f"{preprocessor_dir} is no exported preprocessor of BERT: "
-  with errors.of_input(about=about):  # What it is decides what it raises.
+  with errors.of_input(
+    about=about
+  ):  # The exception depends on the kind of SavedModel.
     layer(tf.constant([""]))
     _ = layer.resolved_object.preprocessor_sha256
   return layer
@@ -129,7 +131,7 @@ def preprocessed(
 def serving_model(
   model: tf_keras.Model, preprocessor: tf_keras.layers.Layer
 ) -> tf_keras.Model:
-  """Returns `model` with the preprocessor before it: it takes strings."""
+  """Prepends the preprocessor to `model`, which then takes strings."""
   strings = tf_keras.Input([], dtype=tf.string, name="text")
   return tf_keras.Model(strings, model(preprocessor(strings)))
 
@@ -170,7 +172,7 @@ def define_flags() -> None:
 
 
 def fine_tune() -> None:
-  """Fine-tunes as the flags say."""
+  """Fine-tunes according to the flags."""
   values = flags.FLAGS
   dataset = command_line.labelled_texts()
   steps = fitting.steps_per_epoch(dataset.train[1], values.batch_size)

@@ -70,7 +70,7 @@ def build_model(
   ) -> Any:
     if self.trainable:
       return call(inputs, training=training)
-    # Layers have the mode of the call around them, which is another here.
+    # Layers inherit the mode of the outer call, which differs here.
     return same_layers(inputs, training=False)
 
   export.call = types.MethodType(call_if_trained, export)
@@ -88,12 +88,12 @@ def build_model(
 
 
 def load(saved_model_dir: str) -> Any:
-  """Loads what Keras has saved: a Keras model, without optimizer."""
+  """Loads a Keras model without its optimizer."""
   options = tf.saved_model.LoadOptions(
     experimental_io_device=strategies.io_device(tf.distribute.get_strategy())
   )
   about = f"Cannot load {saved_model_dir}: "
-  with errors.of_input(about=about):  # Keras raises anything.
+  with errors.of_input(about=about):  # Keras raises many types of exceptions.
     return tf_keras.models.load_model(
       saved_model_dir, compile=False, options=options
     )
@@ -109,7 +109,7 @@ def define_flags() -> None:
 
 
 def fine_tune() -> tf_keras.Model:
-  """Fine-tunes as the flags say; returns the model."""
+  """Fine-tunes according to the flags; returns the model."""
   return image_fine_tuning.fine_tune_on_dataset(build_model)
 
 

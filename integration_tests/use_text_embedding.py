@@ -23,11 +23,11 @@ from integration_tests import serving
 with epy.lazy_imports():
   import numpy as np
   import tensorflow as tf
-  import tensorflow_text  # Registers ops that embeddings by BERT have.
+  import tensorflow_text  # Registers the ops of embeddings with BERT.
   import tf_keras
 
-_CANDIDATES = 200  # Texts that a query is compared with.
-_FIRST = 5  # Of which the right one must be among these.
+_CANDIDATES = 200  # Number of texts that a query is compared with.
+_FIRST = 5  # The right text must be among this many of the most similar ones.
 
 
 def _load(saved_model_dir: str, **arguments: Any) -> tf_keras.layers.Layer:
@@ -57,7 +57,7 @@ def build_classifier(
     [
       tf_keras.Input([], dtype=tf.string, name="texts"),
       _load(saved_model_dir, **layer_arguments),
-      # Vectors of words are short, and their means shorter.
+      # Word vectors are short, and their means even shorter.
       tf_keras.layers.BatchNormalization(momentum=0.9, name="normalization"),
       tf_keras.layers.Dense(num_classes, dtype="float32", name="logits"),
     ]
@@ -80,7 +80,7 @@ def build_search(
 ) -> tf_keras.Model:
   """Builds and compiles a model that learns to find texts by queries.
 
-  In each batch the text of a query must be more similar to it than the others.
+  In each batch a query must be more similar to its own text than to the others.
 
   Args:
     saved_model_dir: The embedding.
@@ -115,7 +115,7 @@ def build_search(
 
 
 def search_data(pairs: texts.Pairs) -> fitting.Data:
-  """Returns data to train the model of `build_search`; it needs no labels."""
+  """Returns training data for `build_search`, with dummy labels."""
   inputs = {"queries": pairs.summaries, "texts": pairs.bodies}
   return inputs, np.zeros(len(pairs.bodies))
 
@@ -137,20 +137,20 @@ def share_found(scores: np.ndarray) -> float:
 
   Args:
     scores: Similarities `[n, n]` of queries and texts. Query i belongs to text
-      i. Of texts with the same similarity, it comes last.
+      i. Ties count against the query.
   """
   ranks = (scores >= np.diag(scores)[:, np.newaxis]).sum(axis=1)
   return float(np.mean(ranks <= _FIRST))
 
 
 def _embedding_of(model: tf_keras.Model) -> tf_keras.Model:
-  """Returns the embedding of a model of `build_search`, to be saved."""
+  """Returns the embedding in a model of `build_search`, for saving."""
   strings = tf_keras.Input([], dtype=tf.string, name="texts")
   return tf_keras.Model(strings, model.get_layer("embedding")(strings))
 
 
 def test_search(model: tf_keras.Model, pairs: texts.Pairs) -> str:
-  """Searches bodies by their summaries, each among 200 of them."""
+  """Evaluates the search for bodies by summaries, 200 bodies at a time."""
   embedding = model.get_layer("embedding")
   queries, bodies = (embed(embedding, side) for side in pairs)
   parts = samples(len(bodies))
@@ -162,7 +162,7 @@ def test_search(model: tf_keras.Model, pairs: texts.Pairs) -> str:
 
 
 def samples(count: int) -> list[slice]:
-  """Returns slices of 200 texts, as many as there are in `count`."""
+  """Returns consecutive slices of 200 of `count` texts."""
   ends = range(_CANDIDATES, count + 1, _CANDIDATES)
   return [slice(end - _CANDIDATES, end) for end in ends]
 
@@ -208,7 +208,7 @@ def define_flags() -> None:
 
 
 def fine_tune() -> None:
-  """Fine-tunes as the flags say."""
+  """Fine-tunes according to the flags."""
   values = flags.FLAGS
   combiner = {"combiner": values.combiner} if values.combiner else {}
   if values.task == "classify":

@@ -121,7 +121,9 @@ def perplexity(model: tf_keras.Model, data: fitting.Data) -> float:
 def load_cell(cell_dir: str) -> tf_keras.layers.Layer:
   """Loads an exported cell, to train it in `tf_keras.layers.RNN`."""
 
-  class ExportedCell(tf_keras.layers.Layer):  # TensorFlow is imported lazily.
+  class ExportedCell(
+    tf_keras.layers.Layer
+  ):  # A nested class, because TensorFlow is imported lazily.
     def __init__(self, **kwargs: Any):
       super().__init__(**kwargs)
       self.cell = hub.KerasLayer(fitting.load(cell_dir), trainable=True)
@@ -228,7 +230,7 @@ def define_flags() -> None:
 
 
 def fine_tune() -> None:
-  """Fine-tunes as the flags say."""
+  """Fine-tunes according to the flags."""
   values = flags.FLAGS
   with command_line.input_errors():
     cell_dir = command_line.model_path("cell_dir")
@@ -242,7 +244,7 @@ def fine_tune() -> None:
   def prepare(model: tf_keras.Model) -> tuple[fitting.Parts, tf_keras.Model]:
     nonlocal held_out
     if cell_dir:
-      load_cell(cell_dir)  # It fails before the training.
+      load_cell(cell_dir)  # Fails before the training if the cell does not fit.
     export = model.get_layer("language_model").resolved_object
     data, held_out = (
       sequences(texts, export, values.seq_length) for texts in (train, test)

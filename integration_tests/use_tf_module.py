@@ -125,7 +125,7 @@ def define_flags() -> None:
 
 
 def fine_tune() -> tf_keras.Model:
-  """Fine-tunes as the flags say; returns the model."""
+  """Fine-tunes according to the flags; returns the model."""
   values = flags.FLAGS
   train, test = load_data(values.dataset)
   steps = fitting.steps_per_epoch(train, values.batch_size) * values.epochs
