@@ -223,9 +223,7 @@ def _json_lines(path: str) -> Table:
 
 
 def _parquet(path: str) -> Table:
-  with errors.of_input(
-    about=f"{path}: "
-  ):  # pyarrow raises many types of exceptions.
+  with errors.of_input(about=f"{path}: "):  # pyarrow raises anything.
     opened = open_file(path)
     # Files of tf.io.gfile lack this attribute.
     if not hasattr(opened, "closed"):
