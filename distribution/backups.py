@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import hashlib
 import json
 import os
+import re
 import tempfile
 from typing import Any
 
@@ -26,6 +27,7 @@ _DONE = "epochs done"
 _LOGS = "logs of the epochs"
 
 _STATE = "epoch-"  # Prefix of the files of a `Backup`.
+_OF_KERAS = "chief"  # The directory of Keras' checkpoints.
 
 _FINGERPRINTED_BYTES = 2**28
 
@@ -60,7 +62,9 @@ def callbacks(
       f"{directory} has the state after {done} epochs, more than {epochs}."
       " Train for more epochs, or use another directory."
     )
-  backup = tf_keras.callbacks.BackupAndRestore(directory)
+  backup = tf_keras.callbacks.BackupAndRestore(
+    directory, delete_checkpoint=False
+  )
   restore = backup.on_train_begin
 
   def restore_or_explain(logs: Any = None) -> None:
@@ -76,7 +80,7 @@ def callbacks(
         on_epoch_end=lambda epoch, _: _write(
           directory, {**_flat(training), _DONE: epoch + 1}
         ),
-        on_train_end=lambda _: tf.io.gfile.remove(_record(directory)),
+        on_train_end=lambda _: _remove(directory),
       )
     )
   return callbacks
@@ -156,6 +160,30 @@ class Backup:
         tf.io.gfile.remove(os.path.join(self._directory, name))
 
 
+def _remove(directory: str) -> None:
+  """Removes the state that Keras keeps, and the record."""
+  files = tf.io.gfile
+  state = os.path.join(directory, _OF_KERAS)
+  # Without this file the others are no state, if their removal ends early.
+  files.remove(os.path.join(state, "checkpoint"))
+  files.rmtree(state)
+  files.remove(_record(directory))
+
+
+def remove_unfinished(directory: str) -> None:
+  """Removes what a killed process has begun to write for a checkpoint."""
+  files = tf.io.gfile
+  for name in files.listdir(directory):
+    path = os.path.join(directory, name)
+    if re.fullmatch(r"checkpoint\.tmp[0-9a-f]{32}", name):
+      files.remove(path)
+    elif re.fullmatch(r".+-\d+_temp/?", name) and all(
+      re.fullmatch(r"part-.*\.(index|data-.*)", part)
+      for part in files.listdir(path)
+    ):
+      files.rmtree(path)
+
+
 def _path(directory: str, epoch: int) -> str:
   return os.path.join(directory, f"{_STATE}{epoch}")
 
@@ -179,8 +207,11 @@ def claim(
     ValueError: The directory has the state of another training.
   """
   files = tf.io.gfile
-  # Written by checkpoint managers; that of Keras has a subdirectory.
-  states = [os.path.join(directory, d, "checkpoint") for d in ("", "chief")]
+  folders = [directory, os.path.join(directory, _OF_KERAS)]
+  for folder in filter(files.exists, folders if is_chief else ()):
+    remove_unfinished(folder)
+  # Written by checkpoint managers.
+  states = [os.path.join(folder, "checkpoint") for folder in folders]
   names = files.listdir(directory) if files.exists(directory) else []
   if not any(map(files.exists, states)) and not any(
     name.startswith(_STATE) for name in names

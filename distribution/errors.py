@@ -30,8 +30,12 @@ _OF_FULL_DISKS = {errno.EDQUOT, errno.EFBIG, errno.ENOSPC}
 _OF_FILES = {
   *_OF_FULL_DISKS,
   *(errno.EACCES, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
-  *(errno.ENOTDIR, errno.EPERM, errno.EROFS),
+  *(errno.ENOTDIR, errno.EPERM, errno.EPIPE, errno.EROFS),
 }
+# What Python and the dynamic linker say.
+_NO_MEMORY = re.compile(
+  "Cannot allocate memory|can't start new thread|failed to map segment"
+)
 _NOT_WRITTEN = "|".join(map(os.strerror, {*_OF_FULL_DISKS, errno.EROFS}))
 _PATHS = ("_dir", "_file", "_path", "train_on")  # Names of flags end in these.
 _FIRST_ARGUMENT = r"Positional arguments \(\d+ total\): \* (.*?) (?:\*|Keyword)"
@@ -59,7 +63,7 @@ _SAID_OTHERWISE = {
   ),
   # What is written in a hidden directory appears without it; `fine_tuned` says
   # how its working directory there appears.
-  r"\.([^/]+)\.unfinished-[0-9a-f]++(?!/\.work\.)(/[^\s;]*)?": r"\1",
+  r"\.([^/]+)\.unfinished(?!/\1/\.work\.)(/[^\s;]*)?": r"\1",
   rf"^(.*?)(_temp/\S+)?; ({_NOT_WRITTEN})( \[Op:\w+\])?": (
     r"Cannot write \1: \3"
   ),
@@ -195,15 +199,16 @@ def reported() -> Iterator[None]:
   """
   try:
     yield
-  except KeyboardInterrupt:
-    sys.exit("Interrupted. Nothing was written.")
   except Exception as e:
-    if not _is_of_input_or_machine(e):
+    lacks_memory = isinstance(e, MemoryError) or _NO_MEMORY.search(str(e))
+    if not lacks_memory and not _is_of_input_or_machine(e):
       e.add_note(_BUG)
       raise
     if flags.FLAGS.debug:
       traceback.print_exc()
     text = str(e) if isinstance(e, InputError) else one_line(e)
+    if lacks_memory:
+      text = f"Memory is full, or limited too low (ulimit -v): {text}"
     sys.exit(f"ERROR: {_shown(text, _LONGEST_OF_ALL)}")
 
 
@@ -227,4 +232,4 @@ def _is_of_input_or_machine(error: Exception) -> bool:
       or "[Op:" not in error.message
       or bool(re.search(f"; ({_NOT_WRITTEN})", error.message))
     )
-  return isinstance(error, MemoryError)
+  return False

@@ -6,9 +6,9 @@ It looks at local files only, and imports no TensorFlow.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
-import tempfile
 import zipfile
 
 from distribution import errors
@@ -106,8 +106,12 @@ def check_output(flag: str, path: str) -> None:
   while not os.path.lexists(parent):
     parent = os.path.dirname(parent)
   try:
-    tempfile.TemporaryDirectory(dir=parent, prefix=".writable-").cleanup()
+    # A file without name, which cannot be left behind.
+    os.close(os.open(parent, os.O_TMPFILE | os.O_WRONLY))
   except OSError as e:
+    # Some file systems have no such files.
+    if e.errno == errno.EOPNOTSUPP and os.access(parent, os.W_OK):
+      return
     raise errors.InputError(
       f"Cannot write --{flag}={path}: {parent}: {e.strerror}."
     ) from e

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import ctypes
 import errno
+import functools
 import importlib
 import json
 import math
@@ -48,7 +49,9 @@ _LIBRARIES = (
   # TensorFlow aborts if it cannot read the first of these.
   *("/proc/self/cmdline", "/sys/devices/system/cpu"),
 )
-_VARIABLES = ("LANG", "LC_", "LD_", "OMP_", "PYTHON", "TF_", "TZ", "XLA_")
+_VARIABLES = (
+  *("LANG", "LC_", "LD_", "OMP_", "PYTHON", "TF_", "TMPDIR", "TZ", "XLA_"),
+)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 # Landlock's rights for files, and those that a kernel of an ABI knows.
@@ -167,30 +170,36 @@ def started(
     "programs": programs,
     "sandboxed": sandboxed,
   }
-
-  def ask(request: Any) -> Any:
-    watch.waited_for = True
-    try:
-      channel.send_bytes(json.dumps(request).encode())
-      answer = json.loads(channel.recv_bytes(_LARGEST_MESSAGE))
-    except (EOFError, OSError, ValueError, RecursionError):
-      raise SandboxError(errors.shown(watch.reason())) from None
-    watch.waited_for = False
-    answer = _plain(answer, names or {})
-    if not isinstance(answer, dict) or "answer" not in answer:
-      problem = answer.get("failed") if isinstance(answer, dict) else None
-      raise SandboxError(f"it failed: {problem}")
-    if answer.get("is_error"):
-      raise errors.InputError(f"{answer['answer']}")
-    return answer["answer"]
-
   try:
-    with contextlib.suppress(OSError):  # `ask` will say that it has ended.
+    with contextlib.suppress(OSError):  # `_ask` will say that it has ended.
       channel.send_bytes(json.dumps(config).encode())
-    yield ask
+    yield functools.partial(_ask, channel, watch, names or {})
   finally:
     watch.kill()
     channel.close()
+
+
+def _ask(
+  channel: connection.Connection,
+  watch: _Watch,
+  names: Mapping[str, str],
+  request: Any,
+) -> Any:
+  """Sends a request and returns the answer, as `started` says."""
+  watch.waited_for = True
+  try:
+    channel.send_bytes(json.dumps(request).encode())
+    answer = json.loads(channel.recv_bytes(_LARGEST_MESSAGE))
+  except (EOFError, OSError, ValueError, RecursionError):
+    raise SandboxError(errors.shown(watch.reason())) from None
+  watch.waited_for = False
+  answer = _plain(answer, names)
+  if not isinstance(answer, dict) or "answer" not in answer:
+    problem = answer.get("failed") if isinstance(answer, dict) else None
+    raise SandboxError(f"it failed: {problem}")
+  if answer.get("is_error"):
+    raise errors.InputError(f"{answer['answer']}")
+  return answer["answer"]
 
 
 def _spawn(

@@ -14,10 +14,10 @@ from etils import epy
 from data import classes
 from data import images
 from distribution import backups
+from distribution import publishing
 from distribution import strategies
 from exporters.reusable import command_line
 from exporters.reusable import errors
-from exporters.reusable import publishing
 from models.vision import training
 
 with epy.lazy_imports():
@@ -150,7 +150,7 @@ def train(
     if how.checkpoint_dir:
       directory = stack.enter_context(
         publishing.publish(
-          how.checkpoint_dir, "checkpoint", overwrite=overwrite
+          how.checkpoint_dir, publishing.CHECKPOINT, overwrite=overwrite
         )
       )
     with errors.of_input(ConnectionError, ValueError):

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from absl import flags
 from etils import epy
 
+from distribution import publishing
 from distribution import sandbox
 from exporters.conformance import copying
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.reusable import exporting
-from exporters.reusable import publishing
 
 # These import TensorFlow, which must wait until the flags are parsed.
 with epy.lazy_imports():
@@ -88,41 +88,39 @@ def export(
     publishing.check_apart(
       options.export_dir, source_dir, keep_failed=options.keep_failed
     )
+  request = {
+    "piece": piece,
+    "fine_tuned_on": fine_tuned_on,
+    "verification": options.verification,
+    "flags": options.flag_values,
+  }
   with (
     publishing.publish(
-      options.export_dir, "saved_model.pb", overwrite=options.overwrite
+      options.export_dir, overwrite=options.overwrite
     ) as directory,
     tempfile.TemporaryDirectory(prefix=".work.", dir=directory) as work_dir,
   ):
-    request = {
-      "piece": piece,
-      "original_dir": original_dir and f"{work_dir}/original",
-      "fine_tuned_on": fine_tuned_on,
-      "verification": options.verification,
-      "flags": options.flag_values,
-      "export_dir": f"{work_dir}/export",
-      "keep_failed": options.keep_failed and f"{work_dir}/failed",
+    paths = {
+      "original_dir": original_dir,
+      "export_dir": options.export_dir,
+      "keep_failed": options.keep_failed,
     }
+    inner = {name: f"{work_dir}/{name}" for name, path in paths.items() if path}
     if original_dir:
-      os.mkdir(request["original_dir"])
+      os.mkdir(inner["original_dir"])
       copying.copy(
-        original_dir,
-        request["original_dir"],
-        follow_links=loading.follow_links,
+        original_dir, inner["original_dir"], follow_links=loading.follow_links
       )
-    names = {
-      f"{work_dir}/original": f"{original_dir}",
-      f"{work_dir}/export": options.export_dir,
-      f"{work_dir}/failed": f"{options.keep_failed}",
-    }
+    names = {path: f"{paths[name]}" for name, path in inner.items()}
     try:
+      request |= dict.fromkeys(paths) | inner
       _ask(saved_model_dir, work_dir, request, names, loading)
     finally:
-      if os.path.isdir(f"{work_dir}/failed"):
-        os.makedirs(options.keep_failed)
-        copying.copy(f"{work_dir}/failed", options.keep_failed)
+      if os.path.isdir(f"{work_dir}/keep_failed"):
+        with publishing.publish(options.keep_failed) as failed_dir:
+          copying.copy(inner["keep_failed"], failed_dir)
     # What ran in the sandbox could have made links.
-    if problems := copying.copy(request["export_dir"], directory).problems:
+    if problems := copying.copy(inner["export_dir"], directory).problems:
       raise errors.ExportError(f"{saved_model_dir}: {problems[0]}.")
   print(f"Exported to {options.export_dir}")
 

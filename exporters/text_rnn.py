@@ -24,11 +24,11 @@ from etils import epy
 
 from data import documents
 from distribution import backups
+from distribution import publishing
 from distribution import strategies
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.reusable import exporting
-from exporters.reusable import publishing
 from models.nlp import text_rnn
 
 # These import TensorFlow, which must wait until the flags are parsed.
@@ -247,7 +247,7 @@ def _train(
     if weights.checkpoint_dir:
       directory = stack.enter_context(
         publishing.publish(
-          weights.checkpoint_dir, "checkpoint", overwrite=overwrite
+          weights.checkpoint_dir, publishing.CHECKPOINT, overwrite=overwrite
         )
       )
     about = f"--train_on={','.join(weights.train_on)}: "

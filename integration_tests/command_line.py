@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
-import gc
 import itertools
 import os
 import sys
 import time
 from typing import Any
 
-from absl import app
 from absl import flags
 from absl import logging
 from etils import epy
@@ -22,6 +20,7 @@ from data import texts
 from distribution import backups
 from distribution import errors
 from distribution import formats
+from distribution import programs
 from distribution import strategies
 from integration_tests import checkpoints
 from integration_tests import fitting
@@ -474,27 +473,19 @@ def _data_names() -> str:
 
 
 def run(main: Callable[[], Any]) -> None:
-  """Parses the flags, calls `main` and reports its errors."""
+  """Runs a program, as `programs.run`."""
 
-  def checked(arguments: list[str]) -> None:
-    errors.check_flags(arguments)
-    with errors.reported():
-      _check_apart()
-      for name in _WRITTEN:
-        if name in flags.FLAGS and (path := model_path(name)):
-          formats.check_output(name, path)
-      for name in _EXPORTS:
-        if name in flags.FLAGS:
-          model_path(name)  # Fails before TensorFlow is imported.
-      with errors.of_input(ValueError):
-        strategies.prepare(strategies.from_flags())
+  def checked() -> None:
+    _check_apart()
+    for name in _WRITTEN:
+      if name in flags.FLAGS and (path := model_path(name)):
+        formats.check_output(name, path)
+    for name in _EXPORTS:
+      if name in flags.FLAGS:
+        model_path(name)  # Fails before TensorFlow is imported.
+    with errors.of_input(ValueError):
+      strategies.prepare(strategies.from_flags())
     logging.set_verbosity(logging.ERROR)  # Keras warns at every save.
-    try:
-      with errors.reported():
-        main()
-    finally:
-      # Saves about a second at exit, where Python would destroy the models.
-      gc.freeze()
+    main()
 
-  errors.define_flags()
-  app.run(checked)
+  programs.run(checked)

@@ -17,6 +17,7 @@ from etils import epy
 from data import batches
 from distribution import backups
 from distribution import errors
+from distribution import publishing
 from distribution import strategies
 
 with epy.lazy_imports():
@@ -450,15 +451,18 @@ def published(output_dir: str, is_chief: bool) -> Iterator[str | None]:
   if not is_chief:
     yield None
     return
-  parent, name = os.path.split(output_dir.rstrip("/"))
-  unfinished = os.path.join(parent, f".{name}.unfinished-{uuid.uuid4().hex}")
-  try:
-    with errors.writing(output_dir):
+  if "://" not in output_dir:
+    with publishing.publish(output_dir) as unfinished:
       yield unfinished
-    tf.io.gfile.rename(unfinished, output_dir, overwrite=True)
-  finally:
-    if tf.io.gfile.exists(unfinished):
-      tf.io.gfile.rmtree(unfinished)
+  else:
+    parent, name = os.path.split(output_dir.rstrip("/"))
+    unfinished = os.path.join(parent, f".{name}.unfinished-{uuid.uuid4().hex}")
+    try:
+      yield unfinished
+      tf.io.gfile.rename(unfinished, output_dir, overwrite=True)
+    finally:
+      if tf.io.gfile.exists(unfinished):
+        tf.io.gfile.rmtree(unfinished)
   print(f"Saved the fine-tuned model to {output_dir}")
 
 

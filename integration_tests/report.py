@@ -8,15 +8,17 @@ import dataclasses
 import heapq
 import io
 import os
+import pathlib
 from typing import Any
 import unicodedata
-import uuid
 from xml.etree import ElementTree
 
 from absl import flags
 from etils import epy
 
 from distribution import errors
+from distribution import formats
+from distribution import scratch
 
 with epy.lazy_imports():
   from matplotlib import ticker
@@ -174,35 +176,30 @@ def check(path: str) -> None:
     raise errors.InputError(
       f"--report: {path} exists. Remove it, or choose another name."
     )
-  directory = os.path.dirname(path)
-  if "://" not in directory and not tf.io.gfile.isdir(directory):
-    raise errors.InputError(
-      f"--report: the directory {directory} does not exist."
-    )
+  if "://" not in path:
+    formats.check_output_file("report", path)
+    return
   about = f"Cannot write --report={path}: "
   with errors.of_input(OSError, tf.errors.OpError, about=about):
-    unfinished = _unfinished(path)
-    with tf.io.gfile.GFile(unfinished, "w") as f:
+    with tf.io.gfile.GFile(path, "w") as f:
       f.write("")
-    tf.io.gfile.remove(unfinished)
+    tf.io.gfile.remove(path)
 
 
 def write(path: str, text: str) -> None:
   """Writes a file, which appears complete or not at all."""
-  unfinished = _unfinished(path)
-  try:
-    with tf.io.gfile.GFile(unfinished, "wb") as f:
-      f.write(text.encode(errors="replace"))
-    tf.io.gfile.rename(unfinished, path, overwrite=True)
-  finally:
-    if tf.io.gfile.exists(unfinished):
-      tf.io.gfile.remove(unfinished)
+  content = text.encode(errors="replace")
+  if "://" in path:  # An object appears when it is closed.
+    with tf.io.gfile.GFile(path, "wb") as f:
+      f.write(content)
+  else:
+    directory, name = os.path.split(path)
+    unfinished = os.path.join(directory, f".{name}.unfinished")
+    with scratch.directory(unfinished), errors.writing(path):
+      new = pathlib.Path(unfinished, name)
+      new.write_bytes(content)
+      new.replace(path)
   print(f"Wrote the report {path}")
-
-
-def _unfinished(path: str) -> str:
-  directory, name = os.path.split(path)
-  return os.path.join(directory, f".{name}.unfinished-{uuid.uuid4().hex}")
 
 
 def collect(batches: Iterable[tuple[Any, ...]], num_classes: int) -> Outcome:

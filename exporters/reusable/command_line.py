@@ -14,12 +14,12 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from absl import app
 from absl import flags
 from absl import logging
 
 from distribution import errors
 from distribution import formats
+from distribution import programs
 from distribution import strategies
 from exporters.reusable import exporting
 from exporters.reusable import imports
@@ -315,10 +315,7 @@ def _configure_process(without_init: Sequence[str]) -> None:
 
 
 def run(main: Callable[[], None], *, without_init: Sequence[str] = ()) -> None:
-  """Parses the flags and calls `main`.
-
-  An ExportError becomes one line on standard error and exit status 1. A bug
-  keeps its traceback.
+  """Runs a program, as `programs.run`.
 
   Args:
     main: The program, in the module that is run.
@@ -326,16 +323,9 @@ def run(main: Callable[[], None], *, without_init: Sequence[str] = ()) -> None:
       `imports.without_init`. It only saves time: the program runs without, too.
   """
 
-  def guarded(arguments: list[str]) -> None:
-    errors.check_flags(arguments)
-    try:
-      with errors.reported():
-        _check_paths()
-        _configure_process(without_init)
-        main()
-    finally:
-      # Saves about a second at exit, when Python would take models apart.
-      gc.freeze()
+  def configured() -> None:
+    _check_paths()
+    _configure_process(without_init)
+    main()
 
-  errors.define_flags()
-  app.run(guarded)
+  programs.run(configured)

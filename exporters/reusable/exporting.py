@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from etils import epy
 
-from exporters.reusable import publishing
+from distribution import publishing
 
 # These import TensorFlow, which must wait until the flags are parsed.
 with epy.lazy_imports():
@@ -103,9 +103,7 @@ def exporting(
     options.export_dir, *apart, keep_failed=options.keep_failed
   )
   with publishing.publish(
-    options.export_dir,
-    names[0] or "saved_model.pb",
-    overwrite=options.overwrite,
+    options.export_dir, overwrite=options.overwrite
   ) as directory:
     # Importing TensorFlow takes them seconds, in parallel to the work here.
     processes = {n: verification.start(options.verification) for n in names}

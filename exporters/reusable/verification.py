@@ -23,6 +23,8 @@ from rich import console
 from rich import table
 import tensorflow as tf
 
+from distribution import publishing
+from distribution import scratch
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters
 from exporters.reusable import imports
@@ -53,15 +55,17 @@ def start(level: str) -> subprocess.Popen | None:
   if level == "off":
     return None
   return subprocess.Popen(
-    [
-      sys.executable,
-      "-P",  # Keeps this directory, whose names are not unique, off the path.
-      "-Wignore:pkg_resources is deprecated",  # By tensorflow-hub.
-      observation.__file__,
-      level,
-      *imports.OPTIONAL,
-      "scipy",  # Layers of Model Garden need it; an export does not.
-    ],
+    scratch.tied(
+      [
+        sys.executable,
+        "-P",  # Keeps this directory, whose names are not unique, off the path.
+        "-Wignore:pkg_resources is deprecated",  # By tensorflow-hub.
+        observation.__file__,
+        level,
+        *imports.OPTIONAL,
+        "scipy",  # Layers of Model Garden need it; an export does not.
+      ]
+    ),
     env={
       **os.environ,
       "PYTHONPATH": str(pathlib.Path(observation.__file__).parents[2]),
@@ -138,7 +142,11 @@ def verify(
   if problems:
     _print_table(problems)
     if keep_failed:
-      shutil.move(export_dir, keep_failed)
+      try:
+        os.rename(export_dir, keep_failed)
+      except OSError:  # To another file system.
+        with publishing.publish(keep_failed) as failed_dir:
+          shutil.copytree(export_dir, failed_dir, dirs_exist_ok=True)
     raise errors.ExportError(
       f"The export failed its verification in {len(problems)} ways (see above)."
       " Nothing was exported"

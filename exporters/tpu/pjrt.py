@@ -14,11 +14,15 @@ import ctypes
 import dataclasses
 import json
 import os
+import pathlib
 import struct
 import subprocess
 import sys
 from typing import Any
 
+from distribution import scratch
+
+_ROOT = str(pathlib.Path(__file__).parents[2])
 _size_t, _void_p, _int64 = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int64
 
 # Positions in PJRT_Api, a table of functions that later versions only extend.
@@ -88,9 +92,9 @@ def compile_program(
   command = [sys.executable, "-P", __file__, libtpu, topology]
   try:
     done = subprocess.run(
-      command + ["full"] * full_effort,
+      scratch.tied(command + ["full"] * full_effort),
       input=program,
-      env=os.environ | _ENVIRONMENT,
+      env=os.environ | _ENVIRONMENT | {"PYTHONPATH": _ROOT},
       capture_output=True,
       timeout=timeout,
     )

@@ -14,6 +14,8 @@ import time
 
 import psutil
 
+from distribution import scratch
+
 # TensorFlow's settings, the same for both sides: Keras 2, which all exporters
 # use; only errors in the log; and GPU memory on demand, as processes share it.
 _ENVIRONMENT = {
@@ -115,12 +117,13 @@ def _started(
   with open(log, "wb") as output:
     files = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
     process = subprocess.Popen(
-      command,
+      scratch.tied(command),
       bufsize=1,
       text=True,
       env={**os.environ, **_ENVIRONMENT},
       **{**files, **pipes},
     )
+  process.args = command
   with process:
     try:
       yield process

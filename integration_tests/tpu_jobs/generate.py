@@ -7,19 +7,19 @@ DIR/README.md explains how to use the files. Their sources are jobs.yaml and the
 templates beside this file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import json
 import pathlib
 import re
 import shlex
 from typing import Any
 
-from absl import app
 from absl import flags
 import yaml
 
 from distribution import errors
 from distribution import formats
+from distribution import programs
 
 _DIRECTORY = pathlib.Path(__file__).parent
 
@@ -130,12 +130,11 @@ def generate(
   (output_dir / "README.md").write_text(_format("README.md", values))
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Runs the program with the values of its flags."""
-  errors.check_flags(argv)
   values = flags.FLAGS
   output_dir = pathlib.Path(formats.absolute(values.output_dir))
-  with errors.reported(), errors.of_input(OSError, about="--output_dir: "):
+  with errors.of_input(OSError, about="--output_dir: "):
     generate(
       output_dir,
       bucket=values.bucket.rstrip("/"),
@@ -148,7 +147,6 @@ def main(argv: Sequence[str]) -> None:
 
 def define_flags() -> None:
   """Defines the flags of this program."""
-  errors.define_flags()
   for name, text in (
     ("bucket", "Bucket for exports and training backups, gs://NAME."),
     ("image", "Name of the image, such as REGISTRY/PROJECT/exporters."),
@@ -170,4 +168,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  programs.run(main)

@@ -8,8 +8,8 @@ import time
 
 from absl.testing import absltest
 
-from exporters.reusable import errors
-from exporters.reusable import publishing
+from distribution import errors
+from distribution import publishing
 
 # Publishes a file of two halves, with a pause in seconds before each.
 _WRITER = """
@@ -51,7 +51,7 @@ class PublishTest(absltest.TestCase):
     resource.setrlimit(resource.RLIMIT_FSIZE, (99, hard))
     try:
       with self.assertRaisesRegex(
-        errors.ExportError, f"^Cannot write {self.target}: File too large$"
+        errors.InputError, f"^Cannot write {self.target}: File too large$"
       ):
         self.publish("long" * 99)
     finally:
@@ -100,7 +100,7 @@ class PublishTest(absltest.TestCase):
       ("gs://bucket/export", True, "not a local directory"),
       ("/proc", True, "is a mount point"),
     ):
-      with self.assertRaisesRegex(errors.ExportError, message):
+      with self.assertRaisesRegex(errors.InputError, message):
         with publishing.publish(path, "saved_model.pb", overwrite=overwrite):
           self.fail("The work started.")
     self.assert_published("old")
@@ -109,7 +109,7 @@ class PublishTest(absltest.TestCase):
   def test_check_apart(self):
     publishing.check_apart("/a/b", "/a/c", "/a/bc")
     for other in ("/a/b/", "/a", "/a/b/c", "/x/../a/b"):
-      with self.assertRaisesRegex(errors.ExportError, "must be apart"):
+      with self.assertRaisesRegex(errors.InputError, "must be apart"):
         publishing.check_apart("/a/b", other)
 
   def test_overwrite_replaces(self):

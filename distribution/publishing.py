@@ -1,0 +1,166 @@
+"""Makes a directory appear whole, or not at all."""
+
+from collections.abc import Iterator
+import contextlib
+import ctypes
+import itertools
+import os
+import pathlib
+import re
+from typing import NamedTuple
+
+from distribution import errors
+from distribution import scratch
+
+_AT_FDCWD = -100  # From <fcntl.h>.
+_RENAME_EXCHANGE = 2  # From <linux/fs.h>.
+
+
+class Kind(NamedTuple):
+  """What programs of this project write into a directory.
+
+  Attributes:
+    marker: A file that it has, itself or in a subdirectory.
+    paths: Regular expression of everything in it: files, empty directories.
+  """
+
+  marker: str
+  paths: str
+
+
+# An export, or several in subdirectories.
+EXPORT = Kind(
+  "assets.extra/README.md",
+  r"(\w+/)?((saved_model|fingerprint|keras_metadata)\.pb"
+  r"|variables(/variables\.(index|data-\d{5}-of-\d{5}))?|assets(/[^/]+)?"
+  # `compile_for_tpu` writes new ones first.
+  r"|assets\.extra(/README\.md|/verification\.json|/\.\w+\.\w+\.new)?)",
+)
+CHECKPOINT = Kind(
+  "checkpoint", r"checkpoint(-\d+\.(index|data-\d{5}-of-\d{5}))?"
+)
+
+
+def check_apart(
+  *directories: str | None, keep_failed: str | None = None
+) -> None:
+  """Raises an InputError if a directory is another, or lies in it.
+
+  Args:
+    *directories: The directories to publish; None is passed over.
+    keep_failed: Where to keep an export that fails. It must not exist.
+  """
+  if keep_failed and os.path.exists(keep_failed):
+    raise errors.InputError(f"{keep_failed} exists. Choose another path.")
+  directories = filter(None, [*directories, keep_failed])
+  paths = [pathlib.Path(d).resolve() for d in directories]
+  for path, other in itertools.permutations(paths, 2):
+    if path.is_relative_to(other):
+      raise errors.InputError(
+        f"{path} and {other} must be apart: neither the same nor one in the"
+        " other."
+      )
+
+
+@contextlib.contextmanager
+def publish(
+  path: str | os.PathLike[str], kind: Kind = EXPORT, *, overwrite: bool = False
+) -> Iterator[str]:
+  """Gives a directory to write; renames it to `path` at the end.
+
+  Slow work belongs inside: `path` is checked at the start. When the work
+  raises, nothing is left. When the process is killed, the unfinished directory
+  stays, hidden, until the next call for the same `path`.
+
+  Args:
+    path: Where the directory shall appear: a local directory that does not
+      exist or is empty. If it is a link, what it points to.
+    kind: What an existing directory may have in it.
+    overwrite: Replace a directory of that kind, in one step: at every moment
+      there is either the old one or the new one.
+
+  Yields:
+    The path of an empty directory beside `path`.
+
+  Raises:
+    InputError: Something is in the way, another program is writing the same
+      directory, or it cannot be made.
+  """
+  if "://" in str(path):
+    raise errors.InputError(
+      f"{path} is not a local directory, and only there an export can appear"
+      " whole. Export to a local one and copy that."
+    )
+  about = f"Cannot write {path}: "
+  with errors.of_input(OSError, RuntimeError, about=about):  # Links in a loop.
+    target = pathlib.Path(path).resolve()
+    _check(target, kind, overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+  unfinished = target.with_name(f".{target.name}.unfinished")
+  with scratch.directory(unfinished):
+    new = unfinished / target.name
+    with errors.of_input(OSError, about=about):
+      new.mkdir()
+    with errors.writing(str(target)):
+      yield str(new)
+    _check(target, kind, overwrite)
+    with errors.of_input(OSError, about=about):
+      if overwrite and target.exists():
+        _exchange(new, target)
+      else:
+        new.rename(target)
+
+
+def _check(target: pathlib.Path, kind: Kind, overwrite: bool) -> None:
+  with errors.of_input(OSError, about=f"{target}: "):
+    if not target.exists():
+      return
+    if target.is_mount():
+      raise errors.InputError(
+        f"{target} is a mount point, which nothing can be renamed to. Choose a"
+        " directory in it."
+      )
+    if not os.listdir(target):
+      return
+    foreign, found = "", False
+    for name in _leaves(target):
+      found |= name.endswith(kind.marker)
+      if not re.fullmatch(kind.paths, name) or (target / name).is_symlink():
+        foreign = foreign or name
+  if foreign or not found:
+    problem = f"has {foreign} in it" if foreign else f"has no {kind.marker}"
+    raise errors.InputError(
+      f"{target} {problem}: no program of this project made it. Choose another"
+      " directory."
+    )
+  if not overwrite:
+    raise errors.InputError(
+      f"{target} exists and is not empty. Choose another directory, or say"
+      " --overwrite to replace it."
+    )
+
+
+def _leaves(directory: pathlib.Path) -> Iterator[str]:
+  """Yields paths of files, links and empty directories, in an order."""
+  for path in sorted(directory.iterdir()):
+    inner = []
+    if path.is_dir() and not path.is_symlink():
+      inner = [f"{path.name}/{name}" for name in _leaves(path)]
+    yield from inner or [path.name]
+
+
+def _exchange(first: pathlib.Path, second: pathlib.Path) -> None:
+  """Swaps two directories in one step, which Python has no function for."""
+  libc = ctypes.CDLL(None, use_errno=True)
+  if libc.renameat2(
+    _AT_FDCWD,
+    os.fsencode(first),
+    _AT_FDCWD,
+    os.fsencode(second),
+    _RENAME_EXCHANGE,
+  ):
+    raise errors.InputError(
+      f"Cannot replace {second} in one step here:"
+      f" {os.strerror(ctypes.get_errno())}. Remove it first, or choose another"
+      " directory."
+    )

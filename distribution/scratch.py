@@ -1,0 +1,192 @@
+"""Temporary directories that a killed program leaves to the next run.
+
+Each has a file that says so, which its process locks. The lock ends with the
+process, however that ends; the next run then removes the directory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import fcntl
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import uuid
+
+from distribution import errors
+
+_PREFIX = "reusable_models-"  # Of the directory of a program in TMPDIR.
+_MARKER = "temporary.txt"
+_TEXT = b"Files of a running program. If it is killed, the next removes them."
+_TRIES = 20  # Another process may be just removing the directory.
+_PAUSE = 0.05  # Seconds.
+
+# Directories of this process, with their locks; and its id, as a fork is
+# another process.
+_mine: dict[tuple[str, int], int] = {}
+
+# PR_SET_PDEATHSIG is 1, SIGKILL is 9. The parent may have ended before.
+_TIE = """
+import ctypes, os, sys
+parent, *command = sys.argv[1:]
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
+if os.getppid() == int(parent):
+  os.execvp(command[0], command)
+"""
+
+
+def tied(command: Sequence[str]) -> list[str]:
+  """Returns a command that is killed when the process that starts it ends."""
+  return [sys.executable, "-ISc", _TIE, str(os.getpid()), *command]
+
+
+@contextlib.contextmanager
+def directory(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Makes a temporary directory, or takes an abandoned one; removes it on exit.
+
+  Args:
+    path: Its path, whose parent exists.
+
+  Raises:
+    InputError: Another process uses it, or something else is there.
+  """
+  path = str(path)
+  for _ in range(_TRIES):
+    with (
+      errors.of_input(OSError, about=f"Cannot write {path}: "),
+      contextlib.suppress(FileNotFoundError),
+    ):
+      if not os.path.isdir(path):
+        os.mkdir(path, 0o700)
+      if (lock := _lock(path)) is not None:
+        break
+    time.sleep(_PAUSE)
+  else:
+    raise errors.InputError(
+      f"Another program is writing {path}. Wait for its end, or choose another"
+      " directory."
+    )
+  _mine[path, os.getpid()] = lock
+  try:
+    yield
+  finally:
+    _remove(path, lock)
+    del _mine[path, os.getpid()]
+
+
+def _lock(path: str) -> int | None:
+  """Locks and empties a temporary directory.
+
+  Returns:
+    The descriptor of the lock; None if another process has it.
+
+  Raises:
+    FileNotFoundError: The directory has just been removed.
+    InputError: It is not a temporary directory of this module.
+  """
+  marker = os.path.join(path, _MARKER)
+  in_way = errors.InputError(
+    f"{path} is in the way: no program of this project made it. Remove it, or"
+    " choose another directory."
+  )
+  names = os.listdir(path)
+  if os.path.islink(path) or (names and _MARKER not in names):
+    raise in_way
+  lock = os.open(marker, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+  try:
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if not os.path.samestat(os.fstat(lock), os.lstat(marker)):
+      raise FileNotFoundError(path)
+    text = os.read(lock, 2 * len(_TEXT))
+    # The text is written before anything else is made.
+    if text != _TEXT and (not _TEXT.startswith(text) or len(names) > 1):
+      raise in_way
+    _empty(path)
+    os.pwrite(lock, _TEXT, 0)
+  except BlockingIOError:
+    os.close(lock)
+    return None
+  except BaseException:
+    os.close(lock)
+    raise
+  return lock
+
+
+def _empty(path: str) -> bool:
+  """Removes all but the marker; returns whether that succeeded."""
+  for name in os.listdir(path):
+    if name != _MARKER:
+      other = os.path.join(path, name)
+      with contextlib.suppress(OSError):
+        if os.path.isdir(other) and not os.path.islink(other):
+          shutil.rmtree(other)
+        else:
+          os.remove(other)
+  return os.listdir(path) == [_MARKER]
+
+
+def _remove(path: str, lock: int) -> None:
+  """Removes a temporary directory; the marker goes last."""
+  with contextlib.suppress(OSError):
+    if _empty(path):
+      os.remove(os.path.join(path, _MARKER))
+      os.rmdir(path)
+  os.close(lock)
+
+
+@contextlib.contextmanager
+def of_program() -> Iterator[None]:
+  """Keeps temporary files of this program and its children in one directory.
+
+  On entry it removes such directories of programs that were killed. On exit the
+  children of this process are killed.
+  """
+  with errors.of_input(OSError, about="TMPDIR: "):
+    parent = tempfile.gettempdir()
+    _remove_abandoned(parent)
+  path = os.path.join(parent, f"{_PREFIX}{uuid.uuid4().hex}")
+  before = os.environ.get("TMPDIR"), tempfile.tempdir
+  with directory(path):
+    # A cache, which tensorflow-hub has in TMPDIR.
+    hub = os.path.join(parent, "tfhub_modules")
+    os.environ.setdefault("TFHUB_CACHE_DIR", hub)
+    os.environ["TMPDIR"] = tempfile.tempdir = path
+    try:
+      yield
+    finally:
+      os.environ["TMPDIR"], tempfile.tempdir = before[0] or parent, before[1]
+      _kill_children()
+
+
+def _remove_abandoned(parent: str) -> None:
+  for entry in os.scandir(parent):
+    with contextlib.suppress(OSError, errors.InputError):
+      if (
+        entry.name.startswith(_PREFIX)
+        and entry.is_dir(follow_symlinks=False)
+        and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+        and (lock := _lock(entry.path)) is not None
+      ):
+        _remove(entry.path, lock)
+
+
+def remove_all() -> None:
+  """Kills the children of this process and removes its directories."""
+  _kill_children()
+  for (path, process), lock in list(_mine.items()):
+    if process == os.getpid():
+      _remove(path, lock)
+
+
+def _kill_children() -> None:
+  # A kernel may lack these files. `tied` then kills the children later.
+  for path in pathlib.Path("/proc/self/task").glob("*/children"):
+    with contextlib.suppress(OSError):
+      for child in map(int, path.read_text().split()):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
