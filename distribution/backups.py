@@ -151,8 +151,10 @@ class Backup:
   def remove(self) -> None:
     """Removes the state of a training that has ended."""
     if self._directory and self._is_chief:
-      tf.io.gfile.remove(_record(self._directory))
+      # Without logs the others are no state, if their removal ends early.
+      _write(self._directory, _flat(self._training))
       self._remove(lambda name: True)
+      tf.io.gfile.remove(_record(self._directory))
 
   def _remove(self, is_chosen: Callable[[str], bool]) -> None:
     for name in tf.io.gfile.listdir(self._directory):

@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+from unittest import mock
 
 import tensorflow as tf
 import tf_keras
@@ -10,7 +11,7 @@ from distribution import errors
 
 
 def _model():
-  model = tf_keras.Sequential([tf_keras.layers.Dense(1)])
+  model = tf_keras.Sequential([tf_keras.layers.Dense(1, input_shape=[1])])
   model.compile("sgd", "mse")
   return model
 
@@ -84,6 +85,51 @@ class BackupsTest(tf.test.TestCase):
     history = _model().fit(x, x, epochs=2, callbacks=kept, verbose=0)
     self.assertEqual(history.epoch, [1])
     self.assertEmpty(os.listdir(directory))
+
+  def test_a_removal_that_was_killed_leaves_no_state(self):
+    directory = pathlib.Path(self.get_temp_dir(), "removed")
+    strategy = tf.distribute.get_strategy()
+    x = tf.ones([4, 1])
+    for name in "remove", "rmtree":
+      kept = backups.callbacks(str(directory), {"rate": 1}, strategy, 1)
+      with (
+        mock.patch.object(tf.io.gfile, name, side_effect=ZeroDivisionError),
+        self.assertRaises(ZeroDivisionError),
+      ):
+        _model().fit(x, x, epochs=1, callbacks=kept, verbose=0)
+      state = directory / "chief" / "checkpoint"
+      self.assertEqual(state.exists(), name == "remove")
+    # A later training starts anew, and removes it all.
+    kept = backups.callbacks(str(directory), {"rate": 2}, strategy, 1)
+    _model().fit(x, x, epochs=1, callbacks=kept, verbose=0)
+    self.assertEmpty(list(directory.iterdir()))
+
+  def test_what_a_killed_process_was_writing_is_removed(self):
+    directory = pathlib.Path(self.get_temp_dir(), "unfinished")
+    strategy = tf.distribute.get_strategy()
+    state = {"x": tf.Variable(1.0)}
+    backup = backups.Backup(str(directory), {}, strategy)
+    backup.save(state, [{}], 0)
+    part = "part-00000-of-00001"
+    (directory / "epoch-2_temp").mkdir()
+    (directory / "epoch-2_temp" / f"{part}.data-00000-of-00001").touch()
+    (directory / f"checkpoint.tmp{'0f' * 16}").touch()
+    theirs = ["a-1_temp", "checkpoint.tmp", "notes.txt"]
+    (directory / theirs[0]).mkdir()
+    for name in f"{theirs[0]}/{part}", f"{theirs[0]}/mine", *theirs[1:]:
+      (directory / name).touch()
+    backup = backups.Backup(str(directory), {}, strategy)
+    backup.save(state, [{}, {}], 1)
+    with (
+      mock.patch.object(backup, "_remove", side_effect=ZeroDivisionError),
+      self.assertRaises(ZeroDivisionError),
+    ):
+      backup.remove()
+    self.assertTrue((directory / "epoch-2.index").exists())
+    backup = backups.Backup(str(directory), {}, strategy)
+    self.assertEmpty(backup.logs)
+    backup.remove()
+    self.assertCountEqual([p.name for p in directory.iterdir()], theirs)
 
   def test_fingerprints(self):
     def dataset(*values):

@@ -63,7 +63,7 @@ _SAID_OTHERWISE = {
   ),
   # What is written in a hidden directory appears without it; `fine_tuned` says
   # how its working directory there appears.
-  r"\.([^/]+)\.unfinished(?!/\1/\.work\.)(/[^\s;]*)?": r"\1",
+  r"\.([^/]+)\.unfinished(?!/\1/\.work\.)(/\1)?(/[^\s;]*)?": r"\1",
   rf"^(.*?)(_temp/\S+)?; ({_NOT_WRITTEN})( \[Op:\w+\])?": (
     r"Cannot write \1: \3"
   ),

@@ -113,14 +113,16 @@ def publish(
 
 def _check(target: pathlib.Path, kind: Kind, overwrite: bool) -> None:
   with errors.of_input(OSError, about=f"{target}: "):
-    if not target.exists():
+    try:
+      names = os.listdir(target)
+    except FileNotFoundError:
       return
     if target.is_mount():
       raise errors.InputError(
         f"{target} is a mount point, which nothing can be renamed to. Choose a"
         " directory in it."
       )
-    if not os.listdir(target):
+    if not names:
       return
     foreign, found = "", False
     for name in _leaves(target):

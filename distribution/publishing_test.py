@@ -1,6 +1,7 @@
 import os
 import pathlib
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,12 @@ from distribution import publishing
 # Publishes a file of two halves, with a pause in seconds before each.
 _WRITER = """
 import pathlib, sys, time
-from exporters.reusable import publishing
+from distribution import publishing
 export_dir, text, *pauses = sys.argv[1:]
 with publishing.publish(
-  export_dir, "saved_model.pb", overwrite=True
+  export_dir, publishing.CHECKPOINT, overwrite=True
 ) as directory:
-  with open(pathlib.Path(directory) / "saved_model.pb", "w") as f:
+  with open(pathlib.Path(directory) / "checkpoint", "w") as f:
     print("writing", flush=True)
     for half, pause in zip((text[:4], text[4:]), pauses):
       time.sleep(float(pause))
@@ -36,15 +37,15 @@ class PublishTest(absltest.TestCase):
 
   def publish(self, text="complete", **kwargs):
     with publishing.publish(
-      self.target, "saved_model.pb", **kwargs
+      self.target, publishing.CHECKPOINT, **kwargs
     ) as directory:
-      (pathlib.Path(directory) / "saved_model.pb").write_text(text)
+      (pathlib.Path(directory) / "checkpoint").write_text(text)
 
   def assert_only(self, *names):
     self.assertCountEqual([p.name for p in self.parent.iterdir()], names)
 
   def assert_published(self, text):
-    self.assertEqual((self.target / "saved_model.pb").read_text(), text)
+    self.assertEqual((self.target / "checkpoint").read_text(), text)
 
   def test_a_full_disk_leaves_nothing(self):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -59,8 +60,8 @@ class PublishTest(absltest.TestCase):
     self.assertEmpty(os.listdir(self.parent))
 
   def test_appears_whole_at_the_end_and_readable_for_all(self):
-    with publishing.publish(self.target, "saved_model.pb") as directory:
-      (pathlib.Path(directory) / "saved_model.pb").write_text("complete")
+    with publishing.publish(self.target) as directory:
+      (pathlib.Path(directory) / "checkpoint").write_text("complete")
       self.assertFalse(self.target.exists())
     self.assert_published("complete")
     self.assert_only("export")
@@ -77,34 +78,91 @@ class PublishTest(absltest.TestCase):
   def test_follows_links(self):
     link = self.parent / "link"
     link.symlink_to(self.target)
-    with publishing.publish(link, "saved_model.pb") as directory:
-      (pathlib.Path(directory) / "saved_model.pb").write_text("complete")
+    with publishing.publish(link) as directory:
+      (pathlib.Path(directory) / "checkpoint").write_text("complete")
     self.assert_published("complete")
     self.assert_only("export", "link")
 
   def test_failure_leaves_nothing(self):
     with self.assertRaisesRegex(ValueError, "broken"):
-      with publishing.publish(self.target, "saved_model.pb") as directory:
-        (pathlib.Path(directory) / "saved_model.pb").write_text("half")
+      with publishing.publish(self.target) as directory:
+        (pathlib.Path(directory) / "checkpoint").write_text("half")
         raise ValueError("broken")
     self.assert_only()
 
   def test_refuses_before_the_work_starts(self):
     self.publish("old")
     (self.parent / "file").write_text("")
+    (self.parent / "loop").symlink_to("loop")
     for path, overwrite, message in (
       (self.target, False, "Choose another directory, or say --overwrite"),
-      (self.parent, True, r"has other things in it \(no saved_model.pb\)"),
+      (self.parent, True, "has export/checkpoint in it: no program of this p"),
+      (self.parent / "loop", True, "^Cannot write .*/loop: Symlink loop"),
       (self.parent / "file", True, "Not a directory"),
       (self.parent / "file" / "x", True, "Not a directory"),
       ("gs://bucket/export", True, "not a local directory"),
       ("/proc", True, "is a mount point"),
     ):
       with self.assertRaisesRegex(errors.InputError, message):
-        with publishing.publish(path, "saved_model.pb", overwrite=overwrite):
+        with publishing.publish(
+          path, publishing.CHECKPOINT, overwrite=overwrite
+        ):
           self.fail("The work started.")
     self.assert_published("old")
-    self.assert_only("export", "file")
+    self.assert_only("export", "file", "loop")
+
+  def test_overwrites_only_what_an_exporter_writes(self):
+    whole = (
+      *("saved_model.pb", "fingerprint.pb", "assets.extra/README.md"),
+      *("assets.extra/verification.json", "assets.extra/.README.md.new"),
+      *("assets/vocab.txt", "variables/variables.index"),
+      "variables/variables.data-00000-of-00001",
+    )
+    foreign = (
+      *("notes.txt", "variables/notes.txt", "assets.extra/labels.txt"),
+      *("encoder/notes.txt", "assets/a/b", "a/b/saved_model.pb", "empty/"),
+      *("link@", "variables@", ".hidden", "checkpoint"),
+    )
+    for i, (names, problem) in enumerate(
+      [
+        (whole, None),
+        ([f"{d}/{name}" for d in ("encoder", "decoder") for name in whole], ""),
+        (whole[:2], "has no assets.extra/README.md: no program of this pro"),
+        *(
+          ([name, *whole[: 6 if "@" in name else 8]], f"has {name[:9]}")
+          for name in foreign
+        ),
+      ]
+    ):
+      target = self.parent / str(i)
+      for name in names:
+        path = target / name.rstrip("/@")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith("/"):
+          path.mkdir()
+        elif name.endswith("@"):
+          path.symlink_to(self.parent)
+        else:
+          path.write_text("")
+      before = sorted(target.rglob("*"))
+      with self.subTest(names[0]):
+        if not problem:
+          with publishing.publish(target, overwrite=True):
+            pass
+          self.assertEmpty(list(target.iterdir()))
+          continue
+        with self.assertRaisesRegex(errors.InputError, problem.strip("/@")):
+          with publishing.publish(target, overwrite=True):
+            self.fail("The work started.")
+        self.assertEqual(sorted(target.rglob("*")), before)
+
+  def test_what_comes_meanwhile_is_not_lost(self):
+    with self.assertRaisesRegex(errors.InputError, "has notes.txt in it"):
+      with publishing.publish(self.target, overwrite=True):
+        self.target.mkdir()
+        (self.target / "notes.txt").write_text("mine")
+    self.assertEqual((self.target / "notes.txt").read_text(), "mine")
+    self.assert_only("export")
 
   def test_check_apart(self):
     publishing.check_apart("/a/b", "/a/c", "/a/bc")
@@ -140,17 +198,43 @@ class PublishTest(absltest.TestCase):
         writer.send_signal(signal.SIGKILL)
       writer.communicate()
       self.assertIn(
-        (self.target / "saved_model.pb").read_text(), ("old text", "new text")
+        (self.target / "checkpoint").read_text(), ("old text", "new text")
       )
     # The last one was not killed, and found nothing in its way.
     self.assert_published("new text")
     self.assert_only("export")
 
-  def test_leaves_the_unfinished_directory_of_a_living_process(self):
-    with publishing.publish(self.target, "saved_model.pb") as first:
-      with publishing.publish(self.target, "saved_model.pb") as second:
-        self.assertTrue(os.path.isdir(first))
-        self.assertNotEqual(first, second)
+  def test_of_two_programs_the_first_wins(self):
+    with publishing.publish(self.target) as directory:
+      with self.assertRaisesRegex(errors.InputError, "^Another program is wri"):
+        self.publish("second")
+      (pathlib.Path(directory) / "checkpoint").write_text("first")
+    self.assert_published("first")
+    self.assert_only("export")
+
+  def test_removes_only_what_is_known_to_be_abandoned(self):
+    unfinished = self.parent / ".export.unfinished"
+    for name, text, is_ours in (
+      ("notes.txt", "mine", False),
+      ("temporary.txt", "mine", False),
+      ("temporary.txt", "Files of a running", True),
+      ("temporary.txt", "", True),
+    ):
+      unfinished.mkdir()
+      (unfinished / name).write_text(text)
+      if is_ours:
+        self.publish(text)
+        self.assert_published(text)
+        self.assert_only("export")
+        shutil.rmtree(self.target)
+        continue
+      with self.assertRaisesRegex(errors.InputError, "is in the way: no progr"):
+        self.publish()
+      self.assertEqual((unfinished / name).read_text(), text)
+      shutil.rmtree(unfinished)
+    unfinished.symlink_to(self.parent)
+    with self.assertRaisesRegex(errors.InputError, "is in the way"):
+      self.publish()
 
 
 if __name__ == "__main__":

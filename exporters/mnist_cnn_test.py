@@ -120,7 +120,7 @@ class MnistCnnTest(absltest.TestCase):
     process = subprocess.Popen(
       cls.arguments(cls.export_dir), start_new_session=True
     )
-    while not list(cls.directory.glob(f".export.unfinished-*/{path}")):
+    while not list(cls.directory.glob(f".export.unfinished/export/{path}")):
       if process.poll() is not None:
         raise AssertionError(f"The export ended, and {path} was not seen.")
       time.sleep(0.0002)
@@ -128,7 +128,7 @@ class MnistCnnTest(absltest.TestCase):
     process.wait()
     return (
       cls.export_dir.exists(),
-      len(list(cls.directory.glob(".export.unfinished-*"))),
+      len(list(cls.directory.glob(".export.unfinished"))),
     )
 
   def assert_error(self, result, message):
@@ -155,7 +155,7 @@ class MnistCnnTest(absltest.TestCase):
   def test_killed_while_it_saves(self):
     # No export, and one unfinished directory: the next run removed the first.
     self.assertEqual(self.left_by_kills, [(False, 1), (False, 1)])
-    self.assertEmpty(list(self.directory.glob(".*.unfinished-*")))
+    self.assertEmpty(list(self.directory.glob(".*.unfinished")))
     tf.saved_model.load(str(self.export_dir))
 
   def test_two_exports_have_the_same_bytes(self):

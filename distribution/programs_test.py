@@ -1,0 +1,110 @@
+"""Ends programs, of which this module is one, and looks at what they leave."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl.testing import absltest
+
+from distribution import errors
+from distribution import programs
+from distribution import publishing
+from distribution import scratch
+
+_CHILD = "import time; time.sleep(0.5); print('It lives.'); time.sleep(9)"
+
+
+def _wait_for_ever(path: str) -> None:
+  """Writes everywhere, has a child, and swallows all that Python raises."""
+  pathlib.Path(tempfile.gettempdir(), "file").write_text("")
+  child = scratch.tied([sys.executable, "-uc", _CHILD])
+  with publishing.publish(path) as directory, subprocess.Popen(child):
+    pathlib.Path(directory, "file").write_text("")
+    print("ready", flush=True)
+    while True:
+      with contextlib.suppress(BaseException):
+        time.sleep(0.01)
+
+
+def _fail(path: str) -> None:
+  child = scratch.tied([sys.executable, "-uc", _CHILD])
+  subprocess.Popen(child, env={**os.environ, "TMPDIR": tempfile.gettempdir()})
+  pathlib.Path(os.environ["TMPDIR"], "file").write_text("")
+  raise errors.InputError(f"No {path}.")
+
+
+class ProgramsTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.directory = pathlib.Path(self.create_tempdir().full_path)
+    self.tmp = self.directory / "tmp"
+    self.tmp.mkdir()
+
+  def start(self, name):
+    return subprocess.Popen(
+      [sys.executable, __file__, name, str(self.directory / "export")],
+      env={
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "TMPDIR": str(self.tmp),
+      },
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+
+  def left(self):
+    return [*os.listdir(self.tmp), *os.listdir(self.directory)]
+
+  def test_a_signal_ends_it(self):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+      process = self.start("_wait_for_ever")
+      self.assertEqual(process.stdout.readline(), "ready\n")
+      self.assertLen(self.left(), 3)
+      process.send_signal(number)
+      # The end of the output is also that of the child.
+      output, _ = process.communicate()
+      self.assertEqual(output, f"ERROR: Interrupted by {number.name}.\n")
+      self.assertEqual(process.returncode, -number)
+      self.assertEqual(self.left(), ["tmp"])
+
+  def test_the_next_one_removes_what_a_killed_one_leaves(self):
+    foreign = self.tmp / "reusable_models-of-a-user"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
+    process = self.start("_wait_for_ever")
+    process.stdout.readline()
+    process.kill()
+    self.assertEqual(process.communicate()[0], "")
+    self.assertLen(self.left(), 4)
+    (self.tmp / "reusable_models-new").mkdir()  # Killed at once.
+    process = self.start("_fail")
+    output, _ = process.communicate()
+    self.assertEqual(output, f"ERROR: No {self.directory}/export.\n")
+    self.assertEqual(process.returncode, 1)
+    self.assertCountEqual(
+      self.left(), ["tmp", ".export.unfinished", foreign.name]
+    )
+    self.assertTrue((foreign / "notes.txt").exists())
+
+  def test_a_living_one_keeps_its_files(self):
+    process = self.start("_wait_for_ever")
+    process.stdout.readline()
+    before = self.left()
+    self.start("_fail").communicate()
+    self.assertCountEqual(self.left(), before)
+    process.terminate()
+    process.communicate()
+
+
+if __name__ == "__main__":
+  if sys.argv[1:2] in (["_wait_for_ever"], ["_fail"]):
+    function, argument = globals()[sys.argv[1]], sys.argv[2]
+    del sys.argv[1:]
+    programs.run(lambda: function(argument))
+  absltest.main()
