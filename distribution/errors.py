@@ -35,6 +35,7 @@ _OF_FILES = {
 # What Python and the dynamic linker say.
 _NO_MEMORY = re.compile(
   "Cannot allocate memory|can't start new thread|failed to map segment"
+  "|error return without exception set"
 )
 _NOT_WRITTEN = "|".join(map(os.strerror, {*_OF_FULL_DISKS, errno.EROFS}))
 _PATHS = ("_dir", "_file", "_path", "train_on")  # Names of flags end in these.
@@ -209,7 +210,11 @@ def reported() -> Iterator[None]:
     text = str(e) if isinstance(e, InputError) else one_line(e)
     if lacks_memory:
       text = f"Memory is full, or limited too low (ulimit -v): {text}"
-    sys.exit(f"ERROR: {_shown(text, _LONGEST_OF_ALL)}")
+    line = f"ERROR: {_shown(text, _LONGEST_OF_ALL)}"
+    if lacks_memory:  # Python may not reach its end.
+      print(line, file=sys.stderr, flush=True)
+      os._exit(1)
+    sys.exit(line)
 
 
 def _is_of_input_or_machine(error: Exception) -> bool:

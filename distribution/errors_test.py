@@ -1,9 +1,11 @@
 import contextlib
 import errno
 import io
+import os
 import resource
 import subprocess
 import sys
+from unittest import mock
 
 from absl import app
 from absl.testing import absltest
@@ -112,11 +114,13 @@ class ErrorsTest(absltest.TestCase):
           self.subTest(expected, debug=debug),
           flagsaver.flagsaver(debug=debug),
           contextlib.redirect_stderr(stderr),
+          mock.patch.object(os, "_exit", sys.exit),
           self.assertRaises(SystemExit) as raised,
           errors.reported(),
         ):
           raise error
-        self.assertStartsWith(str(raised.exception.code), expected)
+        *_, line = (stderr.getvalue() + str(raised.exception.code)).split("ERR")
+        self.assertStartsWith(f"ERR{line}", expected)
         self.assertEqual("Traceback" in stderr.getvalue(), debug)
 
   def test_a_full_disk_is_reported_with_the_path_that_the_user_knows(self):

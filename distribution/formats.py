@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import re
+import tempfile
 import zipfile
 
 from distribution import errors
@@ -106,12 +107,14 @@ def check_output(flag: str, path: str) -> None:
   while not os.path.lexists(parent):
     parent = os.path.dirname(parent)
   try:
-    # A file without name, which cannot be left behind.
-    os.close(os.open(parent, os.O_TMPFILE | os.O_WRONLY))
+    try:
+      # A file without name, which cannot be left behind.
+      os.close(os.open(parent, os.O_TMPFILE | os.O_WRONLY))
+    except OSError as e:
+      if e.errno != errno.EOPNOTSUPP:  # Some file systems have no such files.
+        raise
+      tempfile.TemporaryDirectory(dir=parent, prefix=".writable-").cleanup()
   except OSError as e:
-    # Some file systems have no such files.
-    if e.errno == errno.EOPNOTSUPP and os.access(parent, os.W_OK):
-      return
     raise errors.InputError(
       f"Cannot write --{flag}={path}: {parent}: {e.strerror}."
     ) from e

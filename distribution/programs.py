@@ -6,6 +6,7 @@ from collections.abc import Callable
 import contextlib
 import gc
 import os
+import resource
 import signal
 import sys
 from typing import Any
@@ -15,6 +16,8 @@ from absl import app
 from distribution import errors
 from distribution import scratch
 
+# Bytes of address space. With less, TensorFlow ends the process.
+_LEAST_MEMORY = 3 * 2**30
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
@@ -30,6 +33,12 @@ def run(main: Callable[[], Any]) -> None:
 
   def guarded(arguments: list[str]) -> None:
     errors.check_flags(arguments)
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if 0 <= limit < _LEAST_MEMORY:
+      sys.exit(
+        f"ERROR: Memory is limited to {limit / 2**30:.3g} GiB (ulimit -v)."
+        f" TensorFlow needs {_LEAST_MEMORY / 2**30:.3g} GiB."
+      )
     for number in _SIGNALS:
       if signal.getsignal(number) != signal.SIG_IGN:  # As nohup has it.
         signal.signal(number, _end)

@@ -57,14 +57,12 @@ def directory(path: str | os.PathLike[str]) -> Iterator[None]:
   """
   path = str(path)
   for _ in range(_TRIES):
-    with (
-      errors.of_input(OSError, about=f"Cannot write {path}: "),
-      contextlib.suppress(FileNotFoundError),
-    ):
-      if not os.path.isdir(path):
+    with errors.of_input(OSError, about=f"Cannot write {path}: "):
+      with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
-      if (lock := _lock(path)) is not None:
-        break
+      with contextlib.suppress(FileNotFoundError):
+        if (lock := _lock(path)) is not None:
+          break
     time.sleep(_PAUSE)
   else:
     raise errors.InputError(

@@ -36,6 +36,9 @@ _ACTIONS = flags.DEFINE_list(
   ["SIGKILL", "SIGTERM", "SIGINT", "disk", "memory"],
   "What happens: a signal, a full disk, or a limit of memory.",
 )
+_TRIED = flags.DEFINE_list(
+  "phases", [], "Which phases to try. Default: all that the program has."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments.")
 
 # By phase, a text in the output or a file that is there once it has begun.
@@ -66,12 +69,12 @@ def _mount(path: pathlib.Path) -> bool:
   )
 
 
-def _processes() -> list[int]:
-  """Returns the processes of a run."""
+def _processes(directory: pathlib.Path) -> list[int]:
+  """Returns the processes of a run in a directory."""
   found = []
   for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
     try:
-      if _CASE.encode() in path.read_bytes():
+      if f"{_CASE}={directory}\0".encode() in path.read_bytes():
         found.append(int(path.parent.name))
     except OSError:
       pass
@@ -93,7 +96,7 @@ class _Run:
         stderr=f,
         env={
           **os.environ,
-          _CASE: "1",
+          _CASE: str(directory),
           "PYTHONUNBUFFERED": "1",
           "TMPDIR": str(directory / "tmp"),
         },
@@ -123,9 +126,9 @@ class _Run:
       raise AssertionError("It does not end.") from None
     size = self.output_path.stat().st_size
     end = time.monotonic() + 10
-    while _processes() and time.monotonic() < end:
+    while _processes(self.directory) and time.monotonic() < end:
       time.sleep(0.01)
-    if left := _processes():
+    if left := _processes(self.directory):
       raise AssertionError(f"Processes {left} outlived the program.")
     if self.output_path.stat().st_size != size:
       raise AssertionError(f"A child printed at last: {self.output[-300:]}")
@@ -190,7 +193,7 @@ class InterruptionsTest(absltest.TestCase):
         except OSError:
           pass
     elif action == "memory":
-      for process in _processes():
+      for process in _processes(self.directory):
         try:
           statm = pathlib.Path(f"/proc/{process}/statm").read_text()
           size = int(statm.split()[0]) * resource.getpagesize()
@@ -230,6 +233,7 @@ class InterruptionsTest(absltest.TestCase):
     }
     # It lasts so short a time that it may not be seen.
     phases = [p for p in _PHASES if p in lengths or p == "renaming"]
+    phases = [p for p in phases if p in (_TRIED.value or phases)]
     table = collections.Counter()
     failures = []
     for i in range(_MOMENTS.value):
@@ -249,6 +253,7 @@ class InterruptionsTest(absltest.TestCase):
       except (AssertionError, tf.errors.OpError, OSError) as e:
         ended = "FAILED"
         failures.append(f"{phase} + {delay:.2f} s, {action}: {e}")
+        print(failures[-1])
       if phase not in _TRAINING:
         shutil.rmtree(self.directory / "state", ignore_errors=True)
       table[phase, action, ended] += 1

@@ -1126,7 +1126,10 @@ def main(level: str) -> None:
   except (OSError, ValueError, tf.errors.OpError) as e:
     problem = f"it cannot be loaded and called: {' '.join(str(e).split())}"
     results = [Result("", "", [problem])]
-  pathlib.Path(results_path).write_text(json.dumps(results))
+  try:
+    pathlib.Path(results_path).write_text(json.dumps(results))
+  except OSError as e:  # The disk is full, which `verification` reports.
+    os._exit(e.errno)
 
 
 if __name__ == "__main__":

@@ -197,6 +197,8 @@ def _compared(
           path = pathlib.Path(work_dir, str(i))
           observation.write(path, tuple(item))
           send(path)
+    if process.returncode == errno.ENOSPC:
+      raise OSError(process.returncode, os.strerror(process.returncode))
     if process.returncode:
       raise errors.ExportError(
         "The process that verifies the export has ended early,"
