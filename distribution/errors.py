@@ -217,6 +217,11 @@ def reported() -> Iterator[None]:
     sys.exit(line)
 
 
+def is_of_full_disk(error: Exception) -> bool:
+  """Tells whether a full disk raised an exception, also one of TensorFlow."""
+  return bool(re.search(_NOT_WRITTEN, str(error)))
+
+
 def _is_of_input_or_machine(error: Exception) -> bool:
   if isinstance(error, InputError):
     return True
@@ -235,6 +240,6 @@ def _is_of_input_or_machine(error: Exception) -> bool:
       isinstance(error, of_machine)
       # No op has failed, but access to a file, perhaps a remote one.
       or "[Op:" not in error.message
-      or bool(re.search(f"; ({_NOT_WRITTEN})", error.message))
+      or is_of_full_disk(error)
     )
   return False

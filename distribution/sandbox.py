@@ -482,6 +482,10 @@ def main(descriptor: str, module: str) -> None:
     answer = {"answer": str(e), "is_error": True}
     channel.send_bytes(json.dumps(answer).encode())
   except Exception as e:
+    if config["writable"] and errors.is_of_full_disk(e):
+      answer = {"answer": errors.one_line(e), "is_error": True}
+      channel.send_bytes(json.dumps(answer).encode())
+      return
     text = f"{type(e).__name__}: {e}"
     channel.send_bytes(json.dumps({"failed": text[:2000]}).encode())
     raise

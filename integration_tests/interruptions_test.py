@@ -51,7 +51,6 @@ _PHASES = {
   "renaming": ".export.unfinished/export/**/verification.json",
 }
 _TRAINING = ("start", "training", "training on")
-_CASE = "INTERRUPTIONS_TEST_CASE"  # Names the processes of a run.
 _DISK = 2**28
 _LONGEST = 300  # Seconds from an interruption to the end.
 _CLONE_NEWNS, _MS_REC_PRIVATE = 0x20000, 0x44000
@@ -74,7 +73,7 @@ def _processes(directory: pathlib.Path) -> list[int]:
   found = []
   for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
     try:
-      if f"{_CASE}={directory}\0".encode() in path.read_bytes():
+      if f"TMPDIR={directory}/tmp".encode() in path.read_bytes():
         found.append(int(path.parent.name))
     except OSError:
       pass
@@ -96,7 +95,6 @@ class _Run:
         stderr=f,
         env={
           **os.environ,
-          _CASE: str(directory),
           "PYTHONUNBUFFERED": "1",
           "TMPDIR": str(directory / "tmp"),
         },
@@ -109,7 +107,10 @@ class _Run:
   def has_begun(self, phase: str) -> bool:
     sign = _PHASES[phase]
     if "/" in sign:
-      return any(True for _ in self.directory.glob(sign))
+      try:
+        return any(True for _ in self.directory.glob(sign))
+      except FileNotFoundError:  # A directory has just been removed.
+        return False
     return re.search(sign, self.output) is not None
 
   def wait_for(self, phase: str) -> None:
@@ -148,6 +149,13 @@ class InterruptionsTest(absltest.TestCase):
     self.export = self.directory / "export"
     self.loaded = None
 
+  def start(self) -> _Run:
+    """Starts the program, without an earlier export if it takes none."""
+    if "--overwrite" not in _COMMAND.value:
+      shutil.rmtree(self.export, ignore_errors=True)
+      self.loaded = None
+    return _Run(self.directory)
+
   def left(self) -> list[str]:
     """Returns names of what a run has left, besides its export and state."""
     names = set(os.listdir(self.directory)) - {"export", "state", "tmp"}
@@ -170,7 +178,7 @@ class InterruptionsTest(absltest.TestCase):
 
   def complete(self) -> tuple[_Run, dict[str, float]]:
     """Runs the program to its end; returns when each phase has begun."""
-    run = _Run(self.directory)
+    run = self.start()
     began = {}
     while run.process.poll() is None:
       for phase in _PHASES.keys() - began.keys():
@@ -225,15 +233,19 @@ class InterruptionsTest(absltest.TestCase):
 
   def test_leaves_nothing(self):
     moment = random.Random(_SEED.value)
-    _, began = self.complete()
+    # A single moment needs no measurement of the phases before it.
+    _, began = self.complete() if _MOMENTS.value > 1 else (None, {})
     print({phase: round(when, 1) for phase, when in began.items()}, flush=True)
     lengths = {
       phase: began[after] - began[phase]
       for phase, after in itertools.pairwise(began)
     }
-    # It lasts so short a time that it may not be seen.
-    phases = [p for p in _PHASES if p in lengths or p == "renaming"]
-    phases = [p for p in phases if p in (_TRIED.value or phases)]
+    # Renaming lasts so short a time that it may not be seen.
+    phases = [
+      phase
+      for phase in _PHASES
+      if phase in (_TRIED.value or [*lengths, "renaming"])
+    ]
     table = collections.Counter()
     failures = []
     for i in range(_MOMENTS.value):
@@ -241,8 +253,8 @@ class InterruptionsTest(absltest.TestCase):
       phase = phases[i % len(phases)]
       action = self.actions[(i + i // len(phases)) % len(self.actions)]
       if i == _MOMENTS.value - 1 and "training on" in phases:
-        phase, action = "training on", "SIGKILL"
-      run = _Run(self.directory)
+        phase = "training on"
+      run = self.start()
       run.wait_for(phase)
       delay = moment.uniform(0, lengths.get(phase, 0.01))
       if i < _MOMENTS.value - 1:
