@@ -18,7 +18,7 @@ from exporters.reusable import observation
 Subject = subject_lib.Subject
 
 # Names that tools generate.
-_NO_NAME = re.compile(r"(args?|inputs?|outputs?|keras_tensor)(_?\d+)*")
+NO_NAME = re.compile(r"(args?|inputs?|outputs?|keras_tensor)(_?\d+)*")
 _UNSERVED = re.compile("Anonymous.*HashTable.*")
 _HALF = (tf.bfloat16, tf.float16)
 _TOLERANCE = 1e-4  # Sums of float32 values differ by the size of the batch.
@@ -251,7 +251,7 @@ def is_served(subject: Subject) -> findings.Finding:
       "Make the table without experimental_is_anonymous.",
     )
   names = [*subject.serving.inputs, *subject.serving.outputs]
-  unnamed = [name for name in names if _NO_NAME.fullmatch(name)]
+  unnamed = [name for name in names if NO_NAME.fullmatch(name)]
   if unnamed:
     return findings.failed(
       f"serving_default has the generated names {findings.some(unnamed)}.",
