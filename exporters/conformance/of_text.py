@@ -314,7 +314,9 @@ def _encoded(subject: Subject, length: int) -> tuple[str, dict[str, float]]:
   inputs = subject.example(2, (length,))
   half = tf.cast(tf.range(length) >= length // 2, tf.int32)[tf.newaxis]
   ids = inputs["input_word_ids"]
-  other = {"input_word_ids": ids + half * (tf.reverse(ids, [0]) - ids)}
+  # Some models see the neighbors of a token beside its mask.
+  past = half * tf.cast(tf.range(length) >= length // 2 + 2, tf.int32)
+  other = {"input_word_ids": ids + past * (tf.reverse(ids, [0]) - ids)}
   inputs["input_mask"] = tf.ones_like(ids)
   mask = {"input_mask": inputs["input_mask"] - half}
   types = {"input_type_ids": inputs["input_type_ids"] + half}
