@@ -15,7 +15,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterator
 import contextlib
-import dataclasses
 from importlib import metadata
 import math
 import os
@@ -126,14 +125,12 @@ def _lowering(
   saved_model_dir: str, loading: copying.Options
 ) -> Iterator[tuple[Callable[[Any], dict[str, Any]], dict[str, Any]]]:
   """Yields a function that asks `lowering.serve`, and the first request."""
-  # Lowering a large step takes longer than a check.
-  loading = dataclasses.replace(
-    loading, seconds=loading.seconds or 36_000, gib=loading.gib or 64
-  )
-  with copying.started("exporters.tpu.lowering", saved_model_dir, loading) as (
-    ask,
-    request,
-  ):
+  with copying.started(
+    "exporters.tpu.lowering",
+    saved_model_dir,
+    loading,
+    longer=20,  # It traces and lowers a step for each batch size.
+  ) as (ask, request):
 
     def lower(request: Any) -> dict[str, Any]:
       try:

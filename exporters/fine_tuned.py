@@ -136,10 +136,8 @@ def _ask(
   with copying.started(
     "exporters.fine_tuned",
     saved_model_dir,
-    # Verification takes longer than a check.
-    dataclasses.replace(
-      loading, seconds=loading.seconds or 36_000, gib=loading.gib or 64
-    ),
+    loading,
+    longer=20,  # Two processes verify the export.
     writable=[work_dir],
     variables={"TMPDIR": work_dir},
     programs=True,

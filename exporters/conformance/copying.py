@@ -93,6 +93,7 @@ def started(
   saved_model_dir: str,
   options: Options,
   *,
+  longer: int = 1,
   names: dict[str, str] | None = None,
   **kwargs: Any,
 ) -> Iterator[tuple[Callable[[Any], Any], dict[str, Any]]]:
@@ -102,6 +103,8 @@ def started(
     module: As `sandbox.started` takes it.
     saved_model_dir: The SavedModel.
     options: How to load it.
+    longer: How many times the CPU time of a check it may take, with twice the
+      memory. It does not apply to limits in `options`.
     names: As `sandbox.started` takes it, for other paths.
     **kwargs: As `sandbox.started` takes it.
 
@@ -121,9 +124,14 @@ def started(
     print(f"Loaded without a sandbox: {lacking}.", file=sys.stderr)
   with tempfile.TemporaryDirectory(prefix="copy.") as directory:
     copied = copy(saved_model_dir, directory, follow_links=options.follow_links)
+    limits = sandbox.limits(copied.size, None, None)
+    limits = sandbox.Limits(
+      options.seconds or limits.seconds * longer,
+      int(options.gib * 2**30) or limits.memory * min(longer, 2),
+    )
     with sandbox.started(
       module,
-      sandbox.limits(copied.size, options.seconds, options.gib),
+      limits,
       readable=[directory],
       sandboxed=options.sandbox and not lacking,
       names={directory: saved_model_dir, **(names or {})},

@@ -3,15 +3,32 @@
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import functools
-import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 _GROUPS = 64  # More variables than that are moved together.
-_STEPS = (1e-2, 1e-3, 1e-4)  # Relative to the variables.
-_NOISE = 3e-7  # A step that moves float32 values by a rounding error.
+
+
+class _Precision(NamedTuple):
+  """How a function in some precision is differentiated.
+
+  Attributes:
+    largest: The largest step, relative to the variables.
+    rounding: A step that moves values by a rounding error.
+    tolerance: Relative to the derivative.
+    of_all: Relative to the largest derivative: rounding errors of the gradient.
+  """
+
+  largest: float
+  rounding: float
+  tolerance: float
+  of_all: float
+
+
+_SINGLE = _Precision(1e-2, 3e-7, 0.15, 1e-5)
+_HALF = _Precision(0.1, 2.0**-8, 0.35, 0.5)
 
 
 @contextlib.contextmanager
@@ -37,11 +54,14 @@ def moved(variables: Sequence[tf.Variable], share: float) -> Iterator[None]:
 def _noise(values: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
   """Draws noise as large as the values, the same for the same seed."""
   rng = np.random.default_rng(seed)
-  sizes = [np.sqrt(np.mean(np.square(x, dtype=np.float64))) for x in values]
   return [
-    np.asarray(rng.standard_normal(x.shape) * (size or 1.0), x.dtype)
-    for x, size in zip(values, sizes, strict=True)
+    np.asarray(rng.standard_normal(x.shape) * _size(x), x.dtype) for x in values
   ]
+
+
+def _size(values: np.ndarray) -> float:
+  """Returns the size of a variable's values; 1 if all are zero."""
+  return np.sqrt(np.mean(np.square(values, dtype=np.float64))) or 1.0
 
 
 @functools.cache
@@ -63,6 +83,7 @@ def wrong(
   value: Callable[[], Any],
   variables: Sequence[tf.Variable],
   gradients: Sequence[np.ndarray],
+  is_half: bool = False,
 ) -> tuple[str, float, float] | None:
   """Finds a gradient that differs from finite differences.
 
@@ -73,59 +94,103 @@ def wrong(
     value: Returns the function's value at the present variables, in float64.
     variables: The variables.
     gradients: The claimed gradient for each.
+    is_half: Whether some of the function is computed in half precision.
 
   Returns:
     The variable's name, the claimed derivative along the direction and the
     measured one. None if all gradients are right.
   """
   parts = np.array_split(range(len(variables)), min(len(variables), _GROUPS))
-  error = 0.0
+  precision = _HALF if is_half else _SINGLE
+  error = _rounding(value, variables, precision.rounding)
+  of_all = precision.of_all * max(
+    np.linalg.norm(g) * _size(v.numpy())
+    for v, g in zip(variables, gradients, strict=True)
+  )
   for seed, part in enumerate(parts):
     group = [variables[i] for i in part]
     before = [v.numpy() for v in group]
-    noise = _noise(before, seed)
-    terms = [
-      np.float64(gradients[i]).ravel() * np.float64(x).ravel()
-      for i, x in zip(part, noise, strict=True)
-    ]
-    claimed = sum(x.sum() for x in terms)
-    spread = np.sqrt(sum(np.square(x).sum() for x in terms))
-
+    noise, claimed, spread = _direction(
+      before, [gradients[i] for i in part], seed
+    )
     at = functools.partial(_at, value, group, before, noise)
     try:
-      found = []
-      for step in _STEPS:
-        measured = (at(step) - at(-step)) / (2 * step)
-        found.append(measured)
-        allowed = 0.15 * max(abs(measured), abs(claimed)) + 0.05 * spread
-        off = abs(measured - claimed) - allowed
-        if off <= 0:
-          break
-        at(0.0)
-        error = error or _rounding(value, variables)
-        # A small step decides nothing where rounding errors are as large.
-        decided = error / step < 0.3 * max(abs(measured), abs(claimed))
-        if off <= error / step and (decided or step == _STEPS[0]):
-          break
-      else:
-        # Differences that do not agree with each other prove nothing.
-        for x, y in itertools.pairwise(found):
-          if abs(x - y) < 0.2 * max(abs(x), abs(y)):
-            return group[0].name, claimed, y
+      allowed = 0.05 * spread + of_all
+      measured = _otherwise(at, claimed, allowed, error, precision)
     finally:
       at(0.0)
+    if measured is not None:
+      return group[0].name, claimed, measured
   return None
 
 
+def _otherwise(
+  at: Callable[[float], float],
+  claimed: float,
+  allowed: float,
+  error: float,
+  precision: _Precision,
+) -> float | None:
+  """Measures a derivative; returns it if it is not the claimed one.
+
+  The smallest steps are right that are not lost in rounding errors. Differences
+  that do not agree with each other prove nothing: the function has kinks.
+  """
+  before, size, step = None, abs(claimed), 2.0 * precision.largest
+  for _ in range(4):
+    step = np.clip(error / (0.03 * size + 1e-30), 1e-6, step / 2)
+    measured = (at(step) - at(-step)) / (2 * step)
+    size = max(abs(measured), abs(claimed))
+    tolerance = precision.tolerance * size + allowed + error / step
+    if abs(measured - claimed) <= tolerance:
+      return None
+    if before is not None and abs(measured - before) < 0.2 * size:
+      return measured
+    before = measured
+  return None
+
+
+def _direction(
+  values: Sequence[np.ndarray], gradients: Sequence[np.ndarray], seed: int
+) -> tuple[list[np.ndarray], float, float]:
+  """Draws a direction along which each part of a gradient shows.
+
+  Returns:
+    The direction, the derivative along it, and its standard deviation over
+    directions.
+  """
+  for attempt in range(8):
+    noise = _noise(values, 8 * seed + attempt)
+    terms = [
+      np.float64(g).ravel() * np.float64(x).ravel()
+      for g, x in zip(gradients, noise, strict=True)
+    ]
+    spreads = np.array([np.linalg.norm(x) for x in terms])
+    # A variable with a large gradient is moved less.
+    goal = max(min(spreads[spreads > 0], default=0), 0.01 * max(spreads))
+    shares = goal / np.maximum(spreads, goal or 1.0)
+    shares[spreads == 0] = 1.0
+    noise = [
+      np.asarray(share * x, x.dtype)
+      for x, share in zip(noise, shares, strict=True)
+    ]
+    derivative = np.dot(shares, list(map(np.sum, terms)))
+    if abs(derivative) >= (spread := np.linalg.norm(shares * spreads)):
+      break
+  return noise, derivative, spread
+
+
 def _rounding(
-  value: Callable[[], Any], variables: Sequence[tf.Variable]
+  value: Callable[[], Any], variables: Sequence[tf.Variable], noise: float
 ) -> float:
-  """Estimates the rounding error of a function's values."""
+  """Estimates the rounding error of a function: its distance to a line."""
+  steps = np.array([-3, -2, -1, 1, 2, 3])
   values = []
-  for share in (-2, -1, 1, 2):
-    with moved(variables, share * _NOISE):
+  for step in steps:
+    with moved(variables, step * noise):
       values.append(float(value()))
-  return 1e-9 * max(map(abs, values)) + 2 * np.ptp(values)
+  rest = values - np.polyval(np.polyfit(steps, values, 1), steps)
+  return 1e-9 * np.max(np.abs(values)) + 3 * np.max(np.abs(rest))
 
 
 def _at(

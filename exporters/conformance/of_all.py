@@ -20,9 +20,10 @@ _NO_SUB_OBJECT = re.compile(
   "_|layer-|layer_with_weights-|keras_api|signatures$"
   "|call_and_return_all_conditional_losses$"
 )
-# Only folders that do not occur in names of ops.
+# Folders that do not occur in names of ops. TensorFlow names tables by their
+# files.
 _ABSOLUTE_PATH = re.compile(
-  rb"/(?:home|mnt|private|proc|root|tmp|usr|Users|var/(?:folders|lib|tmp))"
+  rb"(?<!hash_table_)/(?:home|mnt|private|proc|root|tmp|usr|Users|var/(?:folders|lib|tmp))"
   rb"/[\w./-]*"
 )
 _CPU = re.compile(
@@ -239,11 +240,24 @@ def _of_another(subject: Subject, card: str) -> str:
   }
   if wrong := sorted(named - set(subject.parameters)):
     return f"it names the argument {findings.some(wrong)}, which does not exist"
+  for name, default in re.findall(r"\| `(\w+)` \| ([^| ]+) \|", card):
+    actual = subject.hyperparameters.get(name, default)
+    if isinstance(actual, (int, float)) and default not in (
+      f"{actual}",
+      f"{actual:g}",
+    ):
+      return f"it says that {name} is {default} by default, and it is {actual}"
   # The tables of inputs and outputs that this project's cards have.
   rows = re.findall(r"\| `([^`]*)` \| (\w+) \| `\[([^\]]*)\]` \|", card)
-  if rows and subject.serving:
+  specs = {}
+  if subject.serving:
     specs = subject_lib.specs(subject.serving.inputs)
     specs |= subject_lib.specs(subject.serving.outputs)
+    named = [x for x in specs if not of_inference.NO_NAME.fullmatch(x)]
+    without = [x for x in named if not re.search(rf"\b{re.escape(x)}\b", card)]
+    if without and (rows or len(without) == len(specs)):
+      return f"it does not name {findings.some(without)}"
+  if specs:
     for name, dtype, shape in rows:
       actual = specs.get(name)
       said = f"{dtype} [{shape}]"

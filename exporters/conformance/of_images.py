@@ -74,7 +74,9 @@ def returns_classes(subject: Subject) -> findings.Finding:
   returned, spec = _returned(subject), subject.output_spec
   if returned == "features":
     return findings.not_applicable("it returns features")
-  if not returned and not findings.is_float_vector(spec):
+  if not isinstance(spec, tf.TensorSpec) or (
+    not returned and not findings.is_float_vector(spec)
+  ):
     return findings.not_applicable(
       f"it returns {findings.described(spec)}, not named as classes"
     )

@@ -234,7 +234,9 @@ def _gradients(subject: Subject) -> findings.Finding:
     finding = _badly_made(
       variables, made, steady is None and not subject.batch_norms
     )
-    wrong = finding or gradients_lib.wrong(value, variables, made[0])
+    wrong = finding or gradients_lib.wrong(
+      value, variables, made[0], subject.is_half
+    )
   if finding:
     return finding
   if wrong and any(map(_ROUNDED.fullmatch, subject.op_counts)):
@@ -554,6 +556,10 @@ def _is_frozen(subject: Subject) -> bool:
     for name in rates
   ):
     return True
-  return not subject.batch_norms and subject.differ(
-    {"training": False}, subject.training
-  )
+  with subject.unchanged():
+    before = [v.numpy() for v in subject.resting]
+    subject.model(subject.example(), **subject.training)
+    # What moves in training, such as averages, makes it differ, too.
+    if not all(map(np.array_equal, subject.resting, before)):
+      return False
+  return subject.differ({"training": False}, subject.training)

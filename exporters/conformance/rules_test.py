@@ -15,7 +15,8 @@ from exporters.conformance import subject as subject_lib
 
 _CARD = (
   "hub.KerasLayer(…, trainable=True). Regularization in an optimizer …"
-  " Arguments: dropout_rate, batch_norm_momentum, unit, rate."
+  " Arguments: dropout_rate, batch_norm_momentum, unit, rate. Takes images, and"
+  " returns a feature_vector, logits or outputs."
 )
 _IMAGES = tf.TensorSpec([None, None, None, 3], tf.float32, "images")
 _GREY_IMAGES = tf.TensorSpec([None, 28, 28, 1], tf.float32, "images")
@@ -587,6 +588,7 @@ def _encoder(
   see=lambda x: x,
   default=lambda x: x,
   positions=lambda x: x,
+  tied=lambda x: x,
 ):
   """Writes an encoder of a table and means over tokens; by default intact.
 
@@ -599,6 +601,7 @@ def _encoder(
     see: What the encoder makes of mask and types.
     default: What it makes of the pooled output.
     positions: What `mlm` makes of positions.
+    tied: What it makes of the table.
   """
   table = tf.Variable(tf.random.stateless_normal([16, 4], [0, 0]), name="table")
 
@@ -632,6 +635,7 @@ def _encoder(
           positions(inputs["masked_lm_positions"]),
           batch_dims=1,
         )
+        @ tf.transpose(tied(table))
       },
       [{**_WORDS, "masked_lm_positions": places}],
     )
@@ -925,6 +929,16 @@ _BROKEN = (
     _of(_image, card=_CARD + ' arguments={"drop_rate": 0.1}'),
     "argument drop_rate, which does not exist",
   ),
+  (
+    "R13",
+    _of(_image, card=_CARD.replace("images", "texts").replace("feature_", "")),
+    "does not name images, feature_vector",
+  ),
+  (
+    "R13",
+    _of(_image, card=_CARD + " | `dropout_rate` | 0.1 |"),
+    "dropout_rate is 0.1 by default, and it is 0.5",
+  ),
   ("R13", _of(_image, card=_TABLES), r"feature_vector is .*6\], and it is"),
   ("R13", _of(_image, card=_CARD + " | parameters | 1,000 |"), "1,000 param"),
   ("R14", _of(_image, keepdims=False), r"gradient of Mean \(Mean in "),
@@ -1071,6 +1085,21 @@ _BROKEN = (
     "T5",
     _of(_encoder, mlm="mlm_logits", positions=lambda x: x * 0),
     "same for all masked_lm_positions",
+  ),
+  (
+    "T5",
+    _of(_encoder, mlm="mlm_logits", positions=lambda x: (x + 1) % 16),
+    r"of a position \+1 from",
+  ),
+  (
+    "T5",
+    _of(_encoder, mlm="mlm_logits", tied=lambda x: x[:, ::-1] * 0 + 1),
+    "do not depend on the embedding of each",
+  ),
+  (
+    "T5",
+    _of(_encoder, mlm="mlm_logits", tied=tf.stop_gradient),
+    "do not depend on the embedding of each",
   ),
   ("T4", _encoder, "Neither the encoder nor its card"),
   ("T5", _of(_encoder, mlm="logits"), "returns logits, not mlm_logits"),

@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from exporters.conformance import kinds
 from exporters.conformance import op_audit
+from exporters.conformance import vocabulary
 from exporters.reusable import errors
 from exporters.reusable import graphs
 from exporters.reusable import observation
@@ -38,7 +39,7 @@ _WORDS = ("the", "is", "naïve", ",", "")
 # Sizes of unknown dimensions, ends of ids and kinds of strings that inputs are
 # searched for in, after those of the kind.
 _SIZES = (8, 16, 32, 64, 128, 224, 299, 331, 512, 1, 2, 3, 4, 5, 16_384)
-_ENDS = (10, 3, 2, 1)
+_ENDS = (10, 6, 4, 3, 2, 1)
 _STRINGS = ("texts", "pictures", "numbers")
 _SHAPES = ([None], [None, None], [None, None, None], [None, None, None, 3])
 
@@ -271,10 +272,27 @@ class Subject:
     return [node for _, node in op_audit.nodes(self.graph.graph_def)]
 
   @functools.cached_property
+  def words(self) -> list[str]:
+    """Words that the model knows."""
+    return vocabulary.words(self.directory, self.files, self.nodes)
+
+  @functools.cached_property
   def op_counts(self) -> dict[str, int]:
     """How often each op is in the graph, the most frequent first."""
     counts = collections.Counter(node.op for node in self.nodes)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+  @property
+  def is_half(self) -> bool:
+    """Whether a call with `spec` computes in bfloat16 or float16."""
+    half = {x.as_datatype_enum for x in (tf.bfloat16, tf.float16)}
+    return any(
+      value.type in half
+      for trace in self.traces
+      if trace.structured_input_signature[0][0] == self.spec
+      for _, node in op_audit.nodes(trace.graph.as_graph_def())
+      for value in node.attr.values()
+    )
 
   @property
   def is_random(self) -> bool:
@@ -336,7 +354,7 @@ class Subject:
     """
     form = self.spec if form is None else form
     shape, sizes, *filling = self._fitting(repr(form), form)
-    return _filled(form, batch_size, shape, size or sizes, *filling)
+    return _filled(form, batch_size, shape, size or sizes, *filling, self.words)
 
   @property
   def strings(self) -> str:
@@ -357,7 +375,7 @@ class Subject:
     strings = _STRINGS
     if self.kind.takes_pictures:
       strings = ("pictures",)
-    first, reason = None, ""
+    usable, reason = None, ""
     with self.unchanged():
       for shape, texts, size, end in itertools.product(
         _SHAPES if any(x.shape.rank is None for x in specs) else [None],
@@ -366,18 +384,26 @@ class Subject:
         _ENDS if any(x.dtype.is_integer for x in specs) else _ENDS[:1],
       ):
         filling = (shape, size, end, texts)
-        first = first or filling
         try:
+          outputs = ()
           if self.traces:
-            self.model(_filled(form, 2, *filling))
-          self._found[key] = filling
-          return filling
+            outputs = self.model(_filled(form, 2, *filling, self.words))
+          usable = usable or filling
+          if all(map(_is_finite, tf.nest.flatten(outputs))):
+            usable = filling
+            break
         except Exception as e:  # A stranger's program may raise anything.
           reason = reason or cause(e)
-    self._found[key] = NoInputError(
+    self._found[key] = usable or NoInputError(
       f"no input was found that it takes: {reason}"
     )
-    raise self._found[key]
+    return self._fitting(key, form)
+
+
+def _is_finite(output: Any) -> bool:
+  """Tells whether no value is NaN, as the mean of no values is."""
+  is_float = tf.is_tensor(output) and output.dtype.is_floating
+  return not is_float or not np.isnan(tf.cast(output, tf.float32)).any()
 
 
 def _free(spec: Any) -> list[int | None]:
@@ -392,6 +418,7 @@ def _filled(
   sizes: tuple[int, ...],
   end: int,
   texts: str,
+  words: Sequence[str],
 ) -> Any:
   """Makes an input.
 
@@ -402,6 +429,7 @@ def _filled(
     sizes: The other unknown dimensions in their order. The last is repeated.
     end: What integers are below. The vocabulary size is unknown.
     texts: One of `_STRINGS`.
+    words: Words for texts.
   """
 
   def array(name: str, spec: Any) -> Any:
@@ -416,7 +444,7 @@ def _filled(
     if isinstance(spec, tf.SparseTensorSpec):
       return tf.sparse.from_dense(array(name, tf.TensorSpec(shape, spec.dtype)))
     if spec.dtype == tf.string:
-      return _strings(texts, shape)
+      return _strings(texts, shape, words)
     seed = [shape[0] if shape else 0, 0]
     if spec.dtype.is_integer:
       # In BERT's inputs, of which each has its own vocabulary.
@@ -441,12 +469,21 @@ def _filled(
   )
 
 
-def _strings(kind: str, shape: Sequence[int]) -> tf.Tensor:
+def _strings(
+  kind: str, shape: Sequence[int], words: Sequence[str]
+) -> tf.Tensor:
+  """Makes strings of a kind. Texts are of words, and each second is a word."""
   count = math.prod(shape)
   if kind == "pictures":
     return tf.reshape(_pictures(count), shape)
-  texts = _SENTENCES if len(shape) == 1 or shape[1:] == [1] else _WORDS
-  texts = texts if kind == "texts" else ("1", "2", "3")
+  if kind == "numbers":
+    texts = ("1", "2", "3")
+  elif len(shape) == 1 or shape[1:] == [1]:
+    parts = [" ".join(words[i : i + 8]) for i in range(0, len(words), 8)]
+    turns = zip(words, [*parts, *words[1:]], strict=False)
+    texts = (*itertools.islice(itertools.chain(*turns), 8), *_SENTENCES)
+  else:
+    texts = (*words[:8], *_WORDS)
   return tf.reshape(
     list(itertools.islice(itertools.cycle(texts), count)), shape
   )

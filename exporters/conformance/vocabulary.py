@@ -1,0 +1,81 @@
+"""Finds words that a model knows: in its assets, tables and constants."""
+
+from collections.abc import Iterable, Iterator
+import itertools
+import os
+import re
+
+import numpy as np
+import tensorflow as tf
+
+from exporters.conformance import op_audit
+
+_VARIABLES = "variables/variables"
+_MOST = 64  # Words of a file, a table or a constant.
+_SOURCES = 4  # With the most words.
+
+
+def words(
+  directory: str, files: Iterable[str], nodes: Iterable[op_audit.Node]
+) -> list[str]:
+  """Returns words of a SavedModel, those of its vocabularies in turn.
+
+  Args:
+    directory: Its directory.
+    files: The paths of its files.
+    nodes: The nodes of its graph.
+  """
+  found = []
+  for entries in _entries(directory, files, nodes):
+    # A line may have a count after the word.
+    firsts = (entry.split()[:1] for entry in dict.fromkeys(entries))
+    known = [x for first in firsts for x in first if re.match(r"\w", x)]
+    if known:
+      found.append((len(known), known[:: len(known) // _MOST + 1]))
+  largest = [x for _, x in sorted(found, key=lambda f: -f[0])[:_SOURCES]]
+  count = max(map(len, largest), default=0)
+  turns = zip(
+    *(itertools.islice(itertools.cycle(x), count) for x in largest), strict=True
+  )
+  return list(itertools.chain.from_iterable(turns))
+
+
+def numbers(nodes: Iterable[op_audit.Node]) -> list[int]:
+  """Returns the integers in constants that tables may be made from."""
+  tensors = [
+    node.attr["value"].tensor
+    for node in nodes
+    if node.op == "Const" and node.attr["dtype"].type == tf.int64
+  ]
+  return [
+    int(x)
+    for tensor in tensors
+    if len(tensor.tensor_shape.dim) == 1
+    for x in tf.make_ndarray(tensor)[:_MOST]
+  ]
+
+
+def _entries(
+  directory: str, files: Iterable[str], nodes: Iterable[op_audit.Node]
+) -> Iterator[list[str]]:
+  """Yields the strings of each text file, table, variable and constant."""
+  for file in files:
+    if file.startswith("assets/"):
+      with open(os.path.join(directory, file), errors="replace") as f:
+        yield f.read(2**24).splitlines()
+  if f"{_VARIABLES}.index" in files:
+    checkpoint = tf.train.load_checkpoint(os.path.join(directory, _VARIABLES))
+    for name, dtype in checkpoint.get_variable_to_dtype_map().items():
+      if dtype == tf.string and not name.startswith("_"):
+        yield _texts(checkpoint.get_tensor(name))
+  for node in nodes:
+    values = node.attr["value"].tensor.string_val
+    if (
+      node.op == "Const" and len(values) > 1 and "tensor_name" not in node.name
+    ):
+      yield _texts([*values])
+
+
+def _texts(values: Iterable[bytes]) -> list[str]:
+  flat = np.ravel(np.asarray(values, object))
+  return [value.decode(errors="replace") for value in flat]
