@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import hashlib
 import os
+import pathlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from etils import epy
@@ -40,6 +43,20 @@ class Options:
   saved_model_format: str = "reusable"
   keep_failed: str | None = None
   flag_values: Mapping[str, Any] | None = None
+
+
+def _origin() -> dict[str, str]:
+  """Returns the program, and the SHA-256 of the lock of its packages."""
+  folder = pathlib.Path(__file__).parents[2] / "third_party" / "python"
+  # Bazel provides the lock of the accelerator; a checkout has all of them.
+  locks = [
+    folder / f"requirements_{name}.txt" for name in ("cpu", "gpu", "tpu")
+  ]
+  lock = next(path for path in locks if path.exists())
+  return {
+    "exporter": pathlib.Path(sys.argv[0]).stem,
+    "lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest(),
+  }
 
 
 def record(options: Options, checkpoint_path: str | None) -> dict[str, Any]:
@@ -139,7 +156,7 @@ def exporting(
         sub_objects=dict(_parts(piece)),
         is_keras=is_keras,
         process=processes[name],
-        record={"flags": options.flag_values, **record},
+        record={**_origin(), "flags": options.flag_values, **record},
         keep_failed=options.keep_failed,
       )
 

@@ -1,0 +1,61 @@
+"""A model and a card for tests, which no TensorFlow is needed to make."""
+
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import yaml
+
+SINGLEPRINT = "300/3/4/5"
+_CARD = {
+  "publisher": "Example Research",
+  "name": "Example",
+  "version": "1.0",
+  "license": "Apache-2.0",
+  "task": "image-feature-extraction",
+  "dataset": "digits",
+  "language": ["en"],
+  "purpose": "Tests.",
+  "limits": "Everything else.",
+  "evaluation": [{"metric": "accuracy", "value": 0.9875, "dataset": "digits"}],
+}
+
+
+def write_model(directory: str, *, weights: bytes = b"weights") -> None:
+  """Writes the files of a model that nothing can load."""
+  files = {
+    # Fields 1 to 5 as numbers, 6 as text.
+    "fingerprint.pb": b"\x08\x01\x10\xac\x02\x18\x03\x20\x04\x28\x05\x32\x02ab",
+    "saved_model.pb": b"graph",
+    "assets/vocab.txt": b"a\nb\n",
+    "variables/variables.index": b"index",
+    "variables/variables.data-00000-of-00001": weights * 20_000,
+  }
+  report = {
+    "exporter": "fake",
+    "flags": {"seed": 0},
+    "level": "full",
+    "lock_sha256": "1" * 64,
+    "checkpoint_sha256": "c" * 64,
+    "singleprint": SINGLEPRINT,
+    "files": {n: hashlib.sha256(d).hexdigest() for n, d in files.items()},
+    "versions": {"python": "3.11", "tensorflow": "2.20.0"},
+    "comparisons": [{"kind": "variables", "passed": ["variables"]}],
+    "notes": [],
+  }
+  files |= {
+    "assets.extra/README.md": b"# Example\n",
+    "assets.extra/verification.json": json.dumps(report).encode(),
+  }
+  for name, data in files.items():
+    path = pathlib.Path(directory, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def write_card(directory: str, **fields: Any) -> str:
+  """Writes a card, with other values for some fields; returns its path."""
+  path = pathlib.Path(directory, "card.yaml")
+  path.write_text(yaml.safe_dump({**_CARD, **fields}))
+  return str(path)
