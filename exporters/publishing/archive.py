@@ -1,7 +1,8 @@
 """The archive of a model: a .tar.gz whose bytes follow from its files alone.
 
-Times, owners and modes are fixed, and files are sorted. gzip stores the content
-without compression: weights hardly shrink, and the bytes depend on no version
+Times, owners and modes are fixed, files are sorted, and each directory stands
+before its first file, as hub.resolve needs it. gzip stores the content without
+compression: weights hardly shrink, and the bytes depend on no version
 of zlib. Whatever is written in another way is refused, so an archive of these
 files has one form only, and cannot grow when it is unpacked.
 """
@@ -31,7 +32,6 @@ _TYPES = {
   tarfile.SYMTYPE: "a symbolic link",
   tarfile.CHRTYPE: "a device",
   tarfile.BLKTYPE: "a device",
-  tarfile.DIRTYPE: "a directory",
   tarfile.FIFOTYPE: "a pipe",
   tarfile.GNUTYPE_SPARSE: "a sparse file",
 }
@@ -140,13 +140,18 @@ class _Pieces(io.RawIOBase):
 
 
 def _tar(files: Mapping[str, str], digests: dict[str, Digest]) -> Iterator:
+  directories: set[str] = set()
   for name in sorted(files, key=os.fsencode):
+    for parent in _parents(name):
+      if parent not in directories:
+        yield _header(parent, tarfile.DIRTYPE)
+      directories.add(parent)
     hasher = Hasher()
     with (
       errors.of_input(OSError, about=f"Cannot read {files[name]}: "),
       open(files[name], "rb") as f,
     ):
-      yield _header(name, os.fstat(f.fileno()).st_size)
+      yield _header(name, tarfile.REGTYPE, os.fstat(f.fileno()).st_size)
       while data := f.read(_BLOCK):
         hasher.update(data)
         yield data
@@ -155,9 +160,15 @@ def _tar(files: Mapping[str, str], digests: dict[str, Digest]) -> Iterator:
   yield _END
 
 
-def _header(name: str, size: int) -> bytes:
+def _parents(name: str) -> list[str]:
+  """Returns the directories that a path is in, the outermost first."""
+  return [name[:i] for i, c in enumerate(name) if c == "/"]
+
+
+def _header(name: str, type_: bytes, size: int = 0) -> bytes:
   info = tarfile.TarInfo(name)
-  info.size, info.mode = size, 0o644
+  info.type, info.size = type_, size
+  info.mode = 0o755 if type_ == tarfile.DIRTYPE else 0o644
   with errors.of_input(ValueError, about=f"{name} does not fit in a .tar: "):
     return info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
 
@@ -196,10 +207,17 @@ def unpack(stream: BinaryIO) -> Iterator[tuple[str, Iterator[bytes]]]:
   """
   reader = _Reader(_ungzip(stream))
   seen: set[str] = set()
+  directories: set[str] = set()
+  waiting: list[str] = []
   before = b""
   while (header := reader.read(512)) != bytes(512):
-    name, size = _file_of(header)
+    name, size, is_directory = _entry_of(header)
     shown = errors.shown(name)
+    if is_directory:
+      waiting.append(name)
+      if len(waiting) > _MOST_FILES:
+        raise errors.ExportError("The archive has too many directories.")
+      continue
     key = os.fsencode(name)
     if key <= before:
       raise errors.ExportError(
@@ -211,40 +229,47 @@ def unpack(stream: BinaryIO) -> Iterator[tuple[str, Iterator[bytes]]]:
       raise errors.ExportError(
         f"The archive has more than {_MOST_FILES} files."
       )
-    parents = [name[:i] for i, c in enumerate(name) if c == "/"]
+    parents = _parents(name)
     if not seen.isdisjoint(parents):
       raise errors.ExportError(f"The archive has {shown} in a file.")
+    if waiting != [p for p in parents if p not in directories]:
+      raise errors.ExportError(
+        f"The archive has other directories than that of {shown} before it."
+      )
+    directories.update(waiting)
+    waiting.clear()
     before = key
     seen.add(name)
     yield name, reader.pieces(size, shown)
     if any(reader.read(-size % 512)):
       raise errors.ExportError(f"The archive has data after {shown}.")
-  if any(reader.read(512)) or reader.has_more():
+  if any(reader.read(512)) or waiting or reader.has_more():
     raise errors.ExportError("The archive has data after its last file.")
 
 
-def _file_of(header: bytes) -> tuple[str, int]:
-  """Returns name and size in a header that `_header` has written."""
+def _entry_of(header: bytes) -> tuple[str, int, bool]:
+  """Returns name and size in a header, and whether it is of a directory."""
   try:
     info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
   except tarfile.HeaderError as e:
     raise errors.ExportError(f"The archive has a damaged header: {e}.") from e
   name = errors.shown(info.name)
   problem = ""
-  if header[156:157] != tarfile.REGTYPE:
+  type_ = header[156:157]
+  if type_ not in (tarfile.REGTYPE, tarfile.DIRTYPE):
     what = _TYPES.get(info.type, f"an entry of type {info.type!r}")
-    problem = f"{what}; only files are allowed"
+    problem = f"{what}; only files and directories are allowed"
   elif not info.name or info.name.startswith("/"):
     problem = "an absolute path"
   elif not {"", ".", ".."}.isdisjoint(info.name.split("/")):
     problem = "a path that leaves its directory or is not normal"
   elif info.size < 0:
     problem = "of a negative size"
-  elif header != _header(info.name, info.size):
+  elif header != _header(info.name, type_, info.size):
     problem = "not written by //exporters:package: mode, owner, time or format"
   if problem:
     raise errors.ExportError(f"The archive has {name}, which is {problem}.")
-  return info.name, info.size
+  return info.name, info.size, type_ == tarfile.DIRTYPE
 
 
 def _exactly(stream: BinaryIO, size: int) -> bytes:

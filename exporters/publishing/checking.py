@@ -58,7 +58,7 @@ def check(
   public_key: str | None = None,
   unpack_dir: str | None = None,
   audit: bool = True,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, bytes]]:
   """Checks a package, and prints a line for each check that passes.
 
   Every byte is read once, and what is unpacked is what was checked.
@@ -71,7 +71,7 @@ def check(
     audit: Whether to look for ops that models do not need.
 
   Returns:
-    The manifest.
+    The manifest, and the content of all documents by name.
 
   Raises:
     ExportError: What is wrong, by name.
@@ -94,7 +94,7 @@ def check(
     if audit:
       _audit(audited)
       print("  ✓ ops: none that models do not need")
-  return listed
+  return listed, found
 
 
 def _documents(package_dir: str) -> dict[str, bytes]:

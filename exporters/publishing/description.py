@@ -155,6 +155,8 @@ def kaggle_metadata(
 ) -> dict[str, dict[str, Any]]:
   """Returns Kaggle's files of metadata, by name.
 
+  They do not say whether the model is private: that stays as it is.
+
   Args:
     fields: The fields of the card.
     card: The card that the exporter wrote.
@@ -170,7 +172,6 @@ def kaggle_metadata(
       "slug": model,
       "title": fields["name"],
       "subtitle": "",
-      "isPrivate": True,
       "description": text(fields, card),
       "publishTime": "",
       "provenanceSources": fields["dataset"],

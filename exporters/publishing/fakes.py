@@ -32,26 +32,36 @@ def write_model(directory: str, *, weights: bytes = b"weights") -> None:
     "variables/variables.index": b"index",
     "variables/variables.data-00000-of-00001": weights * 20_000,
   }
+  for name, data in files.items():
+    path = pathlib.Path(directory, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+  write_report(directory, SINGLEPRINT)
+
+
+def write_report(directory: str, singleprint: str) -> None:
+  """Writes a card, and what an exporter reports of its verification."""
+  root = pathlib.Path(directory)
   report = {
     "exporter": "fake",
     "flags": {"seed": 0},
     "level": "full",
     "lock_sha256": "1" * 64,
     "checkpoint_sha256": "c" * 64,
-    "singleprint": SINGLEPRINT,
-    "files": {n: hashlib.sha256(d).hexdigest() for n, d in files.items()},
+    "singleprint": singleprint,
+    "files": {
+      str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+      for path in root.rglob("*")
+      if path.is_file()
+    },
     "versions": {"python": "3.11", "tensorflow": "2.20.0"},
     "comparisons": [{"kind": "variables", "passed": ["variables"]}],
     "notes": [],
   }
-  files |= {
-    "assets.extra/README.md": b"# Example\n",
-    "assets.extra/verification.json": json.dumps(report).encode(),
-  }
-  for name, data in files.items():
-    path = pathlib.Path(directory, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+  extra = root / "assets.extra"
+  extra.mkdir()
+  (extra / "README.md").write_text("# Example\n")
+  (extra / "verification.json").write_text(json.dumps(report))
 
 
 def write_card(directory: str, **fields: Any) -> str:
