@@ -14,8 +14,6 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 import tensorflow as tf
 import tensorflow_hub as hub
 import tf_keras
@@ -27,26 +25,6 @@ from exporters.publishing import hubs
 
 _REPO = "example/model"
 _HANDLE = "example/model/tensorFlow2/small"
-
-
-def _write_key_pair(directory: str) -> tuple[str, str]:
-  key = ec.generate_private_key(ec.SECP256R1())
-  private = pathlib.Path(directory, "key.pem")
-  private.write_bytes(
-    key.private_bytes(
-      serialization.Encoding.PEM,
-      serialization.PrivateFormat.PKCS8,
-      serialization.NoEncryption(),
-    )
-  )
-  public = private.with_suffix(".pub")
-  public.write_bytes(
-    key.public_key().public_bytes(
-      serialization.Encoding.PEM,
-      serialization.PublicFormat.SubjectPublicKeyInfo,
-    )
-  )
-  return str(private), str(public)
 
 
 def _save_model(directory: str) -> None:
@@ -99,7 +77,7 @@ class PublishTest(parameterized.TestCase):
     _save_model(cls.model)
     fingerprint = tf.saved_model.experimental.read_fingerprint(cls.model)
     fakes.write_report(cls.model, fingerprint.singleprint())
-    cls.private, cls.public = _write_key_pair(cls.folder)
+    cls.private, cls.public = fakes.write_key_pair(cls.folder)
     cls.packaged = f"{cls.folder}/package"
     cls.package.package(
       saved_model_dir=cls.model,

@@ -1,10 +1,12 @@
-"""A model and a card for tests, which no TensorFlow is needed to make."""
+"""A model, a card and keys for tests. They need no TensorFlow."""
 
 import hashlib
 import json
 import pathlib
 from typing import Any
 
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 import yaml
 
 SINGLEPRINT = "300/3/4/5"
@@ -69,3 +71,24 @@ def write_card(directory: str, **fields: Any) -> str:
   path = pathlib.Path(directory, "card.yaml")
   path.write_text(yaml.safe_dump({**_CARD, **fields}))
   return str(path)
+
+
+def write_key_pair(directory: str, name: str = "key") -> tuple[str, str]:
+  """Writes keys to sign with; returns the paths of both."""
+  key = ec.generate_private_key(ec.SECP256R1())
+  private = pathlib.Path(directory, f"{name}.pem")
+  private.write_bytes(
+    key.private_bytes(
+      serialization.Encoding.PEM,
+      serialization.PrivateFormat.PKCS8,
+      serialization.NoEncryption(),
+    )
+  )
+  public = private.with_suffix(".pub")
+  public.write_bytes(
+    key.public_key().public_bytes(
+      serialization.Encoding.PEM,
+      serialization.PublicFormat.SubjectPublicKeyInfo,
+    )
+  )
+  return str(private), str(public)

@@ -15,8 +15,6 @@ from unittest import mock
 
 from absl.testing import absltest
 from absl.testing import parameterized
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from model_signing import hashing
 from model_signing import verifying
 
@@ -28,26 +26,6 @@ from exporters.publishing import documents
 from exporters.publishing import fakes
 
 _WEIGHTS = "variables/variables.data-00000-of-00001"
-
-
-def _key_pair(directory: str, name: str) -> tuple[str, str]:
-  key = ec.generate_private_key(ec.SECP256R1())
-  private = pathlib.Path(directory, name)
-  private.write_bytes(
-    key.private_bytes(
-      serialization.Encoding.PEM,
-      serialization.PrivateFormat.PKCS8,
-      serialization.NoEncryption(),
-    )
-  )
-  public = private.with_suffix(".pub")
-  public.write_bytes(
-    key.public_key().public_bytes(
-      serialization.Encoding.PEM,
-      serialization.PublicFormat.SubjectPublicKeyInfo,
-    )
-  )
-  return str(private), str(public)
 
 
 def _packed(write: Callable[[tarfile.TarFile], None]) -> bytes:
@@ -82,7 +60,7 @@ class PackagesTest(parameterized.TestCase):
     self.directory = self.create_tempdir().full_path
     self.model = os.path.join(self.directory, "model")
     self.out = os.path.join(self.directory, "out")
-    self.private, self.public = _key_pair(self.directory, "key")
+    self.private, self.public = fakes.write_key_pair(self.directory)
     self.card = fakes.write_card(self.directory)
     fakes.write_model(self.model)
 
@@ -355,7 +333,9 @@ class PackagesTest(parameterized.TestCase):
       r"Signature mismatch.*manifest.json",
     ),
     "another model with another key": (
-      lambda t: t.package_other(signing_key=_key_pair(t.directory, "b")[0]),
+      lambda t: t.package_other(
+        signing_key=fakes.write_key_pair(t.directory, "b")[0]
+      ),
       "by another key or damaged",
     ),
     "no signature": (

@@ -45,7 +45,7 @@ class Options:
   flag_values: Mapping[str, Any] | None = None
 
 
-def _origin() -> dict[str, str]:
+def origin() -> dict[str, str]:
   """Returns the program, and the SHA-256 of the lock of its packages."""
   folder = pathlib.Path(__file__).parents[2] / "third_party" / "python"
   # Bazel provides the lock of the accelerator; a checkout has all of them.
@@ -156,7 +156,7 @@ def exporting(
         sub_objects=dict(_parts(piece)),
         is_keras=is_keras,
         process=processes[name],
-        record={**_origin(), "flags": options.flag_values, **record},
+        record={**origin(), "flags": options.flag_values, **record},
         keep_failed=options.keep_failed,
       )
 
