@@ -8,7 +8,7 @@ what the package says, so verify packages of others with their key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import hashlib
 import json
 import os
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from typing import Any
+from xml.etree import ElementTree
 
 from absl import flags
 
@@ -59,13 +60,7 @@ def rebuild(
     build = statement["predicate"]["buildDefinition"]
     _check_lock(build)
     command = _command(build["externalParameters"], inputs)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run(
-      [sys.executable, *command, f"--export_dir={again}"],
-      env=environment,
-      check=False,
-    )
-    if result.returncode:
+    if _run([*command, f"--export_dir={again}"]).returncode:
       raise errors.ExportError("The exporter has failed, as it says above.")
     found = min(
       (list(_differences(model, made)) for made in _saved_models(again)),
@@ -101,21 +96,46 @@ def _command(parameters: Mapping[str, Any], inputs: Iterable[str]) -> list[str]:
   paths: dict[str, list[str]] = {}
   for name, _, path in (i.partition("=") for i in inputs):
     paths.setdefault(name, []).append(formats.absolute(path))
+  defaults = _defaults(command[0])
   for name, value in parameters["flags"].items():
-    if not name.isidentifier() or name in ("export_dir", "overwrite"):
-      raise errors.ExportError(f"--{name} is no flag of a recorded export.")
+    if name not in defaults or name in ("export_dir", "overwrite"):
+      raise errors.ExportError(f"{exporter} has no flag --{name} to record.")
+    text = _text(value)
     if name in paths:
       command += [f"--{name}={path}" for path in paths[name]]
     elif name.endswith(_FILES) and value:
       raise errors.ExportError(
-        f"The exporter has read {value}. Say where it is: --input={name}=PATH."
+        f"The exporter has read {text}. Say where it is: --input={name}=PATH."
       )
-    elif isinstance(value, bool):
-      command.append(f"--{'' if value else 'no'}{name}")
-    elif value not in (None, []):
-      text = ",".join(value) if isinstance(value, list) else value
+    elif text != defaults[name]:
+      # Some flags are refused where they have no effect.
       command.append(f"--{name}={text}")
   return command
+
+
+def _defaults(program: str) -> dict[str, str]:
+  """Returns the flags of a program and the texts of their defaults."""
+  described = _run([program, "--helpxml"], capture_output=True).stdout
+  return {
+    flag.findtext("name"): (flag.findtext("default") or "").replace("[]", "")
+    for flag in ElementTree.fromstring(described).iter("flag")
+  }
+
+
+def _text(value: Any) -> str:
+  """Returns the value of a flag as a text."""
+  if isinstance(value, bool):
+    return str(value).lower()
+  if isinstance(value, list):
+    return ",".join(value)
+  return "" if value is None else str(value)
+
+
+def _run(
+  command: Sequence[str], **kwargs: Any
+) -> subprocess.CompletedProcess[bytes]:
+  environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+  return subprocess.run([sys.executable, *command], env=environment, **kwargs)
 
 
 def _saved_models(directory: str) -> Iterator[str]:
@@ -128,8 +148,10 @@ def _saved_models(directory: str) -> Iterator[str]:
 def _differences(first: str, second: str) -> Iterator[str]:
   """Yields a sentence for each file that differs between two SavedModels."""
   files, others = archive.files_in(first), archive.files_in(second)
-  # What follows from other files comes last.
-  names = sorted(files.keys() | others.keys(), key=lambda n: (".extra" in n, n))
+  follows = ("assets.extra", "fingerprint.pb")  # From other files.
+  names = sorted(
+    files.keys() | others.keys(), key=lambda n: (n.startswith(follows), n)
+  )
   for name in names:
     if name not in others:
       yield f"{name} was not made again."
