@@ -185,7 +185,7 @@ class PackagesTest(parameterized.TestCase):
       lambda t: t.repack(lambda f: f.update({_WEIGHTS: t.other_file(1000)})),
       f"{_WEIGHTS} has changed",
     ),
-    "one bit": (lambda t: t.flip(documents.ARCHIVE, 530), "checksum"),
+    "one bit": (lambda t: t.flip(documents.ARCHIVE, 1041), "wrong checksum"),
     "graph": (
       lambda t: t.repack(
         lambda f: f.update({"saved_model.pb": t.other_file(9)})
