@@ -97,7 +97,10 @@ def define_flags() -> None:
   )
   flags.DEFINE_bool("dry_run", False, "Show what would go where, and stop.")
   flags.DEFINE_bool(
-    "overwrite", False, "Replace a package in a directory or bucket."
+    "overwrite",
+    False,
+    "Replace a package in a directory or bucket, or what is in a repository of"
+    " Hugging Face. That keeps versions.",
   )
   flags.register_validator(
     "package", bool, "It is required: the directory of the package."

@@ -146,6 +146,9 @@ class PublishTest(parameterized.TestCase):
     self.services.repos[_REPO]["stale"] = b""
     self.publish_at(f"hf://{_REPO}")
     self.assertNotIn("stale", self.services.repos[_REPO])
+    self.services.repos["example/other"] = {"theirs.py": b""}
+    with self.assertRaisesRegex(errors.InputError, "other files.*theirs.py"):
+      self.publish_at("hf://example/other")
     card = self.services.repos[_REPO]["README.md"].decode()
     metadata = self.huggingface_hub.ModelCard(card).data
     self.assertEqual(metadata.library_name, "tf-keras")

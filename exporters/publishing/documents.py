@@ -274,12 +274,6 @@ def _spdx(listed: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the bill of materials: an AI package of SPDX 3."""
   fields = listed["description"]
   base = f"{_URN}{listed['archive']['sha256']}:"
-  model = {
-    "software_packageVersion": fields.get("version"),
-    "ai_informationAboutApplication": fields.get("purpose"),
-    "ai_limitation": fields.get("limits"),
-    "ai_domain": fields.get("task") and [fields["task"]],
-  }
   graph = [
     {
       "type": "CreationInfo",
@@ -290,57 +284,67 @@ def _spdx(listed: Mapping[str, Any]) -> dict[str, Any]:
       "createdBy": [f"{base}program"],
     },
     _element(base, "program", "SoftwareAgent", name="//exporters:package"),
-    _element(
-      base,
-      "model",
-      "ai_AIPackage",
-      name=fields.get("name") or "model",
-      software_primaryPurpose="model",
-      verifiedUsing=[
-        {
-          "type": "Hash",
-          "algorithm": "sha256",
-          "hashValue": listed["archive"]["sha256"],
-        }
-      ],
-      **{key: value for key, value in model.items() if value},
-    ),
-  ]
-  if publisher := fields.get("publisher"):
-    graph[-1]["suppliedBy"] = f"{base}publisher"
-    graph.append(_element(base, "publisher", "Organization", name=publisher))
-  if license_ := fields.get("license"):
-    graph += [
-      _element(
-        base,
-        "license",
-        "simplelicensing_LicenseExpression",
-        simplelicensing_licenseExpression=license_,
-      ),
-      _element(
-        base,
-        "licensing",
-        "Relationship",
-        relationshipType="hasDeclaredLicense",
-        to=[f"{base}license"],
-        **{"from": f"{base}model"},
-      ),
-    ]
-  graph.append(
+    _spdx_model(base, listed),
     _element(
       base,
       "document",
       "SpdxDocument",
       profileConformance=["core", "software", "ai", "simpleLicensing"],
       rootElement=[f"{base}model"],
-    )
-  )
+    ),
+  ]
+  if fields:
+    licensing = {"from": f"{base}model", "to": [f"{base}license"]}
+    graph += [
+      _element(base, "publisher", "Organization", name=fields["publisher"]),
+      _element(
+        base,
+        "license",
+        "simplelicensing_LicenseExpression",
+        simplelicensing_licenseExpression=fields["license"],
+      ),
+      _element(
+        base,
+        "licensing",
+        "Relationship",
+        relationshipType="hasDeclaredLicense",
+        **licensing,
+      ),
+    ]
   document = {
     "@context": "https://spdx.org/rdf/3.0.1/spdx-context.jsonld",
     "@graph": graph,
   }
   check(SPDX, document, listed)
   return document
+
+
+def _spdx_model(base: str, listed: Mapping[str, Any]) -> dict[str, Any]:
+  fields = listed["description"]
+  described = {}
+  if fields:
+    described = {
+      "suppliedBy": f"{base}publisher",
+      "software_packageVersion": fields["version"],
+      "ai_domain": [fields["task"]],
+      "ai_informationAboutApplication": fields["purpose"],
+      "ai_informationAboutTraining": f"Trained on {fields['dataset']}.",
+      "ai_limitation": fields["limits"],
+    }
+  hash_ = {
+    "type": "Hash",
+    "algorithm": "sha256",
+    "hashValue": listed["archive"]["sha256"],
+  }
+  return _element(
+    base,
+    "model",
+    "ai_AIPackage",
+    name=fields.get("name", "model"),
+    software_primaryPurpose="model",
+    verifiedUsing=[hash_],
+    **described,
+  )
 
 
 def _element(base: str, id_: str, type_: str, **fields: Any) -> dict[str, Any]:

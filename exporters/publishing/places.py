@@ -68,8 +68,8 @@ def upload(
     place: The place.
     directory: The files to publish, and nothing else.
     listed: The manifest among them.
-    overwrite: Whether to replace what is there. Hugging Face and Kaggle keep
-      versions, so there it makes no difference.
+    overwrite: Whether to replace what is there. Kaggle, and Hugging Face for
+      packages, keep versions, so there it makes no difference.
 
   Raises:
     ExportError: The place is in the way, or refuses the files.
@@ -84,7 +84,7 @@ def upload(
     if kind == "gs":
       _to_bucket(f"gs://{place}", directory, overwrite)
     elif kind == "hf":
-      _to_hugging_face(place, directory, listed)
+      _to_hugging_face(place, directory, listed, overwrite)
     else:
       _to_kaggle(place, directory, listed)
 
@@ -106,11 +106,17 @@ def _to_bucket(url: str, directory: str, overwrite: bool) -> None:
 
 
 def _to_hugging_face(
-  repo: str, directory: str, listed: Mapping[str, Any]
+  repo: str, directory: str, listed: Mapping[str, Any], overwrite: bool
 ) -> None:
-  """Makes one commit: all files appear together."""
+  """Makes one commit: all files appear together, and no others stay."""
   api = huggingface_hub.HfApi()
   api.create_repo(repo, exist_ok=True)
+  others = {*api.list_repo_files(repo)} - {".gitattributes"}
+  if others and documents.MANIFEST not in others and not overwrite:
+    raise errors.ExportError(
+      f"The repository has other files, such as {min(others)}. Choose another,"
+      " or say --overwrite to replace them."
+    )
   api.upload_folder(
     repo_id=repo,
     folder_path=directory,
