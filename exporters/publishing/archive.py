@@ -21,6 +21,7 @@ import zlib
 
 from exporters.reusable import errors
 
+NAME = "model.tar.gz"
 # No time, no name, no operating system.
 _GZIP = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 _STORED = 65_535  # The longest stored block of DEFLATE.
@@ -216,25 +217,23 @@ def unpack(stream: BinaryIO) -> Iterator[tuple[str, Iterator[bytes]]]:
     if is_directory:
       waiting.append(name)
       if len(waiting) > _MOST_FILES:
-        raise errors.ExportError("The archive has too many directories.")
+        raise errors.ExportError(f"{NAME} has too many directories.")
       continue
     key = os.fsencode(name)
     if key <= before:
       raise errors.ExportError(
-        f"The archive has {shown} twice."
+        f"{NAME} has {shown} twice."
         if name in seen
-        else f"The archive has {shown} out of order: its files are sorted."
+        else f"{NAME} has {shown} out of order: its files are sorted."
       )
     if len(seen) > _MOST_FILES:
-      raise errors.ExportError(
-        f"The archive has more than {_MOST_FILES} files."
-      )
+      raise errors.ExportError(f"{NAME} has more than {_MOST_FILES} files.")
     parents = _parents(name)
     if not seen.isdisjoint(parents):
-      raise errors.ExportError(f"The archive has {shown} in a file.")
+      raise errors.ExportError(f"{NAME} has {shown} in a file.")
     if waiting != [p for p in parents if p not in directories]:
       raise errors.ExportError(
-        f"The archive has other directories than that of {shown} before it."
+        f"{NAME} has other directories than that of {shown} before it."
       )
     directories.update(waiting)
     waiting.clear()
@@ -242,9 +241,9 @@ def unpack(stream: BinaryIO) -> Iterator[tuple[str, Iterator[bytes]]]:
     seen.add(name)
     yield name, reader.pieces(size, shown)
     if any(reader.read(-size % 512)):
-      raise errors.ExportError(f"The archive has data after {shown}.")
+      raise errors.ExportError(f"{NAME} has data after {shown}.")
   if any(reader.read(512)) or waiting or reader.has_more():
-    raise errors.ExportError("The archive has data after its last file.")
+    raise errors.ExportError(f"{NAME} has data after its last file.")
 
 
 def _entry_of(header: bytes) -> tuple[str, int, bool]:
@@ -252,7 +251,7 @@ def _entry_of(header: bytes) -> tuple[str, int, bool]:
   try:
     info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
   except tarfile.HeaderError as e:
-    raise errors.ExportError(f"The archive has a damaged header: {e}.") from e
+    raise errors.ExportError(f"{NAME} has a damaged header: {e}.") from e
   name = errors.shown(info.name)
   problem = ""
   type_ = header[156:157]
@@ -268,21 +267,21 @@ def _entry_of(header: bytes) -> tuple[str, int, bool]:
   elif header != _header(info.name, type_, info.size):
     problem = "not written by //exporters:package: mode, owner, time or format"
   if problem:
-    raise errors.ExportError(f"The archive has {name}, which is {problem}.")
+    raise errors.ExportError(f"{NAME} has {name}, which is {problem}.")
   return info.name, info.size, type_ == tarfile.DIRTYPE
 
 
 def _exactly(stream: BinaryIO, size: int) -> bytes:
   data = stream.read(size)
   if len(data) != size:
-    raise errors.ExportError("The archive ends early: it is truncated.")
+    raise errors.ExportError(f"{NAME} ends early: it is truncated.")
   return data
 
 
 def _ungzip(stream: BinaryIO) -> Iterator[bytes]:
   """Yields the stored blocks of what `_gzip` has written."""
   other = errors.ExportError(
-    "The archive is not a .tar.gz of //exporters:package: those are stored"
+    f"{NAME} is not a .tar.gz of //exporters:package: those are stored"
     " without compression, time and name."
   )
   if stream.read(len(_GZIP)) != _GZIP:
@@ -302,9 +301,9 @@ def _ungzip(stream: BinaryIO) -> Iterator[bytes]:
     size += length
     yield data
   if _exactly(stream, 8) != _trailer(checksum, size):
-    raise errors.ExportError("The archive has a wrong checksum: it is damaged.")
+    raise errors.ExportError(f"{NAME} has a wrong checksum: it is damaged.")
   if stream.read(1):
-    raise errors.ExportError("The archive has data after its end.")
+    raise errors.ExportError(f"{NAME} has data after its end.")
 
 
 class _Reader:
@@ -320,7 +319,7 @@ class _Reader:
       if not self._block:
         block = next(self._rest, None)
         if block is None:
-          raise errors.ExportError(f"The archive ends early, in {about}.")
+          raise errors.ExportError(f"{NAME} ends early, in {about}.")
         self._block = memoryview(block)
       piece = self._block[:size]
       self._block = self._block[len(piece) :]

@@ -20,7 +20,7 @@ from exporters.publishing import archive
 from exporters.publishing import description
 from exporters.reusable import errors
 
-ARCHIVE = "model.tar.gz"
+ARCHIVE = archive.NAME
 MANIFEST = "manifest.json"
 PROVENANCE = "provenance.json"
 TEST_RESULT = "test_result.json"
