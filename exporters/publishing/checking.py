@@ -78,6 +78,11 @@ def check(
   """
   found = _documents(package_dir)
   listed = documents.from_json(documents.MANIFEST, found[documents.MANIFEST])
+  if (made := listed.get("format")) != documents.FORMAT:
+    raise errors.ExportError(
+      f"{documents.MANIFEST} has format {made}, and this program verifies"
+      f" {documents.FORMAT}. Take the version that made the package."
+    )
   with contextlib.ExitStack() as stack:
     target = None
     if unpack_dir:

@@ -20,6 +20,8 @@ from exporters.publishing import archive
 from exporters.publishing import description
 from exporters.reusable import errors
 
+# Raise it when documents of the same model change: they are compared by bytes.
+FORMAT = 1
 ARCHIVE = archive.NAME
 MANIFEST = "manifest.json"
 PROVENANCE = "provenance.json"
@@ -125,6 +127,7 @@ def make(
     "archive": {"name": ARCHIVE, **whole._asdict()},
     "description": fields,
     "files": {name: digest._asdict() for name, digest in files.items()},
+    "format": FORMAT,
     "singleprint": _singleprint(contents.get(_FINGERPRINT)),
     "source_revision": source_revision,
   }

@@ -53,7 +53,7 @@ def write_report(directory: str, singleprint: str) -> None:
     "singleprint": singleprint,
     "files": {
       str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
-      for path in root.rglob("*")
+      for path in sorted(root.rglob("*"))
       if path.is_file()
     },
     "versions": {"python": "3.11", "tensorflow": "2.20.0"},

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import contextlib
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -20,6 +21,7 @@ from model_signing import verifying
 
 from distribution import errors
 from exporters import package as package_lib
+from exporters.conformance import copying
 from exporters.publishing import archive
 from exporters.publishing import checking
 from exporters.publishing import documents
@@ -145,6 +147,11 @@ class PackagesTest(parameterized.TestCase):
   def test_packages_of_one_export_have_the_same_bytes(self):
     self.package(signing_key=None)
     first = {n: self.bytes_of(n) for n in os.listdir(self.out)}
+    hasher = hashlib.sha256()
+    for name in sorted(first):
+      hasher.update(first[name])
+    # If this changes on purpose, raise documents.FORMAT.
+    self.assertEqual(hasher.hexdigest()[:16], "16fb54483c4db750")
     mask = os.umask(0o077)
     self.addCleanup(os.umask, mask)
     other = os.path.join(self.directory, "other")
@@ -260,6 +267,14 @@ class PackagesTest(parameterized.TestCase):
       ),
       "manifest.json has changed",
     ),
+    "manifest, format": (
+      lambda t: t.edit(documents.MANIFEST, lambda d: d.update(format=2)),
+      "has format 2, and this program verifies 1",
+    ),
+    "manifest, field": (
+      lambda t: t.edit(documents.MANIFEST, lambda d: d["archive"].clear()),
+      "manifest.json lacks KeyError: 'sha256'",
+    ),
     "manifest, license": (
       lambda t: t.edit(
         documents.MANIFEST, lambda d: d["description"].update(license="MIT")
@@ -370,6 +385,25 @@ class PackagesTest(parameterized.TestCase):
       self.check(self.public, unpack_dir=os.path.join(self.directory, "new"))
     self.assertNotIn("\n", str(caught.exception))
     self.assertFalse(os.path.exists(os.path.join(self.directory, "new")))
+
+  def test_suspicious_ops_are_named(self):
+    self.package()
+
+    @contextlib.contextmanager
+    def started(module: str, directory: str, options: copying.Options):
+      del module, options
+      self.assertIn("assets/vocab.txt", archive.files_in(directory))
+      self.assertEqual(
+        pathlib.Path(directory, "saved_model.pb").read_bytes(), b"graph"
+      )
+      yield lambda request: ["WriteFile (x) in f"], {}
+
+    with (
+      contextlib.redirect_stdout(io.StringIO()),
+      mock.patch.object(copying, "started", started),
+      self.assertRaisesRegex(errors.InputError, r"need: WriteFile \(x\) in f"),
+    ):
+      checking.check(self.out)
 
   def put(self, name: str, data: bytes) -> None:
     pathlib.Path(self.out, name).write_bytes(data)
