@@ -60,7 +60,10 @@ def rebuild(
     build = statement["predicate"]["buildDefinition"]
     _check_lock(build)
     command = _command(build["externalParameters"], inputs)
-    if _run([*command, f"--export_dir={again}"]).returncode:
+    threads = build.get("internalParameters", {}).get("threads")
+    variables = {exporting.THREADS: str(threads)} if threads else {}
+    command.append(f"--export_dir={again}")
+    if _run(command, variables).returncode:
       raise errors.ExportError("The exporter has failed, as it says above.")
     found = min(
       (list(_differences(model, made)) for made in _saved_models(again)),
@@ -75,7 +78,7 @@ def rebuild(
 
 def _check_lock(build: Mapping[str, Any]) -> None:
   """Checks that the Python packages are those of the provenance."""
-  here = exporting.origin()["lock_sha256"]
+  here = exporting.lock_sha256()
   for dependency in build["resolvedDependencies"]:
     there = dependency.get("digest", {}).get("sha256")
     if dependency.get("name") == "lock" and there != here:
@@ -115,7 +118,7 @@ def _command(parameters: Mapping[str, Any], inputs: Iterable[str]) -> list[str]:
 
 def _defaults(program: str) -> dict[str, str]:
   """Returns the flags of a program and the texts of their defaults."""
-  described = _run([program, "--helpxml"], capture_output=True).stdout
+  described = _run([program, "--helpxml"], {}, capture_output=True).stdout
   return {
     flag.findtext("name"): (flag.findtext("default") or "").replace("[]", "")
     for flag in ElementTree.fromstring(described).iter("flag")
@@ -132,9 +135,10 @@ def _text(value: Any) -> str:
 
 
 def _run(
-  command: Sequence[str], **kwargs: Any
+  command: Sequence[str], variables: Mapping[str, str], **kwargs: Any
 ) -> subprocess.CompletedProcess[bytes]:
-  environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+  path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+  environment = {**os.environ, **path, **variables}
   return subprocess.run([sys.executable, *command], env=environment, **kwargs)
 
 

@@ -198,18 +198,19 @@ def _provenance(
   ]
   if revision := listed["source_revision"]:
     dependencies.append({"name": "source", "digest": {"gitCommit": revision}})
-  parameters = {
-    "exporter": report.get("exporter"),
-    "flags": report.get("flags"),
-  }
+  parameters, threads = (
+    {name: report[name] for name in names if report.get(name)}
+    for names in (("exporter", "flags"), ("threads",))
+  )
   return _statement(
     PROVENANCE,
     listed,
     {
       "buildDefinition": {
         "buildType": f"{_URN}export:1",
-        "externalParameters": {k: v for k, v in parameters.items() if v},
+        "externalParameters": parameters,
         "resolvedDependencies": dependencies,
+        **({"internalParameters": threads} if threads else {}),
       },
       "runDetails": {"builder": {"id": f"{_URN}local"}},
     },
