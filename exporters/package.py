@@ -49,6 +49,7 @@ def package(
       verified other bytes than these.
   """
   publishing.check_apart(output_dir, saved_model_dir)
+  signer = signing.signer(signing_key) if signing_key else None
   fields = description.read(card_file) if card_file else {}
   files = archive.files_in(saved_model_dir)
   with publishing.publish(
@@ -64,10 +65,10 @@ def package(
     made = documents.make(whole, digests, contents, fields, source_revision)
     for name, content in made.items():
       pathlib.Path(directory, name).write_bytes(content)
-    if signing_key:
+    if signer:
       signing.sign(
         checking.digests(made, whole),
-        signing_key,
+        signer,
         os.path.join(directory, documents.SIGNATURE),
       )
   print(f"Packaged {len(files)} files to {output_dir}")

@@ -32,6 +32,9 @@ def define_flags() -> None:
     "Where the model appears if all checks pass. The default is nowhere.",
   )
   flags.DEFINE_bool(
+    "overwrite", False, "Replace a SavedModel that exists at --unpack_dir."
+  )
+  flags.DEFINE_bool(
     "audit", True, "Look for ops that models do not need. It needs TensorFlow."
   )
   flags.register_validator(
@@ -48,6 +51,7 @@ def main() -> None:
     package,
     public_key=formats.absolute(values.public_key),
     unpack_dir=unpack_dir,
+    overwrite=values.overwrite,
     audit=values.audit,
   )
   print(f"{package} is verified.")

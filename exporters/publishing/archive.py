@@ -73,6 +73,8 @@ def files_in(directory: str, ignored: Iterable[str] = ()) -> dict[str, str]:
     ExportError: There is something other than files and directories, or too
       much.
   """
+  if "://" in directory:
+    raise errors.ExportError(f"{directory} must be local. Copy it from there.")
   found: dict[str, str] = {}
   folders = [""]
   for folder in folders:

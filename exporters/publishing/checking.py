@@ -57,6 +57,7 @@ def check(
   *,
   public_key: str | None = None,
   unpack_dir: str | None = None,
+  overwrite: bool = False,
   audit: bool = True,
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
   """Checks a package, and prints a line for each check that passes.
@@ -68,6 +69,7 @@ def check(
       archive or the files of the model themselves.
     public_key: The key that must have signed it. None: no signature is needed.
     unpack_dir: Where the model shall appear if all is right. None: nowhere.
+    overwrite: Whether to replace a SavedModel there.
     audit: Whether to look for ops that models do not need.
 
   Returns:
@@ -87,7 +89,7 @@ def check(
     target = None
     if unpack_dir:
       target = stack.enter_context(
-        publishing.publish(unpack_dir, "saved_model.pb")
+        publishing.publish(unpack_dir, "saved_model.pb", overwrite=overwrite)
       )
     audited = stack.enter_context(tempfile.TemporaryDirectory())
     whole, files, contents = _read(package_dir, audited, target)
@@ -104,6 +106,10 @@ def check(
 
 def _documents(package_dir: str) -> dict[str, bytes]:
   """Returns the contents of the documents, and refuses other files."""
+  if "://" in package_dir:
+    raise errors.ExportError(
+      f"{package_dir} must be local. Copy it from there."
+    )
   with errors.of_input(OSError, about=f"{package_dir}: "):
     names = set(os.listdir(package_dir))
   if documents.MANIFEST not in names:

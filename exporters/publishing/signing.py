@@ -35,19 +35,30 @@ class _Known(hashing.Config):
     return manifest.Manifest("model", items, type_)
 
 
-def sign(digests: Mapping[str, str], private_key: str, signature: str) -> None:
+def signer(private_key: str) -> signing.Config:
+  """Reads the private key to sign with.
+
+  Args:
+    private_key: The path of an unencrypted key of an elliptic curve, in PEM.
+
+  Raises:
+    ExportError: There is no such key.
+  """
+  about = f"--signing_key={private_key} is no elliptic curve key in PEM: "
+  with errors.of_input(about=about):
+    return signing.Config().use_elliptic_key_signer(private_key=private_key)
+
+
+def sign(
+  digests: Mapping[str, str], config: signing.Config, signature: str
+) -> None:
   """Writes a signature.
 
   Args:
     digests: SHA-256 in hexadecimal of each file of a package.
-    private_key: The path of an unencrypted key of an elliptic curve, in PEM.
+    config: From `signer`.
     signature: The path to write.
-
-  Raises:
-    ExportError: The key is not such a key.
   """
-  with errors.of_input(about=f"--signing_key={private_key}: "):
-    config = signing.Config().use_elliptic_key_signer(private_key=private_key)
   config.set_hashing_config(_Known(digests))
   config.sign(pathlib.Path(signature).parent, signature)
 
@@ -63,7 +74,8 @@ def check(digests: Mapping[str, str], public_key: str, signature: str) -> None:
   Raises:
     ExportError: It is by another key, of other files, or no signature.
   """
-  with errors.of_input(about=f"--public_key={public_key}: "):
+  about = f"--public_key={public_key} is no elliptic curve key in PEM: "
+  with errors.of_input(about=about):
     config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
   config.set_hashing_config(_Known(digests))
   with errors.of_input(about="The signature is by another key or damaged: "):
