@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 import tarfile
 import time
 from typing import Any, ClassVar
@@ -385,6 +386,9 @@ class PackagesTest(parameterized.TestCase):
       self.check(self.public, unpack_dir=os.path.join(self.directory, "new"))
     self.assertNotIn("\n", str(caught.exception))
     self.assertFalse(os.path.exists(os.path.join(self.directory, "new")))
+
+  def test_no_tensorflow_was_needed(self):
+    self.assertNotIn("tensorflow", sys.modules)
 
   def test_suspicious_ops_are_named(self):
     self.package()
