@@ -23,6 +23,8 @@ from distribution import errors
 from distribution import formats
 from distribution import strategies
 from exporters import fuzzing
+from exporters.publishing import archive
+from exporters.publishing import description
 from models.nlp import preprocessing
 from models.nlp import word_vectors
 
@@ -34,6 +36,17 @@ _JSON = b'{"text": "a", "label": 1}\n{"text": "b", "label": null}\n'
 _WORD2VEC = b"3 2\nthe 1.0 2\nof 0.5 -1e-3\nand 1 2\n"
 _BINARY = b"2 2\nthe %s\nof %s\n" % ((struct.pack("<2f", 1, 2),) * 2)
 _VOCABULARY = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n##b\nniño\n".encode()
+_CARD = b"""publisher: a
+name: b
+version: "1"
+license: MIT
+task: c
+dataset: d
+purpose: e
+limits: f
+evaluation: [{metric: accuracy, value: 0.5, dataset: d}]
+language: [en]
+"""
 _CLUSTER = json.dumps(
   {
     "cluster": {"chief": ["a:1"], "worker": ["b:1", "b:2"], "ps": ["c:1"]},
@@ -47,6 +60,19 @@ def _archive() -> bytes:
   with zipfile.ZipFile(content, "w") as f:
     f.writestr("config.json", "{}")
   return content.getvalue()
+
+
+def _package() -> bytes:
+  content = io.BytesIO()
+  archive.pack({"a": __file__, "b/c": os.devnull}, content.write)
+  return content.getvalue()
+
+
+def _unpack(path: str) -> None:
+  with open(path, "rb") as f:
+    for _, pieces in archive.unpack(f):
+      for _ in pieces:
+        pass
 
 
 def _parquet() -> bytes:
@@ -99,6 +125,8 @@ _PARSERS = (
     )
   ),
   ("a.csv", _read_table, [_CSV], [b"te\x1b[2Jxt"]),
+  ("model.tar.gz", _unpack, [_package()], []),
+  ("card.yaml", description.read, [_CARD], []),
   ("a.tsv", _read_table, [_TSV], []),
   (
     "a.jsonl",

@@ -102,3 +102,23 @@ def saved_model(name, exporter, flags, checked = ["."], excepted_rules = [], **k
             data = [":" + name],
             deps = ["//exporters:check_lib"],
         )
+
+        # Makes it again, which takes as long as it took. Run them by name.
+        native.py_test(
+            name = name + part + "_rebuild_test",
+            srcs = ["//exporters:rebuild_test.py"],
+            main = "//exporters:rebuild_test.py",
+            args = [
+                "--saved_model_dir=$(rootpath :%s)/%s" % (name, directory),
+            ] + [
+                flag.replace("--", "--input=", 1).replace("$(location", "$(rootpath")
+                for flag in flags
+                if "$(location" in flag
+            ],
+            data = [":" + name] + kwargs.get("data", []),
+            tags = ["manual"],
+            deps = [
+                exporter,
+                "//exporters:rebuild_test_lib",
+            ],
+        )

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import hashlib
 import os
+import pathlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from etils import epy
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
   import tensorflow as tf
 
 
+# TensorFlow reads it: the number of threads of an op.
+THREADS = "TF_NUM_INTRAOP_THREADS"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
   """Where to export and how to verify: flags of `command_line`, by name.
@@ -40,6 +47,32 @@ class Options:
   saved_model_format: str = "reusable"
   keep_failed: str | None = None
   flag_values: Mapping[str, Any] | None = None
+
+
+def _origin(options: Options) -> dict[str, Any]:
+  """Returns what a model depends on beside the flags and the checkpoint.
+
+  That is the program, the lock of its packages and, if it trains the model, the
+  number of threads, as sums over parts of a batch are rounded by parts.
+  """
+  flag_values = options.flag_values or {}
+  threads = int(os.environ.get(THREADS, 0)) or len(os.sched_getaffinity(0))
+  return {
+    "exporter": pathlib.Path(sys.argv[0]).stem,
+    "lock_sha256": lock_sha256(),
+    **({"threads": threads} if flag_values.get("train_on") else {}),
+  }
+
+
+def lock_sha256() -> str:
+  """Returns the SHA-256 of the lock of the Python packages."""
+  folder = pathlib.Path(__file__).parents[2] / "third_party" / "python"
+  # Bazel provides the lock of the accelerator; a checkout has all of them.
+  locks = [
+    folder / f"requirements_{name}.txt" for name in ("cpu", "gpu", "tpu")
+  ]
+  lock = next(path for path in locks if path.exists())
+  return hashlib.sha256(lock.read_bytes()).hexdigest()
 
 
 def record(options: Options, checkpoint_path: str | None) -> dict[str, Any]:
@@ -137,7 +170,7 @@ def exporting(
         sub_objects=dict(_parts(piece)),
         is_keras=is_keras,
         process=processes[name],
-        record={"flags": options.flag_values, **record},
+        record={**_origin(options), "flags": options.flag_values, **record},
         keep_failed=options.keep_failed,
       )
 

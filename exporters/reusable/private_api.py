@@ -6,6 +6,7 @@ them. `private_api_test` fails if one of them is gone.
 
 from collections.abc import Iterator
 import contextlib
+import hashlib
 import pathlib
 from typing import Any
 
@@ -17,6 +18,7 @@ from tensorflow.core.framework import function_pb2 as function_pb2
 from tensorflow.core.framework import graph_pb2 as graph_pb2
 from tensorflow.core.framework import node_def_pb2 as node_def_pb2
 from tensorflow.core.framework import types_pb2 as types_pb2
+from tensorflow.core.protobuf import fingerprint_pb2
 from tensorflow.core.protobuf import meta_graph_pb2 as meta_graph_pb2
 from tensorflow.core.protobuf import saved_model_pb2 as saved_model_pb2
 
@@ -100,6 +102,9 @@ def forget_seed() -> None:
 def write_fingerprint(export_dir: str) -> None:
   """Rewrites the fingerprint of a SavedModel that was changed.
 
+  TensorFlow draws its uuid at random. Here the uuid follows from the other
+  fields, so that equal models have equal bytes.
+
   If TensorFlow's writer is gone, the fingerprint, which would be wrong, is
   deleted.
   """
@@ -107,3 +112,10 @@ def write_fingerprint(export_dir: str) -> None:
     pathlib.Path(export_dir, "fingerprint.pb").unlink(missing_ok=True)
   else:
     fingerprinting_utils.write_fingerprint(export_dir)
+    path = pathlib.Path(export_dir, "fingerprint.pb")
+    fingerprint = fingerprint_pb2.FingerprintDef.FromString(path.read_bytes())
+    fingerprint.uuid = ""
+    others = fingerprint.SerializeToString(deterministic=True)
+    digest = hashlib.sha256(others).digest()
+    fingerprint.uuid = str(int.from_bytes(digest[:16], "big"))
+    path.write_bytes(fingerprint.SerializeToString(deterministic=True))

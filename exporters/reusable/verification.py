@@ -371,6 +371,7 @@ def _write_report(
   report = {
     **record,
     "singleprint": singleprint,
+    "files": _sha256_of_files(pathlib.Path(export_dir)),
     "versions": {
       "python": platform.python_version(),
       "tensorflow": tf.__version__,
@@ -391,3 +392,14 @@ def _write_report(
   (directory / "verification.json").write_text(
     json.dumps(report, indent=2) + "\n"
   )
+
+
+def _sha256_of_files(export_dir: pathlib.Path) -> dict[str, str]:
+  """Returns the SHA-256 of each file of the model, without `assets.extra`."""
+  sha256 = {}
+  for path in sorted(export_dir.rglob("*")):
+    name = path.relative_to(export_dir)
+    if path.is_file() and name.parts[0] != "assets.extra":
+      with path.open("rb") as f:
+        sha256[name.as_posix()] = hashlib.file_digest(f, "sha256").hexdigest()
+  return sha256

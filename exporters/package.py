@@ -1,0 +1,130 @@
+r"""Packages a SavedModel: an archive, and documents that prove its origin.
+
+  bazel run //exporters:package -- --saved_model_dir=DIR --output_dir=OUT
+
+The archive is what hub.resolve takes. Beside it stand a manifest, provenance
+(SLSA), the result of the exporter's verification (in-toto), a bill of materials
+(SPDX 3) and, with --signing_key, a signature. Packages of one export have the
+same bytes on any machine and day, except for the signature.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+from absl import flags
+
+from distribution import formats
+from exporters.publishing import archive
+from exporters.publishing import checking
+from exporters.publishing import description
+from exporters.publishing import documents
+from exporters.publishing import signing
+from exporters.reusable import command_line
+from exporters.reusable import publishing
+
+
+def package(
+  *,
+  saved_model_dir: str,
+  output_dir: str,
+  card_file: str | None = None,
+  signing_key: str | None = None,
+  source_revision: str | None = None,
+  overwrite: bool = False,
+) -> None:
+  """Packages a SavedModel.
+
+  Args:
+    saved_model_dir: The directory of the SavedModel.
+    output_dir: The directory that the package appears at.
+    card_file: What the publisher says of the model, in YAML.
+    signing_key: The private key to sign with, in PEM.
+    source_revision: The commit that the exporter was built from, if known.
+    overwrite: Whether to replace a package.
+
+  Raises:
+    ExportError: A directory, the card or the key is wrong, or the exporter
+      verified other bytes than these.
+  """
+  publishing.check_apart(output_dir, saved_model_dir)
+  signer = signing.signer(signing_key) if signing_key else None
+  fields = description.read(card_file) if card_file else {}
+  files = archive.files_in(saved_model_dir)
+  with publishing.publish(
+    output_dir, documents.MANIFEST, overwrite=overwrite
+  ) as directory:
+    with open(os.path.join(directory, documents.ARCHIVE), "wb") as f:
+      whole, digests = archive.pack(files, f.write)
+    contents = {
+      name: pathlib.Path(files[name]).read_bytes()
+      for name in documents.READ
+      if name in files
+    }
+    made = documents.make(whole, digests, contents, fields, source_revision)
+    for name, content in made.items():
+      pathlib.Path(directory, name).write_bytes(content)
+    if signer:
+      signing.sign(
+        checking.digests(made, whole),
+        signer,
+        os.path.join(directory, documents.SIGNATURE),
+      )
+  print(f"Packaged {len(files)} files to {output_dir}")
+  print(f"SHA-256 of {documents.ARCHIVE}: {whole.sha256}")
+  if documents.VERIFICATION not in files:
+    print("Its exporter has not verified it, so it cannot be published.")
+
+
+def define_flags() -> None:
+  """Defines the flags of this program."""
+  flags.DEFINE_string("saved_model_dir", None, "The SavedModel to package.")
+  flags.DEFINE_string(
+    "output_dir",
+    None,
+    "The directory that the package appears at. It must not exist, or be"
+    " empty.",
+  )
+  flags.DEFINE_bool("overwrite", False, "Replace a package at --output_dir.")
+  flags.DEFINE_string(
+    "card_file",
+    None,
+    "A file of YAML with what you say of the model: publisher, name, version,"
+    " license, task, dataset, purpose, limits, evaluation and language.",
+  )
+  flags.DEFINE_string(
+    "signing_key",
+    None,
+    "The private key to sign with: an elliptic curve (P-256, P-384 or P-521) in"
+    " PEM, not encrypted.",
+  )
+  flags.DEFINE_string(
+    "source_revision",
+    None,
+    "The commit that the exporter was built from. The provenance records it.",
+  )
+  flags.register_validator(
+    "saved_model_dir", bool, "It is required: the directory to package."
+  )
+  flags.register_validator(
+    "output_dir", bool, "It is required: the directory to write."
+  )
+
+
+def main() -> None:
+  """Packages the SavedModel that the flags name."""
+  values = flags.FLAGS
+  package(
+    saved_model_dir=command_line.model_path("saved_model_dir"),
+    output_dir=command_line.model_path("output_dir"),
+    card_file=formats.absolute(values.card_file),
+    signing_key=formats.absolute(values.signing_key),
+    source_revision=values.source_revision,
+    overwrite=values.overwrite,
+  )
+
+
+if __name__ == "__main__":
+  define_flags()
+  command_line.run(main)

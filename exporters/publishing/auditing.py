@@ -1,0 +1,11 @@
+"""Audits the ops of a model, in the process of a sandbox."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from exporters.conformance import subject
+
+
+def serve(requests: Iterator[Any]) -> Iterator[Any]:
+  """Answers the request of `copying.started` with what is suspicious."""
+  yield subject.requested(next(requests)).suspicious

@@ -1,0 +1,308 @@
+"""Checks a package: its files, documents, signature and ops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from concurrent import futures
+import contextlib
+import hashlib
+import io
+import os
+import tempfile
+from typing import Any, BinaryIO
+
+from distribution import sandbox
+from exporters.conformance import copying
+from exporters.publishing import archive
+from exporters.publishing import documents
+from exporters.publishing import signing
+from exporters.reusable import errors
+from exporters.reusable import publishing
+
+# Clients of Hugging Face add them.
+_OF_CLIENTS = (".cache", ".gitattributes")
+# What the audit of ops reads; of other files it needs the names.
+_AUDITED = ("saved_model.pb", "keras_metadata.pb")
+_LARGEST_DOCUMENT = 2**26
+
+
+class _Hashed(io.RawIOBase):
+  """Hashes what is read, in another thread."""
+
+  def __init__(self, stream: BinaryIO):
+    super().__init__()
+    self._stream, self._hasher = stream, archive.Hasher()
+    self._pool = futures.ThreadPoolExecutor(1)
+    self._last = self._pool.submit(int)
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer: memoryview) -> int:
+    """Reads into a buffer."""
+    size = self._stream.readinto(buffer)
+    data = bytes(buffer[:size])
+    self._last.result()  # So that no more than one block waits.
+    self._last = self._pool.submit(self._hasher.update, data)
+    return size
+
+  def digest(self) -> archive.Digest:
+    """Returns the Digest of all that was read."""
+    self._pool.shutdown()
+    return self._hasher.digest()
+
+
+def check(
+  package_dir: str,
+  *,
+  public_key: str | None = None,
+  unpack_dir: str | None = None,
+  overwrite: bool = False,
+  audit: bool = True,
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+  """Checks a package, and prints a line for each check that passes.
+
+  Every byte is read once, and what is unpacked is what was checked.
+
+  Args:
+    package_dir: The directory of the package: its documents, and either the
+      archive or the files of the model themselves.
+    public_key: The key that must have signed it. None: no signature is needed.
+    unpack_dir: Where the model shall appear if all is right. None: nowhere.
+    overwrite: Whether to replace a SavedModel there.
+    audit: Whether to look for ops that models do not need.
+
+  Returns:
+    The manifest, and the content of all documents by name.
+
+  Raises:
+    ExportError: What is wrong, by name.
+  """
+  found = _documents(package_dir)
+  listed = documents.from_json(documents.MANIFEST, found[documents.MANIFEST])
+  if (made := listed.get("format")) != documents.FORMAT:
+    raise errors.ExportError(
+      f"{documents.MANIFEST} has format {made}, and this program verifies"
+      f" {documents.FORMAT}. Take the version that made the package."
+    )
+  with contextlib.ExitStack() as stack:
+    target = None
+    if unpack_dir:
+      target = stack.enter_context(
+        publishing.publish(unpack_dir, "saved_model.pb", overwrite=overwrite)
+      )
+    audited = stack.enter_context(tempfile.TemporaryDirectory())
+    whole, files, contents = _read(package_dir, audited, target)
+    _check_files(listed, whole, files)
+    print(f"  ✓ files: {len(files)}, as the manifest lists them")
+    _check_documents(listed, found, whole, files, contents)
+    print(f"  ✓ documents: {', '.join(sorted(found))}")
+    _check_signature(package_dir, found, whole, public_key)
+    if audit:
+      _audit(audited)
+      print("  ✓ ops: none that models do not need")
+  return listed, found
+
+
+def _documents(package_dir: str) -> dict[str, bytes]:
+  """Returns the contents of the documents, and refuses other files."""
+  if "://" in package_dir:
+    raise errors.ExportError(
+      f"{package_dir} must be local. Copy it from there."
+    )
+  with errors.of_input(OSError, about=f"{package_dir}: "):
+    names = set(os.listdir(package_dir))
+  if documents.MANIFEST not in names:
+    raise errors.ExportError(
+      f"{package_dir} is no package of //exporters:package: it has no"
+      f" {documents.MANIFEST}."
+    )
+  others = names - documents.NAMES - set(_OF_CLIENTS)
+  if documents.ARCHIVE in names and others:
+    listed = ", ".join(map(errors.shown, sorted(others)))
+    raise errors.ExportError(
+      f"The package has files that were added: {listed}."
+    )
+  found = {}
+  for name in sorted(names & documents.NAMES - {documents.ARCHIVE}):
+    with (
+      errors.of_input(OSError, about=f"Cannot read {name}: "),
+      open(os.path.join(package_dir, name), "rb") as f,
+    ):
+      found[name] = f.read(_LARGEST_DOCUMENT)
+  return found
+
+
+def _read(
+  package_dir: str, audited: str, target: str | None
+) -> tuple[archive.Digest, dict[str, archive.Digest], dict[str, bytes]]:
+  """Reads the model once, and writes what is needed of it.
+
+  Args:
+    package_dir: The package.
+    audited: The directory for what the audit reads.
+    target: The directory for all files, or None.
+
+  Returns:
+    The Digests of the archive and of each file, and contents of some files.
+  """
+  files: dict[str, archive.Digest] = {}
+  contents: dict[str, bytes] = {}
+  with _opened(package_dir) as raw:
+    for name, pieces in archive.unpack(io.BufferedReader(raw, 2**20)):
+      hasher, kept = archive.Hasher(), io.BytesIO()
+      with contextlib.ExitStack() as stack:
+        sinks = [hasher.update]
+        if name in documents.READ:
+          sinks.append(kept.write)
+        # The audit needs the names of all files.
+        file = stack.enter_context(_created(audited, name))
+        if name in _AUDITED:
+          sinks.append(file.write)
+        if target:
+          sinks.append(stack.enter_context(_created(target, name)).write)
+        for piece in pieces:
+          for sink in sinks:
+            sink(piece)
+          if kept.tell() > _LARGEST_DOCUMENT:
+            raise errors.ExportError(f"{name} is too large.")
+      files[name] = hasher.digest()
+      if name in documents.READ:
+        contents[name] = kept.getvalue()
+    return raw.digest(), files, contents
+
+
+@contextlib.contextmanager
+def _opened(package_dir: str) -> Iterator[_Hashed]:
+  """Opens the archive, or makes it of the files of the model."""
+  path = os.path.join(package_dir, documents.ARCHIVE)
+  if os.path.lexists(path):
+    with (
+      errors.of_input(OSError, about=f"Cannot read {documents.ARCHIVE}: "),
+      open(path, "rb", buffering=0) as f,
+    ):
+      yield _Hashed(f)
+  else:
+    ignored = documents.NAMES | set(_OF_CLIENTS)
+    yield _Hashed(archive.stream(archive.files_in(package_dir, ignored)))
+
+
+def _created(directory: str, name: str) -> BinaryIO:
+  path = os.path.join(directory, name)
+  with errors.of_input(OSError, about=f"Cannot write {path}: "):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    return open(path, "xb")
+
+
+def _check_files(
+  listed: Mapping[str, Any],
+  whole: archive.Digest,
+  files: Mapping[str, archive.Digest],
+) -> None:
+  """Compares the model with the manifest.
+
+  Raises:
+    ExportError: They differ. It names each file.
+  """
+  with errors.of_input(
+    AttributeError, KeyError, TypeError, about=f"{documents.MANIFEST} lacks "
+  ):
+    expected = {
+      name: archive.Digest(**file) for name, file in listed["files"].items()
+    }
+    archived = listed["archive"]["sha256"]
+  missing = {expected[n]: n for n in sorted(expected.keys() - files.keys())}
+  problems = []
+  for name, digest in files.items():
+    if name not in expected:
+      before = missing.pop(digest, None)
+      problems.append(f"{before} is now {name}" if before else f"{name} is new")
+    elif digest != expected[name]:
+      problems.append(f"{name} has changed")
+  problems += [f"{name} is missing" for name in missing.values()]
+  if problems:
+    raise errors.ExportError(
+      "The model differs from the manifest:"
+      f" {errors.shown('; '.join(problems))}."
+    )
+  if whole.sha256 != archived:
+    raise errors.ExportError(
+      f"{documents.MANIFEST} has another digest of {documents.ARCHIVE}."
+    )
+
+
+def _check_documents(
+  listed: dict[str, Any],
+  found: Mapping[str, bytes],
+  whole: archive.Digest,
+  files: Mapping[str, archive.Digest],
+  contents: Mapping[str, bytes],
+) -> None:
+  """Compares the documents with those that follow from the model."""
+  with errors.of_input(
+    AttributeError, KeyError, TypeError, about=f"{documents.MANIFEST} lacks "
+  ):
+    expected = documents.make(
+      whole, files, contents, listed["description"], listed["source_revision"]
+    )
+  for name in sorted(expected.keys() | found.keys() - {documents.SIGNATURE}):
+    if name not in found:
+      raise errors.ExportError(f"The package lacks {name}.")
+    if name not in expected:
+      raise errors.ExportError(f"The package has {name} for no reason.")
+    if found[name] != expected[name]:
+      if name.endswith(".json"):
+        document = documents.from_json(name, found[name])
+        documents.check(name, document, listed)
+      raise errors.ExportError(
+        f"{name} has changed: it does not follow from the model."
+      )
+
+
+def _check_signature(
+  package_dir: str,
+  found: Mapping[str, bytes],
+  whole: archive.Digest,
+  public_key: str | None,
+) -> None:
+  if not public_key:
+    print("  - signature: not checked without --public_key")
+    return
+  if documents.SIGNATURE not in found:
+    raise errors.ExportError("The package is not signed.")
+  path = os.path.join(package_dir, documents.SIGNATURE)
+  signing.check(digests(found, whole), public_key, path)
+  print("  ✓ signature: by the key of --public_key")
+
+
+def digests(
+  found: Mapping[str, bytes], whole: archive.Digest
+) -> dict[str, str]:
+  """Returns what is signed: the archive and all documents, by SHA-256."""
+  return {
+    documents.ARCHIVE: whole.sha256,
+    **{
+      name: hashlib.sha256(data).hexdigest()
+      for name, data in found.items()
+      if name != documents.SIGNATURE
+    },
+  }
+
+
+def _audit(directory: str) -> None:
+  """Audits the ops, in a sandbox where there is one: nothing is loaded.
+
+  Raises:
+    ExportError: There is something that models do not need.
+  """
+  with copying.started(
+    "exporters.publishing.auditing", directory, copying.Options(trust=True)
+  ) as (ask, request):
+    try:
+      suspicious = ask(request)
+    except sandbox.SandboxError as e:
+      raise errors.ExportError(f"The model cannot be audited: {e}") from e
+  if suspicious:
+    raise errors.ExportError(
+      f"The model has what models do not need: {'; '.join(suspicious[:5])}."
+    )

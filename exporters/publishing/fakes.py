@@ -1,0 +1,94 @@
+"""A model, a card and keys for tests. They need no TensorFlow."""
+
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+import yaml
+
+SINGLEPRINT = "300/3/4/5"
+_CARD = {
+  "publisher": "Example Research",
+  "name": "Example",
+  "version": "1.0",
+  "license": "Apache-2.0",
+  "task": "image-feature-extraction",
+  "dataset": "digits",
+  "language": ["en"],
+  "purpose": "Tests.",
+  "limits": "Everything else.",
+  "evaluation": [{"metric": "accuracy", "value": 0.9875, "dataset": "digits"}],
+}
+
+
+def write_model(directory: str, *, weights: bytes = b"weights") -> None:
+  """Writes the files of a model that nothing can load."""
+  files = {
+    # Fields 1 to 5 as numbers, 6 as text.
+    "fingerprint.pb": b"\x08\x01\x10\xac\x02\x18\x03\x20\x04\x28\x05\x32\x02ab",
+    "saved_model.pb": b"graph",
+    "assets/vocab.txt": b"a\nb\n",
+    "variables/variables.index": b"index",
+    "variables/variables.data-00000-of-00001": weights * 20_000,
+  }
+  for name, data in files.items():
+    path = pathlib.Path(directory, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+  write_report(directory, SINGLEPRINT)
+
+
+def write_report(directory: str, singleprint: str) -> None:
+  """Writes a card, and what an exporter reports of its verification."""
+  root = pathlib.Path(directory)
+  report = {
+    "exporter": "fake",
+    "flags": {"seed": 0},
+    "level": "full",
+    "lock_sha256": "1" * 64,
+    "checkpoint_sha256": "c" * 64,
+    "singleprint": singleprint,
+    "files": {
+      str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+      for path in sorted(root.rglob("*"))
+      if path.is_file()
+    },
+    "versions": {"python": "3.11", "tensorflow": "2.20.0"},
+    "comparisons": [{"kind": "variables", "passed": ["variables"]}],
+    "notes": [],
+  }
+  extra = root / "assets.extra"
+  extra.mkdir()
+  (extra / "README.md").write_text("# Example\n")
+  (extra / "verification.json").write_text(json.dumps(report))
+
+
+def write_card(directory: str, **fields: Any) -> str:
+  """Writes a card, with other values for some fields; returns its path."""
+  path = pathlib.Path(directory, "card.yaml")
+  path.write_text(yaml.safe_dump({**_CARD, **fields}))
+  return str(path)
+
+
+def write_key_pair(directory: str, name: str = "key") -> tuple[str, str]:
+  """Writes keys to sign with; returns the paths of both."""
+  key = ec.generate_private_key(ec.SECP256R1())
+  private = pathlib.Path(directory, f"{name}.pem")
+  private.write_bytes(
+    key.private_bytes(
+      serialization.Encoding.PEM,
+      serialization.PrivateFormat.PKCS8,
+      serialization.NoEncryption(),
+    )
+  )
+  public = private.with_suffix(".pub")
+  public.write_bytes(
+    key.public_key().public_bytes(
+      serialization.Encoding.PEM,
+      serialization.PublicFormat.SubjectPublicKeyInfo,
+    )
+  )
+  return str(private), str(public)

@@ -1,0 +1,222 @@
+r"""Makes the model of a package again, and compares the bytes.
+
+  bazel run //exporters:rebuild -- --package=DIR --public_key=KEY.pub
+
+It runs the exporter that the provenance names, with the flags in it. It runs
+what the package says, so verify packages of others with their key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any
+from xml.etree import ElementTree
+
+from absl import flags
+
+from distribution import formats
+from exporters.publishing import archive
+from exporters.publishing import checking
+from exporters.publishing import documents
+from exporters.reusable import command_line
+from exporters.reusable import errors
+from exporters.reusable import exporting
+
+_ROOT = pathlib.Path(__file__).parents[1]
+# Flags of files, whose names are in the provenance, but not their places.
+_FILES = ("_file", "_path")
+
+
+def rebuild(
+  package: str, *, inputs: Iterable[str] = (), public_key: str | None = None
+) -> None:
+  """Makes the model of a package again, and compares the bytes.
+
+  Args:
+    package: The directory of the package.
+    inputs: FLAG=PATH for each file that a flag of the exporter names.
+    public_key: The key that must have signed the package. None: it need not be
+      signed.
+
+  Raises:
+    ExportError: The package is wrong or has no provenance, its packages of
+      Python are others, a file is missing, or the bytes differ.
+  """
+  with tempfile.TemporaryDirectory() as directory:
+    model, again = f"{directory}/model", f"{directory}/again"
+    _, found = checking.check(
+      package, public_key=public_key, unpack_dir=model, audit=False
+    )
+    if documents.PROVENANCE not in found:
+      raise errors.ExportError(f"{package} has no {documents.PROVENANCE}.")
+    statement = json.loads(found[documents.PROVENANCE])
+    build = statement["predicate"]["buildDefinition"]
+    _check_lock(build)
+    command = _command(build["externalParameters"], inputs)
+    threads = build.get("internalParameters", {}).get("threads")
+    variables = {exporting.THREADS: str(threads)} if threads else {}
+    command.append(f"--export_dir={again}")
+    if _run(command, variables).returncode:
+      raise errors.ExportError("The exporter has failed, as it says above.")
+    found = min(
+      (list(_differences(model, made)) for made in _saved_models(again)),
+      key=len,
+    )
+    if found:
+      raise errors.ExportError(
+        f"The rebuilt model differs in {len(found)} files. {found[0]}"
+      )
+  print(f"{package} has the same bytes as the model made again.")
+
+
+def _check_lock(build: Mapping[str, Any]) -> None:
+  """Checks that the Python packages are those of the provenance."""
+  here = exporting.lock_sha256()
+  for dependency in build["resolvedDependencies"]:
+    there = dependency.get("digest", {}).get("sha256")
+    if dependency.get("name") == "lock" and there != here:
+      raise errors.ExportError(
+        f"The model was made with the Python packages of the lock {there}, and"
+        f" this program has those of {here}. Check out the revision that it was"
+        " made with."
+      )
+
+
+def _command(parameters: Mapping[str, Any], inputs: Iterable[str]) -> list[str]:
+  """Returns the program to run, and its flags."""
+  exporter = parameters.get("exporter", "")
+  program = _ROOT / "exporters" / f"{exporter}.py"
+  if not exporter.isidentifier() or not program.exists():
+    raise errors.ExportError(f"There is no exporter {exporter!r} here.")
+  command = [str(program)]
+  paths: dict[str, list[str]] = {}
+  for name, _, path in (i.partition("=") for i in inputs):
+    paths.setdefault(name, []).append(formats.absolute(path))
+  defaults = _defaults(command[0])
+  for name, value in parameters["flags"].items():
+    if name not in defaults or name in ("export_dir", "overwrite"):
+      raise errors.ExportError(f"{exporter} has no flag --{name} to record.")
+    text = _text(value)
+    if name in paths:
+      command += [f"--{name}={path}" for path in paths[name]]
+    elif name.endswith(_FILES) and value:
+      raise errors.ExportError(
+        f"The exporter has read {text}. Say where it is: --input={name}=PATH."
+      )
+    elif text != defaults[name]:
+      # Some flags are refused where they have no effect.
+      command.append(f"--{name}={text}")
+  return command
+
+
+def _defaults(program: str) -> dict[str, str]:
+  """Returns the flags of a program and the texts of their defaults."""
+  described = _run([program, "--helpxml"], {}, capture_output=True).stdout
+  return {
+    flag.findtext("name"): (flag.findtext("default") or "").replace("[]", "")
+    for flag in ElementTree.fromstring(described).iter("flag")
+  }
+
+
+def _text(value: Any) -> str:
+  """Returns the value of a flag as a text."""
+  if isinstance(value, bool):
+    return str(value).lower()
+  if isinstance(value, list):
+    return ",".join(value)
+  return "" if value is None else str(value)
+
+
+def _run(
+  command: Sequence[str], variables: Mapping[str, str], **kwargs: Any
+) -> subprocess.CompletedProcess[bytes]:
+  path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+  environment = {**os.environ, **path, **variables}
+  return subprocess.run([sys.executable, *command], env=environment, **kwargs)
+
+
+def _saved_models(directory: str) -> Iterator[str]:
+  """Yields the directories of the SavedModels that an exporter has written."""
+  for folder, _, names in os.walk(directory):
+    if "saved_model.pb" in names:
+      yield folder
+
+
+def _differences(first: str, second: str) -> Iterator[str]:
+  """Yields a sentence for each file that differs between two SavedModels."""
+  files, others = archive.files_in(first), archive.files_in(second)
+  follows = ("assets.extra", "fingerprint.pb")  # From other files.
+  names = sorted(
+    files.keys() | others.keys(), key=lambda n: (n.startswith(follows), n)
+  )
+  for name in names:
+    if name not in others:
+      yield f"{name} was not made again."
+    elif name not in files:
+      yield f"{name} was made, and the package lacks it."
+    else:
+      old = pathlib.Path(files[name]).read_bytes()
+      new = pathlib.Path(others[name]).read_bytes()
+      if old != new:
+        yield _difference(name, old, new)
+
+
+def _difference(name: str, old: bytes, new: bytes) -> str:
+  """Returns where two contents of a file differ first."""
+  if name.endswith((".json", ".md", ".txt")):
+    lines = zip(old.splitlines(), new.splitlines(), strict=False)
+    for number, (before, after) in enumerate(lines, 1):
+      if before != after:
+        shown = [
+          errors.shown(s.decode(errors="replace").strip())
+          for s in (before, after)
+        ]
+        return f"{name}, line {number}: {shown[0]} was {shown[1]} this time."
+  at = next(
+    (i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b),
+    min(len(old), len(new)),
+  )
+  return (
+    f"{name} differs from byte {at:,} on (SHA-256"
+    f" {hashlib.sha256(old).hexdigest()[:12]}, this time"
+    f" {hashlib.sha256(new).hexdigest()[:12]})."
+  )
+
+
+def define_flags() -> None:
+  """Defines the flags of this program."""
+  flags.DEFINE_string("package", None, "The directory of the package.")
+  flags.DEFINE_string(
+    "public_key", None, "The key that must have signed the package, in PEM."
+  )
+  flags.DEFINE_multi_string(
+    "input",
+    [],
+    "Where a file is that a flag of the exporter names, as FLAG=PATH, for"
+    " example checkpoint_path=/tmp/checkpoint. Repeat it for further files.",
+  )
+  flags.register_validator(
+    "package", bool, "It is required: the directory of the package."
+  )
+
+
+def main() -> None:
+  """Rebuilds the model of the package that the flags name."""
+  values = flags.FLAGS
+  rebuild(
+    formats.absolute(values.package),
+    inputs=values.input,
+    public_key=formats.absolute(values.public_key),
+  )
+
+
+if __name__ == "__main__":
+  define_flags()
+  command_line.run(main)

@@ -1,0 +1,83 @@
+"""Packages an export and makes it again."""
+
+import contextlib
+import io
+import os
+from unittest import mock
+
+from absl import flags
+from absl.testing import absltest
+
+from distribution import errors
+from exporters import package
+from exporters import rebuild
+from exporters.publishing import fakes
+
+_EXPORT = flags.DEFINE_string("saved_model_dir", None, "An export.")
+_INPUT = flags.DEFINE_multi_string("input", [], "As of the program.")
+
+
+class RebuildTest(absltest.TestCase):
+  def test_the_bytes_are_the_same(self):
+    packaged = os.path.join(self.create_tempdir().full_path, "package")
+    package.package(
+      saved_model_dir=os.path.abspath(_EXPORT.value), output_dir=packaged
+    )
+    # In another directory, language and time zone, with other threads.
+    others = {
+      "LC_ALL": "C",
+      "OMP_NUM_THREADS": "1",
+      "TF_NUM_INTRAOP_THREADS": "1",
+      "TZ": "Asia/Kathmandu",
+      "USER": "another",
+    }
+    with (
+      mock.patch.dict(os.environ, others),
+      contextlib.redirect_stdout(io.StringIO()) as output,
+    ):
+      rebuild.rebuild(packaged, inputs=_INPUT.value)
+    self.assertIn("has the same bytes", output.getvalue())
+
+  def test_a_difference_is_named(self):
+    first, second = (self.create_tempdir().full_path for _ in range(2))
+    fakes.write_model(first)
+    fakes.write_model(second, weights=b"weightz")
+    weights, report = rebuild._differences(first, second)
+    self.assertStartsWith(
+      weights,
+      "variables/variables.data-00000-of-00001 differs from byte 6 on",
+    )
+    self.assertStartsWith(report, "assets.extra/verification.json, line 1: ")
+    os.remove(f"{second}/assets/vocab.txt")
+    missing, *_ = rebuild._differences(first, second)
+    self.assertEqual(missing, "assets/vocab.txt was not made again.")
+
+  def test_other_packages_are_an_error(self):
+    fakes.write_model(model := f"{self.create_tempdir().full_path}/model")
+    packaged = f"{self.create_tempdir().full_path}/package"
+    package.package(saved_model_dir=model, output_dir=packaged)
+    with self.assertRaisesRegex(errors.InputError, "of the lock 1111"):
+      rebuild.rebuild(packaged)
+
+  def test_flags_of_files_need_their_places(self):
+    parameters = {
+      "exporter": "resnet",
+      "flags": {
+        "checkpoint_path": "ckpt",
+        "endpoints": ["2", "3"],
+        "epochs": 12,  # The default.
+        "weights": None,
+      },
+    }
+    with self.assertRaisesRegex(errors.InputError, "--input=checkpoint_path="):
+      rebuild._command(parameters, [])
+    program, *arguments = rebuild._command(parameters, ["checkpoint_path=/c/t"])
+    self.assertEndsWith(program, "exporters/resnet.py")
+    self.assertEqual(arguments, ["--checkpoint_path=/c/t", "--endpoints=2,3"])
+    for wrong in ("../x", "check/../resnet", "none"):
+      with self.assertRaisesRegex(errors.InputError, "no exporter"):
+        rebuild._command({"exporter": wrong, "flags": {}}, [])
+
+
+if __name__ == "__main__":
+  absltest.main()

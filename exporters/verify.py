@@ -1,0 +1,64 @@
+r"""Verifies a package of //exporters:package, before anything loads the model.
+
+  bazel run //exporters:verify -- --package=DIR --public_key=KEY.pub
+
+It compares the files with the manifest and each document with what follows from
+the model, checks the signature, and looks for ops that models do not need. The
+package has either the archive or, as on Hugging Face, the files themselves.
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from distribution import formats
+from exporters.publishing import checking
+from exporters.reusable import command_line
+
+
+def define_flags() -> None:
+  """Defines the flags of this program."""
+  flags.DEFINE_string("package", None, "The directory of the package.")
+  flags.DEFINE_string(
+    "public_key",
+    None,
+    "The key that must have signed the package, in PEM. Without it the package"
+    " is compared with itself only: who changed the model may have changed the"
+    " documents too.",
+  )
+  flags.DEFINE_string(
+    "unpack_dir",
+    None,
+    "Where the model appears if all checks pass. The default is nowhere.",
+  )
+  flags.DEFINE_bool(
+    "overwrite", False, "Replace a SavedModel that exists at --unpack_dir."
+  )
+  flags.DEFINE_bool(
+    "audit", True, "Look for ops that models do not need. It needs TensorFlow."
+  )
+  flags.register_validator(
+    "package", bool, "It is required: the directory of the package."
+  )
+
+
+def main() -> None:
+  """Verifies the package that the flags name."""
+  values = flags.FLAGS
+  package = formats.absolute(values.package)
+  unpack_dir = command_line.model_path("unpack_dir")
+  checking.check(
+    package,
+    public_key=formats.absolute(values.public_key),
+    unpack_dir=unpack_dir,
+    overwrite=values.overwrite,
+    audit=values.audit,
+  )
+  print(f"{package} is verified.")
+  if unpack_dir:
+    print(f"The model is at {unpack_dir}")
+
+
+if __name__ == "__main__":
+  define_flags()
+  command_line.run(main)
