@@ -19,7 +19,6 @@ layers = tf_keras.layers
 
 _LIBTPU = flags.DEFINE_string("libtpu", None, "Path of libtpu.so.")
 _MNIST_CNN = flags.DEFINE_string("mnist_cnn", None, "An export.")
-_RESNET = flags.DEFINE_string("resnet", None, "An export with endpoints.")
 _BERT = flags.DEFINE_string("bert", None, "An export of type all.")
 _BINARY = "exporters/compile_for_tpu"
 
@@ -85,9 +84,7 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
     tf.saved_model.save(root, directory)
     return directory
 
-  @parameterized.parameters(
-    (_MNIST_CNN, ""), (_RESNET, ""), (_BERT, "/encoder")
-  )
+  @parameterized.parameters((_MNIST_CNN, ""), (_BERT, "/encoder"))
   def test_exports_compile(self, flag, directory):
     export = self.copy(f"{flag.value}{directory}")
     files = {p: p.read_bytes() for p in export.rglob("*") if p.is_file()}

@@ -7,6 +7,7 @@ def image_classifier(
         endpoints,
         excepted_rules,
         hyperparameters,
+        like,
         variant,
         train_on = "digits_0_4"):
     """A program, what it exports, and tests of the program and of the exports.
@@ -21,6 +22,7 @@ def image_classifier(
         follows.
       excepted_rules: See there.
       hyperparameters: See there.
+      like: See there.
       variant: See there.
       train_on: The data.
     """
@@ -33,12 +35,13 @@ def image_classifier(
             "//models/vision:" + name,
         ],
     )
+    tags = ["manual"] if like else []
     flags = ["--train_on=" + train_on]
     if endpoints:
         flags.append("--endpoints=" + endpoints)
     for export, more_flags in {
         "%s_%s" % (name, train_on): [],
-        name + "_untrained": ["--epochs=0"],
+        name + "_untrained": ["--epochs=0", "--verification=off"],
     }.items():
         saved_model(
             name = export,
@@ -46,6 +49,7 @@ def image_classifier(
             excepted_rules = excepted_rules,
             exporter = ":" + name,
             flags = flags + more_flags,
+            tags = tags,
             visibility = ["//integration_tests:__subpackages__"],
         )
 
@@ -66,6 +70,7 @@ def image_classifier(
             "@libtpu//:libtpu/libtpu.so",
         ],
         main = "compile_for_tpu.py",
+        tags = tags,
         deps = [":compile_for_tpu"],
     )
     native.py_test(

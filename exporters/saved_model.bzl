@@ -59,7 +59,14 @@ def checkpoint(name, program, **kwargs):
         **kwargs
     )
 
-def saved_model(name, exporter, flags, checked = ["."], excepted_rules = [], **kwargs):
+def saved_model(
+        name,
+        exporter,
+        flags,
+        checked = ["."],
+        excepted_rules = [],
+        tags = [],
+        **kwargs):
     """An export as a build artifact, and tests that it keeps all rules.
 
     A test with the export as `data` gets its path from `$(rootpath :NAME)`.
@@ -73,6 +80,7 @@ def saved_model(name, exporter, flags, checked = ["."], excepted_rules = [], **k
       excepted_rules: Rules that the export cannot keep: a list for all of
         `checked`, or a dict of lists by directory. A rule that is not broken
         fails the test.
+      tags: Tags of the artifact and of its tests.
       **kwargs: Further attributes of the rule.
     """
     _directory(
@@ -80,6 +88,7 @@ def saved_model(name, exporter, flags, checked = ["."], excepted_rules = [], **k
         directory_flag = "--export_dir",
         flags = ["--verification=fast"] + flags,
         program = exporter,
+        tags = tags,
         **kwargs
     )
     for directory in checked:
@@ -100,6 +109,7 @@ def saved_model(name, exporter, flags, checked = ["."], excepted_rules = [], **k
                 "--excepted_rules=" + ",".join(excepted),
             ],
             data = [":" + name],
+            tags = tags,
             deps = ["//exporters:check_lib"],
         )
 

@@ -7,6 +7,7 @@ imported once, after the cases that must be decided without it.
 
 from collections.abc import Iterator, Mapping, Sequence
 import ctypes
+import gc
 import importlib
 import os
 import pathlib
@@ -198,6 +199,7 @@ class BadInputTest(parameterized.TestCase):
   def test_with_tensorflow(self, program: str, text: str, expected: str):
     for name in _IMPORTED_ONCE:
       importlib.import_module(name)
+    gc.freeze()  # The forks share what is imported: they need not look at it.
     self.check(program, text, expected)
 
 

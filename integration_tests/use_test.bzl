@@ -68,7 +68,7 @@ def use_test(
             ],
         )
 
-def use_image_classifier(name, min_accuracy, flags):
+def use_image_classifier(name, min_accuracy, flags, tags):
     """The program `use_NAME` of an architecture of images, and its tests.
 
     The tests fine-tune //exporters:NAME_digits_0_4, and compare it with
@@ -79,6 +79,7 @@ def use_image_classifier(name, min_accuracy, flags):
       min_accuracy: The accuracy that retraining must exceed.
       flags: Flags of use_image_classifier_test.py: what holds for the
         architecture.
+      tags: Tags of the test on the CPU.
     """
     program = "use_" + name
     pretrained = "//exporters:%s_digits_0_4" % name
@@ -108,6 +109,7 @@ def use_image_classifier(name, min_accuracy, flags):
             "--saved_model_dir=$(rootpath %s)" % pretrained,
             "--retrain",
         ],
+        tags = tags,
         deps = [
             ":image_fine_tuning",
             "//data:images",

@@ -19,7 +19,7 @@ from exporters.conformance import subject as subject_lib
 
 _APPLICATIONS = flags.DEFINE_list(
   "applications",
-  ["MobileNet", "MobileNetV2", "MobileNetV3Small"],
+  ["MobileNetV3Small"],
   "Models of tf_keras.applications to judge. Empty: all of them.",
 )
 _SMALLER = {"MobileNet": {"alpha": 0.25}, "MobileNetV2": {"alpha": 0.35}}

@@ -14,11 +14,14 @@ _DROPOUT = ",task.model.dropout_rate=0.2"
 #   excepted_rules: rules of //exporters:check that it cannot keep.
 #   use_test: what its use_* test needs beyond the defaults, `flags` and
 #     `min_accuracy` of `use_image_classifier` in //integration_tests:use_test.bzl.
+#   like: an architecture of the same layers, whose tests are not manual. All
+#     tests are then manual but the one that exports and verifies it in full.
 IMAGE_CLASSIFIERS = {
     "deit": struct(
         endpoints = "4",
         excepted_rules = [],
         hyperparameters = "attention_dropout_rate,dropout_rate,stochastic_depth_rate",
+        like = "vit",
         use_test = {},
         variant = _BACKBONE + "vit.transformer.attention_dropout_rate=0.1",
     ),
@@ -26,6 +29,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "2,3,4,5,6",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
+        like = "mobilenet",
         use_test = {
             # With 0.5 its moving averages are too noisy to compare accuracies.
             "flags": ["--few_images_momentum=0.9"],
@@ -36,6 +40,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "2,3,4,5,6",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
+        like = None,
         use_test = {"min_accuracy": "0.5"},
         variant = _BACKBONE + "mobilenet.stochastic_depth_drop_rate=0.2",
     ),
@@ -43,6 +48,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "2,3,4,5",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
+        like = None,
         use_test = {
             "flags": [
                 "--hyperparameters=batch_norm_momentum=0.9",
@@ -50,6 +56,8 @@ IMAGE_CLASSIFIERS = {
                 "--min_differing_averages=1",
                 "--num_losses=21",
                 "--num_weights=105",
+                "--replicas=2",
+                "--segmentation",
             ],
         },
         variant = _BACKBONE + "resnet.stochastic_depth_drop_rate=0.2" + _DROPOUT,
@@ -58,6 +66,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "2,3,4",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate",
+        like = None,
         use_test = {},
         variant = "task.model.dropout_rate=0.2",
     ),
@@ -65,7 +74,8 @@ IMAGE_CLASSIFIERS = {
         endpoints = "4",
         excepted_rules = [],
         hyperparameters = "attention_dropout_rate,dropout_rate,stochastic_depth_rate",
-        use_test = {},
+        like = None,
+        use_test = {"flags": ["--segmentation"]},
         variant = _BACKBONE + "vit.transformer.attention_dropout_rate=0.1," +
                   _BACKBONE + "vit.init_stochastic_depth_rate=0.1",
     ),
@@ -77,6 +87,7 @@ VIDEO_CLASSIFIERS = {
         endpoints = "2,5",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
+        like = None,
         variant = _BACKBONE + "resnet_3d.stochastic_depth_drop_rate=0.2",
     ),
 }

@@ -58,12 +58,13 @@ def train(
   """
   strategy = model.distribute_strategy
   steps = -(-len(dataset.train) // config.batch_size)
-  is_image = dataset.train.element_spec[0].shape.rank == 3
+  image_shape = dataset.train.element_spec[0].shape
+  is_image = image_shape.rank == 3
   on_host = is_image and isinstance(strategy, tf.distribute.TPUStrategy)
   with strategy.scope():
     trained = tf_keras.Sequential(
       [
-        *(augmentation() if is_image and not on_host else []),
+        *([augmentation(image_shape)] if is_image and not on_host else []),
         model,
         # For the loss, whatever the precision of the rest.
         tf_keras.layers.Activation("linear", dtype="float32"),
@@ -75,8 +76,10 @@ def train(
     trained.compile(
       optimizer=tf_keras.optimizers.Adam(learning_rate),
       loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-      weighted_metrics=["accuracy"],
+      weighted_metrics=[tf_keras.metrics.SparseCategoricalAccuracy("accuracy")],
     )
+    # Variables that the first step made would have it traced twice.
+    trained.optimizer.build(model.trainable_variables)
   if config.epochs:
     seed = config.seed
     if strategies.is_asynchronous(strategy):
@@ -101,15 +104,19 @@ def train(
   )
 
 
-def augmentation() -> list[tf_keras.layers.Layer]:
+def augmentation(image_shape: Sequence[int]) -> tf_keras.Sequential:
   """Returns layers that shift, rotate and zoom images a little in training."""
   # Positions in an image need the precision.
   options = {"fill_mode": "constant", "dtype": "float32"}
-  return [
-    tf_keras.layers.RandomTranslation(0.12, 0.12, **options),
-    tf_keras.layers.RandomRotation(0.06, **options),
-    tf_keras.layers.RandomZoom(0.15, 0.15, **options),
-  ]
+  layers = tf_keras.Sequential(
+    [
+      tf_keras.layers.RandomTranslation(0.12, 0.12, **options),
+      tf_keras.layers.RandomRotation(0.06, **options),
+      tf_keras.layers.RandomZoom(0.15, 0.15, **options),
+    ]
+  )
+  layers.build([None, *image_shape])
+  return layers
 
 
 def augmented_on_host(examples: tf.data.Dataset) -> tf.data.Dataset:
@@ -118,7 +125,6 @@ def augmented_on_host(examples: tf.data.Dataset) -> tf.data.Dataset:
   Args:
     examples: Batches of images and labels.
   """
-  layers = tf_keras.Sequential(augmentation())
-  layers.build([None, *examples.element_spec[0].shape[1:]])
+  layers = augmentation(examples.element_spec[0].shape[1:])
   # One after the other, for the random numbers to be the same each time.
   return examples.map(lambda x, y: (layers(x, training=True), y))

@@ -1,0 +1,63 @@
+"""Prints where the time of a run of Bazel goes, as a table in Markdown.
+
+  ./bazelw test //... --profile=/tmp/profile.gz
+  python3 tools/suite_times.py /tmp/profile.gz
+
+The seconds are those of exports made and tests run, on all cores together.
+"""
+
+import collections
+from collections.abc import Mapping
+import gzip
+import json
+import re
+import sys
+
+# The kind of the first expression that is in the name of an action.
+_KINDS = {
+  "Making ": "exports made",
+  "_check_test": "rules, one test for each export",
+  "_compile_for_tpu_test": "compiler for TPUs, one test for each architecture",
+  ":use_": "consumers' programs",
+  "//exporters:": "exporters",
+  "//exporters/conformance": "rules",
+  "//exporters/reusable": "what exporters share",
+  "//models|//data": "models and data",
+  "": "other tests",
+}
+_ACTION = re.compile(r"(Making|Testing) (//\S+)")
+
+
+def seconds(path: str) -> collections.Counter[str]:
+  """Returns the seconds of each export made and each test run, by name."""
+  with gzip.open(path, "rt") as f:
+    events = json.load(f)["traceEvents"]
+  summed = collections.Counter()
+  for event in events:
+    name = _ACTION.match(event["name"])
+    if name and event.get("cat") == "action processing":
+      summed[name[0]] += event["dur"] / 1e6  # A test may have several shards.
+  return summed
+
+
+def table(of_names: Mapping[str, float]) -> str:
+  """Returns the table: a row for each kind, the slowest first."""
+  kinds = collections.defaultdict(dict)
+  for name, value in of_names.items():
+    kind = next(k for part, k in _KINDS.items() if re.search(part, name))
+    kinds[kind][name] = value
+  rows = [
+    "| kind | number | seconds | the slowest |",
+    "| --- | --- | --- | --- |",
+  ]
+  for kind, of in sorted(kinds.items(), key=lambda x: -sum(x[1].values())):
+    slowest = sorted(of, key=of.get, reverse=True)[:3]
+    named = ", ".join(f"{n.split(':')[1]} {of[n]:.0f}" for n in slowest)
+    rows.append(f"| {kind} | {len(of)} | {sum(of.values()):.0f} | {named} |")
+  total = sum(of_names.values())
+  rows.append(f"| all | {len(of_names)} | {total:.0f} | |")
+  return "\n".join(rows)
+
+
+if __name__ == "__main__":
+  print(table(seconds(sys.argv[1])))
