@@ -110,7 +110,7 @@ def _command(parameters: Mapping[str, Any], inputs: Iterable[str]) -> list[str]:
       raise errors.ExportError(
         f"The exporter has read {text}. Say where it is: --input={name}=PATH."
       )
-    elif text != defaults[name]:
+    elif value is not None and text != defaults[name]:
       # Some flags are refused where they have no effect.
       command.append(f"--{name}={text}")
   return command
@@ -131,7 +131,7 @@ def _text(value: Any) -> str:
     return str(value).lower()
   if isinstance(value, list):
     return ",".join(value)
-  return "" if value is None else str(value)
+  return str(value)
 
 
 def _run(
