@@ -16,13 +16,13 @@ import pathlib
 from absl import flags
 
 from distribution import formats
+from distribution import publishing
 from exporters.publishing import archive
 from exporters.publishing import checking
 from exporters.publishing import description
 from exporters.publishing import documents
 from exporters.publishing import signing
 from exporters.reusable import command_line
-from exporters.reusable import publishing
 
 
 def package(
@@ -53,7 +53,7 @@ def package(
   fields = description.read(card_file) if card_file else {}
   files = archive.files_in(saved_model_dir)
   with publishing.publish(
-    output_dir, documents.MANIFEST, overwrite=overwrite
+    output_dir, documents.PACKAGE, overwrite=overwrite
   ) as directory:
     with open(os.path.join(directory, documents.ARCHIVE), "wb") as f:
       whole, digests = archive.pack(files, f.write)

@@ -11,13 +11,13 @@ import os
 import tempfile
 from typing import Any, BinaryIO
 
+from distribution import publishing
 from distribution import sandbox
 from exporters.conformance import copying
 from exporters.publishing import archive
 from exporters.publishing import documents
 from exporters.publishing import signing
 from exporters.reusable import errors
-from exporters.reusable import publishing
 
 # Clients of Hugging Face add them.
 _OF_CLIENTS = (".cache", ".gitattributes")
@@ -89,7 +89,7 @@ def check(
     target = None
     if unpack_dir:
       target = stack.enter_context(
-        publishing.publish(unpack_dir, "saved_model.pb", overwrite=overwrite)
+        publishing.publish(unpack_dir, overwrite=overwrite)
       )
     audited = stack.enter_context(tempfile.TemporaryDirectory())
     whole, files, contents = _read(package_dir, audited, target)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import json
+import re
 from typing import Any
 
 from google.protobuf import json_format
@@ -16,6 +17,7 @@ from in_toto_attestation.predicates.test_result.v0 import test_result_pb2
 from in_toto_attestation.v1 import statement
 import spdx_python_model
 
+from distribution import publishing
 from exporters.publishing import archive
 from exporters.publishing import description
 from exporters.reusable import errors
@@ -33,6 +35,7 @@ README = "README.md"
 NAMES = {
   *(ARCHIVE, MANIFEST, PROVENANCE, TEST_RESULT, SPDX, SIGNATURE, README),
 }
+PACKAGE = publishing.Kind(MANIFEST, "|".join(map(re.escape, sorted(NAMES))))
 
 # Files of the model that documents are made of.
 VERIFICATION = "assets.extra/verification.json"

@@ -15,10 +15,10 @@ from etils import epy
 import huggingface_hub
 import kagglehub
 
+from distribution import publishing
 from exporters.publishing import description
 from exporters.publishing import documents
 from exporters.reusable import errors
-from exporters.reusable import publishing
 
 with epy.lazy_imports():
   from kaggle.api import kaggle_api_extended
@@ -76,7 +76,7 @@ def upload(
   """
   if kind == "file":
     with publishing.publish(
-      place, documents.MANIFEST, overwrite=overwrite
+      place, documents.PACKAGE, overwrite=overwrite
     ) as target:
       shutil.copytree(directory, target, dirs_exist_ok=True)
     return
