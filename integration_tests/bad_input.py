@@ -317,6 +317,41 @@ AT_ONCE: Table = [
     },
   ),
   (
+    "exporters/package --saved_model_dir={saved_model} --output_dir={out}",
+    {
+      "--output_dir=": "It is required: the directory to write",
+      "--output_dir=gs://a/b": "gs://a/b is not a local directory",
+      "--saved_model_dir={directory}": "directory has no saved_model.pb",
+      "--card_file={list.json}": "list.json: write FIELD: VALUE in each line",
+      "--card_file={text}": "DIR/text: write FIELD: VALUE in each line",
+      "--card_file={half.json}": "half.json: not YAML: .* line 1, column",
+      "--card_file={deep.yaml}": "deep.yaml: not YAML: maximum recursion",
+      "--signing_key={text}": "text is no elliptic curve key in PEM: Unable",
+      "--signing_key=/nowhere": "/nowhere is no .* in PEM: No such file",
+    },
+  ),
+  *(
+    (
+      f"exporters/{program} --package={{directory}}",
+      {
+        "--package=": "It is required: the directory of the package",
+        "--package=/nowhere": "/nowhere: No such file or directory",
+        "--package={text}": "DIR/text: Not a directory",
+        "": "directory is no package .*: it has no manifest.json",
+        "--package=gs://a/b": "gs://a/b must be local",
+      },
+    )
+    for program in ("rebuild", "verify", "publish --to=hf://a/b")
+  ),
+  (
+    "exporters/publish --package={directory}",
+    {
+      "--to=": "It is required: where to publish",
+      "--to=s3://a/b": "--to=s3://a/b is none of file:///DIR, gs://",
+      "--to=kaggle://a/b": "--to=kaggle://a/b is none of .*OWNER/MODEL/tensor",
+    },
+  ),
+  (
     "exporters/compile_for_tpu --saved_model_dir={saved_model} --libtpu={text}",
     {
       "--topology=v9:2x2": "--topology=v9:2x2 must start with one of v2, v3",

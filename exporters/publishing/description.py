@@ -48,11 +48,11 @@ def read(path: str) -> dict[str, Any]:
     ExportError: A field is missing, unknown or of a wrong type.
   """
   about = f"--card_file={path}: "
-  with (
-    errors.of_input(OSError, ValueError, yaml.YAMLError, about=about),
-    open(path, encoding="utf-8") as f,
-  ):
-    fields = yaml.safe_load(f)
+  with errors.of_input(OSError, about=about), open(path, "rb") as f:
+    content = f.read()
+  problems = (ValueError, RecursionError, yaml.YAMLError)
+  with errors.of_input(*problems, about=f"{about}not YAML: "):
+    fields = yaml.safe_load(content)
   if not isinstance(fields, dict):
     raise errors.ExportError(f"{about}write FIELD: VALUE in each line.")
   for name, meaning in _MEANINGS.items():
