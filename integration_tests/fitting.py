@@ -145,10 +145,12 @@ def compiled(
   model.compile(
     optimizer=optimizer,
     loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    # Not by name: a metric made in the first step has it traced twice.
     weighted_metrics=[tf_keras.metrics.SparseCategoricalAccuracy("accuracy")],
     jit_compile=jit_compile,
   )
+  # Variables that the first step made would have it traced twice: those of the
+  # optimizer, and of a metric that `compile` gets by name.
+  optimizer.build(model.trainable_variables)
   return model
 
 

@@ -130,7 +130,6 @@ class UseImageClassifierTest(tf.test.TestCase):
       learning_rate=_FEW_IMAGES_LEARNING_RATE.value,
       **(momentum if cls.has_momentum else {}),
     )
-    cls.model.optimizer.build(cls.model.trainable_variables)
     cls.train, cls.test = image_data.arrays(
       "digits_5_9", cls.model.input_shape[1:]
     )
