@@ -182,7 +182,7 @@ class ServingTest(parameterized.TestCase, tf.test.TestCase):
     output_dir = os.path.join(self.create_tempdir(), "deployed")
     with self.assertRaises(ValueError):
       with fitting.published(output_dir, is_chief=True) as directory:
-        os.mkdir(directory)
+        pathlib.Path(directory, "a_file").touch()
         raise ValueError
     self.assertEmpty(os.listdir(os.path.dirname(output_dir)))
     with mock.patch.object(tf.saved_model, "save") as save:

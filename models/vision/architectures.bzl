@@ -41,7 +41,15 @@ IMAGE_CLASSIFIERS = {
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
         like = None,
-        use_test = {"min_accuracy": "0.5"},
+        use_test = {
+            # On 100 images it becomes better with pretraining, by 0.08 to 0.23
+            # with three seeds, and surer of its errors: the loss may be as high.
+            "flags": [
+                "--max_loss_ratio=1.2",
+                "--min_accuracy_gain=0",
+            ],
+            "min_accuracy": "0.5",
+        },
         variant = _BACKBONE + "mobilenet.stochastic_depth_drop_rate=0.2",
     ),
     "resnet": struct(
