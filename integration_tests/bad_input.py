@@ -609,7 +609,6 @@ LATER: Table = [
     {
       "--signature=x": "has no signature x. It has: serving_default. Choose",
       "--calibration_data=digits": "--calibration_data are images, and the si",
-      "--saved_model_dir={half_export}": "it is truncated or damaged",
     },
   ),
   (
