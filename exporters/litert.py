@@ -180,7 +180,14 @@ def _write_images(
     )
   with errors.of_input(ConnectionError, ValueError):
     dataset = images.resized(images.load(name), shapes[0][1:])
-  read = [image for image, _ in dataset.train.take(_READ).as_numpy_iterator()]
+  batch_size = shapes[0][0]
+  chosen = dataset.train.take(max(_READ, batch_size))
+  read = [image for image, _ in chosen.as_numpy_iterator()]
+  if len(read) < batch_size:
+    raise errors.ExportError(
+      f"--calibration_data={name} has {len(read)} images for training, fewer"
+      f" than --batch_size={batch_size}."
+    )
   np.save(path, np.stack(read))
 
 
@@ -242,10 +249,14 @@ def _check(
   tolerance = _TRAINING_TOLERANCE if training else _TOLERANCES[quantization]
   # Not a number is worse than any error. The sandbox sends it as a string.
   if not float(result["error"]) <= tolerance:
+    advice = (
+      "Train the head alone, with --trainable=head"
+      if training
+      else "Use another --quantization, or calibrate with --calibration_data"
+    )
     raise errors.ExportError(
-      f"The outputs of LiteRT have a relative error of {result['error']:.2g},"
-      f" more than {tolerance:g}. Use another --quantization, or calibrate with"
-      " --calibration_data."
+      f"The outputs of LiteRT have a relative error of {float(result['error']):.2g},"
+      f" more than {tolerance:g}. {advice}."
     )
   if training and not result["restored"]:
     raise errors.ExportError("LiteRT does not restore what it has saved.")
