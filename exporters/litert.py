@@ -248,15 +248,16 @@ def _check(
   """Raises an ExportError if LiteRT computes something else."""
   tolerance = _TRAINING_TOLERANCE if training else _TOLERANCES[quantization]
   # Not a number is worse than any error. The sandbox sends it as a string.
-  if not float(result["error"]) <= tolerance:
+  error = float(result["error"])
+  if not error <= tolerance:
     advice = (
       "Train the head alone, with --trainable=head"
       if training
       else "Use another --quantization, or calibrate with --calibration_data"
     )
     raise errors.ExportError(
-      f"The outputs of LiteRT have a relative error of {float(result['error']):.2g},"
-      f" more than {tolerance:g}. {advice}."
+      f"The outputs of LiteRT have a relative error of {error:.2g}, more than"
+      f" {tolerance:g}. {advice}."
     )
   if training and not result["restored"]:
     raise errors.ExportError("LiteRT does not restore what it has saved.")
@@ -323,6 +324,13 @@ def define_flags() -> None:
     " default is random numbers.",
   )
   images.require_existing("calibration_data")
+  _define_training_flags()
+  command_line.define(copying.Options, copying.FLAGS)
+  for name in ("saved_model_dir", "output_file"):
+    flags.register_validator(name, bool, "The flag is required.")
+
+
+def _define_training_flags() -> None:
   flags.DEFINE_enum(
     "trainable",
     None,
@@ -337,9 +345,6 @@ def define_flags() -> None:
     lower_bound=2,
     upper_bound=2**20,
   )
-  command_line.define(copying.Options, copying.FLAGS)
-  for name in ("saved_model_dir", "output_file"):
-    flags.register_validator(name, bool, "The flag is required.")
   flags.register_multi_flags_validator(
     ["trainable", "classes"],
     lambda values: (values["trainable"] is None) == (values["classes"] is None),

@@ -59,17 +59,38 @@ def module(
   if trains_all:
     used = {v.ref() for v in call.variables}
     trained += [v for v in model.trainable_variables if v.ref() in used]
-  root.step = tf.Variable(0.0)
-  root.slots = [
-    [tf.Variable(tf.zeros(v.shape)) for v in trained] for _ in range(2)
-  ]
-  root.state = [*trained, root.step, *root.slots[0], *root.slots[1]]
+  root.trained = trained
 
   def logits_of(inputs: Mapping[str, tf.Tensor]) -> tf.Tensor:
     outputs = call(**inputs)[features]
     if not trains_all:
       outputs = tf.stop_gradient(outputs)
     return tf.reshape(outputs, [-1, width]) @ root.kernel + root.bias
+
+  one = {k: tf.TensorSpec([1, *v.shape[1:]], v.dtype) for k, v in specs.items()}
+  return root, {
+    "train": _train(root, logits_of, specs),
+    "infer": _traced(lambda **inputs: {"logits": logits_of(inputs)}, **one),
+    **_saving(trained),
+  }
+
+
+def _traced(function: Callable[..., Any], **specs: tf.TensorSpec) -> Any:
+  return tf.function(function).get_concrete_function(**specs)
+
+
+def _train(
+  root: tf.Module,
+  logits_of: Callable[..., tf.Tensor],
+  specs: Mapping[str, tf.TensorSpec],
+) -> Any:
+  """Returns the signature `train`; adds the state of Adam to the module."""
+  classes = root.bias.shape[0]
+  root.step = tf.Variable(0.0)
+  root.means, root.squares = (
+    [tf.Variable(tf.zeros(v.shape)) for v in root.trained] for _ in range(2)
+  )
+  root.state = [*root.trained, root.step, *root.means, *root.squares]
 
   def train(
     labels: tf.Tensor, learning_rate: tf.Tensor, **inputs: tf.Tensor
@@ -78,14 +99,15 @@ def module(
       likelihoods = tf.nn.log_softmax(logits_of(inputs))
       chosen = tf.one_hot(labels, classes) * likelihoods
       loss = -tf.reduce_mean(tf.reduce_sum(chosen, -1))
-    gradients = tape.gradient(loss, trained)
+    gradients = tape.gradient(loss, root.trained)
     step = root.step.assign_add(1.0)
-    # LiteRT has no power of a variable number of steps that is exact enough.
     rate = learning_rate * (
       tf.sqrt(1.0 - tf.exp(step * np.log(_BETA_2, dtype=np.float32)))
       / (1.0 - tf.exp(step * np.log(_BETA_1, dtype=np.float32)))
     )
-    for v, m, s, g in zip(trained, *root.slots, gradients, strict=True):
+    for v, m, s, g in zip(
+      root.trained, root.means, root.squares, gradients, strict=True
+    ):
       if g is not None:
         g = tf.convert_to_tensor(g)
         mean = m.assign(_BETA_1 * m + (1.0 - _BETA_1) * g)
@@ -93,36 +115,27 @@ def module(
         v.assign_sub(rate * mean / (tf.sqrt(square) + _EPSILON))
     return {"loss": loss}
 
+  return _traced(
+    train,
+    labels=tf.TensorSpec([next(iter(specs.values())).shape[0]], tf.int32),
+    learning_rate=tf.TensorSpec([], tf.float32),
+    **specs,
+  )
+
+
+def _saving(trained: list[tf.Variable]) -> dict[str, Any]:
+  """Returns the signatures `save` and `restore`."""
+  named = dict(zip(_names(trained), trained, strict=True))
+
   def restore(**values: tf.Tensor) -> dict[str, tf.Tensor]:
-    for variable, name in zip(trained, _names(trained), strict=True):
+    for name, variable in named.items():
       variable.assign(values[name])
-    return {"restored": tf.constant(len(trained))}
+    return {"restored": tf.constant(len(named))}
 
-  (batch_size,) = {spec.shape[0] for spec in specs.values()}
-  one = {k: tf.TensorSpec([1, *v.shape[1:]], v.dtype) for k, v in specs.items()}
-  names = _names(trained)
-
-  def traced(function: Any, **specs: tf.TensorSpec) -> Any:
-    return tf.function(function).get_concrete_function(**specs)
-
-  return root, {
-    "train": traced(
-      train,
-      labels=tf.TensorSpec([batch_size], tf.int32),
-      learning_rate=tf.TensorSpec([], tf.float32),
-      **specs,
-    ),
-    "infer": traced(lambda **inputs: {"logits": logits_of(inputs)}, **one),
-    "save": traced(
-      lambda: {n: v.read_value() for n, v in zip(names, trained, strict=True)}
-    ),
-    "restore": traced(
-      restore,
-      **{
-        n: tf.TensorSpec(v.shape, v.dtype)
-        for n, v in zip(names, trained, strict=True)
-      },
-    ),
+  specs = {k: tf.TensorSpec(v.shape, v.dtype) for k, v in named.items()}
+  return {
+    "save": _traced(lambda: {k: v.read_value() for k, v in named.items()}),
+    "restore": _traced(restore, **specs),
   }
 
 
