@@ -218,14 +218,16 @@ def _trainable(
       trains_all=trains_all,
     )
 
-  root, signatures = module(subject.model)
-  training.write_examples(
-    request["examples"], root, signatures, example, classes
-  )
-  if trains_all:
-    copy = f"{request['path']}.copy"
-    training.copy_with_gradients(subject.directory, copy)
-    root, signatures = module(observation.load(copy))
+  # A stranger's program may raise anything.
+  with errors.of_input(about="The signature cannot be trained: "):
+    root, signatures = module(subject.model)
+    training.write_examples(
+      request["examples"], root, signatures, example, classes
+    )
+    if trains_all:
+      copy = f"{request['path']}.copy"
+      training.copy_with_gradients(subject.directory, copy)
+      root, signatures = module(observation.load(copy))
   directory = f"{request['path']}.saved_model"
   # The gradients are in the graph of `train` already.
   options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
