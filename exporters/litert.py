@@ -25,6 +25,7 @@ from etils import epy
 from data import images
 from distribution import formats
 from distribution import sandbox
+from distribution import scratch
 from exporters.conformance import copying
 from exporters.reusable import command_line
 from exporters.reusable import errors
@@ -272,10 +273,9 @@ def _publish(path: str, output_file: str, overwrite: bool) -> None:
     content = f.read()
   check_output(output_file, overwrite)
   directory, name = os.path.split(output_file)
-  with tempfile.TemporaryDirectory(
-    prefix=f".{name}.unfinished-", dir=directory
-  ) as unfinished:
-    with errors.writing(output_file), open(f"{unfinished}/{name}", "wb") as f:
+  unfinished = f"{directory}/.{name}.unfinished"
+  with scratch.directory(unfinished), errors.writing(output_file):
+    with open(f"{unfinished}/{name}", "wb") as f:
       f.write(content)
     os.replace(f"{unfinished}/{name}", output_file)
 

@@ -21,11 +21,12 @@ import sys
 import tempfile
 from typing import Any
 
-from absl import app
 from absl import flags
 
 from distribution import errors
 from distribution import formats
+from distribution import programs
+from distribution import scratch
 
 # The newest release of each; 2.13 is the oldest that saves as this project's
 # TensorFlow does. tf-keras exists since 2.14.
@@ -67,7 +68,9 @@ def _observe(python: str, *arguments: str) -> dict[str, Any]:
   """Runs `of_version` with an interpreter, which sees nothing else."""
   script = pathlib.Path(__file__).with_name("of_version.py")
   result = subprocess.run(
-    [python, "-I", str(script), *arguments], capture_output=True, text=True
+    scratch.tied([python, "-I", str(script), *arguments]),
+    capture_output=True,
+    text=True,
   )
   if result.returncode:
     lines = result.stderr.strip().splitlines() or ["no message"]
@@ -84,7 +87,9 @@ def _environment(uv: str, directory: str, version: str) -> str:
     ["venv", "--quiet", "--python", sys.executable, directory],
     ["pip", "install", "--quiet", "--python", python, *packages(version)],
   ):
-    result = subprocess.run([uv, *command], capture_output=True, text=True)
+    result = subprocess.run(
+      scratch.tied([uv, *command]), capture_output=True, text=True
+    )
     if result.returncode:
       said = " ".join(result.stderr.split())[:400]
       raise errors.InputError(f"uv cannot make TensorFlow {version}: {said}")
@@ -150,12 +155,11 @@ def try_versions(
   return good
 
 
-def main(arguments: list[str]) -> None:
+def main() -> None:
   """Runs the program with the values of its flags."""
-  errors.check_flags(arguments)
-  with errors.reported(), tempfile.TemporaryDirectory() as scratch_dir:
-    saved_model_dir = formats.absolute(_SAVED_MODEL_DIR.value)
-    formats.check_saved_model(saved_model_dir)
+  saved_model_dir = formats.absolute(_SAVED_MODEL_DIR.value)
+  formats.check_saved_model(saved_model_dir)
+  with tempfile.TemporaryDirectory() as scratch_dir:
     directory = formats.absolute(_ENVIRONMENTS_DIR.value) or scratch_dir
     os.makedirs(directory, exist_ok=True)
     good = try_versions(
@@ -169,7 +173,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  errors.define_flags()
   flags.mark_flags_as_required(["saved_model_dir", "uv"])
   flags.register_multi_flags_validator(
     ["environments_dir", "keep_environments"],
@@ -178,4 +181,4 @@ if __name__ == "__main__":
     ),
     "--keep_environments needs --environments_dir.",
   )
-  app.run(main)
+  programs.run(main)
