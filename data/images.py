@@ -52,13 +52,14 @@ def define_flags(flag: str, default: str | None, text: str) -> None:
     " are downloaded.",
   )
   classes.define_flags("images")
+  require_existing(flag)
 
-  def exists(name: str | None) -> bool:
-    return name is None or is_named(name) or bool(_path(name))
 
+def require_existing(flag: str) -> None:
+  """Requires that the value of a flag, if it has one, can be loaded."""
   flags.register_validator(
     flag,
-    exists,
+    lambda name: name is None or is_named(name) or bool(_path(name)),
     f"It must be one of {', '.join(NAMES)}, {_TFDS}NAME, or an existing path.",
   )
 

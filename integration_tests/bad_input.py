@@ -376,6 +376,24 @@ AT_ONCE: Table = [
     },
   ),
   (
+    "exporters/litert --saved_model_dir={saved_model} --output_file={out}",
+    {
+      "--saved_model_dir=": "The flag is required",
+      "--saved_model_dir=/nowhere": "--saved_model_dir: /nowhere does not exi",
+      "--output_file=": "The flag is required",
+      "--output_file={text}": "DIR/text exists. Choose another file, or say",
+      "--output_file={directory}": "directory is a directory, not a file",
+      "--output_file=/proc/x": "Cannot write --output_file=/proc",
+      "--output_file={out}/x": "--output_file=.* is no directory",
+      "--quantization=int4": "--quantization=int4: .* <none|float16|dynamic_",
+      "--image_size=0": "--image_size=0: 0 is not",
+      "--calibration_data=/nowhere": "--calibration_data=/nowhere: .*existing",
+      "--trainable=head": "--trainable and --classes go together",
+      "--trainable=head --classes=1": "--classes=1: 1 is not",
+      "--trainable=all --classes=2 --quantization=int8": "no quantization",
+    },
+  ),
+  (
     "exporters/tf_module --export_dir={out} --module=real_nvp",
     {
       "": "either --checkpoint_path=PATH or --train_on=NAME; neither with",
@@ -584,6 +602,13 @@ LATER: Table = [
       "--record": r"--record: DIR/product/\S* does not exist",
       "--record --saved_model_dir={bad_report}": "bad_report/.*json: ",
       "--record --saved_model_dir={bad_card}": "bad_card/.*README.md: ",
+    },
+  ),
+  (
+    "exporters/litert --saved_model_dir={product} --output_file={out}",
+    {
+      "--signature=x": "has no signature x. It has: serving_default. Choose",
+      "--calibration_data=digits": "--calibration_data are images, and the si",
     },
   ),
   (

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from unittest import mock
 
+from absl import flags
 from absl.testing import parameterized
 import numpy as np
 from PIL import Image
@@ -15,10 +16,12 @@ import tf_keras
 
 from data import images as image_data
 from integration_tests import alone
+from integration_tests import c_api
 from integration_tests import checkpoints
 from integration_tests import fitting
 from integration_tests import serving
 
+_MNIST_CNN = flags.DEFINE_string("mnist_cnn", None, "An export.")
 _CHECK = pathlib.Path("exporters/check").absolute()
 _CLASSES = ["a cat", "größer", "x"]
 
@@ -51,6 +54,20 @@ def _text_model():
   return _trained(model, np.array(["yes", "no"]), np.arange(2))
 
 
+def _by_c_api(directory, name, inputs):
+  """Calls a signature by the C API; returns the outputs that are floats."""
+  with tf.compat.v1.Session(graph=tf.Graph()) as session:
+    signature = tf.compat.v1.saved_model.load(
+      session, ["serve"], directory
+    ).signature_def[name]
+  return c_api.call(
+    os.path.dirname(tf.__file__),
+    directory,
+    {signature.inputs[k].name: v for k, v in inputs.items()},
+    {k: v.name for k, v in signature.outputs.items() if v.dtype == 1},
+  )
+
+
 def _trained(model, inputs, labels):
   model.fit(inputs, labels, verbose=0)
   return model
@@ -74,6 +91,20 @@ class ServingTest(parameterized.TestCase, tf.test.TestCase):
       "accuracy: 0.5",
     )
     return output_dir
+
+  def test_servers_without_python(self):
+    deployed = self.save(_model(8, 8, 3))
+    for directory, name, shape in (
+      (deployed, "images", [3, 8, 8, 3]),
+      (_MNIST_CNN.value, "serving_default", [3, 28, 28, 1]),
+    ):
+      images = np.random.default_rng(0).random(shape, np.float32)
+      found = _by_c_api(directory, name, {"images": images})
+      serve = tf.saved_model.load(directory).signatures[name]
+      expected = serve(images=tf.constant(images))
+      floats = {k: v for k, v in expected.items() if v.dtype == tf.float32}
+      self.assertNotEmpty(found)
+      self.assertAllClose(found, floats, atol=1e-6, rtol=1e-6)
 
   @parameterized.named_parameters(
     ("images", (8, 8, 3), False),

@@ -222,7 +222,9 @@ def model_path(name: str) -> str | None:
 def _check_paths() -> None:
   """Fails before TensorFlow is imported if a path in a flag is wrong."""
   for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
-    if flag.value and flag.name.endswith("_file"):
+    if flag.value and flag.name == "output_file":
+      formats.check_output_file(flag.name, formats.absolute(flag.value))
+    elif flag.value and flag.name.endswith("_file"):
       paths = flag.value if isinstance(flag.value, list) else [flag.value]
       for path in map(formats.absolute, paths):
         if "://" in path and flag.name != "class_names_file":
@@ -301,7 +303,10 @@ def _configure_process(without_init: Sequence[str]) -> None:
     # Without training all is done on the CPU, and GPUs are left to others.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
   # Data sets of images may need them, which are no list, and named TPUs.
-  if not isinstance(train_on, str) and not strategies.from_flags().tpu:
+  reads_images = isinstance(train_on, str) or (
+    "calibration_data" in flags.FLAGS and flags.FLAGS.calibration_data
+  )
+  if not reads_images and not strategies.from_flags().tpu:
     imports.leave_out(imports.OPTIONAL)
   # Models and graphs are many objects that stay. Frequent garbage collections
   # would look through all of them, in vain.

@@ -1,7 +1,8 @@
 """The parts of TensorFlow outside its public API that this project imports.
 
 Each comment says what they are for, and what happens in a TensorFlow without
-them. `private_api_test` fails if one of them is gone.
+them. `private_api_test` fails if one of them is gone. `docs/versions.md` lists
+them with the private names that other modules use.
 """
 
 from collections.abc import Iterator

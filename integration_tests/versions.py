@@ -1,0 +1,184 @@
+r"""Tries an export in environments with older and newer TensorFlow.
+
+  bazel run //integration_tests:versions -- --saved_model_dir=DIR
+
+Each environment is made by uv and deleted afterwards. In each, another process
+loads the export; compares outputs, gradients and losses with those of the
+locked TensorFlow; fine-tunes; and saves and loads the result. The table is for
+docs/versions.md. An environment needs 2 GB, and some minutes of downloading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+import datetime
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from absl import flags
+
+from distribution import errors
+from distribution import formats
+from distribution import programs
+from distribution import scratch
+
+# The newest release of each; 2.13 is the oldest that saves as this project's
+# TensorFlow does. tf-keras exists since 2.14.
+_VERSIONS = [f"2.{minor}" for minor in range(13, 22)]
+_TOLERANCE = 1e-4  # Of a right value; as shares of the largest one.
+_COMPARED = ("outputs", "outputs in training", "losses", "gradients")
+
+_SAVED_MODEL_DIR = flags.DEFINE_string(
+  "saved_model_dir", None, "The export; none with strings as inputs."
+)
+_VERSION = flags.DEFINE_multi_string(
+  "version",
+  _VERSIONS,
+  "Versions of TensorFlow, such as 2.15. Can be repeated.",
+)
+_ENVIRONMENTS_DIR = flags.DEFINE_string(
+  "environments_dir",
+  None,
+  "Where the environments are made. The default is a temporary directory.",
+)
+_KEEP = flags.DEFINE_bool(
+  "keep_environments",
+  False,
+  "Keep what is in --environments_dir, for the next run.",
+)
+_UV = flags.DEFINE_string("uv", None, "Path of uv.")
+
+
+def packages(version: str) -> list[str]:
+  """Returns what an environment with a version of TensorFlow has."""
+  if version == "2.13":
+    others = ["tensorflow-hub==0.15.0"]  # Later ones need tf-keras.
+  else:
+    others = ["tensorflow-hub==0.16.1", f"tf-keras=={version}.*"]
+  return [f"tensorflow=={version}.*", *others, "setuptools<80.9"]
+
+
+def _observe(python: str, *arguments: str) -> dict[str, Any]:
+  """Runs `of_version` with an interpreter, which sees nothing else."""
+  script = pathlib.Path(__file__).with_name("of_version.py")
+  result = subprocess.run(
+    scratch.tied([python, "-I", str(script), *arguments]),
+    capture_output=True,
+    text=True,
+  )
+  if result.returncode:
+    lines = result.stderr.strip().splitlines() or ["no message"]
+    return {"problem": errors.shown(lines[-1][:200])}
+  return json.loads(result.stdout.splitlines()[-1])
+
+
+def _environment(uv: str, directory: str, version: str) -> str:
+  """Makes an environment unless it exists; returns its interpreter."""
+  python = os.path.join(directory, "bin", "python")
+  if os.path.exists(os.path.join(directory, "whole")):
+    return python
+  for command in (
+    ["venv", "--quiet", "--python", sys.executable, directory],
+    ["pip", "install", "--quiet", "--python", python, *packages(version)],
+  ):
+    result = subprocess.run(
+      scratch.tied([uv, *command]), capture_output=True, text=True
+    )
+    if result.returncode:
+      said = " ".join(result.stderr.split())[:400]
+      raise errors.InputError(f"uv cannot make TensorFlow {version}: {said}")
+  pathlib.Path(directory, "whole").touch()
+  return python
+
+
+def row(found: dict[str, Any]) -> tuple[bool, list[str]]:
+  """Returns whether all is right, and the cells of a table."""
+  if "problem" in found:
+    return False, ["—", *["✗"] * len(_COMPARED), found["problem"], "✗"]
+  cells = [found["keras"]]
+  good = True
+  for kind in _COMPARED:
+    is_right = found[kind] <= _TOLERANCE
+    good &= is_right
+    cells.append(f"{'' if is_right else '✗ '}{found[kind]:.1g}")
+  first, *_, last = found["fine_tuning"]
+  trains = last < first and found["moved"] == found["variables"]
+  again = found["saved again"] <= _TOLERANCE
+  cells += [
+    f"{'' if trains else '✗ '}{first:.2f} to {last:.2f},"
+    f" {found['moved']} of {found['variables']} moved",
+    "✓" if again else f"✗ {found['saved again']:.1g}",
+  ]
+  return good and trains and again, cells
+
+
+def try_versions(
+  saved_model_dir: str,
+  versions: Iterable[str],
+  uv: str,
+  environments_dir: str,
+  *,
+  keep: bool,
+) -> bool:
+  """Prints the table; returns whether the export works in all versions."""
+  record = os.path.join(environments_dir, "record.npz")
+  reference = _observe(sys.executable, saved_model_dir, record, "record")
+  if "problem" in reference:
+    raise errors.InputError(f"{saved_model_dir}: {reference['problem']}")
+  print(
+    f"{os.path.basename(saved_model_dir)}, compared with TensorFlow"
+    f" {reference['tensorflow']} on {datetime.date.today()}:\n"
+  )
+  titles = ["TensorFlow", "Keras", *_COMPARED, "loss of fine-tuning", "saved"]
+  print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}", flush=True)
+  good = True
+  for version in versions:
+    directory = os.path.join(environments_dir, version)
+    try:
+      python = _environment(uv, directory, version)
+      found = _observe(python, saved_model_dir, record, "compare")
+    except errors.InputError as e:
+      found = {"problem": str(e)}
+    finally:
+      if not keep:
+        shutil.rmtree(directory, ignore_errors=True)
+    is_right, cells = row(found)
+    good &= is_right
+    name = found.get("tensorflow", version)
+    print(f"| {' | '.join([name, *cells])} |", flush=True)
+  return good
+
+
+def main() -> None:
+  """Runs the program with the values of its flags."""
+  saved_model_dir = formats.absolute(_SAVED_MODEL_DIR.value)
+  formats.check_saved_model(saved_model_dir)
+  with tempfile.TemporaryDirectory() as scratch_dir:
+    directory = formats.absolute(_ENVIRONMENTS_DIR.value) or scratch_dir
+    os.makedirs(directory, exist_ok=True)
+    good = try_versions(
+      saved_model_dir,
+      _VERSION.value,
+      os.path.abspath(os.path.expanduser(_UV.value)),
+      directory,
+      keep=_KEEP.value,
+    )
+  sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["saved_model_dir", "uv"])
+  flags.register_multi_flags_validator(
+    ["environments_dir", "keep_environments"],
+    lambda values: (
+      bool(values["environments_dir"]) or not values["keep_environments"]
+    ),
+    "--keep_environments needs --environments_dir.",
+  )
+  programs.run(main)
