@@ -181,17 +181,12 @@ def _badly_listed(
       "`trainable_variables` is empty: consumers train nothing, in silence.",
       save,
     )
-  # Keras does not tell variables of the layers that it freezes.
-  if "keras_metadata.pb" not in subject.files:
-    trained = {v.ref() for v in trainable}
-    used = {v.ref(): v for trace in subject.traces for v in trace.variables}
-    left = [v.name for r, v in used.items() if v.trainable and r not in trained]
-    if left:
-      return findings.failed(
-        f"{findings.some(left)} is trainable and not in `trainable_variables`:"
-        " consumers leave it as it is, in silence.",
-        "List it, or create it with trainable=False.",
-      )
+  if left := _left_out(subject):
+    return findings.failed(
+      f"{findings.some(left)} is trainable and not in `trainable_variables`:"
+      " consumers leave it as it is, in silence.",
+      "List it, or create it with trainable=False.",
+    )
   outside = [v.name for v in trainable if v.ref() not in listed]
   frozen = [v.name for v in trainable if not v.trainable]
   if outside or frozen:
@@ -214,6 +209,26 @@ def _badly_listed(
         "List each variable once.",
       )
   return None
+
+
+def _left_out(subject: Subject) -> list[str]:
+  """Names the trainable variables with a gradient that are not listed."""
+  # Keras does not tell variables of the layers that it freezes.
+  if "keras_metadata.pb" in subject.files:
+    return []
+  used = {v.ref(): v for trace in subject.traces for v in trace.variables}
+  for v in subject.trainable_variables:
+    used.pop(v.ref(), None)
+  left = [v for v in used.values() if v.trainable]
+  if not left:
+    return []
+  made = _gradient(subject, subject.example(4), subject.training, left)
+  # Of what a call reads only, the gradient may be zero.
+  return [
+    v.name
+    for v, g in zip(left, made, strict=True)
+    if g is not None and np.any(g)
+  ]
 
 
 def _not_finite(subject: Subject) -> findings.Finding | None:
@@ -371,13 +386,16 @@ def _floats(outputs: Any) -> list[tf.Tensor]:
 
 
 def _gradient(
-  subject: Subject, inputs: Any, arguments: Mapping[str, Any]
+  subject: Subject,
+  inputs: Any,
+  arguments: Mapping[str, Any],
+  variables: Sequence[tf.Variable] | None = None,
 ) -> list[np.ndarray | None]:
-  """Returns the gradient of the outputs for each trainable variable."""
+  """Returns the gradient of the outputs for variables; None: all to train."""
   with subject.unchanged(), tf.GradientTape() as tape:
     outputs = subject.model(inputs, **arguments)
     scalar = gradients_lib.weighted(_floats(outputs))
-  made = tape.gradient(scalar, subject.trainable_variables)
+  made = tape.gradient(scalar, variables or subject.trainable_variables)
   return [None if g is None else tf.convert_to_tensor(g).numpy() for g in made]
 
 
