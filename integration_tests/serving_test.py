@@ -134,8 +134,6 @@ class ServingTest(parameterized.TestCase, tf.test.TestCase):
       labels = [label.decode() for label in outputs["label"].numpy()]
       self.assertEqual(labels, [_CLASSES[i] for i in best])
     flags = ["--strict", f"--saved_model_dir={output_dir}"]
-    if not shape:  # It knows two words, which the check cannot guess.
-      flags.append("--allow_undecided=R15")
     result = subprocess.run([_CHECK, *flags], capture_output=True, text=True)
     self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
     kind = "image classifier" if shape else "text classifier"

@@ -190,7 +190,7 @@ def _rounding(
     with moved(variables, step * noise):
       values.append(float(value()))
   rest = values - np.polyval(np.polyfit(steps, values, 1), steps)
-  return 1e-9 * np.max(np.abs(values)) + 3 * np.max(np.abs(rest))
+  return 1e-7 * np.max(np.abs(values)) + 3 * np.max(np.abs(rest))
 
 
 def _at(

@@ -108,6 +108,12 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
       f"Two calls return different outputs: {problem}.",
       "Apply dropout and noise with training=True only.",
     )
+  mode = {"training": False, **subject.changed}
+  if subject.training and subject.differ(mode, mode):
+    return findings.failed(
+      f"Two calls in inference differ with {subject.changed}.",
+      "Apply dropout and noise with training=True only.",
+    )
   if changed:
     return findings.failed(
       f"A call in inference changes {findings.some(changed)}.",
@@ -260,7 +266,10 @@ def is_served(subject: Subject) -> findings.Finding:
   if subject.model is None or not subject.traces:
     return findings.passed(f"serving_default with {', '.join(names)}")
   for name in subject.signatures:
-    if problem := _served_otherwise(subject, name):
+    # Not at the weights that it may have as constants.
+    with gradients.moved(subject.trainable_variables, 0.05):
+      problem = _served_otherwise(subject, name)
+    if problem:
       return findings.failed(
         f"The signature {name} does not compute what a call does: {problem}.",
         "Make it a call of the same object in inference.",

@@ -327,6 +327,8 @@ def _encoded(subject: Subject, length: int) -> tuple[str, dict[str, float]]:
     return f"outputs have the shapes {sequence.shape}, {pooled.shape}", {}
   if np.any(pooled != outputs["default"]):
     return "default is not pooled_output", {}
+  if np.all(subject.model({**inputs, **other})["pooled_output"] == pooled):
+    return "pooled_output does not depend on the tokens", {}
 
   def change(first: Mapping[str, Any], second: Mapping[str, Any]) -> np.ndarray:
     x, y = (

@@ -48,15 +48,8 @@ def has_modes(subject: Subject) -> findings.Finding:
       f"The default of `training` is {default!r}.",
       "Make False its default.",
     )
-  structures = [trace.structured_outputs for trace in subject.traces]
-  for structure in structures[1:]:
-    try:
-      tf.nest.assert_same_structure(structures[0], structure)
-    except (TypeError, ValueError):
-      return findings.failed(
-        f"One mode returns {structures[0]}, another {structure}.",
-        "Return the same structure in both.",
-      )
+  if finding := _different_structures(subject):
+    return finding
   if standing := _standing(subject):
     which = f"{len(standing)} moving averages"
     if len(standing) == len(_averages(subject)):
@@ -80,6 +73,33 @@ def has_modes(subject: Subject) -> findings.Finding:
     " batch normalization, and no modes that show. Dropout that was left out"
     " of both modes would not show"
   )
+
+
+def _different_structures(subject: Subject) -> findings.Finding | None:
+  first, *others = [
+    trace.structured_outputs
+    for trace in subject.traces
+    if trace.structured_input_signature[0][0] == subject.spec
+  ]
+  for structure in others:
+    try:
+      tf.nest.assert_same_structure(first, structure)
+      is_same = [y.dtype for y in _specs(first)] == [
+        y.dtype for y in _specs(structure)
+      ]
+    except (TypeError, ValueError):
+      is_same = False
+    if not is_same:
+      return findings.failed(
+        f"One mode returns {first}, another {structure}.",
+        "Return the same structure in both.",
+      )
+  return None
+
+
+def _specs(structure: Any) -> list[tf.TypeSpec]:
+  flat = tf.nest.flatten(structure)
+  return [spec for spec in flat if isinstance(spec, tf.TypeSpec)]
 
 
 def _averages(subject: Subject) -> list[tf.Variable]:
@@ -161,6 +181,12 @@ def _badly_listed(
       "`trainable_variables` is empty: consumers train nothing, in silence.",
       save,
     )
+  if left := _left_out(subject):
+    return findings.failed(
+      f"{findings.some(left)} is trainable and not in `trainable_variables`:"
+      " consumers leave it as it is, in silence.",
+      "List it, or create it with trainable=False.",
+    )
   outside = [v.name for v in trainable if v.ref() not in listed]
   frozen = [v.name for v in trainable if not v.trainable]
   if outside or frozen:
@@ -183,6 +209,26 @@ def _badly_listed(
         "List each variable once.",
       )
   return None
+
+
+def _left_out(subject: Subject) -> list[str]:
+  """Names the trainable variables with a gradient that are not listed."""
+  # Keras does not tell variables of the layers that it freezes.
+  if "keras_metadata.pb" in subject.files:
+    return []
+  used = {v.ref(): v for trace in subject.traces for v in trace.variables}
+  for v in subject.trainable_variables:
+    used.pop(v.ref(), None)
+  left = [v for v in used.values() if v.trainable]
+  if not left:
+    return []
+  made = _gradient(subject, subject.example(4), subject.training, left)
+  # Of what a call reads only, the gradient may be zero.
+  return [
+    v.name
+    for v, g in zip(left, made, strict=True)
+    if g is not None and np.any(g)
+  ]
 
 
 def _not_finite(subject: Subject) -> findings.Finding | None:
@@ -233,7 +279,7 @@ def _gradients(subject: Subject) -> findings.Finding:
 
     finding = _badly_made(
       variables, made, steady is None and not subject.batch_norms
-    )
+    ) or _lost_in_inference(subject, inputs)
     wrong = finding or gradients_lib.wrong(
       value, variables, made[0], subject.is_half
     )
@@ -252,6 +298,23 @@ def _gradients(subject: Subject) -> findings.Finding:
       "Remove or mend the custom gradient.",
     )
   return passed
+
+
+def _lost_in_inference(
+  subject: Subject, inputs: Any
+) -> findings.Finding | None:
+  """Finds trainable variables whose values are constants in inference."""
+  if not subject.training:
+    return None
+  used = _gradient(subject, inputs, {"training": False})
+  # A few may be for training only, such as a variance to sample with.
+  if 2 * sum(g is None for g in used) <= len(used):
+    return None
+  return findings.failed(
+    "Most of `trainable_variables` change nothing in inference: fine-tuning is"
+    " lost there.",
+    "Trace both modes with the same variables.",
+  )
 
 
 def _badly_made(
@@ -323,13 +386,16 @@ def _floats(outputs: Any) -> list[tf.Tensor]:
 
 
 def _gradient(
-  subject: Subject, inputs: Any, arguments: Mapping[str, Any]
+  subject: Subject,
+  inputs: Any,
+  arguments: Mapping[str, Any],
+  variables: Sequence[tf.Variable] | None = None,
 ) -> list[np.ndarray | None]:
-  """Returns the gradient of the outputs for each trainable variable."""
+  """Returns the gradient of the outputs for variables; None: all to train."""
   with subject.unchanged(), tf.GradientTape() as tape:
     outputs = subject.model(inputs, **arguments)
     scalar = gradients_lib.weighted(_floats(outputs))
-  made = tape.gradient(scalar, subject.trainable_variables)
+  made = tape.gradient(scalar, variables or subject.trainable_variables)
   return [None if g is None else tf.convert_to_tensor(g).numpy() for g in made]
 
 
@@ -378,7 +444,28 @@ def has_losses(subject: Subject) -> findings.Finding:
         f"Regularization loss {i} {problem}.",
         "Compute it from trainable variables alone.",
       )
+  if twice := _listed_twice(subject, losses):
+    return findings.failed(
+      f"Regularization losses {twice} are the same: it is added twice.",
+      "List each loss once.",
+    )
   return findings.passed(f"{len(losses)} losses, with their gradients")
+
+
+def _listed_twice(subject: Subject, losses: Sequence[Any]) -> str:
+  """Names two losses that are the same; empty if there are none."""
+  variables = subject.trainable_variables
+  found: dict[Any, int] = {}
+  with gradients_lib.moved(variables, _JITTER):
+    for i, loss in enumerate(losses):
+      with tf.GradientTape() as tape:
+        value = loss()
+      made = tape.gradient(value, variables)
+      key = (float(value), tuple(g is None for g in made))
+      if key in found:
+        return f"{found[key]} and {i}"
+      found[key] = i
+  return ""
 
 
 def _of_loss(subject: Subject, loss: Any, *values: tf.Tensor) -> str:

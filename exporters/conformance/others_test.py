@@ -204,6 +204,55 @@ def _heard(waveform, kernel):
   return tf.sigmoid(spectrum @ kernel), spectrum
 
 
+def _mixed():
+  """Makes a model whose gradients have the rounding errors of bfloat16."""
+  half = {"dtype": "mixed_bfloat16"}
+  return tf_keras.Sequential(
+    [
+      tf_keras.Input([32, 32, 3]),
+      layers.Conv2D(4, 3, **half),
+      layers.BatchNormalization(**half),
+      layers.ReLU(**half),
+      layers.GlobalAveragePooling2D(**half),
+      layers.Dense(5),
+    ]
+  )
+
+
+def _detector():
+  inputs = tf_keras.Input([64, 64, 3])
+  x = layers.Conv2D(8, 3, strides=4, activation="relu")(inputs)
+  boxes = layers.Conv2D(4, 1, name="boxes")(x)
+  scores = layers.Conv2D(3, 1, activation="sigmoid", name="scores")(x)
+  return tf_keras.Model(inputs, [boxes, scores])
+
+
+def _recommended(directory):
+  """Saves a model that knows three users, and returns names of films."""
+  users = tf.lookup.KeyValueTensorInitializer(["ann", "bob", "eve"], [1, 2, 3])
+  root = tf.train.Checkpoint(users=tf.lookup.StaticHashTable(users, 0))
+  films = tf.constant(["m1", "m2", "m3", "m4", "m5"])
+  root.variables = root.trainable_variables = tables = [
+    tf.Variable(tf.random.stateless_normal([n, 3], [n, 0])) for n in (4, 5)
+  ]
+  root.regularization_losses = []
+
+  @tf.function(input_signature=[_spec(tf.string, None)])
+  def call(names):
+    x = tf.gather(tables[0], root.users.lookup(names))
+    scores, best = tf.math.top_k(x @ tf.transpose(tables[1]), 2)
+    return scores, tf.gather(films, best)
+
+  root.__call__ = call
+  tf.saved_model.save(root, directory)
+
+
+def _transformed(waveforms, kernel):
+  """Returns NaN for a sound that is shorter than a frame."""
+  spectrum = tf.abs(tf.signal.stft(waveforms, 256, 128))
+  return tf.reduce_mean(tf.math.log(spectrum + 1e-3) @ kernel, 1)
+
+
 def _seen(pictures, kernel):
   def color(x):
     pixels = tf.cast(tf.io.decode_png(x, channels=3), tf.float32)
@@ -364,6 +413,25 @@ _MODELS = (
     _OF_INNER_LAYERS,
   ),
   ("list", _saved(_two_inputs), "plain", {}),
+  ("mixed precision", _saved(_mixed), "image", {}),
+  ("detector", _saved(_detector), "image", {}),
+  ("recommender", _recommended, "plain", {}),
+  (
+    "ids of a table",
+    _sequential(
+      _input(1, dtype=tf.int64),
+      _of(layers.IntegerLookup, vocabulary=[1999, 2000], output_mode="one_hot"),
+      _dense(2),
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "waveforms",
+    _function(_spec(tf.float32, None, None), _transformed, [129, 4]),
+    "vector",
+    {},
+  ),
   ("transferred", _saved(_transferred), "image", {}),
   ("attention", _saved(_attention), "plain", {}),
   ("subclassed", _saved(_subclassed), "vector", {}),

@@ -171,6 +171,43 @@ def _dropout(x, rate, generator):
   return tf.nn.dropout(x, rate)
 
 
+def _baked(inference, served):
+  """Returns what writes a model with constants in inference, or as served."""
+
+  def build(directory):
+    kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
+    constant = tf.constant(kernel.numpy())
+    root = _lists(tf.train.Checkpoint(), [kernel])
+
+    def call(inputs, training=False):
+      return inputs @ (constant if inference and not training else kernel)
+
+    root.__call__ = tf.function(call)
+    for training in (False, True):
+      root.__call__.get_concrete_function(_VECTORS, training)
+    serve = tf.function(
+      lambda x: {"values": x @ constant if served else root.__call__(x)}
+    )
+    _write(root, directory, serve.get_concrete_function(_VECTORS))
+
+  return build
+
+
+def _of_two_dtypes(directory):
+  def call(inputs, training=False):
+    return tf.cast(inputs, tf.float64) if training else inputs
+
+  _two_modes(directory, call)
+
+
+def _noise_by_argument(directory):
+  _two_modes(
+    directory,
+    lambda x, training=False, rate=0.0: tf.nn.dropout(x, rate),
+    _SCALAR,
+  )
+
+
 _MASK = np.random.default_rng(0).integers(0, 2, [1, 4]).astype(np.float32)
 
 
@@ -216,6 +253,15 @@ def _counts_calls(directory):
 def _without_effect(directory):
   idle = tf.Variable(tf.ones([4]), name="idle")
   _plain(directory, lambda x: x + 0.0 * idle, _VECTORS, variables=[idle])
+
+
+def _left_out(directory):
+  scale = tf.Variable(tf.ones([4]), name="scale")
+  bias = tf.Variable(tf.ones([4]), name="bias")
+  root = _lists(tf.train.Checkpoint(), [scale, bias], [bias])
+  root.__call__ = tf.function(lambda x: x * scale + bias)
+  root.__call__.get_concrete_function(_VECTORS)
+  _write(root, directory)
 
 
 def _listed_twice(directory):
@@ -587,6 +633,7 @@ def _encoder(
   card=_CARD,
   see=lambda x: x,
   default=lambda x: x,
+  pool=lambda x: x,
   positions=lambda x: x,
   tied=lambda x: x,
 ):
@@ -600,6 +647,7 @@ def _encoder(
     card: The card.
     see: What the encoder makes of mask and types.
     default: What it makes of the pooled output.
+    pool: What it makes of the first token's output.
     positions: What `mlm` makes of positions.
     tied: What it makes of the table.
   """
@@ -611,7 +659,7 @@ def _encoder(
     tokens = tf.nn.embedding_lookup(table, inputs["input_word_ids"]) + types
     seen = tf.reduce_sum(tokens * mask, 1, True) / tf.reduce_sum(mask, 1, True)
     sequence = tf.tanh(tokens + seen)
-    pooled = sequence[:, 0]
+    pooled = pool(sequence[:, 0])
     return {
       "sequence_output": sequence,
       "pooled_output": pooled,
@@ -802,6 +850,7 @@ _BROKEN = (
     _of(_layers, training=(_first_moves, _dropout)),
     r"1 moving averages .*bn_1/moving_mean:0",
   ),
+  ("R3", _of_two_dtypes, "One mode returns"),
   ("R4", _of(_image, trace_training=False), "'training': True.* fails"),
   ("R5", _module, "uses kernel:0, which `variables` lacks.*in silence"),
   ("R5", _no_trainable_variables, "train nothing, in silence"),
@@ -817,6 +866,8 @@ _BROKEN = (
   ),
   ("R5", _of(_layers, change=_with_gradient(0.0)), "kernel_0:0 .* is zero"),
   ("R5", _of(_layers, change=_with_gradient(100.0)), "kernel_0:0 is wrong"),
+  ("R5", _baked(inference=True, served=False), "change nothing in inference"),
+  ("R5", _left_out, "scale:0 is trainable and not in `trainable_v"),
   ("R5", _without_effect, "idle:0 .* is zero for all inputs"),
   ("R5", _listed_twice, "kernel:0 is in `variables` twice"),
   ("R5", _not_a_number, "kernel:0 is not finite"),
@@ -852,6 +903,11 @@ _BROKEN = (
       losses=lambda kernel: [lambda: tf.reduce_sum(tf.stop_gradient(kernel))],
     ),
     "depends on no trainable variable",
+  ),
+  (
+    "R6",
+    _of(_image, losses=lambda kernel: [lambda: tf.reduce_sum(kernel**2)] * 2),
+    "0 and 1 are the same",
   ),
   ("R6", _loss_is_no_scalar, "loss 0 returns .* no float scalar"),
   (
@@ -905,6 +961,11 @@ _BROKEN = (
     _of(_image, served=lambda x: 2 * x),
     "serving_default does not compute",
   ),
+  (
+    "R11",
+    _baked(inference=False, served=True),
+    "serving_default does not compute",
+  ),
   ("R11", _nameless_table, "AnonymousHashTable .* TensorFlow Serving fails"),
   ("R11", _two_inputs, "no signature serving_default"),
   ("R11", _of(_image, names=("args_0", "output_0")), "args_0, output_0"),
@@ -917,6 +978,15 @@ _BROKEN = (
     "R12",
     _of(_image, finish=lambda x, training, rate: tf.sigmoid(x)),
     r"probabilities \(by Sigmoid\)",
+  ),
+  (
+    "R12",
+    _of(
+      _plain,
+      call=lambda x: {"logits": tf.nn.softmax(x), "other": x},
+      spec=_VECTORS,
+    ),
+    r"probabilities \(by Softmax\)",
   ),
   ("R13", _of(_image, card="trainable=True"), "regularization in the opt"),
   (
@@ -969,6 +1039,7 @@ _BROKEN = (
     _of(_plain, call=lambda x: tf.ones_like(x), spec=_VECTORS),
     "the same for all inputs",
   ),
+  ("R15", _noise_by_argument, "Two calls in inference differ"),
   ("R15", _counts_calls, "changes count:0"),
   (
     "R16",
@@ -1080,6 +1151,11 @@ _BROKEN = (
     "With 40 tokens",
   ),
   ("T3", _of(_encoder, see=lambda x: x * 0 + 1), "whose mask is 0 change"),
+  (
+    "T3",
+    _of(_encoder, pool=lambda x: 0 * x),
+    "pooled_output does not depend",
+  ),
   ("T3", _of(_encoder, default=lambda x: 2 * x), "default is not pooled"),
   (
     "T5",

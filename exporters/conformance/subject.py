@@ -247,17 +247,22 @@ class Subject:
   @functools.cached_property
   def probabilities(self) -> str:
     """The op that makes the outputs probabilities; empty if they are none."""
-    spec = self.output_spec
+    spec, name = self.output_spec, ""
+    if isinstance(spec, Mapping) and "logits" in spec:
+      spec, name = spec["logits"], "logits"
     if not (
       isinstance(spec, tf.TensorSpec)
       and spec.dtype.is_floating
       and (spec.shape.rank or 0) > 1
     ):
       return ""
-    outputs = np.asarray(self.model(self.example()), np.float32)
+    outputs = self.model(self.example())
+    outputs = np.asarray(outputs[name] if name else outputs, np.float32)
     trace = self.traces[0]
+    # The Tensors of a dict are in the order of its names.
+    index = sorted(self.output_spec).index(name) if name else 0
     *_, (made, _) = graphs.origins(
-      trace.graph.as_graph_def(), trace.outputs[0].name
+      trace.graph.as_graph_def(), trace.outputs[index].name
     )
     is_softmax = (
       outputs.shape[-1] > 1

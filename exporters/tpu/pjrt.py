@@ -6,7 +6,9 @@ have the names of that API's header, xla/pjrt/c/pjrt_c_api.h in TensorFlow's
 package; a test compares them.
 
 libtpu may abort its process or hang, so `compile_program` runs this module in a
-process of its own.
+process of its own. That process is not in the sandbox. Of a stranger's model it
+sees the HLO alone, which the sandbox lowered from an audited graph, and it runs
+none of it.
 """
 
 from collections.abc import Callable
