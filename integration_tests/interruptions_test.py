@@ -22,6 +22,7 @@ import time
 from absl import flags
 from absl.testing import absltest
 import tensorflow as tf
+import tensorflow_text  # noqa: F401 - registers ops
 
 _COMMAND = flags.DEFINE_string(
   "command",
