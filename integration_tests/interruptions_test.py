@@ -273,7 +273,8 @@ class InterruptionsTest(absltest.TestCase):
       print(f"{i}: {phase} + {delay:.2f} s, {action}: {ended}", flush=True)
     for (phase, action, ended), count in sorted(table.items()):
       print(f"{phase:12} {action:8} {ended:10} {count}")
-    self.assertEmpty(failures, "\n\n".join(failures))
+    if failures:
+      self.fail("\n\n".join(failures))
     run, _ = self.complete()
     if "training on" in phases:
       self.assertNotIn("Epoch 1/", run.output)
