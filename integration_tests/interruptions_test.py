@@ -252,7 +252,7 @@ class InterruptionsTest(absltest.TestCase):
     for i in range(_MOMENTS.value):
       # The last one leaves a state to go on from.
       phase = phases[i % len(phases)]
-      action = self.actions[(i + i // len(phases)) % len(self.actions)]
+      action = self.actions[sum(divmod(i, len(phases))) % len(self.actions)]
       if i == _MOMENTS.value - 1 and "training on" in phases:
         phase = "training on"
       run = self.start()
