@@ -46,7 +46,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments.")
 _PHASES = {
   "start": "",
   "training": r"Training on",
-  "training on": "state/**/checkpoint",
+  "training on": r"Epoch ([2-9]|\d\d)/",
   "saving": ".export.unfinished/export/**/variables",
   "verifying": r"Verifying",
   "renaming": ".export.unfinished/export/**/verification.json",
@@ -107,7 +107,7 @@ class _Run:
 
   def has_begun(self, phase: str) -> bool:
     sign = _PHASES[phase]
-    if "/" in sign:
+    if "**" in sign:
       try:
         return any(True for _ in self.directory.glob(sign))
       except FileNotFoundError:  # A directory has just been removed.
