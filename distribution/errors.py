@@ -166,8 +166,15 @@ def check_flags(arguments: Sequence[str]) -> None:
       sys.exit(f"ERROR: --{name} is empty. Say a path, or omit it.")
     if isinstance(value, float) and not math.isfinite(value):
       sys.exit(f"ERROR: --{name}={value}: Say a finite number.")
-    if str(value).encode(errors="replace").decode() != str(value):
-      sys.exit(f"ERROR: --{name} is not UTF-8. Rename the file or directory.")
+    if problem := not_utf8(f"--{name}", str(value)):
+      sys.exit(f"ERROR: {problem}")
+
+
+def not_utf8(name: str, text: str) -> str:
+  """Says that a path, which has a name, is not UTF-8; returns "" if it is."""
+  if text.encode(errors="replace").decode() == text:
+    return ""
+  return f"{name} is not UTF-8. Rename the file or directory."
 
 
 def apply_only_with(condition: str, names: Iterable[str]) -> None:

@@ -60,7 +60,11 @@ def absolute(path: str | None) -> str | None:
   if path is None or "://" in path:
     return path
   start = os.environ.get("BUILD_WORKING_DIRECTORY", "")
-  return os.path.abspath(os.path.join(start, os.path.expanduser(path)))
+  with errors.of_input(OSError, about="The working directory: "):
+    path = os.path.abspath(os.path.join(start, os.path.expanduser(path)))
+  if problem := errors.not_utf8("The working directory", path):
+    raise errors.InputError(problem)
+  return path
 
 
 def check_name(flag: str, path: str) -> None:

@@ -16,7 +16,14 @@ from distribution import programs
 from distribution import publishing
 from distribution import scratch
 
-_CHILD = "import time; time.sleep(0.5); print('It lives.'); time.sleep(9)"
+# It fails once the directory is gone.
+_CHILD = """
+import os, pathlib
+print("ready", flush=True)
+for i in range(50_000):
+  pathlib.Path(os.environ["TMPDIR"], str(i)).touch()
+print("It lives.")
+"""
 
 
 def _wait_for_ever(path: str) -> None:
@@ -25,7 +32,6 @@ def _wait_for_ever(path: str) -> None:
   child = scratch.tied([sys.executable, "-uc", _CHILD])
   with publishing.publish(path) as directory, subprocess.Popen(child):
     pathlib.Path(directory, "file").write_text("")
-    print("ready", flush=True)
     while True:
       with contextlib.suppress(BaseException):
         time.sleep(0.01)
@@ -33,8 +39,10 @@ def _wait_for_ever(path: str) -> None:
 
 def _fail(path: str) -> None:
   child = scratch.tied([sys.executable, "-uc", _CHILD])
-  subprocess.Popen(child, env={**os.environ, "TMPDIR": tempfile.gettempdir()})
-  pathlib.Path(os.environ["TMPDIR"], "file").write_text("")
+  with open(os.devnull, "w") as output:
+    subprocess.Popen(child, stdout=output)
+  while not os.path.exists(os.path.join(os.environ["TMPDIR"], "9")):
+    time.sleep(0.01)
   raise errors.InputError(f"No {path}.")
 
 

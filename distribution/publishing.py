@@ -33,8 +33,8 @@ EXPORT = Kind(
   "assets.extra/README.md",
   r"(\w+/)?((saved_model|fingerprint|keras_metadata)\.pb"
   r"|variables(/variables\.(index|data-\d{5}-of-\d{5}))?|assets(/[^/]+)?"
-  # `compile_for_tpu` writes new ones first.
-  r"|assets\.extra(/README\.md|/verification\.json|/\.\w+\.\w+\.new)?)",
+  # `write` leaves the last ones if it is killed.
+  r"|assets\.extra(/README\.md|/verification\.json|/\..+\.unfinished.*)?)",
 )
 CHECKPOINT = Kind(
   "checkpoint", r"checkpoint(-\d+\.(index|data-\d{5}-of-\d{5}))?"
@@ -109,6 +109,16 @@ def publish(
         _exchange(new, target)
       else:
         new.rename(target)
+
+
+def write(path: str | os.PathLike[str], content: bytes) -> None:
+  """Writes a local file, which appears complete or not at all."""
+  target = pathlib.Path(path)
+  unfinished = target.with_name(f".{target.name}.unfinished")
+  with scratch.directory(unfinished), errors.writing(str(path)):
+    new = unfinished / target.name
+    new.write_bytes(content)
+    new.replace(target)
 
 
 def _check(target: pathlib.Path, kind: Kind, overwrite: bool) -> None:

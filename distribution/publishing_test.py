@@ -114,7 +114,10 @@ class PublishTest(absltest.TestCase):
   def test_overwrites_only_what_an_exporter_writes(self):
     whole = (
       *("saved_model.pb", "fingerprint.pb", "assets.extra/README.md"),
-      *("assets.extra/verification.json", "assets.extra/.README.md.new"),
+      *(
+        "assets.extra/verification.json",
+        "assets.extra/.README.md.unfinished/x",
+      ),
       *("assets/vocab.txt", "variables/variables.index"),
       "variables/variables.data-00000-of-00001",
     )

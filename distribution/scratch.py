@@ -125,14 +125,15 @@ def _empty(path: str) -> bool:
           shutil.rmtree(other)
         else:
           os.remove(other)
-  return os.listdir(path) == [_MARKER]
+  return set(os.listdir(path)) <= {_MARKER}
 
 
 def _remove(path: str, lock: int) -> None:
   """Removes a temporary directory; the marker goes last."""
   with contextlib.suppress(OSError):
     if _empty(path):
-      os.remove(os.path.join(path, _MARKER))
+      with contextlib.suppress(FileNotFoundError):  # A signal came just here.
+        os.remove(os.path.join(path, _MARKER))
       os.rmdir(path)
   os.close(lock)
 
@@ -146,6 +147,8 @@ def of_program() -> Iterator[None]:
   """
   with errors.of_input(OSError, about="TMPDIR: "):
     parent = tempfile.gettempdir()
+    if problem := errors.not_utf8("TMPDIR", parent):
+      raise errors.InputError(problem)
     _remove_abandoned(parent)
   path = os.path.join(parent, f"{_PREFIX}{uuid.uuid4().hex}")
   before = os.environ.get("TMPDIR"), tempfile.tempdir

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 import json
-import pathlib
 import sys
 from typing import Any
 
 from absl import flags
 
 from distribution import formats
+from distribution import publishing
 from distribution import sandbox
 from exporters.conformance import copying
 from exporters.conformance import findings as findings_lib
@@ -182,7 +182,7 @@ def _report(
     if "variables" not in report:
       raise errors.ExportError(f"No --html: {report['ended']}.")
     page = report_lib.page(report)
-    pathlib.Path(html_file).write_text(page, encoding="utf-8")
+    publishing.write(html_file, page.encode())
   if needless and "ended" not in report:
     raise errors.ExportError(
       f"--excepted_rules: {', '.join(needless)} is not broken. Take it off the"

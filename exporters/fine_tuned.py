@@ -105,24 +105,34 @@ def export(
       "export_dir": options.export_dir,
       "keep_failed": options.keep_failed,
     }
-    inner = {name: f"{work_dir}/{name}" for name, path in paths.items() if path}
-    if original_dir:
-      os.mkdir(inner["original_dir"])
-      copying.copy(
-        original_dir, inner["original_dir"], follow_links=loading.follow_links
-      )
-    names = {path: f"{paths[name]}" for name, path in inner.items()}
-    try:
-      request |= dict.fromkeys(paths) | inner
-      _ask(saved_model_dir, work_dir, request, names, loading)
-    finally:
-      if os.path.isdir(f"{work_dir}/keep_failed"):
-        with publishing.publish(options.keep_failed) as failed_dir:
-          copying.copy(inner["keep_failed"], failed_dir)
+    _export_into(work_dir, saved_model_dir, paths, request, loading)
     # What ran in the sandbox could have made links.
-    if problems := copying.copy(inner["export_dir"], directory).problems:
+    if problems := copying.copy(f"{work_dir}/export_dir", directory).problems:
       raise errors.ExportError(f"{saved_model_dir}: {problems[0]}.")
   print(f"Exported to {options.export_dir}")
+
+
+def _export_into(
+  work_dir: str,
+  saved_model_dir: str,
+  paths: dict[str, str | None],
+  request: dict[str, Any],
+  loading: copying.Options,
+) -> None:
+  """Exports in the sandbox, which sees the paths in a working directory."""
+  inner = {name: f"{work_dir}/{name}" for name, path in paths.items() if path}
+  if original := paths["original_dir"]:
+    copied = inner["original_dir"]
+    os.mkdir(copied)
+    copying.copy(original, copied, follow_links=loading.follow_links)
+  names = {path: f"{paths[name]}" for name, path in inner.items()}
+  try:
+    request |= dict.fromkeys(paths) | inner
+    _ask(saved_model_dir, work_dir, request, names, loading)
+  finally:
+    if os.path.isdir(f"{work_dir}/keep_failed"):
+      with publishing.publish(paths["keep_failed"]) as failed_dir:
+        copying.copy(inner["keep_failed"], failed_dir)
 
 
 def _ask(

@@ -22,6 +22,7 @@ from xml.etree import ElementTree
 from absl import flags
 
 from distribution import formats
+from distribution import scratch
 from exporters.publishing import archive
 from exporters.publishing import checking
 from exporters.publishing import documents
@@ -139,7 +140,8 @@ def _run(
 ) -> subprocess.CompletedProcess[bytes]:
   path = {"PYTHONPATH": os.pathsep.join(sys.path)}
   environment = {**os.environ, **path, **variables}
-  return subprocess.run([sys.executable, *command], env=environment, **kwargs)
+  command = scratch.tied([sys.executable, *command])
+  return subprocess.run(command, env=environment, **kwargs)
 
 
 def _saved_models(directory: str) -> Iterator[str]:

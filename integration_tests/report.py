@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import heapq
 import io
-import os
-import pathlib
 from typing import Any
 import unicodedata
 from xml.etree import ElementTree
@@ -18,7 +16,7 @@ from etils import epy
 
 from distribution import errors
 from distribution import formats
-from distribution import scratch
+from distribution import publishing
 
 with epy.lazy_imports():
   from matplotlib import ticker
@@ -193,12 +191,7 @@ def write(path: str, text: str) -> None:
     with tf.io.gfile.GFile(path, "wb") as f:
       f.write(content)
   else:
-    directory, name = os.path.split(path)
-    unfinished = os.path.join(directory, f".{name}.unfinished")
-    with scratch.directory(unfinished), errors.writing(path):
-      new = pathlib.Path(unfinished, name)
-      new.write_bytes(content)
-      new.replace(path)
+    publishing.write(path, content)
   print(f"Wrote the report {path}")
 
 

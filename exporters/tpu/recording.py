@@ -7,6 +7,7 @@ import pathlib
 import re
 from typing import Any
 
+from distribution import publishing
 from exporters.conformance import subject as subject_lib
 from exporters.reusable import errors
 from exporters.reusable import model_card
@@ -54,7 +55,7 @@ def write(
   with errors.of_input(ValueError, about=f"Cannot read {path}: "):
     report = dict(json.loads(path.read_text()))
   report[_ENTRY] = {"compiler": compiler, "results": results}
-  _replace(path, json.dumps(report, indent=2) + "\n")
+  publishing.write(path, f"{json.dumps(report, indent=2)}\n".encode())
 
   columns = "result", "inputs of one core", "peak HBM, of", "flops"
   table = model_card.table((*columns, "bytes accessed"), map(_row, results))
@@ -62,11 +63,11 @@ def write(
   card = path.read_text(encoding="utf-8")
   # A section ends where the next one begins.
   card = re.sub(rf"\n{_TITLE}\n.*?(?=\n## |\Z)", "", card, flags=re.DOTALL)
-  _replace(
+  publishing.write(
     path,
     f"{card.rstrip()}\n\n{_TITLE}\n\nA fine-tuning step (this model in training"
     f" mode, a new head, Adam; float32) was compiled with {compiler}, without a"
-    f" TPU. Nothing was run on a TPU.\n\n{table}\n",
+    f" TPU. Nothing was run on a TPU.\n\n{table}\n".encode(),
   )
 
 
@@ -89,11 +90,3 @@ def _row(result: Mapping[str, Any]) -> list[str]:
     *(f"compiles for {topology}", inputs, f"{needed}, {available}"),
     *figures,
   ]
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-  new = path.with_name(f".{path.name}.new")
-  new.unlink(missing_ok=True)  # It may be a link, which is not to be followed.
-  with open(new, "x", encoding="utf-8") as f:
-    f.write(text)
-  new.replace(path)
