@@ -37,11 +37,12 @@ import tensorflow as tf
 import tensorflow_hub as hub
 import tf_keras
 
+from exporters.reusable import comparison
 from exporters.reusable import graphs
 from exporters.reusable import private_api
 from exporters.reusable import xla_trap
 
-Arrays = dict[str, np.ndarray]
+Arrays = comparison.Arrays
 
 # What consumers use of an export, and of a sub-object.
 INTERFACE = (
@@ -50,124 +51,8 @@ INTERFACE = (
   "trainable_variables",
   "regularization_losses",
 )
-ONLY = "the tensor"  # The name of an output that is a single Tensor.
-_XLA = "compilation under XLA"
-_EMPTY = "empty batch"
-_SEEDED = "one seed"
 _SEED = 1
 _SAVED_MODEL = "saved_model.pb"
-# Of the dtypes in which it is worse than the tolerances.
-_PRECISION = {"bfloat16": 2**-7, "float16": 2**-10}
-# A column of small values is compared like one with this share of the array's
-# largest value, since rounding errors of other columns may reach it.
-_OTHER_COLUMNS = 0.1
-_TINY = np.finfo(np.float64).tiny
-_BLOCK = 2**18  # Values that are compared at a time; more need fresh memory.
-
-
-class Comparison(NamedTuple):
-  """One kind of comparison between a model and its export.
-
-  Values that are not floats must be equal.
-
-  Attributes:
-    description: What must be the same.
-    why: The reason for the tolerance.
-    of_array: Tolerance, relative to the largest value of a column: the last
-      axis of an array, or the array if it has one axis.
-    of_all: Tolerance, relative to the largest value of all arrays of the same
-      observation. It is added to the other.
-  """
-
-  description: str
-  why: str
-  of_array: float = 0.0
-  of_all: float = 0.0
-
-
-# In the order in which they are made.
-COMPARISONS = {
-  "interface": Comparison(
-    "The export and each sub-object can be called and have variables, trainable"
-    " variables and regularization losses.",
-    "An attribute exists or does not.",
-  ),
-  "variables": Comparison(
-    "Names, order, shapes and values of all variables.", "Saving copies bits."
-  ),
-  "trainable variables": Comparison(
-    "Which variables are trainable, and their order.", "Exact comparison."
-  ),
-  "regularization losses": Comparison(
-    "Each regularization loss.",
-    "Each is a sum over one weight in float32, whose precision is 6e-8.",
-    1e-6,
-  ),
-  "outputs": Comparison(
-    "Outputs in inference, in training without randomness, and with changed"
-    " hyperparameters, for inputs of several sizes and batches of 1 and 2.",
-    "The live model computes op by op and the export in a graph, which may sum"
-    " float32 values in another order.",
-    1e-5,
-  ),
-  "gradients": Comparison(
-    "The gradient of a scalar of the outputs for every trainable variable.",
-    "Rounding errors accumulate over the forward and the backward pass; some"
-    " gradients, such as that of a bias before a softmax, are zero up to"
-    " rounding.",
-    1e-3,
-    1e-5,
-  ),
-  "updates": Comparison(
-    "Values of the non-trainable variables, such as moving averages, after a"
-    " call.",
-    "Moving averages take differences of large sums over a batch.",
-    1e-4,
-    1e-5,
-  ),
-  "hyperparameters": Comparison(
-    "Each hyperparameter changes an output or an update.",
-    "An effect exists or does not.",
-  ),
-  "randomness": Comparison(
-    "Where training is random: two calls differ, and move the same variables.",
-    "They differ or do not.",
-  ),
-  _SEEDED: Comparison(
-    "Where training is random: with the same seeds, two calls are equal."
-    " Outputs, gradients and updates with these seeds are compared, too. Random"
-    " ops in loops, and layers with seeds of their own, are noted only.",
-    "They are equal or not.",
-  ),
-  "hub.KerasLayer": Comparison(
-    "A hub.KerasLayer with trainable=True and changed arguments: outputs in"
-    " training, regularization losses, trainable weights.",
-    "It calls the same function.",
-    1e-5,
-  ),
-  _EMPTY: Comparison(
-    "A batch of 0 rows in training, as a replica gets if the last batch is"
-    " small: The outputs are empty, and no variable changes.",
-    "Exact comparison.",
-  ),
-  _XLA: Comparison(
-    "XLA can compile a train step, and compiles it once: no gradient has a"
-    " branch or takes a compile-time constant out of the model. Strings and a"
-    " loop of unlimited length, which XLA cannot compile, are noted only.",
-    "Found in the graph of the train step; nothing is compiled.",
-  ),
-  "serving_default": Comparison(
-    "The signature serving_default returns what a call of the export returns.",
-    "It calls the same function in another graph.",
-    1e-5,
-  ),
-  "saved again": Comparison(
-    "The signature of the loaded export, saved again and loaded while the first"
-    " export is moved away.",
-    "It is the same graph.",
-    1e-5,
-  ),
-}
 
 
 class Call(NamedTuple):
@@ -207,7 +92,7 @@ class Observation(NamedTuple):
 
   Attributes:
     part: Name of the sub-object, "" for the model itself.
-    kind: A key of `COMPARISONS`.
+    kind: A key of `comparison.COMPARISONS`.
     call: Name of the call, "" for an observation without a call.
     arrays: The observed arrays by name.
   """
@@ -228,7 +113,7 @@ class Result(NamedTuple):
 
   Attributes:
     place: What was compared.
-    kind: A key of `COMPARISONS`.
+    kind: A key of `comparison.COMPARISONS`.
     problems: What is wrong, in words.
     notes: What consumers cannot do with the export because its model is as it
       is, in words.
@@ -296,7 +181,7 @@ def observe_calls(
       seeded = _with_seed(call)
       twice = differ(model, seeded, made.example, *[made.arguments] * 2)
       arrays = {"ops": np.array(taken), "repeats": np.array(not twice)}
-      yield Observation(part, _SEEDED, made.name, arrays)
+      yield Observation(part, comparison.SEEDED, made.name, arrays)
     yield Observation(part, "outputs", made.name, _arrays(outputs))
     if made.gradients:
       # Without a name of their own, they are freed before the next gradients.
@@ -350,7 +235,7 @@ def differ(
   """
   runs = [_run(model, call, example, a) for a in arguments]
   seen = [_arrays({"outputs": y}) | updates for y, updates in runs]
-  return bool(compare("outputs", *seen)[1])
+  return bool(comparison.compare("outputs", *seen)[1])
 
 
 def _randomness(
@@ -366,7 +251,9 @@ def _randomness(
   seen = [_arrays({"outputs": y}) | updates for y, updates in runs]
   _, moved = runs[0]
   return {
-    "whether two calls differ": np.array(bool(compare("outputs", *seen)[1])),
+    "whether two calls differ": np.array(
+      bool(comparison.compare("outputs", *seen)[1])
+    ),
     **{
       f"{name} moves": np.array(not np.array_equal(still[name], value))
       for name, value in moved.items()
@@ -459,7 +346,9 @@ def _positions(model: Any, variables: Sequence[tf.Variable]) -> Arrays:
 
 
 def _arrays(structure: Any) -> Arrays:
-  return {name: _array(tensor) for name, tensor in named(structure).items()}
+  return {
+    name: _array(tensor) for name, tensor in comparison.named(structure).items()
+  }
 
 
 def _array(tensor: tf.Tensor | None) -> np.ndarray:
@@ -487,32 +376,6 @@ def changed(default: Any, choices: Iterable[str] = ()) -> Any:
   return default / 2 or 0.5
 
 
-def named(structure: Any, path: str = "") -> dict[str, Any]:
-  """Flattens outputs or inputs into Tensors by their paths; None stays."""
-  if isinstance(structure, Mapping):
-    items = {
-      f"{path}/{str(key).replace('/', '//')}": structure[key]
-      for key in sorted(structure)
-    }
-  elif isinstance(structure, (list, tuple)):
-    items = {f"{path}/[{i}]": value for i, value in enumerate(structure)}
-  elif isinstance(structure, (tf.RaggedTensor, tf.SparseTensor)):
-    items = {f"{path}/{x}": getattr(structure, x) for x in _parts(structure)}
-  else:
-    return {path.removeprefix("/") or ONLY: structure}
-  return {
-    name: tensor
-    for inner, value in items.items()
-    for name, tensor in named(value, inner).items()
-  }
-
-
-def _parts(tensor: tf.RaggedTensor | tf.SparseTensor) -> Sequence[str]:
-  if isinstance(tensor, tf.RaggedTensor):
-    return "flat_values", "nested_row_splits"
-  return "indices", "values", "dense_shape"
-
-
 def _scalar(outputs: Any) -> tf.Tensor:
   """Sums outputs with weights, so that no symmetry hides an error."""
   return tf.add_n(
@@ -523,7 +386,7 @@ def _scalar(outputs: Any) -> tf.Tensor:
           tf.reshape(tf.cast(output, tf.float32), [-1])
           * tf.cos(tf.range(tf.cast(tf.size(output), tf.float32)))
         )
-        for output in map(_real, named(outputs).values())
+        for output in map(_real, comparison.named(outputs).values())
         if output is not None and output.dtype.is_floating
       ),
     ]
@@ -533,101 +396,6 @@ def _scalar(outputs: Any) -> tf.Tensor:
 def _real(output: Any) -> Any:
   is_complex = output is not None and output.dtype.is_complex
   return tf.math.real(output) + tf.math.imag(output) if is_complex else output
-
-
-def compare(
-  kind: str, expected: Arrays, actual: Arrays
-) -> tuple[float, list[str]]:
-  """Compares observations of two models.
-
-  Returns:
-    The largest difference, relative to the expected values in the same way as
-    the tolerance, and what is wrong, in words.
-  """
-  problems = [f"{name} is missing" for name in expected if name not in actual]
-  problems += [f"{name} is new" for name in actual if name not in expected]
-  common = [name for name in expected if name in actual]
-  of_all = COMPARISONS[kind].of_all
-  largest_of_all = max((_largest(expected[name]) for name in common), default=0)
-  worst = 0.0
-  for name in common:
-    old, new = expected[name], actual[name]
-    if old.shape != new.shape or old.dtype != new.dtype:
-      problems.append(
-        f"{name} is {new.dtype}{list(new.shape)}, and was"
-        f" {old.dtype}{list(old.shape)}"
-      )
-    elif not _is_inexact(old):
-      if not np.array_equal(old, new):
-        problems.append(f"{name} differs")
-    elif len(differences := _differences(old, new)):
-      of_array = _of_array(kind, old)
-      columns = _columns(old)
-      sizes = np.maximum(columns, _OTHER_COLUMNS * _largest(old))
-      allowed = of_array * sizes + of_all * largest_of_all
-      # Relative to what is allowed; or, where nothing is, to the values.
-      scale = allowed / of_array if of_array else sizes
-      relative = differences / np.maximum(scale, _TINY)
-      i = int(np.argmax(relative))  # The first NaN, if there is one.
-      worst = max(worst, float(relative[i]))
-      # Not `>`, which is false for NaN.
-      if not differences[i] <= allowed[i]:
-        column = f" in column {i}" if len(differences) > 1 else ""
-        problems.append(
-          f"{name} differs by {differences[i]:.2g}{column}; its largest value"
-          f"{' there' if column else ''} is {columns[i]:.2g}"
-        )
-  return worst, problems
-
-
-def _of_array(kind: str, array: np.ndarray) -> float:
-  """Returns the tolerance, of two rounding errors at least."""
-  of_array = COMPARISONS[kind].of_array
-  return of_array and max(of_array, 2 * _PRECISION.get(array.dtype.name, 0.0))
-
-
-def _is_inexact(array: np.ndarray) -> bool:
-  return array.dtype.kind in "fc" or array.dtype.name in _PRECISION
-
-
-def _by_column(array: np.ndarray) -> np.ndarray:
-  """Views an array as rows: of its last axis, or of one value."""
-  return array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1)
-
-
-def _blocks(array: np.ndarray) -> Iterator[slice]:
-  rows = max(1, _BLOCK // max(1, array.shape[1]))
-  return (slice(i, i + rows) for i in range(0, len(array), rows))
-
-
-def _differences(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-  """Returns the largest difference in each column, NaN if either has a NaN.
-
-  Equal arrays have none.
-  """
-  old, new = _by_column(old), _by_column(new)
-  largest = [
-    np.max(np.abs(new[block] - old[block]), axis=0).astype(np.float64)
-    for block in _blocks(old)
-    # The difference of two infinite values is NaN.
-    if not np.array_equal(old[block], new[block])
-  ]
-  return np.max(largest, axis=0) if largest else np.array([])
-
-
-def _columns(array: np.ndarray) -> np.ndarray:
-  """Returns the largest absolute value in each column."""
-  rows = _by_column(array)
-  largest = [np.max(np.abs(rows[block]), axis=0) for block in _blocks(rows)]
-  return np.max(largest, axis=0).astype(np.float64)
-
-
-def _largest(array: np.ndarray) -> float:
-  if not _is_inexact(array) or not array.size:
-    return 0.0
-  if array.dtype.kind == "c":
-    return float(np.abs(array).max())
-  return max(float(array.max()), -float(array.min()))
 
 
 def check(
@@ -730,25 +498,27 @@ def _check_part(
         expected, arrays = (
           dict.fromkeys(x, np.array(0)) for x in (expected, arrays)
         )
-    largest, problems = compare(new.kind, expected, arrays)
+    largest, problems = comparison.compare(new.kind, expected, arrays)
     notes = []
     if new.kind == "hyperparameters":
       problems = [] if all(new.arrays.values()) else ["it changes nothing"]
-    elif new.kind == _SEEDED:
+    elif new.kind == comparison.SEEDED:
       problems, notes = _of_seeds(old.arrays, new.arrays)
       skipped = new.call if problems or notes else None
     yield _result(*new[:3], largest, problems, notes)
   for made in calls:
     if made.keras and not isinstance(model, tf_keras.Model):
       kind = "hub.KerasLayer"
-      compared = compare(kind, *_in_keras(model, made))
+      compared = comparison.compare(kind, *_in_keras(model, made))
       yield _result(part, kind, made.name, *compared)
     # Keras makes its own layers anew, for the strategy of each consumer.
     if made.empty and not isinstance(model, tf_keras.Model):
       problems = _of_no_examples(model, made)
-      yield _result(part, _EMPTY, made.name, 0.0, problems)
+      yield _result(part, comparison.EMPTY, made.name, 0.0, problems)
     if made.compilation:
-      yield _result(part, _XLA, made.name, 0.0, *_under_xla(step, made))
+      yield _result(
+        part, comparison.XLA, made.name, 0.0, *_under_xla(step, made)
+      )
 
 
 def _graph_step(model: Any) -> tf.types.experimental.PolymorphicFunction:
@@ -906,8 +676,12 @@ def _of_no_examples(model: Any, made: Call) -> list[str]:
   else:
     return [failure]
   moving = _moving(model)
-  _, problems = compare(_EMPTY, _numbered(moving, moving), updates)
-  floats = {k: y for k, y in _arrays(outputs).items() if _is_inexact(y)}
+  _, problems = comparison.compare(
+    comparison.EMPTY, _numbered(moving, moving), updates
+  )
+  floats = {
+    k: y for k, y in _arrays(outputs).items() if comparison.is_inexact(y)
+  }
   for name, y in floats.items():
     if not np.isfinite(y.astype(np.complex64)).all():
       problems.append(f"{name} is not finite")
@@ -967,14 +741,16 @@ def _check_served(
     return
   structure = _run(model, model, example, {})[0]
   outputs = {
-    name: _array(y) for name, y in named(structure).items() if y is not None
+    name: _array(y)
+    for name, y in comparison.named(structure).items()
+    if y is not None
   }
   served = _served(model, example)
   if not isinstance(structure, Mapping) and len(served) == len(outputs):
     # Those of a list are in the order of their names.
     outputs = dict(zip(sorted(served), outputs.values(), strict=True))
   expected = {k: y for k, y in outputs.items() if k in served}
-  yield _result("", kind, "", *compare(kind, expected, served))
+  yield _result("", kind, "", *comparison.compare(kind, expected, served))
   if save_again:
     kind = "saved again"
     try:
@@ -982,7 +758,7 @@ def _check_served(
     except tf.errors.OpError as e:
       compared = 0.0, [f"it does not work: {' '.join(e.message.split())}"]
     else:
-      compared = compare(kind, served, again)
+      compared = comparison.compare(kind, served, again)
     yield _result("", kind, "", *compared)
 
 

@@ -25,6 +25,7 @@ import tensorflow as tf
 
 from distribution import publishing
 from distribution import scratch
+from exporters.reusable import comparison
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters
 from exporters.reusable import imports
@@ -379,11 +380,11 @@ def _write_report(
     },
     "comparisons": [
       {
-        **comparison._asdict(),
+        **how._asdict(),
         "kind": kind,
         "passed": [r.place for r in results if r.kind == kind and not r.notes],
       }
-      for kind, comparison in observation.COMPARISONS.items()
+      for kind, how in comparison.COMPARISONS.items()
     ],
     "notes": [f"{r.place}: {note}" for r in results for note in r.notes],
   }

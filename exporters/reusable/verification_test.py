@@ -14,6 +14,7 @@ import tensorflow as tf
 import tensorflow_text
 import tf_keras
 
+from exporters.reusable import comparison
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters
 from exporters.reusable import layer_calls
@@ -781,25 +782,25 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
   def test_compares_columns_and_structure(self):
     """A large column hides no small one, nor a name another."""
     old = np.array([[1e6, 10.0], [1e6, 20.0]], np.float32)
-    worst, problems = observation.compare(
+    worst, problems = comparison.compare(
       "outputs", {"y": old}, {"y": old + np.float32([0.0, 5.0])}
     )
     self.assertAllClose(worst, 5e-5)
     self.assertEqual(
       problems, ["y differs by 5 in column 1; its largest value there is 20"]
     )
-    _, problems = observation.compare(
+    _, problems = comparison.compare(
       "outputs", {"y": old}, {"y": old * 1.000001}
     )
     self.assertEmpty(problems)
-    self.assertLen(observation.named({"a": {"b": 1}, "a/b": 2, "a//b": 3}), 3)
+    self.assertLen(comparison.named({"a": {"b": 1}, "a/b": 2, "a//b": 3}), 3)
     self.assertNotEqual(
-      observation.named({"a": [1]}), observation.named({"a": {"0": 1}})
+      comparison.named({"a": [1]}), comparison.named({"a": {"0": 1}})
     )
 
   def test_every_comparison_finds_something(self):
     self.assertEqual(
-      {kind for *_, kind, _, _ in _BROKEN}, set(observation.COMPARISONS)
+      {kind for *_, kind, _, _ in _BROKEN}, set(comparison.COMPARISONS)
     )
 
   @parameterized.parameters((_plain, 22), (_with_head, 42), (_preprocessor, 30))
