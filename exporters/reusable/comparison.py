@@ -14,6 +14,7 @@ ONLY = "the tensor"  # The name of an output that is a single Tensor.
 XLA = "compilation under XLA"
 EMPTY = "empty batch"
 SEEDED = "one seed"
+SAMPLED = "distribution"
 # Of the dtypes in which it is worse than the tolerances.
 _PRECISION = {"bfloat16": 2**-7, "float16": 2**-10}
 # A column of small values is compared like one with this share of the array's
@@ -88,14 +89,25 @@ COMPARISONS = {
     "An effect exists or does not.",
   ),
   "randomness": Comparison(
-    "Where training is random: two calls differ, and move the same variables.",
+    "Where training is random: two calls differ, and move the same variables."
+    " No op of the export has a seed of its own, which all replicas would"
+    " share.",
     "They differ or do not.",
   ),
   SEEDED: Comparison(
-    "Where training is random: with the same seeds, two calls are equal."
-    " Outputs, gradients and updates with these seeds are compared, too. Random"
-    " ops in loops, and layers with seeds of their own, are noted only.",
+    "Where training is random: with the same seeds in all random ops, two calls"
+    " are equal, and the model and its export draw as often. Outputs, gradients"
+    " and updates with these seeds are compared, too, with the defaults and"
+    " with other rates.",
     "They are equal or not.",
+  ),
+  SAMPLED: Comparison(
+    "Where random ops are in a loop or a branch: means and variances of"
+    " outputs, gradients and updates over 64 calls.",
+    "Two rank sum tests. Equal models fail one in a million times at most."
+    " Differences of the means within the tolerance do not count.",
+    1e-3,
+    1e-5,
   ),
   "hub.KerasLayer": Comparison(
     "A hub.KerasLayer with trainable=True and changed arguments: outputs in"

@@ -13,8 +13,16 @@ Node = node_def_pb2.NodeDef
 
 CALLS = frozenset(["PartitionedCall", "StatefulPartitionedCall"])
 # Ops that return other values at each call; two attributes are their seeds.
-RANDOM = re.compile("Random|Rng|Multinomial|.*TruncatedNormal")
+SEEDED = re.compile(
+  r"Random(?!\w*(Dataset|Queue|Generator))|Multinomial|SampleDistorted"
+  r"|(Parameterized)?TruncatedNormal|\w*CandidateSampler"
+)
 SEEDS = ("seed", "seed2")
+# These, and ops with another source of randomness.
+RANDOM = re.compile(
+  rf"{SEEDED.pattern}|Rng|Stateful\w*(Uniform|Normal|Int)"
+  r"|Fractional(Avg|Max)Pool$"
+)
 
 
 def functions(graph: graph_pb2.GraphDef) -> dict[str, Function]:

@@ -12,7 +12,6 @@ order.
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-import contextlib
 import functools
 import hashlib
 import inspect
@@ -38,8 +37,8 @@ import tensorflow_hub as hub
 import tf_keras
 
 from exporters.reusable import comparison
-from exporters.reusable import graphs
 from exporters.reusable import private_api
+from exporters.reusable import randomness
 from exporters.reusable import xla_trap
 
 Arrays = comparison.Arrays
@@ -51,8 +50,6 @@ INTERFACE = (
   "trainable_variables",
   "regularization_losses",
 )
-_SEED = 1
-_SAVED_MODEL = "saved_model.pb"
 
 
 class Call(NamedTuple):
@@ -72,6 +69,7 @@ class Call(NamedTuple):
     random: Whether two calls of the model differ. Only what `_randomness`
       returns is then observed.
     seeded: Whether the random ops of both models get the same seeds.
+    sampled: Whether to observe a sample of calls, as `randomness.sample` does.
   """
 
   name: str
@@ -85,6 +83,7 @@ class Call(NamedTuple):
   empty: bool = False
   random: bool = False
   seeded: bool = False
+  sampled: bool = False
 
 
 class Observation(NamedTuple):
@@ -149,7 +148,7 @@ def observe_calls(
   model: Any,
   call: Callable[..., Any],
   calls: Iterable[Call],
-  step: Callable[..., Any],
+  steps: Callable[..., Callable[..., Any]],
 ) -> Iterator[Observation]:
   """Observes calls of a model. Its variables keep their values.
 
@@ -158,7 +157,7 @@ def observe_calls(
     model: An object with `variables` and `trainable_variables`.
     call: The model as a function.
     calls: The calls to make.
-    step: Its `train_step`.
+    steps: Returns its `train_step`, for names of arguments.
   """
   for made in calls:
     if made.random:
@@ -170,18 +169,21 @@ def observe_calls(
       arrays = {"effect": np.array(effect)}
       yield Observation(part, "hyperparameters", made.name, arrays)
       continue
+    function = steps(*made.arguments) if made.gradients else call
+    if made.sampled:
+      runs = (
+        _flat(model, made, *_run(model, function, made.example, made.arguments))
+        for _ in range(randomness.CALLS)
+      )
+      arrays = randomness.sample(runs)
+      yield Observation(part, comparison.SAMPLED, made.name, arrays)
+      continue
     if made.seeded:
-      tf.random.set_seed(_SEED)
-    result, updates = _run(
-      model, step if made.gradients else call, made.example, made.arguments
-    )
-    outputs, gradients = result if made.gradients else (result, ())
-    if made.seeded:
-      taken = _seeds_taken()
-      seeded = _with_seed(call)
-      twice = differ(model, seeded, made.example, *[made.arguments] * 2)
-      arrays = {"ops": np.array(taken), "repeats": np.array(not twice)}
+      arrays, (result, updates) = _seeded(model, call, function, made)
       yield Observation(part, comparison.SEEDED, made.name, arrays)
+    else:
+      result, updates = _run(model, function, made.example, made.arguments)
+    outputs, gradients = result if made.gradients else (result, ())
     yield Observation(part, "outputs", made.name, _arrays(outputs))
     if made.gradients:
       # Without a name of their own, they are freed before the next gradients.
@@ -261,28 +263,45 @@ def _randomness(
   }
 
 
-def _with_seed(call: Callable[..., Any]) -> Callable[..., Any]:
-  def seeded(*args: Any, **kwargs: Any) -> Any:
-    tf.random.set_seed(_SEED)
-    return call(*args, **kwargs)
+def _flat(model: Any, made: Call, result: Any, updates: Arrays) -> Arrays:
+  """Names all that a call observes in one dict."""
+  outputs, gradients = result if made.gradients else (result, [])
+  trained = model.trainable_variables if made.gradients else []
+  return {
+    **{f"{name} of the outputs": y for name, y in _arrays(outputs).items()},
+    **{
+      f"gradient of {name}": y
+      for name, y in _numbered(trained, gradients).items()
+    },
+    **(updates if made.updates else {}),
+  }
 
-  return seeded
+
+def _seeded(
+  model: Any, call: Callable[..., Any], step: Callable[..., Any], made: Call
+) -> tuple[Arrays, tuple[Any, Arrays]]:
+  """Runs `step` with numbered seeds; tells whether a call draws the same."""
+  runs = []
+  for function in (call, call, step):
+    with private_api.numbered_seeds() as given:
+      runs.append(_run(model, function, made.example, made.arguments))
+      if len(runs) == 1:
+        count = given()
+  seen = [_arrays({"outputs": y}) | updates for y, updates in runs[:2]]
+  repeats = not comparison.compare("outputs", *seen)[1]
+  return {"draws": np.array(count), "repeats": np.array(repeats)}, runs[2]
 
 
-def _seeds() -> Iterator[tuple[int, int]]:
-  """Yields the seeds that random ops get one after the other."""
-  tf.random.set_seed(_SEED)
-  while True:
-    yield tf.compat.v1.get_seed(None)
-
-
-def _seeds_taken() -> int:
-  """Counts the ops that have got a seed since `_SEED` was set; -1: many."""
-  following = tf.compat.v1.get_seed(None)
-  for count, seeds in enumerate(itertools.islice(_seeds(), 2**14)):
-    if seeds == following:
-      return count
-  return -1
+def draws(
+  model: Any,
+  call: Callable[..., Any],
+  example: Any,
+  arguments: Mapping[str, Any],
+) -> int:
+  """Counts the random ops that a call runs eagerly."""
+  with private_api.numbered_seeds() as given:
+    _run(model, call, example, arguments)
+    return given()
 
 
 def _run(
@@ -430,7 +449,12 @@ def check(
     for part, problems in missing.items()
     if not problems
   }
-  with _with_seeds(export_dir) as with_seeds:
+  if count := randomness.seeds(export_dir):
+    problem = (
+      f"{count} random ops have seeds, with which all replicas draw the same"
+    )
+    results.append(_result("", "randomness", "", 0.0, [problem]))
+  with randomness.with_seeds(export_dir, load) as with_seeds:
     for part, calls in plan.items():
       results.append(_result(part, "interface", "", 0.0, missing[part]))
       seen_part, of_live = next(of_parts)
@@ -444,7 +468,7 @@ def check(
           states[part],
           lambda part=part: _part(with_seeds(), part),
         )
-  if not results[0].problems:
+  if not missing[""]:
     example = plan[""][0].example
     results += _check_served(export_dir, model, example, save_again)
   return results
@@ -475,13 +499,13 @@ def _check_part(
     state: What `observe_state` yields for it before any call.
     with_seeds: Loads the same with the seeds of `_seeds` in its random ops.
   """
-  step = _graph_step(model)
+  steps = _graph_steps(model)
   skipped = None
   for new, old in zip(
     itertools.chain(
       state,
       observe_calls(
-        part, model, model, [c for c in calls if not c.seeded], step
+        part, model, model, [c for c in calls if not c.seeded], steps
       ),
       _observe_seeded(part, [c for c in calls if c.seeded], with_seeds),
     ),
@@ -499,13 +523,14 @@ def _check_part(
           dict.fromkeys(x, np.array(0)) for x in (expected, arrays)
         )
     largest, problems = comparison.compare(new.kind, expected, arrays)
-    notes = []
     if new.kind == "hyperparameters":
       problems = [] if all(new.arrays.values()) else ["it changes nothing"]
     elif new.kind == comparison.SEEDED:
-      problems, notes = _of_seeds(old.arrays, new.arrays)
-      skipped = new.call if problems or notes else None
-    yield _result(*new[:3], largest, problems, notes)
+      problems = _of_seeds(old.arrays, new.arrays)
+      skipped = new.call if problems else None
+    elif new.kind == comparison.SAMPLED:
+      problems = randomness.compare(expected, arrays)
+    yield _result(*new[:3], largest, problems)
   for made in calls:
     if made.keras and not isinstance(model, tf_keras.Model):
       kind = "hub.KerasLayer"
@@ -517,14 +542,25 @@ def _check_part(
       yield _result(part, comparison.EMPTY, made.name, 0.0, problems)
     if made.compilation:
       yield _result(
-        part, comparison.XLA, made.name, 0.0, *_under_xla(step, made)
+        part,
+        comparison.XLA,
+        made.name,
+        0.0,
+        *_under_xla(steps(*made.arguments), made),
       )
 
 
-def _graph_step(model: Any) -> tf.types.experimental.PolymorphicFunction:
-  """Makes the train step of a loaded model, as a graph."""
-  return tf.function(
-    train_step(model, model), autograph=False, reduce_retracing=True
+def _graph_steps(
+  model: Any,
+) -> Callable[..., tf.types.experimental.PolymorphicFunction]:
+  """Makes a function from names of arguments to a train step, as a graph.
+
+  Retracing with other arguments fails in TensorFlow.
+  """
+  return functools.cache(
+    lambda *names: tf.function(
+      train_step(model, model), autograph=False, reduce_retracing=True
+    )
   )
 
 
@@ -534,89 +570,32 @@ def _observe_seeded(
   """Observes calls of an export whose random ops have seeds."""
   for made in calls:
     model = with_seeds()
-    step = _graph_step(model) if made.gradients else tf.function(model)
-    of_seeds, *others = observe_calls(part, model, model, [made], step)
-    trace = step.get_concrete_function(made.example, **made.arguments)
-    count = _random_ops(trace.graph.as_graph_def())
-    arrays = {**of_seeds.arrays, "ops": np.array(count)}
+    of_seeds, *others = observe_calls(
+      part, model, model, [made], _graph_steps(model)
+    )
+    trace = tf.function(model, autograph=False).get_concrete_function(
+      made.example, **made.arguments
+    )
+    count = randomness.draws(trace.graph.as_graph_def())
+    arrays = {**of_seeds.arrays, "draws": np.array(count)}
     yield of_seeds._replace(arrays=arrays)
     yield from others
 
 
-def _random_ops(graph: Any) -> int:
-  """Counts the random ops of the only function in a graph that has some.
-
-  Returns:
-    -1 if there are several functions, or the function is the body of a loop or
-    a branch, whose ops the graph's order says nothing of.
-  """
-  by_name = graphs.functions(graph)
-  called = {None: list(graph.node)}
-  waiting = list(graph.node)
-  while waiting:
-    node = waiting.pop()
-    for name in graphs.called(node):
-      if name in by_name and name not in called:
-        called[name] = list(by_name[name].node_def)
-        waiting += called[name]
-  counts = {
-    name: count
-    for name, nodes in called.items()
-    if (count := sum(bool(graphs.RANDOM.match(n.op)) for n in nodes))
-  }
-  is_called = not any(
-    name in counts
-    for nodes in called.values()
-    for node in nodes
-    if node.op not in graphs.CALLS
-    for name in graphs.called(node)
-  )
-  return sum(counts.values()) if len(counts) < 2 and is_called else -1
-
-
-def _of_seeds(live: Arrays, export: Arrays) -> tuple[list[str], list[str]]:
-  """Returns problems and notes of calls with the same seeds."""
-  if live["ops"] != export["ops"] or export["ops"] < 0:
-    return [], [
-      "Training is random in a way that no seed of TensorFlow fixes, such as in"
-      " a loop or by seeds of its own: its values are not compared."
-    ]
+def _of_seeds(live: Arrays, export: Arrays) -> list[str]:
+  """Returns problems of calls with the same seeds."""
   if not live["repeats"]:
     return [
       "training draws random numbers that are not TensorFlow's, such as"
       " NumPy's: the export repeats those of its trace"
-    ], []
-  return [], []
-
-
-@contextlib.contextmanager
-def _with_seeds(export_dir: str) -> Iterator[Callable[[], Any]]:
-  """Makes a function that loads an export with seeds in its random ops."""
-  with tempfile.TemporaryDirectory() as directory:
-
-    @functools.cache
-    def write() -> None:
-      source = pathlib.Path(export_dir)
-      for path in source.iterdir():
-        if path.name != _SAVED_MODEL:
-          os.symlink(path.absolute(), os.path.join(directory, path.name))
-      saved_model = private_api.saved_model_pb2.SavedModel.FromString(
-        (source / _SAVED_MODEL).read_bytes()
-      )
-      for function in saved_model.meta_graphs[0].graph_def.library.function:
-        nodes = [n for n in function.node_def if graphs.RANDOM.match(n.op)]
-        for node, seeds in zip(nodes, _seeds(), strict=False):
-          for name, seed in zip(graphs.SEEDS, seeds, strict=True):
-            node.attr[name].i = seed
-      pathlib.Path(directory, _SAVED_MODEL).write_bytes(
-        saved_model.SerializeToString()
-      )
-
-    def load_it() -> Any:
-      write()
-      return load(directory)
-
-    yield load_it
+    ]
+  if live["draws"] != export["draws"]:
+    count = int(export["draws"])
+    return [
+      f"a call draws {live['draws']} times from random ops, and the export"
+      f" {count if count >= 0 else 'in a loop or a branch'}"
+    ]
+  return []
 
 
 def _missing(model: Any, calls: Iterable[Call]) -> list[str]:
@@ -708,8 +687,6 @@ def _under_xla(
       "XLA takes no strings. Consumers can train the export without XLA only,"
       " and not on TPUs; a sub-object that takes numbers is compared by itself."
     ]
-  if made.random:  # Not yet traced, and TensorFlow mixes up its arguments.
-    step = tf.function(step.python_function, autograph=False)
   trace = step.get_concrete_function(made.example, **made.arguments)
   graph = trace.graph.as_graph_def()
   if loops := xla_trap.loops(graph):

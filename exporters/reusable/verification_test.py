@@ -19,6 +19,7 @@ from exporters.reusable import errors
 from exporters.reusable import hyperparameters
 from exporters.reusable import layer_calls
 from exporters.reusable import observation
+from exporters.reusable import randomness
 from exporters.reusable import saving
 from exporters.reusable import verification
 
@@ -171,6 +172,50 @@ def _other_noise(export_dir):
       return inputs + 1.1 * (super().call(inputs, training) - inputs)
 
   _export(_source(_model(dropout=Other(name="dropout")), ()), export_dir)
+
+
+class _NoisyLoop(layers.Layer):
+  stddev = 0.5
+
+  def call(self, inputs, training=None):
+    def step(i, x):
+      return i + 1, x + tf.random.normal(tf.shape(x), stddev=self.stddev)
+
+    if not training:
+      return inputs
+    return tf.while_loop(lambda i, _: i < 3, step, (0, inputs))[1]
+
+
+class _NoisierLoop(_NoisyLoop):
+  stddev = 0.75
+
+
+def _noisy_loop(layer=_NoisyLoop):
+  source = _source(_model(dropout=layer(name="dropout")), ())
+  return {"": (source, _SPEC, _EXAMPLES)}
+
+
+class _HalfTheRate(layers.Dropout):
+  def call(self, inputs, training=None):
+    rate, self.rate = self.rate, 0.5 * self.rate
+    outputs = super().call(inputs, training)
+    self.rate = rate
+    return outputs
+
+
+def _rate_halved(export_dir):
+  dropout = _HalfTheRate(0.5, name="dropout")
+  _export(_source(_model(dropout=dropout)), export_dir)
+
+
+def _with_seed():
+  dropout = layers.Dropout(0.5, name="dropout", seed=7)
+  return {"": (_source(_model(dropout=dropout)), _SPEC, _EXAMPLES)}
+
+
+def _seed_saved(export_dir):
+  with mock.patch.object(saving.slimming, "slim"):
+    _export_parts(_with_seed(), export_dir)
 
 
 def _with_numpy_mask():
@@ -672,6 +717,30 @@ _BROKEN = [
     "the tensor differs by",
   ),
   (
+    "rate_halved",
+    _plain,
+    _rate_halved,
+    "outputs",
+    r"outputs, training \(5, 4\), one seed",
+    "the tensor differs by",
+  ),
+  (
+    "seed_saved",
+    _with_seed,
+    _seed_saved,
+    "randomness",
+    "randomness",
+    "^1 random ops have seeds",
+  ),
+  (
+    "noisier_loop",
+    _noisy_loop,
+    _broken_parts(_noisy_loop, layer=_NoisierLoop),
+    "distribution",
+    r"distribution, training \(5, 4\), 64 calls",
+    "the variances over 64 calls differ",
+  ),
+  (
     "frozen_mask_of_numpy",
     _with_numpy_mask,
     _broken_parts(_with_numpy_mask),
@@ -798,12 +867,34 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       comparison.named({"a": [1]}), comparison.named({"a": {"0": 1}})
     )
 
+  def test_compares_distributions(self):
+    """Samples of one distribution never differ; those of others do."""
+    rng = np.random.default_rng(0)
+
+    def dropped(rate, shape=(randomness.CALLS, 40)):
+      return {"y": rng.binomial(1, 1 - rate, shape) / (1 - rate)}
+
+    frozen = {"y": dropped(0.5)["y"][:1] + 0.01 * dropped(0.5)["y"]}
+    for _ in range(50):
+      samples = dropped(0.5), dropped(0.5)
+      self.assertEmpty(randomness.compare(*samples))
+    for other in (dropped(0.25), dropped(0.0), frozen):
+      self.assertNotEmpty(randomness.compare(dropped(0.5), other))
+    # Of 3 and 2 numbers in 10 orders.
+    self.assertAllEqual(randomness._orders(3, 2), [1, 1, 2, 2, 2, 1, 1])
+
   def test_every_comparison_finds_something(self):
     self.assertEqual(
       {kind for *_, kind, _, _ in _BROKEN}, set(comparison.COMPARISONS)
     )
 
-  @parameterized.parameters((_plain, 22), (_with_head, 42), (_preprocessor, 30))
+  @parameterized.parameters(
+    (_plain, 29),
+    (_with_head, 56),
+    (_preprocessor, 30),
+    (_noisy_loop, 17),
+    (_with_seed, 29),
+  )
   def test_intact(self, live, count):
     parts = live()
     export_dir = os.path.join(self.get_temp_dir(), "intact")
