@@ -58,7 +58,7 @@ COMPARISONS = {
     "Which variables are trainable, and their order.", "Exact comparison."
   ),
   "regularization losses": Comparison(
-    "Each regularization loss.",
+    "Each regularization loss, and its gradients.",
     "Each is a sum over one weight in float32, whose precision is 6e-8.",
     1e-6,
   ),
@@ -113,6 +113,12 @@ COMPARISONS = {
     "A hub.KerasLayer with trainable=True and changed arguments: outputs in"
     " training, regularization losses, trainable weights.",
     "It calls the same function.",
+    1e-5,
+  ),
+  "other forms": Comparison(
+    "The other forms of the input that the export takes, such as lists and"
+    " other dtypes, in inference and in training without randomness.",
+    "Each calls the same function.",
     1e-5,
   ),
   EMPTY: Comparison(

@@ -66,6 +66,7 @@ class Call(NamedTuple):
     keras: Whether to call a hub.KerasLayer of the export too.
     compilation: Whether to examine the train step of this call for XLA.
     empty: Whether to call the export without examples too.
+    forms: Whether to call the export with all other forms of the input too.
     random: Whether two calls of the model differ. Only what `_randomness`
       returns is then observed.
     seeded: Whether the random ops of both models get the same seeds.
@@ -81,6 +82,7 @@ class Call(NamedTuple):
   keras: bool = False
   compilation: bool = False
   empty: bool = False
+  forms: bool = False
   random: bool = False
   seeded: bool = False
   sampled: bool = False
@@ -137,9 +139,14 @@ def observe_state(part: str, model: Any) -> Iterator[Observation]:
   yield Observation(part, "variables", "", digests)
   positions = _positions(model, model.trainable_variables)
   yield Observation(part, "trainable variables", "", positions)
-  losses = {
-    str(i): _array(f()) for i, f in enumerate(model.regularization_losses)
-  }
+  losses = {}
+  for i, function in enumerate(model.regularization_losses):
+    with tf.GradientTape() as tape:
+      loss = function()
+    trained = list(model.trainable_variables)
+    gradients = _numbered(trained, tape.gradient(loss, trained))
+    losses[str(i)] = _array(loss)
+    losses |= {f"gradient of {i} for {k}": g for k, g in gradients.items()}
   yield Observation(part, "regularization losses", "", losses)
 
 
@@ -531,13 +538,19 @@ def _check_part(
     elif new.kind == comparison.SAMPLED:
       problems = randomness.compare(expected, arrays)
     yield _result(*new[:3], largest, problems)
+  is_keras = isinstance(model, tf_keras.Model)
   for made in calls:
-    if made.keras and not isinstance(model, tf_keras.Model):
+    if made.keras and not is_keras:
       kind = "hub.KerasLayer"
       compared = comparison.compare(kind, *_in_keras(model, made))
       yield _result(part, kind, made.name, *compared)
+    if made.forms and not is_keras:
+      for form, *arrays in _in_other_forms(model, made):
+        kind = "other forms"
+        compared = comparison.compare(kind, *arrays)
+        yield _result(part, kind, f"{made.name}, {form}", *compared)
     # Keras makes its own layers anew, for the strategy of each consumer.
-    if made.empty and not isinstance(model, tf_keras.Model):
+    if made.empty and not is_keras:
       problems = _of_no_examples(model, made)
       yield _result(part, comparison.EMPTY, made.name, 0.0, problems)
     if made.compilation:
@@ -760,6 +773,49 @@ def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
     see(model, made.arguments, model.trainable_variables, losses),
     see(layer, training, layer.trainable_weights, layer.losses),
   )
+
+
+def _in_other_forms(
+  model: Any, made: Call
+) -> Iterator[tuple[str, Arrays, Arrays]]:
+  """Calls a loaded model with all forms of the input that it takes.
+
+  Yields:
+    The form, and what calls with the same values in the form of the example,
+    and in this form, return and update.
+  """
+  example = made.example
+  values = example.values() if isinstance(example, Mapping) else example
+  values = tf.nest.flatten(list(values) if values is not example else values)
+  forms = {}
+  for function in model.__call__.concrete_functions:
+    form = function.structured_input_signature[0][0]
+    if isinstance(form, Mapping) and isinstance(example, Mapping):
+      form = {key: form[key] for key in example}
+    is_dict = isinstance(form, Mapping)
+    specs = list(form.values()) if is_dict else tf.nest.flatten(form)
+    name = f"{type(form).__name__} of {', '.join(str(x.dtype) for x in specs)}"
+    are_tensors = all(isinstance(x, tf.TensorSpec) for x in specs)
+    if not are_tensors or len(specs) != len(values):
+      continue
+    is_own = is_dict == isinstance(example, Mapping) and all(
+      x.dtype == v.dtype for x, v in zip(specs, values, strict=True)
+    )
+    if not is_own:
+      forms.setdefault(name, (form, specs))
+  for name, (form, specs) in forms.items():
+    cast = [tf.cast(x, s.dtype) for x, s in zip(values, specs, strict=True)]
+    back = [tf.cast(x, v.dtype) for x, v in zip(cast, values, strict=True)]
+    pair = []
+    for like, given in ((example, back), (form, cast)):
+      inputs = (
+        dict(zip(like, given, strict=True))
+        if isinstance(like, Mapping)
+        else tf.nest.pack_sequence_as(like, given)
+      )
+      outputs, updates = _run(model, model, inputs, made.arguments)
+      pair.append(_arrays({"outputs": outputs}) | updates)
+    yield name, *pair
 
 
 def _saved_again(export_dir: str, model: Any, example: Any) -> Arrays:

@@ -137,7 +137,7 @@ def _write_seeds(library: Any) -> None:
 def sample(runs: Iterable[comparison.Arrays]) -> comparison.Arrays:
   """Stacks observations of calls: `[calls, values]` of each array."""
   seen = [
-    {k: _values(x) for k, x in run.items() if x.dtype.kind != "O"}
+    {k: _values(x) for k, x in run.items() if x.dtype.kind not in "OSU"}
     for run in runs
   ]
   return {

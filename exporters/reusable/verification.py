@@ -300,14 +300,22 @@ def _calls(
       in_inference = {} if training else {**learning, **once}
       if training and is_random:
         in_inference = learning
-      yield observation.Call(f"inference {size}", example, {}, **in_inference)
+      yield observation.Call(
+        f"inference {size}", example, {}, forms=i == 0, **in_inference
+      )
     mode = f"{'training' if training else 'inference'} {size}"
     if is_random and i == 0:
       yield observation.Call(mode, example, steadily, **once, random=True)
     elif training and not is_random:
       keras = level == "full" and i == 0
       yield observation.Call(
-        mode, example, steadily, **learning, keras=keras, **once
+        mode,
+        example,
+        steadily,
+        **learning,
+        keras=keras,
+        forms=keras,
+        **once,
       )
   counts = {_rows(x) for x in examples}
   if can_be_empty and (training or not is_random):

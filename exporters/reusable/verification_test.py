@@ -278,6 +278,27 @@ def _regularizer_dropped(export_dir):
   _export(_source(_model(second=second)), export_dir)
 
 
+def _loss_without_gradient(export_dir):
+  def stopped(kernel):
+    return tf.stop_gradient(tf_keras.regularizers.L2()(kernel))
+
+  second = layers.Dense(2, kernel_regularizer=stopped, name="second")
+  _export(_source(_model(second=second)), export_dir)
+
+
+def _half_precision_doubled(export_dir):
+  def doubled(inputs, spec):
+    if inputs.dtype != spec.dtype:
+      return 2 * tf.cast(inputs, spec.dtype)
+    return None
+
+  source = _source(_model())
+  with mock.patch.object(saving, "_converted", doubled):
+    root = saving.reusable(source, also_takes=saving.of_mixed_precision(_SPEC))
+  signature = saving.signature(root, _SPEC)
+  saving.save(root, export_dir, signatures={"serving_default": signature})
+
+
 def _dropout_left_on(export_dir):
   class AlwaysOn(layers.Dropout):
     def call(self, inputs, training=None):
@@ -627,6 +648,22 @@ _BROKEN = [
     "regularization losses",
     "regularization losses",
     "1 is missing",
+  ),
+  (
+    "loss_without_gradient",
+    _plain,
+    _loss_without_gradient,
+    "regularization losses",
+    "regularization losses",
+    "gradient of 1 for 4 second/kernel:0 is missing",
+  ),
+  (
+    "half_precision_doubled",
+    _plain,
+    _half_precision_doubled,
+    "other forms",
+    r"other forms, training \(5, 4\), TensorSpec of .*bfloat16.*",
+    "outputs differs by",
   ),
   (
     "dropout_left_on",

@@ -1,0 +1,754 @@
+r"""Plants faults in exports, and prints which comparison finds each.
+
+Each fault is one change of a SavedModel: of a weight, an op, an attribute, a
+constant, a default, a list of variables or losses, a signature. Verification
+must find it. A fault that survives is a hole in verification, or has no effect.
+
+  bazel run //exporters/reusable:mutants
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
+import functools
+import io
+import itertools
+import os
+import pathlib
+import random
+import sys
+import tempfile
+import time
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from exporters.reusable import graphs
+from exporters.reusable import observation
+from exporters.reusable import private_api
+from exporters.reusable import saving
+from exporters.reusable import verification
+
+# Ops of the same inputs and attributes that compute something else.
+_SIMILAR = {
+  "AddV2": "Sub",
+  "AssignAddVariableOp": "AssignSubVariableOp",
+  "AssignSubVariableOp": "AssignAddVariableOp",
+  "AvgPool": "MaxPool",
+  "Elu": "Relu",
+  "Erf": "Tanh",
+  "Exp": "Square",
+  "GreaterEqual": "Less",
+  "Greater": "LessEqual",
+  "Less": "GreaterEqual",
+  "LogicalAnd": "LogicalOr",
+  "Max": "Mean",
+  "MaxPool": "AvgPool",
+  "Maximum": "Minimum",
+  "Mean": "Max",
+  "Mul": "AddV2",
+  "Neg": "Identity",
+  "RandomStandardNormal": "RandomUniform",
+  "RandomUniform": "RandomStandardNormal",
+  "RealDiv": "Mul",
+  "Relu": "Elu",
+  "Rsqrt": "Sqrt",
+  "Sigmoid": "Tanh",
+  "Softmax": "LogSoftmax",
+  "Softplus": "Relu",
+  "Sqrt": "Square",
+  "Square": "Abs",
+  "SquaredDifference": "Sub",
+  "Sub": "AddV2",
+  "Sum": "Mean",
+  "Tanh": "Sigmoid",
+}
+# Ops whose first operand has the shape and dtype of their result.
+_BYPASSED = ("BiasAdd", "Elu", "Erf", "Relu", "Softmax", "Square", "Tanh")
+_ORDERED = {"Sub": (0, 1), "RealDiv": (0, 1), "MatMul": (0, 1), "Pow": (0, 1)}
+_ORDERED |= {"Select": (1, 2), "SelectV2": (1, 2), "BatchMatMulV2": (0, 1)}
+_FLOATS = (tf.float32.as_datatype_enum,)
+
+
+_SMALL_BERT = {
+  "vocab_size": 50,
+  "hidden_size": 16,
+  "num_layers": 2,
+  "num_attention_heads": 2,
+  "intermediate_size": 24,
+  "max_position_embeddings": 12,
+}
+
+
+class Export(NamedTuple):
+  """What a fault changes.
+
+  Attributes:
+    message: The `saved_model.pb`.
+    weights: The tensors of the checkpoint, by name.
+  """
+
+  message: Any
+  weights: dict[str, np.ndarray]
+
+  @property
+  def library(self) -> Any:
+    """The functions and their gradients."""
+    return self.message.meta_graphs[0].graph_def.library
+
+  @property
+  def objects(self) -> Any:
+    """The graph of objects. The first node is the export itself."""
+    return self.message.meta_graphs[0].object_graph_def
+
+  def child(self, *path: str) -> Any:
+    """Returns an object of the export."""
+    node = self.objects.nodes[0]
+    for name in path:
+      children = {c.local_name: c.node_id for c in node.children}
+      node = self.objects.nodes[children[name]]
+    return node
+
+
+class Fault(NamedTuple):
+  """One fault.
+
+  Attributes:
+    kind: What is changed.
+    where: The place, in words.
+    plant: Changes an export.
+  """
+
+  kind: str
+  where: str
+  plant: Callable[[Export], None]
+
+
+class Subject(NamedTuple):
+  """An export and what was observed of its live model."""
+
+  name: str
+  export_dir: str
+  plan: dict[str, list[observation.Call]]
+  seen: list[observation.Observation]
+
+
+def subject(
+  name: str,
+  source: saving.Source,
+  examples: Sequence[Any],
+  export_dir: str,
+  also_takes: Sequence[Any] = (),
+) -> Subject:
+  """Exports a model, and observes the live one once for all faults."""
+  root = saving.reusable(source, also_takes=also_takes)
+  signature = saving.signature(root, source.input_spec)
+  saving.save(root, export_dir, signatures={"serving_default": signature})
+  plan, seen = verification.observe({"": (source, examples)}, "full")
+  return Subject(name, export_dir, plan, list(seen))
+
+
+def read(export_dir: str) -> Export:
+  """Reads an export."""
+  message = private_api.saved_model_pb2.SavedModel.FromString(
+    pathlib.Path(export_dir, "saved_model.pb").read_bytes()
+  )
+  reader = tf.train.load_checkpoint(f"{export_dir}/variables/variables")
+  weights = {}
+  for name, dtype in reader.get_variable_to_dtype_map().items():
+    # NumPy's own type for strings drops trailing zero bytes.
+    is_text = object if dtype == tf.string else None
+    weights[name] = np.asarray(reader.get_tensor(name), is_text)
+  return Export(message, weights)
+
+
+def _write(export: Export, directory: str, weights_of: str | None) -> None:
+  """Writes an export, with weights as they are at `weights_of` if it is set."""
+  path = pathlib.Path(directory)
+  (path / "saved_model.pb").write_bytes(export.message.SerializeToString())
+  if weights_of:
+    os.symlink(f"{weights_of}/variables", path / "variables")
+    return
+  (path / "variables").mkdir()
+  names = sorted(export.weights)
+  tf.raw_ops.SaveV2(
+    prefix=f"{directory}/variables/variables",
+    tensor_names=names,
+    shape_and_slices=[""] * len(names),
+    tensors=[tf.constant(export.weights[name]) for name in names],
+  )
+
+
+class _FoundError(Exception):
+  pass
+
+
+def found_by(subject: Subject, fault: Fault) -> str | None:
+  """Plants a fault; returns what finds it, None if nothing does."""
+  result = observation._result
+
+  def stop_at_problems(part, kind, call, largest, problems, notes=()):
+    if problems:
+      raise _FoundError(f"{kind}: {problems[0]}")
+    return result(part, kind, call, largest, problems, notes)
+
+  export = read(subject.export_dir)
+  message = export.message.SerializeToString(deterministic=True)
+  weights = {name: x.tobytes() for name, x in export.weights.items()}
+  fault.plant(export)
+  same = weights == {name: x.tobytes() for name, x in export.weights.items()}
+  if same and message == export.message.SerializeToString(deterministic=True):
+    raise ValueError(f"{fault.kind} ({fault.where}) changes nothing")
+  with (
+    tempfile.TemporaryDirectory() as parent,
+    mock.patch.object(observation, "_result", stop_at_problems),
+    contextlib.redirect_stdout(io.StringIO()),
+  ):
+    directory = os.path.join(parent, "export")  # Is moved beside itself.
+    os.mkdir(directory)
+    _write(export, directory, subject.export_dir if same else None)
+    try:
+      observation.check(
+        directory,
+        observation.load(directory),
+        subject.plan,
+        iter(subject.seen),
+        save_again=True,
+      )
+    except _FoundError as e:
+      return str(e)
+    except (OSError, ValueError, tf.errors.OpError) as e:
+      return f"it cannot be loaded and called: {' '.join(str(e).split())}"
+  return None
+
+
+def faults(export: Export) -> Iterator[Fault]:
+  """Yields all faults that fit an export."""
+  yield from _of_weights(export)
+  yield from _of_objects(export)
+  reached = _reached(export)
+  for i, function in enumerate(export.library.function):
+    if role := reached.get(function.signature.name):
+      for kind, where, plant in _of_function(function, role):
+        yield Fault(
+          f"{role}: {kind}",
+          f"{where} in {function.signature.name}",
+          lambda export, i=i, plant=plant: plant(export.library.function[i]),
+        )
+
+
+def _reached(export: Export) -> dict[str, str]:
+  """Names what each function of a library is for."""
+  by_name = {f.signature.name: f for f in export.library.function}
+  gradients = [g.gradient_func for g in export.library.registered_gradients]
+  objects = export.objects.nodes
+  losses = [
+    name
+    for child in export.child("regularization_losses").children
+    for name in _functions_of(objects[child.node_id])
+  ]
+  signatures = [
+    name
+    for child in export.child("signatures").children
+    for name in _functions_of(objects[child.node_id])
+  ]
+  calls = _functions_of(export.child("__call__"))
+  roles: dict[str, str] = {}
+  for role, names in (
+    ("call", calls),
+    ("loss", losses),
+    ("signature", signatures),
+    ("gradient", gradients),
+  ):
+    waiting = [name for name in names if name in by_name]
+    while waiting:
+      name = waiting.pop()
+      if name not in roles:
+        roles[name] = role
+        waiting += [
+          inner
+          for node in by_name[name].node_def
+          for inner in graphs.called(node)
+          if inner in by_name
+        ]
+  return roles
+
+
+def _functions_of(node: Any) -> list[str]:
+  if node.HasField("bare_concrete_function"):
+    return [node.bare_concrete_function.concrete_function_name]
+  return list(node.function.concrete_functions)
+
+
+def _of_weights(export: Export) -> Iterator[Fault]:
+  """Yields changes of values in the checkpoint."""
+
+  def changed(name, change):
+    def plant(export):
+      export.weights[name] = np.ascontiguousarray(
+        change(export.weights[name].copy())
+      )
+
+    return plant
+
+  def last_bit(x):
+    x.reshape(-1)[-1] = np.nextafter(x.reshape(-1)[-1], np.float32(9))
+    return x
+
+  def column(x):
+    x[..., -1] *= np.float32(1.001)
+    return x
+
+  floats = {
+    name: x for name, x in export.weights.items() if x.dtype == np.float32
+  }
+  for name, x in floats.items():
+    yield Fault("weights: last bit of a value", name, changed(name, last_bit))
+    if x.ndim and x[..., -1].any():
+      yield Fault("weights: a column x 1.001", name, changed(name, column))
+    if x.any():
+      yield Fault("weights: sign", name, changed(name, np.negative))
+    if x.ndim > 1 and x.shape[-1] == x.shape[-2]:
+      swap = functools.partial(np.swapaxes, axis1=-1, axis2=-2)
+      yield Fault("weights: transposed", name, changed(name, swap))
+    if x.ndim > 1 and x.shape[-1] > 1:
+      roll = functools.partial(np.roll, shift=1, axis=-1)
+      yield Fault("weights: columns rolled", name, changed(name, roll))
+
+    def rounded(x):
+      return np.array(tf.cast(tf.cast(x, tf.bfloat16), tf.float32))
+
+    if np.any(rounded(x) != x):
+      yield Fault("weights: bfloat16", name, changed(name, rounded))
+
+  for (a, x), (b, y) in itertools.combinations(floats.items(), 2):
+    if x.shape == y.shape and np.any(x != y):
+
+      def swap(export, a=a, b=b):
+        weights = export.weights
+        weights[a], weights[b] = weights[b], weights[a]
+
+      yield Fault("weights: two variables swapped", f"{a} and {b}", swap)
+
+
+def _of_objects(export: Export) -> Iterator[Fault]:
+  """Yields changes of lists, defaults, and of what functions are bound to."""
+  for name in ("variables", "trainable_variables", "regularization_losses"):
+    count = len(export.child(name).children)
+
+    def drop(export, name=name, i=0):
+      children = export.child(name).children
+      del children[i]
+      for j, child in enumerate(children):
+        child.local_name = str(j)
+
+    def swap(export, name=name, i=0):
+      children = export.child(name).children
+      a, b = children[i], children[i + 1]
+      a.node_id, b.node_id = b.node_id, a.node_id
+
+    def double(export, name=name, i=0):
+      children = export.child(name).children
+      children.add(node_id=children[i].node_id, local_name=str(len(children)))
+
+    for i in range(count):
+      where = f"{i} of {name}"
+      yield Fault(
+        f"{name}: dropped", where, functools.partial(drop, name=name, i=i)
+      )
+      yield Fault(
+        f"{name}: twice", where, functools.partial(double, name=name, i=i)
+      )
+      if i + 1 < count:
+        yield Fault(
+          f"{name}: swapped", where, functools.partial(swap, name=name, i=i)
+        )
+  for i, node in enumerate(export.objects.nodes):
+    if node.HasField("variable") and node.variable.dtype in _FLOATS:
+
+      def flip(export, i=i):
+        variable = export.objects.nodes[i].variable
+        variable.trainable = not variable.trainable
+
+      yield Fault("variables: trainable flipped", node.variable.name, flip)
+  yield from _of_defaults(export)
+  yield from _of_bindings(export)
+
+
+def _of_defaults(export: Export) -> Iterator[Fault]:
+  spec = export.child("__call__").function.function_spec.fullargspec
+  fields = spec.named_tuple_value.values
+  by_key = {pair.key: pair.value for pair in fields}
+  names = [x.string_value for x in by_key["args"].list_value.values]
+  values = by_key["defaults"].tuple_value or by_key["defaults"].list_value
+  for i, name in enumerate(names[len(names) - len(values.values) :]):
+
+    def change(export, i=i):
+      spec = export.child("__call__").function.function_spec.fullargspec
+      value = next(
+        p.value for p in spec.named_tuple_value.values if p.key == "defaults"
+      )
+      value = (value.tuple_value or value.list_value).values[i]
+      if value.WhichOneof("kind") == "bool_value":
+        value.bool_value = not value.bool_value
+      else:
+        value.float64_value *= 0.5
+
+    yield Fault("default of an argument", name, change)
+
+
+def _of_bindings(export: Export) -> Iterator[Fault]:
+  """Yields functions that read other variables, or are taken for others."""
+  shapes = {
+    i: str(node.variable.shape)
+    for i, node in enumerate(export.objects.nodes)
+    if node.HasField("variable")
+  }
+  concrete = export.objects.concrete_functions
+  calls = _functions_of(export.child("__call__"))
+  for name in concrete:
+    bound = list(concrete[name].bound_inputs)
+    for i, j in itertools.combinations(range(len(bound)), 2):
+      if shapes.get(bound[i], i) == shapes.get(bound[j], j):
+
+        def swap(export, name=name, i=i, j=j):
+          bound = export.objects.concrete_functions[name].bound_inputs
+          bound[i], bound[j] = bound[j], bound[i]
+
+        role = "call" if name in calls else "other"
+        yield Fault(
+          f"{role}: two variables swapped", f"{i}, {j} of {name}", swap
+        )
+  for a, b in itertools.combinations(calls, 2):
+    if concrete[a].bound_inputs == concrete[b].bound_inputs:
+
+      def exchange(export, a=a, b=b):
+        concrete = export.objects.concrete_functions
+        first = concrete[a].canonicalized_input_signature
+        copy = type(first).FromString(first.SerializeToString())
+        first.CopyFrom(concrete[b].canonicalized_input_signature)
+        concrete[b].canonicalized_input_signature.CopyFrom(copy)
+
+      yield Fault("call: two modes swapped", f"{a} and {b}", exchange)
+
+
+def _of_function(
+  function: graphs.Function, role: str
+) -> Iterator[tuple[str, str, Callable[[graphs.Function], None]]]:
+  """Yields kind, place and change of faults in a function."""
+  # Gradients have a larger tolerance, and are not differentiated.
+  of_operands = [
+    ("operand x 1.0001", _times(1.0001)),
+    ("operand in bfloat16", _rounded),
+    ("operand without gradient", _stopped),
+  ]
+  if role == "gradient":
+    of_operands = [("operand x 1.01", _times(1.01))]
+  for i, node in enumerate(function.node_def):
+    for kind, change in _of_node(node):
+      yield (
+        kind,
+        f"{node.op} {node.name}",
+        lambda function, i=i, change=change: change(function.node_def[i]),
+      )
+    floats = node.attr["T"].type in _FLOATS if "T" in node.attr else False
+    if floats and node.input and node.op not in ("Identity", "Assert"):
+      for kind, inserted in of_operands:
+        yield (
+          kind,
+          f"{node.op} {node.name}",
+          functools.partial(_insert, i=i, inserted=inserted),
+        )
+  for key in function.control_ret:
+
+    def forget(function, key=key):
+      del function.control_ret[key]
+      function.signature.control_output.remove(key)
+
+    yield "effect dropped", key, forget
+  outputs = list(function.signature.output_arg)
+  for a, b in itertools.combinations(outputs, 2):
+    if a.type == b.type:
+
+      def swap(function, a=a.name, b=b.name):
+        function.ret[a], function.ret[b] = function.ret[b], function.ret[a]
+
+      yield "two results swapped", f"{a.name} and {b.name}", swap
+  yield from _of_scalars(function)
+
+
+def _of_scalars(
+  function: graphs.Function,
+) -> Iterator[tuple[str, str, Callable[[graphs.Function], None]]]:
+  """Yields uses of hyperparameters that are lost."""
+  shapes = {
+    arg.name: function.arg_attr[i].attr["_output_shapes"].list.shape
+    for i, arg in enumerate(function.signature.input_arg)
+    if arg.type in _FLOATS
+  }
+  names = {
+    name
+    for name, (shape, *_) in shapes.items()
+    if not shape.dim and not shape.unknown_rank
+  }
+  for i, node in enumerate(function.node_def):
+    for j, name in enumerate(node.input):
+      if name in names:
+
+        def ignore(function, i=i, j=j):
+          node = function.node_def.add(name="planted", op="Const")
+          node.attr["dtype"].type = tf.float32.as_datatype_enum
+          node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(0.4))
+          function.node_def[i].input[j] = "planted:output:0"
+
+        yield (
+          "hyperparameter ignored in one place",
+          f"{name} for {node.op} {node.name}",
+          ignore,
+        )
+        yield (
+          "hyperparameter x 0.5 in one place",
+          f"{name} for {node.op} {node.name}",
+          functools.partial(_insert, i=i, j=j, inserted=_halved),
+        )
+
+
+def _insert(
+  function: graphs.Function,
+  i: int,
+  inserted: Callable[[graphs.Function, str], str],
+  j: int = 0,
+) -> None:
+  """Puts nodes before an operand of a node."""
+  node = function.node_def[i]
+  new = inserted(function, node.input[j])
+  function.node_def[i].input[j] = new
+
+
+def _node(
+  function: graphs.Function, op: str, output: str, *inputs: str, **types: Any
+) -> str:
+  node = function.node_def.add(name=f"planted_{len(function.node_def)}", op=op)
+  node.input[:] = inputs
+  for name, dtype in types.items():
+    node.attr[name].type = dtype.as_datatype_enum
+  return f"{node.name}:{output}:0"
+
+
+def _times(factor: float) -> Callable[[graphs.Function, str], str]:
+  def inserted(function: graphs.Function, operand: str) -> str:
+    constant = _node(function, "Const", "output", dtype=tf.float32)
+    function.node_def[-1].attr["value"].tensor.CopyFrom(
+      tf.make_tensor_proto(factor, tf.float32)
+    )
+    return _node(function, "Mul", "z", operand, constant, T=tf.float32)
+
+  return inserted
+
+
+_halved = _times(0.5)
+
+
+def _rounded(function: graphs.Function, operand: str) -> str:
+  types = {"SrcT": tf.float32, "DstT": tf.bfloat16}
+  low = _node(function, "Cast", "y", operand, **types)
+  types = {"SrcT": tf.bfloat16, "DstT": tf.float32}
+  return _node(function, "Cast", "y", low, **types)
+
+
+def _stopped(function: graphs.Function, operand: str) -> str:
+  return _node(function, "StopGradient", "output", operand, T=tf.float32)
+
+
+def _of_node(
+  node: graphs.Node,
+) -> Iterator[tuple[str, Callable[[graphs.Node], None]]]:
+  """Yields kind and change of faults in a node."""
+  if similar := _SIMILAR.get(node.op):
+
+    def replace(node):
+      node.op = similar
+      for name in ("explicit_paddings", "_output_shapes"):
+        if name in node.attr and name != "_output_shapes":
+          del node.attr[name]
+
+    yield f"op: {node.op} → {similar}", replace
+  if node.op in _BYPASSED:
+
+    def bypass(node):
+      node.op = "Identity"
+      del node.input[1:]
+      for name in set(node.attr) - {"T"}:
+        del node.attr[name]
+
+    yield f"op: {node.op} left out", bypass
+  if node.op in _ORDERED:
+    first, second = _ORDERED[node.op]
+
+    def swap(node):
+      a, b = node.input[first], node.input[second]
+      node.input[first], node.input[second] = b, a
+
+    yield "operands swapped", swap
+  if graphs.SEEDED.match(node.op):
+
+    def seed(node):
+      node.attr["seed"].i = node.attr["seed2"].i = 7
+
+    yield "seed saved", seed
+  if any(name.startswith("^") for name in node.input):
+
+    def run_freely(node):
+      kept = graphs.operands(node)
+      node.input[:] = kept
+
+    yield "control inputs dropped", run_freely
+  if node.op == "Const":
+    yield from _of_constant(node)
+  for name, value in node.attr.items():
+    if value.WhichOneof("value") == "f" and value.f:
+
+      def double(node, name=name):
+        node.attr[name].f *= 2.0
+
+      yield f"attribute: {name}", double
+    if name in ("is_training", "transpose_a", "transpose_b", "adj_x", "adj_y"):
+
+      def flip(node, name=name):
+        node.attr[name].b = not node.attr[name].b
+
+      yield f"attribute: {name}", flip
+    if name == "padding" and value.s in (b"SAME", b"VALID"):
+
+      def pad(node):
+        is_same = node.attr["padding"].s == b"SAME"
+        node.attr["padding"].s = b"VALID" if is_same else b"SAME"
+
+      yield "attribute: padding", pad
+
+
+def _of_constant(
+  node: graphs.Node,
+) -> Iterator[tuple[str, Callable[[graphs.Node], None]]]:
+  value = tf.make_ndarray(node.attr["value"].tensor)
+  if value.dtype == np.float32 and value.size:
+
+    def scale(node):
+      changed = np.where(value == 0, np.float32(0.1), value * np.float32(1.01))
+      node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(changed))
+
+    yield "constant x 1.01", scale
+  elif value.dtype in (np.int32, np.int64) and value.size:
+
+    def shift(node):
+      changed = (value + 1).astype(value.dtype)
+      node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(changed))
+
+    yield "whole constant + 1", shift
+  elif value.dtype == bool and value.size:
+
+    def negate(node):
+      node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(~value))
+
+    yield "constant negated", negate
+
+
+def sample(faults: Iterable[Fault], of_kind: int, seed: int = 0) -> list[Fault]:
+  """Chooses faults of each kind at random, always the same."""
+  by_kind = collections.defaultdict(list)
+  for fault in faults:
+    by_kind[fault.kind].append(fault)
+  rng = random.Random(seed)
+  return [
+    fault
+    for kind in by_kind.values()
+    for fault in rng.sample(kind, min(of_kind, len(kind)))
+  ]
+
+
+def _subjects(directory: str) -> Iterator[Subject]:
+  """Exports small models as the exporters do."""
+  # Only the program needs these.
+  from official.nlp.configs import encoders
+
+  from exporters import bert_encoder
+  from exporters import image_classifier
+  from exporters import mnist_cnn
+  from models.nlp import bert
+  from models.vision import image_classification
+  from models.vision import mnist_cnn as mnist_cnn_model
+  from models.vision import resnet
+
+  def made(name: str, piece: Any) -> Subject:
+    path = os.path.join(directory, name)
+    return subject(name, piece.source, piece.examples, path, piece.also_takes)
+
+  tf_keras.utils.set_random_seed(0)
+  cnn = mnist_cnn_model.feature_extractor(features=16)
+  _spread(cnn)
+  yield made("mnist_cnn", mnist_cnn._piece(cnn))
+  config = encoders.EncoderConfig(type="bert")
+  config.override({"bert": _SMALL_BERT})
+  core = bert.core_model(config)
+  _spread(core)
+  yield made("bert", bert_encoder.piece(core, None, {}))
+  overrides = [
+    "task.model.backbone.resnet.stochastic_depth_drop_rate=0.2",
+    "task.model.num_classes=5",
+  ]
+  setup = image_classification.configure(
+    resnet.ARCHITECTURE, "resnet_small", overrides
+  )
+  model = image_classification.build(setup)
+  _spread(model)
+  cut = image_classification.cut(setup, model, ["feature_vector"])
+  yield made("resnet", image_classifier._piece("feature_vector", cut, setup))
+
+
+def _spread(model: tf_keras.Model) -> None:
+  """Gives all weights values of their own, as after a training."""
+  rng = np.random.default_rng(0)
+  for variable in model.variables:
+    if variable.dtype == tf.float32:
+      value = variable.numpy()
+      noise = rng.uniform(0.01, 0.1, value.shape)
+      variable.assign(value + noise.astype(np.float32))
+
+
+def main() -> None:
+  """Plants faults in exports of three models, and prints what finds them."""
+  of_kind = int(sys.argv[1]) if len(sys.argv) > 1 else 2
+  survivors = []
+  count = collections.Counter()
+  found = collections.defaultdict(collections.Counter)
+  begin = time.monotonic()
+  with tempfile.TemporaryDirectory() as directory:
+    for of in _subjects(directory):
+      chosen = sample(faults(read(of.export_dir)), of_kind)
+      for i, fault in enumerate(chosen):
+        by = found_by(of, fault)
+        count[fault.kind] += 1
+        if by is None:
+          survivors.append((of.name, fault))
+        else:
+          found[fault.kind][by.partition(":")[0]] += 1
+        print(
+          f"{time.monotonic() - begin:5.0f} s, {of.name} {i + 1}/{len(chosen)}"
+          f"  {fault.kind} ({fault.where}): {by or 'SURVIVES'}"[:200],
+          flush=True,
+        )
+  for kind in sorted(count):
+    by = ", ".join(f"{k} {n}" for k, n in found[kind].most_common())
+    print(f"{count[kind]:4} {kind}: {by or 'not found'}")
+  for name, fault in survivors:
+    print(f"survives: {name}, {fault.kind} ({fault.where})")
+  total = count.total()
+  print(f"{len(survivors)} of {total} faults survive.")
+  sys.exit(len(survivors) > 0.02 * total)
+
+
+if __name__ == "__main__":
+  main()
