@@ -117,7 +117,7 @@ COMPARISONS = {
   ),
   "other forms": Comparison(
     "The other forms of the input that the export takes, such as lists and"
-    " other dtypes, in inference and in training without randomness.",
+    " other dtypes, in inference, and in training with fixed seeds.",
     "Each calls the same function.",
     1e-5,
   ),
@@ -239,30 +239,36 @@ def _blocks(array: np.ndarray) -> Iterator[slice]:
 
 
 def _differences(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-  """Returns the largest difference in each column, NaN if either has a NaN.
+  """Returns the largest difference in each column, NaN if one has a NaN.
 
-  Equal arrays have none.
+  Equal arrays have none. NaN equals NaN.
   """
   old, new = _by_column(old), _by_column(new)
   largest = [
-    np.max(np.abs(new[block] - old[block]), axis=0).astype(np.float64)
+    np.max(_apart(old[block], new[block]), axis=0).astype(np.float64)
     for block in _blocks(old)
-    # The difference of two infinite values is NaN.
     if not np.array_equal(old[block], new[block])
   ]
   return np.max(largest, axis=0) if largest else np.array([])
 
 
+def _apart(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+  # The difference of two infinite values would be NaN.
+  same = (old == new) | (np.isnan(old) & np.isnan(new))
+  return np.abs(np.where(same, 0, new) - np.where(same, 0, old))
+
+
 def _columns(array: np.ndarray) -> np.ndarray:
-  """Returns the largest absolute value in each column."""
+  """Returns the largest finite absolute value in each column."""
   rows = _by_column(array)
-  largest = [np.max(np.abs(rows[block]), axis=0) for block in _blocks(rows)]
+  largest = [
+    np.max(np.where(np.isfinite(rows[block]), np.abs(rows[block]), 0), axis=0)
+    for block in _blocks(rows)
+  ]
   return np.max(largest, axis=0).astype(np.float64)
 
 
 def _largest(array: np.ndarray) -> float:
   if not is_inexact(array) or not array.size:
     return 0.0
-  if array.dtype.kind == "c":
-    return float(np.abs(array).max())
-  return max(float(array.max()), -float(array.min()))
+  return float(_columns(array).max())

@@ -220,7 +220,7 @@ def found_by(subject: Subject, fault: Fault) -> str | None:
       )
     except _FoundError as e:
       return str(e)
-    except (OSError, ValueError, tf.errors.OpError) as e:
+    except Exception as e:  # In the exporter's child it ends the process.
       return f"it cannot be loaded and called: {' '.join(str(e).split())}"
   return None
 
@@ -445,30 +445,45 @@ def _of_function(
     ("operand in bfloat16", _rounded),
     ("operand without gradient", _stopped),
   ]
-  if role == "gradient":
+  if role in ("gradient", "signature"):
     of_operands = [("operand x 1.01", _times(1.01))]
+  differentiated = _live(function, graphs.operands)
+  live = _live(function, lambda node: node.input)
+  ops = {node.name: node.op for node in function.node_def}
   for i, node in enumerate(function.node_def):
-    for kind, change in _of_node(node):
+    if node.name not in live:
+      continue
+    for kind, change in _of_node(node, role):
       yield (
         kind,
         f"{node.op} {node.name}",
         lambda function, i=i, change=change: change(function.node_def[i]),
       )
     floats = node.attr["T"].type in _FLOATS if "T" in node.attr else False
-    if floats and node.input and node.op not in ("Identity", "Assert"):
+    operands = [ops.get(x.partition(":")[0]) for x in graphs.operands(node)]
+    if floats and operands and operands[0] != "Const":
       for kind, inserted in of_operands:
+        if inserted is _stopped and node.name not in differentiated:
+          continue
         yield (
           kind,
           f"{node.op} {node.name}",
           functools.partial(_insert, i=i, inserted=inserted),
         )
-  for key in function.control_ret:
+  for name in sorted(function.control_ret.values()):
+    # Calls run all of their function if a result is used.
+    if not ops[name].startswith("Assign"):
+      continue
 
-    def forget(function, key=key):
-      del function.control_ret[key]
-      function.signature.control_output.remove(key)
+    def forget(function, name=name):
+      for key in [k for k, v in function.control_ret.items() if v == name]:
+        del function.control_ret[key]
+        function.signature.control_output.remove(key)
+      for node in function.node_def:
+        if f"^{name}" in node.input:
+          node.input.remove(f"^{name}")
 
-    yield "effect dropped", key, forget
+    yield "effect dropped", name, forget
   outputs = list(function.signature.output_arg)
   for a, b in itertools.combinations(outputs, 2):
     if a.type == b.type:
@@ -478,6 +493,23 @@ def _of_function(
 
       yield "two results swapped", f"{a.name} and {b.name}", swap
   yield from _of_scalars(function)
+
+
+def _live(
+  function: graphs.Function, operands: Callable[[graphs.Node], Iterable[str]]
+) -> set[str]:
+  """Names the nodes that the results, or an effect, depend on by `operands`."""
+  by_name = {node.name: node for node in function.node_def}
+  waiting = list(function.ret.values())
+  if operands is not graphs.operands:
+    waiting += function.control_ret.values()
+  live = set()
+  while waiting:
+    name = waiting.pop().removeprefix("^").partition(":")[0]
+    if name in by_name and name not in live:
+      live.add(name)
+      waiting += operands(by_name[name])
+  return live
 
 
 def _of_scalars(
@@ -564,7 +596,7 @@ def _stopped(function: graphs.Function, operand: str) -> str:
 
 
 def _of_node(
-  node: graphs.Node,
+  node: graphs.Node, role: str
 ) -> Iterator[tuple[str, Callable[[graphs.Node], None]]]:
   """Yields kind and change of faults in a node."""
   if similar := _SIMILAR.get(node.op):
@@ -599,14 +631,8 @@ def _of_node(
       node.attr["seed"].i = node.attr["seed2"].i = 7
 
     yield "seed saved", seed
-  if any(name.startswith("^") for name in node.input):
-
-    def run_freely(node):
-      kept = graphs.operands(node)
-      node.input[:] = kept
-
-    yield "control inputs dropped", run_freely
-  if node.op == "Const":
+  # A signature passes hyperparameters, on which inference does not depend.
+  if node.op == "Const" and role != "signature":
     yield from _of_constant(node)
   for name, value in node.attr.items():
     if value.WhichOneof("value") == "f" and value.f:
@@ -621,7 +647,8 @@ def _of_node(
         node.attr[name].b = not node.attr[name].b
 
       yield f"attribute: {name}", flip
-    if name == "padding" and value.s in (b"SAME", b"VALID"):
+    # Pooling of even sizes has no padding.
+    if name == "padding" and node.op == "Conv2D":
 
       def pad(node):
         is_same = node.attr["padding"].s == b"SAME"
@@ -637,10 +664,11 @@ def _of_constant(
   if value.dtype == np.float32 and value.size:
 
     def scale(node):
-      changed = np.where(value == 0, np.float32(0.1), value * np.float32(1.01))
+      is_tiny = np.abs(value) < 1e-6  # Such as an epsilon.
+      changed = np.where(is_tiny, 0.1, 1.01 * value).astype(np.float32)
       node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(changed))
 
-    yield "constant x 1.01", scale
+    yield "constant x 1.01, or 0.1", scale
   elif value.dtype in (np.int32, np.int64) and value.size:
 
     def shift(node):

@@ -19,6 +19,7 @@ import tensorflow as tf
 import tf_keras
 
 from exporters.reusable import errors
+from exporters.reusable import graphs
 from exporters.reusable import hyperparameters as hyperparameters_lib
 from exporters.reusable import layer_calls as layer_calls_lib
 from exporters.reusable import private_api
@@ -462,6 +463,7 @@ def _traced(model: Source) -> Source:
       model = always_training  # Consumers need the gradients of training.
       function = _traceable(model, xla.CLOSED_GRADIENTS)
       traces = _trace(model, function, model.input_spec)
+  _check_generators(traces)
   _check_captured(traces, model.variables)
   _check_reached(traces[-1], model.trainable_variables)
   _check_effects(traces, model)
@@ -589,6 +591,19 @@ def _check_structure(
       f"The model returns {first} in inference and {last} in training; they"
       " must have the same structure, shapes and dtypes."
     )
+
+
+def _check_generators(traces: Sequence[ConcreteFunction]) -> None:
+  """Refuses random numbers that all consumers and replicas would share."""
+  for trace in traces:
+    for node in graphs.all_nodes(trace.graph.as_graph_def()):
+      if graphs.GENERATED.match(node.op):
+        raise errors.ExportError(
+          f"The model draws from a tf.random.Generator ({node.op} {node.name})."
+          " Its state would be saved, and all consumers and replicas would draw"
+          " the same numbers. Draw by functions such as tf.random.uniform, and"
+          " leave Keras' layers for augmentation out."
+        )
 
 
 def _check_captured(

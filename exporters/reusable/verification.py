@@ -297,9 +297,9 @@ def _calls(
     size = _size(example)
     # Models without modes are trained in the one there is.
     if training or not is_random:
-      in_inference = {} if training else {**learning, **once}
-      if training and is_random:
-        in_inference = learning
+      in_inference = {**learning, **once}
+      if training:  # Consumers may train with normalization as in inference.
+        in_inference = learning if is_random or i == 0 else {}
       yield observation.Call(
         f"inference {size}", example, {}, forms=i == 0, **in_inference
       )
@@ -314,7 +314,7 @@ def _calls(
         steadily,
         **learning,
         keras=keras,
-        forms=keras,
+        forms=keras and not by_default,
         **once,
       )
   counts = {_rows(x) for x in examples}
@@ -373,6 +373,7 @@ def _random_calls(
       name=f"{', '.join(names)}, {how}",
       arguments={**training, **changed},
       gradients=False,
+      forms=is_straight,
     )
 
 
