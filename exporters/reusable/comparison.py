@@ -55,7 +55,9 @@ COMPARISONS = {
     "Names, order, shapes and values of all variables.", "Saving copies bits."
   ),
   "trainable variables": Comparison(
-    "Which variables are trainable, and their order.", "Exact comparison."
+    "Which variables are trainable, and their order; which ones gradient tapes"
+    " watch.",
+    "Exact comparison.",
   ),
   "regularization losses": Comparison(
     "Each regularization loss, and its gradients.",

@@ -22,15 +22,26 @@ import time
 from typing import Any, NamedTuple
 from unittest import mock
 
+from absl import app
 import numpy as np
 import tensorflow as tf
 import tf_keras
 
 from exporters.reusable import graphs
+from exporters.reusable import hyperparameters
 from exporters.reusable import observation
 from exporters.reusable import private_api
 from exporters.reusable import saving
+from exporters.reusable import source_mutants
 from exporters.reusable import verification
+
+if __name__ == "__main__":  # Only the program needs these.
+  from official.nlp.configs import encoders
+  from official.vision.modeling import backbones
+
+  # It sets up devices before their first use.
+  from exporters.reusable import verification_test  # noqa: F401
+  from models.vision import stochastic_depth
 
 # Ops of the same inputs and attributes that compute something else.
 _SIMILAR = {
@@ -127,6 +138,9 @@ class Fault(NamedTuple):
   plant: Callable[[Export], None]
 
 
+NONE = Fault("none", "", lambda export: None)
+
+
 class Subject(NamedTuple):
   """An export and what was observed of its live model."""
 
@@ -200,7 +214,11 @@ def found_by(subject: Subject, fault: Fault) -> str | None:
   weights = {name: x.tobytes() for name, x in export.weights.items()}
   fault.plant(export)
   same = weights == {name: x.tobytes() for name, x in export.weights.items()}
-  if same and message == export.message.SerializeToString(deterministic=True):
+  if (
+    fault.kind != "none"
+    and same
+    and message == export.message.SerializeToString(deterministic=True)
+  ):
     raise ValueError(f"{fault.kind} ({fault.where}) changes nothing")
   with (
     tempfile.TemporaryDirectory() as parent,
@@ -447,7 +465,7 @@ def _of_function(
   ]
   if role in ("gradient", "signature"):
     of_operands = [("operand x 1.01", _times(1.01))]
-  differentiated = _live(function, graphs.operands)
+  differentiated = _live(function, _differentiated)
   live = _live(function, lambda node: node.input)
   ops = {node.name: node.op for node in function.node_def}
   for i, node in enumerate(function.node_def):
@@ -495,13 +513,20 @@ def _of_function(
   yield from _of_scalars(function)
 
 
+def _differentiated(node: graphs.Node) -> list[str]:
+  """Returns the operands to which the gradient of a node goes."""
+  # A custom gradient is that of the inputs, which come after the result.
+  is_custom = "_gradient_op_type" in node.attr
+  return graphs.operands(node)[1 if is_custom else 0 :]
+
+
 def _live(
   function: graphs.Function, operands: Callable[[graphs.Node], Iterable[str]]
 ) -> set[str]:
   """Names the nodes that the results, or an effect, depend on by `operands`."""
   by_name = {node.name: node for node in function.node_def}
   waiting = list(function.ret.values())
-  if operands is not graphs.operands:
+  if operands is not _differentiated:
     waiting += function.control_ret.values()
   live = set()
   while waiting:
@@ -684,56 +709,100 @@ def _of_constant(
     yield "constant negated", negate
 
 
-def sample(faults: Iterable[Fault], of_kind: int, seed: int = 0) -> list[Fault]:
-  """Chooses faults of each kind at random, always the same."""
+def sample(faults: Iterable[Fault], count: int, seed: int = 0) -> list[Fault]:
+  """Chooses faults at random, always the same, and as many of each kind."""
+  rng = random.Random(seed)
   by_kind = collections.defaultdict(list)
   for fault in faults:
     by_kind[fault.kind].append(fault)
-  rng = random.Random(seed)
-  return [
-    fault
-    for kind in by_kind.values()
-    for fault in rng.sample(kind, min(of_kind, len(kind)))
+  kinds = list(by_kind.values())
+  for of_kind in (kinds, *kinds):
+    rng.shuffle(of_kind)
+  rounds = itertools.chain.from_iterable(itertools.zip_longest(*kinds))
+  return list(itertools.islice(filter(None, rounds), count))
+
+
+def _mnist_cnn() -> tuple[Any, ...]:
+  """Builds a CNN like that of `models/vision/mnist_cnn.py`."""
+  layers = tf_keras.layers
+  parts = [layers.InputLayer((28, 28, 1), name="images")]
+  for filters in (4, 8):
+    parts += [
+      layers.Conv2D(
+        filters, 3, padding="same", use_bias=False, kernel_regularizer="l2"
+      ),
+      layers.BatchNormalization(momentum=0.9),
+      layers.ReLU(),
+      layers.MaxPool2D(),
+    ]
+  parts += [
+    layers.Flatten(),
+    layers.Dropout(0.4),
+    layers.Dense(16, "relu", kernel_regularizer="l2"),
   ]
+  spec = tf.TensorSpec([None, 28, 28, 1], tf.float32, "images")
+  return tf_keras.Sequential(parts), spec, {}, saving.of_mixed_precision(spec)
 
 
-def _subjects(directory: str) -> Iterator[Subject]:
-  """Exports small models as the exporters do."""
-  # Only the program needs these.
-  from official.nlp.configs import encoders
-
-  from exporters import bert_encoder
-  from exporters import image_classifier
-  from exporters import mnist_cnn
-  from models.nlp import bert
-  from models.vision import image_classification
-  from models.vision import mnist_cnn as mnist_cnn_model
-  from models.vision import resnet
-
-  def made(name: str, piece: Any) -> Subject:
-    path = os.path.join(directory, name)
-    return subject(name, piece.source, piece.examples, path, piece.also_takes)
-
-  tf_keras.utils.set_random_seed(0)
-  cnn = mnist_cnn_model.feature_extractor(features=16)
-  _spread(cnn)
-  yield made("mnist_cnn", mnist_cnn._piece(cnn))
+def _bert() -> tuple[Any, ...]:
+  """Builds an encoder of two layers, with dropout."""
   config = encoders.EncoderConfig(type="bert")
   config.override({"bert": _SMALL_BERT})
-  core = bert.core_model(config)
-  _spread(core)
-  yield made("bert", bert_encoder.piece(core, None, {}))
-  overrides = [
-    "task.model.backbone.resnet.stochastic_depth_drop_rate=0.2",
-    "task.model.num_classes=5",
-  ]
-  setup = image_classification.configure(
-    resnet.ARCHITECTURE, "resnet_small", overrides
+  names = ("input_word_ids", "input_mask", "input_type_ids")
+  spec = {name: tf.TensorSpec([None, None], tf.int32) for name in names}
+  int64 = [tf.TensorSpec([None, None], tf.int64)] * 3
+  return encoders.build_encoder(config), spec, {}, [[*spec.values()], int64]
+
+
+def _resnet() -> tuple[Any, ...]:
+  """Builds a ResNet with batch normalization and stochastic depth."""
+  backbone = backbones.ResNet(
+    10,
+    depth_multiplier=0.125,
+    init_stochastic_depth_rate=0.2,
+    kernel_regularizer=tf_keras.regularizers.L2(1e-3),
   )
-  model = image_classification.build(setup)
-  _spread(model)
-  cut = image_classification.cut(setup, model, ["feature_vector"])
-  yield made("resnet", image_classifier._piece("feature_vector", cut, setup))
+  images = tf_keras.Input([None, None, 3])
+  pooled = tf_keras.layers.GlobalAveragePooling2D()(backbone(images)["5"])
+  spec = tf.TensorSpec([None, None, None, 3], tf.float32, "images")
+  layer_calls = {
+    "official.vision.modeling.layers.nn_layers.StochasticDepth": (
+      stochastic_depth.without_branch
+    )
+  }
+  return tf_keras.Model(images, pooled), spec, layer_calls, []
+
+
+def _subjects(directory: str) -> Iterator[tuple[Subject, int]]:
+  """Exports small models; yields them, and how many faults to plant."""
+  tf_keras.utils.set_random_seed(0)
+  for name, build, size, count in (
+    ("mnist_cnn", _mnist_cnn, [28, 28, 1], 110),
+    ("bert", _bert, [6], 60),
+    ("resnet", _resnet, [40, 40, 3], 30),
+  ):
+    model, spec, layer_calls, also_takes = build()
+    _spread(model)
+    source = saving.source(
+      model,
+      spec,
+      hyperparameters=hyperparameters.of_model(model),
+      layer_calls=layer_calls,
+      autograph=False,
+    )
+    examples = [
+      tf.nest.map_structure(lambda s, n=n: _example(s, [n, *size]), spec)  # noqa: B023
+      for n in (3, 1)
+    ]
+    path = os.path.join(directory, name)
+    yield subject(name, source, examples, path, also_takes), count
+
+
+def _example(spec: tf.TensorSpec, shape: Sequence[int]) -> tf.Tensor:
+  seed = [shape[0], 0]
+  if spec.dtype == tf.float32:
+    return tf.random.stateless_normal(shape, seed)
+  return tf.random.stateless_uniform(shape, seed, 0, 2, spec.dtype)
 
 
 def _spread(model: tf_keras.Model) -> None:
@@ -741,42 +810,97 @@ def _spread(model: tf_keras.Model) -> None:
   rng = np.random.default_rng(0)
   for variable in model.variables:
     if variable.dtype == tf.float32:
-      value = variable.numpy()
-      noise = rng.uniform(0.01, 0.1, value.shape)
-      variable.assign(value + noise.astype(np.float32))
+      noise = rng.uniform(-0.1, 0.1, variable.shape).astype(np.float32)
+      is_variance = "variance" in variable.name
+      variable.assign_add(abs(noise) if is_variance else noise)
 
 
-def main() -> None:
-  """Plants faults in exports of three models, and prints what finds them."""
-  of_kind = int(sys.argv[1]) if len(sys.argv) > 1 else 2
-  survivors = []
-  count = collections.Counter()
-  found = collections.defaultdict(collections.Counter)
-  begin = time.monotonic()
+def _tiny() -> tuple[tf_keras.Model, tf.TensorSpec, list[tf.Tensor]]:
+  """Builds a model that has most of what `saving` and `xla` treat."""
+  layers = tf_keras.layers
+  tf_keras.utils.set_random_seed(0)
+  model = tf_keras.Sequential(
+    [
+      layers.InputLayer((4, 3)),
+      layers.Dense(3, "relu", kernel_regularizer="l2"),
+      layers.LayerNormalization(epsilon=1e-6),
+      layers.SimpleRNN(3, return_sequences=True),
+      layers.BatchNormalization(momentum=0.8),
+      layers.Flatten(),
+      layers.Dropout(0.5),
+      layers.Dense(2, kernel_regularizer="l2"),
+    ]
+  )
+  _spread(model)
+  examples = [tf.random.stateless_normal([n, 4, 3], [n, 0]) for n in (5, 1)]
+  return model, tf.TensorSpec([None, 4, 3], tf.float32, "features"), examples
+
+
+def prove() -> None:
+  """Exports and verifies a model, and plants some faults in the export.
+
+  Raises:
+    AssertionError: Verification refuses the export, or misses a fault.
+  """
+  model, spec, examples = _tiny()
   with tempfile.TemporaryDirectory() as directory:
-    for of in _subjects(directory):
-      chosen = sample(faults(read(of.export_dir)), of_kind)
-      for i, fault in enumerate(chosen):
-        by = found_by(of, fault)
-        count[fault.kind] += 1
-        if by is None:
-          survivors.append((of.name, fault))
-        else:
-          found[fault.kind][by.partition(":")[0]] += 1
-        print(
-          f"{time.monotonic() - begin:5.0f} s, {of.name} {i + 1}/{len(chosen)}"
-          f"  {fault.kind} ({fault.where}): {by or 'SURVIVES'}"[:200],
-          flush=True,
-        )
+    source = saving.source(
+      model, spec, hyperparameters=hyperparameters.of_model(model)
+    )
+    of = subject(
+      "tiny", source, examples, directory, saving.of_mixed_precision(spec)
+    )
+    by = found_by(of, NONE)
+    assert by is None, by
+    for fault in sample(faults(read(directory)), 8):
+      assert found_by(of, fault), f"{fault.kind} ({fault.where}) survives"
+
+
+def _of_exports() -> Iterator[tuple[str, str, str | None]]:
+  """Yields the kind of a fault in an export, its place, and what finds it."""
+  with tempfile.TemporaryDirectory() as directory:
+    for of, count in _subjects(directory):
+      for fault in sample(faults(read(of.export_dir)), count):
+        where = f"{of.name}: {fault.where}"
+        yield f"export, {fault.kind}", where, found_by(of, fault)
+
+
+def _of_sources(of_module: int) -> Iterator[tuple[str, str, str | None]]:
+  """Yields the same for faults in the code of this folder."""
+  for mutant in source_mutants.sample(of_module):
+    by = source_mutants.found_by(mutant, prove)
+    where = f"{mutant.kind}, {mutant.line}"
+    yield f"code of {mutant.module}.py", where, by
+
+
+def main(argv: Sequence[str]) -> None:
+  """Plants faults, and prints what finds them."""
+  of_module = int((argv[1:] or [6])[0])
+  count, found = (
+    collections.Counter(),
+    collections.defaultdict(collections.Counter),
+  )
+  survivors = []
+  begin = time.monotonic()
+  for kind, where, by in itertools.chain(_of_exports(), _of_sources(of_module)):
+    count[kind] += 1
+    if by is None:
+      survivors.append(f"{kind} ({where})")
+    else:
+      found[kind][by.partition(":")[0]] += 1
+    print(
+      f"{time.monotonic() - begin:5.0f} s {count.total():4} {kind} ({where}):"
+      f" {by or 'SURVIVES'}"[:200],
+      flush=True,
+    )
   for kind in sorted(count):
     by = ", ".join(f"{k} {n}" for k, n in found[kind].most_common())
     print(f"{count[kind]:4} {kind}: {by or 'not found'}")
-  for name, fault in survivors:
-    print(f"survives: {name}, {fault.kind} ({fault.where})")
-  total = count.total()
-  print(f"{len(survivors)} of {total} faults survive.")
-  sys.exit(len(survivors) > 0.02 * total)
+  for survivor in survivors:
+    print(f"survives: {survivor}")
+  print(f"{len(survivors)} of {count.total()} faults survive.")
+  sys.exit(len(survivors) > 0.02 * count.total())
 
 
 if __name__ == "__main__":
-  main()
+  app.run(main)  # Tests in this process need flags.

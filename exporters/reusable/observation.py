@@ -138,7 +138,9 @@ def observe_state(part: str, model: Any) -> Iterator[Observation]:
   digests = _numbered(model.variables, map(_digest, model.variables))
   yield Observation(part, "variables", "", digests)
   positions = _positions(model, model.trainable_variables)
-  yield Observation(part, "trainable variables", "", positions)
+  flags = _numbered(model.variables, [v.trainable for v in model.variables])
+  watched = {f"{name}, watched by tapes": flag for name, flag in flags.items()}
+  yield Observation(part, "trainable variables", "", positions | watched)
   losses = {}
   for i, function in enumerate(model.regularization_losses):
     with tf.GradientTape() as tape:

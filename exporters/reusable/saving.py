@@ -30,6 +30,8 @@ ConcreteFunction = tf.types.experimental.ConcreteFunction
 Function = tf.types.experimental.PolymorphicFunction
 Hyperparameter = hyperparameters_lib.Hyperparameter
 
+_NAME = re.compile("[a-z0-9][a-z0-9_]*")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
@@ -277,6 +279,13 @@ def _checked(spec: Any) -> Any:
   know which it is.
   """
   if isinstance(spec, Mapping):
+    names = {re.sub("[./-]", "_", str(key)).lower() for key in spec}
+    if len(names) < len(spec) or not all(map(_NAME.fullmatch, names)):
+      raise errors.ExportError(
+        f"The keys of the input are {', '.join(map(repr, spec))}. They name the"
+        " inputs of a signature: use letters, digits and underscores, and let"
+        " them differ in more than case."
+      )
     return {key: _checked(part) for key, part in spec.items()}
   if isinstance(spec, (list, tuple)):
     return [_checked(part) for part in spec]

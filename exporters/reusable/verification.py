@@ -319,9 +319,9 @@ def _calls(
       )
   counts = {_rows(x) for x in examples}
   if can_be_empty and (training or not is_random):
-    for rows in {1, 2} - counts:
-      if rows < _rows(examples[0]):
-        few = tf.nest.map_structure(lambda x, n=rows: x[:n], examples[0])
+    for rows in {0, 1, 2} - counts:
+      few = tf.nest.map_structure(lambda x, n=rows: x[:n], examples[0])
+      if rows < _rows(examples[0]) and (rows or _takes(source, few)):
         yield observation.Call(f"inference {_size(few)}", few, {})
   for h in source.hyperparameters if level == "full" else ():
     value = observation.changed(h.default, h.choices)
@@ -375,6 +375,15 @@ def _random_calls(
       gradients=False,
       forms=is_straight,
     )
+
+
+def _takes(source: saving.Source, example: Any) -> bool:
+  """Tells whether a model takes a batch of 0 rows; some ops do not."""
+  try:
+    source.call(example)
+  except (ValueError, tf.errors.OpError):
+    return False
+  return True
 
 
 def _graph(source: saving.Source, example: Any) -> Any:

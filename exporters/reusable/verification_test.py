@@ -18,6 +18,7 @@ from exporters.reusable import comparison
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters
 from exporters.reusable import layer_calls
+from exporters.reusable import mutants
 from exporters.reusable import observation
 from exporters.reusable import randomness
 from exporters.reusable import saving
@@ -939,6 +940,25 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEqual(
       {kind for *_, kind, _, _ in _BROKEN}, set(comparison.COMPARISONS)
     )
+
+  def test_finds_planted_faults(self):
+    """Of each kind `mutants` has many more."""
+    spec = saving.of_mixed_precision(_SPEC)
+    directory = os.path.join(self.get_temp_dir(), "subject")
+    subject = mutants.subject("", _source(_model()), _EXAMPLES, directory, spec)
+    self.assertIsNone(mutants.found_by(subject, mutants.NONE))
+    faults = {f.kind: f for f in mutants.faults(mutants.read(directory))}
+    for kind, by in (
+      ("weights: last bit of a value", "variables"),
+      ("default of an argument", "updates"),
+      ("loss: constant x 1.01, or 0.1", "regularization losses"),
+      ("gradient: operand x 1.01", "gradients"),
+      ("call: hyperparameter x 0.5 in one place", "o"),
+      ("call: seed saved", "randomness"),
+      ("other: two variables swapped", "serving_default"),
+    ):
+      found = mutants.found_by(subject, faults[kind])
+      self.assertStartsWith(found or "nothing", by, faults[kind])
 
   @parameterized.parameters(
     (_plain, 29),
