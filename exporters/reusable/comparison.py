@@ -105,7 +105,7 @@ COMPARISONS = {
   ),
   SAMPLED: Comparison(
     "Where random ops are in a loop or a branch: means and variances of"
-    " outputs, gradients and updates over 64 calls.",
+    " outputs, gradients and updates over 256 calls.",
     "Two rank sum tests. Equal models fail one in a million times at most."
     " Differences of the means within the tolerance do not count.",
     1e-3,
