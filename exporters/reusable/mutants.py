@@ -11,7 +11,7 @@ and each EXPORT one of mnist_cnn, bert and resnet.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import functools
 import io
@@ -251,9 +251,10 @@ def faults(export: Export) -> Iterator[Fault]:
   yield from _of_weights(export)
   yield from _of_objects(export)
   reached = _reached(export)
+  by_name = {f.signature.name: f for f in export.library.function}
   for i, function in enumerate(export.library.function):
     if role := reached.get(function.signature.name):
-      for kind, where, plant in _of_function(function, role):
+      for kind, where, plant in _of_function(function, role, by_name):
         yield Fault(
           f"{role}: {kind}",
           f"{where} in {function.signature.name}",
@@ -457,7 +458,7 @@ def _of_bindings(export: Export) -> Iterator[Fault]:
 
 
 def _of_function(
-  function: graphs.Function, role: str
+  function: graphs.Function, role: str, by_name: Mapping[str, graphs.Function]
 ) -> Iterator[tuple[str, str, Callable[[graphs.Function], None]]]:
   """Yields kind, place and change of faults in a function."""
   # Gradients have a larger tolerance, and are not differentiated.
@@ -513,7 +514,7 @@ def _of_function(
         function.ret[a], function.ret[b] = function.ret[b], function.ret[a]
 
       yield "two results swapped", f"{a.name} and {b.name}", swap
-  yield from _of_scalars(function)
+  yield from _of_scalars(function, by_name)
 
 
 def _differentiated(node: graphs.Node) -> list[str]:
@@ -541,7 +542,7 @@ def _live(
 
 
 def _of_scalars(
-  function: graphs.Function,
+  function: graphs.Function, by_name: Mapping[str, graphs.Function]
 ) -> Iterator[tuple[str, str, Callable[[graphs.Function], None]]]:
   """Yields uses of hyperparameters that are lost."""
   shapes = {
@@ -555,8 +556,13 @@ def _of_scalars(
     if not shape.dim and not shape.unknown_rank
   }
   for i, node in enumerate(function.node_def):
+    callee = graphs.callee(node, by_name)
     for j, name in enumerate(node.input):
-      if name in names:
+      # An inference function does not use what it is given.
+      argument = callee.signature.input_arg[j].name if callee else ""
+      if name in names and (
+        not callee or any(argument in n.input for n in callee.node_def)
+      ):
 
         def ignore(function, i=i, j=j):
           node = function.node_def.add(name="planted", op="Const")
@@ -789,7 +795,7 @@ def _subjects(
     if names and name not in names:
       continue
     model, spec, layer_calls, also_takes = build()
-    _spread(model)
+    spread(model)
     source = saving.source(
       model,
       spec,
@@ -812,7 +818,7 @@ def _example(spec: tf.TensorSpec, shape: Sequence[int]) -> tf.Tensor:
   return tf.random.stateless_uniform(shape, seed, 0, 2, spec.dtype)
 
 
-def _spread(model: tf_keras.Model) -> None:
+def spread(model: tf_keras.Model) -> None:
   """Gives all weights values of their own, as after a training."""
   rng = np.random.default_rng(0)
   for variable in model.variables:
@@ -838,7 +844,7 @@ def _tiny() -> tuple[tf_keras.Model, tf.TensorSpec, list[tf.Tensor]]:
       layers.Dense(2, kernel_regularizer="l2"),
     ]
   )
-  _spread(model)
+  spread(model)
   examples = [tf.random.stateless_normal([n, 4, 3], [n, 0]) for n in (5, 1)]
   return model, tf.TensorSpec([None, 4, 3], tf.float32, "features"), examples
 

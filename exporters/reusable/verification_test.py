@@ -945,7 +945,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     """Of each kind `mutants` has many more."""
     spec = saving.of_mixed_precision(_SPEC)
     directory = os.path.join(self.get_temp_dir(), "subject")
-    subject = mutants.subject("", _source(_model()), _EXAMPLES, directory, spec)
+    model = _model()
+    mutants.spread(model)
+    subject = mutants.subject("", _source(model), _EXAMPLES, directory, spec)
     self.assertIsNone(mutants.found_by(subject, mutants.NONE))
     faults = {f.kind: f for f in mutants.faults(mutants.read(directory))}
     for kind, by in (
