@@ -1127,7 +1127,11 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     passed = {c["kind"]: c["passed"] for c in report["comparisons"]}
     self.assertEqual(
       passed["outputs"],
-      ["outputs, inference (5, 4)", "outputs, training (5, 4)"],
+      [
+        "outputs, inference (5, 4)",
+        "outputs, training (5, 4)",
+        "outputs, training (5, 4), one seed",
+      ],
     )
 
     source.variables[0].assign_add(tf.ones([4, 3]))
