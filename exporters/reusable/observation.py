@@ -877,7 +877,7 @@ def _load_keras(export_dir: str) -> Any:
   model = tf_keras.models.load_model(export_dir, compile=False)
   # Not by Keras' own setter, which would save them.
   vars(model)["regularization_losses"] = [
-    lambda loss=loss: loss for loss in model.losses
+    lambda i=i: model.losses[i] for i in range(len(model.losses))
   ]
   return model
 

@@ -114,7 +114,8 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, Callable[[Any], None]]]:
         node.body[-1] = ast.Return(ast.Constant(None))
 
       yield "returns None", nothing
-  for i, statement in enumerate(getattr(node, "body", ())):
+  body = getattr(node, "body", None)  # Of a lambda it is no list.
+  for i, statement in enumerate(body if isinstance(body, list) else ()):
     if isinstance(statement, ast.Expr) and isinstance(
       statement.value, ast.Call
     ):
