@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from exporters.conformance import findings
 from exporters.conformance import subject as subject_lib
-from exporters.reusable import observation
+from exporters.reusable import comparison
 
 Subject = subject_lib.Subject
 
@@ -59,7 +59,7 @@ def _depends_on_batch(
   subject: Subject, inputs: tf.Tensor, logits: np.ndarray
 ) -> findings.Finding | None:
   alone = [_numpy(subject.model(x[tf.newaxis]))["logits"] for x in inputs]
-  _, problems = observation.compare(
+  _, problems = comparison.compare(
     "outputs",
     {"logits": logits},
     {"logits": np.concatenate(alone)},
@@ -102,7 +102,7 @@ def decodes(subject: Subject) -> findings.Finding:
         f"{what} cannot be decoded.",
         "Decode with tf.io.decode_image(…, expand_animations=False).",
       )
-    _, problems = observation.compare(
+    _, problems = comparison.compare(
       "outputs", {"logits": expected}, {"logits": logits}
     )
     if problems and "PNG" in what:  # JPEG loses some.

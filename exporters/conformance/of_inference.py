@@ -13,7 +13,7 @@ from exporters.conformance import findings
 from exporters.conformance import gradients
 from exporters.conformance import subject as subject_lib
 from exporters.conformance import vocabulary
-from exporters.reusable import observation
+from exporters.reusable import comparison
 
 Subject = subject_lib.Subject
 
@@ -165,7 +165,7 @@ def arrays(outputs: Any) -> dict[str, np.ndarray]:
       return x.to_tensor()
     return tf.sparse.to_dense(x) if isinstance(x, tf.SparseTensor) else x
 
-  named = observation.named(tf.nest.map_structure(dense, outputs))
+  named = comparison.named(tf.nest.map_structure(dense, outputs))
   tensors = {k: y for k, y in named.items() if tf.is_tensor(y)}
   return {
     k: np.asarray(tf.cast(y, tf.float32) if y.dtype in _HALF else y)

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from exporters.conformance import findings
 from exporters.conformance import subject as subject_lib
-from exporters.reusable import observation
+from exporters.reusable import comparison
 
 Subject = subject_lib.Subject
 
@@ -60,7 +60,7 @@ def steps(subject: Subject) -> findings.Finding:
       "Trace it with [ids, *states], and save state_sizes as a function.",
     )
   name = "its result for the last of the ids or one before"
-  _, problems = observation.compare(
+  _, problems = comparison.compare(
     "outputs", {name: subject.model(ids).numpy()}, {name: logits.numpy()}
   )
   if problems:

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from exporters.conformance import findings
 from exporters.conformance import subject as subject_lib
-from exporters.reusable import observation
+from exporters.reusable import comparison
 
 Subject = subject_lib.Subject
 
@@ -98,7 +98,7 @@ def _not_an_embedding(
         "Use ops that run in a graph, on any number of strings of any length.",
       )
     name = f"A vector {way}"
-    _, problems = observation.compare(
+    _, problems = comparison.compare(
       "outputs", {name: results["in a batch"]}, {name: results[way]}
     )
     if not np.isfinite(results[way]).all():

@@ -11,7 +11,7 @@ import tensorflow as tf
 from exporters.conformance import findings
 from exporters.conformance import gradients as gradients_lib
 from exporters.conformance import subject as subject_lib
-from exporters.reusable import observation
+from exporters.reusable import comparison
 
 Subject = subject_lib.Subject
 
@@ -381,7 +381,7 @@ def _batches(subject: Subject) -> list[Any]:
 
 
 def _floats(outputs: Any) -> list[tf.Tensor]:
-  named = observation.named(outputs)
+  named = comparison.named(outputs)
   return [y for y in named.values() if tf.is_tensor(y) and y.dtype.is_floating]
 
 

@@ -18,7 +18,7 @@ with epy.lazy_imports():
   import tensorflow as tf
 
   from exporters.conformance import subject as subject_lib
-  from exporters.reusable import observation
+  from exporters.reusable import comparison
 
 _PAGE = pathlib.Path(os.path.dirname(__file__), "page.html")
 _LONGEST = 20  # Rows of a chart.
@@ -52,12 +52,12 @@ def _tensors(structure: Any, only: str) -> list[dict[str, Any]]:
   return [
     {
       "name": name
-      if name != observation.ONLY
+      if name != comparison.ONLY
       else only or getattr(spec, "name", ""),
       "dtype": spec.dtype.name,
       "shape": None if spec.shape.rank is None else spec.shape.as_list(),
     }
-    for name, spec in observation.named(structure).items()
+    for name, spec in comparison.named(structure).items()
     if isinstance(spec, tf.TypeSpec)
   ]
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from exporters.conformance import kinds as kinds_lib
 from exporters.conformance import rules
-from exporters.reusable import observation
+from exporters.reusable import comparison
 
 
 def verified() -> str:
@@ -13,13 +13,13 @@ def verified() -> str:
     ("compared", "tolerance", "reason"),
     (
       (
-        f"{kind}: {comparison.description}",
-        f"{comparison.of_array:g} of the largest value in a column"
-        if comparison.of_array
+        f"{kind}: {how.description}",
+        f"{how.of_array:g} of the largest value in a column"
+        if how.of_array
         else "exact",
-        comparison.why,
+        how.why,
       )
-      for kind, comparison in observation.COMPARISONS.items()
+      for kind, how in comparison.COMPARISONS.items()
     ),
   )
 

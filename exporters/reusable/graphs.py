@@ -13,13 +13,28 @@ Node = node_def_pb2.NodeDef
 
 CALLS = frozenset(["PartitionedCall", "StatefulPartitionedCall"])
 # Ops that return other values at each call; two attributes are their seeds.
-RANDOM = re.compile("Random|Rng|Multinomial|.*TruncatedNormal")
+SEEDED = re.compile(
+  r"Random(?!\w*(Dataset|Queue|Generator))|Multinomial|SampleDistorted"
+  r"|(Parameterized)?TruncatedNormal|\w*CandidateSampler"
+)
 SEEDS = ("seed", "seed2")
+# Ops that draw from a tf.random.Generator, a variable.
+GENERATED = re.compile(r"Rng|Stateful\w*(Binomial|Int|Normal|Uniform)")
+RANDOM = re.compile(
+  rf"{SEEDED.pattern}|{GENERATED.pattern}|Fractional(Avg|Max)Pool$"
+)
 
 
 def functions(graph: graph_pb2.GraphDef) -> dict[str, Function]:
   """Returns the functions in a graph's library, by name."""
   return {f.signature.name: f for f in graph.library.function}
+
+
+def all_nodes(graph: graph_pb2.GraphDef) -> Iterator[Node]:
+  """Yields the nodes of a graph and of all functions in it."""
+  yield from graph.node
+  for function in graph.library.function:
+    yield from function.node_def
 
 
 def callee(node: Node, by_name: Mapping[str, Function]) -> Function | None:

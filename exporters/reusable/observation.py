@@ -12,7 +12,6 @@ order.
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-import contextlib
 import functools
 import hashlib
 import inspect
@@ -37,11 +36,12 @@ import tensorflow as tf
 import tensorflow_hub as hub
 import tf_keras
 
-from exporters.reusable import graphs
+from exporters.reusable import comparison
 from exporters.reusable import private_api
+from exporters.reusable import randomness
 from exporters.reusable import xla_trap
 
-Arrays = dict[str, np.ndarray]
+Arrays = comparison.Arrays
 
 # What consumers use of an export, and of a sub-object.
 INTERFACE = (
@@ -50,124 +50,6 @@ INTERFACE = (
   "trainable_variables",
   "regularization_losses",
 )
-ONLY = "the tensor"  # The name of an output that is a single Tensor.
-_XLA = "compilation under XLA"
-_EMPTY = "empty batch"
-_SEEDED = "one seed"
-_SEED = 1
-_SAVED_MODEL = "saved_model.pb"
-# Of the dtypes in which it is worse than the tolerances.
-_PRECISION = {"bfloat16": 2**-7, "float16": 2**-10}
-# A column of small values is compared like one with this share of the array's
-# largest value, since rounding errors of other columns may reach it.
-_OTHER_COLUMNS = 0.1
-_TINY = np.finfo(np.float64).tiny
-_BLOCK = 2**18  # Values that are compared at a time; more need fresh memory.
-
-
-class Comparison(NamedTuple):
-  """One kind of comparison between a model and its export.
-
-  Values that are not floats must be equal.
-
-  Attributes:
-    description: What must be the same.
-    why: The reason for the tolerance.
-    of_array: Tolerance, relative to the largest value of a column: the last
-      axis of an array, or the array if it has one axis.
-    of_all: Tolerance, relative to the largest value of all arrays of the same
-      observation. It is added to the other.
-  """
-
-  description: str
-  why: str
-  of_array: float = 0.0
-  of_all: float = 0.0
-
-
-# In the order in which they are made.
-COMPARISONS = {
-  "interface": Comparison(
-    "The export and each sub-object can be called and have variables, trainable"
-    " variables and regularization losses.",
-    "An attribute exists or does not.",
-  ),
-  "variables": Comparison(
-    "Names, order, shapes and values of all variables.", "Saving copies bits."
-  ),
-  "trainable variables": Comparison(
-    "Which variables are trainable, and their order.", "Exact comparison."
-  ),
-  "regularization losses": Comparison(
-    "Each regularization loss.",
-    "Each is a sum over one weight in float32, whose precision is 6e-8.",
-    1e-6,
-  ),
-  "outputs": Comparison(
-    "Outputs in inference, in training without randomness, and with changed"
-    " hyperparameters, for inputs of several sizes and batches of 1 and 2.",
-    "The live model computes op by op and the export in a graph, which may sum"
-    " float32 values in another order.",
-    1e-5,
-  ),
-  "gradients": Comparison(
-    "The gradient of a scalar of the outputs for every trainable variable.",
-    "Rounding errors accumulate over the forward and the backward pass; some"
-    " gradients, such as that of a bias before a softmax, are zero up to"
-    " rounding.",
-    1e-3,
-    1e-5,
-  ),
-  "updates": Comparison(
-    "Values of the non-trainable variables, such as moving averages, after a"
-    " call.",
-    "Moving averages take differences of large sums over a batch.",
-    1e-4,
-    1e-5,
-  ),
-  "hyperparameters": Comparison(
-    "Each hyperparameter changes an output or an update.",
-    "An effect exists or does not.",
-  ),
-  "randomness": Comparison(
-    "Where training is random: two calls differ, and move the same variables.",
-    "They differ or do not.",
-  ),
-  _SEEDED: Comparison(
-    "Where training is random: with the same seeds, two calls are equal."
-    " Outputs, gradients and updates with these seeds are compared, too. Random"
-    " ops in loops, and layers with seeds of their own, are noted only.",
-    "They are equal or not.",
-  ),
-  "hub.KerasLayer": Comparison(
-    "A hub.KerasLayer with trainable=True and changed arguments: outputs in"
-    " training, regularization losses, trainable weights.",
-    "It calls the same function.",
-    1e-5,
-  ),
-  _EMPTY: Comparison(
-    "A batch of 0 rows in training, as a replica gets if the last batch is"
-    " small: The outputs are empty, and no variable changes.",
-    "Exact comparison.",
-  ),
-  _XLA: Comparison(
-    "XLA can compile a train step, and compiles it once: no gradient has a"
-    " branch or takes a compile-time constant out of the model. Strings and a"
-    " loop of unlimited length, which XLA cannot compile, are noted only.",
-    "Found in the graph of the train step; nothing is compiled.",
-  ),
-  "serving_default": Comparison(
-    "The signature serving_default returns what a call of the export returns.",
-    "It calls the same function in another graph.",
-    1e-5,
-  ),
-  "saved again": Comparison(
-    "The signature of the loaded export, saved again and loaded while the first"
-    " export is moved away.",
-    "It is the same graph.",
-    1e-5,
-  ),
-}
 
 
 class Call(NamedTuple):
@@ -184,9 +66,11 @@ class Call(NamedTuple):
     keras: Whether to call a hub.KerasLayer of the export too.
     compilation: Whether to examine the train step of this call for XLA.
     empty: Whether to call the export without examples too.
+    forms: Whether to call the export with all other forms of the input too.
     random: Whether two calls of the model differ. Only what `_randomness`
       returns is then observed.
     seeded: Whether the random ops of both models get the same seeds.
+    sampled: Whether to observe a sample of calls, as `randomness.sample` does.
   """
 
   name: str
@@ -198,8 +82,10 @@ class Call(NamedTuple):
   keras: bool = False
   compilation: bool = False
   empty: bool = False
+  forms: bool = False
   random: bool = False
   seeded: bool = False
+  sampled: bool = False
 
 
 class Observation(NamedTuple):
@@ -207,7 +93,7 @@ class Observation(NamedTuple):
 
   Attributes:
     part: Name of the sub-object, "" for the model itself.
-    kind: A key of `COMPARISONS`.
+    kind: A key of `comparison.COMPARISONS`.
     call: Name of the call, "" for an observation without a call.
     arrays: The observed arrays by name.
   """
@@ -228,7 +114,7 @@ class Result(NamedTuple):
 
   Attributes:
     place: What was compared.
-    kind: A key of `COMPARISONS`.
+    kind: A key of `comparison.COMPARISONS`.
     problems: What is wrong, in words.
     notes: What consumers cannot do with the export because its model is as it
       is, in words.
@@ -252,10 +138,17 @@ def observe_state(part: str, model: Any) -> Iterator[Observation]:
   digests = _numbered(model.variables, map(_digest, model.variables))
   yield Observation(part, "variables", "", digests)
   positions = _positions(model, model.trainable_variables)
-  yield Observation(part, "trainable variables", "", positions)
-  losses = {
-    str(i): _array(f()) for i, f in enumerate(model.regularization_losses)
-  }
+  flags = _numbered(model.variables, [v.trainable for v in model.variables])
+  watched = {f"{name}, watched by tapes": flag for name, flag in flags.items()}
+  yield Observation(part, "trainable variables", "", positions | watched)
+  losses = {}
+  for i, function in enumerate(model.regularization_losses):
+    with tf.GradientTape() as tape:
+      loss = function()
+    trained = list(model.trainable_variables)
+    gradients = _numbered(trained, tape.gradient(loss, trained))
+    losses[str(i)] = _array(loss)
+    losses |= {f"gradient of {i} for {k}": g for k, g in gradients.items()}
   yield Observation(part, "regularization losses", "", losses)
 
 
@@ -264,7 +157,7 @@ def observe_calls(
   model: Any,
   call: Callable[..., Any],
   calls: Iterable[Call],
-  step: Callable[..., Any],
+  steps: Callable[..., Callable[..., Any]],
 ) -> Iterator[Observation]:
   """Observes calls of a model. Its variables keep their values.
 
@@ -273,7 +166,7 @@ def observe_calls(
     model: An object with `variables` and `trainable_variables`.
     call: The model as a function.
     calls: The calls to make.
-    step: Its `train_step`.
+    steps: Returns its `train_step`, for names of arguments.
   """
   for made in calls:
     if made.random:
@@ -285,18 +178,23 @@ def observe_calls(
       arrays = {"effect": np.array(effect)}
       yield Observation(part, "hyperparameters", made.name, arrays)
       continue
+    function = steps(*made.arguments) if made.gradients else call
+    if made.sampled:
+      # Keras draws the masks of recurrent layers at each step in graphs only.
+      function = tf.function(function)
+      runs = (
+        _flat(model, made, *_run(model, function, made.example, made.arguments))
+        for _ in range(randomness.CALLS)
+      )
+      arrays = randomness.sample(runs)
+      yield Observation(part, comparison.SAMPLED, made.name, arrays)
+      continue
     if made.seeded:
-      tf.random.set_seed(_SEED)
-    result, updates = _run(
-      model, step if made.gradients else call, made.example, made.arguments
-    )
+      arrays, (result, updates) = _seeded(model, call, function, made)
+      yield Observation(part, comparison.SEEDED, made.name, arrays)
+    else:
+      result, updates = _run(model, function, made.example, made.arguments)
     outputs, gradients = result if made.gradients else (result, ())
-    if made.seeded:
-      taken = _seeds_taken()
-      seeded = _with_seed(call)
-      twice = differ(model, seeded, made.example, *[made.arguments] * 2)
-      arrays = {"ops": np.array(taken), "repeats": np.array(not twice)}
-      yield Observation(part, _SEEDED, made.name, arrays)
     yield Observation(part, "outputs", made.name, _arrays(outputs))
     if made.gradients:
       # Without a name of their own, they are freed before the next gradients.
@@ -350,7 +248,7 @@ def differ(
   """
   runs = [_run(model, call, example, a) for a in arguments]
   seen = [_arrays({"outputs": y}) | updates for y, updates in runs]
-  return bool(compare("outputs", *seen)[1])
+  return bool(comparison.compare("outputs", *seen)[1])
 
 
 def _randomness(
@@ -366,7 +264,9 @@ def _randomness(
   seen = [_arrays({"outputs": y}) | updates for y, updates in runs]
   _, moved = runs[0]
   return {
-    "whether two calls differ": np.array(bool(compare("outputs", *seen)[1])),
+    "whether two calls differ": np.array(
+      bool(comparison.compare("outputs", *seen)[1])
+    ),
     **{
       f"{name} moves": np.array(not np.array_equal(still[name], value))
       for name, value in moved.items()
@@ -374,28 +274,45 @@ def _randomness(
   }
 
 
-def _with_seed(call: Callable[..., Any]) -> Callable[..., Any]:
-  def seeded(*args: Any, **kwargs: Any) -> Any:
-    tf.random.set_seed(_SEED)
-    return call(*args, **kwargs)
+def _flat(model: Any, made: Call, result: Any, updates: Arrays) -> Arrays:
+  """Names all that a call observes in one dict."""
+  outputs, gradients = result if made.gradients else (result, [])
+  trained = model.trainable_variables if made.gradients else []
+  return {
+    **{f"{name} of the outputs": y for name, y in _arrays(outputs).items()},
+    **{
+      f"gradient of {name}": y
+      for name, y in _numbered(trained, gradients).items()
+    },
+    **(updates if made.updates else {}),
+  }
 
-  return seeded
+
+def _seeded(
+  model: Any, call: Callable[..., Any], step: Callable[..., Any], made: Call
+) -> tuple[Arrays, tuple[Any, Arrays]]:
+  """Runs `step` with numbered seeds; tells whether a call draws the same."""
+  runs = []
+  for function in (call, call, step):
+    with private_api.numbered_seeds() as given:
+      runs.append(_run(model, function, made.example, made.arguments))
+      if len(runs) == 1:
+        count = given()
+  seen = [_arrays({"outputs": y}) | updates for y, updates in runs[:2]]
+  repeats = not comparison.compare("outputs", *seen)[1]
+  return {"draws": np.array(count), "repeats": np.array(repeats)}, runs[2]
 
 
-def _seeds() -> Iterator[tuple[int, int]]:
-  """Yields the seeds that random ops get one after the other."""
-  tf.random.set_seed(_SEED)
-  while True:
-    yield tf.compat.v1.get_seed(None)
-
-
-def _seeds_taken() -> int:
-  """Counts the ops that have got a seed since `_SEED` was set; -1: many."""
-  following = tf.compat.v1.get_seed(None)
-  for count, seeds in enumerate(itertools.islice(_seeds(), 2**14)):
-    if seeds == following:
-      return count
-  return -1
+def draws(
+  model: Any,
+  call: Callable[..., Any],
+  example: Any,
+  arguments: Mapping[str, Any],
+) -> int:
+  """Counts the random ops that a call runs eagerly."""
+  with private_api.numbered_seeds() as given:
+    _run(model, call, example, arguments)
+    return given()
 
 
 def _run(
@@ -459,7 +376,9 @@ def _positions(model: Any, variables: Sequence[tf.Variable]) -> Arrays:
 
 
 def _arrays(structure: Any) -> Arrays:
-  return {name: _array(tensor) for name, tensor in named(structure).items()}
+  return {
+    name: _array(tensor) for name, tensor in comparison.named(structure).items()
+  }
 
 
 def _array(tensor: tf.Tensor | None) -> np.ndarray:
@@ -487,32 +406,6 @@ def changed(default: Any, choices: Iterable[str] = ()) -> Any:
   return default / 2 or 0.5
 
 
-def named(structure: Any, path: str = "") -> dict[str, Any]:
-  """Flattens outputs or inputs into Tensors by their paths; None stays."""
-  if isinstance(structure, Mapping):
-    items = {
-      f"{path}/{str(key).replace('/', '//')}": structure[key]
-      for key in sorted(structure)
-    }
-  elif isinstance(structure, (list, tuple)):
-    items = {f"{path}/[{i}]": value for i, value in enumerate(structure)}
-  elif isinstance(structure, (tf.RaggedTensor, tf.SparseTensor)):
-    items = {f"{path}/{x}": getattr(structure, x) for x in _parts(structure)}
-  else:
-    return {path.removeprefix("/") or ONLY: structure}
-  return {
-    name: tensor
-    for inner, value in items.items()
-    for name, tensor in named(value, inner).items()
-  }
-
-
-def _parts(tensor: tf.RaggedTensor | tf.SparseTensor) -> Sequence[str]:
-  if isinstance(tensor, tf.RaggedTensor):
-    return "flat_values", "nested_row_splits"
-  return "indices", "values", "dense_shape"
-
-
 def _scalar(outputs: Any) -> tf.Tensor:
   """Sums outputs with weights, so that no symmetry hides an error."""
   return tf.add_n(
@@ -523,7 +416,7 @@ def _scalar(outputs: Any) -> tf.Tensor:
           tf.reshape(tf.cast(output, tf.float32), [-1])
           * tf.cos(tf.range(tf.cast(tf.size(output), tf.float32)))
         )
-        for output in map(_real, named(outputs).values())
+        for output in map(_real, comparison.named(outputs).values())
         if output is not None and output.dtype.is_floating
       ),
     ]
@@ -533,101 +426,6 @@ def _scalar(outputs: Any) -> tf.Tensor:
 def _real(output: Any) -> Any:
   is_complex = output is not None and output.dtype.is_complex
   return tf.math.real(output) + tf.math.imag(output) if is_complex else output
-
-
-def compare(
-  kind: str, expected: Arrays, actual: Arrays
-) -> tuple[float, list[str]]:
-  """Compares observations of two models.
-
-  Returns:
-    The largest difference, relative to the expected values in the same way as
-    the tolerance, and what is wrong, in words.
-  """
-  problems = [f"{name} is missing" for name in expected if name not in actual]
-  problems += [f"{name} is new" for name in actual if name not in expected]
-  common = [name for name in expected if name in actual]
-  of_all = COMPARISONS[kind].of_all
-  largest_of_all = max((_largest(expected[name]) for name in common), default=0)
-  worst = 0.0
-  for name in common:
-    old, new = expected[name], actual[name]
-    if old.shape != new.shape or old.dtype != new.dtype:
-      problems.append(
-        f"{name} is {new.dtype}{list(new.shape)}, and was"
-        f" {old.dtype}{list(old.shape)}"
-      )
-    elif not _is_inexact(old):
-      if not np.array_equal(old, new):
-        problems.append(f"{name} differs")
-    elif len(differences := _differences(old, new)):
-      of_array = _of_array(kind, old)
-      columns = _columns(old)
-      sizes = np.maximum(columns, _OTHER_COLUMNS * _largest(old))
-      allowed = of_array * sizes + of_all * largest_of_all
-      # Relative to what is allowed; or, where nothing is, to the values.
-      scale = allowed / of_array if of_array else sizes
-      relative = differences / np.maximum(scale, _TINY)
-      i = int(np.argmax(relative))  # The first NaN, if there is one.
-      worst = max(worst, float(relative[i]))
-      # Not `>`, which is false for NaN.
-      if not differences[i] <= allowed[i]:
-        column = f" in column {i}" if len(differences) > 1 else ""
-        problems.append(
-          f"{name} differs by {differences[i]:.2g}{column}; its largest value"
-          f"{' there' if column else ''} is {columns[i]:.2g}"
-        )
-  return worst, problems
-
-
-def _of_array(kind: str, array: np.ndarray) -> float:
-  """Returns the tolerance, of two rounding errors at least."""
-  of_array = COMPARISONS[kind].of_array
-  return of_array and max(of_array, 2 * _PRECISION.get(array.dtype.name, 0.0))
-
-
-def _is_inexact(array: np.ndarray) -> bool:
-  return array.dtype.kind in "fc" or array.dtype.name in _PRECISION
-
-
-def _by_column(array: np.ndarray) -> np.ndarray:
-  """Views an array as rows: of its last axis, or of one value."""
-  return array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1)
-
-
-def _blocks(array: np.ndarray) -> Iterator[slice]:
-  rows = max(1, _BLOCK // max(1, array.shape[1]))
-  return (slice(i, i + rows) for i in range(0, len(array), rows))
-
-
-def _differences(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-  """Returns the largest difference in each column, NaN if either has a NaN.
-
-  Equal arrays have none.
-  """
-  old, new = _by_column(old), _by_column(new)
-  largest = [
-    np.max(np.abs(new[block] - old[block]), axis=0).astype(np.float64)
-    for block in _blocks(old)
-    # The difference of two infinite values is NaN.
-    if not np.array_equal(old[block], new[block])
-  ]
-  return np.max(largest, axis=0) if largest else np.array([])
-
-
-def _columns(array: np.ndarray) -> np.ndarray:
-  """Returns the largest absolute value in each column."""
-  rows = _by_column(array)
-  largest = [np.max(np.abs(rows[block]), axis=0) for block in _blocks(rows)]
-  return np.max(largest, axis=0).astype(np.float64)
-
-
-def _largest(array: np.ndarray) -> float:
-  if not _is_inexact(array) or not array.size:
-    return 0.0
-  if array.dtype.kind == "c":
-    return float(np.abs(array).max())
-  return max(float(array.max()), -float(array.min()))
 
 
 def check(
@@ -662,7 +460,12 @@ def check(
     for part, problems in missing.items()
     if not problems
   }
-  with _with_seeds(export_dir) as with_seeds:
+  if count := randomness.seeds(export_dir):
+    problem = (
+      f"{count} random ops have seeds, with which all replicas draw the same"
+    )
+    results.append(_result("", "randomness", "", 0.0, [problem]))
+  with randomness.with_seeds(export_dir, load) as with_seeds:
     for part, calls in plan.items():
       results.append(_result(part, "interface", "", 0.0, missing[part]))
       seen_part, of_live = next(of_parts)
@@ -676,9 +479,12 @@ def check(
           states[part],
           lambda part=part: _part(with_seeds(), part),
         )
-  if not results[0].problems:
-    example = plan[""][0].example
-    results += _check_served(export_dir, model, example, save_again)
+    if not missing[""]:
+      first = plan[""][0]
+      called = with_seeds() if first.random else model
+      results += _check_served(
+        export_dir, called, first.example, save_again and not first.random
+      )
   return results
 
 
@@ -707,13 +513,13 @@ def _check_part(
     state: What `observe_state` yields for it before any call.
     with_seeds: Loads the same with the seeds of `_seeds` in its random ops.
   """
-  step = _graph_step(model)
+  steps = _graph_steps(model)
   skipped = None
   for new, old in zip(
     itertools.chain(
       state,
       observe_calls(
-        part, model, model, [c for c in calls if not c.seeded], step
+        part, model, model, [c for c in calls if not c.seeded], steps
       ),
       _observe_seeded(part, [c for c in calls if c.seeded], with_seeds),
     ),
@@ -730,31 +536,52 @@ def _check_part(
         expected, arrays = (
           dict.fromkeys(x, np.array(0)) for x in (expected, arrays)
         )
-    largest, problems = compare(new.kind, expected, arrays)
-    notes = []
+    largest, problems = comparison.compare(new.kind, expected, arrays)
     if new.kind == "hyperparameters":
       problems = [] if all(new.arrays.values()) else ["it changes nothing"]
-    elif new.kind == _SEEDED:
-      problems, notes = _of_seeds(old.arrays, new.arrays)
-      skipped = new.call if problems or notes else None
-    yield _result(*new[:3], largest, problems, notes)
+    elif new.kind == comparison.SEEDED:
+      problems = _of_seeds(old.arrays, new.arrays)
+      skipped = new.call if problems else None
+    elif new.kind == comparison.SAMPLED:
+      problems = randomness.compare(expected, arrays)
+    yield _result(*new[:3], largest, problems)
+  is_keras = isinstance(model, tf_keras.Model)
   for made in calls:
-    if made.keras and not isinstance(model, tf_keras.Model):
+    if made.keras and not is_keras:
       kind = "hub.KerasLayer"
-      compared = compare(kind, *_in_keras(model, made))
+      compared = comparison.compare(kind, *_in_keras(model, made))
       yield _result(part, kind, made.name, *compared)
+    if made.forms and not is_keras:
+      called = with_seeds() if made.seeded else model
+      for form, *arrays in _in_other_forms(called, made):
+        kind = "other forms"
+        compared = comparison.compare(kind, *arrays)
+        yield _result(part, kind, f"{made.name}, {form}", *compared)
     # Keras makes its own layers anew, for the strategy of each consumer.
-    if made.empty and not isinstance(model, tf_keras.Model):
+    if made.empty and not is_keras:
       problems = _of_no_examples(model, made)
-      yield _result(part, _EMPTY, made.name, 0.0, problems)
+      yield _result(part, comparison.EMPTY, made.name, 0.0, problems)
     if made.compilation:
-      yield _result(part, _XLA, made.name, 0.0, *_under_xla(step, made))
+      yield _result(
+        part,
+        comparison.XLA,
+        made.name,
+        0.0,
+        *_under_xla(steps(*made.arguments), made),
+      )
 
 
-def _graph_step(model: Any) -> tf.types.experimental.PolymorphicFunction:
-  """Makes the train step of a loaded model, as a graph."""
-  return tf.function(
-    train_step(model, model), autograph=False, reduce_retracing=True
+def _graph_steps(
+  model: Any,
+) -> Callable[..., tf.types.experimental.PolymorphicFunction]:
+  """Makes a function from names of arguments to a train step, as a graph.
+
+  Retracing with other arguments fails in TensorFlow.
+  """
+  return functools.cache(
+    lambda *names: tf.function(
+      train_step(model, model), autograph=False, reduce_retracing=True
+    )
   )
 
 
@@ -764,89 +591,32 @@ def _observe_seeded(
   """Observes calls of an export whose random ops have seeds."""
   for made in calls:
     model = with_seeds()
-    step = _graph_step(model) if made.gradients else tf.function(model)
-    of_seeds, *others = observe_calls(part, model, model, [made], step)
-    trace = step.get_concrete_function(made.example, **made.arguments)
-    count = _random_ops(trace.graph.as_graph_def())
-    arrays = {**of_seeds.arrays, "ops": np.array(count)}
+    of_seeds, *others = observe_calls(
+      part, model, model, [made], _graph_steps(model)
+    )
+    trace = tf.function(model, autograph=False).get_concrete_function(
+      made.example, **made.arguments
+    )
+    count = randomness.draws(trace.graph.as_graph_def())
+    arrays = {**of_seeds.arrays, "draws": np.array(count)}
     yield of_seeds._replace(arrays=arrays)
     yield from others
 
 
-def _random_ops(graph: Any) -> int:
-  """Counts the random ops of the only function in a graph that has some.
-
-  Returns:
-    -1 if there are several functions, or the function is the body of a loop or
-    a branch, whose ops the graph's order says nothing of.
-  """
-  by_name = graphs.functions(graph)
-  called = {None: list(graph.node)}
-  waiting = list(graph.node)
-  while waiting:
-    node = waiting.pop()
-    for name in graphs.called(node):
-      if name in by_name and name not in called:
-        called[name] = list(by_name[name].node_def)
-        waiting += called[name]
-  counts = {
-    name: count
-    for name, nodes in called.items()
-    if (count := sum(bool(graphs.RANDOM.match(n.op)) for n in nodes))
-  }
-  is_called = not any(
-    name in counts
-    for nodes in called.values()
-    for node in nodes
-    if node.op not in graphs.CALLS
-    for name in graphs.called(node)
-  )
-  return sum(counts.values()) if len(counts) < 2 and is_called else -1
-
-
-def _of_seeds(live: Arrays, export: Arrays) -> tuple[list[str], list[str]]:
-  """Returns problems and notes of calls with the same seeds."""
-  if live["ops"] != export["ops"] or export["ops"] < 0:
-    return [], [
-      "Training is random in a way that no seed of TensorFlow fixes, such as in"
-      " a loop or by seeds of its own: its values are not compared."
-    ]
+def _of_seeds(live: Arrays, export: Arrays) -> list[str]:
+  """Returns problems of calls with the same seeds."""
   if not live["repeats"]:
     return [
       "training draws random numbers that are not TensorFlow's, such as"
       " NumPy's: the export repeats those of its trace"
-    ], []
-  return [], []
-
-
-@contextlib.contextmanager
-def _with_seeds(export_dir: str) -> Iterator[Callable[[], Any]]:
-  """Makes a function that loads an export with seeds in its random ops."""
-  with tempfile.TemporaryDirectory() as directory:
-
-    @functools.cache
-    def write() -> None:
-      source = pathlib.Path(export_dir)
-      for path in source.iterdir():
-        if path.name != _SAVED_MODEL:
-          os.symlink(path.absolute(), os.path.join(directory, path.name))
-      saved_model = private_api.saved_model_pb2.SavedModel.FromString(
-        (source / _SAVED_MODEL).read_bytes()
-      )
-      for function in saved_model.meta_graphs[0].graph_def.library.function:
-        nodes = [n for n in function.node_def if graphs.RANDOM.match(n.op)]
-        for node, seeds in zip(nodes, _seeds(), strict=False):
-          for name, seed in zip(graphs.SEEDS, seeds, strict=True):
-            node.attr[name].i = seed
-      pathlib.Path(directory, _SAVED_MODEL).write_bytes(
-        saved_model.SerializeToString()
-      )
-
-    def load_it() -> Any:
-      write()
-      return load(directory)
-
-    yield load_it
+    ]
+  if live["draws"] != export["draws"]:
+    count = int(export["draws"])
+    return [
+      f"a call draws {live['draws']} times from random ops, and the export"
+      f" {count if count >= 0 else 'in a loop or a branch'}"
+    ]
+  return []
 
 
 def _missing(model: Any, calls: Iterable[Call]) -> list[str]:
@@ -906,8 +676,12 @@ def _of_no_examples(model: Any, made: Call) -> list[str]:
   else:
     return [failure]
   moving = _moving(model)
-  _, problems = compare(_EMPTY, _numbered(moving, moving), updates)
-  floats = {k: y for k, y in _arrays(outputs).items() if _is_inexact(y)}
+  _, problems = comparison.compare(
+    comparison.EMPTY, _numbered(moving, moving), updates
+  )
+  floats = {
+    k: y for k, y in _arrays(outputs).items() if comparison.is_inexact(y)
+  }
   for name, y in floats.items():
     if not np.isfinite(y.astype(np.complex64)).all():
       problems.append(f"{name} is not finite")
@@ -934,8 +708,6 @@ def _under_xla(
       "XLA takes no strings. Consumers can train the export without XLA only,"
       " and not on TPUs; a sub-object that takes numbers is compared by itself."
     ]
-  if made.random:  # Not yet traced, and TensorFlow mixes up its arguments.
-    step = tf.function(step.python_function, autograph=False)
   trace = step.get_concrete_function(made.example, **made.arguments)
   graph = trace.graph.as_graph_def()
   if loops := xla_trap.loops(graph):
@@ -965,16 +737,20 @@ def _check_served(
     problem = "there is no signature of this name"
     yield _result("", kind, "", 0.0, [problem])
     return
+  tf.random.set_seed(1)  # Random ops with seeds draw the same again.
   structure = _run(model, model, example, {})[0]
+  tf.random.set_seed(1)
   outputs = {
-    name: _array(y) for name, y in named(structure).items() if y is not None
+    name: _array(y)
+    for name, y in comparison.named(structure).items()
+    if y is not None
   }
   served = _served(model, example)
   if not isinstance(structure, Mapping) and len(served) == len(outputs):
     # Those of a list are in the order of their names.
     outputs = dict(zip(sorted(served), outputs.values(), strict=True))
   expected = {k: y for k, y in outputs.items() if k in served}
-  yield _result("", kind, "", *compare(kind, expected, served))
+  yield _result("", kind, "", *comparison.compare(kind, expected, served))
   if save_again:
     kind = "saved again"
     try:
@@ -982,7 +758,7 @@ def _check_served(
     except tf.errors.OpError as e:
       compared = 0.0, [f"it does not work: {' '.join(e.message.split())}"]
     else:
-      compared = compare(kind, served, again)
+      compared = comparison.compare(kind, served, again)
     yield _result("", kind, "", *compared)
 
 
@@ -1007,6 +783,50 @@ def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
     see(model, made.arguments, model.trainable_variables, losses),
     see(layer, training, layer.trainable_weights, layer.losses),
   )
+
+
+def _in_other_forms(
+  model: Any, made: Call
+) -> Iterator[tuple[str, Arrays, Arrays]]:
+  """Calls a loaded model with all forms of the input that it takes.
+
+  Yields:
+    The form, and what calls with the same values in the form of the example,
+    and in this form, return and update.
+  """
+  example = made.example
+  values = example.values() if isinstance(example, Mapping) else example
+  values = tf.nest.flatten(list(values) if values is not example else values)
+  forms = {}
+  for function in model.__call__.concrete_functions:
+    form = function.structured_input_signature[0][0]
+    if isinstance(form, Mapping) and isinstance(example, Mapping):
+      form = {key: form[key] for key in example}
+    is_dict = isinstance(form, Mapping)
+    specs = list(form.values()) if is_dict else tf.nest.flatten(form)
+    name = f"{type(form).__name__} of {', '.join(str(x.dtype) for x in specs)}"
+    are_tensors = all(isinstance(x, tf.TensorSpec) for x in specs)
+    if not are_tensors or len(specs) != len(values):
+      continue
+    is_own = is_dict == isinstance(example, Mapping) and all(
+      x.dtype == v.dtype for x, v in zip(specs, values, strict=True)
+    )
+    if not is_own:
+      forms.setdefault(name, (form, specs))
+  for name, (form, specs) in forms.items():
+    cast = [tf.cast(x, s.dtype) for x, s in zip(values, specs, strict=True)]
+    back = [tf.cast(x, v.dtype) for x, v in zip(cast, values, strict=True)]
+    pair = []
+    for like, given in ((example, back), (form, cast)):
+      inputs = (
+        dict(zip(like, given, strict=True))
+        if isinstance(like, Mapping)
+        else tf.nest.pack_sequence_as(like, given)
+      )
+      tf.random.set_seed(1)  # Random ops with seeds draw the same again.
+      outputs, updates = _run(model, model, inputs, made.arguments)
+      pair.append(_arrays({"outputs": outputs}) | updates)
+    yield name, *pair
 
 
 def _saved_again(export_dir: str, model: Any, example: Any) -> Arrays:
@@ -1057,7 +877,7 @@ def _load_keras(export_dir: str) -> Any:
   model = tf_keras.models.load_model(export_dir, compile=False)
   # Not by Keras' own setter, which would save them.
   vars(model)["regularization_losses"] = [
-    lambda loss=loss: loss for loss in model.losses
+    lambda i=i: model.losses[i] for i in range(len(model.losses))
   ]
   return model
 

@@ -5,11 +5,12 @@ them. `private_api_test` fails if one of them is gone. `docs/versions.md` lists
 them with the private names that other modules use.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import hashlib
 import pathlib
 from typing import Any
+from unittest import mock
 
 import tensorflow as tf
 
@@ -38,6 +39,10 @@ try:
   from tensorflow.python.saved_model import fingerprinting_utils
 except ImportError:
   fingerprinting_utils = None
+try:
+  from tensorflow.python.framework import random_seed
+except ImportError:
+  random_seed = None
 
 
 def as_in_a_save() -> contextlib.AbstractContextManager[None]:
@@ -98,6 +103,34 @@ def forget_seed() -> None:
   `saving_test` fails if TensorFlow takes the seed from elsewhere.
   """
   tf.compat.v1.get_default_graph().seed = None
+
+
+@contextlib.contextmanager
+def numbered_seeds() -> Iterator[Callable[[], int]]:
+  """Gives random ops the seeds (1, 1), (1, 2), … in the order of their calls.
+
+  They replace the seeds of layers too. Without `random_seed` they stay, and
+  verification compares distributions.
+
+  Yields:
+    A function that returns the number of seeds given.
+  """
+  given = 0
+
+  def next_seeds(op_seed: int | None) -> tuple[int, int]:
+    del op_seed
+    nonlocal given
+    given += 1
+    return 1, given
+
+  tf.random.set_seed(1)  # Ops begin their streams of random numbers anew.
+  patch = (
+    mock.patch.object(random_seed, "get_seed", next_seeds)
+    if hasattr(random_seed, "get_seed")
+    else contextlib.nullcontext()
+  )
+  with patch:
+    yield lambda: given
 
 
 def write_fingerprint(export_dir: str) -> None:

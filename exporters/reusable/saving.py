@@ -19,6 +19,7 @@ import tensorflow as tf
 import tf_keras
 
 from exporters.reusable import errors
+from exporters.reusable import graphs
 from exporters.reusable import hyperparameters as hyperparameters_lib
 from exporters.reusable import layer_calls as layer_calls_lib
 from exporters.reusable import private_api
@@ -28,6 +29,8 @@ from exporters.reusable import xla
 ConcreteFunction = tf.types.experimental.ConcreteFunction
 Function = tf.types.experimental.PolymorphicFunction
 Hyperparameter = hyperparameters_lib.Hyperparameter
+
+_NAME = re.compile("[a-z0-9][a-z0-9_]*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -276,6 +279,13 @@ def _checked(spec: Any) -> Any:
   know which it is.
   """
   if isinstance(spec, Mapping):
+    names = {re.sub("[./-]", "_", str(key)).lower() for key in spec}
+    if len(names) < len(spec) or not all(map(_NAME.fullmatch, names)):
+      raise errors.ExportError(
+        f"The keys of the input are {', '.join(map(repr, spec))}. They name the"
+        " inputs of a signature: use letters, digits and underscores, and let"
+        " them differ in more than case."
+      )
     return {key: _checked(part) for key, part in spec.items()}
   if isinstance(spec, (list, tuple)):
     return [_checked(part) for part in spec]
@@ -462,6 +472,7 @@ def _traced(model: Source) -> Source:
       model = always_training  # Consumers need the gradients of training.
       function = _traceable(model, xla.CLOSED_GRADIENTS)
       traces = _trace(model, function, model.input_spec)
+  _check_generators(traces)
   _check_captured(traces, model.variables)
   _check_reached(traces[-1], model.trainable_variables)
   _check_effects(traces, model)
@@ -589,6 +600,19 @@ def _check_structure(
       f"The model returns {first} in inference and {last} in training; they"
       " must have the same structure, shapes and dtypes."
     )
+
+
+def _check_generators(traces: Sequence[ConcreteFunction]) -> None:
+  """Refuses random numbers that all consumers and replicas would share."""
+  for trace in traces:
+    for node in graphs.all_nodes(trace.graph.as_graph_def()):
+      if graphs.GENERATED.match(node.op):
+        raise errors.ExportError(
+          f"The model draws from a tf.random.Generator ({node.op} {node.name})."
+          " Its state would be saved, and all consumers and replicas would draw"
+          " the same numbers. Draw by functions such as tf.random.uniform, and"
+          " leave Keras' layers for augmentation out."
+        )
 
 
 def _check_captured(

@@ -328,6 +328,12 @@ class SavingTest(tf.test.TestCase):
     with self.assertRaisesRegex(errors.ExportError, "returns SparseTensor"):
       root = _reusable(lambda x: tf.sparse.from_dense(x), _SPEC)
       saving.signature(root, _SPEC)
+    for keys in (["a", "A"], ["x.y", "x/y"], ["a b"], ["_a"]):
+      spec = dict.fromkeys(keys, _SPEC)
+      self.assert_refused("use letters, digits", lambda x: x, spec)
+    generator = tf.random.Generator.from_seed(1)
+    with_noise = lambda x: x + generator.normal([2])  # noqa: E731
+    self.assert_refused("tf.random.Generator", with_noise, _SPEC)
 
   def test_recurrent_dropout(self):
     """TensorFlow cannot list the submodules of such a layer."""

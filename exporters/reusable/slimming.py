@@ -136,7 +136,7 @@ def _remove_known_shapes(function: graphs.Function) -> None:
 
 def _remove_seeds(function: graphs.Function) -> None:
   for node in function.node_def:
-    for name in graphs.SEEDS if graphs.RANDOM.match(node.op) else ():
+    for name in graphs.SEEDS if graphs.SEEDED.match(node.op) else ():
       if name in node.attr:
         node.attr[name].i = 0
 

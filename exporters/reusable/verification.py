@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import hashlib
 from importlib import metadata
+import inspect
 import itertools
 import json
 import os
@@ -25,11 +26,13 @@ import tensorflow as tf
 
 from distribution import publishing
 from distribution import scratch
+from exporters.reusable import comparison
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters
 from exporters.reusable import imports
 from exporters.reusable import layer_calls
 from exporters.reusable import observation
+from exporters.reusable import randomness
 from exporters.reusable import saving
 
 # Packages whose versions are recorded, besides TensorFlow, whose package has
@@ -259,7 +262,7 @@ def observe(
       yield from states[name]
       step = observation.train_step(source, source.call)
       yield from observation.observe_calls(
-        name, source, source.call, plan[name], step
+        name, source, source.call, plan[name], lambda *_, s=step: s
       )
 
   return plan, seen()
@@ -272,15 +275,10 @@ def _calls(
   steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
   training = {"training": True} if "training" in source.defaults else {}
   steadily = {**training, **steady}
-  is_random = observation.differ(
-    source, source.call, examples[0], steadily, steadily
+  by_default, is_random = (
+    observation.differ(source, source.call, examples[0], x, x)
+    for x in (training, steadily)
   )
-  if is_random:
-    print(
-      f"  - {part}{': ' if part else ''}training is compared with one seed: it"
-      " is random"
-      + "".join(f", also with {name} {off:g}" for name, off in steady.items())
-    )
   # Differentiating the export takes longer than loading it.
   gradients = level == "full" and bool(source.trainable_variables)
   learning = {
@@ -292,30 +290,39 @@ def _calls(
     for spec in tf.nest.flatten(source.input_spec)
   )
   for i, example in enumerate(examples if level == "full" else examples[:1]):
-    compilation = gradients and i == 0
-    once = {"compilation": compilation, "empty": i == 0 and can_be_empty}
-    in_inference = {}
-    if is_random or not training:
-      in_inference = learning if training else {**learning, **once}
+    once = {
+      "compilation": gradients and i == 0,
+      "empty": i == 0 and can_be_empty,
+    }
     size = _size(example)
-    yield observation.Call(f"inference {size}", example, {}, **in_inference)
-    name = f"training {size}"
-    if training and not is_random:
+    # Models without modes are trained in the one there is.
+    if training or not is_random:
+      in_inference = {**learning, **once}
+      if training:  # Consumers may train with normalization as in inference.
+        in_inference = learning if is_random or i == 0 else {}
       yield observation.Call(
-        name,
+        f"inference {size}", example, {}, forms=i == 0, **in_inference
+      )
+    mode = f"{'training' if training else 'inference'} {size}"
+    if is_random and i == 0:
+      yield observation.Call(mode, example, steadily, **once, random=True)
+    elif training and not is_random:
+      keras = level == "full" and i == 0
+      yield observation.Call(
+        mode,
         example,
         steadily,
         **learning,
-        keras=level == "full" and i == 0,
+        keras=keras,
+        forms=keras and not by_default,
         **once,
       )
-    elif training and i == 0:
-      yield observation.Call(name, example, steadily, **once, random=True)
   counts = {_rows(x) for x in examples}
-  for rows in {1, 2} - counts if can_be_empty else ():
-    if rows < _rows(examples[0]):
+  if can_be_empty and (training or not is_random):
+    for rows in {0, 1, 2} - counts:
       few = tf.nest.map_structure(lambda x, n=rows: x[:n], examples[0])
-      yield observation.Call(f"inference {_size(few)}", few, {})
+      if rows < _rows(examples[0]) and (rows or _takes(source, few)):
+        yield observation.Call(f"inference {_size(few)}", few, {})
   for h in source.hyperparameters if level == "full" else ():
     value = observation.changed(h.default, h.choices)
     changed = {**steadily, h.name: value}
@@ -324,9 +331,73 @@ def _calls(
     if h.off is None and not is_random:
       yield call._replace(updates=learning["updates"])
     yield call._replace(without=steadily)
-  if training and is_random:
-    name = f"training {_size(examples[0])}, one seed"
-    yield observation.Call(name, examples[0], training, **learning, seeded=True)
+  if by_default:
+    yield from _random_calls(part, source, examples[0], level, learning)
+
+
+def _random_calls(
+  part: str,
+  source: saving.Source,
+  example: Any,
+  level: str,
+  learning: Mapping[str, bool],
+) -> Iterator[observation.Call]:
+  """Plans calls with fixed seeds, or samples of calls."""
+  training = {"training": True} if "training" in source.defaults else {}
+  drawn = observation.draws(source, source.call, example, training)
+  is_straight = drawn == randomness.draws(_graph(source, example))
+  how = "one seed" if is_straight else f"{randomness.CALLS} calls"
+  print(
+    f"  - {part}{': ' if part else ''}training is random: it is compared with"
+    f" {how}",
+    flush=True,
+  )
+  call = observation.Call(
+    f"{'training' if training else 'inference'} {_size(example)}, {how}",
+    example,
+    training,
+    **learning,
+    seeded=is_straight,
+    sampled=not is_straight,
+  )
+  yield call
+  # Different shares, to tell rates of the same default apart.
+  changed = {
+    h.name: h.default / (i + 2)
+    for i, h in enumerate(source.hyperparameters)
+    if h.off is not None
+  }
+  if changed and level == "full":
+    names = (f"{k} {hyperparameters.literal(v)}" for k, v in changed.items())
+    yield call._replace(
+      name=f"{', '.join(names)}, {how}",
+      arguments={**training, **changed},
+      gradients=False,
+      forms=is_straight,
+    )
+
+
+def _takes(source: saving.Source, example: Any) -> bool:
+  """Tells whether a model takes a batch of 0 rows; some ops do not."""
+  try:
+    source.call(example)
+  except (ValueError, tf.errors.OpError):
+    return False
+  return True
+
+
+def _graph(source: saving.Source, example: Any) -> Any:
+  """Returns the graph of a call in training of what will be exported."""
+  arguments = {
+    name: True
+    if name == "training"
+    # Numbers would get traces of their own.
+    else tf.constant(parameter.default)
+    for name, parameter in inspect.signature(source.function).parameters.items()
+    if parameter.default is not parameter.empty
+  }
+  trace = source.function.get_concrete_function(example, **arguments)
+  return trace.graph.as_graph_def()
 
 
 def _listed(example: Any) -> Any:
@@ -379,11 +450,11 @@ def _write_report(
     },
     "comparisons": [
       {
-        **comparison._asdict(),
+        **how._asdict(),
         "kind": kind,
         "passed": [r.place for r in results if r.kind == kind and not r.notes],
       }
-      for kind, comparison in observation.COMPARISONS.items()
+      for kind, how in comparison.COMPARISONS.items()
     ],
     "notes": [f"{r.place}: {note}" for r in results for note in r.notes],
   }

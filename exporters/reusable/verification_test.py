@@ -14,10 +14,13 @@ import tensorflow as tf
 import tensorflow_text
 import tf_keras
 
+from exporters.reusable import comparison
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters
 from exporters.reusable import layer_calls
+from exporters.reusable import mutants
 from exporters.reusable import observation
+from exporters.reusable import randomness
 from exporters.reusable import saving
 from exporters.reusable import verification
 
@@ -172,6 +175,50 @@ def _other_noise(export_dir):
   _export(_source(_model(dropout=Other(name="dropout")), ()), export_dir)
 
 
+class _NoisyLoop(layers.Layer):
+  stddev = 0.5
+
+  def call(self, inputs, training=None):
+    def step(i, x):
+      return i + 1, x + tf.random.normal(tf.shape(x), stddev=self.stddev)
+
+    if not training:
+      return inputs
+    return tf.while_loop(lambda i, _: i < 3, step, (0, inputs))[1]
+
+
+class _NoisierLoop(_NoisyLoop):
+  stddev = 0.75
+
+
+def _noisy_loop(layer=_NoisyLoop):
+  source = _source(_model(dropout=layer(name="dropout")), ())
+  return {"": (source, _SPEC, _EXAMPLES)}
+
+
+class _HalfTheRate(layers.Dropout):
+  def call(self, inputs, training=None):
+    rate, self.rate = self.rate, 0.5 * self.rate
+    outputs = super().call(inputs, training)
+    self.rate = rate
+    return outputs
+
+
+def _rate_halved(export_dir):
+  dropout = _HalfTheRate(0.5, name="dropout")
+  _export(_source(_model(dropout=dropout)), export_dir)
+
+
+def _with_seed():
+  dropout = layers.Dropout(0.5, name="dropout", seed=7)
+  return {"": (_source(_model(dropout=dropout)), _SPEC, _EXAMPLES)}
+
+
+def _seed_saved(export_dir):
+  with mock.patch.object(saving.slimming, "slim"):
+    _export_parts(_with_seed(), export_dir)
+
+
 def _with_numpy_mask():
   return _with_noise(second=_NumpyMask(name="second"))
 
@@ -230,6 +277,27 @@ def _weights_off(export_dir):
 def _regularizer_dropped(export_dir):
   second = layers.Dense(2, name="second")
   _export(_source(_model(second=second)), export_dir)
+
+
+def _loss_without_gradient(export_dir):
+  def stopped(kernel):
+    return tf.stop_gradient(tf_keras.regularizers.L2()(kernel))
+
+  second = layers.Dense(2, kernel_regularizer=stopped, name="second")
+  _export(_source(_model(second=second)), export_dir)
+
+
+def _half_precision_doubled(export_dir):
+  def doubled(inputs, spec):
+    if inputs.dtype != spec.dtype:
+      return 2 * tf.cast(inputs, spec.dtype)
+    return None
+
+  source = _source(_model())
+  with mock.patch.object(saving, "_converted", doubled):
+    root = saving.reusable(source, also_takes=saving.of_mixed_precision(_SPEC))
+  signature = saving.signature(root, _SPEC)
+  saving.save(root, export_dir, signatures={"serving_default": signature})
 
 
 def _dropout_left_on(export_dir):
@@ -583,6 +651,22 @@ _BROKEN = [
     "1 is missing",
   ),
   (
+    "loss_without_gradient",
+    _plain,
+    _loss_without_gradient,
+    "regularization losses",
+    "regularization losses",
+    "gradient of 1 for 4 second/kernel:0 is missing",
+  ),
+  (
+    "half_precision_doubled",
+    _plain,
+    _half_precision_doubled,
+    "other forms",
+    r"other forms, rate 0.25, one seed, TensorSpec of .*bfloat16.*",
+    "outputs differs by",
+  ),
+  (
     "dropout_left_on",
     _plain,
     _dropout_left_on,
@@ -669,6 +753,30 @@ _BROKEN = [
     "outputs",
     r"outputs, training \(5, 4\), one seed",
     "the tensor differs by",
+  ),
+  (
+    "rate_halved",
+    _plain,
+    _rate_halved,
+    "outputs",
+    r"outputs, training \(5, 4\), one seed",
+    "the tensor differs by",
+  ),
+  (
+    "seed_saved",
+    _with_seed,
+    _seed_saved,
+    "randomness",
+    "randomness",
+    "^1 random ops have seeds",
+  ),
+  (
+    "noisier_loop",
+    _noisy_loop,
+    _broken_parts(_noisy_loop, layer=_NoisierLoop),
+    "distribution",
+    r"distribution, training \(5, 4\), 256 calls",
+    "the variances over 256 calls differ",
   ),
   (
     "frozen_mask_of_numpy",
@@ -781,28 +889,86 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
   def test_compares_columns_and_structure(self):
     """A large column hides no small one, nor a name another."""
     old = np.array([[1e6, 10.0], [1e6, 20.0]], np.float32)
-    worst, problems = observation.compare(
+    worst, problems = comparison.compare(
       "outputs", {"y": old}, {"y": old + np.float32([0.0, 5.0])}
     )
     self.assertAllClose(worst, 5e-5)
     self.assertEqual(
       problems, ["y differs by 5 in column 1; its largest value there is 20"]
     )
-    _, problems = observation.compare(
+    _, problems = comparison.compare(
       "outputs", {"y": old}, {"y": old * 1.000001}
     )
     self.assertEmpty(problems)
-    self.assertLen(observation.named({"a": {"b": 1}, "a/b": 2, "a//b": 3}), 3)
+    # Neither does an infinite value, or a NaN, that both have.
+    old = np.array([[np.inf, np.nan, 2.0]] * 2, np.float32)
+    new = np.where(np.isfinite(old), 2.000001, old).astype(np.float32)
+    self.assertEmpty(comparison.compare("outputs", {"y": old}, {"y": new})[1])
+    for i in range(3):
+      other = new.copy()
+      other[0, i] = 3.0
+      for pair in ((old, other), (other, old)):
+        _, problems = comparison.compare(
+          "outputs", *({"y": array} for array in pair)
+        )
+        self.assertLen(problems, 1)
+    old[:, 0] = [np.inf, 5.0]
+    _, problems = comparison.compare("outputs", {"y": old}, {"y": old + 1})
+    self.assertLen(problems, 1)
+    self.assertLen(comparison.named({"a": {"b": 1}, "a/b": 2, "a//b": 3}), 3)
     self.assertNotEqual(
-      observation.named({"a": [1]}), observation.named({"a": {"0": 1}})
+      comparison.named({"a": [1]}), comparison.named({"a": {"0": 1}})
     )
+
+  def test_compares_distributions(self):
+    """Samples of one distribution never differ; those of others do."""
+    rng = np.random.default_rng(0)
+
+    def dropped(rate, shape=(randomness.CALLS, 40)):
+      return {"y": rng.binomial(1, 1 - rate, shape) / (1 - rate)}
+
+    frozen = {"y": dropped(0.5)["y"][:1] + 0.01 * dropped(0.5)["y"]}
+    for _ in range(50):
+      samples = dropped(0.5), dropped(0.5)
+      self.assertEmpty(randomness.compare(*samples))
+    for other in (dropped(0.25), dropped(0.0), frozen):
+      self.assertNotEmpty(randomness.compare(dropped(0.5), other))
+    # Of 3 and 2 numbers in 10 orders.
+    self.assertAllEqual(randomness._orders(3, 2), [1, 1, 2, 2, 2, 1, 1])
 
   def test_every_comparison_finds_something(self):
     self.assertEqual(
-      {kind for *_, kind, _, _ in _BROKEN}, set(observation.COMPARISONS)
+      {kind for *_, kind, _, _ in _BROKEN}, set(comparison.COMPARISONS)
     )
 
-  @parameterized.parameters((_plain, 22), (_with_head, 42), (_preprocessor, 30))
+  def test_finds_planted_faults(self):
+    """Of each kind `mutants` has many more."""
+    spec = saving.of_mixed_precision(_SPEC)
+    directory = os.path.join(self.get_temp_dir(), "subject")
+    model = _model()
+    mutants.spread(model)
+    subject = mutants.subject("", _source(model), _EXAMPLES, directory, spec)
+    self.assertIsNone(mutants.found_by(subject, mutants.NONE))
+    faults = {f.kind: f for f in mutants.faults(mutants.read(directory))}
+    for kind, by in (
+      ("weights: last bit of a value", "variables"),
+      ("default of an argument", "updates"),
+      ("loss: constant x 1.01, or 0.1", "regularization losses"),
+      ("gradient: operand x 1.01", "gradients"),
+      ("call: hyperparameter x 0.5 in one place", "o"),
+      ("call: seed saved", "randomness"),
+      ("other: two variables swapped", "serving_default"),
+    ):
+      found = mutants.found_by(subject, faults[kind])
+      self.assertStartsWith(f"{kind}: {found}", f"{kind}: {by}")
+
+  @parameterized.parameters(
+    (_plain, 32),
+    (_with_head, 62),
+    (_preprocessor, 33),
+    (_noisy_loop, 18),
+    (_with_seed, 32),
+  )
   def test_intact(self, live, count):
     parts = live()
     export_dir = os.path.join(self.get_temp_dir(), "intact")
@@ -961,7 +1127,11 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     passed = {c["kind"]: c["passed"] for c in report["comparisons"]}
     self.assertEqual(
       passed["outputs"],
-      ["outputs, inference (5, 4)", "outputs, training (5, 4)"],
+      [
+        "outputs, inference (5, 4)",
+        "outputs, training (5, 4)",
+        "outputs, training (5, 4), one seed",
+      ],
     )
 
     source.variables[0].assign_add(tf.ones([4, 3]))

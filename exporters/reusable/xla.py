@@ -81,11 +81,7 @@ def _draws_random_numbers(
 ) -> bool:
   """Traces a function to see whether it draws random numbers."""
   trace = tf.function(compute, autograph=False).get_concrete_function(*inputs)
-  graph = trace.graph.as_graph_def()
-  nodes = [
-    *graph.node,
-    *(n for f in graph.library.function for n in f.node_def),
-  ]
+  nodes = graphs.all_nodes(trace.graph.as_graph_def())
   return any(graphs.RANDOM.match(node.op) for node in nodes)
 
 

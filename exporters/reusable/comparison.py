@@ -1,0 +1,276 @@
+"""Compares what was observed of a live model with what was of its export.
+
+`COMPARISONS` names the kinds of comparison and their tolerances.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+Arrays = dict[str, np.ndarray]
+ONLY = "the tensor"  # The name of an output that is a single Tensor.
+XLA = "compilation under XLA"
+EMPTY = "empty batch"
+SEEDED = "one seed"
+SAMPLED = "distribution"
+# Of the dtypes in which it is worse than the tolerances.
+_PRECISION = {"bfloat16": 2**-7, "float16": 2**-10}
+# A column of small values is compared like one with this share of the array's
+# largest value, since rounding errors of other columns may reach it.
+_OTHER_COLUMNS = 0.1
+_TINY = np.finfo(np.float64).tiny
+_BLOCK = 2**18  # Values that are compared at a time; more need fresh memory.
+
+
+class Comparison(NamedTuple):
+  """One kind of comparison between a model and its export.
+
+  Values that are not floats must be equal.
+
+  Attributes:
+    description: What must be the same.
+    why: The reason for the tolerance.
+    of_array: Tolerance, relative to the largest value of a column: the last
+      axis of an array, or the array if it has one axis.
+    of_all: Tolerance, relative to the largest value of all arrays of the same
+      observation. It is added to the other.
+  """
+
+  description: str
+  why: str
+  of_array: float = 0.0
+  of_all: float = 0.0
+
+
+# In the order in which they are made.
+COMPARISONS = {
+  "interface": Comparison(
+    "The export and each sub-object can be called and have variables, trainable"
+    " variables and regularization losses.",
+    "An attribute exists or does not.",
+  ),
+  "variables": Comparison(
+    "Names, order, shapes and values of all variables.", "Saving copies bits."
+  ),
+  "trainable variables": Comparison(
+    "Which variables are trainable, and their order; which ones gradient tapes"
+    " watch.",
+    "Exact comparison.",
+  ),
+  "regularization losses": Comparison(
+    "Each regularization loss, and its gradients.",
+    "Each is a sum over one weight in float32, whose precision is 6e-8.",
+    1e-6,
+  ),
+  "outputs": Comparison(
+    "Outputs in inference, in training without randomness, and with changed"
+    " hyperparameters, for inputs of several sizes and batches of 1 and 2.",
+    "The live model computes op by op and the export in a graph, which may sum"
+    " float32 values in another order.",
+    1e-5,
+  ),
+  "gradients": Comparison(
+    "The gradient of a scalar of the outputs for every trainable variable.",
+    "Rounding errors accumulate over the forward and the backward pass; some"
+    " gradients, such as that of a bias before a softmax, are zero up to"
+    " rounding.",
+    1e-3,
+    1e-5,
+  ),
+  "updates": Comparison(
+    "Values of the non-trainable variables, such as moving averages, after a"
+    " call.",
+    "Moving averages take differences of large sums over a batch.",
+    1e-4,
+    1e-5,
+  ),
+  "hyperparameters": Comparison(
+    "Each hyperparameter changes an output or an update.",
+    "An effect exists or does not.",
+  ),
+  "randomness": Comparison(
+    "Where training is random: two calls differ, and move the same variables."
+    " No op of the export has a seed of its own, which all replicas would"
+    " share.",
+    "They differ or do not.",
+  ),
+  SEEDED: Comparison(
+    "Where training is random: with the same seeds in all random ops, two calls"
+    " are equal, and the model and its export draw as often. Outputs, gradients"
+    " and updates with these seeds are compared, too, with the defaults and"
+    " with other rates.",
+    "They are equal or not.",
+  ),
+  SAMPLED: Comparison(
+    "Where random ops are in a loop or a branch: means and variances of"
+    " outputs, gradients and updates over 256 calls.",
+    "Two rank sum tests. Equal models fail one in a million times at most."
+    " Differences of the means within the tolerance do not count.",
+    1e-3,
+    1e-5,
+  ),
+  "hub.KerasLayer": Comparison(
+    "A hub.KerasLayer with trainable=True and changed arguments: outputs in"
+    " training, regularization losses, trainable weights.",
+    "It calls the same function.",
+    1e-5,
+  ),
+  "other forms": Comparison(
+    "The other forms of the input that the export takes, such as lists and"
+    " other dtypes, in inference, and in training with fixed seeds.",
+    "Each calls the same function.",
+    1e-5,
+  ),
+  EMPTY: Comparison(
+    "A batch of 0 rows in training, as a replica gets if the last batch is"
+    " small: The outputs are empty, and no variable changes.",
+    "Exact comparison.",
+  ),
+  XLA: Comparison(
+    "XLA can compile a train step, and compiles it once: no gradient has a"
+    " branch or takes a compile-time constant out of the model. Strings and a"
+    " loop of unlimited length, which XLA cannot compile, are noted only.",
+    "Found in the graph of the train step; nothing is compiled.",
+  ),
+  "serving_default": Comparison(
+    "The signature serving_default returns what a call of the export returns.",
+    "It calls the same function in another graph.",
+    1e-5,
+  ),
+  "saved again": Comparison(
+    "The signature of the loaded export, saved again and loaded while the first"
+    " export is moved away.",
+    "It is the same graph.",
+    1e-5,
+  ),
+}
+
+
+def named(structure: Any, path: str = "") -> dict[str, Any]:
+  """Flattens outputs or inputs into Tensors by their paths; None stays."""
+  if isinstance(structure, Mapping):
+    items = {
+      f"{path}/{str(key).replace('/', '//')}": structure[key]
+      for key in sorted(structure)
+    }
+  elif isinstance(structure, (list, tuple)):
+    items = {f"{path}/[{i}]": value for i, value in enumerate(structure)}
+  elif isinstance(structure, (tf.RaggedTensor, tf.SparseTensor)):
+    items = {f"{path}/{x}": getattr(structure, x) for x in _parts(structure)}
+  else:
+    return {path.removeprefix("/") or ONLY: structure}
+  return {
+    name: tensor
+    for inner, value in items.items()
+    for name, tensor in named(value, inner).items()
+  }
+
+
+def _parts(tensor: tf.RaggedTensor | tf.SparseTensor) -> Sequence[str]:
+  if isinstance(tensor, tf.RaggedTensor):
+    return "flat_values", "nested_row_splits"
+  return "indices", "values", "dense_shape"
+
+
+def compare(
+  kind: str, expected: Arrays, actual: Arrays
+) -> tuple[float, list[str]]:
+  """Compares observations of two models.
+
+  Returns:
+    The largest difference, relative to the expected values in the same way as
+    the tolerance, and what is wrong, in words.
+  """
+  problems = [f"{name} is missing" for name in expected if name not in actual]
+  problems += [f"{name} is new" for name in actual if name not in expected]
+  common = [name for name in expected if name in actual]
+  of_all = COMPARISONS[kind].of_all
+  largest_of_all = max((_largest(expected[name]) for name in common), default=0)
+  worst = 0.0
+  for name in common:
+    old, new = expected[name], actual[name]
+    if old.shape != new.shape or old.dtype != new.dtype:
+      problems.append(
+        f"{name} is {new.dtype}{list(new.shape)}, and was"
+        f" {old.dtype}{list(old.shape)}"
+      )
+    elif not is_inexact(old):
+      if not np.array_equal(old, new):
+        problems.append(f"{name} differs")
+    elif len(differences := _differences(old, new)):
+      of_array = _of_array(kind, old)
+      columns = _columns(old)
+      sizes = np.maximum(columns, _OTHER_COLUMNS * _largest(old))
+      allowed = of_array * sizes + of_all * largest_of_all
+      # Relative to what is allowed; or, where nothing is, to the values.
+      scale = allowed / of_array if of_array else sizes
+      relative = differences / np.maximum(scale, _TINY)
+      i = int(np.argmax(relative))  # The first NaN, if there is one.
+      worst = max(worst, float(relative[i]))
+      # Not `>`, which is false for NaN.
+      if not differences[i] <= allowed[i]:
+        column = f" in column {i}" if len(differences) > 1 else ""
+        problems.append(
+          f"{name} differs by {differences[i]:.2g}{column}; its largest value"
+          f"{' there' if column else ''} is {columns[i]:.2g}"
+        )
+  return worst, problems
+
+
+def _of_array(kind: str, array: np.ndarray) -> float:
+  """Returns the tolerance, of two rounding errors at least."""
+  of_array = COMPARISONS[kind].of_array
+  return of_array and max(of_array, 2 * _PRECISION.get(array.dtype.name, 0.0))
+
+
+def is_inexact(array: np.ndarray) -> bool:
+  """Tells whether an array has values that may differ by rounding."""
+  return array.dtype.kind in "fc" or array.dtype.name in _PRECISION
+
+
+def _by_column(array: np.ndarray) -> np.ndarray:
+  """Views an array as rows: of its last axis, or of one value."""
+  return array.reshape(-1, array.shape[-1] if array.ndim > 1 else 1)
+
+
+def _blocks(array: np.ndarray) -> Iterator[slice]:
+  rows = max(1, _BLOCK // max(1, array.shape[1]))
+  return (slice(i, i + rows) for i in range(0, len(array), rows))
+
+
+def _differences(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+  """Returns the largest difference in each column, NaN if one has a NaN.
+
+  Equal arrays have none. NaN equals NaN.
+  """
+  old, new = _by_column(old), _by_column(new)
+  largest = [
+    np.max(_apart(old[block], new[block]), axis=0).astype(np.float64)
+    for block in _blocks(old)
+    if not np.array_equal(old[block], new[block])
+  ]
+  return np.max(largest, axis=0) if largest else np.array([])
+
+
+def _apart(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+  # The difference of two infinite values would be NaN.
+  same = (old == new) | (np.isnan(old) & np.isnan(new))
+  return np.abs(np.where(same, 0, new) - np.where(same, 0, old))
+
+
+def _columns(array: np.ndarray) -> np.ndarray:
+  """Returns the largest finite absolute value in each column."""
+  rows = _by_column(array)
+  largest = [
+    np.max(np.where(np.isfinite(rows[block]), np.abs(rows[block]), 0), axis=0)
+    for block in _blocks(rows)
+  ]
+  return np.max(largest, axis=0).astype(np.float64)
+
+
+def _largest(array: np.ndarray) -> float:
+  if not is_inexact(array) or not array.size:
+    return 0.0
+  return float(_columns(array).max())

@@ -1,0 +1,920 @@
+r"""Plants faults in exports, and prints which comparison finds each.
+
+Each fault is one change of a SavedModel: of a weight, an op, an attribute, a
+constant, a default, a list of variables or losses, a signature. Verification
+must find it. A fault that survives is a hole in verification, or has no effect.
+
+  bazel run //exporters/reusable:mutants [-- CODE_FAULTS [EXPORT…]]
+
+CODE_FAULTS is the number of faults in each module of this folder, 6 by default,
+and each EXPORT one of mnist_cnn, bert and resnet.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
+import functools
+import io
+import itertools
+import os
+import pathlib
+import random
+import sys
+import tempfile
+import time
+from typing import Any, NamedTuple
+from unittest import mock
+
+from absl import app
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+from exporters.reusable import graphs
+from exporters.reusable import hyperparameters
+from exporters.reusable import observation
+from exporters.reusable import private_api
+from exporters.reusable import saving
+from exporters.reusable import source_mutants
+from exporters.reusable import verification
+
+if __name__ == "__main__":  # Only the program needs these.
+  from official.nlp.configs import encoders
+  from official.vision.modeling import backbones
+
+  # It sets up devices before their first use.
+  from exporters.reusable import verification_test  # noqa: F401
+  from models.vision import stochastic_depth
+
+# Ops of the same inputs and attributes that compute something else.
+_SIMILAR = {
+  "AddV2": "Sub",
+  "AssignAddVariableOp": "AssignSubVariableOp",
+  "AssignSubVariableOp": "AssignAddVariableOp",
+  "AvgPool": "MaxPool",
+  "Elu": "Relu",
+  "Erf": "Tanh",
+  "Exp": "Square",
+  "GreaterEqual": "Less",
+  "Greater": "LessEqual",
+  "Less": "GreaterEqual",
+  "LogicalAnd": "LogicalOr",
+  "Max": "Mean",
+  "MaxPool": "AvgPool",
+  "Maximum": "Minimum",
+  "Mean": "Max",
+  "Mul": "AddV2",
+  "Neg": "Identity",
+  "RandomStandardNormal": "RandomUniform",
+  "RandomUniform": "RandomStandardNormal",
+  "RealDiv": "Mul",
+  "Relu": "Elu",
+  "Rsqrt": "Sqrt",
+  "Sigmoid": "Tanh",
+  "Softmax": "LogSoftmax",
+  "Softplus": "Relu",
+  "Sqrt": "Square",
+  "Square": "Abs",
+  "SquaredDifference": "Sub",
+  "Sub": "AddV2",
+  "Sum": "Mean",
+  "Tanh": "Sigmoid",
+}
+# Ops whose first operand has the shape and dtype of their result.
+_BYPASSED = ("BiasAdd", "Elu", "Erf", "Relu", "Softmax", "Square", "Tanh")
+_ORDERED = {"Sub": (0, 1), "RealDiv": (0, 1), "MatMul": (0, 1), "Pow": (0, 1)}
+_ORDERED |= {"Select": (1, 2), "SelectV2": (1, 2), "BatchMatMulV2": (0, 1)}
+_FLOATS = (tf.float32.as_datatype_enum,)
+
+
+_SMALL_BERT = {
+  "vocab_size": 50,
+  "hidden_size": 16,
+  "num_layers": 2,
+  "num_attention_heads": 2,
+  "intermediate_size": 24,
+  "max_position_embeddings": 12,
+}
+
+
+class Export(NamedTuple):
+  """What a fault changes.
+
+  Attributes:
+    message: The `saved_model.pb`.
+    weights: The tensors of the checkpoint, by name.
+  """
+
+  message: Any
+  weights: dict[str, np.ndarray]
+
+  @property
+  def library(self) -> Any:
+    """The functions and their gradients."""
+    return self.message.meta_graphs[0].graph_def.library
+
+  @property
+  def objects(self) -> Any:
+    """The graph of objects. The first node is the export itself."""
+    return self.message.meta_graphs[0].object_graph_def
+
+  def child(self, *path: str) -> Any:
+    """Returns an object of the export."""
+    node = self.objects.nodes[0]
+    for name in path:
+      children = {c.local_name: c.node_id for c in node.children}
+      node = self.objects.nodes[children[name]]
+    return node
+
+
+class Fault(NamedTuple):
+  """One fault.
+
+  Attributes:
+    kind: What is changed.
+    where: The place, in words.
+    plant: Changes an export.
+  """
+
+  kind: str
+  where: str
+  plant: Callable[[Export], None]
+
+
+NONE = Fault("none", "", lambda export: None)
+
+
+class Subject(NamedTuple):
+  """An export and what was observed of its live model."""
+
+  name: str
+  export_dir: str
+  plan: dict[str, list[observation.Call]]
+  seen: list[observation.Observation]
+
+
+def subject(
+  name: str,
+  source: saving.Source,
+  examples: Sequence[Any],
+  export_dir: str,
+  also_takes: Sequence[Any] = (),
+) -> Subject:
+  """Exports a model, and observes the live one once for all faults."""
+  root = saving.reusable(source, also_takes=also_takes)
+  signature = saving.signature(root, source.input_spec)
+  saving.save(root, export_dir, signatures={"serving_default": signature})
+  plan, seen = verification.observe({"": (source, examples)}, "full")
+  return Subject(name, export_dir, plan, list(seen))
+
+
+def read(export_dir: str) -> Export:
+  """Reads an export."""
+  message = private_api.saved_model_pb2.SavedModel.FromString(
+    pathlib.Path(export_dir, "saved_model.pb").read_bytes()
+  )
+  reader = tf.train.load_checkpoint(f"{export_dir}/variables/variables")
+  weights = {}
+  for name, dtype in reader.get_variable_to_dtype_map().items():
+    # NumPy's own type for strings drops trailing zero bytes.
+    is_text = object if dtype == tf.string else None
+    weights[name] = np.asarray(reader.get_tensor(name), is_text)
+  return Export(message, weights)
+
+
+def _write(export: Export, directory: str, weights_of: str | None) -> None:
+  """Writes an export, with weights as they are at `weights_of` if it is set."""
+  path = pathlib.Path(directory)
+  (path / "saved_model.pb").write_bytes(export.message.SerializeToString())
+  if weights_of:
+    os.symlink(f"{weights_of}/variables", path / "variables")
+    return
+  (path / "variables").mkdir()
+  names = sorted(export.weights)
+  tf.raw_ops.SaveV2(
+    prefix=f"{directory}/variables/variables",
+    tensor_names=names,
+    shape_and_slices=[""] * len(names),
+    tensors=[tf.constant(export.weights[name]) for name in names],
+  )
+
+
+class _FoundError(Exception):
+  pass
+
+
+def found_by(subject: Subject, fault: Fault) -> str | None:
+  """Plants a fault; returns what finds it, None if nothing does."""
+  result = observation._result
+
+  def stop_at_problems(part, kind, call, largest, problems, notes=()):
+    if problems:
+      raise _FoundError(f"{kind}: {problems[0]}")
+    return result(part, kind, call, largest, problems, notes)
+
+  export = read(subject.export_dir)
+  message = export.message.SerializeToString(deterministic=True)
+  weights = {name: x.tobytes() for name, x in export.weights.items()}
+  fault.plant(export)
+  same = weights == {name: x.tobytes() for name, x in export.weights.items()}
+  if (
+    fault.kind != "none"
+    and same
+    and message == export.message.SerializeToString(deterministic=True)
+  ):
+    raise ValueError(f"{fault.kind} ({fault.where}) changes nothing")
+  with (
+    tempfile.TemporaryDirectory() as parent,
+    mock.patch.object(observation, "_result", stop_at_problems),
+    contextlib.redirect_stdout(io.StringIO()),
+  ):
+    directory = os.path.join(parent, "export")  # Is moved beside itself.
+    os.mkdir(directory)
+    _write(export, directory, subject.export_dir if same else None)
+    try:
+      observation.check(
+        directory,
+        observation.load(directory),
+        subject.plan,
+        iter(subject.seen),
+        save_again=True,
+      )
+    except _FoundError as e:
+      return str(e)
+    except Exception as e:  # In the exporter's child it ends the process.
+      return f"it cannot be loaded and called: {' '.join(str(e).split())}"
+  return None
+
+
+def faults(export: Export) -> Iterator[Fault]:
+  """Yields all faults that fit an export."""
+  yield from _of_weights(export)
+  yield from _of_objects(export)
+  reached = _reached(export)
+  by_name = {f.signature.name: f for f in export.library.function}
+  for i, function in enumerate(export.library.function):
+    if role := reached.get(function.signature.name):
+      for kind, where, plant in _of_function(function, role, by_name):
+        yield Fault(
+          f"{role}: {kind}",
+          f"{where} in {function.signature.name}",
+          lambda export, i=i, plant=plant: plant(export.library.function[i]),
+        )
+
+
+def _reached(export: Export) -> dict[str, str]:
+  """Names what each function of a library is for."""
+  by_name = {f.signature.name: f for f in export.library.function}
+  gradients = [g.gradient_func for g in export.library.registered_gradients]
+  objects = export.objects.nodes
+  losses = [
+    name
+    for child in export.child("regularization_losses").children
+    for name in _functions_of(objects[child.node_id])
+  ]
+  signatures = [
+    name
+    for child in export.child("signatures").children
+    for name in _functions_of(objects[child.node_id])
+  ]
+  calls = _functions_of(export.child("__call__"))
+  roles: dict[str, str] = {}
+  for role, names in (
+    ("call", calls),
+    ("loss", losses),
+    ("signature", signatures),
+    ("gradient", gradients),
+  ):
+    waiting = [name for name in names if name in by_name]
+    while waiting:
+      name = waiting.pop()
+      if name not in roles:
+        roles[name] = role
+        waiting += [
+          inner
+          for node in by_name[name].node_def
+          for inner in graphs.called(node)
+          if inner in by_name
+        ]
+  return roles
+
+
+def _functions_of(node: Any) -> list[str]:
+  if node.HasField("bare_concrete_function"):
+    return [node.bare_concrete_function.concrete_function_name]
+  return list(node.function.concrete_functions)
+
+
+def _of_weights(export: Export) -> Iterator[Fault]:
+  """Yields changes of values in the checkpoint."""
+
+  def changed(name, change):
+    def plant(export):
+      export.weights[name] = np.ascontiguousarray(
+        change(export.weights[name].copy())
+      )
+
+    return plant
+
+  def last_bit(x):
+    x.reshape(-1)[-1] = np.nextafter(x.reshape(-1)[-1], np.float32(9))
+    return x
+
+  def column(x):
+    x[..., -1] *= np.float32(1.001)
+    return x
+
+  floats = {
+    name: x for name, x in export.weights.items() if x.dtype == np.float32
+  }
+  for name, x in floats.items():
+    yield Fault("weights: last bit of a value", name, changed(name, last_bit))
+    if x.ndim and x[..., -1].any():
+      yield Fault("weights: a column x 1.001", name, changed(name, column))
+    if x.any():
+      yield Fault("weights: sign", name, changed(name, np.negative))
+    if x.ndim > 1 and x.shape[-1] == x.shape[-2]:
+      swap = functools.partial(np.swapaxes, axis1=-1, axis2=-2)
+      yield Fault("weights: transposed", name, changed(name, swap))
+    if x.ndim > 1 and x.shape[-1] > 1:
+      roll = functools.partial(np.roll, shift=1, axis=-1)
+      yield Fault("weights: columns rolled", name, changed(name, roll))
+
+    def rounded(x):
+      return np.array(tf.cast(tf.cast(x, tf.bfloat16), tf.float32))
+
+    if np.any(rounded(x) != x):
+      yield Fault("weights: bfloat16", name, changed(name, rounded))
+
+  for (a, x), (b, y) in itertools.combinations(floats.items(), 2):
+    if x.shape == y.shape and np.any(x != y):
+
+      def swap(export, a=a, b=b):
+        weights = export.weights
+        weights[a], weights[b] = weights[b], weights[a]
+
+      yield Fault("weights: two variables swapped", f"{a} and {b}", swap)
+
+
+def _of_objects(export: Export) -> Iterator[Fault]:
+  """Yields changes of lists, defaults, and of what functions are bound to."""
+  for name in ("variables", "trainable_variables", "regularization_losses"):
+    count = len(export.child(name).children)
+
+    def drop(export, name=name, i=0):
+      children = export.child(name).children
+      del children[i]
+      for j, child in enumerate(children):
+        child.local_name = str(j)
+
+    def swap(export, name=name, i=0):
+      children = export.child(name).children
+      a, b = children[i], children[i + 1]
+      a.node_id, b.node_id = b.node_id, a.node_id
+
+    def double(export, name=name, i=0):
+      children = export.child(name).children
+      children.add(node_id=children[i].node_id, local_name=str(len(children)))
+
+    for i in range(count):
+      where = f"{i} of {name}"
+      yield Fault(
+        f"{name}: dropped", where, functools.partial(drop, name=name, i=i)
+      )
+      yield Fault(
+        f"{name}: twice", where, functools.partial(double, name=name, i=i)
+      )
+      if i + 1 < count:
+        yield Fault(
+          f"{name}: swapped", where, functools.partial(swap, name=name, i=i)
+        )
+  for i, node in enumerate(export.objects.nodes):
+    if node.HasField("variable") and node.variable.dtype in _FLOATS:
+
+      def flip(export, i=i):
+        variable = export.objects.nodes[i].variable
+        variable.trainable = not variable.trainable
+
+      yield Fault("variables: trainable flipped", node.variable.name, flip)
+  yield from _of_defaults(export)
+  yield from _of_bindings(export)
+
+
+def _of_defaults(export: Export) -> Iterator[Fault]:
+  spec = export.child("__call__").function.function_spec.fullargspec
+  fields = spec.named_tuple_value.values
+  by_key = {pair.key: pair.value for pair in fields}
+  names = [x.string_value for x in by_key["args"].list_value.values]
+  values = by_key["defaults"].tuple_value or by_key["defaults"].list_value
+  for i, name in enumerate(names[len(names) - len(values.values) :]):
+
+    def change(export, i=i):
+      spec = export.child("__call__").function.function_spec.fullargspec
+      value = next(
+        p.value for p in spec.named_tuple_value.values if p.key == "defaults"
+      )
+      value = (value.tuple_value or value.list_value).values[i]
+      if value.WhichOneof("kind") == "bool_value":
+        value.bool_value = not value.bool_value
+      else:
+        value.float64_value *= 0.5
+
+    yield Fault("default of an argument", name, change)
+
+
+def _of_bindings(export: Export) -> Iterator[Fault]:
+  """Yields functions that read other variables, or are taken for others."""
+  shapes = {
+    i: str(node.variable.shape)
+    for i, node in enumerate(export.objects.nodes)
+    if node.HasField("variable")
+  }
+  concrete = export.objects.concrete_functions
+  calls = _functions_of(export.child("__call__"))
+  for name in concrete:
+    bound = list(concrete[name].bound_inputs)
+    for i, j in itertools.combinations(range(len(bound)), 2):
+      if shapes.get(bound[i], i) == shapes.get(bound[j], j):
+
+        def swap(export, name=name, i=i, j=j):
+          bound = export.objects.concrete_functions[name].bound_inputs
+          bound[i], bound[j] = bound[j], bound[i]
+
+        role = "call" if name in calls else "other"
+        yield Fault(
+          f"{role}: two variables swapped", f"{i}, {j} of {name}", swap
+        )
+  for a, b in itertools.combinations(calls, 2):
+    if concrete[a].bound_inputs == concrete[b].bound_inputs:
+
+      def exchange(export, a=a, b=b):
+        concrete = export.objects.concrete_functions
+        first = concrete[a].canonicalized_input_signature
+        copy = type(first).FromString(first.SerializeToString())
+        first.CopyFrom(concrete[b].canonicalized_input_signature)
+        concrete[b].canonicalized_input_signature.CopyFrom(copy)
+
+      yield Fault("call: two modes swapped", f"{a} and {b}", exchange)
+
+
+def _of_function(
+  function: graphs.Function, role: str, by_name: Mapping[str, graphs.Function]
+) -> Iterator[tuple[str, str, Callable[[graphs.Function], None]]]:
+  """Yields kind, place and change of faults in a function."""
+  # Gradients have a larger tolerance, and are not differentiated.
+  of_operands = [
+    ("operand x 1.0001", _times(1.0001)),
+    ("operand in bfloat16", _rounded),
+    ("operand without gradient", _stopped),
+  ]
+  if role in ("gradient", "signature"):
+    of_operands = [("operand x 1.01", _times(1.01))]
+  differentiated = _live(function, _differentiated)
+  live = _live(function, lambda node: node.input)
+  ops = {node.name: node.op for node in function.node_def}
+  for i, node in enumerate(function.node_def):
+    if node.name not in live:
+      continue
+    for kind, change in _of_node(node, role):
+      yield (
+        kind,
+        f"{node.op} {node.name}",
+        lambda function, i=i, change=change: change(function.node_def[i]),
+      )
+    floats = node.attr["T"].type in _FLOATS if "T" in node.attr else False
+    operands = [ops.get(x.partition(":")[0]) for x in graphs.operands(node)]
+    if floats and operands and operands[0] != "Const":
+      for kind, inserted in of_operands:
+        if inserted is _stopped and node.name not in differentiated:
+          continue
+        yield (
+          kind,
+          f"{node.op} {node.name}",
+          functools.partial(_insert, i=i, inserted=inserted),
+        )
+  for name in sorted(function.control_ret.values()):
+    # Calls run all of their function if a result is used.
+    if not ops[name].startswith("Assign"):
+      continue
+
+    def forget(function, name=name):
+      for key in [k for k, v in function.control_ret.items() if v == name]:
+        del function.control_ret[key]
+        function.signature.control_output.remove(key)
+      for node in function.node_def:
+        if f"^{name}" in node.input:
+          node.input.remove(f"^{name}")
+
+    yield "effect dropped", name, forget
+  outputs = list(function.signature.output_arg)
+  for a, b in itertools.combinations(outputs, 2):
+    if a.type == b.type:
+
+      def swap(function, a=a.name, b=b.name):
+        function.ret[a], function.ret[b] = function.ret[b], function.ret[a]
+
+      yield "two results swapped", f"{a.name} and {b.name}", swap
+  yield from _of_scalars(function, by_name)
+
+
+def _differentiated(node: graphs.Node) -> list[str]:
+  """Returns the operands to which the gradient of a node goes."""
+  # A custom gradient is that of the inputs, which come after the result.
+  is_custom = "_gradient_op_type" in node.attr
+  return graphs.operands(node)[1 if is_custom else 0 :]
+
+
+def _live(
+  function: graphs.Function, operands: Callable[[graphs.Node], Iterable[str]]
+) -> set[str]:
+  """Names the nodes that the results, or an effect, depend on by `operands`."""
+  by_name = {node.name: node for node in function.node_def}
+  waiting = list(function.ret.values())
+  if operands is not _differentiated:
+    waiting += function.control_ret.values()
+  live = set()
+  while waiting:
+    name = waiting.pop().removeprefix("^").partition(":")[0]
+    if name in by_name and name not in live:
+      live.add(name)
+      waiting += operands(by_name[name])
+  return live
+
+
+def _of_scalars(
+  function: graphs.Function, by_name: Mapping[str, graphs.Function]
+) -> Iterator[tuple[str, str, Callable[[graphs.Function], None]]]:
+  """Yields uses of hyperparameters that are lost."""
+  shapes = {
+    arg.name: function.arg_attr[i].attr["_output_shapes"].list.shape
+    for i, arg in enumerate(function.signature.input_arg)
+    if arg.type in _FLOATS
+  }
+  names = {
+    name
+    for name, (shape, *_) in shapes.items()
+    if not shape.dim and not shape.unknown_rank
+  }
+  for i, node in enumerate(function.node_def):
+    callee = graphs.callee(node, by_name)
+    for j, name in enumerate(node.input):
+      # An inference function does not use what it is given.
+      argument = callee.signature.input_arg[j].name if callee else ""
+      if name in names and (
+        not callee or any(argument in n.input for n in callee.node_def)
+      ):
+
+        def ignore(function, i=i, j=j):
+          node = function.node_def.add(name="planted", op="Const")
+          node.attr["dtype"].type = tf.float32.as_datatype_enum
+          node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(0.4))
+          function.node_def[i].input[j] = "planted:output:0"
+
+        yield (
+          "hyperparameter ignored in one place",
+          f"{name} for {node.op} {node.name}",
+          ignore,
+        )
+        yield (
+          "hyperparameter x 0.5 in one place",
+          f"{name} for {node.op} {node.name}",
+          functools.partial(_insert, i=i, j=j, inserted=_halved),
+        )
+
+
+def _insert(
+  function: graphs.Function,
+  i: int,
+  inserted: Callable[[graphs.Function, str], str],
+  j: int = 0,
+) -> None:
+  """Puts nodes before an operand of a node."""
+  node = function.node_def[i]
+  new = inserted(function, node.input[j])
+  function.node_def[i].input[j] = new
+
+
+def _node(
+  function: graphs.Function, op: str, output: str, *inputs: str, **types: Any
+) -> str:
+  node = function.node_def.add(name=f"planted_{len(function.node_def)}", op=op)
+  node.input[:] = inputs
+  for name, dtype in types.items():
+    node.attr[name].type = dtype.as_datatype_enum
+  return f"{node.name}:{output}:0"
+
+
+def _times(factor: float) -> Callable[[graphs.Function, str], str]:
+  def inserted(function: graphs.Function, operand: str) -> str:
+    constant = _node(function, "Const", "output", dtype=tf.float32)
+    function.node_def[-1].attr["value"].tensor.CopyFrom(
+      tf.make_tensor_proto(factor, tf.float32)
+    )
+    return _node(function, "Mul", "z", operand, constant, T=tf.float32)
+
+  return inserted
+
+
+_halved = _times(0.5)
+
+
+def _rounded(function: graphs.Function, operand: str) -> str:
+  types = {"SrcT": tf.float32, "DstT": tf.bfloat16}
+  low = _node(function, "Cast", "y", operand, **types)
+  types = {"SrcT": tf.bfloat16, "DstT": tf.float32}
+  return _node(function, "Cast", "y", low, **types)
+
+
+def _stopped(function: graphs.Function, operand: str) -> str:
+  return _node(function, "StopGradient", "output", operand, T=tf.float32)
+
+
+def _of_node(
+  node: graphs.Node, role: str
+) -> Iterator[tuple[str, Callable[[graphs.Node], None]]]:
+  """Yields kind and change of faults in a node."""
+  if similar := _SIMILAR.get(node.op):
+
+    def replace(node):
+      node.op = similar
+      for name in ("explicit_paddings", "_output_shapes"):
+        if name in node.attr and name != "_output_shapes":
+          del node.attr[name]
+
+    yield f"op: {node.op} → {similar}", replace
+  if node.op in _BYPASSED:
+
+    def bypass(node):
+      node.op = "Identity"
+      del node.input[1:]
+      for name in set(node.attr) - {"T"}:
+        del node.attr[name]
+
+    yield f"op: {node.op} left out", bypass
+  if node.op in _ORDERED:
+    first, second = _ORDERED[node.op]
+
+    def swap(node):
+      a, b = node.input[first], node.input[second]
+      node.input[first], node.input[second] = b, a
+
+    yield "operands swapped", swap
+  if graphs.SEEDED.match(node.op):
+
+    def seed(node):
+      node.attr["seed"].i = node.attr["seed2"].i = 7
+
+    yield "seed saved", seed
+  # A signature passes hyperparameters, on which inference does not depend.
+  if node.op == "Const" and role != "signature":
+    yield from _of_constant(node)
+  for name, value in node.attr.items():
+    if value.WhichOneof("value") == "f" and value.f:
+
+      def double(node, name=name):
+        node.attr[name].f *= 2.0
+
+      yield f"attribute: {name}", double
+    if name in ("is_training", "transpose_a", "transpose_b", "adj_x", "adj_y"):
+
+      def flip(node, name=name):
+        node.attr[name].b = not node.attr[name].b
+
+      yield f"attribute: {name}", flip
+    # Pooling of even sizes has no padding.
+    if name == "padding" and node.op == "Conv2D":
+
+      def pad(node):
+        is_same = node.attr["padding"].s == b"SAME"
+        node.attr["padding"].s = b"VALID" if is_same else b"SAME"
+
+      yield "attribute: padding", pad
+
+
+def _of_constant(
+  node: graphs.Node,
+) -> Iterator[tuple[str, Callable[[graphs.Node], None]]]:
+  value = tf.make_ndarray(node.attr["value"].tensor)
+  if value.dtype == np.float32 and value.size:
+
+    def scale(node):
+      is_tiny = np.abs(value) < 1e-6  # Such as an epsilon.
+      changed = np.where(is_tiny, 0.1, 1.01 * value).astype(np.float32)
+      node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(changed))
+
+    yield "constant x 1.01, or 0.1", scale
+  elif value.dtype in (np.int32, np.int64) and value.size:
+
+    def shift(node):
+      changed = (value + 1).astype(value.dtype)
+      node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(changed))
+
+    yield "whole constant + 1", shift
+  elif value.dtype == bool and value.size:
+
+    def negate(node):
+      node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(~value))
+
+    yield "constant negated", negate
+
+
+def sample(faults: Iterable[Fault], count: int, seed: int = 0) -> list[Fault]:
+  """Chooses faults at random, always the same, and as many of each kind."""
+  rng = random.Random(seed)
+  by_kind = collections.defaultdict(list)
+  for fault in faults:
+    by_kind[fault.kind].append(fault)
+  kinds = list(by_kind.values())
+  for of_kind in (kinds, *kinds):
+    rng.shuffle(of_kind)
+  rounds = itertools.chain.from_iterable(itertools.zip_longest(*kinds))
+  return list(itertools.islice(filter(None, rounds), count))
+
+
+def _mnist_cnn() -> tuple[Any, ...]:
+  """Builds a CNN like that of `models/vision/mnist_cnn.py`."""
+  layers = tf_keras.layers
+  parts = [layers.InputLayer((28, 28, 1), name="images")]
+  for filters in (4, 8):
+    parts += [
+      layers.Conv2D(
+        filters, 3, padding="same", use_bias=False, kernel_regularizer="l2"
+      ),
+      layers.BatchNormalization(momentum=0.9),
+      layers.ReLU(),
+      layers.MaxPool2D(),
+    ]
+  parts += [
+    layers.Flatten(),
+    layers.Dropout(0.4),
+    layers.Dense(16, "relu", kernel_regularizer="l2"),
+  ]
+  spec = tf.TensorSpec([None, 28, 28, 1], tf.float32, "images")
+  return tf_keras.Sequential(parts), spec, {}, saving.of_mixed_precision(spec)
+
+
+def _bert() -> tuple[Any, ...]:
+  """Builds an encoder of two layers, with dropout."""
+  config = encoders.EncoderConfig(type="bert")
+  config.override({"bert": _SMALL_BERT})
+  names = ("input_word_ids", "input_mask", "input_type_ids")
+  spec = {name: tf.TensorSpec([None, None], tf.int32) for name in names}
+  int64 = [tf.TensorSpec([None, None], tf.int64)] * 3
+  return encoders.build_encoder(config), spec, {}, [[*spec.values()], int64]
+
+
+def _resnet() -> tuple[Any, ...]:
+  """Builds a ResNet with batch normalization and stochastic depth."""
+  backbone = backbones.ResNet(
+    10,
+    depth_multiplier=0.125,
+    init_stochastic_depth_rate=0.2,
+    kernel_regularizer=tf_keras.regularizers.L2(1e-3),
+  )
+  images = tf_keras.Input([None, None, 3])
+  pooled = tf_keras.layers.GlobalAveragePooling2D()(backbone(images)["5"])
+  spec = tf.TensorSpec([None, None, None, 3], tf.float32, "images")
+  layer_calls = {
+    "official.vision.modeling.layers.nn_layers.StochasticDepth": (
+      stochastic_depth.without_branch
+    )
+  }
+  return tf_keras.Model(images, pooled), spec, layer_calls, []
+
+
+def _subjects(
+  directory: str, names: Sequence[str]
+) -> Iterator[tuple[Subject, int]]:
+  """Exports small models; yields them, and how many faults to plant."""
+  tf_keras.utils.set_random_seed(0)
+  for name, build, size, count in (
+    ("mnist_cnn", _mnist_cnn, [28, 28, 1], 110),
+    ("bert", _bert, [6], 60),
+    ("resnet", _resnet, [32, 32, 3], 30),
+  ):
+    if names and name not in names:
+      continue
+    model, spec, layer_calls, also_takes = build()
+    spread(model)
+    source = saving.source(
+      model,
+      spec,
+      hyperparameters=hyperparameters.of_model(model),
+      layer_calls=layer_calls,
+      autograph=False,
+    )
+    examples = [
+      tf.nest.map_structure(lambda s, n=n: _example(s, [n, *size]), spec)  # noqa: B023
+      for n in (3, 1)
+    ]
+    path = os.path.join(directory, name)
+    yield subject(name, source, examples, path, also_takes), count
+
+
+def _example(spec: tf.TensorSpec, shape: Sequence[int]) -> tf.Tensor:
+  seed = [shape[0], 0]
+  if spec.dtype == tf.float32:
+    return tf.random.stateless_normal(shape, seed)
+  return tf.random.stateless_uniform(shape, seed, 0, 2, spec.dtype)
+
+
+def spread(model: tf_keras.Model) -> None:
+  """Gives all weights values of their own, as after a training."""
+  rng = np.random.default_rng(0)
+  for variable in model.variables:
+    if variable.dtype == tf.float32:
+      noise = rng.uniform(-0.1, 0.1, variable.shape).astype(np.float32)
+      is_variance = "variance" in variable.name
+      variable.assign_add(abs(noise) if is_variance else noise)
+
+
+def _tiny() -> tuple[tf_keras.Model, tf.TensorSpec, list[tf.Tensor]]:
+  """Builds a model that has most of what `saving` and `xla` treat."""
+  layers = tf_keras.layers
+  tf_keras.utils.set_random_seed(0)
+  model = tf_keras.Sequential(
+    [
+      layers.InputLayer((4, 3)),
+      layers.Dense(3, "relu", kernel_regularizer="l2"),
+      layers.LayerNormalization(epsilon=1e-6),
+      layers.SimpleRNN(3, return_sequences=True),
+      layers.BatchNormalization(momentum=0.8),
+      layers.Flatten(),
+      layers.Dropout(0.5),
+      layers.Dense(2, kernel_regularizer="l2"),
+    ]
+  )
+  spread(model)
+  examples = [tf.random.stateless_normal([n, 4, 3], [n, 0]) for n in (5, 1)]
+  return model, tf.TensorSpec([None, 4, 3], tf.float32, "features"), examples
+
+
+def prove() -> None:
+  """Exports and verifies a model, and plants some faults in the export.
+
+  Raises:
+    AssertionError: Verification refuses the export, or misses a fault.
+  """
+  model, spec, examples = _tiny()
+  with tempfile.TemporaryDirectory() as directory:
+    source = saving.source(
+      model, spec, hyperparameters=hyperparameters.of_model(model)
+    )
+    of = subject(
+      "tiny", source, examples, directory, saving.of_mixed_precision(spec)
+    )
+    by = found_by(of, NONE)
+    assert by is None, by
+    for fault in sample(faults(read(directory)), 8):
+      assert found_by(of, fault), f"{fault.kind} ({fault.where}) survives"
+
+
+def _of_exports(names: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
+  """Yields the kind of a fault in an export, its place, and what finds it."""
+  with tempfile.TemporaryDirectory() as directory:
+    for of, count in _subjects(directory, names):
+      for fault in sample(faults(read(of.export_dir)), count):
+        where = f"{of.name}: {fault.where}"
+        yield f"export, {fault.kind}", where, found_by(of, fault)
+
+
+def _of_sources(of_module: int) -> Iterator[tuple[str, str, str | None]]:
+  """Yields the same for faults in the code of this folder."""
+  for mutant in source_mutants.sample(of_module):
+    by = source_mutants.found_by(mutant, prove)
+    where = f"{mutant.kind}, {mutant.line}"
+    yield f"code of {mutant.module}.py", where, by
+
+
+def main(argv: Sequence[str]) -> None:
+  """Plants faults, and prints what finds them."""
+  of_module = int((argv[1:] or [6])[0])
+  count, found = (
+    collections.Counter(),
+    collections.defaultdict(collections.Counter),
+  )
+  survivors = []
+  begin = time.monotonic()
+  planted = itertools.chain(_of_exports(argv[2:]), _of_sources(of_module))
+  for kind, where, by in planted:
+    count[kind] += 1
+    if by is None:
+      survivors.append(f"{kind} ({where})")
+    else:
+      found[kind][by.partition(":")[0]] += 1
+    print(
+      f"{time.monotonic() - begin:5.0f} s {count.total():4} {kind} ({where}):"
+      f" {by or 'SURVIVES'}"[:200],
+      flush=True,
+    )
+  for kind in sorted(count):
+    by = ", ".join(f"{k} {n}" for k, n in found[kind].most_common())
+    print(f"{count[kind]:4} {kind}: {by or 'not found'}")
+  for survivor in survivors:
+    print(f"survives: {survivor}")
+  print(f"{len(survivors)} of {count.total()} faults survive.")
+  sys.exit(len(survivors) > 0.02 * count.total())
+
+
+if __name__ == "__main__":
+  app.run(main)  # Tests in this process need flags.
