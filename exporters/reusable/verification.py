@@ -325,6 +325,8 @@ def _calls(
         yield observation.Call(f"inference {_size(few)}", few, {})
   for h in source.hyperparameters if level == "full" else ():
     value = observation.changed(h.default, h.choices)
+    if h.off is not None:
+      value = 0.5  # A small rate may drop nothing of a small example.
     changed = {**steadily, h.name: value}
     name = f"{h.name} {hyperparameters.literal(value)}"
     call = observation.Call(name, examples[0], changed)

@@ -1064,7 +1064,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     )
     passed = {c["kind"]: c["passed"] for c in report["comparisons"]}
     self.assertEmpty(passed["compilation under XLA"])
-    self.assertLen(passed["gradients"], 1)
+    self.assertLen(passed["gradients"], 2)
     self.assertIsNone(report["singleprint"])
 
   def test_notes_that_xla_takes_no_strings(self):
