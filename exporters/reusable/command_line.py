@@ -211,7 +211,7 @@ def model_path(name: str) -> str | None:
     formats.check_name(name, value)
   try:
     if value and name == "checkpoint_path":
-      formats.checkpoint_prefix(value, takes_hdf5=True)
+      formats.checkpoint_prefix(value, takes_others=True)
     elif value and name in _INPUTS:
       formats.check_saved_model(value)
   except errors.InputError as e:
