@@ -67,7 +67,11 @@ SENTENCES = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """The values of the flags that describe a preprocessor, by their names."""
+  """The values of the flags that describe a preprocessor, by their names.
+
+  Attributes:
+    as_transformers: As for `preprocessing.wordpiece_tokenizer`.
+  """
 
   do_lower_case: bool
   vocab_file: str | None = None
@@ -75,6 +79,7 @@ class Options:
   check_casing: bool = True
   seq_length: int = 128
   tokenize_with_offsets: bool = False
+  as_transformers: bool = False
 
   @property
   def token_file(self) -> str | None:
@@ -113,7 +118,9 @@ def read_tokenizer(
   with errors.of_input(OSError, ValueError, about=f"{file}: "):
     if options.vocab_file:
       tokens = preprocessing.read_vocabulary(file)
-      tokenizer = preprocessing.wordpiece_tokenizer(tokens, **casing)
+      tokenizer = preprocessing.wordpiece_tokenizer(
+        tokens, as_transformers=options.as_transformers, **casing
+      )
     else:
       tokenizer = preprocessing.sentencepiece_tokenizer(file, **casing)
   _check_casing(file, tokenizer, options.check_casing)
@@ -137,7 +144,8 @@ def _check_casing(
   file: str, tokenizer: preprocessing.Tokenizer, is_strict: bool
 ) -> None:
   """Refuses tokens of another casing; shows the tokens that no text yields."""
-  kind, tokens = tokenizer.kind, tokenizer.tokens
+  kind = "transformers" if tokenizer.as_transformers else tokenizer.kind
+  tokens = tokenizer.tokens
   lower = tokenizer.do_lower_case
   problem = preprocessing.casing_problem(kind, tokens, lower)
   if problem and is_strict:
@@ -233,7 +241,8 @@ def attributes(
   name = "vocab_file" if tokenizer.kind == "wordpiece" else "sp_model_file"
   lines = "".join(f"{token}\n" for token in tokenizer.tokens)
   # Without paths or white space that the file has.
-  token_file = os.path.join(scratch_dir, os.path.basename(token_file))
+  base = os.path.basename(token_file).replace("tokenizer.json", "vocab.txt")
+  token_file = os.path.join(scratch_dir, base)
   with errors.writing(scratch_dir, errors.SCRATCH), open(token_file, "wb") as f:
     f.write(tokenizer.model or lines.encode())
   return {

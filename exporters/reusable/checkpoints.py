@@ -142,8 +142,8 @@ def _graph(prefix: str, reader: Any) -> Graph:
   """Reads the graph of the saved objects."""
   if not reader.has_tensor(_GRAPH_KEY):
     raise errors.ExportError(
-      f"{prefix} was not written by tf.train.Checkpoint; TF1 checkpoints must"
-      " be converted first."
+      f"{prefix} is a checkpoint of TensorFlow 1, which this program does not"
+      " read: it has names of variables, and no objects."
     )
   return Graph.FromString(reader.get_tensor(_GRAPH_KEY))
 
@@ -177,7 +177,8 @@ def sha256(checkpoint_path: str) -> str:
   """Hashes the contents of a checkpoint's files.
 
   Args:
-    checkpoint_path: As for `restore`; or an HDF5 file of weights.
+    checkpoint_path: As for `restore`; an HDF5 file of weights; or a directory
+      of another library.
 
   Raises:
     ExportError: There is no checkpoint.
@@ -185,6 +186,13 @@ def sha256(checkpoint_path: str) -> str:
   contents = hashlib.sha256()
   if checkpoint_path.endswith((".h5", ".hdf5")):
     paths = [checkpoint_path]
+  elif formats.described(checkpoint_path):
+    directory = glob.escape(formats.hugging_face_dir(checkpoint_path))
+    paths = sorted(
+      path
+      for end in ("config.json", ".safetensors", ".weights.h5")
+      for path in glob.glob(f"{directory}/*{end}")
+    )
   else:
     prefix = _prefix(checkpoint_path)
     data = sorted(tf.io.gfile.glob(f"{glob.escape(prefix)}.data-*"))

@@ -93,6 +93,27 @@ class Restored(NamedTuple):
   lacking: Collection[str]
 
 
+def parsed(text: str, ours: str = "", theirs: str = "") -> list[Line]:
+  """Reads a table in text form.
+
+  Args:
+    text: In each line the end of the name of a variable and of the tensor, or
+      `-` for none; then the steps: `T` transposes a matrix, and a number is an
+      axis to split.
+    ours: What the names of variables begin with.
+    theirs: What the names of tensors begin with.
+  """
+  rows = [row.split() for row in text.strip().splitlines()]
+  return [
+    Line(
+      ours + row[0],
+      None if row[1] == "-" else theirs + row[1],
+      tuple(TRANSPOSE if step == "T" else int(step) for step in row[2:]),
+    )
+    for row in rows
+  ]
+
+
 def repeated(lines: Iterable[Line], count: int) -> list[Line]:
   """Returns the lines for each of `count` layers, whose number is `{i}`."""
   lines = list(lines)
@@ -357,15 +378,14 @@ def _unwanted(
   left_out: Mapping[str, str],
 ) -> dict[str, str]:
   """Returns what tensors are that no variable takes; "" if nothing knows."""
-  taken = {line.theirs: line.ours in variables for line in lines}
-  unwanted = {}
-  for name in tensors:
-    if not taken.get(name):
-      unwanted[name] = next(
-        (w for p, w in left_out.items() if fnmatch.fnmatchcase(name, p)),
-        "not exported" if name in taken else "",
-      )
-  return unwanted
+  taken = {line.theirs for line in lines if line.ours in variables}
+  return {
+    name: next(
+      (w for p, w in left_out.items() if fnmatch.fnmatchcase(name, p)), ""
+    )
+    for name in tensors
+    if name not in taken
+  }
 
 
 def _shapes(

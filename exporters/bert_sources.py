@@ -1,0 +1,347 @@
+"""Text encoders of other libraries: what their directories say.
+
+A Hugging Face directory has the config of the encoder, its tokens and their
+casing beside the weights; that of sentence-transformers also the pooling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+import dataclasses
+import itertools
+import os
+from typing import Any
+
+from absl import flags
+from etils import epy
+
+from distribution import formats
+from exporters.reusable import errors
+
+with epy.lazy_imports():
+  from official.nlp.configs import encoders
+  import tensorflow as tf
+
+  from exporters import bert_tables
+  from exporters.reusable import weight_tables
+  from models.nlp import bert
+  from models.nlp import encoder_config
+
+flags.disclaim_key_flags()  # They are those of the program.
+
+_POSITIONS = "its positions are relative or rotary, BERT's absolute"
+_TOKENS = "its tokens and special tokens are not those of BERT"
+_DECODER = "it is a decoder or has one, and is no encoder like BERT"
+_WHY_NOT = {
+  **dict.fromkeys(("camembert", "roberta", "xlm-roberta", "xlm"), _TOKENS),
+  **dict.fromkeys(("deberta", "deberta-v2", "mpnet"), _POSITIONS),
+  **dict.fromkeys(("modernbert", "nomic_bert", "roformer"), _POSITIONS),
+  **dict.fromkeys(("bart", "gpt2", "llama", "t5", "mt5", "xlnet"), _DECODER),
+}
+# Parts of a directory of sentence-transformers, by the end of their type.
+_MODULES = ("Transformer", "Pooling", "Normalize")
+_POOLINGS = {"cls": "cls", "mean": "mean"}
+_OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
+_LARGEST_LENGTH = 10**6  # transformers writes 1e30 for no limit.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+  """An encoder of another library, and what belongs to it.
+
+  Attributes:
+    path: The directory.
+    description: The path and what is there, for messages.
+    model_type: Its type by the name of its library.
+    config: The config of the same encoder in Model Garden.
+    tensors: Its weights, by their names without the prefix of the encoder.
+    options: What it says of values of flags, by their names.
+    origins: The names of the files that say so, by the names of the flags.
+    problem: Why the vectors of sentence-transformers cannot be made; or "".
+  """
+
+  path: str
+  description: str
+  model_type: str
+  config: encoders.EncoderConfig
+  tensors: Mapping[str, weight_tables.Tensor]
+  options: Mapping[str, Any]
+  origins: Mapping[str, str]
+  problem: str = ""
+
+
+def in_flags() -> bool:
+  """Returns whether --checkpoint_path is a directory of another library."""
+  path = flags.FLAGS.flag_values_dict().get("checkpoint_path")
+  return bool(path and formats.described(formats.absolute(path)))
+
+
+def from_flags() -> Source | None:
+  """Reads the directory in --checkpoint_path, if it is of another library.
+
+  What it says becomes the default of flags that were not given.
+
+  Raises:
+    ExportError: As `read`; or it leaves a choice, and no flag says which.
+  """
+  if not in_flags():
+    return None
+  source = read(formats.absolute(flags.FLAGS.checkpoint_path))
+  said = []
+  for name, value in source.options.items():
+    if not flags.FLAGS[name].present:
+      flags.FLAGS.set_default(name, value)
+      said.append(f"--{name}={value} ({source.origins.get(name, 'default')})")
+  values = flags.FLAGS
+  pooled = values.export_type != "text_embedding" or values.pooling == "pooled"
+  for missing, flag in (
+    (not (values.vocab_file or values.sp_model_file), "--vocab_file=PATH"),
+    (values.do_lower_case is None, "--do_lower_case or --nodo_lower_case"),
+    (values.pooler is None and pooled, "--pooler: random or identity"),
+  ):
+    if missing:
+      raise errors.ExportError(
+        f"{source.description}, and leaves a choice. Say {flag}."
+      )
+  if (
+    source.problem
+    and values.export_type == "text_embedding"
+    and not values["pooling"].present
+  ):
+    raise errors.ExportError(
+      f"{source.description}, but {source.problem}. Say --pooling for other"
+      " vectors."
+    )
+  print(f"{source.description}. It says {', '.join(said)}.")
+  return source
+
+
+def read(path: str) -> Source:
+  """Reads a directory of another library, but for the values of its tensors.
+
+  Raises:
+    ExportError: Model Garden has no such encoder, or a file is missing or
+      wrong.
+  """
+  library, model_type = formats.described(path)
+  description = f"{path} is a {library} directory of type {model_type[:80]}"
+  if library != "Hugging Face" or (
+    model_type not in encoder_config.HUGGING_FACE_TYPES
+  ):
+    types = ", ".join(encoder_config.HUGGING_FACE_TYPES)
+    why = _WHY_NOT.get(model_type, f"and only {types} of Hugging Face are read")
+    raise errors.ExportError(f"{errors.shown(description)}: {why}.")
+  directory = formats.hugging_face_dir(path)
+  file = os.path.join(directory, "config.json")
+  values = formats.read_json(file)
+  with errors.of_input(ValueError, about=f"{file}: "):
+    config = encoder_config.from_hugging_face(values)
+  _check_has_safetensors(directory, description)
+  tensors = _without_prefix(path, weight_tables.read_safetensors(directory))
+  _check_sizes(file, values, tensors)
+  options, origins = _tokenizer(directory)
+  problem = ""
+  if formats.read_json(f"{path}/modules.json"):
+    pooling, problem = _sentence_transformers(path, directory)
+    options |= pooling
+    origins |= dict.fromkeys(pooling, "modules.json")
+  options["seq_length"] = min(
+    options.get("seq_length", 128), bert.max_seq_length(config)
+  )
+  has_pooler = bool({"pooler.dense.weight", "pooler.weight"} & set(tensors))
+  if has_pooler:
+    options["pooler"], origins["pooler"] = "checkpoint", "the weights"
+  elif (
+    model_type in ("distilbert", "electra")
+    or "pooling" in options
+    or (values.get("classifier_activation") is False)
+  ):
+    # Where transformers has none, its heads take the vector of [CLS].
+    options["pooler"], origins["pooler"] = "identity", "its lack in the weights"
+  return Source(
+    path=path,
+    description=description,
+    model_type=model_type,
+    config=config,
+    tensors=tensors,
+    options=options,
+    origins=origins,
+    problem=problem,
+  )
+
+
+def restore(
+  source: Source,
+  roots: Sequence[tf.train.Checkpoint],
+  *,
+  parts: Sequence[tf.train.Checkpoint] = (),
+  left_out: Collection[str] = (),
+  optional: Sequence[tf.Variable] = (),
+) -> list[tf.Variable]:
+  """Restores an encoder, as `checkpoints.restore` does from a checkpoint."""
+  del parts, left_out
+  objects = tf.train.TrackableView(roots[0]).descendants()
+  variables = weight_tables.by_name(
+    x for x in objects if isinstance(x, tf.Variable)
+  )
+  may_lack = weight_tables.by_name(optional)
+  groups = itertools.groupby(sorted(may_lack), lambda name: name.split("/")[0])
+  restored = weight_tables.restore(
+    source.description.replace(" is ", ", ", 1),
+    source.tensors,
+    bert_tables.hugging_face(
+      source.model_type,
+      source.config,
+      with_mlm=any(name.startswith("bert/cls/") for name in variables),
+    ),
+    variables,
+    left_out=bert_tables.LEFT_OUT,
+    optional=[list(group) for _, group in groups],
+  )
+  return [v for name, v in may_lack.items() if name in restored.lacking]
+
+
+def _check_has_safetensors(directory: str, description: str) -> None:
+  names = os.listdir(directory)
+  if any(name.startswith("model.safetensors") for name in names):
+    return
+  for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
+    if name in names:
+      raise errors.ExportError(
+        f"{description}, whose weights are in {name} only, a pickle that can"
+        " run code. Convert it where you trust it: AutoModel.from_pretrained("
+        "DIR).save_pretrained(DIR) of transformers writes model.safetensors."
+      )
+  raise errors.ExportError(f"{description}, without model.safetensors.")
+
+
+def _without_prefix(
+  path: str, tensors: Mapping[str, weight_tables.Tensor]
+) -> dict[str, weight_tables.Tensor]:
+  """Drops the prefix of the encoder's names, and renames what had old names."""
+  end = "embeddings.word_embeddings.weight"
+  found = [name for name in tensors if name.endswith(end)]
+  if len(found) != 1:
+    raise errors.ExportError(
+      f"{path} has {len(found) or 'no'} tensors named {end}, and must have one."
+    )
+  prefix = found[0].removesuffix(end)
+  renamed: dict[str, weight_tables.Tensor] = {}
+  for name, tensor in tensors.items():
+    name = name.removeprefix(prefix)
+    for old, new in _OLD_NAMES.items():
+      if name.endswith(f"LayerNorm{old}"):
+        name = name.removesuffix(old) + new
+    if name in renamed:
+      raise errors.ExportError(
+        f"{path} has two tensors for {name}: {renamed[name].name} and"
+        f" {tensor.name}."
+      )
+    renamed[name] = tensor
+  return renamed
+
+
+def _check_sizes(
+  file: str,
+  values: Mapping[str, Any],
+  tensors: Mapping[str, weight_tables.Tensor],
+) -> None:
+  """Refuses sizes that no tensor has, before a model is built of them."""
+  sizes = {size for tensor in tensors.values() for size in tensor.shape}
+  for key, value in values.items():
+    is_size = key.endswith(("_size", "dim", "_embeddings"))
+    if is_size and type(value) is int and value > max(sizes):
+      raise errors.ExportError(
+        f"{file}: {key} is {value}, and no tensor in the weights is that long."
+      )
+
+
+def _tokenizer(directory: str) -> tuple[dict[str, Any], dict[str, str]]:
+  """Reads what the files of a tokenizer say of flags, and which say it."""
+  options: dict[str, Any] = {}
+  origins: dict[str, str] = {}
+  for name in ("vocab.txt", "tokenizer.json"):
+    if os.path.isfile(f"{directory}/{name}"):
+      options["vocab_file"] = f"{directory}/{name}"
+      origins["vocab_file"] = name
+  if os.path.isfile(f"{directory}/spiece.model"):
+    options = {"sp_model_file": f"{directory}/spiece.model"}
+    origins = {"sp_model_file": "spiece.model"}
+  config = formats.read_json(f"{directory}/tokenizer_config.json")
+  normalizer = formats.read_json(f"{directory}/tokenizer.json").get(
+    "normalizer"
+  )
+  if not isinstance(normalizer, dict) or normalizer.get("type") != (
+    "BertNormalizer"
+  ):
+    normalizer = {}
+  said = {
+    "tokenizer_config.json": config.get("do_lower_case"),
+    "tokenizer.json": normalizer.get("lowercase"),
+  }
+  said = {name: v for name, v in said.items() if isinstance(v, bool)}
+  if len(set(said.values())) == 1:
+    origins["do_lower_case"], options["do_lower_case"] = next(
+      iter(said.items())
+    )
+  lower = options.get("do_lower_case")
+  for key, value, needed in (
+    ("strip_accents", config.get("strip_accents"), lower),
+    ("strip_accents", normalizer.get("strip_accents"), lower),
+    ("tokenize_chinese_chars", config.get("tokenize_chinese_chars"), True),
+    ("handle_chinese_chars", normalizer.get("handle_chinese_chars"), True),
+    ("clean_text", normalizer.get("clean_text"), True),
+  ):
+    if isinstance(value, bool) and needed is not None and value != needed:
+      raise errors.ExportError(
+        f"The tokenizer in {directory} has {key} {str(value).lower()} and"
+        f" do_lower_case {str(lower).lower()}. The preprocessor does not do"
+        " that: it lowercases and strips accents or does neither, and splits"
+        " at Chinese characters."
+      )
+  length = config.get("model_max_length")
+  if isinstance(length, int) and 0 < length < _LARGEST_LENGTH:
+    options["seq_length"] = length
+    origins["seq_length"] = "tokenizer_config.json"
+  return options, origins
+
+
+def _sentence_transformers(
+  path: str, directory: str
+) -> tuple[dict[str, Any], str]:
+  """Reads the modules of sentence-transformers.
+
+  Returns:
+    Values of flags by their names; and why the vectors of the directory cannot
+    be made, or "".
+  """
+  options: dict[str, Any] = {"normalize": False}
+  types = []
+  for module in formats.read_json(f"{path}/modules.json").get("", []):
+    module = module if isinstance(module, dict) else {}
+    name = os.path.basename(str(module.get("path", "")))
+    types.append(str(module.get("type")).rpartition(".")[2])
+    if types[-1] == "Pooling":
+      pooling = formats.read_json(f"{path}/{name}/config.json")
+      modes = pooling.get("pooling_mode") or [
+        key.removeprefix("pooling_mode_").split("_")[0]
+        for key, value in pooling.items()
+        if key.startswith("pooling_mode_") and value is True
+      ]
+      modes = [modes] if isinstance(modes, str) else modes
+      if len(modes) != 1 or modes[0] not in _POOLINGS:
+        return {}, f"its pooling is {errors.shown(', '.join(map(str, modes)))}"
+      options["pooling"] = _POOLINGS[modes[0]]
+    options["normalize"] |= types[-1] == "Normalize"
+  if types[:2] != ["Transformer", "Pooling"] or set(types) - set(_MODULES):
+    return {}, f"its modules are {errors.shown(', '.join(types))[:200]}"
+  said = formats.read_json(f"{directory}/sentence_bert_config.json")
+  length = said.get("max_seq_length")
+  if isinstance(length, int) and 0 < length < _LARGEST_LENGTH:
+    options["seq_length"] = length
+  prompts = formats.read_json(f"{path}/config_sentence_transformers.json")
+  if prompts.get("default_prompt_name"):
+    return options, "it puts a prompt before each text by default"
+  if said.get("do_lower_case"):
+    return options, "its sentence_bert_config.json lowercases texts"
+  return options, ""

@@ -1,0 +1,273 @@
+"""Names of the tensors of text encoders in other formats.
+
+Each table maps the variables of Model Garden's encoders, by the end of their
+names, to tensors of one format; see `weight_tables.parsed`.
+"""
+
+from __future__ import annotations
+
+from official.nlp.configs import encoders
+
+from exporters.reusable import weight_tables
+
+Line = weight_tables.Line
+
+# BERT and ELECTRA of Hugging Face, without the prefix of the encoder. The
+# matrices of PyTorch are transposed.
+_EMBEDDINGS = """
+word_embeddings/embeddings       word_embeddings.weight
+position_embedding/embeddings    position_embeddings.weight
+type_embeddings/embeddings       token_type_embeddings.weight
+embeddings/layer_norm/gamma      LayerNorm.weight
+embeddings/layer_norm/beta       LayerNorm.bias
+"""
+_LAYER = """
+self_attention/query/kernel             attention.self.query.weight        T 1
+self_attention/query/bias               attention.self.query.bias          0
+self_attention/key/kernel               attention.self.key.weight          T 1
+self_attention/key/bias                 attention.self.key.bias            0
+self_attention/value/kernel             attention.self.value.weight        T 1
+self_attention/value/bias               attention.self.value.bias          0
+self_attention/attention_output/kernel  attention.output.dense.weight      T 0
+self_attention/attention_output/bias    attention.output.dense.bias
+self_attention_layer_norm/gamma         attention.output.LayerNorm.weight
+self_attention_layer_norm/beta          attention.output.LayerNorm.bias
+intermediate/kernel                     intermediate.dense.weight          T
+intermediate/bias                       intermediate.dense.bias
+output/kernel                           output.dense.weight                T
+output/bias                             output.dense.bias
+output_layer_norm/gamma                 output.LayerNorm.weight
+output_layer_norm/beta                  output.LayerNorm.bias
+"""
+_POOLER = """
+kernel  pooler.dense.weight  T
+bias    pooler.dense.bias
+"""
+_PROJECTION = """
+kernel  embeddings_project.weight  T
+bias    embeddings_project.bias
+"""
+_MLM_OF_BERT = """
+output_bias/bias           bias
+transform/dense/kernel     transform.dense.weight  T
+transform/dense/bias       transform.dense.bias
+transform/LayerNorm/gamma  transform.LayerNorm.weight
+transform/LayerNorm/beta   transform.LayerNorm.bias
+output_bias/bias           decoder.bias
+"""
+_MLM_OF_ELECTRA = """
+output_bias/bias           generator_lm_head.bias
+transform/dense/kernel     generator_predictions.dense.weight  T
+transform/dense/bias       generator_predictions.dense.bias
+transform/LayerNorm/gamma  generator_predictions.LayerNorm.weight
+transform/LayerNorm/beta   generator_predictions.LayerNorm.bias
+"""
+
+# DistilBERT has no types of tokens: the embedding of each is 0.
+_EMBEDDINGS_OF_DISTILBERT = _EMBEDDINGS.replace(
+  "token_type_embeddings.weight", "-"
+)
+_LAYER_OF_DISTILBERT = """
+self_attention/query/kernel             attention.q_lin.weight    T 1
+self_attention/query/bias               attention.q_lin.bias      0
+self_attention/key/kernel               attention.k_lin.weight    T 1
+self_attention/key/bias                 attention.k_lin.bias      0
+self_attention/value/kernel             attention.v_lin.weight    T 1
+self_attention/value/bias               attention.v_lin.bias      0
+self_attention/attention_output/kernel  attention.out_lin.weight  T 0
+self_attention/attention_output/bias    attention.out_lin.bias
+self_attention_layer_norm/gamma         sa_layer_norm.weight
+self_attention_layer_norm/beta          sa_layer_norm.bias
+intermediate/kernel                     ffn.lin1.weight           T
+intermediate/bias                       ffn.lin1.bias
+output/kernel                           ffn.lin2.weight           T
+output/bias                             ffn.lin2.bias
+output_layer_norm/gamma                 output_layer_norm.weight
+output_layer_norm/beta                  output_layer_norm.bias
+"""
+_MLM_OF_DISTILBERT = """
+output_bias/bias           vocab_projector.bias
+transform/dense/kernel     vocab_transform.weight  T
+transform/dense/bias       vocab_transform.bias
+transform/LayerNorm/gamma  vocab_layer_norm.weight
+transform/LayerNorm/beta   vocab_layer_norm.bias
+"""
+
+_PROJECTION_OF_ALBERT = "embedding_hidden_mapping_in"
+
+# ALBERT has one layer, which is applied several times.
+_LAYER_OF_ALBERT = """
+self_attention/query/kernel             attention.query.weight        T 1
+self_attention/query/bias               attention.query.bias          0
+self_attention/key/kernel               attention.key.weight          T 1
+self_attention/key/bias                 attention.key.bias            0
+self_attention/value/kernel             attention.value.weight        T 1
+self_attention/value/bias               attention.value.bias          0
+self_attention/attention_output/kernel  attention.dense.weight        T 0
+self_attention/attention_output/bias    attention.dense.bias
+self_attention_layer_norm/gamma         attention.LayerNorm.weight
+self_attention_layer_norm/beta          attention.LayerNorm.bias
+intermediate/kernel                     ffn.weight                    T
+intermediate/bias                       ffn.bias
+output/kernel                           ffn_output.weight             T
+output/bias                             ffn_output.bias
+output_layer_norm/gamma                 full_layer_layer_norm.weight
+output_layer_norm/beta                  full_layer_layer_norm.bias
+"""
+_MLM_OF_ALBERT = """
+output_bias/bias           bias
+transform/dense/kernel     dense.weight      T
+transform/dense/bias       dense.bias
+transform/LayerNorm/gamma  LayerNorm.weight
+transform/LayerNorm/beta   LayerNorm.bias
+output_bias/bias           decoder.bias
+"""
+
+_EMBEDDINGS_OF_MOBILEBERT = """
+word_embedding/embeddings      word_embeddings.weight
+position_embedding/embeddings  position_embeddings.weight
+type_embedding/embeddings      token_type_embeddings.weight
+embedding_projection/kernel    embedding_transformation.weight  T
+embedding_projection/bias      embedding_transformation.bias
+embedding_norm/gamma           LayerNorm.weight
+embedding_norm/beta            LayerNorm.bias
+"""
+_LAYER_OF_MOBILEBERT = """
+attention/query/kernel             attention.self.query.weight        T 1
+attention/query/bias               attention.self.query.bias          0
+attention/key/kernel               attention.self.key.weight          T 1
+attention/key/bias                 attention.self.key.bias            0
+attention/value/kernel             attention.self.value.weight        T 1
+attention/value/bias               attention.self.value.bias          0
+attention/attention_output/kernel  attention.output.dense.weight      T 0
+attention/attention_output/bias    attention.output.dense.bias
+attention/norm/gamma               attention.output.LayerNorm.weight
+attention/norm/beta                attention.output.LayerNorm.bias
+bottleneck_input/dense/kernel      bottleneck.input.dense.weight      T
+bottleneck_input/dense/bias        bottleneck.input.dense.bias
+bottleneck_input/norm/gamma        bottleneck.input.LayerNorm.weight
+bottleneck_input/norm/beta         bottleneck.input.LayerNorm.bias
+bottleneck_output/dense/kernel     output.bottleneck.dense.weight     T
+bottleneck_output/dense/bias       output.bottleneck.dense.bias
+bottleneck_output/norm/gamma       output.bottleneck.LayerNorm.weight
+bottleneck_output/norm/beta        output.bottleneck.LayerNorm.bias
+"""
+_SHARED_OF_MOBILEBERT = """
+dense/kernel  dense.weight      T
+dense/bias    dense.bias
+norm/gamma    LayerNorm.weight
+norm/beta     LayerNorm.bias
+"""
+_FEED_FORWARD_OF_MOBILEBERT = """
+intermediate_dense/kernel  intermediate.dense.weight  T
+intermediate_dense/bias    intermediate.dense.bias
+output_dense/kernel        output.dense.weight        T
+output_dense/bias          output.dense.bias
+norm/gamma                 output.LayerNorm.weight
+norm/beta                  output.LayerNorm.bias
+"""
+
+_MLM = "bert/cls/predictions/"
+_TABLES_OF_MLM = {
+  "albert": ("predictions.", _MLM_OF_ALBERT),
+  "bert": ("cls.predictions.", _MLM_OF_BERT),
+  "distilbert": ("", _MLM_OF_DISTILBERT),
+  "electra": ("", _MLM_OF_ELECTRA),
+}
+# Copies of the word embedding in the heads, which files may have.
+_DECODERS = {
+  "albert": "predictions.decoder.weight",
+  "bert": "cls.predictions.decoder.weight",
+  "distilbert": "vocab_projector.weight",
+  "electra": "generator_lm_head.weight",
+}
+
+# What has no effect on the encoder, in any of the types.
+LEFT_OUT = {
+  "*position_ids": "buffers",
+  "*token_type_ids": "buffers",
+  **dict.fromkeys(
+    (
+      *("cls.*", "classifier.*", "discriminator_predictions.*"),
+      *("generator_*", "pre_classifier.*", "predictions.*", "qa_outputs.*"),
+      *("sequence_summary.*", "sop_classifier.*", "vocab_*"),
+    ),
+    "heads",
+  ),
+}
+
+
+def hugging_face(
+  model_type: str, config: encoders.EncoderConfig, *, with_mlm: bool
+) -> list[Line]:
+  """Returns the table of a Hugging Face model.
+
+  Args:
+    model_type: One of `encoder_config.HUGGING_FACE_TYPES`.
+    config: The config of the encoder.
+    with_mlm: Whether to include the head of masked language modeling, which
+      MobileBERT's table lacks: its head there is another computation.
+  """
+  parsed, sizes = weight_tables.parsed, config.get()
+  if model_type == "mobilebert":
+    return _mobilebert(sizes)
+  if model_type == "albert":
+    group = "encoder.albert_layer_groups.0.albert_layers.0."
+    lines = [
+      *parsed(_EMBEDDINGS, "", "embeddings."),
+      *parsed(_LAYER_OF_ALBERT, "transformer/", group),
+      *parsed(
+        _PROJECTION.replace("embeddings_project", _PROJECTION_OF_ALBERT),
+        "embedding_projection/",
+        "encoder.",
+      ),
+      *parsed(_POOLER.replace(".dense", ""), "pooler_transform/"),
+    ]
+  elif model_type == "distilbert":
+    layer = parsed(
+      _LAYER_OF_DISTILBERT, "transformer/layer_{i}/", "transformer.layer.{i}."
+    )
+    lines = [
+      *parsed(_EMBEDDINGS_OF_DISTILBERT, "", "embeddings."),
+      *weight_tables.repeated(layer, sizes.num_layers),
+    ]
+  else:
+    layer = parsed(_LAYER, "transformer/layer_{i}/", "encoder.layer.{i}.")
+    lines = [
+      *parsed(_EMBEDDINGS, "", "embeddings."),
+      *weight_tables.repeated(layer, sizes.num_layers),
+    ]
+    lines += (
+      parsed(_POOLER, "pooler_transform/")
+      if model_type == "bert"
+      else parsed(_PROJECTION, "embedding_projection/")
+    )
+  if with_mlm:
+    prefix, table = _TABLES_OF_MLM[model_type]
+    lines += parsed(table, _MLM, prefix)
+    lines.append(Line("word_embeddings/embeddings", _DECODERS[model_type]))
+  return lines
+
+
+def _mobilebert(sizes: encoders.MobileBertEncoderConfig) -> list[Line]:
+  parsed = weight_tables.parsed
+  ours, theirs = "transformer_layer_{i}/", "encoder.layer.{i}."
+  layer = parsed(_LAYER_OF_MOBILEBERT, ours, theirs)
+  if sizes.key_query_shared_bottleneck:
+    layer += parsed(
+      _SHARED_OF_MOBILEBERT,
+      f"{ours}kq_shared_bottleneck/",
+      f"{theirs}bottleneck.attention.",
+    )
+  last = sizes.num_feedforward_networks - 1
+  for j in range(last + 1):
+    layer += parsed(
+      _FEED_FORWARD_OF_MOBILEBERT,
+      f"{ours}ffn_layer_{j}/",
+      theirs if j == last else f"{theirs}ffn.{j}.",
+    )
+  return [
+    *parsed(_EMBEDDINGS_OF_MOBILEBERT, "mobile_bert_embedding/", "embeddings."),
+    *weight_tables.repeated(layer, sizes.num_blocks),
+    *parsed(_POOLER, "pooler/"),
+  ]
