@@ -140,9 +140,12 @@ def _restored(
     f"An encoder of type {config.type} with --export_type={export_type}"
     + (f" and --pooler={weights.pooler}: " if weights.pooler else ": ")
   )
+  source = weights.source or bert_sources.of_tensorflow_1(
+    weights.checkpoint_path, config
+  )
   restore = (
-    functools.partial(bert_sources.restore, weights.source)
-    if weights.source
+    functools.partial(bert_sources.restore, source)
+    if source
     else functools.partial(
       checkpoints.restore, weights.checkpoint_path, weights=weights.weights
     )
@@ -159,7 +162,7 @@ def _restored(
     )
   if export_type == "all" and not pretrainer:
     print("Exporting no mlm: there is no head for it.")
-  if weights.pooler == "checkpoint" and not weights.source:
+  if weights.pooler == "checkpoint" and not source:
     names = checkpoints.names(weights.checkpoint_path)
     if other := encoder_checkpoints.other_pooler(names):
       print(
@@ -204,23 +207,35 @@ def define_flags() -> None:
     ["export_type", "encoder_config_file", "bert_config_file"],
     lambda values: (
       bool(values["encoder_config_file"]) + bool(values["bert_config_file"])
-      == (
-        values["export_type"] != "preprocessing" and not bert_sources.in_flags()
-      )
+      in _counts(values["export_type"] != "preprocessing", "bert_config_file")
     ),
     "An encoder needs either --encoder_config_file=PATH or"
     " --bert_config_file=PATH. --export_type=preprocessing needs neither, nor"
-    " does a --checkpoint_path that has a config.json.",
+    " does a --checkpoint_path of Hugging Face, whose config.json it is.",
   )
   flags.register_multi_flags_validator(
     ["vocab_file", "sp_model_file", "train_on"],
     lambda values: (
       bool(values["vocab_file"]) + bool(values["sp_model_file"])
-      in ((0, 1) if values["train_on"] or bert_sources.in_flags() else (1,))
+      in (
+        (0, 1)
+        if values["train_on"]
+        else _counts(True, "vocab_file", "sp_model_file")
+      )
     ),
     "Say what the tokens are: either --vocab_file=PATH or"
     " --sp_model_file=PATH.",
   )
+
+
+def _counts(is_needed: bool, *names: str) -> tuple[int, ...]:
+  """Returns how many of the flags for one thing may be given.
+
+  The directory of --checkpoint_path may have the file that `names` would name.
+  """
+  if not is_needed:
+    return (0,)
+  return (0, 1) if bert_sources.in_flags(*names) else (1,)
 
 
 def _define_pooler() -> None:

@@ -23,6 +23,7 @@ with epy.lazy_imports():
   import tensorflow as tf
 
   from exporters import bert_tables
+  from exporters.reusable import checkpoints
   from exporters.reusable import weight_tables
   from models.nlp import bert
   from models.nlp import encoder_config
@@ -42,6 +43,23 @@ _WHY_NOT = {
 _MODULES = ("Transformer", "Pooling", "Normalize")
 _POOLINGS = {"cls": "cls", "mean": "mean"}
 _OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
+# Parts of names that tell the types of the first releases apart.
+_PARTS_OF_NAMES = {
+  "transformer/group_0/": "albert",
+  "/bottleneck/": "mobilebert",
+  "electra/": "electra",
+}
+# Files of the first releases, beside their checkpoints.
+_BESIDE = {
+  "bert_config_file": ("albert_config.json", "bert_config.json"),
+  "sp_model_file": ("30k-clean.model",),
+  "vocab_file": ("vocab.txt",),
+}
+_EITHER = {
+  "bert_config_file": ("bert_config_file", "encoder_config_file"),
+  "sp_model_file": ("sp_model_file", "vocab_file"),
+  "vocab_file": ("sp_model_file", "vocab_file"),
+}
 _LARGEST_LENGTH = 10**6  # transformers writes 1e30 for no limit.
 
 
@@ -50,7 +68,6 @@ class Source:
   """An encoder of another library, and what belongs to it.
 
   Attributes:
-    path: The directory.
     description: The path and what is there, for messages.
     model_type: Its type by the name of its library.
     config: The config of the same encoder in Model Garden.
@@ -58,22 +75,45 @@ class Source:
     options: What it says of values of flags, by their names.
     origins: The names of the files that say so, by the names of the flags.
     problem: Why the vectors of sentence-transformers cannot be made; or "".
+    is_tensorflow_1: Whether the tensors are those of a first release.
   """
 
-  path: str
   description: str
   model_type: str
   config: encoders.EncoderConfig
   tensors: Mapping[str, weight_tables.Tensor]
-  options: Mapping[str, Any]
-  origins: Mapping[str, str]
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  origins: Mapping[str, str] = dataclasses.field(default_factory=dict)
   problem: str = ""
+  is_tensorflow_1: bool = False
 
 
-def in_flags() -> bool:
-  """Returns whether --checkpoint_path is a directory of another library."""
-  path = flags.FLAGS.flag_values_dict().get("checkpoint_path")
-  return bool(path and formats.described(formats.absolute(path)))
+def in_flags(*names: str) -> bool:
+  """Returns whether --checkpoint_path is a directory of another library.
+
+  Args:
+    *names: Flags. A file beside a checkpoint that one of them can name is
+      enough.
+  """
+  path = _path_in_flags()
+  return bool(path) and (
+    bool(formats.described(path)) or not set(names).isdisjoint(_beside(path))
+  )
+
+
+def _path_in_flags() -> str | None:
+  return formats.absolute(flags.FLAGS.flag_values_dict().get("checkpoint_path"))
+
+
+def _beside(path: str) -> dict[str, str]:
+  """Returns files that belong to a checkpoint, by the names of their flags."""
+  directory = path if os.path.isdir(path) else os.path.dirname(path)
+  found = {}
+  for flag, names in _BESIDE.items():
+    for name in names:
+      if os.path.isfile(os.path.join(directory, name)):
+        found[flag] = os.path.join(directory, name)
+  return found
 
 
 def from_flags() -> Source | None:
@@ -84,15 +124,22 @@ def from_flags() -> Source | None:
   Raises:
     ExportError: As `read`; or it leaves a choice, and no flag says which.
   """
+  path, values = _path_in_flags(), flags.FLAGS
   if not in_flags():
+    _take_files_beside(path)
     return None
-  source = read(formats.absolute(flags.FLAGS.checkpoint_path))
+  if values.encoder_config_file or values.bert_config_file:
+    raise errors.ExportError(
+      f"{path} has a config.json. Omit --encoder_config_file and"
+      " --bert_config_file."
+    )
+  source = read(path)
   said = []
   for name, value in source.options.items():
-    if not flags.FLAGS[name].present:
-      flags.FLAGS.set_default(name, value)
-      said.append(f"--{name}={value} ({source.origins.get(name, 'default')})")
-  values = flags.FLAGS
+    if not values[name].present:
+      values.set_default(name, value)
+      shown = os.path.basename(str(value))
+      said.append(f"--{name}={shown} ({source.origins.get(name, 'default')})")
   pooled = values.export_type != "text_embedding" or values.pooling == "pooled"
   for missing, flag in (
     (not (values.vocab_file or values.sp_model_file), "--vocab_file=PATH"),
@@ -114,6 +161,14 @@ def from_flags() -> Source | None:
     )
   print(f"{source.description}. It says {', '.join(said)}.")
   return source
+
+
+def _take_files_beside(path: str | None) -> None:
+  """Makes files beside a checkpoint the defaults of flags not given."""
+  for flag, file in (_beside(path) if path else {}).items():
+    if not any(flags.FLAGS[name].value for name in _EITHER[flag]):
+      flags.FLAGS.set_default(flag, file)
+      print(f"--{flag}={file}, beside the checkpoint.")
 
 
 def read(path: str) -> Source:
@@ -159,7 +214,6 @@ def read(path: str) -> Source:
     # Where transformers has none, its heads take the vector of [CLS].
     options["pooler"], origins["pooler"] = "identity", "its lack in the weights"
   return Source(
-    path=path,
     description=description,
     model_type=model_type,
     config=config,
@@ -167,6 +221,35 @@ def read(path: str) -> Source:
     options=options,
     origins=origins,
     problem=problem,
+  )
+
+
+def of_tensorflow_1(path: str, config: encoders.EncoderConfig) -> Source | None:
+  """Returns the encoder in a checkpoint of TensorFlow 1; None if it is none.
+
+  Raises:
+    ExportError: It is of another type than `config`.
+  """
+  tensors = checkpoints.by_name(path)
+  if tensors is None:
+    return None
+  model_type = "bert"
+  for part, kind in _PARTS_OF_NAMES.items():
+    if any(part in name for name in tensors):
+      model_type = kind
+  description = f"{path} is a checkpoint of TensorFlow 1 of type {model_type}"
+  wanted = "bert" if model_type == "electra" else model_type
+  if config.type != wanted:
+    raise errors.ExportError(
+      f"{description}, and its config is of type {config.type}. Give the config"
+      f" of this {model_type}."
+    )
+  return Source(
+    description=description,
+    model_type=model_type,
+    config=config,
+    tensors=tensors,
+    is_tensorflow_1=True,
   )
 
 
@@ -180,6 +263,10 @@ def restore(
 ) -> list[tf.Variable]:
   """Restores an encoder, as `checkpoints.restore` does from a checkpoint."""
   del parts, left_out
+  table, left_out = bert_tables.hugging_face, bert_tables.LEFT_OUT
+  if source.is_tensorflow_1:
+    table = bert_tables.tensorflow_1
+    left_out = bert_tables.LEFT_OUT_OF_TF1
   objects = tf.train.TrackableView(roots[0]).descendants()
   variables = weight_tables.by_name(
     x for x in objects if isinstance(x, tf.Variable)
@@ -189,13 +276,13 @@ def restore(
   restored = weight_tables.restore(
     source.description.replace(" is ", ", ", 1),
     source.tensors,
-    bert_tables.hugging_face(
+    table(
       source.model_type,
       source.config,
       with_mlm=any(name.startswith("bert/cls/") for name in variables),
     ),
     variables,
-    left_out=bert_tables.LEFT_OUT,
+    left_out=left_out,
     optional=[list(group) for _, group in groups],
   )
   return [v for name, v in may_lack.items() if name in restored.lacking]

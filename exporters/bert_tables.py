@@ -6,6 +6,8 @@ names, to tensors of one format; see `weight_tables.parsed`.
 
 from __future__ import annotations
 
+import re
+
 from official.nlp.configs import encoders
 
 from exporters.reusable import weight_tables
@@ -195,6 +197,72 @@ LEFT_OUT = {
     "heads",
   ),
 }
+
+
+# The same of the first releases, in checkpoints of TensorFlow 1.
+LEFT_OUT_OF_TF1 = {
+  **dict.fromkeys(("*/adam_[mv]", "*/lamb_[mv]", "beta?_power"), "optimizer"),
+  "*global_step": "counters",
+  **dict.fromkeys(
+    ("cls/*", "discriminator_*", "generator*", "output_*", "finetune*"), "heads"
+  ),
+}
+# From names of Hugging Face, which come of those of TensorFlow 1.
+_TO_TF1 = {
+  r"embeddings\.(\w+_embeddings)\.weight": r"embeddings.\1",
+  r"LayerNorm\.weight": "LayerNorm.gamma",
+  r"LayerNorm\.bias": "LayerNorm.beta",
+  r"\.weight$": ".kernel",
+  r"\blayer\.(\d+)": r"layer_\1",
+  r"^cls\.predictions\.bias": "cls.predictions.output_bias",
+}
+_TO_TF1_OF_ALBERT = {
+  r"albert_layer_groups\.0\.albert_layers\.0": (
+    "transformer.group_0.inner_group_0"
+  ),
+  r"\.attention\.(query|key|value)": r".attention_1.self.\1",
+  r"\.attention\.dense": ".attention_1.output.dense",
+  r"\.attention\.LayerNorm": ".LayerNorm",
+  r"\bffn\.": "ffn_1.intermediate.dense.",
+  r"\bffn_output\.": "ffn_1.intermediate.output.dense.",
+  r"full_layer_layer_norm\.weight": "LayerNorm_1.gamma",
+  r"full_layer_layer_norm\.bias": "LayerNorm_1.beta",
+  r"^pooler\.": "pooler.dense.",
+  r"^predictions\.(dense|LayerNorm)": r"cls.predictions.transform.\1",
+  r"^predictions\.": "cls.predictions.",
+}
+_TO_TF1_OF_MOBILEBERT = {
+  r"LayerNorm": "FakeLayerNorm",
+  r"\bffn\.(\d+)": r"ffn_layer_\1",
+}
+
+
+def tensorflow_1(
+  model_type: str, config: encoders.EncoderConfig, *, with_mlm: bool
+) -> list[Line]:
+  """Returns the table of the first releases: names of variables.
+
+  Their matrices are not transposed. ELECTRA's encoder has no head of masked
+  language modeling: that is in its generator.
+  """
+  renamed = {
+    "albert": {**_TO_TF1_OF_ALBERT, **_TO_TF1},
+    "mobilebert": {**_TO_TF1, **_TO_TF1_OF_MOBILEBERT},
+  }.get(model_type, _TO_TF1)
+  with_mlm = with_mlm and model_type != "electra"
+  prefix = "electra" if model_type == "electra" else "bert"
+  lines = []
+  for line in hugging_face(model_type, config, with_mlm=with_mlm):
+    name = line.theirs
+    if "decoder" in name:
+      continue
+    for pattern, new in renamed.items():
+      name = re.sub(pattern, new, name)
+    if not name.startswith("cls."):
+      name = f"{prefix}.{name}"
+    steps = tuple(s for s in line.steps if s != weight_tables.TRANSPOSE)
+    lines.append(Line(line.ours, name.replace(".", "/"), steps))
+  return lines
 
 
 def hugging_face(

@@ -21,11 +21,14 @@ import math
 import os
 from typing import Any, NamedTuple
 
+from etils import epy
 import numpy as np
-import safetensors
-from safetensors import numpy as safetensors_numpy
 
 from exporters.reusable import errors
+
+with epy.lazy_imports():
+  import safetensors
+  from safetensors import numpy as safetensors_numpy
 
 MOST_PROBLEMS = 6  # The most that an error lists.
 
@@ -80,17 +83,23 @@ class Record(NamedTuple):
 
 
 class Restored(NamedTuple):
-  """What `restore` has done.
+  """What a restore has done.
 
   Attributes:
+    source: The path and what is there.
     records: One for each restored variable.
     left_out: What each tensor is that was not restored, by its name.
     lacking: The optional variables that the source lacks.
   """
 
+  source: str
   records: Sequence[Record]
   left_out: Mapping[str, str]
-  lacking: Collection[str]
+  lacking: Collection[str] = ()
+
+
+# All restores of this process, for a report.
+restores: list[Restored] = []
 
 
 def parsed(text: str, ours: str = "", theirs: str = "") -> list[Line]:
@@ -198,27 +207,25 @@ def restore(
       )
   names = {tensors[name].name: what for name, what in unwanted.items()}
   missing = {name for group in optional for name in group} - set(records)
-  restored = Restored(
-    list(records.values()), names, missing.intersection(variables)
-  )
-  print(totals(source, restored.records, names))
+  lacking = missing.intersection(variables)
+  restored = Restored(source, list(records.values()), names, lacking)
+  sum_up(restored)
   return restored
 
 
-def totals(
-  source: str, records: Sequence[Record], left_out: Mapping[str, str]
-) -> str:
-  """Returns a line that sums up a restore."""
-  parameters = sum(math.prod(record.shape) for record in records)
+def sum_up(restored: Restored) -> None:
+  """Prints a line of totals, and keeps the record for a report."""
+  restores.append(restored)
+  parameters = sum(math.prod(record.shape) for record in restored.records)
   text = (
-    f"Restored {len(records):,} tensors with {parameters:,} parameters from"
-    f" {source}."
+    f"Restored {len(restored.records):,} tensors with {parameters:,} parameters"
+    f" from {restored.source}."
   )
-  by_kind = Counter(left_out.values())
+  by_kind = Counter(restored.left_out.values())
   if by_kind:
     kinds = ", ".join(f"{what} ({n:,})" for what, n in sorted(by_kind.items()))
     text += f" Left out: {kinds}."
-  return text
+  print(text)
 
 
 def listed(items: Sequence[str], separator: str = ", ") -> str:

@@ -214,7 +214,8 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
 def from_legacy_json(path: str) -> encoders.EncoderConfig:
   """Reads the JSON format of the first BERT models, `bert_config.json`.
 
-  It also reads ALBERT's, and the config.json of Hugging Face for both.
+  It also reads ALBERT's, MobileBERT's and, with an `embedding_size`, ELECTRA's;
+  and the config.json of Hugging Face for BERT and ALBERT.
 
   Raises:
     OSError: The file is not readable.
@@ -230,6 +231,8 @@ def from_legacy_json(path: str) -> encoders.EncoderConfig:
     ) from e
   if not isinstance(values, dict):
     raise ValueError("it is not an object with keys")
+  if "intra_bottleneck_size" in values:
+    return from_hugging_face({**values, "model_type": "mobilebert"})
   is_albert = "num_hidden_groups" in values
   kind = values.get("model_type", "albert" if is_albert else "bert")
   if kind not in ("albert", "bert"):
@@ -245,6 +248,8 @@ def from_legacy_json(path: str) -> encoders.EncoderConfig:
   del defaults["backward_compatible"]
   if kind == "albert":
     defaults |= {"embedding_size": 128, "type_vocab_size": 2}
+  elif "embedding_size" in values:
+    defaults |= {"embedding_size": 128}
   _check(values, defaults)
   if "vocab_size" not in values:
     raise ValueError("it has no vocab_size")
