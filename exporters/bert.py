@@ -31,6 +31,7 @@ from exporters.reusable import errors
 from exporters.reusable import exporting
 from models.nlp import bert
 from models.nlp import encoder_checkpoints
+from models.nlp import encoder_config
 
 # These import TensorFlow, which must wait until the flags are parsed.
 with epy.lazy_imports():
@@ -121,7 +122,14 @@ def export(
       core, pretrainer = _restored(config, weights, export_type)
       provenance = trained | _provenance(weights)
       file = preprocessor.token_file or f"{weights.checkpoint_path}/vocab.txt"
-      attributes = bert_preprocessor.attributes(tokenizer, file, scratch)
+      attributes = bert_preprocessor.attributes(
+        tokenizer,
+        file,
+        scratch,
+        encoder_config.to_hugging_face(
+          config, weights.source and weights.source.model_type
+        ),
+      )
       made = bert_encoder.piece(core, pretrainer, attributes)
       card = bert_encoder.card(config, bool(pretrainer), tokenizer, provenance)
       if embedding:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
+import json
 import os
 from typing import Any
 
@@ -232,11 +233,18 @@ def piece(
 
 
 def attributes(
-  tokenizer: preprocessing.Tokenizer, token_file: str, scratch_dir: str
+  tokenizer: preprocessing.Tokenizer,
+  token_file: str,
+  scratch_dir: str,
+  config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Makes attributes for an encoder, which tell what its preprocessor is.
 
-  `scratch_dir` must exist until the export is saved.
+  Args:
+    tokenizer: The tokenizer of the preprocessor.
+    token_file: The name of the file with its tokens.
+    scratch_dir: A directory that exists until the export is saved.
+    config: Hugging Face's config of the encoder, if it has one.
   """
   name = "vocab_file" if tokenizer.kind == "wordpiece" else "sp_model_file"
   lines = "".join(f"{token}\n" for token in tokenizer.tokens)
@@ -245,7 +253,12 @@ def attributes(
   token_file = os.path.join(scratch_dir, base)
   with errors.writing(scratch_dir, errors.SCRATCH), open(token_file, "wb") as f:
     f.write(tokenizer.model or lines.encode())
+  config_file = os.path.join(scratch_dir, "config.json")
+  if config:
+    with open(config_file, "w") as f:
+      json.dump(config, f, indent=2, sort_keys=True)
   return {
+    **({"config_file": tf.saved_model.Asset(config_file)} if config else {}),
     name: tf.saved_model.Asset(token_file),
     "do_lower_case": tf.Variable(
       tokenizer.do_lower_case, trainable=False, name="do_lower_case"

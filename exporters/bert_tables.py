@@ -305,11 +305,10 @@ def hugging_face(
       *parsed(_EMBEDDINGS, "", "embeddings."),
       *weight_tables.repeated(layer, sizes.num_layers),
     ]
-    lines += (
-      parsed(_POOLER, "pooler_transform/")
-      if model_type == "bert"
-      else parsed(_PROJECTION, "embedding_projection/")
-    )
+    if model_type == "bert":
+      lines += parsed(_POOLER, "pooler_transform/")
+    elif sizes.embedding_size != sizes.hidden_size:
+      lines += parsed(_PROJECTION, "embedding_projection/")
   if with_mlm:
     prefix, table = _TABLES_OF_MLM[model_type]
     lines += parsed(table, _MLM, prefix)

@@ -152,6 +152,8 @@ def of_saved_model(saved_model_dir: str) -> dict[str, weight_tables.Tensor]:
   for node in graph.nodes:
     for attribute in node.attributes:
       name, key = attribute.full_name, attribute.checkpoint_key
+      if name == "save_counter":
+        continue
       if name in tensors:
         raise errors.ExportError(
           f"{saved_model_dir} has two variables named {name}, so names do not"
@@ -179,7 +181,7 @@ def _restore_saved_model(
     )
     may_lack = weight_tables.by_name(optional)
   # The attribute of text encoders is no weight.
-  left_out = {"do_lower_case": "attributes", "save_counter": "counters"}
+  left_out = {"do_lower_case": "attributes"}
   restored = weight_tables.restore(
     f"{path}, a SavedModel",
     tensors,

@@ -236,7 +236,7 @@ def listed(items: Sequence[str], separator: str = ", ") -> str:
 
 
 def tensors_of(
-  lines: Iterable[Line], variables: Mapping[str, Any]
+  lines: Iterable[Line], values: Mapping[str, Callable[[], np.ndarray]]
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Yields the tensors that variables are in the other format, by name.
 
@@ -245,7 +245,7 @@ def tensors_of(
 
   Args:
     lines: The table.
-    variables: What has a value as `numpy()`, by name.
+    values: What reads the value of a variable, by its name.
 
   Raises:
     ExportError: The format cannot hold a value, which would have to be 0.
@@ -253,10 +253,10 @@ def tensors_of(
   parts: dict[str, list[np.ndarray]] = {}
   seen = set()
   for line in lines:
-    if line.ours not in variables or line.ours in seen:
+    if line.ours not in values or line.ours in seen:
       continue
     seen.add(line.ours)
-    value = variables[line.ours].numpy()
+    value = values[line.ours]()
     if line.theirs is None:
       if value.any():
         raise errors.ExportError(

@@ -95,7 +95,11 @@ class WeightTablesTest(unittest.TestCase):
     )
     out = tempfile.mkdtemp(dir=self.directory)
     weight_tables.write_safetensors(
-      out, weight_tables.tensors_of(_LINES, variables), 400
+      out,
+      weight_tables.tensors_of(
+        _LINES, {name: v.numpy for name, v in variables.items()}
+      ),
+      400,
     )
     with open(os.path.join(out, "model.safetensors.index.json")) as f:
       self.assertGreater(len(set(json.load(f)["weight_map"].values())), 1)

@@ -302,6 +302,46 @@ def from_hugging_face(values: Mapping[str, Any]) -> encoders.EncoderConfig:
   return config
 
 
+def to_hugging_face(
+  config: encoders.EncoderConfig, model_type: str | None = None
+) -> dict[str, Any] | None:
+  """Returns the config.json of the same computation, or None.
+
+  Args:
+    config: The config of the encoder.
+    model_type: That of Hugging Face, where several are possible.
+
+  Returns:
+    None for an encoder that Hugging Face's types do not have.
+  """
+  values = config.get().as_dict()
+  if model_type is None:
+    model_type = config.type
+    width = values.get("embedding_size")
+    if model_type == "bert" and width not in (None, values["hidden_size"]):
+      model_type = "electra"
+  if model_type not in _HUGGING_FACE:
+    return None
+  kind, keys = _HUGGING_FACE[model_type]
+  others = (
+    set(values) - {ours for ours, _ in keys.values()} - {"embedding_size"}
+  )
+  defaults = encoders.EncoderConfig(type=kind).get().as_dict()
+  act = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}.get(
+    values["hidden_activation"]
+  )
+  own = ("classifier_activation", "type_vocab_size")  # Of no effect there.
+  if act is None or any(
+    values[key] != defaults[key] for key in others.difference(own)
+  ):
+    return None
+  found = {key: values[ours] for key, (ours, _) in keys.items()}
+  found["activation" if "activation" in keys else "hidden_act"] = act
+  if model_type == "electra" and not values["embedding_size"]:
+    found["embedding_size"] = values["hidden_size"]
+  return {"model_type": model_type, "layer_norm_eps": 1e-12, **found}
+
+
 def _loader() -> type[yaml.SafeLoader]:
   """Returns a loader of the YAML that Model Garden reads and writes."""
 
