@@ -1,6 +1,6 @@
 """Compares exports with transformers, both ways; run by hand.
 
-  ./bazelw test //exporters/peers:hugging_face_test
+./bazelw test //exporters/peers:hugging_face_test
 """
 
 import os
@@ -17,6 +17,7 @@ from exporters import bert_sources
 from exporters import to_safetensors
 from exporters.peers import make_goldens
 from exporters.reusable import exporting
+from exporters.reusable import weight_tables
 
 _GOLDENS = os.path.join(os.path.dirname(__file__), "testdata")
 _INPUTS = {
@@ -72,9 +73,7 @@ class HuggingFaceTest(absltest.TestCase):
         tensors, written = (
           {
             key.removeprefix(f"{name.split('_')[0]}."): tensor.read()
-            for key, tensor in bert_sources.weight_tables.read_safetensors(
-              directory
-            ).items()
+            for key, tensor in weight_tables.read_safetensors(directory).items()
           }
           for directory in (path, out)
         )
