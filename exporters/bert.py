@@ -185,7 +185,8 @@ def _provenance(weights: Weights) -> dict[str, str]:
   """Returns rows for the model card, beside those that describe a training."""
   rows = {} if weights.training else {"source": "a checkpoint"}
   if weights.source:
-    rows["source"] = f"weights of Hugging Face, {weights.source.model_type}"
+    kind, library = weights.source.model_type, weights.source.library
+    rows["source"] = f"weights of {library}, {kind}"
   if weights.weights == "average":
     rows["source"] += ": moving averages of its weights"
   pooler = encoder_checkpoints.POOLERS.get(
@@ -310,7 +311,8 @@ def main() -> None:
     command_line.options(),
     flags.FLAGS.export_type,
     command_line.from_flags(
-      bert_preprocessor.Options, as_transformers=bool(source)
+      bert_preprocessor.Options,
+      as_transformers=bool(source) and source.library == "Hugging Face",
     ),
     config,
     weights,

@@ -19,6 +19,7 @@ from distribution import formats
 from exporters.reusable import errors
 
 with epy.lazy_imports():
+  import h5py
   from official.nlp.configs import encoders
   import tensorflow as tf
 
@@ -60,6 +61,35 @@ _EITHER = {
   "sp_model_file": ("sp_model_file", "vocab_file"),
   "vocab_file": ("sp_model_file", "vocab_file"),
 }
+_KERAS_HUB = {
+  "AlbertBackbone": "albert",
+  "BertBackbone": "bert",
+  "DistilBertBackbone": "distilbert",
+  "ElectraBackbone": "electra",
+}
+# From keras-hub's keys to those of Hugging Face.
+_KEYS_OF_KERAS_HUB = {
+  "vocabulary_size": "vocab_size",
+  "vocab_size": "vocab_size",
+  "num_layers": "num_hidden_layers",
+  "num_heads": "num_attention_heads",
+  "hidden_dim": "hidden_size",
+  "embedding_dim": "embedding_size",
+  "intermediate_dim": "intermediate_size",
+  "max_sequence_length": "max_position_embeddings",
+  "num_segments": "type_vocab_size",
+  "num_groups": "num_hidden_groups",
+  "num_inner_repetitions": "inner_group_num",
+}
+_KEYS_OF_KERAS_HUB_DISTILBERT = {
+  "vocabulary_size": "vocab_size",
+  "num_layers": "n_layers",
+  "num_heads": "n_heads",
+  "hidden_dim": "dim",
+  "intermediate_dim": "hidden_dim",
+  "max_sequence_length": "max_position_embeddings",
+  "dropout": "dropout",
+}
 _LARGEST_LENGTH = 10**6  # transformers writes 1e30 for no limit.
 
 
@@ -75,7 +105,7 @@ class Source:
     options: What it says of values of flags, by their names.
     origins: The names of the files that say so, by the names of the flags.
     problem: Why the vectors of sentence-transformers cannot be made; or "".
-    is_tensorflow_1: Whether the tensors are those of a first release.
+    library: `Hugging Face`, `TensorFlow 1` or `keras-hub`.
   """
 
   description: str
@@ -85,7 +115,7 @@ class Source:
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   origins: Mapping[str, str] = dataclasses.field(default_factory=dict)
   problem: str = ""
-  is_tensorflow_1: bool = False
+  library: str = "Hugging Face"
 
 
 def in_flags(*names: str) -> bool:
@@ -180,11 +210,17 @@ def read(path: str) -> Source:
   """
   library, model_type = formats.described(path)
   description = f"{path} is a {library} directory of type {model_type[:80]}"
+  if library == "keras-hub" and model_type in _KERAS_HUB:
+    return _read_keras_hub(path, description, _KERAS_HUB[model_type])
   if library != "Hugging Face" or (
     model_type not in encoder_config.HUGGING_FACE_TYPES
   ):
     types = ", ".join(encoder_config.HUGGING_FACE_TYPES)
-    why = _WHY_NOT.get(model_type, f"and only {types} of Hugging Face are read")
+    why = _WHY_NOT.get(
+      model_type,
+      f"and only {types} of Hugging Face are read, and {', '.join(_KERAS_HUB)}"
+      " of keras-hub",
+    )
     raise errors.ExportError(f"{errors.shown(description)}: {why}.")
   directory = formats.hugging_face_dir(path)
   file = os.path.join(directory, "config.json")
@@ -224,6 +260,73 @@ def read(path: str) -> Source:
   )
 
 
+def _read_keras_hub(path: str, description: str, model_type: str) -> Source:
+  """Reads a preset of keras-hub."""
+  file = os.path.join(path, "config.json")
+  said = formats.read_json(file).get("config")
+  said = said if isinstance(said, dict) else {}
+  values: dict[str, Any] = {"model_type": model_type}
+  if model_type == "distilbert":
+    keys = _KEYS_OF_KERAS_HUB_DISTILBERT
+    values["attention_dropout"] = said.get("dropout")
+  else:
+    keys = _KEYS_OF_KERAS_HUB
+    values |= {
+      "hidden_act": "gelu_new",
+      "hidden_dropout_prob": said.get("dropout"),
+      "attention_probs_dropout_prob": said.get("dropout"),
+    }
+  with errors.of_input(ValueError, about=f"{file}: "):
+    if missing := [
+      key for key in ("num_layers", "hidden_dim", "dropout") if key not in said
+    ]:
+      raise ValueError(f"it has no {missing[0]}")
+    values |= {ours: said[key] for key, ours in keys.items() if key in said}
+    config = encoder_config.from_hugging_face(values)
+  tensors = _read_hdf5(os.path.join(path, "model.weights.h5"))
+  _check_sizes(file, said, tensors)
+  options: dict[str, Any] = {
+    "seq_length": min(128, bert.max_seq_length(config))
+  }
+  origins = {}
+  vocab_file = os.path.join(path, "assets", "tokenizer", "vocabulary.txt")
+  if os.path.isfile(vocab_file):
+    options["vocab_file"], origins["vocab_file"] = vocab_file, "vocabulary.txt"
+  tokenizer = formats.read_json(f"{path}/tokenizer.json").get("config")
+  if isinstance(tokenizer, dict):
+    lower = tokenizer.get("lowercase")
+    if isinstance(lower, bool) and tokenizer.get("strip_accents") == lower:
+      options["do_lower_case"] = lower
+      origins["do_lower_case"] = "tokenizer.json"
+  has_pooler = model_type != "distilbert"
+  options["pooler"] = "checkpoint" if has_pooler else "identity"
+  origins["pooler"] = "the weights" if has_pooler else "its lack in the weights"
+  return Source(
+    description=description,
+    model_type=model_type,
+    config=config,
+    tensors=tensors,
+    options=options,
+    origins=origins,
+    library="keras-hub",
+  )
+
+
+def _read_hdf5(path: str) -> dict[str, weight_tables.Tensor]:
+  """Returns the tensors of a file of Keras 3, by paths of attributes."""
+  found: dict[str, weight_tables.Tensor] = {}
+
+  def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
+    if isinstance(item, h5py.Dataset):
+      if item.external or item.is_virtual:
+        raise ValueError("it has values in other files")
+      found[name] = weight_tables.Tensor(name, item.shape, lambda: item[()])
+
+  with errors.of_input(about=f"Cannot read {path}: "):
+    h5py.File(path).visititems(add)
+  return found
+
+
 def of_tensorflow_1(path: str, config: encoders.EncoderConfig) -> Source | None:
   """Returns the encoder in a checkpoint of TensorFlow 1; None if it is none.
 
@@ -249,7 +352,7 @@ def of_tensorflow_1(path: str, config: encoders.EncoderConfig) -> Source | None:
     model_type=model_type,
     config=config,
     tensors=tensors,
-    is_tensorflow_1=True,
+    library="TensorFlow 1",
   )
 
 
@@ -263,10 +366,11 @@ def restore(
 ) -> list[tf.Variable]:
   """Restores an encoder, as `checkpoints.restore` does from a checkpoint."""
   del parts, left_out
-  table, left_out = bert_tables.hugging_face, bert_tables.LEFT_OUT
-  if source.is_tensorflow_1:
-    table = bert_tables.tensorflow_1
-    left_out = bert_tables.LEFT_OUT_OF_TF1
+  table, left_out = {
+    "Hugging Face": (bert_tables.hugging_face, bert_tables.LEFT_OUT),
+    "TensorFlow 1": (bert_tables.tensorflow_1, bert_tables.LEFT_OUT_OF_TF1),
+    "keras-hub": (bert_tables.keras_hub, {}),
+  }[source.library]
   objects = tf.train.TrackableView(roots[0]).descendants()
   variables = weight_tables.by_name(
     x for x in objects if isinstance(x, tf.Variable)

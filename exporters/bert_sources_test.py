@@ -5,12 +5,14 @@ import os
 import shutil
 
 from absl.testing import absltest
+import h5py
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 import tensorflow as tf
 import tf_keras
 
 from exporters import bert_sources
+from exporters import to_safetensors
 from exporters.reusable import errors
 from exporters.reusable import weight_tables
 from models.nlp import bert
@@ -18,8 +20,9 @@ from models.nlp import encoder_checkpoints
 from models.nlp import encoder_config
 from models.nlp import preprocessing
 
-# See make_goldens.py.
-_GOLDENS = os.path.join(os.path.dirname(__file__), "peers", "testdata")
+# See make_goldens.py and make_keras_hub_goldens.py.
+_PEERS = os.path.join(os.path.dirname(__file__), "peers", "testdata")
+_GOLDENS = os.path.join(_PEERS, "hugging_face")
 
 _SIZES = {
   "vocab_size": 30,
@@ -237,7 +240,7 @@ class BertSourcesTest(absltest.TestCase):
           if k.startswith("input_")
         }
         printed = self.check(bert_sources.read(path), inputs, expected)
-        self.assertRegex(printed, f"^Restored .*testdata/{name}, a Hugging Fa")
+        self.assertRegex(printed, f"^Restored .*hugging_face/{name}, a Hugging")
 
   def test_outputs_are_those_of_the_first_releases(self):
     generator = np.random.default_rng(0)
@@ -262,6 +265,28 @@ class BertSourcesTest(absltest.TestCase):
         self.assertIn(f"checkpoint of TensorFlow 1 of type {kind}", printed)
         self.assertIn("counters (1), heads (1), optimizer (1)", printed)
 
+  def test_outputs_are_those_of_keras_hub(self):
+    for name in sorted(os.listdir(f"{_PEERS}/keras_hub")):
+      golden = f"{_PEERS}/keras_hub/{name}"
+      path = os.path.join(self.directory, name)
+      os.mkdir(path)
+      shutil.copy(f"{golden}/config.json", path)
+      weights = safetensors_numpy.load_file(f"{golden}/weights.safetensors")
+      with h5py.File(f"{path}/model.weights.h5", "w") as f:
+        for key, value in weights.items():
+          f[key] = value
+      expected = _expected(golden)
+      inputs = {k: tf.constant(expected[k], tf.int32) for k in bert.INPUT_NAMES}
+      with self.subTest(name):
+        self.check(bert_sources.read(path), inputs, expected)
+    with h5py.File(f"{path}/model.weights.h5", "a") as f:
+      f["more"] = np.ones(3)
+    with self.assertRaisesRegex(errors.ExportError, r"has more \(3,\)"):
+      _restored(bert_sources.read(path))
+    os.remove(f"{path}/model.weights.h5")
+    with self.assertRaisesRegex(errors.ExportError, "Cannot read .*weights.h5"):
+      bert_sources.read(path)
+
   def test_tokens_are_those_of_transformers(self):
     path = os.path.join(_GOLDENS, "sentence_transformer")
     source = bert_sources.read(path)
@@ -281,6 +306,49 @@ class BertSourcesTest(absltest.TestCase):
     expected = _expected(path)
     for name in ("input_word_ids", "input_mask"):
       np.testing.assert_array_equal(packed[name], expected[name])
+
+  def saved(self, core, config):
+    """Saves what the exports of //exporters:bert have beside functions."""
+    for name, content in (("config.json", config), ("vocab.txt", "[PAD]\n")):
+      with open(os.path.join(self.directory, name), "w") as f:
+        f.write(content)
+    root = tf.Module()
+    root.weights = core.variables
+    root.do_lower_case = tf.Variable(True, name="do_lower_case")
+    root.assets = [
+      tf.saved_model.Asset(os.path.join(self.directory, name))
+      for name in ("config.json", "vocab.txt")
+    ]
+    path = os.path.join(self.directory, "export")
+    tf.saved_model.save(root, path)
+    return path
+
+  def test_out_again(self):
+    golden, out = f"{_GOLDENS}/distilbert", f"{self.directory}/out"
+    core, _, _ = _restored(bert_sources.read(golden), with_mlm=False)
+    config = encoder_config.to_hugging_face(core.encoder_config, "distilbert")
+    path = self.saved(core, json.dumps(config))
+    to_safetensors.write(path, out, 5_000)
+    self.assertGreater(len(os.listdir(out)), 5)  # Shards, and their index.
+    tensors = weight_tables.read_safetensors(golden)
+    written = weight_tables.read_safetensors(out)
+    self.assertLen(written, 36)
+    for name, tensor in written.items():
+      expected = tensors[f"distilbert.{name}"].read()
+      self.assertEqual(tensor.read().tobytes(), expected.tobytes())
+    with open(f"{golden}/config.json") as f, open(f"{out}/config.json") as g:
+      said, again = json.load(f), json.load(g)
+    for key in ("dim", "n_layers", "n_heads", "activation", "vocab_size"):
+      self.assertEqual(again[key], said[key])
+    core.get_layer("type_embeddings").embeddings.assign_add(tf.ones([2, 12]))
+    for content, message in (
+      (json.dumps(config), "type_embeddings/embeddings has values other than"),
+      (json.dumps({**config, "n_layers": 3}), "layer_2/.* is not in both"),
+      ("{}", "has no assets/config.json of bert"),
+    ):
+      path = self.saved(core, content)
+      with self.assertRaisesRegex(errors.ExportError, message):
+        to_safetensors.write(path, f"{self.directory}/other", 10**9)
 
   def changed(self, values=(), tensors=None, name="distilbert"):
     path = os.path.join(self.directory, "changed")

@@ -169,6 +169,44 @@ norm/gamma                 output.LayerNorm.weight
 norm/beta                  output.LayerNorm.bias
 """
 
+# keras-hub's presets number layers of one class, and the values of a layer.
+_EMBEDDINGS_OF_KERAS_HUB = """
+word_embeddings/embeddings     reversible_embedding/vars/0
+position_embedding/embeddings  position_embedding/vars/0
+type_embeddings/embeddings     embedding/vars/0
+embeddings/layer_norm/gamma    layer_normalization/vars/0
+embeddings/layer_norm/beta     layer_normalization/vars/1
+"""
+_EMBEDDINGS_OF_KERAS_HUB_DISTILBERT = """
+word_embeddings/embeddings     token_and_position_embedding/token_embedding/vars/0
+position_embedding/embeddings  token_and_position_embedding/position_embedding/vars/0
+type_embeddings/embeddings     -
+embeddings/layer_norm/gamma    layer_normalization/vars/0
+embeddings/layer_norm/beta     layer_normalization/vars/1
+"""  # noqa: E501
+_LAYER_OF_KERAS_HUB = """
+self_attention/query/kernel             _self_attention_layer/query_dense/vars/0
+self_attention/query/bias               _self_attention_layer/query_dense/vars/1
+self_attention/key/kernel               _self_attention_layer/key_dense/vars/0
+self_attention/key/bias                 _self_attention_layer/key_dense/vars/1
+self_attention/value/kernel             _self_attention_layer/value_dense/vars/0
+self_attention/value/bias               _self_attention_layer/value_dense/vars/1
+self_attention/attention_output/kernel  _self_attention_layer/output_dense/vars/0
+self_attention/attention_output/bias    _self_attention_layer/output_dense/vars/1
+self_attention_layer_norm/gamma         _self_attention_layer_norm/vars/0
+self_attention_layer_norm/beta          _self_attention_layer_norm/vars/1
+intermediate/kernel                     _feedforward_intermediate_dense/vars/0
+intermediate/bias                       _feedforward_intermediate_dense/vars/1
+output/kernel                           _feedforward_output_dense/vars/0
+output/bias                             _feedforward_output_dense/vars/1
+output_layer_norm/gamma                 _feedforward_layer_norm/vars/0
+output_layer_norm/beta                  _feedforward_layer_norm/vars/1
+"""  # noqa: E501
+_DENSE_OF_KERAS_HUB = """
+kernel  vars/0
+bias    vars/1
+"""
+
 _MLM = "bert/cls/predictions/"
 _TABLES_OF_MLM = {
   "albert": ("predictions.", _MLM_OF_ALBERT),
@@ -262,6 +300,33 @@ def tensorflow_1(
       name = f"{prefix}.{name}"
     steps = tuple(s for s in line.steps if s != weight_tables.TRANSPOSE)
     lines.append(Line(line.ours, name.replace(".", "/"), steps))
+  return lines
+
+
+def keras_hub(
+  model_type: str, config: encoders.EncoderConfig, *, with_mlm: bool
+) -> list[Line]:
+  """Returns the table of a preset of keras-hub, which has no head."""
+  del with_mlm
+  parsed, sizes = weight_tables.parsed, config.get()
+  if model_type == "distilbert":
+    lines = parsed(_EMBEDDINGS_OF_KERAS_HUB_DISTILBERT, "", "layers/")
+  else:
+    lines = parsed(_EMBEDDINGS_OF_KERAS_HUB, "", "layers/")
+  is_albert = model_type == "albert"
+  for i in range(1 if is_albert else sizes.num_layers):
+    lines += parsed(
+      _LAYER_OF_KERAS_HUB,
+      "transformer/" if is_albert else f"transformer/layer_{i}/",
+      f"layers/transformer_encoder{f'_{i}' if i else ''}/",
+    )
+  width = sizes.embedding_width if is_albert else sizes.embedding_size
+  dense = ["pooler_transform/"] if model_type != "distilbert" else []
+  if width not in (None, sizes.hidden_size):
+    dense.insert(0, "embedding_projection/")
+  for i, ours in enumerate(dense):
+    theirs = f"layers/dense{f'_{i}' if i else ''}/"
+    lines += parsed(_DENSE_OF_KERAS_HUB, ours, theirs)
   return lines
 
 

@@ -19,7 +19,7 @@ from exporters.peers import make_goldens
 from exporters.reusable import exporting
 from exporters.reusable import weight_tables
 
-_GOLDENS = os.path.join(os.path.dirname(__file__), "testdata")
+_GOLDENS = os.path.join(os.path.dirname(__file__), "testdata", "hugging_face")
 _INPUTS = {
   "input_ids": "input_word_ids",
   "attention_mask": "input_mask",
