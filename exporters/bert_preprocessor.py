@@ -119,6 +119,10 @@ def read_tokenizer(
   with errors.of_input(OSError, ValueError, about=f"{file}: "):
     if options.vocab_file:
       tokens = preprocessing.read_vocabulary(file)
+      if options.as_transformers and len(tokens) < (vocab_size or 0):
+        # Word embeddings often have more rows than there are tokens.
+        print(f"{file} has {len(tokens):,} tokens for {vocab_size:,} ids.")
+        tokens += [f"[unused_{i}]" for i in range(len(tokens), vocab_size)]
       tokenizer = preprocessing.wordpiece_tokenizer(
         tokens, as_transformers=options.as_transformers, **casing
       )

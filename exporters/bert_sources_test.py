@@ -264,6 +264,31 @@ class BertSourcesTest(absltest.TestCase):
         printed = self.check(source, inputs, expected)
         self.assertIn(f"checkpoint of TensorFlow 1 of type {kind}", printed)
         self.assertIn("counters (1), heads (1), optimizer (1)", printed)
+    path = os.path.join(self.directory, "electra.ckpt")
+    for kind, changed, message in (
+      (
+        "electra",
+        {"num_hidden_layers": 3},
+        "no value, electra/encoder/layer_2",
+      ),
+      (
+        "electra",
+        {"num_hidden_layers": 1},
+        "has electra/encoder/layer_1/.*lack",
+      ),
+      (
+        "electra",
+        {"intermediate_size": 8},
+        r"has \(12, 20\) for electra/encod",
+      ),
+      ("albert", {}, "1 of type electra, and its config is of type albert"),
+    ):
+      with open(file, "w") as f:
+        json.dump({**_TF1[kind], **changed}, f)
+      config = encoder_config.from_legacy_json(file)
+      with self.assertRaisesRegex(errors.ExportError, message) as raised:
+        _restored(bert_sources.of_tensorflow_1(path, config))
+      self.assertNotIn("\n", str(raised.exception))
 
   def test_outputs_are_those_of_keras_hub(self):
     for name in sorted(os.listdir(f"{_PEERS}/keras_hub")):

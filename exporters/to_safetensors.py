@@ -19,9 +19,9 @@ from absl import flags
 from etils import epy
 
 from distribution import formats
+from distribution import publishing
 from exporters.reusable import command_line
 from exporters.reusable import errors
-from exporters.reusable import publishing
 
 with epy.lazy_imports():
   import numpy as np
@@ -92,7 +92,7 @@ def write(saved_model_dir: str, output_dir: str, max_shard_size: int) -> None:
   ]
   kind = "ForMaskedLM" if with_mlm else "Model"
   config["architectures"] = [f"{_ARCHITECTURES[model_type]}{kind}"]
-  with publishing.publish(output_dir, "config.json") as directory:
+  with publishing.publish(output_dir) as directory:
     _write_json(directory, "config.json", config)
     weight_tables.write_safetensors(
       directory, weight_tables.tensors_of(lines, values), max_shard_size
