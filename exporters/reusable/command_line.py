@@ -97,7 +97,7 @@ def _define_checkpoint_flags() -> None:
     "checkpoint_path",
     None,
     "The checkpoint to export: the prefix of its files, or a directory, whose"
-    " newest checkpoint is taken.",
+    " newest checkpoint is taken; or a SavedModel of the same variables.",
   )
   flags.DEFINE_enum(
     "weights",
