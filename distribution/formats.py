@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import tempfile
@@ -17,6 +18,7 @@ from distribution import errors
 _HDF5 = "weights of Keras in HDF5"
 _KERAS = "a model in Keras' own format"
 _PYTORCH = "weights of PyTorch"
+_SAFETENSORS = "a file of safetensors"
 _SAVED_MODEL = "a SavedModel"
 _LFS = "a pointer of Git LFS, without the content"
 _PAGE = "a web page, as from a download that went wrong"
@@ -35,7 +37,8 @@ _BY_NAME = {
   "saved_model.pbtxt": _SAVED_MODEL,
   ".keras": _KERAS,
   **dict.fromkeys((".h5", ".hdf5"), _HDF5),
-  **dict.fromkeys((".bin", ".pt", ".pth", ".safetensors"), _PYTORCH),
+  **dict.fromkeys((".bin", ".pt", ".pth"), _PYTORCH),
+  ".safetensors": _SAFETENSORS,
   ".msgpack": "weights of Flax",
   **dict.fromkeys((".npy", ".npz"), "arrays of NumPy"),
   ".tflite": "a model of TensorFlow Lite",
@@ -45,9 +48,12 @@ _BY_NAME = {
 }
 _ADVICE = {
   _LFS: "Run `git lfs pull` in its repository.",
+  _PYTORCH: "Load the model with transformers, and write it with"
+  " save_pretrained(DIR), as safetensors.",
   _PAGE: "Download it again.",
   _ARCHIVE: "Unpack it first.",
 }
+_MOST_BYTES_OF_CONFIG = 2**22
 _FILES_OF_CHECKPOINT = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
 
 
@@ -134,13 +140,59 @@ def check_output_file(flag: str, path: str) -> None:
   check_output(flag, directory)
 
 
-def checkpoint_prefix(path: str, *, takes_hdf5: bool = False) -> str:
+def described(path: str) -> tuple[str, str] | None:
+  """Returns the library and the type of weights that a config.json describes.
+
+  Returns:
+    `Hugging Face`, `timm` or `keras-hub`, and a type such as `bert`; None if
+    `path` is no such directory.
+  """
+  config = read_json(os.path.join(hugging_face_dir(path), "config.json"))
+  if isinstance(config.get("model_type"), str):
+    return "Hugging Face", config["model_type"]
+  if isinstance(config.get("architecture"), str):
+    return "timm", config["architecture"]
+  if str(config.get("module")).startswith("keras_hub"):
+    return "keras-hub", str(config.get("class_name"))
+  return None
+
+
+def hugging_face_dir(path: str) -> str:
+  """Returns the directory of a model: that of its first module, if it has any.
+
+  sentence-transformers writes a modules.json, and may keep the encoder in a
+  subdirectory.
+  """
+  modules = read_json(os.path.join(path, "modules.json")).get("", [])
+  first = modules[0] if modules else None
+  name = first.get("path") if isinstance(first, dict) else None
+  is_name = isinstance(name, str) and os.path.basename(name) == name
+  return os.path.join(path, name) if is_name and name != ".." else path
+
+
+def read_json(path: str) -> dict:
+  """Reads an object in JSON; one that is a list comes as the value of "".
+
+  It returns an empty dict if there is no such file, or something else in it.
+  """
+  with contextlib.suppress(OSError, RecursionError, ValueError):
+    if os.path.getsize(path) <= _MOST_BYTES_OF_CONFIG:
+      with open(path, encoding="utf-8") as f:
+        value = json.load(f)
+      if isinstance(value, (dict, list)):
+        return value if isinstance(value, dict) else {"": value}
+  return {}
+
+
+def checkpoint_prefix(path: str, *, takes_others: bool = False) -> str:
   """Returns the directory of a checkpoint or the prefix of its files.
 
   Args:
     path: A directory, a prefix, one of the files of a checkpoint, or the file
       `checkpoint` beside them.
-    takes_hdf5: Whether weights in HDF5 will do; their path is returned.
+    takes_others: Whether to return also the path of weights in HDF5, of a file
+      in Keras' own format, of a SavedModel, and of a directory that `described`
+      knows.
 
   Raises:
     InputError: There is something else at the path.
@@ -158,13 +210,22 @@ def checkpoint_prefix(path: str, *, takes_hdf5: bool = False) -> str:
     name == "checkpoint" or name.endswith(".index") for name in os.listdir(path)
   ):
     return path
+  if found := described(path):
+    if takes_others:
+      return path
+    raise errors.InputError(
+      f"{path} is a {found[0]} directory of type {errors.shown(found[1][:80])},"
+      " which this program does not read. Give a checkpoint of TensorFlow."
+    )
   format_, name = _format(path)
-  if takes_hdf5 and format_ == _HDF5:
+  if takes_others and format_ in (_HDF5, _KERAS, _SAVED_MODEL):
     if not name:
       return path
     advice = f"Give the path of {name}."
   elif format_ == _SAVED_MODEL:
     advice = "Give the checkpoint that it was made from."
+  elif format_ == _SAFETENSORS:
+    advice = "Give its directory, which needs the config.json beside it."
   else:
     advice = _ADVICE.get(
       format_,

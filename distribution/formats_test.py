@@ -60,7 +60,7 @@ class FormatsTest(absltest.TestCase):
         self.assertEqual(formats.checkpoint_prefix(path), expected)
     weights = self.file("model.h5", _HDF5)
     self.assertEqual(
-      formats.checkpoint_prefix(weights, takes_hdf5=True), weights
+      formats.checkpoint_prefix(weights, takes_others=True), weights
     )
 
   def test_what_is_no_checkpoint(self):
@@ -81,7 +81,7 @@ class FormatsTest(absltest.TestCase):
       (self.file("w.h5", _HDF5), "weights of Keras in HDF5, not a checkpoint"),
       (self.file("w.weights", _HDF5), "weights of Keras in HDF5, not a check"),
       (self.file("pytorch_model.bin"), "weights of PyTorch, not a checkpoint"),
-      (self.file("a.safetensors"), "weights of PyTorch, not a checkpoint"),
+      (self.file("a.safetensors"), "is a file of safetensors, not a check"),
       (self.file("flax_model.msgpack"), "weights of Flax, not a checkpoint"),
       (self.file("a.npz"), "arrays of NumPy, not a checkpoint"),
       (self.file("a.tflite"), "a model of TensorFlow Lite, not a checkpoint"),
@@ -106,7 +106,7 @@ class FormatsTest(absltest.TestCase):
         self.assertNotIn("\n", str(raised.exception))
     with self.assertRaisesRegex(errors.InputError, "Give the path of model.h5"):
       formats.checkpoint_prefix(
-        os.path.join(self.directory, "keras"), takes_hdf5=True
+        os.path.join(self.directory, "keras"), takes_others=True
       )
 
   def test_saved_models(self):

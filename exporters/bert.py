@@ -6,6 +6,7 @@ This writes both, restored from a checkpoint of Model Garden:
     --encoder_config_file=encoder.yaml --checkpoint_path=CHECKPOINT \
     --vocab_file=vocab.txt --do_lower_case --pooler=checkpoint --export_dir=DIR
 
+A directory of Hugging Face needs only --checkpoint_path: it has all the rest.
 The encoder is DIR/encoder, the preprocessor DIR/preprocessor. With
 --export_type=text_embedding both are one SavedModel, from strings to vectors.
 """
@@ -23,12 +24,14 @@ from etils import epy
 from exporters import bert_encoder
 from exporters import bert_preprocessor
 from exporters import bert_pretraining
+from exporters import bert_sources
 from exporters import bert_text_embedding
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.reusable import exporting
 from models.nlp import bert
 from models.nlp import encoder_checkpoints
+from models.nlp import encoder_config
 
 # These import TensorFlow, which must wait until the flags are parsed.
 with epy.lazy_imports():
@@ -55,12 +58,14 @@ class Weights:
   """Where an encoder's weights come from: the values of flags, by their names.
 
   Attributes:
+    source: What is at `checkpoint_path`, if it is of another library.
     training: The pre-training to export, instead of `checkpoint_path`.
   """
 
   pooler: str | None
   checkpoint_path: str | None = None
   weights: str | None = None
+  source: bert_sources.Source | None = None
   training: bert_pretraining.Training | None = None
   seed: int = 0
 
@@ -117,7 +122,14 @@ def export(
       core, pretrainer = _restored(config, weights, export_type)
       provenance = trained | _provenance(weights)
       file = preprocessor.token_file or f"{weights.checkpoint_path}/vocab.txt"
-      attributes = bert_preprocessor.attributes(tokenizer, file, scratch)
+      attributes = bert_preprocessor.attributes(
+        tokenizer,
+        file,
+        scratch,
+        encoder_config.to_hugging_face(
+          config, weights.source and weights.source.model_type
+        ),
+      )
       made = bert_encoder.piece(core, pretrainer, attributes)
       card = bert_encoder.card(config, bool(pretrainer), tokenizer, provenance)
       if embedding:
@@ -136,8 +148,15 @@ def _restored(
     f"An encoder of type {config.type} with --export_type={export_type}"
     + (f" and --pooler={weights.pooler}: " if weights.pooler else ": ")
   )
-  restore = functools.partial(
-    checkpoints.restore, weights.checkpoint_path, weights=weights.weights
+  source = weights.source or bert_sources.of_tensorflow_1(
+    weights.checkpoint_path, config
+  )
+  restore = (
+    functools.partial(bert_sources.restore, source)
+    if source
+    else functools.partial(
+      checkpoints.restore, weights.checkpoint_path, weights=weights.weights
+    )
   )
   with errors.of_input(TypeError, ValueError, tf.errors.OpError, about=about):
     with checkpoints.uninitialized():
@@ -151,7 +170,7 @@ def _restored(
     )
   if export_type == "all" and not pretrainer:
     print("Exporting no mlm: there is no head for it.")
-  if weights.pooler == "checkpoint":
+  if weights.pooler == "checkpoint" and not source:
     names = checkpoints.names(weights.checkpoint_path)
     if other := encoder_checkpoints.other_pooler(names):
       print(
@@ -165,6 +184,9 @@ def _restored(
 def _provenance(weights: Weights) -> dict[str, str]:
   """Returns rows for the model card, beside those that describe a training."""
   rows = {} if weights.training else {"source": "a checkpoint"}
+  if weights.source:
+    kind, library = weights.source.model_type, weights.source.library
+    rows["source"] = f"weights of {library}, {kind}"
   if weights.weights == "average":
     rows["source"] += ": moving averages of its weights"
   pooler = encoder_checkpoints.POOLERS.get(
@@ -194,20 +216,35 @@ def define_flags() -> None:
     ["export_type", "encoder_config_file", "bert_config_file"],
     lambda values: (
       bool(values["encoder_config_file"]) + bool(values["bert_config_file"])
-      == (values["export_type"] != "preprocessing")
+      in _counts(values["export_type"] != "preprocessing", "bert_config_file")
     ),
     "An encoder needs either --encoder_config_file=PATH or"
-    " --bert_config_file=PATH. --export_type=preprocessing needs neither.",
+    " --bert_config_file=PATH. --export_type=preprocessing needs neither, nor"
+    " does a --checkpoint_path of Hugging Face, whose config.json it is.",
   )
   flags.register_multi_flags_validator(
     ["vocab_file", "sp_model_file", "train_on"],
     lambda values: (
       bool(values["vocab_file"]) + bool(values["sp_model_file"])
-      in ((0, 1) if values["train_on"] else (1,))
+      in (
+        (0, 1)
+        if values["train_on"]
+        else _counts(True, "vocab_file", "sp_model_file")
+      )
     ),
     "Say what the tokens are: either --vocab_file=PATH or"
     " --sp_model_file=PATH.",
   )
+
+
+def _counts(is_needed: bool, *names: str) -> tuple[int, ...]:
+  """Returns how many of the flags for one thing may be given.
+
+  The directory of --checkpoint_path may have the file that `names` would name.
+  """
+  if not is_needed:
+    return (0,)
+  return (0, 1) if bert_sources.in_flags(*names) else (1,)
 
 
 def _define_pooler() -> None:
@@ -225,6 +262,7 @@ def _define_pooler() -> None:
     ["export_type", "pooling", "pooler"],
     lambda values: (
       bool(values["pooler"]) == (values["export_type"] != "preprocessing")
+      or bert_sources.in_flags()
       or (
         values["export_type"] == "text_embedding"
         and values["pooling"] != "pooled"
@@ -260,14 +298,22 @@ def _sentences(meanings: Mapping[str, str]) -> str:
 def main() -> None:
   """Exports what the flags say."""
   config, weights = None, None
-  if flags.FLAGS.export_type != "preprocessing":
+  source = bert_sources.from_flags()
+  if source:
+    config = source.config
+    bert_encoder.check_seq_length(config, flags.FLAGS.seq_length)
+  elif flags.FLAGS.export_type != "preprocessing":
     config = bert_encoder.config_from_flags()
+  if config:
     training = bert_pretraining.training_from_flags()
-    weights = command_line.from_flags(Weights, training=training)
+    weights = command_line.from_flags(Weights, training=training, source=source)
   export(
     command_line.options(),
     flags.FLAGS.export_type,
-    command_line.from_flags(bert_preprocessor.Options),
+    command_line.from_flags(
+      bert_preprocessor.Options,
+      as_transformers=bool(source) and source.library == "Hugging Face",
+    ),
     config,
     weights,
     bert_text_embedding.options_from_flags(),

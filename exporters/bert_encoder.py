@@ -11,6 +11,7 @@ from etils import epy
 
 from distribution import formats
 from exporters import bert_preprocessor
+from exporters import bert_sources
 from exporters.reusable import errors
 from exporters.reusable import exporting
 from models.nlp import bert
@@ -109,7 +110,7 @@ def define_flags() -> None:
   )
   flags.register_validator(
     "do_lower_case",
-    lambda value: value is not None,
+    lambda value: value is not None or bert_sources.in_flags(),
     "Say --do_lower_case or --nodo_lower_case.",
   )
 
@@ -144,13 +145,18 @@ def read_config(
       config = encoder_config.from_yaml(file)
     else:
       config = encoder_config.from_legacy_json(file)
+  check_seq_length(config, seq_length)
+  return config
+
+
+def check_seq_length(config: encoders.EncoderConfig, seq_length: int) -> None:
+  """Raises an ExportError if the position table of an encoder is too short."""
   limit = bert.max_seq_length(config)
   if seq_length > limit:
     raise errors.ExportError(
       f"--seq_length={seq_length} is past the encoder's position table, which"
       f" has {limit} rows. Choose at most {limit}."
     )
-  return config
 
 
 def piece(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
+import json
 import os
 from typing import Any
 
@@ -67,7 +68,11 @@ SENTENCES = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """The values of the flags that describe a preprocessor, by their names."""
+  """The values of the flags that describe a preprocessor, by their names.
+
+  Attributes:
+    as_transformers: As for `preprocessing.wordpiece_tokenizer`.
+  """
 
   do_lower_case: bool
   vocab_file: str | None = None
@@ -75,6 +80,7 @@ class Options:
   check_casing: bool = True
   seq_length: int = 128
   tokenize_with_offsets: bool = False
+  as_transformers: bool = False
 
   @property
   def token_file(self) -> str | None:
@@ -113,7 +119,13 @@ def read_tokenizer(
   with errors.of_input(OSError, ValueError, about=f"{file}: "):
     if options.vocab_file:
       tokens = preprocessing.read_vocabulary(file)
-      tokenizer = preprocessing.wordpiece_tokenizer(tokens, **casing)
+      if options.as_transformers and len(tokens) < (vocab_size or 0):
+        # Word embeddings often have more rows than there are tokens.
+        print(f"{file} has {len(tokens):,} tokens for {vocab_size:,} ids.")
+        tokens += [f"[unused_{i}]" for i in range(len(tokens), vocab_size)]
+      tokenizer = preprocessing.wordpiece_tokenizer(
+        tokens, as_transformers=options.as_transformers, **casing
+      )
     else:
       tokenizer = preprocessing.sentencepiece_tokenizer(file, **casing)
   _check_casing(file, tokenizer, options.check_casing)
@@ -137,7 +149,8 @@ def _check_casing(
   file: str, tokenizer: preprocessing.Tokenizer, is_strict: bool
 ) -> None:
   """Refuses tokens of another casing; shows the tokens that no text yields."""
-  kind, tokens = tokenizer.kind, tokenizer.tokens
+  kind = "transformers" if tokenizer.as_transformers else tokenizer.kind
+  tokens = tokenizer.tokens
   lower = tokenizer.do_lower_case
   problem = preprocessing.casing_problem(kind, tokens, lower)
   if problem and is_strict:
@@ -224,19 +237,32 @@ def piece(
 
 
 def attributes(
-  tokenizer: preprocessing.Tokenizer, token_file: str, scratch_dir: str
+  tokenizer: preprocessing.Tokenizer,
+  token_file: str,
+  scratch_dir: str,
+  config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Makes attributes for an encoder, which tell what its preprocessor is.
 
-  `scratch_dir` must exist until the export is saved.
+  Args:
+    tokenizer: The tokenizer of the preprocessor.
+    token_file: The name of the file with its tokens.
+    scratch_dir: A directory that exists until the export is saved.
+    config: Hugging Face's config of the encoder, if it has one.
   """
   name = "vocab_file" if tokenizer.kind == "wordpiece" else "sp_model_file"
   lines = "".join(f"{token}\n" for token in tokenizer.tokens)
   # Without paths or white space that the file has.
-  token_file = os.path.join(scratch_dir, os.path.basename(token_file))
+  base = os.path.basename(token_file).replace("tokenizer.json", "vocab.txt")
+  token_file = os.path.join(scratch_dir, base)
   with errors.writing(scratch_dir, errors.SCRATCH), open(token_file, "wb") as f:
     f.write(tokenizer.model or lines.encode())
+  config_file = os.path.join(scratch_dir, "config.json")
+  if config:
+    with open(config_file, "w") as f:
+      json.dump(config, f, indent=2, sort_keys=True)
   return {
+    **({"config_file": tf.saved_model.Asset(config_file)} if config else {}),
     name: tf.saved_model.Asset(token_file),
     "do_lower_case": tf.Variable(
       tokenizer.do_lower_case, trainable=False, name="do_lower_case"

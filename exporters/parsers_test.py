@@ -102,7 +102,7 @@ def _find_checkpoint(path: str) -> None:
   for find in (formats.check_saved_model, formats.checkpoint_prefix):
     with contextlib.suppress(errors.InputError):
       find(path)
-  formats.checkpoint_prefix(path, takes_hdf5=True)
+  formats.checkpoint_prefix(path, takes_others=True)
 
 
 def _read_cluster(path: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import (
 )
 import contextlib
 import fnmatch
+import functools
 import glob
 import hashlib
 import os
@@ -21,6 +22,7 @@ import tf_keras
 
 from distribution import formats
 from exporters.reusable import errors
+from exporters.reusable import weight_tables
 from exporters.reusable.private_api import trackable_object_graph_pb2
 
 Graph = trackable_object_graph_pb2.TrackableObjectGraph
@@ -62,7 +64,8 @@ def restore(
 
   Args:
     checkpoint_path: The prefix of the checkpoint's files, or a directory, whose
-      newest checkpoint is restored.
+      newest checkpoint is restored; or a SavedModel, whose variables are
+      matched by their names with those of the first of `roots`.
     roots: The object to restore, in each structure in which it may have been
       saved: `tf.train.Checkpoint`, or a model whose weights Keras has saved.
       The first that matches is restored.
@@ -83,6 +86,8 @@ def restore(
     ExportError: There is no checkpoint; it lacks a variable or the averages, or
       has a variable of another shape or one that `roots` and `left_out` lack.
   """
+  if _is_saved_model(checkpoint_path):
+    return _restore_saved_model(checkpoint_path, roots[0], parts, optional)
   prefix = _prefix(checkpoint_path)
   with _reading(prefix):
     reader = tf.train.load_checkpoint(prefix)
@@ -107,14 +112,125 @@ def restore(
       for key in _keys(graph, averages.get(node_id)):
         variable.deref().assign(reader.get_tensor(key))
   check_finite(prefix, [variable.deref() for variable in saved])
+  weight_tables.sum_up(_restored(prefix, graph, saved, averages))
   lacking = [v for v in optional if v.ref() not in saved]
   if not lacking:
     status.assert_existing_objects_matched()
   return lacking
 
 
+def by_name(checkpoint_path: str) -> dict[str, weight_tables.Tensor] | None:
+  """Returns the tensors of a TF1 checkpoint, which has names and no objects.
+
+  Returns:
+    The tensors by their names; None if `restore` reads the checkpoint.
+  """
+  if _is_saved_model(checkpoint_path):
+    return None
+  prefix = _prefix(checkpoint_path)
+  with _reading(prefix):
+    reader = tf.train.load_checkpoint(prefix)
+    if reader.has_tensor(_GRAPH_KEY):
+      return None
+    shapes = reader.get_variable_to_shape_map()
+  return {
+    name: weight_tables.Tensor(
+      name, tuple(shapes[name]), functools.partial(reader.get_tensor, name)
+    )
+    for name in sorted(shapes)
+  }
+
+
+def of_saved_model(saved_model_dir: str) -> dict[str, weight_tables.Tensor]:
+  """Returns the variables of a SavedModel, by their names."""
+  prefix = os.path.join(saved_model_dir, "variables", "variables")
+  with _reading(prefix):
+    reader = tf.train.load_checkpoint(prefix)
+    graph = _graph(prefix, reader)
+    shapes = reader.get_variable_to_shape_map()
+  tensors: dict[str, weight_tables.Tensor] = {}
+  for node in graph.nodes:
+    for attribute in node.attributes:
+      name, key = attribute.full_name, attribute.checkpoint_key
+      if name == "save_counter":
+        continue
+      if name in tensors:
+        raise errors.ExportError(
+          f"{saved_model_dir} has two variables named {name}, so names do not"
+          " tell which is which."
+        )
+      if key in shapes:
+        tensors[name] = weight_tables.Tensor(
+          name, tuple(shapes[key]), functools.partial(reader.get_tensor, key)
+        )
+  return tensors
+
+
+def _restore_saved_model(
+  path: str,
+  root: Any,
+  parts: Sequence[tf.train.Checkpoint],
+  optional: Sequence[tf.Variable],
+) -> list[tf.Variable]:
+  """Restores the variables of a SavedModel, by name."""
+  tensors = of_saved_model(path)
+  objects = tf.train.TrackableView(root).descendants()
+  with errors.of_input(ValueError, about=f"{path} cannot be matched: "):
+    variables = weight_tables.by_name(
+      x for x in objects if isinstance(x, tf.Variable)
+    )
+    may_lack = weight_tables.by_name(optional)
+  # The attribute of text encoders is no weight.
+  left_out = {"do_lower_case": "attributes"}
+  restored = weight_tables.restore(
+    f"{path}, a SavedModel",
+    tensors,
+    [weight_tables.Line(name, name) for name in variables],
+    variables,
+    left_out=left_out | ({"*": "not exported"} if parts else {}),
+    optional=[[name] for name in may_lack],
+  )
+  return [v for name, v in may_lack.items() if name in restored.lacking]
+
+
+def _restored(
+  prefix: str,
+  graph: Graph,
+  saved: Mapping[Any, int],
+  averages: Mapping[int, int],
+) -> weight_tables.Restored:
+  """Says what was restored of which values, and what was left out."""
+  records, taken = [], set()
+  for variable, node_id in saved.items():
+    (key, *_) = _keys(graph, averages.get(node_id, node_id))
+    taken.update(_keys(graph, node_id), [key])
+    through = "moving average" if node_id in averages else "as it is"
+    shape = tuple(variable.deref().shape)
+    name = variable.deref().name.removesuffix(":0")
+    records.append(weight_tables.Record(name, key, through, shape))
+  kinds = {
+    "*/.OPTIMIZER_SLOT/*average*": "averages",
+    "*optimizer*": "optimizer",
+    "*.OPTIMIZER_SLOT*": "optimizer",
+    **dict.fromkeys(("save_counter*", "*global_step*"), "counters"),
+    "*keras_api*": "metrics",
+    "*": "heads",
+  }
+  left_out = {
+    key: next(w for p, w in kinds.items() if fnmatch.fnmatchcase(key, p))
+    for node_id in range(len(graph.nodes))
+    for key in _keys(graph, node_id)
+    if key not in taken
+  }
+  return weight_tables.Restored(
+    f"{prefix}, a checkpoint of TensorFlow", records, left_out
+  )
+
+
 def names(checkpoint_path: str) -> list[str]:
   """Returns the names of what a checkpoint has at its root."""
+  if _is_saved_model(checkpoint_path):
+    return []
   prefix = _prefix(checkpoint_path)
   with _reading(prefix):
     return list(_children(_graph(prefix, tf.train.load_checkpoint(prefix)), 0))
@@ -132,6 +248,10 @@ def check_finite(path: str, variables: Iterable[tf.Variable]) -> None:
       )
 
 
+def _is_saved_model(path: str) -> bool:
+  return os.path.isfile(os.path.join(path, "saved_model.pb"))
+
+
 def _reading(prefix: str) -> contextlib.AbstractContextManager[None]:
   """Turns any exception, such as the IndexError of a short file."""
   about = f"Cannot read {prefix}, which may be truncated or damaged: "
@@ -142,8 +262,8 @@ def _graph(prefix: str, reader: Any) -> Graph:
   """Reads the graph of the saved objects."""
   if not reader.has_tensor(_GRAPH_KEY):
     raise errors.ExportError(
-      f"{prefix} was not written by tf.train.Checkpoint; TF1 checkpoints must"
-      " be converted first."
+      f"{prefix} is a checkpoint of TensorFlow 1, which this program does not"
+      " read: it has names of variables, and no objects."
     )
   return Graph.FromString(reader.get_tensor(_GRAPH_KEY))
 
@@ -177,7 +297,8 @@ def sha256(checkpoint_path: str) -> str:
   """Hashes the contents of a checkpoint's files.
 
   Args:
-    checkpoint_path: As for `restore`; or an HDF5 file of weights.
+    checkpoint_path: As for `restore`; an HDF5 file of weights; or a directory
+      of another library.
 
   Raises:
     ExportError: There is no checkpoint.
@@ -185,6 +306,15 @@ def sha256(checkpoint_path: str) -> str:
   contents = hashlib.sha256()
   if checkpoint_path.endswith((".h5", ".hdf5")):
     paths = [checkpoint_path]
+  elif formats.described(checkpoint_path):
+    directory = glob.escape(formats.hugging_face_dir(checkpoint_path))
+    paths = sorted(
+      path
+      for end in ("config.json", ".safetensors", ".weights.h5")
+      for path in glob.glob(f"{directory}/*{end}")
+    )
+  elif _is_saved_model(checkpoint_path):
+    paths = sorted(glob.glob(f"{glob.escape(checkpoint_path)}/variables/*"))
   else:
     prefix = _prefix(checkpoint_path)
     data = sorted(tf.io.gfile.glob(f"{glob.escape(prefix)}.data-*"))

@@ -137,7 +137,9 @@ class RestoreTest(tf.test.TestCase):
     text = restore(body)
     self.assertEqual(
       text,
-      f"Left out of {self.path}, which has more than is exported: head.\n",
+      f"Left out of {self.path}, which has more than is exported: head.\n"
+      f"Restored 4 tensors with 21 parameters from {self.path}, a checkpoint of"
+      " TensorFlow. Left out: counters (1), heads (2), optimizer (14).\n",
     )
     self.assertAllEqual(body.weights[0], self.full_model.body.weights[0])
     # What is below the part must match in both directions.
@@ -150,7 +152,21 @@ class RestoreTest(tf.test.TestCase):
     whole = tf.train.Checkpoint(model=body).write(
       os.path.join(self.directory, "whole")
     )
-    self.assertEmpty(restore(_model(), whole))
+    self.assertNotIn("Left out", restore(_model(), whole))
+
+  def test_variables_of_a_saved_model_by_name(self):
+    source, path = _model(), os.path.join(self.directory, "export")
+    tf.saved_model.save(source, path)
+    for body, message in (
+      (_model(), None),
+      (_model(layers=3), "no value, dense2/kernel, for dense2/kernel"),
+      (_model(layers=1), r"has dense1/kernel \(3, 3\), which the model lacks"),
+      (_model(units=4), r"has \(2, 3\) for dense0/kernel, which must be"),
+    ):
+      wrong = self.assertRaisesRegex(errors.ExportError, f"{message}")
+      with wrong if message else contextlib.nullcontext():
+        self.restore(body, path)
+        self.assertAllEqual(body.weights[2], source.weights[2])
 
   def test_damaged_files(self):
     def damaged(change):

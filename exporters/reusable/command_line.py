@@ -97,7 +97,7 @@ def _define_checkpoint_flags() -> None:
     "checkpoint_path",
     None,
     "The checkpoint to export: the prefix of its files, or a directory, whose"
-    " newest checkpoint is taken.",
+    " newest checkpoint is taken; or a SavedModel of the same variables.",
   )
   flags.DEFINE_enum(
     "weights",
@@ -211,7 +211,7 @@ def model_path(name: str) -> str | None:
     formats.check_name(name, value)
   try:
     if value and name == "checkpoint_path":
-      formats.checkpoint_prefix(value, takes_hdf5=True)
+      formats.checkpoint_prefix(value, takes_others=True)
     elif value and name in _INPUTS:
       formats.check_saved_model(value)
   except errors.InputError as e:

@@ -8,6 +8,7 @@ encoder. Both use the layers of Model Garden, `official.nlp`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 import warnings
 
@@ -90,7 +91,8 @@ def core_model(encoder_config: encoders.EncoderConfig) -> tf_keras.Model:
   is_fixed = encoder_config.type in FIXED_SEQ_LENGTH
   seq_length = max_seq_length(encoder_config) if is_fixed else None
   try:
-    encoder = encoders.build_encoder(encoder_config)
+    with _activations():
+      encoder = encoders.build_encoder(encoder_config)
   except Exception as e:  # The builders raise anything.
     message = errors.one_line(e)
     cited = fields.cited(message, encoder_config.get().as_dict())
@@ -129,11 +131,13 @@ def pretrain_model(core: tf_keras.Model) -> tf_keras.Model:
     of the encoder and `mlm_logits`, float32 `[batch, predictions, vocab_size]`.
     Model Garden writes `tf.train.Checkpoint(**model.checkpoint_items)`.
   """
+  with _activations():
+    activation = tf_utils.get_activation(
+      _first(core.encoder_config, "hidden_activation", "inner_activation")
+    )
   model = models.BertPretrainerV2(
     core.encoder,
-    mlm_activation=tf_utils.get_activation(
-      _first(core.encoder_config, "hidden_activation", "inner_activation")
-    ),
+    mlm_activation=activation,
     mlm_initializer=tf_keras.initializers.TruncatedNormal(
       stddev=core.encoder_config.get().initializer_range
     ),
@@ -216,6 +220,16 @@ def example_inputs(
     )
     examples.append(example)
   return examples
+
+
+def _activations() -> AbstractContextManager[None]:
+  """Adds activations to those that a config may name.
+
+  Model Garden's `gelu` is the approximation with tanh.
+  """
+  return tf_keras.utils.custom_object_scope(
+    {"gelu_exact": tf_keras.activations.gelu}
+  )
 
 
 def _first(encoder_config: encoders.EncoderConfig, *names: str) -> Any:

@@ -54,6 +54,96 @@ _LEGACY_FIXED = {
   "num_hidden_groups": 1,
   "position_embedding_type": "absolute",
 }
+_BERT_OF_HUGGING_FACE = {
+  "vocab_size": ("vocab_size", 30522),
+  "hidden_size": ("hidden_size", 768),
+  "num_hidden_layers": ("num_layers", 12),
+  "num_attention_heads": ("num_attention_heads", 12),
+  "intermediate_size": ("intermediate_size", 3072),
+  "hidden_act": ("hidden_activation", "gelu"),
+  "hidden_dropout_prob": ("dropout_rate", 0.1),
+  "attention_probs_dropout_prob": ("attention_dropout_rate", 0.1),
+  "max_position_embeddings": ("max_position_embeddings", 512),
+  "type_vocab_size": ("type_vocab_size", 2),
+  "initializer_range": ("initializer_range", 0.02),
+}
+# By Hugging Face's model_type: Model Garden's type; and by Hugging Face's keys
+# those of Model Garden and Hugging Face's defaults.
+_HUGGING_FACE: dict[str, tuple[str, dict[str, tuple[str, Any]]]] = {
+  "bert": ("bert", _BERT_OF_HUGGING_FACE),
+  "electra": (
+    "bert",
+    _BERT_OF_HUGGING_FACE
+    | {
+      "embedding_size": ("embedding_size", 128),
+      "hidden_size": ("hidden_size", 256),
+      "num_attention_heads": ("num_attention_heads", 4),
+      "intermediate_size": ("intermediate_size", 1024),
+    },
+  ),
+  "distilbert": (
+    "bert",
+    {
+      "vocab_size": ("vocab_size", 30522),
+      "dim": ("hidden_size", 768),
+      "n_layers": ("num_layers", 6),
+      "n_heads": ("num_attention_heads", 12),
+      "hidden_dim": ("intermediate_size", 3072),
+      "activation": ("hidden_activation", "gelu"),
+      "dropout": ("dropout_rate", 0.1),
+      "attention_dropout": ("attention_dropout_rate", 0.1),
+      "max_position_embeddings": ("max_position_embeddings", 512),
+      "initializer_range": ("initializer_range", 0.02),
+    },
+  ),
+  "albert": (
+    "albert",
+    _BERT_OF_HUGGING_FACE
+    | {
+      "vocab_size": ("vocab_size", 30000),
+      "embedding_size": ("embedding_width", 128),
+      "hidden_size": ("hidden_size", 4096),
+      "num_attention_heads": ("num_attention_heads", 64),
+      "intermediate_size": ("intermediate_size", 16384),
+      "hidden_act": ("hidden_activation", "gelu_new"),
+      "hidden_dropout_prob": ("dropout_rate", 0.0),
+      "attention_probs_dropout_prob": ("attention_dropout_rate", 0.0),
+    },
+  ),
+  "mobilebert": (
+    "mobilebert",
+    {
+      "vocab_size": ("word_vocab_size", 30522),
+      "embedding_size": ("word_embed_size", 128),
+      "hidden_size": ("hidden_size", 512),
+      "num_hidden_layers": ("num_blocks", 24),
+      "num_attention_heads": ("num_attention_heads", 4),
+      "intermediate_size": ("intermediate_size", 512),
+      "intra_bottleneck_size": ("intra_bottleneck_size", 128),
+      "use_bottleneck_attention": ("use_bottleneck_attention", False),
+      "key_query_shared_bottleneck": ("key_query_shared_bottleneck", True),
+      "num_feedforward_networks": ("num_feedforward_networks", 4),
+      "normalization_type": ("normalization_type", "no_norm"),
+      "hidden_act": ("hidden_activation", "relu"),
+      "hidden_dropout_prob": ("hidden_dropout_prob", 0.0),
+      "attention_probs_dropout_prob": ("attention_probs_dropout_prob", 0.1),
+      "max_position_embeddings": ("max_sequence_length", 512),
+      "type_vocab_size": ("type_vocab_size", 2),
+      "initializer_range": ("initializer_range", 0.02),
+    },
+  ),
+}
+HUGGING_FACE_TYPES = tuple(_HUGGING_FACE)
+# What Model Garden's encoders always are, of what config.json may say.
+_FIXED = {**_LEGACY_FIXED, "trigram_input": True, "use_bottleneck": True}
+# Hugging Face's gelu is exact, Model Garden's an approximation.
+_ACTIVATIONS = {
+  **dict.fromkeys(("gelu", "gelu_python"), "gelu_exact"),
+  **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), "gelu"),
+  **dict.fromkeys(("silu", "swish"), "swish"),
+  **{name: name for name in ("relu", "sigmoid", "tanh")},
+}
+_MOST_LAYERS = 1000
 _MOST_VALUES = 100_000  # Of a config.
 _MOST_NAMED = 10  # Unknown keys that an error names.
 # Where an encoder's config is in that of an experiment, or in a part of it.
@@ -124,7 +214,8 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
 def from_legacy_json(path: str) -> encoders.EncoderConfig:
   """Reads the JSON format of the first BERT models, `bert_config.json`.
 
-  It also reads ALBERT's, and the config.json of Hugging Face for both.
+  It also reads ALBERT's, MobileBERT's and, with an `embedding_size`, ELECTRA's;
+  and the config.json of Hugging Face for BERT and ALBERT.
 
   Raises:
     OSError: The file is not readable.
@@ -140,6 +231,8 @@ def from_legacy_json(path: str) -> encoders.EncoderConfig:
     ) from e
   if not isinstance(values, dict):
     raise ValueError("it is not an object with keys")
+  if "intra_bottleneck_size" in values:
+    return from_hugging_face({**values, "model_type": "mobilebert"})
   is_albert = "num_hidden_groups" in values
   kind = values.get("model_type", "albert" if is_albert else "bert")
   if kind not in ("albert", "bert"):
@@ -155,6 +248,8 @@ def from_legacy_json(path: str) -> encoders.EncoderConfig:
   del defaults["backward_compatible"]
   if kind == "albert":
     defaults |= {"embedding_size": 128, "type_vocab_size": 2}
+  elif "embedding_size" in values:
+    defaults |= {"embedding_size": 128}
   _check(values, defaults)
   if "vocab_size" not in values:
     raise ValueError("it has no vocab_size")
@@ -165,6 +260,86 @@ def from_legacy_json(path: str) -> encoders.EncoderConfig:
   }
   config.override({kind: fields})
   return config
+
+
+def from_hugging_face(values: Mapping[str, Any]) -> encoders.EncoderConfig:
+  """Makes the config that computes the same as one of Hugging Face.
+
+  Args:
+    values: The content of a config.json. Keys without effect on the encoder are
+      passed over, as transformers does.
+
+  Raises:
+    ValueError: A value is of a wrong type, or one that Model Garden's encoders
+      cannot have.
+  """
+  kind, keys = _HUGGING_FACE[values["model_type"]]
+  for key, fixed in _FIXED.items():
+    if values.get(key, fixed) != fixed:
+      raise ValueError(
+        f"{key} is {errors.shown(str(values[key])[:40])}, and must be {fixed},"
+        " as in Model Garden's encoders"
+      )
+  if values.get("pruned_heads") or "AutoModel" in (
+    values.get("auto_map") or ()
+  ):
+    raise ValueError(
+      "it has pruned_heads or an auto_map, so the layers are not those of its"
+      " model_type"
+    )
+  defaults = {key: default for key, (_, default) in keys.items()}
+  found = {**defaults, **{k: v for k, v in values.items() if k in keys}}
+  _check(found, defaults)
+  fields = {ours: found[key] for key, (ours, _) in keys.items()}
+  act = fields["hidden_activation"]
+  if act not in _ACTIVATIONS or (kind == "mobilebert" and act != "relu"):
+    raise ValueError(f"the activation {act[:40]} is not one of Model Garden's")
+  fields["hidden_activation"] = _ACTIVATIONS[act]
+  if fields.get("num_layers", fields.get("num_blocks")) > _MOST_LAYERS:
+    raise ValueError(f"it has more than {_MOST_LAYERS} layers")
+  config = encoders.EncoderConfig(type=kind)
+  config.override({kind: fields})
+  return config
+
+
+def to_hugging_face(
+  config: encoders.EncoderConfig, model_type: str | None = None
+) -> dict[str, Any] | None:
+  """Returns the config.json of the same computation, or None.
+
+  Args:
+    config: The config of the encoder.
+    model_type: That of Hugging Face, where several are possible.
+
+  Returns:
+    None for an encoder that Hugging Face's types do not have.
+  """
+  values = config.get().as_dict()
+  if model_type is None:
+    model_type = config.type
+    width = values.get("embedding_size")
+    if model_type == "bert" and width not in (None, values["hidden_size"]):
+      model_type = "electra"
+  if model_type not in _HUGGING_FACE:
+    return None
+  kind, keys = _HUGGING_FACE[model_type]
+  others = (
+    set(values) - {ours for ours, _ in keys.values()} - {"embedding_size"}
+  )
+  defaults = encoders.EncoderConfig(type=kind).get().as_dict()
+  act = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}.get(
+    values["hidden_activation"]
+  )
+  own = ("classifier_activation", "type_vocab_size")  # Of no effect there.
+  if act is None or any(
+    values[key] != defaults[key] for key in others.difference(own)
+  ):
+    return None
+  found = {key: values[ours] for key, (ours, _) in keys.items()}
+  found["activation" if "activation" in keys else "hidden_act"] = act
+  if model_type == "electra" and not values["embedding_size"]:
+    found["embedding_size"] = values["hidden_size"]
+  return {"model_type": model_type, "layer_norm_eps": 1e-12, **found}
 
 
 def _loader() -> type[yaml.SafeLoader]:

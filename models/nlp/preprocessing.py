@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
+import json
 import re
 import unicodedata
 
 from etils import epy
 
 from data import tables
+from distribution import errors
 
 with epy.lazy_imports():
   from google.protobuf import message
@@ -48,6 +50,14 @@ _IN_BRACKETS = re.compile(r"\[.+\]|<.+>")  # Tokens that stand for no text.
 # of Kurdish, whose script has no capitals, lowercasing makes it 8.7%.
 _MANY_UNREACHABLE = 0.02
 
+# In transformers, a longer word is unknown. TensorFlow's limit is in bytes.
+_CHARACTERS_PER_WORD = 100
+_MOST_BYTES_OF_CHARACTER = 4
+# In transformers, no text: control characters and those for private use.
+_NO_TEXT = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\x{FFFD}\p{Cf}\p{Co}]"
+_SIGMA = "\N{GREEK CAPITAL LETTER SIGMA}"
+_RARE_IDEOGRAPHS = range(0x2A6D6, 0x2A600, -1)
+
 # Fewer tokens of scripts that have capitals tell nothing about the casing.
 _FEW_WITH_CASE = 0.1
 
@@ -68,6 +78,7 @@ class Tokenizer:
       in the string. None for SentencePiece.
     resources: Resources of the functions, which an export must track.
     model: The SentencePiece model in its file format; None for wordpieces.
+    as_transformers: As for `wordpiece_tokenizer`.
   """
 
   kind: str
@@ -77,6 +88,7 @@ class Tokenizer:
   tokenize_with_offsets: Callable[..., list[tf.RaggedTensor]] | None = None
   resources: Sequence[tf.Module] = ()
   model: bytes | None = None
+  as_transformers: bool = False
 
   @property
   def special_tokens(self) -> dict[str, int]:
@@ -89,6 +101,7 @@ class Tokenizer:
   def sha256(self) -> str:
     """Hexadecimal hash of all that determines the tokens of a text."""
     start = f"{self.kind} {'lower' if self.do_lower_case else 'cased'}\n"
+    start = "as transformers: " * self.as_transformers + start
     vocabulary = self.model or "\n".join(self.tokens).encode()
     return hashlib.sha256(start.encode() + vocabulary).hexdigest()
 
@@ -129,16 +142,21 @@ def read_vocabulary(vocab_file: str) -> list[str]:
 
   As in the first BERT, white space around a token is dropped, and with it the
   \r of Windows line ends. A line of other white space, such as U+2028, is a
-  token. A byte order mark at the start is dropped.
+  token. A byte order mark at the start is dropped. It also reads the
+  tokenizer.json of Hugging Face, if it is of BERT's tokenizer.
 
   Raises:
     OSError: The file is not readable.
     ValueError: It is not UTF-8, has an empty or repeated line, or lacks a
-      special token.
+      special token; or it is JSON of another tokenizer.
   """
   with open(vocab_file, "rb") as f:
-    lines = tables.decoded(f.read()).removesuffix("\n").split("\n")
-  tokens = [line.strip() or line.strip(" \t\r\f\v") for line in lines]
+    content = tables.decoded(f.read())
+  if vocab_file.endswith(".json"):
+    tokens = _tokens_of_json(content)
+  else:
+    lines = content.removesuffix("\n").split("\n")
+    tokens = [line.strip() or line.strip(" \t\r\f\v") for line in lines]
   line_of: dict[str, int] = {}
   for line, token in enumerate(tokens, start=1):
     problem = "" if token else f"line {line} is empty"
@@ -149,6 +167,39 @@ def read_vocabulary(vocab_file: str) -> list[str]:
       raise ValueError(f"{problem}. {_shifted(tokens, line)}")
     line_of[token] = line
   _check_special_tokens(tokens, SPECIAL_TOKENS)
+  return tokens
+
+
+def _tokens_of_json(content: str) -> list[str]:
+  """Returns the vocabulary in a tokenizer.json of Hugging Face."""
+  try:
+    values = json.loads(content)
+    parts = {
+      "model": "WordPiece",
+      "normalizer": "BertNormalizer",
+      "pre_tokenizer": "BertPreTokenizer",
+    }
+    for part, kind in parts.items():
+      if values[part]["type"] != kind:
+        raise ValueError(
+          f"its {part} is {str(values[part]['type'])[:40]}, not {kind} as in"
+          " BERT's tokenizer"
+        )
+    model = values["model"]
+    id_of = {token: int(i) for token, i in model["vocab"].items()}
+    id_of |= {t["content"]: int(t["id"]) for t in values["added_tokens"]}
+    prefix = model["continuing_subword_prefix"]
+    longest = model["max_input_chars_per_word"]
+  except (KeyError, RecursionError, TypeError, AttributeError) as e:
+    raise ValueError(f"no tokenizer.json of BERT: {errors.one_line(e)}") from e
+  tokens = sorted(id_of, key=id_of.__getitem__)
+  if prefix != "##" or longest != _CHARACTERS_PER_WORD:
+    raise ValueError(
+      f"its words have at most {longest} characters and their pieces begin with"
+      f" {prefix!r}, not {_CHARACTERS_PER_WORD} and '##' as in BERT's tokenizer"
+    )
+  if [id_of[token] for token in tokens] != list(range(len(tokens))):
+    raise ValueError("its ids are not 0, 1, 2, …")
   return tokens
 
 
@@ -182,7 +233,7 @@ def unreachable(
   words. Tokens in brackets, such as [CLS], are not meant to come of text.
 
   Args:
-    kind: As in `Tokenizer`.
+    kind: As in `Tokenizer`, or `transformers`.
     tokens: The vocabulary.
     do_lower_case: Whether text is lowercased and stripped of accents.
   """
@@ -193,7 +244,11 @@ def unreachable(
     normalized = _without_accents(pieces, do_lower_case)
     reached = text.normalize_utf8(normalized, "NFKC") == pieces
   else:
-    normalized = text.FastBertNormalizer(do_lower_case).normalize(pieces)
+    normalized = (
+      _as_transformers(pieces, do_lower_case)
+      if kind == "transformers"
+      else text.FastBertNormalizer(do_lower_case).normalize(pieces)
+    )
     # To this tokenizer each word is unknown, and so a single token.
     words = text.FastWordpieceTokenizer(["[UNK]", "a"], token_out_type=tf.int32)
     is_word = words.tokenize(normalized).row_lengths() == 1
@@ -236,7 +291,7 @@ def casing_problem(
 
 
 def wordpiece_tokenizer(
-  tokens: Sequence[str], *, do_lower_case: bool
+  tokens: Sequence[str], *, do_lower_case: bool, as_transformers: bool = False
 ) -> Tokenizer:
   """Makes BERT's tokenizer (Devlin et al., arXiv:1810.04805).
 
@@ -248,7 +303,13 @@ def wordpiece_tokenizer(
   Args:
     tokens: The vocabulary, from `read_vocabulary`.
     do_lower_case: Whether to lowercase text and to strip accents.
+    as_transformers: Give the tokens of transformers' `BertTokenizer`, without
+      offsets. Characters keep their compatibility forms; a word is unknown if
+      it has more than 100 characters, not bytes; and a special token in the
+      text, such as [MASK], is that token.
   """
+  if as_transformers:
+    return _tokenizer_of_transformers(tokens, do_lower_case)
   begins_word = [not token.startswith("##") for token in tokens]
 
   @functools.cache
@@ -281,6 +342,103 @@ def wordpiece_tokenizer(
 
   return Tokenizer(
     "wordpiece", tokens, do_lower_case, tokenize, tokenize_with_offsets
+  )
+
+
+def _tokenizer_of_transformers(
+  tokens: Sequence[str], do_lower_case: bool
+) -> Tokenizer:
+  """Makes the tokenizer that gives the tokens of transformers."""
+  begins_word = [not token.startswith("##") for token in tokens]
+  standing_for = _ideographs(tokens)
+  pieces = [standing_for.get(token, token) for token in tokens]
+  pieces[tokens.index("[UNK]")] = "[UNK]"
+
+  @functools.cache
+  def splitter() -> text.FastWordpieceTokenizer:
+    with tf.init_scope():
+      return text.FastWordpieceTokenizer(
+        pieces,
+        max_bytes_per_word=_CHARACTERS_PER_WORD * _MOST_BYTES_OF_CHARACTER,
+        token_out_type=tf.int32,
+      )
+
+  def tokenize(sentences: tf.Tensor) -> tf.RaggedTensor:
+    sentences = _with_ideographs(sentences, standing_for)
+    ids = splitter().tokenize(_as_transformers(sentences, do_lower_case))
+    ids = _with_long_words_unknown(tokens, begins_word, ids)
+    return _by_words(begins_word, ids)[0]
+
+  return Tokenizer(
+    "wordpiece", tokens, do_lower_case, tokenize, as_transformers=True
+  )
+
+
+def _as_transformers(sentences: tf.Tensor, do_lower_case: bool) -> tf.Tensor:
+  """Normalizes text as `BertTokenizer` of transformers does.
+
+  Other than tensorflow-text's normalizer, it leaves characters such as … as
+  they are, which Unicode's compatibility forms would replace.
+  """
+  sentences = tf.strings.regex_replace(sentences, _NO_TEXT, "")
+  sentences = tf.strings.regex_replace(sentences, r"\p{Z}", " ")
+  if not do_lower_case:
+    return sentences
+  sentences = text.normalize_utf8(sentences, "NFD")
+  sentences = tf.strings.regex_replace(sentences, r"\p{Mn}", "")
+  # At the end of a word, a sigma is the same as elsewhere.
+  sentences = tf.strings.regex_replace(sentences, _SIGMA, _SIGMA.lower())
+  return tf.strings.lower(sentences, "utf-8")
+
+
+def _ideographs(tokens: Sequence[str]) -> dict[str, str]:
+  """Returns ideographs that stand for special tokens in a text.
+
+  The tokenizer takes an ideograph for a word, but splits [MASK]. They are rare
+  ones, which no token has.
+  """
+  known = set("".join(tokens))
+  unused = (c for c in map(chr, _RARE_IDEOGRAPHS) if c not in known)
+  return dict(zip(SPECIAL_TOKENS, unused, strict=False))
+
+
+def _with_ideographs(
+  sentences: tf.Tensor, standing_for: Mapping[str, str]
+) -> tf.Tensor:
+  """Replaces special tokens in texts by what stands for them."""
+  # Where they are in the text already, they are unknown.
+  sentences = tf.strings.regex_replace(
+    sentences, f"[{''.join(standing_for.values())}]", standing_for["[UNK]"]
+  )
+  for token, ideograph in standing_for.items():
+    sentences = tf.strings.regex_replace(sentences, re.escape(token), ideograph)
+  return sentences
+
+
+def _with_long_words_unknown(
+  tokens: Sequence[str], begins_word: Sequence[bool], ids: tf.RaggedTensor
+) -> tf.RaggedTensor:
+  """Replaces the pieces of each word of too many characters by [UNK].
+
+  Args:
+    tokens: The vocabulary.
+    begins_word: For each id, whether the wordpiece begins a word.
+    ids: `[batch, (pieces)]`.
+  """
+  characters = [len(token.removeprefix("##")) for token in tokens]
+  begins = tf.gather(begins_word, ids.values)
+  word = tf.cumsum(tf.cast(begins, tf.int32)) - 1
+  in_word = tf.math.unsorted_segment_sum(
+    tf.gather(characters, ids.values), word, tf.size(word)
+  )
+  is_long = tf.gather(in_word > _CHARACTERS_PER_WORD, word)
+  kept = ~is_long | begins
+  until = tf.cumsum(tf.cast(kept, ids.row_splits.dtype))
+  until = tf.concat([[0], until], axis=0)
+  return tf.RaggedTensor.from_row_splits(
+    tf.boolean_mask(tf.where(is_long, tokens.index("[UNK]"), ids.values), kept),
+    tf.gather(until, ids.row_splits),
+    validate=False,
   )
 
 

@@ -19,7 +19,7 @@ compile requirements_gpu.in --output-file=requirements_gpu.txt \
 compile requirements_tpu.in --output-file=requirements_tpu.txt \
   --constraints=requirements_cpu.txt \
   --overrides=requirements_tpu_overrides.txt "$@"
-for group in docs publishing; do
+for group in docs peers publishing; do
   compile "requirements_$group.in" --output-file="requirements_$group.txt" \
     --constraints=requirements_cpu.txt "$@"
 done

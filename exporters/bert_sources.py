@@ -1,0 +1,538 @@
+"""Text encoders of other libraries: what their directories say.
+
+A Hugging Face directory has the config of the encoder, its tokens and their
+casing beside the weights; that of sentence-transformers also the pooling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+import dataclasses
+import itertools
+import os
+from typing import Any
+
+from absl import flags
+from etils import epy
+
+from distribution import formats
+from exporters.reusable import errors
+
+with epy.lazy_imports():
+  import h5py
+  from official.nlp.configs import encoders
+  import tensorflow as tf
+
+  from exporters import bert_tables
+  from exporters.reusable import checkpoints
+  from exporters.reusable import weight_tables
+  from models.nlp import bert
+  from models.nlp import encoder_config
+
+flags.disclaim_key_flags()  # They are those of the program.
+
+_POSITIONS = "its positions are relative or rotary, BERT's absolute"
+_TOKENS = "its tokens and special tokens are not those of BERT"
+_DECODER = "it is a decoder or has one, and is no encoder like BERT"
+_WHY_NOT = {
+  **dict.fromkeys(("camembert", "roberta", "xlm-roberta", "xlm"), _TOKENS),
+  **dict.fromkeys(("deberta", "deberta-v2", "mpnet"), _POSITIONS),
+  **dict.fromkeys(("modernbert", "nomic_bert", "roformer"), _POSITIONS),
+  **dict.fromkeys(("bart", "gpt2", "llama", "t5", "mt5", "xlnet"), _DECODER),
+}
+# Parts of a directory of sentence-transformers, by the end of their type.
+_MODULES = ("Transformer", "Pooling", "Normalize")
+_POOLINGS = {"cls": "cls", "mean": "mean"}
+_OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
+# Parts of names that tell the types of the first releases apart.
+_PARTS_OF_NAMES = {
+  "transformer/group_0/": "albert",
+  "/bottleneck/": "mobilebert",
+  "electra/": "electra",
+}
+# Files of the first releases, beside their checkpoints.
+_BESIDE = {
+  "bert_config_file": ("albert_config.json", "bert_config.json"),
+  "sp_model_file": ("30k-clean.model",),
+  "vocab_file": ("vocab.txt",),
+}
+_EITHER = {
+  "bert_config_file": ("bert_config_file", "encoder_config_file"),
+  "sp_model_file": ("sp_model_file", "vocab_file"),
+  "vocab_file": ("sp_model_file", "vocab_file"),
+}
+_KERAS_HUB = {
+  "AlbertBackbone": "albert",
+  "BertBackbone": "bert",
+  "DistilBertBackbone": "distilbert",
+  "ElectraBackbone": "electra",
+}
+# From keras-hub's keys to those of Hugging Face.
+_KEYS_OF_KERAS_HUB = {
+  "vocabulary_size": "vocab_size",
+  "vocab_size": "vocab_size",
+  "num_layers": "num_hidden_layers",
+  "num_heads": "num_attention_heads",
+  "hidden_dim": "hidden_size",
+  "embedding_dim": "embedding_size",
+  "intermediate_dim": "intermediate_size",
+  "max_sequence_length": "max_position_embeddings",
+  "num_segments": "type_vocab_size",
+  "num_groups": "num_hidden_groups",
+  "num_inner_repetitions": "inner_group_num",
+}
+_KEYS_OF_KERAS_HUB_DISTILBERT = {
+  "vocabulary_size": "vocab_size",
+  "num_layers": "n_layers",
+  "num_heads": "n_heads",
+  "hidden_dim": "dim",
+  "intermediate_dim": "hidden_dim",
+  "max_sequence_length": "max_position_embeddings",
+  "dropout": "dropout",
+}
+_LARGEST_LENGTH = 10**6  # transformers writes 1e30 for no limit.
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+  """An encoder of another library, and what belongs to it.
+
+  Attributes:
+    description: The path and what is there, for messages.
+    model_type: Its type by the name of its library.
+    config: The config of the same encoder in Model Garden.
+    tensors: Its weights, by their names without the prefix of the encoder.
+    options: What it says of values of flags, by their names.
+    origins: The names of the files that say so, by the names of the flags.
+    problem: Why the vectors of sentence-transformers cannot be made; or "".
+    library: `Hugging Face`, `TensorFlow 1` or `keras-hub`.
+  """
+
+  description: str
+  model_type: str
+  config: encoders.EncoderConfig
+  tensors: Mapping[str, weight_tables.Tensor]
+  options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  origins: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  problem: str = ""
+  library: str = "Hugging Face"
+
+
+def in_flags(*names: str) -> bool:
+  """Returns whether --checkpoint_path is a directory of another library.
+
+  Args:
+    *names: Flags. A file beside a checkpoint that one of them can name is
+      enough.
+  """
+  path = _path_in_flags()
+  return bool(path) and (
+    bool(formats.described(path)) or not set(names).isdisjoint(_beside(path))
+  )
+
+
+def _path_in_flags() -> str | None:
+  return formats.absolute(flags.FLAGS.flag_values_dict().get("checkpoint_path"))
+
+
+def _beside(path: str) -> dict[str, str]:
+  """Returns files that belong to a checkpoint, by the names of their flags."""
+  directory = path if os.path.isdir(path) else os.path.dirname(path)
+  found = {}
+  for flag, names in _BESIDE.items():
+    for name in names:
+      if os.path.isfile(os.path.join(directory, name)):
+        found[flag] = os.path.join(directory, name)
+  return found
+
+
+def from_flags() -> Source | None:
+  """Reads the directory in --checkpoint_path, if it is of another library.
+
+  What it says becomes the default of flags that were not given.
+
+  Raises:
+    ExportError: As `read`; or it leaves a choice, and no flag says which.
+  """
+  path, values = _path_in_flags(), flags.FLAGS
+  if not in_flags():
+    _take_files_beside(path)
+    return None
+  if values.encoder_config_file or values.bert_config_file:
+    raise errors.ExportError(
+      f"{path} has a config.json. Omit --encoder_config_file and"
+      " --bert_config_file."
+    )
+  source = read(path)
+  said = []
+  for name, value in source.options.items():
+    if not values[name].present:
+      values.set_default(name, value)
+      shown = os.path.basename(str(value))
+      said.append(f"--{name}={shown} ({source.origins.get(name, 'default')})")
+  pooled = values.export_type != "text_embedding" or values.pooling == "pooled"
+  for missing, flag in (
+    (not (values.vocab_file or values.sp_model_file), "--vocab_file=PATH"),
+    (values.do_lower_case is None, "--do_lower_case or --nodo_lower_case"),
+    (values.pooler is None and pooled, "--pooler: random or identity"),
+  ):
+    if missing:
+      raise errors.ExportError(
+        f"{source.description}, and leaves a choice. Say {flag}."
+      )
+  if (
+    source.problem
+    and values.export_type == "text_embedding"
+    and not values["pooling"].present
+  ):
+    raise errors.ExportError(
+      f"{source.description}, but {source.problem}. Say --pooling for other"
+      " vectors."
+    )
+  print(f"{source.description}. It says {', '.join(said)}.")
+  return source
+
+
+def _take_files_beside(path: str | None) -> None:
+  """Makes files beside a checkpoint the defaults of flags not given."""
+  for flag, file in (_beside(path) if path else {}).items():
+    if not any(flags.FLAGS[name].value for name in _EITHER[flag]):
+      flags.FLAGS.set_default(flag, file)
+      print(f"--{flag}={file}, beside the checkpoint.")
+
+
+def read(path: str) -> Source:
+  """Reads a directory of another library, but for the values of its tensors.
+
+  Raises:
+    ExportError: Model Garden has no such encoder, or a file is missing or
+      wrong.
+  """
+  library, model_type = formats.described(path)
+  description = f"{path} is a {library} directory of type {model_type[:80]}"
+  if library == "keras-hub" and model_type in _KERAS_HUB:
+    return _read_keras_hub(path, description, _KERAS_HUB[model_type])
+  if library != "Hugging Face" or (
+    model_type not in encoder_config.HUGGING_FACE_TYPES
+  ):
+    types = ", ".join(encoder_config.HUGGING_FACE_TYPES)
+    why = _WHY_NOT.get(
+      model_type,
+      f"and only {types} of Hugging Face are read, and {', '.join(_KERAS_HUB)}"
+      " of keras-hub",
+    )
+    raise errors.ExportError(f"{errors.shown(description)}: {why}.")
+  directory = formats.hugging_face_dir(path)
+  file = os.path.join(directory, "config.json")
+  values = formats.read_json(file)
+  with errors.of_input(ValueError, about=f"{file}: "):
+    config = encoder_config.from_hugging_face(values)
+  _check_has_safetensors(directory, description)
+  tensors = _without_prefix(path, weight_tables.read_safetensors(directory))
+  _check_sizes(file, values, tensors)
+  options, origins = _tokenizer(directory)
+  problem = ""
+  if formats.read_json(f"{path}/modules.json"):
+    pooling, problem = _sentence_transformers(path, directory)
+    options |= pooling
+    origins |= dict.fromkeys(pooling, "modules.json")
+  options["seq_length"] = min(
+    options.get("seq_length", 128), bert.max_seq_length(config)
+  )
+  has_pooler = bool({"pooler.dense.weight", "pooler.weight"} & set(tensors))
+  if has_pooler:
+    options["pooler"], origins["pooler"] = "checkpoint", "the weights"
+  elif (
+    model_type in ("distilbert", "electra")
+    or "pooling" in options
+    or (values.get("classifier_activation") is False)
+  ):
+    # Where transformers has none, its heads take the vector of [CLS].
+    options["pooler"], origins["pooler"] = "identity", "its lack in the weights"
+  return Source(
+    description=description,
+    model_type=model_type,
+    config=config,
+    tensors=tensors,
+    options=options,
+    origins=origins,
+    problem=problem,
+  )
+
+
+def _read_keras_hub(path: str, description: str, model_type: str) -> Source:
+  """Reads a preset of keras-hub."""
+  file = os.path.join(path, "config.json")
+  said = formats.read_json(file).get("config")
+  said = said if isinstance(said, dict) else {}
+  values: dict[str, Any] = {"model_type": model_type}
+  if model_type == "distilbert":
+    keys = _KEYS_OF_KERAS_HUB_DISTILBERT
+    values["attention_dropout"] = said.get("dropout")
+  else:
+    keys = _KEYS_OF_KERAS_HUB
+    values |= {
+      "hidden_act": "gelu_new",
+      "hidden_dropout_prob": said.get("dropout"),
+      "attention_probs_dropout_prob": said.get("dropout"),
+    }
+  with errors.of_input(ValueError, about=f"{file}: "):
+    if missing := [
+      key for key in ("num_layers", "hidden_dim", "dropout") if key not in said
+    ]:
+      raise ValueError(f"it has no {missing[0]}")
+    values |= {ours: said[key] for key, ours in keys.items() if key in said}
+    config = encoder_config.from_hugging_face(values)
+  tensors = _read_hdf5(os.path.join(path, "model.weights.h5"))
+  _check_sizes(file, said, tensors)
+  options: dict[str, Any] = {
+    "seq_length": min(128, bert.max_seq_length(config))
+  }
+  origins = {}
+  vocab_file = os.path.join(path, "assets", "tokenizer", "vocabulary.txt")
+  if os.path.isfile(vocab_file):
+    options["vocab_file"], origins["vocab_file"] = vocab_file, "vocabulary.txt"
+  tokenizer = formats.read_json(f"{path}/tokenizer.json").get("config")
+  if isinstance(tokenizer, dict):
+    lower = tokenizer.get("lowercase")
+    if isinstance(lower, bool) and tokenizer.get("strip_accents") == lower:
+      options["do_lower_case"] = lower
+      origins["do_lower_case"] = "tokenizer.json"
+  has_pooler = model_type != "distilbert"
+  options["pooler"] = "checkpoint" if has_pooler else "identity"
+  origins["pooler"] = "the weights" if has_pooler else "its lack in the weights"
+  return Source(
+    description=description,
+    model_type=model_type,
+    config=config,
+    tensors=tensors,
+    options=options,
+    origins=origins,
+    library="keras-hub",
+  )
+
+
+def _read_hdf5(path: str) -> dict[str, weight_tables.Tensor]:
+  """Returns the tensors of a file of Keras 3, by paths of attributes."""
+  found: dict[str, weight_tables.Tensor] = {}
+
+  def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
+    if isinstance(item, h5py.Dataset):
+      if item.external or item.is_virtual:
+        raise ValueError("it has values in other files")
+      found[name] = weight_tables.Tensor(name, item.shape, lambda: item[()])
+
+  with errors.of_input(about=f"Cannot read {path}: "):
+    h5py.File(path).visititems(add)
+  return found
+
+
+def of_tensorflow_1(path: str, config: encoders.EncoderConfig) -> Source | None:
+  """Returns the encoder in a checkpoint of TensorFlow 1; None if it is none.
+
+  Raises:
+    ExportError: It is of another type than `config`.
+  """
+  tensors = checkpoints.by_name(path)
+  if tensors is None:
+    return None
+  model_type = "bert"
+  for part, kind in _PARTS_OF_NAMES.items():
+    if any(part in name for name in tensors):
+      model_type = kind
+  description = f"{path} is a checkpoint of TensorFlow 1 of type {model_type}"
+  wanted = "bert" if model_type == "electra" else model_type
+  if config.type != wanted:
+    raise errors.ExportError(
+      f"{description}, and its config is of type {config.type}. Give the config"
+      f" of this {model_type}."
+    )
+  return Source(
+    description=description,
+    model_type=model_type,
+    config=config,
+    tensors=tensors,
+    library="TensorFlow 1",
+  )
+
+
+def restore(
+  source: Source,
+  roots: Sequence[tf.train.Checkpoint],
+  *,
+  parts: Sequence[tf.train.Checkpoint] = (),
+  left_out: Collection[str] = (),
+  optional: Sequence[tf.Variable] = (),
+) -> list[tf.Variable]:
+  """Restores an encoder, as `checkpoints.restore` does from a checkpoint."""
+  del parts, left_out
+  table, left_out = {
+    "Hugging Face": (bert_tables.hugging_face, bert_tables.LEFT_OUT),
+    "TensorFlow 1": (bert_tables.tensorflow_1, bert_tables.LEFT_OUT_OF_TF1),
+    "keras-hub": (bert_tables.keras_hub, {}),
+  }[source.library]
+  objects = tf.train.TrackableView(roots[0]).descendants()
+  variables = weight_tables.by_name(
+    x for x in objects if isinstance(x, tf.Variable)
+  )
+  may_lack = weight_tables.by_name(optional)
+  groups = itertools.groupby(sorted(may_lack), lambda name: name.split("/")[0])
+  restored = weight_tables.restore(
+    source.description.replace(" is ", ", ", 1),
+    source.tensors,
+    table(
+      source.model_type,
+      source.config,
+      with_mlm=any(name.startswith("bert/cls/") for name in variables),
+    ),
+    variables,
+    left_out=left_out,
+    optional=[list(group) for _, group in groups],
+  )
+  return [v for name, v in may_lack.items() if name in restored.lacking]
+
+
+def _check_has_safetensors(directory: str, description: str) -> None:
+  names = os.listdir(directory)
+  if any(name.startswith("model.safetensors") for name in names):
+    return
+  for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
+    if name in names:
+      raise errors.ExportError(
+        f"{description}, whose weights are in {name} only, a pickle that can"
+        " run code. Convert it where you trust it: AutoModel.from_pretrained("
+        "DIR).save_pretrained(DIR) of transformers writes model.safetensors."
+      )
+  raise errors.ExportError(f"{description}, without model.safetensors.")
+
+
+def _without_prefix(
+  path: str, tensors: Mapping[str, weight_tables.Tensor]
+) -> dict[str, weight_tables.Tensor]:
+  """Drops the prefix of the encoder's names, and renames what had old names."""
+  end = "embeddings.word_embeddings.weight"
+  found = [name for name in tensors if name.endswith(end)]
+  if len(found) != 1:
+    raise errors.ExportError(
+      f"{path} has {len(found) or 'no'} tensors named {end}, and must have one."
+    )
+  prefix = found[0].removesuffix(end)
+  renamed: dict[str, weight_tables.Tensor] = {}
+  for name, tensor in tensors.items():
+    name = name.removeprefix(prefix)
+    for old, new in _OLD_NAMES.items():
+      if name.endswith(f"LayerNorm{old}"):
+        name = name.removesuffix(old) + new
+    if name in renamed:
+      raise errors.ExportError(
+        f"{path} has two tensors for {name}: {renamed[name].name} and"
+        f" {tensor.name}."
+      )
+    renamed[name] = tensor
+  return renamed
+
+
+def _check_sizes(
+  file: str,
+  values: Mapping[str, Any],
+  tensors: Mapping[str, weight_tables.Tensor],
+) -> None:
+  """Refuses sizes that no tensor has, before a model is built of them."""
+  sizes = {size for tensor in tensors.values() for size in tensor.shape}
+  for key, value in values.items():
+    is_size = key.endswith(("_size", "dim", "_embeddings"))
+    if is_size and type(value) is int and value > max(sizes):
+      raise errors.ExportError(
+        f"{file}: {key} is {value}, and no tensor in the weights is that long."
+      )
+
+
+def _tokenizer(directory: str) -> tuple[dict[str, Any], dict[str, str]]:
+  """Reads what the files of a tokenizer say of flags, and which say it."""
+  options: dict[str, Any] = {}
+  origins: dict[str, str] = {}
+  for name in ("vocab.txt", "tokenizer.json"):
+    if os.path.isfile(f"{directory}/{name}"):
+      options["vocab_file"] = f"{directory}/{name}"
+      origins["vocab_file"] = name
+  if os.path.isfile(f"{directory}/spiece.model"):
+    options = {"sp_model_file": f"{directory}/spiece.model"}
+    origins = {"sp_model_file": "spiece.model"}
+  config = formats.read_json(f"{directory}/tokenizer_config.json")
+  normalizer = formats.read_json(f"{directory}/tokenizer.json").get(
+    "normalizer"
+  )
+  if not isinstance(normalizer, dict) or normalizer.get("type") != (
+    "BertNormalizer"
+  ):
+    normalizer = {}
+  said = {
+    "tokenizer_config.json": config.get("do_lower_case"),
+    "tokenizer.json": normalizer.get("lowercase"),
+  }
+  said = {name: v for name, v in said.items() if isinstance(v, bool)}
+  if len(set(said.values())) == 1:
+    origins["do_lower_case"], options["do_lower_case"] = next(
+      iter(said.items())
+    )
+  lower = options.get("do_lower_case")
+  for key, value, needed in (
+    ("strip_accents", config.get("strip_accents"), lower),
+    ("strip_accents", normalizer.get("strip_accents"), lower),
+    ("tokenize_chinese_chars", config.get("tokenize_chinese_chars"), True),
+    ("handle_chinese_chars", normalizer.get("handle_chinese_chars"), True),
+    ("clean_text", normalizer.get("clean_text"), True),
+  ):
+    if isinstance(value, bool) and needed is not None and value != needed:
+      raise errors.ExportError(
+        f"The tokenizer in {directory} has {key} {str(value).lower()} and"
+        f" do_lower_case {str(lower).lower()}. The preprocessor does not do"
+        " that: it lowercases and strips accents or does neither, and splits"
+        " at Chinese characters."
+      )
+  length = config.get("model_max_length")
+  if isinstance(length, int) and 0 < length < _LARGEST_LENGTH:
+    options["seq_length"] = length
+    origins["seq_length"] = "tokenizer_config.json"
+  return options, origins
+
+
+def _sentence_transformers(
+  path: str, directory: str
+) -> tuple[dict[str, Any], str]:
+  """Reads the modules of sentence-transformers.
+
+  Returns:
+    Values of flags by their names; and why the vectors of the directory cannot
+    be made, or "".
+  """
+  options: dict[str, Any] = {"normalize": False}
+  types = []
+  for module in formats.read_json(f"{path}/modules.json").get("", []):
+    module = module if isinstance(module, dict) else {}
+    name = os.path.basename(str(module.get("path", "")))
+    types.append(str(module.get("type")).rpartition(".")[2])
+    if types[-1] == "Pooling":
+      pooling = formats.read_json(f"{path}/{name}/config.json")
+      modes = pooling.get("pooling_mode") or [
+        key.removeprefix("pooling_mode_").split("_")[0]
+        for key, value in pooling.items()
+        if key.startswith("pooling_mode_") and value is True
+      ]
+      modes = [modes] if isinstance(modes, str) else modes
+      if len(modes) != 1 or modes[0] not in _POOLINGS:
+        return {}, f"its pooling is {errors.shown(', '.join(map(str, modes)))}"
+      options["pooling"] = _POOLINGS[modes[0]]
+    options["normalize"] |= types[-1] == "Normalize"
+  if types[:2] != ["Transformer", "Pooling"] or set(types) - set(_MODULES):
+    return {}, f"its modules are {errors.shown(', '.join(types))[:200]}"
+  said = formats.read_json(f"{directory}/sentence_bert_config.json")
+  length = said.get("max_seq_length")
+  if isinstance(length, int) and 0 < length < _LARGEST_LENGTH:
+    options["seq_length"] = length
+  prompts = formats.read_json(f"{path}/config_sentence_transformers.json")
+  if prompts.get("default_prompt_name"):
+    return options, "it puts a prompt before each text by default"
+  if said.get("do_lower_case"):
+    return options, "its sentence_bert_config.json lowercases texts"
+  return options, ""

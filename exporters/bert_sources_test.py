@@ -1,0 +1,432 @@
+import contextlib
+import io
+import json
+import os
+import shutil
+
+from absl.testing import absltest
+import h5py
+import numpy as np
+from safetensors import numpy as safetensors_numpy
+import tensorflow as tf
+import tf_keras
+
+from exporters import bert_sources
+from exporters import to_safetensors
+from exporters.reusable import errors
+from exporters.reusable import weight_tables
+from models.nlp import bert
+from models.nlp import encoder_checkpoints
+from models.nlp import encoder_config
+from models.nlp import preprocessing
+
+# See make_goldens.py and make_keras_hub_goldens.py.
+_PEERS = os.path.join(os.path.dirname(__file__), "peers", "testdata")
+_GOLDENS = os.path.join(_PEERS, "hugging_face")
+
+_SIZES = {
+  "vocab_size": 30,
+  "hidden_size": 12,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 2,
+  "intermediate_size": 20,
+  "max_position_embeddings": 16,
+  "type_vocab_size": 2,
+}
+_TF1 = {
+  "bert": {**_SIZES},
+  "electra": {**_SIZES, "embedding_size": 8},
+  "albert": {**_SIZES, "embedding_size": 8, "num_hidden_groups": 1},
+  "mobilebert": {
+    **_SIZES,
+    "embedding_size": 6,
+    "hidden_act": "relu",
+    "intra_bottleneck_size": 8,
+    "num_feedforward_networks": 2,
+  },
+}
+
+
+def _expected(path):
+  tensors = weight_tables.read_safetensors(f"{path}/expected.safetensors")
+  return {name: tensor.read() for name, tensor in tensors.items()}
+
+
+def _restored(source, with_mlm=None):
+  tf_keras.backend.clear_session()  # Names of layers count from 0 again.
+  core = bert.core_model(source.config)
+  with contextlib.redirect_stdout(io.StringIO()) as printed:
+    pretrainer = encoder_checkpoints.restore(
+      core,
+      lambda roots, **kwargs: bert_sources.restore(source, roots, **kwargs),
+      pooler_from=source.options.get("pooler", "random"),
+      with_mlm=with_mlm,
+    )
+  return core, pretrainer, printed.getvalue()
+
+
+class _Published:
+  """The formulas and the variables of the first releases, as published."""
+
+  def __init__(self, kind, sizes):
+    self.kind, self.sizes = kind, sizes
+    self.root = "electra" if kind == "electra" else "bert"
+
+  def variable(self, name, *shape):
+    normal = tf.compat.v1.random_normal_initializer(0.0, 0.3)
+    return tf.compat.v1.get_variable(name, shape, initializer=normal)
+
+  def dense(self, x, units, name):
+    kernel = self.variable(f"{name}/kernel", x.shape[-1], units)
+    return tf.tensordot(x, kernel, 1) + self.variable(f"{name}/bias", units)
+
+  def norm(self, x, name):
+    size = x.shape[-1]
+    if self.kind == "mobilebert" and "cls" not in name:
+      name = name.replace("LayerNorm", "FakeLayerNorm")
+    else:
+      mean, variance = tf.nn.moments(x, -1, keepdims=True)
+      x = (x - mean) / tf.sqrt(variance + 1e-12)
+    gamma = self.variable(f"{name}/gamma", size)
+    return x * gamma + self.variable(f"{name}/beta", size)
+
+  def act(self, x):
+    if self.kind == "mobilebert":
+      return tf.nn.relu(x)
+    inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    return x * 0.5 * (1 + tf.tanh(inner))
+
+  def attention(self, x, values, mask, units, name):
+    heads = self.sizes["num_attention_heads"]
+
+    def split(x, part):
+      x = self.dense(x, units, f"{name}/{part}")
+      x = tf.reshape(x, [*x.shape[:2], heads, -1])
+      return tf.transpose(x, [0, 2, 1, 3])
+
+    query, key, value = split(x, "query"), split(x, "key"), None
+    value = split(values, "value")
+    scores = tf.matmul(query, key, transpose_b=True)
+    scores /= np.sqrt(query.shape[-1])
+    scores += (1 - tf.cast(mask, tf.float32))[:, None, None] * -1e4
+    mixed = tf.transpose(tf.matmul(tf.nn.softmax(scores), value), [0, 2, 1, 3])
+    return tf.reshape(mixed, [*x.shape[:2], units])
+
+  def embeddings(self, ids, types):
+    sizes, root = self.sizes, f"{self.root}/embeddings"
+    hidden = sizes["hidden_size"]
+    width = sizes.get("embedding_size", hidden)
+    table = self.variable(f"{root}/word_embeddings", 30, width)
+    x = tf.gather(table, ids)
+    if self.kind == "mobilebert":
+      after, before = tf.pad(x, [[0, 0], [0, 1], [0, 0]])[:, 1:], None
+      before = tf.pad(x, [[0, 0], [1, 0], [0, 0]])[:, :-1]
+      x = tf.concat([after, x, before], -1)
+      x = self.dense(x, hidden, f"{root}/embedding_transformation")
+      width = hidden
+    x += tf.gather(
+      self.variable(f"{root}/token_type_embeddings", 2, width), types
+    )
+    positions = self.variable(f"{root}/position_embeddings", 16, width)
+    x = self.norm(x + positions[: ids.shape[1]], f"{root}/LayerNorm")
+    if self.kind == "electra":
+      x = self.dense(x, hidden, "electra/embeddings_project")
+    if self.kind == "albert":
+      name = "bert/encoder/embedding_hidden_mapping_in"
+      x = self.dense(x, hidden, name)
+    return table, x
+
+  def layer(self, x, mask, name):
+    hidden, inner = self.sizes["hidden_size"], self.sizes["intermediate_size"]
+    if self.kind == "albert":
+      name = "bert/encoder/transformer/group_0/inner_group_0"
+      y = self.attention(x, x, mask, hidden, f"{name}/attention_1/self")
+      y = self.dense(y, hidden, f"{name}/attention_1/output/dense")
+      x = self.norm(x + y, f"{name}/LayerNorm")
+      y = self.act(self.dense(x, inner, f"{name}/ffn_1/intermediate/dense"))
+      y = self.dense(y, hidden, f"{name}/ffn_1/intermediate/output/dense")
+      return self.norm(x + y, f"{name}/LayerNorm_1")
+    if self.kind == "mobilebert":
+      return self.mobile_layer(x, mask, name)
+    y = self.attention(x, x, mask, hidden, f"{name}/attention/self")
+    y = self.dense(y, hidden, f"{name}/attention/output/dense")
+    x = self.norm(x + y, f"{name}/attention/output/LayerNorm")
+    return self.feed_forward(x, name)
+
+  def feed_forward(self, x, name):
+    inner = self.sizes["intermediate_size"]
+    y = self.act(self.dense(x, inner, f"{name}/intermediate/dense"))
+    y = self.dense(y, x.shape[-1], f"{name}/output/dense")
+    return self.norm(x + y, f"{name}/output/LayerNorm")
+
+  def mobile_layer(self, x, mask, name):
+    small = self.sizes["intra_bottleneck_size"]
+
+    def bottleneck(part):
+      y = self.dense(x, small, f"{name}/bottleneck/{part}/dense")
+      return self.norm(y, f"{name}/bottleneck/{part}/LayerNorm")
+
+    y, shared = bottleneck("input"), bottleneck("attention")
+    mixed = self.attention(shared, x, mask, small, f"{name}/attention/self")
+    mixed = self.dense(mixed, small, f"{name}/attention/output/dense")
+    y = self.norm(y + mixed, f"{name}/attention/output/LayerNorm")
+    y = self.feed_forward(y, f"{name}/ffn_layer_0")
+    y = self.feed_forward(y, name)
+    y = self.dense(y, x.shape[-1], f"{name}/output/bottleneck/dense")
+    return self.norm(x + y, f"{name}/output/bottleneck/LayerNorm")
+
+  def write(self, path, inputs):
+    """Writes a checkpoint; returns the outputs."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+      ids, mask, types = map(tf.constant, inputs)
+      with tf.compat.v1.variable_scope("", reuse=tf.compat.v1.AUTO_REUSE):
+        table, x = self.embeddings(ids, types)
+        for i in range(self.sizes["num_hidden_layers"]):
+          x = self.layer(x, mask, f"{self.root}/encoder/layer_{i}")
+        outputs = {"sequence_output": x}
+        if self.kind != "electra":
+          y = self.dense(x[:, 0], x.shape[-1], "bert/pooler/dense")
+          outputs["pooled_output"] = tf.tanh(y)
+        if self.kind in ("albert", "bert"):
+          name = "cls/predictions/transform"
+          y = self.act(self.dense(x, table.shape[1], f"{name}/dense"))
+          y = tf.tensordot(self.norm(y, f"{name}/LayerNorm"), table, [[2], [1]])
+          outputs["mlm_logits"] = y + self.variable(
+            "cls/predictions/output_bias", 30
+          )
+        self.variable("cls/seq_relationship/output_weights", 2, 12)
+        self.variable(f"{self.root}/embeddings/LayerNorm/beta/adam_m", 12)
+        tf.compat.v1.train.create_global_step()
+      session.run(tf.compat.v1.global_variables_initializer())
+      tf.compat.v1.train.Saver().save(session, path)
+      return session.run(outputs)
+
+
+class BertSourcesTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.directory = self.create_tempdir().full_path
+
+  def check(self, source, inputs, expected):
+    core, pretrainer, printed = _restored(source)
+    outputs = core(inputs)
+    rows = inputs["input_mask"].numpy().astype(bool)
+    compared = {"sequence_output", "pooled_output"}.intersection(expected)
+    if pretrainer:
+      positions = tf.broadcast_to(tf.range(rows.shape[1]), rows.shape)
+      mlm = pretrainer({**inputs, "masked_lm_positions": positions})
+      outputs["mlm_logits"] = mlm["mlm_logits"]
+      compared.add("mlm_logits")
+    self.assertEqual(bool(pretrainer), "mlm_logits" in expected)
+    for output in compared:
+      actual, wanted = outputs[output].numpy(), expected[output]
+      if wanted.ndim == 3:
+        actual, wanted = actual[rows], wanted[rows]
+      np.testing.assert_allclose(actual, wanted, rtol=0, atol=1e-5)
+    return printed
+
+  def test_outputs_are_those_of_transformers(self):
+    for name in sorted(os.listdir(_GOLDENS)):
+      path = os.path.join(_GOLDENS, name)
+      expected = _expected(path)
+      if "sequence_output" not in expected:
+        continue
+      if name == "mobilebert":  # Its head there is another computation.
+        del expected["mlm_logits"]
+      with self.subTest(name):
+        inputs = {
+          k: tf.constant(v, tf.int32)
+          for k, v in expected.items()
+          if k.startswith("input_")
+        }
+        printed = self.check(bert_sources.read(path), inputs, expected)
+        self.assertRegex(printed, f"^Restored .*hugging_face/{name}, a Hugging")
+
+  def test_outputs_are_those_of_the_first_releases(self):
+    generator = np.random.default_rng(0)
+    ids = generator.integers(0, 30, [3, 9], np.int32)
+    types = generator.integers(0, 2, [3, 9], np.int32)
+    mask = np.int32([[1] * 9, [1] * 6 + [0] * 3, [1] + [0] * 8])
+    inputs = dict(zip(bert.INPUT_NAMES, (ids, mask, types), strict=True))
+    inputs = {name: tf.constant(value) for name, value in inputs.items()}
+    for kind, sizes in _TF1.items():
+      with self.subTest(kind):
+        path = os.path.join(self.directory, f"{kind}.ckpt")
+        expected = _Published(kind, sizes).write(path, (ids, mask, types))
+        file = os.path.join(self.directory, f"{kind}.json")
+        with open(file, "w") as f:
+          json.dump(sizes, f)
+        config = encoder_config.from_legacy_json(file)
+        source = bert_sources.of_tensorflow_1(path, config)
+        self.assertEqual(source.model_type, kind)
+        if "pooled_output" in expected:
+          source.options["pooler"] = "checkpoint"
+        printed = self.check(source, inputs, expected)
+        self.assertIn(f"checkpoint of TensorFlow 1 of type {kind}", printed)
+        self.assertIn("counters (1), heads (1), optimizer (1)", printed)
+    path = os.path.join(self.directory, "electra.ckpt")
+    for kind, changed, message in (
+      (
+        "electra",
+        {"num_hidden_layers": 3},
+        "no value, electra/encoder/layer_2",
+      ),
+      (
+        "electra",
+        {"num_hidden_layers": 1},
+        "has electra/encoder/layer_1/.*lack",
+      ),
+      (
+        "electra",
+        {"intermediate_size": 8},
+        r"has \(12, 20\) for electra/encod",
+      ),
+      ("albert", {}, "1 of type electra, and its config is of type albert"),
+    ):
+      with open(file, "w") as f:
+        json.dump({**_TF1[kind], **changed}, f)
+      config = encoder_config.from_legacy_json(file)
+      with self.assertRaisesRegex(errors.ExportError, message) as raised:
+        _restored(bert_sources.of_tensorflow_1(path, config))
+      self.assertNotIn("\n", str(raised.exception))
+
+  def test_outputs_are_those_of_keras_hub(self):
+    for name in sorted(os.listdir(f"{_PEERS}/keras_hub")):
+      golden = f"{_PEERS}/keras_hub/{name}"
+      path = os.path.join(self.directory, name)
+      os.mkdir(path)
+      shutil.copy(f"{golden}/config.json", path)
+      weights = safetensors_numpy.load_file(f"{golden}/weights.safetensors")
+      with h5py.File(f"{path}/model.weights.h5", "w") as f:
+        for key, value in weights.items():
+          f[key] = value
+      expected = _expected(golden)
+      inputs = {k: tf.constant(expected[k], tf.int32) for k in bert.INPUT_NAMES}
+      with self.subTest(name):
+        self.check(bert_sources.read(path), inputs, expected)
+    with h5py.File(f"{path}/model.weights.h5", "a") as f:
+      f["more"] = np.ones(3)
+    with self.assertRaisesRegex(errors.ExportError, r"has more \(3,\)"):
+      _restored(bert_sources.read(path))
+    os.remove(f"{path}/model.weights.h5")
+    with self.assertRaisesRegex(errors.ExportError, "Cannot read .*weights.h5"):
+      bert_sources.read(path)
+
+  def test_tokens_are_those_of_transformers(self):
+    path = os.path.join(_GOLDENS, "sentence_transformer")
+    source = bert_sources.read(path)
+    self.assertEqual(source.options["seq_length"], 16)
+    self.assertEqual(source.options["pooling"], "mean")
+    self.assertTrue(source.options["normalize"])
+    tokenizer = preprocessing.wordpiece_tokenizer(
+      preprocessing.read_vocabulary(source.options["vocab_file"]),
+      do_lower_case=source.options["do_lower_case"],
+      as_transformers=True,
+    )
+    with open(f"{path}/texts.json") as f:
+      texts = json.load(f)
+    packed = preprocessing.pack(
+      [tokenizer.tokenize(tf.constant(texts))], 16, tokenizer.special_tokens
+    )
+    expected = _expected(path)
+    for name in ("input_word_ids", "input_mask"):
+      np.testing.assert_array_equal(packed[name], expected[name])
+
+  def saved(self, core, config):
+    """Saves what the exports of //exporters:bert have beside functions."""
+    for name, content in (("config.json", config), ("vocab.txt", "[PAD]\n")):
+      with open(os.path.join(self.directory, name), "w") as f:
+        f.write(content)
+    root = tf.Module()
+    root.weights = core.variables
+    root.do_lower_case = tf.Variable(True, name="do_lower_case")
+    root.assets = [
+      tf.saved_model.Asset(os.path.join(self.directory, name))
+      for name in ("config.json", "vocab.txt")
+    ]
+    path = os.path.join(self.directory, "export")
+    tf.saved_model.save(root, path)
+    return path
+
+  def test_out_again(self):
+    golden, out = f"{_GOLDENS}/distilbert", f"{self.directory}/out"
+    core, _, _ = _restored(bert_sources.read(golden), with_mlm=False)
+    config = encoder_config.to_hugging_face(core.encoder_config, "distilbert")
+    path = self.saved(core, json.dumps(config))
+    to_safetensors.write(path, out, 5_000)
+    self.assertGreater(len(os.listdir(out)), 5)  # Shards, and their index.
+    tensors = weight_tables.read_safetensors(golden)
+    written = weight_tables.read_safetensors(out)
+    self.assertLen(written, 36)
+    for name, tensor in written.items():
+      expected = tensors[f"distilbert.{name}"].read()
+      self.assertEqual(tensor.read().tobytes(), expected.tobytes())
+    with open(f"{golden}/config.json") as f, open(f"{out}/config.json") as g:
+      said, again = json.load(f), json.load(g)
+    for key in ("dim", "n_layers", "n_heads", "activation", "vocab_size"):
+      self.assertEqual(again[key], said[key])
+    core.get_layer("type_embeddings").embeddings.assign_add(tf.ones([2, 12]))
+    for content, message in (
+      (json.dumps(config), "type_embeddings/embeddings has values other than"),
+      (json.dumps({**config, "n_layers": 3}), "layer_2/.* is not in both"),
+      ("{}", "has no assets/config.json of bert"),
+    ):
+      path = self.saved(core, content)
+      with self.assertRaisesRegex(errors.ExportError, message):
+        to_safetensors.write(path, f"{self.directory}/other", 10**9)
+
+  def changed(self, values=(), tensors=None, name="distilbert"):
+    path = os.path.join(self.directory, "changed")
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(os.path.join(_GOLDENS, name), path)
+    os.chmod(path, 0o755)
+    with open(f"{path}/config.json") as f:
+      config = json.load(f) | dict(values)
+    arrays = safetensors_numpy.load_file(f"{path}/model.safetensors")
+    for file in ("config.json", "model.safetensors"):
+      os.remove(f"{path}/{file}")
+    with open(f"{path}/config.json", "w") as f:
+      json.dump(config, f)
+    for key, value in (tensors or {}).items():
+      if value is None:
+        del arrays[key]
+      else:
+        arrays[key] = value
+    safetensors_numpy.save_file(arrays, f"{path}/model.safetensors")
+    return path
+
+  def test_refuses_what_does_not_match(self):
+    prefix = "distilbert.transformer.layer.1."
+    for values, tensors, message in (
+      ({}, {f"{prefix}ffn.lin1.bias": None}, "no value, .*ffn.lin1.bias, for"),
+      ({}, {"more": np.ones(3, np.float32)}, r"has more \(3,\), which the mo"),
+      ({"hidden_dim": 16}, {}, r"has \(20,\) for .*lin1.bias, which must be"),
+      ({"n_layers": 1}, {}, r"distilbert.transformer.layer.1.* model lacks"),
+      ({"dim": 2**40}, {}, "dim is 1099511627776, and no|less than 2"),
+      ({"n_layers": 2**30}, {}, "more than 1000 layers"),
+      ({"model_type": "roberta"}, {}, "of type roberta: its tokens and"),
+      ({"model_type": "x\x1b"}, {}, r"of type x\\x1b: and only bert, elec"),
+      ({"activation": "mish2"}, {}, "the activation mish2 is not one of"),
+      (
+        {},
+        {"distilbert.embeddings.word_embeddings.weight": None},
+        "has no tensors named embeddings.word_embeddings.weight",
+      ),
+    ):
+      with self.subTest(message):
+        with self.assertRaisesRegex(
+          (errors.ExportError, ValueError), message
+        ) as raised:
+          _restored(bert_sources.read(self.changed(values, tensors)))
+        self.assertNotIn("\n", str(raised.exception))
+    path = self.changed({"layer_norm_eps": 1e-5}, name="bert")
+    with self.assertRaisesRegex(errors.ExportError, "must be 1e-12"):
+      bert_sources.read(path)
+    path = self.changed()
+    os.rename(f"{path}/model.safetensors", f"{path}/pytorch_model.bin")
+    with self.assertRaisesRegex(errors.ExportError, "save_pretrained"):
+      bert_sources.read(path)
+
+
+if __name__ == "__main__":
+  absltest.main()
