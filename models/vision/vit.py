@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+import math
 from typing import Any
 
 from etils import epy
@@ -11,6 +13,7 @@ from models.vision import image_classification
 
 with epy.lazy_imports():
   from official.vision.modeling.backbones import vit
+  from official.vision.modeling.layers import nn_blocks
   import tensorflow as tf
   import tf_keras
 
@@ -37,7 +40,9 @@ def any_size(model: tf_keras.Model) -> tf_keras.Model:
   encoder = by_type[vit.Encoder]
   images = tf_keras.Input([None, None, 3])
   patches = by_type[tf_keras.layers.Conv2D](images)
-  tokens = patch_tokens.PatchTokens(encoder._pos_embed, class_token)(patches)
+  tokens = patch_tokens.PatchTokens(
+    encoder._pos_embed, [class_token] if class_token else []
+  )(patches)
   tokens = encoder._dropout(tokens)
   scores: list[Any] = []
   for block in encoder._encoder_layers:
@@ -68,6 +73,81 @@ def any_size(model: tf_keras.Model) -> tf_keras.Model:
   )
 
 
+@autograph.off
+def of_any_sizes(
+  task: Any,
+  *,
+  activation: str = "gelu",
+  epsilon: float = 1e-6,
+  tokens: Sequence[str] = ("class_token",),
+  pooled: int = 1,
+) -> tf_keras.Model:
+  """Builds a classifier of sizes that are not in Model Garden's table.
+
+  Args:
+    task: The config of the task, whose backbone has the sizes.
+    activation: `gelu`, or `gelu_tanh`, its approximation by tanh.
+    epsilon: That of the layer normalizations.
+    tokens: Names of the learned tokens before those of patches.
+    pooled: How many of them the head takes, side by side.
+
+  Returns:
+    A Keras model from normalized images of any size, float32
+    `[batch, height, width, 3]`, to logits. Its layers have the names that
+    `hugging_face.py` uses.
+  """
+  config, layers = task.model.backbone.get(), tf_keras.layers
+  sizes, size, patch = config.transformer, config.hidden_size, config.patch_size
+  decay = tf_keras.regularizers.L2(task.losses.l2_weight_decay / 2)
+  images = tf_keras.Input([None, None, 3])
+  patches = layers.Conv2D(
+    size, patch, patch, kernel_regularizer=decay, name="patches"
+  )(images)
+  grid = tuple(n // patch for n in task.model.input_size[:2])
+  positions = vit.AddPositionEmbs(posemb_target_shape=grid, name="positions")
+  positions.build([None, len(tokens) + math.prod(grid), size])
+  first = [vit.TokenLayer() for _ in tokens]
+  for name, layer in zip(tokens, first, strict=True):
+    with tf.name_scope(name):
+      layer.build([None, None, size])
+  x = patch_tokens.PatchTokens(positions, first, "tokens")(patches)
+  x = layers.Dropout(sizes.dropout_rate)(x)
+  for i in range(sizes.num_layers):
+    x = nn_blocks.TransformerEncoderBlock(
+      num_attention_heads=sizes.num_heads,
+      inner_dim=sizes.mlp_dim,
+      inner_activation=lambda x: tf.nn.gelu(x, activation == "gelu_tanh"),
+      output_dropout=sizes.dropout_rate,
+      attention_dropout=sizes.attention_dropout_rate,
+      kernel_regularizer=decay,
+      norm_first=True,
+      norm_epsilon=epsilon,
+      stochastic_depth_drop_rate=config.init_stochastic_depth_rate,
+      name=f"block_{i}",
+    )(x)
+  x = layers.LayerNormalization(epsilon=epsilon, name="norm")(x)
+  features = patch_tokens.FirstTokens(pooled)(x)
+  if config.representation_size:
+    features = layers.Dense(
+      config.representation_size,
+      "tanh",
+      name="pooler",
+      kernel_regularizer=decay,
+    )(features)
+  level = str(round(math.log2(patch)))
+  outputs = {
+    level: tf.reshape(x[:, len(tokens) :], tf.shape(patches)),
+    "pre_logits": features[:, None, None],
+  }
+  backbone = tf_keras.Model(images, outputs)
+  images = tf_keras.Input([None, None, 3])
+  x = layers.GlobalAveragePooling2D()(backbone(images)["pre_logits"])
+  logits = layers.Dense(
+    task.model.num_classes, name="head", kernel_regularizer=decay
+  )(x)
+  return tf_keras.Model(images, logits)
+
+
 ARCHITECTURE = image_classification.Architecture(
   name="vit",
   backbone="vit",
@@ -89,5 +169,8 @@ ARCHITECTURE = image_classification.Architecture(
   sizes="others of one patch and more, square or not, for which it interpolates"
   " the table of positions",
   any_size=any_size,
-  own_gradients=["models.vision.patch_tokens.PatchTokens"],
+  own_gradients=[
+    "models.vision.patch_tokens.FirstTokens",
+    "models.vision.patch_tokens.PatchTokens",
+  ],
 )
