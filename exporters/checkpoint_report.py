@@ -55,7 +55,7 @@ def main(others: list[str]) -> None:
     exporter = flags.FLAGS.exporter
     _, type_ = formats.described(path) or ("", "")
     for start, name in _OF_TYPES.items():
-      if not exporter and type_.startswith(start):
+      if not exporter and type_.lower().startswith(start):
         exporter = name
     if not exporter:
       raise errors.InputError(

@@ -286,7 +286,6 @@ AT_ONCE: Table = [
       "--checkpoint_path={export.tar.gz}": "is an archive, .* Unpack it first",
       "--checkpoint_path={pytorch_model.bin}": "is weights of PyTorch, not a",
       "--checkpoint_path={saved_model}": r"Cannot read \S*/saved_model/variab",
-      "--checkpoint_path={directory} --checkpoint_report=/x/y": "/x is no dir",
       "--checkpoint_path=/proc/self/mem": "Cannot read /proc/self/mem: Input",
       "--checkpoint_path={text}/x": "text/x.index does not exist",
       "--checkpoint_path={out}[1]": r"--checkpoint_path=\S*: .* with \[ in it",
