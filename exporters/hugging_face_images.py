@@ -215,7 +215,8 @@ def read(
     if library != "keras-hub":
       _check_has_safetensors(directory)
     about = f"{directory}/{_CONFIG}: "
-    with errors.of_input(KeyError, TypeError, ValueError, about=about):
+    wrong = (AttributeError, LookupError, TypeError, ValueError)
+    with errors.of_input(*wrong, about=about):
       return read_type(
         architecture, directory, config, overrides, normalization
       )

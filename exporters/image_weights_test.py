@@ -269,11 +269,17 @@ class ImageWeightsTest(absltest.TestCase):
 
   def test_files_of_hdf5_that_are_not_of_keras(self):
     path = self.directory / "data.h5"
-    for names in ([], ["images"]):
+    for names, message in (
+      ([], "without weights of Keras"),
+      (["images"], "without weights of Keras"),
+      (["model_weights/images"], "data.h5: .*layer_names"),
+    ):
       with h5py.File(path, "w") as f:
         for name in names:
           f[name] = np.ones(3)
-      self.assert_refused("without weights of Keras", "resnet", path)
+      self.assert_refused(message, "resnet", path)
+    path.write_bytes(path.read_bytes()[:600])
+    self.assert_refused("Cannot read .*data.h5, which may be", "resnet", path)
 
   def test_tf_keras_applications(self):
     images = image_goldens.images(64, 96)
@@ -417,6 +423,13 @@ class ImageWeightsTest(absltest.TestCase):
       (vit_golden, "vit", {"hidden_act": "relu"}, "hidden_act 'relu'"),
       (vit_golden, "vit", {"qkv_bias": False}, "qkv_bias False"),
       (vit_golden, "vit", {"patch_size": [8, 4]}, "only square patches"),
+      (vit_golden, "vit", {"patch_size": []}, "config.json: "),
+      (
+        vit_golden,
+        "vit",
+        {"image_size": [24, "x"]},
+        "config.json: |input_size",
+      ),
       (
         vit_golden,
         "vit",

@@ -127,10 +127,11 @@ def _normalization(
 
   A model made with the weights of ImageNet multiplies once more.
   """
-  mean, variance = (
-    tensors[f"normalization/{name}"].read() for name in ("mean", "variance")
-  )
-  with h5py.File(path) as f:
+  with errors.of_input(LookupError, about=f"{path} has no "):
+    mean, variance = (
+      tensors[f"normalization/{name}"].read() for name in ("mean", "variance")
+    )
+  with errors.of_input(about=f"{path}: "), h5py.File(path) as f:
     layers = f.get("model_weights", f).attrs["layer_names"]
   more = sum("rescaling" in str(n) or "multiply" in str(n) for n in layers) > 1
   scales = np.sqrt(_DEVIATIONS) if more else 1

@@ -91,9 +91,9 @@ def by_weight(path: str) -> dict[str, weight_tables.Tensor] | None:
   by_attribute, found = read(path)
   if by_attribute:
     return None
-  with h5py.File(path) as f:
+  with errors.of_input(about=f"{path}: "), h5py.File(path) as f:
     layers = f.get("model_weights", f).attrs["layer_names"]
-    names = [n.decode() if isinstance(n, bytes) else n for n in layers]
+    names = [n.decode() if isinstance(n, bytes) else str(n) for n in layers]
   tensors: dict[str, weight_tables.Tensor] = {}
   for tensor in found.values():
     name = tensor.name.removeprefix("model_weights/").removesuffix(":0")
