@@ -93,38 +93,22 @@ def of_any_sizes(
 
   Returns:
     A Keras model from normalized images of any size, float32
-    `[batch, height, width, 3]`, to logits. Its layers have the names that
-    `hugging_face.py` uses.
+    `[batch, height, width, 3]`, to logits. Its variables have the names
+    in `exporters/hugging_face_images.py`.
   """
   config, layers = task.model.backbone.get(), tf_keras.layers
   sizes, size, patch = config.transformer, config.hidden_size, config.patch_size
-  decay = tf_keras.regularizers.L2(task.losses.l2_weight_decay / 2)
+  l2 = task.losses.l2_weight_decay / 2
+  decay = tf_keras.regularizers.L2(l2) if l2 else None
+  grid = tuple(n // patch for n in task.model.input_size[:2])
   images = tf_keras.Input([None, None, 3])
   patches = layers.Conv2D(
     size, patch, patch, kernel_regularizer=decay, name="patches"
   )(images)
-  grid = tuple(n // patch for n in task.model.input_size[:2])
-  positions = vit.AddPositionEmbs(posemb_target_shape=grid, name="positions")
-  positions.build([None, len(tokens) + math.prod(grid), size])
-  first = [vit.TokenLayer() for _ in tokens]
-  for name, layer in zip(tokens, first, strict=True):
-    with tf.name_scope(name):
-      layer.build([None, None, size])
-  x = patch_tokens.PatchTokens(positions, first, "tokens")(patches)
+  x = _patch_tokens(grid, size, tokens)(patches)
   x = layers.Dropout(sizes.dropout_rate)(x)
   for i in range(sizes.num_layers):
-    x = nn_blocks.TransformerEncoderBlock(
-      num_attention_heads=sizes.num_heads,
-      inner_dim=sizes.mlp_dim,
-      inner_activation=lambda x: tf.nn.gelu(x, activation == "gelu_tanh"),
-      output_dropout=sizes.dropout_rate,
-      attention_dropout=sizes.attention_dropout_rate,
-      kernel_regularizer=decay,
-      norm_first=True,
-      norm_epsilon=epsilon,
-      stochastic_depth_drop_rate=config.init_stochastic_depth_rate,
-      name=f"block_{i}",
-    )(x)
+    x = _block(config, f"block_{i}", activation, epsilon, decay)(x)
   x = layers.LayerNormalization(epsilon=epsilon, name="norm")(x)
   features = patch_tokens.FirstTokens(pooled)(x)
   if config.representation_size:
@@ -146,6 +130,37 @@ def of_any_sizes(
     task.model.num_classes, name="head", kernel_regularizer=decay
   )(x)
   return tf_keras.Model(images, logits)
+
+
+def _block(
+  config: Any, name: str, activation: str, epsilon: float, decay: Any
+) -> tf_keras.layers.Layer:
+  """Makes a layer of the transformer."""
+  return nn_blocks.TransformerEncoderBlock(
+    num_attention_heads=config.transformer.num_heads,
+    inner_dim=config.transformer.mlp_dim,
+    inner_activation=lambda x: tf.nn.gelu(x, activation == "gelu_tanh"),
+    output_dropout=config.transformer.dropout_rate,
+    attention_dropout=config.transformer.attention_dropout_rate,
+    kernel_regularizer=decay,
+    norm_first=True,
+    norm_epsilon=epsilon,
+    stochastic_depth_drop_rate=config.init_stochastic_depth_rate,
+    name=name,
+  )
+
+
+def _patch_tokens(
+  grid: tuple[int, int], size: int, names: Sequence[str]
+) -> patch_tokens.PatchTokens:
+  """Makes the layer of learned tokens and positions, with its variables."""
+  positions = vit.AddPositionEmbs(posemb_target_shape=grid, name="positions")
+  positions.build([None, len(names) + math.prod(grid), size])
+  first = [vit.TokenLayer() for _ in names]
+  for name, layer in zip(names, first, strict=True):
+    with tf.name_scope(name):
+      layer.build([None, None, size])
+  return patch_tokens.PatchTokens(positions, first, "tokens")
 
 
 ARCHITECTURE = image_classification.Architecture(
