@@ -18,6 +18,10 @@ from distribution import errors
 _HDF5 = "weights of Keras in HDF5"
 _KERAS = "a model in Keras' own format"
 _PYTORCH = "weights of PyTorch"
+_ARRAYS = "arrays of NumPy"
+_FLAX = "weights of Flax"
+_ONNX = "a model of ONNX"
+_TFLITE = "a model of TensorFlow Lite"
 _SAFETENSORS = "a file of safetensors"
 _SAVED_MODEL = "a SavedModel"
 _LFS = "a pointer of Git LFS, without the content"
@@ -31,6 +35,15 @@ _BY_START = {
   b"<!doctype": _PAGE,
   b"<html": _PAGE,
   b"\x1f\x8b": _ARCHIVE,
+  b"\x93NUMPY": _ARRAYS,
+  b"\x80\x02": _PYTORCH,  # A pickle.
+}
+# By bytes that follow others.
+_BY_PATTERN = {
+  rb".{4}TFL3": _TFLITE,
+  rb"[\x81-\x8f][\xa1-\xbf][\w ]": _FLAX,  # A map whose keys are strings.
+  rb".{4}[\x00-\x07]\x00{3}\{\"": _SAFETENSORS,  # A length, and JSON.
+  rb"\x08[\x03-\x1f]\x12.(pytorch|tf2onnx|onnx|keras2onnx)": _ONNX,
 }
 _BY_NAME = {
   "saved_model.pb": _SAVED_MODEL,
@@ -39,10 +52,10 @@ _BY_NAME = {
   **dict.fromkeys((".h5", ".hdf5"), _HDF5),
   **dict.fromkeys((".bin", ".pt", ".pth"), _PYTORCH),
   ".safetensors": _SAFETENSORS,
-  ".msgpack": "weights of Flax",
-  **dict.fromkeys((".npy", ".npz"), "arrays of NumPy"),
-  ".tflite": "a model of TensorFlow Lite",
-  ".onnx": "a model of ONNX",
+  ".msgpack": _FLAX,
+  **dict.fromkeys((".npy", ".npz"), _ARRAYS),
+  ".tflite": _TFLITE,
+  ".onnx": _ONNX,
   ".pb": "a graph of TensorFlow 1",
   **dict.fromkeys((".gz", ".tar", ".tgz", ".zip"), _ARCHIVE),
 }
@@ -322,6 +335,9 @@ def _format_of_file(path: str) -> str | None:
   for bytes_, format_ in _BY_START.items():
     if start.startswith(bytes_):
       return format_
+  for pattern, format_ in _BY_PATTERN.items():
+    if re.match(pattern, start, re.DOTALL):
+      return format_
   if start.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
     names = []
     with contextlib.suppress(Exception):  # It is damaged.
@@ -329,6 +345,8 @@ def _format_of_file(path: str) -> str | None:
         names = f.namelist()
     if any(name.endswith("data.pkl") for name in names):
       return _PYTORCH
+    if names and all(name.endswith(".npy") for name in names):
+      return _ARRAYS
     return _KERAS if "config.json" in names else _ARCHIVE
   name = os.path.basename(path)
   return _BY_NAME.get(name) or _BY_NAME.get(os.path.splitext(name)[1])

@@ -85,6 +85,22 @@ class FormatsTest(absltest.TestCase):
       (self.file("flax_model.msgpack"), "weights of Flax, not a checkpoint"),
       (self.file("a.npz"), "arrays of NumPy, not a checkpoint"),
       (self.file("a.tflite"), "a model of TensorFlow Lite, not a checkpoint"),
+      (
+        self.file("1", b"\x93NUMPY\x01"),
+        "is arrays of NumPy, not a checkpoint",
+      ),
+      (self.zip("2", "a.npy"), "is arrays of NumPy, not a checkpoint"),
+      (self.file("3", b"\x80\x02\x8a\nl\xfc"), "is weights of PyTorch, not a"),
+      (self.file("4", b"\x1c\0\0\0TFL3"), "is a model of TensorFlow Lite, not"),
+      (
+        self.file("5", b"\x82\xa6params\x81"),
+        "is weights of Flax, not a check",
+      ),
+      (self.file("6", b"\x80" + bytes(7) + b'{"a":{}}'), "file of safetensors"),
+      (
+        self.file("7", b"\x08\x08\x12\x07pytorch\x1a"),
+        "is a model of ONNX, not",
+      ),
       (self.file("page", b"<!DOCTYPE html>"), "a web page, as from a download"),
       (self.file("b.tar.gz", b"\x1f\x8b\x08"), "an archive, not a checkpoint"),
       (self.file("frozen.pb"), "a graph of TensorFlow 1, not a checkpoint"),

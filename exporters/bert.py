@@ -148,8 +148,11 @@ def _restored(
     f"An encoder of type {config.type} with --export_type={export_type}"
     + (f" and --pooler={weights.pooler}: " if weights.pooler else ": ")
   )
-  source = weights.source or bert_sources.of_tensorflow_1(
-    weights.checkpoint_path, config
+  path = weights.checkpoint_path
+  source = (
+    weights.source
+    or bert_sources.of_keras(path, config)
+    or bert_sources.of_tensorflow_1(path, config)
   )
   restore = (
     functools.partial(bert_sources.restore, source)

@@ -25,6 +25,7 @@ with epy.lazy_imports():
 
   from exporters import bert_tables
   from exporters.reusable import checkpoints
+  from exporters.reusable import keras_files
   from exporters.reusable import weight_tables
   from models.nlp import bert
   from models.nlp import encoder_config
@@ -105,7 +106,7 @@ class Source:
     options: What it says of values of flags, by their names.
     origins: The names of the files that say so, by the names of the flags.
     problem: Why the vectors of sentence-transformers cannot be made; or "".
-    library: `Hugging Face`, `TensorFlow 1` or `keras-hub`.
+    library: `Hugging Face`, `TensorFlow 1`, `keras-hub` or `Keras`.
   """
 
   description: str
@@ -356,6 +357,29 @@ def of_tensorflow_1(path: str, config: encoders.EncoderConfig) -> Source | None:
   )
 
 
+def of_keras(path: str, config: encoders.EncoderConfig) -> Source | None:
+  """Returns the encoder in a file of Keras; None if it is none.
+
+  Raises:
+    ExportError: It has no names of weights, or is damaged.
+  """
+  if not keras_files.is_file(path):
+    return None
+  tensors = keras_files.by_weight(path)
+  if tensors is None:
+    raise errors.ExportError(
+      f"{path} numbers weights by attributes, as `.weights.h5` and `.keras` do."
+      " Load the model and write them with save_weights('x.h5')."
+    )
+  return Source(
+    description=f"{path} is a file of Keras",
+    model_type=config.type,
+    config=config,
+    tensors=tensors,
+    library="Keras",
+  )
+
+
 def restore(
   source: Source,
   roots: Sequence[tf.train.Checkpoint],
@@ -370,21 +394,30 @@ def restore(
     "Hugging Face": (bert_tables.hugging_face, bert_tables.LEFT_OUT),
     "TensorFlow 1": (bert_tables.tensorflow_1, bert_tables.LEFT_OUT_OF_TF1),
     "keras-hub": (bert_tables.keras_hub, {}),
+    "Keras": (
+      None,
+      {**bert_tables.LEFT_OUT_OF_KERAS, **keras_files.NOT_WEIGHTS},
+    ),
   }[source.library]
   objects = tf.train.TrackableView(roots[0]).descendants()
   variables = weight_tables.by_name(
     x for x in objects if isinstance(x, tf.Variable)
+  )
+  lines = (
+    [weight_tables.Line(n, n.removeprefix("bert/")) for n in variables]
+    if not table
+    else table(
+      source.model_type,
+      source.config,
+      with_mlm=any(name.startswith("bert/cls/") for name in variables),
+    )
   )
   may_lack = weight_tables.by_name(optional)
   groups = itertools.groupby(sorted(may_lack), lambda name: name.split("/")[0])
   restored = weight_tables.restore(
     source.description.replace(" is ", ", ", 1),
     source.tensors,
-    table(
-      source.model_type,
-      source.config,
-      with_mlm=any(name.startswith("bert/cls/") for name in variables),
-    ),
+    lines,
     variables,
     left_out=left_out,
     optional=[list(group) for _, group in groups],

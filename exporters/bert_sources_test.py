@@ -7,6 +7,8 @@ import shutil
 from absl.testing import absltest
 import h5py
 import numpy as np
+from official.legacy.bert import bert_models
+from official.legacy.bert import configs
 from safetensors import numpy as safetensors_numpy
 import tensorflow as tf
 import tf_keras
@@ -311,6 +313,48 @@ class BertSourcesTest(absltest.TestCase):
     os.remove(f"{path}/model.weights.h5")
     with self.assertRaisesRegex(errors.ExportError, "Cannot read .*weights.h5"):
       bert_sources.read(path)
+
+  def test_files_of_keras(self):
+    directory = self.create_tempdir().full_path
+    file = os.path.join(directory, "bert_config.json")
+    with open(file, "w") as f:
+      json.dump(_SIZES, f)
+    config = encoder_config.from_legacy_json(file)
+    legacy, saved = bert_models.pretrain_model(
+      configs.BertConfig.from_dict(_SIZES), 8, 4
+    )
+    for i, variable in enumerate(legacy.variables):
+      variable.assign(tf.random.stateless_normal(variable.shape, [i, 0]))
+    path = os.path.join(directory, "bert.h5")
+    legacy.save_weights(path)
+    source = bert_sources.of_keras(path, config)
+    source.options["pooler"] = "checkpoint"
+    core, pretrainer, printed = _restored(source)
+    del source  # It has the file open.
+    self.assertIsNotNone(pretrainer)
+    self.assertIn("Left out: heads (2).", printed)
+    ids = np.arange(10).reshape(2, 5)
+    inputs = {
+      "input_word_ids": ids,
+      "input_mask": np.ones_like(ids),
+      "input_type_ids": ids % 2,
+    }
+    names = ("sequence_output", "pooled_output")
+    for name, expected in zip(names, saved(inputs), strict=True):
+      np.testing.assert_allclose(core(inputs)[name], expected, atol=1e-5)
+    name = "embeddings/layer_norm/beta:0"
+    for change, message in (
+      (
+        lambda f: f.move(name, f"{name}x"),
+        "no value.*it has .*0x .*, which the",
+      ),
+      (lambda f: f.pop(f"{name}x"), "no value, embeddings/layer_norm/beta"),
+      (lambda f: f.create_dataset(name, [3], "f"), r"has \(3,\) for .*/beta"),
+    ):
+      with h5py.File(path, "a") as f:
+        change(f["bert_pretrainer"])
+      with self.assertRaisesRegex(errors.ExportError, message):
+        _restored(bert_sources.of_keras(path, config))
 
   def test_tokens_are_those_of_transformers(self):
     path = os.path.join(_GOLDENS, "sentence_transformer")

@@ -245,6 +245,14 @@ LEFT_OUT_OF_TF1 = {
     ("cls/*", "discriminator_*", "generator*", "output_*", "finetune*"), "heads"
   ),
 }
+# The same of the models of `official.legacy.bert`, in files of Keras.
+LEFT_OUT_OF_KERAS = dict.fromkeys(
+  (
+    *("cls/*", "classification/*", "predictions/*", "sentence_prediction/*"),
+    *("span_labeling/*", "masked_lm/*", "next_sentence/*", "classifier/*"),
+  ),
+  "heads",
+)
 # From names of Hugging Face, which come of those of TensorFlow 1.
 _TO_TF1 = {
   r"embeddings\.(\w+_embeddings)\.weight": r"embeddings.\1",

@@ -8,9 +8,9 @@ it.
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Mapping, Sequence
 import dataclasses
+import os
 
 from absl import flags
 from etils import epy
@@ -28,10 +28,14 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
+  from exporters import hugging_face_images
+  from exporters import keras_applications
   from exporters.reusable import checkpoints
   from exporters.reusable import hyperparameters
+  from exporters.reusable import keras_files
   from exporters.reusable import model_card
   from exporters.reusable import saving
+  from exporters.reusable import weight_tables
   from exporters.reusable import xla
 
 # The flags are those of the program that has them defined.
@@ -57,6 +61,21 @@ _LEFT_OUT = (
   "model/optimizer",
   "keras_api",
 )
+
+# The same for those of TensorFlow 1, by patterns.
+_AVERAGE = "/ExponentialMovingAverage"
+_LEFT_OUT_OF_TF1 = {
+  f"*{_AVERAGE}": "averages",
+  "global_step": "counter",
+  "*/global_step": "counter",
+  "*/Momentum": "optimizer",
+  "*/Adam": "optimizer",
+  "*/Adam_1": "optimizer",
+  "*/RMSProp": "optimizer",
+  "*/RMSProp_1": "optimizer",
+  "beta?_power": "optimizer",
+  "training/*": "optimizer",
+}
 
 # Values of --export_type, and the classifier's name of that output.
 _OUTPUTS = {"feature_vector": "feature_vector", "classification": "logits"}
@@ -162,16 +181,11 @@ def export(
   with exporting.exporting(
     options, names, apart=[weights.checkpoint_dir, weights.backup_dir]
   ) as export_piece:
-    small = f"{config.architecture.name}_small" if weights.train_on else None
-    with errors.of_input(ValueError):
-      setup = image_classification.configure(
-        config.architecture, config.experiment or small, config.overrides
-      )
-    pieces, provenance = (
-      _trained(config, setup, weights, options.overwrite)
-      if weights.train_on
-      else _restored(config, setup, weights)
-    )
+    if weights.train_on:
+      setup = _configured(config, f"{config.architecture.name}_small")
+      pieces, provenance = _trained(config, setup, weights, options.overwrite)
+    else:
+      setup, pieces, provenance = restored(config, weights)
     record = exporting.record(options, weights.checkpoint_path)
     for name, kind in zip(names, kinds, strict=True):
       piece = _piece(kind, pieces[kind], setup)
@@ -224,37 +238,101 @@ def _trained(
   return _cut(config, setup, trained.model), provenance
 
 
-def _restored(
-  config: Config,
-  setup: image_classification.Setup,
-  weights: classifier_training.Weights,
-) -> tuple[dict[str, tf_keras.Model], dict[str, str]]:
-  """Restores the classifier from any structure that Model Garden writes.
+def _configured(
+  config: Config, default: str | None = None
+) -> image_classification.Setup:
+  """Sets up the experiment that the flags name."""
+  with errors.of_input(ValueError):
+    return image_classification.configure(
+      config.architecture, config.experiment or default, config.overrides
+    )
+
+
+def restored(
+  config: Config, weights: classifier_training.Weights
+) -> tuple[
+  image_classification.Setup, dict[str, tf_keras.Model], dict[str, str]
+]:
+  """Restores the pieces of a classifier from any source of weights.
 
   Returns:
-    Its pieces, and what the card says of the weights.
+    The configuration, the pieces by kind, and what the card says of the
+    weights.
+
+  Raises:
+    ExportError: The source does not match, or needs another configuration.
   """
+  path = weights.checkpoint_path
+  source = None
+  if formats.described(path):
+    source = hugging_face_images.read(
+      config.architecture, path, config.overrides, config.normalization
+    )
+  elif keras_files.is_file(path):
+    source = keras_applications.read(
+      config.architecture, path, config.overrides
+    )
+  if source and config.experiment:
+    raise errors.ExportError(
+      f"--experiment does not apply: {path} has a configuration of its own."
+    )
+  if source and not source.has_head and "classification" in config.outputs:
+    raise errors.ExportError(
+      f"{path} has no head, so that only --export_type=feature_vector can be"
+      " exported."
+    )
+  setup = source.setup if source else _configured(config)
   with errors.of_input(ValueError), checkpoints.uninitialized():
     model = image_classification.build(setup)
   pieces = _cut(config, setup, model)
-  path = weights.checkpoint_path
-  if path.endswith((".h5", ".hdf5")):
-    if "classification" not in pieces and _take_classes(path, setup, model):
-      with errors.of_input(ValueError), checkpoints.uninitialized():
-        model = image_classification.build(setup)
-      pieces = _cut(config, setup, model)
-    about = f"Cannot take the weights of {path}: "
-    with errors.of_input(about=about):  # h5py raises anything.
-      model.load_weights(path)
-    checkpoints.check_finite(path, model.variables)
+  _restore(path, source or setup, model, pieces, weights.weights)
+  num_classes = setup.data.num_classes
+  classes = weights.class_names(num_classes)
+  if source and not classes:
+    classes = ", ".join(source.classes)
+  if not classes and "classification" in pieces:
+    classes = f"{num_classes}, numbered as in the data that it was trained on"
+  rows = {"source": weights.description}
+  return setup, pieces, rows | ({"classes": classes} if classes else {})
+
+
+def _restore(
+  path: str,
+  source: hugging_face_images.Source | image_classification.Setup,
+  model: tf_keras.Model,
+  pieces: Mapping[str, tf_keras.Model],
+  weights: str | None,
+) -> None:
+  """Restores a classifier; what no piece uses may be lacking."""
+  backbone = getattr(model, "backbone", None)
+  refs = {w.ref() for piece in pieces.values() for w in piece.weights}
+  used = [v for v in model.variables if v.ref() in refs]
+  named = weight_tables.by_name(used)
+  if isinstance(source, hugging_face_images.Source):
+    if source.is_numbered:
+      named = _numbered(model, used)
+    _restore_by_name(path, source.tensors, source.lines, named, source.left_out)
+  elif os.path.isfile(f"{path}/saved_model.pb"):
+    tensors = checkpoints.of_saved_model(path)
+    names = keras_files.numbered(tensors)
+    tensors = {names[name]: tensor for name, tensor in tensors.items()}
+    lines = [
+      weight_tables.Line(n, n) for n in _numbered(model, model.variables)
+    ]
+    left_out = {"save_counter": "counters"}
+    _restore_by_name(
+      f"{path}, a SavedModel", tensors, lines, _numbered(model, used), left_out
+    )
+  elif keras_files.is_file(path):
+    models = [model, backbone] if backbone is not None else [model]
+    keras_files.restore(path, models, used)
+  elif (tensors := checkpoints.by_name(path)) is not None:
+    _restore_tf1(path, source, tensors, model, named, weights)
   else:
     checkpoint = tf.train.Checkpoint
     roots = [checkpoint(model=model), model, checkpoints.keras_weights(model)]
     parts = []
-    backbone = getattr(model, "backbone", None)
-    if backbone is not None and all(
-      len(piece.weights) == len(backbone.weights) for piece in pieces.values()
-    ):
+    if backbone is not None and len(used) == len(backbone.weights):
       # Of a classifier with another head, a detector or a segmenter.
       parts.append(checkpoint(backbone=backbone))
       name = next(
@@ -264,44 +342,71 @@ def _restored(
       )
       parts.append(checkpoint(model=checkpoint(**{name: backbone})))
     checkpoints.restore(
-      path, roots, parts=parts, left_out=_LEFT_OUT, weights=weights.weights
+      path, roots, parts=parts, left_out=_LEFT_OUT, weights=weights
     )
-  num_classes = setup.data.num_classes
-  classes = weights.class_names(num_classes)
-  if not classes and "classification" in pieces:
-    classes = f"{num_classes}, numbered as in the data that it was trained on"
-  rows = {"source": weights.description}
-  return pieces, rows | ({"classes": classes} if classes else {})
 
 
-def _take_classes(
-  path: str, setup: image_classification.Setup, model: tf_keras.Model
-) -> bool:
-  """Sets the number of classes to that of weights in HDF5.
+def _numbered(
+  model: tf_keras.Model, variables: Sequence[tf.Variable]
+) -> dict[str, tf.Variable]:
+  """Returns variables of a model by names that count its own layers only."""
+  names = keras_files.numbered([v.name for v in model.variables])
+  return {names[v.name]: v for v in variables}
 
-  Returns:
-    Whether `model`, of which only features are exported, had another.
 
-  Raises:
-    ExportError: The weights are those of other layers.
-  """
-  shapes = checkpoints.hdf5_shapes(path)
-  live = collections.Counter(tuple(w.shape) for w in model.weights)
-  more = collections.Counter(shapes.values()) - live
-  lacking = live - collections.Counter(shapes.values())
-  classes = {shape[-1] for shape in (*more, *lacking)}
-  classes.discard(setup.data.num_classes)
-  if len(classes) == 1 and len(more) == len(lacking) == 2:
-    (setup.data.num_classes,) = classes
-    print(f"Left out of {path}: the head, of {setup.data.num_classes} classes.")
-    return True
-  if other := [f"{k} {v}" for k, v in shapes.items() if v in more]:
+def _restore_by_name(
+  path: str,
+  tensors: Mapping[str, weight_tables.Tensor],
+  lines: Sequence[weight_tables.Line],
+  named: Mapping[str, tf.Variable],
+  left_out: Mapping[str, str],
+) -> None:
+  """Restores variables; tensors of others in the table are left out."""
+  others = {line.theirs for line in lines if line.ours not in named}
+  left_out = {**left_out, **dict.fromkeys(others, "not exported")}
+  weight_tables.restore(path, tensors, lines, named, left_out=left_out)
+
+
+def _restore_tf1(
+  path: str,
+  setup: image_classification.Setup,
+  tensors: Mapping[str, weight_tables.Tensor],
+  model: tf_keras.Model,
+  named: Mapping[str, tf.Variable],
+  weights: str | None,
+) -> None:
+  """Restores the ResNet of `official` from a checkpoint of TensorFlow 1."""
+  if any(name.startswith("resnet_model/") for name in tensors):
     raise errors.ExportError(
-      f"{path} does not match the model: it has {', '.join(other[:3])}"
-      f"{f' and {len(other) - 3} more' if len(other) > 3 else ''}, which the"
-      " model lacks."
+      f"{path} is a TensorFlow 1 checkpoint of official/r1/resnet, whose"
+      " convolutions with strides pad both sides alike, unlike those of any"
+      " model here."
     )
-  return False
+  if setup.experiment.build is None:
+    raise errors.ExportError(
+      f"{path} is a TensorFlow 1 checkpoint, which only the ResNet-50 of"
+      " `official` has: //exporters:resnet --experiment=legacy_resnet50."
+    )
+  has_averages = any(name.endswith(_AVERAGE) for name in tensors)
+  if has_averages != (weights is not None):
+    raise errors.ExportError(
+      f"{path} has moving averages of its weights, too: say --weights=raw or"
+      " --weights=average."
+      if has_averages
+      else f"{path} has no moving averages: leave out --weights."
+    )
+  lines = []
+  for name, variable in weight_tables.by_name(model.variables).items():
+    average = name + _AVERAGE
+    # Those of batch normalization are averages themselves.
+    if weights == "average" and (variable.trainable or average in tensors):
+      lines.append(weight_tables.Line(name, average))
+    else:
+      lines.append(weight_tables.Line(name, name))
+  unwanted = {line.ours: "raw weights" for line in lines} if weights else {}
+  _restore_by_name(
+    path, tensors, lines, named, {**_LEFT_OUT_OF_TF1, **unwanted}
+  )
 
 
 def _piece(

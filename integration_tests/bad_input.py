@@ -285,7 +285,7 @@ AT_ONCE: Table = [
       "--checkpoint_path={lfs}": "DIR/lfs is a pointer of Git LFS.*git lfs",
       "--checkpoint_path={export.tar.gz}": "is an archive, .* Unpack it first",
       "--checkpoint_path={pytorch_model.bin}": "is weights of PyTorch, not a",
-      "--checkpoint_path={saved_model}": "saved_model is a SavedModel, not a",
+      "--checkpoint_path={saved_model}": r"Cannot read \S*/saved_model/variab",
       "--checkpoint_path=/proc/self/mem": "Cannot read /proc/self/mem: Input",
       "--checkpoint_path={text}/x": "text/x.index does not exist",
       "--checkpoint_path={out}[1]": r"--checkpoint_path=\S*: .* with \[ in it",

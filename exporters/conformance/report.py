@@ -6,12 +6,12 @@ import collections
 from collections.abc import Callable, Mapping, Sequence
 import html
 import os
-import pathlib
 from typing import Any
 
 from etils import epy
 
 from exporters.conformance import findings as findings_lib
+from exporters.reusable import pages
 
 # Only what collects needs these. They import TensorFlow.
 with epy.lazy_imports():
@@ -20,7 +20,6 @@ with epy.lazy_imports():
   from exporters.conformance import subject as subject_lib
   from exporters.reusable import comparison
 
-_PAGE = pathlib.Path(os.path.dirname(__file__), "page.html")
 _LONGEST = 20  # Rows of a chart.
 
 
@@ -109,15 +108,13 @@ def page(report: Mapping[str, Any]) -> str:
   Args:
     report: What `collect` returns, with `saved_model_dir` and `rules`.
   """
-  name = html.escape(
-    os.path.basename(os.path.normpath(report["saved_model_dir"]))
-  )
+  title = os.path.basename(os.path.normpath(report["saved_model_dir"]))
   verdicts = collections.Counter(rule["verdict"] for rule in report["rules"])
   counts = ", ".join(f"{verdicts[v]} {v}" for v in findings_lib.VERDICTS)
   variables = report["variables"]
   columns = ("verdict", "rule", "level", "text", "found", "fix")
   body = [
-    f"<h1>{name}</h1>",
+    f"<h1>{html.escape(title)}</h1>",
     f"<p>A SavedModel of kind <b>{html.escape(report['kind'])}</b>, saved with"
     f" TensorFlow {html.escape(report['saved_with_tensorflow'])}:"
     f" {counts}.</p>",
@@ -151,10 +148,7 @@ def page(report: Mapping[str, Any]) -> str:
     "<h2>Ops</h2>",
     _chart(list(report["ops"].items()), str),
   ]
-  template = _PAGE.read_text(encoding="utf-8")
-  # A name may be "BODY".
-  before, _, after = template.partition("BODY")
-  return "\n".join([before.replace("TITLE", name), *body, after])
+  return pages.page(title, body)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str | float]]) -> str:

@@ -16,7 +16,6 @@ import hashlib
 import os
 from typing import Any
 
-import h5py
 import tensorflow as tf
 import tf_keras
 
@@ -280,32 +279,21 @@ def keras_weights(model: tf_keras.Model) -> tf.train.Checkpoint:
   )
 
 
-def hdf5_shapes(path: str) -> dict[str, tuple[int, ...]]:
-  """Returns the shapes of the weights in an HDF5 file of Keras, by name."""
-  shapes = {}
-
-  def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
-    if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
-      shapes[name] = item.shape
-
-  with _reading(path), h5py.File(path) as f:
-    f.visititems(add)
-  return shapes
-
-
 def sha256(checkpoint_path: str) -> str:
   """Hashes the contents of a checkpoint's files.
 
   Args:
-    checkpoint_path: As for `restore`; an HDF5 file of weights; or a directory
+    checkpoint_path: As for `restore`; a file of Keras; or a directory
       of another library.
 
   Raises:
     ExportError: There is no checkpoint.
   """
   contents = hashlib.sha256()
-  if checkpoint_path.endswith((".h5", ".hdf5")):
-    paths = [checkpoint_path]
+  if os.path.isfile(
+    formats.checkpoint_prefix(checkpoint_path, takes_others=True)
+  ):
+    paths = [checkpoint_path]  # HDF5, or `.keras`.
   elif formats.described(checkpoint_path):
     directory = glob.escape(formats.hugging_face_dir(checkpoint_path))
     paths = sorted(

@@ -47,7 +47,7 @@ _M_ARENA_MAX = -8  # In malloc.h.
 
 # Flags that make no difference to the export.
 _OF_THE_RUN = (
-  *("debug", "keep_failed", "overwrite"),
+  *("checkpoint_report", "debug", "keep_failed", "overwrite"),
   *("follow_links", "gib", "sandbox", "seconds"),
 )
 
@@ -106,7 +106,14 @@ def _define_checkpoint_flags() -> None:
     "With --checkpoint_path: which weights to take if the checkpoint also has"
     " moving averages of them. Model Garden evaluates the averages.",
   )
-  forbid_without("checkpoint_path", ["weights"])
+  flags.DEFINE_string(
+    "checkpoint_report",
+    None,
+    "With --checkpoint_path: write here what each variable was restored from,"
+    " and what else the checkpoint has: HTML, JSON or text, by the file's"
+    " ending. - prints it, and exports nothing.",
+  )
+  forbid_without("checkpoint_path", ["checkpoint_report", "weights"])
 
 
 def define_saved_model_format() -> None:
@@ -144,7 +151,13 @@ def require_weights(
 
 def options() -> exporting.Options:
   """Returns what the flags that all exporters have say."""
-  return from_flags(exporting.Options, flag_values=_record())
+  report = flags.FLAGS.flag_values_dict().get("checkpoint_report")
+  if report and report != "-":
+    report = formats.absolute(report)
+    formats.check_output_file("checkpoint_report", report)
+  return from_flags(
+    exporting.Options, flag_values=_record(), checkpoint_report=report
+  )
 
 
 def define(

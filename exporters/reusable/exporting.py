@@ -20,6 +20,7 @@ with epy.lazy_imports():
   from exporters.reusable import checkpoints
   from exporters.reusable import keras_saving
   from exporters.reusable import model_card
+  from exporters.reusable import restore_report
   from exporters.reusable import saving
   from exporters.reusable import verification
 
@@ -38,6 +39,8 @@ class Options:
   Attributes:
     overwrite: It also applies to the `checkpoint_dir` of a training.
     saved_model_format: `reusable`, or `keras` for a complete Keras model.
+    checkpoint_report: A file to report restores in; `-` prints the report and
+      ends the process.
     flag_values: The flags of the program, for the report of the verification.
   """
 
@@ -46,6 +49,7 @@ class Options:
   verification: str = "full"
   saved_model_format: str = "reusable"
   keep_failed: str | None = None
+  checkpoint_report: str | None = None
   flag_values: Mapping[str, Any] | None = None
 
 
@@ -147,6 +151,8 @@ def exporting(
       card: model_card.Card,
       record: Mapping[str, Any],
     ) -> None:
+      if options.checkpoint_report:
+        restore_report.write(options.checkpoint_report)
       piece_dir = os.path.join(directory, name) if name else directory
       signatures: dict[str, Any] = {}
       root = _exported(piece, "serving_default", signatures)

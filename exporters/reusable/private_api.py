@@ -153,3 +153,38 @@ def write_fingerprint(export_dir: str) -> None:
     digest = hashlib.sha256(others).digest()
     fingerprint.uuid = str(int.from_bytes(digest[:16], "big"))
     path.write_bytes(fingerprint.SerializeToString(deterministic=True))
+
+
+def keras_paths(model: Any) -> dict[str, tf.Variable]:
+  """Returns the variables of a model by their paths in Keras' own format.
+
+  Keras numbers the values of a layer; their order is that of two attributes.
+  Without the module, files of this format are refused. It imports Keras, which
+  not all programs need.
+  """
+  try:
+    from tf_keras.src.saving import saving_lib
+  except ImportError as e:
+    raise NotImplementedError("This Keras has no names of weights.") from e
+  layers: dict[str, Any] = {}
+
+  class Store:
+    def make(self, path: str) -> dict[str, Any]:
+      return layers.setdefault(path, {})
+
+  def save(layer: Any, store: dict[str, Any]) -> None:
+    own = layer._trainable_weights + layer._non_trainable_weights
+    store.update(enumerate(own))
+
+  base = next(c for c in type(model).__mro__ if "save_own_variables" in vars(c))
+  original = base.save_own_variables
+  base.save_own_variables = save
+  try:
+    saving_lib._save_state(model, Store(), None, "", set())
+  finally:
+    base.save_own_variables = original
+  return {
+    f"{path}/vars/{i}": variable
+    for path, values in layers.items()
+    for i, variable in values.items()
+  }

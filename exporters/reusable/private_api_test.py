@@ -4,6 +4,7 @@ import os
 from unittest import mock
 
 import tensorflow as tf
+import tf_keras
 
 from exporters.reusable import private_api
 from exporters.reusable import saving
@@ -28,6 +29,18 @@ class PrivateApiTest(tf.test.TestCase):
     self.assertEqual(trace.structured_input_signature[0][0].shape, [None, 2])
     self.assertEqual(trace.variables, ())
     self.assertLen(trace.graph.outputs, 1)
+
+  def test_paths_of_keras(self):
+    layers = [tf_keras.layers.BatchNormalization(), tf_keras.layers.Dense(1)]
+    model = tf_keras.Sequential(layers)
+    model.build([None, 2])
+    paths = private_api.keras_paths(model)
+    batch_norm = "layers/batch_normalization/vars"
+    self.assertIs(paths[f"{batch_norm}/3"], layers[0].moving_variance)
+    self.assertIs(paths["layers/dense/vars/0"], layers[1].kernel)
+    self.assertLen(paths, 6)
+    with mock.patch.dict("sys.modules", {"tf_keras.src.saving": None}):
+      self.assertRaises(NotImplementedError, private_api.keras_paths, model)
 
   def test_saves_without(self):
     kernel = tf.Variable([[1.0], [2.0]])

@@ -33,6 +33,7 @@ with epy.lazy_imports():
 # What the config of any model of `official.vision` says of its backbone.
 _MODEL_OF_BACKBONE = ("backbone", "norm_activation", "input_size")
 
+Normalization = tuple[Sequence[float], Sequence[float]]
 NORMALIZATIONS = ("imagenet", "imagenet_means", "centered", "none")
 
 
@@ -86,8 +87,9 @@ class Experiment:
   Attributes:
     base: The experiment of `official.vision` that it changes.
     changes: What it changes in the config of the task.
-    normalization: What training does to the images, one of `NORMALIZATIONS`;
-      None: as the kind of the classifier has it.
+    normalization: What training does to the images, one of `NORMALIZATIONS`, or
+      means and deviations of images in [0, 1]; None: as the kind of the
+      classifier has it.
     build: Builds the classifier from the config of the task; None: the factory
       of `official.vision`.
     settable: With `build`, the fields of `task.model` that it reads. Overrides
@@ -96,7 +98,7 @@ class Experiment:
 
   base: str
   changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  normalization: str | None = None
+  normalization: str | Normalization | None = None
   build: Callable[[Any], tf_keras.Model] | None = None
   settable: Sequence[str] = ()
 
@@ -191,11 +193,13 @@ class Setup:
     return square is not None and square in self.variant
 
   @property
-  def normalization(self) -> str:
-    """What training does to the images, one of `NORMALIZATIONS`."""
+  def normalization(self) -> str | Normalization:
+    """What training does to the images; see `Experiment`."""
+    if self.experiment.normalization:
+      return self.experiment.normalization
     if getattr(self.task.train_data, "zero_centering_image", False):
       return "centered"
-    return self.experiment.normalization or self.architecture.kind.normalization
+    return self.architecture.kind.normalization
 
 
 def configure(
@@ -465,7 +469,7 @@ def cut(
   setup: Setup,
   model: tf_keras.Model,
   names: Sequence[str],
-  normalization: str | None = None,
+  normalization: str | Normalization | None = None,
 ) -> tf_keras.Model:
   """Cuts a piece out of a classifier. It shares the classifier's layers.
 
@@ -518,10 +522,15 @@ def cut(
   return tf_keras.Model(images, piece(_normalized(images, normalization)))
 
 
-def _normalized(images: tf.Tensor, normalization: str) -> tf.Tensor:
+def _normalized(
+  images: tf.Tensor, normalization: str | Normalization
+) -> tf.Tensor:
   if normalization == "none":
     return images
-  if normalization == "imagenet":
+  if not isinstance(normalization, str):
+    means, deviations = normalization
+    factors = [1 / deviation for deviation in deviations]
+  elif normalization == "imagenet":
     factors = [1 / deviation for deviation in preprocess_ops.STDDEV_NORM]
     means = preprocess_ops.MEAN_NORM
   elif normalization == "centered":

@@ -1,11 +1,13 @@
 """Tokens of image patches, for images of any size."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 import tf_keras
 
 
 class PatchTokens(tf_keras.layers.Layer):
-  """Turns patches into tokens with positions; a class token comes first.
+  """Turns patches into tokens with positions, behind the class token.
 
   For another grid of patches than that of the training, the table of positions
   is interpolated bilinearly, as Model Garden does for `pos_embed_shape`.
@@ -14,17 +16,20 @@ class PatchTokens(tf_keras.layers.Layer):
   def __init__(
     self,
     positions: tf_keras.layers.Layer,
-    class_token: tf_keras.layers.Layer | None,
+    first_tokens: Sequence[tf_keras.layers.Layer],
+    name: str | None = None,
   ):
     """Shares the variables of Model Garden's layers.
 
     Args:
       positions: The `AddPositionEmbs`, with the table of positions.
-      class_token: The `TokenLayer`, or None.
+      first_tokens: The `TokenLayer`s, built, of the tokens before those of
+        patches.
+      name: Name of the layer.
     """
-    super().__init__()
+    super().__init__(name=name)
     self.positions = positions
-    self.class_token = class_token
+    self.first_tokens = list(first_tokens)
 
   def call(self, patches: tf.Tensor) -> tf.Tensor:
     """Computes `[batch, tokens, features]`.
@@ -35,10 +40,11 @@ class PatchTokens(tf_keras.layers.Layer):
     rows, columns = tf.unstack(tf.shape(patches)[1:3])
     tokens = tf.reshape(patches, [-1, rows * columns, patches.shape[-1]])
     table = self.positions.pos_embedding
-    first = 0
-    if self.class_token is not None:
-      tokens = self.class_token(tokens)
-      first = 1  # Row 0 of the table is for the class token.
+    first = len(self.first_tokens)  # Their rows of the table come first.
+    if first:
+      values = tf.concat([layer.cls for layer in self.first_tokens], axis=1)
+      values = tf.cast(values, tokens.dtype) + tf.zeros_like(tokens[:, :1])
+      tokens = tf.concat([values, tokens], axis=1)
     grid = self.positions.posemb_target_shape  # Of the training.
     if table.shape[1] - first != grid[0] * grid[1]:
       grid = self.positions.posemb_origin_shape
@@ -50,3 +56,16 @@ class PatchTokens(tf_keras.layers.Layer):
       [table[:, :first], tf.cast(of_patches, table.dtype)], axis=1
     )
     return tokens + tf.cast(table, tokens.dtype)
+
+
+class FirstTokens(tf_keras.layers.Layer):
+  """Joins the features of the first tokens, `[batch, count * features]`."""
+
+  def __init__(self, count: int):
+    """Takes the number of tokens."""
+    super().__init__()
+    self.count = count
+
+  def call(self, tokens: tf.Tensor) -> tf.Tensor:
+    """Joins features of tokens, `[batch, tokens, features]`."""
+    return tf.concat(tf.unstack(tokens[:, : self.count], self.count, 1), -1)

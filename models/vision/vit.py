@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+import math
 from typing import Any
 
 from etils import epy
@@ -11,6 +13,7 @@ from models.vision import image_classification
 
 with epy.lazy_imports():
   from official.vision.modeling.backbones import vit
+  from official.vision.modeling.layers import nn_blocks
   import tensorflow as tf
   import tf_keras
 
@@ -37,7 +40,9 @@ def any_size(model: tf_keras.Model) -> tf_keras.Model:
   encoder = by_type[vit.Encoder]
   images = tf_keras.Input([None, None, 3])
   patches = by_type[tf_keras.layers.Conv2D](images)
-  tokens = patch_tokens.PatchTokens(encoder._pos_embed, class_token)(patches)
+  tokens = patch_tokens.PatchTokens(
+    encoder._pos_embed, [class_token] if class_token else []
+  )(patches)
   tokens = encoder._dropout(tokens)
   scores: list[Any] = []
   for block in encoder._encoder_layers:
@@ -68,6 +73,96 @@ def any_size(model: tf_keras.Model) -> tf_keras.Model:
   )
 
 
+@autograph.off
+def of_any_sizes(
+  task: Any,
+  *,
+  activation: str = "gelu",
+  epsilon: float = 1e-6,
+  tokens: Sequence[str] = ("class_token",),
+  pooled: int = 1,
+) -> tf_keras.Model:
+  """Builds a classifier of sizes that are not in Model Garden's table.
+
+  Args:
+    task: The config of the task, whose backbone has the sizes.
+    activation: `gelu`, or `gelu_tanh`, its approximation by tanh.
+    epsilon: That of the layer normalizations.
+    tokens: Names of the learned tokens before those of patches.
+    pooled: How many of them the head takes, side by side.
+
+  Returns:
+    A Keras model from normalized images of any size, float32
+    `[batch, height, width, 3]`, to logits. Its variables have the names
+    in `exporters/hugging_face_images.py`.
+  """
+  config, layers = task.model.backbone.get(), tf_keras.layers
+  sizes, size, patch = config.transformer, config.hidden_size, config.patch_size
+  l2 = task.losses.l2_weight_decay / 2
+  decay = tf_keras.regularizers.L2(l2) if l2 else None
+  grid = tuple(n // patch for n in task.model.input_size[:2])
+  images = tf_keras.Input([None, None, 3])
+  patches = layers.Conv2D(
+    size, patch, patch, kernel_regularizer=decay, name="patches"
+  )(images)
+  x = _patch_tokens(grid, size, tokens)(patches)
+  x = layers.Dropout(sizes.dropout_rate)(x)
+  for i in range(sizes.num_layers):
+    x = _block(config, f"block_{i}", activation, epsilon, decay)(x)
+  x = layers.LayerNormalization(epsilon=epsilon, name="norm")(x)
+  features = patch_tokens.FirstTokens(pooled)(x)
+  if config.representation_size:
+    features = layers.Dense(
+      config.representation_size,
+      "tanh",
+      name="pooler",
+      kernel_regularizer=decay,
+    )(features)
+  level = str(round(math.log2(patch)))
+  outputs = {
+    level: tf.reshape(x[:, len(tokens) :], tf.shape(patches)),
+    "pre_logits": features[:, None, None],
+  }
+  backbone = tf_keras.Model(images, outputs)
+  images = tf_keras.Input([None, None, 3])
+  x = layers.GlobalAveragePooling2D()(backbone(images)["pre_logits"])
+  logits = layers.Dense(
+    task.model.num_classes, name="head", kernel_regularizer=decay
+  )(x)
+  return tf_keras.Model(images, logits)
+
+
+def _block(
+  config: Any, name: str, activation: str, epsilon: float, decay: Any
+) -> tf_keras.layers.Layer:
+  """Makes a layer of the transformer."""
+  return nn_blocks.TransformerEncoderBlock(
+    num_attention_heads=config.transformer.num_heads,
+    inner_dim=config.transformer.mlp_dim,
+    inner_activation=lambda x: tf.nn.gelu(x, activation == "gelu_tanh"),
+    output_dropout=config.transformer.dropout_rate,
+    attention_dropout=config.transformer.attention_dropout_rate,
+    kernel_regularizer=decay,
+    norm_first=True,
+    norm_epsilon=epsilon,
+    stochastic_depth_drop_rate=config.init_stochastic_depth_rate,
+    name=name,
+  )
+
+
+def _patch_tokens(
+  grid: tuple[int, int], size: int, names: Sequence[str]
+) -> patch_tokens.PatchTokens:
+  """Makes the layer of learned tokens and positions, with its variables."""
+  positions = vit.AddPositionEmbs(posemb_target_shape=grid, name="positions")
+  positions.build([None, len(names) + math.prod(grid), size])
+  first = [vit.TokenLayer() for _ in names]
+  for name, layer in zip(names, first, strict=True):
+    with tf.name_scope(name):
+      layer.build([None, None, size])
+  return patch_tokens.PatchTokens(positions, first, "tokens")
+
+
 ARCHITECTURE = image_classification.Architecture(
   name="vit",
   backbone="vit",
@@ -89,5 +184,8 @@ ARCHITECTURE = image_classification.Architecture(
   sizes="others of one patch and more, square or not, for which it interpolates"
   " the table of positions",
   any_size=any_size,
-  own_gradients=["models.vision.patch_tokens.PatchTokens"],
+  own_gradients=[
+    "models.vision.patch_tokens.FirstTokens",
+    "models.vision.patch_tokens.PatchTokens",
+  ],
 )

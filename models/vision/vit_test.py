@@ -92,7 +92,7 @@ class VitTest(tf.test.TestCase):
     class_token = model_garden.TokenLayer()
     positions(class_token(tf.zeros([1, 6, 1])))
     positions.pos_embedding.assign([[[9.0]] + [[float(i)] for i in range(6)]])
-    layer = patch_tokens.PatchTokens(positions, class_token)
+    layer = patch_tokens.PatchTokens(positions, [class_token])
     tokens = layer(tf.zeros([1, 4, 3, 1]))
     self.assertAllClose(
       tf.squeeze(tokens),
@@ -101,10 +101,10 @@ class VitTest(tf.test.TestCase):
     )
 
   def test_own_gradients(self):
-    layer_type = patch_tokens.PatchTokens
+    types = (patch_tokens.FirstTokens, patch_tokens.PatchTokens)
     self.assertEqual(
       vit.ARCHITECTURE.own_gradients,
-      [f"{layer_type.__module__}.{layer_type.__qualname__}"],
+      [f"{t.__module__}.{t.__qualname__}" for t in types],
     )
 
 

@@ -1,0 +1,80 @@
+"""Shows what an exporter would restore from a checkpoint, without exporting.
+
+  bazel run //exporters:checkpoint_report -- --checkpoint_path=PATH
+  bazel run //exporters:checkpoint_report -- --checkpoint_path=PATH \
+    --exporter=resnet --experiment=legacy_resnet50
+
+All other flags are those of the exporter.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+
+from absl import app
+from absl import flags
+
+from distribution import errors
+from distribution import formats
+
+# Exporters of directories with a config, by the beginning of their type.
+_OF_TYPES = {
+  "vit": "vit",
+  "deit": "deit",
+  "tf_efficientnet": "efficientnet",
+  **dict.fromkeys(("albert", "bert", "distilbert", "electra"), "bert"),
+  "mobilebert": "bert",
+}
+EXPORTERS = (
+  *("bert", "deit", "efficientnet", "mnist_cnn", "mobilenet", "resnet"),
+  *("resnet_3d", "revnet", "text_rnn", "tf_module", "vit"),
+)
+
+flags.DEFINE_enum(
+  "exporter",
+  None,
+  EXPORTERS,
+  "Whose model the checkpoint is of. Directories of Hugging Face say it.",
+)
+flags.DEFINE_string("checkpoint_path", None, "As for the exporter.")
+flags.mark_flag_as_required("checkpoint_path")
+
+
+def _parse(arguments: list[str]) -> list[str]:
+  """Parses the flags of this program, and returns all others."""
+  return flags.FLAGS(arguments, known_only=True)
+
+
+def main(others: list[str]) -> None:
+  """Runs the exporter up to the restore."""
+  with errors.reported():
+    path = formats.absolute(flags.FLAGS.checkpoint_path)
+    exporter = flags.FLAGS.exporter
+    _, type_ = formats.described(path) or ("", "")
+    for start, name in _OF_TYPES.items():
+      if not exporter and type_.lower().startswith(start):
+        exporter = name
+    if not exporter:
+      raise errors.InputError(
+        f"Say whose model {path} is of: --exporter={'|'.join(EXPORTERS)}."
+      )
+  program = os.path.join(os.path.dirname(__file__), exporter)
+  command = [program]
+  if not os.path.exists(program):  # It is not built by Bazel.
+    command = [sys.executable, f"{program}.py"]
+  with tempfile.TemporaryDirectory() as directory:
+    command += [
+      f"--checkpoint_path={path}",
+      f"--export_dir={os.path.join(directory, 'export')}",
+      "--checkpoint_report=-",
+      "--verification=off",
+    ]
+    sys.exit(subprocess.run([*command, *others[1:]], check=False).returncode)
+
+
+if __name__ == "__main__":
+  errors.define_flags()
+  app.run(main, flags_parser=_parse)
