@@ -12,9 +12,12 @@ import sys
 from typing import Any
 
 from absl import app
+from absl import flags
 
 from distribution import errors
 from distribution import scratch
+
+flags.disclaim_key_flags()  # --help lists them as the program's.
 
 # Bytes of address space. With less, TensorFlow ends the process.
 _LEAST_MEMORY = 3 * 2**30
