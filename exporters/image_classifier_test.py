@@ -242,8 +242,8 @@ class ImageClassifierTest(absltest.TestCase):
     for line in (
       "✓ gradients, training (1, 96, 64, 3)",
       "✓ hyperparameters, batch_norm_momentum 0.5",
-      "✓ hyperparameters, dropout_rate 0.125",
-      "✓ hyperparameters, stochastic_depth_rate 0.1",
+      "✓ hyperparameters, dropout_rate 0.5",
+      "✓ hyperparameters, stochastic_depth_rate 0.5",
     ):
       self.assertIn(line, output)
     features = tf.saved_model.load(str(export_dir / "feature_vector"))

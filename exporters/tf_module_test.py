@@ -53,7 +53,7 @@ class TfModuleTest(tf.test.TestCase):
     )
     result = _run(*arguments, "--units=4", f"--export_dir={self.export_dir}")
     self.assertEqual(result.returncode, 0, result.stderr)
-    self.assertIn("✓ hyperparameters, dropout_rate 0.01", result.stdout)
+    self.assertIn("✓ hyperparameters, dropout_rate 0.5", result.stdout)
     self.assertIn("✓ sample, hyperparameters, seed 2", result.stdout)
     self.assertIn("✓ inverse, compilation under XLA", result.stdout)
     export = hub.load(self.export_dir)

@@ -22,6 +22,8 @@ _PAGES = sorted(
   for folder in (".", "docs")
   for path in pathlib.Path(folder).glob("*.md")
 )
+# Programs whose source has another name.
+_SOURCES = {"exporters/safetensors": "exporters/to_safetensors"}
 _COMMAND = re.compile(r"bazelw (?:run|build)(?: --config=\w+)? (//\S+)(.*)")
 
 
@@ -99,8 +101,9 @@ class PagesTest(parameterized.TestCase):
     context = multiprocessing.get_context("fork")
     with context.Pool(1, maxtasksperchild=1) as pool:
       for target, group in itertools.groupby(by_target, lambda c: c[1]):
-        program = target.removeprefix("//").replace(":", "/") + ".py"
-        described = pool.apply(_help, (program,))
+        program = target.removeprefix("//").replace(":", "/")
+        source = f"{_SOURCES.get(program, program)}.py"
+        described = pool.apply(_help, (source,))
         for page, _, names in group:
           for name in names:
             with self.subTest(f"{page}: {target} {name}"):

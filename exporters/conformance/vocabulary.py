@@ -25,14 +25,14 @@ def words(
     files: The paths of its files.
     nodes: The nodes of its graph.
   """
-  found = []
+  found = {}  # Several tables and constants may have the same words.
   for entries in _entries(directory, files, nodes):
     # A line may have a count after the word.
     firsts = (entry.split()[:1] for entry in dict.fromkeys(entries))
     known = [x for first in firsts for x in first if re.match(r"\w", x)]
     if known:
-      found.append((len(known), known[:: len(known) // _MOST + 1]))
-  largest = [x for _, x in sorted(found, key=lambda f: -f[0])[:_SOURCES]]
+      found[tuple(known[:: len(known) // _MOST + 1])] = len(known)
+  largest = sorted(found, key=lambda words: -found[words])[:_SOURCES]
   count = max(map(len, largest), default=0)
   turns = zip(
     *(itertools.islice(itertools.cycle(x), count) for x in largest), strict=True

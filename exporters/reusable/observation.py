@@ -804,10 +804,12 @@ def _in_other_forms(
       form = {key: form[key] for key in example}
     is_dict = isinstance(form, Mapping)
     specs = list(form.values()) if is_dict else tf.nest.flatten(form)
-    name = f"{type(form).__name__} of {', '.join(str(x.dtype) for x in specs)}"
     are_tensors = all(isinstance(x, tf.TensorSpec) for x in specs)
     if not are_tensors or len(specs) != len(values):
       continue
+    name = ", ".join(x.dtype.name for x in specs)
+    if form is not specs[0]:
+      name = f"{'dict' if is_dict else 'list'} of {name}"
     is_own = is_dict == isinstance(example, Mapping) and all(
       x.dtype == v.dtype for x, v in zip(specs, values, strict=True)
     )

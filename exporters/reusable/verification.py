@@ -6,7 +6,6 @@ import dataclasses
 import errno
 import hashlib
 from importlib import metadata
-import inspect
 import itertools
 import json
 import os
@@ -391,14 +390,13 @@ def _takes(source: saving.Source, example: Any) -> bool:
 def _graph(source: saving.Source, example: Any) -> Any:
   """Returns the graph of a call in training of what will be exported."""
   arguments = {
-    name: True
-    if name == "training"
     # Numbers would get traces of their own.
-    else tf.constant(parameter.default)
-    for name, parameter in inspect.signature(source.function).parameters.items()
-    if parameter.default is not parameter.empty
+    name: True if name == "training" else tf.constant(default)
+    for name, default in source.defaults.items()
   }
-  trace = source.function.get_concrete_function(example, **arguments)
+  # A loaded export has traces already, and no function that could be traced.
+  function = source.function or tf.function(source.call)
+  trace = function.get_concrete_function(example, **arguments)
   return trace.graph.as_graph_def()
 
 
