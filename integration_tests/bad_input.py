@@ -285,7 +285,6 @@ AT_ONCE: Table = [
       "--checkpoint_path={lfs}": "DIR/lfs is a pointer of Git LFS.*git lfs",
       "--checkpoint_path={export.tar.gz}": "is an archive, .* Unpack it first",
       "--checkpoint_path={pytorch_model.bin}": "is weights of PyTorch, not a",
-      "--checkpoint_path={saved_model}": r"Cannot read \S*/saved_model/variab",
       "--checkpoint_path=/proc/self/mem": "Cannot read /proc/self/mem: Input",
       "--checkpoint_path={text}/x": "text/x.index does not exist",
       "--checkpoint_path={out}[1]": r"--checkpoint_path=\S*: .* with \[ in it",
@@ -525,6 +524,7 @@ LATER: Table = [
   (
     f"exporters/mnist_cnn {_RESTORE}{{mnist_cnn}}",
     {
+      "--checkpoint_path={saved_model}": r"Cannot read \S*/saved_model/variab",
       "--checkpoint_path={half_index}": "Cannot read .*half_index/checkpoint-1",
       "--checkpoint_path={flipped_index}": "flipped_index/.* truncated or dama",
       "--checkpoint_path={lost_index}": "names checkpoint-1, which is not",
