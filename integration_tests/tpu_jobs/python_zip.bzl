@@ -21,11 +21,12 @@ def _python_zip_impl(ctx):
     )
     zip = ctx.actions.declare_file(ctx.label.name + ".zip")
 
-    # Files of other repositories come from the packages in the lock.
+    # Sources, and data such as pages and the lock. Files of other repositories
+    # come from the packages in the lock.
     files = [
         file
-        for file in ctx.attr.program[PyInfo].transitive_sources.to_list()
-        if not file.short_path.startswith("../")
+        for file in ctx.attr.program[DefaultInfo].default_runfiles.files.to_list()
+        if file.is_source and not file.short_path.startswith("../")
     ]
     ctx.actions.run(
         executable = ctx.executable._zipper,
@@ -50,7 +51,6 @@ python_zip = rule(
         "program": attr.label(
             doc = "A py_binary whose main file has its name.",
             mandatory = True,
-            providers = [PyInfo],
         ),
         "_zipper": attr.label(
             cfg = "exec",
