@@ -6,6 +6,7 @@ process, however that ends; the next run then removes the directory.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator, Sequence
 import contextlib
 import fcntl
@@ -143,7 +144,8 @@ def of_program() -> Iterator[None]:
   """Keeps temporary files of this program and its children in one directory.
 
   On entry it removes such directories of programs that were killed. On exit the
-  children of this process are killed.
+  children of this process are killed. The directory goes when the process ends,
+  after what libraries such as matplotlib remove in it.
   """
   with errors.of_input(OSError, about="TMPDIR: "):
     parent = tempfile.gettempdir()
@@ -152,16 +154,23 @@ def of_program() -> Iterator[None]:
     _remove_abandoned(parent)
   path = os.path.join(parent, f"{_PREFIX}{uuid.uuid4().hex}")
   before = os.environ.get("TMPDIR"), tempfile.tempdir
-  with directory(path):
-    # A cache, which tensorflow-hub has in TMPDIR.
-    hub = os.path.join(parent, "tfhub_modules")
-    os.environ.setdefault("TFHUB_CACHE_DIR", hub)
-    os.environ["TMPDIR"] = tempfile.tempdir = path
-    try:
-      yield
-    finally:
-      os.environ["TMPDIR"], tempfile.tempdir = before[0] or parent, before[1]
-      _kill_children()
+  stack = contextlib.ExitStack()
+  stack.enter_context(directory(path))
+  atexit.register(_close, stack, path)
+  # A cache, which tensorflow-hub has in TMPDIR.
+  hub = os.path.join(parent, "tfhub_modules")
+  os.environ.setdefault("TFHUB_CACHE_DIR", hub)
+  os.environ["TMPDIR"] = tempfile.tempdir = path
+  try:
+    yield
+  finally:
+    os.environ["TMPDIR"], tempfile.tempdir = before[0] or parent, before[1]
+    _kill_children()
+
+
+def _close(stack: contextlib.ExitStack, path: str) -> None:
+  if (path, os.getpid()) in _mine:  # A fork leaves it to its parent.
+    stack.close()
 
 
 def _remove_abandoned(parent: str) -> None:

@@ -371,7 +371,7 @@ class BertTest(parameterized.TestCase):
     self.assertEqual(result.returncode, 0, result.stderr)
     for line in (
       "✓ gradients, training 3 of (3, 24)",
-      "✓ hyperparameters, attention_dropout_rate 0.1",
+      "✓ hyperparameters, attention_dropout_rate 0.5",
       "✓ mlm, gradients, training 4 of (3, 24)",
       "✓ bert_pack_inputs, outputs, inference 3 of (3, None, None)",
       "✓ hyperparameters, seq_length 8",

@@ -307,7 +307,7 @@ class MnistCnnTest(absltest.TestCase):
     )
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertIn("✓ gradients, training (1, 28, 28, 1)", result.stdout)
-    self.assertIn("✓ hyperparameters, dropout_rate 0.2", result.stdout)
+    self.assertIn("✓ hyperparameters, dropout_rate 0.5", result.stdout)
     accuracy = float(result.stdout.split("Test accuracy: ")[1].split()[0])
     self.assertGreater(accuracy, 0.5)
     again = _run(

@@ -23,6 +23,7 @@ from absl import flags
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from distribution import scratch
 from integration_tests import bad_input
 from integration_tests import bad_input_of_consumers as of_consumers
 
@@ -109,6 +110,7 @@ def _run(
     sys.stderr.flush()
     paths[2].write_text("yes" if "tensorflow" in sys.modules else "")
   finally:
+    scratch.remove_all()
     os._exit(status)
 
 

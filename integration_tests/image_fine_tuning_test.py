@@ -231,8 +231,8 @@ class ImageFineTuningTest(tf.test.TestCase):
       ({"saved_model_dir": "/nowhere"}, "^/nowhere does not exist"),
       ({"saved_model_dir": "integration_tests"}, "has no saved_model.pb"),
       ({"task": "segmentation"}, "Export it with --endpoints"),
-      ({"report": "/nowhere/x.html"}, "--report: the directory /nowhere does"),
-      ({"report": f"{__file__}/x.html"}, "the directory .*py does not exist"),
+      ({"report": "/nowhere/x.html"}, "/nowhere/x.html: /nowhere is no dir"),
+      ({"report": f"{__file__}/x.html"}, "py/x.html: .*py is no dir"),
       ({"report": written}, "--report: .*written.html exists. Remove it"),
       ({"image_size": "64"}, "takes only images of 28 by 28 pixels"),
       (

@@ -20,10 +20,9 @@ _NO_SUB_OBJECT = re.compile(
   "_|layer-|layer_with_weights-|keras_api|signatures$"
   "|call_and_return_all_conditional_losses$"
 )
-# Folders that do not occur in names of ops. TensorFlow names tables by their
-# files.
+# Only folders that do not occur in names of ops.
 _ABSOLUTE_PATH = re.compile(
-  rb"(?<!hash_table_)/(?:home|mnt|private|proc|root|tmp|usr|Users|var/(?:folders|lib|tmp))"
+  rb"/(?:home|mnt|private|proc|root|tmp|usr|Users|var/(?:folders|lib|tmp))"
   rb"/[\w./-]*"
 )
 _CPU = re.compile(

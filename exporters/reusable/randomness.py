@@ -99,9 +99,11 @@ def with_seeds(
 
 
 def _write_seeds(library: Any) -> None:
-  """Numbers the random ops that a call of each function runs.
+  """Numbers the random ops that a call of each function runs, from 1 on.
 
-  Each call of an inner function gets a copy of it, with numbers of its own.
+  A function that is called after other random ops gets a copy, with the next
+  numbers. Others stay: TensorFlow finds the Tensors that gradient functions
+  capture by the name of the function.
   """
   functions = list(library.function)
   by_name = {f.signature.name: f for f in functions}
@@ -114,6 +116,10 @@ def _write_seeds(library: Any) -> None:
       for node in by_name[name].node_def
     )
 
+  @functools.cache
+  def last_number(name: str) -> int:
+    return number(by_name[name], 0)
+
   def number(function: graphs.Function, count: int) -> int:
     for node in function.node_def:
       callee = graphs.callee(node, by_name)
@@ -122,16 +128,19 @@ def _write_seeds(library: Any) -> None:
         for name, seed in zip(graphs.SEEDS, (1, count), strict=True):
           node.attr[name].i = seed
       elif callee and is_random(callee.signature.name):
-        copy = library.function.add()
-        copy.CopyFrom(callee)
-        copy.signature.name += f"_{len(library.function)}"
-        node.attr["f"].func.name = copy.signature.name
-        by_name[copy.signature.name] = copy
-        count = number(copy, count)
+        last = last_number(callee.signature.name)
+        if count:
+          copy = library.function.add()
+          copy.CopyFrom(callee)
+          copy.signature.name += f"_{len(library.function)}"
+          node.attr["f"].func.name = copy.signature.name
+          by_name[copy.signature.name] = copy
+          last = number(copy, count)
+        count = last
     return count
 
   for function in functions:
-    number(function, 0)
+    last_number(function.signature.name)
 
 
 def sample(runs: Iterable[comparison.Arrays]) -> comparison.Arrays:
