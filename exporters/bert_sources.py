@@ -43,7 +43,10 @@ _WHY_NOT = {
 }
 # Parts of a directory of sentence-transformers, by the end of their type.
 _MODULES = ("Transformer", "Pooling", "Normalize")
-_POOLINGS = {"cls": "cls", "mean": "mean"}
+_POOLINGS = {
+  **dict.fromkeys(("cls", "cls_token"), "cls"),
+  **dict.fromkeys(("mean", "mean_tokens"), "mean"),
+}
 _OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 # Parts of names that tell the types of the first releases apart.
 _PARTS_OF_NAMES = {
@@ -548,7 +551,7 @@ def _sentence_transformers(
     if types[-1] == "Pooling":
       pooling = formats.read_json(f"{path}/{name}/config.json")
       modes = pooling.get("pooling_mode") or [
-        key.removeprefix("pooling_mode_").split("_")[0]
+        key.removeprefix("pooling_mode_")
         for key, value in pooling.items()
         if key.startswith("pooling_mode_") and value is True
       ]

@@ -376,6 +376,23 @@ class BertSourcesTest(absltest.TestCase):
     for name in ("input_word_ids", "input_mask"):
       np.testing.assert_array_equal(packed[name], expected[name])
 
+  def test_older_names_of_poolings(self):
+    path = os.path.join(self.directory, "sentence_transformer")
+    shutil.copytree(f"{_GOLDENS}/sentence_transformer", path)
+    for mode, pooling in (
+      ("mean_tokens", "mean"),
+      ("cls_token", "cls"),
+      ("mean_sqrt_len_tokens", None),
+    ):
+      said = dict.fromkeys(("cls_token", "mean_tokens", "max_tokens"), False)
+      said = {f"pooling_mode_{k}": v for k, v in {**said, mode: True}.items()}
+      with open(f"{path}/1_Pooling/config.json", "w") as f:
+        json.dump({"word_embedding_dimension": 12, **said}, f)
+      source = bert_sources.read(path)
+      self.assertEqual(source.options.get("pooling"), pooling)
+      problem = "" if pooling else f"its pooling is {mode}"
+      self.assertEqual(source.problem, problem)
+
   def saved(self, core, config):
     """Saves what the exports of //exporters:bert have beside functions."""
     for name, content in (("config.json", config), ("vocab.txt", "[PAD]\n")):
