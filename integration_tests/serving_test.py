@@ -45,7 +45,7 @@ def _model(*shape, pixels=False):
 
 def _text_model():
   words = tf_keras.layers.StringLookup(
-    vocabulary=["yes", "no"], output_mode="multi_hot"
+    vocabulary=["yes", "no"], mask_token="", output_mode="multi_hot"
   )
   texts = tf_keras.Input([], dtype=tf.string, name="texts")
   x = words(tf.strings.split(texts).to_tensor(""))
