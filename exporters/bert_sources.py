@@ -19,7 +19,6 @@ from distribution import formats
 from exporters.reusable import errors
 
 with epy.lazy_imports():
-  import h5py
   from official.nlp.configs import encoders
   import tensorflow as tf
 
@@ -30,7 +29,7 @@ with epy.lazy_imports():
   from models.nlp import bert
   from models.nlp import encoder_config
 
-flags.disclaim_key_flags()  # They are those of the program.
+flags.disclaim_key_flags()  # --help lists them as the program's.
 
 _POSITIONS = "its positions are relative or rotary, BERT's absolute"
 _TOKENS = "its tokens and special tokens are not those of BERT"
@@ -287,7 +286,7 @@ def _read_keras_hub(path: str, description: str, model_type: str) -> Source:
       raise ValueError(f"it has no {missing[0]}")
     values |= {ours: said[key] for key, ours in keys.items() if key in said}
     config = encoder_config.from_hugging_face(values)
-  tensors = _read_hdf5(os.path.join(path, "model.weights.h5"))
+  _, tensors = keras_files.read(os.path.join(path, "model.weights.h5"))
   _check_sizes(file, said, tensors)
   options: dict[str, Any] = {
     "seq_length": min(128, bert.max_seq_length(config))
@@ -314,21 +313,6 @@ def _read_keras_hub(path: str, description: str, model_type: str) -> Source:
     origins=origins,
     library="keras-hub",
   )
-
-
-def _read_hdf5(path: str) -> dict[str, weight_tables.Tensor]:
-  """Returns the tensors of a file of Keras 3, by paths of attributes."""
-  found: dict[str, weight_tables.Tensor] = {}
-
-  def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
-    if isinstance(item, h5py.Dataset):
-      if item.external or item.is_virtual:
-        raise ValueError("it has values in other files")
-      found[name] = weight_tables.Tensor(name, item.shape, lambda: item[()])
-
-  with errors.of_input(about=f"Cannot read {path}: "):
-    h5py.File(path).visititems(add)
-  return found
 
 
 def of_tensorflow_1(path: str, config: encoders.EncoderConfig) -> Source | None:
