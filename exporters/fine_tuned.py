@@ -22,6 +22,7 @@ from etils import epy
 
 from distribution import publishing
 from distribution import sandbox
+from distribution import warmup
 from exporters.conformance import copying
 from exporters.reusable import command_line
 from exporters.reusable import errors
@@ -93,6 +94,7 @@ def export(
     "fine_tuned_on": fine_tuned_on,
     "verification": options.verification,
     "flags": options.flag_values,
+    "warmup": (options.warmup_batch_sizes, options.warmup_lengths),
   }
   with (
     publishing.publish(
@@ -182,6 +184,12 @@ def serve(requests: Iterator[Any]) -> Iterator[Any]:
   (extra / "README.md").write_text(described.card, encoding="utf-8")
   parts = dict(_parts(directory, model))
   source, examples = parts.pop("")
+  warmup.write(
+    directory,
+    model.signatures["serving_default"],
+    *request["warmup"],
+    examples=examples[:1],
+  )
   verification.verify(
     directory,
     source,

@@ -125,6 +125,8 @@ class FineTunedTest(tf.test.TestCase):
     self.assertEqual(
       report["original"]["original"]["flags"]["module"], "product"
     )
+    requests = pathlib.Path(export, "assets.extra/tf_serving_warmup_requests")
+    self.assertTrue(requests.exists())
     status = check.check(saved_model_dir=export, strict=True)
     self.assertEqual(status, 0)
 

@@ -22,6 +22,7 @@ from distribution import errors
 from distribution import formats
 from distribution import programs
 from distribution import strategies
+from distribution import warmup
 from integration_tests import checkpoints
 from integration_tests import fitting
 from integration_tests import pieces
@@ -126,6 +127,7 @@ def define_flags(
     flags.DEFINE_float(name, None, text, lower_bound=0.0, upper_bound=largest)
   if classifies:
     _define_recipe_flags(examples)
+    warmup.define_flags(["warmup_batch_sizes"])
   recipe = ("frozen_epochs", "learning_rate_ratio") if classifies else ()
   errors.apply_only_with("retrain", (*retraining, *recipe, "output_piece_dir"))
 
@@ -400,7 +402,14 @@ def fine_tune(
       f"{len(fitting.examples(data.train)):,} {examples} of {_data_names()}"
     )
     if output_dir and isinstance(served, serving.Classifier):
-      serving.save(served, output_dir, strategy, source, result)
+      serving.save(
+        served,
+        output_dir,
+        strategy,
+        source,
+        result,
+        values.warmup_batch_sizes,
+      )
     elif output_dir:
       fitting.save(served, output_dir, strategy)
       if strategies.is_chief(strategy):

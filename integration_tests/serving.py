@@ -15,6 +15,7 @@ from etils import epy
 
 from data import classes
 from distribution import strategies
+from distribution import warmup
 from integration_tests import fitting
 
 with epy.lazy_imports():
@@ -226,6 +227,7 @@ def save(
   strategy: tf.distribute.Strategy,
   source_dir: str,
   result: str,
+  warmup_batch_sizes: Sequence[int | str] = (1,),
 ) -> None:
   """Saves a classifier for deployment. Only the chief writes.
 
@@ -235,6 +237,7 @@ def save(
     strategy: The strategy of the training.
     source_dir: The export that was fine-tuned.
     result: Text with the result of the evaluation.
+    warmup_batch_sizes: Batch sizes of the warm-up requests.
   """
   # All workers call save, because reading replicated variables is collective.
   with (
@@ -264,6 +267,17 @@ def save(
       tf.io.gfile.makedirs(extra)
       with tf.io.gfile.GFile(os.path.join(extra, "README.md"), "w") as f:
         f.write(card)
+      shape = classifier.model.inputs[0].shape
+      if shape.rank == 4:  # An empty string is no picture.
+        picture = tf.io.encode_png(tf.zeros(shape[1:], tf.uint8)).numpy()
+      else:
+        picture = b""
+      warmup.write(
+        directory,
+        signatures["serving_default"],
+        warmup_batch_sizes,
+        string=picture,
+      )
 
 
 def source(source_dir: str) -> dict[str, str]:

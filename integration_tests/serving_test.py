@@ -12,9 +12,12 @@ from absl.testing import parameterized
 import numpy as np
 from PIL import Image
 import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
 import tf_keras
 
 from data import images as image_data
+from distribution import errors
+from distribution import warmup
 from integration_tests import alone
 from integration_tests import c_api
 from integration_tests import checkpoints
@@ -77,6 +80,18 @@ def _encoded(pixels, kind="PNG", **options):
   buffer = io.BytesIO()
   Image.fromarray(pixels).save(buffer, kind, **options)
   return buffer.getvalue()
+
+
+def _warmup_requests(directory):
+  """Reads the inputs of each request, as TensorFlow Serving does."""
+  found = []
+  path = os.path.join(directory, warmup.PATH)
+  for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+    log = prediction_log_pb2.PredictionLog.FromString(record)
+    request = log.predict_log.request
+    assert request.model_spec.signature_name == "serving_default"
+    found.append({k: tf.make_ndarray(v) for k, v in request.inputs.items()})
+  return found
 
 
 class ServingTest(parameterized.TestCase, tf.test.TestCase):
@@ -153,6 +168,10 @@ class ServingTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEqual(
       (files / "assets/class_names.txt").read_text().splitlines(), _CLASSES
     )
+    (inputs,) = _warmup_requests(output_dir)
+    sent = inputs["encoded_images"]
+    logits = tf.saved_model.load(output_dir)(tf.constant(sent))["logits"]
+    self.assertAllClose(logits, model(tf.zeros([1, 8, 8, 3])), atol=1e-5)
     card = (files / "assets.extra/README.md").read_text()
     for text in ("`encoded_images`", "1. größer", "| export |", "| pets |"):
       self.assertIn(text, card)
@@ -167,6 +186,35 @@ class ServingTest(parameterized.TestCase, tf.test.TestCase):
       names,
     )
     self.assertAllClose(names["outputs"]["logits"], expected[:1], atol=1e-5)
+
+  def test_warmup_requests(self):
+    """Each batch size comes with each length; what fails is refused."""
+    directory = self.create_tempdir().full_path
+
+    @tf.function(
+      input_signature=[
+        tf.TensorSpec([None, None], tf.int32, name="ids"),
+        tf.TensorSpec([None, None], tf.float32, name="mask"),
+      ]
+    )
+    def serve(ids, mask):
+      tf.debugging.assert_less(tf.shape(ids)[1], 10)
+      return {"outputs": mask + tf.cast(tf.reduce_sum(ids), tf.float32)}
+
+    call = serve.get_concrete_function()
+    warmup.write(directory, call, [1, 4], ["3", "5"])
+    self.assertEqual(
+      [{k: v.shape for k, v in r.items()} for r in _warmup_requests(directory)],
+      [{"ids": s, "mask": s} for s in ((1, 3), (1, 5), (4, 3), (4, 5))],
+    )
+    warmup.write(directory, call, [2], examples=np.ones([2, 7], np.float32))
+    (request,) = _warmup_requests(directory)
+    self.assertEqual(request["mask"].shape, (2, 7))
+    self.assertEqual(request["ids"].shape, (2, 1))
+    with self.assertRaisesRegex(
+      errors.InputError, r"'ids': \[1, 12\].*fails: "
+    ):
+      warmup.write(directory, call, [1], [12])
 
   def test_decodes_as_training_does(self):
     """Pillow decodes and resizes what is trained on."""

@@ -21,6 +21,7 @@ from distribution import errors
 from distribution import formats
 from distribution import programs
 from distribution import strategies
+from distribution import warmup
 from exporters.reusable import exporting
 from exporters.reusable import imports
 
@@ -77,6 +78,7 @@ def define_flags(*, checkpoints: bool = True) -> None:
     checkpoints: Whether the program restores checkpoints.
   """
   define(exporting.Options, _EXPORT_FLAGS)
+  warmup.define_flags()
   flags.DEFINE_enum(
     "verification",
     "full",

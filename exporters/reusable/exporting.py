@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from etils import epy
 
 from distribution import publishing
+from distribution import warmup
 
 # These import TensorFlow, which must wait until the flags are parsed.
 with epy.lazy_imports():
@@ -42,6 +43,9 @@ class Options:
     checkpoint_report: A file to report restores in; `-` prints the report and
       ends the process.
     flag_values: The flags of the program, for the report of the verification.
+    warmup_batch_sizes: Batch sizes of warm-up requests, as `warmup.write` takes
+      them.
+    warmup_lengths: Their other free dimensions.
   """
 
   export_dir: str
@@ -51,6 +55,8 @@ class Options:
   keep_failed: str | None = None
   checkpoint_report: str | None = None
   flag_values: Mapping[str, Any] | None = None
+  warmup_batch_sizes: Sequence[int | str] = (1,)
+  warmup_lengths: Sequence[int | str] = ()
 
 
 def _origin(options: Options) -> dict[str, Any]:
@@ -168,6 +174,13 @@ def exporting(
         saving.save(root, piece_dir, signatures=signatures)
       served = signatures["serving_default"]
       model_card.write(piece_dir, card, piece.source, served, is_keras=is_keras)
+      warmup.write(
+        piece_dir,
+        served,
+        options.warmup_batch_sizes,
+        options.warmup_lengths,
+        examples=piece.examples[:1],
+      )
       verification.verify(
         piece_dir,
         piece.source,

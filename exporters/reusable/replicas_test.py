@@ -1,6 +1,7 @@
 """Fine-tunes exports on two replicas, with batches that do not divide."""
 
 import os
+import pathlib
 
 # oneDNN returns the shape of the input for a convolution of an empty batch.
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
@@ -12,6 +13,7 @@ import tensorflow_hub as hub
 import tf_keras
 
 from exporters.reusable import hyperparameters
+from exporters.reusable import private_api
 from exporters.reusable import saving
 
 tf.config.set_logical_device_configuration(
@@ -97,6 +99,27 @@ class ReplicasTest(parameterized.TestCase, tf.test.TestCase):
     if examples == 8 and not normalized:
       one = _train(tf.distribute.get_strategy(), export, 8)
       self.assertAllClose(found, one, atol=1e-5, rtol=1e-5)
+
+  def test_names_no_devices(self):
+    """What is saved under a strategy loads on any machine."""
+    load = self.export(normalized=True)
+    with _TWO.scope():
+      layer = load()
+    directory = self.create_tempdir().full_path
+    tf.saved_model.save(layer.resolved_object, directory)
+    self.assertLen(tf.saved_model.load(directory).variables, 8)
+    path = pathlib.Path(directory, "saved_model.pb")
+    (proto,) = private_api.saved_model_pb2.SavedModel.FromString(
+      path.read_bytes()
+    ).meta_graphs
+    nodes = list(proto.graph_def.node)
+    for function in proto.graph_def.library.function:
+      nodes += function.node_def
+    # TensorFlow's saver names those that every machine has.
+    of_saver = {"/device:CPU:0", "/device:CPU:*"}
+    self.assertEqual({n.device for n in nodes} - of_saver, {""})
+    objects = proto.object_graph_def.nodes
+    self.assertEqual({x.variable.device for x in objects}, {""})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,128 @@
+"""Warm-up requests: TensorFlow Serving calls a model with them as it loads it.
+
+The first request of a user is then as fast as later ones. See
+https://www.tensorflow.org/tfx/serving/saved_model_warmup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+import os
+from typing import Any
+
+from absl import flags
+from etils import epy
+
+from distribution import errors
+
+with epy.lazy_imports():
+  import tensorflow as tf
+  from tensorflow_serving.apis import prediction_log_pb2
+
+flags.disclaim_key_flags()  # --help lists them as the program's.
+
+PATH = "assets.extra/tf_serving_warmup_requests"
+_NUMBERS = {
+  "warmup_batch_sizes": "Batch sizes of the requests with which TensorFlow"
+  " Serving warms up the model. None without a value.",
+  "warmup_lengths": "Sequence lengths, or heights and widths, of these"
+  " requests, where the model takes any. Default: one that the verification"
+  " uses.",
+}
+
+
+def define_flags(names: Sequence[str] = tuple(_NUMBERS)) -> None:
+  """Defines `--warmup_batch_sizes` and `--warmup_lengths`, or one of them."""
+  for name in names:
+    default = ["1"] if name == "warmup_batch_sizes" else []
+    flags.DEFINE_list(name, default, _NUMBERS[name])
+    flags.register_validator(
+      name,
+      lambda values: all(v.isdecimal() and 0 < int(v) < 2**31 for v in values),
+      "Write whole numbers above 0, such as 1,32.",
+    )
+
+
+def write(
+  directory: str,
+  serve: Any,
+  batch_sizes: Sequence[int | str],
+  lengths: Sequence[int | str] = (),
+  *,
+  examples: Any = (),
+  string: bytes = b"",
+) -> None:
+  """Writes warm-up requests for `serving_default`, after calling it with them.
+
+  Numbers in them are 0. There is no file if the signature takes anything but
+  dense Tensors, as TensorFlow Serving does.
+
+  Args:
+    directory: The SavedModel.
+    serve: Its signature `serving_default`, a ConcreteFunction.
+    batch_sizes: The batch size of each request.
+    lengths: Values for all other dimensions that are free; for each of them
+      there is a request of each batch size.
+    examples: A structure of dense Tensors or arrays. Without `lengths`, free dimensions are
+      those of the first one that an input can be, or 1.
+    string: The value of strings, as some models fail on the empty one.
+
+  Raises:
+    InputError: The signature fails on a request.
+  """
+  args, kwargs = serve.structured_input_signature  # Loaded ones have kwargs.
+  specs = {spec.name: spec for spec in tf.nest.flatten(args)} | kwargs
+  if not all(isinstance(spec, tf.TensorSpec) for spec in specs.values()):
+    return
+  logs = []
+  for shapes in _shapes(specs, batch_sizes, lengths, tf.nest.flatten(examples)):
+    log = prediction_log_pb2.PredictionLog()
+    request = log.predict_log.request
+    request.model_spec.signature_name = "serving_default"
+    inputs = {}
+    for name, shape in shapes.items():
+      dtype = specs[name].dtype
+      value = string if dtype == tf.string else dtype.as_numpy_dtype(0)
+      # One value stands for all: the file stays small.
+      proto = tf.make_tensor_proto(value, dtype, shape)
+      request.inputs[name].CopyFrom(proto)
+      inputs[name] = tf.fill(shape, tf.constant(value, dtype))
+    about = f"A warm-up request of the shapes {shapes} fails: "
+    with errors.of_input(tf.errors.OpError, ValueError, about=about):
+      serve(**inputs)
+    logs.append(log.SerializeToString(deterministic=True))
+  if logs:
+    path = os.path.join(directory, PATH)
+    tf.io.gfile.makedirs(os.path.dirname(path))
+    with tf.io.TFRecordWriter(path) as writer:
+      for log in dict.fromkeys(logs):  # Shapes without free dimensions repeat.
+        writer.write(log)
+
+
+def _shapes(
+  specs: Mapping[str, tf.TensorSpec],
+  batch_sizes: Sequence[int | str],
+  lengths: Sequence[int | str],
+  examples: Sequence[Any],
+) -> Iterator[dict[str, list[int]]]:
+  """Yields the shape of each input for each request."""
+  like = {
+    name: next(
+      (
+        x.shape
+        for x in map(tf.convert_to_tensor, examples)
+        if spec.is_compatible_with(x)
+      ),
+      [1] * spec.shape.rank,
+    )
+    for name, spec in specs.items()
+  }
+  for batch_size in map(int, batch_sizes):
+    for length in map(int, lengths or [0]):
+      yield {
+        name: [
+          int(known or (length or like[name][i] if i else batch_size))
+          for i, known in enumerate(spec.shape)
+        ]
+        for name, spec in specs.items()
+      }
