@@ -17,11 +17,11 @@ from absl import flags
 
 from distribution import formats
 from distribution import publishing
-from exporters.publishing import archive
-from exporters.publishing import checking
-from exporters.publishing import description
-from exporters.publishing import documents
-from exporters.publishing import signing
+from exporters.packaging import archive
+from exporters.packaging import checking
+from exporters.packaging import description
+from exporters.packaging import documents
+from exporters.packaging import signing
 from exporters.reusable import command_line
 
 

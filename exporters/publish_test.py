@@ -20,8 +20,8 @@ import tf_keras
 
 from distribution import buckets
 from distribution import errors
-from exporters.publishing import fakes
-from exporters.publishing import hubs
+from exporters.packaging import fakes
+from exporters.packaging import hubs
 
 _REPO = "example/model"
 _HANDLE = "example/model/tensorFlow2/small"
@@ -65,7 +65,7 @@ class PublishTest(parameterized.TestCase):
     cls.huggingface_hub = importlib.import_module("huggingface_hub")
     cls.package = importlib.import_module("exporters.package")
     cls.publish = importlib.import_module("exporters.publish")
-    cls.checking = importlib.import_module("exporters.publishing.checking")
+    cls.checking = importlib.import_module("exporters.packaging.checking")
     kaggle_env = importlib.import_module("kagglesdk.kaggle_env")
     cls.enterClassContext(
       mock.patch.dict(

@@ -23,9 +23,9 @@ from absl import flags
 
 from distribution import formats
 from distribution import scratch
-from exporters.publishing import archive
-from exporters.publishing import checking
-from exporters.publishing import documents
+from exporters.packaging import archive
+from exporters.packaging import checking
+from exporters.packaging import documents
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.reusable import exporting

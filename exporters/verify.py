@@ -12,7 +12,7 @@ from __future__ import annotations
 from absl import flags
 
 from distribution import formats
-from exporters.publishing import checking
+from exporters.packaging import checking
 from exporters.reusable import command_line
 
 

@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 from distribution import publishing
 from distribution import sandbox
 from exporters.conformance import copying
-from exporters.publishing import archive
-from exporters.publishing import documents
-from exporters.publishing import signing
+from exporters.packaging import archive
+from exporters.packaging import documents
+from exporters.packaging import signing
 from exporters.reusable import errors
 
 # Clients of Hugging Face add them.
@@ -296,7 +296,7 @@ def _audit(directory: str) -> None:
     ExportError: There is something that models do not need.
   """
   with copying.started(
-    "exporters.publishing.auditing", directory, copying.Options(trust=True)
+    "exporters.packaging.auditing", directory, copying.Options(trust=True)
   ) as (ask, request):
     try:
       suspicious = ask(request)

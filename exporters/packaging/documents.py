@@ -18,8 +18,8 @@ from in_toto_attestation.v1 import statement
 import spdx_python_model
 
 from distribution import publishing
-from exporters.publishing import archive
-from exporters.publishing import description
+from exporters.packaging import archive
+from exporters.packaging import description
 from exporters.reusable import errors
 
 # Raise it when documents of the same model change: they are compared by bytes.

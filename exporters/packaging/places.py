@@ -16,8 +16,8 @@ import huggingface_hub
 import kagglehub
 
 from distribution import publishing
-from exporters.publishing import description
-from exporters.publishing import documents
+from exporters.packaging import description
+from exporters.packaging import documents
 from exporters.reusable import errors
 
 with epy.lazy_imports():

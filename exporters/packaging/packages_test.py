@@ -23,10 +23,10 @@ from model_signing import verifying
 from distribution import errors
 from exporters import package as package_lib
 from exporters.conformance import copying
-from exporters.publishing import archive
-from exporters.publishing import checking
-from exporters.publishing import documents
-from exporters.publishing import fakes
+from exporters.packaging import archive
+from exporters.packaging import checking
+from exporters.packaging import documents
+from exporters.packaging import fakes
 
 _WEIGHTS = "variables/variables.data-00000-of-00001"
 
