@@ -59,6 +59,11 @@ _EXPORT_FLAGS = {
   " inspection. It must not exist.",
 }
 
+# The help of --tensorboard_dir, which programs that train have.
+TENSORBOARD = (
+  "write the metrics of each epoch to this directory, for TensorBoard."
+)
+
 _DEFINE = {
   bool: flags.DEFINE_bool,
   float: flags.DEFINE_float,

@@ -22,6 +22,7 @@ with epy.lazy_imports():
   from exporters.reusable import model_card
   from exporters.reusable import restore_report
   from exporters.reusable import saving
+  from exporters.reusable import training_records
   from exporters.reusable import verification
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ def exporting(
   ) as directory:
     # Importing TensorFlow takes them seconds, in parallel to the work here.
     processes = {n: verification.start(options.verification) for n in names}
+    training_records.epochs.clear()
 
     def export(
       name: str,
@@ -168,6 +170,7 @@ def exporting(
         saving.save(root, piece_dir, signatures=signatures)
       served = signatures["serving_default"]
       model_card.write(piece_dir, card, piece.source, served, is_keras=is_keras)
+      training_records.write(piece_dir)
       verification.verify(
         piece_dir,
         piece.source,
