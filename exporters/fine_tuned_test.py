@@ -125,6 +125,9 @@ class FineTunedTest(tf.test.TestCase):
     self.assertEqual(
       report["original"]["original"]["flags"]["module"], "product"
     )
+    self.assertEqual(report["exporter"], "fine_tuned_test")
+    self.assertLen(report["lock_sha256"], 64)
+    self.assertLen(report["checkpoint_sha256"], 64)
     status = check.check(saved_model_dir=export, strict=True)
     self.assertEqual(status, 0)
 

@@ -54,7 +54,7 @@ class Options:
   flag_values: Mapping[str, Any] | None = None
 
 
-def _origin(options: Options) -> dict[str, Any]:
+def origin(options: Options) -> dict[str, Any]:
   """Returns what a model depends on beside the flags and the checkpoint.
 
   That is the program, the lock of its packages and, if it trains the model, the
@@ -179,7 +179,7 @@ def exporting(
         sub_objects=dict(_parts(piece)),
         is_keras=is_keras,
         process=processes[name],
-        record={**_origin(options), "flags": options.flag_values, **record},
+        record={**origin(options), "flags": options.flag_values, **record},
         keep_failed=options.keep_failed,
       )
 
