@@ -20,7 +20,15 @@ _CARD = {
   "language": ["en"],
   "purpose": "Tests.",
   "limits": "Everything else.",
-  "evaluation": [{"metric": "accuracy", "value": 0.9875, "dataset": "digits"}],
+  "evaluation": [
+    {
+      "metric": "accuracy",
+      "value": 0.9875,
+      "dataset": "digits",
+      "dataset_id": "example/digits",
+      "task_id": "default",
+    }
+  ],
 }
 
 

@@ -156,7 +156,7 @@ class PackagesTest(parameterized.TestCase):
     for name in sorted(first):
       hasher.update(first[name])
     # If this changes on purpose, raise documents.FORMAT.
-    self.assertEqual(hasher.hexdigest()[:16], "c02acd6e02105516")
+    self.assertEqual(hasher.hexdigest()[:16], "d4ebb2d073e101da")
     mask = os.umask(0o077)
     self.addCleanup(os.umask, mask)
     other = os.path.join(self.directory, "other")
@@ -502,7 +502,9 @@ class PackagesTest(parameterized.TestCase):
 
   def test_the_card_has_its_pictures(self):
     record = os.path.join(self.directory, "record.json")
-    pathlib.Path(record).write_text('{"epochs": [{"loss": 3, "val_loss": 4}]}')
+    pathlib.Path(record).write_text(
+      '{"epochs": [{"loss": 3, "val_loss": 4, "accuracy": 1}]}'
+    )
     self.package(fine_tuning_record=record)
     self.check(self.public)
     card = self.bytes_of(documents.README).decode()

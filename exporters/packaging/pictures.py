@@ -89,7 +89,7 @@ def curves(epochs: Sequence[Mapping[str, float]]) -> str:
     epochs: The metrics of each epoch; `val_` begins the names of those of
       validation data.
   """
-  names = list(dict.fromkeys(n.removeprefix("val_") for e in epochs for n in e))
+  names = sorted({n.removeprefix("val_") for e in epochs for n in e})
   parts = []
   for i, name in enumerate(names):
     left, top = i % 2 * _WIDTH // 2, i // 2 * 190
