@@ -37,6 +37,7 @@ def callbacks(
   training: Mapping[str, Any],
   strategy: tf.distribute.Strategy,
   epochs: int,
+  logs: list[dict[str, float]] | None = None,
 ) -> list[tf_keras.callbacks.Callback]:
   """Makes callbacks that keep the state of a training until it ends.
 
@@ -48,6 +49,8 @@ def callbacks(
     strategy: The strategy that the model is trained with. Of several workers
       only the chief writes.
     epochs: How long to train, which may change when the training resumes.
+    logs: JSON values of each epoch, kept with the state. It gets those of the
+      epochs that are done; another callback, before these, appends the rest.
 
   Raises:
     ValueError: The directory has the state of another training, or of more
@@ -56,7 +59,10 @@ def callbacks(
   if not directory:
     return []
   is_chief = strategies.is_chief(strategy)
-  done = claim(directory, training, is_chief).get(_DONE, 0)
+  there = claim(directory, training, is_chief)
+  done = there.get(_DONE, 0)
+  logs = [] if logs is None else logs
+  logs[:] = logs_of(there)
   if done > epochs:
     raise ValueError(
       f"{directory} has the state after {done} epochs, more than {epochs}."
@@ -77,8 +83,8 @@ def callbacks(
   if is_chief:
     callbacks.append(
       tf_keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, _: _write(
-          directory, {**_flat(training), _DONE: epoch + 1}
+        on_epoch_end=lambda epoch, _: keep_logs(
+          directory, training, logs, **{_DONE: epoch + 1}
         ),
         on_train_end=lambda _: _remove(directory),
       )
@@ -112,7 +118,7 @@ class Backup:
     self._directory, self._training = directory, training
     self._strategy, self._is_chief = strategy, strategies.is_chief(strategy)
     record = claim(directory, training, self._is_chief) if directory else {}
-    self.logs: list[dict[str, float]] = record.get(_LOGS, [])
+    self.logs = logs_of(record)
 
   def save(
     self,
@@ -139,7 +145,7 @@ class Backup:
       tf.train.Checkpoint(**state).write(path, options)
     if not self._is_chief:
       return
-    _write(self._directory, {**_flat(self._training), _LOGS: logs})
+    keep_logs(self._directory, self._training, logs)
     kept = tuple(f"{_path('', n)}." for n in (best + 1, len(logs)))
     self._remove(lambda name: not name.startswith(kept))
 
@@ -246,6 +252,21 @@ def claim(
       " Resume with the same, or use another directory."
     )
   return there
+
+
+def logs_of(record: Mapping[str, Any]) -> list[dict[str, float]]:
+  """Returns the logs of the epochs in a record that `claim` returned."""
+  return record.get(_LOGS, [])
+
+
+def keep_logs(
+  directory: str,
+  training: Mapping[str, Any],
+  logs: Sequence[Mapping[str, float]],
+  **others: Any,
+) -> None:
+  """Adds JSON values of each epoch to the record of a training."""
+  _write(directory, {**_flat(training), **others, _LOGS: logs})
 
 
 def _record(directory: str) -> str:

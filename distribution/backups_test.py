@@ -68,14 +68,20 @@ class BackupsTest(tf.test.TestCase):
     self.assertEmpty(backups.callbacks(None, {}, strategy, 2))
     x = tf.ones([4, 1])
     stop = tf_keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: 1 / 0)
-    kept = backups.callbacks(directory, {"rate": 1}, strategy, 2)
+    logs = []
+    record = tf_keras.callbacks.LambdaCallback(
+      on_epoch_end=lambda epoch, _: logs.append({"epoch": epoch})
+    )
+    kept = backups.callbacks(directory, {"rate": 1}, strategy, 2, logs)
     with self.assertRaises(ZeroDivisionError):
-      _model().fit(x, x, epochs=2, callbacks=[*kept, stop], verbose=0)
+      _model().fit(x, x, epochs=2, callbacks=[record, *kept, stop], verbose=0)
+    logs.clear()
     with self.assertRaisesRegex(ValueError, "rate is 1 there and 2 here"):
       backups.callbacks(directory, {"rate": 2}, strategy, 2)
     with self.assertRaisesRegex(ValueError, "after 1 epochs, more than 0"):
       backups.callbacks(directory, {"rate": 1}, strategy, 0)
-    kept = backups.callbacks(directory, {"rate": 1}, strategy, 2)
+    kept = backups.callbacks(directory, {"rate": 1}, strategy, 2, logs)
+    self.assertEqual(logs, [{"epoch": 0}])
     (data,) = pathlib.Path(directory, "chief").glob("*.data-*")
     content = data.read_bytes()
     data.write_bytes(content[: len(content) // 2])

@@ -34,7 +34,8 @@ EXPORT = Kind(
   r"(\w+/)?((saved_model|fingerprint|keras_metadata)\.pb"
   r"|variables(/variables\.(index|data-\d{5}-of-\d{5}))?|assets(/[^/]+)?"
   # `write` leaves the last ones if it is killed.
-  r"|assets\.extra(/README\.md|/tf_serving_warmup_requests|/verification\.json|/\..+\.unfinished.*)?)",
+  r"|assets\.extra(/README\.md|/tf_serving_warmup_requests"
+  r"|/(verification|training)\.json|/\..+\.unfinished.*)?)",
 )
 CHECKPOINT = Kind(
   "checkpoint", r"checkpoint(-\d+\.(index|data-\d{5}-of-\d{5}))?"

@@ -98,9 +98,12 @@ def export(
     bert_text_embedding.check(config, embedding, preprocessor.seq_length)
   training = weights and weights.training
   checkpoint_dir = training and training.checkpoint_dir
+  tensorboard_dir = training and training.tensorboard_dir
   names = ("encoder", "preprocessor") if export_type == "all" else ("",)
   with (
-    exporting.exporting(options, names, apart=[checkpoint_dir]) as export_piece,
+    exporting.exporting(
+      options, names, apart=[checkpoint_dir, tensorboard_dir]
+    ) as export_piece,
     tempfile.TemporaryDirectory() as scratch,
   ):
     trained: dict[str, str] = {}

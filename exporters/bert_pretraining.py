@@ -23,6 +23,7 @@ from distribution import strategies
 from exporters import bert_encoder
 from exporters.reusable import command_line
 from exporters.reusable import errors
+from exporters.reusable import training_records
 from models.nlp import bert
 from models.nlp import preprocessing
 from models.nlp import pretraining
@@ -51,6 +52,7 @@ _TRAINING_FLAGS = {
   "checkpoint_dir": "keep a checkpoint of each epoch in this directory, with"
   " encoder.yaml and vocab.txt. Training resumes from the newest checkpoint"
   " there.",
+  "tensorboard_dir": command_line.TENSORBOARD,
 }
 
 
@@ -64,6 +66,7 @@ class Training:
   text_column: str | None = None
   distribution: strategies.Config = strategies.DEFAULT
   checkpoint_dir: str | None = None
+  tensorboard_dir: str | None = None
 
 
 def train(
@@ -127,6 +130,8 @@ def train(
               "encoder": config.as_dict(),
               "do_lower_case": tokenizer.do_lower_case,
             },
+            training_records.callbacks(training.tensorboard_dir, strategy),
+            training_records.epochs,
           )
       hyperparams.save_params_dict_to_yaml(
         config, os.path.join(checkpoint_dir, "encoder.yaml")

@@ -18,6 +18,7 @@ from distribution import publishing
 from distribution import strategies
 from exporters.reusable import command_line
 from exporters.reusable import errors
+from exporters.reusable import training_records
 from models.vision import training
 
 with epy.lazy_imports():
@@ -36,6 +37,7 @@ _DIRECTORY_FLAGS = {
   "backup_dir": "where to keep the state of the training after each epoch,"
   " until its end. After an interruption the same command resumes from there."
   " All machines must see it.",
+  "tensorboard_dir": command_line.TENSORBOARD,
 }
 _TRAINING_FLAGS = {
   "epochs": ("epochs of training; 0 exports the initial weights.", 0),
@@ -65,6 +67,12 @@ class Weights:
   distribution: strategies.Config = strategies.DEFAULT
   checkpoint_dir: str | None = None
   backup_dir: str | None = None
+  tensorboard_dir: str | None = None
+
+  @property
+  def directories(self) -> list[str | None]:
+    """Where the training writes; None where it does not."""
+    return [self.checkpoint_dir, self.backup_dir, self.tensorboard_dir]
 
   @property
   def description(self) -> str:
@@ -184,9 +192,10 @@ def _callbacks(
   about: Mapping[str, Any],
   strategy: tf.distribute.Strategy,
 ) -> list[tf_keras.callbacks.Callback]:
-  """Makes the callbacks that keep the state in --backup_dir."""
+  """Makes the callbacks that record the training and keep its state."""
+  recording = training_records.callbacks(how.tensorboard_dir, strategy)
   if not how.backup_dir:
-    return []
+    return recording
   config = dataclasses.asdict(how.training)
   del config["epochs"]  # A training may go on for longer.
   run = {
@@ -196,7 +205,13 @@ def _callbacks(
     "mixed_precision": how.distribution.mixed_precision,
     **about,
   }
-  return backups.callbacks(how.backup_dir, run, strategy, how.training.epochs)
+  return recording + backups.callbacks(
+    how.backup_dir,
+    run,
+    strategy,
+    how.training.epochs,
+    training_records.epochs,
+  )
 
 
 def _provenance(

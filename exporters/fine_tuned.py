@@ -33,6 +33,7 @@ with epy.lazy_imports():
   import tensorflow as tf
 
   from exporters.conformance import subject as subject_lib
+  from exporters.reusable import checkpoints
   from exporters.reusable import hyperparameters
   from exporters.reusable import observation
   from exporters.reusable import private_api
@@ -93,8 +94,8 @@ def export(
     "piece": piece,
     "fine_tuned_on": fine_tuned_on,
     "verification": options.verification,
-    "flags": options.flag_values,
     "warmup": (options.warmup_batch_sizes, options.warmup_lengths),
+    "record": {**exporting.origin(options), "flags": options.flag_values},
   }
   with (
     publishing.publish(
@@ -197,7 +198,11 @@ def serve(requests: Iterator[Any]) -> Iterator[Any]:
     request["verification"],
     sub_objects=parts,
     process=process,
-    record={"flags": request["flags"], "original": described.report},
+    record={
+      **request["record"],
+      "checkpoint_sha256": checkpoints.sha256(saved_model_dir),
+      "original": described.report,
+    },
     keep_failed=request["keep_failed"],
   )
   _check_weights(directory, described.report)

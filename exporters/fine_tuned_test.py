@@ -127,6 +127,9 @@ class FineTunedTest(tf.test.TestCase):
     )
     requests = pathlib.Path(export, "assets.extra/tf_serving_warmup_requests")
     self.assertTrue(requests.exists())
+    self.assertEqual(report["exporter"], "fine_tuned_test")
+    self.assertLen(report["lock_sha256"], 64)
+    self.assertLen(report["checkpoint_sha256"], 64)
     status = check.check(saved_model_dir=export, strict=True)
     self.assertEqual(status, 0)
 

@@ -179,7 +179,7 @@ def export(
   kinds = list(config.outputs)
   names = kinds if config.export_type == "all" else [""]
   with exporting.exporting(
-    options, names, apart=[weights.checkpoint_dir, weights.backup_dir]
+    options, names, apart=weights.directories
   ) as export_piece:
     if weights.train_on:
       setup = _configured(config, f"{config.architecture.name}_small")

@@ -74,9 +74,7 @@ def export(
     ExportError: A directory is in the way, the data cannot be had, the
       checkpoint does not match, or the export differs from the model.
   """
-  with exporting.exporting(
-    options, apart=[weights.checkpoint_dir, weights.backup_dir]
-  ) as export_piece:
+  with exporting.exporting(options, apart=weights.directories) as export_piece:
 
     def build(num_classes: int) -> tuple[tf.train.Checkpoint, tf_keras.Model]:
       classifier = mnist_cnn.classifier(

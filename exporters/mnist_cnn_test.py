@@ -310,12 +310,17 @@ class MnistCnnTest(absltest.TestCase):
     self.assertIn("✓ hyperparameters, dropout_rate 0.5", result.stdout)
     accuracy = float(result.stdout.split("Test accuracy: ")[1].split()[0])
     self.assertGreater(accuracy, 0.5)
+    record = self.directory / "trained/assets.extra/training.json"
+    first, last = json.loads(record.read_text())["epochs"]
+    self.assertLess(last["loss"], first["loss"])
     again = _run(
       f"--checkpoint_path={self.directory / 'kept'}",
       f"--export_dir={self.directory / 'again'}",
       "--verification=off",
     )
     self.assertEqual(again.returncode, 0, again.stderr)
+    other = self.directory / "again/assets.extra/training.json"
+    self.assertFalse(other.exists())  # It was not trained.
     data = "variables/variables.data-00000-of-00001"
     self.assertEqual(
       _hashes(self.directory / "trained")[data],

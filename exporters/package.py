@@ -17,11 +17,11 @@ from absl import flags
 
 from distribution import formats
 from distribution import publishing
-from exporters.publishing import archive
-from exporters.publishing import checking
-from exporters.publishing import description
-from exporters.publishing import documents
-from exporters.publishing import signing
+from exporters.packaging import archive
+from exporters.packaging import checking
+from exporters.packaging import description
+from exporters.packaging import documents
+from exporters.packaging import signing
 from exporters.reusable import command_line
 
 
@@ -30,7 +30,9 @@ def package(
   saved_model_dir: str,
   output_dir: str,
   card_file: str | None = None,
+  fine_tuning_record: str | None = None,
   signing_key: str | None = None,
+  sigstore_token_file: str | None = None,
   source_revision: str | None = None,
   overwrite: bool = False,
 ) -> None:
@@ -40,7 +42,10 @@ def package(
     saved_model_dir: The directory of the SavedModel.
     output_dir: The directory that the package appears at.
     card_file: What the publisher says of the model, in YAML.
+    fine_tuning_record: What --training_record of a use_* program wrote, for the
+      card. None: the card has no curve of a fine-tuning.
     signing_key: The private key to sign with, in PEM.
+    sigstore_token_file: An identity token to sign with Sigstore, without a key.
     source_revision: The commit that the exporter was built from, if known.
     overwrite: Whether to replace a package.
 
@@ -49,8 +54,10 @@ def package(
       verified other bytes than these.
   """
   publishing.check_apart(output_dir, saved_model_dir)
-  signer = signing.signer(signing_key) if signing_key else None
+  signer = signing.signer(signing_key, sigstore_token_file)
   fields = description.read(card_file) if card_file else {}
+  if fine_tuning_record:
+    fields["fine_tuning"] = description.epochs(fine_tuning_record)
   files = archive.files_in(saved_model_dir)
   with publishing.publish(
     output_dir, documents.PACKAGE, overwrite=overwrite
@@ -94,11 +101,25 @@ def define_flags() -> None:
     " license, task, dataset, purpose, limits, evaluation and language.",
   )
   flags.DEFINE_string(
+    "fine_tuning_record",
+    None,
+    "With --card_file: what --training_record of a use_* program wrote. The"
+    " card shows it as a curve.",
+  )
+  command_line.forbid_without("card_file", ["fine_tuning_record"])
+  flags.DEFINE_string(
     "signing_key",
     None,
     "The private key to sign with: an elliptic curve (P-256, P-384 or P-521) in"
     " PEM, not encrypted.",
   )
+  flags.DEFINE_string(
+    "sigstore_token_file",
+    None,
+    "A file with an OpenID Connect identity token: sign with Sigstore, which"
+    " needs a network, instead of --signing_key.",
+  )
+  flags.mark_flags_as_mutual_exclusive(["signing_key", "sigstore_token_file"])
   flags.DEFINE_string(
     "source_revision",
     None,
@@ -119,7 +140,9 @@ def main() -> None:
     saved_model_dir=command_line.model_path("saved_model_dir"),
     output_dir=command_line.model_path("output_dir"),
     card_file=formats.absolute(values.card_file),
+    fine_tuning_record=formats.absolute(values.fine_tuning_record),
     signing_key=formats.absolute(values.signing_key),
+    sigstore_token_file=formats.absolute(values.sigstore_token_file),
     source_revision=values.source_revision,
     overwrite=values.overwrite,
   )

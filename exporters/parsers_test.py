@@ -23,8 +23,8 @@ from distribution import errors
 from distribution import formats
 from distribution import strategies
 from exporters import fuzzing
-from exporters.publishing import archive
-from exporters.publishing import description
+from exporters.packaging import archive
+from exporters.packaging import description
 from models.nlp import preprocessing
 from models.nlp import word_vectors
 

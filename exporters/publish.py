@@ -15,10 +15,10 @@ import tempfile
 from absl import flags
 
 from distribution import formats
-from exporters.publishing import archive
-from exporters.publishing import checking
-from exporters.publishing import documents
-from exporters.publishing import places
+from exporters.packaging import archive
+from exporters.packaging import checking
+from exporters.packaging import documents
+from exporters.packaging import places
 from exporters.reusable import command_line
 from exporters.reusable import errors
 

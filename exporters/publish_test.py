@@ -17,11 +17,13 @@ from absl.testing import parameterized
 import tensorflow as tf
 import tensorflow_hub as hub
 import tf_keras
+import yaml
 
 from distribution import buckets
 from distribution import errors
-from exporters.publishing import fakes
-from exporters.publishing import hubs
+from exporters.packaging import archive
+from exporters.packaging import fakes
+from exporters.packaging import hubs
 
 _REPO = "example/model"
 _HANDLE = "example/model/tensorFlow2/small"
@@ -65,7 +67,7 @@ class PublishTest(parameterized.TestCase):
     cls.huggingface_hub = importlib.import_module("huggingface_hub")
     cls.package = importlib.import_module("exporters.package")
     cls.publish = importlib.import_module("exporters.publish")
-    cls.checking = importlib.import_module("exporters.publishing.checking")
+    cls.checking = importlib.import_module("exporters.packaging.checking")
     kaggle_env = importlib.import_module("kagglesdk.kaggle_env")
     cls.enterClassContext(
       mock.patch.dict(
@@ -143,6 +145,14 @@ class PublishTest(parameterized.TestCase):
 
   def test_hugging_face(self):
     self.publish_at(f"hf://{_REPO}")
+    (result,) = yaml.safe_load(
+      self.services.repos[_REPO][".eval_results/results.yaml"]
+    )
+    (entry,) = self.huggingface_hub.parse_eval_result_entries([result])
+    self.assertEqual(
+      (entry.dataset_id, entry.task_id, entry.value),
+      ("example/digits", "default", 0.9875),
+    )
     self.services.repos[_REPO]["stale"] = b""
     self.publish_at(f"hf://{_REPO}")
     self.assertNotIn("stale", self.services.repos[_REPO])
@@ -207,6 +217,15 @@ class PublishTest(parameterized.TestCase):
     self.check(target)
     resolved = hub.resolve(f"{url}/model.tar.gz")
     self.assertLen(tf.saved_model.load(resolved).variables, 1)
+    # The other load format: a web server names the bucket that has the files.
+    for name, path in archive.files_in(self.model).items():
+      tf.io.gfile.copy(path, f"gs://bucket/files/{name}")
+    self.services.locations["/model"] = "gs://bucket/files"
+    with mock.patch.dict(
+      os.environ, {"TFHUB_MODEL_LOAD_FORMAT": "UNCOMPRESSED"}
+    ):
+      layer = hub.KerasLayer(f"{self.services.url}/model", trainable=True)
+    self.assertLen(layer.trainable_weights, 1)
 
   def test_nothing_is_published_in_a_dry_run(self):
     output = self.publish_at("hf://example/dry", dry_run=True)

@@ -23,16 +23,16 @@ from absl import flags
 
 from distribution import formats
 from distribution import scratch
-from exporters.publishing import archive
-from exporters.publishing import checking
-from exporters.publishing import documents
+from exporters.packaging import archive
+from exporters.packaging import checking
+from exporters.packaging import documents
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.reusable import exporting
 
 _ROOT = pathlib.Path(__file__).parents[1]
-# Flags of files, whose names are in the provenance, but not their places.
-_FILES = ("_file", "_path")
+# Flags of inputs, whose names are in the provenance, but not their places.
+_INPUTS = ("_dir", "_file", "_path")
 
 
 def rebuild(
@@ -107,7 +107,7 @@ def _command(parameters: Mapping[str, Any], inputs: Iterable[str]) -> list[str]:
     text = _text(value)
     if name in paths:
       command += [f"--{name}={path}" for path in paths[name]]
-    elif name.endswith(_FILES) and value:
+    elif name.endswith(_INPUTS) and value:
       raise errors.ExportError(
         f"The exporter has read {text}. Say where it is: --input={name}=PATH."
       )

@@ -29,6 +29,7 @@ from distribution import strategies
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.reusable import exporting
+from exporters.reusable import training_records
 from models.nlp import text_rnn
 
 # These import TensorFlow, which must wait until the flags are parsed.
@@ -141,6 +142,7 @@ _DIRECTORY_FLAGS = {
   "backup_dir": "where to keep the state of the training after each epoch,"
   " until its end. After an interruption the same command resumes from there."
   " All machines must see it.",
+  "tensorboard_dir": command_line.TENSORBOARD,
 }
 
 _LANGUAGE_MODEL = """\
@@ -184,6 +186,7 @@ class Weights:
   distribution: strategies.Config = strategies.DEFAULT
   checkpoint_dir: str | None = None
   backup_dir: str | None = None
+  tensorboard_dir: str | None = None
 
 
 def export(
@@ -209,9 +212,10 @@ def export(
   """
   makers = {"language_model": _language_model, "cell": _cell}
   names = list(makers) if export_type == "all" else [""]
-  with exporting.exporting(
-    options, names, apart=[weights.checkpoint_dir, weights.backup_dir]
-  ) as export_piece:
+  directories = [
+    *(weights.checkpoint_dir, weights.backup_dir, weights.tensorboard_dir)
+  ]
+  with exporting.exporting(options, names, apart=directories) as export_piece:
     if weights.train_on:
       model, provenance = _train(weights, architecture, options.overwrite)
     else:
@@ -299,9 +303,10 @@ def _callbacks(
   corpus: documents.Corpus,
   strategy: tf.distribute.Strategy,
 ) -> list[tf_keras.callbacks.Callback]:
-  """Makes the callbacks that keep the state in --backup_dir."""
+  """Makes the callbacks that record the training and keep its state."""
+  recording = training_records.callbacks(weights.tensorboard_dir, strategy)
   if not weights.backup_dir:
-    return []
+    return recording
   run = {
     **dataclasses.asdict(architecture),
     **dataclasses.asdict(weights.config),
@@ -309,7 +314,9 @@ def _callbacks(
     "text": backups.fingerprint(corpus.train),
   }
   epochs = run.pop("epochs")  # A training may go on for longer.
-  return backups.callbacks(weights.backup_dir, run, strategy, epochs)
+  return recording + backups.callbacks(
+    weights.backup_dir, run, strategy, epochs, training_records.epochs
+  )
 
 
 def _language_model(

@@ -1,5 +1,6 @@
 """Runs the exporter as a user does, and looks at what it writes."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -42,6 +43,7 @@ class TextRnnTest(absltest.TestCase):
       "--export_type=all",
       "--export_dir=both",
       "--checkpoint_dir=kept",
+      "--tensorboard_dir=events",
       *_SIZES,
       BUILD_WORKING_DIRECTORY=str(directory),
     )
@@ -49,6 +51,17 @@ class TextRnnTest(absltest.TestCase):
     self.assertIn("Perplexity per byte of held-out text: ", result.stdout)
     for part in ("compilation under XLA", "step, gradients", "generate, out"):
       self.assertIn(f"✓ {part}", result.stdout)
+    record = directory / "both/language_model/assets.extra/training.json"
+    (metrics,) = json.loads(record.read_text())["epochs"]
+    (events,) = (directory / "events").iterdir()
+    written = {
+      value.tag: tf.make_ndarray(value.tensor)
+      for event in tf.compat.v1.train.summary_iterator(str(events))
+      for value in event.summary.value
+    }
+    self.assertIn("loss", metrics)
+    for name, value in metrics.items():
+      self.assertAlmostEqual(written[f"epoch_{name}"], value, places=4)
     model = hub.load(str(directory / "both" / "language_model"))
     self.assertLen(model.trainable_variables, 9)
     self.assertLen(model.regularization_losses, 5)

@@ -22,6 +22,7 @@ from etils import epy
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.reusable import exporting
+from exporters.reusable import training_records
 from models.density import training
 
 # These import TensorFlow, which must wait until the flags are parsed.
@@ -100,6 +101,7 @@ class Weights:
   weights: str | None = None
   train_on: str | None = None
   config: training.Config = dataclasses.field(default_factory=training.Config)
+  tensorboard_dir: str | None = None
 
 
 def export(
@@ -119,7 +121,8 @@ def export(
     ExportError: A directory is in the way, the vectors have another length, the
       checkpoint does not match, or the export differs from the module.
   """
-  with exporting.exporting(options) as export_piece:
+  apart = [weights and weights.tensorboard_dir]
+  with exporting.exporting(options, apart=apart) as export_piece:
     piece, card = _real_nvp(flow, weights) if flow else _product()
     path = weights.checkpoint_path if weights else None
     export_piece("", piece, card, exporting.record(options, path))
@@ -154,7 +157,7 @@ def _real_nvp(
     **dataclasses.asdict(flow), seed=weights.config.seed
   )
   if weights.train_on:
-    provenance = _train(module, weights.train_on, weights.config)
+    provenance = _train(module, weights)
   else:
     checkpoints.restore(
       weights.checkpoint_path,
@@ -202,10 +205,9 @@ def _real_nvp(
   return piece, _real_nvp_card(provenance)
 
 
-def _train(
-  module: real_nvp.RealNVP, name: str, config: training.Config
-) -> dict[str, str]:
+def _train(module: real_nvp.RealNVP, weights: Weights) -> dict[str, str]:
   """Trains a flow; returns what its model card says of the training."""
+  name, config = weights.train_on, weights.config
   vectors, held_out = training.DATASETS[name]()
   if vectors.shape[1:] != module.mean.shape:
     raise errors.ExportError(
@@ -213,7 +215,8 @@ def _train(
       f" which has vectors of length {vectors.shape[1]}."
     )
   print(f"Training on {len(vectors):,} vectors of {name}")
-  training.train(module, vectors, config)
+  record = training_records.recorder(weights.tensorboard_dir)
+  training.train(module, vectors, config, record)
   log_likelihood = tf.reduce_mean(module(held_out)["log_likelihood"])
   tested = f"{log_likelihood:.4f} on {len(held_out):,} vectors held out"
   print(f"Test log-likelihood: {tested}")
@@ -267,6 +270,11 @@ def define_flags() -> None:
   )
   command_line.require_weights(without_weights=("module", "product"))
   command_line.define(training.Config, _TRAINING_FLAGS, only_with="train_on")
+  command_line.define(
+    Weights,
+    {"tensorboard_dir": command_line.TENSORBOARD},
+    only_with="train_on",
+  )
   command_line.define(
     Flow,
     {

@@ -12,7 +12,7 @@ from __future__ import annotations
 from absl import flags
 
 from distribution import formats
-from exporters.publishing import checking
+from exporters.packaging import checking
 from exporters.reusable import command_line
 
 
@@ -25,6 +25,19 @@ def define_flags() -> None:
     "The key that must have signed the package, in PEM. Without it the package"
     " is compared with itself only: who changed the model may have changed the"
     " documents too.",
+  )
+  for name, text in {
+    "sigstore_identity": "Instead of --public_key: the identity that must have"
+    " signed the package with Sigstore, such as an e-mail address.",
+    "sigstore_issuer": "With --sigstore_identity: the URL of the OpenID Connect"
+    " provider that vouches for it.",
+  }.items():
+    flags.DEFINE_string(name, None, text)
+  flags.mark_flags_as_mutual_exclusive(["public_key", "sigstore_identity"])
+  flags.register_multi_flags_validator(
+    ["sigstore_identity", "sigstore_issuer"],
+    lambda values: len({bool(value) for value in values.values()}) == 1,
+    "--sigstore_identity and --sigstore_issuer go together.",
   )
   flags.DEFINE_string(
     "unpack_dir",
@@ -50,6 +63,8 @@ def main() -> None:
   checking.check(
     package,
     public_key=formats.absolute(values.public_key),
+    sigstore=values.sigstore_identity
+    and (values.sigstore_identity, values.sigstore_issuer),
     unpack_dir=unpack_dir,
     overwrite=values.overwrite,
     audit=values.audit,

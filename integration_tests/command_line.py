@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import itertools
+import json
 import os
 import sys
 import time
@@ -21,6 +22,7 @@ from distribution import backups
 from distribution import errors
 from distribution import formats
 from distribution import programs
+from distribution import publishing
 from distribution import strategies
 from distribution import warmup
 from integration_tests import checkpoints
@@ -65,7 +67,7 @@ _EXPORTS = ("saved_model_dir", "preprocessor_dir", "cell_dir")  # Flags.
 # Flags that may change when a training resumes.
 _OF_ANY_RUN = (
   *("debug", "epochs", "strategy", "tpu", "num_gpus"),
-  *("prompt", "length", "temperature", "report"),
+  *("prompt", "length", "temperature", "report", "training_record"),
 )
 # Flags that apply only with --retrain: what they set, and the largest value.
 RETRAINING = {
@@ -96,6 +98,12 @@ def define_flags(
   for name, text in _PATHS.items():
     flags.DEFINE_string(name, None, text)
   flags.mark_flag_as_required("saved_model_dir")
+  flags.DEFINE_string(
+    "training_record",
+    None,
+    "File to write the metrics of each epoch to, in JSON, for"
+    " --fine_tuning_record of //exporters:package. The default is not to.",
+  )
   strategies.define_flags()
   flags.adopt_module_key_flags(strategies)
   flags.DEFINE_bool(
@@ -370,6 +378,9 @@ def fine_tune(
     report_file = held_out and formats.absolute(values.report)
     if report_file and strategies.is_chief(strategy):
       report.check(report_file)
+    record_file = formats.absolute(values.training_record)
+    if record_file:
+      formats.check_output_file("training_record", record_file)
     _check_batch_size(strategy)
     arguments, recipe = _arguments()
     with strategies.precision(values.mixed_precision), strategy.scope():
@@ -389,6 +400,8 @@ def fine_tune(
       backup=backup,
       **recipe,
     )
+    if record_file and strategies.is_chief(strategy):
+      _write_record(record_file, history)
     if test_model:
       print(test_model(model))
     else:
@@ -419,6 +432,17 @@ def fine_tune(
     if report_file:
       _report(report_file, model, data.test, held_out(), history, examples)
   return model
+
+
+def _write_record(path: str, history: Mapping[str, Sequence[float]]) -> None:
+  """Writes the metrics of each epoch as exporters do for their trainings."""
+  rows = zip(*history.values(), strict=True)
+  epochs = [
+    {k: float(f"{v:.6g}") for k, v in zip(history, row, strict=True)}
+    for row in rows
+  ]
+  content = json.dumps({"epochs": epochs}, indent=2)
+  publishing.write(path, f"{content}\n".encode())
 
 
 def _check_batch_size(strategy: tf.distribute.Strategy) -> None:

@@ -60,6 +60,11 @@ _EXPORT_FLAGS = {
   " inspection. It must not exist.",
 }
 
+# The help of --tensorboard_dir, which programs that train have.
+TENSORBOARD = (
+  "write the metrics of each epoch to this directory, for TensorBoard."
+)
+
 _DEFINE = {
   bool: flags.DEFINE_bool,
   float: flags.DEFINE_float,
@@ -257,18 +262,19 @@ def _check_paths() -> None:
 def _record() -> dict[str, Any]:
   """Returns the flags of the program, for the report of the verification.
 
-  Only what makes a difference to the export: of files the name, and neither
+  Only what makes a difference to the export: of inputs the name, and neither
   directories to write nor `--overwrite`.
   """
   record = {}
   for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
     name, value = flag.name, flag.value
-    if name.endswith("_dir") or name in _OF_THE_RUN:
+    is_output = name.endswith("_dir") and name not in _INPUTS
+    if is_output or name in _OF_THE_RUN:
       continue
     if isinstance(value, list):  # Files are among them.
       value = [os.path.basename(v) for v in value]
     elif value and (
-      name.endswith(("_path", "_file"))
+      name.endswith(_PATHS)
       or (name == "train_on" and not value.startswith("tfds:"))
     ):
       value = os.path.basename(os.path.normpath(value))

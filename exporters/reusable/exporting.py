@@ -23,6 +23,7 @@ with epy.lazy_imports():
   from exporters.reusable import model_card
   from exporters.reusable import restore_report
   from exporters.reusable import saving
+  from exporters.reusable import training_records
   from exporters.reusable import verification
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Options:
   warmup_lengths: Sequence[int | str] = ()
 
 
-def _origin(options: Options) -> dict[str, Any]:
+def origin(options: Options) -> dict[str, Any]:
   """Returns what a model depends on beside the flags and the checkpoint.
 
   That is the program, the lock of its packages and, if it trains the model, the
@@ -150,6 +151,7 @@ def exporting(
   ) as directory:
     # Importing TensorFlow takes them seconds, in parallel to the work here.
     processes = {n: verification.start(options.verification) for n in names}
+    training_records.epochs.clear()
 
     def export(
       name: str,
@@ -181,6 +183,7 @@ def exporting(
         options.warmup_lengths,
         examples=piece.examples[:1],
       )
+      training_records.write(piece_dir)
       verification.verify(
         piece_dir,
         piece.source,
@@ -189,7 +192,7 @@ def exporting(
         sub_objects=dict(_parts(piece)),
         is_keras=is_keras,
         process=processes[name],
-        record={**_origin(options), "flags": options.flag_values, **record},
+        record={**origin(options), "flags": options.flag_values, **record},
         keep_failed=options.keep_failed,
       )
 

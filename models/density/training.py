@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import TYPE_CHECKING
 
@@ -47,13 +48,19 @@ def moons() -> tuple[np.ndarray, np.ndarray]:
   return tuple(np.split(vectors.astype(np.float32), [4000]))
 
 
-def train(flow: real_nvp.RealNVP, vectors: np.ndarray, config: Config) -> None:
+def train(
+  flow: real_nvp.RealNVP,
+  vectors: np.ndarray,
+  config: Config,
+  on_epoch_end: Callable[[int, Mapping[str, float]], None] = lambda *_: None,
+) -> None:
   """Trains a flow to give vectors a high likelihood.
 
   Args:
     flow: The flow. Its mean and standard deviation become those of `vectors`.
     vectors: float32 `[n, num_features]`.
     config: How to train.
+    on_epoch_end: Called with the index of each epoch and its mean loss.
   """
   flow.mean.assign(vectors.mean(0))
   flow.stddev.assign(vectors.std(0))
@@ -68,19 +75,23 @@ def train(flow: real_nvp.RealNVP, vectors: np.ndarray, config: Config) -> None:
   variables = flow.trainable_variables
 
   @tf.function
-  def step(batch: tf.Tensor) -> None:
+  def step(batch: tf.Tensor) -> tf.Tensor:
     with tf.GradientTape() as tape:
       outputs = flow(batch, True, DROPOUT_RATE)
       losses = [loss() for loss in flow.regularization_losses]
       loss = tf.add_n(losses) - tf.reduce_mean(outputs["log_likelihood"])
     gradients = tape.gradient(loss, variables)
     optimizer.apply_gradients(zip(gradients, variables, strict=True))
+    return loss
 
   rng = np.random.default_rng(config.seed)
-  for _ in range(config.epochs):
+  for epoch in range(config.epochs):
     order = rng.permutation(len(vectors))
-    for start in range(0, len(vectors) - size + 1, size):
+    losses = [
       step(vectors[order[start : start + size]])
+      for start in range(0, len(vectors) - size + 1, size)
+    ]
+    on_epoch_end(epoch, {"loss": float(np.mean(losses))})
 
 
 DATASETS = {"moons": moons}

@@ -22,6 +22,7 @@ with epy.lazy_imports():
   import numpy as np
   from scipy import sparse
   from sklearn import decomposition
+  import threadpoolctl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +75,9 @@ def train(
   ids = {word: i for i, word in enumerate(words)}
   texts = [np.array([ids[w] for w in t if w in ids], np.int64) for t in texts]
   svd = decomposition.TruncatedSVD(config.dim, random_state=config.seed)
-  vectors = svd.fit_transform(_information(texts, len(words), config))
+  # Sums of several threads are rounded by their number.
+  with threadpoolctl.threadpool_limits(1):
+    vectors = svd.fit_transform(_information(texts, len(words), config))
   vectors /= np.sqrt(svd.singular_values_)
   vectors /= np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-9
   frequency = np.array([counts[w] for w in words]) / counts.total()

@@ -8,7 +8,7 @@ sequence is padded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import math
 import os
@@ -64,6 +64,8 @@ def train(
   config: Config,
   checkpoint_dir: str,
   about: Mapping[str, Any] | None = None,
+  callbacks: Sequence[tf_keras.callbacks.Callback] = (),
+  logs: list[dict[str, float]] | None = None,
 ) -> float:
   """Pre-trains a model.
 
@@ -79,6 +81,9 @@ def train(
       its random numbers then differ from those of uninterrupted training.
     about: What else the result depends on. A training resumes only if it is the
       same, with the same text and the same `config` but for its epochs.
+    callbacks: Callbacks of Keras, called before a checkpoint is saved.
+    logs: JSON values of each epoch, kept with the checkpoints. It gets those of
+      the epochs that are done; one of the callbacks appends the rest.
 
   Returns:
     The share of masked tokens in the held-out text that the model predicts
@@ -105,7 +110,12 @@ def train(
   with strategy.scope():
     trained = _compiled(model, config)
     saves = _checkpoints(
-      model, trained.optimizer, checkpoint_dir, tokenizer, run
+      model,
+      trained.optimizer,
+      checkpoint_dir,
+      tokenizer,
+      run,
+      [] if logs is None else logs,
     )
   steps_done = int(trained.optimizer.iterations.numpy())
   if steps_done > config.epochs * config.steps_per_epoch:
@@ -126,7 +136,7 @@ def train(
         initial_epoch=steps_done // config.steps_per_epoch,
         epochs=config.epochs,
         steps_per_epoch=config.steps_per_epoch,
-        callbacks=[saves],
+        callbacks=[*callbacks, saves],
         # A progress bar on a terminal, one line per epoch in a log.
         verbose=1 if sys.stdout.isatty() else 2,
       )
@@ -285,6 +295,7 @@ def _checkpoints(
   checkpoint_dir: str,
   tokenizer: preprocessing.Tokenizer,
   run: Mapping[str, Any],
+  logs: list[dict[str, float]],
 ) -> tf_keras.callbacks.Callback:
   """Restores the newest checkpoint, and makes a callback that saves more."""
   manager = tf.train.CheckpointManager(
@@ -297,12 +308,13 @@ def _checkpoints(
   options = tf.train.CheckpointOptions(
     experimental_io_device=strategies.io_device(model.distribute_strategy)
   )
-  _resume(manager, tokenizer, run, options)
-  return tf_keras.callbacks.LambdaCallback(
-    on_epoch_end=lambda epoch, logs: manager.save(
-      int(optimizer.iterations.numpy()), options=options
-    )
-  )
+  logs[:] = _resume(manager, tokenizer, run, options)
+
+  def save(*_: Any) -> None:
+    manager.save(int(optimizer.iterations.numpy()), options=options)
+    backups.keep_logs(manager.directory, run, logs)
+
+  return tf_keras.callbacks.LambdaCallback(on_epoch_end=save)
 
 
 def _resume(
@@ -310,15 +322,19 @@ def _resume(
   tokenizer: preprocessing.Tokenizer,
   run: Mapping[str, Any],
   options: tf.train.CheckpointOptions,
-) -> None:
-  """Restores the newest checkpoint, or writes a first one and vocab.txt."""
+) -> list[dict[str, float]]:
+  """Restores the newest checkpoint, or writes a first one and vocab.txt.
+
+  Returns:
+    The logs of the epochs that are done.
+  """
   vocab_file = os.path.join(manager.directory, "vocab.txt")
   vocabulary = "".join(f"{token}\n" for token in tokenizer.tokens)
   if not manager.latest_checkpoint:
     tf.io.write_file(vocab_file, vocabulary)
     backups.claim(manager.directory, run)
     manager.save(0, options=options)
-    return
+    return []
   if not tf.io.gfile.exists(vocab_file):
     raise ValueError(
       f"{manager.directory} has checkpoints of another program, without"
@@ -329,7 +345,7 @@ def _resume(
       f"{vocab_file} is another vocabulary than the given one. Train with it,"
       " or use another directory."
     )
-  backups.claim(manager.directory, run)
+  logs = backups.logs_of(backups.claim(manager.directory, run))
   try:
     manager.checkpoint.restore(
       manager.latest_checkpoint, options
@@ -339,3 +355,4 @@ def _resume(
       f"{manager.latest_checkpoint} is of another model or damaged. Use another"
       f" directory. TensorFlow says: {' '.join(str(e).split())}"
     ) from e
+  return logs

@@ -18,12 +18,13 @@ from in_toto_attestation.v1 import statement
 import spdx_python_model
 
 from distribution import publishing
-from exporters.publishing import archive
-from exporters.publishing import description
+from exporters.packaging import archive
+from exporters.packaging import description
+from exporters.packaging import pictures
 from exporters.reusable import errors
 
 # Raise it when documents of the same model change: they are compared by bytes.
-FORMAT = 1
+FORMAT = 2
 ARCHIVE = archive.NAME
 MANIFEST = "manifest.json"
 PROVENANCE = "provenance.json"
@@ -41,7 +42,9 @@ PACKAGE = publishing.Kind(MANIFEST, "|".join(map(re.escape, sorted(NAMES))))
 VERIFICATION = "assets.extra/verification.json"
 _FINGERPRINT = "fingerprint.pb"
 _CARD = "assets.extra/README.md"
-READ = (VERIFICATION, _FINGERPRINT, _CARD)
+_MODEL = "assets.extra/model.json"
+_TRAINING = "assets.extra/training.json"
+READ = (VERIFICATION, _FINGERPRINT, _CARD, _MODEL, _TRAINING)
 
 _PREDICATES = {
   PROVENANCE: ("https://slsa.dev/provenance/v1", provenance_pb2.Provenance),
@@ -144,8 +147,36 @@ def make(
   content = {name: to_json(document) for name, document in made.items()}
   if fields:
     card = contents.get(_CARD, b"").decode(errors="replace")
-    content[README] = description.readme(fields, card).encode()
+    drawn = _drawn(contents, fields)
+    content[README] = description.readme(fields, card, drawn).encode()
   return content
+
+
+def _drawn(contents: Mapping[str, bytes], fields: Mapping[str, Any]) -> str:
+  """Returns the section of the card that has its pictures.
+
+  It draws what the model records: an older export has less of it.
+  """
+  sections = []
+  problems = (ArithmeticError, AttributeError, LookupError, TypeError)
+  with errors.of_input(*problems, about="The model cannot be drawn: "):
+    if _MODEL in contents:
+      model = from_json(_MODEL, contents[_MODEL])
+      about = (
+        "Layers in the order of the model, with the shapes of their weights and"
+        " their numbers of parameters"
+      )
+      sections.append((about, pictures.architecture(model)))
+    if _TRAINING in contents:
+      record = from_json(_TRAINING, contents[_TRAINING])
+      about = "Metrics of the training, by epoch"
+      sections.append((about, pictures.curves(record["epochs"])))
+    if "fine_tuning" in fields:
+      about = "Metrics of a fine-tuning on other data, by epoch"
+      sections.append((about, pictures.curves(fields["fine_tuning"])))
+  return "".join(
+    f"{about}:\n\n{pictures.image(svg, about)}\n\n" for about, svg in sections
+  )
 
 
 def _check_report(report: Mapping[str, Any], listed: Mapping[str, Any]) -> None:

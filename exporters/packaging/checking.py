@@ -10,17 +10,20 @@ import io
 import os
 import tempfile
 from typing import Any, BinaryIO
+import unicodedata
+
+from model_signing import verifying
 
 from distribution import publishing
 from distribution import sandbox
 from exporters.conformance import copying
-from exporters.publishing import archive
-from exporters.publishing import documents
-from exporters.publishing import signing
+from exporters.packaging import archive
+from exporters.packaging import documents
+from exporters.packaging import signing
 from exporters.reusable import errors
 
-# Clients of Hugging Face add them.
-_OF_CLIENTS = (".cache", ".gitattributes")
+# What Hugging Face gets or adds beside the package. No program here reads it.
+_OF_CLIENTS = (".cache", ".eval_results", ".gitattributes")
 # What the audit of ops reads; of other files it needs the names.
 _AUDITED = ("saved_model.pb", "keras_metadata.pb")
 _LARGEST_DOCUMENT = 2**26
@@ -56,6 +59,7 @@ def check(
   package_dir: str,
   *,
   public_key: str | None = None,
+  sigstore: tuple[str, str] | None = None,
   unpack_dir: str | None = None,
   overwrite: bool = False,
   audit: bool = True,
@@ -67,7 +71,9 @@ def check(
   Args:
     package_dir: The directory of the package: its documents, and either the
       archive or the files of the model themselves.
-    public_key: The key that must have signed it. None: no signature is needed.
+    public_key: The key that must have signed it.
+    sigstore: The identity that must have signed it, and its OpenID Connect
+      provider. With neither of both, no signature is needed.
     unpack_dir: Where the model shall appear if all is right. None: nowhere.
     overwrite: Whether to replace a SavedModel there.
     audit: Whether to look for ops that models do not need.
@@ -78,6 +84,7 @@ def check(
   Raises:
     ExportError: What is wrong, by name.
   """
+  verifier = signing.verifier(public_key, sigstore)
   found = _documents(package_dir)
   listed = documents.from_json(documents.MANIFEST, found[documents.MANIFEST])
   if (made := listed.get("format")) != documents.FORMAT:
@@ -97,7 +104,7 @@ def check(
     print(f"  ✓ files: {len(files)}, as the manifest lists them")
     _check_documents(listed, found, whole, files, contents)
     print(f"  ✓ documents: {', '.join(sorted(found))}")
-    _check_signature(package_dir, found, whole, public_key)
+    _check_signature(package_dir, found, whole, verifier)
     if audit:
       _audit(audited)
       print("  ✓ ops: none that models do not need")
@@ -124,10 +131,15 @@ def _documents(package_dir: str) -> dict[str, bytes]:
       f"The package has files that were added: {listed}."
     )
   found = {}
-  for name in sorted(names & documents.NAMES - {documents.ARCHIVE}):
+  for name in sorted(names & documents.NAMES):
+    path = os.path.join(package_dir, name)
+    if not os.path.isfile(path):  # Reading a pipe would not end.
+      raise errors.ExportError(f"{name} in the package is not a file.")
+    if name == documents.ARCHIVE:
+      continue
     with (
       errors.of_input(OSError, about=f"Cannot read {name}: "),
-      open(os.path.join(package_dir, name), "rb") as f,
+      open(path, "rb") as f,
     ):
       found[name] = f.read(_LARGEST_DOCUMENT)
   return found
@@ -214,12 +226,17 @@ def _check_files(
   missing = {expected[n]: n for n in sorted(expected.keys() - files.keys())}
   problems = []
   for name, digest in files.items():
+    shown = _unambiguous(name)
     if name not in expected:
       before = missing.pop(digest, None)
-      problems.append(f"{before} is now {name}" if before else f"{name} is new")
+      problems.append(
+        f"{_unambiguous(before)} is now {shown}"
+        if before
+        else f"{shown} is new"
+      )
     elif digest != expected[name]:
-      problems.append(f"{name} has changed")
-  problems += [f"{name} is missing" for name in missing.values()]
+      problems.append(f"{shown} has changed")
+  problems += [f"{_unambiguous(name)} is missing" for name in missing.values()]
   if problems:
     raise errors.ExportError(
       "The model differs from the manifest:"
@@ -229,6 +246,12 @@ def _check_files(
     raise errors.ExportError(
       f"{documents.MANIFEST} has another digest of {documents.ARCHIVE}."
     )
+
+
+def _unambiguous(name: str) -> str:
+  """Escapes a name that looks like another one in normal form C of Unicode."""
+  is_normal = unicodedata.is_normalized("NFC", name)
+  return name if is_normal else ascii(name)
 
 
 def _check_documents(
@@ -263,16 +286,16 @@ def _check_signature(
   package_dir: str,
   found: Mapping[str, bytes],
   whole: archive.Digest,
-  public_key: str | None,
+  verifier: verifying.Config | None,
 ) -> None:
-  if not public_key:
+  if not verifier:
     print("  - signature: not checked without --public_key")
     return
   if documents.SIGNATURE not in found:
     raise errors.ExportError("The package is not signed.")
   path = os.path.join(package_dir, documents.SIGNATURE)
-  signing.check(digests(found, whole), public_key, path)
-  print("  ✓ signature: by the key of --public_key")
+  signing.check(digests(found, whole), verifier, path)
+  print("  ✓ signature: by the key or the identity that was asked for")
 
 
 def digests(
@@ -296,7 +319,7 @@ def _audit(directory: str) -> None:
     ExportError: There is something that models do not need.
   """
   with copying.started(
-    "exporters.publishing.auditing", directory, copying.Options(trust=True)
+    "exporters.packaging.auditing", directory, copying.Options(trust=True)
   ) as (ask, request):
     try:
       suspicious = ask(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+import json
 from typing import Any
 
 import yaml
@@ -21,7 +22,8 @@ _MEANINGS = {
   "evaluation": "a list of {metric, value, dataset}; [] if there is none",
 }
 _OPTIONAL = {"language": "a list of codes, such as [en]"}
-_OF_RESULTS = ("metric", "value", "dataset")
+_OF_RESULTS = {"metric", "value", "dataset"}
+_OF_BENCHMARKS = {"dataset_id", "task_id"}
 # Kaggle's names of licenses. Those of Hugging Face are SPDX's, in lower case.
 _LICENSES = {
   "AGPL-3.0-only": "GNU Affero General Public License 3.0",
@@ -74,22 +76,52 @@ def read(path: str) -> dict[str, Any]:
   for result in fields["evaluation"]:
     if (
       not isinstance(result, dict)
-      or set(result) != set(_OF_RESULTS)
+      or set(result) not in (_OF_RESULTS, _OF_RESULTS | _OF_BENCHMARKS)
       or type(result["value"]) not in (int, float)
     ):
       raise errors.ExportError(
         f"{about}evaluation: write {_MEANINGS['evaluation']}; value is a"
-        " number."
+        " number. A benchmark of Hugging Face also has dataset_id and task_id."
       )
   return fields
 
 
-def readme(fields: Mapping[str, Any], card: str) -> str:
+def epochs(path: str) -> list[dict[str, float]]:
+  """Reads the metrics of each epoch that --training_record of use_* wrote.
+
+  Raises:
+    ExportError: The file is another one.
+  """
+  about = f"--fine_tuning_record={path}: "
+  with errors.of_input(OSError, about=about), open(path, "rb") as f:
+    content = f.read()
+  problems = (ValueError, RecursionError, KeyError, TypeError, AttributeError)
+  with errors.of_input(*problems, about=f"{about}not a training record: "):
+    return [
+      {str(name): float(value) for name, value in epoch.items()}
+      for epoch in json.loads(content)["epochs"]
+    ]
+
+
+def eval_results(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Returns the results on benchmarks, as Hugging Face's .eval_results has."""
+  return [
+    {
+      "dataset": {"id": r["dataset_id"], "task_id": r["task_id"]},
+      "value": r["value"],
+    }
+    for r in fields["evaluation"]
+    if "dataset_id" in r
+  ]
+
+
+def readme(fields: Mapping[str, Any], card: str, pictures: str) -> str:
   """Returns the card with the front matter of Hugging Face.
 
   Args:
     fields: The fields of the card.
     card: The card that the exporter wrote.
+    pictures: Pictures of the model, in Markdown.
   """
   license_ = fields["license"]
   front = {
@@ -117,7 +149,7 @@ def readme(fields: Mapping[str, Any], card: str) -> str:
       }
     ]
   matter = yaml.safe_dump(front, allow_unicode=True, width=1000)
-  return f"---\n{matter}---\n\n{text(fields, card)}"
+  return f"---\n{matter}---\n\n{text(fields, pictures + card)}"
 
 
 def text(fields: Mapping[str, Any], card: str) -> str:
@@ -151,7 +183,7 @@ Published by {fields["publisher"]} under {fields["license"]}. Trained on \
 
 
 def kaggle_metadata(
-  fields: Mapping[str, Any], card: str, handle: str
+  fields: Mapping[str, Any], card: str, handle: str, *, fine_tunable: bool
 ) -> dict[str, dict[str, Any]]:
   """Returns Kaggle's files of metadata, by name.
 
@@ -161,6 +193,7 @@ def kaggle_metadata(
     fields: The fields of the card.
     card: The card that the exporter wrote.
     handle: OWNER/MODEL/FRAMEWORK/VARIATION.
+    fine_tunable: Whether the model has variables to train.
 
   Raises:
     ExportError: Kaggle has no such license.
@@ -184,7 +217,7 @@ def kaggle_metadata(
       "overview": fields["purpose"],
       "usage": card,
       "licenseName": kaggle_license(fields["license"]),
-      "fineTunable": True,
+      "fineTunable": fine_tunable,
       "trainingData": [fields["dataset"]],
     },
   }

@@ -20,7 +20,30 @@ _CARD = {
   "language": ["en"],
   "purpose": "Tests.",
   "limits": "Everything else.",
-  "evaluation": [{"metric": "accuracy", "value": 0.9875, "dataset": "digits"}],
+  "evaluation": [
+    {
+      "metric": "accuracy",
+      "value": 0.9875,
+      "dataset": "digits",
+      "dataset_id": "example/digits",
+      "task_id": "default",
+    }
+  ],
+}
+
+
+_MODEL = {
+  "inputs": [{"name": "images", "shape": [None, 28, 28, 1]}],
+  "outputs": [{"name": "features", "shape": [None, 64]}],
+  "variables": [
+    {"name": "conv/kernel", "shape": [3, 3, 1, 8]},
+    {"name": "conv/bias", "shape": [8]},
+    *(
+      {"name": f"block{number}/dense/{name}", "shape": shape}
+      for number in ("", "_1", "_2")
+      for name, shape in (("kernel", [64, 64]), ("bias", [64]))
+    ),
+  ],
 }
 
 
@@ -63,6 +86,9 @@ def write_report(directory: str, singleprint: str) -> None:
   extra = root / "assets.extra"
   extra.mkdir()
   (extra / "README.md").write_text("# Example\n")
+  (extra / "model.json").write_text(json.dumps(_MODEL))
+  epochs = [{"loss": 2.0, "accuracy": 0.5}, {"loss": 1.0, "accuracy": 0.75}]
+  (extra / "training.json").write_text(json.dumps({"epochs": epochs}))
   (extra / "verification.json").write_text(json.dumps(report))
 
 

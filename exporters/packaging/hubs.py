@@ -34,6 +34,7 @@ def serving() -> Iterator[type[Handler]]:
     blobs: ClassVar = {}
     calls: ClassVar = []
     files: ClassVar = {}
+    locations: ClassVar = {}
     repos: ClassVar = {}
 
   with server.ThreadingHTTPServer(("127.0.0.1", 0), Fresh) as http:
@@ -55,6 +56,7 @@ class Handler(server.BaseHTTPRequestHandler):
     blobs: What was uploaded to Kaggle or as a large file, by token or SHA-256.
     calls: The names and bodies of calls of Kaggle's services.
     files: What is served, by path.
+    locations: Buckets of models, by the path that names them to tensorflow-hub.
     repos: The files of each repository of Hugging Face, by path.
   """
 
@@ -62,6 +64,7 @@ class Handler(server.BaseHTTPRequestHandler):
   blobs: ClassVar[dict[str, bytes]]
   calls: ClassVar[list[tuple[str, dict[str, Any]]]]
   files: ClassVar[dict[str, bytes]]
+  locations: ClassVar[dict[str, str]]
   repos: ClassVar[dict[str, dict[str, bytes]]]
   protocol_version = "HTTP/1.1"
 
@@ -164,7 +167,10 @@ class Handler(server.BaseHTTPRequestHandler):
 
   def do_GET(self) -> None:
     """Serves files and what is known of them."""
-    path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+    url = urllib.parse.urlsplit(self.path)
+    path = urllib.parse.unquote(url.path)
+    if "tf-hub-format=uncompressed" in url.query and path in self.locations:
+      return self._answer(self.locations[path].encode(), 303)
     if match := _MODEL.match(f"{path}/"):
       return self._answer(getattr(self, f"_{match[2]}")(match[1]))
     files = self.files

@@ -14,10 +14,11 @@ from typing import Any
 from etils import epy
 import huggingface_hub
 import kagglehub
+import yaml
 
 from distribution import publishing
-from exporters.publishing import description
-from exporters.publishing import documents
+from exporters.packaging import description
+from exporters.packaging import documents
 from exporters.reusable import errors
 
 with epy.lazy_imports():
@@ -117,6 +118,10 @@ def _to_hugging_face(
       f"The repository has other files, such as {min(others)}. Choose another,"
       " or say --overwrite to replace them."
     )
+  if results := description.eval_results(listed["description"]):
+    path = pathlib.Path(directory, ".eval_results", "results.yaml")
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(results))
   api.upload_folder(
     repo_id=repo,
     folder_path=directory,
@@ -130,7 +135,9 @@ def _to_kaggle(handle: str, directory: str, listed: Mapping[str, Any]) -> None:
   fields = listed["description"]
   card = pathlib.Path(directory, "assets.extra", "README.md")
   text = card.read_text(encoding="utf-8") if card.exists() else ""
-  metadata = description.kaggle_metadata(fields, text, handle)
+  metadata = description.kaggle_metadata(
+    fields, text, handle, fine_tunable="## Load and fine-tune" in text
+  )
   kagglehub.model_upload(
     handle,
     directory,

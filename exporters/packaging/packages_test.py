@@ -1,5 +1,6 @@
 """Tests packages: what they have, and that each manipulation is found."""
 
+import base64
 from collections.abc import Callable
 import contextlib
 import gzip
@@ -8,12 +9,14 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tarfile
 import time
 from typing import Any, ClassVar
 from unittest import mock
+from xml.etree import ElementTree
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -23,10 +26,11 @@ from model_signing import verifying
 from distribution import errors
 from exporters import package as package_lib
 from exporters.conformance import copying
-from exporters.publishing import archive
-from exporters.publishing import checking
-from exporters.publishing import documents
-from exporters.publishing import fakes
+from exporters.packaging import archive
+from exporters.packaging import checking
+from exporters.packaging import documents
+from exporters.packaging import fakes
+from exporters.packaging import signing
 
 _WEIGHTS = "variables/variables.data-00000-of-00001"
 
@@ -152,7 +156,7 @@ class PackagesTest(parameterized.TestCase):
     for name in sorted(first):
       hasher.update(first[name])
     # If this changes on purpose, raise documents.FORMAT.
-    self.assertEqual(hasher.hexdigest()[:16], "16fb54483c4db750")
+    self.assertEqual(hasher.hexdigest()[:16], "d4ebb2d073e101da")
     mask = os.umask(0o077)
     self.addCleanup(os.umask, mask)
     other = os.path.join(self.directory, "other")
@@ -269,8 +273,8 @@ class PackagesTest(parameterized.TestCase):
       "manifest.json has changed",
     ),
     "manifest, format": (
-      lambda t: t.edit(documents.MANIFEST, lambda d: d.update(format=2)),
-      "has format 2, and this program verifies 1",
+      lambda t: t.edit(documents.MANIFEST, lambda d: d.update(format=1)),
+      "has format 1, and this program verifies 2",
     ),
     "manifest, field": (
       lambda t: t.edit(documents.MANIFEST, lambda d: d["archive"].clear()),
@@ -343,6 +347,100 @@ class PackagesTest(parameterized.TestCase):
       lambda t: t.append(documents.README, b"Buy"),
       "README.md has changed",
     ),
+    "front matter, license": (
+      lambda t: t.put(
+        documents.README,
+        t.bytes_of(documents.README).replace(b"license: apache-2.0", b""),
+      ),
+      "README.md has changed",
+    ),
+    "two names of one manifest": (
+      lambda t: t.put(
+        documents.MANIFEST,
+        t.bytes_of(documents.MANIFEST).replace(
+          b'"files": {', b'"files": {}, "files": {', 1
+        ),
+      ),
+      "manifest.json has changed",
+    ),
+    "manifest, other form of a path": (
+      lambda t: t.edit(
+        documents.MANIFEST,
+        lambda d: d["files"].update(
+          {"./assets/vocab.txt": d["files"].pop("assets/vocab.txt")}
+        ),
+      ),
+      r"\./assets/vocab.txt is now assets/vocab.txt",
+    ),
+    "manifest, path out of the model": (
+      lambda t: t.edit(
+        documents.MANIFEST,
+        lambda d: d["files"].update({"../x": d["files"]["assets/vocab.txt"]}),
+      ),
+      r"\.\./x is missing",
+    ),
+    "another case": (
+      lambda t: t.repack(
+        lambda f: f.update({"assets/Vocab.txt": f.pop("assets/vocab.txt")})
+      ),
+      "assets/vocab.txt is now assets/Vocab.txt",
+    ),
+    "another form of Unicode": (
+      lambda t: t.repack(
+        lambda f: f.update({"assets/cafe\u0301": f.pop("assets/vocab.txt")})
+      ),
+      r"assets/vocab.txt is now 'assets/cafe\\u0301'",
+    ),
+    "verification, edited": (
+      lambda t: t.repack(
+        lambda f: f.update({documents.VERIFICATION: t.other_file(9)})
+      ),
+      "assets.extra/verification.json has changed",
+    ),
+    "curve of the training": (
+      lambda t: t.repack(lambda f: f.pop("assets.extra/training.json")),
+      "assets.extra/training.json is missing",
+    ),
+    "one subject more": (
+      lambda t: t.edit(
+        documents.TEST_RESULT,
+        lambda d: d["subject"].append(d["subject"][0] | {"name": "other"}),
+      ),
+      "test_result.json is about other files",
+    ),
+    "another subject of the same name": (
+      lambda t: t.edit(
+        documents.PROVENANCE,
+        lambda d: d["subject"][0]["digest"].update(sha256="0" * 64),
+      ),
+      "provenance.json is about other files",
+    ),
+    "name in the header of gzip": (
+      lambda t: t.put(
+        documents.ARCHIVE,
+        b"\x1f\x8b\x08\x08"
+        + t.bytes_of(documents.ARCHIVE)[4:10]
+        + b"x\0"
+        + t.bytes_of(documents.ARCHIVE)[10:],
+      ),
+      "not a .tar.gz of //exporters:package",
+    ),
+    "pipe in place of a document": (
+      lambda t: t.replace(documents.README, os.mkfifo),
+      "README.md in the package is not a file",
+    ),
+    "pipe in place of the archive": (
+      lambda t: t.replace(documents.ARCHIVE, os.mkfifo),
+      "model.tar.gz in the package is not a file",
+    ),
+    "directory in place of the signature": (
+      lambda t: t.replace(documents.SIGNATURE, os.mkdir),
+      "model.sig in the package is not a file",
+    ),
+    "another signature beside": (
+      lambda t: t.put("model.sig.old", t.signature),
+      "files that were added: model.sig.old",
+    ),
     # Of what only a signature protects.
     "another model in all documents": (
       lambda t: t.package_other(signing_key=None, keep_signature=True),
@@ -352,6 +450,20 @@ class PackagesTest(parameterized.TestCase):
       lambda t: t.package_other(
         signing_key=fakes.write_key_pair(t.directory, "b")[0]
       ),
+      "by another key or damaged",
+    ),
+    "signature of another package by the same key": (
+      lambda t: (
+        t.package(source_revision="f00")
+        or t.replace(
+          documents.MANIFEST,
+          lambda path: pathlib.Path(path).write_bytes(t.listed),
+        )
+      ),
+      "provenance.json has changed",
+    ),
+    "empty signature": (
+      lambda t: t.put(documents.SIGNATURE, b""),
       "by another key or damaged",
     ),
     "no signature": (
@@ -380,12 +492,56 @@ class PackagesTest(parameterized.TestCase):
   def test_a_change_is_found_and_named(self, change, message: str):
     self.package()
     self.signature = self.bytes_of(documents.SIGNATURE)
+    self.listed = self.bytes_of(documents.MANIFEST)
     self.check(self.public)
     change(self)
     with self.assertRaisesRegex(errors.InputError, message) as caught:
       self.check(self.public, unpack_dir=os.path.join(self.directory, "new"))
     self.assertNotIn("\n", str(caught.exception))
     self.assertFalse(os.path.exists(os.path.join(self.directory, "new")))
+
+  def test_the_card_has_its_pictures(self):
+    record = os.path.join(self.directory, "record.json")
+    pathlib.Path(record).write_text(
+      '{"epochs": [{"loss": 3, "val_loss": 4, "accuracy": 1}]}'
+    )
+    self.package(fine_tuning_record=record)
+    self.check(self.public)
+    card = self.bytes_of(documents.README).decode()
+    found = re.findall(r'<img src="data:image/svg\+xml;base64,(\S+)" alt', card)
+    pictures = [base64.b64decode(data).decode() for data in found]
+    shown = [
+      [t.text for t in ElementTree.fromstring(p).iter() if t.text]
+      for p in pictures
+    ]
+    layers, training, fine_tuning = shown
+    self.assertIn("images [?, 28, 28, 1]", layers)
+    self.assertIn("3 times: block … 2", layers)
+    self.assertIn("[3, 3, 1, 8]", layers)
+    self.assertIn("12,480", layers)  # 3 (64 · 64 + 64)
+    self.assertContainsSubset(["accuracy", "0.5", "0.75", "2"], training)
+    self.assertContainsSubset(["loss", "validation", "4"], fine_tuning)
+    self.assertNotIn("http", card.replace("http://www.w3.org/2000/svg", ""))
+
+  def test_sigstore_gets_what_the_flags_say(self):
+    token = os.path.join(self.directory, "token")
+    pathlib.Path(token).write_text("abc\n")
+    config = signing.signing.Config
+    by_key = signing.signer(self.private)
+    with mock.patch.object(
+      config, "use_sigstore_signer", return_value=by_key
+    ) as signer:
+      self.package(signing_key=None, sigstore_token_file=token)
+    signer.assert_called_once_with(identity_token="abc")
+    config = signing.verifying.Config
+    by_key = signing.verifier(self.public, None)
+    with mock.patch.object(
+      config, "use_sigstore_verifier", return_value=by_key
+    ) as verifier:
+      self.check(sigstore=("a@b.org", "https://issuer"))
+    verifier.assert_called_once_with(
+      identity="a@b.org", oidc_issuer="https://issuer"
+    )
 
   def test_no_tensorflow_was_needed(self):
     self.assertNotIn("tensorflow", sys.modules)
@@ -411,6 +567,11 @@ class PackagesTest(parameterized.TestCase):
 
   def put(self, name: str, data: bytes) -> None:
     pathlib.Path(self.out, name).write_bytes(data)
+
+  def replace(self, name: str, make: Callable[[str], Any]) -> None:
+    path = os.path.join(self.out, name)
+    os.remove(path)
+    make(path)
 
   def append(self, name: str, data: bytes) -> None:
     self.put(name, self.bytes_of(name) + data)
@@ -461,6 +622,10 @@ class PackagesTest(parameterized.TestCase):
     ),
     ("no_directory", _one(_entry("a/b")), "other directories than that of a/b"),
     ("sparse", _one(_entry("a", type=b"S")), "sparse file"),
+    ("pax", _one(_entry("a", 11, type=b"x"), _entry("b")), "of type b'x'"),
+    ("pax_global", _one(_entry("a", 11, type=b"g")), "of type b'g'"),
+    ("long_name", _one(_entry("a", 2, type=b"L"), _entry("b")), "type b'L'"),
+    ("case", _one(_entry("a"), _entry("A")), "A out of order"),
     ("twice", _one(_entry("a"), _entry("a")), "has a twice"),
     ("order", _one(_entry("b"), _entry("a")), "a out of order"),
     ("file_in_a_file", _one(_entry("a"), _entry("a/b")), "in a file"),

@@ -1,4 +1,4 @@
-"""Signs the files of a package as the OpenSSF does, with a key pair."""
+"""Signs the files of a package as the OpenSSF does."""
 
 from __future__ import annotations
 
@@ -35,15 +35,25 @@ class _Known(hashing.Config):
     return manifest.Manifest("model", items, type_)
 
 
-def signer(private_key: str) -> signing.Config:
-  """Reads the private key to sign with.
+def signer(
+  private_key: str | None, sigstore_token_file: str | None = None
+) -> signing.Config | None:
+  """Reads what to sign with; returns None if there is nothing.
 
   Args:
     private_key: The path of an unencrypted key of an elliptic curve, in PEM.
+    sigstore_token_file: The path of an OpenID Connect identity token, for which
+      Sigstore issues a certificate. It needs a network.
 
   Raises:
-    ExportError: There is no such key.
+    ExportError: There is no such key or token, or Sigstore refuses it.
   """
+  if sigstore_token_file:
+    with errors.of_input(about=f"Sigstore with {sigstore_token_file}: "):
+      token = pathlib.Path(sigstore_token_file).read_text().strip()
+      return signing.Config().use_sigstore_signer(identity_token=token)
+  if not private_key:
+    return None
   about = f"--signing_key={private_key} is no elliptic curve key in PEM: "
   with errors.of_input(about=about):
     return signing.Config().use_elliptic_key_signer(private_key=private_key)
@@ -60,23 +70,50 @@ def sign(
     signature: The path to write.
   """
   config.set_hashing_config(_Known(digests))
-  config.sign(pathlib.Path(signature).parent, signature)
+  with errors.of_input(about="The package cannot be signed: "):
+    config.sign(pathlib.Path(signature).parent, signature)
 
 
-def check(digests: Mapping[str, str], public_key: str, signature: str) -> None:
+def verifier(
+  public_key: str | None, sigstore: tuple[str, str] | None
+) -> verifying.Config | None:
+  """Returns what checks signatures, or None if nothing does.
+
+  Args:
+    public_key: The path of the public key that must have signed, in PEM.
+    sigstore: The identity that must have signed with Sigstore, such as an
+      e-mail address, and the URL of the OpenID Connect provider that vouches
+      for it. It needs a network.
+
+  Raises:
+    ExportError: There is no such key, or Sigstore cannot be reached.
+  """
+  if sigstore:
+    identity, issuer = sigstore
+    with errors.of_input(about="Sigstore: "):
+      return verifying.Config().use_sigstore_verifier(
+        identity=identity, oidc_issuer=issuer
+      )
+  if not public_key:
+    return None
+  about = f"--public_key={public_key} is no elliptic curve key in PEM: "
+  with errors.of_input(about=about):
+    return verifying.Config().use_elliptic_key_verifier(public_key=public_key)
+
+
+def check(
+  digests: Mapping[str, str], config: verifying.Config, signature: str
+) -> None:
   """Checks a signature.
 
   Args:
     digests: SHA-256 in hexadecimal of each file of a package.
-    public_key: The path of the public key, in PEM.
+    config: From `verifier`.
     signature: The path of the signature.
 
   Raises:
     ExportError: It is by another key, of other files, or no signature.
   """
-  about = f"--public_key={public_key} is no elliptic curve key in PEM: "
-  with errors.of_input(about=about):
-    config = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
   config.set_hashing_config(_Known(digests))
   with errors.of_input(about="The signature is by another key or damaged: "):
     try:
