@@ -14,6 +14,7 @@ from absl import logging
 import tensorflow as tf
 import tf_keras
 
+from exporters.reusable import endpoints
 from exporters.reusable import errors
 from exporters.reusable import layer_calls
 from exporters.reusable import saving
@@ -68,6 +69,7 @@ def save(
       include_optimizer=False,
       signatures=dict(signatures),
     )
+  endpoints.add(export_dir)
   slimming.slim(export_dir)
 
 

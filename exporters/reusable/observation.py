@@ -454,6 +454,7 @@ def check(
   of_parts = itertools.groupby(seen, key=lambda o: o.part)
   parts = {part: _part(model, part) for part in plan}
   missing = {part: _missing(parts[part], plan[part]) for part in plan}
+  missing[""] = missing[""] or _wrong_endpoints(model)
   # Before the first call, as in `verification.observe`.
   states = {
     part: list(observe_state(part, parts[part]))
@@ -633,6 +634,24 @@ def _missing(model: Any, calls: Iterable[Call]) -> list[str]:
         for name in names
         if name not in parameters
       ]
+  return problems
+
+
+def _wrong_endpoints(model: Any) -> list[str]:
+  """Says which endpoints of Keras 3 are not `__call__` in their mode."""
+  problems = []
+  is_keras = isinstance(model, tf_keras.Model)  # Its `__call__` is a method.
+  call = getattr(model, "serve" if is_keras else "__call__", None)
+  of_call = getattr(call, "concrete_functions", None)
+  for name, mode in (("serve", False), ("train", True)):
+    endpoint = getattr(model, name, None)
+    traces = getattr(endpoint, "concrete_functions", None)
+    if not traces or traces != of_call:
+      problems.append(f"{name} does not have the traces of __call__")
+      continue
+    training = inspect.signature(endpoint).parameters.get("training")
+    if training and training.default is not mode:
+      problems.append(f"{name} has training={training.default} as default")
   return problems
 
 

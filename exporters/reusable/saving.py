@@ -18,6 +18,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from exporters.reusable import endpoints
 from exporters.reusable import errors
 from exporters.reusable import graphs
 from exporters.reusable import hyperparameters as hyperparameters_lib
@@ -244,7 +245,7 @@ def save(
   *,
   signatures: Mapping[str, ConcreteFunction],
 ) -> None:
-  """Writes a SavedModel.
+  """Writes a SavedModel with the endpoints of `endpoints`.
 
   Args:
     root: An object that `reusable` made.
@@ -269,6 +270,7 @@ def save(
   with errors.of_input(AssertionError, KeyError, about=about):
     with private_api.tensors_equal_by_identity():
       tf.saved_model.save(root, export_dir, signatures=dict(signatures))
+  endpoints.add(export_dir)
   slimming.slim(export_dir)
 
 

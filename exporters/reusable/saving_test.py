@@ -97,6 +97,21 @@ class SavingTest(tf.test.TestCase):
     # One trace for each mode, whatever has been called.
     self.assertLen(loaded.__call__.concrete_functions, 2)
 
+  def test_endpoints_of_keras_3(self):
+    loaded = self.save_and_load(Affine(), _SPEC, hyperparameters=[_SCALE])
+    again = os.path.join(self.get_temp_dir(), "again")
+    tf.saved_model.save(loaded, again)
+    x = tf.constant([[1.0, 1.0], [0.0, 2.0]])
+    for model in loaded, tf.saved_model.load(again):
+      self.assertIs(model.serve, model.__call__)
+      traces = model.__call__.concrete_functions
+      self.assertEqual(model.train.concrete_functions, traces)
+      self.assertAllEqual(model.train(x), [[9.0], [12.0]])
+      self.assertAllEqual(model.train(x, scale=2.0), [[6.0], [8.0]])
+      self.assertAllEqual(model.serve(x), [[3.0], [4.0]])
+    product = self.save_and_load(Product(), _SPEC)
+    self.assertIs(product.train, product.__call__)  # It has no `training`.
+
   def test_checkpoint(self):
     model = Product()
     # `__call__` may be an attribute, too.

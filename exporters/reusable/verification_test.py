@@ -563,6 +563,24 @@ _BROKEN = [
     "^the argument `training` of __call__ is missing$",
   ),
   (
+    "endpoint_in_the_wrong_mode",
+    _plain,
+    _changed(lambda root: setattr(root, "train", root.__call__)),
+    "interface",
+    "interface",
+    "^train has training=False as default$",
+  ),
+  (
+    "endpoint_with_traces_of_its_own",
+    _plain,
+    _changed(
+      lambda root: setattr(root, "serve", saving.signature(root, _SPEC))
+    ),
+    "interface",
+    "interface",
+    "^serve does not have the traces of __call__$",
+  ),
+  (
     "sub_object_missing",
     _with_head,
     _broken_parts(_with_head, lambda root: delattr(root, "head")),
