@@ -104,9 +104,11 @@ COMPARISONS = {
     "They are equal or not.",
   ),
   SAMPLED: Comparison(
-    "Where random ops are in a loop or a branch: means and variances of"
-    " outputs, gradients and updates over 256 calls.",
-    "Two rank sum tests. Equal models fail one in a million times at most."
+    "Where random ops are in a loop or a branch: means and standard deviations"
+    " of outputs, gradients and updates over at least 256 calls. There are"
+    " enough calls to find outputs with standard deviations x 1.1 or means"
+    " shifted by one.",
+    "Rank sum tests. Equal models fail one in a million times at most."
     " Differences of the means within the tolerance do not count.",
     1e-3,
     1e-5,

@@ -70,7 +70,7 @@ class Call(NamedTuple):
     random: Whether two calls of the model differ. Only what `_randomness`
       returns is then observed.
     seeded: Whether the random ops of both models get the same seeds.
-    sampled: Whether to observe a sample of calls, as `randomness.sample` does.
+    sampled: How many calls to observe a sample of, as `randomness.sample` does.
   """
 
   name: str
@@ -85,7 +85,7 @@ class Call(NamedTuple):
   forms: bool = False
   random: bool = False
   seeded: bool = False
-  sampled: bool = False
+  sampled: int = 0
 
 
 class Observation(NamedTuple):
@@ -184,9 +184,9 @@ def observe_calls(
       function = tf.function(function)
       runs = (
         _flat(model, made, *_run(model, function, made.example, made.arguments))
-        for _ in range(randomness.CALLS)
+        for _ in itertools.count()
       )
-      arrays = randomness.sample(runs)
+      arrays = randomness.sample(runs, made.sampled)
       yield Observation(part, comparison.SAMPLED, made.name, arrays)
       continue
     if made.seeded:
