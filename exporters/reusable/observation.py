@@ -21,7 +21,6 @@ import mmap
 import os
 import pathlib
 import pickle
-import signal
 import sys
 import tempfile
 from typing import Any, NamedTuple
@@ -920,8 +919,6 @@ def main(level: str) -> None:
   Args:
     level: `full` or `fast`, as in `verification.verify`.
   """
-  # The exporter's process reports an interruption.
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
   # Optimizing graphs that run once or twice takes longer than running them.
   tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
   # TensorFlow warns if it traces the train steps of several sub-objects.
