@@ -31,8 +31,8 @@ _PAUSE = 0.05  # Seconds.
 # another process.
 _mine: dict[tuple[str, int], int] = {}
 
-# PR_SET_PDEATHSIG is 1, SIGKILL is 9. The parent may have ended before. A SIGINT
-# from a terminal goes to all: the parent reports it, and kills its children.
+# PR_SET_PDEATHSIG is 1, SIGKILL is 9. The parent may have ended before. A
+# terminal sends SIGINT to all: the parent reports it, and kills its children.
 _TIE = """
 import ctypes, os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)

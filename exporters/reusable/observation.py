@@ -12,6 +12,7 @@ order.
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import errno
 import functools
 import hashlib
 import inspect
@@ -25,9 +26,19 @@ import sys
 import tempfile
 from typing import Any, NamedTuple
 
+from distribution import errors
+
 if __name__ == "__main__":
   # Packages that consumers need not have: importing one fails from here on.
   sys.modules.update(dict.fromkeys(sys.argv[2:]))
+
+  def _end(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Leaves full memory, which `verification` reports, without a traceback."""
+    if errors.is_of_full_memory(error):
+      os._exit(errno.ENOMEM)
+    sys.__excepthook__(kind, error, trace)
+
+  sys.excepthook = _end
 
 from absl import logging
 import numpy as np
@@ -943,6 +954,8 @@ def main(level: str) -> None:
       save_again=level == "full",
     )
   except (OSError, ValueError, tf.errors.OpError) as e:
+    if errors.is_of_full_memory(e) or "OOM when allocating" in str(e):
+      os._exit(errno.ENOMEM)
     problem = f"it cannot be loaded and called: {' '.join(str(e).split())}"
     results = [Result("", "", [problem])]
   try:

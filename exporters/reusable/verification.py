@@ -199,7 +199,7 @@ def _compared(
           path = pathlib.Path(work_dir, str(i))
           observation.write(path, tuple(item))
           send(path)
-    if process.returncode == errno.ENOSPC:
+    if process.returncode in (errno.ENOMEM, errno.ENOSPC):
       raise OSError(process.returncode, os.strerror(process.returncode))
     if process.returncode:
       raise errors.ExportError(
