@@ -274,7 +274,7 @@ def _randomness(
   seen = [_arrays({"outputs": y}) | updates for y, updates in runs]
   _, moved = runs[0]
   return {
-    "whether two calls differ": np.array(
+    "the randomness of two calls": np.array(
       bool(comparison.compare("outputs", *seen)[1])
     ),
     **{
@@ -687,7 +687,12 @@ def _of_no_examples(model: Any, made: Call) -> list[str]:
     return [failure]
   moving = _moving(model)
   _, problems = comparison.compare(
-    comparison.EMPTY, _numbered(moving, moving), updates
+    comparison.EMPTY,
+    *(
+      # Others may count calls.
+      {k: x for k, x in values.items() if comparison.is_inexact(x)}
+      for values in (_numbered(moving, moving), updates)
+    ),
   )
   floats = {
     k: y for k, y in _arrays(outputs).items() if comparison.is_inexact(y)
@@ -717,6 +722,11 @@ def _under_xla(
     return [], [
       "XLA takes no strings. Consumers can train the export without XLA only,"
       " and not on TPUs; a sub-object that takes numbers is compared by itself."
+    ]
+  if any(isinstance(x, tf.RaggedTensor) for x in tf.nest.flatten(made.example)):
+    return [], [
+      "XLA takes no RaggedTensors. Consumers can train the export without XLA"
+      " only, and not on TPUs."
     ]
   trace = step.get_concrete_function(made.example, **made.arguments)
   graph = trace.graph.as_graph_def()
@@ -750,17 +760,16 @@ def _check_served(
   tf.random.set_seed(1)  # Random ops with seeds draw the same again.
   structure = _run(model, model, example, {})[0]
   tf.random.set_seed(1)
-  outputs = {
-    name: _array(y)
-    for name, y in comparison.named(structure).items()
-    if y is not None
-  }
   served = _served(model, example)
-  if not isinstance(structure, Mapping) and len(served) == len(outputs):
-    # Those of a list are in the order of their names.
-    outputs = dict(zip(sorted(served), outputs.values(), strict=True))
-  expected = {k: y for k, y in outputs.items() if k in served}
-  yield _result("", kind, "", *comparison.compare(kind, expected, served))
+  if isinstance(structure, Mapping):
+    named = structure.items()
+  else:  # Those of a list are in the order of their names.
+    is_list = isinstance(structure, (list, tuple))
+    listed = structure if is_list else [structure]
+    tensors = [y for y in listed if isinstance(y, tf.Tensor)]
+    named = zip(sorted(served), tensors, strict=False)
+  outputs = {k: _array(y) for k, y in named if isinstance(y, tf.Tensor)}
+  yield _result("", kind, "", *comparison.compare(kind, outputs, served))
   if save_again:
     kind = "saved again"
     try:
@@ -776,7 +785,12 @@ def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
   """Observes a loaded model and a hub.KerasLayer of it."""
   arguments = dict(made.arguments)
   training = {k: arguments.pop(k) for k in ["training"] if k in arguments}
-  layer = hub.KerasLayer(model, trainable=True, arguments=arguments)
+  # Keras casts floats of the input to the layer's dtype.
+  dtypes = [x.dtype for x in tf.nest.flatten(made.example)]
+  dtype = next((x for x in dtypes if x.is_floating), None)
+  layer = hub.KerasLayer(
+    model, trainable=True, arguments=arguments, dtype=dtype
+  )
 
   def see(
     call: Callable[..., Any],

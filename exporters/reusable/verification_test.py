@@ -736,7 +736,7 @@ _BROKEN = [
     _dropout_left_out,
     "randomness",
     r"randomness, training \(5, 4\)",
-    "whether two calls differ differs",
+    "the randomness of two calls differs",
   ),
   (
     "frozen_beside_noise",
