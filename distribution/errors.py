@@ -38,6 +38,8 @@ _NO_MEMORY = re.compile(
   "|error return without exception set"
 )
 _NOT_WRITTEN = "|".join(map(os.strerror, {*_OF_FULL_DISKS, errno.EROFS}))
+# How a full disk is reported where scratch files are written.
+SCRATCH = ". Set TMPDIR to a directory with more space."
 _PATHS = ("_dir", "_file", "_path", "train_on")  # Names of flags end in these.
 _FIRST_ARGUMENT = r"Positional arguments \(\d+ total\): \* (.*?) (?:\*|Keyword)"
 # What Keras, TensorFlow and gin say, in one line, and what is said instead.

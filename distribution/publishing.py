@@ -114,7 +114,7 @@ def publish(
 
 @contextlib.contextmanager
 def _without_empty(directories: Sequence[pathlib.Path]) -> Iterator[None]:
-  """Removes directories on exit, inner ones first, that have nothing in them."""
+  """Removes empty directories on exit, inner ones first."""
   try:
     yield
   finally:
