@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+import functools
 import hashlib
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 from etils import epy
 
 from distribution import errors
+from distribution import programs
 from distribution import strategies
 
 with epy.lazy_imports():
@@ -39,9 +41,10 @@ def callbacks(
   epochs: int,
   logs: list[dict[str, float]] | None = None,
 ) -> list[tf_keras.callbacks.Callback]:
-  """Makes callbacks that keep the state of a training until it ends.
+  """Makes callbacks that keep the state of a training.
 
-  Training resumes from the state that is there.
+  Training resumes from the state that is there. A program that succeeds removes
+  it, so that one that is killed after training need not train again.
 
   Args:
     directory: Where to keep the state after each epoch; None keeps nothing.
@@ -86,7 +89,9 @@ def callbacks(
         on_epoch_end=lambda epoch, _: keep_logs(
           directory, training, logs, **{_DONE: epoch + 1}
         ),
-        on_train_end=lambda _: _remove(directory),
+        on_train_end=lambda _: programs.at_success(
+          functools.partial(_remove, directory)
+        ),
       )
     )
   return callbacks

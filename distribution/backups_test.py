@@ -8,6 +8,7 @@ import tf_keras
 
 from distribution import backups
 from distribution import errors
+from distribution import programs
 
 
 def _model():
@@ -90,6 +91,12 @@ class BackupsTest(tf.test.TestCase):
     data.write_bytes(content)
     history = _model().fit(x, x, epochs=2, callbacks=kept, verbose=0)
     self.assertEqual(history.epoch, [1])
+    # The program is killed before it succeeds: the next run trains no more.
+    programs._at_success.clear()
+    kept = backups.callbacks(directory, {"rate": 1}, strategy, 2)
+    history = _model().fit(x, x, epochs=2, callbacks=kept, verbose=0)
+    self.assertEmpty(history.epoch)
+    programs.succeed()
     self.assertEmpty(os.listdir(directory))
 
   def test_a_removal_that_was_killed_leaves_no_state(self):
@@ -103,11 +110,13 @@ class BackupsTest(tf.test.TestCase):
         self.assertRaises(ZeroDivisionError),
       ):
         _model().fit(x, x, epochs=1, callbacks=kept, verbose=0)
+        programs.succeed()
       state = directory / "chief" / "checkpoint"
       self.assertEqual(state.exists(), name == "remove")
     # A later training starts anew, and removes it all.
     kept = backups.callbacks(str(directory), {"rate": 2}, strategy, 1)
     _model().fit(x, x, epochs=1, callbacks=kept, verbose=0)
+    programs.succeed()
     self.assertEmpty(list(directory.iterdir()))
 
   def test_what_a_killed_process_was_writing_is_removed(self):

@@ -38,6 +38,8 @@ _NO_MEMORY = re.compile(
   "|error return without exception set"
 )
 _NOT_WRITTEN = "|".join(map(os.strerror, {*_OF_FULL_DISKS, errno.EROFS}))
+# How a full disk is reported where scratch files are written.
+SCRATCH = ". Set TMPDIR to a directory with more space."
 _PATHS = ("_dir", "_file", "_path", "train_on")  # Names of flags end in these.
 _FIRST_ARGUMENT = r"Positional arguments \(\d+ total\): \* (.*?) (?:\*|Keyword)"
 # What Keras, TensorFlow and gin say, in one line, and what is said instead.
@@ -208,7 +210,7 @@ def reported() -> Iterator[None]:
   try:
     yield
   except Exception as e:
-    lacks_memory = isinstance(e, MemoryError) or _NO_MEMORY.search(str(e))
+    lacks_memory = is_of_full_memory(e)
     if not lacks_memory and not _is_of_input_or_machine(e):
       e.add_note(_BUG)
       raise
@@ -227,6 +229,11 @@ def reported() -> Iterator[None]:
 def is_of_full_disk(error: Exception) -> bool:
   """Tells whether a full disk raised an exception, also one of TensorFlow."""
   return bool(re.search(_NOT_WRITTEN, str(error)))
+
+
+def is_of_full_memory(error: BaseException) -> bool:
+  """Tells whether full or limited memory raised an exception."""
+  return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
 
 
 def _is_of_input_or_machine(error: Exception) -> bool:

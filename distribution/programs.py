@@ -23,6 +23,23 @@ flags.disclaim_key_flags()  # --help lists them as the program's.
 _LEAST_MEMORY = 3 * 2**30
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
+# Python's handler would print a traceback while the program imports modules.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+_at_success: list[Callable[[], Any]] = []
+
+
+def at_success(call: Callable[[], Any]) -> None:
+  """Calls a function once the program has done its work, to clean up."""
+  _at_success.append(call)
+
+
+def succeed() -> None:
+  """Calls the functions of `at_success`, the last one first."""
+  while _at_success:
+    _at_success.pop()()
+
 
 def run(main: Callable[[], Any]) -> None:
   """Parses the flags, calls `main`, reports errors, and leaves nothing behind.
@@ -48,6 +65,7 @@ def run(main: Callable[[], Any]) -> None:
     try:
       with errors.reported(), scratch.of_program():
         main()
+        succeed()
         sys.stdout.flush()
     finally:
       # Saves about a second at exit, when Python would take models apart.

@@ -1,6 +1,6 @@
 """Makes a directory appear whole, or not at all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import ctypes
 import itertools
@@ -96,9 +96,10 @@ def publish(
   with errors.of_input(OSError, RuntimeError, about=about):  # Links in a loop.
     target = pathlib.Path(path).resolve()
     _check(target, kind, overwrite)
+    made = [parent for parent in target.parents if not parent.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
   unfinished = target.with_name(f".{target.name}.unfinished")
-  with scratch.directory(unfinished):
+  with _without_empty(made), scratch.directory(unfinished):
     new = unfinished / target.name
     with errors.of_input(OSError, about=about):
       new.mkdir()
@@ -110,6 +111,17 @@ def publish(
         _exchange(new, target)
       else:
         new.rename(target)
+
+
+@contextlib.contextmanager
+def _without_empty(directories: Sequence[pathlib.Path]) -> Iterator[None]:
+  """Removes empty directories on exit, inner ones first."""
+  try:
+    yield
+  finally:
+    for path in directories:
+      with contextlib.suppress(OSError):
+        path.rmdir()
 
 
 def write(path: str | os.PathLike[str], content: bytes) -> None:

@@ -84,6 +84,7 @@ class PublishTest(absltest.TestCase):
     self.assert_only("export", "link")
 
   def test_failure_leaves_nothing(self):
+    self.target = self.parent / "new" / "export"
     with self.assertRaisesRegex(ValueError, "broken"):
       with publishing.publish(self.target) as directory:
         (pathlib.Path(directory) / "checkpoint").write_text("half")

@@ -31,9 +31,11 @@ _PAUSE = 0.05  # Seconds.
 # another process.
 _mine: dict[tuple[str, int], int] = {}
 
-# PR_SET_PDEATHSIG is 1, SIGKILL is 9. The parent may have ended before.
+# PR_SET_PDEATHSIG is 1, SIGKILL is 9. The parent may have ended before. A
+# terminal sends SIGINT to all: the parent reports it, and kills its children.
 _TIE = """
-import ctypes, os, sys
+import ctypes, os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 parent, *command = sys.argv[1:]
 ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)
 if os.getppid() == int(parent):

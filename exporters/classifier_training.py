@@ -35,8 +35,8 @@ _DIRECTORY_FLAGS = {
   " directory, which must not exist, or be empty; --overwrite replaces one that"
   " has a checkpoint.",
   "backup_dir": "where to keep the state of the training after each epoch,"
-  " until its end. After an interruption the same command resumes from there."
-  " All machines must see it.",
+  " until the export has appeared. After an interruption the same command"
+  " resumes from there. All machines must see it.",
   "tensorboard_dir": command_line.TENSORBOARD,
 }
 _TRAINING_FLAGS = {

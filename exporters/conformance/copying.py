@@ -167,7 +167,10 @@ def copy(source: str, target: str, *, follow_links: bool = False) -> Copy:
     if path in _OTHER_MODELS:
       problems.append(f"{path} is not examined, and {_OTHER_MODELS[path]}")
       continue
-    with errors.of_input(about=f"Cannot read {source}/{path}: "):
+    with (
+      errors.of_input(about=f"Cannot read {source}/{path}: "),
+      errors.writing(target, errors.SCRATCH),
+    ):
       size += _copy_file(source, target, path, size, follow_links)
   if not os.path.isfile(os.path.join(target, "saved_model.pb")):
     found = [p for p in problems if p.startswith("saved_model.pb ")]

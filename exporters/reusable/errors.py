@@ -8,6 +8,4 @@ of_input = errors.of_input
 one_line = errors.one_line
 shown = errors.shown
 writing = errors.writing
-
-# How a full disk is reported where scratch files are written.
-SCRATCH = ". Set TMPDIR to a directory with more space."
+SCRATCH = errors.SCRATCH

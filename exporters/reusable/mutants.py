@@ -47,45 +47,39 @@ if __name__ == "__main__":  # Only the program needs these.
   from models.vision import stochastic_depth
 
 # Ops of the same inputs and attributes that compute something else.
-_SIMILAR = {
-  "AddV2": "Sub",
-  "AssignAddVariableOp": "AssignSubVariableOp",
-  "AssignSubVariableOp": "AssignAddVariableOp",
-  "AvgPool": "MaxPool",
-  "Elu": "Relu",
-  "Erf": "Tanh",
-  "Exp": "Square",
-  "GreaterEqual": "Less",
-  "Greater": "LessEqual",
-  "Less": "GreaterEqual",
-  "LogicalAnd": "LogicalOr",
-  "Max": "Mean",
-  "MaxPool": "AvgPool",
-  "Maximum": "Minimum",
-  "Mean": "Max",
-  "Mul": "AddV2",
-  "Neg": "Identity",
-  "RandomStandardNormal": "RandomUniform",
-  "RandomUniform": "RandomStandardNormal",
-  "RealDiv": "Mul",
-  "Relu": "Elu",
-  "Rsqrt": "Sqrt",
-  "Sigmoid": "Tanh",
-  "Softmax": "LogSoftmax",
-  "Softplus": "Relu",
-  "Sqrt": "Square",
-  "Square": "Abs",
-  "SquaredDifference": "Sub",
-  "Sub": "AddV2",
-  "Sum": "Mean",
-  "Tanh": "Sigmoid",
-}
+_SIMILAR = dict(
+  pair.split()
+  for pair in """
+    AddV2 Sub|AssignAddVariableOp AssignSubVariableOp|AvgPool MaxPool
+    AssignSubVariableOp AssignAddVariableOp|Elu Relu|Erf Tanh|Exp Square
+    GreaterEqual Less|Greater LessEqual|Less GreaterEqual|LogicalAnd LogicalOr
+    Max Mean|MaxPool AvgPool|Maximum Minimum|Mean Max|Mul AddV2|Neg Identity
+    RandomStandardNormal RandomUniform|RandomUniform RandomStandardNormal
+    RealDiv Mul|Relu Elu|Rsqrt Sqrt|Sigmoid Tanh|Softmax LogSoftmax
+    Softplus Relu|Sqrt Square|Square Abs|SquaredDifference Sub|Sub AddV2
+    Sum Mean|Tanh Sigmoid
+  """.replace("\n", "|").split("|")
+  if pair.strip()
+)
 # Ops whose first operand has the shape and dtype of their result.
 _BYPASSED = ("BiasAdd", "Elu", "Erf", "Relu", "Softmax", "Square", "Tanh")
+# Names of the results of planted ops; "y" for others of one operand.
+_RESULTS = {
+  **dict.fromkeys(("Identity", "MaxPool", "AvgPool", "Max", "Mean"), "output"),
+  **dict.fromkeys(("Elu", "Relu"), "activations"),
+  "LogSoftmax": "logsoftmax",
+}
 _ORDERED = {"Sub": (0, 1), "RealDiv": (0, 1), "MatMul": (0, 1), "Pow": (0, 1)}
 _ORDERED |= {"Select": (1, 2), "SelectV2": (1, 2), "BatchMatMulV2": (0, 1)}
-_FLOATS = (tf.float32.as_datatype_enum,)
+_FLOAT = tf.float32.as_datatype_enum
 
+# Why a fault that fits is not planted.
+_UNUSED = "no result and no effect depends on the op"
+_WITHOUT_GRADIENT = "no gradient passes there"
+_IN_INFERENCE = "a signature does not use what it passes to inference"
+_UNPADDED = "pooling of even sizes has no padding"
+_RUNS_ANYWAY = "a call runs all of its function if a result is used"
+_SAME = "it would change nothing"
 
 _SMALL_BERT = {
   "vocab_size": 50,
@@ -134,12 +128,17 @@ class Fault(NamedTuple):
     kind: What is changed.
     where: The place, in words.
     plant: Changes an export.
+    equivalent: Why it would have no effect. Such a fault is not planted.
   """
 
   kind: str
   where: str
   plant: Callable[[Export], None]
+  equivalent: str = ""
 
+
+# A kind and a place, a change of a function, and `Fault.equivalent`.
+_Change = tuple[str, str, Callable[[graphs.Function], None], str]
 
 NONE = Fault("none", "", lambda export: None)
 
@@ -250,52 +249,58 @@ def faults(export: Export) -> Iterator[Fault]:
   """Yields all faults that fit an export."""
   yield from _of_weights(export)
   yield from _of_objects(export)
+  yield from _of_defaults(export)
+  yield from _of_bindings(export)
   reached = _reached(export)
   by_name = {f.signature.name: f for f in export.library.function}
   for i, function in enumerate(export.library.function):
     if role := reached.get(function.signature.name):
-      for kind, where, plant in _of_function(function, role, by_name):
+      for kind, where, change, equivalent in _of_function(
+        function, role, by_name
+      ):
         yield Fault(
           f"{role}: {kind}",
           f"{where} in {function.signature.name}",
-          lambda export, i=i, plant=plant: plant(export.library.function[i]),
+          functools.partial(_change_function, i=i, change=change),
+          equivalent,
         )
+
+
+def _change_function(
+  export: Export, i: int, change: Callable[[graphs.Function], None]
+) -> None:
+  function = export.library.function[i]
+  change(function)
+  for node in function.node_def:  # TensorFlow would find many faults by them.
+    node.attr.pop("_output_shapes", None)
 
 
 def _reached(export: Export) -> dict[str, str]:
   """Names what each function of a library is for."""
   by_name = {f.signature.name: f for f in export.library.function}
-  gradients = [g.gradient_func for g in export.library.registered_gradients]
-  objects = export.objects.nodes
-  losses = [
-    name
-    for child in export.child("regularization_losses").children
-    for name in _functions_of(objects[child.node_id])
-  ]
-  signatures = [
-    name
-    for child in export.child("signatures").children
-    for name in _functions_of(objects[child.node_id])
-  ]
-  calls = _functions_of(export.child("__call__"))
+  functions = export.objects.nodes
   roles: dict[str, str] = {}
-  for role, names in (
-    ("call", calls),
-    ("loss", losses),
-    ("signature", signatures),
-    ("gradient", gradients),
-  ):
-    waiting = [name for name in names if name in by_name]
-    while waiting:
-      name = waiting.pop()
-      if name not in roles:
-        roles[name] = role
-        waiting += [
-          inner
-          for node in by_name[name].node_def
-          for inner in graphs.called(node)
-          if inner in by_name
-        ]
+  waiting = [("call", name) for name in _functions_of(export.child("__call__"))]
+  waiting += [
+    (role, name)
+    for role, path in (
+      ("loss", "regularization_losses"),
+      ("signature", "signatures"),
+    )
+    for child in export.child(path).children
+    for name in _functions_of(functions[child.node_id])
+  ]
+  gradients = export.library.registered_gradients
+  waiting += [("gradient", g.gradient_func) for g in gradients]
+  while waiting:
+    role, name = waiting.pop(0)
+    if name in by_name and name not in roles:
+      roles[name] = role
+      waiting[:0] = [
+        (role, inner)
+        for node in by_name[name].node_def
+        for inner in graphs.called(node)
+      ]
   return roles
 
 
@@ -305,125 +310,131 @@ def _functions_of(node: Any) -> list[str]:
   return list(node.function.concrete_functions)
 
 
+def _last_bit(x: np.ndarray) -> np.ndarray:
+  x = x.copy()
+  x.reshape(-1)[-1] = np.nextafter(x.reshape(-1)[-1], np.float32(9))
+  return x
+
+
+def _column(x: np.ndarray) -> np.ndarray:
+  x = np.atleast_1d(x.copy())
+  x[..., -1] *= np.float32(1.001)
+  return x
+
+
+def _transposed(x: np.ndarray) -> np.ndarray:
+  is_square = x.ndim > 1 and x.shape[-1] == x.shape[-2]
+  return np.swapaxes(x, -1, -2) if is_square else x
+
+
+_OF_WEIGHTS = {
+  "last bit of a value": _last_bit,
+  "a column x 1.001": _column,
+  "sign": np.negative,
+  "transposed": _transposed,
+  "columns rolled": lambda x: np.roll(x, 1, -1) if x.ndim > 1 else x,
+  "bfloat16": lambda x: np.array(tf.cast(tf.cast(x, tf.bfloat16), x.dtype)),
+}
+
+
 def _of_weights(export: Export) -> Iterator[Fault]:
   """Yields changes of values in the checkpoint."""
 
-  def changed(name, change):
-    def plant(export):
-      export.weights[name] = np.ascontiguousarray(
-        change(export.weights[name].copy())
-      )
-
-    return plant
-
-  def last_bit(x):
-    x.reshape(-1)[-1] = np.nextafter(x.reshape(-1)[-1], np.float32(9))
-    return x
-
-  def column(x):
-    x[..., -1] *= np.float32(1.001)
-    return x
+  def setting(values: Mapping[str, np.ndarray]) -> Callable[[Export], None]:
+    return lambda export: export.weights.update(values)
 
   floats = {
     name: x for name, x in export.weights.items() if x.dtype == np.float32
   }
   for name, x in floats.items():
-    yield Fault("weights: last bit of a value", name, changed(name, last_bit))
-    if x.ndim and x[..., -1].any():
-      yield Fault("weights: a column x 1.001", name, changed(name, column))
-    if x.any():
-      yield Fault("weights: sign", name, changed(name, np.negative))
-    if x.ndim > 1 and x.shape[-1] == x.shape[-2]:
-      swap = functools.partial(np.swapaxes, axis1=-1, axis2=-2)
-      yield Fault("weights: transposed", name, changed(name, swap))
-    if x.ndim > 1 and x.shape[-1] > 1:
-      roll = functools.partial(np.roll, shift=1, axis=-1)
-      yield Fault("weights: columns rolled", name, changed(name, roll))
-
-    def rounded(x):
-      return np.array(tf.cast(tf.cast(x, tf.bfloat16), tf.float32))
-
-    if np.any(rounded(x) != x):
-      yield Fault("weights: bfloat16", name, changed(name, rounded))
-
+    for kind, change in _OF_WEIGHTS.items():
+      new = np.ascontiguousarray(change(x)).reshape(x.shape)
+      same = _SAME if np.array_equal(x, new) else ""
+      yield Fault(f"weights: {kind}", name, setting({name: new}), same)
   for (a, x), (b, y) in itertools.combinations(floats.items(), 2):
-    if x.shape == y.shape and np.any(x != y):
+    if x.shape == y.shape:
+      same = _SAME if np.array_equal(x, y) else ""
+      kind = "weights: two variables swapped"
+      yield Fault(kind, f"{a} and {b}", setting({a: y, b: x}), same)
 
-      def swap(export, a=a, b=b):
-        weights = export.weights
-        weights[a], weights[b] = weights[b], weights[a]
 
-      yield Fault("weights: two variables swapped", f"{a} and {b}", swap)
+def _drop(children: Any, i: int) -> None:
+  del children[i]
+
+
+def _double(children: Any, i: int) -> None:
+  children.add(node_id=children[i].node_id)
+
+
+def _swap(children: Any, i: int) -> None:
+  a, b = children[i], children[(i + 1) % len(children)]
+  a.node_id, b.node_id = b.node_id, a.node_id
+
+
+_OF_LISTS = {"dropped": _drop, "twice": _double, "swapped": _swap}
 
 
 def _of_objects(export: Export) -> Iterator[Fault]:
-  """Yields changes of lists, defaults, and of what functions are bound to."""
+  """Yields changes of lists, and of which variables tapes watch."""
+
+  def change_list(export: Export, name: str, i: int, change: Any) -> None:
+    children = export.child(name).children
+    change(children, i)
+    for j, child in enumerate(children):
+      child.local_name = str(j)
+
   for name in ("variables", "trainable_variables", "regularization_losses"):
-    count = len(export.child(name).children)
+    for i in range(len(export.child(name).children)):
+      for kind, change in _OF_LISTS.items():
+        plant = functools.partial(change_list, name=name, i=i, change=change)
+        yield Fault(f"{name}: {kind}", f"{i} of {name}", plant)
 
-    def drop(export, name=name, i=0):
-      children = export.child(name).children
-      del children[i]
-      for j, child in enumerate(children):
-        child.local_name = str(j)
+  def flip(export: Export, i: int) -> None:
+    variable = export.objects.nodes[i].variable
+    variable.trainable = not variable.trainable
 
-    def swap(export, name=name, i=0):
-      children = export.child(name).children
-      a, b = children[i], children[i + 1]
-      a.node_id, b.node_id = b.node_id, a.node_id
-
-    def double(export, name=name, i=0):
-      children = export.child(name).children
-      children.add(node_id=children[i].node_id, local_name=str(len(children)))
-
-    for i in range(count):
-      where = f"{i} of {name}"
-      yield Fault(
-        f"{name}: dropped", where, functools.partial(drop, name=name, i=i)
-      )
-      yield Fault(
-        f"{name}: twice", where, functools.partial(double, name=name, i=i)
-      )
-      if i + 1 < count:
-        yield Fault(
-          f"{name}: swapped", where, functools.partial(swap, name=name, i=i)
-        )
   for i, node in enumerate(export.objects.nodes):
-    if node.HasField("variable") and node.variable.dtype in _FLOATS:
-
-      def flip(export, i=i):
-        variable = export.objects.nodes[i].variable
-        variable.trainable = not variable.trainable
-
-      yield Fault("variables: trainable flipped", node.variable.name, flip)
-  yield from _of_defaults(export)
-  yield from _of_bindings(export)
+    if node.HasField("variable") and node.variable.dtype == _FLOAT:
+      plant = functools.partial(flip, i=i)
+      yield Fault("variables: trainable flipped", node.variable.name, plant)
 
 
 def _of_defaults(export: Export) -> Iterator[Fault]:
-  spec = export.child("__call__").function.function_spec.fullargspec
-  fields = spec.named_tuple_value.values
-  by_key = {pair.key: pair.value for pair in fields}
-  names = [x.string_value for x in by_key["args"].list_value.values]
-  values = by_key["defaults"].tuple_value or by_key["defaults"].list_value
-  for i, name in enumerate(names[len(names) - len(values.values) :]):
+  def fields(export: Export, key: str) -> Any:
+    spec = export.child("__call__").function.function_spec.fullargspec
+    pairs = spec.named_tuple_value.values
+    value = next(pair.value for pair in pairs if pair.key == key)
+    return (value.tuple_value or value.list_value).values
 
-    def change(export, i=i):
-      spec = export.child("__call__").function.function_spec.fullargspec
-      value = next(
-        p.value for p in spec.named_tuple_value.values if p.key == "defaults"
-      )
-      value = (value.tuple_value or value.list_value).values[i]
-      if value.WhichOneof("kind") == "bool_value":
-        value.bool_value = not value.bool_value
-      else:
-        value.float64_value *= 0.5
+  def change(export: Export, i: int) -> None:
+    value = fields(export, "defaults")[i]
+    if value.WhichOneof("kind") == "bool_value":
+      value.bool_value = not value.bool_value
+    else:
+      value.float64_value *= 0.5
 
-    yield Fault("default of an argument", name, change)
+  count = len(fields(export, "defaults"))
+  for i, name in enumerate(list(fields(export, "args"))[-count:]):
+    plant = functools.partial(change, i=i)
+    yield Fault("default of an argument", name.string_value, plant)
 
 
 def _of_bindings(export: Export) -> Iterator[Fault]:
   """Yields functions that read other variables, or are taken for others."""
+
+  def swap(export: Export, name: str, i: int, j: int) -> None:
+    bound = export.objects.concrete_functions[name].bound_inputs
+    bound[i], bound[j] = bound[j], bound[i]
+
+  def exchange(export: Export, a: str, b: str) -> None:
+    first, second = (
+      export.objects.concrete_functions[name].canonicalized_input_signature
+      for name in (a, b)
+    )
+    copy = type(first).FromString(first.SerializeToString())
+    first.CopyFrom(second)
+    second.CopyFrom(copy)
+
   shapes = {
     i: str(node.variable.shape)
     for i, node in enumerate(export.objects.nodes)
@@ -435,77 +446,52 @@ def _of_bindings(export: Export) -> Iterator[Fault]:
     bound = list(concrete[name].bound_inputs)
     for i, j in itertools.combinations(range(len(bound)), 2):
       if shapes.get(bound[i], i) == shapes.get(bound[j], j):
-
-        def swap(export, name=name, i=i, j=j):
-          bound = export.objects.concrete_functions[name].bound_inputs
-          bound[i], bound[j] = bound[j], bound[i]
-
         role = "call" if name in calls else "other"
         yield Fault(
-          f"{role}: two variables swapped", f"{i}, {j} of {name}", swap
+          f"{role}: two variables swapped",
+          f"{i}, {j} of {name}",
+          functools.partial(swap, name=name, i=i, j=j),
+          _SAME if bound[i] == bound[j] else "",
         )
   for a, b in itertools.combinations(calls, 2):
     if concrete[a].bound_inputs == concrete[b].bound_inputs:
-
-      def exchange(export, a=a, b=b):
-        concrete = export.objects.concrete_functions
-        first = concrete[a].canonicalized_input_signature
-        copy = type(first).FromString(first.SerializeToString())
-        first.CopyFrom(concrete[b].canonicalized_input_signature)
-        concrete[b].canonicalized_input_signature.CopyFrom(copy)
-
-      yield Fault("call: two modes swapped", f"{a} and {b}", exchange)
+      plant = functools.partial(exchange, a=a, b=b)
+      yield Fault("call: two modes swapped", f"{a} and {b}", plant)
 
 
 def _of_function(
   function: graphs.Function, role: str, by_name: Mapping[str, graphs.Function]
-) -> Iterator[tuple[str, str, Callable[[graphs.Function], None]]]:
-  """Yields kind, place and change of faults in a function."""
+) -> Iterator[_Change]:
+  """Yields faults in a function."""
   # Gradients have a larger tolerance, and are not differentiated.
-  of_operands = [
-    ("operand x 1.0001", _times(1.0001)),
-    ("operand in bfloat16", _rounded),
-    ("operand without gradient", _stopped),
-  ]
+  of_operands = {
+    "operand x 1.0001": _times(1.0001),
+    "operand in bfloat16": _rounded,
+    "operand without gradient": _stopped,
+  }
   if role in ("gradient", "signature"):
-    of_operands = [("operand x 1.01", _times(1.01))]
+    of_operands = {"operand x 1.01": _times(1.01)}
   differentiated = _live(function, _differentiated)
   live = _live(function, lambda node: node.input)
   ops = {node.name: node.op for node in function.node_def}
   for i, node in enumerate(function.node_def):
-    if node.name not in live:
-      continue
-    for kind, change in _of_node(node, role):
-      yield (
-        kind,
-        f"{node.op} {node.name}",
-        lambda function, i=i, change=change: change(function.node_def[i]),
-      )
-    floats = node.attr["T"].type in _FLOATS if "T" in node.attr else False
+    where = f"{node.op} {node.name}"
+    unused = "" if node.name in live else _UNUSED
+    for kind, change, equivalent in _of_node(node, role):
+      plant = functools.partial(_change_node, i=i, change=change)
+      yield kind, where, plant, unused or equivalent
+    is_select = node.op in ("Select", "SelectV2")  # Their first one is bool.
+    floats = "T" in node.attr and node.attr["T"].type == _FLOAT
     operands = [ops.get(x.partition(":")[0]) for x in graphs.operands(node)]
-    if floats and operands and operands[0] != "Const":
-      for kind, inserted in of_operands:
-        if inserted is _stopped and node.name not in differentiated:
-          continue
-        yield (
-          kind,
-          f"{node.op} {node.name}",
-          functools.partial(_insert, i=i, inserted=inserted),
-        )
+    if floats and operands and operands[is_select] != "Const":
+      for kind, inserted in of_operands.items():
+        stops = inserted is not _stopped or node.name in differentiated
+        plant = functools.partial(_insert, i=i, j=is_select, inserted=inserted)
+        yield kind, where, plant, unused or ("" if stops else _WITHOUT_GRADIENT)
   for name in sorted(function.control_ret.values()):
-    # Calls run all of their function if a result is used.
-    if not ops[name].startswith("Assign"):
-      continue
-
-    def forget(function, name=name):
-      for key in [k for k, v in function.control_ret.items() if v == name]:
-        del function.control_ret[key]
-        function.signature.control_output.remove(key)
-      for node in function.node_def:
-        if f"^{name}" in node.input:
-          node.input.remove(f"^{name}")
-
-    yield "effect dropped", name, forget
+    equivalent = "" if ops[name].startswith("Assign") else _RUNS_ANYWAY
+    plant = functools.partial(_forget, name=name)
+    yield "effect dropped", name, plant, equivalent
   outputs = list(function.signature.output_arg)
   for a, b in itertools.combinations(outputs, 2):
     if a.type == b.type:
@@ -513,8 +499,38 @@ def _of_function(
       def swap(function, a=a.name, b=b.name):
         function.ret[a], function.ret[b] = function.ret[b], function.ret[a]
 
-      yield "two results swapped", f"{a.name} and {b.name}", swap
+      yield "two results swapped", f"{a.name} and {b.name}", swap, ""
   yield from _of_scalars(function, by_name)
+
+
+def _forget(function: graphs.Function, name: str) -> None:
+  """Removes an effect from a function."""
+  for key in [k for k, v in function.control_ret.items() if v == name]:
+    del function.control_ret[key]
+    function.signature.control_output.remove(key)
+  for node in function.node_def:
+    if f"^{name}" in node.input:
+      node.input.remove(f"^{name}")
+
+
+def _change_node(
+  function: graphs.Function, i: int, change: Callable[[graphs.Node], None]
+) -> None:
+  """Changes a node, and names its result as other nodes know it."""
+  node = function.node_def[i]
+  op = node.op
+  change(node)
+  if node.op == op or op not in _RESULTS.keys() | set(_BYPASSED) | {"Neg"}:
+    return
+  new = f"{node.name}:{_RESULTS.get(node.op, 'y')}:0"
+
+  def renamed(name: str) -> str:
+    return new if name.startswith(f"{node.name}:") else name
+
+  for other in function.node_def:
+    other.input[:] = map(renamed, other.input)
+  for key, name in function.ret.items():
+    function.ret[key] = renamed(name)
 
 
 def _differentiated(node: graphs.Node) -> list[str]:
@@ -543,12 +559,12 @@ def _live(
 
 def _of_scalars(
   function: graphs.Function, by_name: Mapping[str, graphs.Function]
-) -> Iterator[tuple[str, str, Callable[[graphs.Function], None]]]:
+) -> Iterator[_Change]:
   """Yields uses of hyperparameters that are lost."""
   shapes = {
     arg.name: function.arg_attr[i].attr["_output_shapes"].list.shape
     for i, arg in enumerate(function.signature.input_arg)
-    if arg.type in _FLOATS
+    if arg.type == _FLOAT
   }
   names = {
     name
@@ -558,39 +574,29 @@ def _of_scalars(
   for i, node in enumerate(function.node_def):
     callee = graphs.callee(node, by_name)
     for j, name in enumerate(node.input):
-      # An inference function does not use what it is given.
+      if name not in names:
+        continue
       argument = callee.signature.input_arg[j].name if callee else ""
-      if name in names and (
-        not callee or any(argument in n.input for n in callee.node_def)
-      ):
-
-        def ignore(function, i=i, j=j):
-          node = function.node_def.add(name="planted", op="Const")
-          node.attr["dtype"].type = tf.float32.as_datatype_enum
-          node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(0.4))
-          function.node_def[i].input[j] = "planted:output:0"
-
+      equivalent = ""
+      if callee and not any(argument in n.input for n in callee.node_def):
+        equivalent = _IN_INFERENCE
+      for kind, inserted in (("ignored", _constant), ("x 0.5", _halved)):
         yield (
-          "hyperparameter ignored in one place",
+          f"hyperparameter {kind} in one place",
           f"{name} for {node.op} {node.name}",
-          ignore,
-        )
-        yield (
-          "hyperparameter x 0.5 in one place",
-          f"{name} for {node.op} {node.name}",
-          functools.partial(_insert, i=i, j=j, inserted=_halved),
+          functools.partial(_insert, i=i, j=j, inserted=inserted),
+          equivalent,
         )
 
 
 def _insert(
   function: graphs.Function,
   i: int,
+  j: int,
   inserted: Callable[[graphs.Function, str], str],
-  j: int = 0,
 ) -> None:
   """Puts nodes before an operand of a node."""
-  node = function.node_def[i]
-  new = inserted(function, node.input[j])
+  new = inserted(function, function.node_def[i].input[j])
   function.node_def[i].input[j] = new
 
 
@@ -604,12 +610,17 @@ def _node(
   return f"{node.name}:{output}:0"
 
 
+def _constant(function: graphs.Function, operand: str, value: Any = 0.4) -> str:
+  del operand
+  constant = _node(function, "Const", "output", dtype=tf.float32)
+  tensor = tf.make_tensor_proto(value, tf.float32)
+  function.node_def[-1].attr["value"].tensor.CopyFrom(tensor)
+  return constant
+
+
 def _times(factor: float) -> Callable[[graphs.Function, str], str]:
   def inserted(function: graphs.Function, operand: str) -> str:
-    constant = _node(function, "Const", "output", dtype=tf.float32)
-    function.node_def[-1].attr["value"].tensor.CopyFrom(
-      tf.make_tensor_proto(factor, tf.float32)
-    )
+    constant = _constant(function, operand, factor)
     return _node(function, "Mul", "z", operand, constant, T=tf.float32)
 
   return inserted
@@ -631,17 +642,17 @@ def _stopped(function: graphs.Function, operand: str) -> str:
 
 def _of_node(
   node: graphs.Node, role: str
-) -> Iterator[tuple[str, Callable[[graphs.Node], None]]]:
-  """Yields kind and change of faults in a node."""
+) -> Iterator[tuple[str, Callable[[graphs.Node], None], str]]:
+  """Yields kind and change of faults in a node, and `Fault.equivalent`."""
   if similar := _SIMILAR.get(node.op):
 
     def replace(node):
       node.op = similar
-      for name in ("explicit_paddings", "_output_shapes"):
-        if name in node.attr and name != "_output_shapes":
-          del node.attr[name]
+      node.attr.pop("explicit_paddings", None)
+      if similar in ("AvgPool", "MaxPool"):
+        node.attr["T"].type = _FLOAT
 
-    yield f"op: {node.op} → {similar}", replace
+    yield f"op: {node.op} → {similar}", replace, ""
   if node.op in _BYPASSED:
 
     def bypass(node):
@@ -650,7 +661,7 @@ def _of_node(
       for name in set(node.attr) - {"T"}:
         del node.attr[name]
 
-    yield f"op: {node.op} left out", bypass
+    yield f"op: {node.op} left out", bypass, ""
   if node.op in _ORDERED:
     first, second = _ORDERED[node.op]
 
@@ -658,64 +669,52 @@ def _of_node(
       a, b = node.input[first], node.input[second]
       node.input[first], node.input[second] = b, a
 
-    yield "operands swapped", swap
+    yield "operands swapped", swap, ""
   if graphs.SEEDED.match(node.op):
 
     def seed(node):
       node.attr["seed"].i = node.attr["seed2"].i = 7
 
-    yield "seed saved", seed
-  # A signature passes hyperparameters, on which inference does not depend.
-  if node.op == "Const" and role != "signature":
-    yield from _of_constant(node)
+    yield "seed saved", seed, ""
+  if node.op == "Const":
+    in_inference = _IN_INFERENCE if role == "signature" else ""
+    for kind, change in _of_constant(node):
+      yield kind, change, in_inference
   for name, value in node.attr.items():
-    if value.WhichOneof("value") == "f" and value.f:
 
-      def double(node, name=name):
-        node.attr[name].f *= 2.0
+    def change(node, name=name):
+      value = node.attr[name]
+      if value.f:
+        value.f *= 2.0
+      elif value.s:
+        value.s = b"VALID" if value.s == b"SAME" else b"SAME"
+      else:
+        value.b = not value.b
 
-      yield f"attribute: {name}", double
-    if name in ("is_training", "transpose_a", "transpose_b", "adj_x", "adj_y"):
-
-      def flip(node, name=name):
-        node.attr[name].b = not node.attr[name].b
-
-      yield f"attribute: {name}", flip
-    # Pooling of even sizes has no padding.
-    if name == "padding" and node.op == "Conv2D":
-
-      def pad(node):
-        is_same = node.attr["padding"].s == b"SAME"
-        node.attr["padding"].s = b"VALID" if is_same else b"SAME"
-
-      yield "attribute: padding", pad
+    flags = ("is_training", "transpose_a", "transpose_b", "adj_x", "adj_y")
+    if value.f or name in (*flags, "padding"):
+      is_pooling = name == "padding" and node.op != "Conv2D"
+      yield f"attribute: {name}", change, _UNPADDED if is_pooling else ""
 
 
 def _of_constant(
   node: graphs.Node,
 ) -> Iterator[tuple[str, Callable[[graphs.Node], None]]]:
   value = tf.make_ndarray(node.attr["value"].tensor)
-  if value.dtype == np.float32 and value.size:
-
-    def scale(node):
-      is_tiny = np.abs(value) < 1e-6  # Such as an epsilon.
-      changed = np.where(is_tiny, 0.1, 1.01 * value).astype(np.float32)
-      node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(changed))
-
-    yield "constant x 1.01, or 0.1", scale
-  elif value.dtype in (np.int32, np.int64) and value.size:
-
-    def shift(node):
-      changed = (value + 1).astype(value.dtype)
-      node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(changed))
-
-    yield "whole constant + 1", shift
-  elif value.dtype == bool and value.size:
-
-    def negate(node):
-      node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(~value))
-
-    yield "constant negated", negate
+  if not value.size:
+    return
+  if value.dtype == np.float32:
+    is_tiny = np.abs(value) < 1e-6  # Such as an epsilon.
+    new = np.where(is_tiny, 0.1, 1.01 * value).astype(np.float32)
+    kind = "constant x 1.01, or 0.1"
+  elif value.dtype in (np.int32, np.int64):
+    kind, new = "whole constant + 1", (value + 1).astype(value.dtype)
+  elif value.dtype == bool:
+    kind, new = "constant negated", ~value
+  else:
+    return
+  tensor = tf.make_tensor_proto(new)
+  yield kind, lambda node: node.attr["value"].tensor.CopyFrom(tensor)
 
 
 def sample(faults: Iterable[Fault], count: int, seed: int = 0) -> list[Fault]:
@@ -723,7 +722,8 @@ def sample(faults: Iterable[Fault], count: int, seed: int = 0) -> list[Fault]:
   rng = random.Random(seed)
   by_kind = collections.defaultdict(list)
   for fault in faults:
-    by_kind[fault.kind].append(fault)
+    if not fault.equivalent:
+      by_kind[fault.kind].append(fault)
   kinds = list(by_kind.values())
   for of_kind in (kinds, *kinds):
     rng.shuffle(of_kind)
@@ -788,9 +788,11 @@ def _subjects(
   """Exports small models; yields them, and how many faults to plant."""
   tf_keras.utils.set_random_seed(0)
   for name, build, size, count in (
-    ("mnist_cnn", _mnist_cnn, [28, 28, 1], 110),
+    ("mnist_cnn", _mnist_cnn, [28, 28, 1], 150),
     ("bert", _bert, [6], 60),
-    ("resnet", _resnet, [32, 32, 3], 30),
+    # Of 32 x 32 pixels one is left, and normalization of few equal values
+    # makes much of rounding errors.
+    ("resnet", _resnet, [64, 64, 3], 30),
   ):
     if names and name not in names:
       continue
@@ -837,7 +839,6 @@ def _tiny() -> tuple[tf_keras.Model, tf.TensorSpec, list[tf.Tensor]]:
       layers.InputLayer((4, 3)),
       layers.Dense(3, "relu", kernel_regularizer="l2"),
       layers.LayerNormalization(epsilon=1e-6),
-      layers.SimpleRNN(3, return_sequences=True),
       layers.BatchNormalization(momentum=0.8),
       layers.Flatten(),
       layers.Dropout(0.5),
@@ -865,21 +866,33 @@ def prove() -> None:
     )
     by = found_by(of, NONE)
     assert by is None, by
-    for fault in sample(faults(read(directory)), 8):
+    for fault in sample(faults(read(directory)), 6):
       assert found_by(of, fault), f"{fault.kind} ({fault.where}) survives"
 
 
-def _of_exports(names: Sequence[str]) -> Iterator[tuple[str, str, str | None]]:
-  """Yields the kind of a fault in an export, its place, and what finds it."""
+def _of_exports(
+  names: Sequence[str], not_planted: collections.Counter[str]
+) -> Iterator[tuple[str, str, str | None]]:
+  """Yields the kind of a fault in an export, its place, and what finds it.
+
+  Args:
+    names: Names of the exports, all if empty.
+    not_planted: Is updated with the number of faults by `Fault.equivalent`.
+  """
   with tempfile.TemporaryDirectory() as directory:
     for of, count in _subjects(directory, names):
-      for fault in sample(faults(read(of.export_dir)), count):
+      if problem := found_by(of, NONE):
+        raise AssertionError(f"{of.name} fails without a fault: {problem}")
+      all_faults = list(faults(read(of.export_dir)))
+      not_planted.update(f.equivalent for f in all_faults if f.equivalent)
+      for fault in sample(all_faults, count):
         where = f"{of.name}: {fault.where}"
         yield f"export, {fault.kind}", where, found_by(of, fault)
 
 
 def _of_sources(of_module: int) -> Iterator[tuple[str, str, str | None]]:
   """Yields the same for faults in the code of this folder."""
+  prove()  # Without a fault in the code.
   for mutant in source_mutants.sample(of_module):
     by = source_mutants.found_by(mutant, prove)
     where = f"{mutant.kind}, {mutant.line}"
@@ -889,31 +902,29 @@ def _of_sources(of_module: int) -> Iterator[tuple[str, str, str | None]]:
 def main(argv: Sequence[str]) -> None:
   """Plants faults, and prints what finds them."""
   of_module = int((argv[1:] or [6])[0])
-  count, found = (
-    collections.Counter(),
-    collections.defaultdict(collections.Counter),
-  )
+  found = collections.defaultdict(collections.Counter)
+  not_planted: collections.Counter[str] = collections.Counter()
   survivors = []
   begin = time.monotonic()
-  planted = itertools.chain(_of_exports(argv[2:]), _of_sources(of_module))
-  for kind, where, by in planted:
-    count[kind] += 1
+  planted = itertools.chain(
+    _of_exports(argv[2:], not_planted), _of_sources(of_module)
+  )
+  for i, (kind, where, by) in enumerate(planted, 1):
     if by is None:
       survivors.append(f"{kind} ({where})")
-    else:
-      found[kind][by.partition(":")[0]] += 1
-    print(
-      f"{time.monotonic() - begin:5.0f} s {count.total():4} {kind} ({where}):"
-      f" {by or 'SURVIVES'}"[:200],
-      flush=True,
-    )
-  for kind in sorted(count):
+    found[kind][by.partition(":")[0] if by else "NOTHING"] += 1
+    line = f"{kind} ({where}): {by or 'SURVIVES'}"[:200]
+    print(f"{time.monotonic() - begin:5.0f} s {i:4} {line}", flush=True)
+  for kind in sorted(found):
     by = ", ".join(f"{k} {n}" for k, n in found[kind].most_common())
-    print(f"{count[kind]:4} {kind}: {by or 'not found'}")
+    print(f"{found[kind].total():4} {kind}: {by}")
+  for reason, number in not_planted.items():
+    print(f"{number:4} not planted: {reason}")
   for survivor in survivors:
     print(f"survives: {survivor}")
-  print(f"{len(survivors)} of {count.total()} faults survive.")
-  sys.exit(len(survivors) > 0.02 * count.total())
+  count = sum(by.total() for by in found.values())
+  print(f"{len(survivors)} of {count} faults survive.")
+  sys.exit(len(survivors) > 0.02 * count)
 
 
 if __name__ == "__main__":

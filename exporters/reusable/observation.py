@@ -12,6 +12,7 @@ order.
 
 import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import errno
 import functools
 import hashlib
 import inspect
@@ -21,14 +22,23 @@ import mmap
 import os
 import pathlib
 import pickle
-import signal
 import sys
 import tempfile
 from typing import Any, NamedTuple
 
+from distribution import errors
+
 if __name__ == "__main__":
   # Packages that consumers need not have: importing one fails from here on.
   sys.modules.update(dict.fromkeys(sys.argv[2:]))
+
+  def _end(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Leaves full memory, which `verification` reports, without a traceback."""
+    if errors.is_of_full_memory(error):
+      os._exit(errno.ENOMEM)
+    sys.__excepthook__(kind, error, trace)
+
+  sys.excepthook = _end
 
 from absl import logging
 import numpy as np
@@ -70,7 +80,7 @@ class Call(NamedTuple):
     random: Whether two calls of the model differ. Only what `_randomness`
       returns is then observed.
     seeded: Whether the random ops of both models get the same seeds.
-    sampled: Whether to observe a sample of calls, as `randomness.sample` does.
+    sampled: How many calls to observe a sample of, as `randomness.sample` does.
   """
 
   name: str
@@ -85,7 +95,7 @@ class Call(NamedTuple):
   forms: bool = False
   random: bool = False
   seeded: bool = False
-  sampled: bool = False
+  sampled: int = 0
 
 
 class Observation(NamedTuple):
@@ -184,9 +194,9 @@ def observe_calls(
       function = tf.function(function)
       runs = (
         _flat(model, made, *_run(model, function, made.example, made.arguments))
-        for _ in range(randomness.CALLS)
+        for _ in itertools.count()
       )
-      arrays = randomness.sample(runs)
+      arrays = randomness.sample(runs, made.sampled)
       yield Observation(part, comparison.SAMPLED, made.name, arrays)
       continue
     if made.seeded:
@@ -264,7 +274,7 @@ def _randomness(
   seen = [_arrays({"outputs": y}) | updates for y, updates in runs]
   _, moved = runs[0]
   return {
-    "whether two calls differ": np.array(
+    "the randomness of two calls": np.array(
       bool(comparison.compare("outputs", *seen)[1])
     ),
     **{
@@ -696,7 +706,12 @@ def _of_no_examples(model: Any, made: Call) -> list[str]:
     return [failure]
   moving = _moving(model)
   _, problems = comparison.compare(
-    comparison.EMPTY, _numbered(moving, moving), updates
+    comparison.EMPTY,
+    *(
+      # Others may count calls.
+      {k: x for k, x in values.items() if comparison.is_inexact(x)}
+      for values in (_numbered(moving, moving), updates)
+    ),
   )
   floats = {
     k: y for k, y in _arrays(outputs).items() if comparison.is_inexact(y)
@@ -726,6 +741,11 @@ def _under_xla(
     return [], [
       "XLA takes no strings. Consumers can train the export without XLA only,"
       " and not on TPUs; a sub-object that takes numbers is compared by itself."
+    ]
+  if any(isinstance(x, tf.RaggedTensor) for x in tf.nest.flatten(made.example)):
+    return [], [
+      "XLA takes no RaggedTensors. Consumers can train the export without XLA"
+      " only, and not on TPUs."
     ]
   trace = step.get_concrete_function(made.example, **made.arguments)
   graph = trace.graph.as_graph_def()
@@ -759,17 +779,16 @@ def _check_served(
   tf.random.set_seed(1)  # Random ops with seeds draw the same again.
   structure = _run(model, model, example, {})[0]
   tf.random.set_seed(1)
-  outputs = {
-    name: _array(y)
-    for name, y in comparison.named(structure).items()
-    if y is not None
-  }
   served = _served(model, example)
-  if not isinstance(structure, Mapping) and len(served) == len(outputs):
-    # Those of a list are in the order of their names.
-    outputs = dict(zip(sorted(served), outputs.values(), strict=True))
-  expected = {k: y for k, y in outputs.items() if k in served}
-  yield _result("", kind, "", *comparison.compare(kind, expected, served))
+  if isinstance(structure, Mapping):
+    named = structure.items()
+  else:  # Those of a list are in the order of their names.
+    is_list = isinstance(structure, (list, tuple))
+    listed = structure if is_list else [structure]
+    tensors = [y for y in listed if isinstance(y, tf.Tensor)]
+    named = zip(sorted(served), tensors, strict=False)
+  outputs = {k: _array(y) for k, y in named if isinstance(y, tf.Tensor)}
+  yield _result("", kind, "", *comparison.compare(kind, outputs, served))
   if save_again:
     kind = "saved again"
     try:
@@ -785,7 +804,12 @@ def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
   """Observes a loaded model and a hub.KerasLayer of it."""
   arguments = dict(made.arguments)
   training = {k: arguments.pop(k) for k in ["training"] if k in arguments}
-  layer = hub.KerasLayer(model, trainable=True, arguments=arguments)
+  # Keras casts floats of the input to the layer's dtype.
+  dtypes = [x.dtype for x in tf.nest.flatten(made.example)]
+  dtype = next((x for x in dtypes if x.is_floating), None)
+  layer = hub.KerasLayer(
+    model, trainable=True, arguments=arguments, dtype=dtype
+  )
 
   def see(
     call: Callable[..., Any],
@@ -939,8 +963,6 @@ def main(level: str) -> None:
   Args:
     level: `full` or `fast`, as in `verification.verify`.
   """
-  # The exporter's process reports an interruption.
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
   # Optimizing graphs that run once or twice takes longer than running them.
   tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
   # TensorFlow warns if it traces the train steps of several sub-objects.
@@ -965,6 +987,8 @@ def main(level: str) -> None:
       save_again=level == "full",
     )
   except (OSError, ValueError, tf.errors.OpError) as e:
+    if errors.is_of_full_memory(e) or "OOM when allocating" in str(e):
+      os._exit(errno.ENOMEM)
     problem = f"it cannot be loaded and called: {' '.join(str(e).split())}"
     results = [Result("", "", [problem])]
   try:

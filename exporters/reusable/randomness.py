@@ -8,6 +8,8 @@ are in a loop or in a branch, two samples of calls are compared.
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import functools
+import itertools
+import math
 import os
 import pathlib
 import tempfile
@@ -20,10 +22,12 @@ from exporters.reusable import graphs
 from exporters.reusable import private_api
 from exporters.reusable.private_api import graph_pb2
 
-CALLS = 256  # In a sample. The first half chooses what the second half tests.
-# Of each of two tests, so that fewer than 1 in 1,000,000 equal models fail.
-_FALSE_ALARM = 5e-7
-_MOST_VALUES = 4096  # Of an array, in a sample.
+PILOT_CALLS = 128
+_LEAST_CALLS, _MOST_CALLS = 256, 2**14
+_FALSE_ALARM = 1e-6  # Of equal models, in all tests together.
+_BOUND = 1.1  # What `calls_to_compare` tells apart,
+_SIGMAS = 9.0  # by so many standard errors, of which five make an alarm.
+_MOST_VALUES = 2**20  # Of an array, in a sample.
 _SAVED_MODEL = "saved_model.pb"
 
 
@@ -31,30 +35,38 @@ def draws(graph: graph_pb2.GraphDef) -> int:
   """Counts the random ops that a call of a graph runs.
 
   Returns:
-    -1 if one is in a loop or a branch, or has no seeds.
+    -1 if `_write_seeds` cannot number them: a random op is in a loop or a
+    branch, or has no seeds, or a function with own gradients, of which there
+    can be no copy, is called after other random ops.
   """
   by_name = graphs.functions(graph)
 
   @functools.cache
+  def has_gradient(name: str) -> bool:
+    return any(
+      "_gradient_op_type" in node.attr
+      or any(has_gradient(x) for x in graphs.called(node) if x in by_name)
+      for node in by_name[name].node_def
+    )
+
+  @functools.cache
   def count(name: str) -> int:
-    nodes = by_name[name].node_def if name else graph.node
-    counts = [_of_node(node, by_name, count) for node in nodes]
-    return -1 if -1 in counts else sum(counts)
+    total = 0
+    for node in by_name[name].node_def if name else graph.node:
+      names = [name for name in graphs.called(node) if name in by_name]
+      drawn = [count(name) for name in names]
+      if graphs.RANDOM.match(node.op):
+        drawn = [1 if graphs.SEEDED.match(node.op) else -1]
+      elif any(drawn):
+        is_call = node.op in graphs.CALLS or node.op in by_name
+        if not is_call or (total and any(map(has_gradient, names))):
+          return -1
+      if -1 in drawn:
+        return -1
+      total += sum(drawn)
+    return total
 
   return count("")
-
-
-def _of_node(
-  node: graphs.Node,
-  by_name: dict[str, graphs.Function],
-  count: Callable[[str], int],
-) -> int:
-  if graphs.RANDOM.match(node.op):
-    return 1 if graphs.SEEDED.match(node.op) else -1
-  inner = [count(name) for name in graphs.called(node) if name in by_name]
-  if node.op in graphs.CALLS or node.op in by_name:
-    return -1 if -1 in inner else sum(inner)
-  return -1 if any(inner) else 0
 
 
 def seeds(export_dir: str) -> int:
@@ -143,11 +155,12 @@ def _write_seeds(library: Any) -> None:
     last_number(function.signature.name)
 
 
-def sample(runs: Iterable[comparison.Arrays]) -> comparison.Arrays:
+def sample(runs: Iterable[comparison.Arrays], calls: int) -> comparison.Arrays:
   """Stacks observations of calls: `[calls, values]` of each array."""
+  most = _MOST_VALUES // calls
   seen = [
-    {k: _values(x) for k, x in run.items() if x.dtype.kind not in "OSU"}
-    for run in runs
+    {k: _values(x, most) for k, x in run.items() if x.dtype.kind not in "OSU"}
+    for run in itertools.islice(runs, calls)
   ]
   return {
     name: np.stack([run[name] for run in seen])
@@ -156,12 +169,37 @@ def sample(runs: Iterable[comparison.Arrays]) -> comparison.Arrays:
   }
 
 
-def _values(array: np.ndarray) -> np.ndarray:
+def _values(array: np.ndarray, most: int) -> np.ndarray:
   """Returns some values of an array, as float64."""
-  flat = array.reshape(-1)[:: max(1, array.size // _MOST_VALUES)]
+  flat = array.reshape(-1)[:: max(1, -(-array.size // most))]
   if flat.dtype.kind == "c":
     return np.concatenate([flat.real, flat.imag]).astype(np.float64)
   return flat.astype(np.float64)
+
+
+def calls_to_compare(pilot: comparison.Arrays) -> int:
+  """Returns how many calls tell standard deviations x 1.1 from equal ones.
+
+  Args:
+    pilot: A `sample` of outputs.
+  """
+  counts = [_LEAST_CALLS]
+  for x in pilot.values():
+    if np.isfinite(x).all() and np.any(x.std(0)):
+      squares = _squares(x, x.mean(0), x.std(0))
+      above = _share_above(squares, _BOUND**2 * squares)
+      above -= (1 - above) / (len(x) - 1)  # Without pairs of a call and itself.
+      counts.append(int((_SIGMAS / max(above - 0.5, 1e-9)) ** 2 / 6))
+  return min(max(counts), _MOST_CALLS)
+
+
+def _squares(
+  x: np.ndarray, mean: np.ndarray, deviation: np.ndarray
+) -> np.ndarray:
+  """Averages, for each call, the squared deviations of values that vary."""
+  varies = deviation > 0
+  apart = (x - mean)[:, varies] / deviation[varies]
+  return np.sum(apart**2, axis=1) / max(1, varies.sum())
 
 
 def compare(
@@ -169,11 +207,12 @@ def compare(
 ) -> list[str]:
   """Compares samples of calls of two models; returns problems.
 
-  The first half of both samples chooses a direction, in which the means or the
-  squared deviations of the two differ most. In the second half the calls are
-  projected on it. If the distributions are equal, all orders of these numbers
-  are equally likely, whatever the distributions are: the rank sum has a known
-  distribution, whose tail bounds false alarms.
+  Each test is a rank sum of one number for each call. If the distributions are
+  equal, all orders of these numbers are equally likely, whatever the
+  distributions are. One test for each array takes its squared deviations from
+  the mean of both samples. In two further tests the first halves choose a
+  direction, in which means or squared deviations differ most, and the second
+  halves are projected on it.
 
   Args:
     expected: What `sample` returns for the live model.
@@ -186,61 +225,66 @@ def compare(
   ]
   if problems or not expected:
     return problems
-  how = comparison.COMPARISONS[comparison.SAMPLED]
-  half = CALLS // 2
-  sizes = [np.abs(x).max(initial=0.0) for x in expected.values()]
-  small = np.concatenate(
-    [
-      np.full(x.shape[1], how.of_array * size + how.of_all * max(sizes))
-      for x, size in zip(expected.values(), sizes, strict=True)
-    ]
-  )
-  old, new = (
-    np.concatenate([x[name] for name in expected], axis=1)
-    for x in (expected, actual)
-  )
-  if not (np.isfinite(old).all() and np.isfinite(new).all()):
+  both = {k: np.concatenate([x, actual[k]]) for k, x in expected.items()}
+  if not all(np.isfinite(x).all() for x in both.values()):
     return ["values of some calls are not finite"]
-  first = np.concatenate([old[:half], new[:half]])
-  center, scale = first.mean(0), first.std(0) + small + np.finfo(float).tiny
-  means = [x[:half].mean(0) for x in (old, new)]
-  variances = [((x[:half] - center) / scale).var(0) for x in (old, new)]
-  of_means = np.where(
-    np.abs(means[1] - means[0]) > small, (means[1] - means[0]) / scale, 0.0
+  how = comparison.COMPARISONS[comparison.SAMPLED]
+  sizes = {name: np.abs(x).max(initial=0.0) for name, x in both.items()}
+  small = {
+    name: how.of_array * size + how.of_all * max(sizes.values())
+    for name, size in sizes.items()
+  }
+  # Two numbers for each test and call, those of the export last.
+  tests = []
+  for name, x in both.items():
+    deviation = np.where(x.std(0) > small[name], x.std(0), 0.0)
+    squares = _squares(x, x.mean(0), deviation)
+    tests.append((f"standard deviations of {name}", squares))
+  x = np.concatenate([*both.values()], axis=1)
+  least = np.repeat([*small.values()], [y.shape[1] for y in both.values()])
+  tests += _of_directions(x, least + np.finfo(float).tiny)
+  count = len(x) // 2
+  return [
+    f"the {words} over {count} calls differ"
+    for words, numbers in tests
+    if _apart(*np.split(numbers, 2), _FALSE_ALARM / len(tests))
+  ]
+
+
+def _of_directions(
+  x: np.ndarray, small: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields means and squared deviations in the directions that differ most."""
+  old, new = np.split(x, 2)
+  half = len(old) // 2
+  first, second = (
+    [y[rows] for y in (old, new)] for rows in (slice(half), slice(half, None))
   )
-  varies = first.std(0) > small
-  of_variances = np.where(varies, variances[1] - variances[0], 0.0)
-  later = [(x[half:] - center) / scale for x in (old, new)]
-  for words, direction, values in (
-    ("means", of_means, later),
-    ("variances", of_variances, [x**2 for x in later]),
-  ):
-    if np.any(direction) and _apart(*(x @ direction for x in values)):
-      problems.append(f"the {words} over {CALLS} calls differ")
-  return problems
+  center = np.concatenate(first).mean(0)
+  deviation = np.concatenate(first).std(0)
+  scale = deviation + small
+  means = np.subtract(*(y.mean(0) for y in first))
+  variances = np.subtract(*(y.var(0) for y in first)) / scale**2
+  later = (np.concatenate(second) - center) / scale
+  yield "means", later @ np.where(np.abs(means) > small, means / scale, 0.0)
+  yield (
+    "variances",
+    later**2 @ np.where(deviation > small, variances, 0.0),
+  )
 
 
-def _apart(old: np.ndarray, new: np.ndarray) -> bool:
-  """Tells whether numbers are from different distributions, by rank sum."""
-  less = np.sum(old[:, None] < new) + 0.5 * np.sum(old[:, None] == new)
-  extreme = min(less, old.size * new.size - less)
-  # The number of pairs in the wrong order, over all orders of both samples.
-  counts = _orders(old.size, new.size)
-  share = counts[: int(extreme) + 1].sum() / counts.sum()
-  return 2 * share < _FALSE_ALARM
+def _apart(old: np.ndarray, new: np.ndarray, false_alarm: float) -> bool:
+  """Tells whether numbers are from different distributions, by rank sum.
 
-
-@functools.cache
-def _orders(n: int, m: int) -> np.ndarray:
-  """Counts the orders of n and m numbers by their number of inversions.
-
-  They are the coefficients of a Gaussian binomial coefficient.
+  The normal approximation is safe: beyond five standard deviations a rank sum
+  of 64 numbers and more has smaller tails.
   """
-  counts = np.zeros(n * m + 1)
-  counts[0] = 1.0
-  for i in range(1, n + 1):
-    # Times 1 - q^(m+i), then divided by 1 - q^i.
-    counts[m + i :] -= counts[: max(0, len(counts) - m - i)].copy()
-    for start in range(i):
-      counts[start::i] = np.cumsum(counts[start::i])
-  return counts
+  sigmas = (_share_above(old, new) - 0.5) * math.sqrt(6 * len(old) - 3)
+  return math.erfc(abs(sigmas) / math.sqrt(2)) < false_alarm
+
+
+def _share_above(old: np.ndarray, new: np.ndarray) -> float:
+  """Returns the share of pairs in which `new` is larger; ties count half."""
+  ordered = np.sort(old)
+  below = [np.searchsorted(ordered, new, side) for side in ("left", "right")]
+  return np.mean(below) / len(old)

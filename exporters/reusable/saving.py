@@ -621,9 +621,13 @@ def _check_captured(
   traces: Sequence[ConcreteFunction], variables: Sequence[tf.Variable]
 ) -> None:
   """Refuses variables that are used and not listed."""
-  listed = {v.ref() for v in variables}
+  # Those of mixed precision are wrapped.
+  listed = {id(v.handle) for v in variables}
   missing = {
-    v.name for trace in traces for v in trace.variables if v.ref() not in listed
+    v.name
+    for trace in traces
+    for v in trace.variables
+    if id(v.handle) not in listed
   }
   if missing:
     raise errors.ExportError(

@@ -199,7 +199,7 @@ def _compared(
           path = pathlib.Path(work_dir, str(i))
           observation.write(path, tuple(item))
           send(path)
-    if process.returncode == errno.ENOSPC:
+    if process.returncode in (errno.ENOMEM, errno.ENOSPC):
       raise OSError(process.returncode, os.strerror(process.returncode))
     if process.returncode:
       raise errors.ExportError(
@@ -347,7 +347,10 @@ def _random_calls(
   training = {"training": True} if "training" in source.defaults else {}
   drawn = observation.draws(source, source.call, example, training)
   is_straight = drawn == randomness.draws(_graph(source, example))
-  how = "one seed" if is_straight else f"{randomness.CALLS} calls"
+  count = (
+    0 if is_straight else _calls_to_compare(part, source, example, training)
+  )
+  how = f"{count} calls" if count else "one seed"
   print(
     f"  - {part}{': ' if part else ''}training is random: it is compared with"
     f" {how}",
@@ -359,7 +362,7 @@ def _random_calls(
     training,
     **learning,
     seeded=is_straight,
-    sampled=not is_straight,
+    sampled=count,
   )
   yield call
   # Different shares, to tell rates of the same default apart.
@@ -376,6 +379,19 @@ def _random_calls(
       gradients=False,
       forms=is_straight,
     )
+
+
+def _calls_to_compare(
+  part: str, source: saving.Source, example: Any, training: Mapping[str, Any]
+) -> int:
+  """Returns how many calls the comparison of distributions needs."""
+  calls = [
+    observation.Call("pilot", example, training, sampled=randomness.PILOT_CALLS)
+  ]
+  (pilot,) = observation.observe_calls(
+    part, source, source.call, calls, lambda *_: source.call
+  )
+  return randomness.calls_to_compare(pilot.arrays)
 
 
 def _takes(source: saving.Source, example: Any) -> bool:
