@@ -1,10 +1,16 @@
-r"""Checks a SavedModel, from anyone, by the rules of reusable SavedModels.
+"""Checks whether a SavedModel, from anyone, is safe to load and can be reused.
+
+It prints the verdict, and what each broken rule means for you:
 
   bazel run //exporters:check -- --saved_model_dir=DIR
+  bazel run //exporters:check -- --saved_model_dir=DIR --html=FILE.html
+  bazel run //exporters:check -- --saved_model_dir=DIR --strict --json
 
-A SavedModel is a program. A private copy of it is examined, and loaded in a
-sandbox. One with ops that models do not need is loaded with --trust only. The
-exit status is 1 if a rule of level must is broken, if the process in the
+A SavedModel is a program. The check examines a private copy and loads it in a
+sandbox. A SavedModel with ops that models do not need is loaded only with
+--trust.
+
+The exit status is 1 if a rule of level must is broken, if the process in the
 sandbox ends early, or if a rule of --excepted_rules is not broken. It is 2 if a
 rule of level must is not decidable.
 """
