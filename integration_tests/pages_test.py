@@ -18,6 +18,9 @@ import sys
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from integration_tests import bad_input
+from integration_tests import bad_input_of_consumers
+
 _PAGES = sorted(
   str(path)
   for folder in (".", "docs")
@@ -109,6 +112,21 @@ class PagesTest(parameterized.TestCase):
         self.assertTrue(target.exists(), link)
       if anchor:
         self.assertIn(anchor, _anchors(target.read_text(encoding="utf-8")))
+
+  def test_errors_are_those_of_programs(self):
+    text = pathlib.Path("docs/troubleshooting.md").read_text(encoding="utf-8")
+    errors = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+    self.assertGreater(len(errors), 30)
+    known = [
+      answer
+      for module in (bad_input, bad_input_of_consumers)
+      for table in (module.AT_ONCE, module.LATER)
+      for _, rows in table
+      for answer in rows.values()
+    ]
+    for error in errors:
+      with self.subTest(error):
+        self.assertTrue(any(error in answer for answer in known))
 
   def test_command_lines_have_flags_that_exist(self):
     texts = {p: pathlib.Path(p).read_text(encoding="utf-8") for p in _PAGES}
