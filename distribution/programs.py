@@ -16,6 +16,7 @@ from absl import flags
 
 from distribution import errors
 from distribution import scratch
+from distribution import usage
 
 flags.disclaim_key_flags()  # --help lists them as the program's.
 
@@ -72,7 +73,7 @@ def run(main: Callable[[], Any]) -> None:
       gc.freeze()
 
   errors.define_flags()
-  app.run(guarded)
+  app.run(guarded, flags_parser=usage.parse)
 
 
 def _end(number: int, frame: Any) -> None:

@@ -1,14 +1,19 @@
 r"""Exports a text encoder such as BERT, its preprocessor, or a text embedding.
 
-This writes both, restored from a checkpoint of Model Garden:
+It restores a checkpoint of Model Garden, Hugging Face or others, or pre-trains:
 
   bazel run //exporters:bert -- --export_type=all \
     --encoder_config_file=encoder.yaml --checkpoint_path=CHECKPOINT \
     --vocab_file=vocab.txt --do_lower_case --pooler=checkpoint --export_dir=DIR
+  bazel run //exporters:bert -- --export_type=all \
+    --checkpoint_path=HF_DIR --export_dir=DIR
+  bazel run //exporters:bert -- --export_type=text_embedding \
+    --checkpoint_path=HF_DIR --export_dir=DIR
 
-A directory of Hugging Face needs only --checkpoint_path: it has all the rest.
-The encoder is DIR/encoder, the preprocessor DIR/preprocessor. With
---export_type=text_embedding both are one SavedModel, from strings to vectors.
+A Hugging Face directory needs only --checkpoint_path because it has the config
+and the vocabulary. With --export_type=all the encoder is DIR/encoder and the
+preprocessor DIR/preprocessor. A text embedding is one SavedModel that maps
+strings to vectors.
 """
 
 from __future__ import annotations

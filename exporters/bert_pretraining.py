@@ -1,10 +1,15 @@
 r"""Pre-trains a text encoder: the --train_on of `//exporters:bert`.
 
-As a program it writes checkpoints, `encoder.yaml` and `vocab.txt` to
---checkpoint_dir. `//exporters:bert` exports them.
+It writes checkpoints, `encoder.yaml` and `vocab.txt`, for `//exporters:bert`:
 
   bazel run //exporters:bert_pretraining -- --train_on=python_docs \
     --encoder_config_file=encoder.yaml --do_lower_case --checkpoint_dir=DIR
+  bazel run //exporters:bert_pretraining -- --train_on=texts.csv \
+    --encoder_config_file=encoder.yaml --vocab_file=vocab.txt \
+    --checkpoint_dir=DIR
+  bazel run //exporters:bert_pretraining -- --train_on=texts.csv \
+    --encoder_config_file=encoder.yaml --checkpoint_dir=DIR \
+    --strategy=mirrored --mixed_precision=mixed_bfloat16
 """
 
 from __future__ import annotations

@@ -1,17 +1,23 @@
-r"""Checks a SavedModel, from anyone, by the rules of reusable SavedModels.
+"""Checks whether a SavedModel, from anyone, is safe to load and can be reused.
+
+It prints the verdict, and what each broken rule means for you:
 
   bazel run //exporters:check -- --saved_model_dir=DIR
+  bazel run //exporters:check -- --saved_model_dir=DIR --html=FILE.html
+  bazel run //exporters:check -- --saved_model_dir=DIR --strict --json
 
-A SavedModel is a program. A private copy of it is examined, and loaded in a
-sandbox. One with ops that models do not need is loaded with --trust only. The
-exit status is 1 if a rule of level must is broken, if the process in the
+A SavedModel is a program. The check examines a private copy and loads it in a
+sandbox. A SavedModel with ops that models do not need is loaded only with
+--trust.
+
+The exit status is 1 if a rule of level must is broken, if the process in the
 sandbox ends early, or if a rule of --excepted_rules is not broken. It is 2 if a
 rule of level must is not decidable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 import json
 import sys
 from typing import Any
@@ -21,21 +27,16 @@ from absl import flags
 from distribution import formats
 from distribution import publishing
 from distribution import sandbox
+from exporters.conformance import conclusion
 from exporters.conformance import copying
 from exporters.conformance import findings as findings_lib
-from exporters.conformance import report as report_lib
+from exporters.conformance import report_page
 from exporters.reusable import command_line
 from exporters.reusable import errors
 
-_MARKS = {
-  "pass": "✓",
-  "fail": "✗",
-  "excepted": "~",
-  "not applicable": "-",
-  "not decidable": "?",
-}
 _OPTIONS = copying.Options()
 _AUDIT = "S1"  # The rule that is judged before the load.
+_OF_TRAINING = "R5"  # A rule for all kinds that are trained further.
 
 
 def check(
@@ -48,7 +49,7 @@ def check(
   as_json: bool = False,
   html_file: str | None = None,
 ) -> int:
-  """Checks a SavedModel and prints a line for each rule for its kind.
+  """Checks a SavedModel and prints the verdict, and what is broken.
 
   Args:
     saved_model_dir: The directory of the SavedModel.
@@ -118,6 +119,7 @@ def _judged(
   steps = [("load", lambda kind: {"kind": kind})]
   steps += [(rule["rule"], rule.__or__) for rule in rules]
   for name, found in [*steps, ("report", dict)]:
+    _show_progress(name)
     if not said:
       try:
         yield found(ask(name))
@@ -137,8 +139,15 @@ def _judged(
         }
       applies = name in (_AUDIT, in_progress)
       yield found({**finding, "fix": "", "applies": applies})
+  _show_progress("")
   if said:
     yield {"ended": said}
+
+
+def _show_progress(name: str) -> None:
+  """Shows which step runs, on a terminal only."""
+  if sys.stderr.isatty():
+    print(f"\r\x1b[K{name}", end="", file=sys.stderr, flush=True)
 
 
 def _report(
@@ -152,78 +161,45 @@ def _report(
 ) -> int:
   """Prints and writes what `_judged` yields; returns what `check` returns."""
   open_verdicts = (findings_lib.FAIL, findings_lib.NOT_DECIDABLE)
-  broken, undecided, needless = [], [], []
+  broken, undecided, needless, is_to_train = [], [], [], True
   for found in judged:
     if "rule" not in found:
       report |= found
-      if "kind" in found and len(found) == 1 and not as_json:
-        place = errors.shown(report["saved_model_dir"])
-        print(f"{place}: a SavedModel of kind {found['kind']}")
       continue
-    name, verdict = found["rule"], found["verdict"]
+    name, verdict, applies = found["rule"], found["verdict"], found["applies"]
     if verdict not in open_verdicts:
       needless += [name] * (name in excepted_rules)
     elif name in excepted_rules:
       found["verdict"] = findings_lib.EXCEPTED
-    elif found["applies"] and (strict or found["level"] == "must"):
+    elif applies and (strict or found["level"] == "must"):
       if verdict == findings_lib.FAIL:
         broken.append(name)
       elif name not in allow_undecided:
         undecided.append(name)
-    if found.pop("applies") and not as_json:
-      _print(found)
+    if name == _OF_TRAINING:
+      is_to_train = applies
+    del found["applies"]
     report["rules"].append(found)
-  if as_json:
-    print(json.dumps(report, indent=2))
-  else:
-    ended = report.get("ended")
-    print(_conclusion(broken, undecided, strict, excepted_rules, ended))
+  ended = report.get("ended")
+  report["conclusion"] = conclusion.sentence(
+    report["rules"], broken, undecided, ended, is_to_train
+  )
+  print(json.dumps(report, indent=2) if as_json else conclusion.text(report))
   if html_file:
     if "variables" not in report:
-      raise errors.ExportError(f"No --html: {report['ended']}.")
-    page = report_lib.page(report)
-    publishing.write(html_file, page.encode())
-  if needless and "ended" not in report:
+      raise errors.ExportError(f"No --html: {ended}.")
+    publishing.write(html_file, report_page.page(report).encode())
+  if needless and not ended:
     raise errors.ExportError(
       f"--excepted_rules: {', '.join(needless)} is not broken. Take it off the"
       " list."
     )
-  return 1 if broken or "ended" in report else 2 if undecided else 0
+  return 1 if broken or ended else 2 if undecided else 0
 
 
 def _check_html_file(html_file: str | None) -> None:
   if html_file:
     formats.check_output_file("html", html_file)
-
-
-def _conclusion(
-  broken: Sequence[str],
-  undecided: Sequence[str],
-  strict: bool,
-  excepted_rules: Collection[str],
-  ended: str | None,
-) -> str:
-  if broken or undecided or ended:
-    said = (
-      ("Not kept", ", ".join(broken)),
-      ("Not decidable", ", ".join(undecided)),
-      ("Not judged further", ended),
-    )
-    return " ".join(f"{what}: {which}." for what, which in said if which)
-  which = "All rules that apply" if strict else "All rules of level must"
-  excepted = ", ".join(excepted_rules)
-  return f"{which}{f', except {excepted},' if excepted else ''} are kept."
-
-
-def _print(found: dict[str, Any]) -> None:
-  verdict, text = found["verdict"], found["found"]
-  line = f"  {_MARKS.get(verdict, '?')} {found['rule']:4}{verdict}"
-  if verdict in (findings_lib.FAIL, findings_lib.EXCEPTED):
-    line += f" ({found['level']}): {found['text']} {text}"
-  else:
-    line += f": {text}"
-  fix = found["fix"]
-  print(line + (f" Fix: {fix}" if fix else ""), flush=True)
 
 
 def define_flags() -> None:

@@ -314,11 +314,16 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
 
     done = run(f"--saved_model_dir={self.directory}", f"--html={page}")
     self.assertEqual(done.returncode, 1)
-    self.assertRegex(done.stdout, r"✗ R5  fail \(must\): .*kernel:0.* Fix: ")
-    self.assertRegex(done.stdout, r"Not kept: R5\.")
+    first, _, rest = done.stdout.partition("\n")
+    self.assertRegex(first, "usable for inference only, because R5; .*R11")
+    self.assertRegex(
+      rest, r"(?s)✗ R5 \(must\): .*Found: .*kernel:0.*Fix: .*✗ R11 \(should\)"
+    )
     parsed = _Page()
     parsed.feed(pathlib.Path(page).read_text(encoding="utf-8"))
+    self.assertIn("Usable for inference only, because R5", parsed.text)
     self.assertIn("which `variables` lacks", parsed.text)
+    self.assertRegex(parsed.text, r"(?i)matmul\[\?, 2\] · 8 parameters, 32 B")
     self.assertIn("Ops", parsed.text)
     self.assertEmpty(parsed.fetched)
 

@@ -1,14 +1,17 @@
-"""Shows what an exporter would restore from a checkpoint, without exporting.
+r"""Shows what an exporter would restore from a checkpoint, without exporting.
 
-  bazel run //exporters:checkpoint_report -- --checkpoint_path=PATH
-  bazel run //exporters:checkpoint_report -- --checkpoint_path=PATH \
-    --exporter=resnet --experiment=legacy_resnet50
+It runs the exporter up to the restore. All other flags are the exporter's:
 
-All other flags are those of the exporter.
+  bazel run //exporters:checkpoint_report -- --checkpoint_path=HF_DIR
+  bazel run //exporters:checkpoint_report -- \
+    --checkpoint_path=PATH --exporter=mnist_cnn
+  bazel run //exporters:checkpoint_report -- \
+    --checkpoint_path=PATH --exporter=resnet --experiment=legacy_resnet50
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -19,6 +22,7 @@ from absl import flags
 
 from distribution import errors
 from distribution import formats
+from distribution import usage
 
 # Exporters of directories with a config, by the beginning of their type.
 _OF_TYPES = {
@@ -41,11 +45,6 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_string("checkpoint_path", None, "As for the exporter.")
 flags.mark_flag_as_required("checkpoint_path")
-
-
-def _parse(arguments: list[str]) -> list[str]:
-  """Parses the flags of this program, and returns all others."""
-  return flags.FLAGS(arguments, known_only=True)
 
 
 def main(others: list[str]) -> None:
@@ -77,4 +76,4 @@ def main(others: list[str]) -> None:
 
 if __name__ == "__main__":
   errors.define_flags()
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=functools.partial(usage.parse, known_only=True))

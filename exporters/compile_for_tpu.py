@@ -1,11 +1,15 @@
 r"""Checks whether a fine-tuning step of an export compiles for a TPU.
 
-This needs no TPU: the package libtpu contains the compiler.
+It needs no TPU, because the package libtpu contains the compiler:
 
   bazel run //exporters:compile_for_tpu -- \
     --saved_model_dir=DIR --topology=v5e:2x2 --batch_size=32
+  bazel run //exporters:compile_for_tpu -- \
+    --saved_model_dir=DIR --topology=v5e:2x2 --batch_size=max
+  bazel run //exporters:compile_for_tpu -- \
+    --saved_model_dir=DIR --image_size=224 --record
 
-The step is one that a user of the export would run on one core, in float32: the
+The step is what a user of the export would run on one core, in float32: the
 export in training mode, regularization losses, a new head, gradients and Adam.
 The step is compiled but not run. --record writes the results into the export.
 """

@@ -1,10 +1,16 @@
-r"""Exports what was fine-tuned from an export, with its card and provenance.
+r"""Exports a fine-tuned export, with its card and provenance.
 
-  bazel run //exporters:fine_tuned -- --saved_model_dir=DIR --export_dir=DIR2
+It takes what a `use_*` program or `Model.save` wrote, and verifies the result:
 
-DIR is what a `use_*` program, `Model.save` or `tf.saved_model.save` wrote: a
-fine-tuned export, or a Keras model with a `hub.KerasLayer` of one. The result
-has the interface of the original export, and the new weights.
+  bazel run //exporters:fine_tuned -- --saved_model_dir=PIECE --export_dir=DIR
+  bazel run //exporters:fine_tuned -- --saved_model_dir=KERAS_MODEL \
+    --original_dir=ORIGINAL --export_dir=DIR
+  bazel run //exporters:fine_tuned -- --saved_model_dir=PIECE \
+    --fine_tuned_on="450 photos of flowers" --export_dir=DIR
+
+The input is a fine-tuned export that a `use_*` program or `tf.saved_model.save`
+wrote, or a Keras model with a `hub.KerasLayer` of one. The result has the
+interface of the original export, and the new weights.
 """
 
 from __future__ import annotations

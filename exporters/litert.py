@@ -1,12 +1,17 @@
 r"""Converts an export or a deployed model to LiteRT, for phones.
 
+LiteRT then runs the result, whose outputs must equal those of TensorFlow:
+
   bazel run //exporters:litert -- \
     --saved_model_dir=DIR --output_file=model.tflite --quantization=float16
+  bazel run //exporters:litert -- --saved_model_dir=DIR \
+    --output_file=model.tflite --quantization=int8 --calibration_data=PICTURES
+  bazel run //exporters:litert -- --saved_model_dir=DIR \
+    --output_file=model.tflite --trainable=head --classes=5
 
 The result has one signature of the SavedModel, with static shapes. With
 --trainable it has a new head, and the signatures `train`, `infer`, `save` and
-`restore`. LiteRT runs the result in a process without TensorFlow, and the
-outputs must be those of TensorFlow.
+`restore`. LiteRT runs in a process without TensorFlow.
 """
 
 from __future__ import annotations

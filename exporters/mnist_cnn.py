@@ -1,13 +1,12 @@
 r"""Exports the feature extractor of an MNIST CNN.
 
-Trains it first,
+It trains the CNN first, or restores a checkpoint:
 
   bazel run //exporters:mnist_cnn -- --train_on=digits --export_dir=DIR
-
-or takes the weights of a checkpoint:
-
   bazel run //exporters:mnist_cnn -- \
     --checkpoint_path=CHECKPOINT --export_dir=DIR
+  bazel run //exporters:mnist_cnn -- \
+    --train_on=digits --saved_model_format=keras --export_dir=DIR
 """
 
 from __future__ import annotations

@@ -1,8 +1,15 @@
 r"""Packages a SavedModel: an archive, and documents that prove its origin.
 
-  bazel run //exporters:package -- --saved_model_dir=DIR --output_dir=OUT
+It writes them to a directory, for //exporters:publish and //exporters:verify:
 
-The archive is what hub.resolve takes. Beside it stand a manifest, provenance
+  bazel run //exporters:package -- --saved_model_dir=DIR \
+    --card_file=card.yaml --output_dir=OUT
+  bazel run //exporters:package -- --saved_model_dir=DIR \
+    --card_file=card.yaml --signing_key=key.pem --output_dir=OUT
+  bazel run //exporters:package -- --saved_model_dir=DIR \
+    --card_file=card.yaml --source_revision=COMMIT --output_dir=OUT
+
+`hub.resolve` takes the archive. The documents are a manifest, provenance
 (SLSA), the result of the exporter's verification (in-toto), a bill of materials
 (SPDX 3) and, with --signing_key, a signature. Packages of one export have the
 same bytes on any machine and day, except for the signature.

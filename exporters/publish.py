@@ -1,9 +1,15 @@
 r"""Publishes a package of //exporters:package.
 
-  bazel run //exporters:publish -- --package=DIR --to=hf://OWNER/REPO
+It verifies the package first, and publishes the bytes that it has verified:
 
-It verifies the package first, and publishes the bytes that it has verified. A
-directory and a bucket get the archive, Hugging Face and Kaggle the files in it.
+  bazel run //exporters:publish -- --package=DIR --to=file:///PATH
+  bazel run //exporters:publish -- \
+    --package=DIR --public_key=KEY.pub --to=hf://OWNER/REPO
+  bazel run //exporters:publish -- \
+    --package=DIR --to=gs://BUCKET/PATH --dry_run
+
+A directory and a bucket get the archive, Hugging Face and Kaggle the files in
+it.
 """
 
 from __future__ import annotations

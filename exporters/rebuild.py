@@ -1,9 +1,15 @@
 r"""Makes the model of a package again, and compares the bytes.
 
-  bazel run //exporters:rebuild -- --package=DIR --public_key=KEY.pub
+It runs the exporter that the provenance names, with the flags in it:
 
-It runs the exporter that the provenance names, with the flags in it. It runs
-what the package says, so verify packages of others with their key.
+  bazel run //exporters:rebuild -- --package=DIR --public_key=KEY.pub
+  bazel run //exporters:rebuild -- --package=DIR \
+    --input=checkpoint_path=CHECKPOINT
+  bazel run //exporters:rebuild -- --package=DIR \
+    --input=vocab_file=vocab.txt --input=checkpoint_path=CHECKPOINT
+
+The program runs what the package says, so verify packages of others with their
+key.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
 r"""Exports an embedding of texts or words by word vectors.
 
-Takes the vectors of a file, as word2vec, GloVe and fastText write them,
+It reads vectors of word2vec, GloVe or fastText, or trains them first:
 
   bazel run //exporters:text_embedding -- \
     --word_vectors_file=vectors.txt.gz --export_dir=DIR
-
-or trains them first, on the docstrings of Python's standard library:
-
   bazel run //exporters:text_embedding -- \
     --train_on=python_docs --export_dir=DIR
+  bazel run //exporters:text_embedding -- --export_type=word_embedding \
+    --word_vectors_file=vectors.txt.gz --num_oov_buckets=16 --export_dir=DIR
 """
 
 from __future__ import annotations

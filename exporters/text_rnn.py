@@ -1,11 +1,10 @@
 r"""Exports a recurrent language model of text, and its cell.
 
-Trains it first,
+It trains the model first, or restores a checkpoint:
 
   bazel run //exporters:text_rnn -- --train_on=python_docs --export_dir=DIR
-
-or takes the weights of a checkpoint:
-
+  bazel run //exporters:text_rnn -- \
+    --train_on=texts.txt --cell=gru --units=256 --export_dir=DIR
   bazel run //exporters:text_rnn -- --checkpoint_path=CHECKPOINT \
     --export_type=all --export_dir=DIR
 """

@@ -1,15 +1,16 @@
-r"""Exports a `tf.Module`: a model of one's own that is no Keras model.
+r"""Exports a `tf.Module`: a model of your own that is no Keras model.
 
-To export your own module, copy this file. It has two examples. The smallest is
-a product with one variable and one regularization loss:
+To export your own module, copy this file. It has two examples:
 
   bazel run //exporters:tf_module -- --module=product --export_dir=DIR
-
-The other is a normalizing flow, RealNVP, with hyperparameters, and with
-sub-objects that have the same variables. It is trained first, or restored:
-
   bazel run //exporters:tf_module -- \
     --module=real_nvp --train_on=moons --export_dir=DIR
+  bazel run //exporters:tf_module -- --module=real_nvp \
+    --checkpoint_path=CHECKPOINT --num_features=2 --export_dir=DIR
+
+`product` is the smallest one, with a variable and a regularization loss.
+`real_nvp` is a normalizing flow with hyperparameters, and with sub-objects that
+share its variables.
 """
 
 from __future__ import annotations

@@ -1,10 +1,17 @@
 r"""Writes the Hugging Face directory of an exported text encoder.
 
-  bazel run //exporters:safetensors -- --saved_model_dir=DIR --output_dir=OUT
+It takes encoders and text embeddings of //exporters:bert:
+
+  bazel run //exporters:safetensors -- \
+    --saved_model_dir=DIR/encoder --output_dir=OUT
+  bazel run //exporters:safetensors -- \
+    --saved_model_dir=TEXT_EMBEDDING --output_dir=OUT
+  bazel run //exporters:safetensors -- \
+    --saved_model_dir=DIR/encoder --output_dir=OUT --trust
 
 OUT gets config.json, model.safetensors and the files of the tokenizer, for
-`transformers.AutoModel.from_pretrained`. It takes the encoders and the text
-embeddings of //exporters:bert, of the types that it also reads.
+`transformers.AutoModel.from_pretrained`. The types of encoders are those that
+//exporters:bert also reads.
 """
 
 from __future__ import annotations

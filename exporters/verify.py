@@ -1,10 +1,15 @@
-r"""Verifies a package of //exporters:package, before anything loads the model.
+r"""Verifies a package of //exporters:package before anything loads the model.
 
+It compares files and documents, checks the signature, and audits the ops:
+
+  bazel run //exporters:verify -- --package=DIR
   bazel run //exporters:verify -- --package=DIR --public_key=KEY.pub
+  bazel run //exporters:verify -- \
+    --package=DIR --public_key=KEY.pub --unpack_dir=MODEL
 
-It compares the files with the manifest and each document with what follows from
-the model, checks the signature, and looks for ops that models do not need. The
-package has either the archive or, as on Hugging Face, the files themselves.
+The manifest says which files there must be, and the model what the documents
+must say. The package has either the archive or, as on Hugging Face, the files
+themselves.
 """
 
 from __future__ import annotations

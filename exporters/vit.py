@@ -1,9 +1,11 @@
-"""Exports feature vectors, endpoints and logits of a vision transformer.
+r"""Exports feature vectors, endpoints and logits of a vision transformer.
 
-Restores a Model Garden checkpoint, or trains on small images:
+It restores a checkpoint, or trains on small images first:
 
   bazel run //exporters:vit -- --checkpoint_path=PATH --export_dir=DIR
   bazel run //exporters:vit -- --train_on=digits --export_dir=DIR
+  bazel run //exporters:vit -- --checkpoint_path=PATH \
+    --export_type=all --endpoints=3,4,5 --export_dir=DIR
 """
 
 from exporters import image_classifier

@@ -249,7 +249,7 @@ AT_ONCE: Table = [
       "--strategy=parameter_server": "--strategy=parameter_server needs TF_CON",
       "--verification=no": "--verification=no: .* <full|fast|off>",
       "--saved_model_format=h5": "--saved_model_format=h5: .* <reusable|keras>",
-      "--nonsense": "Unknown command line flag 'nonsense'",
+      "--nonsense": "ERROR: --nonsense is not a flag",
       "digits": "ERROR: digits is not a flag",
       "--flagfile=/nowhere": "Unable to open flagfile: .*/nowhere",
       "--export_dir=": "--export_dir=: It is needed: the directory to write",

@@ -112,7 +112,7 @@ AT_ONCE: Table = [
       "--augmentation --task=segmentation": "--augmentation applies only with",
       "--strategy=tpu": "--strategy=tpu needs --tpu",
       "--mixed_precision=float16": "--mixed_precision=float16: .* <float32",
-      "--nonsense": "Unknown command line flag 'nonsense'",
+      "--nonsense": "ERROR: --nonsense is not a flag",
       "digits": "ERROR: digits is not a flag",
       "--dataset=": "--dataset=: It must be one of digits",
       "--dataset=cifar": "--dataset=cifar: It must be one of digits",

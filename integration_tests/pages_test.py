@@ -1,9 +1,10 @@
-"""Tests the links and the command lines of README and `docs/`.
+"""Tests links and commands in README, `docs/` and the help of programs.
 
 It is in this folder because only tests of consumers may depend on the programs
 of both exporters and consumers.
 """
 
+import ast
 import contextlib
 import io
 import itertools
@@ -17,6 +18,9 @@ import sys
 from absl.testing import absltest
 from absl.testing import parameterized
 
+from integration_tests import bad_input
+from integration_tests import bad_input_of_consumers
+
 _PAGES = sorted(
   str(path)
   for folder in (".", "docs")
@@ -24,7 +28,18 @@ _PAGES = sorted(
 )
 # Programs whose source has another name.
 _SOURCES = {"exporters/safetensors": "exporters/to_safetensors"}
-_COMMAND = re.compile(r"bazelw (?:run|build)(?: --config=\w+)? (//\S+)(.*)")
+_COMMAND = re.compile(r"bazelw? (?:run|build)(?: --config=\w+)? (//\S+)(.*)")
+
+
+def _examples() -> dict[str, str]:
+  """Returns the docstrings of all programs with commands, as shell blocks."""
+  found = {}
+  for folder in ("exporters", "integration_tests"):
+    for path in pathlib.Path(folder).glob("*.py"):
+      doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+      if "  bazel run //" in (doc or ""):
+        found[str(path)] = f"```sh\n{doc}\n```"
+  return found
 
 
 def _help(program: str) -> str:
@@ -73,6 +88,16 @@ class PagesTest(parameterized.TestCase):
     readme = pathlib.Path("README.md").read_text(encoding="utf-8")
     self.assertLessEqual(len(readme.splitlines()), 120)
 
+  def test_programs_begin_with_two_lines_and_three_examples(self):
+    programs = _examples()
+    self.assertGreater(len(programs), 30)
+    for program, text in programs.items():
+      with self.subTest(program):
+        first, second, third, *_ = text.split("\n\n")
+        self.assertLen(first.splitlines(), 2)  # With that of the block.
+        self.assertLen(second.splitlines(), 1)
+        self.assertGreaterEqual(len(re.findall("^  bazel run", third, re.M)), 3)
+
   @parameterized.parameters(*_PAGES)
   def test_links(self, page: str):
     path = pathlib.Path(page)
@@ -88,15 +113,29 @@ class PagesTest(parameterized.TestCase):
       if anchor:
         self.assertIn(anchor, _anchors(target.read_text(encoding="utf-8")))
 
+  def test_errors_are_those_of_programs(self):
+    text = pathlib.Path("docs/troubleshooting.md").read_text(encoding="utf-8")
+    errors = re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE)
+    self.assertGreater(len(errors), 30)
+    known = [
+      answer
+      for module in (bad_input, bad_input_of_consumers)
+      for table in (module.AT_ONCE, module.LATER)
+      for _, rows in table
+      for answer in rows.values()
+    ]
+    for error in errors:
+      with self.subTest(error):
+        self.assertTrue(any(error in answer for answer in known))
+
   def test_command_lines_have_flags_that_exist(self):
+    texts = {p: pathlib.Path(p).read_text(encoding="utf-8") for p in _PAGES}
     commands = [
       (page, target, names)
-      for page in _PAGES
-      for target, names in _commands(
-        pathlib.Path(page).read_text(encoding="utf-8")
-      )
+      for page, text in {**texts, **_examples()}.items()
+      for target, names in _commands(text)
     ]
-    self.assertGreater(len(commands), 20)
+    self.assertGreater(len(commands), 100)
     by_target = sorted(commands, key=lambda command: command[1])
     context = multiprocessing.get_context("fork")
     with context.Pool(1, maxtasksperchild=1) as pool:

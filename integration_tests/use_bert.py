@@ -1,7 +1,14 @@
 r"""Fine-tunes an exported BERT-like encoder to classify text.
 
-bazel run //integration_tests:use_bert -- \
-  --saved_model_dir=DIR/encoder --preprocessor_dir=DIR/preprocessor
+It trains a new head, then all weights, and prints the accuracy:
+
+  bazel run //integration_tests:use_bert -- \
+    --saved_model_dir=DIR/encoder --preprocessor_dir=DIR/preprocessor
+  bazel run //integration_tests:use_bert -- --saved_model_dir=DIR/encoder \
+    --preprocessor_dir=DIR/preprocessor --train_file=texts.csv
+  bazel run //integration_tests:use_bert -- --saved_model_dir=DIR/encoder \
+    --preprocessor_dir=DIR/preprocessor --train_file=texts.csv \
+    --output_saved_model_dir=CLASSIFIER
 """
 
 from __future__ import annotations

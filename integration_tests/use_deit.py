@@ -1,7 +1,15 @@
 r"""Fine-tunes an exported DeiT feature extractor on other images.
 
-bazel run //integration_tests:use_deit -- \
-  --saved_model_dir=DIR --dataset=digits_5_9
+It trains a new head, then all weights, and prints the accuracy:
+
+  bazel run //integration_tests:use_deit -- \
+    --saved_model_dir=DIR --dataset=digits_5_9
+  bazel run //integration_tests:use_deit -- \
+    --saved_model_dir=DIR --dataset=PICTURES \
+    --output_saved_model_dir=CLASSIFIER
+  bazel run //integration_tests:use_deit -- \
+    --saved_model_dir=DIR --dataset=digits_5_9 \
+    --noretrain --report=FILE.html
 """
 
 from integration_tests import image_fine_tuning

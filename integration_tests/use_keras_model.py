@@ -1,10 +1,13 @@
 r"""Fine-tunes a complete Keras model of images with a new head.
 
-The export is that of an exporter with --saved_model_format=keras. None of the
-code that made it is needed:
+An exporter wrote it with --saved_model_format=keras. Its code is not needed:
 
-bazel run //integration_tests:use_keras_model -- \
-  --saved_model_dir=DIR --dataset=digits_5_9
+  bazel run //integration_tests:use_keras_model -- \
+    --saved_model_dir=DIR --dataset=digits_5_9
+  bazel run //integration_tests:use_keras_model -- \
+    --saved_model_dir=DIR --dataset=PICTURES --report=FILE.html
+  bazel run //integration_tests:use_keras_model -- \
+    --saved_model_dir=DIR --dataset=digits_5_9 --noretrain
 """
 
 from __future__ import annotations

@@ -1,7 +1,13 @@
 r"""Fine-tunes an exported embedding of texts, to classify or to search.
 
-bazel run //integration_tests:use_text_embedding -- \
-  --saved_model_dir=DIR --task=search
+It trains a new head, then all weights, and prints the result:
+
+  bazel run //integration_tests:use_text_embedding -- \
+    --saved_model_dir=DIR --task=search
+  bazel run //integration_tests:use_text_embedding -- \
+    --saved_model_dir=DIR --train_file=texts.csv
+  bazel run //integration_tests:use_text_embedding -- --saved_model_dir=DIR \
+    --train_file=texts.csv --output_saved_model_dir=CLASSIFIER
 """
 
 from __future__ import annotations

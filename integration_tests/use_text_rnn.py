@@ -1,7 +1,13 @@
 r"""Fine-tunes an exported recurrent language model on other text.
 
-bazel run //integration_tests:use_text_rnn -- \
-  --saved_model_dir=DIR/language_model --prompt='def '
+It trains all weights, prints the perplexity, and generates text:
+
+  bazel run //integration_tests:use_text_rnn -- \
+    --saved_model_dir=DIR/language_model --prompt='def '
+  bazel run //integration_tests:use_text_rnn -- \
+    --saved_model_dir=DIR/language_model --text_file=texts.txt
+  bazel run //integration_tests:use_text_rnn -- \
+    --saved_model_dir=DIR/language_model --cell_dir=DIR/cell
 """
 
 from __future__ import annotations

@@ -2,10 +2,12 @@ r"""Fine-tunes an exported module of `//exporters:tf_module`.
 
 A product learns the slope of a line, and a flow the density of turned moons:
 
-bazel run //integration_tests:use_tf_module -- \
-  --saved_model_dir=DIR --dataset=line
-bazel run //integration_tests:use_tf_module -- \
-  --saved_model_dir=DIR --dataset=turned_moons
+  bazel run //integration_tests:use_tf_module -- \
+    --saved_model_dir=DIR --dataset=line
+  bazel run //integration_tests:use_tf_module -- \
+    --saved_model_dir=DIR --dataset=turned_moons
+  bazel run //integration_tests:use_tf_module -- --saved_model_dir=DIR \
+    --dataset=turned_moons --output_piece_dir=PIECE
 """
 
 from __future__ import annotations

@@ -1,11 +1,16 @@
 r"""Tries an export in environments with older and newer TensorFlow.
 
-  bazel run //integration_tests:versions -- --saved_model_dir=DIR
+It prints the differences from the locked TensorFlow, as a table:
 
-Each environment is made by uv and deleted afterwards. In each, another process
-loads the export; compares outputs, gradients and losses with those of the
-locked TensorFlow; fine-tunes; and saves and loads the result. The table is for
-docs/versions.md. An environment needs 2 GB, and some minutes of downloading.
+  bazel run //integration_tests:versions -- --saved_model_dir=DIR
+  bazel run //integration_tests:versions -- --saved_model_dir=DIR --version=2.15
+  bazel run //integration_tests:versions -- \
+    --saved_model_dir=DIR --keep_environments --environments_dir=DIR2
+
+uv makes each environment, which is deleted afterwards. In it, another process
+loads the export, compares outputs, gradients and losses, fine-tunes the export,
+and saves and loads the result. docs/versions.md has the table. An environment
+needs 2 GB, and some minutes of downloading.
 """
 
 from __future__ import annotations

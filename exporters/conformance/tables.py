@@ -1,8 +1,9 @@
-"""Prints the tables of comparisons, kinds and rules in `docs/`."""
+"""Prints the tables of `docs/`: comparisons, kinds, rules and their reasons."""
 
 from collections.abc import Iterable, Sequence
 
 from exporters.conformance import kinds as kinds_lib
+from exporters.conformance import reasons
 from exporters.conformance import rules
 from exporters.reusable import comparison
 
@@ -50,6 +51,18 @@ def checked() -> str:
   )
 
 
+def explained() -> str:
+  """Returns a section for each rule: why it matters, and what to do."""
+  return "\n\n".join(
+    f"## {rule.name}\n\n{rule.text} ({rule.level})\n\n"
+    f"- Why it matters: {reason.why}\n"
+    f"- Broken by: {reason.broken_by}.\n"
+    f"- Repair: {reason.mended_by}"
+    for rule in rules.RULES
+    for reason in [reasons.REASONS[rule.name]]
+  )
+
+
 def _kinds(rule: rules.Rule) -> str:
   without = [k.name for k in kinds_lib.KINDS if rule.name in k.without]
   everything = f"all but {', '.join(without)}" if without else "all"
@@ -62,4 +75,4 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-  print(verified(), kinds(), checked(), sep="\n\n")
+  print(verified(), kinds(), checked(), explained(), sep="\n\n")

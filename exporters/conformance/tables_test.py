@@ -13,11 +13,12 @@ class TablesTest(absltest.TestCase):
       ("verification", tables.verified()),
       ("check", tables.kinds()),
       ("check", tables.checked()),
+      ("rules", tables.explained()),
     ):
       text = pathlib.Path(f"docs/{page}.md").read_text(encoding="utf-8")
       self.assertTrue(
         table in text,
-        f"docs/{page}.md lacks this table, which"
+        f"docs/{page}.md lacks this text, which"
         f" //exporters/conformance:tables prints:\n{table}",
       )
 

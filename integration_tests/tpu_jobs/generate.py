@@ -1,5 +1,7 @@
 r"""Generates scripts and manifests that run all programs on TPUs.
 
+They are for Cloud TPU VMs and for Google Kubernetes Engine:
+
   bazel run //integration_tests/tpu_jobs:generate -- --bucket=gs://BUCKET \
     --image=IMAGE --zone=ZONE --output_dir=DIR
 

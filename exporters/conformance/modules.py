@@ -1,0 +1,133 @@
+"""The graph of the modules in a SavedModel, by the name scopes of a call."""
+
+from collections.abc import Iterable, Mapping
+import re
+from typing import Any
+
+import tensorflow as tf
+
+from exporters.conformance import subject as subject_lib
+from exporters.reusable import graphs
+
+_MOST = 40  # Modules; deeper scopes are merged until there are no more.
+_DEEPEST = 8
+_LONGEST = 200  # Characters of a name.
+_READ = "ReadVariableOp"
+_OF_SIZES = re.compile(
+  "Cast|ConcatV2|GatherV2|Pack|Prod|Range|Shape|StridedSlice|Sub"
+)
+# Ops that belong to no module if their name has no scope.
+_PLAIN = frozenset(["Const", "Identity", "NoOp", "Placeholder", _READ])
+
+
+def collect(subject: subject_lib.Subject) -> list[dict[str, Any]]:
+  """Returns the modules of a call in inference, in their order.
+
+  Each has its `name`, the shape of its `output` (None: unknown), the number of
+  its `parameters`, its `bytes`, and the indices of the modules that it is
+  `after`. Modules that share a variable count it each.
+  """
+  if not subject.traces:
+    return []
+  trace = next(filter(_infers, subject.traces), subject.traces[0])
+  graph = trace.graph.as_graph_def(add_shapes=True)
+  by_name, nodes = graphs.functions(graph), list(graph.node)
+  handles = {id(v.handle): v for v in trace.variables}
+  held = {
+    inside.op.name: handles[id(outside)]
+    for outside, inside in trace.graph.captures
+    if id(outside) in handles
+  }
+  # A call of a Keras model is one call of a function.
+  while len(rest := [n for n in nodes if n.op not in _PLAIN]) == 1:
+    function = graphs.callee(rest[0], by_name)
+    if not function:
+      break
+    arguments = [arg.name for arg in function.signature.input_arg]
+    given = map(_producer, graphs.operands(rest[0]))
+    pairs = zip(arguments, given, strict=True)
+    held = {name: held[x] for name, x in pairs if x in held}
+    nodes = list(function.node_def)
+  return _grouped(nodes, held)
+
+
+def _infers(trace: Any) -> bool:
+  positional, named = trace.structured_input_signature
+  return not any(value is True for value in (*positional, *named.values()))
+
+
+def _producer(operand: str) -> str:
+  return operand.partition(":")[0]
+
+
+def _grouped(
+  nodes: Iterable[graphs.Node], held: Mapping[str, tf.Variable]
+) -> list[dict[str, Any]]:
+  """Groups nodes by scopes; `held` has the variables by their inputs."""
+  held = dict(held)
+  for node in nodes:
+    if node.op == _READ and (operand := _producer(node.input[0])) in held:
+      held[node.name] = held[operand]
+  inside = [n for n in nodes if n.op not in ("Const", _READ)]
+  inside = [n for n in inside if "/" in n.name or n.op not in _PLAIN]
+  for depth in range(_DEEPEST, 0, -1):
+    scope = {n.name: _scope(n.name, depth) for n in inside}
+    names = list(dict.fromkeys(scope.values()))
+    if len(names) <= _MOST:
+      break
+  found = {
+    name: {"name": name[:_LONGEST], "output": None, "after": []}
+    for name in names[:_MOST]
+  }
+  used: dict[str, dict[int, tf.Variable]] = {name: {} for name in found}
+  order = {name: i for i, name in enumerate(found)}
+  by_name = {n.name: n for n in inside}
+  for node in inside:
+    here = scope[node.name]
+    if here not in found:
+      continue
+    for operand in map(_producer, graphs.operands(node)):
+      if operand in held:
+        used[here][id(held[operand])] = held[operand]
+      there = scope.get(operand, here)
+      if there != here and there in found and not _sizes(by_name[operand]):
+        found[there]["output"] = _shape(by_name[operand])
+        if order[there] not in found[here]["after"]:
+          found[here]["after"].append(order[there])
+    if not found[here]["output"]:
+      found[here]["output"] = _shape(node)
+  for name, module in found.items():
+    sizes = [(v.shape.num_elements() or 0, v) for v in used[name].values()]
+    module["parameters"] = sum(n for n, _ in sizes)
+    module["bytes"] = sum(n * v.dtype.size for n, v in sizes)
+  return _connected(list(found.values()))
+
+
+def _connected(modules: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Leaves out modules without parameters and connections."""
+  before = {i for module in modules for i in module["after"]}
+  kept = [
+    i
+    for i, module in enumerate(modules)
+    if module["parameters"] or module["after"] or i in before
+  ]
+  for i in kept:
+    modules[i]["after"] = [kept.index(j) for j in modules[i]["after"]]
+  return [modules[i] for i in kept]
+
+
+def _sizes(node: graphs.Node) -> bool:
+  """Tells whether a node computes sizes, rather than what a model computes."""
+  shape = _shape(node)
+  rank = None if shape is None else len(shape)
+  return rank == 0 or bool(rank == 1 and _OF_SIZES.fullmatch(node.op))
+
+
+def _scope(name: str, depth: int) -> str:
+  return "/".join(name.split("/")[:-1][:depth]) or name
+
+
+def _shape(node: graphs.Node) -> list[int | None] | None:
+  shapes = node.attr["_output_shapes"].list.shape
+  shape = tf.TensorShape(shapes[0] if shapes else None)
+  return None if shape.rank is None else shape.as_list()
