@@ -7,6 +7,8 @@ import contextlib
 import itertools
 import json
 import os
+import shlex
+import subprocess
 import sys
 import time
 from typing import Any
@@ -45,8 +47,7 @@ flags.disclaim_key_flags()  # --help lists them as the program's.
 _PATHS = {
   "saved_model_dir": "The export to fine-tune: a directory, also in a bucket,"
   " or a URL, read as the environment variable TFHUB_MODEL_LOAD_FORMAT says. It"
-  " is a program that runs with your rights: check a stranger's with"
-  " //exporters:check first.",
+  " is loaded and run with your rights: for a stranger's see --check_first.",
   "backup_dir": "Directory for the state of the training after each epoch,"
   " until it ends. After an interruption the same command resumes from there."
   " All machines must have access to it.",
@@ -66,7 +67,7 @@ _RECIPE = {"frozen_epochs": 5, "learning_rate_ratio": 0.1, "patience": 10}
 _EXPORTS = ("saved_model_dir", "preprocessor_dir", "cell_dir")  # Flags.
 # Flags that may change when a training resumes.
 _OF_ANY_RUN = (
-  *("debug", "epochs", "strategy", "tpu", "num_gpus"),
+  *("check_first", "debug", "epochs", "strategy", "tpu", "num_gpus"),
   *("prompt", "length", "temperature", "report", "training_record"),
 )
 # Flags that apply only with --retrain: what they set, and the largest value.
@@ -103,6 +104,13 @@ def define_flags(
     None,
     "File to write the metrics of each epoch to, in JSON, for"
     " --fine_tuning_record of //exporters:package. The default is not to.",
+  )
+  flags.DEFINE_string(
+    "check_first",
+    None,
+    "Command that checks each export before it is loaded, such as"
+    " bazel-bin/exporters/check, which `./bazelw build //exporters:check`"
+    " makes. An exit status other than 0 ends this program. Default: no check.",
   )
   strategies.define_flags()
   flags.adopt_module_key_flags(strategies)
@@ -505,6 +513,30 @@ def _data_names() -> str:
   return ", ".join(os.path.basename(os.path.normpath(name)) for name in names)
 
 
+def _check_first() -> None:
+  """Runs the command in --check_first on each export; raises if it fails."""
+  value = flags.FLAGS.check_first
+  about = f"--check_first={value}: "
+  if not value.split():
+    raise errors.InputError(
+      "--check_first is empty. Say a command, or omit it."
+    )
+  for name in _EXPORTS:
+    if name not in flags.FLAGS or not (path := model_path(name)):
+      continue
+    with errors.of_input(OSError, ValueError, about=about):
+      status = subprocess.run(
+        [*shlex.split(value), f"--saved_model_dir={path}"],
+        check=False,
+        cwd=formats.absolute("."),
+      ).returncode
+    if status:
+      raise errors.InputError(
+        f"{about}{path} is not loaded, because the check ended with exit status"
+        f" {status}."
+      )
+
+
 def run(main: Callable[[], Any]) -> None:
   """Runs a program, as `programs.run`."""
 
@@ -518,6 +550,8 @@ def run(main: Callable[[], Any]) -> None:
         model_path(name)  # Fails before TensorFlow is imported.
     with errors.of_input(ValueError):
       strategies.prepare(strategies.from_flags())
+    if flags.FLAGS.check_first is not None:
+      _check_first()
     logging.set_verbosity(logging.ERROR)  # Keras warns at every save.
     main()
 

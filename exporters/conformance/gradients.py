@@ -185,10 +185,12 @@ def _rounding(
 ) -> float:
   """Estimates the rounding error of a function: its distance to a line."""
   steps = np.array([-3, -2, -1, 1, 2, 3])
-  values = []
-  for step in steps:
-    with moved(variables, step * noise):
-      values.append(float(value()))
+  before = [v.numpy() for v in variables]
+  at = functools.partial(_at, value, variables, before, _noise(before))
+  try:
+    values = [at(step * noise) for step in steps]
+  finally:
+    at(0.0)
   rest = values - np.polyval(np.polyfit(steps, values, 1), steps)
   return 1e-7 * np.max(np.abs(values)) + 3 * np.max(np.abs(rest))
 

@@ -258,9 +258,13 @@ def _gradients(subject: Subject) -> findings.Finding:
   if steady is None:  # Always random in training.
     arguments = {"training": False} if subject.training else {}
   with gradients_lib.moved(variables, _JITTER), subject.unchanged():
-    made = [_gradient(subject, x, arguments) for x in _batches(subject)]
+    made = [_gradient(subject, inputs, arguments)]
+    if not all(g is not None and np.any(g) for g in made[0]):
+      # Some variables get a gradient of inputs of another scale only.
+      made.append(_gradient(subject, _large(subject), arguments))
+    repeats = []
     if steady is None:
-      made += [
+      repeats = [
         _gradient(subject, inputs, subject.training) for _ in range(_REPEATS)
       ]
 
@@ -278,8 +282,8 @@ def _gradients(subject: Subject) -> findings.Finding:
         return gradients_lib.weighted(_floats(outputs))
 
     finding = _badly_made(
-      variables, made, steady is None and not subject.batch_norms
-    ) or _lost_in_inference(subject, inputs)
+      variables, made, repeats, bool(repeats) and not subject.batch_norms
+    ) or _lost_in_inference(subject)
     wrong = finding or gradients_lib.wrong(
       value, variables, made[0], subject.is_half
     )
@@ -300,13 +304,11 @@ def _gradients(subject: Subject) -> findings.Finding:
   return passed
 
 
-def _lost_in_inference(
-  subject: Subject, inputs: Any
-) -> findings.Finding | None:
+def _lost_in_inference(subject: Subject) -> findings.Finding | None:
   """Finds trainable variables whose values are constants in inference."""
   if not subject.training:
     return None
-  used = _gradient(subject, inputs, {"training": False})
+  used = _gradient(subject, subject.example(1), {"training": False})
   # A few may be for training only, such as a variance to sample with.
   if 2 * sum(g is None for g in used) <= len(used):
     return None
@@ -320,18 +322,20 @@ def _lost_in_inference(
 def _badly_made(
   variables: Sequence[tf.Variable],
   made: Sequence[Sequence[np.ndarray | None]],
+  repeats: Sequence[Sequence[np.ndarray | None]],
   dropped: bool,
 ) -> findings.Finding | None:
   """Finds gradients that are missing, not finite, zero or shrunk.
 
   Args:
     variables: The variables.
-    made: The gradients of each call.
-    dropped: Whether the calls after the second are random ones in training, of
-      the first call's batch.
+    made: The gradients of each repeatable call.
+    repeats: The gradients of random calls in training, of the first batch.
+    dropped: Whether to compare the sizes of both.
   """
+  calls = [*made, *repeats]
   by_name = {
-    v.name: gradients for v, *gradients in zip(variables, *made, strict=True)
+    v.name: gradients for v, *gradients in zip(variables, *calls, strict=True)
   }
   dead = [n for n, gs in by_name.items() if gs[-1] is None]
   if dead:
@@ -358,7 +362,9 @@ def _badly_made(
     )
   if not dropped:
     return None
-  ratios = {n: np.mean(x[2:]) / (x[0] or 1.0) for n, x in sizes.items()}
+  ratios = {
+    n: np.mean(x[len(made) :]) / (x[0] or 1.0) for n, x in sizes.items()
+  }
   if odd := [n for n, r in ratios.items() if not 0.02 < r < 50]:
     return findings.failed(
       f"The gradient of {findings.some(odd)} is {ratios[odd[0]]:.2g} times as"
@@ -368,16 +374,15 @@ def _badly_made(
   return None
 
 
-def _batches(subject: Subject) -> list[Any]:
-  """Makes two batches, of which each variable should get a gradient."""
+def _large(subject: Subject) -> Any:
+  """Makes a batch whose floats are those of pixels, up to 255."""
 
   def scaled(x: Any) -> Any:
     if isinstance(x, tf.Tensor) and x.dtype.is_floating:
       return x * tf.cast(255, x.dtype)
     return x
 
-  large = tf.nest.map_structure(scaled, subject.example(5))
-  return [subject.example(4), large]
+  return tf.nest.map_structure(scaled, subject.example(5))
 
 
 def _floats(outputs: Any) -> list[tf.Tensor]:
@@ -439,53 +444,55 @@ def has_losses(subject: Subject) -> findings.Finding:
         " is no float scalar.",
         "Return a float scalar.",
       )
-    if problem := _of_loss(subject, loss, value, again):
+    if not np.isfinite(value) or value != again:
+      return findings.failed(
+        f"Regularization loss {i} returns {float(value)}, and then"
+        f" {float(again)}.",
+        "Compute it from trainable variables alone.",
+      )
+  with gradients_lib.moved(subject.trainable_variables, _JITTER):
+    finding = _badly_lost(subject.trainable_variables, losses)
+  return finding or findings.passed(f"{len(losses)} losses, with gradients")
+
+
+def _badly_lost(
+  variables: Sequence[tf.Variable], losses: Sequence[Any]
+) -> findings.Finding | None:
+  """Finds losses that are listed twice or have a wrong gradient."""
+  found: dict[Any, int] = {}
+  for i, loss in enumerate(losses):
+    with tf.GradientTape() as tape:
+      value = loss()
+    made = tape.gradient(value, variables)
+    if problem := _of_loss(variables, loss, made):
       return findings.failed(
         f"Regularization loss {i} {problem}.",
         "Compute it from trainable variables alone.",
       )
-  if twice := _listed_twice(subject, losses):
-    return findings.failed(
-      f"Regularization losses {twice} are the same: it is added twice.",
-      "List each loss once.",
-    )
-  return findings.passed(f"{len(losses)} losses, with their gradients")
+    key = (float(value), tuple(g is None for g in made))
+    if key in found:
+      return findings.failed(
+        f"Regularization losses {found[key]} and {i} are the same: it is added"
+        " twice.",
+        "List each loss once.",
+      )
+    found[key] = i
+  return None
 
 
-def _listed_twice(subject: Subject, losses: Sequence[Any]) -> str:
-  """Names two losses that are the same; empty if there are none."""
-  variables = subject.trainable_variables
-  found: dict[Any, int] = {}
-  with gradients_lib.moved(variables, _JITTER):
-    for i, loss in enumerate(losses):
-      with tf.GradientTape() as tape:
-        value = loss()
-      made = tape.gradient(value, variables)
-      key = (float(value), tuple(g is None for g in made))
-      if key in found:
-        return f"{found[key]} and {i}"
-      found[key] = i
-  return ""
-
-
-def _of_loss(subject: Subject, loss: Any, *values: tf.Tensor) -> str:
-  """Says what is wrong with a regularization loss; empty if nothing is."""
-  if not np.isfinite(values[0]) or values[0] != values[1]:
-    return f"returns {float(values[0])}, and then {float(values[1])}"
-  variables = subject.trainable_variables
-  with gradients_lib.moved(variables, _JITTER):
-    with tf.GradientTape() as tape:
-      value = loss()
-    made = tape.gradient(value, variables)
-    reached = [i for i, g in enumerate(made) if g is not None]
-    if not reached:
-      return "has no gradient: it depends on no trainable variable"
-    gradients = [tf.convert_to_tensor(made[i]).numpy() for i in reached]
-    if not any(map(np.any, gradients)):
-      return "has a gradient of zero"
-    wrong = gradients_lib.wrong(
-      lambda: loss(), [variables[i] for i in reached], gradients
-    )
+def _of_loss(
+  variables: Sequence[tf.Variable], loss: Any, made: Sequence[Any]
+) -> str:
+  """Describes what is wrong with a loss's gradient; empty if nothing is."""
+  reached = [i for i, g in enumerate(made) if g is not None]
+  if not reached:
+    return "has no gradient: it depends on no trainable variable"
+  gradients = [tf.convert_to_tensor(made[i]).numpy() for i in reached]
+  if not any(map(np.any, gradients)):
+    return "has a gradient of zero"
+  wrong = gradients_lib.wrong(
+    lambda: loss(), [variables[i] for i in reached], gradients
+  )
   if wrong:
     name, claimed, measured = wrong
     return (
