@@ -63,8 +63,8 @@ def write(
     batch_sizes: The batch size of each request.
     lengths: Values for all other dimensions that are free; for each of them
       there is a request of each batch size.
-    examples: A structure of dense Tensors or arrays. Without `lengths`, free dimensions are
-      those of the first one that an input can be, or 1.
+    examples: A structure of dense Tensors or arrays. Without `lengths`, free
+      dimensions are those of the first one that an input can be, or 1.
     string: The value of strings, as some models fail on the empty one.
 
   Raises:
