@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 import difflib
 import re
+import signal
 import sys
 import textwrap
 
@@ -21,6 +22,7 @@ _GROUPS = {
     r"export_.*|output_.*|\w*report|saved_model_format|verification|html|json"
     r"|overwrite|keep_\w+|unpack_dir|to|dry_run|record|max_shard_size|strict"
     r"|excepted_rules|allow_undecided|quantization|compare_quantizations"
+    r"|tensorboard_dir|training_record|warmup_batch_sizes|warmup_lengths"
     r"|prompt|length|temperature"
   ),
   "Training": (
@@ -45,6 +47,7 @@ def parse(arguments: Sequence[str], *, known_only: bool = False) -> list[str]:
     known_only: Whether to return flags that do not exist, too.
   """
   if _HELP.intersection(arguments):
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # For `--help | head`.
     print(help_text())
     sys.exit()
   try:
