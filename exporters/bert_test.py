@@ -40,6 +40,7 @@ from exporters.reusable import observation
 from exporters.reusable import xla_trap
 from models.nlp import bert
 from models.nlp import pretraining
+from tools import nightly
 
 _ALL_TYPES = flags.DEFINE_bool(
   "all_types", False, "Test all types of encoders, not only the most common."
@@ -431,11 +432,13 @@ class BertTest(parameterized.TestCase):
   @parameterized.parameters(
     "encoder", "model", "items", "pretrainer", "model_is_pretrainer", "trainer"
   )
+  @nightly.only
   def test_structures_of_checkpoints(self, name):
     self.assert_same_weights(
       self.export(checkpoint_path=str(self.directory / name))
     )
 
+  @nightly.only
   def test_fine_tuned_checkpoints_without_their_heads(self):
     encoder = self.core.encoder
     values, _ = _config("bert", num_layers=1)
@@ -466,6 +469,7 @@ class BertTest(parameterized.TestCase):
           export_type="encoder_with_mlm",
         )
 
+  @nightly.only
   def test_poolers(self):
     expected = [
       w.numpy() for w in self.pretrainer.classification_heads[0].dense.weights
@@ -492,6 +496,7 @@ class BertTest(parameterized.TestCase):
     self.assert_same_weights(self.export(pooler="random"), but="pooler")
     self.assertNotIn("mlm", dir(export))
 
+  @nightly.only
   def test_the_pooler_that_fine_tuning_trained(self):
     """It is the head's, as Model Garden's task builds it by default."""
     path = str(self.directory / "fine_tuned")
@@ -634,6 +639,7 @@ class BertTest(parameterized.TestCase):
       ):
         embed(texts, seq_length=33)
 
+  @nightly.only
   def test_text_embedding_by_the_program(self):
     export_dir = self.directory / "text_embedding"
     result = _run(
@@ -679,6 +685,7 @@ class BertTest(parameterized.TestCase):
     (file,) = (export_dir / "variables").glob("*.data*")
     self.assertLess(file.stat().st_size, 1.5 * size)
 
+  @nightly.only
   def test_text_embedding_trains_and_shares_its_weights(self):
     self.export(export_type="text_embedding", pooler=None)
     layer = hub.KerasLayer(
@@ -707,6 +714,7 @@ class BertTest(parameterized.TestCase):
     vectors = embed(texts, seq_length=tf.constant(0))
     np.testing.assert_array_equal(vectors, 0.0)
 
+  @nightly.only
   def test_trains_on_files_and_resumes(self):
     words = " ".join(_LETTERS)
     text = self.write(
@@ -801,6 +809,7 @@ class BertTest(parameterized.TestCase):
     ("kernel", {"redraw": True}),
     ("reuse", {"use_relative_pe": True, "reuse_attention": 1, "num_layers": 3}),
   )
+  @nightly.only
   def test_train_step_of_encoder_type_compiles_once(self, kind, changes):
     _, config = _config(kind, **changes)
     source = bert_encoder.piece(bert.core_model(config), None, {}).source
@@ -826,6 +835,7 @@ class BertTest(parameterized.TestCase):
     self.assertEqual(random["backward"], 0)
 
   @parameterized.parameters(*_TYPES)
+  @nightly.only
   def test_encoder_type(self, kind):
     if kind != "bert_v2" and not _ALL_TYPES.value:
       self.skipTest("bert_all_types_test runs it.")

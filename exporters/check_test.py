@@ -24,6 +24,7 @@ import tf_keras
 from exporters import check
 from exporters.conformance import copying
 from exporters.reusable import errors
+from tools import nightly
 
 _SAVED_MODEL_DIR = flags.DEFINE_string("saved_model_dir", None, "An export.")
 _BINARY = "exporters/check"
@@ -129,6 +130,14 @@ def _tensorflow_1(directory):
       v1.saved_model.simple_save(session, directory, {"x": x}, {"y": y})
 
 
+_NIGHTLY = (
+  _model_garden_resnet,
+  _model_garden_preprocessing,
+  _keras_3_export,
+  _tensorflow_1,
+)
+
+
 class _Page(html.parser.HTMLParser):
   """Collects the text of a page, and what it would fetch from elsewhere."""
 
@@ -202,6 +211,8 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     (_tensorflow_1, "vector", {"R1"}, {"R1": "with TensorFlow 1"}),
   )
   def test_verdicts(self, build, kind, failing, words):
+    if build in _NIGHTLY and not nightly.IS_ON:
+      self.skipTest("Only nightly tests run this case.")
     tf.random.set_seed(None)  # That of tf.test would be saved.
     build(self.directory)
     report, by_rule, passed = self.judged(self.directory)
@@ -274,6 +285,7 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     with self.assertRaisesRegex(errors.ExportError, "R8, I4 is not broken"):
       self.judged(self.directory, excepted_rules=[*broken, "I4", "R8"])
 
+  @nightly.only
   def test_what_is_not_decidable_is_no_pass(self):
     tf_keras.Sequential([tf_keras.layers.Dense(3, input_shape=(4,))]).save(
       self.directory, save_format="tf"

@@ -14,6 +14,7 @@ import tensorflow as tf
 import tf_keras
 
 from exporters.tpu import pjrt
+from tools import nightly
 
 layers = tf_keras.layers
 
@@ -134,6 +135,7 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
       done.stderr, r"ERROR: \S+ takes strings \(kind: preprocessor\), .*\n$"
     )
 
+  @nightly.only
   def test_what_does_not_fit(self):
     export = self.copy(f"{_BERT.value}/encoder")
     done = self.run_binary(
@@ -160,12 +162,14 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
     (_dynamic_shape, r"TPUs need static shapes"),
     (_nearest_neighbours, r"cannot tell whether .* TPUs have this op"),
   )
+  @nightly.only
   def test_refuses(self, function, words):
     done = self.run_binary(f"--saved_model_dir={self.export(function)}")
     self.assertEqual(done.returncode, 1)
     self.assertRegex(done.stderr.splitlines()[-1], f"^ERROR: .*{words}")
     self.assertNotIn("Traceback", done.stderr)
 
+  @nightly.only
   def test_refuses_a_table(self):
     table = tf.lookup.StaticHashTable(
       tf.lookup.KeyValueTensorInitializer([0, 1], [1.0, 2.0]), 0.0

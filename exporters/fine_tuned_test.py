@@ -18,6 +18,7 @@ from exporters.conformance import copying
 from exporters.reusable import errors
 from exporters.reusable import exporting
 from exporters.reusable import saving
+from tools import nightly
 
 _MNIST_CNN = flags.DEFINE_string("mnist_cnn", None, "An export.")
 _PRODUCT = flags.DEFINE_string("product", None, "An export.")
@@ -202,6 +203,7 @@ class FineTunedTest(tf.test.TestCase):
     card = self.path("export/assets.extra/README.md")
     self.assertIn(" on numbers\n", pathlib.Path(card).read_text())
 
+  @nightly.only
   def test_what_cannot_be_exported(self):
     known = {"original_dir": _PRODUCT.value, "fine_tuned_on": "numbers"}
     self.assert_error("missing does not exist", "missing", **known)

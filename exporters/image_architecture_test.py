@@ -16,10 +16,14 @@ from official.vision.ops import preprocess_ops
 import tensorflow as tf
 import tf_keras
 
+from exporters import check
+from exporters.conformance import copying
 from models.vision import image_classification
+from tools import nightly
 
 _ARCHITECTURE = flags.DEFINE_string("architecture", None, "Its name.")
 _HYPERPARAMETERS = flags.DEFINE_list("hyperparameters", None, "What it has.")
+_EXCEPTED_RULES = flags.DEFINE_list("excepted_rules", [], "As in the check.")
 _VARIANT = flags.DEFINE_string("variant", None, "Overrides of NAME_small.")
 
 
@@ -89,6 +93,17 @@ class ImageArchitectureTest(absltest.TestCase):
     super().setUp()
     self.export = tf.saved_model.load(str(self.export_dir))
 
+  def test_keeps_the_rules(self):
+    excepted = _EXCEPTED_RULES.value
+    options = copying.Options(seconds=36_000)
+    status = check.check(
+      saved_model_dir=str(self.export_dir),
+      options=options,
+      strict=True,
+      excepted_rules=excepted,
+    )
+    self.assertEqual(status, 0)
+
   def test_is_the_model_at_other_sizes(self):
     kinds = ["outputs", "gradients"]
     if "batch_norm_momentum" in _HYPERPARAMETERS.value:
@@ -108,6 +123,7 @@ class ImageArchitectureTest(absltest.TestCase):
       rtol=1e-5,
     )
 
+  @nightly.only
   def test_a_step_compiles_once_whatever_the_hyperparameters_are(self):
     images = _images(4, *self.frames, 64, 64)
     defaults = {

@@ -1,5 +1,6 @@
 """The exporter of an architecture of image classifiers, and its tests."""
 
+load("//tools:tests.bzl", "NIGHTLY", "py_test_with_nightly_cases")
 load(":saved_model.bzl", "saved_model")
 
 def image_classifier(
@@ -7,7 +8,7 @@ def image_classifier(
         endpoints,
         excepted_rules,
         hyperparameters,
-        like,
+        nightly,
         variant,
         train_on = "digits_0_4"):
     """A program, what it exports, and tests of the program and of the exports.
@@ -22,7 +23,7 @@ def image_classifier(
         follows.
       excepted_rules: See there.
       hyperparameters: See there.
-      like: See there.
+      nightly: See there.
       variant: See there.
       train_on: The data.
     """
@@ -35,7 +36,7 @@ def image_classifier(
             "//models/vision:" + name,
         ],
     )
-    tags = ["manual"] if like else []
+    tags = NIGHTLY if nightly else []
     flags = ["--train_on=" + train_on]
     if endpoints:
         flags.append("--endpoints=" + endpoints)
@@ -73,17 +74,19 @@ def image_classifier(
         tags = tags,
         deps = [":compile_for_tpu"],
     )
-    native.py_test(
+    py_test_with_nightly_cases(
         name = name + "_test",
         srcs = ["image_architecture_test.py"],
         args = [
             "--architecture=" + name,
+            "--excepted_rules=" + ",".join(excepted_rules),
             "--hyperparameters=" + hyperparameters,
             "--variant=" + variant,
         ],
         data = [":" + name],
-        main = "image_architecture_test.py",
         deps = [
+            ":check_lib",
+            "//exporters/conformance:copying",
             "//models/vision:" + name,
             "//models/vision:image_classification",
             "@pypi//:absl-py",

@@ -32,6 +32,7 @@ from exporters.reusable import errors
 from exporters.reusable import exporting
 from models.vision import image_classification as image_models
 from models.vision import resnet
+from tools import nightly
 
 _EXPORTER = pathlib.Path("exporters/resnet").absolute()
 _SYNC = "task.model.norm_activation.use_sync_bn"
@@ -345,6 +346,7 @@ class ImageClassifierTest(absltest.TestCase):
     ):
       self.assert_refused(message, **arguments)
 
+  @nightly.only
   def test_detectors_and_segmenters_with_their_params_yaml(self):
     backbone = {
       "type": "resnet",
@@ -415,6 +417,7 @@ class ImageClassifierTest(absltest.TestCase):
       overrides=["task: {model: {head: {}, backbone: {type: dilated_resnet}}}"],
     )
 
+  @nightly.only
   def test_legacy(self):
     model = resnet_model.resnet50(3, rescale_inputs=True)
     _shake(model)
@@ -434,6 +437,7 @@ class ImageClassifierTest(absltest.TestCase):
         self.assert_same(loaded(images), features)
         self.assertLen(loaded.regularization_losses, 53)
 
+  @nightly.only
   def test_model_gardens_trainer(self):
     """Its directory is exported as it is, with its params.yaml."""
     records = str(self.directory / "records")
@@ -509,6 +513,7 @@ class ImageClassifierTest(absltest.TestCase):
       "has the raw weights and moving averages of them: say which", **arguments
     )
 
+  @nightly.only
   def test_trains_on_tensorflow_datasets(self):
     Colored(data_dir=str(self.directory / "data")).download_and_prepare()
     export_dir, output = self.run_exporter(

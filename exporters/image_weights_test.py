@@ -33,6 +33,7 @@ from models.vision import image_classification
 from models.vision import mobilenet
 from models.vision import resnet
 from models.vision import vit
+from tools import nightly
 
 _GOLDENS = json.loads(
   pathlib.Path("exporters/peers/image_goldens.json").read_text()
@@ -217,6 +218,7 @@ class ImageWeightsTest(absltest.TestCase):
           message = message.replace("TENSOR", tensor.rpartition(":")[2])
           self.assert_refused(message, golden["exporter"], path)
 
+  @nightly.only
   def test_files_of_keras(self):
     setup = image_classification.configure(resnet.ARCHITECTURE, None, [_TINY])
     model = image_classification.build(setup)
@@ -281,6 +283,7 @@ class ImageWeightsTest(absltest.TestCase):
     path.write_bytes(path.read_bytes()[:600])
     self.assert_refused("Cannot read .*data.h5, which may be", "resnet", path)
 
+  @nightly.only
   def test_tf_keras_applications(self):
     images = image_goldens.images(64, 96)
     mean, variance = [0.4, 0.5, 0.6], [0.05, 0.06, 0.07]
@@ -380,6 +383,7 @@ class ImageWeightsTest(absltest.TestCase):
     self.assertNotIn("<b>", files["html"])
     self.assertIn("left out: decoder.<b>, head", files["txt"])
 
+  @nightly.only
   def test_tensorflow_1(self):
     path = str(self.directory / "resnet.ckpt")
     images = image_goldens.images(64, 64)

@@ -17,6 +17,7 @@ import tensorflow as tf
 import tf_keras
 
 from models.vision import mnist_cnn
+from tools import nightly
 
 _EXPORTER = pathlib.Path("exporters/mnist_cnn").absolute()
 
@@ -232,6 +233,7 @@ class MnistCnnTest(absltest.TestCase):
   def test_export_equals_the_model_in_a_process_without_our_code(self):
     self.assert_equals_the_model(self.export_dir, _CONSUMER)
 
+  @nightly.only
   def test_keras_format(self):
     export_dir = self.directory / "keras"
     result = _run(
@@ -327,6 +329,7 @@ class MnistCnnTest(absltest.TestCase):
       _hashes(self.directory / "again")[data],
     )
 
+  @nightly.only
   def test_moving_averages(self):
     # As Model Garden's optimizer for them has them.
     optimizer = tf_keras.optimizers.legacy.SGD()

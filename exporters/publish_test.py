@@ -24,6 +24,7 @@ from distribution import errors
 from exporters.packaging import archive
 from exporters.packaging import fakes
 from exporters.packaging import hubs
+from tools import nightly
 
 _REPO = "example/model"
 _HANDLE = "example/model/tensorFlow2/small"
@@ -191,6 +192,7 @@ class PublishTest(parameterized.TestCase):
     self.assertEqual(calls["UpdateModelInstance"]["overview"], "Tests.")
     self.assertNotIn("isPrivate", calls["UpdateModel"]["updateMask"])
 
+  @nightly.only
   def test_a_bucket(self):
     self.enterContext(buckets.serving())
     url = "gs://bucket/models/example"

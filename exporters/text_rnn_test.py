@@ -10,6 +10,9 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_hub as hub
 
+from exporters import check
+from exporters.conformance import copying
+
 _EXPORTER = pathlib.Path("exporters/text_rnn").absolute()
 _SIZES = ["--units=16", "--embedding_size=8", "--num_layers=2"]
 
@@ -78,6 +81,14 @@ class TextRnnTest(absltest.TestCase):
     ):
       self.assertIn(f"\n{line}", card)
     self.assertNotIn(str(directory), card)
+
+    for part in ("cell", "language_model"):
+      status = check.check(
+        saved_model_dir=str(directory / "both" / part),
+        options=copying.Options(seconds=36_000),
+        strict=True,
+      )
+      self.assertEqual(status, 0)
 
     arguments = [
       f"--checkpoint_path={directory / 'kept'}",

@@ -26,6 +26,7 @@ from absl.testing import parameterized
 from distribution import scratch
 from integration_tests import bad_input
 from integration_tests import bad_input_of_consumers as of_consumers
+from tools import nightly
 
 _FILES = {**bad_input.FILES, **of_consumers.FILES}
 _ROOT = os.getcwd()
@@ -36,6 +37,13 @@ _MOUNTS = {"{full}": (0, b"size=16k"), "{read_only}": (_MS_RDONLY, b"")}
 # TensorFlow logs these where it finds no GPU.
 _LOGS = re.compile(
   r"^(WARNING: All log |[EWI]0000 |\d{4}-\d\d-\d\d ).*\n", re.M
+)
+# Programs that start others on bad input, and relatives of other programs.
+_NIGHTLY = (
+  *(f"exporters/{name}" for name in ("bert_pretraining", "fine_tuned")),
+  *(f"exporters/{name}" for name in ("deit", "efficientnet", "mobilenet")),
+  *(f"exporters/{name}" for name in ("resnet_3d", "revnet", "vit", "litert")),
+  *(f"integration_tests/use_{name}" for name in ("keras_model", "text_rnn")),
 )
 _IMPORTED_ONCE = (
   *("tensorflow", "tf_keras", "tensorflow_hub", "tensorflow_text"),
@@ -199,6 +207,8 @@ class BadInputTest(parameterized.TestCase):
 
   @parameterized.parameters(*_cases([*bad_input.LATER, *of_consumers.LATER]))
   def test_with_tensorflow(self, program: str, text: str, expected: str):
+    if program in _NIGHTLY and not nightly.IS_ON:
+      self.skipTest("Only nightly tests run this program.")
     for name in _IMPORTED_ONCE:
       importlib.import_module(name)
     gc.freeze()  # The forks share what is imported: they need not look at it.

@@ -23,6 +23,7 @@ import tf_keras
 from data import images as image_data
 from distribution import errors
 from integration_tests import image_fine_tuning
+from tools import nightly
 
 _MNIST_CNN = flags.DEFINE_string(
   "mnist_cnn", None, "The export trained on digits 0 to 4."
@@ -191,6 +192,7 @@ class ImageFineTuningTest(tf.test.TestCase):
     self.assertNotIn(True, _moved(model, before))
     _build(retrain=True)(images, training=True)
 
+  @nightly.only
   def test_the_documented_examples_run(self):
     card = "assets.extra/README.md"
     train, test = image_data.arrays("digits_5_9", (32, 32, 3))

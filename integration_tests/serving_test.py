@@ -23,6 +23,7 @@ from integration_tests import c_api
 from integration_tests import checkpoints
 from integration_tests import fitting
 from integration_tests import serving
+from tools import nightly
 
 _MNIST_CNN = flags.DEFINE_string("mnist_cnn", None, "An export.")
 _CHECK = pathlib.Path("exporters/check").absolute()
@@ -122,11 +123,14 @@ class ServingTest(parameterized.TestCase, tf.test.TestCase):
       self.assertAllClose(found, floats, atol=1e-6, rtol=1e-6)
 
   @parameterized.named_parameters(
-    ("images", (8, 8, 3), False),
-    ("grey", (8, 8, 1), False),
-    ("pixels", (8, 8, 3), True),
-    ("videos", (2, 8, 8, 3), False),
     ("texts", None, False),
+    ("images", (8, 8, 3), False),
+    *[
+      ("grey", (8, 8, 1), False),
+      ("pixels", (8, 8, 3), True),
+      ("videos", (2, 8, 8, 3), False),
+    ]
+    * nightly.IS_ON,
   )
   def test_keeps_the_rules_and_returns_what_the_model_does(self, shape, pixels):
     model = _model(*shape, pixels=pixels) if shape else _text_model()

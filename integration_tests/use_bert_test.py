@@ -20,6 +20,7 @@ from integration_tests import alone
 from integration_tests import fitting
 from integration_tests import serving
 from integration_tests import use_bert
+from tools import nightly
 
 _PRETRAINED = flags.DEFINE_string(
   "pretrained", None, "Encoder and preprocessor, trained on python_docs."
@@ -201,6 +202,7 @@ class UseBertTest(tf.test.TestCase):
       labels = [self.dataset.classes[i].encode() for i in best]
       self.assertAllEqual(served["label"], labels)
 
+  @nightly.only
   def test_program(self):
     output_dir = os.path.join(self.get_temp_dir(), "output")
     tsv = os.path.join(self.get_temp_dir(), "train.tsv")

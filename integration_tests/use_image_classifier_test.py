@@ -20,6 +20,7 @@ import tf_keras
 
 from data import images as image_data
 from integration_tests import image_fine_tuning
+from tools import nightly
 
 _PRETRAINED = flags.DEFINE_string(
   "pretrained", None, "Export of a feature vector trained on digits 0 to 4."
@@ -328,6 +329,7 @@ class UseImageClassifierTest(tf.test.TestCase):
       sum(differ), _MIN_DIFFERING_AVERAGES.value * len(differ)
     )
 
+  @nightly.only
   def test_segmentation(self):
     if not _SEGMENTATION.value:
       self.skipTest("Other architectures prove it.")

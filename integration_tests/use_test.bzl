@@ -1,5 +1,7 @@
 """The tests of a program that uses an export, one for each accelerator."""
 
+load("//tools:tests.bzl", "py_test_with_nightly_cases")
+
 _FLAGS = {
     "gpu": [
         "--strategy=mirrored",
@@ -37,11 +39,9 @@ def use_test(
       main: Source of the test on the CPU; None: `NAME.py`.
       **kwargs: Attributes of the test on the CPU.
     """
-    main = main or name + ".py"
-    native.py_test(
+    py_test_with_nightly_cases(
         name = name,
-        srcs = [main],
-        main = main,
+        srcs = [main or name + ".py"],
         target_compatible_with = ["//third_party/python:cpu"],
         **kwargs
     )

@@ -14,6 +14,7 @@ import tf_keras
 from data import texts
 from integration_tests import fitting
 from integration_tests import use_text_embedding
+from tools import nightly
 
 _EXPORT = flags.DEFINE_string(
   "export", None, "A text embedding, trained on python_docs."
@@ -115,6 +116,7 @@ class UseTextEmbeddingTest(tf.test.TestCase):
     self.assertGreater(found["embedded"], 1.3 * by_overlap)
     self.assertGreater(found["trained"], 1.5 * by_overlap)
 
+  @nightly.only
   def test_bert_learns_to_find_texts(self):
     train, test = texts.python_doc_pairs()
     model = use_text_embedding.build_search(

@@ -27,6 +27,7 @@ from exporters.reusable import errors
 from exporters.reusable import observation
 from exporters.reusable.private_api import node_def_pb2
 from exporters.reusable.private_api import saved_model_pb2
+from tools import nightly
 
 _ALL = flags.DEFINE_bool("all", False, "Run the dear attacks too.")
 _SECRET = "a secret of this machine"
@@ -895,6 +896,7 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
       refused,
     )
 
+  @nightly.only
   def test_the_check_ends(self):
     for name, (attack, expected, trust, is_dear) in _ENDING.items():
       if is_dear > _ALL.value:

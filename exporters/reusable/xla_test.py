@@ -22,6 +22,7 @@ from exporters.reusable import layer_calls
 from exporters.reusable import saving
 from exporters.reusable import xla
 from models.vision import stochastic_depth
+from tools import nightly
 
 layers = tf_keras.layers
 
@@ -157,6 +158,8 @@ _LAYER_CALLS[layer_calls.class_name(Dropped)] = xla.with_own_gradient
 _LAYER_CALLS[layer_calls.class_name(Doubled)] = xla.with_own_gradients_of(
   "tf.concat"
 )
+
+_NIGHTLY = ("recurrent",)  # Only nightly tests compile these.
 
 _TRAPPED = {
   "concatenate": (_branches, 4),
@@ -329,7 +332,9 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
     ) - collections.Counter(shapes)
     return bool(missing)
 
-  @parameterized.named_parameters((k, *v) for k, v in _TRAPPED.items())
+  @parameterized.named_parameters(
+    (k, *v) for k, v in _TRAPPED.items() if k not in _NIGHTLY or nightly.IS_ON
+  )
   def test_compiles_once_and_right(self, build, rank):
     model = build()
     model(_batch(rank, 0))
@@ -493,6 +498,7 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
     # Its dropout would differ.
     ("encoder", _encoder, _tokens, False),
   )
+  @nightly.only
   def test_models(self, build, inputs, training, is_large=False):
     if is_large and not _LARGE_MODELS.value:
       self.skipTest("It takes minutes; xla_large_models_test runs it.")

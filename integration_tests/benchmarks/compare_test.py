@@ -15,6 +15,7 @@ from integration_tests.benchmarks import compare
 from integration_tests.benchmarks import processes
 from integration_tests.benchmarks import results
 from integration_tests.benchmarks import subjects
+from tools import nightly
 
 flags.DEFINE_string("ours", None, "An export of the MNIST CNN.")
 flags.DEFINE_string("other", None, "One of the same, with other weights.")
@@ -48,6 +49,7 @@ class CompareTest(absltest.TestCase):
       tempfile.mkdtemp(dir=absltest.TEST_TMPDIR.value)
     )
 
+  @nightly.only
   def test_compares_exports_of_the_mnist_cnn(self):
     result = subprocess.run(
       [
@@ -79,6 +81,7 @@ class CompareTest(absltest.TestCase):
       (output_dir / "ratios.png").read_bytes().decode("latin-1"), "\x89PNG"
     )
 
+  @nightly.only
   def test_makes_no_ratio_of_exports_that_differ(self):
     values = flags.FLAGS
     paths = {"ours": values.ours, "reference": values.other}

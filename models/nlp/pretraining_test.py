@@ -12,6 +12,7 @@ from distribution import addresses
 from models.nlp import bert
 from models.nlp import preprocessing
 from models.nlp import pretraining
+from tools import nightly
 
 _WORDS = [f"{a}{b}" for a in "bcdfg" for b in "aeiou"]
 
@@ -185,6 +186,7 @@ class TrainTest(tf.test.TestCase):
     )
     self.assertIn(0.1, {x.rate for x in model.submodules if hasattr(x, "rate")})
 
+  @nightly.only
   def test_under_a_strategy(self):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():
@@ -197,6 +199,7 @@ class TrainTest(tf.test.TestCase):
       self.assertLen(variable.values, 2)
       self.assertAllEqual(*variable.values)
 
+  @nightly.only
   def test_on_a_parameter_server(self):
     paths = [
       os.path.join(self.get_temp_dir(), name)
@@ -221,6 +224,7 @@ class TrainTest(tf.test.TestCase):
       self.assertGreater(float(f.read()), 0.2)
     self.assertEndsWith(tf.train.latest_checkpoint(checkpoint_dir), "-160")
 
+  @nightly.only
   def test_resumes_after_it_was_killed(self):
     checkpoint_dir = os.path.join(self.get_temp_dir(), "checkpoints")
     process = multiprocessing.get_context("spawn").Process(

@@ -14,14 +14,15 @@ _DROPOUT = ",task.model.dropout_rate=0.2"
 #   excepted_rules: rules of //exporters:check that it cannot keep.
 #   use_test: what its use_* test needs beyond the defaults, `flags` and
 #     `min_accuracy` of `use_image_classifier` in //integration_tests:use_test.bzl.
-#   like: an architecture of the same layers, whose tests are not manual. All
-#     tests are then manual but the one that exports and verifies it in full.
+#   nightly: whether only //:nightly trains, fine-tunes and compiles it for TPUs.
+#     NAME_test, which exports it, verifies the export in full and checks the
+#     rules, is always in `./bazelw test //...`.
 IMAGE_CLASSIFIERS = {
     "deit": struct(
         endpoints = "4",
         excepted_rules = [],
         hyperparameters = "attention_dropout_rate,dropout_rate,stochastic_depth_rate",
-        like = "vit",
+        nightly = True,
         use_test = {},
         variant = _BACKBONE + "vit.transformer.attention_dropout_rate=0.1",
     ),
@@ -29,7 +30,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "2,3,4,5,6",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
-        like = "mobilenet",
+        nightly = True,
         use_test = {
             # With 0.5 its moving averages are too noisy to compare accuracies.
             "flags": ["--few_images_momentum=0.9"],
@@ -40,7 +41,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "2,3,4,5,6",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
-        like = None,
+        nightly = True,
         use_test = {
             # On 100 images it becomes better with pretraining, by 0.08 to 0.23
             # with three seeds, and surer of its errors: the loss may be as high.
@@ -56,7 +57,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "2,3,4,5",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
-        like = None,
+        nightly = False,
         use_test = {
             "flags": [
                 "--hyperparameters=batch_norm_momentum=0.9",
@@ -74,7 +75,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "2,3,4",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate",
-        like = None,
+        nightly = True,
         use_test = {},
         variant = "task.model.dropout_rate=0.2",
     ),
@@ -82,7 +83,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "4",
         excepted_rules = [],
         hyperparameters = "attention_dropout_rate,dropout_rate,stochastic_depth_rate",
-        like = None,
+        nightly = True,
         use_test = {"flags": ["--segmentation"]},
         variant = _BACKBONE + "vit.transformer.attention_dropout_rate=0.1," +
                   _BACKBONE + "vit.init_stochastic_depth_rate=0.1",
@@ -95,7 +96,7 @@ VIDEO_CLASSIFIERS = {
         endpoints = "2,5",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
-        like = None,
+        nightly = True,
         variant = _BACKBONE + "resnet_3d.stochastic_depth_drop_rate=0.2",
     ),
 }

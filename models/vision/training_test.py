@@ -11,6 +11,7 @@ from distribution import backups
 from distribution import programs
 from models.vision import mnist_cnn
 from models.vision import training
+from tools import nightly
 
 
 class _InterruptedBackup(tf_keras.callbacks.BackupAndRestore):
@@ -50,6 +51,7 @@ class TrainingTest(tf.test.TestCase):
     for weight, weight_again in zip(weights, weights_again, strict=True):
       self.assertAllClose(weight, weight_again, rtol=1e-5)
 
+  @nightly.only
   def test_after_an_interruption_training_goes_on(self):
     dataset = images.load("digits_0_4")
     dataset = images.resized(dataset, mnist_cnn.IMAGE_SHAPE)
