@@ -21,6 +21,7 @@ from models.nlp import bert
 from models.nlp import encoder_checkpoints
 from models.nlp import encoder_config
 from models.nlp import preprocessing
+from tools import nightly
 
 # See make_goldens.py and make_keras_hub_goldens.py.
 _PEERS = os.path.join(os.path.dirname(__file__), "peers", "testdata")
@@ -244,6 +245,7 @@ class BertSourcesTest(absltest.TestCase):
         printed = self.check(bert_sources.read(path), inputs, expected)
         self.assertRegex(printed, f"^Restored .*hugging_face/{name}, a Hugging")
 
+  @nightly.only
   def test_outputs_are_those_of_the_first_releases(self):
     generator = np.random.default_rng(0)
     ids = generator.integers(0, 30, [3, 9], np.int32)
@@ -292,6 +294,7 @@ class BertSourcesTest(absltest.TestCase):
         _restored(bert_sources.of_tensorflow_1(path, config))
       self.assertNotIn("\n", str(raised.exception))
 
+  @nightly.only
   def test_outputs_are_those_of_keras_hub(self):
     for name in sorted(os.listdir(f"{_PEERS}/keras_hub")):
       golden = f"{_PEERS}/keras_hub/{name}"
@@ -314,6 +317,7 @@ class BertSourcesTest(absltest.TestCase):
     with self.assertRaisesRegex(errors.ExportError, "Cannot read .*weights.h5"):
       bert_sources.read(path)
 
+  @nightly.only
   def test_files_of_keras(self):
     directory = self.create_tempdir().full_path
     file = os.path.join(directory, "bert_config.json")

@@ -131,6 +131,7 @@ def _tensorflow_1(directory):
 
 
 _NIGHTLY = (
+  _model_garden_bert,
   _model_garden_resnet,
   _model_garden_preprocessing,
   _keras_3_export,

@@ -85,7 +85,9 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
     tf.saved_model.save(root, directory)
     return directory
 
-  @parameterized.parameters((_MNIST_CNN, ""), (_BERT, "/encoder"))
+  @parameterized.parameters(
+    (_BERT, "/encoder"), *[(_MNIST_CNN, "")] * nightly.IS_ON
+  )
   def test_exports_compile(self, flag, directory):
     export = self.copy(f"{flag.value}{directory}")
     files = {p: p.read_bytes() for p in export.rglob("*") if p.is_file()}

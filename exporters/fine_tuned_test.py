@@ -134,6 +134,7 @@ class FineTunedTest(tf.test.TestCase):
     status = check.check(saved_model_dir=export, strict=True)
     self.assertEqual(status, 0)
 
+  @nightly.only
   def test_a_piece_in_a_keras_model(self):
     images = np.random.default_rng(0).random((8, 28, 28, 1), np.float32)
     layer = hub.KerasLayer(hub.load(_MNIST_CNN.value), trainable=True)

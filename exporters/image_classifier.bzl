@@ -8,6 +8,7 @@ def image_classifier(
         endpoints,
         excepted_rules,
         hyperparameters,
+        like,
         nightly,
         variant,
         train_on = "digits_0_4"):
@@ -23,6 +24,7 @@ def image_classifier(
         follows.
       excepted_rules: See there.
       hyperparameters: See there.
+      like: See there.
       nightly: See there.
       variant: See there.
       train_on: The data.
@@ -84,6 +86,7 @@ def image_classifier(
             "--variant=" + variant,
         ],
         data = [":" + name],
+        tags = NIGHTLY if like else [],
         deps = [
             ":check_lib",
             "//exporters/conformance:copying",

@@ -13,7 +13,6 @@ from sklearn import datasets
 from exporters import litert
 from exporters.conformance import copying
 from exporters.reusable import errors
-from tools import nightly
 
 _BERT = flags.DEFINE_string("bert", None, "An export of type all.")
 _MNIST_CNN = flags.DEFINE_string("mnist_cnn", None, "An export of digits 0-4.")
@@ -101,7 +100,6 @@ class LitertTest(absltest.TestCase):
     after = _logits(restored.get_signature_runner("infer"), images[600:604])
     np.testing.assert_array_equal(after, logits[:4])
 
-  @nightly.only
   def test_trains_all_weights_of_an_encoder(self):
     path = self.convert(
       os.path.join(_BERT.value, "encoder"),

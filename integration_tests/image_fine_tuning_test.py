@@ -247,6 +247,7 @@ class ImageFineTuningTest(tf.test.TestCase):
         with self.assertRaisesRegex(errors.InputError, message):
           image_fine_tuning.fine_tune()
 
+  @nightly.only
   def test_program(self):
     output_dir = os.path.join(self.get_temp_dir(), "output")
     page = pathlib.Path(self.get_temp_dir(), "page.html")

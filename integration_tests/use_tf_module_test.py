@@ -13,7 +13,6 @@ import tf_keras
 from distribution import strategies
 from integration_tests import fitting
 from integration_tests import use_tf_module
-from tools import nightly
 
 _PRODUCT = flags.DEFINE_string("product", None, "A product with v = 2.")
 _MOONS = flags.DEFINE_string("moons", None, "A flow, trained on moons.")
@@ -108,7 +107,6 @@ class UseTfModuleTest(tf.test.TestCase):
     self.assertAllEqual(samples, module.sample(tf.ones([4]), seed=1))
     self.assertNotAllClose(samples, module.sample(tf.ones([4]), seed=2))
 
-  @nightly.only
   def test_program(self):
     output_dir = os.path.join(self.get_temp_dir(), "output")
     piece_dir = os.path.join(self.get_temp_dir(), "piece")

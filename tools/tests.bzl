@@ -7,7 +7,17 @@ NIGHTLY = [
     "nightly",
 ]
 
-def py_test_with_nightly_cases(name, srcs, deps, env = {}, tags = [], **kwargs):
+def py_test_with_nightly_cases(
+        name,
+        srcs,
+        deps,
+        args = [],
+        data = [],
+        env = {},
+        nightly_args = [],
+        nightly_data = [],
+        tags = [],
+        **kwargs):
     """A test without its cases that are marked `@nightly.only`.
 
     `NAME_nightly` runs all cases. With the tags NIGHTLY the test itself does.
@@ -16,7 +26,11 @@ def py_test_with_nightly_cases(name, srcs, deps, env = {}, tags = [], **kwargs):
       name: Name of the test.
       srcs: Its source, in a list.
       deps: Its dependencies. `//tools:nightly` is added.
+      args: Its arguments.
+      data: Its data.
       env: Its environment variables.
+      nightly_args: Further arguments where all cases run.
+      nightly_data: Further data there.
       tags: Tags of the test.
       **kwargs: Further attributes of both tests.
     """
@@ -26,6 +40,8 @@ def py_test_with_nightly_cases(name, srcs, deps, env = {}, tags = [], **kwargs):
         native.py_test(
             name = name + suffix,
             srcs = srcs,
+            args = args + (nightly_args if is_nightly else []),
+            data = data + (nightly_data if is_nightly else []),
             env = dict(env, NIGHTLY = "1") if is_nightly else env,
             main = srcs[0],
             tags = its_tags,

@@ -159,7 +159,12 @@ _LAYER_CALLS[layer_calls.class_name(Doubled)] = xla.with_own_gradients_of(
   "tf.concat"
 )
 
-_NIGHTLY = ("recurrent",)  # Only nightly tests compile these.
+# Only nightly tests compile these: each is like another one.
+_NIGHTLY = (
+  *("global_average", "global_average_1d", "global_average_3d"),
+  *("global_max_1d", "global_max_3d", "permute", "recurrent", "repeat_vector"),
+  *("up_sampling_1d", "up_sampling_3d", "zero_padding_1d", "zero_padding_3d"),
+)
 
 _TRAPPED = {
   "concatenate": (_branches, 4),

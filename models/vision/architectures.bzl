@@ -14,14 +14,15 @@ _DROPOUT = ",task.model.dropout_rate=0.2"
 #   excepted_rules: rules of //exporters:check that it cannot keep.
 #   use_test: what its use_* test needs beyond the defaults, `flags` and
 #     `min_accuracy` of `use_image_classifier` in //integration_tests:use_test.bzl.
+#   like: an architecture of the same layers. Only //:nightly runs NAME_test then.
 #   nightly: whether only //:nightly trains, fine-tunes and compiles it for TPUs.
-#     NAME_test, which exports it, verifies the export in full and checks the
-#     rules, is always in `./bazelw test //...`.
+#     NAME_test exports it, verifies the export in full and checks the rules.
 IMAGE_CLASSIFIERS = {
     "deit": struct(
         endpoints = "4",
         excepted_rules = [],
         hyperparameters = "attention_dropout_rate,dropout_rate,stochastic_depth_rate",
+        like = "vit",
         nightly = True,
         use_test = {},
         variant = _BACKBONE + "vit.transformer.attention_dropout_rate=0.1",
@@ -30,6 +31,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "2,3,4,5,6",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
+        like = None,
         nightly = True,
         use_test = {
             # With 0.5 its moving averages are too noisy to compare accuracies.
@@ -41,6 +43,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "2,3,4,5,6",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
+        like = None,
         nightly = True,
         use_test = {
             # On 100 images it becomes better with pretraining, by 0.08 to 0.23
@@ -57,6 +60,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "2,3,4,5",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
+        like = None,
         nightly = False,
         use_test = {
             "flags": [
@@ -75,6 +79,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "2,3,4",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate",
+        like = None,
         nightly = True,
         use_test = {},
         variant = "task.model.dropout_rate=0.2",
@@ -83,6 +88,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "4",
         excepted_rules = [],
         hyperparameters = "attention_dropout_rate,dropout_rate,stochastic_depth_rate",
+        like = None,
         nightly = True,
         use_test = {"flags": ["--segmentation"]},
         variant = _BACKBONE + "vit.transformer.attention_dropout_rate=0.1," +
@@ -96,6 +102,7 @@ VIDEO_CLASSIFIERS = {
         endpoints = "2,5",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
+        like = None,
         nightly = True,
         variant = _BACKBONE + "resnet_3d.stochastic_depth_drop_rate=0.2",
     ),

@@ -78,6 +78,7 @@ class ImageClassificationTest(tf.test.TestCase):
         trainable = [w.shape.num_elements() for w in model.trainable_weights]
         self.assertEqual(sum(trainable), count)
 
+  @nightly.only
   def test_variants_of_resnet(self):
     backbone = "task.model.backbone.resnet."
     model = _classifier(
