@@ -15,6 +15,7 @@ import tf_keras
 
 from distribution import addresses
 from distribution import strategies
+from tools import nightly
 
 _CLUSTER = {"worker": ["localhost:1", "localhost:2"]}
 _PROGRAM = """
@@ -198,6 +199,7 @@ class StrategiesTest(parameterized.TestCase, tf.test.TestCase):
     made.assert_called_once_with("multi_worker_mirrored")
 
   @parameterized.parameters("tpu", "multi_worker_mirrored")
+  @nightly.only
   def test_nothing_is_waited_for_without_end(self, name):
     with (
       socket.create_server(("localhost", 0)) as silent,  # Never answers.

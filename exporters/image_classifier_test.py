@@ -269,6 +269,7 @@ class ImageClassifierTest(absltest.TestCase):
     self.assert_trains_alike(classifier, model)
     self.assert_skips_blocks(classifier)
 
+  @nightly.only
   def test_checkpoints_of_many_forms(self):
     model = _classifier(None, _TINY)
     _shake(model)

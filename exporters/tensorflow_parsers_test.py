@@ -27,6 +27,7 @@ from models.nlp import encoder_config
 from models.nlp import preprocessing
 from models.vision import image_classification
 from models.vision import resnet
+from tools import nightly
 
 _INPUT = (OSError, ValueError)
 _YAML = (
@@ -220,6 +221,7 @@ class ParsersTest(parameterized.TestCase):
     wrong = [_example(2**40), _example(-1), _example(2, b"\xff")]
     self.fuzz("b.tfrecord", load_examples, wrong[2:], wrong, max_examples=5)
 
+  @nightly.only
   def test_pictures(self):
     wholes = [_picture(x) for x in ("PNG", "JPEG", "GIF", "BMP", "WEBP")]
     # Pillow refuses the first, as a bomb; the second is a line.
@@ -254,6 +256,7 @@ class ParsersTest(parameterized.TestCase):
       with self.assertRaises(ValueError):
         images.load(name)
 
+  @nightly.only
   def test_overrides_of_experiments(self):
     value = st.recursive(
       st.none() | st.booleans() | st.integers() | st.floats() | st.just("vit"),

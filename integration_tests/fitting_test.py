@@ -16,6 +16,7 @@ from distribution import backups
 from distribution import errors
 from integration_tests import fitting
 from integration_tests import image_fine_tuning
+from tools import nightly
 
 _MNIST_CNN = flags.DEFINE_string(
   "mnist_cnn", None, "The export trained on digits 0 to 4."
@@ -86,6 +87,7 @@ class RecipeTest(tf.test.TestCase):
     ]
     return history, [v.numpy() for v in model.variables], moved
 
+  @nightly.only
   def test_interrupted_in_each_phase_it_ends_as_in_one_go(self):
     directory = os.path.join(self.get_temp_dir(), "backup")
     history, expected, moved = self.fit(directory)

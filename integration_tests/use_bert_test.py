@@ -23,7 +23,10 @@ from integration_tests import use_bert
 from tools import nightly
 
 _PRETRAINED = flags.DEFINE_string(
-  "pretrained", None, "Encoder and preprocessor, trained on python_docs."
+  "pretrained",
+  None,
+  "Encoder and preprocessor, trained on python_docs: for one epoch, or, in"
+  " nightly tests, until pretraining pays.",
 )
 _UNTRAINED = flags.DEFINE_string(
   "untrained", None, "The same with initial weights."
@@ -60,7 +63,8 @@ class UseBertTest(tf.test.TestCase):
     )
     for path in (cls.export, *pathlib.Path(cls.export).rglob("*")):
       os.chmod(path, 0o755)
-    cls.fine_tuned = cls.fit(cls.export, retrain=True)
+    epochs = 4 if nightly.IS_ON else 1
+    cls.fine_tuned = cls.fit(cls.export, epochs=epochs, retrain=True)
 
   @classmethod
   def fit(cls, export, *, epochs=4, strategy="default", **kwargs):
@@ -77,12 +81,14 @@ class UseBertTest(tf.test.TestCase):
     fitting.fit(model, cls.train, batch_size=32, epochs=epochs, verbose=0)
     return model, fitting.evaluate(model, cls.test, batch_size=32)
 
+  @nightly.only
   def test_pretraining_pays(self):
     _, pretrained = self.fine_tuned
     _, untrained = self.fit(_UNTRAINED.value, retrain=True)
     print({"pretrained": pretrained, "untrained": untrained})
     self.assertGreater(pretrained, untrained + _MARGIN)
 
+  @nightly.only
   def test_mlm_predicts_words_of_unseen_text(self):
     encoder = hub.load(os.path.join(_PRETRAINED.value, "encoder"))
     special = self.special_tokens()
@@ -176,8 +182,8 @@ class UseBertTest(tf.test.TestCase):
         for old, new in zip(before, encoder.trainable_variables, strict=True)
       ]
       self.assertNotIn(False, moved)
-      # The largest class has 18 % of the texts.
-      self.assertGreater(accuracy, 0.25)
+      if nightly.IS_ON:  # The largest class has 18 % of the texts.
+        self.assertGreater(accuracy, 0.25)
       use_bert.check_pair(preprocessor, model)
       expected[name] = model.predict(preprocessor(strings), verbose=0)
       served = serving.Classifier(

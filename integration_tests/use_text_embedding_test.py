@@ -134,6 +134,7 @@ class UseTextEmbeddingTest(tf.test.TestCase):
     self.assertGreater(found[0], 0.08)
     self.assertGreater(found[1], found[0] + 0.04)
 
+  @nightly.only
   def test_program(self):
     output_dir = self.create_tempdir().full_path
     for arguments, message in (

@@ -14,6 +14,7 @@ from kubeflow_trainer_api import models
 import yaml
 
 from integration_tests.tpu_jobs import generate
+from tools import nightly
 
 _IMAGE = pathlib.Path("integration_tests/tpu_jobs/image").absolute()
 _JOBS = generate.read()
@@ -98,6 +99,7 @@ class GenerateTest(parameterized.TestCase):
     for name in (*copied[0].split(), "bert_small.yaml"):
       self.assertNotEmpty((_IMAGE / name).read_text())
 
+  @nightly.only
   def test_program_runs_by_itself(self):
     directory = pathlib.Path(self.create_tempdir())
     done = _run(directory, "mnist_cnn", "--helpshort")
