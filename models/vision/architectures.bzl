@@ -16,7 +16,8 @@ _DROPOUT = ",task.model.dropout_rate=0.2"
 #     `min_accuracy` of `use_image_classifier` in //integration_tests:use_test.bzl.
 #   like: an architecture of the same layers. Only //:nightly runs NAME_test then.
 #   nightly: whether only //:nightly trains, fine-tunes and compiles it for TPUs.
-#     NAME_test exports it, verifies the export in full and checks the rules.
+#     NAME_test exports it, verifies the export in full and, but for videos,
+#     checks the rules.
 IMAGE_CLASSIFIERS = {
     "deit": struct(
         endpoints = "4",
