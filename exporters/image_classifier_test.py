@@ -223,6 +223,7 @@ class ImageClassifierTest(absltest.TestCase):
     }
     self.assertLess(changed[0.0], 1e-3 * changed[0.2])
 
+  @nightly.only
   def test_both_pieces_with_all_that_a_variant_has(self):
     """ResNet-RS: dropout, stochastic depth, squeeze and excitation."""
     overrides = (
