@@ -273,7 +273,7 @@ def _define_pooler() -> None:
     ["export_type", "pooling", "pooler"],
     lambda values: (
       bool(values["pooler"]) == (values["export_type"] != "preprocessing")
-      or bert_sources.in_flags()
+      or bert_sources.in_flags("vocab_file", "sp_model_file")
       or (
         values["export_type"] == "text_embedding"
         and values["pooling"] != "pooled"

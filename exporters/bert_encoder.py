@@ -110,7 +110,9 @@ def define_flags() -> None:
   )
   flags.register_validator(
     "do_lower_case",
-    lambda value: value is not None or bert_sources.in_flags(),
+    lambda value: (
+      value is not None or bert_sources.in_flags("vocab_file", "sp_model_file")
+    ),
     "Say --do_lower_case or --nodo_lower_case.",
   )
 

@@ -24,10 +24,12 @@ with epy.lazy_imports():
 
   from exporters import bert_tables
   from exporters.reusable import checkpoints
+  from exporters.reusable import command_line
   from exporters.reusable import keras_files
   from exporters.reusable import weight_tables
   from models.nlp import bert
   from models.nlp import encoder_config
+  from models.nlp import preprocessing
 
 flags.disclaim_key_flags()  # --help lists them as the program's.
 
@@ -46,6 +48,7 @@ _POOLINGS = {
   **dict.fromkeys(("cls", "cls_token"), "cls"),
   **dict.fromkeys(("mean", "mean_tokens"), "mean"),
 }
+_LOWERCASES = "its sentence_bert_config.json lowercases texts"
 _OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 # Parts of names that tell the types of the first releases apart.
 _PARTS_OF_NAMES = {
@@ -94,6 +97,20 @@ _KEYS_OF_KERAS_HUB_DISTILBERT = {
   "dropout": "dropout",
 }
 _LARGEST_LENGTH = 10**6  # transformers writes 1e30 for no limit.
+# Classes of tokenizers; a `Fast` at the end means the same tokens.
+_TOKENIZERS = tuple(
+  f"{name}Tokenizer"
+  for name in ("Albert", "Bert", "DistilBert", "Electra", "MobileBert")
+)
+# The tokenizer of these is what tokenizer.json says, and nothing else.
+_GENERIC_TOKENIZERS = ("PreTrainedTokenizer", "TokenizersBackend")
+# By keys of tokenizer_config.json: those of the normalizer in tokenizer.json.
+_NORMALIZER = {
+  "do_lower_case": "lowercase",
+  "strip_accents": "strip_accents",
+  "tokenize_chinese_chars": "handle_chinese_chars",
+  "clean_text": "clean_text",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,56 +169,106 @@ def _beside(path: str) -> dict[str, str]:
 def from_flags() -> Source | None:
   """Reads the directory in --checkpoint_path, if it is of another library.
 
-  What it says becomes the default of flags that were not given.
+  What it says becomes the default of flags that were not given. The same holds
+  for the files beside a checkpoint of the first releases, and its weights.
 
   Raises:
     ExportError: As `read`; or it leaves a choice, and no flag says which.
   """
-  path, values = _path_in_flags(), flags.FLAGS
-  if not in_flags():
-    _take_files_beside(path)
+  values, source = flags.FLAGS, None
+  if not in_flags(*_BESIDE):
     return None
-  if values.encoder_config_file or values.bert_config_file:
-    raise errors.ExportError(
-      f"{path} has a config.json. Omit --encoder_config_file and"
-      " --bert_config_file."
+  path = command_line.model_path("checkpoint_path")
+  if formats.described(path):
+    if values.encoder_config_file or values.bert_config_file:
+      raise errors.ExportError(
+        f"{path} has a config.json. Omit --encoder_config_file and"
+        " --bert_config_file."
+      )
+    source = read(path)
+    description, options, origins = (
+      source.description,
+      source.options,
+      source.origins,
     )
-  source = read(path)
+  else:
+    description, options, origins = _of_first_release(path)
   said = []
-  for name, value in source.options.items():
+  for name, value in options.items():
     if not values[name].present:
       values.set_default(name, value)
       shown = os.path.basename(str(value))
-      said.append(f"--{name}={shown} ({source.origins.get(name, 'default')})")
+      said.append(f"--{name}={shown} ({origins.get(name, 'default')})")
+  if values.do_lower_case is None and values.vocab_file:
+    lower = _casing(formats.absolute(values.vocab_file))
+    if lower is not None:
+      values.set_default("do_lower_case", lower)
+      said.append(f"--do_lower_case={lower} (the tokens)")
+  print(f"{description}. It says {', '.join(said)}.")
   pooled = values.export_type != "text_embedding" or values.pooling == "pooled"
+  is_encoder = values.export_type != "preprocessing"
   for missing, flag in (
     (not (values.vocab_file or values.sp_model_file), "--vocab_file=PATH"),
     (values.do_lower_case is None, "--do_lower_case or --nodo_lower_case"),
-    (values.pooler is None and pooled, "--pooler: random or identity"),
+    (
+      values.pooler is None and pooled and is_encoder,
+      "--pooler, such as random or identity",
+    ),
   ):
     if missing:
       raise errors.ExportError(
-        f"{source.description}, and leaves a choice. Say {flag}."
+        f"{description}, and leaves a choice. Say {flag}."
       )
   if (
-    source.problem
+    source
+    and source.problem
     and values.export_type == "text_embedding"
     and not values["pooling"].present
   ):
     raise errors.ExportError(
-      f"{source.description}, but {source.problem}. Say --pooling for other"
-      " vectors."
+      f"{description}, but {source.problem}. Say --pooling for other vectors."
     )
-  print(f"{source.description}. It says {', '.join(said)}.")
   return source
 
 
-def _take_files_beside(path: str | None) -> None:
-  """Makes files beside a checkpoint the defaults of flags not given."""
-  for flag, file in (_beside(path) if path else {}).items():
-    if not any(flags.FLAGS[name].value for name in _EITHER[flag]):
-      flags.FLAGS.set_default(flag, file)
-      print(f"--{flag}={file}, beside the checkpoint.")
+def _of_first_release(
+  path: str,
+) -> tuple[str, dict[str, Any], dict[str, str]]:
+  """Returns what a checkpoint and the files beside it say of flags.
+
+  Returns:
+    A description; values of flags by their names; and where they come from.
+  """
+  options: dict[str, Any] = {
+    flag: file
+    for flag, file in _beside(path).items()
+    if not any(flags.FLAGS[name].value for name in _EITHER[flag])
+  }
+  origins = dict.fromkeys(options, "beside the checkpoint")
+  description = f"{path} is a checkpoint"
+  if keras_files.is_file(path):
+    return description, options, origins
+  if tensors := checkpoints.by_name(path):
+    model_type = _type_of_tensorflow_1(tensors)
+    description += f" of TensorFlow 1 of type {model_type}"
+    if any(name.endswith("/pooler/dense/kernel") for name in tensors):
+      options["pooler"], origins["pooler"] = "checkpoint", "the weights"
+    elif model_type == "electra":
+      options["pooler"] = "identity"
+      origins["pooler"] = "its lack in the weights"
+  return description, options, origins
+
+
+def _casing(vocab_file: str) -> bool | None:
+  """Returns whether tokens are of lowercased text; None if both is possible."""
+  with errors.of_input(OSError, ValueError, about=f"{vocab_file}: "):
+    tokens = preprocessing.read_vocabulary(vocab_file)
+  possible = [
+    lower
+    for lower in (False, True)
+    if not preprocessing.casing_problem("transformers", tokens, lower)
+  ]
+  return possible[0] if len(possible) == 1 else None
 
 
 def read(path: str) -> Source:
@@ -239,8 +306,14 @@ def read(path: str) -> Source:
     pooling, problem = _sentence_transformers(path, directory)
     options |= pooling
     origins |= dict.fromkeys(pooling, "modules.json")
+    if "seq_length" in pooling:
+      origins["seq_length"] = "sentence_bert_config.json"
+    if problem == _LOWERCASES and options.get("do_lower_case"):
+      problem = ""  # The tokenizer lowercases anyway.
+  # sentence-transformers cuts texts where the positions end, if not before.
+  longest = _LARGEST_LENGTH if "pooling" in options else 128
   options["seq_length"] = min(
-    options.get("seq_length", 128), bert.max_seq_length(config)
+    options.get("seq_length", longest), bert.max_seq_length(config)
   )
   has_pooler = bool({"pooler.dense.weight", "pooler.weight"} & set(tensors))
   if has_pooler:
@@ -324,10 +397,7 @@ def of_tensorflow_1(path: str, config: encoders.EncoderConfig) -> Source | None:
   tensors = checkpoints.by_name(path)
   if tensors is None:
     return None
-  model_type = "bert"
-  for part, kind in _PARTS_OF_NAMES.items():
-    if any(part in name for name in tensors):
-      model_type = kind
+  model_type = _type_of_tensorflow_1(tensors)
   description = f"{path} is a checkpoint of TensorFlow 1 of type {model_type}"
   wanted = "bert" if model_type == "electra" else model_type
   if config.type != wanted:
@@ -344,20 +414,26 @@ def of_tensorflow_1(path: str, config: encoders.EncoderConfig) -> Source | None:
   )
 
 
+def _type_of_tensorflow_1(names: Collection[str]) -> str:
+  """Returns the type of encoder that has variables of such names."""
+  model_type = "bert"
+  for part, kind in _PARTS_OF_NAMES.items():
+    if any(part in name for name in names):
+      model_type = kind
+  return model_type
+
+
 def of_keras(path: str, config: encoders.EncoderConfig) -> Source | None:
   """Returns the encoder in a file of Keras; None if it is none.
 
   Raises:
-    ExportError: It has no names of weights, or is damaged.
+    ExportError: It has no such encoder, or is damaged.
   """
   if not keras_files.is_file(path):
     return None
   tensors = keras_files.by_weight(path)
   if tensors is None:
-    raise errors.ExportError(
-      f"{path} numbers weights by attributes, as `.weights.h5` and `.keras` do."
-      " Load the model and write them with save_weights('x.h5')."
-    )
+    tensors = _by_attribute(path, config)
   return Source(
     description=f"{path} is a file of Keras",
     model_type=config.type,
@@ -365,6 +441,28 @@ def of_keras(path: str, config: encoders.EncoderConfig) -> Source | None:
     tensors=tensors,
     library="Keras",
   )
+
+
+def _by_attribute(
+  path: str, config: encoders.EncoderConfig
+) -> dict[str, weight_tables.Tensor]:
+  """Returns the tensors of `.weights.h5` or `.keras`, without outer paths."""
+  _, found = keras_files.read(path)
+  end = "transformer_layers/transformer_encoder_block/_output_dense/vars/0"
+  prefix = next((x.removesuffix(end) for x in found if x.endswith(end)), None)
+  if prefix is None or config.type != "bert":
+    raise errors.ExportError(
+      f"{path} numbers weights by attributes, as `.weights.h5` and `.keras` do,"
+      " and is no BERT of official.legacy. Load the model and write them with"
+      " save_weights('x.h5')."
+    )
+  outer = prefix.removesuffix("layers/bert_encoder/")
+  return {
+    name.removeprefix(prefix)
+    if name.startswith(prefix)
+    else name.removeprefix(outer).removeprefix("layers/"): tensor
+    for name, tensor in found.items()
+  }
 
 
 def restore(
@@ -382,7 +480,7 @@ def restore(
     "TensorFlow 1": (bert_tables.tensorflow_1, bert_tables.LEFT_OUT_OF_TF1),
     "keras-hub": (bert_tables.keras_hub, {}),
     "Keras": (
-      None,
+      bert_tables.keras if any("vars/" in x for x in source.tensors) else None,
       {**bert_tables.LEFT_OUT_OF_KERAS, **keras_files.NOT_WEIGHTS},
     ),
   }[source.library]
@@ -479,42 +577,86 @@ def _tokenizer(directory: str) -> tuple[dict[str, Any], dict[str, str]]:
     options = {"sp_model_file": f"{directory}/spiece.model"}
     origins = {"sp_model_file": "spiece.model"}
   config = formats.read_json(f"{directory}/tokenizer_config.json")
-  normalizer = formats.read_json(f"{directory}/tokenizer.json").get(
-    "normalizer"
-  )
-  if not isinstance(normalizer, dict) or normalizer.get("type") != (
-    "BertNormalizer"
-  ):
-    normalizer = {}
-  said = {
-    "tokenizer_config.json": config.get("do_lower_case"),
-    "tokenizer.json": normalizer.get("lowercase"),
-  }
-  said = {name: v for name, v in said.items() if isinstance(v, bool)}
-  if len(set(said.values())) == 1:
-    origins["do_lower_case"], options["do_lower_case"] = next(
-      iter(said.items())
-    )
+  whole = formats.read_json(f"{directory}/tokenizer.json")
+  _check_tokenizer(directory, config, whole)
+  found = _normalizer(config, whole)
+  if "do_lower_case" in found:
+    options["do_lower_case"], origins["do_lower_case"] = found["do_lower_case"]
   lower = options.get("do_lower_case")
-  for key, value, needed in (
-    ("strip_accents", config.get("strip_accents"), lower),
-    ("strip_accents", normalizer.get("strip_accents"), lower),
-    ("tokenize_chinese_chars", config.get("tokenize_chinese_chars"), True),
-    ("handle_chinese_chars", normalizer.get("handle_chinese_chars"), True),
-    ("clean_text", normalizer.get("clean_text"), True),
+  for key, needed in (
+    ("strip_accents", lower),
+    ("tokenize_chinese_chars", True),
+    ("clean_text", True),
   ):
-    if isinstance(value, bool) and needed is not None and value != needed:
+    value, file = found.get(key, (needed, ""))
+    if needed is not None and value != needed:
       raise errors.ExportError(
-        f"The tokenizer in {directory} has {key} {str(value).lower()} and"
-        f" do_lower_case {str(lower).lower()}. The preprocessor does not do"
-        " that: it lowercases and strips accents or does neither, and splits"
-        " at Chinese characters."
+        f"{directory}/{file} has {key} {str(value).lower()} and do_lower_case"
+        f" {str(lower).lower()}. The preprocessor does not do that: it"
+        " lowercases and strips accents or does neither, and splits at Chinese"
+        " characters."
       )
   length = config.get("model_max_length")
   if isinstance(length, int) and 0 < length < _LARGEST_LENGTH:
     options["seq_length"] = length
     origins["seq_length"] = "tokenizer_config.json"
   return options, origins
+
+
+def _check_tokenizer(
+  directory: str, config: Mapping[str, Any], whole: Mapping[str, Any]
+) -> None:
+  """Refuses a tokenizer that is not BERT's or ALBERT's.
+
+  Args:
+    directory: Where the files are, for messages.
+    config: The content of tokenizer_config.json.
+    whole: The content of tokenizer.json.
+  """
+  kind = str(config.get("tokenizer_class") or _TOKENIZERS[0])
+  if kind.removesuffix("Fast") not in (*_TOKENIZERS, *_GENERIC_TOKENIZERS):
+    raise errors.ExportError(
+      f"{directory}/tokenizer_config.json is of {errors.shown(kind[:80])}. Only"
+      f" the tokens of {', '.join(_TOKENIZERS)} can be exported."
+    )
+  added = formats.read_json(f"{directory}/added_tokens.json")
+  decoder = config.get("added_tokens_decoder")
+  listed = whole.get("added_tokens")
+  listed = listed if isinstance(listed, list) else []
+  tokens = [*(decoder.values() if isinstance(decoder, dict) else ()), *listed]
+  added = {*added, *(t.get("content") for t in tokens if isinstance(t, dict))}
+  if others := sorted(map(str, added.difference(preprocessing.ALL_SPECIAL))):
+    raise errors.ExportError(
+      f"The tokenizer in {directory} has added tokens, such as"
+      f" {errors.shown(others[0][:80])}. The preprocessor would split them. If"
+      " no text has them, remove them from the files of the tokenizer."
+    )
+
+
+def _normalizer(
+  config: Mapping[str, Any], whole: Mapping[str, Any]
+) -> dict[str, tuple[bool, str]]:
+  """Returns what a tokenizer does to texts, and the file that says it.
+
+  The class that tokenizer_config.json names replaces what tokenizer.json says
+  of the same; a generic class does not.
+  """
+  inner = whole.get("normalizer")
+  if not isinstance(inner, dict) or inner.get("type") != "BertNormalizer":
+    inner = {}
+  kind = str(config.get("tokenizer_class")).removesuffix("Fast")
+  sources = [
+    (inner, _NORMALIZER, "tokenizer.json"),
+    (config, {key: key for key in _NORMALIZER}, "tokenizer_config.json"),
+  ]
+  if kind in _GENERIC_TOKENIZERS:
+    sources.reverse()
+  return {
+    key: (values[names[key]], file)
+    for values, names, file in sources
+    for key in _NORMALIZER
+    if isinstance(values.get(names[key]), bool)
+  }
 
 
 def _sentence_transformers(
@@ -554,5 +696,5 @@ def _sentence_transformers(
   if prompts.get("default_prompt_name"):
     return options, "it puts a prompt before each text by default"
   if said.get("do_lower_case"):
-    return options, "its sentence_bert_config.json lowercases texts"
+    return options, _LOWERCASES
   return options, ""

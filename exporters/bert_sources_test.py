@@ -309,10 +309,20 @@ class BertSourcesTest(absltest.TestCase):
       inputs = {k: tf.constant(expected[k], tf.int32) for k in bert.INPUT_NAMES}
       with self.subTest(name):
         self.check(bert_sources.read(path), inputs, expected)
-    with h5py.File(f"{path}/model.weights.h5", "a") as f:
-      f["more"] = np.ones(3)
-    with self.assertRaisesRegex(errors.ExportError, r"has more \(3,\)"):
-      _restored(bert_sources.read(path))
+    name = "layers/layer_normalization/vars/1"
+    for change, message in (
+      (lambda f: f.create_dataset("more", [3], "f"), r"has more \(3,\), which"),
+      (lambda f: f.pop(name), f"it has no value, {name}, for embeddings/"),
+      (
+        lambda f: f.create_dataset(name, [7], "f"),
+        rf"has \(7,\) for {name}, ",
+      ),
+    ):
+      with h5py.File(f"{path}/model.weights.h5", "a") as f:
+        change(f)
+      with self.assertRaisesRegex(errors.ExportError, message) as raised:
+        _restored(bert_sources.read(path))
+      self.assertNotIn("\n", str(raised.exception))
     os.remove(f"{path}/model.weights.h5")
     with self.assertRaisesRegex(errors.ExportError, "Cannot read .*weights.h5"):
       bert_sources.read(path)
@@ -329,23 +339,54 @@ class BertSourcesTest(absltest.TestCase):
     )
     for i, variable in enumerate(legacy.variables):
       variable.assign(tf.random.stateless_normal(variable.shape, [i, 0]))
-    path = os.path.join(directory, "bert.h5")
-    legacy.save_weights(path)
-    source = bert_sources.of_keras(path, config)
-    source.options["pooler"] = "checkpoint"
-    core, pretrainer, printed = _restored(source)
-    del source  # It has the file open.
-    self.assertIsNotNone(pretrainer)
-    self.assertIn("Left out: heads (2).", printed)
     ids = np.arange(10).reshape(2, 5)
     inputs = {
       "input_word_ids": ids,
       "input_mask": np.ones_like(ids),
       "input_type_ids": ids % 2,
     }
-    names = ("sequence_output", "pooled_output")
-    for name, expected in zip(names, saved(inputs), strict=True):
-      np.testing.assert_allclose(core(inputs)[name], expected, atol=1e-5)
+    for path, write, left_out in (
+      ("all.keras", legacy.save, "heads (2), metrics (8)"),
+      ("bert.weights.h5", legacy.save_weights, "heads (2), metrics (8)"),
+      ("bert.h5", legacy.save_weights, "heads (2)"),
+    ):
+      path = os.path.join(directory, path)
+      write(path)
+      source = bert_sources.of_keras(path, config)
+      source.options["pooler"] = "checkpoint"
+      core, pretrainer, printed = _restored(source)
+      del source  # It has the file open.
+      self.assertIsNotNone(pretrainer)
+      self.assertIn(f"Left out: {left_out}.", printed)
+      expected = saved(inputs)
+      for name, wanted in zip(
+        ("sequence_output", "pooled_output"), expected, strict=True
+      ):
+        np.testing.assert_allclose(core(inputs)[name], wanted, atol=1e-5)
+      head = pretrainer.masked_lm.bias
+      self.assertTrue(np.any(head), path)
+    self.refuse_files_of_keras(directory, config)
+
+  def refuse_files_of_keras(self, directory, config):
+    group = "layers/bert_pretrainer/layers/bert_encoder/pooler_layer/vars/1"
+    path = os.path.join(directory, "bert.weights.h5")
+    for change, message in (
+      (lambda f: f.move(group, f"{group}x"), "no value.*it has .*1x .*lacks"),
+      (
+        lambda f: f.pop(f"{group}x"),
+        "no value, pooler_layer/vars/1, for",
+      ),
+      (
+        lambda f: f.create_dataset(group, [3], "f"),
+        r"has \(3,\) for .*/vars/1",
+      ),
+    ):
+      with h5py.File(path, "a") as f:
+        change(f)
+      with self.assertRaisesRegex(errors.ExportError, message) as raised:
+        _restored(bert_sources.of_keras(path, config))
+      self.assertNotIn("\n", str(raised.exception))
+    path = os.path.join(directory, "bert.h5")
     name = "embeddings/layer_norm/beta:0"
     for change, message in (
       (
@@ -379,6 +420,53 @@ class BertSourcesTest(absltest.TestCase):
     expected = _expected(path)
     for name in ("input_word_ids", "input_mask"):
       np.testing.assert_array_equal(packed[name], expected[name])
+
+  def tokenizer(self, config, whole):
+    for name, content in (
+      ("tokenizer_config.json", config),
+      ("tokenizer.json", {"normalizer": {"type": "BertNormalizer", **whole}}),
+    ):
+      with open(os.path.join(self.directory, name), "w") as f:
+        json.dump(content, f)
+    return bert_sources._tokenizer(self.directory)
+
+  def test_files_of_tokenizers(self):
+    # As transformers does, the class replaces what tokenizer.json says.
+    for kind, lower, file in (
+      ("BertTokenizerFast", False, "tokenizer_config.json"),
+      ("PreTrainedTokenizerFast", True, "tokenizer.json"),
+    ):
+      options, origins = self.tokenizer(
+        {"tokenizer_class": kind, "do_lower_case": False}, {"lowercase": True}
+      )
+      self.assertEqual(options["do_lower_case"], lower)
+      self.assertEqual(origins["do_lower_case"], file)
+    for config, whole, message in (
+      ({"tokenizer_class": "BertJapaneseTokenizer"}, {}, "BertJapaneseToken"),
+      (
+        {"added_tokens_decoder": {"7": {"content": "[ENT]"}}},
+        {},
+        r"added tokens, such as \[ENT\]. The preprocessor would split them",
+      ),
+      (
+        {"do_lower_case": True, "strip_accents": False},
+        {"strip_accents": True},
+        "tokenizer_config.json has strip_accents false and do_lower_case true",
+      ),
+    ):
+      with self.assertRaisesRegex(errors.ExportError, message):
+        self.tokenizer(config, whole)
+
+  def test_casing_that_tokens_decide(self):
+    path = os.path.join(self.directory, "vocab.txt")
+    for tokens, lower in (
+      ("the fox runs", True),
+      ("The fox runs", False),
+      ("\u6f22 \u5b57 \u8a9e", None),
+    ):
+      with open(path, "w") as f:
+        f.write("\n".join([*preprocessing.SPECIAL_TOKENS, *tokens.split()]))
+      self.assertEqual(bert_sources._casing(path), lower)
 
   def test_older_names_of_poolings(self):
     path = os.path.join(self.directory, "sentence_transformer")

@@ -202,6 +202,31 @@ output/bias                             _feedforward_output_dense/vars/1
 output_layer_norm/gamma                 _feedforward_layer_norm/vars/0
 output_layer_norm/beta                  _feedforward_layer_norm/vars/1
 """  # noqa: E501
+
+# BERT of official.legacy in `.weights.h5` and `.keras`.
+_EMBEDDINGS_OF_KERAS = """
+word_embeddings/embeddings     layers/on_device_embedding/vars/0
+position_embedding/embeddings  layers/position_embedding/vars/0
+type_embeddings/embeddings     layers/on_device_embedding_1/vars/0
+embeddings/layer_norm/gamma    layers/layer_normalization/vars/0
+embeddings/layer_norm/beta     layers/layer_normalization/vars/1
+pooler_transform/kernel        pooler_layer/vars/0
+pooler_transform/bias          pooler_layer/vars/1
+"""
+_LAYER_OF_KERAS = (
+  _LAYER_OF_KERAS_HUB.replace("_feedforward_layer_norm", "_output_layer_norm")
+  .replace("_self_attention_layer/", "_attention_layer/_")
+  .replace(" _self_attention_layer_norm", " _attention_layer_norm_kv")
+  .replace("_feedforward", "")
+)
+_MLM_OF_KERAS = """
+output_bias/bias           vars/1
+transform/dense/kernel     dense/vars/0
+transform/dense/bias       dense/vars/1
+transform/LayerNorm/gamma  layer_norm/vars/0
+transform/LayerNorm/beta   layer_norm/vars/1
+"""
+
 _DENSE_OF_KERAS_HUB = """
 kernel  vars/0
 bias    vars/1
@@ -250,6 +275,7 @@ LEFT_OUT_OF_KERAS = dict.fromkeys(
   (
     *("cls/*", "classification/*", "predictions/*", "sentence_prediction/*"),
     *("span_labeling/*", "masked_lm/*", "next_sentence/*", "classifier/*"),
+    "classification_head/*",
   ),
   "heads",
 )
@@ -308,6 +334,25 @@ def tensorflow_1(
       name = f"{prefix}.{name}"
     steps = tuple(s for s in line.steps if s != weight_tables.TRANSPOSE)
     lines.append(Line(line.ours, name.replace(".", "/"), steps))
+  return lines
+
+
+def keras(
+  model_type: str, config: encoders.EncoderConfig, *, with_mlm: bool
+) -> list[Line]:
+  """Returns the table of BERT of official.legacy, by names of attributes."""
+  del model_type
+  lines = weight_tables.parsed(_EMBEDDINGS_OF_KERAS)
+  for i in range(config.get().num_layers):
+    number = f"_{i}" if i else ""
+    lines += weight_tables.parsed(
+      _LAYER_OF_KERAS,
+      f"transformer/layer_{i}/",
+      f"transformer_layers/transformer_encoder_block{number}/",
+    )
+  if with_mlm:
+    lines += weight_tables.parsed(_MLM_OF_KERAS, _MLM, "masked_lm/")
+    lines.append(Line("word_embeddings/embeddings", "masked_lm/vars/0"))
   return lines
 
 

@@ -43,6 +43,9 @@ _ROLES = {
   "sentencepiece": {**_WORDPIECE_ROLES, "padding_id": "<pad>"},
 }
 
+# Both kinds of tokenizers have no other special tokens.
+ALL_SPECIAL = (*SPECIAL_TOKENS, "<pad>", "<unk>")
+
 _IN_BRACKETS = re.compile(r"\[.+\]|<.+>")  # Tokens that stand for no text.
 
 # Tolerated share of tokens with letters that no text yields. It is 0.4% in the
