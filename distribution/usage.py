@@ -22,13 +22,13 @@ _GROUPS = {
     r"export_.*|output_.*|\w*report|saved_model_format|verification|html|json"
     r"|overwrite|keep_\w+|unpack_dir|to|dry_run|record|max_shard_size|strict"
     r"|excepted_rules|allow_undecided|quantization|compare_quantizations"
-    r"|tensorboard_dir|training_record|warmup_batch_sizes|warmup_lengths"
+    r"|training_record|warmup_batch_sizes|warmup_lengths"
     r"|prompt|length|temperature"
   ),
   "Training": (
     r"epochs|frozen_epochs|batch_size|\w*learning_rate\w*|\w+_rate|seed|patience"
     r"|retrain|trainable|class_weight|\w*momentum|l2_\w+|regularization_\w+"
-    r"|backup_dir|checkpoint_dir|augmentation|num_steps|warmup_steps"
+    r"|(backup|checkpoint|tensorboard)_dir|augmentation|num_steps|warmup_steps"
   ),
   "Accelerators": "strategy|tpu|num_gpus|mixed_precision|topology|libtpu",
   "Safety and errors": "debug|trust|sandbox|follow_links|seconds|gib|audit",

@@ -99,6 +99,13 @@ def define_flags(
   for name, text in _PATHS.items():
     flags.DEFINE_string(name, None, text)
   flags.mark_flag_as_required("saved_model_dir")
+  flags.DEFINE_integer(
+    "seed",
+    None,
+    "Seed of new weights and of dropout: the same machine then gives the same"
+    " result each time. The default draws another one each time.",
+    lower_bound=0,
+  )
   flags.DEFINE_string(
     "training_record",
     None,
@@ -379,6 +386,8 @@ def fine_tune(
   values = flags.FLAGS
   with input_errors():
     strategy = strategies.get(strategies.from_flags())
+    if values.seed is not None:
+      tf_keras.utils.set_random_seed(values.seed)
     output_dir, piece_dir = (
       _output_dir(name, strategy)
       for name in ("output_saved_model_dir", "output_piece_dir")

@@ -18,11 +18,10 @@ class PublishingPageTest(absltest.TestCase):
     self.assertLen(blocks, 3)
     for block in blocks:
       # Without Bazel, and with the directory of the test for /tmp.
-      script = _TARGET.sub(rf"{pathlib.Path.cwd()}/\1/\2", block)
+      script = block.replace("/tmp/", f"{directory}/")
+      script = _TARGET.sub(rf"{pathlib.Path.cwd()}/\1/\2", script)
       result = subprocess.run(
-        ["bash", "-e", "-c", script.replace("/tmp/", f"{directory}/")],
-        capture_output=True,
-        text=True,
+        ["bash", "-e", "-c", script], capture_output=True, text=True
       )
       self.assertEqual(result.returncode, 0, result.stderr)
       print(result.stdout)

@@ -183,7 +183,8 @@ def exporting(
         options.warmup_lengths,
         examples=piece.examples[:1],
       )
-      training_records.write(piece_dir)
+      if piece.source.variables:
+        training_records.write(piece_dir)
       verification.verify(
         piece_dir,
         piece.source,
