@@ -454,7 +454,6 @@ def _card(
 ) -> model_card.Card:
   architecture, task = setup.architecture, setup.task
   noun = architecture.kind.noun
-  *frames, height, width, _ = setup.input_shape
   is_multilabel = task.train_data.is_multilabel or getattr(
     task.losses, "use_binary_cross_entropy", False
   )
@@ -463,12 +462,11 @@ def _card(
   return model_card.Card(
     name=f"{title} {kind.replace('_', ' ')}",
     description=f"{architecture.description}, cut out of the model that was"
-    f" trained. {_DESCRIPTIONS[kind].replace('image', noun)} It was trained"
-    f" with {noun}s of {''.join(f'{n} frames of ' for n in frames)}{height} by"
-    f" {width} pixels, and takes"
+    f" trained. {_DESCRIPTIONS[kind].replace('image', noun)} Besides"
+    f" {noun}s of the training size (see Inputs), it takes"
     f" {_SQUARE if setup.is_square else architecture.sizes}.",
     meanings={
-      f"{noun}s": "RGB in [0, 1]; the model normalizes them itself."
+      f"{noun}s": "RGB; the model normalizes them itself."
       " `tf.image.grayscale_to_rgb` makes RGB of grey, and `[..., :3]` drops"
       " alpha",
       "feature_vector": f"features of each {noun}, averaged over it",
@@ -476,6 +474,8 @@ def _card(
       f" {'sigmoid' if is_multilabel else 'softmax'}",
       **_endpoints(config.outputs[kind][1:], piece),
     },
+    ranges={f"{noun}s": (0, 1)},
+    training_sizes={f"{noun}s": setup.input_shape[:-1]},
     example=_example_code(kind, piece, config, is_multilabel),
     loaded=f"model.layers[{int(kind == 'feature_vector')}].resolved_object",
     provenance={

@@ -131,9 +131,11 @@ def _card(provenance: dict[str, str]) -> model_card.Card:
     " has two convolutions with batch normalization and pooling, dropout and a"
     " dense layer.",
     meanings={
-      "images": "grey values from 0 (background) to 1 (ink)",
+      "images": "grey values, 0 for the background, 1 for ink",
       "feature_vector": "features of each image, 0 or more",
     },
+    ranges={"images": (0, 1)},
+    training_sizes={"images": mnist_cnn.IMAGE_SHAPE[:-1]},
     example=_EXAMPLE,
     provenance=provenance,
   )

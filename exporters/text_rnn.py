@@ -355,6 +355,7 @@ def _language_model(
       "ids": "0 at the boundaries of texts, n + 1 for byte n of UTF-8",
       "logits": "logits of the id that follows each",
     },
+    ranges={"ids": (0, text_rnn.VOCAB_SIZE - 1)},
     example=_LANGUAGE_MODEL_EXAMPLE,
     loaded="export",
     provenance=provenance,

@@ -188,9 +188,9 @@ def _real_nvp(
   dropout_rate = hyperparameters.Hyperparameter(
     "dropout_rate",
     training.DROPOUT_RATE,
-    "Share of the hidden units in the couplings that training drops, from 0 to"
-    " less than 1.",
+    "Share of the hidden units in the couplings that training drops.",
     off=0.0,
+    limits=hyperparameters.RATE,
   )
   piece = exporting.Piece(
     source=saving.source(module, vectors, hyperparameters=[dropout_rate]),
