@@ -183,9 +183,10 @@ def export(
   ) as export_piece:
     if weights.train_on:
       setup = _configured(config, f"{config.architecture.name}_small")
-      pieces, provenance = _trained(config, setup, weights, options.overwrite)
+      pieces, provenance = _trained(config, setup, weights, options)
     else:
       setup, pieces, provenance = restored(config, weights)
+      exporting.check_profiles(options, *pieces.values())
     record = exporting.record(options, weights.checkpoint_path)
     for name, kind in zip(names, kinds, strict=True):
       piece = _piece(kind, pieces[kind], setup)
@@ -210,7 +211,7 @@ def _trained(
   config: Config,
   setup: image_classification.Setup,
   weights: classifier_training.Weights,
-  overwrite: bool,
+  options: exporting.Options,
 ) -> tuple[dict[str, tf_keras.Model], dict[str, str]]:
   """Trains the classifier; returns its pieces, and what the card says of it."""
 
@@ -218,7 +219,9 @@ def _trained(
     setup.data.num_classes = num_classes
     with errors.of_input(ValueError):
       model = image_classification.build(setup)
-    _cut(config, setup, model)  # Fails before the training if it must fail.
+    # Both fail before the training if they must fail.
+    pieces = _cut(config, setup, model)
+    exporting.check_profiles(options, *pieces.values())
     trained = image_classification.cut(
       setup, model, ["logits"], config.normalization
     )
@@ -233,7 +236,7 @@ def _trained(
       "task": setup.task.as_dict(),
       "normalization": config.normalization,
     },
-    overwrite=overwrite,
+    overwrite=options.overwrite,
   )
   return _cut(config, setup, trained.model), provenance
 

@@ -99,6 +99,16 @@ def record(options: Options, checkpoint_path: str | None) -> dict[str, Any]:
   return {"checkpoint_sha256": checkpoints.sha256(checkpoint_path)}
 
 
+def check_profiles(options: Options, *models: Any) -> None:
+  """Raises an InputError if a model to export has none of the profiles.
+
+  Call it before slow work, such as training.
+  """
+  for model in models:
+    for name in options.freezing_profiles:
+      profiles.trained(name, model.variables, model.trainable_variables)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Piece:
   """A model to export, as a SavedModel or as a sub-object of one.

@@ -130,9 +130,3 @@ def trained(
       f" {'freeze' if result else 'train'} nothing of this model. Leave it out."
     )
   return result
-
-
-def check(names: Sequence[str], model: Any) -> None:
-  """Raises an InputError if a model has none of these profiles."""
-  for name in names:
-    trained(name, model.variables, model.trainable_variables)
