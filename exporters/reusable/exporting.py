@@ -195,6 +195,7 @@ def exporting(
       parts = dict(_parts(piece))
       described = model_json.describe(
         card,
+        pathlib.Path(sys.argv[0]).stem,
         root,
         piece.source,
         served,

@@ -25,6 +25,7 @@ _CARD = "assets.extra/README.md"
 
 def describe(
   card: model_card.Card,
+  exporter: str,
   root: tf.train.Checkpoint,
   source: saving.Source,
   signature: tf.types.experimental.ConcreteFunction,
@@ -37,6 +38,7 @@ def describe(
 
   Args:
     card: What only the exporter knows.
+    exporter: Name of the program.
     root: The exported object.
     source: The model that was exported.
     signature: The export's `serving_default`: names, dtypes and shapes.
@@ -52,6 +54,7 @@ def describe(
     "version": 1,
     "name": card.name,
     "description": card.description,
+    "exporter": exporter,
     "kind": kinds.of(
       source.input_spec, source.output_spec, attributes, outputs
     ).name,
