@@ -4,11 +4,13 @@ import json
 import math
 import pathlib
 import re
+import types
 
 from absl import flags
 from absl.testing import absltest
 import jsonschema
 
+from distribution import errors
 from exporters.reusable import profiles
 
 _EXPORTS = flags.DEFINE_list("exports", [], "Directories with exports.")
@@ -106,6 +108,30 @@ class ProfilesTest(absltest.TestCase):
       ([], []),
     ):
       self.assertEqual(profiles.layer_indices(names), indices)
+
+  def test_profiles(self):
+    names = [
+      *("conv1/kernel", "norm1/gamma", "norm1/beta", "norm1/moving_mean"),
+      *("conv2/kernel", "dense/kernel", "dense/bias"),
+    ]
+    variables = [types.SimpleNamespace(name=f"{name}:0") for name in names]
+    trainable = [v for v in variables if "moving" not in v.name]
+    for profile, expected in (
+      ("last_1", names[5:]),
+      ("last_2", names[4:]),
+      ("batch_norm_frozen", [names[0], *names[4:]]),
+      ("last_3", "would freeze nothing"),
+      ("last_4", "the model has 3 blocks"),
+      ("no_embeddings", "would freeze nothing"),
+    ):
+      if isinstance(expected, str):
+        with self.assertRaisesRegex(errors.InputError, expected):
+          profiles.trained(profile, variables, trainable)
+      else:
+        trained = profiles.trained(profile, variables, trainable)
+        self.assertEqual(
+          [v.name for v in trained], [f"{n}:0" for n in expected]
+        )
 
 
 if __name__ == "__main__":
