@@ -35,7 +35,7 @@ EXPORT = Kind(
   r"|variables(/variables\.(index|data-\d{5}-of-\d{5}))?|assets(/[^/]+)?"
   # `write` leaves the last ones if it is killed.
   r"|assets\.extra(/README\.md|/tf_serving_warmup_requests"
-  r"|/(verification|training)\.json|/\..+\.unfinished.*)?)",
+  r"|/(model|training|verification)\.json|/\..+\.unfinished.*)?)",
 )
 CHECKPOINT = Kind(
   "checkpoint", r"checkpoint(-\d+\.(index|data-\d{5}-of-\d{5}))?"

@@ -116,6 +116,7 @@ class PublishTest(absltest.TestCase):
     whole = (
       *("saved_model.pb", "fingerprint.pb", "assets.extra/README.md"),
       *(
+        "assets.extra/model.json",
         "assets.extra/verification.json",
         "assets.extra/.README.md.unfinished/x",
       ),

@@ -46,7 +46,7 @@ def write(output_dir: str | os.PathLike[str]) -> None:
     pages, built = (pathlib.Path(directory, name) for name in ("docs", "site"))
     pages.mkdir()
     for path in pathlib.Path("docs").iterdir():
-      if path.suffix in (".css", ".md", ".svg"):
+      if path.suffix in (".css", ".json", ".md", ".svg"):
         shutil.copy(path, pages)
     for old, new in _OTHERS.items():
       text = _moved(pathlib.Path(old).read_text(encoding="utf-8"))

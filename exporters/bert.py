@@ -112,11 +112,12 @@ def export(
     tempfile.TemporaryDirectory() as scratch,
   ):
     trained: dict[str, str] = {}
+    check = functools.partial(exporting.check_profiles, options)
     if training:
       path = checkpoint_dir or f"{scratch}/trained"
       weights = dataclasses.replace(weights, checkpoint_path=path)
       tokenizer, trained = bert_pretraining.train(
-        training, config, tokenizer, path
+        training, config, tokenizer, path, check
       )
     if export_type in ("preprocessing", "all"):
       export_piece(
@@ -128,6 +129,7 @@ def export(
     if config:
       record = exporting.record(options, weights.checkpoint_path)
       core, pretrainer = _restored(config, weights, export_type)
+      check(core)
       provenance = trained | _provenance(weights)
       file = preprocessor.token_file or f"{weights.checkpoint_path}/vocab.txt"
       attributes = bert_preprocessor.attributes(

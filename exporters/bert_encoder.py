@@ -240,6 +240,11 @@ def card(
     name=f"Text encoder ({config.type})",
     description=description,
     meanings=_MEANINGS,
+    ranges={
+      "input_word_ids": (0, bert.vocab_size(config) - 1),
+      "input_mask": (0, 1),
+      "input_type_ids": (0, config.get().type_vocab_size - 1),
+    },
     example=_EXAMPLE,
     loaded="encoder.resolved_object",
     provenance={**provenance, **bert_preprocessor.provenance(tokenizer)},

@@ -41,7 +41,7 @@ ids = preprocessor.tokenize.get_special_tokens_dict()
 # For the cards of the encoder and of the preprocessor.
 MEANINGS = {
   "sentences": "text, UTF-8",
-  "input_word_ids": "token ids, from 0 to the vocabulary size - 1",
+  "input_word_ids": "token ids",
   "input_mask": "1 for tokens, 0 for padding",
   "input_type_ids": "segment number of each token, from 0",
 }
@@ -189,7 +189,10 @@ def piece(
   special_tokens = tokenizer.special_tokens
   tunable = [
     hyperparameters.Hyperparameter(
-      "seq_length", options.seq_length, "Length of the result, an int."
+      "seq_length",
+      options.seq_length,
+      "Length of the result, an int.",
+      limits={"minimum": 3},
     )
   ]
 

@@ -14,7 +14,7 @@ It writes checkpoints, `encoder.yaml` and `vocab.txt`, for `//exporters:bert`:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import os
 import tempfile
@@ -79,6 +79,7 @@ def train(
   config: encoders.EncoderConfig,
   tokenizer: preprocessing.Tokenizer | None,
   checkpoint_dir: str,
+  check: Callable[[tf_keras.Model], None] = lambda core: None,
 ) -> tuple[preprocessing.Tokenizer, dict[str, str]]:
   """Pre-trains an encoder and leaves a checkpoint of it.
 
@@ -92,6 +93,7 @@ def train(
     tokenizer: The tokenizer. None builds a vocabulary of wordpieces.
     checkpoint_dir: Where to write. Training resumes from the newest checkpoint
       there.
+    check: Takes the core model before it is trained, and raises what is wrong.
 
   Returns:
     The tokenizer, and rows for the model card that describe the training.
@@ -119,7 +121,9 @@ def train(
       tf_keras.utils.set_random_seed(training.config.seed)
       with strategies.precision(training.distribution.mixed_precision):
         with strategy.scope():
-          model = bert.pretrain_model(bert.core_model(config))
+          core = bert.core_model(config)
+          check(core)
+          model = bert.pretrain_model(core)
         print(f"Training on {corpus.description}")
         with (
           strategies.cluster_errors(),

@@ -78,7 +78,7 @@ def compile_for_tpu(
     image_size: Height and width of images, where the export leaves them free.
     seq_length: Sequence length, where the export leaves it free.
     loading: How to load the export.
-    record: Write the results into the export's report and card.
+    record: Write the results into the export's `model.json` and card.
 
   Returns:
     Whether the step compiles for all topologies.
@@ -256,7 +256,7 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     "record",
     False,
-    "Write the results into the export's assets.extra/verification.json and"
+    "Write the results into the export's assets.extra/model.json and"
     " card, replacing earlier results.",
   )
   flags.DEFINE_string("libtpu", None, "Path of libtpu.so.")

@@ -110,7 +110,7 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
     self.assertAllInRange(needed, 5, 200)  # 26 to 49 were measured.
 
     card = export / "assets.extra" / "README.md"
-    report = export / "assets.extra" / "verification.json"
+    report = export / "assets.extra" / "model.json"
     recorded = json.loads(report.read_text())
     self.assertEqual(
       {**recorded, **json.loads(files[report])}, recorded

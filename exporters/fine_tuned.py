@@ -15,7 +15,7 @@ interface of the original export, and the new weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import json
 import os
@@ -41,6 +41,7 @@ with epy.lazy_imports():
   from exporters.conformance import subject as subject_lib
   from exporters.reusable import checkpoints
   from exporters.reusable import hyperparameters
+  from exporters.reusable import model_json
   from exporters.reusable import observation
   from exporters.reusable import private_api
   from exporters.reusable import saving
@@ -52,19 +53,17 @@ if TYPE_CHECKING:
 _LOADING = copying.Options()
 # Where `use_*` keep fingerprint, card and report of the original, and its data.
 _ORIGIN = "assets.extra/fine_tuned_from"
-_TITLE = "## Fine-tuning"
-_INTRO = "Since the training above, the weights were fine-tuned:"
 
 
 class Description(NamedTuple):
-  """The texts of an export.
+  """What an export says of itself.
 
   Attributes:
-    card: Its card, in Markdown.
+    model: Its `model.json`.
     report: Its verification report, without comparisons. It may be empty.
   """
 
-  card: str
+  model: dict[str, Any]
   report: dict[str, Any]
 
 
@@ -186,10 +185,9 @@ def serve(requests: Iterator[Any]) -> Iterator[Any]:
   )
   process = verification.start(request["verification"])
   saving.save(model, directory, signatures=dict(model.signatures))
-  extra = pathlib.Path(directory, "assets.extra")
-  extra.mkdir()
-  (extra / "README.md").write_text(described.card, encoding="utf-8")
-  parts = dict(_parts(directory, model))
+  model_json.write(directory, described.model)
+  profiles = [profile["name"] for profile in described.model["profiles"]]
+  parts = dict(_parts(directory, model, profiles))
   source, examples = parts.pop("")
   warmup.write(
     directory,
@@ -197,7 +195,7 @@ def serve(requests: Iterator[Any]) -> Iterator[Any]:
     *request["warmup"],
     examples=examples[:1],
   )
-  verification.verify(
+  report = verification.verify(
     directory,
     source,
     examples,
@@ -211,7 +209,8 @@ def serve(requests: Iterator[Any]) -> Iterator[Any]:
     },
     keep_failed=request["keep_failed"],
   )
-  _check_weights(directory, described.report)
+  _check_weights(report, described.report)
+  model_json.write(directory, described.model | model_json.verified(report))
   yield None
 
 
@@ -273,20 +272,32 @@ def _is_whole(model: Any) -> bool:
   )
 
 
-def _parts(directory: str, model: Any) -> Iterator[tuple[str, Part]]:
+def _parts(
+  directory: str, model: Any, profiles: Sequence[str]
+) -> Iterator[tuple[str, Part]]:
   """Yields what to compare of a piece: itself as "", then its sub-objects.
 
-  Constants, which take no input, are not compared.
+  Constants, which take no input, are not compared. Freezing profiles get no
+  examples, as they share the call of the piece.
   """
-  yield "", _part(dataclasses.replace(subject_lib.read(directory), model=model))
-  yield from _sub_parts(directory, model, "")
+  subject = dataclasses.replace(subject_lib.read(directory), model=model)
+  source, examples = _part(subject)
+  yield "", (source, examples)
+  for name in profiles:
+    if profile := getattr(model, name, None):
+      lists = {
+        field: list(getattr(profile, field))
+        for field in ("trainable_variables", "regularization_losses")
+      }
+      yield name, (dataclasses.replace(source, **lists), ())
+  yield from _sub_parts(directory, model, "", profiles)
 
 
 def _sub_parts(
-  directory: str, model: Any, path: str
+  directory: str, model: Any, path: str, left_out: Sequence[str] = ()
 ) -> Iterator[tuple[str, Part]]:
   for name, child in tf.train.TrackableView.children(model).items():
-    if not _is_whole(child):
+    if name in left_out or not _is_whole(child):
       continue
     subject = subject_lib.Subject(
       directory, private_api.meta_graph_pb2.MetaGraphDef(), [], child
@@ -339,17 +350,15 @@ def _fine_tuned(
   origin = pathlib.Path(original_dir or f"{saved_model_dir}/{_ORIGIN}")
   note = pathlib.Path(saved_model_dir, _ORIGIN, "data.txt")
   if (origin / _ORIGIN).is_dir():
-    card, first = _fine_tuned(str(origin), None, None)
+    model, first = _fine_tuned(str(origin), None, None)
     report = {"original": first}
-  elif not (origin / subject_lib.CARD).is_file():
+  elif not original_dir and not origin.is_dir():
     raise errors.ExportError(
-      f"{original_dir} has no card, {subject_lib.CARD}."
-      if original_dir
-      else f"{saved_model_dir} does not say what it was fine-tuned from. Set"
+      f"{saved_model_dir} does not say what it was fine-tuned from. Set"
       " --original_dir to that export, and --fine_tuned_on to the data."
     )
   else:
-    card, report = _text(origin / subject_lib.CARD), {}
+    model, report = model_json.read(str(origin)), {}
     path = origin / subject_lib.VERIFICATION
     if path.is_file():
       with errors.of_input(TypeError, ValueError, about=f"{path}: "):
@@ -366,12 +375,17 @@ def _fine_tuned(
   report = {
     k: v for k, v in report.items() if k not in ("comparisons", "notes")
   }
-  name = card.partition("\n")[0].removeprefix("# ")
-  line = f"- from {name}, singleprint `{singleprint}`, on {data}"
-  print(f"Fine-tuned {line.removeprefix('- ')}")
-  return Description(
-    _with_line(card, name, line), {**report, "singleprint": singleprint}
-  )
+  with errors.of_input(KeyError, TypeError, about=f"{origin}: model.json: "):
+    name = model["name"]
+    for entry in ("verification", "weights_sha256"):  # Of other weights.
+      model.pop(entry, None)
+    step = {"from": name, "singleprint": singleprint, "data": data}
+    model |= {
+      "name": f"{name.removesuffix(', fine-tuned')}, fine-tuned",
+      "fine_tuning": [*model.get("fine_tuning", ()), step],
+    }
+  print(f"Fine-tuned from {name}, singleprint `{singleprint}`, on {data}")
+  return Description(model, {**report, "singleprint": singleprint})
 
 
 def _text(path: pathlib.Path) -> str:
@@ -379,26 +393,10 @@ def _text(path: pathlib.Path) -> str:
     return path.read_text("utf-8")
 
 
-def _with_line(card: str, name: str, line: str) -> str:
-  """Adds a line to the section of a card that tells of the fine-tuning."""
-  if _TITLE not in card:
-    card = f"{card.rstrip()}\n\n{_TITLE}\n\n{_INTRO}\n\n"
-  before, title, section = card.partition(_TITLE)
-  section, *rest = section.split("\n## ", 1)
-  after = f"\n## {rest[0]}" if rest else ""
-  new = f"{name.removesuffix(', fine-tuned')}, fine-tuned"
-  before = before.replace(f"# {name}", f"# {new}", 1)
-  separator = "\n" if "\n- " in section else "\n\n"
-  return f"{before}{title}{section.rstrip()}{separator}{line}\n{after}"
-
-
-def _check_weights(directory: str, original: dict[str, Any]) -> None:
+def _check_weights(report: dict[str, Any], original: dict[str, Any]) -> None:
   """Raises an ExportError if the original has the same weights."""
-  path = pathlib.Path(directory, subject_lib.VERIFICATION)
-  if not path.is_file():  # It was not verified.
-    return
-  weights = json.loads(path.read_text())["weights_sha256"]
-  if weights == original.get("weights_sha256"):
+  weights = report.get("weights_sha256")  # None: it was not verified.
+  if weights and weights == original.get("weights_sha256"):
     raise errors.ExportError(
       "All weights are those of the original: nothing was fine-tuned. Train"
       " with --retrain, or hub.KerasLayer(…, trainable=True)."

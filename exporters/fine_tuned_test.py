@@ -17,6 +17,7 @@ from exporters import fine_tuned
 from exporters.conformance import copying
 from exporters.reusable import errors
 from exporters.reusable import exporting
+from exporters.reusable import model_json
 from exporters.reusable import saving
 from tools import nightly
 
@@ -28,6 +29,9 @@ _PROGRAM = pathlib.Path("exporters/fine_tuned").absolute()
 def _save_as_documented(layer, directory):
   trained = layer.resolved_object
   tf.saved_model.save(trained, directory, signatures=trained.signatures)
+
+
+_PROFILES = ["last_1", "batch_norm_frozen"]  # Of --mnist_cnn.
 
 
 def _arguments(model):
@@ -61,8 +65,8 @@ def _export_with_sub_object(directory):
   root.vocabulary = tf.saved_model.Asset(vocabulary)
   served = saving.signature(root, spec, "products")
   saving.save(root, directory, signatures={"serving_default": served})
-  os.mkdir(f"{directory}/assets.extra")
-  pathlib.Path(directory, "assets.extra/README.md").write_text("# Scale\n")
+  described = model_json.read(_PRODUCT.value)
+  model_json.write(directory, {**described, "name": "Scale"})
 
 
 class FineTunedTest(tf.test.TestCase):
@@ -131,6 +135,10 @@ class FineTunedTest(tf.test.TestCase):
     self.assertEqual(report["exporter"], "fine_tuned_test")
     self.assertLen(report["lock_sha256"], 64)
     self.assertLen(report["checkpoint_sha256"], 64)
+    self.assertEqual(
+      [step["data"] for step in model_json.read(export)["fine_tuning"]],
+      ["the first data", "other data"],
+    )
     status = check.check(saved_model_dir=export, strict=True)
     self.assertEqual(status, 0)
 
@@ -156,6 +164,12 @@ class FineTunedTest(tf.test.TestCase):
     for name in "variables", "trainable_variables":
       new, old = (getattr(x, name) for x in (export, original))
       self.assertEqual([v.name for v in new], [v.name for v in old])
+    described = model_json.read(_MNIST_CNN.value)
+    for profile in described["profiles"]:
+      new = getattr(export, profile["name"]).trainable_variables
+      names = [v.name.removesuffix(":0") for v in new]
+      self.assertEqual(names, profile["trainable_variables"])
+    self.assertEqual([p["name"] for p in described["profiles"]], _PROFILES)
     self.assertAllEqual(export(images), layer(images))
     self.assertNotAllClose(export(images), original(images))
     self.assertLen(export.regularization_losses, 3)
@@ -173,6 +187,34 @@ class FineTunedTest(tf.test.TestCase):
     named["piece"] = "layer_with_weights-2"
     product = hub.load(self.export("both", "2", "off", **named))
     self.assertAllEqual(product([1.0]), [2.0])
+
+  def test_freezing_profiles_train_their_variables(self):
+    images = np.random.default_rng(0).random((8, 28, 28, 1), np.float32)
+    described = model_json.read(_MNIST_CNN.value)
+    losses = {"last_1": 1, "batch_norm_frozen": 3}  # Of the kernels.
+    for profile in described["profiles"]:
+      for momentum, moving in ((0.9, True), (1.0, False)):
+        export = hub.load(_MNIST_CNN.value)
+        layer = hub.KerasLayer(
+          getattr(export, profile["name"]),
+          trainable=True,
+          arguments={"batch_norm_momentum": momentum},
+        )
+        model = tf_keras.Sequential([layer, tf_keras.layers.Dense(2)])
+        model.compile("adam", "mse")
+        old = [v.numpy() for v in export.variables]
+        model.fit(images, np.ones([8, 2]), verbose=0)
+        self.assertLen(layer.losses, losses[profile["name"]])
+        moved = [
+          v.name.removesuffix(":0")
+          for v, before in zip(export.variables, old, strict=True)
+          if np.any(v != before)
+        ]
+        trained = profile["trainable_variables"]
+        averages = [
+          v["name"] for v in described["variables"] if "/moving_" in v["name"]
+        ]
+        self.assertCountEqual(moved, trained + (averages if moving else []))
 
   def test_sub_objects_and_assets(self):
     _export_with_sub_object(self.path("original"))
@@ -221,7 +263,7 @@ class FineTunedTest(tf.test.TestCase):
       "Set --fine_tuned_on", "piece", original_dir=_PRODUCT.value
     )
     bare = self.path("bare")
-    self.assert_error("has no card", "piece", original_dir=bare)
+    self.assert_error("has no .*model.json", "piece", original_dir=bare)
     self.assert_error("has no piece x .root", "piece", piece="x", **known)
     self.assert_error("All weights are those of the ori", "piece", **known)
 

@@ -183,9 +183,10 @@ def export(
   ) as export_piece:
     if weights.train_on:
       setup = _configured(config, f"{config.architecture.name}_small")
-      pieces, provenance = _trained(config, setup, weights, options.overwrite)
+      pieces, provenance = _trained(config, setup, weights, options)
     else:
       setup, pieces, provenance = restored(config, weights)
+      exporting.check_profiles(options, *pieces.values())
     record = exporting.record(options, weights.checkpoint_path)
     for name, kind in zip(names, kinds, strict=True):
       piece = _piece(kind, pieces[kind], setup)
@@ -210,7 +211,7 @@ def _trained(
   config: Config,
   setup: image_classification.Setup,
   weights: classifier_training.Weights,
-  overwrite: bool,
+  options: exporting.Options,
 ) -> tuple[dict[str, tf_keras.Model], dict[str, str]]:
   """Trains the classifier; returns its pieces, and what the card says of it."""
 
@@ -218,7 +219,9 @@ def _trained(
     setup.data.num_classes = num_classes
     with errors.of_input(ValueError):
       model = image_classification.build(setup)
-    _cut(config, setup, model)  # Fails before the training if it must fail.
+    # Both fail before the training if they must fail.
+    pieces = _cut(config, setup, model)
+    exporting.check_profiles(options, *pieces.values())
     trained = image_classification.cut(
       setup, model, ["logits"], config.normalization
     )
@@ -233,7 +236,7 @@ def _trained(
       "task": setup.task.as_dict(),
       "normalization": config.normalization,
     },
-    overwrite=overwrite,
+    overwrite=options.overwrite,
   )
   return _cut(config, setup, trained.model), provenance
 
@@ -454,7 +457,6 @@ def _card(
 ) -> model_card.Card:
   architecture, task = setup.architecture, setup.task
   noun = architecture.kind.noun
-  *frames, height, width, _ = setup.input_shape
   is_multilabel = task.train_data.is_multilabel or getattr(
     task.losses, "use_binary_cross_entropy", False
   )
@@ -463,12 +465,11 @@ def _card(
   return model_card.Card(
     name=f"{title} {kind.replace('_', ' ')}",
     description=f"{architecture.description}, cut out of the model that was"
-    f" trained. {_DESCRIPTIONS[kind].replace('image', noun)} It was trained"
-    f" with {noun}s of {''.join(f'{n} frames of ' for n in frames)}{height} by"
-    f" {width} pixels, and takes"
+    f" trained. {_DESCRIPTIONS[kind].replace('image', noun)} Besides"
+    f" {noun}s of the training size (see Inputs), it takes"
     f" {_SQUARE if setup.is_square else architecture.sizes}.",
     meanings={
-      f"{noun}s": "RGB in [0, 1]; the model normalizes them itself."
+      f"{noun}s": "RGB; the model normalizes them itself."
       " `tf.image.grayscale_to_rgb` makes RGB of grey, and `[..., :3]` drops"
       " alpha",
       "feature_vector": f"features of each {noun}, averaged over it",
@@ -476,6 +477,8 @@ def _card(
       f" {'sigmoid' if is_multilabel else 'softmax'}",
       **_endpoints(config.outputs[kind][1:], piece),
     },
+    ranges={f"{noun}s": (0, 1)},
+    training_sizes={f"{noun}s": setup.input_shape[:-1]},
     example=_example_code(kind, piece, config, is_multilabel),
     loaded=f"model.layers[{int(kind == 'feature_vector')}].resolved_object",
     provenance={

@@ -76,9 +76,9 @@ def export(
   with exporting.exporting(options, apart=weights.directories) as export_piece:
 
     def build(num_classes: int) -> tuple[tf.train.Checkpoint, tf_keras.Model]:
-      classifier = mnist_cnn.classifier(
-        mnist_cnn.feature_extractor(l2_strength=l2_strength), num_classes
-      )
+      extractor = mnist_cnn.feature_extractor(l2_strength=l2_strength)
+      exporting.check_profiles(options, extractor)
+      classifier = mnist_cnn.classifier(extractor, num_classes)
       return tf.train.Checkpoint(model=classifier), classifier
 
     if weights.train_on:
@@ -92,6 +92,7 @@ def export(
       extractor = trained.model.feature_extractor
     else:
       extractor = mnist_cnn.feature_extractor(l2_strength=l2_strength)
+      exporting.check_profiles(options, extractor)
       model = tf.train.Checkpoint(feature_extractor=extractor)
       checkpoints.restore(
         weights.checkpoint_path,
@@ -131,9 +132,11 @@ def _card(provenance: dict[str, str]) -> model_card.Card:
     " has two convolutions with batch normalization and pooling, dropout and a"
     " dense layer.",
     meanings={
-      "images": "grey values from 0 (background) to 1 (ink)",
+      "images": "grey values, 0 for the background, 1 for ink",
       "feature_vector": "features of each image, 0 or more",
     },
+    ranges={"images": (0, 1)},
+    training_sizes={"images": mnist_cnn.IMAGE_SHAPE[:-1]},
     example=_EXAMPLE,
     provenance=provenance,
   )

@@ -216,10 +216,11 @@ def export(
   ]
   with exporting.exporting(options, names, apart=directories) as export_piece:
     if weights.train_on:
-      model, provenance = _train(weights, architecture, options.overwrite)
+      model, provenance = _train(weights, architecture, options, export_type)
     else:
       with checkpoints.uninitialized():
         model = text_rnn.language_model(architecture)
+      _check_profiles(options, export_type, model)
       checkpoints.restore(
         weights.checkpoint_path,
         [tf.train.Checkpoint(model=model), model],
@@ -241,8 +242,19 @@ def export(
       export_piece(name, piece, card, record)
 
 
+def _check_profiles(
+  options: exporting.Options, export_type: str, model: tf_keras.Model
+) -> None:
+  models = {"language_model": model, "cell": model.get_layer("rnn").cell}
+  chosen = models.values() if export_type == "all" else [models[export_type]]
+  exporting.check_profiles(options, *chosen)
+
+
 def _train(
-  weights: Weights, architecture: text_rnn.Architecture, overwrite: bool
+  weights: Weights,
+  architecture: text_rnn.Architecture,
+  options: exporting.Options,
+  export_type: str,
 ) -> tuple[tf_keras.Model, dict[str, str]]:
   """Trains a model. Returns it, in float32, and rows for its card."""
   strategy = command_line.strategy(weights.distribution)
@@ -250,7 +262,9 @@ def _train(
     if weights.checkpoint_dir:
       directory = stack.enter_context(
         publishing.publish(
-          weights.checkpoint_dir, publishing.CHECKPOINT, overwrite=overwrite
+          weights.checkpoint_dir,
+          publishing.CHECKPOINT,
+          overwrite=options.overwrite,
         )
       )
     about = f"--train_on={','.join(weights.train_on)}: "
@@ -267,6 +281,7 @@ def _train(
     with strategies.precision(weights.distribution.mixed_precision):
       with strategy.scope():
         model = text_rnn.language_model(architecture)
+      _check_profiles(options, export_type, model)
       print(f"Training on {corpus.description}")
       with (
         strategies.cluster_errors(),
@@ -355,6 +370,7 @@ def _language_model(
       "ids": "0 at the boundaries of texts, n + 1 for byte n of UTF-8",
       "logits": "logits of the id that follows each",
     },
+    ranges={"ids": (0, text_rnn.VOCAB_SIZE - 1)},
     example=_LANGUAGE_MODEL_EXAMPLE,
     loaded="export",
     provenance=provenance,

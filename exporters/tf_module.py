@@ -124,7 +124,7 @@ def export(
   """
   apart = [weights and weights.tensorboard_dir]
   with exporting.exporting(options, apart=apart) as export_piece:
-    piece, card = _real_nvp(flow, weights) if flow else _product()
+    piece, card = _real_nvp(flow, weights, options) if flow else _product()
     path = weights.checkpoint_path if weights else None
     export_piece("", piece, card, exporting.record(options, path))
 
@@ -151,12 +151,13 @@ def _product() -> tuple[exporting.Piece, model_card.Card]:
 
 
 def _real_nvp(
-  flow: Flow, weights: Weights
+  flow: Flow, weights: Weights, options: exporting.Options
 ) -> tuple[exporting.Piece, model_card.Card]:
   """Returns a normalizing flow, and its model card."""
   module = real_nvp.RealNVP(
     **dataclasses.asdict(flow), seed=weights.config.seed
   )
+  exporting.check_profiles(options, module)
   if weights.train_on:
     provenance = _train(module, weights)
   else:
@@ -188,9 +189,9 @@ def _real_nvp(
   dropout_rate = hyperparameters.Hyperparameter(
     "dropout_rate",
     training.DROPOUT_RATE,
-    "Share of the hidden units in the couplings that training drops, from 0 to"
-    " less than 1.",
+    "Share of the hidden units in the couplings that training drops.",
     off=0.0,
+    limits=hyperparameters.RATE,
   )
   piece = exporting.Piece(
     source=saving.source(module, vectors, hyperparameters=[dropout_rate]),

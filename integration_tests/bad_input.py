@@ -151,7 +151,9 @@ FILES: dict[str, bytes | str | Callable[[pathlib.Path, _Path], None]] = {
   "half_export": _damaged("product", "saved_model.pb", _half),
   "no_fingerprint": _damaged("product", "fingerprint.pb", lambda _: None),
   "bad_fingerprint": _damaged("product", "fingerprint.pb", lambda _: b"\xff"),
-  "bad_card": _damaged("product", "assets.extra/README.md", lambda _: b"\xff"),
+  "bad_model": _damaged(
+    "product", "assets.extra/model.json", lambda _: b"\xff"
+  ),
   "bad_report": _damaged(
     "product", "assets.extra/verification.json", lambda _: b"[1]"
   ),
@@ -252,6 +254,7 @@ AT_ONCE: Table = [
       "--nonsense": "ERROR: --nonsense is not a flag",
       "digits": "ERROR: digits is not a flag",
       "--flagfile=/nowhere": "Unable to open flagfile: .*/nowhere",
+      "--freezing_profiles=first_1": "Profiles are last_N .such as last_2.",
       "--export_dir=": "--export_dir=: It is needed: the directory to write",
       "--export_dir={text}": "Cannot write --export_dir=DIR/text: .*Not a d",
       "--export_dir={text}/x": "Cannot write --export_dir=.*: DIR/text: Not a ",
@@ -599,9 +602,7 @@ LATER: Table = [
   (
     "exporters/compile_for_tpu --saved_model_dir={product} --libtpu=/bin/true",
     {
-      "--record": r"--record: DIR/product/\S* does not exist",
-      "--record --saved_model_dir={bad_report}": "bad_report/.*json: ",
-      "--record --saved_model_dir={bad_card}": "bad_card/.*README.md: ",
+      "--record --saved_model_dir={bad_model}": "bad_model/.*model.json: ",
     },
   ),
   (
@@ -619,7 +620,7 @@ LATER: Table = [
       "--original_dir={product} --fine_tuned_on=x --piece=y": "no piece y",
       "--saved_model_dir={half_export}": "half_export.* truncated or damaged",
       "--saved_model_dir={lost_variables}": "lost_variables cannot be loaded",
-      "--fine_tuned_on=x --original_dir={bad_card}": "bad_card/.*README.md: ",
+      "--fine_tuned_on=x --original_dir={bad_model}": "bad_model/.*model.json",
       "--fine_tuned_on=x --original_dir={bad_report}": "bad_report/.*json: ",
       "--fine_tuned_on=x --original_dir={no_fingerprint}": "no_fingerprint",
       "--fine_tuned_on=x --original_dir={bad_fingerprint}": "bad_fingerprint",

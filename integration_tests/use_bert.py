@@ -33,6 +33,8 @@ with epy.lazy_imports():
   import tensorflow_text  # Registers the ops of the preprocessor.
   import tf_keras
 
+  from integration_tests import layerwise
+
 
 def load_preprocessor(
   preprocessor_dir: str, seq_length: int
@@ -78,6 +80,8 @@ def build_model(
   *,
   steps: int,
   learning_rate: float = 3e-4,
+  weight_decay: float = 0.01,
+  layer_decay: float | None = None,
   **layer_arguments: Any,
 ) -> tf_keras.Model:
   """Builds and compiles a new classifier on an encoder.
@@ -88,6 +92,8 @@ def build_model(
     steps: Number of steps of the training.
     learning_rate: Peak learning rate of AdamW: it rises from 0 in the first
       tenth of the steps, and falls to 0 along a cosine.
+    weight_decay: As `layerwise.optimizer` takes it.
+    layer_decay: As `layerwise.optimizer` takes it.
     **layer_arguments: Arguments of `fitting.load_layer`. `retrain` is required.
 
   Returns:
@@ -103,18 +109,17 @@ def build_model(
   )
   logits = fitting.logits(encoder(inputs)["pooled_output"], num_classes)
   warmup_steps = max(steps // 10, 1)
-  optimizer = tf_keras.optimizers.AdamW(
+  optimizer = layerwise.optimizer(
+    saved_model_dir,
     tf_keras.optimizers.schedules.CosineDecay(
       0.0,
       max(steps - warmup_steps, 1),
       warmup_target=learning_rate,
       warmup_steps=warmup_steps,
     ),
-    weight_decay=0.01,
+    weight_decay=weight_decay,
+    layer_decay=layer_decay,
     global_clipnorm=1.0,
-  )
-  optimizer.exclude_from_weight_decay(
-    var_names=["bias", "layer_norm", "LayerNorm"]
   )
   return fitting.classifier(inputs, logits, optimizer)
 
@@ -168,6 +173,23 @@ def define_flags() -> None:
     "Text to fine-tune on: the docstrings of Python's standard library, whose"
     " classes are packages.",
   )
+  flags.DEFINE_float(
+    "weight_decay",
+    0.01,
+    "Weight decay of AdamW, relative to the learning rate. Biases and"
+    " normalization have none.",
+    lower_bound=0.0,
+  )
+  flags.DEFINE_float(
+    "layer_decay",
+    None,
+    "With --retrain: ratio of the learning rate of each layer to that of the"
+    " next one; the new head has --learning_rate. Default: all layers train at"
+    " the same rate.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+  )
+  errors.apply_only_with("retrain", ["layer_decay"])
   texts.define_flags()
   report.define_flags()
   flags.DEFINE_integer(
@@ -184,7 +206,11 @@ def fine_tune() -> None:
   dataset = command_line.labelled_texts()
   steps = fitting.steps_per_epoch(dataset.train[1], values.batch_size)
   build = functools.partial(
-    build_model, num_classes=len(dataset.classes), steps=steps * values.epochs
+    build_model,
+    num_classes=len(dataset.classes),
+    steps=steps * values.epochs,
+    weight_decay=values.weight_decay,
+    layer_decay=values.layer_decay,
   )
 
   def prepare(model: tf_keras.Model) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """Fine-tunes the exports of `//exporters:bert` as a stranger would."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -248,6 +249,66 @@ class UseBertTest(tf.test.TestCase):
       self.assertEqual(result.returncode, 1)
       self.assertIn(message, result.stderr)
       self.assertNotIn("Traceback", result.stderr)
+
+  def test_freezing_profiles_train_their_variables(self):
+    directory = os.path.join(_PRETRAINED.value, "encoder")
+    text = pathlib.Path(directory, "assets.extra/model.json").read_text()
+    profiles = json.loads(text)["profiles"]
+    self.assertEqual(
+      [(p["name"], len(p["trainable_variables"])) for p in profiles],
+      [("last_1", 18), ("no_embeddings", 34)],
+    )
+    inputs = {name: x[:8] for name, x in self.train[0].items()}
+    for profile in profiles:
+      export = hub.load(directory)
+      layer = hub.KerasLayer(getattr(export, profile["name"]), trainable=True)
+      with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(inputs)["pooled_output"] ** 3)
+      old = [v.numpy() for v in export.variables]
+      trained = layer.trainable_variables
+      tf_keras.optimizers.Adam(0.1).apply_gradients(
+        zip(tape.gradient(loss, trained), trained, strict=True)
+      )
+      moved = [
+        v.name.removesuffix(":0")
+        for v, before in zip(export.variables, old, strict=True)
+        if np.any(v != before)
+      ]
+      self.assertEqual(moved, profile["trainable_variables"])
+      self.assertAllEqual(
+        layer(inputs)["pooled_output"], export(inputs)["pooled_output"]
+      )
+
+  def test_layer_decay(self):
+    model = use_bert.build_model(
+      os.path.join(_PRETRAINED.value, "encoder"),
+      2,
+      retrain=True,
+      steps=1,
+      learning_rate=0.1,
+      weight_decay=5.0,
+      layer_decay=0.5,
+    )
+    variables = {v.name: v for v in model.trainable_variables}
+    old = {name: v.numpy() for name, v in variables.items()}
+    for _ in range(2):  # The learning rate is 0, then 0.1.
+      model.optimizer.apply_gradients(
+        (tf.ones_like(v), v) for v in variables.values()
+      )
+    for name, factor, decay in (
+      ("word_embeddings/embeddings", 1 / 16, 5.0),
+      ("embeddings/layer_norm/gamma", 1 / 16, 0.0),
+      ("transformer/layer_0/self_attention/query/kernel", 1 / 8, 5.0),
+      ("transformer/layer_0/self_attention/query/bias", 1 / 8, 0.0),
+      ("transformer/layer_1/output_layer_norm/beta", 1 / 4, 0.0),
+      ("pooler_transform/kernel", 1 / 2, 5.0),
+      ("logits/kernel", 1.0, 5.0),
+      ("logits/bias", 1.0, 0.0),
+    ):
+      name = f"{name}:0"
+      step = old[name] - variables[name].numpy()
+      expected = 0.1 * factor * (1.0 + decay * old[name])
+      self.assertAllClose(step, expected, rtol=5e-3, atol=2e-5)
 
   def test_a_pair_that_does_not_match(self):
     model = use_bert.build_model(

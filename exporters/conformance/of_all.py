@@ -225,10 +225,14 @@ def is_documented(subject: Subject) -> findings.Finding:
       "Say how to fine-tune, and that a SavedModel does not include weight"
       " decay in an optimizer.",
     )
-  if problem := _of_another(subject, text):
-    return findings.failed(
-      f"{card} is that of another model: {problem}.", "Describe this model."
-    )
+  for file, problem in (
+    (card, _of_another(subject, text)),
+    (subject_lib.MODEL, _described_otherwise(subject)),
+  ):
+    if problem:
+      return findings.failed(
+        f"{file} is that of another model: {problem}.", "Describe this model."
+      )
   return findings.passed(f"{card} says how to fine-tune")
 
 
@@ -275,6 +279,47 @@ def _of_another(subject: Subject, card: str) -> str:
   if count and int(count[1].replace(",", "")) != size:
     return f"it says {count[1]} parameters, and it has {size:,}"
   return ""
+
+
+def _described_otherwise(subject: Subject) -> str:
+  """Says where `model.json` contradicts the model; empty if it does not."""
+  if not subject.described:
+    return ""
+  try:
+    variables, hyperparameters, profiles = (
+      [tuple(entry[key] for key in keys) for entry in subject.described[name]]
+      for name, keys in (
+        ("variables", ("name", "shape", "trainable")),
+        ("hyperparameters", ("name", "default")),
+        ("profiles", ("name", "trainable_variables")),
+      )
+    )
+  except (KeyError, TypeError):
+    return "it lacks entries"
+  trainable = {v.ref() for v in subject.trainable_variables}
+  actual = [
+    (_name(v), v.shape.as_list(), v.ref() in trainable)
+    for v in subject.variables
+  ]
+  if others := [v for v in variables if v not in actual]:
+    name, shape, is_trainable = others[0]
+    frozen = "" if is_trainable else "not "
+    return f"the model has no {frozen}trainable variable {name} {shape}"
+  if len(variables) != len(actual):
+    return f"it lists {len(variables)} variables of {len(actual)}"
+  is_keras = subject.described.get("format") == "keras"  # They are fixed.
+  if not is_keras and dict(hyperparameters) != subject.hyperparameters:
+    return f"the hyperparameters are {subject.hyperparameters}"
+  for name, names in profiles:
+    profile = getattr(subject.model, name, None)
+    trained = subject_lib.variables_of(profile, "trainable_variables")
+    if names != [*map(_name, trained)]:
+      return f"the profile {name} trains other variables"
+  return ""
+
+
+def _name(variable: tf.Variable) -> str:
+  return variable.name.removesuffix(":0")
 
 
 def compiles_once(subject: Subject) -> findings.Finding:

@@ -16,7 +16,7 @@ def collect(subject: subject_lib.Subject) -> dict[str, Any]:
     "kind": subject.kind.name,
     "saved_with_tensorflow": subject.graph.meta_info_def.tensorflow_version,
     "suspicious": subject.suspicious,
-    "claims": subject.claims,
+    "described": subject.described,
     "inputs": _tensors(subject.spec, ""),
     "outputs": _tensors(
       subject.output_spec,

@@ -5,6 +5,7 @@ All names in it may be a stranger's: they are escaped.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import html
+import json
 import os
 from typing import Any
 
@@ -155,10 +156,14 @@ def _rest(report: Mapping[str, Any]) -> Iterator[str]:
   yield _folded(
     f"{len(report['ops'])} kinds", _chart(list(report["ops"].items()), str)
   )
-  claims = ", ".join(report["claims"]) or "nothing"
-  yield (
-    "<h2>Claims of its exporter, not checked</h2>"
-    f"<p>Compared with the live model: {_text(claims)}.</p>"
+  yield "<h2>Claims of its exporter, in model.json</h2>"
+  yield _table(
+    ("entry", "value"),
+    (
+      (entry, value if isinstance(value, str) else json.dumps(value))
+      for entry, value in report["described"].items()
+      if entry not in ("example", "variables")
+    ),
   )
 
 

@@ -1,5 +1,6 @@
 """Breaks each rule at least once, and tests that it is found there."""
 
+import json
 import os
 import pathlib
 
@@ -33,7 +34,11 @@ def _write(root, directory, serve=None, card=_CARD):
   signatures = {"serving_default": serve} if serve else {}
   tf.saved_model.save(root, directory, signatures=signatures)
   os.mkdir(f"{directory}/assets.extra")
+  card, *described = card if isinstance(card, tuple) else (card,)
   pathlib.Path(directory, "assets.extra", "README.md").write_text(card)
+  for model in described:
+    path = pathlib.Path(directory, "assets.extra", "model.json")
+    path.write_text(json.dumps(model))
 
 
 def _lists(root, variables, trainable_variables=None):
@@ -1009,6 +1014,14 @@ _BROKEN = (
     "R13",
     _of(_image, card=_CARD + " | `dropout_rate` | 0.1 |"),
     "dropout_rate is 0.1 by default, and it is 0.5",
+  ),
+  (
+    "R13",
+    _of(
+      _image,
+      card=(_CARD, {"variables": [], "hyperparameters": [], "profiles": []}),
+    ),
+    "model.json is that of another model: it lists 0 variables of ",
   ),
   ("R13", _of(_image, card=_TABLES), r"feature_vector is .*6\], and it is"),
   ("R13", _of(_image, card=_CARD + " | parameters | 1,000 |"), "1,000 param"),

@@ -30,6 +30,8 @@ from exporters.reusable.private_api import saved_model_pb2
 RANDOM = re.compile(r"(Stateless)?(Random|TruncatedNormal|Multinomial)")
 # The model card in a SavedModel.
 CARD = "assets.extra/README.md"
+# The description of a SavedModel for programs, by this project's exporters.
+MODEL = "assets.extra/model.json"
 # The report of the comparisons that this project's exporters make.
 VERIFICATION = "assets.extra/verification.json"
 # The default of an argument that has none.
@@ -101,13 +103,20 @@ class Subject:
       return None
     return " ".join(self.content(CARD).decode().split())
 
+  @functools.cached_property
+  def described(self) -> dict[str, Any]:
+    """What its exporter says of it in `MODEL`; {} without a JSON object."""
+    try:
+      return dict(json.loads(self.content(MODEL)))
+    except (OSError, RecursionError, TypeError, ValueError):
+      return {}
+
   @property
   def claims(self) -> list[str]:
     """What its exporter claims to have compared with the live model."""
     try:
-      report = json.loads(self.content(VERIFICATION))
-      return [str(c["kind"]) for c in report["comparisons"] if c["passed"]]
-    except (OSError, KeyError, TypeError, ValueError):
+      return [str(kind) for kind in self.described["verification"]["passed"]]
+    except (KeyError, TypeError):
       return []  # There is none, or it is in a form that is not ours.
 
   @functools.cached_property

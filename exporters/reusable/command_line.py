@@ -24,6 +24,7 @@ from distribution import strategies
 from distribution import warmup
 from exporters.reusable import exporting
 from exporters.reusable import imports
+from exporters.reusable import profiles
 
 if TYPE_CHECKING:
   import tensorflow as tf
@@ -121,6 +122,20 @@ def _define_checkpoint_flags() -> None:
     " ending. - prints it, and exports nothing.",
   )
   forbid_without("checkpoint_path", ["checkpoint_report", "weights"])
+  flags.DEFINE_list(
+    "freezing_profiles",
+    [],
+    "Sub-objects to add that train fewer variables: last_N trains the last N"
+    " blocks or layers and what follows them, no_embeddings all but the"
+    " embeddings, batch_norm_frozen all but gamma and beta of batch"
+    " normalization.",
+  )
+  flags.register_validator(
+    "freezing_profiles",
+    lambda names: all(map(profiles.PROFILE.fullmatch, names)),
+    "Profiles are last_N (such as last_2), no_embeddings and"
+    " batch_norm_frozen.",
+  )
 
 
 def define_saved_model_format() -> None:
@@ -132,6 +147,14 @@ def define_saved_model_format() -> None:
     "What to write. reusable: one function for each mode, with the"
     " hyperparameters as arguments. keras: the complete Keras model, for"
     " tf_keras.models.load_model, with fixed hyperparameters.",
+  )
+  flags.register_multi_flags_validator(
+    ["saved_model_format", "freezing_profiles"],
+    lambda values: (
+      values["saved_model_format"] != "keras" or not values["freezing_profiles"]
+    ),
+    "--freezing_profiles does not apply with --saved_model_format=keras: freeze"
+    " the layers of the loaded Keras model.",
   )
 
 

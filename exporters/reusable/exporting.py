@@ -20,7 +20,8 @@ from distribution import warmup
 with epy.lazy_imports():
   from exporters.reusable import checkpoints
   from exporters.reusable import keras_saving
-  from exporters.reusable import model_card
+  from exporters.reusable import model_json
+  from exporters.reusable import profiles
   from exporters.reusable import restore_report
   from exporters.reusable import saving
   from exporters.reusable import training_records
@@ -28,6 +29,8 @@ with epy.lazy_imports():
 
 if TYPE_CHECKING:
   import tensorflow as tf
+
+  from exporters.reusable import model_card
 
 
 # TensorFlow reads it: the number of threads of an op.
@@ -43,6 +46,8 @@ class Options:
     saved_model_format: `reusable`, or `keras` for a complete Keras model.
     checkpoint_report: A file to report restores in; `-` prints the report and
       ends the process.
+    freezing_profiles: Names of `profiles` that exports with variables to train
+      get.
     flag_values: The flags of the program, for the report of the verification.
     warmup_batch_sizes: Batch sizes of warm-up requests, as `warmup.write` takes
       them.
@@ -55,6 +60,7 @@ class Options:
   saved_model_format: str = "reusable"
   keep_failed: str | None = None
   checkpoint_report: str | None = None
+  freezing_profiles: Sequence[str] = ()
   flag_values: Mapping[str, Any] | None = None
   warmup_batch_sizes: Sequence[int | str] = (1,)
   warmup_lengths: Sequence[int | str] = ()
@@ -91,6 +97,16 @@ def record(options: Options, checkpoint_path: str | None) -> dict[str, Any]:
   if not checkpoint_path or options.verification == "off":  # No report.
     return {}
   return {"checkpoint_sha256": checkpoints.sha256(checkpoint_path)}
+
+
+def check_profiles(options: Options, *models: Any) -> None:
+  """Raises an InputError if a model to export has none of the profiles.
+
+  Call it before slow work, such as training.
+  """
+  for model in models:
+    for name in options.freezing_profiles:
+      profiles.trained(name, model.variables, model.trainable_variables)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,6 +180,7 @@ def exporting(
       piece_dir = os.path.join(directory, name) if name else directory
       signatures: dict[str, Any] = {}
       root = _exported(piece, "serving_default", signatures)
+      frozen = _with_profiles(root, piece.source, options.freezing_profiles)
       is_keras = options.saved_model_format == "keras"
       if is_keras:
         keras_saving.save(
@@ -175,7 +192,18 @@ def exporting(
       else:
         saving.save(root, piece_dir, signatures=signatures)
       served = signatures["serving_default"]
-      model_card.write(piece_dir, card, piece.source, served, is_keras=is_keras)
+      parts = dict(_parts(piece))
+      described = model_json.describe(
+        card,
+        pathlib.Path(sys.argv[0]).stem,
+        root,
+        piece.source,
+        served,
+        profiles=list(frozen),
+        sub_objects={path: source for path, (source, _) in parts.items()},
+        is_keras=is_keras,
+      )
+      model_json.write(piece_dir, described)
       warmup.write(
         piece_dir,
         served,
@@ -185,17 +213,18 @@ def exporting(
       )
       if piece.source.variables:
         training_records.write(piece_dir)
-      verification.verify(
+      report = verification.verify(
         piece_dir,
         piece.source,
         piece.examples,
         options.verification,
-        sub_objects=dict(_parts(piece)),
+        sub_objects=parts | frozen,
         is_keras=is_keras,
         process=processes[name],
         record={**origin(options), "flags": options.flag_values, **record},
         keep_failed=options.keep_failed,
       )
+      model_json.write(piece_dir, described | model_json.verified(report))
 
     yield export
   print(f"Exported {' and '.join(filter(None, names))}".rstrip(), end=" ")
@@ -209,6 +238,28 @@ def _parts(
   for name, sub_object in piece.sub_objects.items():
     yield f"{path}{name}", (sub_object.source, sub_object.examples)
     yield from _parts(sub_object, f"{path}{name}.")
+
+
+def _with_profiles(
+  root: tf.train.Checkpoint, source: saving.Source, names: Sequence[str]
+) -> dict[str, verification.Part]:
+  """Adds freezing profiles to an exported object; returns them to verify.
+
+  They share the call, so that only their variables and losses are compared.
+  """
+  parts = {}
+  for name in names if source.trainable_variables else ():
+    trained = profiles.trained(
+      name, source.variables, source.trainable_variables
+    )
+    setattr(root, name, saving.profile(root, trained))
+    frozen = dataclasses.replace(
+      source,
+      trainable_variables=trained,
+      regularization_losses=getattr(root, name).regularization_losses,
+    )
+    parts[name] = (frozen, ())
+  return parts
 
 
 def _exported(

@@ -31,17 +31,16 @@ _ATTRIBUTES = {
 }
 
 _DESCRIPTIONS = {
-  "dropout_rate": "Share of the features that training drops, from 0 to less"
-  " than 1.",
+  "dropout_rate": "Share of the features that training drops.",
   "attention_dropout_rate": "Share of the attention weights, and of the outputs"
-  " of attention, that training drops, from 0 to less than 1.",
+  " of attention, that training drops.",
   "stochastic_depth_rate": "Share of the examples for which training skips a"
-  " residual block, from 0 to less than 1.",
+  " residual block.",
   "batch_norm_momentum": "Share of the old value that the moving averages of"
-  " batch normalization keep at each training step, from 0 to 1. Lower values"
-  " suit small data sets. Under a distribution strategy each replica normalizes"
-  " its own part of the batch and keeps its own averages; reading and saving"
-  " take their mean.",
+  " batch normalization keep at each training step; 1 keeps them as they are."
+  " Lower values suit small data sets. Under a distribution strategy each"
+  " replica normalizes its own part of the batch and keeps its own averages;"
+  " reading and saving take their mean.",
 }
 
 
@@ -53,12 +52,14 @@ class Hyperparameter:
     name: Name of the argument.
     default: Its default. The argument is int32 if it is an int, a string if it
       is one, else float32.
-    description: Its effect and valid values, for the model card.
+    description: Its effect, for the model card.
     layers: The layers that read it. Empty if the model takes it as an argument.
     attribute: The attribute that these layers read it from.
     off: The value that makes training repeatable, such as 0 for a dropout rate;
       None if nothing random depends on it.
     choices: The values of a string.
+    limits: The valid values of a number, by keywords of JSON Schema: `minimum`,
+      `maximum`, `exclusiveMaximum`.
   """
 
   name: str
@@ -68,6 +69,7 @@ class Hyperparameter:
   attribute: str = ""
   off: float | None = None
   choices: Sequence[str] = ()
+  limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
   @property
   def spec(self) -> tf.TensorSpec:
@@ -87,6 +89,10 @@ class Hyperparameter:
     if self.attribute == "momentum":
       return 1.0 - (1.0 - value) * ((1.0 - own) / (1.0 - self.default))
     return value * (own / self.default)
+
+
+# Limits of a share that must leave something.
+RATE = {"minimum": 0, "exclusiveMaximum": 1}
 
 
 def literal(value: float | str) -> str:
@@ -199,6 +205,7 @@ def _of_layers(
     layers,
     attribute,
     off=None if is_momentum else 0.0,
+    limits={"minimum": 0, "maximum": 1} if is_momentum else RATE,
   )
 
 

@@ -1,15 +1,11 @@
-"""The model card: `assets.extra/README.md`, from what an export knows."""
+"""The model card, `assets.extra/README.md`, from an export's `model.json`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import pathlib
 import re
 from typing import Any
 
-import tensorflow as tf
-
 from exporters.reusable import hyperparameters as hyperparameters_lib
-from exporters.reusable import saving
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,7 +16,10 @@ class Card:
     name: Name of the model.
     description: What the model is, for someone who has never heard of it.
     meanings: For each input and output of `serving_default`, what it means and
-      which values it takes.
+      which kind of values it takes.
+    ranges: For inputs, the smallest and the largest value.
+    training_sizes: For inputs, the sizes in training of the dimensions between
+      the first and the last one.
     example: Python code that loads and fine-tunes the export.
     provenance: Where the weights come from: names and values of a table.
     loaded: The loaded export in `example`, as an expression.
@@ -32,6 +31,12 @@ class Card:
   meanings: Mapping[str, str]
   example: str
   provenance: Mapping[str, str]
+  ranges: Mapping[str, tuple[float, float]] = dataclasses.field(
+    default_factory=dict
+  )
+  training_sizes: Mapping[str, Sequence[int]] = dataclasses.field(
+    default_factory=dict
+  )
   loaded: str = "model.layers[0].resolved_object"
   needs: Sequence[str] = ("tensorflow", "tf-keras", "tensorflow-hub")
 
@@ -63,11 +68,32 @@ A dimension that is `None` is free. The names are those of the signature \
 ## Hyperparameters
 
 {hyperparameters}
-
+{profiles}
 ## {weights}
 
 {provenance}
 {regularization}"""
+
+_PROFILES = """
+## Freezing profiles
+
+Attributes of the loaded export that train fewer of its variables, for example \
+`hub.KerasLayer(hub.load(…).{first}, trainable=True)`.
+
+{rows}
+"""
+_FINE_TUNING = """\
+## Fine-tuning
+
+Since the training above, the weights were fine-tuned:
+"""
+_COMPILATION = """\
+## Compilation for TPUs
+
+A fine-tuning step (this model in training mode, a new head, Adam; float32) \
+was compiled with {compiler}, without a TPU. Nothing was run on a TPU.
+
+{rows}"""
 
 # How the example of a model with variables to train ends.
 _SHARE = """
@@ -98,50 +124,18 @@ keep it, choose such an optimizer again.
 """
 
 
-def write(
-  export_dir: str,
-  card: Card,
-  source: saving.Source,
-  signature: tf.types.experimental.ConcreteFunction,
-  *,
-  is_keras: bool = False,
-) -> None:
-  """Writes the card into the directory of a SavedModel.
+def usage(
+  card: Card, trainable: int, *, is_keras: bool = False
+) -> dict[str, Any]:
+  """Returns the example of a card, and the packages that it needs.
 
   Args:
-    export_dir: The directory.
     card: What only the exporter knows.
-    source: The model that was exported.
-    signature: The export's `serving_default`: names, dtypes and shapes.
+    trainable: Number of parameters to train.
     is_keras: Whether the export is a complete Keras model.
   """
   if is_keras:
     card = _for_keras(card)
-  provenance = {
-    **card.provenance,
-    "exported with": f"TensorFlow {tf.__version__}",
-  }
-  trainable = bool(source.trainable_variables)
-  if trainable:
-    provenance = {
-      "parameters": f"{_size(source.variables):,}",
-      "trainable": f"{_size(source.trainable_variables):,}",
-      "regularization losses": str(len(source.regularization_losses)),
-      **provenance,
-    }
-  in_training = ""
-  if "training" in source.defaults:
-    in_training = ", in training as `model(inputs, training=True)`"
-  without_keras = " and ".join(
-    f"`{name}`"
-    for name in card.needs
-    if name not in ("tf-keras", "tensorflow-hub")
-  )
-  use = (
-    _USE_KERAS
-    if is_keras
-    else _USE.format(without_keras=without_keras, in_training=in_training)
-  )
   example = card.example.strip()
   if trainable and not is_keras:
     if "import tensorflow as tf\n" not in example:
@@ -150,21 +144,32 @@ def write(
         "import tensorflow as tf\nimport tensorflow_hub",
       )
     example = f"{example}\n{_SHARE.format(loaded=card.loaded)}".rstrip()
-  inputs = tf.nest.flatten(signature.structured_input_signature)
-  *packages, last = (f"`{name}`" for name in card.needs)
-  text = _TEMPLATE.format(
-    name=card.name,
-    description=card.description,
+  return {"example": example, "needs": list(card.needs)}
+
+
+def text(model: Mapping[str, Any]) -> str:
+  """Returns the card of an export in Markdown.
+
+  Args:
+    model: The description of the export, as in its `model.json`.
+  """
+  is_keras = model["format"] == "keras"
+  trainable = model["parameters"]["trainable"]
+  *packages, last = (f"`{name}`" for name in model["needs"])
+  card = _TEMPLATE.format(
+    name=model["name"],
+    description=model["description"],
     load="Load and fine-tune" if trainable else "Load",
-    example=example,
+    example=model["example"],
     needs=f"{', '.join(packages)} and {last}" if packages else last,
-    use=use if trainable else "",
-    inputs=_tensors({spec.name: spec for spec in inputs}, card.meanings),
-    outputs=_tensors(signature.structured_outputs, card.meanings),
+    use=_use(model) if trainable else "",
+    inputs=_tensors(model["inputs"]),
+    outputs=_tensors(model["outputs"]),
     precision=_PRECISION if trainable else "",
-    hyperparameters=_arguments(source.hyperparameters, is_keras),
+    hyperparameters=_arguments(model["hyperparameters"], is_keras),
+    profiles=_profiles(model),
     weights="Weights" if trainable else "Source",
-    provenance=table(("", ""), provenance.items()),
+    provenance=table(("", ""), _provenance(model).items()),
     regularization=_REGULARIZATION.format(
       loader="Keras" if is_keras else "`hub.KerasLayer`",
       condition="" if is_keras else " when `trainable=True`",
@@ -172,9 +177,92 @@ def write(
     if trainable
     else "",
   )
-  path = pathlib.Path(export_dir, "assets.extra", "README.md")
-  path.parent.mkdir()
-  path.write_text(text, encoding="utf-8")
+  sections = (_fine_tuning(model), _compilation(model))
+  return "\n\n".join([card.rstrip(), *filter(None, sections)]) + "\n"
+
+
+def _use(model: Mapping[str, Any]) -> str:
+  """Says how to load a model that can be trained, and how to call it."""
+  if model["format"] == "keras":
+    return _USE_KERAS
+  packages = (
+    f"`{name}`"
+    for name in model["needs"]
+    if name not in ("tf-keras", "tensorflow-hub")
+  )
+  in_training = ", in training as `model(inputs, training=True)`"
+  return _USE.format(
+    without_keras=" and ".join(packages),
+    in_training=in_training if model["has_training_mode"] else "",
+  )
+
+
+def _provenance(model: Mapping[str, Any]) -> dict[str, str]:
+  counts = {
+    "parameters": f"{model['parameters']['all']:,}",
+    "trainable": f"{model['parameters']['trainable']:,}",
+    "regularization losses": str(model["regularization_losses"]),
+  }
+  return {
+    **(counts if model["parameters"]["trainable"] else {}),
+    **model["provenance"],
+    "exported with": f"TensorFlow {model['versions']['tensorflow']}",
+  }
+
+
+def _profiles(model: Mapping[str, Any]) -> str:
+  if not model["profiles"]:
+    return ""
+  rows = (
+    (f"`{p['name']}`", f"{len(p['trainable_variables'])}", p["description"])
+    for p in model["profiles"]
+  )
+  columns = ("profile", "variables trained", "meaning")
+  first = model["profiles"][0]["name"]
+  return _PROFILES.format(first=first, rows=table(columns, rows))
+
+
+def _fine_tuning(model: Mapping[str, Any]) -> str:
+  """Lists what was fine-tuned from what; empty if nothing was."""
+  steps = [
+    f"- from {step['from']}, singleprint `{step['singleprint']}`, on"
+    f" {step['data']}"
+    for step in model.get("fine_tuning", ())
+  ]
+  return "\n".join([_FINE_TUNING, *steps]) if steps else ""
+
+
+def _compilation(model: Mapping[str, Any]) -> str:
+  """Says what compiling for TPUs found; empty if it was not tried."""
+  if "compilation_for_tpus" not in model:
+    return ""
+  found = model["compilation_for_tpus"]
+  columns = "result", "inputs of one core", "peak HBM, of", "flops"
+  rows = map(_compiled, found["results"])
+  return _COMPILATION.format(
+    compiler=found["compiler"], rows=table((*columns, "bytes accessed"), rows)
+  )
+
+
+def _compiled(result: Mapping[str, Any]) -> list[str]:
+  """Formats the result of a compilation for a TPU as a row."""
+  topology = result["topology"]
+  inputs = ", ".join(f"`{shape}`" for shape in result["inputs"])
+  if not result["compiles"]:
+    verdict = "does not compile for" if result["fits"] else "does not fit"
+    return [f"{verdict} {topology}", inputs, "", "", ""]
+  needed, available = (
+    f"{result[key] / 2**20:,.0f} MiB"
+    for key in ("hbm_bytes", "hbm_available_bytes")
+  )
+  figures = (
+    "" if result[key] is None else f"{result[key]:.3g}"
+    for key in ("flops", "accessed_bytes")
+  )
+  return [
+    *(f"compiles for {topology}", inputs, f"{needed}, {available}"),
+    *figures,
+  ]
 
 
 def _for_keras(card: Card) -> Card:
@@ -192,15 +280,15 @@ def _for_keras(card: Card) -> Card:
 
 
 def _arguments(
-  hyperparameters: Sequence[hyperparameters_lib.Hyperparameter],
-  is_keras: bool,
+  hyperparameters: Sequence[Mapping[str, Any]], is_keras: bool
 ) -> str:
   if not hyperparameters:
     return "None."
   first, *_ = hyperparameters
   literal = hyperparameters_lib.literal
   rows = (
-    (f"`{h.name}`", literal(h.default), h.description) for h in hyperparameters
+    (f"`{h['name']}`", literal(h["default"]), h["description"] + _limits(h))
+    for h in hyperparameters
   )
   if is_keras:
     about = (
@@ -210,22 +298,37 @@ def _arguments(
     return f"{about}\n\n{table(('name', 'value', 'meaning'), rows)}"
   return (
     "Scalar arguments of the model, for example"
-    f' `hub.KerasLayer(…, arguments={{"{first.name}":'
-    f" {literal(first.default)}}})`."
+    f' `hub.KerasLayer(…, arguments={{"{first["name"]}":'
+    f" {literal(first['default'])}}})`."
     f"\n\n{table(('argument', 'default', 'meaning'), rows)}"
   )
 
 
-def _size(variables: Iterable[tf.Variable]) -> int:
-  return sum(v.shape.num_elements() for v in variables)
+def _limits(h: Mapping[str, Any]) -> str:
+  """Says which values a number may have."""
+  if "exclusiveMaximum" in h:
+    return f" From {h['minimum']} to less than {h['exclusiveMaximum']}."
+  if "maximum" in h:
+    return f" From {h['minimum']} to {h['maximum']}."
+  return f" At least {h['minimum']}." if "minimum" in h else ""
 
 
-def _tensors(specs: Mapping[str, Any], meanings: Mapping[str, str]) -> str:
+def _tensors(tensors: Sequence[Mapping[str, Any]]) -> str:
   rows = [
-    (f"`{name}`", spec.dtype.name, f"`{spec.shape.as_list()}`", meanings[name])
-    for name, spec in specs.items()
+    (f"`{t['name']}`", t["dtype"], f"`{t['shape']}`", _meaning(t))
+    for t in tensors
   ]
   return table(("name", "dtype", "shape", "meaning"), rows)
+
+
+def _meaning(tensor: Mapping[str, Any]) -> str:
+  known = [tensor["meaning"]]
+  if "minimum" in tensor:
+    known.append(f"from {tensor['minimum']} to {tensor['maximum']}")
+  if "training_size" in tensor:
+    size = " by ".join(map(str, tensor["training_size"]))
+    known.append(f"in training {size}")
+  return "; ".join(known)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

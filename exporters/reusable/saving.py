@@ -42,6 +42,7 @@ class Source:
     call: A Python function that takes the input, and `defaults` by name.
     defaults: The arguments that consumers may set, and their defaults.
     function: `call` as a tf.function, traced for `input_spec` in each mode.
+    output_spec: Shapes and dtypes of the outputs, in inference.
   """
 
   model: Callable[..., Any]
@@ -55,6 +56,7 @@ class Source:
   layer_calls: layer_calls_lib.Replacements
   autograph: bool
   function: Function | None = None
+  output_spec: Any = None
 
 
 def source(
@@ -160,6 +162,31 @@ def reusable(
     _trace_loss(loss, model.autograph) for loss in model.regularization_losses
   ]
   return root
+
+
+def profile(
+  root: tf.train.Checkpoint, trainable_variables: Sequence[tf.Variable]
+) -> tf.train.Checkpoint:
+  """Makes a sub-object with the call of an export that trains fewer variables.
+
+  It adds no function to the SavedModel. The regularization losses are those of
+  the variables that it trains.
+
+  Args:
+    root: The export, an object that `reusable` made.
+    trainable_variables: Those of the export that the sub-object trains.
+  """
+  handles = {id(v.handle) for v in trainable_variables}
+  result = tf.train.Checkpoint()
+  result.__call__ = root.__call__
+  result.variables = list(root.variables)
+  result.trainable_variables = list(trainable_variables)
+  result.regularization_losses = [
+    loss
+    for loss in root.regularization_losses
+    if any(id(x) in handles for x in loss.captured_inputs)
+  ]
+  return result
 
 
 def of_mixed_precision(spec: tf.TensorSpec) -> list[tf.TensorSpec]:
@@ -478,7 +505,10 @@ def _traced(model: Source) -> Source:
   _check_captured(traces, model.variables)
   _check_reached(traces[-1], model.trainable_variables)
   _check_effects(traces, model)
-  return dataclasses.replace(model, function=function)
+  outputs = tf.nest.map_structure(
+    tf.type_spec_from_value, traces[0].structured_outputs
+  )
+  return dataclasses.replace(model, function=function, output_spec=outputs)
 
 
 def _traceable(

@@ -7,6 +7,7 @@ import tf_keras
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters
 from exporters.reusable import observation
+from exporters.reusable import private_api
 from exporters.reusable import saving
 
 _SPEC = tf.TensorSpec([None, 2], tf.float32)
@@ -68,6 +69,31 @@ def _reusable(model, spec, **kwargs):
 
 
 class SavingTest(tf.test.TestCase):
+  def test_a_profile_shares_the_call(self):
+    model = _keras_model()
+    root = _reusable(model, _SPEC)
+    last = model.layers[-1].trainable_weights
+    signature = saving.signature(root, _SPEC)
+    sizes = []
+    for with_profile in (False, True):
+      if with_profile:
+        root.last_1 = saving.profile(root, last)
+      path = os.path.join(self.get_temp_dir(), f"profile_{with_profile}")
+      saving.save(root, path, signatures={"serving_default": signature})
+      graph = private_api.saved_model_pb2.SavedModel()
+      with open(f"{path}/saved_model.pb", "rb") as f:
+        graph.ParseFromString(f.read())
+      sizes.append(len(graph.meta_graphs[0].graph_def.library.function))
+    self.assertEqual(sizes[0], sizes[1])
+    loaded = tf.saved_model.load(path)
+    names = [v.name for v in loaded.last_1.trainable_variables]
+    self.assertEqual(names, [v.name for v in last])
+    self.assertLen(loaded.last_1.variables, len(model.variables))
+    # The first layer's two losses are constant here.
+    (loss,) = loaded.last_1.regularization_losses
+    self.assertAllClose(loss(), model.losses[-1])
+    self.assertAllEqual(loaded.last_1(tf.ones([1, 2])), loaded(tf.ones([1, 2])))
+
   def save_and_load(self, model, spec, **kwargs):
     root = _reusable(model, spec, **kwargs)
     export_dir = os.path.join(self.get_temp_dir(), self.id())

@@ -91,7 +91,7 @@ def verify(
   process: subprocess.Popen | None = None,
   record: Mapping[str, Any] | None = None,
   keep_failed: str | None = None,
-) -> None:
+) -> dict[str, Any]:
   """Compares an export with its live model, in a process without model code.
 
   The comparisons that passed are written to `assets.extra/verification.json` in
@@ -106,18 +106,22 @@ def verify(
       leaves out gradients, changed hyperparameters, hub.KerasLayer, the empty
       batch, compilation under XLA and saving again.
     sub_objects: Model and inputs of each attribute of the export that is
-      reusable by itself, such as `mlm`. Each is compared like `source`.
+      reusable by itself, such as `mlm`. Each is compared like `source`; without
+      inputs only its variables and losses are.
     is_keras: Whether the export is a complete Keras model. It is then loaded by
       Keras, and compared without changed hyperparameters.
     process: The result of `start`, if it was called before.
     record: Further entries of the report, such as the flags of the exporter.
     keep_failed: Where to move an export that fails.
 
+  Returns:
+    The report; {} if `level` is `off`.
+
   Raises:
     ExportError: The export differs, or does not compile once under XLA.
   """
   if level == "off":
-    return
+    return {}
   print(f"Verifying the export ({level})", flush=True)
   if is_keras:
     defaults = {k: v for k, v in source.defaults.items() if k == "training"}
@@ -155,7 +159,7 @@ def verify(
       + (f"; it is kept at {keep_failed}." if keep_failed else ".")
     )
   entries = {"level": level, "weights_sha256": weights_sha256}
-  _write_report(export_dir, results, {**(record or {}), **entries})
+  return _write_report(export_dir, results, {**(record or {}), **entries})
 
 
 def _compared(
@@ -271,6 +275,8 @@ def _calls(
   part: str, source: saving.Source, examples: Sequence[Any], level: str
 ) -> Iterator[observation.Call]:
   """Plans the calls to compare the live model and its export in."""
+  if not examples:
+    return
   steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
   training = {"training": True} if "training" in source.defaults else {}
   steadily = {**training, **steady}
@@ -444,8 +450,8 @@ def _write_report(
   export_dir: str,
   results: Sequence[observation.Result],
   record: Mapping[str, Any],
-) -> None:
-  """Writes the comparisons that passed, and notes on the others.
+) -> dict[str, Any]:
+  """Writes and returns the comparisons that passed, and notes on the others.
 
   The report is the same in every run: it leaves out differences, whose last
   bits depend on how an op shares its work among threads.
@@ -479,6 +485,7 @@ def _write_report(
   (directory / "verification.json").write_text(
     json.dumps(report, indent=2) + "\n"
   )
+  return report
 
 
 def _sha256_of_files(export_dir: pathlib.Path) -> dict[str, str]:

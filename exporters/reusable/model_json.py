@@ -1,0 +1,184 @@
+"""`assets.extra/model.json`: what an export is, for programs.
+
+Its form is `docs/model.schema.json`. The card is made from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+import json
+import pathlib
+from typing import Any
+
+import tensorflow as tf
+
+from distribution import publishing
+from exporters.conformance import kinds
+from exporters.reusable import errors
+from exporters.reusable import model_card
+from exporters.reusable import profiles as profiles_lib
+from exporters.reusable import saving
+
+PATH = "assets.extra/model.json"
+_CARD = "assets.extra/README.md"
+
+
+def describe(
+  card: model_card.Card,
+  exporter: str,
+  root: tf.train.Checkpoint,
+  source: saving.Source,
+  signature: tf.types.experimental.ConcreteFunction,
+  *,
+  profiles: Sequence[str] = (),
+  sub_objects: Mapping[str, saving.Source],
+  is_keras: bool,
+) -> dict[str, Any]:
+  """Describes an export.
+
+  Args:
+    card: What only the exporter knows.
+    exporter: Name of the program.
+    root: The exported object.
+    source: The model that was exported.
+    signature: The export's `serving_default`: names, dtypes and shapes.
+    profiles: Names of the freezing profiles.
+    sub_objects: The models that are sub-objects, by their paths.
+    is_keras: Whether the export is a complete Keras model.
+  """
+  names = [v.name for v in source.variables]
+  inputs = tf.nest.flatten(signature.structured_input_signature)
+  outputs = signature.structured_outputs
+  attributes = tf.train.TrackableView(root).children(root)
+  described = {
+    "version": 1,
+    "name": card.name,
+    "description": card.description,
+    "exporter": exporter,
+    "kind": kinds.of(
+      source.input_spec, source.output_spec, attributes, outputs
+    ).name,
+    "format": "keras" if is_keras else "reusable",
+    "has_training_mode": "training" in source.defaults,
+    "inputs": [*_tensors({s.name: s for s in inputs}, card)],
+    "outputs": [*_tensors(outputs, card)],
+    "hyperparameters": _hyperparameters(source),
+    "sub_objects": [
+      {"name": name, "hyperparameters": _hyperparameters(sub_object)}
+      for name, sub_object in sub_objects.items()
+    ],
+    "parameters": {
+      "all": _size(source.variables),
+      "trainable": _size(source.trainable_variables),
+    },
+    "regularization_losses": len(source.regularization_losses),
+    "variables": [*_variables(source)],
+    "profiles": [
+      {
+        "name": name,
+        "description": profiles_lib.describe(name, names),
+        "trainable_variables": _names(getattr(root, name)),
+      }
+      for name in profiles
+    ],
+    "provenance": dict(card.provenance),
+    "versions": {"tensorflow": tf.__version__},
+  }
+  return described | model_card.usage(
+    card, described["parameters"]["trainable"], is_keras=is_keras
+  )
+
+
+def _names(model: Any) -> list[str]:
+  return [v.name.removesuffix(":0") for v in model.trainable_variables]
+
+
+def _size(variables: Sequence[tf.Variable]) -> int:
+  return sum(v.shape.num_elements() for v in variables)
+
+
+def _tensors(
+  specs: Mapping[str, Any], card: model_card.Card
+) -> Iterator[dict[str, Any]]:
+  for name, spec in specs.items():
+    known = {}
+    if limits := card.ranges.get(name):
+      known["minimum"], known["maximum"] = limits
+    if size := card.training_sizes.get(name):
+      known["training_size"] = list(size)
+    yield {
+      "name": name,
+      "dtype": spec.dtype.name,
+      "shape": spec.shape.as_list(),
+      "meaning": card.meanings[name],
+      **known,
+    }
+
+
+def _hyperparameters(source: saving.Source) -> list[dict[str, Any]]:
+  return [
+    {
+      "name": h.name,
+      "dtype": h.spec.dtype.name,
+      "default": h.default,
+      "description": h.description,
+      **h.limits,
+      **({"choices": list(h.choices)} if h.choices else {}),
+    }
+    for h in source.hyperparameters
+  ]
+
+
+def _variables(source: saving.Source) -> Iterator[dict[str, Any]]:
+  names = [v.name for v in source.variables]
+  trainable = {v.ref() for v in source.trainable_variables}
+  indices = profiles_lib.layer_indices(names)
+  for variable, index in zip(source.variables, indices, strict=True):
+    yield {
+      "name": variable.name.removesuffix(":0"),
+      "dtype": variable.dtype.name,
+      "shape": variable.shape.as_list(),
+      "trainable": variable.ref() in trainable,
+      "layer_index": index,
+      "weight_decay": variable.ref() in trainable
+      and profiles_lib.decays(variable.name),
+    }
+
+
+def verified(report: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the entries that a verification report makes; {} without one."""
+  if not report:
+    return {}
+  passed = [c["kind"] for c in report["comparisons"] if c["passed"]]
+  hashes = ("checkpoint_sha256", "weights_sha256")
+  return {
+    "versions": report["versions"],
+    **{name: report[name] for name in hashes if name in report},
+    "verification": {"level": report["level"], "passed": passed},
+  }
+
+
+def read(export_dir: str) -> dict[str, Any]:
+  """Reads the description of an export.
+
+  Raises:
+    ExportError: There is none, or it is damaged.
+  """
+  path = pathlib.Path(export_dir, PATH)
+  if not path.is_file():
+    raise errors.ExportError(
+      f"{export_dir} has no {PATH}. Export it again: older exports lack it."
+    )
+  with errors.of_input(OSError, TypeError, ValueError, about=f"{path}: "):
+    return dict(json.loads(path.read_text("utf-8")))
+
+
+def write(export_dir: str, described: Mapping[str, Any]) -> None:
+  """Writes the description into an export, and the card that it makes."""
+  content = json.dumps(described, indent=2, ensure_ascii=False)
+  pathlib.Path(export_dir, PATH).parent.mkdir(exist_ok=True)
+  about = f"{export_dir}: {PATH} is incomplete or of another form: "
+  with errors.of_input(KeyError, TypeError, ValueError, about=about):
+    card = model_card.text(described)
+  for path, text in ((PATH, f"{content}\n"), (_CARD, card)):
+    publishing.write(pathlib.Path(export_dir, path), text.encode())
