@@ -102,8 +102,9 @@ def define_flags(
   flags.DEFINE_integer(
     "seed",
     None,
-    "Seed of new weights and of dropout: the same machine then gives the same"
-    " result each time. The default draws another one each time.",
+    "Seed of the new weights: the same machine then gives the same result each"
+    " time if the rates of dropout are 0, as an export draws its own dropout."
+    " The default draws other weights each time.",
     lower_bound=0,
   )
   flags.DEFINE_string(

@@ -73,6 +73,7 @@ def from_json(name: str, data: bytes) -> dict[str, Any]:
   """
   with errors.of_input(ValueError, RecursionError, about=f"{name}: "):
     document = json.loads(data)
+    to_json(document)  # It fails on half a surrogate pair.
   if not isinstance(document, dict):
     raise errors.ExportError(f"{name} is not a JSON object.")
   return document
@@ -230,7 +231,7 @@ def _provenance(
     for name, version in sorted(report.get("versions", {}).items())
     if name != "python"
   ]
-  if revision := listed["source_revision"]:
+  if (revision := listed["source_revision"]) is not None:
     dependencies.append({"name": "source", "digest": {"gitCommit": revision}})
   parameters, threads = (
     {name: report[name] for name in names if report.get(name)}
