@@ -175,9 +175,10 @@ def _drawn(contents: Mapping[str, bytes], fields: Mapping[str, Any]) -> str:
     if "fine_tuning" in fields:
       about = "Metrics of a fine-tuning on other data, by epoch"
       sections.append((about, pictures.curves(fields["fine_tuning"])))
-  return "".join(
-    f"{about}:\n\n{pictures.image(svg, about)}\n\n" for about, svg in sections
-  )
+  images = [
+    f"{about}:\n\n{pictures.image(p, about)}\n\n" for about, p in sections
+  ]
+  return "".join(["## Layers and curves\n\n", *images]) if images else ""
 
 
 def _check_report(report: Mapping[str, Any], listed: Mapping[str, Any]) -> None:
