@@ -330,7 +330,13 @@ AT_ONCE: Table = [
       "--card_file={deep.yaml}": "deep.yaml: not YAML: maximum recursion",
       "--signing_key={text}": "text is no elliptic curve key in PEM: Unable",
       "--signing_key=/nowhere": "/nowhere is no .* in PEM: No such file",
+      "--sigstore_token_file=/nowhere": "token_file=/nowhere: No such file",
+      "--fine_tuning_record={text}": "record applies only with --card_file",
     },
+  ),
+  (
+    "exporters/verify --package={directory}",
+    {"--sigstore_identity=a": "--sigstore_issuer go together"},
   ),
   *(
     (

@@ -62,6 +62,13 @@ _PATHS = {
   " //exporters:fine_tuned verifies it and writes its card.",
 }
 _WRITTEN = tuple(_PATHS)[1:]
+_FILES = {
+  "training_record": "File to write the metrics of each epoch to, in JSON, for"
+  " --fine_tuning_record of //exporters:package. The default is not to.",
+  "check_first": "Command that checks each export before it is loaded, such as"
+  " bazel-bin/exporters/check, which `./bazelw build //exporters:check` makes."
+  " An exit status other than 0 ends this program. Default: no check.",
+}
 # Flags of classifiers that are None unless they are set, and their defaults.
 _RECIPE = {"frozen_epochs": 5, "learning_rate_ratio": 0.1, "patience": 10}
 _EXPORTS = ("saved_model_dir", "preprocessor_dir", "cell_dir")  # Flags.
@@ -96,28 +103,16 @@ def define_flags(
     classifies: Also define those of classifiers, which are trained in two
       phases.
   """
-  for name, text in _PATHS.items():
+  for name, text in {**_PATHS, **_FILES}.items():
     flags.DEFINE_string(name, None, text)
   flags.mark_flag_as_required("saved_model_dir")
   flags.DEFINE_integer(
     "seed",
     None,
-    "Seed of new weights and of dropout: the same machine then gives the same"
-    " result each time. The default draws another one each time.",
+    "Seed of the new weights: the same machine then gives the same result each"
+    " time if the rates of dropout are 0, as an export draws its own dropout."
+    " The default draws other weights each time.",
     lower_bound=0,
-  )
-  flags.DEFINE_string(
-    "training_record",
-    None,
-    "File to write the metrics of each epoch to, in JSON, for"
-    " --fine_tuning_record of //exporters:package. The default is not to.",
-  )
-  flags.DEFINE_string(
-    "check_first",
-    None,
-    "Command that checks each export before it is loaded, such as"
-    " bazel-bin/exporters/check, which `./bazelw build //exporters:check`"
-    " makes. An exit status other than 0 ends this program. Default: no check.",
   )
   strategies.define_flags()
   flags.adopt_module_key_flags(strategies)
@@ -393,11 +388,8 @@ def fine_tune(
       for name in ("output_saved_model_dir", "output_piece_dir")
     )
     report_file = held_out and formats.absolute(values.report)
-    if report_file and strategies.is_chief(strategy):
-      report.check(report_file)
     record_file = formats.absolute(values.training_record)
-    if record_file:
-      formats.check_output_file("training_record", record_file)
+    _check_files(report_file, record_file, strategy)
     _check_batch_size(strategy)
     arguments, recipe = _arguments()
     with strategies.precision(values.mixed_precision), strategy.scope():
@@ -432,14 +424,8 @@ def fine_tune(
       f"{len(fitting.examples(data.train)):,} {examples} of {_data_names()}"
     )
     if output_dir and isinstance(served, serving.Classifier):
-      serving.save(
-        served,
-        output_dir,
-        strategy,
-        source,
-        result,
-        values.warmup_batch_sizes,
-      )
+      sizes = values.warmup_batch_sizes
+      serving.save(served, output_dir, strategy, source, result, sizes)
     elif output_dir:
       fitting.save(served, output_dir, strategy)
       if strategies.is_chief(strategy):
@@ -449,6 +435,18 @@ def fine_tune(
     if report_file:
       _report(report_file, model, data.test, held_out(), history, examples)
   return model
+
+
+def _check_files(
+  report_file: str | None,
+  record_file: str | None,
+  strategy: tf.distribute.Strategy,
+) -> None:
+  """Raises an InputError before the training if a file cannot be written."""
+  if report_file and strategies.is_chief(strategy):
+    report.check(report_file)
+  if record_file:
+    formats.check_output_file("training_record", record_file)
 
 
 def _write_record(path: str, history: Mapping[str, Sequence[float]]) -> None:

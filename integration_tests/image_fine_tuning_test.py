@@ -5,6 +5,7 @@
 
 import functools
 from http import server
+import json
 import os
 import pathlib
 import re
@@ -251,13 +252,14 @@ class ImageFineTuningTest(tf.test.TestCase):
   def test_program(self):
     output_dir = os.path.join(self.get_temp_dir(), "output")
     page = pathlib.Path(self.get_temp_dir(), "page.html")
+    record = pathlib.Path(self.get_temp_dir(), "record.json")
     export = f"--saved_model_dir={_MNIST_CNN.value}"
     for arguments, status, message in (
       (
         [
           *(export, "--dataset=digits_5_9", "--frozen_epochs=1", "--epochs=2"),
           *("--strategy=one_device", f"--output_saved_model_dir={output_dir}"),
-          f"--report={page}",
+          *(f"--report={page}", f"--training_record={record}"),
         ],
         0,
         r"Test accuracy: 0\.[89]\d* on 179 images held out\n"
@@ -292,6 +294,9 @@ class ImageFineTuningTest(tf.test.TestCase):
         self.assertEqual(result.returncode, status, result.stderr)
         self.assertRegex(result.stdout + result.stderr, message)
         self.assertNotIn("Traceback", result.stderr)
+    epochs = json.loads(record.read_text())["epochs"]
+    self.assertLen(epochs, 3)  # One of the new head alone.
+    self.assertLess(epochs[-1]["loss"], epochs[0]["loss"])
     serve = tf.saved_model.load(output_dir).signatures["images"]
     images, labels = self.test
     served = [int(x) for x in serve(images=tf.constant(images))["label"]]

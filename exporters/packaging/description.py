@@ -141,7 +141,7 @@ def readme(fields: Mapping[str, Any], card: str, pictures: str) -> str:
         "results": [
           {
             "task": {"type": fields["task"]},
-            "dataset": {"name": r["dataset"], "type": r["dataset"]},
+            "dataset": _dataset(r),
             "metrics": [{"type": r["metric"], "value": r["value"]}],
           }
           for r in results
@@ -150,6 +150,14 @@ def readme(fields: Mapping[str, Any], card: str, pictures: str) -> str:
     ]
   matter = yaml.safe_dump(front, allow_unicode=True, width=1000)
   return f"---\n{matter}---\n\n{text(fields, pictures + card)}"
+
+
+def _dataset(result: Mapping[str, Any]) -> dict[str, str]:
+  name = result["dataset"]
+  if "dataset_id" not in result:
+    return {"name": name, "type": name}
+  benchmark = {"type": result["dataset_id"], "config": result["task_id"]}
+  return {"name": name, **benchmark}
 
 
 def text(fields: Mapping[str, Any], card: str) -> str:

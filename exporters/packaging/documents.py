@@ -73,6 +73,7 @@ def from_json(name: str, data: bytes) -> dict[str, Any]:
   """
   with errors.of_input(ValueError, RecursionError, about=f"{name}: "):
     document = json.loads(data)
+    to_json(document)  # It fails on half a surrogate pair.
   if not isinstance(document, dict):
     raise errors.ExportError(f"{name} is not a JSON object.")
   return document
@@ -174,9 +175,10 @@ def _drawn(contents: Mapping[str, bytes], fields: Mapping[str, Any]) -> str:
     if "fine_tuning" in fields:
       about = "Metrics of a fine-tuning on other data, by epoch"
       sections.append((about, pictures.curves(fields["fine_tuning"])))
-  return "".join(
-    f"{about}:\n\n{pictures.image(svg, about)}\n\n" for about, svg in sections
-  )
+  images = [
+    f"{about}:\n\n{pictures.image(p, about)}\n\n" for about, p in sections
+  ]
+  return "".join(["## Layers and curves\n\n", *images]) if images else ""
 
 
 def _check_report(report: Mapping[str, Any], listed: Mapping[str, Any]) -> None:
@@ -230,7 +232,7 @@ def _provenance(
     for name, version in sorted(report.get("versions", {}).items())
     if name != "python"
   ]
-  if revision := listed["source_revision"]:
+  if (revision := listed["source_revision"]) is not None:
     dependencies.append({"name": "source", "digest": {"gitCommit": revision}})
   parameters, threads = (
     {name: report[name] for name in names if report.get(name)}

@@ -156,7 +156,7 @@ class PackagesTest(parameterized.TestCase):
     for name in sorted(first):
       hasher.update(first[name])
     # If this changes on purpose, raise documents.FORMAT.
-    self.assertEqual(hasher.hexdigest()[:16], "d4ebb2d073e101da")
+    self.assertEqual(hasher.hexdigest()[:16], "41086467f84132ca")
     mask = os.umask(0o077)
     self.addCleanup(os.umask, mask)
     other = os.path.join(self.directory, "other")
@@ -332,6 +332,20 @@ class PackagesTest(parameterized.TestCase):
     "no attestation": (
       lambda t: t.put(documents.TEST_RESULT, b"[]"),
       "test_result.json is not a JSON object",
+    ),
+    "half a character": (
+      lambda t: t.put(
+        documents.MANIFEST,
+        t.bytes_of(documents.MANIFEST).replace(b"Tests.", rb"\ud800"),
+      ),
+      "manifest.json: .*surrogates not allowed",
+    ),
+    "manifest, benchmark": (
+      lambda t: t.edit(
+        documents.MANIFEST,
+        lambda d: d["description"]["evaluation"][0].update(task_id="other"),
+      ),
+      "README.md has changed",
     ),
     "bill of materials of another model": (
       lambda t: t.from_other(documents.SPDX),

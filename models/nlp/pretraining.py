@@ -101,21 +101,11 @@ def train(
     **(about or {}),
   }
   del run["epochs"]  # A training may go on for longer.
-  for layer in model.submodules:
-    if isinstance(layer, tf_keras.layers.Dropout) and not config.dropout:
-      layer.rate = 0.0
-    # The loss does not depend on the pooler, about which Keras would warn.
-    if isinstance(layer, tf_keras.layers.Dense) and "pooler" in layer.name:
-      layer.trainable = False
+  logs = [] if logs is None else logs
   with strategy.scope():
     trained = _compiled(model, config)
     saves = _checkpoints(
-      model,
-      trained.optimizer,
-      checkpoint_dir,
-      tokenizer,
-      run,
-      [] if logs is None else logs,
+      model, trained.optimizer, checkpoint_dir, tokenizer, run, logs
     )
   steps_done = int(trained.optimizer.iterations.numpy())
   if steps_done > config.epochs * config.steps_per_epoch:
@@ -146,7 +136,16 @@ def train(
 
 
 def _compiled(model: tf_keras.Model, config: Config) -> tf_keras.Model:
-  """Compiles the model from its inputs to logits of the masked tokens."""
+  """Compiles the model from its inputs to logits of the masked tokens.
+
+  It freezes the pooler and, without `config.dropout`, turns dropout off.
+  """
+  for layer in model.submodules:
+    if isinstance(layer, tf_keras.layers.Dropout) and not config.dropout:
+      layer.rate = 0.0
+    # The loss does not depend on the pooler, about which Keras would warn.
+    if isinstance(layer, tf_keras.layers.Dense) and "pooler" in layer.name:
+      layer.trainable = False
   inputs = {x.name: x for x in tf.nest.flatten(model.inputs)}
   # The loss is computed in float32, whatever the precision of the model.
   as_float32 = tf_keras.layers.Activation("linear", dtype="float32")
