@@ -27,7 +27,7 @@ _HEADER = """# Architectures
 Make these exports, and this page of them:
 
 ```sh
-./bazelw run //integration_tests:architectures -- --output_file=/tmp/architectures.md
+./bazelw run //integration_tests:architectures -- --output_file=/tmp/page.md
 ```
 
 Each section describes an export that the tests of this repository make: a small
