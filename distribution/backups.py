@@ -53,8 +53,8 @@ def callbacks(
     strategy: The strategy that the model is trained with. Of several workers
       only the chief writes.
     epochs: Number of epochs, which may change when the run resumes.
-    logs: JSON values of each epoch, saved with the state. On return it has those
-      of the finished epochs; a callback before these appends the others.
+    logs: JSON values of each epoch, saved with the state. On return it has
+      those of the finished epochs; a callback before these appends the others.
 
   Raises:
     ValueError: The directory has the state of another run, or of more epochs.
