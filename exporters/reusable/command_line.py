@@ -284,8 +284,7 @@ def _check_paths() -> None:
 def _record() -> dict[str, Any]:
   """Returns the flags that the export depends on, for its verification report.
 
-  Only what makes a difference to the export: of inputs the name, and neither
-  directories to write nor `--overwrite`.
+  Inputs are reduced to their names. Directories to write are left out.
   """
   record = {}
   for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
