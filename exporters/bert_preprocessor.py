@@ -120,7 +120,7 @@ def read_tokenizer(
     if options.vocab_file:
       tokens = preprocessing.read_vocabulary(file)
       if options.as_transformers and len(tokens) < (vocab_size or 0):
-        # Tables of word embeddings often have more rows than the file has tokens.
+        # Encoders often have more word embeddings than tokens.
         print(f"{file} has {len(tokens):,} tokens for {vocab_size:,} ids.")
         tokens += [f"[unused_{i}]" for i in range(len(tokens), vocab_size)]
       tokenizer = preprocessing.wordpiece_tokenizer(
