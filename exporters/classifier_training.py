@@ -34,8 +34,8 @@ _DIRECTORY_FLAGS = {
   "checkpoint_dir": "directory for the checkpoint of the trained classifier. It"
   " must not exist, or be empty; --overwrite replaces one with a checkpoint.",
   "backup_dir": "directory for the state of the training after each epoch,"
-  " removed once the export has appeared. After an interruption the same command"
-  " resumes from it. All machines need access to it.",
+  " removed once the export has appeared. After an interruption the same"
+  " command resumes from it. All machines need access to it.",
   "tensorboard_dir": command_line.TENSORBOARD,
 }
 _TRAINING_FLAGS = {

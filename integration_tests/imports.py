@@ -13,7 +13,7 @@ import re
 
 _FOLDERS = (
   *("data", "distribution", "models", "exporters", "exporters/conformance"),
-  *("exporters/phones", "exporters/publishing", "exporters/reusable"),
+  *("exporters/phones", "exporters/packaging", "exporters/reusable"),
   *("exporters/tpu", "integration_tests", "integration_tests/benchmarks"),
 )
 _OF_TESTS = re.compile("_test.py$|mutants")
@@ -58,6 +58,24 @@ def _imported(path: pathlib.Path) -> Iterator[str]:
       yield _folder(pathlib.PurePath(node.value.replace(".", "/")))
 
 
+def _reach(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
+  """Returns the pairs of folders that a path of imports connects."""
+  reach = set(pairs)
+  for middle, a, b in itertools.product(_FOLDERS, repeat=3):
+    if (a, middle) in reach and (middle, b) in reach:
+      reach.add((a, b))
+  return reach
+
+
+def _acyclic(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
+  """Leaves out the imports that close a cycle."""
+  kept: set[tuple[str, str]] = set()
+  for a, b in sorted(pairs):
+    if (b, a) not in _reach(kept):
+      kept.add((a, b))
+  return kept
+
+
 def _levels(pairs: set[tuple[str, str]]) -> Mapping[str, int]:
   """Returns the row of each folder: below all that import it."""
   levels = dict.fromkeys(_FOLDERS, 0)
@@ -69,10 +87,8 @@ def _levels(pairs: set[tuple[str, str]]) -> Mapping[str, int]:
 
 def svg(pairs: set[tuple[str, str]]) -> str:
   """Draws the folders; an import that another path implies is left out."""
-  reach = set(pairs)
-  for middle, a, b in itertools.product(_FOLDERS, repeat=3):
-    if (a, middle) in reach and (middle, b) in reach:
-      reach.add((a, b))
+  pairs = _acyclic(pairs)
+  reach = _reach(pairs)
   direct = {
     (a, b)
     for a, b in pairs

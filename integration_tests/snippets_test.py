@@ -8,9 +8,9 @@ from absl.testing import absltest
 from absl.testing import parameterized
 
 from integration_tests import snippets
+from tools import nightly
 
 _MNIST_CNN = flags.DEFINE_string("mnist_cnn", None, "An export.")
-_SLOW = flags.DEFINE_bool("slow", False, "Run those that take long, too.")
 _PAGES = ["README.md", *sorted(map(str, pathlib.Path("docs").glob("*.md")))]
 
 
@@ -18,7 +18,7 @@ class SnippetsTest(parameterized.TestCase):
   @parameterized.parameters(*_PAGES)
   def test_commands_run(self, page: str):
     text = pathlib.Path(page).read_text(encoding="utf-8")
-    blocks = snippets.shell(text, _SLOW.value)
+    blocks = snippets.shell(text, nightly.IS_ON)
     if not blocks:
       self.skipTest("No command is marked.")
     directory = pathlib.Path(self.create_tempdir().full_path)
