@@ -111,8 +111,8 @@ def define_flags(examples: str, condition: str = "") -> None:
   flags.DEFINE_float(
     "held_out",
     None,
-    f"{condition}Share of the {examples} of each class to hold out. Default: the"
-    f" test split of the data, or else {HELD_OUT_SHARE:g}.",
+    f"{condition}Share of the {examples} of each class to hold out. Default:"
+    f" the test split of the data, or else {HELD_OUT_SHARE:g}.",
     lower_bound=0.01,
     upper_bound=0.9,
   )

@@ -32,7 +32,9 @@ _GROUPS = {
     r"|(layer|weight)_decay"
   ),
   "Accelerators": "strategy|tpu|num_gpus|mixed_precision|topology|libtpu",
-  "Safety and errors": "audit|check_first|debug|follow_links|gib|sandbox|seconds|trust",
+  "Safety and errors": (
+    "audit|check_first|debug|follow_links|gib|sandbox|seconds|trust"
+  ),
 }
 # Descriptions of values that say no more than the type.
 _NO_NEWS = re.compile(r"|an? (integer|number|comma separated list)|.*\d{10}\]")
