@@ -111,16 +111,16 @@ def define_flags(examples: str, condition: str = "") -> None:
   flags.DEFINE_float(
     "held_out",
     None,
-    f"{condition}share of the {examples} of each class to hold out. Default:"
-    f" what the data itself holds out, or {HELD_OUT_SHARE:g}.",
+    f"{condition}Share of the {examples} of each class to hold out. Default:"
+    f" the test split of the data, or else {HELD_OUT_SHARE:g}.",
     lower_bound=0.01,
     upper_bound=0.9,
   )
   flags.DEFINE_string(
     "class_names_file",
     None,
-    f"{condition}file with the names of the classes, one in each line, in the"
-    " order of the labels. Default: the names in the data.",
+    f"{condition}File with the names of the classes, one per line, in the order"
+    " of the labels. Default: the names in the data.",
   )
 
 

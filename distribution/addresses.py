@@ -7,10 +7,10 @@ import socket
 
 @contextlib.contextmanager
 def held(count: int) -> Iterator[list[str]]:
-  """Yields addresses on this machine, with ports that nobody else is given.
+  """Yields addresses on this machine whose ports stay reserved.
 
   Their sockets are bound but do not listen. A server that sets SO_REUSEADDR, as
-  TensorFlow's does, can therefore listen on these ports all the same.
+  TensorFlow's does, can therefore still listen on these ports.
   """
   with contextlib.ExitStack() as stack:
     sockets = [stack.enter_context(socket.socket()) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Keeps the state of a training, and says which training it belongs to."""
+"""Saves the state of a training run, with a record of which run it is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
-# The file that says which training the state in a directory belongs to.
+# The file that records which training run a directory belongs to.
 _RECORD = "training.json"
 
 # In the record: what changes from epoch to epoch.
@@ -41,23 +41,23 @@ def callbacks(
   epochs: int,
   logs: list[dict[str, float]] | None = None,
 ) -> list[tf_keras.callbacks.Callback]:
-  """Makes callbacks that keep the state of a training.
+  """Makes callbacks that save the state after each epoch.
 
-  Training resumes from the state that is there. A program that succeeds removes
-  it, so that one that is killed after training need not train again.
+  If the directory already has a state, training resumes from it. A program that
+  succeeds removes the state, so one that is killed after training need not
+  train again.
 
   Args:
-    directory: Where to keep the state after each epoch; None keeps nothing.
+    directory: Where to save the state; None saves nothing.
     training: As in `claim`.
     strategy: The strategy that the model is trained with. Of several workers
       only the chief writes.
-    epochs: How long to train, which may change when the training resumes.
-    logs: JSON values of each epoch, kept with the state. It gets those of the
-      epochs that are done; another callback, before these, appends the rest.
+    epochs: Number of epochs, which may change when the run resumes.
+    logs: JSON values of each epoch, saved with the state. On return it has
+      those of the finished epochs; a callback before these appends the others.
 
   Raises:
-    ValueError: The directory has the state of another training, or of more
-      epochs.
+    ValueError: The directory has the state of another run, or of more epochs.
   """
   if not directory:
     return []
@@ -98,10 +98,10 @@ def callbacks(
 
 
 class Backup:
-  """The state of a training after its last and its best epoch, until it ends.
+  """The state of a training run after its last and its best epoch.
 
   Attributes:
-    logs: For each epoch that is done what `save` was given, JSON values.
+    logs: The `logs` that `save` received for each finished epoch, JSON values.
   """
 
   def __init__(
@@ -110,15 +110,15 @@ class Backup:
     training: Mapping[str, Any],
     strategy: tf.distribute.Strategy,
   ):
-    """Finds the state that a directory has.
+    """Finds the state in a directory.
 
     Args:
-      directory: The directory; None keeps nothing.
+      directory: The directory; None saves nothing.
       training: As in `claim`.
       strategy: As in `callbacks`.
 
     Raises:
-      ValueError: The directory has the state of another training.
+      ValueError: The directory has the state of another run.
     """
     self._directory, self._training = directory, training
     self._strategy, self._is_chief = strategy, strategies.is_chief(strategy)
@@ -131,12 +131,12 @@ class Backup:
     logs: Sequence[Mapping[str, float]],
     best: int,
   ) -> None:
-    """Keeps the state after the last of the epochs, and that of a better one.
+    """Saves the state after the last epoch, and keeps that of the best one.
 
     Args:
       state: Lists of variables, or an optimizer, under any names.
       logs: JSON values of each epoch.
-      best: Index of the epoch, before the last one, whose state to keep too.
+      best: Index of an earlier epoch whose state to keep too.
     """
     if not self._directory:
       return
@@ -155,14 +155,14 @@ class Backup:
     self._remove(lambda name: not name.startswith(kept))
 
   def restore(self, state: Mapping[str, Any], epoch: int) -> None:
-    """Restores what `save` was given, or a part, of an epoch, from 1 on."""
+    """Restores the state, or a part of it, of an epoch, counted from 1."""
     status = tf.train.Checkpoint(**state).read(_path(self._directory, epoch))
     status.assert_existing_objects_matched().expect_partial()
 
   def remove(self) -> None:
-    """Removes the state of a training that has ended."""
+    """Removes the state after the training run has ended."""
     if self._directory and self._is_chief:
-      # Without logs the others are no state, if their removal ends early.
+      # Goes first: without logs, files that are left over are not a state.
       _write(self._directory, _flat(self._training))
       self._remove(lambda name: True)
       tf.io.gfile.remove(_record(self._directory))
@@ -174,17 +174,17 @@ class Backup:
 
 
 def _remove(directory: str) -> None:
-  """Removes the state that Keras keeps, and the record."""
+  """Removes the checkpoints of Keras, and the record."""
   files = tf.io.gfile
   state = os.path.join(directory, _OF_KERAS)
-  # Without this file the others are no state, if their removal ends early.
+  # Goes first: without this file, those that are left over are not a state.
   files.remove(os.path.join(state, "checkpoint"))
   files.rmtree(state)
   files.remove(_record(directory))
 
 
 def remove_unfinished(directory: str) -> None:
-  """Removes what a killed process has begun to write for a checkpoint."""
+  """Removes the unfinished checkpoint of a killed process."""
   files = tf.io.gfile
   for name in files.listdir(directory):
     path = os.path.join(directory, name)
@@ -204,20 +204,19 @@ def _path(directory: str, epoch: int) -> str:
 def claim(
   directory: str, training: Mapping[str, Any], is_chief: bool = True
 ) -> dict[str, Any]:
-  """Records which training a directory belongs to, or compares the record.
+  """Records which training run a directory belongs to, or compares the record.
 
   Args:
     directory: The directory, which need not exist.
-    training: What the result of the training depends on, as far as it must stay
-      the same: options, which may be nested, and fingerprints of data and
-      weights. JSON values.
+    training: What must be the same when the run resumes: options, which may be
+      nested, and fingerprints of data and weights. JSON values.
     is_chief: Whether to write the record if the directory has no state.
 
   Returns:
-    The record that is there.
+    The record in the directory.
 
   Raises:
-    ValueError: The directory has the state of another training.
+    ValueError: The directory has the state of another run.
   """
   files = tf.io.gfile
   folders = [directory, os.path.join(directory, _OF_KERAS)]
@@ -297,7 +296,7 @@ def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def fingerprint(examples: tf.data.Dataset) -> str:
-  """Hashes a dataset: its number of examples, and the first 256 MiB of them."""
+  """Hashes the size of a dataset and the first 256 MiB of its examples."""
   digest = hashlib.sha256(f"{examples.element_spec}".encode())
   digest.update(f"{int(examples.cardinality())}".encode())
   seen = 0
@@ -312,7 +311,7 @@ def fingerprint(examples: tf.data.Dataset) -> str:
 
 
 def fingerprint_of_files(paths: Iterable[str]) -> str:
-  """Hashes the contents of those files that exist."""
+  """Hashes the contents of the files that exist."""
   digest = hashlib.sha256()
   for path in paths:
     if tf.io.gfile.exists(path):

@@ -35,14 +35,14 @@ _COPY = re.compile(_OBJECT.pattern + r"/rewriteTo/b/([^/]+)/o/([^/]+)")
 
 @contextlib.contextmanager
 def serving() -> Iterator[None]:
-  """Has this process and its children find gs:// in the memory of another one.
+  """Serves gs:// from memory to this process and its children.
 
-  Call it before TensorFlow looks at a bucket. All buckets exist and are empty,
-  but nobody may read gs://forbidden.
+  Call it before TensorFlow accesses a bucket. All buckets exist and are empty;
+  reading gs://forbidden is denied.
   """
   with (
     tempfile.TemporaryDirectory() as directory,
-    # TensorFlow holds Python's lock while it saves, so it is another process.
+    # TensorFlow holds Python's lock while it saves, so a process serves.
     subprocess.Popen(
       [sys.executable, __file__, directory],
       stdin=subprocess.PIPE,
@@ -54,7 +54,7 @@ def serving() -> Iterator[None]:
       "HTTPS_PROXY": f"http://localhost:{process.stdout.readline().strip()}",
       "NO_PROXY": "",
       "CURL_CA_BUNDLE": os.path.join(directory, _CERTIFICATE),
-      "NO_GCE_CHECK": "true",  # It would wait for the metadata of a machine.
+      "NO_GCE_CHECK": "true",  # Otherwise it waits for a server.
       "GCS_RETRY_CONFIG_MAX_RETRIES": "0",
     }
     try:

@@ -1,4 +1,4 @@
-"""How a program reports an error: a user's in one line, a bug with traceback.
+"""Reports errors in the input in one line, and bugs with a traceback.
 
 It imports no TensorFlow.
 """
@@ -18,9 +18,9 @@ from absl import flags
 
 flags.disclaim_key_flags()  # --help lists them as the program's.
 
-_LONGEST = 800  # Characters of a message of others,
-_READ = 100_000  # of which so many are read,
-_LONGEST_OF_ALL = 2000  # and of any message.
+_LONGEST = 800  # Characters of a library's message in an error.
+_READ = 100_000  # Characters of a library's message that are read.
+_LONGEST_OF_ALL = 2000  # Characters of an error.
 _BUG = (
   "This is a bug in the program, not in your input. Please report it with the"
   " command line and the traceback."
@@ -32,7 +32,7 @@ _OF_FILES = {
   *(errno.EACCES, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
   *(errno.ENOTDIR, errno.EPERM, errno.EPIPE, errno.EROFS),
 }
-# What Python and the dynamic linker say.
+# Messages of Python and of the dynamic linker.
 _NO_MEMORY = re.compile(
   "Cannot allocate memory|can't start new thread|failed to map segment"
   "|error return without exception set"
@@ -42,7 +42,7 @@ _NOT_WRITTEN = "|".join(map(os.strerror, {*_OF_FULL_DISKS, errno.EROFS}))
 SCRATCH = ". Set TMPDIR to a directory with more space."
 _PATHS = ("_dir", "_file", "_path", "train_on")  # Names of flags end in these.
 _FIRST_ARGUMENT = r"Positional arguments \(\d+ total\): \* (.*?) (?:\*|Keyword)"
-# What Keras, TensorFlow and gin say, in one line, and what is said instead.
+# Messages of Keras, TensorFlow and gin, in one line, and their replacements.
 _SAID_OTHERWISE = {
   # An InputError that Python code in a tf.data pipeline raises.
   r"\A.*?\bInputError: (.*?)(?: Traceback \(most recent call .*)?$": r"\1",
@@ -64,8 +64,8 @@ _SAID_OTHERWISE = {
     r"The SavedModel has the op \1, which this program does not know: it is of"
     " another kind, or needs a package that has the op"
   ),
-  # What is written in a hidden directory appears without it; `fine_tuned` says
-  # how its working directory there appears.
+  # Paths in the hidden directory of an export appear as its final path;
+  # `fine_tuned` replaces its own working directory.
   r"\.([^/]+)\.unfinished(?!/\1/\.work\.)(/\1)?(/[^\s;]*)?": r"\1",
   rf"^(.*?)(_temp/\S+)?; ({_NOT_WRITTEN})( \[Op:\w+\])?": (
     r"Cannot write \1: \3"
@@ -81,12 +81,12 @@ class InputError(Exception):
 def of_input(*types: type[Exception], about: str = "") -> Iterator[None]:
   """Turns exceptions that a user's input causes into InputErrors.
 
-  Keep what is inside small: a bug must keep its traceback.
+  Keep the body of the context small because a bug must keep its traceback.
 
   Args:
     *types: The exceptions, such as the ValueError of a function that checks its
-      arguments. None: all, for code of others that may raise anything.
-    about: What the message begins with.
+      arguments. None: all, for libraries that may raise anything.
+    about: Prefix of the message.
   """
   try:
     yield
@@ -122,7 +122,7 @@ def one_line(error: BaseException) -> str:
   if isinstance(error, OSError) and error.strerror:
     name = f": {error.filename}" if error.filename else ""
     text = error.strerror + name
-  # The text of others, such as that of a KeyError, is no sentence.
+  # The text of other exceptions, such as KeyError, is not a sentence.
   elif not isinstance(error, (OSError, RuntimeError, ValueError)) and not (
     hasattr(error, "message")
   ):
@@ -140,7 +140,7 @@ def _shown(text: str, longest: int) -> str:
 
 
 def shown(text: str) -> str:
-  """Returns a text of others for a terminal, control characters escaped."""
+  """Escapes the control characters of an untrusted text, for a terminal."""
   return "".join(
     c if c.isprintable() else c.encode("unicode_escape").decode() for c in text
   )
@@ -154,10 +154,10 @@ def define_flags() -> None:
 
 
 def check_flags(arguments: Sequence[str]) -> None:
-  """Ends a program if absl accepts its command line and no program can.
+  """Exits on a command line that absl accepts and no program can use.
 
   Args:
-    arguments: The name of the program, and what absl did not take for a flag.
+    arguments: The name of the program, and the arguments that are not flags.
   """
   if len(arguments) > 1:
     sys.exit(f"ERROR: {arguments[1]} is not a flag. Flags start with --.")
@@ -173,7 +173,7 @@ def check_flags(arguments: Sequence[str]) -> None:
 
 
 def not_utf8(name: str, text: str) -> str:
-  """Says that a path, which has a name, is not UTF-8; returns "" if it is."""
+  """Returns an error if a path, called `name`, is not UTF-8; "" if it is."""
   if text.encode(errors="replace").decode() == text:
     return ""
   return f"{name} is not UTF-8. Rename the file or directory."
@@ -202,10 +202,10 @@ def apply_only_with(condition: str, names: Iterable[str]) -> None:
 
 @contextlib.contextmanager
 def reported() -> Iterator[None]:
-  """Ends a program with one line and exit status 1 if its input is wrong.
+  """Exits with one line and status 1 on an error in the input.
 
-  The same holds for what the machine lacks, such as space on the disk. Any
-  other exception is a bug: it keeps its traceback, with a line that says so.
+  The same holds for a lack of memory or disk space. Any other exception is a
+  bug: it keeps its traceback, with a line that says so.
   """
   try:
     yield
@@ -220,14 +220,14 @@ def reported() -> Iterator[None]:
     if lacks_memory:
       text = f"Memory is full, or limited too low (ulimit -v): {text}"
     line = f"ERROR: {_shown(text, _LONGEST_OF_ALL)}"
-    if lacks_memory:  # Python may not reach its end.
+    if lacks_memory:  # Python may be unable to exit normally.
       print(line, file=sys.stderr, flush=True)
       os._exit(1)
     sys.exit(line)
 
 
 def is_of_full_disk(error: Exception) -> bool:
-  """Tells whether a full disk raised an exception, also one of TensorFlow."""
+  """Returns whether a full disk caused an exception, also TensorFlow's."""
   return bool(re.search(_NOT_WRITTEN, str(error)))
 
 
@@ -252,7 +252,7 @@ def _is_of_input_or_machine(error: Exception) -> bool:
     )
     return (
       isinstance(error, of_machine)
-      # No op has failed, but access to a file, perhaps a remote one.
+      # No op failed, but access to a file, perhaps a remote one.
       or "[Op:" not in error.message
       or is_of_full_disk(error)
     )

@@ -1,4 +1,4 @@
-"""Paths in flags, and what is there in place of a checkpoint or SavedModel.
+"""Checks paths in flags, and tells which format a file has.
 
 It looks at local files only, and imports no TensorFlow.
 """
@@ -73,8 +73,8 @@ _FILES_OF_CHECKPOINT = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
 def absolute(path: str | None) -> str | None:
   """Makes the path in a flag absolute; returns None and URLs as they are.
 
-  Relative paths start from the user's directory. Under `bazel run` that is not
-  the working directory of the program.
+  Relative paths start from the user's working directory, which under `bazel
+  run` is not that of the program.
   """
   if path is None or "://" in path:
     return path
@@ -89,8 +89,8 @@ def absolute(path: str | None) -> str | None:
 def check_name(flag: str, path: str) -> None:
   """Raises an InputError if TensorFlow cannot write or read files at a path.
 
-  It takes the paths of checkpoints for patterns. In directories in which
-  training keeps several, it would also remove what such a pattern matches.
+  TensorFlow treats the paths of checkpoints as patterns. When it removes old
+  checkpoints, it would also remove other files that match.
   """
   in_way = "*?[\\" if flag in ("backup_dir", "checkpoint_dir") else "[\\"
   if found := [c for c in in_way if c in path]:
@@ -104,7 +104,7 @@ def check_name(flag: str, path: str) -> None:
 def check_file(flag: str, path: str) -> None:
   """Raises an InputError if a local file cannot be read.
 
-  It passes over URLs and pipes.
+  URLs and pipes are not checked.
   """
   if os.path.isdir(path):
     raise errors.InputError(f"--{flag}={path} is a directory, not a file.")
@@ -131,10 +131,10 @@ def check_output(flag: str, path: str) -> None:
     parent = os.path.dirname(parent)
   try:
     try:
-      # A file without name, which cannot be left behind.
+      # A file without a name, which cannot be left behind.
       os.close(os.open(parent, os.O_TMPFILE | os.O_WRONLY))
     except OSError as e:
-      if e.errno != errno.EOPNOTSUPP:  # Some file systems have no such files.
+      if e.errno != errno.EOPNOTSUPP:  # Some file systems do not support it.
         raise
       tempfile.TemporaryDirectory(dir=parent, prefix=".writable-").cleanup()
   except OSError as e:
@@ -171,10 +171,10 @@ def described(path: str) -> tuple[str, str] | None:
 
 
 def hugging_face_dir(path: str) -> str:
-  """Returns the directory of a model: that of its first module, if it has any.
+  """Returns the directory of the first module of sentence-transformers.
 
-  sentence-transformers writes a modules.json, and may keep the encoder in a
-  subdirectory.
+  Its modules.json may say that the encoder is in a subdirectory. For any other
+  directory, the result is the directory itself.
   """
   modules = read_json(os.path.join(path, "modules.json")).get("", [])
   first = modules[0] if modules else None
@@ -184,9 +184,9 @@ def hugging_face_dir(path: str) -> str:
 
 
 def read_json(path: str) -> dict:
-  """Reads an object in JSON; one that is a list comes as the value of "".
+  """Reads a JSON object; a list is returned as the value of "".
 
-  It returns an empty dict if there is no such file, or something else in it.
+  Returns an empty dict if the file does not exist or has something else in it.
   """
   with contextlib.suppress(OSError, RecursionError, ValueError):
     if os.path.getsize(path) <= _MOST_BYTES_OF_CONFIG:
@@ -203,12 +203,11 @@ def checkpoint_prefix(path: str, *, takes_others: bool = False) -> str:
   Args:
     path: A directory, a prefix, one of the files of a checkpoint, or the file
       `checkpoint` beside them.
-    takes_others: Whether to return also the path of weights in HDF5, of a file
-      in Keras' own format, of a SavedModel, and of a directory that `described`
-      knows.
+    takes_others: Whether to also accept weights in HDF5, a file in Keras' own
+      format, a SavedModel, and a directory that `described` knows.
 
   Raises:
-    InputError: There is something else at the path.
+    InputError: The path is none of these.
   """
   is_state = os.path.basename(path) == "checkpoint" and os.path.isfile(path)
   if is_state and not os.path.isfile(f"{path}.index"):
@@ -269,7 +268,7 @@ def checkpoint_prefix(path: str, *, takes_others: bool = False) -> str:
 
 
 def check_saved_model(path: str) -> None:
-  """Raises an InputError if there is no SavedModel; passes over URLs."""
+  """Raises an InputError if a path has no SavedModel; ignores URLs."""
   if "://" in path:
     return
   format_, name = _format(path)
@@ -312,7 +311,7 @@ def _checkpoint_in(directory: str) -> tuple[str | None, str]:
 
 
 def _format(path: str) -> tuple[str | None, str]:
-  """Returns the format of what is at a path, and its name in a directory."""
+  """Returns the format of a file, or of a file in a directory, and its name."""
   if not os.path.isdir(path):
     return _format_of_file(path), ""
   names = sorted(os.listdir(path))
@@ -340,7 +339,7 @@ def _format_of_file(path: str) -> str | None:
       return format_
   if start.startswith(b"PK\x03\x04") and zipfile.is_zipfile(path):
     names = []
-    with contextlib.suppress(Exception):  # It is damaged.
+    with contextlib.suppress(Exception):  # The file is damaged.
       with zipfile.ZipFile(path) as f:
         names = f.namelist()
     if any(name.endswith("data.pkl") for name in names):

@@ -1,4 +1,4 @@
-"""How a program starts and ends."""
+"""Starts and ends programs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from distribution import usage
 
 flags.disclaim_key_flags()  # --help lists them as the program's.
 
-# Bytes of address space. With less, TensorFlow ends the process.
+# Bytes of address space. With less, TensorFlow aborts.
 _LEAST_MEMORY = 3 * 2**30
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
@@ -43,13 +43,13 @@ def succeed() -> None:
 
 
 def run(main: Callable[[], Any]) -> None:
-  """Parses the flags, calls `main`, reports errors, and leaves nothing behind.
+  """Parses the flags, calls `main`, reports errors, and cleans up.
 
   An InputError becomes one line on standard error and exit status 1; a bug
-  keeps its traceback. After a signal the exit status tells which.
+  keeps its traceback. After a signal, the process ends by that signal.
 
   Args:
-    main: The program, in the module that is run.
+    main: The program, a function of the main module.
   """
 
   def guarded(arguments: list[str]) -> None:
@@ -61,7 +61,7 @@ def run(main: Callable[[], Any]) -> None:
         f" TensorFlow needs {_LEAST_MEMORY / 2**30:.3g} GiB."
       )
     for number in _SIGNALS:
-      if signal.getsignal(number) != signal.SIG_IGN:  # As nohup has it.
+      if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP.
         signal.signal(number, _end)
     try:
       with errors.reported(), scratch.of_program():
@@ -69,7 +69,7 @@ def run(main: Callable[[], Any]) -> None:
         succeed()
         sys.stdout.flush()
     finally:
-      # Saves about a second at exit, when Python would take models apart.
+      # Saves about a second at exit: Python does not free the models.
       gc.freeze()
 
   errors.define_flags()
@@ -77,16 +77,18 @@ def run(main: Callable[[], Any]) -> None:
 
 
 def _end(number: int, frame: Any) -> None:
-  """Ends this process by a signal.
+  """Cleans up, and ends this process by a signal.
 
-  It raises nothing: Python drops what is raised in a callback of C++ or in a
-  finalizer.
+  It raises no exception because Python would drop one that is raised in a
+  callback from C++ or in a finalizer.
   """
   del frame
   for each in _SIGNALS:
     signal.signal(each, signal.SIG_DFL)
   scratch.remove_all()
-  with contextlib.suppress(Exception):  # It may be just in use.
+  with contextlib.suppress(
+    Exception
+  ):  # The signal may have interrupted a write.
     sys.stdout.flush()
   with contextlib.suppress(OSError):
     name = signal.Signals(number).name

@@ -1,4 +1,4 @@
-"""Makes a directory appear whole, or not at all."""
+"""Writes directories and files that appear complete or not at all."""
 
 from collections.abc import Iterator, Sequence
 import contextlib
@@ -17,11 +17,11 @@ _RENAME_EXCHANGE = 2  # From <linux/fs.h>.
 
 
 class Kind(NamedTuple):
-  """What programs of this project write into a directory.
+  """A kind of directory that programs of this project write.
 
   Attributes:
-    marker: A file that it has, itself or in a subdirectory.
-    paths: Regular expression of everything in it: files, empty directories.
+    marker: A file in it, or in a subdirectory, by which it is recognized.
+    paths: Regular expression of all its files and empty directories.
   """
 
   marker: str
@@ -45,10 +45,10 @@ CHECKPOINT = Kind(
 def check_apart(
   *directories: str | None, keep_failed: str | None = None
 ) -> None:
-  """Raises an InputError if a directory is another, or lies in it.
+  """Raises an InputError if two directories are the same or nested.
 
   Args:
-    *directories: The directories to publish; None is passed over.
+    *directories: The directories to publish; None is ignored.
     keep_failed: Where to keep an export that fails. It must not exist.
   """
   if keep_failed and os.path.exists(keep_failed):
@@ -67,25 +67,25 @@ def check_apart(
 def publish(
   path: str | os.PathLike[str], kind: Kind = EXPORT, *, overwrite: bool = False
 ) -> Iterator[str]:
-  """Gives a directory to write; renames it to `path` at the end.
+  """Yields a temporary directory, and renames it to `path` on exit.
 
-  Slow work belongs inside: `path` is checked at the start. When the work
-  raises, nothing is left. When the process is killed, the unfinished directory
-  stays, hidden, until the next call for the same `path`.
+  `path` is checked on entry, so slow work belongs in the context. If the work
+  raises an exception, nothing is left. If the process is killed, the hidden
+  temporary directory stays until the next call for the same `path`.
 
   Args:
-    path: Where the directory shall appear: a local directory that does not
-      exist or is empty. If it is a link, what it points to.
-    kind: What an existing directory may have in it.
-    overwrite: Replace a directory of that kind, in one step: at every moment
-      there is either the old one or the new one.
+    path: The final directory, which is local and does not exist or is empty. A
+      link is followed.
+    kind: The kind of directory that may be replaced.
+    overwrite: Whether to replace a directory of that kind. At every moment
+      either the old one or the new one exists.
 
   Yields:
     The path of an empty directory beside `path`.
 
   Raises:
-    InputError: Something is in the way, another program is writing the same
-      directory, or it cannot be made.
+    InputError: The path is taken, another program is writing to it, or it
+      cannot be created.
   """
   if "://" in str(path):
     raise errors.InputError(
@@ -125,7 +125,7 @@ def _without_empty(directories: Sequence[pathlib.Path]) -> Iterator[None]:
 
 
 def write(path: str | os.PathLike[str], content: bytes) -> None:
-  """Writes a local file, which appears complete or not at all."""
+  """Writes a local file that appears complete or not at all."""
   target = pathlib.Path(path)
   unfinished = target.with_name(f".{target.name}.unfinished")
   with scratch.directory(unfinished), errors.writing(str(path)):
@@ -166,7 +166,7 @@ def _check(target: pathlib.Path, kind: Kind, overwrite: bool) -> None:
 
 
 def _leaves(directory: pathlib.Path) -> Iterator[str]:
-  """Yields paths of files, links and empty directories, in an order."""
+  """Yields the paths of files, links and empty directories, sorted."""
   for path in sorted(directory.iterdir()):
     inner = []
     if path.is_dir() and not path.is_symlink():
@@ -175,7 +175,7 @@ def _leaves(directory: pathlib.Path) -> Iterator[str]:
 
 
 def _exchange(first: pathlib.Path, second: pathlib.Path) -> None:
-  """Swaps two directories in one step, which Python has no function for."""
+  """Swaps two directories atomically; Python has no function for this."""
   libc = ctypes.CDLL(None, use_errno=True)
   if libc.renameat2(
     _AT_FDCWD,

@@ -1,8 +1,8 @@
-"""Runs code on files of strangers in a process that can harm nothing.
+"""Runs code on untrusted files in a process without rights.
 
-The process reads Python's libraries and the paths that it is given. It writes
-no file, opens no connection, starts no program and signals no other process. It
-ends when it exceeds a limit, or with this process.
+The process can read Python's libraries and the paths that it is given. It
+cannot write files, open connections, start programs or signal other processes.
+It ends when it exceeds a limit, and with this process at the latest.
 
 Landlock, a part of Linux since 5.13, guards the files; a seccomp filter refuses
 other system calls. Both are called by ctypes: on PyPI Landlock has only a
@@ -41,7 +41,7 @@ from distribution import errors
 _LARGEST_MESSAGE = 2**27
 _IDLE_SECONDS = 30.0  # With less than a second of CPU time: a deadlock.
 _WATCHING_SECONDS = 0.2
-_NOWHERE = "/dev/null/nowhere"  # A directory that cannot be made.
+_NOWHERE = "/dev/null/nowhere"  # A directory that cannot be created.
 _LIBRARIES = (
   *("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib"),
   *("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo"),
@@ -54,13 +54,13 @@ _VARIABLES = (
 )
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
-# Landlock's rights for files, and those that a kernel of an ABI knows.
+# Landlock's rights for files, and those that each version of its ABI knows.
 _EXECUTE, _READ_FILE, _READ_DIR = 1, 4, 8
 _RIGHTS = {1: 2**13 - 1, 2: 2**14 - 1, 3: 2**15 - 1, 5: 2**16 - 1}
 _OF_FILES = 2**0 | 2**1 | 2**2 | 2**14 | 2**15
 
-# By the name that Python has for a machine: the number of its architecture in
-# seccomp, of `clone` and `clone3`, and the calls that are refused.
+# For each machine, by Python's name: the number of its architecture in seccomp,
+# the numbers of `clone` and `clone3`, and the system calls that are refused.
 _SYSTEM_CALLS = {
   "x86_64": (
     0xC000003E,
@@ -114,11 +114,11 @@ def limits(size: int, seconds: float | None, gib: float | None) -> Limits:
 
 
 class SandboxError(Exception):
-  """The process ended without an answer. The text is the reason, in words."""
+  """The process ended without an answer. The text is the reason."""
 
 
 def missing() -> str:
-  """Returns what this machine lacks for a sandbox, in words; or ""."""
+  """Returns what this machine lacks for a sandbox, or ""."""
   if sys.platform != "linux" or platform.machine() not in _SYSTEM_CALLS:
     return f"the sandbox does not know {sys.platform} on {platform.machine()}"
   if _landlock_abi() < 1:
@@ -150,7 +150,7 @@ def started(
     programs: Whether it may start Python, with the same restrictions. Its
       output is then shown.
     sandboxed: Whether it is restricted at all. The limits always hold.
-    names: Paths, and what to call them in texts.
+    names: Paths, and the names that replace them in texts.
 
   Yields:
     A function that sends a request and returns the answer, whose texts can be
@@ -166,12 +166,14 @@ def started(
     "readable": list(map(os.path.realpath, readable)),
     "writable": list(map(os.path.realpath, writable)),
     "memory": limits.memory,
-    "seconds": int(limits.seconds) + 10,  # The watch says more.
+    "seconds": int(limits.seconds) + 10,  # `_Watch` has the reason.
     "programs": programs,
     "sandboxed": sandboxed,
   }
   try:
-    with contextlib.suppress(OSError):  # `_ask` will say that it has ended.
+    with contextlib.suppress(
+      OSError
+    ):  # `_ask` reports that the process has ended.
       channel.send_bytes(json.dumps(config).encode())
     yield functools.partial(_ask, channel, watch, names or {})
   finally:
@@ -228,7 +230,7 @@ def _spawn(
 
 
 def _plain(value: Any, names: Mapping[str, str]) -> Any:
-  """Returns a value without what JSON or a terminal cannot show."""
+  """Removes from a value what JSON or a terminal cannot show."""
   if isinstance(value, dict):
     return {_plain(k, names): _plain(v, names) for k, v in value.items()}
   if isinstance(value, list):
@@ -243,7 +245,7 @@ def _plain(value: Any, names: Mapping[str, str]) -> Any:
 
 
 class _Watch:
-  """Kills a process that exceeds its limits, and knows why it has ended."""
+  """Kills a process that exceeds its limits, and tells why it ended."""
 
   def __init__(
     self, process: subprocess.Popen, limits: Limits, has_programs: bool
@@ -266,8 +268,8 @@ class _Watch:
     self._process.stdout.close()
 
   def reason(self) -> str:
-    """Waits for the end and returns its reason, in words."""
-    # It has closed the channel, and may not have ended for all that.
+    """Waits for the end of the process and returns the reason."""
+    # It closed the channel and may still run.
     with contextlib.suppress(subprocess.TimeoutExpired):
       self._process.wait(5)
     self.kill()
@@ -281,9 +283,9 @@ class _Watch:
     return how + (f": {lines[-1].strip()[:300]}" if lines else "")
 
   def _stats(self, name: str) -> Iterator[list[str]]:
-    """Yields what a file in /proc says of the process, from its state on.
+    """Yields the fields of the process in a file of /proc, from its state on.
 
-    If it may start programs, of all processes of its group.
+    If it may start programs, the fields are those of each process in its group.
     """
     pid = self._process.pid
     for path in pathlib.Path("/proc").glob(
@@ -303,7 +305,7 @@ class _Watch:
     return ticks / os.sysconf("SC_CLK_TCK"), pages * resource.getpagesize()
 
   def _waits(self) -> bool:
-    """Returns whether no thread waits for a CPU or a disk of a busy machine."""
+    """Returns whether no thread is waiting for a CPU or a disk."""
     return all(fields[0] not in "RD" for fields in self._stats("task/*/stat"))
 
   def _run(self) -> None:
@@ -355,7 +357,7 @@ def _enter(config: dict[str, Any], module: str) -> None:
     resource.setrlimit(limit, (value, value))
   if not config["sandboxed"]:
     return
-  # TensorFlow asks for the directory when it is imported.
+  # TensorFlow reads the working directory when it is imported.
   tempfile.tempdir = next(iter(writable), _NOWHERE)
   _check(_LIBC.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS
   _restrict_files(
@@ -373,7 +375,7 @@ def _libraries(module: str) -> Iterator[str]:
   yield from (sysconfig.get_paths()[name] for name in names)
   yield from (path for path in sys.path if path != root)
   yield from (*_LIBRARIES, os.path.join(sys.prefix, "pyvenv.cfg"))
-  # The files of a package may be links to where it is.
+  # The files of a package may be links.
   for package in {module.split(".")[0], "distribution"}:
     for folder, _, files in os.walk(os.path.join(root, package)):
       yield folder
@@ -386,7 +388,7 @@ def _libraries(module: str) -> Iterator[str]:
 
 
 def _loaders() -> list[str]:
-  """Returns the dynamic linkers, which a program starts with."""
+  """Returns the paths of the dynamic linkers, which start programs."""
   folders = map(pathlib.Path, ("/lib64", "/lib"))
   found = [path for d in folders for path in d.glob("ld-linux*.so*")]
   return list(map(os.path.realpath, found))
@@ -397,7 +399,7 @@ def _restrict_files(
 ) -> None:
   abi = _landlock_abi()
   rights = next(v for k, v in reversed(_RIGHTS.items()) if k <= abi)
-  # What the ruleset handles: files, TCP, and in scope sockets and signals.
+  # What the ruleset handles: files, TCP, and scopes of sockets and signals.
   handled = struct.pack("=QQQ", rights, 3 * (abi >= 4), 3 * (abi >= 6))
   size = 8 * (1 + (abi >= 4) + (abi >= 6))
   ruleset = _check(_LIBC.syscall(444, handled, ctypes.c_size_t(size), 0))
@@ -415,14 +417,16 @@ def _restrict_files(
     beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
     rule = struct.pack("=Qi", allowed & rights, beneath)
     _check(_LIBC.syscall(445, ruleset, 1, rule, 0))
-    if not path.startswith("/proc/"):  # These live as long as they are open.
+    if not path.startswith(
+      "/proc/"
+    ):  # The rules hold as long as these are open.
       os.close(beneath)
   _check(_LIBC.syscall(446, ruleset, 0))
   os.close(ruleset)
 
 
 def _refuse_system_calls(programs: bool) -> None:
-  """Installs a seccomp filter, a program of Berkeley's packet filter."""
+  """Installs a seccomp filter, a program for the Berkeley Packet Filter."""
   architecture, (clone, clone3), refused, starting = _SYSTEM_CALLS[
     platform.machine()
   ]
@@ -431,19 +435,19 @@ def _refuse_system_calls(programs: bool) -> None:
   load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
   allow, kill, refuse = 0x7FFF0000, 0x80000000, 0x00050000
   no = (give, 0, 0, refuse | errno.EPERM)
-  # Each is a code, how many to skip if true and if false, and a number.
+  # Each instruction: a code, the jumps if true and if false, and a number.
   code = [
     (load, 0, 0, 4),
     (equal, 1, 0, architecture),
     (give, 0, 0, kill),
     (load, 0, 0, 0),
-    (at_least, 0, 1, 0x40000000),  # Those of x32.
+    (at_least, 0, 1, 0x40000000),  # System calls of x32.
     no,
   ]
   for number in refused:
     code += [(equal, 0, 1, number), no]
   if not programs:
-    # Threads may start. The C library does without clone3.
+    # Threads may start: the C library falls back from clone3 to clone.
     code += [
       *[(equal, 0, 1, clone3), (give, 0, 0, refuse | errno.ENOSYS)],
       *[(equal, 0, 3, clone), (load, 0, 0, 16), (any_bit, 1, 0, 0x10000), no],
@@ -463,7 +467,7 @@ def _check(result: int) -> int:
 
 
 def main(descriptor: str, module: str) -> None:
-  """Answers the requests that come in through a socket."""
+  """Answers the requests that arrive at a socket."""
   channel = connection.Connection(int(descriptor))
   config = json.loads(channel.recv_bytes())
   _enter(config, module)

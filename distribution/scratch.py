@@ -1,7 +1,7 @@
-"""Temporary directories that a killed program leaves to the next run.
+"""Temporary directories that the next run removes if a program is killed.
 
-Each has a file that says so, which its process locks. The lock ends with the
-process, however that ends; the next run then removes the directory.
+Each has a marker file, which its process locks. The lock ends with the process,
+however it ends, and the next run removes directories without a lock.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import uuid
 
 from distribution import errors
 
-_PREFIX = "reusable_models-"  # Of the directory of a program in TMPDIR.
+_PREFIX = "reusable_models-"  # Prefix of a program's directory in TMPDIR.
 _MARKER = "temporary.txt"
 _TEXT = b"Files of a running program. If it is killed, the next removes them."
-_TRIES = 20  # Another process may be just removing the directory.
+_TRIES = 20  # Attempts: another process may be removing the directory.
 _PAUSE = 0.05  # Seconds.
 
-# Directories of this process, with their locks; and its id, as a fork is
-# another process.
+# The directories of this process with their locks, and its process id, because
+# a fork must not remove them.
 _mine: dict[tuple[str, int], int] = {}
 
 # PR_SET_PDEATHSIG is 1, SIGKILL is 9. The parent may have ended before. A
@@ -44,19 +44,19 @@ if os.getppid() == int(parent):
 
 
 def tied(command: Sequence[str]) -> list[str]:
-  """Returns a command that is killed when the process that starts it ends."""
+  """Wraps a command so that it is killed when its parent process ends."""
   return [sys.executable, "-ISc", _TIE, str(os.getpid()), *command]
 
 
 @contextlib.contextmanager
 def directory(path: str | os.PathLike[str]) -> Iterator[None]:
-  """Makes a temporary directory, or takes an abandoned one; removes it on exit.
+  """Creates a temporary directory, or takes an abandoned one, until exit.
 
   Args:
     path: Its path, whose parent exists.
 
   Raises:
-    InputError: Another process uses it, or something else is there.
+    InputError: Another process uses it, or the path is taken.
   """
   path = str(path)
   for _ in range(_TRIES):
@@ -84,7 +84,7 @@ def _lock(path: str) -> int | None:
   """Locks and empties a temporary directory.
 
   Returns:
-    The descriptor of the lock; None if another process has it.
+    The descriptor of the lock; None if another process holds it.
 
   Raises:
     FileNotFoundError: The directory has just been removed.
@@ -104,7 +104,7 @@ def _lock(path: str) -> int | None:
     if not os.path.samestat(os.fstat(lock), os.lstat(marker)):
       raise FileNotFoundError(path)
     text = os.read(lock, 2 * len(_TEXT))
-    # The text is written before anything else is made.
+    # The marker is written before any other file.
     if text != _TEXT and (not _TEXT.startswith(text) or len(names) > 1):
       raise in_way
     _empty(path)
@@ -119,7 +119,7 @@ def _lock(path: str) -> int | None:
 
 
 def _empty(path: str) -> bool:
-  """Removes all but the marker; returns whether that succeeded."""
+  """Removes all files but the marker; returns whether that succeeded."""
   for name in os.listdir(path):
     if name != _MARKER:
       other = os.path.join(path, name)
@@ -132,10 +132,12 @@ def _empty(path: str) -> bool:
 
 
 def _remove(path: str, lock: int) -> None:
-  """Removes a temporary directory; the marker goes last."""
+  """Removes a temporary directory, the marker last."""
   with contextlib.suppress(OSError):
     if _empty(path):
-      with contextlib.suppress(FileNotFoundError):  # A signal came just here.
+      with contextlib.suppress(
+        FileNotFoundError
+      ):  # A signal handler has removed it.
         os.remove(os.path.join(path, _MARKER))
       os.rmdir(path)
   os.close(lock)
@@ -143,11 +145,11 @@ def _remove(path: str, lock: int) -> None:
 
 @contextlib.contextmanager
 def of_program() -> Iterator[None]:
-  """Keeps temporary files of this program and its children in one directory.
+  """Puts temporary files of this program and its children in one directory.
 
-  On entry it removes such directories of programs that were killed. On exit the
-  children of this process are killed. The directory goes when the process ends,
-  after what libraries such as matplotlib remove in it.
+  On entry it removes the directories of programs that were killed. On exit it
+  kills the children of this process. The directory is removed when the process
+  ends, after libraries such as matplotlib have removed their own files.
   """
   with errors.of_input(OSError, about="TMPDIR: "):
     parent = tempfile.gettempdir()
@@ -159,7 +161,7 @@ def of_program() -> Iterator[None]:
   stack = contextlib.ExitStack()
   stack.enter_context(directory(path))
   atexit.register(_close, stack, path)
-  # A cache, which tensorflow-hub has in TMPDIR.
+  # tensorflow-hub keeps its cache in TMPDIR.
   hub = os.path.join(parent, "tfhub_modules")
   os.environ.setdefault("TFHUB_CACHE_DIR", hub)
   os.environ["TMPDIR"] = tempfile.tempdir = path
@@ -171,7 +173,7 @@ def of_program() -> Iterator[None]:
 
 
 def _close(stack: contextlib.ExitStack, path: str) -> None:
-  if (path, os.getpid()) in _mine:  # A fork leaves it to its parent.
+  if (path, os.getpid()) in _mine:  # Only the parent removes it, not a fork.
     stack.close()
 
 
@@ -196,7 +198,7 @@ def remove_all() -> None:
 
 
 def _kill_children() -> None:
-  # A kernel may lack these files. `tied` then kills the children later.
+  # Some kernels lack these files. `tied` then kills the children later.
   for path in pathlib.Path("/proc/self/task").glob("*/children"):
     with contextlib.suppress(OSError):
       for child in map(int, path.read_text().split()):

@@ -39,14 +39,14 @@ STRATEGIES = (
   "tpu",
   "parameter_server",
 )
-# The jobs that a cluster needs, and those that it may have.
+# The required and the optional jobs of a cluster.
 _JOBS = {
   "multi_worker_mirrored": ((), ("chief", "worker")),
   "parameter_server": (("chief", "worker", "ps"), ("chief", "worker", "ps")),
 }
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
-# Seconds that a TPU, or all processes of a cluster, may take to start.
+# Seconds within which a TPU or all processes of a cluster must start.
 START_TIMEOUT = 600
 _CONNECT_TIMEOUT = 10  # Seconds.
 
@@ -63,7 +63,7 @@ _EXAMPLE = (
   ' "task": {"type": "worker", "index": 0}}'
 )
 
-# The watchdog ends at the end of its input, which closes if its parent ends.
+# The watchdog ends when its input is closed, also by the end of its parent.
 _WATCHDOG = """
 import os, select, signal, sys
 _, timeout, parent, message = sys.argv
@@ -294,7 +294,7 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 
 def worker(strategy: tf.distribute.Strategy) -> tuple[int, int]:
-  """Returns the index of this process, and the number of those in step."""
+  """Returns the index of this worker and the number of workers in sync."""
   if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
     return 0, 1
   resolver = strategy.cluster_resolver
@@ -311,8 +311,8 @@ def io_device(strategy: tf.distribute.Strategy) -> str | None:
     strategy: The strategy in whose scope a model is loaded or saved.
 
   Returns:
-    This process if the variables are on machines that do not see its disk: on a
-    remote TPU or on parameter servers. None otherwise: the device of each
+    This process if the variables are on machines without access to its disk: on
+    a remote TPU or on parameter servers. None otherwise: the device of each
     variable reads and writes it.
   """
   if is_asynchronous(strategy):
@@ -342,7 +342,7 @@ def evaluate(model: tf_keras.Model, batches: tf.data.Dataset) -> float:
   if not is_asynchronous(model.distribute_strategy):
     _, value = model.evaluate(batches, verbose=0)
     return value
-  # In `model.evaluate` each worker would go through all batches by itself.
+  # `model.evaluate` would process all batches on each worker.
   model.reset_metrics()
   for inputs, labels, weights in batches:
     outputs = model(inputs, training=False)
@@ -396,7 +396,7 @@ def _tpu_strategy(tpu: str) -> tf.distribute.TPUStrategy:
   except (
     tf.errors.OpError,
     ImportError,
-    OSError,  # A request over the network has failed.
+    OSError,  # A request over the network failed.
     RuntimeError,
     ValueError,
   ) as e:
@@ -422,10 +422,12 @@ def _check_address(address: str) -> None:
 def _cluster_strategy(name: str) -> tf.distribute.Strategy:
   cluster, task_type, index = _read_tf_config(name)
   if name == "parameter_server" and task_type != "chief":
-    _server = tf.distribute.Server(  # Runs for as long as it is referenced.
-      tf.train.ClusterSpec(cluster), job_name=task_type, task_index=index
+    _server = (
+      tf.distribute.Server(  # The server runs as long as it is referenced.
+        tf.train.ClusterSpec(cluster), job_name=task_type, task_index=index
+      )
     )
-    # `Server.join` blocks Python's signal handlers, and with them any clean-up.
+    # `Server.join` would block Python's signal handlers, and thus the clean-up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     while True:
       signal.pause()

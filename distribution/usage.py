@@ -14,7 +14,7 @@ from absl import flags
 flags.disclaim_key_flags()  # --help lists them as the program's.
 
 _HELP = {"--help", "-help", "--helpshort", "-helpshort", "-h"}
-# The flags of each group. What no group has goes into the model.
+# The flags of each group. Flags of no group are in `_REST`.
 _REST = "What goes in"
 _GROUPS = {
   _REST: "",
@@ -22,18 +22,21 @@ _GROUPS = {
     r"export_.*|output_.*|\w*report|saved_model_format|verification|html|json"
     r"|overwrite|keep_\w+|unpack_dir|to|dry_run|record|max_shard_size|strict"
     r"|excepted_rules|allow_undecided|quantization|compare_quantizations"
-    r"|training_record|warmup_batch_sizes|warmup_lengths"
+    r"|freezing_profiles|training_record|warmup_batch_sizes|warmup_lengths"
     r"|prompt|length|temperature"
   ),
   "Training": (
     r"epochs|frozen_epochs|batch_size|\w*learning_rate\w*|\w+_rate|seed|patience"
     r"|retrain|trainable|class_weight|\w*momentum|l2_\w+|regularization_\w+"
-    r"|(backup|checkpoint|tensorboard)_dir|augmentation|num_steps|warmup_steps"
+    r"|(backup|checkpoint|tensorboard)_dir|augmentation|steps_per_epoch|dropout"
+    r"|(layer|weight)_decay"
   ),
   "Accelerators": "strategy|tpu|num_gpus|mixed_precision|topology|libtpu",
-  "Safety and errors": "debug|trust|sandbox|follow_links|seconds|gib|audit",
+  "Safety and errors": (
+    "audit|check_first|debug|follow_links|gib|sandbox|seconds|trust"
+  ),
 }
-# What parsers say of every value of a type, or of the largest integer.
+# Descriptions of values that say no more than the type.
 _NO_NEWS = re.compile(r"|an? (integer|number|comma separated list)|.*\d{10}\]")
 
 

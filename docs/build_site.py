@@ -30,7 +30,7 @@ _OTHERS = {
 def _moved(text: str) -> str:
   """Rewrites links for pages that have moved into one folder."""
   for old, new in _OTHERS.items():
-    text = text.replace(f"]({old})", f"]({new})")
+    text = re.sub(rf"\]\((?:\.\./)?{old}([)#])", rf"]({new}\1", text)
   text = re.sub(r"\]\(docs/", "](", text)
   return re.sub(r"\[([^]]*)\]\(LICENSE\)", r"\1", text)
 
@@ -45,12 +45,16 @@ def write(output_dir: str | os.PathLike[str]) -> None:
   with tempfile.TemporaryDirectory() as directory:
     pages, built = (pathlib.Path(directory, name) for name in ("docs", "site"))
     pages.mkdir()
+    texts = {}
     for path in pathlib.Path("docs").iterdir():
-      if path.suffix in (".css", ".json", ".md", ".svg"):
+      if path.suffix in (".css", ".json", ".svg"):
         shutil.copy(path, pages)
+      elif path.suffix == ".md":
+        texts[path.name] = path.read_text(encoding="utf-8")
     for old, new in _OTHERS.items():
-      text = _moved(pathlib.Path(old).read_text(encoding="utf-8"))
-      (pages / new).write_text(text, encoding="utf-8")
+      texts[new] = pathlib.Path(old).read_text(encoding="utf-8")
+    for name, text in texts.items():
+      (pages / name).write_text(_moved(text), encoding="utf-8")
     settings = config.load_config(
       "docs/mkdocs.yml",
       docs_dir=str(pages),

@@ -60,10 +60,10 @@ _EXPORT_TYPES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-  """Where an encoder's weights come from: the values of flags, by their names.
+  """The source of an encoder's weights: flags of the same names.
 
   Attributes:
-    source: What is at `checkpoint_path`, if it is of another library.
+    source: The format of `checkpoint_path`, if another library wrote it.
     training: The pre-training to export, instead of `checkpoint_path`.
   """
 
@@ -91,7 +91,7 @@ def export(
     preprocessor: The options of the preprocessor.
     config: The config of the encoder; None for `preprocessing`.
     weights: The weights of the encoder; None for `preprocessing`.
-    embedding: How vectors are made; required for `text_embedding` only.
+    embedding: The options of the text embedding, required for it only.
 
   Raises:
     ExportError: The input is wrong, or an export differs from its model.
@@ -152,7 +152,7 @@ def export(
 def _restored(
   config: encoders.EncoderConfig, weights: Weights, export_type: str
 ) -> tuple[tf_keras.Model, tf_keras.Model | None]:
-  """Restores a core model; returns it and its pretrain model, if wanted."""
+  """Restores an encoder; returns it and its pre-training model, if wanted."""
   tf_keras.utils.set_random_seed(weights.seed)
   about = (
     f"An encoder of type {config.type} with --export_type={export_type}"
@@ -178,7 +178,7 @@ def _restored(
       core,
       restore,
       pooler_from=weights.pooler,
-      # `all` exports the head if the checkpoint has it.
+      # `all` exports the head only if the checkpoint has it.
       with_mlm={"encoder_with_mlm": True, "all": None}.get(export_type, False),
     )
   if export_type == "all" and not pretrainer:
@@ -195,7 +195,7 @@ def _restored(
 
 
 def _provenance(weights: Weights) -> dict[str, str]:
-  """Returns rows for the model card, beside those that describe a training."""
+  """Returns rows about the weights for the model card."""
   rows = {} if weights.training else {"source": "a checkpoint"}
   if weights.source:
     kind, library = weights.source.model_type, weights.source.library
@@ -251,9 +251,9 @@ def define_flags() -> None:
 
 
 def _counts(is_needed: bool, *names: str) -> tuple[int, ...]:
-  """Returns how many of the flags for one thing may be given.
+  """Returns how many of the alternative flags may be set.
 
-  The directory of --checkpoint_path may have the file that `names` would name.
+  None of them is needed if the directory of --checkpoint_path has the file.
   """
   if not is_needed:
     return (0,)
@@ -261,7 +261,7 @@ def _counts(is_needed: bool, *names: str) -> tuple[int, ...]:
 
 
 def _define_pooler() -> None:
-  """Defines --pooler, and checks the flags that go with it."""
+  """Defines --pooler, and the checks of its combination with other flags."""
   poolers = encoder_checkpoints.POOLERS
   flags.DEFINE_enum(
     "pooler",
@@ -309,7 +309,7 @@ def _sentences(meanings: Mapping[str, str]) -> str:
 
 
 def main() -> None:
-  """Exports what the flags say."""
+  """Exports the models that the flags describe."""
   config, weights = None, None
   source = bert_sources.from_flags()
   if source:

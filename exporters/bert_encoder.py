@@ -1,4 +1,4 @@
-"""The encoder of `//exporters:bert`: its config, SavedModel and card."""
+"""Builds the encoder of `//exporters:bert`: config, SavedModel and card."""
 
 from __future__ import annotations
 
@@ -91,20 +91,20 @@ def define_flags() -> None:
   flags.DEFINE_bool(
     "do_lower_case",
     None,
-    "Lowercase text and strip its accents. Required, and as in the training of"
-    " the encoder.",
+    "Lowercase text and strip its accents. Required, with the value that the"
+    " encoder was trained with.",
   )
   flags.DEFINE_integer(
     "seq_length",
     128,
-    "Default length that the preprocessor packs to; with --train_on also the"
-    " length of the training's sequences.",
+    "Default sequence length of the preprocessor; with --train_on also that of"
+    " training.",
     lower_bound=5,
   )
   flags.DEFINE_integer(
     "seed",
     0,
-    "Seed of initial weights; with --train_on of everything random in it.",
+    "Seed of initial weights; with --train_on also of training.",
     lower_bound=0,
     upper_bound=2**32 - 1,
   )
@@ -135,7 +135,7 @@ def read_config(
   Args:
     encoder_config_file: YAML of an `EncoderConfig`.
     bert_config_file: A `bert_config.json`, the format that came with BERT.
-    seq_length: A length of sequences that the encoder must accept.
+    seq_length: A sequence length that the encoder must accept.
 
   Raises:
     ExportError: The file is not such a config, or the position table of the
@@ -166,7 +166,7 @@ def piece(
   pretrainer: tf_keras.Model | None,
   attributes: Mapping[str, Any],
 ) -> exporting.Piece:
-  """Makes the encoder, with the sub-object `mlm` if there is a pretrainer."""
+  """Describes the encoder, with the sub-object `mlm` if it has that head."""
   config = core.encoder_config
   tunable = hyperparameters.of_model(core)
   spec = {
@@ -192,10 +192,10 @@ def piece(
           else xla.with_own_gradient
           for layer, functions in bert.OWN_GRADIENTS.items()
         },
-        # No Python control flow of the encoders depends on a Tensor.
+        # Encoders have no Python control flow that depends on a Tensor.
         autograph=False,
       ),
-      # Lists are in the order of Model Garden.
+      # A list of inputs is in Model Garden's order.
       also_takes=[int64, list(spec.values()), list(int64.values())],
       examples=bert.example_inputs(config, spec),
       **kwargs,

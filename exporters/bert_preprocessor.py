@@ -1,4 +1,4 @@
-"""The preprocessor that makes the inputs of a text encoder from text."""
+"""Builds the preprocessor, which turns text into the inputs of an encoder."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ SENTENCES = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """The values of the flags that describe a preprocessor, by their names.
+  """The options of a preprocessor: values of the flags of the same names.
 
   Attributes:
     as_transformers: As for `preprocessing.wordpiece_tokenizer`.
@@ -84,12 +84,12 @@ class Options:
 
   @property
   def token_file(self) -> str | None:
-    """The file of tokens; None if the encoder's training builds them."""
+    """The file of tokens; None if pre-training builds the vocabulary."""
     return self.vocab_file or self.sp_model_file
 
 
 def define_flags() -> None:
-  """Defines the flags of a preprocessor that its encoder does not share."""
+  """Defines the flags of the preprocessor alone."""
   command_line.define(Options, _FLAGS)
   flags.register_multi_flags_validator(
     ["tokenize_with_offsets", "sp_model_file"],
@@ -102,15 +102,15 @@ def define_flags() -> None:
 def read_tokenizer(
   options: Options, vocab_size: int | None
 ) -> preprocessing.Tokenizer | None:
-  """Makes the tokenizer of a file; returns None if there is no file.
+  """Creates the tokenizer of a file, or returns None without a file.
 
   Args:
     options: The options of the preprocessor.
     vocab_size: Number of tokens of the encoder; None accepts any.
 
   Raises:
-    ExportError: The file cannot be read, has tokens of the other casing, or not
-      as many tokens as the encoder.
+    ExportError: The file cannot be read, has tokens of the other casing, or has
+      another number of tokens than the encoder.
   """
   file = options.token_file
   if not file:
@@ -120,7 +120,7 @@ def read_tokenizer(
     if options.vocab_file:
       tokens = preprocessing.read_vocabulary(file)
       if options.as_transformers and len(tokens) < (vocab_size or 0):
-        # Word embeddings often have more rows than there are tokens.
+        # Encoders often have more word embeddings than tokens.
         print(f"{file} has {len(tokens):,} tokens for {vocab_size:,} ids.")
         tokens += [f"[unused_{i}]" for i in range(len(tokens), vocab_size)]
       tokenizer = preprocessing.wordpiece_tokenizer(
@@ -148,7 +148,7 @@ def read_tokenizer(
 def _check_casing(
   file: str, tokenizer: preprocessing.Tokenizer, is_strict: bool
 ) -> None:
-  """Refuses tokens of another casing; shows the tokens that no text yields."""
+  """Raises an ExportError for the wrong casing; prints unused tokens."""
   kind = "transformers" if tokenizer.as_transformers else tokenizer.kind
   tokens = tokenizer.tokens
   lower = tokenizer.do_lower_case
@@ -184,7 +184,7 @@ def piece(
   It takes sentences, strings `[batch]`. Its interface is that of TensorFlow Hub
   (`docs/common_saved_model_apis/text.md`), with the sub-objects `tokenize`,
   which has a function `get_special_tokens_dict`; `bert_pack_inputs`, which
-  takes 1 to 3 segments of tokens; and `tokenize_with_offsets`, if wanted.
+  takes 1 to 3 segments of tokens; and optionally `tokenize_with_offsets`.
   """
   special_tokens = tokenizer.special_tokens
   tunable = [
@@ -245,7 +245,7 @@ def attributes(
   scratch_dir: str,
   config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """Makes attributes for an encoder, which tell what its preprocessor is.
+  """Creates attributes of an encoder that identify its preprocessor.
 
   Args:
     tokenizer: The tokenizer of the preprocessor.
@@ -255,7 +255,7 @@ def attributes(
   """
   name = "vocab_file" if tokenizer.kind == "wordpiece" else "sp_model_file"
   lines = "".join(f"{token}\n" for token in tokenizer.tokens)
-  # Without paths or white space that the file has.
+  # Without the paths and the white space of the file.
   base = os.path.basename(token_file).replace("tokenizer.json", "vocab.txt")
   token_file = os.path.join(scratch_dir, base)
   with errors.writing(scratch_dir, errors.SCRATCH), open(token_file, "wb") as f:

@@ -63,7 +63,7 @@ _TRAINING_FLAGS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-  """What to pre-train on, how and where: values of flags, by their names."""
+  """The options of pre-training: values of the flags of the same names."""
 
   train_on: Sequence[str]
   config: pretraining.Config
@@ -81,7 +81,7 @@ def train(
   checkpoint_dir: str,
   check: Callable[[tf_keras.Model], None] = lambda core: None,
 ) -> tuple[preprocessing.Tokenizer, dict[str, str]]:
-  """Pre-trains an encoder and leaves a checkpoint of it.
+  """Pre-trains an encoder and saves a checkpoint of it.
 
   Beside the checkpoints it writes `vocab.txt` and `encoder.yaml`. In a cluster
   only the chief returns; the other workers exit.
@@ -151,7 +151,7 @@ def train(
 
 
 def _copy_for_worker(checkpoint_dir: str, worker_dir: str) -> None:
-  """Copies the checkpoints to resume from, for a worker that is not the chief.
+  """Copies the checkpoints to resume from, for workers other than the chief.
 
   Such a worker writes to its own directory. Copy before the chief writes again.
   """
@@ -215,7 +215,7 @@ def training_from_flags() -> Training | None:
 
 
 def main() -> None:
-  """Trains as the flags say, and leaves a checkpoint."""
+  """Pre-trains according to the flags, and saves a checkpoint."""
   training = training_from_flags()
   config = bert_encoder.config_from_flags()
   train(training, config, None, training.checkpoint_dir)

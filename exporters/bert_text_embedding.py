@@ -1,4 +1,4 @@
-"""A text encoder, its preprocessor and pooling as one text embedding."""
+"""Builds a text embedding: preprocessor, encoder and pooling in one."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ batches = tf.data.Dataset.from_tensor_slices(sentences).batch(32).map(embed)
 vectors, query = tf.concat(list(batches), 0), embed(["What do you look for?"])
 scores, best = tf.math.top_k(tf.matmul(query, vectors, transpose_b=True), k=5)
 """
-# Before the search, for vectors of other lengths than 1.
+# Precedes the search if vectors are not of unit length.
 _TO_UNIT_LENGTH = """\
 vectors, query = (tf.math.l2_normalize(x, -1) for x in (vectors, query))
 """
@@ -69,7 +69,7 @@ vectors, query = (tf.math.l2_normalize(x, -1) for x in (vectors, query))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-  """How vectors are made: values of flags, by their names."""
+  """The options of a text embedding: values of the flags of the same names."""
 
   pooling: str = "mean"
   normalize: bool = False
@@ -103,7 +103,7 @@ def define_flags() -> None:
 
 
 def options_from_flags() -> Options | None:
-  """Returns what the flags say; None for another --export_type."""
+  """Returns the options in the flags; None for another --export_type."""
   if flags.FLAGS.export_type != "text_embedding":
     return None
   return command_line.from_flags(Options)
@@ -112,7 +112,7 @@ def options_from_flags() -> Options | None:
 def check(
   config: encoders.EncoderConfig, options: Options, seq_length: int
 ) -> None:
-  """Raises an ExportError if this encoder cannot make such vectors."""
+  """Raises an ExportError if the encoder does not support the options."""
   kind, limit = config.type, bert.max_seq_length(config)
   if kind == "funnel" and options.pooling != "pooled":
     raise errors.ExportError(
@@ -148,7 +148,7 @@ def piece(
     tunable.append(dataclasses.replace(seq_length, description=description))
 
   def embed(sentences: tf.Tensor, **arguments: Any) -> tf.Tensor:
-    # A trace calls their traces, which the export has once.
+    # The trace calls the traces of encoder and preprocessor.
     preprocess, encode = (
       part.source.call if tf.executing_eagerly() else part.source.function
       for part in (preprocessor, encoder)
@@ -189,7 +189,7 @@ def piece(
 
 
 def _trainable(encoder: saving.Source, pooling: str) -> list[tf.Variable]:
-  """Returns the variables that vectors depend on."""
+  """Returns the variables that the vectors depend on."""
   pooler = bert.pooler(encoder.model).variables if pooling != "pooled" else ()
   unused = {v.ref() for v in pooler}
   return [v for v in encoder.trainable_variables if v.ref() not in unused]
@@ -198,14 +198,14 @@ def _trainable(encoder: saving.Source, pooling: str) -> list[tf.Variable]:
 def _pooled(
   outputs: Mapping[str, tf.Tensor], mask: tf.Tensor, pooling: str
 ) -> tf.Tensor:
-  """Makes vectors, `[batch, dim]`, of an encoder's outputs."""
+  """Pools the outputs of an encoder into vectors, `[batch, dim]`."""
   if pooling == "pooled":
     return outputs["pooled_output"]
   features = outputs["sequence_output"]
   if pooling == "cls":
     return features[:, 0]
   weights = tf.cast(mask, features.dtype)[..., tf.newaxis]
-  # Without tokens, with a seq_length of 0, the vector is 0.
+  # The vector of a text without tokens, at a seq_length of 0, is 0.
   return tf.math.divide_no_nan(
     tf.reduce_sum(features * weights, 1), tf.reduce_sum(weights, 1)
   )
@@ -214,7 +214,7 @@ def _pooled(
 def card(
   encoder: model_card.Card, made: exporting.Piece, options: Options
 ) -> model_card.Card:
-  """Makes the card of what `piece` has made, from that of the encoder."""
+  """Creates the card of the text embedding from that of the encoder."""
   kind = made.sub_objects["encoder"].source.model.encoder_config.type
   vector = _POOLINGS[options.pooling]
   if options.normalize:

@@ -1,4 +1,4 @@
-"""Where an image classifier's weights come from: a checkpoint or a training."""
+"""Trains image classifiers, and defines the flags for it."""
 
 from __future__ import annotations
 
@@ -31,17 +31,19 @@ flags.disclaim_key_flags()
 
 # Fields of Weights and of training.Config.
 _DIRECTORY_FLAGS = {
-  "checkpoint_dir": "keep the checkpoint of the trained classifier in this"
-  " directory, which must not exist, or be empty; --overwrite replaces one that"
-  " has a checkpoint.",
-  "backup_dir": "where to keep the state of the training after each epoch,"
-  " until the export has appeared. After an interruption the same command"
-  " resumes from there. All machines must see it.",
+  "checkpoint_dir": "directory for the checkpoint of the trained classifier. It"
+  " must not exist, or be empty; --overwrite replaces one with a checkpoint.",
+  "backup_dir": "directory for the state of the training after each epoch,"
+  " removed once the export has appeared. After an interruption the same"
+  " command resumes from it. All machines need access to it.",
   "tensorboard_dir": command_line.TENSORBOARD,
 }
 _TRAINING_FLAGS = {
-  "epochs": ("epochs of training; 0 exports the initial weights.", 0),
-  "batch_size": ("images in a step, on all devices together.", 1),
+  "epochs": ("number of epochs; 0 exports the initial weights.", 0),
+  "batch_size": (
+    "global batch size: images per step, on all devices together.",
+    1,
+  ),
   "learning_rate": ("initial learning rate of Adam.", 0.0),
   "seed": ("seed of the initial weights, the order of images, dropout.", 0),
 }
@@ -49,9 +51,9 @@ _TRAINING_FLAGS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-  """Where the weights of a classifier come from: a checkpoint or a training.
+  """The source of a classifier's weights: a checkpoint, or training.
 
-  The fields are the values of flags, by their names, but for these:
+  The fields are the values of the flags of the same names, except for:
 
   Attributes:
     training: How to train.
@@ -76,7 +78,7 @@ class Weights:
 
   @property
   def description(self) -> str:
-    """What the model card says of weights from a checkpoint."""
+    """Describes weights from a checkpoint, for the model card."""
     average = ", averaged over its training"
     is_average = self.weights == "average"
     return "a checkpoint" + (average if is_average else "")
@@ -112,7 +114,7 @@ def define_flags() -> None:
 
 
 def weights() -> Weights:
-  """Returns what the flags say of the weights."""
+  """Returns the source of the weights that the flags select."""
   return command_line.from_flags(
     Weights,
     training=command_line.from_flags(training.Config),
@@ -120,8 +122,8 @@ def weights() -> Weights:
   )
 
 
-# Makes a classifier for a number of classes: returns what its checkpoint saves,
-# and the model to train, from images in [0, 1], float32, to logits.
+# Builds a classifier for a number of classes. Returns the object to save in a
+# checkpoint, and the model to train, from images in [0, 1], float32, to logits.
 Build = Callable[[int], tuple["tf.train.Checkpoint", "tf_keras.Model"]]
 
 
@@ -136,22 +138,20 @@ def train(
   """Trains a classifier.
 
   Args:
-    build: Makes a classifier.
+    build: Builds the classifier.
     image_shape: Height, width and channels of the images.
-    how: How to train. Of the processes of a cluster only the chief returns; the
-      others exit.
-    about: What else the result of the training depends on. A training resumes
-      only if it is the same.
-    overwrite: Replace the directory of the checkpoint where it exists.
+    how: How to train. In a cluster only the chief returns; the other processes
+      exit.
+    about: Options, besides `how`, that must be the same for training to resume.
+    overwrite: Whether to replace an existing directory of the checkpoint.
 
   Returns:
-    What `build` returned first, trained; it is of no strategy, and computes in
-    float32. And what the model card says of the training.
+    The first result of `build`, trained, outside of any strategy and in
+    float32; and rows about the training for the model card.
 
   Raises:
-    ExportError: The directory of the checkpoint is in the way, that of the
-      state is of another training, or the data set or the devices that were
-      asked for are missing.
+    ExportError: The directory of the checkpoint is taken, the state is that of
+      another run, or the data set or the devices are missing.
   """
   strategy = command_line.strategy(how.distribution)
   with contextlib.ExitStack() as stack:
@@ -192,12 +192,12 @@ def _callbacks(
   about: Mapping[str, Any],
   strategy: tf.distribute.Strategy,
 ) -> list[tf_keras.callbacks.Callback]:
-  """Makes the callbacks that record the training and keep its state."""
+  """Makes the callbacks that record training and save its state."""
   recording = training_records.callbacks(how.tensorboard_dir, strategy)
   if not how.backup_dir:
     return recording
   config = dataclasses.asdict(how.training)
-  del config["epochs"]  # A training may go on for longer.
+  del config["epochs"]  # The number of epochs may grow.
   run = {
     "train_on": how.train_on,
     "data": backups.fingerprint(dataset.train),
@@ -217,7 +217,7 @@ def _callbacks(
 def _provenance(
   dataset: classes.Dataset, how: Weights, held_out: str
 ) -> dict[str, str]:
-  """Returns what the model card says of a training."""
+  """Returns rows about the training for the model card."""
   named = {"classes": ", ".join(dataset.classes)}
   config = how.training
   if not config.epochs:

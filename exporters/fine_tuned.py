@@ -51,7 +51,7 @@ if TYPE_CHECKING:
   Part = tuple[saving.Source, list[Any]]
 
 _LOADING = copying.Options()
-# Where `use_*` keep fingerprint, card and report of the original, and its data.
+# The directory in which `use_*` record the original export and the data.
 _ORIGIN = "assets.extra/fine_tuned_from"
 
 
@@ -88,8 +88,8 @@ def export(
     loading: How to load the SavedModel.
 
   Raises:
-    ExportError: A directory is in the way, the SavedModel has no such piece or
-      does not say what it comes from, or the export differs from the piece.
+    ExportError: A directory is taken, the SavedModel has no such piece or no
+      record of its origin, or the export differs from the piece.
   """
   for source_dir in saved_model_dir, original_dir:
     publishing.check_apart(
@@ -114,7 +114,7 @@ def export(
       "keep_failed": options.keep_failed,
     }
     _export_into(work_dir, saved_model_dir, paths, request, loading)
-    # What ran in the sandbox could have made links.
+    # The process in the sandbox could have created links.
     if problems := copying.copy(f"{work_dir}/export_dir", directory).problems:
       raise errors.ExportError(f"{saved_model_dir}: {problems[0]}.")
   print(f"Exported to {options.export_dir}")
@@ -127,7 +127,7 @@ def _export_into(
   request: dict[str, Any],
   loading: copying.Options,
 ) -> None:
-  """Exports in the sandbox, which sees the paths in a working directory."""
+  """Exports in the sandbox, with all paths in a working directory."""
   inner = {name: f"{work_dir}/{name}" for name, path in paths.items() if path}
   if original := paths["original_dir"]:
     copied = inner["original_dir"]
@@ -150,7 +150,7 @@ def _ask(
   names: dict[str, str],
   loading: copying.Options,
 ) -> None:
-  """Has a process in the sandbox export into a working directory."""
+  """Starts the export, in the sandbox, into a working directory."""
   with copying.started(
     "exporters.fine_tuned",
     saved_model_dir,
@@ -170,7 +170,7 @@ def _ask(
 
 
 def serve(requests: Iterator[Any]) -> Iterator[Any]:
-  """Exports in the sandbox. There is one request, with what `export` takes."""
+  """Exports in the sandbox, for one request with the arguments of `export`."""
   request = next(requests)
   saved_model_dir, directory = request["directory"], request["export_dir"]
   subject = subject_lib.requested(request)
@@ -215,7 +215,7 @@ def serve(requests: Iterator[Any]) -> Iterator[Any]:
 
 
 def _piece(saved_model_dir: str, model: Any, name: str | None) -> Any:
-  """Returns the piece of a loaded SavedModel that has the name."""
+  """Returns the piece with this name of a loaded SavedModel."""
   pieces = _pieces(model)
   if name is not None and name not in pieces:
     problem = f"has no piece {name}"
@@ -241,8 +241,8 @@ def _piece(saved_model_dir: str, model: Any, name: str | None) -> Any:
 def _pieces(model: Any) -> dict[str, Any]:
   """Finds the exports in a loaded SavedModel, by their paths in it.
 
-  They are the SavedModels of hub.KerasLayers, which these keep as `_func`. If
-  there is none, it is the SavedModel itself, unless Keras saved it.
+  A hub.KerasLayer keeps its SavedModel as `_func`. If there is no such layer,
+  the piece is the SavedModel itself, unless Keras saved it.
   """
   view = tf.train.TrackableView
   found, seen, waiting = {}, {}, [("", model)]
@@ -266,7 +266,7 @@ def _is_trainable(model: Any) -> bool:
 
 
 def _is_whole(model: Any) -> bool:
-  """Tells whether a loaded object has the interface of an export."""
+  """Returns whether a loaded object has the interface of an export."""
   return bool(subject_lib.traces_of(model)) and all(
     hasattr(model, name) for name in observation.INTERFACE
   )
@@ -275,10 +275,10 @@ def _is_whole(model: Any) -> bool:
 def _parts(
   directory: str, model: Any, profiles: Sequence[str]
 ) -> Iterator[tuple[str, Part]]:
-  """Yields what to compare of a piece: itself as "", then its sub-objects.
+  """Yields a piece, named "", and its sub-objects, to compare.
 
-  Constants, which take no input, are not compared. Freezing profiles get no
-  examples, as they share the call of the piece.
+  Constants, which take no input, are left out. Freezing profiles have no
+  examples because they share the call of the piece.
   """
   subject = dataclasses.replace(subject_lib.read(directory), model=model)
   source, examples = _part(subject)
@@ -341,11 +341,11 @@ def _fine_tuned(
 
   Args:
     saved_model_dir: The SavedModel of the fine-tuned export or model.
-    original_dir: The other export. None: what `use_*` keep of it.
-    data: What it was fine-tuned on. None: what `use_*` keep of it.
+    original_dir: The original export. None: as `use_*` recorded it.
+    data: The data it was fine-tuned on. None: as `use_*` recorded it.
 
   Raises:
-    ExportError: Something is missing, and a flag must say it.
+    ExportError: A record is missing, and so is the flag that replaces it.
   """
   origin = pathlib.Path(original_dir or f"{saved_model_dir}/{_ORIGIN}")
   note = pathlib.Path(saved_model_dir, _ORIGIN, "data.txt")
@@ -407,7 +407,7 @@ def define_flags() -> None:
   """Defines the flags of this program."""
   command_line.define_flags(checkpoints=False)
   for name, text in {
-    "saved_model_dir": "The SavedModel that has the fine-tuned piece.",
+    "saved_model_dir": "The SavedModel with the fine-tuned piece.",
     "piece": "The piece to take, if there are several.",
     "original_dir": "The export that was fine-tuned. The default is what the"
     " SavedModel says, if a use_* program wrote it.",
@@ -422,7 +422,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  """Exports what the flags say."""
+  """Exports the piece that the flags select."""
   values = flags.FLAGS
   export(
     command_line.options(),

@@ -41,8 +41,8 @@ with epy.lazy_imports():
 # The flags are those of the program that has them defined.
 flags.disclaim_key_flags()
 
-# Packages of Model Garden that import much more than a classifier needs: all
-# tasks, matplotlib, tensorflow-datasets and more. Their modules do without.
+# Packages of Model Garden whose __init__ imports more than a classifier needs,
+# such as all tasks, matplotlib and tensorflow-datasets.
 _WITHOUT_INIT = (
   "official.core",
   "official.vision",
@@ -53,7 +53,7 @@ _WITHOUT_INIT = (
 
 _STOCHASTIC_DEPTH = "official.vision.modeling.layers.nn_layers.StochasticDepth"
 
-# What checkpoints of trainers have beside the classifier.
+# Parts of a trainer's checkpoint that are not the classifier.
 _LEFT_OUT = (
   "backbone",
   "global_step",
@@ -129,12 +129,12 @@ _MODELS = {
 class Config:
   """Which classifier to build, and what to cut out of it.
 
-  The fields are the values of flags, by their names, but for these:
+  The fields are the values of the flags of the same names, except for:
 
   Attributes:
     architecture: The family of classifiers.
-    overrides: What to change in the experiment, as
-      `image_classification.configure` takes it.
+    overrides: Overrides of the experiment, as in
+      `image_classification.configure`.
   """
 
   architecture: image_classification.Architecture
@@ -146,7 +146,7 @@ class Config:
 
   @property
   def outputs(self) -> dict[str, list[str]]:
-    """Names of the outputs of each SavedModel, by the kind of it."""
+    """The names of the outputs of each SavedModel, by its kind."""
     types = [self.export_type] if self.export_type != "all" else _OUTPUTS
     outputs = {kind: [_OUTPUTS[kind]] for kind in types}
     if self.endpoints:
@@ -163,16 +163,15 @@ def export(
 
   Args:
     config: Which classifier to build, and what to cut out of it.
-    weights: A checkpoint of the classifier, or of its backbone if nothing else
-      is exported, in any structure that Model Garden writes; or the
-      classifier's weights as Keras saves them, in its own format or as `*.h5`.
-      Or how to train the classifier.
+    weights: The source of the weights: a checkpoint of the classifier in any
+      structure that Model Garden writes, weights of Keras in its own format or
+      in HDF5, or training. A feature vector needs only those of the backbone.
     options: Where to export and how to verify.
 
   Raises:
-    ExportError: A directory is in the way, the configuration is wrong, the data
-      cannot be had, the checkpoint does not match, or an export differs from
-      the model.
+    ExportError: A directory is taken, the configuration is wrong, the data is
+      missing, the checkpoint does not match, or an export differs from the
+      model.
   """
   if config.endpoints and config.export_type == "classification":
     raise errors.ExportError("Endpoints come with the feature vector only.")
@@ -197,7 +196,7 @@ def export(
 def _cut(
   config: Config, setup: image_classification.Setup, model: tf_keras.Model
 ) -> dict[str, tf_keras.Model]:
-  """Cuts the pieces that are exported out of the classifier, by their kind."""
+  """Cuts the pieces to export out of the classifier, by their kind."""
   with errors.of_input(ValueError):
     return {
       kind: image_classification.cut(
@@ -213,13 +212,13 @@ def _trained(
   weights: classifier_training.Weights,
   options: exporting.Options,
 ) -> tuple[dict[str, tf_keras.Model], dict[str, str]]:
-  """Trains the classifier; returns its pieces, and what the card says of it."""
+  """Trains the classifier; returns its pieces, and rows for the card."""
 
   def build(num_classes: int) -> tuple[tf.train.Checkpoint, tf_keras.Model]:
     setup.data.num_classes = num_classes
     with errors.of_input(ValueError):
       model = image_classification.build(setup)
-    # Both fail before the training if they must fail.
+    # Both raise their errors before training starts.
     pieces = _cut(config, setup, model)
     exporting.check_profiles(options, *pieces.values())
     trained = image_classification.cut(
@@ -244,7 +243,7 @@ def _trained(
 def _configured(
   config: Config, default: str | None = None
 ) -> image_classification.Setup:
-  """Sets up the experiment that the flags name."""
+  """Configures the experiment that the flags name."""
   with errors.of_input(ValueError):
     return image_classification.configure(
       config.architecture, config.experiment or default, config.overrides
@@ -259,8 +258,8 @@ def restored(
   """Restores the pieces of a classifier from any source of weights.
 
   Returns:
-    The configuration, the pieces by kind, and what the card says of the
-    weights.
+    The configuration, the pieces by kind, and rows about the weights for the
+    card.
 
   Raises:
     ExportError: The source does not match, or needs another configuration.
@@ -306,7 +305,7 @@ def _restore(
   pieces: Mapping[str, tf_keras.Model],
   weights: str | None,
 ) -> None:
-  """Restores a classifier; what no piece uses may be lacking."""
+  """Restores a classifier; variables that no piece uses may be missing."""
   backbone = getattr(model, "backbone", None)
   refs = {w.ref() for piece in pieces.values() for w in piece.weights}
   used = [v for v in model.variables if v.ref() in refs]
@@ -336,7 +335,7 @@ def _restore(
     roots = [checkpoint(model=model), model, checkpoints.keras_weights(model)]
     parts = []
     if backbone is not None and len(used) == len(backbone.weights):
-      # Of a classifier with another head, a detector or a segmenter.
+      # For checkpoints with another head, such as that of a detector.
       parts.append(checkpoint(backbone=backbone))
       name = next(
         name
@@ -352,7 +351,7 @@ def _restore(
 def _numbered(
   model: tf_keras.Model, variables: Sequence[tf.Variable]
 ) -> dict[str, tf.Variable]:
-  """Returns variables of a model by names that count its own layers only."""
+  """Returns the variables of a model by names numbered within the model."""
   names = keras_files.numbered([v.name for v in model.variables])
   return {names[v.name]: v for v in variables}
 
@@ -364,7 +363,7 @@ def _restore_by_name(
   named: Mapping[str, tf.Variable],
   left_out: Mapping[str, str],
 ) -> None:
-  """Restores variables; tensors of others in the table are left out."""
+  """Restores variables, and ignores the other tensors of the table."""
   others = {line.theirs for line in lines if line.ours not in named}
   left_out = {**left_out, **dict.fromkeys(others, "not exported")}
   weight_tables.restore(path, tensors, lines, named, left_out=left_out)
@@ -401,7 +400,7 @@ def _restore_tf1(
   lines = []
   for name, variable in weight_tables.by_name(model.variables).items():
     average = name + _AVERAGE
-    # Those of batch normalization are averages themselves.
+    # The moving averages of batch normalization have no averages.
     if weights == "average" and (variable.trainable or average in tensors):
       lines.append(weight_tables.Line(name, average))
     else:
@@ -492,7 +491,7 @@ def _card(
 def _endpoints(
   endpoints: Sequence[str], piece: exporting.Piece
 ) -> dict[str, str]:
-  """Says for each endpoint how many pixels a cell of it stands for."""
+  """Describes each endpoint by the number of pixels of one cell."""
   if not endpoints:
     return {}
   size = 128
@@ -537,7 +536,7 @@ def define_flags(architecture: image_classification.Architecture) -> None:
     "feature_vector",
     [*_OUTPUTS, "all"],
     "What to export: feature vectors, the classifier with its logits, or both,"
-    " each in a directory of that name in --export_dir.",
+    " each in a subdirectory of --export_dir with that name.",
   )
   flags.DEFINE_list(
     "endpoints",

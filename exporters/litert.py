@@ -40,8 +40,8 @@ with epy.lazy_imports():
   import numpy as np
 
 _LOADING = copying.Options()
-# The largest root mean square of an output's differences, as a share of that of
-# its values. Rounding errors grow with the depth of a model.
+# The largest relative error of an output: the root mean square of the
+# differences, divided by that of the values. It grows with a model's depth.
 _TOLERANCES = {
   "none": 1e-4,
   "float16": 0.05,
@@ -49,7 +49,7 @@ _TOLERANCES = {
   "int8": 0.2,
 }
 _TRAINING_TOLERANCE = 1e-3  # After some steps.
-_READ = 108  # Calibration examples, and those that are compared.
+_READ = 108  # Numbers of examples for calibration and for the comparison.
 
 
 class Sizes(NamedTuple):
@@ -92,10 +92,10 @@ def convert(
 
   Args:
     saved_model_dir: The SavedModel.
-    output_file: Where the model for LiteRT appears whole, or not at all.
+    output_file: The LiteRT model to write, which appears when complete.
     overwrite: Whether to replace `output_file`.
     quantization: A key of `_TOLERANCES`.
-    compared: Whether the table has all quantizations.
+    compared: Whether to try all quantizations, for the table.
     signature: The signature to convert.
     sizes: Its batch size, and its image size or sequence length where free.
     calibration_data: A data set of images, as `images.load` takes it. None:
@@ -133,7 +133,7 @@ def convert(
 
 
 def check_output(output_file: str, overwrite: bool) -> None:
-  """Raises an ExportError if a file is in the way, or cannot be written."""
+  """Raises an ExportError if a file exists or cannot be written."""
   formats.check_output_file("output_file", output_file)
   if os.path.lexists(output_file) and not overwrite:
     raise errors.ExportError(
@@ -149,7 +149,7 @@ def _converting(
   request: dict[str, Any],
   loading: copying.Options,
 ) -> Iterator[Any]:
-  """Starts `phones.converting`, and yields a function that asks it."""
+  """Starts `phones.converting`; yields a function that sends it a request."""
   with copying.started(
     "exporters.phones.converting",
     saved_model_dir,
@@ -168,7 +168,7 @@ def _converting(
 
 
 def _patient(loading: copying.Options) -> copying.Options:
-  """Returns limits with which large models can be converted."""
+  """Returns limits that are wide enough to convert large models."""
   return dataclasses.replace(
     loading, seconds=loading.seconds or 36_000, gib=loading.gib or 64
   )
@@ -177,7 +177,7 @@ def _patient(loading: copying.Options) -> copying.Options:
 def _write_images(
   name: str, inputs: dict[str, tuple[list[int], str]], path: str
 ) -> None:
-  """Writes images of a data set in the shape that the signature takes."""
+  """Writes images of a data set in the input shape of the signature."""
   shapes = [shape for shape, dtype in inputs.values() if dtype == "float32"]
   if len(inputs) != 1 or not shapes or len(shapes[0]) not in (4, 5):
     raise errors.ExportError(
@@ -203,11 +203,11 @@ def _run(
   training: Training | None,
   loading: copying.Options,
 ) -> dict[str, dict[str, Any]]:
-  """Has LiteRT run the models; returns what `phones.running` says of each."""
+  """Runs the models with LiteRT; returns the result of each."""
   limits = sandbox.limits(0, _patient(loading).seconds, _patient(loading).gib)
   results = {}
   for kind in kinds:
-    # A model that LiteRT cannot run may end the process.
+    # LiteRT may crash on a model that it cannot run.
     with sandbox.started(
       "exporters.phones.running",
       limits,
@@ -251,9 +251,9 @@ def _print(work_dir: str, results: dict[str, dict[str, Any]]) -> None:
 def _check(
   result: dict[str, Any], quantization: str, training: Training | None
 ) -> None:
-  """Raises an ExportError if LiteRT computes something else."""
+  """Raises an ExportError if the outputs of LiteRT differ too much."""
   tolerance = _TRAINING_TOLERANCE if training else _TOLERANCES[quantization]
-  # Not a number is worse than any error. The sandbox sends it as a string.
+  # NaN, which the sandbox sends as a string, exceeds every tolerance.
   error = float(result["error"])
   if not error <= tolerance:
     advice = (
@@ -270,8 +270,8 @@ def _check(
 
 
 def _publish(path: str, output_file: str, overwrite: bool) -> None:
-  """Copies a file that the sandbox has written; it appears whole."""
-  # What ran in the sandbox could have made a link.
+  """Copies a file out of the sandbox; the copy appears when complete."""
+  # The process in the sandbox could have created a link.
   with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as f:
     if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
       raise errors.ExportError(f"{path} is not a file.")

@@ -70,8 +70,8 @@ def export(
     l2_strength: Factor of the L2 regularization of every kernel.
 
   Raises:
-    ExportError: A directory is in the way, the data cannot be had, the
-      checkpoint does not match, or the export differs from the model.
+    ExportError: A directory is taken, the data is missing, the checkpoint does
+      not match, or the export differs from the model.
   """
   with exporting.exporting(options, apart=weights.directories) as export_piece:
 
@@ -157,7 +157,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  """Exports what the flags say."""
+  """Exports the model that the flags describe."""
   export(
     classifier_training.weights(),
     command_line.options(),

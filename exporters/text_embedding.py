@@ -43,8 +43,8 @@ _EXPORT_TYPES = {
 
 _TRAINING_FLAGS = {
   "dim": ("dimension of the vectors.", 1),
-  "min_count": ("leave out words that occur less often.", 1),
-  "window": ("largest distance of words that count as near each other.", 1),
+  "min_count": ("minimum number of occurrences of a word.", 1),
+  "window": ("largest distance of two words that count as neighbors.", 1),
 }
 
 _EXAMPLES = {
@@ -105,7 +105,7 @@ _MEANINGS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vectors:
-  """Where word vectors come from: the values of flags, by their names.
+  """The source of word vectors: values of the flags of the same names.
 
   Attributes:
     training: How to train on `python_docs`, instead of reading a file.
@@ -138,8 +138,8 @@ def export(
     trainable: Whether consumers may train the vectors.
 
   Raises:
-    ExportError: The file is malformed or not there, a directory is in the way,
-      or the export differs from its model.
+    ExportError: The file is malformed or missing, a directory is taken, or the
+      export differs from its model.
   """
   with (
     exporting.exporting(options) as export_piece,
@@ -178,7 +178,7 @@ def export(
 def _vectors(
   vectors: Vectors, splitter: text_embedding.Splitter, scratch: str
 ) -> tuple[dict[str, str], word_vectors.WordVectors]:
-  """Reads or trains word vectors; returns rows of the card, and the vectors."""
+  """Reads or trains word vectors; returns rows for the card, and vectors."""
   if path := vectors.word_vectors_file:
     with (
       errors.of_input(OSError, ValueError, about=f"{path}: "),
@@ -361,7 +361,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  """Exports what the flags say."""
+  """Exports the embedding that the flags describe."""
   values = flags.FLAGS
   export(
     command_line.options(),

@@ -112,11 +112,11 @@ model.fit(sequences, labels, epochs=10)
 """
 
 _ARCHITECTURE_FLAGS = {
-  "num_layers": ("Number of cells on top of each other.", 1),
+  "num_layers": ("Number of stacked cells.", 1),
   "units": ("Size of each cell's output.", 1),
   "embedding_size": ("Size of the embedding of a byte.", 1),
   "dropout_rate": (
-    "Rate of dropout behind the embedding and the last cell.",
+    "Dropout rate after the embedding and the last cell.",
     0.0,
     0.99,
   ),
@@ -135,9 +135,8 @@ _TRAINING_FLAGS = {
   "seed": ("seed of the initial weights, the order of the text, dropout.", 0),
 }
 _DIRECTORY_FLAGS = {
-  "checkpoint_dir": "keep the checkpoint of the trained model in this"
-  " directory, which must not exist, or be empty; --overwrite replaces one that"
-  " has a checkpoint.",
+  "checkpoint_dir": "directory for the checkpoint of the trained model. It must"
+  " not exist, or be empty; --overwrite replaces one with a checkpoint.",
   "backup_dir": "where to keep the state of the training after each epoch,"
   " until the export has appeared. After an interruption the same command"
   " resumes from there. All machines must see it.",
@@ -175,7 +174,7 @@ _PROMPTS = ["Returns the ", "", "¿Dónde está 漢字? ", "\n\n    "]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-  """Where the weights come from: values of flags, by their names."""
+  """The source of the weights: values of the flags of the same names."""
 
   checkpoint_path: str | None = None
   weights: str | None = None
@@ -206,8 +205,8 @@ def export(
       directories of these names.
 
   Raises:
-    ExportError: A directory is in the way, the text cannot be read, the
-      checkpoint does not match, or an export differs from the model.
+    ExportError: A directory is taken, the text cannot be read, the checkpoint
+      does not match, or an export differs from the model.
   """
   makers = {"language_model": _language_model, "cell": _cell}
   names = list(makers) if export_type == "all" else [""]
@@ -256,7 +255,7 @@ def _train(
   options: exporting.Options,
   export_type: str,
 ) -> tuple[tf_keras.Model, dict[str, str]]:
-  """Trains a model. Returns it, in float32, and rows for its card."""
+  """Trains a model; returns it in float32, with rows for its card."""
   strategy = command_line.strategy(weights.distribution)
   with contextlib.ExitStack() as stack:
     if weights.checkpoint_dir:
@@ -327,7 +326,7 @@ def _callbacks(
     "mixed_precision": weights.distribution.mixed_precision,
     "text": backups.fingerprint(corpus.train),
   }
-  epochs = run.pop("epochs")  # A training may go on for longer.
+  epochs = run.pop("epochs")  # The number of epochs may grow.
   return recording + backups.callbacks(
     weights.backup_dir, run, strategy, epochs, training_records.epochs
   )
@@ -416,7 +415,7 @@ def _functions_of_texts(model: tf_keras.Model) -> dict[str, exporting.Piece]:
 def _cell(
   model: tf_keras.Model, provenance: dict[str, str]
 ) -> tuple[exporting.Piece, model_card.Card]:
-  """Makes the cell of the language model as a SavedModel of its own."""
+  """Describes the SavedModel of the cell alone."""
   cell = model.get_layer("rnn").cell
   size = model.get_layer("embedding").output_dim
   sizes = text_rnn.state_sizes(model)
@@ -453,7 +452,7 @@ def _step_piece(
   sizes: Sequence[int],
   **kwargs: Any,
 ) -> exporting.Piece:
-  """Makes one step: it takes and returns lists, whose rest are states.
+  """Traces one step from `[input, *states]` to `[output, *states]`.
 
   Args:
     step: Takes an input and states; returns an output and states.
@@ -467,7 +466,7 @@ def _step_piece(
     output, states = step(x, states)
     return [output, *states]
 
-  # The gradient of the step alone takes constants out of it; see `xla`.
+  # Its gradient takes constants out of the forward pass; see `xla`.
   computed = xla.step_computed_again(layer, flat)
 
   def call(inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
@@ -494,7 +493,7 @@ def _step_piece(
 
 
 def _state_names(sizes: Sequence[int]) -> list[str]:
-  """Returns a name for each state. Signatures sort names."""
+  """Returns a name for each state, in sorted order, as signatures need."""
   digits = len(str(len(sizes) - 1))
   return [f"state_{i:0{digits}}" for i in range(len(sizes))]
 
@@ -525,7 +524,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  """Exports what the flags say."""
+  """Exports the model that the flags describe."""
   weights = command_line.from_flags(
     Weights,
     config=command_line.from_flags(text_rnn.Config),

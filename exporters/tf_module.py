@@ -77,8 +77,8 @@ _FLOW_FLAGS = {
   "l2_strength": ("factor of the L2 regularization of every kernel.", 0.0),
 }
 _TRAINING_FLAGS = {
-  "epochs": ("epochs of training; 0 exports the initial weights.", 0),
-  "batch_size": ("vectors in a step.", 1),
+  "epochs": ("number of epochs; 0 exports the initial weights.", 0),
+  "batch_size": ("batch size: vectors per step.", 1),
   "learning_rate": ("initial learning rate of Adam.", 0.0),
   "seed": ("seed of the initial weights, the order of vectors, dropout.", 0),
 }
@@ -96,7 +96,7 @@ class Flow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-  """Where the weights of a RealNVP come from: flags by their names."""
+  """The source of a RealNVP's weights: flags of the same names."""
 
   checkpoint_path: str | None = None
   weights: str | None = None
@@ -115,11 +115,11 @@ def export(
   Args:
     options: Where to export and how to verify.
     flow: The RealNVP, or None.
-    weights: Where its weights come from: a training, or a checkpoint of
+    weights: The source of its weights: training, or a checkpoint of
       `tf.train.Checkpoint(module=models.density.real_nvp.RealNVP(…))`.
 
   Raises:
-    ExportError: A directory is in the way, the vectors have another length, the
+    ExportError: A directory is taken, the vectors have another length, the
       checkpoint does not match, or the export differs from the module.
   """
   apart = [weights and weights.tensorboard_dir]
@@ -130,7 +130,7 @@ def export(
 
 
 def _product() -> tuple[exporting.Piece, model_card.Card]:
-  """Returns the smallest example: what to export, and its model card."""
+  """Returns the smallest example and its model card."""
   numbers = tf.TensorSpec([None], tf.float32, "numbers")
   piece = exporting.Piece(
     source=saving.source(product.Product(2.0), numbers),
@@ -172,7 +172,7 @@ def _real_nvp(
   examples = [
     tf.random.stateless_normal([n, flow.num_features], [n, 0]) for n in (3, 1)
   ]
-  # A function, unlike a module, does not say what it uses.
+  # Unlike a module, a function has no list of its variables.
   of_module = {
     "variables": module.variables,
     "regularization_losses": module.regularization_losses,
@@ -208,7 +208,7 @@ def _real_nvp(
 
 
 def _train(module: real_nvp.RealNVP, weights: Weights) -> dict[str, str]:
-  """Trains a flow; returns what its model card says of the training."""
+  """Trains a flow; returns rows about the training for the model card."""
   name, config = weights.train_on, weights.config
   vectors, held_out = training.DATASETS[name]()
   if vectors.shape[1:] != module.mean.shape:
@@ -295,7 +295,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  """Exports what the flags say."""
+  """Exports the module that the flags describe."""
   if flags.FLAGS.module == "product":
     export(command_line.options())
   else:

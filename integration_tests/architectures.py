@@ -2,8 +2,7 @@ r"""Writes docs/architectures.md: what each exporter's artifact is.
 
 It reads the model cards of the exports that the tests use:
 
-  bazel run //integration_tests:architectures -- --output_file=PAGE.md
-  bazel run //integration_tests:architectures -- --output_file=PAGE.md \
+  ./bazelw run //integration_tests:architectures -- --output_file=PAGE.md \
     --profile=/tmp/profile.gz
 
 The profile is that of a run of Bazel that made the exports. Its seconds are in
@@ -25,17 +24,17 @@ _PROFILE = flags.DEFINE_string("profile", None, "A profile of Bazel.")
 
 _HEADER = """# Architectures
 
-Make the export of a section again, for example:
+Make these exports, and this page of them:
 
 ```sh
-./bazelw build //exporters:mnist_cnn_digits_0_4
+./bazelw run //integration_tests:architectures -- --output_file=/tmp/page.md
 ```
 
 Each section describes an export that the tests of this repository make: a small
 model, trained for seconds to minutes. Yours differs in size and accuracy, and
 has the same inputs, outputs and hyperparameters. `None` is a free dimension.
 Seconds are those of both cores of one busy machine: training, exporting and the
-verification. //integration_tests:architectures writes this page.
+verification.
 """
 # Rows of the cards that go into the page.
 _FACTS = re.compile(

@@ -40,15 +40,30 @@ class HelpTest(absltest.TestCase):
           self.assertIn("dropout_rate", actual)
           self.assertIn("regularization_loss_multiplier", actual)
 
-  def test_numbers_must_be_finite(self):
+  def test_errors_are_one_line(self):
     (program,) = (x for x in _PROGRAMS.value if x.endswith("use_mnist_cnn"))
-    result = subprocess.run(
-      [os.path.abspath(program), "--saved_model_dir=x", "--learning_rate=nan"],
-      capture_output=True,
-      text=True,
+    for flag, error in (
+      ("--learning_rate=nan", "--learning_rate=nan: Say a finite number."),
+      ("--lerning_rate=1", "is not a flag. Did you mean --learning_rate?"),
+      ("--epochs=0", "--epochs=0: 0 is not"),
+    ):
+      result = subprocess.run(
+        [os.path.abspath(program), "--saved_model_dir=x", flag],
+        capture_output=True,
+        text=True,
+      )
+      self.assertEqual(result.returncode, 1)
+      self.assertIn(error, result.stderr)
+      self.assertLen(result.stderr.splitlines(), 1)
+
+  def test_help_has_groups_and_defaults(self):
+    (program,) = (x for x in _PROGRAMS.value if x.endswith("use_mnist_cnn"))
+    text = subprocess.check_output([program, "--help"], text=True)
+    titles = re.findall(
+      "^(What .*|Training|Accelerators|Safety.*):$", text, re.M
     )
-    self.assertEqual(result.returncode, 1)
-    self.assertIn("--learning_rate=nan: Say a finite number.", result.stderr)
+    self.assertLen(titles, 5)
+    self.assertRegex(text, r"  --batch_size\n(?:      .*\n)*.*\(default: 32\)")
 
 
 if __name__ == "__main__":

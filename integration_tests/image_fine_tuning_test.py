@@ -24,6 +24,7 @@ import tf_keras
 from data import images as image_data
 from distribution import errors
 from integration_tests import image_fine_tuning
+from integration_tests import snippets
 from tools import nightly
 
 _MNIST_CNN = flags.DEFINE_string(
@@ -204,13 +205,13 @@ class ImageFineTuningTest(tf.test.TestCase):
     ):
       with self.subTest(path):
         text = pathlib.Path(path).read_text()
-        (example,) = re.findall("```python\n(.*?)```", text, re.DOTALL)
-        self.assertIn(f'"path/to/{name}"', example)
         (images, labels), test = data or (self.train, self.test)
         names = {"images": images, "labels": labels, "num_classes": 5}
-        example = example.replace(f"path/to/{name}", export)
         trained = self.create_tempdir().full_path
-        exec(example.replace("path/to/trained", trained), names)
+        replaced = {f"path/to/{name}": export}
+        if path != "README.md":
+          replaced["path/to/trained"] = trained
+        names = snippets.run_python(text, replaced, names)
         _, accuracy = names["model"].evaluate(*test, verbose=0)
         self.assertGreater(accuracy, min_accuracy)
         if path != "README.md":

@@ -20,6 +20,7 @@ from absl.testing import parameterized
 
 from integration_tests import bad_input
 from integration_tests import bad_input_of_consumers
+from integration_tests import imports
 
 _PAGES = sorted(
   str(path)
@@ -127,6 +128,10 @@ class PagesTest(parameterized.TestCase):
     for error in errors:
       with self.subTest(error):
         self.assertTrue(any(error in answer for answer in known))
+
+  def test_the_drawing_is_that_of_the_imports(self):
+    drawn = pathlib.Path("docs/imports.svg").read_text(encoding="utf-8")
+    self.assertEqual(drawn.strip(), imports.svg(imports.edges()))
 
   def test_command_lines_have_flags_that_exist(self):
     texts = {p: pathlib.Path(p).read_text(encoding="utf-8") for p in _PAGES}

@@ -23,6 +23,7 @@ from integration_tests import c_api
 from integration_tests import checkpoints
 from integration_tests import fitting
 from integration_tests import serving
+from integration_tests import snippets
 from tools import nightly
 
 _MNIST_CNN = flags.DEFINE_string("mnist_cnn", None, "An export.")
@@ -180,15 +181,12 @@ class ServingTest(parameterized.TestCase, tf.test.TestCase):
     for text in ("`encoded_images`", "1. größer", "| export |", "| pets |"):
       self.assertIn(text, card)
     self.assertNotIn("somewhere", card)
-    example = card.split("```python\n")[1].split("```")[0]
     (files / "x.png").write_bytes(encoded[0])
-    names = {}
-    exec(
-      example.replace("path/to/deployed", output_dir).replace(
-        "picture.jpg", str(files / "x.png")
-      ),
-      names,
-    )
+    replaced = {
+      "path/to/deployed": output_dir,
+      "picture.jpg": str(files / "x.png"),
+    }
+    names = snippets.run_python(card, replaced, {})
     self.assertAllClose(names["outputs"]["logits"], expected[:1], atol=1e-5)
 
   def test_warmup_requests(self):

@@ -1,4 +1,4 @@
-"""Builds models, and pipelines of data, without AutoGraph."""
+"""Turns AutoGraph off while models and data pipelines are built."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _T = TypeVar("_T")
 
 
 def off(build: Callable[_P, _T]) -> Callable[_P, _T]:
-  """Decorates a function that builds a Keras model, or what a data set maps.
+  """Turns AutoGraph off in a function that builds a model or maps a data set.
 
-  AutoGraph looks for control flow over Tensors in all that layers and the
-  function call, which takes seconds. Where there is some, building fails
-  without it. TensorFlow's own decorator would import TensorFlow when the module
-  is imported.
+  AutoGraph searches all called code for control flow over Tensors, which takes
+  seconds. A function that has such control flow cannot be decorated. Unlike
+  TensorFlow's own decorator, this one does not import TensorFlow when it is
+  applied.
 
   Args:
     build: The function.

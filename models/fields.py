@@ -1,10 +1,10 @@
-"""Names the fields of a config that an error may be about."""
+"""Finds the fields of a config that an error message is about."""
 
 from collections.abc import Mapping
 import re
 from typing import Any
 
-_MOST = 6  # The most fields that are named.
+_MOST = 6  # The largest number of fields in a message.
 
 
 def flat(values: Any, path: str = "") -> dict[str, Any]:

@@ -1,9 +1,9 @@
-"""Prints where the time of a run of Bazel goes, as a table in Markdown.
+"""Prints the seconds of each test and export of a Bazel run, in Markdown.
 
   ./bazelw test //... --profile=/tmp/profile.gz
   python3 tools/suite_times.py /tmp/profile.gz
 
-The seconds are those of exports made and tests run, on all cores together.
+Seconds are summed over all cores.
 """
 
 import collections
@@ -13,7 +13,7 @@ import json
 import re
 import sys
 
-# The kind of the first expression that is in the name of an action.
+# The kinds of actions, by the first expression that matches their name.
 _KINDS = {
   "Making ": "exports made",
   "_check_test": "rules, one test for each export",
@@ -29,7 +29,7 @@ _ACTION = re.compile(r"(Making|Testing) (//\S+)")
 
 
 def seconds(path: str) -> collections.Counter[str]:
-  """Returns the seconds of each export made and each test run, by name."""
+  """Returns the seconds of each export and test, by name."""
   with gzip.open(path, "rt") as f:
     events = json.load(f)["traceEvents"]
   summed = collections.Counter()

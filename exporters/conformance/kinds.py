@@ -174,9 +174,9 @@ def of(
 
   Args:
     taken: The input: a `tf.TensorSpec`, or a structure of them.
-    returned: The outputs: likewise.
+    returned: The outputs, in the same form.
     attributes: The names of its attributes and signatures.
-    names: The names of its outputs, if they have any.
+    names: The names of its outputs in its signature, if it has one.
   """
   keys = returned if isinstance(returned, Mapping) else ()
   is_classifier = any(map(CLASSES.search, [*names, *keys]))

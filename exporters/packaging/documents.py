@@ -60,7 +60,7 @@ _SINGLEPRINT = (2, 3, 4, 5)
 
 
 def to_json(document: Any) -> bytes:
-  """Returns a document in its only form."""
+  """Serializes a document in its canonical form, with sorted keys."""
   text = json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False)
   return f"{text}\n".encode()
 

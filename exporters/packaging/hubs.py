@@ -155,7 +155,7 @@ class Handler(server.BaseHTTPRequestHandler):
     self._answer({})
 
   def do_PUT(self) -> None:
-    """Takes a file."""
+    """Stores an uploaded file."""
     token = urllib.parse.unquote(self.path.removeprefix("/blob/"))
     size = int(self.headers.get("Content-Length") or 0)
     self.blobs[token] = self.rfile.read(size)

@@ -15,10 +15,10 @@ from exporters.reusable import observation
 
 CALIBRATED = 100  # Examples for int8.
 _COMPARED = 8  # Examples of which the outputs are compared.
-# The ids of an input are below one of these: the vocabulary size is unknown.
+# Upper bounds of ids to try, because the vocabulary size is unknown.
 _ENDS = (1000, 100, 10, 3, 2)
 _OPS = tf.lite.OpsSet
-# Finds an op in the converter's errors, and says what to do about it.
+# Ops in the converter's errors, and advice for each.
 _ADVICE = {
   r"String|Regex|Table|Decode|Unicode|Tokenize|Wordpiece|FastBert": (
     "Do this step in the app, or on a server, and convert the rest"
@@ -43,14 +43,14 @@ class _Signature(NamedTuple):
 
 
 def serve(requests: Iterator[Any]) -> Iterator[Any]:
-  """Converts a SavedModel as requests say.
+  """Converts a SavedModel, in answer to these requests.
 
-  The first request is that of `copying.started`, with the name of a
-  `signature` and the `sizes` that `_signature` takes. Its answer is the shape
-  and the dtype of each input. Of the second one the answer is empty. It has
-  the paths of `calibration` data, or None, and of `examples` to write. The
-  others have a `path` to write, and a `quantization`, or what `training.module`
-  takes. Their answer is empty, or has the `problem` in words.
+  1. The request of `copying.started`, with the name of a `signature` and the
+     `sizes` for `_signature`. The answer has the shape and dtype of each input.
+  2. The paths of `calibration` data, or None, and of `examples` to write. The
+     answer is empty.
+  3. Any number of conversions: a `path` to write, and a `quantization` or the
+     arguments of `training.module`. The answer is empty, or has the `problem`.
   """
   request = next(requests)
   subject = subject_lib.requested(request)
@@ -152,7 +152,7 @@ def _generated(
     return tf.fill(spec.shape, "It rains.")
   if spec.dtype.is_floating:
     return tf.constant(rng.random(spec.shape, np.float32), spec.dtype)
-  if "mask" in name:  # Padding at the end, which is as usual as none.
+  if "mask" in name:  # A mask with padding at the end.
     length = rng.integers(spec.shape[-1] // 2, spec.shape[-1], endpoint=True)
     return tf.cast(tf.fill(spec.shape, 1), spec.dtype) * tf.cast(
       tf.range(spec.shape[-1]) < length, spec.dtype
@@ -255,7 +255,7 @@ def _user_message(
   error: Exception, subject: subject_lib.Subject, quantization: str
 ) -> str:
   """Turns an error of the converter into one for users."""
-  # The last one that it reports is the first in the graph.
+  # The converter reports the first op of the graph last.
   found = [
     x
     for x in reversed(getattr(error, "errors", ()))

@@ -11,10 +11,10 @@ _CALLS = 20  # Of which the median time counts.
 
 
 def serve(requests: Iterator[Any]) -> Iterator[Any]:
-  """Answers requests, which have the paths of a `model` and of `examples`.
+  """Answers requests with the paths of a `model` and of `examples`.
 
-  The answer is what `_compared` returns; with `trainable` in the request, what
-  `_trained` returns.
+  The answer is the result of `_compared` or, if the request has `trainable`, of
+  `_trained`.
   """
   for request in requests:
     model = interpreter.Interpreter(request["model"])
@@ -60,7 +60,7 @@ def _compared(
 def _difference(found: np.ndarray, expected: np.ndarray) -> float:
   """Returns the largest difference, as a share of the largest value.
 
-  For others than floats it is the share of values that differ.
+  For other dtypes than floats, it is the share of values that differ.
   """
   if expected.dtype.kind != "f":
     return float(np.mean(found.astype(expected.dtype) != expected))
@@ -69,7 +69,7 @@ def _difference(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _error(found: np.ndarray, expected: np.ndarray) -> float:
-  """Returns the root mean square of the differences, as a share of values'."""
+  """Returns the root mean square of the differences over that of the values."""
   if expected.dtype.kind != "f":
     return _difference(found, expected)
   scale = np.square(expected).mean() + np.finfo(np.float32).tiny
@@ -88,7 +88,7 @@ def _time(call: Any, inputs: Mapping[str, np.ndarray]) -> float:
 def _trained(
   model: interpreter.Interpreter, arrays: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-  """Repeats a training of TensorFlow, and restores what it saves.
+  """Repeats TensorFlow's training steps, and restores the saved variables.
 
   Returns:
     The `losses`; the largest `difference` of losses and logits from

@@ -16,7 +16,7 @@ _STEPS = 10  # Of the training that is compared.
 _LEARNING_RATE = 1e-3
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7  # Of Adam.
 
-# Ops whose gradient LiteRT lacks, and what computes the gradient instead.
+# Ops whose gradient LiteRT lacks, and functions that replace the gradient.
 _OWN_GRADIENTS = {"Relu": "ReluForLiteRt", "StridedSlice": "SliceForLiteRt"}
 _LACKING = ("ReluGrad", "StridedSliceGrad")
 _GRADIENT = "_gradient_op_type"  # The attribute that names a gradient.
@@ -162,7 +162,7 @@ def write_examples(
   inputs: Mapping[str, tf.Tensor],
   classes: int,
 ) -> None:
-  """Writes a short training in TensorFlow for NumPy; restores the variables.
+  """Trains some steps in TensorFlow, writes the results, restores variables.
 
   Args:
     path: The file to write.
@@ -230,10 +230,10 @@ def _slice_gradient(op: tf.Operation, gradient: tf.Tensor) -> tuple:
 
 
 def copy_with_gradients(source: str, target: str) -> None:
-  """Copies a SavedModel, so that LiteRT has the ops of more gradients.
+  """Copies a SavedModel with gradients whose ops LiteRT has.
 
-  A custom gradient with an op that LiteRT lacks is dropped. The caller must
-  compare a training with that of the original.
+  Custom gradients with an op that LiteRT lacks are dropped, so the caller must
+  compare training steps with those of the original.
   """
   for folder, _, names in os.walk(source):  # The sandbox forbids copytree.
     new = os.path.join(target, os.path.relpath(folder, source))

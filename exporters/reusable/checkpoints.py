@@ -270,8 +270,9 @@ def _graph(prefix: str, reader: Any) -> Graph:
 def keras_weights(model: tf_keras.Model) -> tf.train.Checkpoint:
   """Returns the structure in which Keras saves the weights of a model.
 
-  Keras also saves layers as `layer-0` and so on. These numbers count layers
-  without weights, which may differ between the saved model and `model`.
+  Keras also saves layers under `layer-0` and so on. These names are left out:
+  they count layers without weights, too, of which the saved model may have
+  others.
   """
   with_weights = [layer for layer in model.layers if layer.weights]
   return tf.train.Checkpoint(

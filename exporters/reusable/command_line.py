@@ -1,7 +1,7 @@
-"""What the command lines of all exporters share.
+"""Flags and start of all exporters.
 
 It imports no TensorFlow, and neither may an exporter before its flags are
-parsed: `--help` and errors in flags are answered at once.
+parsed, so that `--help` and errors in flags are answered at once.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from exporters.reusable import profiles
 if TYPE_CHECKING:
   import tensorflow as tf
 
-# The flags are those of the program that has them defined.
+# --help lists them as the program's.
 flags.disclaim_key_flags()
 
-# tensorflow-hub and Model Garden are Keras 2; TensorFlow reads this when it is
-# imported, and the next one too: errors only.
+# TensorFlow reads both on import. tensorflow-hub and Model Garden need Keras 2;
+# level 2 logs errors only.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -54,11 +54,11 @@ _OF_THE_RUN = (
 )
 
 _EXPORT_FLAGS = {
-  "export_dir": "The directory that the SavedModel appears at once all of it is"
-  " right. It must not exist, or be empty.",
-  "overwrite": "Replace a SavedModel that exists at --export_dir, in one step.",
-  "keep_failed": "Where to keep an export that fails verification, for"
-  " inspection. It must not exist.",
+  "export_dir": "Directory for the SavedModel, which appears there complete and"
+  " verified. It must not exist, or be empty.",
+  "overwrite": "Replace an existing SavedModel at --export_dir, in one step.",
+  "keep_failed": "Directory for an export that fails verification, for"
+  " inspection. It must not exist. Default: such an export is removed.",
 }
 
 # The help of --tensorboard_dir, which programs that train have.
@@ -89,8 +89,8 @@ def define_flags(*, checkpoints: bool = True) -> None:
     "verification",
     "full",
     ["full", "fast", "off"],
-    "Compare the export with the live model before it appears. full: all that"
-    " consumers rely on, gradients included, for several input sizes; fast:"
+    "Compare the export with the live model before it appears. full: weights,"
+    " losses, outputs, gradients and more, for several input sizes; fast:"
     " weights, losses and outputs, for one size; off: nothing.",
   )
   flags.register_validator(
@@ -104,22 +104,22 @@ def _define_checkpoint_flags() -> None:
   flags.DEFINE_string(
     "checkpoint_path",
     None,
-    "The checkpoint to export: the prefix of its files, or a directory, whose"
-    " newest checkpoint is taken; or a SavedModel of the same variables.",
+    "The checkpoint to export: the prefix of its files, a directory, whose"
+    " newest checkpoint is restored, or a SavedModel with the same variables.",
   )
   flags.DEFINE_enum(
     "weights",
     None,
     ["raw", "average"],
-    "With --checkpoint_path: which weights to take if the checkpoint also has"
-    " moving averages of them. Model Garden evaluates the averages.",
+    "With --checkpoint_path: which weights to restore if the checkpoint also"
+    " has their moving averages. Model Garden evaluates the averages.",
   )
   flags.DEFINE_string(
     "checkpoint_report",
     None,
-    "With --checkpoint_path: write here what each variable was restored from,"
-    " and what else the checkpoint has: HTML, JSON or text, by the file's"
-    " ending. - prints it, and exports nothing.",
+    "With --checkpoint_path: file for a report of what each variable was"
+    " restored from, and what else the checkpoint has. Its suffix selects HTML,"
+    " JSON or text. - prints the report and exports nothing.",
   )
   forbid_without("checkpoint_path", ["checkpoint_report", "weights"])
   flags.DEFINE_list(
@@ -139,12 +139,12 @@ def _define_checkpoint_flags() -> None:
 
 
 def define_saved_model_format() -> None:
-  """Defines the flag of the exporters whose model is a Keras model."""
+  """Defines the flag of exporters of Keras models."""
   flags.DEFINE_enum(
     "saved_model_format",
     exporting.Options.saved_model_format,
     ["reusable", "keras"],
-    "What to write. reusable: one function for each mode, with the"
+    "Format of the export. reusable: one function for each mode, with the"
     " hyperparameters as arguments. keras: the complete Keras model, for"
     " tf_keras.models.load_model, with fixed hyperparameters.",
   )
@@ -180,7 +180,7 @@ def require_weights(
 
 
 def options() -> exporting.Options:
-  """Returns what the flags that all exporters have say."""
+  """Returns the values of the flags that all exporters have."""
   report = flags.FLAGS.flag_values_dict().get("checkpoint_report")
   if report and report != "-":
     report = formats.absolute(report)
@@ -217,14 +217,14 @@ def define(
 
 
 def from_flags(cls: type[_T], **others: Any) -> _T:
-  """Makes a dataclass of the flags that have the names of its fields.
+  """Creates a dataclass from the flags with the names of its fields.
 
   Args:
-    cls: The dataclass. Paths in it become absolute, by `formats.absolute`.
-    **others: Values of other fields, or instead of those of flags.
+    cls: The dataclass. Paths become absolute, by `formats.absolute`.
+    **others: Values of fields, which override those of flags.
 
   Raises:
-    ExportError: As `model_path`.
+    ExportError: As for `model_path`.
   """
   fields = {field.name for field in dataclasses.fields(cls)}
   values = {
@@ -242,11 +242,10 @@ def from_flags(cls: type[_T], **others: Any) -> _T:
 
 
 def model_path(name: str) -> str | None:
-  """Returns the path of a SavedModel or a checkpoint that is in a flag.
+  """Returns the path of a SavedModel or checkpoint in a flag.
 
   Raises:
-    ExportError: TensorFlow cannot read such files there, or there is something
-      else.
+    ExportError: TensorFlow cannot read the path, or it is something else.
   """
   value = formats.absolute(flags.FLAGS[name].value)
   is_hdf5 = value and value.endswith((".h5", ".hdf5"))
@@ -263,7 +262,7 @@ def model_path(name: str) -> str | None:
 
 
 def _check_paths() -> None:
-  """Fails before TensorFlow is imported if a path in a flag is wrong."""
+  """Raises the errors of paths in flags before TensorFlow is imported."""
   for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
     if flag.value and flag.name == "output_file":
       formats.check_output_file(flag.name, formats.absolute(flag.value))
@@ -283,10 +282,9 @@ def _check_paths() -> None:
 
 
 def _record() -> dict[str, Any]:
-  """Returns the flags of the program, for the report of the verification.
+  """Returns the flags that the export depends on, for its verification report.
 
-  Only what makes a difference to the export: of inputs the name, and neither
-  directories to write nor `--overwrite`.
+  Inputs are reduced to their names. Directories to write are left out.
   """
   record = {}
   for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
@@ -306,7 +304,7 @@ def _record() -> dict[str, Any]:
 
 
 def strategy(config: strategies.Config) -> tf.distribute.Strategy:
-  """Makes a strategy, or raises an ExportError if its devices are not there.
+  """Creates a strategy, or raises an ExportError if its devices are missing.
 
   Call it before TensorFlow runs anything else.
   """
@@ -315,7 +313,7 @@ def strategy(config: strategies.Config) -> tf.distribute.Strategy:
 
 
 def end_unless_chief(strategy: tf.distribute.Strategy) -> None:
-  """Ends the process if another worker of the cluster exports."""
+  """Exits unless this process is the chief, which exports."""
   if not strategies.is_chief(strategy):
     print("The training is over. The chief does the rest.")
     sys.exit()
@@ -334,9 +332,9 @@ def forbid_without(condition: str, names: Iterable[str]) -> None:
 
 
 def _configure_process(without_init: Sequence[str]) -> None:
-  """Sets what holds for the whole process; the flags are parsed by now.
+  """Changes process-wide settings, once the flags are parsed.
 
-  Nothing else in the exporters changes process-wide state for good.
+  No other code in the exporters changes process-wide settings permanently.
   """
   imports.without_init(without_init)
   train_on = "train_on" in flags.FLAGS and flags.FLAGS.train_on
@@ -344,19 +342,19 @@ def _configure_process(without_init: Sequence[str]) -> None:
     with errors.of_input(ValueError):
       strategies.prepare(strategies.from_flags())
   else:
-    # Without training all is done on the CPU, and GPUs are left to others.
+    # Only training uses GPUs.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-  # Data sets of images may need them, which are no list, and named TPUs.
+  # Data sets of images, whose flag is not a list, and named TPUs need them.
   reads_images = isinstance(train_on, str) or (
     "calibration_data" in flags.FLAGS and flags.FLAGS.calibration_data
   )
   if not reads_images and not strategies.from_flags().tpu:
     imports.leave_out(imports.OPTIONAL)
-  # Models and graphs are many objects that stay. Frequent garbage collections
-  # would look through all of them, in vain.
+  # Models and graphs are many long-lived objects, which frequent garbage
+  # collections would scan in vain.
   gc.set_threshold(100_000, 20, 100)
-  # One heap of malloc for each core. By default, glibc makes eight, each of
-  # which keeps freed memory that the others could use.
+  # One heap of malloc per core. By default glibc makes eight, and freed memory
+  # stays in its heap.
   if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
     mallopt(_M_ARENA_MAX, os.cpu_count())
   if not flags.FLAGS["verbosity"].present:
@@ -369,7 +367,7 @@ def run(main: Callable[[], None], *, without_init: Sequence[str] = ()) -> None:
   Args:
     main: The program, in the module that is run.
     without_init: Packages to import without their `__init__.py`, as in
-      `imports.without_init`. It only saves time: the program runs without, too.
+      `imports.without_init`, to save time.
   """
 
   def configured() -> None:

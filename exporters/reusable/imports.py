@@ -1,18 +1,19 @@
-"""Keeps a program from importing what it does not use.
+"""Keeps a program from importing packages that it does not use.
 
-All of this is for programs: who imports such a package later gets it like that.
+Call these functions from `main` only. The change is process-wide, and later
+imports get the stripped packages.
 """
 
 from collections.abc import Iterable
 import importlib.util
 import sys
 
-# TensorFlow and Keras import them, and do without where they are not installed.
+# Optional dependencies of TensorFlow and Keras.
 OPTIONAL = ("googleapiclient", "pandas")
 
 
 def leave_out(packages: Iterable[str]) -> None:
-  """Makes packages look as if they were not installed."""
+  """Makes imports of packages fail, as if they were not installed."""
   for name in packages:
     sys.modules.setdefault(name, None)
 
@@ -21,7 +22,7 @@ def without_init(packages: Iterable[str]) -> None:
   """Imports packages without running their `__init__.py`.
 
   Args:
-    packages: Names; a package before those in it.
+    packages: Names of packages, each before its subpackages.
   """
   for name in packages:
     module = importlib.util.module_from_spec(importlib.util.find_spec(name))

@@ -172,8 +172,8 @@ def restore(
 
   Args:
     path: The file.
-    models: The models whose weights the file may have. The nearest is taken.
-    needed: Variables to restore. Others may be of another shape.
+    models: Models whose weights the file may have. The best match is restored.
+    needed: Variables to restore. Others may have another shape in the file.
 
   Raises:
     ExportError: The file does not match, in names and shapes, or is damaged.

@@ -56,7 +56,7 @@ _OPTIONALS = frozenset(["OptionalFromValue", "OptionalNone"])
 
 
 def constants(graph: graph_pb2.GraphDef) -> list[str]:
-  """Says why XLA compiles every train step anew.
+  """Returns the reasons why XLA compiles every train step anew.
 
   Args:
     graph: The graph of a train step that calls a loaded model.

@@ -70,7 +70,7 @@ def compare(
     Whether the outputs of the two exports agree for all models.
 
   Raises:
-    ProcessError: An exporter or a measurement has failed.
+    ProcessError: An exporter or a measurement failed.
   """
   if output_dir:
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,8 @@ def _answers(rounds: int, work_dir: pathlib.Path) -> list[dict[str, Any]]:
     f"{folder}/{path.name}": [str(path)]
     for folder in ("exporters", "integration_tests")
     for path in sorted((subjects.RUNFILES / folder).iterdir())
-    if path.is_file() and not path.suffix  # What BUILD has as data.
+    if path.is_file()
+    and not path.suffix  # The programs in the data of the target.
   }
   others = {c[-1]: c for c in subjects.MODEL_GARDEN.values()}
   programs |= others

@@ -52,7 +52,9 @@ def run(
   ):
     tree = psutil.Process(process.pid)
     while not select.select([ended], [], [], _SAMPLING_SECONDS)[0]:
-      with contextlib.suppress(psutil.Error):  # A process has just ended.
+      with contextlib.suppress(
+        psutil.Error
+      ):  # The process has ended meanwhile.
         processes = [tree, *tree.children(recursive=True)]
         sizes = [process.memory_info() for process in processes]
         # Memory that processes share, such as libraries, counts once.

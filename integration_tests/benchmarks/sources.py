@@ -34,7 +34,9 @@ def generate(name: str, work_dir: str) -> None:
     tf_keras.utils.set_random_seed(0)
     root, model = _build(subject, directory)
     for seed, variable in enumerate(model.variables):
-      if variable.shape.rank == 1:  # A new model has only zeros or ones there.
+      if (
+        variable.shape.rank == 1
+      ):  # These are all zeros or ones in a new model.
         noise = tf.random.stateless_uniform(variable.shape, [seed, 0])
         variable.assign_add(0.1 * noise)
     # `save` adds the `save_counter` that Model Garden needs; `write` does not.

@@ -20,7 +20,7 @@ _IMAGE = pathlib.Path("integration_tests/tpu_jobs/image").absolute()
 _JOBS = generate.read()
 _BUCKET = "gs://bucket"
 
-# Answers as if the queue took a while, and writes down what it was asked.
+# Stands in for gcloud: the queue takes a while, and requests are logged.
 _GCLOUD = """#!/bin/sh
 echo "$@" >> "$LOG"
 case "$*" in
@@ -31,7 +31,7 @@ esac
 
 
 def _run(directory, program, *arguments, **environment):
-  """Runs a program in an empty directory, and next to no environment."""
+  """Runs a program in an empty directory, with a minimal environment."""
   return subprocess.run(
     [sys.executable, _IMAGE / f"{program}.zip", *arguments],
     cwd=directory,
@@ -59,7 +59,7 @@ class GenerateTest(parameterized.TestCase):
     path = self.output_dir / "gke" / f"{program}.yaml"
     manifest = yaml.safe_load(path.read_text())
     parsed = models.JobsetV1alpha2JobSet.from_dict(manifest)
-    # What the schemas of JobSet and Kubernetes do not have would be lost.
+    # Kubernetes would drop fields that its schemas lack.
     self.assertEqual(parsed.to_dict(), manifest)
 
   @parameterized.parameters(*_JOBS["programs"])
@@ -67,7 +67,7 @@ class GenerateTest(parameterized.TestCase):
     directory = self.create_tempdir()
     arguments = generate.arguments(_JOBS, program, "pod_slice", _BUCKET)
     self.assertIn(f"--tpu={program.replace('_', '-')}", arguments)
-    # As on a machine of Google Cloud, which knows where the TPU is.
+    # The environment of a machine in Google Cloud with a TPU.
     with socket.create_server(("localhost", 0)) as server:
       done = _run(
         directory,
@@ -77,7 +77,7 @@ class GenerateTest(parameterized.TestCase):
         GCE_METADATA_HOST=f"localhost:{server.getsockname()[1]}",
       )
     self.assertEqual(done.returncode, 0, done.stderr)
-    # What keeps the state of an interrupted training is in the bucket.
+    # The state of an interrupted training run is in the bucket.
     self.assertTrue(
       any(f"_dir={_BUCKET}/backups/{program}" in a for a in arguments)
     )

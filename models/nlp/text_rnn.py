@@ -141,7 +141,7 @@ def cell_step(
 
 
 def state_sizes(model: tf_keras.Model) -> list[int]:
-  """Returns the sizes of the states of a language model, in their order."""
+  """Returns the size of each recurrent state of a language model."""
   return tf.nest.flatten(model.get_layer("rnn").cell.state_size)
 
 

@@ -21,8 +21,8 @@ def legacy_classifier(task: Any) -> tf_keras.Model:
   """Builds an EfficientNet of `official.legacy`.
 
   Args:
-    task: The config of the task; `model.num_classes` and the `model_id` of
-      `model.backbone`, such as `b0`, matter.
+    task: The config of the task, of which `model.num_classes` and the
+      `model_id` of `model.backbone`, such as `b0`, are used.
 
   Returns:
     Model Garden's Keras model, without its normalization, from normalized
@@ -62,7 +62,7 @@ ARCHITECTURE = image_classification.Architecture(
   experiment="efficientnet_imagenet",
   small={"norm_activation": {"norm_momentum": 0.9}},
   experiments={
-    # `official.vision` has the backbone, and no experiment of its own for it.
+    # `official.vision` has the backbone, but no experiment for it.
     "efficientnet_imagenet": image_classification.Experiment(
       base="image_classification", changes=_IMAGENET
     ),

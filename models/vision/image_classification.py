@@ -1,10 +1,9 @@
-"""Model Garden's image classifiers, and the pieces that are cut out of them.
+"""Builds Model Garden's image classifiers, and cuts pieces out of them.
 
-A classifier is built from an experiment of `official.vision`
-(`official/vision/configs/image_classification.py`), whatever its backbone.
-Classifiers of videos are built alike, from `video_classification.py`.
-Feature vector, logits and endpoints are cut out of it after it was restored or
-trained.
+A classifier of any backbone is built from an experiment of `official.vision`
+(`official/vision/configs/image_classification.py`), and one of videos from
+`video_classification.py`. Feature vector, logits and endpoints are cut out of
+the classifier after it was restored or trained.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
-# What the config of any model of `official.vision` says of its backbone.
+# The fields about the backbone in the config of any `official.vision` model.
 _MODEL_OF_BACKBONE = ("backbone", "norm_activation", "input_size")
 
 Normalization = tuple[Sequence[float], Sequence[float]]
@@ -39,15 +38,15 @@ NORMALIZATIONS = ("imagenet", "imagenet_means", "centered", "none")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Kind:
-  """What tells classifiers of videos from those of images.
+  """The differences between classifiers of images and of videos.
 
   Attributes:
     noun: `image` or `video`.
-    axes: The shape of one of them, in words.
+    axes: The names of the axes of its shape.
     config: The part of the task's config that has `num_classes` and the shape.
     shape: The field of that part for the shape.
-    small: What `NAME_small` changes in the config of the task.
-    normalization: What training does to the images; see `NORMALIZATIONS`.
+    small: The changes of `NAME_small` to the config of the task.
+    normalization: How training normalizes images, one of `NORMALIZATIONS`.
   """
 
   noun: str
@@ -85,11 +84,10 @@ class Experiment:
   """A configuration of a classifier and its training.
 
   Attributes:
-    base: The experiment of `official.vision` that it changes.
-    changes: What it changes in the config of the task.
-    normalization: What training does to the images, one of `NORMALIZATIONS`, or
-      means and deviations of images in [0, 1]; None: as the kind of the
-      classifier has it.
+    base: The experiment of `official.vision` that it is based on.
+    changes: The changes to the config of the task.
+    normalization: How training normalizes images: one of `NORMALIZATIONS`, or
+      means and deviations of images in [0, 1]. None: the default of the kind.
     build: Builds the classifier from the config of the task; None: the factory
       of `official.vision`.
     settable: With `build`, the fields of `task.model` that it reads. Overrides
@@ -105,7 +103,7 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
-  """A family of classifiers: what tells one backbone from another.
+  """A family of classifiers with one type of backbone.
 
   Attributes:
     name: Stem of the names of its modules, programs and experiments.
@@ -114,16 +112,16 @@ class Architecture:
       table in the backbone's module that has all variants.
     title: Name of the model; `{…}` stands for fields of the backbone's config.
     description: A noun phrase for the model card, with the source.
-    sizes: What sizes of images it takes, for the card.
+    sizes: The image sizes that it takes, for the card.
     square: Variants with this in their name take only square images.
     experiment: Name of the experiment that is the default for checkpoints.
-    small: What to change in the config of its model so that it trains in about
-      a minute on images of 32 by 32 pixels. `NAME_small` is that experiment.
+    small: Changes to the config of the model with which it trains in about a
+      minute on images of 32 by 32 pixels. `NAME_small` is that experiment.
     kind: What it classifies.
-    experiments: Further experiments, by name; the others are Model Garden's.
-    any_size: Makes the classifier that `official.vision` builds for images of
-      one size into one for images of any size, with the same layers. None: it
-      builds one for any size.
+    experiments: Experiments that Model Garden lacks, by name.
+    any_size: Rebuilds Model Garden's classifier for images of one size as one
+      for images of any size, with the same layers. None: Model Garden's own
+      takes any size.
     own_gradients: Qualified names of classes of its layers whose gradient
       needs a compile-time constant of the forward pass (see
       `exporters/reusable/xla.py`).
@@ -153,14 +151,14 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-  """A classifier and its training, as `configure` has set them up.
+  """The configuration of a classifier and its training.
 
   Attributes:
     architecture: The architecture.
     name: Name of the experiment.
     experiment: The experiment.
     task: The config of Model Garden's task, with overrides.
-    changes: What the overrides have changed, by path, such as
+    changes: The changes by the overrides, by path, such as
       `task.model.num_classes`.
   """
 
@@ -172,7 +170,7 @@ class Setup:
 
   @property
   def data(self) -> Any:
-    """The part of `task` that has `num_classes`, which may be set."""
+    """The part of `task` with `num_classes`, which may be set."""
     return getattr(self.task, self.architecture.kind.config)
 
   @property
@@ -194,7 +192,7 @@ class Setup:
 
   @property
   def normalization(self) -> str | Normalization:
-    """What training does to the images; see `Experiment`."""
+    """How training normalizes images; see `Experiment`."""
     if self.experiment.normalization:
       return self.experiment.normalization
     if getattr(self.task.train_data, "zero_centering_image", False):
@@ -207,15 +205,14 @@ def configure(
   name: str | None = None,
   overrides: Sequence[str] = (),
 ) -> Setup:
-  """Sets up a classifier and its training.
+  """Configures a classifier and its training.
 
   Args:
     architecture: The architecture.
     name: `NAME_small`, one of the architecture's `experiments`, or one of
       `official.core.exp_factory`; None: the architecture's default.
-    overrides: YAML files, or YAML or `key=value,…` itself, each of which
-      changes what goes before it. Keys are those of the experiment, such as
-      `task.model.num_classes`.
+    overrides: YAML files, YAML, or `key=value,…`. Later overrides win. Keys are
+      those of the experiment, such as `task.model.num_classes`.
 
   Raises:
     ValueError: The experiment is unknown or not one of this architecture, or
@@ -225,7 +222,7 @@ def configure(
   is_small = name == f"{architecture.name}_small"
   base = architecture.experiment if is_small else name
   experiment = architecture.experiments.get(base) or Experiment(base=base)
-  # Importing this module registers the experiments, so it comes first.
+  # The import registers the experiments.
   noun = architecture.kind.noun
   configs = importlib.import_module(
     f"official.vision.configs.{noun}_classification"
@@ -271,7 +268,7 @@ def _override(params: hyperparams.Config, override: str) -> None:
   except KeyError as e:
     message, *_ = str(e.args[0]).split(
       ". "
-    )  # The rest is advice for programmers.
+    )  # The rest of the message is advice for programmers.
     raise ValueError(f"Configuration {override}: {message}.") from e
   except tf.errors.OpError as e:
     raise ValueError(
@@ -283,16 +280,16 @@ def _override(params: hyperparams.Config, override: str) -> None:
       f"Configuration {override}: it must have keys and values, as the"
       " params.yaml that Model Garden writes."
     ) from e
-  except Exception as e:  # The parser raises anything.
+  except Exception as e:  # The parser may raise any exception.
     message = errors.one_line(e)
     raise ValueError(f"Configuration {override}: {message}") from e
 
 
 def _of_backbone(values: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Returns the part of the config of a detector or segmenter on its backbone.
+  """Returns the backbone's fields in the config of a detector or segmenter.
 
-  It is that of an experiment of `official.vision`, such as the params.yaml that
-  training writes. Returns None for the config of a classifier.
+  The config is that of an experiment of `official.vision`, such as the
+  params.yaml that training writes. Returns None for the config of a classifier.
   """
   task = values.get("task")
   model = task.get("model") if isinstance(task, dict) else None
@@ -310,7 +307,7 @@ def _of_backbone(values: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _check(setup: Setup, before: dict[str, Any], after: dict[str, Any]) -> None:
-  """Refuses overrides that nothing would read, and unknown variants."""
+  """Raises a ValueError for overrides without effect and unknown variants."""
   if setup.experiment.build:
     settable = setup.experiment.settable
     for field in settable:
@@ -330,7 +327,7 @@ def _check(setup: Setup, before: dict[str, Any], after: dict[str, Any]) -> None:
   _check_shape(setup)
   field, table = setup.architecture.variants
   variants = getattr(_backbone_module(setup.architecture), table)
-  if setup.variant not in [*variants]:  # It may be of any type.
+  if setup.variant not in [*variants]:  # An override may have any type.
     raise ValueError(
       f"task.model.backbone.{backbone.type}.{field} is {setup.variant}; there"
       f" are {', '.join(map(str, variants))}."
@@ -338,7 +335,7 @@ def _check(setup: Setup, before: dict[str, Any], after: dict[str, Any]) -> None:
 
 
 def _check_shape(setup: Setup) -> None:
-  """Refuses shapes that are not those of RGB images or videos."""
+  """Raises a ValueError for shapes other than those of RGB images or videos."""
   kind = setup.architecture.kind
   shape = getattr(setup.data, kind.shape)
   path = f"task.{kind.config}.{kind.shape}"
@@ -362,7 +359,7 @@ def _check_shape(setup: Setup) -> None:
 def _changes(
   before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns the changed fields of the task; checks the types of values."""
+  """Returns the changed fields of the task, and checks their types."""
   defaults = fields.flat(before)
   changes = {
     path: value
@@ -382,12 +379,12 @@ def _changes(
 
 
 def _is_built(path: str) -> bool:
-  """Tells whether a field is of the model and its regularization."""
+  """Returns whether a field is about the model or its regularization."""
   return path == "task" or path.startswith(("task.model", "task.losses"))
 
 
 def _check_type(path: str, value: Any, default: Any) -> None:
-  """Refuses a value of another type than the field's default, or range."""
+  """Raises a ValueError for a value of the wrong type or out of range."""
   if not _is_built(path):
     return
   if type(default) in (int, float):
@@ -417,7 +414,7 @@ def build(setup: Setup) -> tf_keras.Model:
   """Builds the classifier as its training does.
 
   Args:
-    setup: What `configure` returns.
+    setup: The result of `configure`.
 
   Returns:
     Model Garden's classifier, from normalized images, float32
@@ -452,7 +449,7 @@ def build(setup: Setup) -> tf_keras.Model:
         model.model_type, spec, model, setup.data.num_classes, regularizer
       )
     return factory.build_classification_model(spec, model, regularizer)
-  except Exception as e:  # The builders raise anything.
+  except Exception as e:  # The builders may raise any exception.
     message = errors.one_line(e)
     if "Negative dimension size" in message:
       pixels = f"{setup.input_shape[-3]} by {setup.input_shape[-2]} pixels"
@@ -474,13 +471,13 @@ def cut(
   """Cuts a piece out of a classifier. It shares the classifier's layers.
 
   Args:
-    setup: What `configure` returns.
-    model: What `build` returns.
-    names: What the piece returns: `feature_vector`, the input of the last
+    setup: The result of `configure`.
+    model: The result of `build`.
+    names: The outputs of the piece: `feature_vector`, the input of the last
       layer, before dropout; `logits`; or endpoints, the feature maps of the
       backbone, by Model Garden's names, such as `2` for level 2.
-    normalization: What is done to the images first; None: what training does.
-      `imagenet` subtracts the means of ImageNet's channels and divides by their
+    normalization: How to normalize images; None: as training does. `imagenet`
+      subtracts the means of ImageNet's channels and divides by their
       deviations, as `official.vision` does. `imagenet_means` multiplies by 255
       and subtracts other means, as the ResNet of `official.legacy` has it.
       `centered` maps [0, 1] to [-1, 1]. `none` leaves images as they are.
@@ -494,7 +491,7 @@ def cut(
   """
   if setup.architecture.any_size:
     model = setup.architecture.any_size(model)
-  # The last output is that of `model` where `any_size` has called layers again.
+  # If `any_size` has called layers again, the last output is that of `model`.
   outputs = {}
   for layer in model.layers:
     if isinstance(layer, tf_keras.Model):  # The backbone.

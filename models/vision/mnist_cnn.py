@@ -1,7 +1,7 @@
 """MNIST CNN: a small convolutional network for images of single characters.
 
-The feature extractor is the piece that others build on; the classifier puts
-one layer of logits on top of it, for training. Convolutions of 32 and 64
+The feature extractor is the piece that is exported; the classifier adds a layer
+of logits to it, for training. Convolutions of 32 and 64
 filters, each followed by a pooling, are those of Model Garden's MNIST example
 (`official/legacy/image_classification/mnist_main.py`); batch normalization
 before the activations follows Ioffe and Szegedy (arXiv:1502.03167), and dropout
@@ -78,7 +78,7 @@ def classifier(extractor: tf_keras.Model, num_classes: int) -> tf_keras.Model:
   """Builds the model that trains a feature extractor.
 
   Args:
-    extractor: What `feature_extractor` returns. The classifier shares it.
+    extractor: The result of `feature_extractor`, which is shared.
     num_classes: Number of classes.
 
   Returns:

@@ -20,15 +20,15 @@ def with_derived_gradient(
 ) -> Callable[..., tf.Tensor]:
   """Makes a `call` of Model Garden's layer whose gradient TensorFlow derives.
 
-  The layer's own gradient saves memory: it computes activations again. But it
-  keeps values of one trace as attributes, which a SavedModel cannot have. And
-  the layer does not take feature maps of odd height or width.
+  The layer's own gradient recomputes activations to save memory. It keeps
+  Tensors of a trace as attributes, which cannot be saved. The layer also fails
+  on feature maps of odd height or width.
 
   Args:
     layer: The layer.
 
   Returns:
-    A function that computes what the layer does, from a Tensor
+    A function that replaces the layer's `call`. It takes a Tensor
     `[batch, height, width, channels]`, and `training`.
   """
 

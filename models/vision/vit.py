@@ -29,8 +29,8 @@ def any_size(model: tf_keras.Model) -> tf_keras.Model:
 
   Returns:
     A Keras model with the layers and outputs of `model`, from normalized
-    images, float32 `[batch, height, width, 3]`, of at least one patch. For the
-    size of `model` it computes the same.
+    images, float32 `[batch, height, width, 3]`, of at least one patch. At the
+    image size of `model` the outputs are equal.
   """
   layers = model.backbone.layers
   by_type = {type(layer): layer for layer in layers}
@@ -87,9 +87,9 @@ def of_any_sizes(
   Args:
     task: The config of the task, whose backbone has the sizes.
     activation: `gelu`, or `gelu_tanh`, its approximation by tanh.
-    epsilon: That of the layer normalizations.
-    tokens: Names of the learned tokens before those of patches.
-    pooled: How many of them the head takes, side by side.
+    epsilon: The epsilon of the layer normalizations.
+    tokens: Names of the learned tokens that precede the patches.
+    pooled: Number of these tokens that are concatenated for the head.
 
   Returns:
     A Keras model from normalized images of any size, float32

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Resolves the requirements into the locks: one for each accelerator, and one for
-# each group of programs that needs more packages. They have the same versions of
-# what they share. Its arguments go on to uv:
+# Resolves the requirements into locks: one for each accelerator, and one for each
+# group of programs that needs more packages. Packages in several locks have the
+# same version. Arguments are passed to uv:
 #   ./bazelw run //third_party/python:lock -- --upgrade
 set -eu
 uv=$PWD/$1

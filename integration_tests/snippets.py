@@ -1,0 +1,81 @@
+"""Finds the blocks of code in pages and cards, and runs them.
+
+A comment before a block says that a test runs it: `<!-- runnable -->`, or
+`<!-- runnable: slow -->` if it takes more than some seconds. What a page writes
+to /tmp is there for its next blocks.
+"""
+
+from collections.abc import Mapping
+import os
+import pathlib
+import re
+import subprocess
+import sys
+from typing import Any
+
+_BLOCK = re.compile(r"<!-- (runnable.*?) -->\n```sh\n(.*?)```", re.DOTALL)
+# Stands in for Bazel, and runs programs of this process' runfiles.
+_BAZELW = """#!/bin/bash
+set -e
+[ "$1" = run ] && shift
+program=$ROOT/$(sed 's,^//,,; s,:,/,' <<< "$1")
+shift
+[ "$1" = -- ] && shift
+[ -x "$program" ] && exec "$program" "$@"
+PYTHONPATH=$PATHS exec "$PYTHON" "$program.py" "$@"
+"""
+
+
+def shell(text: str, slow: bool) -> list[str]:
+  """Returns the shell blocks of a page to run; the slow ones include others."""
+  found = _BLOCK.findall(text)
+  return [block for kind, block in found if slow or kind == "runnable"]
+
+
+def run_shell(blocks: list[str], directory: pathlib.Path) -> str:
+  """Runs the blocks of a page, with `directory` in place of /tmp.
+
+  Returns:
+    What they print.
+
+  Raises:
+    subprocess.CalledProcessError: A command failed.
+  """
+  bazelw = directory / "bazelw"
+  bazelw.write_text(_BAZELW, encoding="utf-8")
+  bazelw.chmod(0o755)
+  root = os.getcwd()
+  paths = os.pathsep.join([root, *sys.path])
+  own = {"ROOT": root, "PYTHON": sys.executable, "PATHS": paths}
+  script = "\n".join(blocks).replace("/tmp/", f"{directory}/")
+  return subprocess.run(
+    ["bash", "-eo", "pipefail", "-c", script],
+    cwd=directory,
+    env={**os.environ, **own},
+    check=True,
+    stdout=subprocess.PIPE,
+    text=True,
+  ).stdout
+
+
+def run_python(
+  text: str, replaced: Mapping[str, str], names: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Runs the only block of Python in a page or a card.
+
+  Args:
+    text: The page.
+    replaced: What takes the place of which text, such as paths.
+    names: The variables that the block expects.
+
+  Returns:
+    All variables at its end.
+  """
+  (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+  for old, new in replaced.items():
+    if old not in block:
+      raise ValueError(f"{old} is not in the block.")
+    block = block.replace(old, new)
+  variables = dict(names)
+  exec(block, variables)
+  return variables
