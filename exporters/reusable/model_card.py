@@ -121,7 +121,24 @@ _REGULARIZATION = """
 model{condition}. Regularization that an optimizer applies by \
 itself, such as the weight decay of AdamW, is not part of a SavedModel: to \
 keep it, choose such an optimizer again.
+
+## Keras 3
+
+`hub.KerasLayer` is a layer of Keras 2. A `Lambda` or a layer of Keras 3 that \
+calls it, or that calls what `tf.saved_model.load` returns, trains none of the \
+weights and does not warn. Without `TF_USE_LEGACY_KERAS`, use this layer as \
+`ReusableLayer("…", arguments={{…}})`, with the hyperparameters{jit}:
+
+```python
+{layer}```
+
+`keras.layers.TFSMLayer("…", call_training_endpoint="train")` has the default \
+hyperparameters and no regularization losses. Keras up to 3.15 trains it with \
+`SGD` without momentum only: other optimizers raise `'kernel:0_momentum' is \
+not a valid scope name`.
 """
+_JIT = ", and compile the model with `jit_compile=False`, as XLA has no strings"
+_LAYER = "integration_tests/keras3/reusable_layer.py"
 
 
 def usage(
@@ -173,6 +190,8 @@ def text(model: Mapping[str, Any]) -> str:
     regularization=_REGULARIZATION.format(
       loader="Keras" if is_keras else "`hub.KerasLayer`",
       condition="" if is_keras else " when `trainable=True`",
+      jit=_JIT if any(spec.dtype == tf.string for spec in inputs) else "",
+      layer=pathlib.Path(__file__).parents[2].joinpath(_LAYER).read_text(),
     )
     if trainable
     else "",
