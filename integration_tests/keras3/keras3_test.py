@@ -51,7 +51,10 @@ class Keras3Test(tf.test.TestCase):
     (images, labels), cls.test = image_data.arrays("digits_5_9", (28, 28, 1))
     cls.train = images[:64], labels[:64]
     cls.export = tf.saved_model.load(_MNIST_CNN.value)
-    cls.before = {v.name: v.numpy() for v in cls.export.variables}
+    cls.before = {  # By their names in Keras 3.
+      v.name.replace("/", "_").removesuffix(":0"): v.numpy()
+      for v in cls.export.variables
+    }
 
   def setUp(self):
     super().setUp()
@@ -65,12 +68,7 @@ class Keras3Test(tf.test.TestCase):
     counts = {"trainable": 0, "averages": 0}
     for weight in weights:
       name = "averages" if "moving" in weight.name else "trainable"
-      # Keras 3 has no slashes in names, and TFSMLayer leaves the `:0`.
-      (before,) = [
-        value
-        for key, value in self.before.items()
-        if key.replace("/", "_").startswith(weight.name.removesuffix(":0"))
-      ]
+      before = self.before[weight.name.replace("/", "_").removesuffix(":0")]
       counts[name] += not np.array_equal(weight.numpy(), before)
     return counts
 
