@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import pathlib
 import re
 from typing import Any
 
@@ -121,7 +122,8 @@ _REGULARIZATION = """
 model{condition}. Regularization that an optimizer applies by \
 itself, such as the weight decay of AdamW, is not part of a SavedModel: to \
 keep it, choose such an optimizer again.
-
+"""
+_KERAS_3 = """\
 ## Keras 3
 
 `hub.KerasLayer` is a layer of Keras 2. A `Lambda` or a layer of Keras 3 that \
@@ -133,10 +135,9 @@ weights and does not warn. Without `TF_USE_LEGACY_KERAS`, use this layer as \
 {layer}```
 
 `keras.layers.TFSMLayer("…", call_training_endpoint="train")` has the default \
-hyperparameters and no regularization losses. Keras up to 3.15 trains it with \
+hyperparameters and no regularization losses. Keras 3.15 trains it with \
 `SGD` without momentum only: other optimizers raise `'kernel:0_momentum' is \
-not a valid scope name`.
-"""
+not a valid scope name`."""
 _JIT = ", and compile the model with `jit_compile=False`, as XLA has no strings"
 _LAYER = "integration_tests/keras3/reusable_layer.py"
 
@@ -190,13 +191,11 @@ def text(model: Mapping[str, Any]) -> str:
     regularization=_REGULARIZATION.format(
       loader="Keras" if is_keras else "`hub.KerasLayer`",
       condition="" if is_keras else " when `trainable=True`",
-      jit=_JIT if any(spec.dtype == tf.string for spec in inputs) else "",
-      layer=pathlib.Path(__file__).parents[2].joinpath(_LAYER).read_text(),
     )
     if trainable
     else "",
   )
-  sections = (_fine_tuning(model), _compilation(model))
+  sections = (_keras_3(model), _fine_tuning(model), _compilation(model))
   return "\n\n".join([card.rstrip(), *filter(None, sections)]) + "\n"
 
 
@@ -282,6 +281,17 @@ def _compiled(result: Mapping[str, Any]) -> list[str]:
     *(f"compiles for {topology}", inputs, f"{needed}, {available}"),
     *figures,
   ]
+
+
+def _keras_3(model: Mapping[str, Any]) -> str:
+  """Prints the layer for Keras 3; empty for a model without weights to train."""
+  if not model["parameters"]["trainable"]:
+    return ""
+  has_strings = any(tensor["dtype"] == "string" for tensor in model["inputs"])
+  return _KERAS_3.format(
+    jit=_JIT if has_strings else "",
+    layer=pathlib.Path(__file__).parents[2].joinpath(_LAYER).read_text(),
+  )
 
 
 def _for_keras(card: Card) -> Card:

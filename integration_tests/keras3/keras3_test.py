@@ -85,7 +85,7 @@ class Keras3Test(tf.test.TestCase):
     model, accuracy = use_mnist_cnn_keras3.main(
       _MNIST_CNN.value, output_file=path
     )
-    self.assertGreater(accuracy, 0.9)  # 0.97 to 1 with five seeds.
+    self.assertGreater(accuracy, 0.85)  # 0.944 to 0.983 with five seeds.
     layer = model.get_layer("export")
     self.assertLen(layer.trainable_weights, 8)
     self.assertLen(layer.non_trainable_weights, 4)
@@ -105,7 +105,7 @@ class Keras3Test(tf.test.TestCase):
     model, accuracy = use_text_embedding_keras3.main(
       _TEXT_EMBEDDING.value, epochs=1
     )
-    self.assertGreater(accuracy, 0.5)
+    self.assertGreater(accuracy, 0.5)  # 0.611 to 0.671 with five seeds.
     (weight,) = model.get_layer("export").trainable_weights
     (before,) = tf.saved_model.load(_TEXT_EMBEDDING.value).variables
     self.assertGreater(np.any(before != weight.numpy(), axis=1).mean(), 0.3)

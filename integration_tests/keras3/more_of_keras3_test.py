@@ -81,9 +81,10 @@ class MoreOfKeras3Test(parameterized.TestCase, tf.test.TestCase):
         model, *data, epochs=3, learning_rate=1e-3
       )
     layer = model.get_layer("export")
-    self.assertLen(layer.trainable_weights[0].value.values, 2)
+    first, second = layer.trainable_weights[0].value.values
+    self.assertAllEqual(first, second)
     self.assert_trained(layer, 8, 4)
-    self.assertGreater(accuracy, 0.9)
+    self.assertGreater(accuracy, 0.85)
     self.assertLen(model.losses, 1)
 
   @parameterized.parameters("mixed_float16", "mixed_bfloat16")
@@ -95,7 +96,7 @@ class MoreOfKeras3Test(parameterized.TestCase, tf.test.TestCase):
       _MNIST_CNN.value, output_file=path
     )
     self.assert_trained(model.get_layer("export"), 8, 4)
-    self.assertGreater(accuracy, 0.9)
+    self.assertGreater(accuracy, 0.85)
     x = np.random.default_rng(0).random([3, 28, 28, 1], np.float32)
     self.assertAllEqual(keras.models.load_model(path)(x), model(x))
 
@@ -121,7 +122,7 @@ class MoreOfKeras3Test(parameterized.TestCase, tf.test.TestCase):
     accuracy = fine_tuning.fine_tune(
       model, *data, epochs=3, learning_rate=1e-3, output_file=path
     )
-    self.assertGreater(accuracy, 0.35)  # The largest class has 24 %.
+    self.assertGreater(accuracy, 0.3)  # The largest class has 24 %.
     self.assert_trained(layer, 39)
     self.assertAllEqual(
       keras.models.load_model(path)(data[1][0]), model(data[1][0])
