@@ -284,7 +284,7 @@ def _compiled(result: Mapping[str, Any]) -> list[str]:
 
 
 def _keras_3(model: Mapping[str, Any]) -> str:
-  """Prints the layer for Keras 3; empty for a model without weights to train."""
+  """Prints the layer for Keras 3; empty if there is nothing to train."""
   if not model["parameters"]["trainable"]:
     return ""
   has_strings = any(tensor["dtype"] == "string" for tensor in model["inputs"])
