@@ -15,13 +15,9 @@ import tf_keras
 from data import images as image_data
 from integration_tests.keras3 import reusable_layer
 from integration_tests.keras3 import use_mnist_cnn_keras3
-from integration_tests.keras3 import use_text_embedding_keras3
 
 _MNIST_CNN = flags.DEFINE_string(
   "mnist_cnn", None, "A feature vector of images, trained on digits 0 to 4."
-)
-_TEXT_EMBEDDING = flags.DEFINE_string(
-  "text_embedding", None, "A text embedding, trained on python_docs."
 )
 _LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
@@ -100,15 +96,6 @@ class Keras3Test(tf.test.TestCase):
     tf.saved_model.save(layer.saved_model, self.path("again"), signatures)
     again = hub.KerasLayer(self.path("again"))
     self.assertAllEqual(again(self.test[0]), layer(self.test[0]))
-
-  def test_fine_tunes_texts(self):
-    model, accuracy = use_text_embedding_keras3.main(
-      _TEXT_EMBEDDING.value, epochs=1
-    )
-    self.assertGreater(accuracy, 0.5)  # 0.611 to 0.671 with five seeds.
-    (weight,) = model.get_layer("export").trainable_weights
-    (before,) = tf.saved_model.load(_TEXT_EMBEDDING.value).variables
-    self.assertGreater(np.any(before != weight.numpy(), axis=1).mean(), 0.3)
 
   def test_trains_like_hub_keras_layer(self):
     arguments = {"dropout_rate": 0.0, "batch_norm_momentum": 0.5}
