@@ -9,7 +9,6 @@ from typing import Any
 from absl import flags
 from etils import epy
 
-from distribution import errors
 from distribution import formats
 from distribution import programs
 
@@ -48,21 +47,20 @@ def run(main: Callable[[str, int, str | None], Any], *, epochs: int) -> None:
 
   def checked() -> None:
     values = flags.FLAGS
-    formats.check_saved_model(values.saved_model_dir)
-    if values.output_file and os.path.exists(values.output_file):
-      raise errors.InputError(
-        f"--output_file: {values.output_file} exists. Remove it."
-      )
-    main(values.saved_model_dir, values.epochs, values.output_file)
+    export, output_file = map(
+      formats.absolute, (values.saved_model_dir, values.output_file)
+    )
+    formats.check_saved_model(export)
+    if output_file:
+      formats.check_output_file("output_file", output_file)
+    main(export, values.epochs, output_file)
 
   programs.run(checked)
 
 
 def layer(saved_model_dir: str, **arguments: Any) -> keras.Layer:
   """Loads an export as a layer with hyperparameters."""
-  return reusable_layer.ReusableLayer(
-    os.path.abspath(saved_model_dir), arguments, name="export"
-  )
+  return reusable_layer.ReusableLayer(saved_model_dir, arguments, name="export")
 
 
 def fine_tune(
