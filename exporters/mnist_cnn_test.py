@@ -251,11 +251,12 @@ class MnistCnnTest(absltest.TestCase):
     ):
       self.assertIn(line, result.stdout)
     self.assert_equals_the_model(export_dir, _KERAS_CONSUMER)
-    (example,) = re.findall(
-      r"```python\n(.*)```",
+    example, layer = re.findall(
+      r"```python\n(.*?)```",
       (export_dir / "assets.extra" / "README.md").read_text(),
       re.DOTALL,
     )
+    self.assertIn("class ReusableLayer", layer)
     self.assertNotIn("hub", example)
     self.assertIn('tf_keras.models.load_model("path/to/mnist_cnn"),', example)
     signature = tf.saved_model.load(str(export_dir)).signatures

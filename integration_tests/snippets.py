@@ -61,7 +61,7 @@ def run_shell(blocks: list[str], directory: pathlib.Path) -> str:
 def run_python(
   text: str, replaced: Mapping[str, str], names: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Runs the only block of Python in a page or a card.
+  """Runs the first block of Python in a page or a card.
 
   Args:
     text: The page.
@@ -71,7 +71,7 @@ def run_python(
   Returns:
     All variables at its end.
   """
-  (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+  block = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
   for old, new in replaced.items():
     if old not in block:
       raise ValueError(f"{old} is not in the block.")

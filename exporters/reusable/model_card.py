@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import pathlib
 import re
 from typing import Any
 
@@ -122,6 +123,23 @@ model{condition}. Regularization that an optimizer applies by \
 itself, such as the weight decay of AdamW, is not part of a SavedModel: to \
 keep it, choose such an optimizer again.
 """
+_KERAS_3 = """\
+## Keras 3
+
+`hub.KerasLayer` is a layer of Keras 2. A `Lambda` or a layer of Keras 3 that \
+calls it, or that calls what `tf.saved_model.load` returns, trains none of the \
+weights and does not warn. Without `TF_USE_LEGACY_KERAS`, use this layer as \
+`ReusableLayer("…", arguments={{…}})`, with the hyperparameters{jit}:
+
+```python
+{layer}```
+
+`keras.layers.TFSMLayer("…", call_training_endpoint="train")` has the default \
+hyperparameters and no regularization losses. Keras 3.15 trains it with \
+`SGD` without momentum only: other optimizers raise `'kernel:0_momentum' is \
+not a valid scope name`."""
+_JIT = ", and compile the model with `jit_compile=False`, as XLA has no strings"
+_LAYER = "integration_tests/keras3/reusable_layer.py"
 
 
 def usage(
@@ -177,7 +195,7 @@ def text(model: Mapping[str, Any]) -> str:
     if trainable
     else "",
   )
-  sections = (_fine_tuning(model), _compilation(model))
+  sections = (_keras_3(model), _fine_tuning(model), _compilation(model))
   return "\n\n".join([card.rstrip(), *filter(None, sections)]) + "\n"
 
 
@@ -263,6 +281,17 @@ def _compiled(result: Mapping[str, Any]) -> list[str]:
     *(f"compiles for {topology}", inputs, f"{needed}, {available}"),
     *figures,
   ]
+
+
+def _keras_3(model: Mapping[str, Any]) -> str:
+  """Prints the layer for Keras 3; empty if there is nothing to train."""
+  if not model["parameters"]["trainable"]:
+    return ""
+  has_strings = any(tensor["dtype"] == "string" for tensor in model["inputs"])
+  return _KERAS_3.format(
+    jit=_JIT if has_strings else "",
+    layer=pathlib.Path(__file__).parents[2].joinpath(_LAYER).read_text(),
+  )
 
 
 def _for_keras(card: Card) -> Card:

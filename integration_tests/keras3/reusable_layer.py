@@ -24,7 +24,7 @@ class ReusableLayer(keras.layers.Layer):
     Args:
       filepath: Its directory. Loading a `.keras` file loads it from there too.
       arguments: Values of hyperparameters, by name.
-      part: Name of a sub-object to call instead of the SavedModel itself.
+      part: Name of a sub-object or profile to use instead of the SavedModel.
       trainable: Whether to train. If not, calls are in inference mode.
       **kwargs: As for `keras.layers.Layer`.
     """
