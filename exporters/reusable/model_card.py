@@ -325,7 +325,10 @@ def _meaning(tensor: Mapping[str, Any]) -> str:
   known = [tensor["meaning"]]
   if "minimum" in tensor:
     known.append(f"from {tensor['minimum']} to {tensor['maximum']}")
-  for what, words in (("training", "in training"), ("largest", "at most")):
+  for what, words in (
+    ("training", "size in training"),
+    ("largest", "size at most"),
+  ):
     if size := tensor.get("sizes", {}).get(what):
       known.append(f"{words} {' by '.join(map(str, size))}")
   return "; ".join(known)
