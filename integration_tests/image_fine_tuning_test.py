@@ -8,7 +8,6 @@ from http import server
 import json
 import os
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
