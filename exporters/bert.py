@@ -141,7 +141,13 @@ def export(
         ),
       )
       made = bert_encoder.piece(core, pretrainer, attributes)
-      card = bert_encoder.card(config, bool(pretrainer), tokenizer, provenance)
+      card = bert_encoder.card(
+        config,
+        bool(pretrainer),
+        tokenizer,
+        provenance,
+        preprocessor.seq_length if training else None,
+      )
       if embedding:
         inputs = bert_preprocessor.piece(tokenizer, preprocessor)
         made = bert_text_embedding.piece(made, inputs, embedding)

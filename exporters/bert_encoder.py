@@ -215,8 +215,9 @@ def card(
   with_mlm: bool,
   tokenizer: preprocessing.Tokenizer,
   provenance: Mapping[str, str],
+  trained_length: int | None,
 ) -> model_card.Card:
-  """Makes the card of the encoder."""
+  """Makes the card of the encoder, which may have been trained here."""
   sizes = ", ".join(
     f"`{key}` {value}"
     for key, value in config.get().as_dict().items()
@@ -225,9 +226,8 @@ def card(
   description = (
     f"A text encoder of type {config.type} from Model Garden"
     f" (`tf-models-official`): {sizes}. It takes a dict of int32 or int64"
-    f" Tensors, or a list in the order {', '.join(bert.INPUT_NAMES)}, with a"
-    f" seq_length of at most {bert.max_seq_length(config)}. It also returns"
-    " `encoder_outputs`, a list of the outputs of its layers."
+    f" Tensors, or a list in the order {', '.join(bert.INPUT_NAMES)}. It also"
+    " returns `encoder_outputs`, a list of the outputs of its layers."
   )
   if with_mlm:
     description += (
@@ -236,10 +236,14 @@ def card(
       " `[batch, predictions]`, and also return `mlm_logits`, float32"
       " `[batch, predictions, vocab_size]`."
     )
+  lengths = {"largest": [bert.max_seq_length(config)]}
+  if trained_length:
+    lengths["training"] = [trained_length]
   return model_card.Card(
     name=f"Text encoder ({config.type})",
     description=description,
     meanings=_MEANINGS,
+    sizes=dict.fromkeys(bert.INPUT_NAMES, lengths),
     ranges={
       "input_word_ids": (0, bert.vocab_size(config) - 1),
       "input_mask": (0, 1),

@@ -43,7 +43,7 @@ MEANINGS = {
   "sentences": "text, UTF-8",
   "input_word_ids": "token ids",
   "input_mask": "1 for tokens, 0 for padding",
-  "input_type_ids": "segment number of each token, from 0",
+  "input_type_ids": "segment number of each token",
 }
 
 _FLAGS = {

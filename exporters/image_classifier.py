@@ -477,7 +477,7 @@ def _card(
       **_endpoints(config.outputs[kind][1:], piece),
     },
     ranges={f"{noun}s": (0, 1)},
-    training_sizes={f"{noun}s": setup.input_shape[:-1]},
+    sizes={f"{noun}s": {"training": setup.input_shape[:-1]}},
     example=_example_code(kind, piece, config, is_multilabel),
     loaded=f"model.layers[{int(kind == 'feature_vector')}].resolved_object",
     provenance={

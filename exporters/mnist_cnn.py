@@ -136,7 +136,7 @@ def _card(provenance: dict[str, str]) -> model_card.Card:
       "feature_vector": "features of each image, 0 or more",
     },
     ranges={"images": (0, 1)},
-    training_sizes={"images": mnist_cnn.IMAGE_SHAPE[:-1]},
+    sizes={"images": {"training": mnist_cnn.IMAGE_SHAPE[:-1]}},
     example=_EXAMPLE,
     provenance=provenance,
   )

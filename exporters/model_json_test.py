@@ -53,14 +53,18 @@ class ModelJsonTest(absltest.TestCase):
           if "minimum" in h:
             self.assertGreaterEqual(h["default"], h["minimum"])
 
-  def test_readme_names_the_hyperparameters(self):
+  def test_readme_lists_the_hyperparameters(self):
     readme = pathlib.Path("README.md").read_text()
     for name, model in self.models.items():
       with self.subTest(name):
         row = rf"\n\| `//exporters:{model['exporter']}` \|.*"
         (row,) = re.findall(row, readme)
+        configuration = model["provenance"].get("configuration", "")
         for h in model["hyperparameters"]:
           self.assertIn(f"`{h['name']}`", row)
+          stated = re.search(rf"`{h['name']}` (\d[\d.]*|\"\w+\")", row)
+          if stated and not configuration.endswith("_small"):  # Of tests.
+            self.assertEqual(json.loads(stated[1]), h["default"])
 
 
 class ProfilesTest(absltest.TestCase):

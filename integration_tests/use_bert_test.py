@@ -307,8 +307,9 @@ class UseBertTest(tf.test.TestCase):
     ):
       name = f"{name}:0"
       step = old[name] - variables[name].numpy()
-      expected = 0.1 * factor * (1.0 + decay * old[name])
-      self.assertAllClose(step, expected, rtol=5e-3, atol=2e-5)
+      # Epsilon makes Adam's steps shorter by 0.2 %.
+      expected = 1.0 + decay * old[name]
+      self.assertAllClose(step / (0.1 * factor), expected, atol=5e-3)
 
   def test_a_pair_that_does_not_match(self):
     model = use_bert.build_model(

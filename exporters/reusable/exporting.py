@@ -28,6 +28,8 @@ with epy.lazy_imports():
   from exporters.reusable import verification
 
 if TYPE_CHECKING:
+  import subprocess
+
   import tensorflow as tf
 
   from exporters.reusable import model_card
@@ -178,57 +180,69 @@ def exporting(
       if options.checkpoint_report:
         restore_report.write(options.checkpoint_report)
       piece_dir = os.path.join(directory, name) if name else directory
-      signatures: dict[str, Any] = {}
-      root = _exported(piece, "serving_default", signatures)
-      frozen = _with_profiles(root, piece.source, options.freezing_profiles)
-      is_keras = options.saved_model_format == "keras"
-      if is_keras:
-        keras_saving.save(
-          piece.source,
-          piece_dir,
-          signatures=signatures,
-          attributes=piece.attributes,
-        )
-      else:
-        saving.save(root, piece_dir, signatures=signatures)
-      served = signatures["serving_default"]
-      parts = dict(_parts(piece))
-      described = model_json.describe(
-        card,
-        pathlib.Path(sys.argv[0]).stem,
-        root,
-        piece.source,
-        served,
-        profiles=list(frozen),
-        sub_objects={path: source for path, (source, _) in parts.items()},
-        is_keras=is_keras,
-      )
-      model_json.write(piece_dir, described)
-      warmup.write(
-        piece_dir,
-        served,
-        options.warmup_batch_sizes,
-        options.warmup_lengths,
-        examples=piece.examples[:1],
-      )
-      if piece.source.variables:
-        training_records.write(piece_dir)
-      report = verification.verify(
-        piece_dir,
-        piece.source,
-        piece.examples,
-        options.verification,
-        sub_objects=parts | frozen,
-        is_keras=is_keras,
-        process=processes[name],
-        record={**origin(options), "flags": options.flag_values, **record},
-        keep_failed=options.keep_failed,
-      )
-      model_json.write(piece_dir, described | model_json.verified(report))
+      record = {**origin(options), "flags": options.flag_values, **record}
+      _export(piece_dir, piece, card, record, options, processes[name])
 
     yield export
   print(f"Exported {' and '.join(filter(None, names))}".rstrip(), end=" ")
   print(f"to {options.export_dir}")
+
+
+def _export(
+  piece_dir: str,
+  piece: Piece,
+  card: model_card.Card,
+  record: Mapping[str, Any],
+  options: Options,
+  process: subprocess.Popen | None,
+) -> None:
+  """Writes a SavedModel and all that describes it, and verifies it."""
+  signatures: dict[str, Any] = {}
+  root = _exported(piece, "serving_default", signatures)
+  frozen = _with_profiles(root, piece.source, options.freezing_profiles)
+  is_keras = options.saved_model_format == "keras"
+  if is_keras:
+    keras_saving.save(
+      piece.source,
+      piece_dir,
+      signatures=signatures,
+      attributes=piece.attributes,
+    )
+  else:
+    saving.save(root, piece_dir, signatures=signatures)
+  parts = dict(_parts(piece))
+  described = model_json.describe(
+    card,
+    record["exporter"],
+    root,
+    piece.source,
+    signatures["serving_default"],
+    profiles=list(frozen),
+    sub_objects={path: source for path, (source, _) in parts.items()},
+    is_keras=is_keras,
+  )
+  model_json.write(piece_dir, described)
+  warmup.write(
+    piece_dir,
+    signatures["serving_default"],
+    options.warmup_batch_sizes,
+    options.warmup_lengths,
+    examples=piece.examples[:1],
+  )
+  if piece.source.variables:
+    training_records.write(piece_dir)
+  report = verification.verify(
+    piece_dir,
+    piece.source,
+    piece.examples,
+    options.verification,
+    sub_objects=parts | frozen,
+    is_keras=is_keras,
+    process=process,
+    record=record,
+    keep_failed=options.keep_failed,
+  )
+  model_json.write(piece_dir, described | model_json.verified(report))
 
 
 def _parts(

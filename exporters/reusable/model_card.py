@@ -19,8 +19,8 @@ class Card:
     meanings: For each input and output of `serving_default`, what it means and
       which kind of values it takes.
     ranges: For inputs, the smallest and the largest value.
-    training_sizes: For inputs, the sizes in training of the dimensions between
-      the first and the last one.
+    sizes: For inputs, the sizes of the dimensions after the first one, without
+      channels: those in `training`, and the `largest` ones.
     example: Python code that loads and fine-tunes the export.
     provenance: Where the weights come from: names and values of a table.
     loaded: The loaded export in `example`, as an expression.
@@ -35,7 +35,7 @@ class Card:
   ranges: Mapping[str, tuple[float, float]] = dataclasses.field(
     default_factory=dict
   )
-  training_sizes: Mapping[str, Sequence[int]] = dataclasses.field(
+  sizes: Mapping[str, Mapping[str, Sequence[int]]] = dataclasses.field(
     default_factory=dict
   )
   loaded: str = "model.layers[0].resolved_object"
@@ -354,9 +354,12 @@ def _meaning(tensor: Mapping[str, Any]) -> str:
   known = [tensor["meaning"]]
   if "minimum" in tensor:
     known.append(f"from {tensor['minimum']} to {tensor['maximum']}")
-  if "training_size" in tensor:
-    size = " by ".join(map(str, tensor["training_size"]))
-    known.append(f"in training {size}")
+  for what, words in (
+    ("training", "size in training"),
+    ("largest", "size at most"),
+  ):
+    if size := tensor.get("sizes", {}).get(what):
+      known.append(f"{words} {' by '.join(map(str, size))}")
   return "; ".join(known)
 
 

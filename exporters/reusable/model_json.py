@@ -104,8 +104,8 @@ def _tensors(
     known = {}
     if limits := card.ranges.get(name):
       known["minimum"], known["maximum"] = limits
-    if size := card.training_sizes.get(name):
-      known["training_size"] = list(size)
+    if sizes := card.sizes.get(name):
+      known["sizes"] = {what: list(size) for what, size in sizes.items()}
     yield {
       "name": name,
       "dtype": spec.dtype.name,
