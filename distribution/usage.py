@@ -60,7 +60,8 @@ def parse(arguments: Sequence[str], *, known_only: bool = False) -> list[str]:
     advice = f"Did you mean --{near[0]}?" if near else "See --help."
     sys.exit(f"ERROR: --{e.flagname} is not a flag. {advice}")
   except flags.Error as e:
-    sys.exit(f"ERROR: {' '.join(str(e).split())}")
+    text = re.sub(r"^flag (--\w+)(=None)?", r"\1", " ".join(str(e).split()))
+    sys.exit(f"ERROR: {text}")
 
 
 def help_text() -> str:
