@@ -38,6 +38,10 @@ _GROUPS = {
 }
 # Descriptions of values that say no more than the type.
 _NO_NEWS = re.compile(r"|an? (integer|number|comma separated list)|.*\d{10}\]")
+# What absl's errors begin with, before what is wrong.
+_OF_ABSL = re.compile(
+  r"^flags .*?: (?=[A-Z-])|^flag --\w+=None: (?=Flag)|^flag "
+)
 
 
 def parse(arguments: Sequence[str], *, known_only: bool = False) -> list[str]:
@@ -60,8 +64,8 @@ def parse(arguments: Sequence[str], *, known_only: bool = False) -> list[str]:
     advice = f"Did you mean --{near[0]}?" if near else "See --help."
     sys.exit(f"ERROR: --{e.flagname} is not a flag. {advice}")
   except flags.Error as e:
-    text = re.sub(r"^flag (--\w+)(=None)?", r"\1", " ".join(str(e).split()))
-    sys.exit(f"ERROR: {text}")
+    text = _OF_ABSL.sub("", " ".join(str(e).split()), count=1)
+    sys.exit(f"ERROR: {text.replace('=None: ', ': ', 1)}")
 
 
 def help_text() -> str:
