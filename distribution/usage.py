@@ -1,4 +1,4 @@
-"""What a program prints for --help, and for flags that it does not have."""
+"""Prints the help of programs, and errors in their flags."""
 
 from __future__ import annotations
 
@@ -38,16 +38,23 @@ _GROUPS = {
 }
 # Descriptions of values that say no more than the type.
 _NO_NEWS = re.compile(r"|an? (integer|number|comma separated list)|.*\d{10}\]")
+# The prefixes of absl's errors.
+_OF_ABSL = re.compile(
+  r"^flags .*?: (?=[A-Z-])|^flag --\w+=None: (?=Flag)|^flag "
+)
 
 
 def parse(arguments: Sequence[str], *, known_only: bool = False) -> list[str]:
-  """Parses a command line, for `app.run`; returns what is no flag.
+  """Parses a command line, for `app.run`.
 
-  It ends the program after --help, and with one line on a wrong flag.
+  Exits after --help, and with one line on a wrong flag.
 
   Args:
     arguments: The command line.
-    known_only: Whether to return flags that do not exist, too.
+    known_only: Whether to return unknown flags instead of exiting.
+
+  Returns:
+    The arguments that are not flags.
   """
   if _HELP.intersection(arguments):
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # For `--help | head`.
@@ -60,7 +67,8 @@ def parse(arguments: Sequence[str], *, known_only: bool = False) -> list[str]:
     advice = f"Did you mean --{near[0]}?" if near else "See --help."
     sys.exit(f"ERROR: --{e.flagname} is not a flag. {advice}")
   except flags.Error as e:
-    sys.exit(f"ERROR: {' '.join(str(e).split())}")
+    text = _OF_ABSL.sub("", " ".join(str(e).split()), count=1)
+    sys.exit(f"ERROR: {text.replace('=None: ', ': ', 1)}")
 
 
 def help_text() -> str:
@@ -81,9 +89,9 @@ def _flags() -> list[flags.Flag]:
 
 
 def _described(flag: flags.Flag) -> Iterator[str]:
-  """Yields the lines about a flag: its name, values, text and default."""
+  """Yields the lines about a flag: name, values, help and default."""
   values = "|".join(getattr(flag.parser, "enum_values", ()))
-  # The texts of enums begin with their values.
+  # absl puts the values of an enum before its help.
   about = re.sub(r"^<.*?>: ", "", flag.help)
   if not values and not _NO_NEWS.fullmatch(flag.parser.syntactic_help):
     about += f" It is {flag.parser.syntactic_help}."

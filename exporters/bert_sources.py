@@ -139,11 +139,13 @@ class Source:
 
 
 def in_flags(*names: str) -> bool:
-  """Returns whether --checkpoint_path is a directory of another library.
+  """Returns whether files at --checkpoint_path replace some flags.
+
+  The directory of another library replaces all of them, and so does the file
+  for one of them beside the checkpoint.
 
   Args:
-    *names: Flags. A file beside a checkpoint that one of them can name is
-      enough.
+    *names: The flags, such as `vocab_file`.
   """
   path = _path_in_flags()
   return bool(path) and (

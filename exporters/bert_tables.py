@@ -340,7 +340,7 @@ def tensorflow_1(
 def keras(
   model_type: str, config: encoders.EncoderConfig, *, with_mlm: bool
 ) -> list[Line]:
-  """Returns the table of BERT of official.legacy, by names of attributes."""
+  """Returns the table of Keras' HDF5 files of the BERT of official.legacy."""
   del model_type
   lines = weight_tables.parsed(_EMBEDDINGS_OF_KERAS)
   for i in range(config.get().num_layers):

@@ -1,12 +1,11 @@
-r"""Writes docs/architectures.md: what each exporter's artifact is.
+r"""Writes docs/architectures.md, which describes the exports of the tests.
 
 It reads the model cards of the exports that the tests use:
 
   ./bazelw run //integration_tests:architectures -- --output_file=PAGE.md \
     --profile=/tmp/profile.gz
 
-The profile is that of a run of Bazel that made the exports. Its seconds are in
-the page.
+The page has the seconds of each export from the profile of a Bazel run.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +35,7 @@ has the same inputs, outputs and hyperparameters. `None` is a free dimension.
 Seconds are those of both cores of one busy machine: training, exporting and the
 verification.
 """
-# Rows of the cards that go into the page.
+# The rows of the cards that the page includes.
 _FACTS = re.compile(
   "parameters|trainable|trained on|test accuracy.*|perplexity.*|mean log-.*"
   "|training"
@@ -48,7 +47,7 @@ def page(exports: Sequence[str], seconds: Mapping[str, float]) -> str:
 
   Args:
     exports: The directories of exports. Each has one or several SavedModels.
-    seconds: What it took to make them, by name. May lack some.
+    seconds: The seconds that some of them took to make, by name.
   """
   sections = [_HEADER]
   for export in sorted(exports):

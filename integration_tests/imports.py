@@ -30,7 +30,7 @@ _STYLE = """<style>
 
 
 def edges(root: str = ".") -> set[tuple[str, str]]:
-  """Returns pairs of folders of which the first imports the second."""
+  """Returns pairs of folders, of which the first imports the second."""
   found = set()
   for folder in _FOLDERS:
     for path in pathlib.Path(root, folder).rglob("*.py"):
@@ -51,7 +51,7 @@ def _imported(path: pathlib.Path) -> Iterator[str]:
   for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
     if isinstance(node, ast.ImportFrom) and node.module:
       yield _folder(pathlib.PurePath(node.module.replace(".", "/")))
-    # A process of the sandbox imports the module of this name.
+    # A process in the sandbox imports the module with this name.
     elif isinstance(node, ast.Constant) and re.fullmatch(
       r"exporters\.\w+\.\w+", str(node.value)
     ):
@@ -86,7 +86,7 @@ def _levels(pairs: set[tuple[str, str]]) -> Mapping[str, int]:
 
 
 def svg(pairs: set[tuple[str, str]]) -> str:
-  """Draws the folders; an import that another path implies is left out."""
+  """Draws the folders, without imports that another path implies."""
   pairs = _acyclic(pairs)
   reach = _reach(pairs)
   direct = {

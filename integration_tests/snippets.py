@@ -1,8 +1,8 @@
 """Finds the blocks of code in pages and cards, and runs them.
 
-A comment before a block says that a test runs it: `<!-- runnable -->`, or
-`<!-- runnable: slow -->` if it takes more than some seconds. What a page writes
-to /tmp is there for its next blocks.
+A comment marks a block that a test runs: `<!-- runnable -->`, or
+`<!-- runnable: slow -->` for a nightly test. All blocks of a page share one
+directory, which replaces /tmp.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ PYTHONPATH=$PATHS exec "$PYTHON" "$program.py" "$@"
 
 
 def shell(text: str, slow: bool) -> list[str]:
-  """Returns the shell blocks of a page to run; the slow ones include others."""
+  """Returns the marked shell blocks of a page, the slow ones if `slow`."""
   found = _BLOCK.findall(text)
   return [block for kind, block in found if slow or kind == "runnable"]
 
@@ -36,7 +36,7 @@ def run_shell(blocks: list[str], directory: pathlib.Path) -> str:
   """Runs the blocks of a page, with `directory` in place of /tmp.
 
   Returns:
-    What they print.
+    Their standard output.
 
   Raises:
     subprocess.CalledProcessError: A command failed.
@@ -65,7 +65,7 @@ def run_python(
 
   Args:
     text: The page.
-    replaced: What takes the place of which text, such as paths.
+    replaced: Replacements of texts in the block, such as paths.
     names: The variables that the block expects.
 
   Returns:

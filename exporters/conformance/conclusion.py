@@ -1,4 +1,4 @@
-"""What a check concludes, as a sentence and as text for a terminal."""
+"""Words the result of a check: the verdict, and text for a terminal."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,8 +21,8 @@ def sentence(
 
   Args:
     rules: The rules with the findings about them.
-    broken: Names of the rules that must be kept and are not.
-    undecided: Names of those that are not decidable.
+    broken: Names of the rules that must be kept and are broken.
+    undecided: Names of the rules that must be decidable and are not.
     ended: Why the check ended early, or None.
     is_to_train: Whether models of this kind are trained further.
   """
@@ -65,7 +65,7 @@ def undecided(
 ) -> Iterator[tuple[str, list[str]]]:
   """Yields each reason why rules are not decidable, with their names.
 
-  What depends on a broken rule has one reason.
+  Rules that depend on the same broken rule have the same reason.
   """
   by_reason: dict[str, list[str]] = {}
   for rule in rules:

@@ -1,4 +1,4 @@
-"""The graph of the modules in a SavedModel, by the name scopes of a call."""
+"""Finds the graph of modules in a SavedModel, by the name scopes of a call."""
 
 from collections.abc import Iterable, Mapping
 import re
@@ -24,8 +24,8 @@ def collect(subject: subject_lib.Subject) -> list[dict[str, Any]]:
   """Returns the modules of a call in inference, in their order.
 
   Each has its `name`, the shape of its `output` (None: unknown), the number of
-  its `parameters`, its `bytes`, and the indices of the modules that it is
-  `after`. Modules that share a variable count it each.
+  its `parameters`, its `bytes`, and in `after` the indices of the modules that
+  feed it. A variable counts in each module that uses it.
   """
   if not subject.traces:
     return []
@@ -38,7 +38,7 @@ def collect(subject: subject_lib.Subject) -> list[dict[str, Any]]:
     for outside, inside in trace.graph.captures
     if id(outside) in handles
   }
-  # A call of a Keras model is one call of a function.
+  # The call of a Keras model consists of one function call.
   while len(rest := [n for n in nodes if n.op not in _PLAIN]) == 1:
     function = graphs.callee(rest[0], by_name)
     if not function:
@@ -63,7 +63,7 @@ def _producer(operand: str) -> str:
 def _grouped(
   nodes: Iterable[graphs.Node], held: Mapping[str, tf.Variable]
 ) -> list[dict[str, Any]]:
-  """Groups nodes by scopes; `held` has the variables by their inputs."""
+  """Groups nodes by name scopes; `held` maps inputs to their variables."""
   held = dict(held)
   for node in nodes:
     if node.op == _READ and (operand := _producer(node.input[0])) in held:
@@ -117,7 +117,7 @@ def _connected(modules: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _sizes(node: graphs.Node) -> bool:
-  """Tells whether a node computes sizes, rather than what a model computes."""
+  """Returns whether a node computes a shape or size."""
   shape = _shape(node)
   rank = None if shape is None else len(shape)
   return rank == 0 or bool(rank == 1 and _OF_SIZES.fullmatch(node.op))

@@ -1,4 +1,4 @@
-"""What is known about a SavedModel besides the findings about rules."""
+"""Collects facts about a SavedModel, for the report of a check."""
 
 import os
 from typing import Any
@@ -11,7 +11,7 @@ from exporters.reusable import comparison
 
 
 def collect(subject: subject_lib.Subject) -> dict[str, Any]:
-  """Collects what is known about a SavedModel besides findings, for JSON."""
+  """Collects facts about a SavedModel, in JSON values."""
   return {
     "kind": subject.kind.name,
     "saved_with_tensorflow": subject.graph.meta_info_def.tensorflow_version,

@@ -1,6 +1,6 @@
-"""The result of a check as a page of HTML, which needs no other file.
+"""Writes the result of a check as a self-contained page of HTML.
 
-All names in it may be a stranger's: they are escaped.
+It escapes all texts, because names may come from an untrusted model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -124,13 +124,13 @@ def _edge(start: int, end: int) -> str:
 
 
 def _names(found: str, module: str) -> bool:
-  """Tells whether a finding names a module; a mere word does not count."""
+  """Returns whether a finding names a module, by more than a common word."""
   last = module.rpartition("/")[2]
   return ("_" in last and last in found) or ("/" in module and module in found)
 
 
 def _rest(report: Mapping[str, Any]) -> Iterator[str]:
-  """Yields what is known besides findings."""
+  """Yields the sections after the findings."""
   yield "<h2>Inputs and outputs</h2>"
   yield _table(
     ("", "name", "dtype", "shape"),

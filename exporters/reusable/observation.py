@@ -928,7 +928,7 @@ def _load_keras(export_dir: str) -> Any:
 
 
 def write(path: pathlib.Path, value: Any) -> None:
-  """Writes plain containers, arrays and Tensors for `_read`.
+  """Writes nested containers of arrays and Tensors to a file for `_read`.
 
   The memory of arrays goes to a second file, which the other process maps.
   """

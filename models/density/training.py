@@ -1,4 +1,4 @@
-"""Trains densities of vectors."""
+"""Trains normalizing flows."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ DROPOUT_RATE = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """How to train.
+  """The hyperparameters of training.
 
   Attributes:
-    epochs: How often to go through the vectors; 0 trains nothing.
-    batch_size: Vectors in a step.
-    learning_rate: Of Adam, at the start; it falls to 0 along a cosine.
-    seed: Of the order of the vectors, and of dropout.
+    epochs: Number of epochs; 0 keeps the initial weights.
+    batch_size: Vectors per step.
+    learning_rate: Initial learning rate of Adam, which falls to 0 along a
+      cosine.
+    seed: Seed of the order of the vectors, and of dropout.
   """
 
   epochs: int = 60
@@ -59,7 +60,7 @@ def train(
   Args:
     flow: The flow. Its mean and standard deviation become those of `vectors`.
     vectors: float32 `[n, num_features]`.
-    config: How to train.
+    config: The hyperparameters of training.
     on_epoch_end: Called with the index of each epoch and its mean loss.
   """
   flow.mean.assign(vectors.mean(0))

@@ -19,14 +19,15 @@ with epy.lazy_imports():
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """How to train.
+  """The hyperparameters of training.
 
   Attributes:
-    epochs: How often to go through the training images; 0 trains nothing.
-    batch_size: Images in a step, on all devices together.
-    learning_rate: Of Adam, at the start; it falls to 0 along a cosine.
-    seed: Of the initial weights, the order of the images and dropout. The same
-      seed on the same machine gives the same weights.
+    epochs: Number of epochs; 0 keeps the initial weights.
+    batch_size: Global batch size: images per step, on all devices together.
+    learning_rate: Initial learning rate of Adam, which falls to 0 along a
+      cosine.
+    seed: Seed of the initial weights, the order of images, and dropout. On one
+      machine it determines the trained weights.
   """
 
   epochs: int = 12
@@ -43,18 +44,19 @@ def train(
 ) -> float:
   """Trains a classifier, with a progress bar.
 
-  Images are shifted, rotated and zoomed a little at random: features of few
-  classes then serve other classes better. Videos are not.
+  Images, unlike videos, are shifted, rotated and zoomed a little at random.
+  Features of few classes are then better for other classes.
 
   Args:
-    model: From images to logits, `[batch, classes]`, built in its strategy.
-    dataset: What to train on.
-    config: How to train.
-    callbacks: Callbacks of Keras. If they resume a training, the images come in
-      another order.
+    model: A model from images to logits, `[batch, classes]`, built in the scope
+      of its strategy.
+    dataset: The data set.
+    config: The hyperparameters of training.
+    callbacks: Callbacks of Keras. If they resume a run, the order of images
+      differs from that of a run without interruption.
 
   Returns:
-    The accuracy on the images held out, in [0, 1].
+    The accuracy on held-out images, in [0, 1].
   """
   strategy = model.distribute_strategy
   steps = -(-len(dataset.train) // config.batch_size)
@@ -66,7 +68,7 @@ def train(
       [
         *([augmentation(image_shape)] if is_image and not on_host else []),
         model,
-        # For the loss, whatever the precision of the rest.
+        # The loss needs float32 in any precision.
         tf_keras.layers.Activation("linear", dtype="float32"),
       ]
     )
@@ -78,12 +80,12 @@ def train(
       loss=tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
       weighted_metrics=[tf_keras.metrics.SparseCategoricalAccuracy("accuracy")],
     )
-    # Variables that the first step made would have it traced twice.
+    # Variables that the first step creates would cause a second trace.
     trained.optimizer.build(model.trainable_variables)
   if config.epochs:
     seed = config.seed
     if strategies.is_asynchronous(strategy):
-      # Workers draw their own batches. With a seed all would draw the same.
+      # Workers draw their own batches, which a seed would make equal.
       seed = None
       tf.random.set_seed(None)
     train_batches = batches.training(dataset.train, config.batch_size, seed)
@@ -106,7 +108,7 @@ def train(
 
 def augmentation(image_shape: Sequence[int]) -> tf_keras.Sequential:
   """Returns layers that shift, rotate and zoom images a little in training."""
-  # Positions in an image need the precision.
+  # Positions in an image need float32.
   options = {"fill_mode": "constant", "dtype": "float32"}
   layers = tf_keras.Sequential(
     [
@@ -120,11 +122,11 @@ def augmentation(image_shape: Sequence[int]) -> tf_keras.Sequential:
 
 
 def augmented_on_host(examples: tf.data.Dataset) -> tf.data.Dataset:
-  """Augments images where they are read: TPUs cannot turn them.
+  """Augments images in the input pipeline, because TPUs cannot rotate them.
 
   Args:
     examples: Batches of images and labels.
   """
   layers = augmentation(examples.element_spec[0].shape[1:])
-  # One after the other, for the random numbers to be the same each time.
+  # Sequential, so that the random numbers are the same in each run.
   return examples.map(lambda x, y: (layers(x, training=True), y))
