@@ -1,5 +1,6 @@
 """Uses exports in Keras 3, in a process without TF_USE_LEGACY_KERAS."""
 
+import json
 import os
 import pathlib
 
@@ -138,6 +139,28 @@ class Keras3Test(tf.test.TestCase):
     frozen.trainable = True
     self.assertLen(model.trainable_weights, 10)
     self.assertLen(model.losses, 1)
+
+  def test_freezing_profiles_train_their_variables(self):
+    path = pathlib.Path(_MNIST_CNN.value, "assets.extra/model.json")
+    described = json.loads(path.read_text())
+    averages = [
+      v["name"] for v in described["variables"] if "/moving_" in v["name"]
+    ]
+    self.assertLen(described["profiles"], 2)
+    for profile in described["profiles"]:
+      layer = reusable_layer.ReusableLayer(
+        _MNIST_CNN.value, part=profile["name"]
+      )
+      model = _classifier(layer, keras.optimizers.Adam())
+      model.fit(*self.train, verbose=0)
+      moved = [
+        v.name.removesuffix(":0")
+        for v, before in zip(
+          layer.saved_model.variables, self.before.values(), strict=True
+        )
+        if np.any(v != before)
+      ]
+      self.assertCountEqual(moved, profile["trainable_variables"] + averages)
 
   def test_tfsm_layer(self):
     layer = keras.layers.TFSMLayer(
