@@ -122,17 +122,14 @@ def serves(subject: Subject) -> findings.Finding:
 
 
 def sub_objects_are_whole(subject: Subject) -> findings.Finding:
-  """Callable sub-objects have their own variables and losses.
-
-  Endpoints for keras.layers.TFSMLayer that share the traces of `__call__` need
-  none.
-  """
+  """Callable sub-objects have their own variables and losses."""
   children = tf.train.TrackableView(subject.model).children(subject.model)
   found = []
   for name, child in children.items():
     if _NO_SUB_OBJECT.match(name):
       continue
     if hasattr(child, "concrete_functions"):
+      # Endpoints of Keras 3 share the traces of `__call__`.
       own = [f for f in child.concrete_functions if f not in subject.traces]
       if any(trace.variables for trace in own):
         return findings.failed(
