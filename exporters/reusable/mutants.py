@@ -30,6 +30,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from exporters.reusable import export_checks
 from exporters.reusable import graphs
 from exporters.reusable import hyperparameters
 from exporters.reusable import observation
@@ -204,7 +205,7 @@ class _FoundError(Exception):
 
 def found_by(subject: Subject, fault: Fault) -> str | None:
   """Plants a fault; returns what finds it, None if nothing does."""
-  result = observation._result
+  result = export_checks._result
 
   def stop_at_problems(part, kind, call, largest, problems, notes=()):
     if problems:
@@ -224,14 +225,14 @@ def found_by(subject: Subject, fault: Fault) -> str | None:
     raise ValueError(f"{fault.kind} ({fault.where}) changes nothing")
   with (
     tempfile.TemporaryDirectory() as parent,
-    mock.patch.object(observation, "_result", stop_at_problems),
+    mock.patch.object(export_checks, "_result", stop_at_problems),
     contextlib.redirect_stdout(io.StringIO()),
   ):
     directory = os.path.join(parent, "export")  # Is moved beside itself.
     os.mkdir(directory)
     _write(export, directory, subject.export_dir if same else None)
     try:
-      observation.check(
+      export_checks.check(
         directory,
         observation.load(directory),
         subject.plan,
@@ -404,7 +405,7 @@ def _of_defaults(export: Export) -> Iterator[Fault]:
     spec = export.child("__call__").function.function_spec.fullargspec
     pairs = spec.named_tuple_value.values
     value = next(pair.value for pair in pairs if pair.key == key)
-    return (value.tuple_value or value.list_value).values
+    return getattr(value, value.WhichOneof("kind")).values
 
   def change(export: Export, i: int) -> None:
     value = fields(export, "defaults")[i]

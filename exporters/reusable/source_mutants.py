@@ -20,6 +20,7 @@ import unittest
 # Modules, and tests that need them. Cheap tests come first.
 _MODULES = {
   "comparison": ("verification_test.VerificationTest.test_compares_columns",),
+  "export_checks": (),
   "graphs": ("slimming_test",),
   "hyperparameters": ("hyperparameters_test",),
   "layer_calls": ("xla_test",),
