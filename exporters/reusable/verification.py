@@ -1,6 +1,6 @@
 """Proves that an export equals its live model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import errno
@@ -250,6 +250,10 @@ def observe(
   Returns:
     The calls by name of the sub-object, and the observations.
   """
+  parts = {
+    name: (dataclasses.replace(source, call=_explained(source.call)), examples)
+    for name, (source, examples) in parts.items()
+  }
   # Before the first call, after which TensorFlow copies some variables to read
   # them.
   states = {
@@ -260,6 +264,14 @@ def observe(
     name: list(_calls(name, source, [_listed(x) for x in examples], level))
     for name, (source, examples) in parts.items()
   }
+  for name, (source, _) in parts.items():
+    after = next(observation.observe_state(name, source)).arrays
+    _, changed = comparison.compare("variables", states[name][0].arrays, after)
+    if changed:
+      raise errors.ExportError(
+        f"A call of the model changes a trainable variable: {changed[0]}."
+        " Verification could not undo that. List it as non-trainable."
+      )
 
   def seen() -> Iterator[observation.Observation]:
     for name, (source, _) in parts.items():
@@ -270,6 +282,17 @@ def observe(
       )
 
   return plan, seen()
+
+
+def _explained(call: Callable[..., Any]) -> Callable[..., Any]:
+  """Reports the errors of a model in one line."""
+
+  def explained(*args: Any, **kwargs: Any) -> Any:
+    about = "The model cannot be called to compare its export: "
+    with errors.of_input(TypeError, ValueError, tf.errors.OpError, about=about):
+      return call(*args, **kwargs)
+
+  return explained
 
 
 def _calls(
@@ -405,7 +428,7 @@ def _takes(source: saving.Source, example: Any) -> bool:
   """Tells whether a model takes a batch of 0 rows; some ops do not."""
   try:
     source.call(example)
-  except (ValueError, tf.errors.OpError):
+  except errors.ExportError:
     return False
   return True
 
