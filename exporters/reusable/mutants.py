@@ -80,6 +80,8 @@ _WITHOUT_GRADIENT = "no gradient passes there"
 _IN_INFERENCE = "a signature does not use what it passes to inference"
 _UNPADDED = "pooling of even sizes has no padding"
 _RUNS_ANYWAY = "a call runs all of its function if a result is used"
+_OF_SHAPES = "the op reads only the shape of its operand"
+_ONE_ELEMENT = "the end of a slice of one element is not read"
 _SAME = "it would change nothing"
 
 _SMALL_BERT = {
@@ -475,9 +477,16 @@ def _of_function(
   differentiated = _live(function, _differentiated)
   live = _live(function, lambda node: node.input)
   ops = {node.name: node.op for node in function.node_def}
+  unread = {
+    name.partition(":")[0]
+    for node in function.node_def
+    if node.op == "StridedSlice" and node.attr["shrink_axis_mask"].i
+    for name in node.input[2:]
+  }
   for i, node in enumerate(function.node_def):
     where = f"{node.op} {node.name}"
     unused = "" if node.name in live else _UNUSED
+    unused = unused or (_ONE_ELEMENT if node.name in unread else "")
     for kind, change, equivalent in _of_node(node, role):
       plant = functools.partial(_change_node, i=i, change=change)
       yield kind, where, plant, unused or equivalent
@@ -487,8 +496,11 @@ def _of_function(
     if floats and operands and operands[is_select] != "Const":
       for kind, inserted in of_operands.items():
         stops = inserted is not _stopped or node.name in differentiated
+        of_shapes = node.op in ("Shape", "Size", "Rank", "ShapeN", "ZerosLike")
         plant = functools.partial(_insert, i=i, j=is_select, inserted=inserted)
-        yield kind, where, plant, unused or ("" if stops else _WITHOUT_GRADIENT)
+        equivalent = _OF_SHAPES if of_shapes else ""
+        equivalent = equivalent or ("" if stops else _WITHOUT_GRADIENT)
+        yield kind, where, plant, unused or equivalent
   for name in sorted(function.control_ret.values()):
     equivalent = "" if ops[name].startswith("Assign") else _RUNS_ANYWAY
     plant = functools.partial(_forget, name=name)
