@@ -427,7 +427,7 @@ def _calls_to_compare(
 def _takes(source: saving.Source, example: Any) -> bool:
   """Tells whether a model takes a batch of 0 rows; some ops do not."""
   try:
-    source.call(example)
+    observation.run(source, source.call, example, {})
   except errors.ExportError:
     return False
   return True
