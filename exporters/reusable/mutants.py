@@ -45,6 +45,8 @@ if __name__ == "__main__":  # Only the program needs these.
 
   # It sets up devices before their first use.
   from exporters.reusable import verification_test  # noqa: F401
+  from exporters.reusable import xla
+  from models.nlp import bert
   from models.vision import stochastic_depth
 
 # Ops of the same inputs and attributes that compute something else.
@@ -773,7 +775,14 @@ def _bert() -> tuple[Any, ...]:
   names = ("input_word_ids", "input_mask", "input_type_ids")
   spec = {name: tf.TensorSpec([None, None], tf.int32) for name in names}
   int64 = [tf.TensorSpec([None, None], tf.int64)] * 3
-  return encoders.build_encoder(config), spec, {}, [[*spec.values()], int64]
+  layer_calls = {
+    layer: xla.with_own_gradients_of(*functions)
+    if functions
+    else xla.with_own_gradient
+    for layer, functions in bert.OWN_GRADIENTS.items()
+  }
+  model = encoders.build_encoder(config)
+  return model, spec, layer_calls, [[*spec.values()], int64]
 
 
 def _resnet() -> tuple[Any, ...]:
