@@ -16,9 +16,11 @@ import contextlib
 import functools
 import io
 import itertools
+import json
 import os
 import pathlib
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -915,15 +917,26 @@ def _of_exports(
 def _of_sources(of_module: int) -> Iterator[tuple[str, str, str | None]]:
   """Yields the same for faults in the code of this folder."""
   prove()  # Without a fault in the code.
-  for mutant in source_mutants.sample(of_module):
-    by = source_mutants.found_by(mutant, prove)
-    where = f"{mutant.kind}, {mutant.line}"
-    yield f"code of {mutant.module}.py", where, by
+  environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+  for i, mutant in enumerate(source_mutants.sample(of_module)):
+    command = [sys.executable, __file__, str(of_module), f"code:{i}"]
+    try:
+      process = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=1200
+      )
+      by = json.loads((process.stdout.splitlines() or ['"it ends early"'])[-1])
+    except subprocess.TimeoutExpired:
+      by = "it takes more than 20 minutes"
+    yield f"code of {mutant.module}.py", f"{mutant.kind}, {mutant.line}", by
 
 
 def main(argv: Sequence[str]) -> None:
   """Plants faults, and prints what finds them."""
   of_module = int((argv[1:] or [6])[0])
+  if argv[2:] and argv[2].startswith("code:"):  # In a process of its own.
+    mutant = list(source_mutants.sample(of_module))[int(argv[2][5:])]
+    print(json.dumps(source_mutants.found_by(mutant, prove)))
+    return
   found = collections.defaultdict(collections.Counter)
   not_planted: collections.Counter[str] = collections.Counter()
   survivors = []
