@@ -82,6 +82,7 @@ def callbacks(
       restore(logs)
 
   backup.on_train_begin = restore_or_explain
+  backup.is_done = done == epochs
   callbacks = [backup]
   if is_chief:
     callbacks.append(
@@ -95,6 +96,21 @@ def callbacks(
       )
     )
   return callbacks
+
+
+def restored(
+  model: tf_keras.Model, callbacks: Sequence[tf_keras.callbacks.Callback]
+) -> bool:
+  """Restores a training that has no epochs left; tells whether there was one.
+
+  `fit` fails for a model that no step has built.
+  """
+  if not any(getattr(each, "is_done", False) for each in callbacks):
+    return False
+  run = tf_keras.callbacks.CallbackList(callbacks, model=model)
+  run.on_train_begin()
+  run.on_train_end()
+  return True
 
 
 class Backup:

@@ -89,13 +89,16 @@ class BackupsTest(tf.test.TestCase):
     with self.assertRaisesRegex(errors.InputError, "Cannot read the state in "):
       _model().fit(x, x, epochs=2, callbacks=kept, verbose=0)
     data.write_bytes(content)
-    history = _model().fit(x, x, epochs=2, callbacks=kept, verbose=0)
+    self.assertFalse(backups.restored(_model(), kept))
+    trained = _model()
+    history = trained.fit(x, x, epochs=2, callbacks=kept, verbose=0)
     self.assertEqual(history.epoch, [1])
     # The program is killed before it succeeds: the next run trains no more.
     programs._at_success.clear()
     kept = backups.callbacks(directory, {"rate": 1}, strategy, 2)
-    history = _model().fit(x, x, epochs=2, callbacks=kept, verbose=0)
-    self.assertEmpty(history.epoch)
+    model = _model()
+    self.assertTrue(backups.restored(model, kept))
+    self.assertAllEqual(model.weights[0], trained.weights[0])
     programs.succeed()
     self.assertEmpty(os.listdir(directory))
 

@@ -84,9 +84,9 @@ def _processes(directory: pathlib.Path) -> list[int]:
 class _Run:
   """A run of the program, in a directory."""
 
-  def __init__(self, directory: pathlib.Path):
+  def __init__(self, directory: pathlib.Path, name: str = "output"):
     self.directory = directory
-    self.output_path = directory.parent / "output"
+    self.output_path = directory.parent / name
     self.started, self.began = time.monotonic(), time.time()
     # This run may end before it removes what a killed one has left.
     self.found = set(os.listdir(directory)) | set(os.listdir(directory / "tmp"))
@@ -288,9 +288,14 @@ class InterruptionsTest(absltest.TestCase):
   def test_two_programs_for_one_destination(self):
     if _MOMENTS.value < 10:
       self.skipTest("It is long.")
-    first, second = _Run(self.directory), _Run(self.directory)
-    statuses = [run.process.wait(600) for run in (first, second)]
+    runs = [_Run(self.directory, name) for name in ("first", "second")]
+    statuses = [run.process.wait(600) for run in runs]
     self.assertCountEqual(statuses, [0, 1])
+    loser = runs[statuses.index(1)]
+    self.assertRegex(
+      loser.output.splitlines()[-1],
+      "^ERROR: Another program is writing .*export.unfinished. Wait for its",
+    )
     self.assertEmpty(self.left())
     self.check_export()
 

@@ -16,9 +16,11 @@ import contextlib
 import functools
 import io
 import itertools
+import json
 import os
 import pathlib
 import random
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +32,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from exporters.reusable import export_checks
 from exporters.reusable import graphs
 from exporters.reusable import hyperparameters
 from exporters.reusable import observation
@@ -44,6 +47,8 @@ if __name__ == "__main__":  # Only the program needs these.
 
   # It sets up devices before their first use.
   from exporters.reusable import verification_test  # noqa: F401
+  from exporters.reusable import xla
+  from models.nlp import bert
   from models.vision import stochastic_depth
 
 # Ops of the same inputs and attributes that compute something else.
@@ -79,6 +84,8 @@ _WITHOUT_GRADIENT = "no gradient passes there"
 _IN_INFERENCE = "a signature does not use what it passes to inference"
 _UNPADDED = "pooling of even sizes has no padding"
 _RUNS_ANYWAY = "a call runs all of its function if a result is used"
+_OF_SHAPES = "the op reads only the shape of its operand"
+_ONE_ELEMENT = "the end of a slice of one element is not read"
 _SAME = "it would change nothing"
 
 _SMALL_BERT = {
@@ -204,7 +211,7 @@ class _FoundError(Exception):
 
 def found_by(subject: Subject, fault: Fault) -> str | None:
   """Plants a fault; returns what finds it, None if nothing does."""
-  result = observation._result
+  result = export_checks._result
 
   def stop_at_problems(part, kind, call, largest, problems, notes=()):
     if problems:
@@ -224,14 +231,14 @@ def found_by(subject: Subject, fault: Fault) -> str | None:
     raise ValueError(f"{fault.kind} ({fault.where}) changes nothing")
   with (
     tempfile.TemporaryDirectory() as parent,
-    mock.patch.object(observation, "_result", stop_at_problems),
+    mock.patch.object(export_checks, "_result", stop_at_problems),
     contextlib.redirect_stdout(io.StringIO()),
   ):
     directory = os.path.join(parent, "export")  # Is moved beside itself.
     os.mkdir(directory)
     _write(export, directory, subject.export_dir if same else None)
     try:
-      observation.check(
+      export_checks.check(
         directory,
         observation.load(directory),
         subject.plan,
@@ -404,7 +411,7 @@ def _of_defaults(export: Export) -> Iterator[Fault]:
     spec = export.child("__call__").function.function_spec.fullargspec
     pairs = spec.named_tuple_value.values
     value = next(pair.value for pair in pairs if pair.key == key)
-    return (value.tuple_value or value.list_value).values
+    return getattr(value, value.WhichOneof("kind")).values
 
   def change(export: Export, i: int) -> None:
     value = fields(export, "defaults")[i]
@@ -474,9 +481,16 @@ def _of_function(
   differentiated = _live(function, _differentiated)
   live = _live(function, lambda node: node.input)
   ops = {node.name: node.op for node in function.node_def}
+  unread = {
+    name.partition(":")[0]
+    for node in function.node_def
+    if node.op == "StridedSlice" and node.attr["shrink_axis_mask"].i
+    for name in node.input[2:]
+  }
   for i, node in enumerate(function.node_def):
     where = f"{node.op} {node.name}"
     unused = "" if node.name in live else _UNUSED
+    unused = unused or (_ONE_ELEMENT if node.name in unread else "")
     for kind, change, equivalent in _of_node(node, role):
       plant = functools.partial(_change_node, i=i, change=change)
       yield kind, where, plant, unused or equivalent
@@ -486,8 +500,11 @@ def _of_function(
     if floats and operands and operands[is_select] != "Const":
       for kind, inserted in of_operands.items():
         stops = inserted is not _stopped or node.name in differentiated
+        of_shapes = node.op in ("Shape", "Size", "Rank", "ShapeN", "ZerosLike")
         plant = functools.partial(_insert, i=i, j=is_select, inserted=inserted)
-        yield kind, where, plant, unused or ("" if stops else _WITHOUT_GRADIENT)
+        equivalent = _OF_SHAPES if of_shapes else ""
+        equivalent = equivalent or ("" if stops else _WITHOUT_GRADIENT)
+        yield kind, where, plant, unused or equivalent
   for name in sorted(function.control_ret.values()):
     equivalent = "" if ops[name].startswith("Assign") else _RUNS_ANYWAY
     plant = functools.partial(_forget, name=name)
@@ -760,7 +777,14 @@ def _bert() -> tuple[Any, ...]:
   names = ("input_word_ids", "input_mask", "input_type_ids")
   spec = {name: tf.TensorSpec([None, None], tf.int32) for name in names}
   int64 = [tf.TensorSpec([None, None], tf.int64)] * 3
-  return encoders.build_encoder(config), spec, {}, [[*spec.values()], int64]
+  layer_calls = {
+    layer: xla.with_own_gradients_of(*functions)
+    if functions
+    else xla.with_own_gradient
+    for layer, functions in bert.OWN_GRADIENTS.items()
+  }
+  model = encoders.build_encoder(config)
+  return model, spec, layer_calls, [[*spec.values()], int64]
 
 
 def _resnet() -> tuple[Any, ...]:
@@ -893,15 +917,26 @@ def _of_exports(
 def _of_sources(of_module: int) -> Iterator[tuple[str, str, str | None]]:
   """Yields the same for faults in the code of this folder."""
   prove()  # Without a fault in the code.
-  for mutant in source_mutants.sample(of_module):
-    by = source_mutants.found_by(mutant, prove)
-    where = f"{mutant.kind}, {mutant.line}"
-    yield f"code of {mutant.module}.py", where, by
+  environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+  for i, mutant in enumerate(source_mutants.sample(of_module)):
+    command = [sys.executable, __file__, str(of_module), f"code:{i}"]
+    try:
+      process = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=1200
+      )
+      by = json.loads((process.stdout.splitlines() or ['"it ends early"'])[-1])
+    except subprocess.TimeoutExpired:
+      by = "it takes more than 20 minutes"
+    yield f"code of {mutant.module}.py", f"{mutant.kind}, {mutant.line}", by
 
 
 def main(argv: Sequence[str]) -> None:
   """Plants faults, and prints what finds them."""
   of_module = int((argv[1:] or [6])[0])
+  if argv[2:] and argv[2].startswith("code:"):  # In a process of its own.
+    mutant = list(source_mutants.sample(of_module))[int(argv[2][5:])]
+    print(json.dumps(source_mutants.found_by(mutant, prove)))
+    return
   found = collections.defaultdict(collections.Counter)
   not_planted: collections.Counter[str] = collections.Counter()
   survivors = []

@@ -1,55 +1,20 @@
 """Observes everything that an export must have in common with its live model.
 
-The same functions observe the live model and the export. Run as a program, this
-module loads an export in a fresh process, observes it and compares it with what
-the exporter's process observes of the live model. Apart from this module and
-those that read graphs, the fresh process imports what a consumer imports.
-
-Each line of standard input is a path as JSON: the directory of the export, the
-file to write the results to, and then the files that `write` has written, in
-order.
+The same functions observe the live model and the export.
 """
 
-import collections
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-import errno
-import functools
 import hashlib
-import inspect
 import itertools
-import json
-import mmap
-import os
-import pathlib
-import pickle
-import sys
-import tempfile
 from typing import Any, NamedTuple
 
-from distribution import errors
-
-if __name__ == "__main__":
-  # Packages that consumers need not have: importing one fails from here on.
-  sys.modules.update(dict.fromkeys(sys.argv[2:]))
-
-  def _end(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Leaves full memory, which `verification` reports, without a traceback."""
-    if errors.is_of_full_memory(error):
-      os._exit(errno.ENOMEM)
-    sys.__excepthook__(kind, error, trace)
-
-  sys.excepthook = _end
-
-from absl import logging
 import numpy as np
 import tensorflow as tf
 import tensorflow_hub as hub
-import tf_keras
 
 from exporters.reusable import comparison
 from exporters.reusable import private_api
 from exporters.reusable import randomness
-from exporters.reusable import xla_trap
 
 Arrays = comparison.Arrays
 
@@ -119,23 +84,6 @@ class Observation(NamedTuple):
     return ", ".join(filter(None, self[:3]))
 
 
-class Result(NamedTuple):
-  """The result of one comparison.
-
-  Attributes:
-    place: What was compared.
-    kind: A key of `comparison.COMPARISONS`.
-    problems: What is wrong, in words.
-    notes: What consumers cannot do with the export because its model is as it
-      is, in words.
-  """
-
-  place: str
-  kind: str
-  problems: Sequence[str]
-  notes: Sequence[str] = ()
-
-
 def observe_state(part: str, model: Any) -> Iterator[Observation]:
   """Observes variables and losses of a model without calling it.
 
@@ -145,10 +93,10 @@ def observe_state(part: str, model: Any) -> Iterator[Observation]:
       `regularization_losses`.
   """
   # Digests, as the values would be in memory twice.
-  digests = _numbered(model.variables, map(_digest, model.variables))
+  digests = by_variable(model.variables, map(_digest, model.variables))
   yield Observation(part, "variables", "", digests)
-  positions = _positions(model, model.trainable_variables)
-  flags = _numbered(model.variables, [v.trainable for v in model.variables])
+  positions = positions_in(model, model.trainable_variables)
+  flags = by_variable(model.variables, [v.trainable for v in model.variables])
   watched = {f"{name}, watched by tapes": flag for name, flag in flags.items()}
   yield Observation(part, "trainable variables", "", positions | watched)
   losses = {}
@@ -156,8 +104,8 @@ def observe_state(part: str, model: Any) -> Iterator[Observation]:
     with tf.GradientTape() as tape:
       loss = function()
     trained = list(model.trainable_variables)
-    gradients = _numbered(trained, tape.gradient(loss, trained))
-    losses[str(i)] = _array(loss)
+    gradients = by_variable(trained, tape.gradient(loss, trained))
+    losses[str(i)] = as_array(loss)
     losses |= {f"gradient of {i} for {k}": g for k, g in gradients.items()}
   yield Observation(part, "regularization losses", "", losses)
 
@@ -193,7 +141,7 @@ def observe_calls(
       # Keras draws the masks of recurrent layers at each step in graphs only.
       function = tf.function(function)
       runs = (
-        _flat(model, made, *_run(model, function, made.example, made.arguments))
+        _flat(model, made, *run(model, function, made.example, made.arguments))
         for _ in itertools.count()
       )
       arrays = randomness.sample(runs, made.sampled)
@@ -203,16 +151,16 @@ def observe_calls(
       arrays, (result, updates) = _seeded(model, call, function, made)
       yield Observation(part, comparison.SEEDED, made.name, arrays)
     else:
-      result, updates = _run(model, function, made.example, made.arguments)
+      result, updates = run(model, function, made.example, made.arguments)
     outputs, gradients = result if made.gradients else (result, ())
-    yield Observation(part, "outputs", made.name, _arrays(outputs))
+    yield Observation(part, "outputs", made.name, named_arrays(outputs))
     if made.gradients:
       # Without a name of their own, they are freed before the next gradients.
       yield Observation(
         part,
         "gradients",
         made.name,
-        _numbered(model.trainable_variables, gradients),
+        by_variable(model.trainable_variables, gradients),
       )
     if made.updates:
       yield Observation(part, "updates", made.name, updates)
@@ -256,8 +204,8 @@ def differ(
   The variables of a model that does not list them are neither observed nor
   restored.
   """
-  runs = [_run(model, call, example, a) for a in arguments]
-  seen = [_arrays({"outputs": y}) | updates for y, updates in runs]
+  runs = [run(model, call, example, a) for a in arguments]
+  seen = [named_arrays({"outputs": y}) | updates for y, updates in runs]
   return bool(comparison.compare("outputs", *seen)[1])
 
 
@@ -269,9 +217,9 @@ def _randomness(
 ) -> Arrays:
   """Tells whether two random calls differ, and which variables a call moves."""
   (_, still), *runs = [
-    _run(model, call, example, a) for a in ({}, arguments, arguments)
+    run(model, call, example, a) for a in ({}, arguments, arguments)
   ]
-  seen = [_arrays({"outputs": y}) | updates for y, updates in runs]
+  seen = [named_arrays({"outputs": y}) | updates for y, updates in runs]
   _, moved = runs[0]
   return {
     "the randomness of two calls": np.array(
@@ -289,10 +237,12 @@ def _flat(model: Any, made: Call, result: Any, updates: Arrays) -> Arrays:
   outputs, gradients = result if made.gradients else (result, [])
   trained = model.trainable_variables if made.gradients else []
   return {
-    **{f"{name} of the outputs": y for name, y in _arrays(outputs).items()},
+    **{
+      f"{name} of the outputs": y for name, y in named_arrays(outputs).items()
+    },
     **{
       f"gradient of {name}": y
-      for name, y in _numbered(trained, gradients).items()
+      for name, y in by_variable(trained, gradients).items()
     },
     **(updates if made.updates else {}),
   }
@@ -305,10 +255,10 @@ def _seeded(
   runs = []
   for function in (call, call, step):
     with private_api.numbered_seeds() as given:
-      runs.append(_run(model, function, made.example, made.arguments))
+      runs.append(run(model, function, made.example, made.arguments))
       if len(runs) == 1:
         count = given()
-  seen = [_arrays({"outputs": y}) | updates for y, updates in runs[:2]]
+  seen = [named_arrays({"outputs": y}) | updates for y, updates in runs[:2]]
   repeats = not comparison.compare("outputs", *seen)[1]
   return {"draws": np.array(count), "repeats": np.array(repeats)}, runs[2]
 
@@ -321,11 +271,11 @@ def draws(
 ) -> int:
   """Counts the random ops that a call runs eagerly."""
   with private_api.numbered_seeds() as given:
-    _run(model, call, example, arguments)
+    run(model, call, example, arguments)
     return given()
 
 
-def _run(
+def run(
   model: Any,
   call: Callable[..., Any],
   example: Any,
@@ -335,63 +285,48 @@ def _run(
 
   The variables keep their values.
   """
-  moving = _moving(model)
+  moving = moving_variables(model)
   before = [tf.identity(v) for v in moving]
   outputs = call(example, **arguments)
-  updates = _numbered(moving, moving)
+  updates = by_variable(moving, moving)
   for variable, value in zip(moving, before, strict=True):
     variable.assign(value)
   return outputs, updates
 
 
-def _moving(model: Any) -> list[tf.Variable]:
+def moving_variables(model: Any) -> list[tf.Variable]:
+  """Returns the variables of a model that are not trainable."""
   trained = {v.ref() for v in getattr(model, "trainable_variables", ())}
   variables = getattr(model, "variables", ())
   return [v for v in variables if v.ref() not in trained]
 
 
-def _numbered(
+def by_variable(
   variables: Sequence[tf.Variable], values: Iterable[Any]
 ) -> Arrays:
   """Names values by number and name of their variables; drops None."""
   return {
-    f"{i} {variable.name}": _array(tf.convert_to_tensor(value))
+    f"{i} {variable.name}": as_array(tf.convert_to_tensor(value))
     for i, (variable, value) in enumerate(zip(variables, values, strict=True))
     if value is not None
   }
 
 
-def _in_order_of(expected: Arrays, arrays: Arrays) -> Arrays:
-  """Gives variables the numbers that those of the same name have.
-
-  Keras lists the variables of some layers in another order.
-  """
-
-  def name(key: str) -> str:
-    return key.partition(" ")[2] or key  # Without the number.
-
-  keys = collections.defaultdict(list)
-  for key in expected:
-    keys[name(key)].append(key)
-  return {
-    keys[name(key)].pop(0) if keys[name(key)] else key: array
-    for key, array in arrays.items()
-  }
-
-
-def _positions(model: Any, variables: Sequence[tf.Variable]) -> Arrays:
+def positions_in(model: Any, variables: Sequence[tf.Variable]) -> Arrays:
   """Returns the positions of variables in a model's list; -1 for others."""
   position = {v.ref(): i for i, v in enumerate(model.variables)}
-  return _numbered(variables, [position.get(v.ref(), -1) for v in variables])
+  return by_variable(variables, [position.get(v.ref(), -1) for v in variables])
 
 
-def _arrays(structure: Any) -> Arrays:
+def named_arrays(structure: Any) -> Arrays:
+  """Returns the Tensors of a structure by their paths."""
   return {
-    name: _array(tensor) for name, tensor in comparison.named(structure).items()
+    name: as_array(tensor)
+    for name, tensor in comparison.named(structure).items()
   }
 
 
-def _array(tensor: tf.Tensor | None) -> np.ndarray:
+def as_array(tensor: tf.Tensor | None) -> np.ndarray:
   """Returns the memory of a Tensor as an array, without a copy."""
   if tensor is None:
     return np.array("None")
@@ -401,7 +336,7 @@ def _array(tensor: tf.Tensor | None) -> np.ndarray:
 
 def _digest(variable: tf.Variable) -> np.ndarray:
   """Hashes dtype, shape and value of a variable."""
-  array = _array(variable.read_value())
+  array = as_array(variable.read_value())
   digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
   digest.update(array)
   return np.frombuffer(digest.digest(), np.uint8)
@@ -438,473 +373,6 @@ def _real(output: Any) -> Any:
   return tf.math.real(output) + tf.math.imag(output) if is_complex else output
 
 
-def check(
-  export_dir: str,
-  model: Any,
-  plan: Mapping[str, Sequence[Call]],
-  seen: Iterator[Observation],
-  save_again: bool,
-) -> list[Result]:
-  """Observes an export and compares it with observations of the live model.
-
-  Args:
-    export_dir: The directory of the export.
-    model: The loaded export.
-    plan: The calls by name of the sub-object. The first name is "", for the
-      model itself.
-    seen: What `observe_state` and `observe_calls` have yielded for the live
-      model and its sub-objects, in the order of `plan`.
-    save_again: Whether to save the loaded export again and load it without the
-      first.
-
-  Raises:
-    RuntimeError: The observations of the live model are in another order.
-  """
-  results = []
-  of_parts = itertools.groupby(seen, key=lambda o: o.part)
-  parts = {part: _part(model, part) for part in plan}
-  missing = {part: _missing(parts[part], plan[part]) for part in plan}
-  missing[""] = missing[""] or _wrong_endpoints(model)
-  # Before the first call, as in `verification.observe`.
-  states = {
-    part: list(observe_state(part, parts[part]))
-    for part, problems in missing.items()
-    if not problems
-  }
-  if count := randomness.seeds(export_dir):
-    problem = (
-      f"{count} random ops have seeds, with which all replicas draw the same"
-    )
-    results.append(_result("", "randomness", "", 0.0, [problem]))
-  with randomness.with_seeds(export_dir, load) as with_seeds:
-    for part, calls in plan.items():
-      results.append(_result(part, "interface", "", 0.0, missing[part]))
-      seen_part, of_live = next(of_parts)
-      _check_order(part, seen_part)
-      if part in states:
-        results += _check_part(
-          part,
-          parts[part],
-          calls,
-          of_live,
-          states[part],
-          lambda part=part: _part(with_seeds(), part),
-        )
-    if not missing[""]:
-      first = plan[""][0]
-      called = with_seeds() if first.random else model
-      results += _check_served(
-        export_dir, called, first.example, save_again and not first.random
-      )
-  return results
-
-
-def _part(model: Any, name: str) -> Any:
-  """Returns a sub-object of a model, the model itself for "", or None."""
-  for attribute in name.split(".") if name else ():
-    model = getattr(model, attribute, None)
-  return model
-
-
-def _check_part(
-  part: str,
-  model: Any,
-  calls: Sequence[Call],
-  of_live: Iterator[Observation],
-  state: Iterable[Observation],
-  with_seeds: Callable[[], Any],
-) -> Iterator[Result]:
-  """Checks a loaded model or sub-object.
-
-  Args:
-    part: Name of the sub-object, "" for the model itself.
-    model: The loaded model or sub-object.
-    calls: The calls to make, `seeded` ones last.
-    of_live: The observations of the live model.
-    state: What `observe_state` yields for it before any call.
-    with_seeds: Loads the same with the seeds of `_seeds` in its random ops.
-  """
-  steps = _graph_steps(model)
-  skipped = None
-  for new, old in zip(
-    itertools.chain(
-      state,
-      observe_calls(
-        part, model, model, [c for c in calls if not c.seeded], steps
-      ),
-      _observe_seeded(part, [c for c in calls if c.seeded], with_seeds),
-    ),
-    of_live,
-    strict=False,  # A next item of the last part would be waited for.
-  ):
-    _check_order(new.place, old.place)
-    if new.call == skipped:
-      continue
-    expected, arrays = old.arrays, new.arrays
-    if isinstance(model, tf_keras.Model):
-      arrays = _in_order_of(expected, arrays)
-      if new.kind == "trainable variables":  # The values are their order.
-        expected, arrays = (
-          dict.fromkeys(x, np.array(0)) for x in (expected, arrays)
-        )
-    largest, problems = comparison.compare(new.kind, expected, arrays)
-    if new.kind == "hyperparameters":
-      problems = [] if all(new.arrays.values()) else ["it changes nothing"]
-    elif new.kind == comparison.SEEDED:
-      problems = _of_seeds(old.arrays, new.arrays)
-      skipped = new.call if problems else None
-    elif new.kind == comparison.SAMPLED:
-      problems = randomness.compare(expected, arrays)
-    yield _result(*new[:3], largest, problems)
-  is_keras = isinstance(model, tf_keras.Model)
-  for made in calls:
-    if made.keras and not is_keras:
-      kind = "hub.KerasLayer"
-      compared = comparison.compare(kind, *_in_keras(model, made))
-      yield _result(part, kind, made.name, *compared)
-    if made.forms and not is_keras:
-      called = with_seeds() if made.seeded else model
-      for form, *arrays in _in_other_forms(called, made):
-        kind = "other forms"
-        compared = comparison.compare(kind, *arrays)
-        yield _result(part, kind, f"{made.name}, {form}", *compared)
-    # Keras makes its own layers anew, for the strategy of each consumer.
-    if made.empty and not is_keras:
-      problems = _of_no_examples(model, made)
-      yield _result(part, comparison.EMPTY, made.name, 0.0, problems)
-    if made.compilation:
-      yield _result(
-        part,
-        comparison.XLA,
-        made.name,
-        0.0,
-        *_under_xla(steps(*made.arguments), made),
-      )
-
-
-def _graph_steps(
-  model: Any,
-) -> Callable[..., tf.types.experimental.PolymorphicFunction]:
-  """Makes a function from names of arguments to a train step, as a graph.
-
-  Retracing with other arguments fails in TensorFlow.
-  """
-  return functools.cache(
-    lambda *names: tf.function(
-      train_step(model, model), autograph=False, reduce_retracing=True
-    )
-  )
-
-
-def _observe_seeded(
-  part: str, calls: Sequence[Call], with_seeds: Callable[[], Any]
-) -> Iterator[Observation]:
-  """Observes calls of an export whose random ops have seeds."""
-  for made in calls:
-    model = with_seeds()
-    of_seeds, *others = observe_calls(
-      part, model, model, [made], _graph_steps(model)
-    )
-    trace = tf.function(model, autograph=False).get_concrete_function(
-      made.example, **made.arguments
-    )
-    count = randomness.draws(trace.graph.as_graph_def())
-    arrays = {**of_seeds.arrays, "draws": np.array(count)}
-    yield of_seeds._replace(arrays=arrays)
-    yield from others
-
-
-def _of_seeds(live: Arrays, export: Arrays) -> list[str]:
-  """Returns problems of calls with the same seeds."""
-  if not live["repeats"]:
-    return [
-      "training draws random numbers that are not TensorFlow's, such as"
-      " NumPy's: the export repeats those of its trace"
-    ]
-  if live["draws"] != export["draws"]:
-    count = int(export["draws"])
-    return [
-      f"a call draws {live['draws']} times from random ops, and the export"
-      f" {count if count >= 0 else 'in a loop or a branch'}"
-    ]
-  return []
-
-
-def _missing(model: Any, calls: Iterable[Call]) -> list[str]:
-  """Says which attributes and arguments a loaded model lacks."""
-  problems = [
-    f"{name} is missing" for name in INTERFACE if not hasattr(model, name)
-  ]
-  if not problems:
-    parameters = inspect.signature(model.__call__).parameters
-    if all(p.kind != p.VAR_KEYWORD for p in parameters.values()):
-      names = dict.fromkeys(name for made in calls for name in made.arguments)
-      problems = [
-        f"the argument `{name}` of __call__ is missing"
-        for name in names
-        if name not in parameters
-      ]
-  return problems
-
-
-def _wrong_endpoints(model: Any) -> list[str]:
-  """Says which endpoints of Keras 3 are not `__call__` in their mode."""
-  problems = []
-  is_keras = isinstance(model, tf_keras.Model)  # Its `__call__` is a method.
-  call = getattr(model, "serve" if is_keras else "__call__", None)
-  of_call = getattr(call, "concrete_functions", None)
-  for name, mode in (("serve", False), ("train", True)):
-    endpoint = getattr(model, name, None)
-    traces = getattr(endpoint, "concrete_functions", None)
-    if not traces or traces != of_call:
-      problems.append(f"{name} does not have the traces of __call__")
-      continue
-    training = inspect.signature(endpoint).parameters.get("training")
-    if training and training.default is not mode:
-      problems.append(f"{name} has training={training.default} as default")
-  return problems
-
-
-def _check_order(expected: str, actual: str) -> None:
-  if actual != expected:
-    raise RuntimeError(
-      f"The live model was observed in another order: {actual!r} came where"
-      f" {expected!r} was expected."
-    )
-
-
-def _result(
-  part: str,
-  kind: str,
-  call: str,
-  largest: float,
-  problems: Sequence[str],
-  notes: Sequence[str] = (),
-) -> Result:
-  """Makes a result and prints a line for it."""
-  place = Observation(part, kind, call, {}).place
-  mark = "✗" if problems else "-" if notes else "✓"
-  words = [f"largest difference {largest:.1g}"] if largest else notes
-  print(f"  {mark} {': '.join([place, *words])}", flush=True)
-  return Result(place, kind, problems, notes)
-
-
-def _of_no_examples(model: Any, made: Call) -> list[str]:
-  """Calls an export with a batch of 0 rows; returns problems."""
-  example = tf.nest.map_structure(lambda x: x[:0], made.example)
-  # Without rows oneDNN's convolutions fail on CPUs. XLA dies of strings.
-  jitted = tf.function(model, autograph=False, jit_compile=True)
-  tensors = tf.nest.flatten(example, expand_composites=True)
-  is_text = any(x.dtype == tf.string for x in tensors)
-  for call in (model,) if is_text else (jitted, model):
-    try:
-      outputs, updates = _run(model, call, example, made.arguments)
-      break
-    except (ValueError, tf.errors.OpError) as e:
-      failure = f"the call fails: {' '.join(str(e).split())}"
-  else:
-    return [failure]
-  moving = _moving(model)
-  _, problems = comparison.compare(
-    comparison.EMPTY,
-    *(
-      # Others may count calls.
-      {k: x for k, x in values.items() if comparison.is_inexact(x)}
-      for values in (_numbered(moving, moving), updates)
-    ),
-  )
-  floats = {
-    k: y for k, y in _arrays(outputs).items() if comparison.is_inexact(y)
-  }
-  for name, y in floats.items():
-    if not np.isfinite(y.astype(np.complex64)).all():
-      problems.append(f"{name} is not finite")
-  shapes = {k: y.shape for k, y in _arrays(outputs).items() if any(y.shape[:1])}
-  if shapes:
-    some, _ = _run(model, call, made.example, made.arguments)
-    # Others do not depend on the batch.
-    rows = tf.nest.flatten(made.example)[0].shape[0]
-    batched = {k for k, y in _arrays(some).items() if y.shape[:1] == (rows,)}
-    problems += [
-      f"{name} has the shape {shape}"
-      for name, shape in shapes.items()
-      if name in batched
-    ]
-  return problems
-
-
-def _under_xla(
-  step: tf.types.experimental.PolymorphicFunction, made: Call
-) -> tuple[list[str], list[str]]:
-  """Examines the train step of an export; returns problems and notes."""
-  if any(x.dtype == tf.string for x in tf.nest.flatten(made.example)):
-    return [], [
-      "XLA takes no strings. Consumers can train the export without XLA only,"
-      " and not on TPUs; a sub-object that takes numbers is compared by itself."
-    ]
-  if any(isinstance(x, tf.RaggedTensor) for x in tf.nest.flatten(made.example)):
-    return [], [
-      "XLA takes no RaggedTensors. Consumers can train the export without XLA"
-      " only, and not on TPUs."
-    ]
-  trace = step.get_concrete_function(made.example, **made.arguments)
-  graph = trace.graph.as_graph_def()
-  if loops := xla_trap.loops(graph):
-    # Nothing else in the step matters to XLA, then.
-    return [], [
-      f"XLA cannot compile the gradient of {loop}, a loop of unlimited length."
-      " Consumers can train the export without XLA only, and not on TPUs."
-      for loop in loops
-    ]
-  return [
-    f"{cause}, and every train step is compiled anew: give its layer"
-    " xla.with_own_gradient, by the layer_calls of saving.source"
-    for cause in xla_trap.constants(graph)
-  ] + [
-    f"XLA cannot compile the gradient of {op}: compute without a branch on a"
-    " Tensor"
-    for op in xla_trap.branches(graph)
-  ], []
-
-
-def _check_served(
-  export_dir: str, model: Any, example: Any, save_again: bool
-) -> Iterator[Result]:
-  """Compares the signature of an export with a call of the export."""
-  kind = "serving_default"
-  if kind not in model.signatures:
-    problem = "there is no signature of this name"
-    yield _result("", kind, "", 0.0, [problem])
-    return
-  tf.random.set_seed(1)  # Random ops with seeds draw the same again.
-  structure = _run(model, model, example, {})[0]
-  tf.random.set_seed(1)
-  served = _served(model, example)
-  if isinstance(structure, Mapping):
-    named = structure.items()
-  else:  # Those of a list are in the order of their names.
-    is_list = isinstance(structure, (list, tuple))
-    listed = structure if is_list else [structure]
-    tensors = [y for y in listed if isinstance(y, tf.Tensor)]
-    named = zip(sorted(served), tensors, strict=False)
-  outputs = {k: _array(y) for k, y in named if isinstance(y, tf.Tensor)}
-  yield _result("", kind, "", *comparison.compare(kind, outputs, served))
-  if save_again:
-    kind = "saved again"
-    try:
-      again = _saved_again(export_dir, model, example)
-    except tf.errors.OpError as e:
-      compared = 0.0, [f"it does not work: {' '.join(e.message.split())}"]
-    else:
-      compared = comparison.compare(kind, served, again)
-    yield _result("", kind, "", *compared)
-
-
-def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
-  """Observes a loaded model and a hub.KerasLayer of it."""
-  arguments = dict(made.arguments)
-  training = {k: arguments.pop(k) for k in ["training"] if k in arguments}
-  # Keras casts floats of the input to the layer's dtype.
-  dtypes = [x.dtype for x in tf.nest.flatten(made.example)]
-  dtype = next((x for x in dtypes if x.is_floating), None)
-  layer = hub.KerasLayer(
-    model, trainable=True, arguments=arguments, dtype=dtype
-  )
-
-  def see(
-    call: Callable[..., Any],
-    arguments: Mapping[str, Any],
-    weights: Sequence[tf.Variable],
-    losses: Sequence[tf.Tensor],
-  ) -> Arrays:
-    outputs, _ = _run(model, call, made.example, arguments)
-    seen = {"outputs": outputs, "regularization loss": losses}
-    return _arrays(seen) | _positions(model, weights)
-
-  losses = [f() for f in model.regularization_losses]
-  return (
-    see(model, made.arguments, model.trainable_variables, losses),
-    see(layer, training, layer.trainable_weights, layer.losses),
-  )
-
-
-def _in_other_forms(
-  model: Any, made: Call
-) -> Iterator[tuple[str, Arrays, Arrays]]:
-  """Calls a loaded model with all forms of the input that it takes.
-
-  Yields:
-    The form, and what calls with the same values in the form of the example,
-    and in this form, return and update.
-  """
-  example = made.example
-  values = example.values() if isinstance(example, Mapping) else example
-  values = tf.nest.flatten(list(values) if values is not example else values)
-  forms = {}
-  for function in model.__call__.concrete_functions:
-    form = function.structured_input_signature[0][0]
-    if isinstance(form, Mapping) and isinstance(example, Mapping):
-      form = {key: form[key] for key in example}
-    is_dict = isinstance(form, Mapping)
-    specs = list(form.values()) if is_dict else tf.nest.flatten(form)
-    are_tensors = all(isinstance(x, tf.TensorSpec) for x in specs)
-    if not are_tensors or len(specs) != len(values):
-      continue
-    name = ", ".join(x.dtype.name for x in specs)
-    if form is not specs[0]:
-      name = f"{'dict' if is_dict else 'list'} of {name}"
-    is_own = is_dict == isinstance(example, Mapping) and all(
-      x.dtype == v.dtype for x, v in zip(specs, values, strict=True)
-    )
-    if not is_own:
-      forms.setdefault(name, (form, specs))
-  for name, (form, specs) in forms.items():
-    cast = [tf.cast(x, s.dtype) for x, s in zip(values, specs, strict=True)]
-    back = [tf.cast(x, v.dtype) for x, v in zip(cast, values, strict=True)]
-    pair = []
-    for like, given in ((example, back), (form, cast)):
-      inputs = (
-        dict(zip(like, given, strict=True))
-        if isinstance(like, Mapping)
-        else tf.nest.pack_sequence_as(like, given)
-      )
-      tf.random.set_seed(1)  # Random ops with seeds draw the same again.
-      outputs, updates = _run(model, model, inputs, made.arguments)
-      pair.append(_arrays({"outputs": outputs}) | updates)
-    yield name, *pair
-
-
-def _saved_again(export_dir: str, model: Any, example: Any) -> Arrays:
-  """Saves a loaded export again; returns what the copy serves by itself."""
-  with tempfile.TemporaryDirectory() as again:
-    if is_keras := isinstance(model, tf_keras.Model):
-      model.save(again, include_optimizer=False, signatures=model.signatures)
-    else:
-      tf.saved_model.save(model, again, model.signatures)
-    # A name beside it, so that a lock on the directory stays valid.
-    moved = f"{export_dir}.moved"
-    os.rename(export_dir, moved)
-    try:
-      loaded = (_load_keras if is_keras else tf.saved_model.load)(again)
-      return _served(loaded, example)
-    finally:
-      os.rename(moved, export_dir)
-
-
-def _served(model: Any, example: Any) -> Arrays:
-  """Calls `serving_default` with the inputs of an example."""
-  signature = model.signatures["serving_default"]
-  names = sorted(signature.structured_input_signature[1])
-  inputs = (
-    example
-    if isinstance(example, Mapping)
-    else dict(
-      zip(names, tf.nest.flatten(example, expand_composites=True), strict=True)
-    )
-  )
-  return _arrays(signature(**inputs))
-
-
 def load(export_dir: str) -> Any:
   """Loads an export; imports tensorflow-text if the export has its ops."""
   try:
@@ -915,93 +383,3 @@ def load(export_dir: str) -> Any:
     import tensorflow_text  # noqa: F401
 
     return hub.load(export_dir)
-
-
-def _load_keras(export_dir: str) -> Any:
-  """Loads a complete Keras model, and gives it the interface of the others."""
-  model = tf_keras.models.load_model(export_dir, compile=False)
-  # Not by Keras' own setter, which would save them.
-  vars(model)["regularization_losses"] = [
-    lambda i=i: model.losses[i] for i in range(len(model.losses))
-  ]
-  return model
-
-
-def write(path: pathlib.Path, value: Any) -> None:
-  """Writes nested containers of arrays and Tensors to a file for `_read`.
-
-  The memory of arrays goes to a second file, which the other process maps.
-  """
-  buffers: list[pickle.PickleBuffer] = []
-  pickled = pickle.dumps(value, 5, buffer_callback=buffers.append)
-  memory = [buffer.raw() for buffer in buffers]
-  with open(f"{path}.memory", "wb") as f:
-    f.writelines(memory)
-  path.write_bytes(pickle.dumps((pickled, [m.nbytes for m in memory])))
-
-
-def _read(path: str) -> Any:
-  pickled, sizes = pickle.loads(pathlib.Path(path).read_bytes())
-  memory = memoryview(b"")
-  if any(sizes):
-    with open(f"{path}.memory", "rb") as f:
-      memory = memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
-  ends = itertools.accumulate(sizes)
-  parts = [memory[e - s : e] for s, e in zip(sizes, ends, strict=True)]
-  return pickle.loads(pickled, buffers=parts)
-
-
-def _lines() -> Iterator[str]:
-  for line in sys.stdin:
-    yield json.loads(line)
-  sys.exit(1)  # The exporter's process has ended early, and reports why.
-
-
-def main(level: str) -> None:
-  """Checks an export. Standard input is described at the top of this file.
-
-  Args:
-    level: `full` or `fast`, as in `verification.verify`.
-  """
-  # Optimizing graphs that run once or twice takes longer than running them.
-  tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
-  # TensorFlow warns if it traces the train steps of several sub-objects.
-  tf.get_logger().setLevel("ERROR")
-  lines = _lines()
-  export_dir = next(lines)
-  results_path = next(lines)
-  is_keras = os.path.exists(os.path.join(export_dir, "keras_metadata.pb"))
-  if is_keras:  # Keras warns at every save.
-    tf.get_logger().setLevel("ERROR")
-    logging.set_verbosity(logging.ERROR)
-  try:
-    model = (_load_keras if is_keras else load)(export_dir)
-    if "tensorflow_text" in sys.modules:
-      print("  - the export needs tensorflow_text for its ops", flush=True)
-    (plan,) = _read(next(lines))
-    results = check(
-      export_dir,
-      model,
-      {part: [Call(*c) for c in calls] for part, calls in plan.items()},
-      (Observation(*_read(line)) for line in lines),
-      save_again=level == "full",
-    )
-  except (OSError, ValueError, tf.errors.OpError) as e:
-    if errors.is_of_full_memory(e) or "OOM when allocating" in str(e):
-      os._exit(errno.ENOMEM)
-    problem = f"it cannot be loaded and called: {' '.join(str(e).split())}"
-    results = [Result("", "", [problem])]
-  try:
-    pathlib.Path(results_path).write_text(json.dumps(results))
-  except OSError as e:  # The disk is full, which `verification` reports.
-    os._exit(e.errno)
-
-
-if __name__ == "__main__":
-  with tempfile.TemporaryDirectory() as directory:
-    # AutoGraph deletes its files in TensorFlow's teardown.
-    tempfile.tempdir = directory
-    main(sys.argv[1])
-  # Skips that teardown, which takes seconds.
-  sys.stdout.flush()
-  os._exit(0)

@@ -651,13 +651,16 @@ def _check_captured(
   traces: Sequence[ConcreteFunction], variables: Sequence[tf.Variable]
 ) -> None:
   """Refuses variables that are used and not listed."""
-  # Those of mixed precision are wrapped.
-  listed = {id(v.handle) for v in variables}
+  for variable in variables:
+    if hasattr(variable, "true_dtype"):  # Keras casts it in mixed precision.
+      raise errors.ExportError(
+        f"The layer of {variable.name} has a policy of mixed precision. Build"
+        " the model in float32 and set these weights: consumers choose their"
+        " precision."
+      )
+  listed = {v.ref() for v in variables}
   missing = {
-    v.name
-    for trace in traces
-    for v in trace.variables
-    if id(v.handle) not in listed
+    v.name for trace in traces for v in trace.variables if v.ref() not in listed
   }
   if missing:
     raise errors.ExportError(

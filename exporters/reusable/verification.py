@@ -1,6 +1,6 @@
 """Proves that an export equals its live model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import errno
@@ -27,6 +27,7 @@ from distribution import publishing
 from distribution import scratch
 from exporters.reusable import comparison
 from exporters.reusable import errors
+from exporters.reusable import export_checks
 from exporters.reusable import hyperparameters
 from exporters.reusable import imports
 from exporters.reusable import layer_calls
@@ -62,7 +63,7 @@ def start(level: str) -> subprocess.Popen | None:
         sys.executable,
         "-P",  # Keeps this directory, whose names are not unique, off the path.
         "-Wignore:pkg_resources is deprecated",  # By tensorflow-hub.
-        observation.__file__,
+        export_checks.__file__,
         level,
         *imports.OPTIONAL,
         "scipy",  # Layers of Model Garden need it; an export does not.
@@ -70,7 +71,7 @@ def start(level: str) -> subprocess.Popen | None:
     ),
     env={
       **os.environ,
-      "PYTHONPATH": str(pathlib.Path(observation.__file__).parents[2]),
+      "PYTHONPATH": str(pathlib.Path(export_checks.__file__).parents[2]),
       "CUDA_VISIBLE_DEVICES": "-1",  # See `_compared`.
       "PYTHONIOENCODING": "utf-8",  # It prints ticks.
       "TF_USE_LEGACY_KERAS": "1",  # tensorflow-hub is Keras 2.
@@ -131,7 +132,7 @@ def verify(
   if is_keras:
     print(f"  - {_KERAS_NOTE}")
     results.append(
-      observation.Result(
+      export_checks.Result(
         "hyperparameters", "hyperparameters", (), [_KERAS_NOTE]
       )
     )
@@ -167,7 +168,7 @@ def _compared(
   parts: Mapping[str, Part],
   level: str,
   process: subprocess.Popen | None,
-) -> tuple[list[observation.Result], str]:
+) -> tuple[list[export_checks.Result], str]:
   """Observes the live model and lets the process compare the export with it.
 
   Returns:
@@ -201,7 +202,7 @@ def _compared(
             for digest in item.arrays.values():
               weights.update(digest)
           path = pathlib.Path(work_dir, str(i))
-          observation.write(path, tuple(item))
+          export_checks.write(path, tuple(item))
           send(path)
     if process.returncode in (errno.ENOMEM, errno.ENOSPC):
       raise OSError(process.returncode, os.strerror(process.returncode))
@@ -211,7 +212,7 @@ def _compared(
         f" {_end(process.returncode)}: nothing is known of the export."
       )
     results = [
-      observation.Result(*r) for r in json.loads(results_path.read_text())
+      export_checks.Result(*r) for r in json.loads(results_path.read_text())
     ]
   return results, weights.hexdigest()
 
@@ -249,6 +250,10 @@ def observe(
   Returns:
     The calls by name of the sub-object, and the observations.
   """
+  parts = {
+    name: (dataclasses.replace(source, call=_explained(source.call)), examples)
+    for name, (source, examples) in parts.items()
+  }
   # Before the first call, after which TensorFlow copies some variables to read
   # them.
   states = {
@@ -259,6 +264,14 @@ def observe(
     name: list(_calls(name, source, [_listed(x) for x in examples], level))
     for name, (source, examples) in parts.items()
   }
+  for name, (source, _) in parts.items():
+    after = next(observation.observe_state(name, source)).arrays
+    _, changed = comparison.compare("variables", states[name][0].arrays, after)
+    if changed:
+      raise errors.ExportError(
+        f"A call of the model changes a trainable variable: {changed[0]}."
+        " Verification could not undo that. List it as non-trainable."
+      )
 
   def seen() -> Iterator[observation.Observation]:
     for name, (source, _) in parts.items():
@@ -269,6 +282,17 @@ def observe(
       )
 
   return plan, seen()
+
+
+def _explained(call: Callable[..., Any]) -> Callable[..., Any]:
+  """Reports the errors of a model in one line."""
+
+  def explained(*args: Any, **kwargs: Any) -> Any:
+    about = "The model cannot be called to compare its export: "
+    with errors.of_input(TypeError, ValueError, tf.errors.OpError, about=about):
+      return call(*args, **kwargs)
+
+  return explained
 
 
 def _calls(
@@ -403,8 +427,8 @@ def _calls_to_compare(
 def _takes(source: saving.Source, example: Any) -> bool:
   """Tells whether a model takes a batch of 0 rows; some ops do not."""
   try:
-    source.call(example)
-  except (ValueError, tf.errors.OpError):
+    observation.run(source, source.call, example, {})
+  except errors.ExportError:
     return False
   return True
 
@@ -448,7 +472,7 @@ def _print_table(problems: Sequence[tuple[str, str]]) -> None:
 
 def _write_report(
   export_dir: str,
-  results: Sequence[observation.Result],
+  results: Sequence[export_checks.Result],
   record: Mapping[str, Any],
 ) -> dict[str, Any]:
   """Writes and returns the comparisons that passed, and notes on the others.

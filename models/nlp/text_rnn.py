@@ -17,6 +17,7 @@ from etils import epy
 
 from data import batches
 from data import documents
+from distribution import backups
 from distribution import strategies
 
 with epy.lazy_imports():
@@ -245,7 +246,7 @@ def train(
   strategy = model.distribute_strategy
   with strategy.scope():
     trained = _compiled(model, config)
-  if config.epochs:
+  if config.epochs and not backups.restored(trained, callbacks):
     # Asynchronous workers draw their own batches.
     is_asynchronous = strategies.is_asynchronous(strategy)
     seed = None if is_asynchronous else config.seed

@@ -10,6 +10,7 @@ from etils import epy
 
 from data import batches
 from data import classes
+from distribution import backups
 from distribution import strategies
 
 with epy.lazy_imports():
@@ -82,7 +83,7 @@ def train(
     )
     # Variables that the first step creates would cause a second trace.
     trained.optimizer.build(model.trainable_variables)
-  if config.epochs:
+  if config.epochs and not backups.restored(trained, callbacks):
     seed = config.seed
     if strategies.is_asynchronous(strategy):
       # Workers draw their own batches, which a seed would make equal.
