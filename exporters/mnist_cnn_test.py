@@ -180,6 +180,7 @@ class MnistCnnTest(absltest.TestCase):
         "checkpoint_path": "checkpoint",
         "class_names_file": None,
         "epochs": 12,
+        "freezing_profiles": [],
         "held_out": None,
         "l2_strength": 0.01,
         "learning_rate": 0.001,
@@ -191,6 +192,8 @@ class MnistCnnTest(absltest.TestCase):
         "tpu": None,
         "train_on": None,
         "verification": "fast",
+        "warmup_batch_sizes": ["1"],
+        "warmup_lengths": [],
         "weights": None,
       },
     )
