@@ -34,10 +34,10 @@ class _Calling(keras.layers.Layer):
     return self.model(inputs, training=training)
 
 
-def _classifier(layer, optimizer=None):
+def _classifier(layer, optimizer=None, **kwargs):
   model = keras.Sequential([keras.Input([28, 28, 1]), layer])
   model.add(keras.layers.Dense(5))
-  model.compile(optimizer or keras.optimizers.SGD(0.1), _LOSS)
+  model.compile(optimizer or keras.optimizers.SGD(0.1), _LOSS, **kwargs)
   return model
 
 
@@ -101,7 +101,9 @@ class Keras3Test(tf.test.TestCase):
   def test_trains_like_hub_keras_layer(self):
     arguments = {"dropout_rate": 0.0, "batch_norm_momentum": 0.5}
     layer = reusable_layer.ReusableLayer(_MNIST_CNN.value, arguments)
-    model = _classifier(layer, keras.optimizers.Adam(1e-3))
+    adam = keras.optimizers.Adam(1e-3)
+    model = _classifier(layer, adam, jit_compile=True)  # By XLA.
+    self.assertTrue(model.jit_compile)
     old = hub.KerasLayer(_MNIST_CNN.value, True, arguments)
     old_model = tf_keras.Sequential([old, tf_keras.layers.Dense(5)])
     old_model(self.train[0][:1])
