@@ -116,10 +116,13 @@ class Keras3Test(tf.test.TestCase):
       m.fit(*self.train, epochs=3, shuffle=False, verbose=0).history["loss"]
       for m in (model, old_model)
     ]
-    self.assertAllClose(*losses, rtol=1e-4)
+    # 5e-4 by XLA, below 1e-4 without; without regularization losses 1e-2.
+    self.assertAllClose(*losses, rtol=5e-3)
+    # Adam moves even weights whose gradients are rounding errors.
     for new, expected in zip(layer.weights, old.weights, strict=True):
-      # Adam moves even weights whose gradients are rounding errors.
-      self.assertAllClose(new.numpy(), expected.numpy(), atol=2e-3)
+      difference = np.mean(np.abs(new.numpy() - expected.numpy()))
+      moved = np.mean(np.abs(new.numpy() - self.before[new.name]))
+      self.assertLess(difference, 0.2 * moved, new.name)
 
   def test_arguments_and_modes(self):
     steady = {"dropout_rate": 0.0, "batch_norm_momentum": 1.0}
