@@ -122,7 +122,7 @@ def serves(subject: Subject) -> findings.Finding:
 
 
 def sub_objects_are_whole(subject: Subject) -> findings.Finding:
-  """Callable sub-objects have their own variables and losses."""
+  """Callable sub-objects list variables and losses, and keep R5 and R15."""
   children = tf.train.TrackableView(subject.model).children(subject.model)
   found, untried = [], []
   for name, child in children.items():

@@ -527,7 +527,10 @@ def _of_loss(
 
 
 def can_be_tuned(subject: Subject) -> findings.Finding:
-  """Hyperparameters are scalar arguments with defaults, and have an effect."""
+  """Hyperparameters are scalar arguments with defaults, and have an effect.
+
+  Training differs from inference by noise and batch normalization alone.
+  """
   tunable = subject.hyperparameters
   if not tunable:
     fixed = ["batch normalization"] * bool(subject.batch_norms)
@@ -619,7 +622,7 @@ def _unlike(
       " something else than inference.",
       "Compute the same in both modes, but for noise and batch normalization.",
     )
-  inputs = subject.example(4)
+  inputs = subject.example(8)
   with subject.unchanged():
     # Then the moving averages are those of the batch.
     trained, inferred = (

@@ -476,6 +476,12 @@ _MODELS = (
     {},
   ),
   (
+    "numbers",
+    _function(_spec(tf.float32, None), lambda x, v: x * v + 1.0, [1]),
+    "vector",
+    {},
+  ),
+  (
     "scalar",
     _function(_spec(tf.float32), lambda x, v: x * v, [3]),
     "plain",
@@ -499,6 +505,33 @@ _MODELS = (
       {"x": _spec(tf.float32, None, 3), "scale": _spec(tf.float32)},
       lambda x, v: tf.tanh(x["x"] @ v) * x["scale"],
       [3, 4],
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "channels first",
+    _sequential(
+      _input(3, 16, 16),
+      _of(layers.Permute, (2, 3, 1)),
+      _of(layers.Conv2D, 2, 3),
+      _of(layers.Flatten),
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "volumes",
+    _sequential(
+      _input(6, 8, 8, 1), _of(layers.Conv3D, 2, 3), _of(layers.Flatten)
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "tags of words",
+    _sequential(
+      _input(None, dtype=tf.int32), _of(layers.Embedding, 9, 4), _dense(3)
     ),
     "plain",
     {},
