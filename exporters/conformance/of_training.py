@@ -636,7 +636,7 @@ def _unlike(
     )
   # Of a few values the unbiased variance is larger than that of the batch.
   if trained.shape != inferred.shape or not (
-    np.linalg.norm(trained - inferred) > 0.5 * np.linalg.norm(trained)
+    np.linalg.norm(trained - inferred) > 0.3 * np.linalg.norm(trained)
   ):
     return None
   return findings.failed(
