@@ -171,11 +171,9 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
 def _tried(subject: Subject, child: Any) -> findings.Finding:
   """Judges the gradients and the inference of a sub-object."""
   part = subject_lib.Subject(subject.directory, subject.graph, [], child)
-  finding = findings.not_decidable("it has no trace")
-  for judge in (
-    of_training.lists_variables,
-    of_inference.depends_on_input_alone,
-  ):
+  finding = findings.passed("")
+  judges = [of_training.lists_variables] * bool(part.trainable_variables)
+  for judge in (*judges, of_inference.depends_on_input_alone):
     try:
       finding = judge(part)
     except Exception as e:  # A stranger's program may raise anything.
