@@ -277,7 +277,10 @@ _OF_INNER_LAYERS = {"R6": "hub.KerasLayer gets none"}
 # A name, what saves it, its kind, and the must that is broken or undecided
 # besides `_NOT_JUDGED`.
 # Models that only nightly tests judge.
-_NIGHTLY = ("ids of a small vocabulary", "masked", "ragged", "texts")
+_NIGHTLY = (
+  *("ids of a small vocabulary", "masked", "ragged", "texts"),
+  *("channels first", "numbers", "tags of words", "volumes"),
+)
 
 _MODELS = (
   ("dense", _sequential(_input(4), _dense(3)), "vector", {}),
