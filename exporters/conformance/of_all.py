@@ -156,8 +156,10 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
           " `variables` lacks.",
           "Save lists of all its variables.",
         )
-      # A Keras model has been tried with its layers in it.
-      if uses and "keras_metadata.pb" not in subject.files:
+      # A Keras model has been tried with its layers in it, and others, such as
+      # `generate`, have rules of their own.
+      trains = subject_lib.variables_of(child, "trainable_variables")
+      if trains and "keras_metadata.pb" not in subject.files:
         finding = _tried(subject, child)
         if finding.verdict == findings.FAIL:
           return findings.failed(f"`{name}`: {finding.text}", finding.fix)
@@ -172,8 +174,10 @@ def _tried(subject: Subject, child: Any) -> findings.Finding:
   """Judges the gradients and the inference of a sub-object."""
   part = subject_lib.Subject(subject.directory, subject.graph, [], child)
   finding = findings.passed("")
-  judges = [of_training.lists_variables] * bool(part.trainable_variables)
-  for judge in (*judges, of_inference.depends_on_input_alone):
+  for judge in (
+    of_training.lists_variables,
+    of_inference.depends_on_input_alone,
+  ):
     try:
       finding = judge(part)
     except Exception as e:  # A stranger's program may raise anything.

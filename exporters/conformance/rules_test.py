@@ -971,7 +971,7 @@ _BROKEN = (
   (
     "R7",
     _of(_layers, training=(_follows_inversely, _dropout)),
-    "After a training call with batch_norm_momentum=0",
+    "move further with batch_norm_momentum=0.9 than",
   ),
   (
     "R7",
