@@ -1,7 +1,7 @@
 """The SavedModel under check, and what is derived from it."""
 
 import collections
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -602,8 +602,13 @@ def traces_of(loaded: Any) -> list[Any]:
 
 
 def variables_of(loaded: Any, name: str = "variables") -> list[tf.Variable]:
-  """Returns a list of variables of an object. Keras lists tables as None."""
-  return [v for v in getattr(loaded, name, ()) if v is not None]
+  """Returns the variables in a list of an object.
+
+  Keras lists tables as None, and a damaged model anything.
+  """
+  listed = getattr(loaded, name, ())
+  is_list = isinstance(listed, Iterable)
+  return [v for v in listed if hasattr(v, "ref")] if is_list else []
 
 
 def kind_of(sub_object: Any) -> kinds.Kind:
