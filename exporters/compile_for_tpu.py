@@ -161,7 +161,7 @@ def _check_compiler(
       base64.b64decode(lowered["program"]),
       libtpu=libtpu,
       topology=topology,
-      timeout=120,
+      seconds=120,
     )
   except pjrt.TpuError as e:
     raise errors.ExportError(

@@ -291,6 +291,15 @@ def _named_like_an_op(place):
   _changed(place, change)
 
 
+def _op_as_function(place):
+  def change(graph):
+    node = _function(graph, "__inference_both").node_def.add(name="x")
+    node.op = "PartitionedCall"
+    node.attr["f"].func.name = "WriteFile"
+
+  _changed(place, change)
+
+
 def _defined_twice(place):
   def change(graph):
     function = _function(graph, "__inference_both")
@@ -482,6 +491,7 @@ _FOUND = {
     "WriteFile .again. in the main graph",
   ),
   "names of ops": (_named_like_an_op, "function WriteFile has the name of an"),
+  "an op as a function": (_op_as_function, "calls WriteFile, which is no func"),
   "names twice": (_defined_twice, "is defined twice"),
   "debug to a file": (
     _added(_node("x", "DebugIdentityV3", debug_urls=[b"file:///tmp/x"])),
@@ -589,6 +599,10 @@ _FOUND = {
   "python in a gradient": (_gradient_of_python, "has the gradient of EagerPyF"),
   "python in Keras": (
     _with_file("keras_metadata.pb", b'{"class_name": "__lambda__"}'),
+    "keras_metadata.pb has Python code",
+  ),
+  "python in a mask of Keras": (
+    _with_file("keras_metadata.pb", b'{"mask_type": "lambda", "mask": "4wEA"}'),
     "keras_metadata.pb has Python code",
   ),
   "hidden python in Keras": (

@@ -101,7 +101,7 @@ KINDS = (
     "image",
     takes="numbers [batch, height, width, 3]",
     rules=("R12", "I1", "I2", "I3", "I4", "I5"),
-    sizes=(64,),
+    sizes=(32,),
   ),
   # Small images, such as MNIST's: architectures for them have one size, which
   # breaks I4, and no colors, which I1 asks for.
@@ -115,7 +115,7 @@ KINDS = (
     "video",
     takes="numbers [batch, frames, height, width, 3]",
     rules=("R12", "I1", "I2", "I3", "I4", "I5"),
-    sizes=(8, 64),
+    sizes=(4, 32),
   ),
   Kind(
     "encoder",

@@ -122,9 +122,9 @@ def serves(subject: Subject) -> findings.Finding:
 
 
 def sub_objects_are_whole(subject: Subject) -> findings.Finding:
-  """Callable sub-objects have their own variables and losses."""
+  """Callable sub-objects list variables and losses, and keep R5 and R15."""
   children = tf.train.TrackableView(subject.model).children(subject.model)
-  found = []
+  found, untried = [], []
   for name, child in children.items():
     if _NO_SUB_OBJECT.match(name):
       continue
@@ -156,9 +156,35 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
           " `variables` lacks.",
           "Save lists of all its variables.",
         )
+      # A Keras model has been tried with its layers in it, and others, such as
+      # `generate`, have rules of their own.
+      trains = subject_lib.variables_of(child, "trainable_variables")
+      if trains and "keras_metadata.pb" not in subject.files:
+        finding = _tried(subject, child)
+        if finding.verdict == findings.FAIL:
+          return findings.failed(f"`{name}`: {finding.text}", finding.fix)
+        if finding.verdict == findings.NOT_DECIDABLE:
+          untried.append(f"; {name} was not tried: {finding.text}")
   if not found:
     return findings.not_applicable("it has none")
-  return findings.passed(f"{', '.join(sorted(found))}")
+  return findings.passed(", ".join(sorted(found)) + "".join(untried))
+
+
+def _tried(subject: Subject, child: Any) -> findings.Finding:
+  """Judges the gradients and the inference of a sub-object."""
+  part = subject_lib.Subject(subject.directory, subject.graph, [], child)
+  finding = findings.passed("")
+  for judge in (
+    of_training.lists_variables,
+    of_inference.depends_on_input_alone,
+  ):
+    try:
+      finding = judge(part)
+    except Exception as e:  # A stranger's program may raise anything.
+      return findings.not_decidable(subject_lib.cause(e))
+    if finding.verdict == findings.FAIL:
+      break
+  return finding
 
 
 def is_clean(subject: Subject) -> findings.Finding:

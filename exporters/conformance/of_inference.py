@@ -1,6 +1,6 @@
 """Rules on calls in inference: R4, R8, R11, R12 and R15."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import itertools
 import re
@@ -21,6 +21,8 @@ Subject = subject_lib.Subject
 NO_NAME = re.compile(r"(args?|inputs?|outputs?|keras_tensor)(_?\d+)*")
 _UNSERVED = re.compile("Anonymous.*HashTable.*")
 _HALF = (tf.bfloat16, tf.float16)
+_ROWS = 8  # Of a batch in which each is compared with a call of its own.
+_REPEATS = 16  # Calls, where an op may draw random numbers.
 _TOLERANCE = 1e-4  # Sums of float32 values differ by the size of the batch.
 
 
@@ -94,16 +96,18 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
 
   It changes no variable.
   """
-  inputs = subject.example(3)
+  inputs = subject.example(_ROWS)
   with subject.unchanged():
     before = [v.numpy() for v in subject.resting]
-    first, again = _outputs(subject, inputs), _outputs(subject, inputs)
+    first = _outputs(subject, inputs)
+    repeats = _REPEATS if subject.is_random(training=False) else 1
+    again = [_outputs(subject, inputs) for _ in range(repeats)]
     changed = [
       v.name
       for v, value in zip(subject.resting, before, strict=True)
       if not np.array_equal(v, value)
     ]
-  if problem := _difference(first, again):
+  if problem := next(filter(None, (_difference(first, y) for y in again)), ""):
     return findings.failed(
       f"Two calls return different outputs: {problem}.",
       "Apply dropout and noise with training=True only.",
@@ -121,7 +125,7 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
     )
   if subject.is_batched:
     alone = _row(subject, inputs, [0], 0)
-    for indices in ([0, 1], [2, 0]):
+    for indices in ([*range(_ROWS)], [2, 0]):
       beside = _row(subject, inputs, indices, indices.index(0))
       if problem := _difference(alone, beside):
         return findings.failed(
@@ -150,7 +154,23 @@ def _depends_on_input(
   # The softmax of an untrained model may be the same up to rounding.
   with gradients.moved(subject.trainable_variables, 0.05):
     outputs = _outputs(subject, inputs)
-    return any(_differs(outputs, x) for x in _others(subject, inputs))
+    if any(_differs(outputs, x) for x in _others(subject, inputs)):
+      return True
+    # A gradient is not lost in the rounding of the outputs.
+    floats = _floats(tf.nest.flatten(inputs))
+    with tf.GradientTape() as tape:
+      tape.watch(floats)
+      made = _floats(comparison.named(subject.model(inputs)).values())
+      total = gradients.weighted(made) if made else None
+    if not floats or not made:
+      return False
+    return any(
+      g is not None and np.any(g) for g in tape.gradient(total, floats)
+    )
+
+
+def _floats(values: Iterable[Any]) -> list[tf.Tensor]:
+  return [x for x in values if isinstance(x, tf.Tensor) and x.dtype.is_floating]
 
 
 def _outputs(subject: Subject, inputs: Any) -> dict[str, np.ndarray]:
@@ -187,6 +207,14 @@ def _row(
 
 def _others(subject: Subject, inputs: Any) -> Iterator[dict[str, np.ndarray]]:
   """Yields the outputs for other inputs."""
+  for other in _other_inputs(subject, inputs):
+    # They may not be in the order that the model needs, such as ids and types.
+    with contextlib.suppress(tf.errors.OpError):
+      yield _outputs(subject, other)
+
+
+def _other_inputs(subject: Subject, inputs: Any) -> Iterator[Any]:
+  """Yields inputs of other scales and signs, and with other ids."""
   # Integers may be ids in any table, or counted only.
   numbers = vocabulary.numbers(subject.graph.graph_def.node) or [0]
   for scale, of_ids in (
@@ -206,9 +234,7 @@ def _others(subject: Subject, inputs: Any) -> Iterator[dict[str, np.ndarray]]:
         return y * tf.cast(scale, y.dtype)
       return of_ids(y) if y.dtype.is_integer else y
 
-    # They may not be in the order that the model needs, such as ids and types.
-    with contextlib.suppress(tf.errors.OpError):
-      yield _outputs(subject, tf.nest.map_structure(other, inputs))
+    yield tf.nest.map_structure(other, inputs)
 
 
 def _difference(
@@ -229,9 +255,11 @@ def _difference(
       if not np.array_equal(x, y):
         return f"{name} differs"
       continue
+    unlike = (x != y) & ~(np.isnan(x) & np.isnan(y))
     with np.errstate(invalid="ignore"):
-      difference = np.max(np.abs(x - y), initial=0.0, where=x != y)
-    if not difference <= _TOLERANCE * np.max(np.abs(x), initial=0.0):
+      difference = np.max(np.abs(x - y), initial=0.0, where=unlike)
+    largest = np.max(np.abs(x), initial=0.0, where=np.isfinite(x))
+    if not difference <= _TOLERANCE * largest:
       return f"{name} differs by {difference:.2g}"
   return ""
 
@@ -289,22 +317,28 @@ def _served_otherwise(subject: Subject, name: str) -> str:
     hasattr(subject.model, name) or _forms(signature) != _forms(usual)
   ):
     return ""
-  inputs = subject.example(2)
   taken = sorted(signature.structured_input_signature[1])
-  if not isinstance(inputs, Mapping) or set(inputs) != set(taken):
-    leaves = tf.nest.flatten(inputs)
-    if len(leaves) != len(taken):
-      return ""
-    inputs = dict(zip(taken, leaves, strict=True))
-  try:
-    served = arrays(signature(**inputs))
-  except Exception as e:
-    return f"it does not take the same: {subject_lib.cause(e)}"
-  called = _outputs(subject, subject.example(2))
-  if not called.keys() & served.keys() and len(called) == len(served):
-    # Those of a list are in the order of their names.
-    called = dict(zip(sorted(served), called.values(), strict=True))
-  return _difference(called, served)
+  example = subject.example(2)
+  for inputs in (example, *_other_inputs(subject, example)):
+    named = inputs
+    if not isinstance(inputs, Mapping) or set(inputs) != set(taken):
+      leaves = tf.nest.flatten(inputs)
+      if len(leaves) != len(taken):
+        return ""
+      named = dict(zip(taken, leaves, strict=True))
+    try:
+      served = arrays(signature(**named))
+    except Exception as e:
+      if inputs is example:
+        return f"it does not take the same: {subject_lib.cause(e)}"
+      continue
+    called = _outputs(subject, inputs)
+    if not called.keys() & served.keys() and len(called) == len(served):
+      # Those of a list are in the order of their names.
+      called = dict(zip(sorted(served), called.values(), strict=True))
+    if problem := _difference(called, served):
+      return problem
+  return ""
 
 
 def _forms(signature: Any) -> list[list[tuple[str, Any]]]:

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from exporters.conformance import findings
 from exporters.conformance import gradients as gradients_lib
+from exporters.conformance import single as single_lib
 from exporters.conformance import subject as subject_lib
 from exporters.reusable import comparison
 
@@ -246,13 +247,23 @@ def _not_finite(subject: Subject) -> findings.Finding | None:
 def _gradients(subject: Subject) -> findings.Finding:
   """Judges the gradient of each trainable variable."""
   variables = subject.trainable_variables
-  passed = findings.passed(
+  said = (
     f"{len(subject.variables)} variables, {len(variables)} trainable, all"
     " with the gradients of the outputs"
   )
   if not variables:
-    return passed
+    return findings.passed(said)
+  if subject.is_half:
+    single = _in_single(subject)
+    finding = single and _gradients(single)
+    if finding and finding.verdict == findings.FAIL:
+      return finding
   steady = subject.steady
+  if steady is None:
+    said += (
+      ". Training is always random: there only the sizes of gradients were"
+      " compared"
+    )
   # Of two examples, normalization makes 1 and -1 at small maps.
   inputs, arguments = subject.example(4), steady
   if steady is None:  # Always random in training.
@@ -301,7 +312,20 @@ def _gradients(subject: Subject) -> findings.Finding:
       f" {claimed:.3g}, and the outputs change by {measured:.3g}.",
       "Remove or mend the custom gradient.",
     )
-  return passed
+  return findings.passed(said)
+
+
+def _in_single(subject: Subject) -> Subject | None:
+  """Loads it in single precision; None if that cannot be called."""
+  try:
+    model = single_lib.load(
+      subject.directory, list(subject.files), subject.graph
+    )
+    single = subject_lib.Subject(subject.directory, subject.graph, [], model)
+    single.example()
+  except Exception:  # Some ops have no kernel or another shape in float32.
+    return None
+  return None if single.is_half else single
 
 
 def _lost_in_inference(subject: Subject) -> findings.Finding | None:
@@ -503,11 +527,14 @@ def _of_loss(
 
 
 def can_be_tuned(subject: Subject) -> findings.Finding:
-  """Hyperparameters are scalar arguments with defaults, and have an effect."""
+  """Hyperparameters are scalar arguments with defaults, and have an effect.
+
+  Training differs from inference by noise and batch normalization alone.
+  """
   tunable = subject.hyperparameters
   if not tunable:
     fixed = ["batch normalization"] * bool(subject.batch_norms)
-    if subject.is_random:
+    if subject.is_random():
       fixed.append("dropout or other noise")
     if fixed:
       return findings.failed(
@@ -528,7 +555,7 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
       " reach all layers with dropout or other noise.",
       "Make all rates arguments.",
     )
-  if finding := _without_effect(subject, steady):
+  if finding := _without_effect(subject, steady) or _unlike(subject, steady):
     return finding
   strings = [name for name, v in tunable.items() if isinstance(v, str)]
   return findings.passed(
@@ -577,7 +604,32 @@ def _without_effect(
         f"{_MOMENTUM} does not reach {findings.some(deaf)}.",
         "Bind it to all layers of batch normalization.",
       )
+    slowly, quickly = (
+      sum(
+        np.linalg.norm(x - v.numpy())
+        for x, v in zip(updates, subject.batch_norms, strict=True)
+      )
+      for updates in (slow, fast)
+    )
+    if slowly > quickly:
+      return findings.failed(
+        f"Moving averages move further with {_MOMENTUM}=0.9 than with 0.5.",
+        "Compute momentum * average + (1 - momentum) * statistic.",
+      )
   return None
+
+
+def _unlike(
+  subject: Subject, steady: Mapping[str, Any]
+) -> findings.Finding | None:
+  """Finds training that differs from inference without noise and averages."""
+  if not subject.training or not _is_frozen(subject, steady):
+    return None
+  return findings.failed(
+    f"With {', '.join(subject.hyperparameters)} at 0 training still computes"
+    " something else than inference.",
+    "Compute the same in both modes, but for noise and batch normalization.",
+  )
 
 
 def _noise(subject: Subject, arguments: Mapping[str, Any]) -> float:
@@ -619,7 +671,7 @@ def is_random(subject: Subject) -> findings.Finding:
       )
   train = [subject.training, {**subject.training, **subject.changed}]
   if not any(map(subject.varies, train)):
-    if _is_frozen(subject):
+    if _draws_once(subject):
       return findings.failed(
         "Training differs from inference, and two calls do not differ: what is"
         " random was drawn once, when it was traced.",
@@ -638,22 +690,25 @@ def is_random(subject: Subject) -> findings.Finding:
   return findings.passed("two calls differ, and no op has a seed")
 
 
-def _is_frozen(subject: Subject) -> bool:
-  """Tells whether a training that repeats differs as dropout would."""
+def _draws_once(subject: Subject) -> bool:
+  """Returns whether a training that repeats differs as dropout would."""
   rates = [
     name
     for name, default in subject.hyperparameters.items()
     if isinstance(default, float) and "rate" in name
   ]
-  if any(
+  return any(
     subject.differ(*({**subject.training, name: x} for x in (0.0, 0.5)))
     for name in rates
-  ):
-    return True
+  ) or _is_frozen(subject, subject.training)
+
+
+def _is_frozen(subject: Subject, arguments: Mapping[str, Any]) -> bool:
+  """Returns whether training differs from inference and moves no variable."""
   with subject.unchanged():
     before = [v.numpy() for v in subject.resting]
-    subject.model(subject.example(), **subject.training)
+    subject.model(subject.example(), **arguments)
     # What moves in training, such as averages, makes it differ, too.
     if not all(map(np.array_equal, subject.resting, before)):
       return False
-  return subject.differ({"training": False}, subject.training)
+  return subject.differ({**arguments, "training": False}, arguments)

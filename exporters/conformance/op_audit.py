@@ -48,9 +48,7 @@ _TABLES_OF_FILES = frozenset(
 # Attributes that are paths of files; "" is none.
 _FILE_ATTRIBUTES = ("descriptor_source", "vocab_file")
 # Of keras_metadata.pb: Python code in a Lambda layer, or text that hides it.
-_PYTHON_CODE = re.compile(
-  rb'"__lambda__"|"function_type"\s*:\s*"lambda"|\\u00[0-7]'
-)
+_PYTHON_CODE = re.compile(rb'"__lambda__"|_type"\s*:\s*"lambda"|\\u00[0-7]')
 
 # A function by its name, or a node of the main graph by its name.
 _Place = tuple[str, str]
@@ -135,6 +133,8 @@ def _of_nodes(graph: meta_graph_pb2.MetaGraphDef) -> Iterator[str]:
       len(node.input) > 1 and paths.is_asset(function, node.input[1])
     ):
       problem = "fills a table from a file that is not an asset"
+    if unknown := {*graphs.called(node)} - {node.op, "", *paths.functions}:
+      problem = f"calls {min(unknown)}, which is no function of the SavedModel"
     for name, attribute in node.attr.items():
       if name in _FILE_ATTRIBUTES and attribute.s not in (b"", b"local://"):
         problem = "reads a file that is named in an attribute"

@@ -277,7 +277,10 @@ _OF_INNER_LAYERS = {"R6": "hub.KerasLayer gets none"}
 # A name, what saves it, its kind, and the must that is broken or undecided
 # besides `_NOT_JUDGED`.
 # Models that only nightly tests judge.
-_NIGHTLY = ("ids of a small vocabulary", "masked", "ragged", "texts")
+_NIGHTLY = (
+  *("ids of a small vocabulary", "masked", "ragged", "texts"),
+  *("channels first", "numbers", "tags of words", "volumes"),
+)
 
 _MODELS = (
   ("dense", _sequential(_input(4), _dense(3)), "vector", {}),
@@ -476,6 +479,12 @@ _MODELS = (
     {},
   ),
   (
+    "numbers",
+    _function(_spec(tf.float32, None), lambda x, v: x * v + 1.0, [1]),
+    "vector",
+    {},
+  ),
+  (
     "scalar",
     _function(_spec(tf.float32), lambda x, v: x * v, [3]),
     "plain",
@@ -499,6 +508,33 @@ _MODELS = (
       {"x": _spec(tf.float32, None, 3), "scale": _spec(tf.float32)},
       lambda x, v: tf.tanh(x["x"] @ v) * x["scale"],
       [3, 4],
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "channels first",
+    _sequential(
+      _input(3, 16, 16),
+      _of(layers.Permute, (2, 3, 1)),
+      _of(layers.Conv2D, 2, 3),
+      _of(layers.Flatten),
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "volumes",
+    _sequential(
+      _input(6, 8, 8, 1), _of(layers.Conv3D, 2, 3), _of(layers.Flatten)
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "tags of words",
+    _sequential(
+      _input(None, dtype=tf.int32), _of(layers.Embedding, 9, 4), _dense(3)
     ),
     "plain",
     {},

@@ -168,6 +168,10 @@ def _first_moves(i, mean, batch_mean, momentum):
   _moves(i, mean, batch_mean, momentum if i == 0 else 1.0)
 
 
+def _follows_inversely(i, mean, batch_mean, momentum):
+  _moves(i, mean, batch_mean, 1.0 - momentum)
+
+
 def _first_follows(i, mean, batch_mean, momentum):
   _moves(i, mean, batch_mean, momentum if i == 0 else 0.9)
 
@@ -212,6 +216,33 @@ def _noise_by_argument(directory):
     lambda x, training=False, rate=0.0: tf.nn.dropout(x, rate),
     _SCALAR,
   )
+
+
+def _without_noise(directory):
+  """Writes a model whose training is scaled, at a rate of 0 too."""
+  _two_modes(
+    directory,
+    lambda x, training=False, rate=0.0: (
+      tf.nn.dropout(1.5 * x, rate) if training else x
+    ),
+    _SCALAR,
+  )
+
+
+def _in_half(directory, factor):
+  kernels = [
+    tf.Variable(tf.random.stateless_normal([4, 4], [i, 0]), name=f"kernel_{i}")
+    for i in range(3)
+  ]
+
+  def call(x):
+    x = tf.cast(x, tf.bfloat16)
+    for i, kernel in enumerate(kernels):
+      weights = tf.cast(kernel, tf.bfloat16)
+      x = tf.tanh(x @ (_with_gradient(factor)(weights) if i == 1 else weights))
+    return tf.cast(x, tf.float32)
+
+  _plain(directory, call, _VECTORS, variables=kernels)
 
 
 _MASK = np.random.default_rng(0).integers(0, 2, [1, 4]).astype(np.float32)
@@ -462,6 +493,13 @@ def _nothing_adjustable(directory):
   for training in (False, True):
     root.__call__.get_concrete_function(_VECTORS, training)
   _write(root, directory)
+
+
+def _sub_object(directory, call):
+  inner = _lists(tf.train.Checkpoint(), [tf.Variable(tf.ones([4]), name="w")])
+  inner.__call__ = tf.function(lambda x: call(x, inner.variables[0]))
+  inner.__call__.get_concrete_function(_VECTORS)
+  _image(directory, change=lambda root: setattr(root, "inner", inner))
 
 
 def _sub_object_lists_nothing(directory, variable=False):
@@ -870,6 +908,7 @@ _BROKEN = (
       (-1.0, "kernel:0 is wrong"),
     )
   ),
+  ("R5", _of(_in_half, factor=2.0), "kernel_1:0 is wrong"),
   ("R5", _of(_layers, change=_with_gradient(0.0)), "kernel_0:0 .* is zero"),
   ("R5", _of(_layers, change=_with_gradient(100.0)), "kernel_0:0 is wrong"),
   ("R5", _baked(inference=True, served=False), "change nothing in inference"),
@@ -928,6 +967,12 @@ _BROKEN = (
     _of(_layers, training=(_first_follows, _dropout)),
     "momentum does not reach bn_1/moving_mean:0",
   ),
+  ("R7", _without_noise, "With rate at 0 training still computes something"),
+  (
+    "R7",
+    _of(_layers, training=(_follows_inversely, _dropout)),
+    "move further with batch_norm_momentum=0.9 than",
+  ),
   (
     "R7",
     _of(_layers, training=(_moves, _fixed_dropout)),
@@ -958,6 +1003,16 @@ _BROKEN = (
     _of(_sub_object_lists_nothing, variable=True),
     "`inner` uses hidden:0, which its `variables` lacks",
   ),
+  (
+    "R9",
+    _of(_sub_object, call=lambda x, w: _with_gradient(2.0)(x * w)),
+    "`inner`: The gradient of w:0 is wrong",
+  ),
+  (
+    "R9",
+    _of(_sub_object, call=lambda x, w: x * w - tf.reduce_mean(x, 0)),
+    "`inner`: An input has other outputs in a batch",
+  ),
   ("R9", _bare_function, "`bare` is a bare function"),
   ("R10", _optimizer_inside, "state of an optimizer"),
   ("R10", _on_a_gpu, "Tanh is placed on .*GPU:1"),
@@ -965,6 +1020,11 @@ _BROKEN = (
   (
     "R11",
     _of(_image, served=lambda x: 2 * x),
+    "serving_default does not compute",
+  ),
+  (
+    "R11",
+    _of(_image, served=lambda x: tf.minimum(x, 9.0)),
     "serving_default does not compute",
   ),
   (
@@ -1036,7 +1096,18 @@ _BROKEN = (
   ),
   (
     "R15",
-    _of(_plain, call=lambda x: tf.nn.dropout(x, 0.5), spec=_VECTORS),
+    _of(
+      _plain,
+      call=lambda x: tf.cond(
+        tf.shape(x)[0] > 5, lambda: x - tf.reduce_mean(x, 0), lambda: x
+      ),
+      spec=_VECTORS,
+    ),
+    "in a batch than alone",
+  ),
+  (
+    "R15",
+    _of(_plain, call=lambda x: tf.nn.dropout(x, 0.02), spec=_VECTORS),
     "Two calls return different outputs",
   ),
   (

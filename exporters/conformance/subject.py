@@ -1,7 +1,7 @@
 """The SavedModel under check, and what is derived from it."""
 
 import collections
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -137,10 +137,7 @@ class Subject:
     """The arguments that are scalar Tensors, and their defaults."""
     arguments: dict[str, Any] = {}
     for trace in self.traces:
-      positional, named = trace.structured_input_signature
-      arguments |= (
-        dict(zip(self.parameters, positional[1:], strict=False)) | named
-      )
+      arguments |= self._arguments(trace)
     return {
       name: self.parameters.get(name, NO_DEFAULT)
       for name, value in arguments.items()
@@ -148,6 +145,11 @@ class Subject:
       and value.shape == []
       and value.dtype != tf.bool
     }
+
+  def _arguments(self, trace: Any) -> dict[str, Any]:
+    """Returns the arguments after the input that a trace is for."""
+    positional, named = trace.structured_input_signature
+    return dict(zip(self.parameters, positional[1:], strict=False)) | named
 
   @functools.cached_property
   def changed(self) -> dict[str, Any]:
@@ -308,12 +310,12 @@ class Subject:
       for value in node.attr.values()
     )
 
-  @property
-  def is_random(self) -> bool:
-    """Whether a call has ops that draw random numbers."""
+  def is_random(self, training: bool = True) -> bool:
+    """Returns whether calls in a mode have ops that draw random numbers."""
     return any(
       RANDOM.match(node.op)
       for trace in self.traces
+      if self._arguments(trace).get("training") is not (not training)
       for _, node in op_audit.nodes(trace.graph.as_graph_def())
     )
 
@@ -600,8 +602,13 @@ def traces_of(loaded: Any) -> list[Any]:
 
 
 def variables_of(loaded: Any, name: str = "variables") -> list[tf.Variable]:
-  """Returns a list of variables of an object. Keras lists tables as None."""
-  return [v for v in getattr(loaded, name, ()) if v is not None]
+  """Returns the variables in a list of an object.
+
+  Keras lists tables as None, and a damaged model anything.
+  """
+  listed = getattr(loaded, name, ())
+  is_list = isinstance(listed, Iterable)
+  return [v for v in listed if hasattr(v, "ref")] if is_list else []
 
 
 def kind_of(sub_object: Any) -> kinds.Kind:

@@ -5,26 +5,20 @@ module calls it through the PJRT C API, with ctypes. Structures and functions
 have the names of that API's header, xla/pjrt/c/pjrt_c_api.h in TensorFlow's
 package; a test compares them.
 
-libtpu may abort its process or hang, so `compile_program` runs this module in a
-process of its own. That process is not in the sandbox. Of a stranger's model it
-sees the HLO alone, which the sandbox lowered from an audited graph, and it runs
-none of it.
+libtpu may abort its process or hang, and a stranger's model may exploit it, so
+`compile_program` runs this module in a sandbox.
 """
 
-from collections.abc import Callable
+import base64
+from collections.abc import Callable, Iterator
 import ctypes
 import dataclasses
-import json
-import os
-import pathlib
 import struct
-import subprocess
-import sys
 from typing import Any
 
-from distribution import scratch
+from distribution import sandbox
 
-_ROOT = str(pathlib.Path(__file__).parents[2])
+_MEMORY = 2**36  # Bytes that the compiler may need.
 _size_t, _void_p, _int64 = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int64
 
 # Positions in PJRT_Api, a table of functions that later versions only extend.
@@ -75,9 +69,9 @@ def compile_program(
   libtpu: str,
   topology: str,
   full_effort: bool = False,
-  timeout: float = 1800,
+  seconds: float = 7200,
 ) -> Compiled:
-  """Compiles a program in a process of its own.
+  """Compiles a program in a process of its own, in a sandbox.
 
   Args:
     program: A serialized HloModuleProto, TensorFlow's stage `hlo_serialized`.
@@ -85,32 +79,30 @@ def compile_program(
     topology: The TPUs to compile for, such as `v5e:2x2`.
     full_effort: Optimize, which takes ten times as long. Otherwise the compiler
       overstates the memory use.
-    timeout: Time limit in seconds.
+    seconds: Limit of CPU time.
 
   Raises:
     TpuError: The compiler refuses the program, aborts or reaches the limit.
   """
-  # -P: modules beside this one have the names of other packages.
-  command = [sys.executable, "-P", __file__, libtpu, topology]
-  try:
-    done = subprocess.run(
-      scratch.tied(command + ["full"] * full_effort),
-      input=program,
-      env=os.environ | _ENVIRONMENT | {"PYTHONPATH": _ROOT},
-      capture_output=True,
-      timeout=timeout,
-    )
-  except subprocess.TimeoutExpired as e:
-    raise TpuError(f"it took more than {timeout:.0f} s") from e
-  lines = done.stdout.splitlines()
-  if done.returncode or not lines:
-    said = done.stderr.decode(errors="replace").strip().splitlines()
-    said = said[-1 if "Traceback (most recent call last):" in said else -3 :]
-    raise TpuError(f"libtpu ended with {done.returncode}: {' '.join(said)}")
-  answer = json.loads(lines[-1])
+  code = base64.b64encode(program).decode()
+  with sandbox.started(
+    "exporters.tpu.pjrt",
+    sandbox.Limits(seconds, _MEMORY),
+    readable=[libtpu],
+    variables=_ENVIRONMENT,
+    sandboxed=not sandbox.missing(),
+  ) as ask:
+    try:
+      answer = ask([libtpu, topology, full_effort, code])
+    except sandbox.SandboxError as e:
+      raise TpuError(f"libtpu failed: {e}") from e
   if "error" in answer:
     raise TpuError(answer["error"])
-  return Compiled(**answer)
+  return Compiled(
+    answer["peak_bytes"],
+    float(answer["flops"]),  # NaN is sent as a string.
+    float(answer["accessed_bytes"]),
+  )
 
 
 class _Struct(ctypes.Structure):
@@ -289,16 +281,11 @@ def _open(libtpu: str) -> Callable[..., _Struct]:
   return call
 
 
-def main(libtpu: str, topology: str, effort: str = "") -> None:
-  """Compiles the program on standard input. Prints figures or an error."""
-  program = sys.stdin.buffer.read()
-  try:
-    compiled = _compile(libtpu, program, topology, effort == "full")
-    answer = dataclasses.asdict(compiled)
-  except TpuError as e:
-    answer = {"error": str(e)}
-  print(json.dumps(answer))
-
-
-if __name__ == "__main__":
-  main(*sys.argv[1:])
+def serve(requests: Iterator[Any]) -> Iterator[Any]:
+  """Compiles programs; answers with the fields of `Compiled`, or an error."""
+  for libtpu, topology, full_effort, program in requests:
+    try:
+      code = base64.b64decode(program)
+      yield dataclasses.asdict(_compile(libtpu, code, topology, full_effort))
+    except TpuError as e:
+      yield {"error": str(e)}
