@@ -558,7 +558,7 @@ class BertSourcesTest(absltest.TestCase):
       ({"dim": 2**40}, {}, "dim is 1099511627776, and no|less than 2"),
       ({"n_layers": 2**30}, {}, "more than 1000 layers"),
       ({"model_type": "roberta"}, {}, "of type roberta: its tokens and"),
-      ({"model_type": "x\x1b"}, {}, r"of type x\\x1b: and only bert, elec"),
+      ({"model_type": "x\x1b"}, {}, r"of type x\\x1b: only bert, electra"),
       ({"activation": "mish2"}, {}, "the activation mish2 is not one of"),
       (
         {},
