@@ -204,6 +204,8 @@ def from_flags() -> Source | None:
   for name, value in options.items():
     if not values[name].present:
       values.set_default(name, value)
+      if name == "do_lower_case":  # Even if the vocabulary contradicts it.
+        values.set_default("check_casing", False)
       shown = os.path.basename(str(value))
       said.append(f"--{name}={shown} ({origins.get(name, 'default')})")
   if values.do_lower_case is None and values.vocab_file:
