@@ -213,7 +213,8 @@ def from_flags() -> Source | None:
     if lower is not None:
       values.set_default("do_lower_case", lower)
       said.append(f"--do_lower_case={lower} (the tokens)")
-  print(f"{description}. It says {', '.join(said)}.")
+  if said:
+    print(f"{description}. It says {', '.join(said)}.")
   pooled = values.export_type != "text_embedding" or values.pooling == "pooled"
   is_encoder = values.export_type != "preprocessing"
   for missing, flag in (
