@@ -3,6 +3,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+from unittest import mock
 
 from absl.testing import absltest
 import h5py
@@ -527,6 +529,26 @@ class BertSourcesTest(absltest.TestCase):
       path = self.saved(core, content)
       with self.assertRaisesRegex(errors.ExportError, message):
         to_safetensors.write(path, f"{self.directory}/other", 10**9)
+
+  def test_report_without_an_export(self):
+    from exporters import checkpoint_report
+
+    for name, program in (("bert", "bert"), ("gpt2", "bert"), ("vit", "vit")):
+      path = self.create_tempdir().full_path
+      with open(f"{path}/config.json", "w") as f:
+        json.dump({"model_type": name}, f)
+      others = checkpoint_report._parse(
+        ["program", f"--checkpoint_path={path}", "--seq_length=8"]
+      )
+      with (
+        mock.patch.object(subprocess, "run") as run,
+        self.assertRaises(SystemExit),
+      ):
+        checkpoint_report.main(others)
+      ((command,), _) = run.call_args
+      self.assertEndsWith(command[-6].removesuffix(".py"), f"/{program}")
+      self.assertIn(f"--checkpoint_path={path}", command)
+      self.assertIn("--seq_length=8", command)
 
   def changed(self, values=(), tensors=None, name="distilbert"):
     path = os.path.join(self.directory, "changed")
