@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from unittest import mock
 
+from absl import flags
 from absl.testing import absltest
 import h5py
 import numpy as np
@@ -537,8 +538,9 @@ class BertSourcesTest(absltest.TestCase):
       path = self.create_tempdir().full_path
       with open(f"{path}/config.json", "w") as f:
         json.dump({"model_type": name}, f)
-      others = checkpoint_report._parse(
-        ["program", f"--checkpoint_path={path}", "--seq_length=8"]
+      others = flags.FLAGS(
+        ["program", f"--checkpoint_path={path}", "--seq_length=8"],
+        known_only=True,
       )
       with (
         mock.patch.object(subprocess, "run") as run,
