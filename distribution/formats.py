@@ -21,6 +21,7 @@ _PYTORCH = "weights of PyTorch"
 _ARRAYS = "arrays of NumPy"
 _FLAX = "weights of Flax"
 _ONNX = "a model of ONNX"
+_GGUF = "a model of llama.cpp (GGUF)"
 _TFLITE = "a model of TensorFlow Lite"
 _SAFETENSORS = "a file of safetensors"
 _SAVED_MODEL = "a SavedModel"
@@ -34,6 +35,7 @@ _BY_START = {
   b"<!DOCTYPE": _PAGE,
   b"<!doctype": _PAGE,
   b"<html": _PAGE,
+  b"GGUF": _GGUF,
   b"\x1f\x8b": _ARCHIVE,
   b"\x93NUMPY": _ARRAYS,
   b"\x80\x02": _PYTORCH,  # A pickle.
@@ -157,8 +159,8 @@ def described(path: str) -> tuple[str, str] | None:
   """Returns the library and the type of weights that a config.json describes.
 
   Returns:
-    `Hugging Face`, `timm` or `keras-hub`, and a type such as `bert`; None if
-    `path` is no such directory.
+    `Hugging Face`, `timm`, `keras-hub` or `sentence-transformers`, and a type
+    such as `bert`; None if `path` is no such directory.
   """
   config = read_json(os.path.join(hugging_face_dir(path), "config.json"))
   if isinstance(config.get("model_type"), str):
@@ -167,6 +169,10 @@ def described(path: str) -> tuple[str, str] | None:
     return "timm", config["architecture"]
   if str(config.get("module")).startswith("keras_hub"):
     return "keras-hub", str(config.get("class_name"))
+  if modules := read_json(os.path.join(path, "modules.json")).get(""):
+    first = modules[0].get("type") if isinstance(modules[0], dict) else None
+    if first and not str(first).endswith(".Transformer"):
+      return "sentence-transformers", str(first).rpartition(".")[2]
   return None
 
 
@@ -180,7 +186,9 @@ def hugging_face_dir(path: str) -> str:
   first = modules[0] if modules else None
   name = first.get("path") if isinstance(first, dict) else None
   is_name = isinstance(name, str) and os.path.basename(name) == name
-  return os.path.join(path, name) if is_name and name != ".." else path
+  return (
+    os.path.join(path, name) if is_name and name not in ("", "..") else path
+  )
 
 
 def read_json(path: str) -> dict:
@@ -237,7 +245,10 @@ def checkpoint_prefix(path: str, *, takes_others: bool = False) -> str:
   elif format_ == _SAVED_MODEL:
     advice = "Give the checkpoint that it was made from."
   elif format_ == _SAFETENSORS:
-    advice = "Give its directory, which needs the config.json beside it."
+    advice = (
+      "Give its directory, which needs a config.json with a model_type beside"
+      " it."
+    )
   else:
     advice = _ADVICE.get(
       format_,
@@ -265,6 +276,13 @@ def checkpoint_prefix(path: str, *, takes_others: bool = False) -> str:
       f"There is no checkpoint {prefix}: {prefix}.index does not exist."
     )
   return prefix
+
+
+def check_content(path: str) -> None:
+  """Raises an InputError if a file is what failed downloads leave."""
+  format_ = _format_of_file(path)
+  if format_ in (_LFS, _PAGE):
+    raise errors.InputError(f"{path} is {format_}. {_ADVICE[format_]}")
 
 
 def check_saved_model(path: str) -> None:

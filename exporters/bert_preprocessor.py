@@ -115,7 +115,10 @@ def read_tokenizer(
   file = options.token_file
   if not file:
     return None
-  casing = {"do_lower_case": options.do_lower_case}
+  casing = {
+    "do_lower_case": options.do_lower_case,
+    "as_transformers": options.as_transformers,
+  }
   with errors.of_input(OSError, ValueError, about=f"{file}: "):
     if options.vocab_file:
       tokens = preprocessing.read_vocabulary(file)
@@ -123,9 +126,7 @@ def read_tokenizer(
         # Encoders often have more word embeddings than tokens.
         print(f"{file} has {len(tokens):,} tokens for {vocab_size:,} ids.")
         tokens += [f"[unused_{i}]" for i in range(len(tokens), vocab_size)]
-      tokenizer = preprocessing.wordpiece_tokenizer(
-        tokens, as_transformers=options.as_transformers, **casing
-      )
+      tokenizer = preprocessing.wordpiece_tokenizer(tokens, **casing)
     else:
       tokenizer = preprocessing.sentencepiece_tokenizer(file, **casing)
   _check_casing(file, tokenizer, options.check_casing)
@@ -149,7 +150,9 @@ def _check_casing(
   file: str, tokenizer: preprocessing.Tokenizer, is_strict: bool
 ) -> None:
   """Raises an ExportError for the wrong casing; prints unused tokens."""
-  kind = "transformers" if tokenizer.as_transformers else tokenizer.kind
+  kind = tokenizer.kind
+  if tokenizer.as_transformers and kind == "wordpiece":
+    kind = "transformers"
   tokens = tokenizer.tokens
   lower = tokenizer.do_lower_case
   problem = preprocessing.casing_problem(kind, tokens, lower)

@@ -139,18 +139,23 @@ class Source:
 
 
 def in_flags(*names: str) -> bool:
-  """Returns whether files at --checkpoint_path replace some flags.
+  """Returns whether what is at --checkpoint_path replaces some flags.
 
   The directory of another library replaces all of them, and so does the file
-  for one of them beside the checkpoint.
+  for one of them beside the checkpoint. What is no checkpoint needs no flags:
+  `from_flags` raises the error that names it.
 
   Args:
     *names: The flags, such as `vocab_file`.
   """
   path = _path_in_flags()
-  return bool(path) and (
-    bool(formats.described(path)) or not set(names).isdisjoint(_beside(path))
-  )
+  if not path or formats.described(path):
+    return bool(path)
+  try:
+    formats.checkpoint_prefix(path, takes_others=True)
+  except errors.ExportError:
+    return True
+  return not set(names).isdisjoint(_beside(path))
 
 
 def _path_in_flags() -> str | None:
@@ -199,6 +204,8 @@ def from_flags() -> Source | None:
   for name, value in options.items():
     if not values[name].present:
       values.set_default(name, value)
+      if name == "do_lower_case":  # Even if the vocabulary contradicts it.
+        values.set_default("check_casing", False)
       shown = os.path.basename(str(value))
       said.append(f"--{name}={shown} ({origins.get(name, 'default')})")
   if values.do_lower_case is None and values.vocab_file:
@@ -206,7 +213,8 @@ def from_flags() -> Source | None:
     if lower is not None:
       values.set_default("do_lower_case", lower)
       said.append(f"--do_lower_case={lower} (the tokens)")
-  print(f"{description}. It says {', '.join(said)}.")
+  if said:
+    print(f"{description}. It says {', '.join(said)}.")
   pooled = values.export_type != "text_embedding" or values.pooling == "pooled"
   is_encoder = values.export_type != "preprocessing"
   for missing, flag in (
@@ -290,8 +298,8 @@ def read(path: str) -> Source:
     types = ", ".join(encoder_config.HUGGING_FACE_TYPES)
     why = _WHY_NOT.get(
       model_type,
-      f"and only {types} of Hugging Face are read, and {', '.join(_KERAS_HUB)}"
-      " of keras-hub",
+      f"only {types} of Hugging Face and {', '.join(_KERAS_HUB)} of keras-hub"
+      " can be exported",
     )
     raise errors.ExportError(f"{errors.shown(description)}: {why}.")
   directory = formats.hugging_face_dir(path)
@@ -299,7 +307,6 @@ def read(path: str) -> Source:
   values = formats.read_json(file)
   with errors.of_input(ValueError, about=f"{file}: "):
     config = encoder_config.from_hugging_face(values)
-  _check_has_safetensors(directory, description)
   tensors = _without_prefix(path, weight_tables.read_safetensors(directory))
   _check_sizes(file, values, tensors)
   options, origins = _tokenizer(directory)
@@ -510,20 +517,6 @@ def restore(
     optional=[list(group) for _, group in groups],
   )
   return [v for name, v in may_lack.items() if name in restored.lacking]
-
-
-def _check_has_safetensors(directory: str, description: str) -> None:
-  names = os.listdir(directory)
-  if any(name.startswith("model.safetensors") for name in names):
-    return
-  for name in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
-    if name in names:
-      raise errors.ExportError(
-        f"{description}, whose weights are in {name} only, a pickle that can"
-        " run code. Convert it where you trust it: AutoModel.from_pretrained("
-        "DIR).save_pretrained(DIR) of transformers writes model.safetensors."
-      )
-  raise errors.ExportError(f"{description}, without model.safetensors.")
 
 
 def _without_prefix(

@@ -3,7 +3,10 @@ import io
 import json
 import os
 import shutil
+import subprocess
+from unittest import mock
 
+from absl import flags
 from absl.testing import absltest
 import h5py
 import numpy as np
@@ -528,6 +531,27 @@ class BertSourcesTest(absltest.TestCase):
       with self.assertRaisesRegex(errors.ExportError, message):
         to_safetensors.write(path, f"{self.directory}/other", 10**9)
 
+  def test_report_without_an_export(self):
+    from exporters import checkpoint_report
+
+    for name, program in (("bert", "bert"), ("gpt2", "bert"), ("vit", "vit")):
+      path = self.create_tempdir().full_path
+      with open(f"{path}/config.json", "w") as f:
+        json.dump({"model_type": name}, f)
+      others = flags.FLAGS(
+        ["program", f"--checkpoint_path={path}", "--seq_length=8"],
+        known_only=True,
+      )
+      with (
+        mock.patch.object(subprocess, "run") as run,
+        self.assertRaises(SystemExit),
+      ):
+        checkpoint_report.main(others)
+      ((command,), _) = run.call_args
+      self.assertEndsWith(command[-6].removesuffix(".py"), f"/{program}")
+      self.assertIn(f"--checkpoint_path={path}", command)
+      self.assertIn("--seq_length=8", command)
+
   def changed(self, values=(), tensors=None, name="distilbert"):
     path = os.path.join(self.directory, "changed")
     shutil.rmtree(path, ignore_errors=True)
@@ -558,7 +582,7 @@ class BertSourcesTest(absltest.TestCase):
       ({"dim": 2**40}, {}, "dim is 1099511627776, and no|less than 2"),
       ({"n_layers": 2**30}, {}, "more than 1000 layers"),
       ({"model_type": "roberta"}, {}, "of type roberta: its tokens and"),
-      ({"model_type": "x\x1b"}, {}, r"of type x\\x1b: and only bert, elec"),
+      ({"model_type": "x\x1b"}, {}, r"of type x\\x1b: only bert, electra"),
       ({"activation": "mish2"}, {}, "the activation mish2 is not one of"),
       (
         {},

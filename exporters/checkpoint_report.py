@@ -52,10 +52,12 @@ def main(others: list[str]) -> None:
   with errors.reported():
     path = formats.absolute(flags.FLAGS.checkpoint_path)
     exporter = flags.FLAGS.exporter
-    _, type_ = formats.described(path) or ("", "")
+    library, type_ = formats.described(path) or ("", "")
     for start, name in _OF_TYPES.items():
       if not exporter and type_.lower().startswith(start):
         exporter = name
+    if library == "Hugging Face":
+      exporter = exporter or "bert"  # It says why it does not read it.
     if not exporter:
       raise errors.InputError(
         f"Say whose model {path} is of: --exporter={'|'.join(EXPORTERS)}."

@@ -33,8 +33,12 @@ _REFUSED = {
   "resnet": "whose convolutions with strides pad both sides alike, as those of"
   " torch; Model Garden's pad as TensorFlow does",
   "mobilenet_v2": "whose classifier has another head than Model Garden's",
-  "EfficientNet": "which is not read from presets, but from timm's directories",
-  "MobileNet": "which is not read from presets",
+  # Measured with random weights, by padding keras-hub's layers as TensorFlow.
+  "EfficientNet": "whose convolutions with strides pad both sides alike; padded"
+  " as Model Garden's, the features of a B0 differ by 0.11 of 0.83. timm's"
+  " tf_efficientnet_* can be exported",
+  "MobileNet": "whose convolutions with strides pad both sides alike; padded as"
+  " Model Garden's, the features of a MobileNetV3 differ by 4.6 of 5.7",
   "ResNet": "whose convolutions pad otherwise than Model Garden's",
   "efficientnet": "which pads its convolutions otherwise than Model Garden;"
   " timm's tf_efficientnet_* can be exported",
@@ -212,8 +216,6 @@ def read(
     read_type, exporter = _read_keras_hub, "vit"
   reason = next((r for t, r in _REFUSED.items() if type_.startswith(t)), None)
   if read_type and exporter == architecture.name:
-    if library != "keras-hub":
-      _check_has_safetensors(directory)
     about = f"{directory}/{_CONFIG}: "
     wrong = (AttributeError, LookupError, TypeError, ValueError)
     with errors.of_input(*wrong, about=about):
@@ -226,19 +228,6 @@ def read(
     f"{directory} is a {library} directory of type {errors.shown(type_[:80])},"
     f" {reason or f'which //exporters:{architecture.name} cannot export'}."
   )
-
-
-def _check_has_safetensors(directory: str) -> None:
-  names = os.listdir(directory)
-  if any(name.startswith("model.safetensors") for name in names):
-    return
-  advice = "Give a directory with model.safetensors."
-  if "pytorch_model.bin" in names:
-    advice = (
-      "pytorch_model.bin is a pickle, which can run code: load it where you"
-      " trust it, and write it with save_pretrained(DIR)."
-    )
-  raise errors.ExportError(f"{directory} has no model.safetensors. {advice}")
 
 
 def configured(

@@ -557,7 +557,7 @@ def run(main: Callable[[], Any]) -> None:
         model_path(name)  # Fails before TensorFlow is imported.
     with errors.of_input(ValueError):
       strategies.prepare(strategies.from_flags())
-    if flags.FLAGS.check_first is not None:
+    if flags.FLAGS.flag_values_dict().get("check_first") is not None:
       _check_first()
     logging.set_verbosity(logging.ERROR)  # Keras warns at every save.
     main()

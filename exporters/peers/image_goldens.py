@@ -5,6 +5,9 @@ It runs in the environment of the peers, which have torch, and with timm:
   python exporters/peers/image_goldens.py OUTPUT
   KERAS_BACKEND=torch python exporters/peers/image_goldens.py OUTPUT keras_hub
 
+timm is in no lock: it requires torchvision, whose build for the CPU is not in
+the package index. keras_hub_test and image_goldens_test compare all others.
+
 Weights are not in the file. They are random numbers that depend on the name and
 the shape of a tensor, for this program and the test alike.
 """
@@ -158,7 +161,8 @@ def _golden(
   }
 
 
-def _of_keras_hub() -> dict:
+def of_keras_hub() -> dict:
+  """Returns the golden of a preset of keras-hub, for a process of its own."""
   import h5py
   import keras_hub
   import torch
@@ -228,7 +232,7 @@ def main() -> None:
   """Writes the file; `keras_hub` as an argument writes only that golden."""
   if sys.argv[2:] == ["keras_hub"]:  # It cannot be beside tf_keras.
     with open(sys.argv[1]) as f:
-      goldens = json.load(f) | {"keras_hub_vit": _of_keras_hub()}
+      goldens = json.load(f) | {"keras_hub_vit": of_keras_hub()}
   else:
     goldens = of_transformers()
     goldens["tf_efficientnet_b0"] = _of_timm("tf_efficientnet_b0")

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from etils import epy
 import numpy as np
 
+from distribution import formats
 from exporters.reusable import errors
 
 with epy.lazy_imports():
@@ -288,6 +289,7 @@ def read_safetensors(path: str) -> dict[str, Tensor]:
     return _of_file(path)
   index = os.path.join(path, _INDEX)
   if not os.path.lexists(index):
+    _check_has_safetensors(path)
     return _of_file(os.path.join(path, _WHOLE))
   tensors: dict[str, Tensor] = {}
   file_of = _read_index(index)
@@ -301,6 +303,25 @@ def read_safetensors(path: str) -> dict[str, Tensor]:
       f"{index} names {errors.shown(lost[0][:80])}, which no file has."
     )
   return tensors
+
+
+def _check_has_safetensors(directory: str) -> None:
+  names = os.listdir(directory)
+  if _WHOLE in names:
+    return
+  advice = ""
+  if found := [n for n in names if n.startswith("pytorch_model")]:
+    advice = (
+      f" {found[0]} is a pickle, which can run code. Convert it where you trust"
+      " it: AutoModel.from_pretrained(DIR).save_pretrained(DIR) of transformers"
+      f" writes {_WHOLE}."
+    )
+  elif "adapter_config.json" in names:
+    advice = (
+      " It has an adapter of PEFT. Merge it into its base model:"
+      " merge_and_unload().save_pretrained(DIR)."
+    )
+  raise errors.ExportError(f"{directory} has no {_WHOLE}.{advice}")
 
 
 def write_safetensors(
@@ -465,6 +486,7 @@ def _of_file(path: str) -> dict[str, Tensor]:
   """Returns the tensors of one file. They are not mapped into memory."""
   if not os.path.isfile(path):
     raise errors.ExportError(f"There is no file {path}.")
+  formats.check_content(path)
 
   def opened() -> Any:
     return safetensors.safe_open(path, "numpy", backend="pread")

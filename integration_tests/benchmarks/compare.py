@@ -245,9 +245,26 @@ def _export(directory: pathlib.Path, measured: bool) -> list[_Sample]:
       floor += _measure(directory, "write_variables", **arguments)["cpu_s"]
     for _, _, values in samples:
       values["over_floor"] = (values["cpu_s"] - floor) / values["cpu_s"]
+    if subjects.SUBJECTS[directory.name].family == "bert":
+      samples.append(_export_from_safetensors(directory))
     limit = (1.3 * weights + 0.8e9) / 2**20
     samples.append(("export", "limit", {"memory_mib": limit}))
   return samples
+
+
+def _export_from_safetensors(directory: pathlib.Path) -> _Sample:
+  """Exports a text encoder from the Hugging Face directory of its export."""
+  hub, export_dir = directory / "safetensors", directory / "new"
+  program = subjects.RUNFILES / "exporters" / "safetensors"
+  paths = [f"--saved_model_dir={directory / 'ours'}", f"--output_dir={hub}"]
+  processes.run([str(program), *paths], directory / "safetensors.log")
+  command = subjects.export_command(
+    directory.name, "ours", directory / "live", export_dir, checkpoint=hub
+  )
+  took = processes.run(command, directory / "export.log")
+  shutil.rmtree(export_dir)
+  shutil.rmtree(hub)
+  return "export", "safetensors", took
 
 
 def _run_exporter(

@@ -45,6 +45,13 @@ _RATIOS = {
       {"bert_3gb": 1.0},
     ),
   ),
+  ("export", "safetensors", "limit"): (
+    (
+      "memory_mib",
+      "export from safetensors: peak against 1.3 x the weights + 0.8 GB",
+      {"bert_3gb": 1.0},
+    ),
+  ),
   ("export", "ours_verified", "reference"): (
     ("cpu_s", f"{_VERIFIED}: CPU", {"bert_base": 0.9, "resnet50": 0.9}),
     ("wall_s", f"{_VERIFIED}: wall", None),

@@ -168,6 +168,7 @@ def export_command(
   work_dir: pathlib.Path,
   export_dir: pathlib.Path,
   size: int | None = None,
+  checkpoint: pathlib.Path | None = None,
 ) -> list[str]:
   """Returns the command with which a side exports a subject.
 
@@ -177,9 +178,11 @@ def export_command(
     work_dir: The directory that `sources.generate` has filled.
     export_dir: Directory for the SavedModel.
     size: Size of the images of Model Garden's export; None: the subject's.
+    checkpoint: The weights; None: those of `CHECKPOINT`. A directory has its
+      own config and vocabulary.
   """
   subject = SUBJECTS[name]
-  path = work_dir / CHECKPOINT
+  path = checkpoint or work_dir / CHECKPOINT
   text = [f"--vocab_file={work_dir}/vocab.txt", "--do_lower_case"]
   garden, directory_flag = "nlp", "export_path"
   ours, reference = [], []
@@ -187,7 +190,7 @@ def export_command(
     binary, both = "bert", [*text, "--export_type=preprocessing"]
   elif subject.family == "bert":
     config = f"--encoder_config_file={work_dir}/encoder.yaml"
-    binary, both = "bert", [*text, config]
+    binary, both = "bert", [] if path.is_dir() else [*text, config]
     ours = ["--pooler=checkpoint", f"--checkpoint_path={path}"]
     reference = ["--export_type=model", f"--model_checkpoint_path={path}"]
   elif subject.family == "mnist_cnn":

@@ -388,7 +388,10 @@ def _as_transformers(sentences: tf.Tensor, do_lower_case: bool) -> tf.Tensor:
   if not do_lower_case:
     return sentences
   sentences = text.normalize_utf8(sentences, "NFD")
-  sentences = tf.strings.regex_replace(sentences, r"\p{Mn}", "")
+  return _lowercased(tf.strings.regex_replace(sentences, r"\p{Mn}", ""))
+
+
+def _lowercased(sentences: tf.Tensor) -> tf.Tensor:
   # At the end of a word, a sigma is the same as elsewhere.
   sentences = tf.strings.regex_replace(sentences, _SIGMA, _SIGMA.lower())
   return tf.strings.lower(sentences, "utf-8")
@@ -468,7 +471,7 @@ def _by_words(
 
 
 def sentencepiece_tokenizer(
-  sp_model_file: str, *, do_lower_case: bool
+  sp_model_file: str, *, do_lower_case: bool, as_transformers: bool = False
 ) -> Tokenizer:
   """Makes ALBERT's tokenizer (Lan et al., arXiv:1909.11942).
 
@@ -478,6 +481,9 @@ def sentencepiece_tokenizer(
   Args:
     sp_model_file: A SentencePiece model with BERT's special tokens.
     do_lower_case: Whether to lowercase text.
+    as_transformers: Give the tokens of transformers' `AlbertTokenizer`, which
+      strips all marks, and does not fold ß to ss. Special tokens in the text
+      are split, unlike there.
 
   Raises:
     OSError: The file is not readable.
@@ -497,8 +503,10 @@ def sentencepiece_tokenizer(
   tokens = [piece.piece for piece in proto.pieces]
   _check_special_tokens(tokens, _ROLES["sentencepiece"].values())
 
+  normalize = _as_albert if as_transformers else _without_accents
+
   def tokenize(sentences: tf.Tensor) -> tf.RaggedTensor:
-    return tokenizer.tokenize(_without_accents(sentences, do_lower_case))
+    return tokenizer.tokenize(normalize(sentences, do_lower_case))
 
   return Tokenizer(
     "sentencepiece",
@@ -507,7 +515,16 @@ def sentencepiece_tokenizer(
     tokenize,
     resources=[tokenizer],
     model=model,
+    as_transformers=as_transformers,
   )
+
+
+def _as_albert(sentences: tf.Tensor, do_lower_case: bool) -> tf.Tensor:
+  """Normalizes text as `AlbertTokenizer` of transformers does."""
+  sentences = tf.strings.regex_replace(sentences, "``|''", '"')
+  sentences = text.normalize_utf8(sentences, "NFKD")
+  sentences = tf.strings.regex_replace(sentences, r"\p{M}", "")
+  return _lowercased(sentences) if do_lower_case else sentences
 
 
 def _without_accents(sentences: tf.Tensor, do_lower_case: bool) -> tf.Tensor:

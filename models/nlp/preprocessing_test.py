@@ -131,6 +131,14 @@ class PreprocessingTest(tf.test.TestCase):
     self.assertNotIn(
       "Assert", _op_types(tokenizer.tokenize, tf.TensorSpec([None], tf.string))
     )
+    tokenizer = preprocessing.sentencepiece_tokenizer(
+      prefix + ".model", do_lower_case=True, as_transformers=True
+    )
+    # What the normalizer of transformers' AlbertTokenizer makes of the text.
+    self.assertEqual(
+      tokenizer.tokenize(["``\xdcn\xef'' Stra\xdfe \ufb01 \xbd"]).to_list(),
+      processor.encode(['"uni" stra\xdfe fi 1\u20442']),
+    )
     with self.assertRaisesRegex(ValueError, "not a SentencePiece model"):
       preprocessing.sentencepiece_tokenizer(corpus, do_lower_case=True)
 
