@@ -1,6 +1,7 @@
 """Runs the commands in README and `docs/` that are marked as runnable."""
 
 import pathlib
+import re
 import shutil
 
 from absl import flags
@@ -22,7 +23,7 @@ class SnippetsTest(parameterized.TestCase):
     if not blocks:
       self.skipTest("No command is marked.")
     directory = pathlib.Path(self.create_tempdir().full_path)
-    if not any("--export_dir=/tmp/mnist_cnn" in block for block in blocks):
+    if not re.search(r"--export_dir=/tmp/mnist_cnn\s", "".join(blocks)):
       shutil.copytree(_MNIST_CNN.value, directory / "mnist_cnn")
     snippets.run_shell(blocks, directory)
 
