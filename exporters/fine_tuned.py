@@ -51,6 +51,12 @@ if TYPE_CHECKING:
   Part = tuple[saving.Source, list[Any]]
 
 _LOADING = copying.Options()
+# Cards have this layer for Keras 3. It may be a link, as in Bazel's runfiles.
+_LAYER = (
+  pathlib.Path(__file__)
+  .parents[1]
+  .joinpath("integration_tests/keras3/reusable_layer.py")
+)
 # The directory in which `use_*` record the original export and the data.
 _ORIGIN = "assets.extra/fine_tuned_from"
 
@@ -156,6 +162,7 @@ def _ask(
     saved_model_dir,
     loading,
     longer=20,  # Two processes verify the export.
+    readable=[str(_LAYER)],
     writable=[work_dir],
     variables={"TMPDIR": work_dir},
     programs=True,

@@ -6,7 +6,7 @@ TensorFlow is not imported for local directories.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import errno
@@ -95,6 +95,7 @@ def started(
   *,
   longer: int = 1,
   names: dict[str, str] | None = None,
+  readable: Sequence[str] = (),
   **kwargs: Any,
 ) -> Iterator[tuple[Callable[[Any], Any], dict[str, Any]]]:
   """Starts a process in a sandbox that can read a copy of a SavedModel.
@@ -106,6 +107,7 @@ def started(
     longer: How many times the CPU time of a check it may take, with twice the
       memory. It does not apply to limits in `options`.
     names: As `sandbox.started` takes it, for other paths.
+    readable: As `sandbox.started` takes it, besides the copy.
     **kwargs: As `sandbox.started` takes it.
 
   Yields:
@@ -132,7 +134,7 @@ def started(
     with sandbox.started(
       module,
       limits,
-      readable=[directory],
+      readable=[directory, *readable],
       sandboxed=options.sandbox and not lacking,
       names={directory: saved_model_dir, **(names or {})},
       **kwargs,
