@@ -18,7 +18,9 @@ import unittest
 
 # Modules, and tests that need them. Cheap tests come first.
 _MODULES = {
-  "comparison": ("verification_test.VerificationTest.test_compares_columns",),
+  "comparison": (
+    "verification_test.VerificationTest.test_compares_columns_and_structure",
+  ),
   "export_checks": (),
   "graphs": ("slimming_test",),
   "hyperparameters": ("hyperparameters_test",),
