@@ -67,15 +67,6 @@ def _reach(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
   return reach
 
 
-def _acyclic(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
-  """Leaves out the imports that close a cycle."""
-  kept: set[tuple[str, str]] = set()
-  for a, b in sorted(pairs):
-    if (b, a) not in _reach(kept):
-      kept.add((a, b))
-  return kept
-
-
 def _levels(pairs: set[tuple[str, str]]) -> Mapping[str, int]:
   """Returns the row of each folder: below all that import it."""
   levels = dict.fromkeys(_FOLDERS, 0)
@@ -87,7 +78,6 @@ def _levels(pairs: set[tuple[str, str]]) -> Mapping[str, int]:
 
 def svg(pairs: set[tuple[str, str]]) -> str:
   """Draws the folders, without imports that another path implies."""
-  pairs = _acyclic(pairs)
   reach = _reach(pairs)
   direct = {
     (a, b)

@@ -6,9 +6,9 @@ Source: TensorFlow Hub, common SavedModel APIs for image tasks.
 import tensorflow as tf
 
 from exporters.conformance import findings
-from exporters.conformance import kinds
 from exporters.conformance import subject as subject_lib
 from exporters.reusable import graphs
+from exporters.reusable import kinds
 
 Subject = subject_lib.Subject
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 import dataclasses
 
 from exporters.conformance import findings
-from exporters.conformance import kinds as kinds_lib
 from exporters.conformance import of_all
 from exporters.conformance import of_classifiers
 from exporters.conformance import of_images
@@ -18,6 +17,7 @@ from exporters.conformance import of_sequences
 from exporters.conformance import of_text
 from exporters.conformance import of_training
 from exporters.conformance import subject as subject_lib
+from exporters.reusable import kinds as kinds_lib
 
 Subject = subject_lib.Subject
 

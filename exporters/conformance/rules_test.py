@@ -9,10 +9,10 @@ import numpy as np
 import tensorflow as tf
 
 from exporters.conformance import findings
-from exporters.conformance import kinds
 from exporters.conformance import of_training
 from exporters.conformance import rules
 from exporters.conformance import subject as subject_lib
+from exporters.reusable import kinds
 from tools import nightly
 
 _CARD = (

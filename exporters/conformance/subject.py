@@ -17,11 +17,11 @@ from google.protobuf import message
 import numpy as np
 import tensorflow as tf
 
-from exporters.conformance import kinds
 from exporters.conformance import op_audit
 from exporters.conformance import vocabulary
 from exporters.reusable import errors
 from exporters.reusable import graphs
+from exporters.reusable import kinds
 from exporters.reusable import observation
 from exporters.reusable.private_api import meta_graph_pb2
 from exporters.reusable.private_api import saved_model_pb2

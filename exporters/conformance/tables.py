@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 
-from exporters.conformance import kinds as kinds_lib
 from exporters.conformance import reasons
 from exporters.conformance import rules
 from exporters.reusable import comparison
+from exporters.reusable import kinds as kinds_lib
 
 
 def verified() -> str:

@@ -13,8 +13,8 @@ from typing import Any
 import tensorflow as tf
 
 from distribution import publishing
-from exporters.conformance import kinds
 from exporters.reusable import errors
+from exporters.reusable import kinds
 from exporters.reusable import model_card
 from exporters.reusable import profiles as profiles_lib
 from exporters.reusable import saving

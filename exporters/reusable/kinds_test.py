@@ -4,7 +4,7 @@ from absl.testing import absltest
 from absl.testing import parameterized
 import tensorflow as tf
 
-from exporters.conformance import kinds
+from exporters.reusable import kinds
 
 
 def _spec(dtype, *shape):
