@@ -159,7 +159,16 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
       # A Keras model has been tried with its layers in it, and others, such as
       # `generate`, have rules of their own.
       trains = subject_lib.variables_of(child, "trainable_variables")
-      if trains and "keras_metadata.pb" not in subject.files:
+      # A freezing profile has the calls of the model, and trains less.
+      if all(trace in subject.traces for trace in subject_lib.traces_of(child)):
+        trained = {v.ref() for v in subject.trainable_variables}
+        if others := [v.name for v in trains if v.ref() not in trained]:
+          return findings.failed(
+            f"`{name}` has the calls of the model, and trains"
+            f" {findings.some(others)}, which the model does not.",
+            "List a part of the model's trainable variables.",
+          )
+      elif trains and "keras_metadata.pb" not in subject.files:
         finding = _tried(subject, child)
         if finding.verdict == findings.FAIL:
           return findings.failed(f"`{name}`: {finding.text}", finding.fix)

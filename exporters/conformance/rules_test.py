@@ -502,6 +502,16 @@ def _sub_object(directory, call):
   _image(directory, change=lambda root: setattr(root, "inner", inner))
 
 
+def _profile_trains_averages(directory):
+  """A freezing profile lists what the model does not train."""
+
+  def change(root):
+    root.profile = _lists(tf.train.Checkpoint(), root.variables)
+    root.profile.__call__ = root.__call__
+
+  _image(directory, change=change)
+
+
 def _sub_object_lists_nothing(directory, variable=False):
   inner = tf.train.Checkpoint(variables=[])
   inner.kernel = tf.Variable(tf.ones([4]), name="hidden")
@@ -1013,6 +1023,7 @@ _BROKEN = (
     _of(_sub_object, call=lambda x, w: x * w - tf.reduce_mean(x, 0)),
     "`inner`: An input has other outputs in a batch",
   ),
+  ("R9", _profile_trains_averages, "`profile` .* trains moving_mean:0"),
   ("R9", _bare_function, "`bare` is a bare function"),
   ("R10", _optimizer_inside, "state of an optimizer"),
   ("R10", _on_a_gpu, "Tanh is placed on .*GPU:1"),

@@ -13,6 +13,7 @@ import base64
 from collections.abc import Callable, Iterator
 import ctypes
 import dataclasses
+import os
 import struct
 from typing import Any
 
@@ -85,6 +86,7 @@ def compile_program(
     TpuError: The compiler refuses the program, aborts or reaches the limit.
   """
   code = base64.b64encode(program).decode()
+  libtpu = os.path.realpath(libtpu)  # The sandbox is elsewhere.
   with sandbox.started(
     "exporters.tpu.pjrt",
     sandbox.Limits(seconds, _MEMORY),
