@@ -477,16 +477,20 @@ AT_ONCE: Table = [
     },
   ),
   (
-    "exporters/bert --export_dir={out} --encoder_config_file={encoder.yaml}",
+    "exporters/bert --export_dir={out} --encoder_config_file={encoder.yaml}"
+    " --checkpoint_path={an.index}",
     {
-      "--vocab_file={vocab} --checkpoint_path=x --pooler=random": "Say --do_lo",
-      "--do_lower_case --checkpoint_path=x --pooler=random": "either --vocab_f",
-      "--do_lower_case --vocab_file={vocab} --checkpoint_path=x": "needs --p",
-      "--do_lower_case --vocab_file={vocab} --checkpoint_path=x"
-      " --export_type=text_embedding --pooling=pooled": "--pooling=pooled only",
-      "--do_lower_case --vocab_file={vocab} --train_on={corpus.txt}"
-      " --pooler=checkpoint": "--train_on does not train a pooler",
+      "--vocab_file={vocab} --pooler=random": "Say --do_lower_case",
+      "--do_lower_case --pooler=random": "either --vocab_file",
+      "--do_lower_case --vocab_file={vocab}": "needs --pooler",
+      "--do_lower_case --vocab_file={vocab} --export_type=text_embedding"
+      " --pooling=pooled": "--pooling=pooled only",
     },
+  ),
+  (
+    "exporters/bert --export_dir={out} --encoder_config_file={encoder.yaml}"
+    " --do_lower_case --vocab_file={vocab} --train_on={corpus.txt}",
+    {"--pooler=checkpoint": "--train_on does not train a pooler"},
   ),
   (
     "exporters/bert --export_dir={out} --export_type=preprocessing"

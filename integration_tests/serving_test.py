@@ -157,7 +157,7 @@ class ServingTest(parameterized.TestCase, tf.test.TestCase):
     result = subprocess.run([_CHECK, *flags], capture_output=True, text=True)
     self.assertEqual(result.returncode, 0, result.stdout + result.stderr)
     kind = "image classifier" if shape else "text classifier"
-    self.assertIn(f"a SavedModel of kind {kind}\n", result.stdout)
+    self.assertIn(f"a SavedModel of kind {kind}.\n", result.stdout)
 
   def test_needs_tensorflow_alone(self):
     model = _model(8, 8, 3)

@@ -884,8 +884,11 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
     copies = os.path.join(self.get_temp_dir(), "copies")
     os.mkdir(copies)
     refused = []
+    tools = {nightly.__file__, os.path.realpath(nightly.__file__)}
     with sandbox.started(
-      "exporters.conformance.attacks_test", limits, readable=[copies]
+      "exporters.conformance.attacks_test",
+      limits,
+      readable=[copies, *map(os.path.dirname, tools)],
     ) as ask:
       for name, (attack, expected) in _FOUND.items():
         place = self.place(name)
