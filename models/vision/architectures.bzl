@@ -32,7 +32,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "2,3,4,5,6",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
-        like = None,
+        like = "mobilenet",
         nightly = True,
         use_test = {
             # With 0.5 its moving averages are too noisy to compare accuracies.
