@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import os
+import pathlib
 import re
 import tempfile
 import zipfile
@@ -290,6 +291,11 @@ def check_saved_model(path: str) -> None:
   if "://" in path:
     return
   format_, name = _format(path)
+  inside = sorted(pathlib.Path(path).glob("*/saved_model.pb"))
+  if inside and format_ != _SAVED_MODEL:
+    raise errors.InputError(
+      f"{path} has no saved_model.pb. Did you mean {inside[0].parent}?"
+    )
   if format_ == _SAVED_MODEL:
     if not os.path.isdir(path):
       raise errors.InputError(

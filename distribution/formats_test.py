@@ -143,6 +143,7 @@ class FormatsTest(absltest.TestCase):
       (self.file("notes.txt"), "is a file. Pass the directory that has saved_"),
       (self.file("export/variables/x"), "is a file. Pass the directory that"),
       ("export/variables", "has no saved_model.pb"),
+      ("", "has no saved_model.pb. Did you mean .*/export"),
     ):
       with self.subTest(path):
         with self.assertRaisesRegex(errors.InputError, message):

@@ -38,10 +38,15 @@ _GROUPS = {
 }
 # Descriptions of values that say no more than the type.
 _NO_NEWS = re.compile(r"|an? (integer|number|comma separated list)|.*\d{10}\]")
-# The prefixes of absl's errors.
-_OF_ABSL = re.compile(
-  r"^flags .*?: (?=[A-Z-])|^flag --\w+=None: (?=Flag)|^flag "
-)
+# What absl's errors say, and what to say instead.
+_SAID_OTHERWISE = {
+  r"^flags .*?: (?=[A-Z-])|^flag --\w+=None: (?=Flag)|^flag ": "",
+  r"=None: ": ": ",
+  # Of a list, as it was given.
+  r"^(--\w+=)\['(.*?)'\](?=: )": lambda m: m[1] + ",".join(m[2].split("', '")),
+  r"invalid literal for int.*": "It must be a whole number.",
+  r"could not convert string to float.*": "It must be a number.",
+}
 
 
 def parse(arguments: Sequence[str], *, known_only: bool = False) -> list[str]:
@@ -67,8 +72,10 @@ def parse(arguments: Sequence[str], *, known_only: bool = False) -> list[str]:
     advice = f"Did you mean --{near[0]}?" if near else "See --help."
     sys.exit(f"ERROR: --{e.flagname} is not a flag. {advice}")
   except flags.Error as e:
-    text = _OF_ABSL.sub("", " ".join(str(e).split()), count=1)
-    sys.exit(f"ERROR: {text.replace('=None: ', ': ', 1)}")
+    text = " ".join(str(e).split())
+    for said, instead in _SAID_OTHERWISE.items():
+      text = re.sub(said, instead, text, count=1)
+    sys.exit(f"ERROR: {text}")
 
 
 def help_text() -> str:

@@ -189,6 +189,8 @@ def _report(
     if "variables" not in report:
       raise errors.ExportError(f"No --html: {ended}.")
     publishing.write(html_file, report_page.page(report).encode())
+    if not as_json:
+      print(f"Wrote {html_file}")
   if needless and not ended:
     raise errors.ExportError(
       f"--excepted_rules: {', '.join(needless)} is not broken. Take it off the"

@@ -24,11 +24,11 @@ from absl import flags
 
 from distribution import formats
 from distribution import publishing
-from exporters.packaging import archive
-from exporters.packaging import checking
-from exporters.packaging import description
-from exporters.packaging import documents
-from exporters.packaging import signing
+from exporters.packages import archive
+from exporters.packages import checking
+from exporters.packages import description
+from exporters.packages import documents
+from exporters.packages import signing
 from exporters.reusable import command_line
 
 

@@ -23,8 +23,8 @@ from distribution import errors
 from distribution import formats
 from distribution import strategies
 from exporters import fuzzing
-from exporters.packaging import archive
-from exporters.packaging import description
+from exporters.packages import archive
+from exporters.packages import description
 from models.nlp import preprocessing
 from models.nlp import word_vectors
 

@@ -21,10 +21,10 @@ import tempfile
 from absl import flags
 
 from distribution import formats
-from exporters.packaging import archive
-from exporters.packaging import checking
-from exporters.packaging import documents
-from exporters.packaging import places
+from exporters.packages import archive
+from exporters.packages import checking
+from exporters.packages import documents
+from exporters.packages import places
 from exporters.reusable import command_line
 from exporters.reusable import errors
 

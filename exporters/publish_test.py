@@ -21,9 +21,9 @@ import yaml
 
 from distribution import buckets
 from distribution import errors
-from exporters.packaging import archive
-from exporters.packaging import fakes
-from exporters.packaging import hubs
+from exporters.packages import archive
+from exporters.packages import fakes
+from exporters.packages import hubs
 from tools import nightly
 
 _REPO = "example/model"
@@ -68,7 +68,7 @@ class PublishTest(parameterized.TestCase):
     cls.huggingface_hub = importlib.import_module("huggingface_hub")
     cls.package = importlib.import_module("exporters.package")
     cls.publish = importlib.import_module("exporters.publish")
-    cls.checking = importlib.import_module("exporters.packaging.checking")
+    cls.checking = importlib.import_module("exporters.packages.checking")
     kaggle_env = importlib.import_module("kagglesdk.kaggle_env")
     cls.enterClassContext(
       mock.patch.dict(

@@ -29,9 +29,9 @@ from absl import flags
 
 from distribution import formats
 from distribution import scratch
-from exporters.packaging import archive
-from exporters.packaging import checking
-from exporters.packaging import documents
+from exporters.packages import archive
+from exporters.packages import checking
+from exporters.packages import documents
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.reusable import exporting

@@ -11,7 +11,7 @@ from absl.testing import absltest
 from distribution import errors
 from exporters import package
 from exporters import rebuild
-from exporters.packaging import fakes
+from exporters.packages import fakes
 
 _EXPORT = flags.DEFINE_string("saved_model_dir", None, "An export.")
 _INPUT = flags.DEFINE_multi_string("input", [], "As of the program.")

@@ -17,7 +17,7 @@ from __future__ import annotations
 from absl import flags
 
 from distribution import formats
-from exporters.packaging import checking
+from exporters.packages import checking
 from exporters.reusable import command_line
 
 
@@ -74,7 +74,9 @@ def main() -> None:
     overwrite=values.overwrite,
     audit=values.audit,
   )
-  print(f"{package} is verified.")
+  signed = values.public_key or values.sigstore_identity
+  unsigned = " Its origin is not: there is no --public_key."
+  print(f"{package} is verified.{'' if signed else unsigned}")
   if unpack_dir:
     print(f"The model is at {unpack_dir}")
 

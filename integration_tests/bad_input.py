@@ -227,7 +227,7 @@ AT_ONCE: Table = [
   (
     f"exporters/mnist_cnn {_TRAIN}",
     {
-      "--epochs=many": "--epochs=many: invalid literal for int",
+      "--epochs=many": "--epochs=many: It must be a whole",
       "--epochs=-1": "--epochs=-1: -1 is not",
       "--batch_size=0": "--batch_size=0: 0 is not",
       "--batch_size=99999999999999999999": "--batch_size=9+: .*2147483647",

@@ -97,7 +97,7 @@ AT_ONCE: Table = [
     {
       "--batch_size=0": "--batch_size=0: 0 is not",
       "--epochs=0": "--epochs=0: 0 is not",
-      "--epochs=1.5": "--epochs=1.5: invalid literal",
+      "--epochs=1.5": "--epochs=1.5: It must be a whole",
       "--learning_rate=nan": "--learning_rate=nan: Say a finite number",
       "--learning_rate=inf": "--learning_rate=inf: Say a finite number",
       "--learning_rate=0": "--learning_rate=0.0: It must be more than 0",

@@ -420,8 +420,8 @@ class _Progress:
       best = self._best()
       print(
         f"Restored the weights of epoch {best + 1} of {len(self.logs)}: its"
-        " cross-entropy of the validation data is the lowest,"
-        f" {self.logs[best]['_loss']:.4f}"
+        " cross-entropy of the validation data, val_loss without regularization"
+        f" losses, is the lowest, {self.logs[best]['_loss']:.4f}"
       )
     self._backup.remove()
     names = [name for name in self.logs[0] if not name.startswith("_")]

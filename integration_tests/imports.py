@@ -13,7 +13,7 @@ import re
 
 _FOLDERS = (
   *("data", "distribution", "models", "exporters", "exporters/conformance"),
-  *("exporters/phones", "exporters/packaging", "exporters/reusable"),
+  *("exporters/phones", "exporters/packages", "exporters/reusable"),
   *("exporters/tpu", "integration_tests", "integration_tests/benchmarks"),
 )
 _OF_TESTS = re.compile("_test.py$|mutants")

@@ -107,3 +107,4 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"? Not decidable: {', '.join(names)}: {found}"
   kept = [r["rule"] for r in rules if r["verdict"] == findings.PASS]
   yield f"✓ Kept: {', '.join(kept) or 'none'}"
+  yield "docs/rules.md explains each rule."

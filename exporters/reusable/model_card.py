@@ -136,8 +136,8 @@ weights and does not warn. Without `TF_USE_LEGACY_KERAS`, use this layer as \
 
 `keras.layers.TFSMLayer("…", call_training_endpoint="train")` has the default \
 hyperparameters and no regularization losses. Keras 3.15 trains it with \
-`SGD` without momentum only: other optimizers raise `'kernel:0_momentum' is \
-not a valid scope name`."""
+`SGD` without momentum only: other optimizers raise `is not a valid scope \
+name`."""
 _JIT = ", and compile the model with `jit_compile=False`, as XLA has no strings"
 _LAYER = "integration_tests/keras3/reusable_layer.py"
 

@@ -17,9 +17,9 @@ from model_signing import verifying
 from distribution import publishing
 from distribution import sandbox
 from exporters.conformance import copying
-from exporters.packaging import archive
-from exporters.packaging import documents
-from exporters.packaging import signing
+from exporters.packages import archive
+from exporters.packages import documents
+from exporters.packages import signing
 from exporters.reusable import errors
 
 # What Hugging Face gets or adds beside the package. No program here reads it.
@@ -319,7 +319,7 @@ def _audit(directory: str) -> None:
     ExportError: There is something that models do not need.
   """
   with copying.started(
-    "exporters.packaging.auditing", directory, copying.Options(trust=True)
+    "exporters.packages.auditing", directory, copying.Options(trust=True)
   ) as (ask, request):
     try:
       suspicious = ask(request)

@@ -17,8 +17,8 @@ import kagglehub
 import yaml
 
 from distribution import publishing
-from exporters.packaging import description
-from exporters.packaging import documents
+from exporters.packages import description
+from exporters.packages import documents
 from exporters.reusable import errors
 
 with epy.lazy_imports():

@@ -18,9 +18,9 @@ from in_toto_attestation.v1 import statement
 import spdx_python_model
 
 from distribution import publishing
-from exporters.packaging import archive
-from exporters.packaging import description
-from exporters.packaging import pictures
+from exporters.packages import archive
+from exporters.packages import description
+from exporters.packages import pictures
 from exporters.reusable import errors
 
 # Raise it when documents of the same model change: they are compared by bytes.

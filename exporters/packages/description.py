@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import json
 from typing import Any
 
+from packaging import licenses
 import yaml
 
 from exporters.reusable import errors
@@ -70,6 +71,10 @@ def read(path: str) -> dict[str, Any]:
     if not isinstance(value, list if is_list else str):
       advice = known[name] if is_list else "a text; put it in quotes"
       raise errors.ExportError(f"{about}{name}: write {advice}.")
+  with errors.of_input(ValueError, about=f"{about}license: "):
+    fields["license"] = licenses.canonicalize_license_expression(
+      fields["license"]
+    )
   for code in fields.get("language", []):
     if not isinstance(code, str):
       raise errors.ExportError(f"{about}language: {code} is no text; quote it.")

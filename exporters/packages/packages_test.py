@@ -26,11 +26,11 @@ from model_signing import verifying
 from distribution import errors
 from exporters import package as package_lib
 from exporters.conformance import copying
-from exporters.packaging import archive
-from exporters.packaging import checking
-from exporters.packaging import documents
-from exporters.packaging import fakes
-from exporters.packaging import signing
+from exporters.packages import archive
+from exporters.packages import checking
+from exporters.packages import documents
+from exporters.packages import fakes
+from exporters.packages import signing
 
 _WEIGHTS = "variables/variables.data-00000-of-00001"
 
@@ -723,6 +723,7 @@ class PackagesTest(parameterized.TestCase):
       for field in ("publisher", "license", "limits", "evaluation")
     ),
     ("unknown", {"licence": "MIT"}, "licence is unknown"),
+    ("no_license", {"license": "My License"}, "license: .*My License"),
     ("version", {"version": 1.0}, "put it in quotes"),
     ("result", {"evaluation": [{"metric": "accuracy"}]}, "value is a number"),
   )
