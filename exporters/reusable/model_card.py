@@ -116,7 +116,7 @@ only layers of Keras' own classes. `hub.KerasLayer(…, trainable=True)` loads \
 this directory, too, but without the regularization losses of inner layers."""
 _PRECISION = """ \
 The model computes in float32, whatever precision it was trained in. In a \
-Keras model of mixed precision, too: its inputs are cast."""
+Keras model of mixed precision its inputs are cast to float32."""
 _REGULARIZATION = """
 {loader} adds the regularization losses to those of your \
 model{condition}. Regularization that an optimizer applies by \
