@@ -111,11 +111,12 @@ class FineTunedTest(tf.test.TestCase):
     self.assertAllClose(layer.losses, [0.016], rtol=1e-6)
     card = pathlib.Path(export, "assets.extra/README.md").read_text()
     self.assertStartsWith(card, "# Product, fine-tuned\n")
-    self.assertEndsWith(
-      card,
+    self.assertIn("## Weights of the original\n", card)
+    self.assertIn(
       f"- from Product, singleprint `{singleprints[0]}`, on the first data\n"
       f"- from Product, fine-tuned, singleprint `{singleprints[1]}`, on other"
       " data\n",
+      card,
     )
     report = json.loads(
       pathlib.Path(export, "assets.extra/verification.json").read_text()

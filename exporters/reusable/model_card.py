@@ -186,7 +186,8 @@ def text(model: Mapping[str, Any]) -> str:
     precision=_PRECISION if trainable else "",
     hyperparameters=_arguments(model["hyperparameters"], is_keras),
     profiles=_profiles(model),
-    weights="Weights" if trainable else "Source",
+    weights=("Weights" if trainable else "Source")
+    + (" of the original" if model.get("fine_tuning") else ""),
     provenance=table(("", ""), _provenance(model).items()),
     regularization=_REGULARIZATION.format(
       loader="Keras" if is_keras else "`hub.KerasLayer`",
@@ -195,7 +196,7 @@ def text(model: Mapping[str, Any]) -> str:
     if trainable
     else "",
   )
-  sections = (_keras_3(model), _fine_tuning(model), _compilation(model))
+  sections = (_fine_tuning(model), _compilation(model), _keras_3(model))
   return "\n\n".join([card.rstrip(), *filter(None, sections)]) + "\n"
 
 
