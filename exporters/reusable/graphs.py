@@ -12,13 +12,13 @@ Function = function_pb2.FunctionDef
 Node = node_def_pb2.NodeDef
 
 CALLS = frozenset(["PartitionedCall", "StatefulPartitionedCall"])
-# Ops that return other values at each call; two attributes are their seeds.
+# Random ops with two attributes for seeds.
 SEEDED = re.compile(
   r"Random(?!\w*(Dataset|Queue|Generator))|Multinomial|SampleDistorted"
   r"|(Parameterized)?TruncatedNormal|\w*CandidateSampler"
 )
 SEEDS = ("seed", "seed2")
-# Ops that draw from a tf.random.Generator, a variable.
+# Random ops that draw from a tf.random.Generator, whose state is a variable.
 GENERATED = re.compile(r"Rng|Stateful\w*(Binomial|Int|Normal|Uniform)")
 RANDOM = re.compile(
   rf"{SEEDED.pattern}|{GENERATED.pattern}|Fractional(Avg|Max)Pool$"
@@ -45,7 +45,7 @@ def callee(node: Node, by_name: Mapping[str, Function]) -> Function | None:
 
 
 def called(node: Node) -> Iterator[str]:
-  """Yields the names of the functions that a node calls; its op may be one."""
+  """Yields names of functions that a node calls. Its op may be a function."""
   yield node.op
   for attribute in node.attr.values():
     if attribute.HasField("func"):
@@ -60,12 +60,12 @@ def operands(node: Node) -> list[str]:
 
 
 class _Frame(NamedTuple):
-  """A function as a call enters it, or the graph itself."""
+  """One call of a function, or the graph itself."""
 
   calls: tuple[str, ...]
   name: str
   nodes: Mapping[str, Node]
-  operands: Mapping[str, str]  # Those of the call, by argument.
+  operands: Mapping[str, str]  # Operands of the call, by argument.
   caller: "_Frame | None"
 
 
@@ -79,11 +79,11 @@ def origins(
   Args:
     graph: The graph that has the Tensor at its top level.
     tensor: The name of the Tensor.
-    through: Ops whose inputs are searched too. Calls of functions are always
+    through: Ops whose inputs are searched, too. Function calls are always
       searched.
 
   Yields:
-    Each node, those of `through` included, and the name of its function, empty
+    Each node, including those of `through`, and the name of its function, ""
     for the top level of the graph.
   """
   by_name = functions(graph)
@@ -95,7 +95,7 @@ def origins(
     if (frame.calls, tensor) in seen:
       continue
     seen.add((frame.calls, tensor))
-    # In a graph `name:index` or `name`, in a function `name:result:index`.
+    # `name:index` or `name` in a graph, `name:result:index` in a function.
     name, _, output = tensor.partition(":")
     if name in frame.operands:
       waiting.append((frame.caller, frame.operands[name]))

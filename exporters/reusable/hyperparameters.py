@@ -1,9 +1,8 @@
 """Hyperparameters of an export: the values that its consumers may tune.
 
 A hyperparameter is a scalar argument of the exported `__call__`, with a
-default. It reaches the model in one of two ways: a function takes it as an
-argument; the layers of a Keras model read it from one of their attributes,
-which holds the argument's Tensor while the model is traced.
+default. A function takes it as an argument. The layers of a Keras model read it
+from an attribute, which holds the argument's Tensor while the model is traced.
 """
 
 import collections
@@ -19,7 +18,7 @@ import tf_keras
 
 from exporters.reusable import layer_calls
 
-# Layers that read a hyperparameter from an attribute in their `call`.
+# By class, the attribute from which `call` reads a hyperparameter.
 _ATTRIBUTES = {
   layer_calls.class_name(tf_keras.layers.Dropout): "rate",
   layer_calls.class_name(tf_keras.layers.BatchNormalization): "momentum",
@@ -50,15 +49,15 @@ class Hyperparameter:
 
   Attributes:
     name: Name of the argument.
-    default: Its default. The argument is int32 if it is an int, a string if it
-      is one, else float32.
+    default: The default. The dtype of the argument is int32 for an int, string
+      for a str, and float32 otherwise.
     description: Its effect, for the model card.
     layers: The layers that read it. Empty if the model takes it as an argument.
     attribute: The attribute that these layers read it from.
-    off: The value that makes training repeatable, such as 0 for a dropout rate;
-      None if nothing random depends on it.
-    choices: The values of a string.
-    limits: The valid values of a number, by keywords of JSON Schema: `minimum`,
+    off: The value without randomness in training, such as 0 for a dropout rate;
+      None if the hyperparameter controls nothing random.
+    choices: The valid values of a string.
+    limits: The limits of a number, by keywords of JSON Schema: `minimum`,
       `maximum`, `exclusiveMaximum`.
   """
 
@@ -79,10 +78,10 @@ class Hyperparameter:
     return tf.TensorSpec([], dtype, self.name)
 
   def of_layer(self, own: Any, value: Any) -> Any:
-    """Returns a layer's value, given its own one and that of the argument.
+    """Returns the value for a layer with the value `own` before the export.
 
-    If its own differs from the default, a rate keeps its proportion to the
-    argument, and a momentum that of 1 - momentum.
+    If `own` differs from the default, the layer's rate, or 1 - momentum,
+    changes in proportion to that of the argument.
     """
     if np.float32(own) == np.float32(self.default):
       return value
@@ -91,12 +90,12 @@ class Hyperparameter:
     return value * (own / self.default)
 
 
-# Limits of a share that must leave something.
+# Limits of a rate: dropping everything is not allowed.
 RATE = {"minimum": 0, "exclusiveMaximum": 1}
 
 
 def literal(value: float | str) -> str:
-  """Writes a value as in Python code."""
+  """Formats a value as a literal in Python."""
   return f'"{value}"' if isinstance(value, str) else f"{value:g}"
 
 
@@ -106,22 +105,21 @@ def of_model(model: Any) -> list[Hyperparameter]:
   - `dropout_rate`: the rates of dropout.
   - `attention_dropout_rate`: the rates of dropout in attention, as
     `_in_attention` defines it.
-  - `stochastic_depth_rate`: the rates of Model Garden's or Keras' layers of
-    stochastic depth, or of dropout that drops whole examples.
-  - `batch_norm_momentum`: the momentum of batch normalization that is
-    trainable.
+  - `stochastic_depth_rate`: the rates of stochastic depth layers of Model
+    Garden or Keras, or of dropout that drops whole examples.
+  - `batch_norm_momentum`: the momentum of trainable batch normalization.
 
-  Layers of rate 0 stay as they are. Where rates differ, the default is the
-  largest, and the others keep their proportion to it. Where momenta differ, the
-  default is the smallest, and 1 - momentum of the others keeps its proportion.
-  A value that is valid for the argument is then valid for all layers.
+  Layers with rate 0 keep it. If rates differ, the default is the highest, and
+  the others change in proportion. If momenta differ, the default is the lowest,
+  and 1 - momentum of the others changes in proportion. So a valid value of the
+  argument is valid for all layers.
 
   Args:
-    model: A Keras model or a module. Nothing is found in any other object.
+    model: A Keras model or a module. Other objects have no hyperparameters.
 
   Returns:
-    The hyperparameters that the model has. Defaults are rounded to the shortest
-    decimal number of the same float32.
+    The hyperparameters found. Each default is the shortest decimal number that
+    rounds to the same float32.
   """
   found = collections.defaultdict(list)
   dropouts = []
@@ -145,12 +143,12 @@ def of_model(model: Any) -> list[Hyperparameter]:
 
 
 def _rounded(value: float) -> float:
-  """Returns the shortest decimal number of the same float32."""
+  """Returns the shortest decimal number that rounds to the same float32."""
   return float(str(np.float32(value)))
 
 
 def _drops_examples(dropout: tf_keras.layers.Dropout) -> bool:
-  """Tells whether a dropout drops all features of an example together."""
+  """Tells whether a dropout layer drops whole examples."""
   shape = dropout.noise_shape
   return bool(shape) and all(size == 1 for size in shape[1:])
 
@@ -158,11 +156,11 @@ def _drops_examples(dropout: tf_keras.layers.Dropout) -> bool:
 def _in_attention(
   model: tf.Module, dropouts: Sequence[tf_keras.layers.Dropout]
 ) -> set[int]:
-  """Returns the ids of the dropouts that belong to attention.
+  """Returns the ids of the dropout layers that belong to attention.
 
-  Their owner is of a class whose name contains `Attention`. A dropout that its
-  owner calls `attention_dropout` comes behind attention: it belongs to it if it
-  has the same rate, or if attention has no dropout of its own.
+  These are the dropout layers in classes with `Attention` in their name. The
+  attribute `attention_dropout` of another class is dropout after attention. It
+  counts if it has the same rate, or if attention has no dropout inside.
   """
   known = {id(layer) for layer in dropouts}
   view = tf.train.TrackableView(model)
@@ -185,8 +183,8 @@ def _in_attention(
 def _of_layers(
   name: str, description: str, layers: Sequence[Any]
 ) -> Hyperparameter:
-  """Makes one hyperparameter of an attribute of layers."""
-  # Of two kinds of stochastic depth, the one that more layers are.
+  """Makes one hyperparameter from an attribute of several layers."""
+  # If there are two classes of stochastic depth, the more frequent one.
   attribute = statistics.mode(layer_calls.find(_ATTRIBUTES, x) for x in layers)
   layers = [x for x in layers if layer_calls.find(_ATTRIBUTES, x) == attribute]
   values = {_rounded(getattr(layer, attribute)) for layer in layers}
@@ -213,7 +211,7 @@ def _of_layers(
 def bound(
   hyperparameters: Sequence[Hyperparameter], values: Mapping[str, tf.Tensor]
 ) -> Iterator[dict[str, tf.Tensor]]:
-  """Lets layers read hyperparameters; restores their own values on exit.
+  """Sets hyperparameters in layers; restores the original values on exit.
 
   Args:
     hyperparameters: The hyperparameters.
@@ -228,7 +226,7 @@ def bound(
         own = getattr(layer, hyperparameter.attribute)
         stack.callback(setattr, layer, hyperparameter.attribute, own)
         value = hyperparameter.of_layer(own, values[hyperparameter.name])
-        # Layers combine it with their inputs, in the dtype they compute in.
+        # Layers combine the value with inputs of their compute dtype.
         dtype = getattr(layer, "compute_dtype", tf.float32)
         setattr(layer, hyperparameter.attribute, tf.cast(value, dtype))
     yield {h.name: values[h.name] for h in hyperparameters if not h.layers}

@@ -1,4 +1,4 @@
-"""Replaces the `call` of layers while a model is traced."""
+"""Temporarily replaces the `call` of layers while a model is traced."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
@@ -12,11 +12,11 @@ import tf_keras
 
 _T = TypeVar("_T")
 
-# For the `class_name` of a layer, a function that takes such a layer and
-# returns the `call` that replaces its own, which it may use.
+# Functions by the `class_name` of a layer. Each takes a layer and returns the
+# replacement of its `call`, which may use the original one.
 Replacements = Mapping[str, Callable[[Any], Callable[..., Any]]]
 
-# What a subclass may override without an effect on what `call` computes.
+# Methods that the `call` of a base class does not depend on.
 _OVERRIDABLE = {
   "build",
   "call",
@@ -35,8 +35,8 @@ def class_name(layer_type: type[Any]) -> str:
 def find(table: Mapping[str, _T], layer: Any) -> _T | None:
   """Looks up a layer in a table by `class_name`, without importing classes.
 
-  An instance of a subclass counts if it inherits `call`. If it overrides
-  `call`, the value may not suit it.
+  A subclass has the value of its base class if it inherits `call`. A subclass
+  that overrides `call` has none, since the value may be wrong for it.
   """
   call = getattr(type(layer), "call", None)
   for base in type(layer).__mro__:
@@ -46,26 +46,26 @@ def find(table: Mapping[str, _T], layer: Any) -> _T | None:
 
 
 def modules(model: Any) -> Sequence[tf.Module]:
-  """Returns a model and all layers and modules in it; none for a function."""
+  """Returns a model and all layers and modules in it; () for a function."""
   if not isinstance(model, tf.Module):
     return ()
   try:
     return (model, *model.submodules)
   except ValueError:
-    # TensorFlow cannot sort the masks that a recurrent layer keeps for each
-    # graph it was called in.
+    # TensorFlow cannot sort the masks that a recurrent layer caches for each
+    # graph that called it.
     tracked = tf.train.TrackableView(model).descendants()
-    return [x for x in tracked if isinstance(x, tf.Module)]  # Itself first.
+    return [x for x in tracked if isinstance(x, tf.Module)]  # `model` first.
 
 
 @contextlib.contextmanager
 def replaced(model: Any, replacements: Replacements) -> Iterator[None]:
-  """Replaces the `call` of classes for a model's layers; restores it on exit.
+  """Replaces the `call` of a model's layers; restores it on exit.
 
-  A subclass that overrides `call` gets the replacement where it calls that of
-  its base class. A subclass that overrides another method of its base class
-  gets none, since `call` may use that method. Cells of recurrent layers keep
-  theirs: in a loop TensorFlow supports no gradient that reads variables.
+  A subclass that overrides `call` gets the replacement where it calls the
+  `call` of its base class. A subclass that overrides another method of the base
+  class gets none, since `call` may use that method. Cells of recurrent layers
+  get none: in loops TensorFlow supports no gradient that reads variables.
   """
   layers = modules(model)
   recurrent = [x for x in layers if isinstance(x, tf_keras.layers.RNN)]
@@ -74,7 +74,7 @@ def replaced(model: Any, replacements: Replacements) -> Iterator[None]:
   for layer in layers:
     base = _base(replacements, type(layer))
     if base and id(layer) not in in_cells:
-      # What the replacement takes for the layer's own, even in a subclass.
+      # The replacement sees the `call` of `base` as the original one.
       vars(layer)["call"] = types.MethodType(base.call, layer)
       calls[base, id(layer)] = replacements[class_name(base)](layer)
       del vars(layer)["call"]
@@ -89,7 +89,7 @@ def replaced(model: Any, replacements: Replacements) -> Iterator[None]:
 
 
 def _base(table: Mapping[str, Any], layer_type: type[Any]) -> type[Any] | None:
-  """Returns the class in the table whose `call` a layer's may be or use."""
+  """Returns the class in the table whose `call` a layer inherits or uses."""
   for i, base in enumerate(layer_type.__mro__):
     if class_name(base) in table:
       overridden = {
@@ -106,7 +106,7 @@ def _base(table: Mapping[str, Any], layer_type: type[Any]) -> type[Any] | None:
 def _dispatching(
   base: type[Any], calls: Mapping[tuple[type[Any], int], Callable[..., Any]]
 ) -> Callable[..., Any]:
-  """Makes a method `call` of a class that calls the replacement of a layer."""
+  """Makes a `call` for a class that calls the replacement of each layer."""
   original = base.call
 
   @functools.wraps(original)
@@ -116,5 +116,5 @@ def _dispatching(
       return original(self, *args, **kwargs)
     return replacement(*args, **kwargs)
 
-  call.__signature__ = inspect.signature(original)  # Keras looks at it.
+  call.__signature__ = inspect.signature(original)  # Keras reads it.
   return call

@@ -1,7 +1,7 @@
-"""Removes from a SavedModel what no reader uses.
+"""Removes what no reader of a SavedModel uses.
 
 More than half of the `saved_model.pb` that TensorFlow writes is names, shapes
-and control dependencies that loading infers. A smaller file loads faster.
+and control dependencies that the loader infers. A smaller file loads faster.
 """
 
 import collections
@@ -18,32 +18,32 @@ from exporters.reusable.private_api import graph_pb2
 from exporters.reusable.private_api import saved_model_pb2
 from exporters.reusable.private_api import types_pb2
 
-# Ops without an effect that a caller has to wait for.
+# Ops without side effects, so that no caller has to wait for them.
 _WITHOUT_EFFECT = ("Identity", "NoOp", "ReadVariableOp")
 _WRITES = ("AssignAddVariableOp", "AssignSubVariableOp", "AssignVariableOp")
 _SHAPES = "_output_shapes"
-_NODE = re.compile(r"[^:^]+")  # In the name of a Tensor or a control input.
+_NODE = re.compile(r"[^:^]+")  # The node's part of an input's name.
 
 
 def slim(export_dir: str) -> None:
-  """Rewrites the `saved_model.pb` and the fingerprint of a SavedModel.
+  """Shrinks the `saved_model.pb` of a SavedModel; updates its fingerprint.
 
-  The functions compute the same. Removed are:
+  The results of all functions stay the same. Removed are:
 
-  - Identity ops, and constants that a function has twice;
-  - shapes that follow from an op and its inputs. Shapes that Python code may
-    have set stay: those of results and of reshaped Tensors;
-  - control dependencies of a function's end on reads of variables, since an op
+  - Identity ops, and duplicate constants in a function;
+  - shapes that the loader infers from an op and its inputs. Shapes that Python
+    code may have set stay: those of results and of reshaped Tensors;
+  - control dependencies of a function's outputs on reads of variables. An op
     that writes a variable depends on its earlier reads anyway;
   - long names of a function's variables and of the ops that read them, and the
     shapes of variables that are only passed to other functions;
-  - the scope that all names of a function begin with;
-  - seeds of random ops, with which each process that loads the SavedModel, and
-    each replica, would drop the same units;
+  - the name scope that all names in a function share;
+  - seeds of random ops. With them, every process that loads the SavedModel, and
+    every replica, would drop the same units;
   - unused reads of variables outside of functions.
 
-  If a function's names would not fit together, which no known model leads to,
-  the file stays as it is, and a line says so.
+  If a new name would be duplicate or undefined, the file stays unchanged, and a
+  message is printed. No known model causes this.
 
   Args:
     export_dir: The directory of the SavedModel.
@@ -53,7 +53,7 @@ def slim(export_dir: str) -> None:
   for meta_graph in saved_model.meta_graphs:
     graph = meta_graph.graph_def
     _slim_top_level(graph)
-    # Tensors of a function that the gradient of a custom_gradient uses.
+    # Tensors of functions that the gradients of custom_gradients capture.
     captured = [
       node.captured_tensor
       for node in meta_graph.object_graph_def.nodes
@@ -84,7 +84,7 @@ def _slim_top_level(graph: graph_pb2.GraphDef) -> None:
   used = {_node(name) for node in graph.node for name in node.input}
   _remove(graph.node, lambda n: n.op == "ReadVariableOp" and n.name not in used)
   for node in graph.node:
-    if node.op == "VarHandleOp":  # A scalar, always.
+    if node.op == "VarHandleOp":  # Always a scalar.
       node.attr.pop(_SHAPES, None)
 
 
@@ -111,7 +111,7 @@ def _remove_waiting_for_reads(function: graphs.Function) -> None:
 
 
 def _remove_known_shapes(function: graphs.Function) -> None:
-  """Removes the shapes that `slim` describes; those of calls stay too."""
+  """Removes shapes that the loader infers; see `slim`. Keeps those of calls."""
   resources = {
     arg.name: arg
     for arg in function.signature.input_arg
@@ -144,10 +144,10 @@ def _remove_seeds(function: graphs.Function) -> None:
 def _remove_detours(
   function: graphs.Function, captured: Collection[str]
 ) -> None:
-  """Removes Identity ops, and constants that equal an earlier one.
+  """Removes Identity ops, and duplicates of constants.
 
-  Nodes stay that others refer to by name or depend on by control, that other
-  functions use (`captured`), and Identity ops that copy to another device.
+  Keeps nodes that others refer to by name or control dependency, those that
+  other functions use (`captured`), and Identity ops that copy between devices.
   """
   kept = {*captured, *map(_node, function.ret.values())}
   taken_on = collections.defaultdict(set)
@@ -224,7 +224,7 @@ def _shorten_names(function: graphs.Function) -> Callable[[str], str]:
 
 
 def _problem(function: graphs.Function) -> str:
-  """Reads a function as loading does; says what is wrong with its names."""
+  """Looks up a function's names like the loader; returns an error or ""."""
   names = [arg.name for arg in function.signature.input_arg]
   names += [node.name for node in function.node_def]
   refers = {_node(x) for node in function.node_def for x in node.input}
@@ -242,7 +242,7 @@ def _node(name: str) -> str:
 
 
 def _places(node: graphs.Node) -> list[str]:
-  """Names the nodes that a node is colocated with."""
+  """Returns the names of the nodes that a node is colocated with."""
   places = node.attr["_class"].list.s if "_class" in node.attr else ()
   return [place.decode().removeprefix("loc:@") for place in places]
 

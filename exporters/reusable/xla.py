@@ -1,23 +1,23 @@
-"""Replaces gradients that cost the train step of an export's consumer much.
+"""Replaces gradients that slow down the train step of an export's consumer.
 
-In its consumer's graph a function of a SavedModel is one node, and the gradient
-of the function is another. XLA decides for a node as a whole which inputs must
-be known at compilation. If the gradient takes a single constant out of the
-function, such as the paddings of a Pad or the axes of a Transpose, then all
-inputs of the function must be known: the batch and the weights become part of
-the program, and each batch needs a compilation.
+In the consumer's graph a function of a SavedModel is one node, and its gradient
+is another. XLA decides for each node as a whole which inputs must be known at
+compile time. If the gradient takes a single constant from the function, such as
+the paddings of a Pad or the axes of a Transpose, all inputs of the function
+must be known at compile time. XLA then compiles the batch and the weights into
+the program, and recompiles it for every batch.
 
-`with_own_gradient` gives a layer a gradient that calls the layer once more, on
-the same inputs, and differentiates that call, which makes its own constants.
-XLA and TensorFlow's graph optimizer drop what is computed twice and not used.
+`with_own_gradient` gives a layer a gradient that calls the layer again on the
+same inputs and differentiates that call, which has its own constants. XLA and
+TensorFlow's graph optimizer remove the duplicate and unused ops.
 `with_own_gradients_of` does the same for single functions that a layer calls.
 
 `with_own_loop` does the same for each step of a recurrent layer. XLA can
 compile its loops, because the input's length limits the number of steps.
 
 `with_closed_gradient` saves ops. TensorFlow derives the gradient of layer
-normalization op by op. With a free length, as in exports, each mean spreads its
-gradient by an op of its own, over a shape that each step computes.
+normalization op by op. With a dynamic length, as in exports, it broadcasts the
+gradient of each mean with a separate op, to a shape computed at every step.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,23 +38,23 @@ _FUSED_EPSILON = 1.001e-5
 
 
 def with_own_gradient(layer: Any) -> Callable[..., Any]:
-  """Wraps the `call` of a layer into a function with a gradient of its own.
+  """Wraps the `call` of a layer in a function with a custom gradient.
 
   Outputs and gradients stay the same.
 
   Args:
     layer: A Keras layer whose `call` takes one input, of any structure, and
-      returns one Tensor. If it draws random numbers, as for dropout, it keeps
-      its own gradient: this one would be that of other numbers.
+      returns one Tensor. A layer that draws random numbers, such as dropout,
+      keeps its own gradient, since a second call would draw other numbers.
   """
   original = layer.call
-  # Of an RNN it is a property, and belongs to the cell.
+  # The `activation` of an RNN is a property, and belongs to the cell.
   activation = vars(layer).get("activation")
   is_known = _is_of_keras(layer)
 
   def call(inputs: Any, **kwargs: Any) -> Any:
     def compute(*flat_inputs: tf.Tensor) -> tf.Tensor:
-      # Applied outside: its gradient would compute the layer once more.
+      # Applied outside: its gradient would compute the layer again.
       if activation:
         layer.activation = None
       try:
@@ -88,15 +88,15 @@ def _draws_random_numbers(
 def with_own_gradients_of(
   *functions: str,
 ) -> Callable[[Any], Callable[..., Any]]:
-  """Makes a replacement of `call` in which functions have own gradients.
+  """Makes a replacement `call` in which functions have custom gradients.
 
-  It is for layers whose `call` has dropout, or costs too much to compute twice.
+  Use it for layers whose `call` has dropout or is slow to compute twice.
 
   Args:
-    *functions: Names in the module of the layer's class, such as `tf.concat`,
-      of functions that take Tensors among other arguments and return a Tensor.
-      They must neither read variables nor draw random numbers. While `call`
-      runs, each is replaced for the whole process.
+    *functions: Names of functions in the module of the layer's class, such as
+      `tf.concat`. Each may take Tensors and other arguments, and returns a
+      Tensor. It must neither read variables nor draw random numbers. While
+      `call` runs, it is replaced process-wide.
   """
 
   def replacement(layer: Any) -> Callable[..., Any]:
@@ -121,7 +121,7 @@ def with_own_gradients_of(
 def _function_computed_again(
   function: Callable[..., Any],
 ) -> Callable[..., Any]:
-  """Does what `computed_again` does, with arguments that are no Tensors too."""
+  """Applies `computed_again` to a function that also takes non-Tensors."""
 
   def call(*args: Any, **kwargs: Any) -> tf.Tensor:
     flat = tf.nest.flatten((args, kwargs))
@@ -148,7 +148,7 @@ def _function_computed_again(
 
 
 def computed_again(compute: Callable[..., Any]) -> Callable[..., Any]:
-  """Gives a function a gradient that calls it once more, as for layers.
+  """Gives a function a gradient that calls it again and differentiates that.
 
   Args:
     compute: Takes Tensors, and returns a Tensor or a list of them.
@@ -157,7 +157,7 @@ def computed_again(compute: Callable[..., Any]) -> Callable[..., Any]:
   @tf.custom_gradient
   def forward(*inputs: tf.Tensor) -> Any:
     def gradient(*upstream: tf.Tensor, variables: Any = ()) -> Any:
-      # Two may be the same Tensor, whose gradient would be that of both.
+      # If two inputs are one Tensor, each would get the gradient of both.
       apart = [tf.identity(x) for x in inputs]
       with tf.GradientTape() as tape:
         tape.watch([x for x in apart if x.dtype.is_floating])
@@ -177,13 +177,13 @@ def computed_again(compute: Callable[..., Any]) -> Callable[..., Any]:
 def step_computed_again(
   model: tf_keras.layers.Layer, compute: Callable[..., Any]
 ) -> Callable[..., Any]:
-  """Does what `computed_again` does, for use inside of a consumer's loop.
+  """Applies `computed_again` to a function that runs in a consumer's loop.
 
-  There TensorFlow supports no gradient that reads variables. So the weights are
-  inputs of the function: its layers find Tensors in their place.
+  In loops TensorFlow supports no gradient that reads variables. So the weights
+  become inputs: during the call, Tensors replace them in the layers.
 
   Args:
-    model: Has the layers that `compute` calls.
+    model: The model or layer that contains the layers `compute` calls.
     compute: Takes Tensors, and returns a Tensor or a list of them.
   """
   weights = {id(weight) for weight in model.weights}
@@ -212,11 +212,11 @@ def step_computed_again(
 def with_own_loop(layer: Any) -> Callable[..., Any]:
   """Makes a `call` of a recurrent layer whose loops XLA can compile.
 
-  Outputs and gradients stay the same. The backward pass is a loop of its own,
-  which computes each step again from its input and states. The layer's own
-  `call` is used for masks, initial states, cells that draw random numbers, and
-  layers that keep or return states. LSTM and GRU layers, whose own `call` has a
-  kernel of cuDNN for GPUs, are not in `REPLACEMENTS`.
+  Outputs and gradients stay the same. The backward pass is a separate loop that
+  recomputes each step from its input and states. The layer's own `call` is the
+  fallback for masks, initial states, cells that draw random numbers, and layers
+  that keep or return states. `REPLACEMENTS` omits LSTM and GRU layers, whose
+  own `call` has a cuDNN kernel for GPUs.
 
   Args:
     layer: A `tf_keras.layers.RNN`, or an instance of a subclass.
@@ -235,7 +235,7 @@ def with_own_loop(layer: Any) -> Callable[..., Any]:
     return layer.cell(inputs[:, 0], layer.get_initial_state(inputs))
 
   def swapped(x: tf.Tensor) -> tf.Tensor:
-    """Swaps batch and steps."""
+    """Swaps the axes of batch and steps."""
     return tf.transpose(x, [1, 0, 2])
 
   @tf.custom_gradient
@@ -256,8 +256,8 @@ def with_own_loop(layer: Any) -> Callable[..., Any]:
     flat = tf.nest.flatten(initial)
     widths = [layer.cell.output_size, *(x.shape[-1] for x in flat)]
     outputs, *states = _loop(forward, tf.shape(by_step)[0], flat, widths)[0]
-    # A consumer's eager tape makes them outputs of the loaded function: then
-    # each later one would differentiate the loop above, too.
+    # A consumer's eager tape makes these outputs of the loaded function.
+    # Without stop_gradient it would differentiate the loop above, too.
     by_step, *states = map(tf.stop_gradient, [by_step, *states])
 
     def gradient(upstream: tf.Tensor, variables: Any = ()) -> Any:
@@ -293,7 +293,7 @@ def _backward(
   upstream: tf.Tensor,
   variables: Sequence[tf.Variable],
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-  """Goes back through the steps of a recurrent layer.
+  """Computes the gradients of a recurrent layer, from its last step back.
 
   Args:
     step: Takes an input and states; returns an output and states.
@@ -335,17 +335,17 @@ def _loop(
   carried: Any,
   widths: Sequence[int],
 ) -> tuple[list[tf.Tensor], Any]:
-  """Calls `step` for 0, 1, … below `size`, in a loop that XLA can compile.
+  """Calls `step` with 0, 1, … `size` - 1 in a loop that XLA can compile.
 
   Args:
-    step: Takes the number, and what the step before it returned second; returns
-      results, each `[batch, width]`, and what to carry to the next step.
+    step: Takes the step's number and the state of the loop; returns results,
+      each `[batch, width]`, and the new state of the loop.
     size: The number of steps.
-    carried: What the first step takes.
+    carried: The initial state of the loop.
     widths: The width of each result.
 
   Returns:
-    The results, each `[size, batch, width]`, and what the last step carries.
+    The results, each `[size, batch, width]`, and the final state of the loop.
   """
   dtype = tf.nest.flatten(carried)[0].dtype
   arrays = [
@@ -371,9 +371,9 @@ def with_closed_gradient(
 ) -> Callable[[tf.Tensor], tf.Tensor]:
   """Makes a `call` of layer normalization with a gradient in closed form.
 
-  Outputs and gradients stay the same. The layer's own `call` is used where
-  Keras has another form: for other dtypes than float32, for axes other than the
-  last, and without scale or center.
+  Outputs and gradients stay the same. The layer's own `call` is the fallback
+  where Keras computes differently: for dtypes other than float32, for axes
+  other than the last, without scale or center, and from `_FUSED_EPSILON` on.
   """
   original = layer.call
   if layer.epsilon >= _FUSED_EPSILON or not (layer.scale and layer.center):
@@ -381,7 +381,7 @@ def with_closed_gradient(
 
   @tf.custom_gradient
   def normalize(inputs: tf.Tensor, gamma: tf.Tensor, beta: tf.Tensor) -> Any:
-    # As in Keras.
+    # The same ops as in Keras.
     mean, variance = tf.nn.moments(inputs, -1, keepdims=True)
     outputs = tf.nn.batch_normalization(
       inputs, mean, variance, beta, gamma, layer.epsilon
@@ -427,7 +427,7 @@ CLOSED_GRADIENTS: layer_calls.Replacements = {
   ): with_closed_gradient
 }
 
-# Keras layers whose gradient takes a constant out of the function, or is a loop
+# Keras layers whose gradient takes a constant from the function, or has a loop
 # of unlimited length.
 REPLACEMENTS: layer_calls.Replacements = {
   **{
@@ -437,7 +437,7 @@ REPLACEMENTS: layer_calls.Replacements = {
   **{
     layer_calls.class_name(layer_type): with_own_gradient
     for layer_type in (
-      # Always.
+      # In any configuration.
       tf_keras.layers.Concatenate,
       tf_keras.layers.Dot,
       tf_keras.layers.GlobalMaxPooling1D,
@@ -450,10 +450,10 @@ REPLACEMENTS: layer_calls.Replacements = {
       tf_keras.layers.ZeroPadding1D,
       tf_keras.layers.ZeroPadding2D,
       tf_keras.layers.ZeroPadding3D,
-      # If the padding is causal.
+      # With causal padding.
       tf_keras.layers.Conv1D,
       tf_keras.layers.SeparableConv1D,
-      # If a dimension other than the batch is free.
+      # With a dynamic dimension besides the batch.
       tf_keras.layers.Dense,
       tf_keras.layers.GlobalAveragePooling1D,
       tf_keras.layers.GlobalAveragePooling2D,

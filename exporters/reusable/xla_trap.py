@@ -1,7 +1,7 @@
-"""Finds ops of a model that keep a consumer's train step from compiling once.
+"""Finds ops that XLA recompiles in every train step, or cannot compile.
 
-The ops are found in the traced train step itself: nothing is compiled. `xla`
-explains why these ops make XLA compile every step anew, and cures the layers.
+The ops are found in the trace of a consumer's train step; nothing is compiled.
+`xla` explains the recompilation, and has replacements for the gradients.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -12,8 +12,8 @@ import tensorflow as tf
 from exporters.reusable import graphs
 from exporters.reusable.private_api import graph_pb2
 
-# Operands that XLA needs at compile time, as TensorFlow's XLA kernels register
-# them by CompileTimeConstantInput. -1 is the last operand.
+# Indices of operands that XLA needs at compile time. TensorFlow's XLA kernels
+# register them with CompileTimeConstantInput. -1 is the last operand.
 _CONSTANT_OPERANDS = {
   op: operands
   for operands, ops in (
@@ -48,21 +48,21 @@ _CONSTANT_OPERANDS = {
   )
   for op in ops.split()
 }
-# Ops whose result XLA knows from the static shape of their operand.
+# Ops whose result XLA infers from the static shape of their operand.
 _OF_SHAPES = frozenset(["Rank", "Shape", "ShapeN", "Size"])
-# Branches of a tf.cond that is differentiated outside of XLA keep intermediate
+# If a tf.cond is differentiated outside of XLA, its branches store intermediate
 # values for the gradient with these ops, for which XLA has no kernel.
 _OPTIONALS = frozenset(["OptionalFromValue", "OptionalNone"])
 
 
 def constants(graph: graph_pb2.GraphDef) -> list[str]:
-  """Returns the reasons why XLA compiles every train step anew.
+  """Returns the reasons why XLA recompiles every train step.
 
   Args:
     graph: The graph of a train step that calls a loaded model.
 
   Returns:
-    A clause for each op whose gradient takes a compile-time constant out of the
+    A text for each op whose gradient takes a compile-time constant from the
     model, and for each argument of the step that XLA needs at compile time for
     another reason. Empty if the step compiles once.
   """
@@ -82,7 +82,7 @@ def constants(graph: graph_pb2.GraphDef) -> list[str]:
 
   nodes = {node.name: node for node in graph.node}
   found = set()
-  # What a call needs to compute a constant is not needed by the step itself.
+  # The search ends at calls: their operands are not constants of the step.
   ends = _OF_SHAPES | graphs.CALLS
   for tensor in _needed(graph.node, needed_operands, ends):
     node = nodes.get(_node_name(tensor))
@@ -103,7 +103,7 @@ def branches(graph: graph_pb2.GraphDef) -> list[str]:
     graph: The graph of a train step that calls a loaded model.
 
   Returns:
-    Op, name and function of each.
+    Op, name and function of each conditional.
   """
   by_name = graphs.functions(graph)
   return sorted(
@@ -123,14 +123,14 @@ def branches(graph: graph_pb2.GraphDef) -> list[str]:
 def loops(graph: graph_pb2.GraphDef) -> list[str]:
   """Names the loops whose gradient XLA cannot compile.
 
-  A loop that is differentiated outside of XLA keeps intermediate values in
-  lists. XLA needs their size, which the loop's `maximum_iterations` limits.
+  If a loop is differentiated outside of XLA, it stores intermediate values in
+  lists. XLA needs a limit of their size: the loop's `maximum_iterations`.
 
   Args:
     graph: The graph of a train step that calls a loaded model.
 
   Returns:
-    Op, name and function of each.
+    Op, name and function of each loop.
   """
   found = []
   for place, function in graphs.functions(graph).items():
@@ -161,7 +161,7 @@ def _blamed(
   by_name: Mapping[str, graphs.Function],
   tensor: str,
 ) -> str:
-  """Names the op that an output of a call, taken as a constant, is for."""
+  """Names the op in the model that causes a constant output of a call."""
   *_, (made, place) = graphs.origins(graph, tensor)
   if made.op == "Const":
     users = [
@@ -178,12 +178,12 @@ def _needed(
   needed_operands: Callable[[graphs.Node], Sequence[int]],
   ends: Collection[str],
 ) -> Iterator[str]:
-  """Yields each Tensor that XLA needs at compile time, and its inputs.
+  """Yields Tensors that XLA needs at compile time, directly or indirectly.
 
   Args:
     nodes: The nodes of a function, or of the graph.
     needed_operands: Returns the indices of a node's compile-time constants.
-    ends: Ops whose operands are not needed, though their result is.
+    ends: Ops whose operands are not needed even if their result is.
   """
   by_name = {node.name: node for node in nodes}
   waiting = []
