@@ -32,10 +32,10 @@ _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 @contextlib.contextmanager
 def uninitialized() -> Iterator[None]:
-  """Makes variables without computing their initial values.
+  """Creates variables without computing their initial values.
 
-  For models that are restored next: to draw the initial values of BERT-base
-  takes longer than to read its checkpoint, and as much memory.
+  Use it for models that are restored next. Drawing the initial values of
+  BERT-base takes longer than reading its checkpoint, and as much memory.
   """
 
   def creator(next_creator: Callable[..., tf.Variable], **kwargs: Any) -> Any:
@@ -62,28 +62,27 @@ def restore(
   """Restores a checkpoint that matches exactly, in both directions.
 
   Args:
-    checkpoint_path: The prefix of the checkpoint's files, or a directory, whose
+    checkpoint_path: The prefix of the checkpoint's files; a directory, whose
       newest checkpoint is restored; or a SavedModel, whose variables are
-      matched by their names with those of the first of `roots`.
+      matched by name with those of the first of `roots`.
     roots: The object to restore, in each structure in which it may have been
-      saved: `tf.train.Checkpoint`, or a model whose weights Keras has saved.
-      The first that matches is restored.
-    parts: Further structures, tried after `roots`. What the checkpoint has
-      beside their objects, such as the heads of other tasks, is left out and
-      printed.
+      saved: a `tf.train.Checkpoint`, or a model whose weights Keras saved. The
+      first structure that matches is restored.
+    parts: Further structures, tried after `roots`. Other objects in the
+      checkpoint, such as the heads of other tasks, are left out and printed.
     left_out: Paths of objects in the checkpoint, such as `model/optimizer`,
-      that `roots` may lack. A `*` in a name stands for any characters.
+      that `roots` may lack. A `*` in a name matches any characters.
     optional: Variables that the checkpoint may lack.
-    weights: `raw`; `average`, for variables that have one the moving average of
-      Model Garden's optimizer `ExponentialMovingAverage`; or None, which
+    weights: `raw`; `average`, to restore the moving averages of Model Garden's
+      optimizer `ExponentialMovingAverage` where there are any; or None, which
       refuses a checkpoint that has both.
 
   Returns:
-    The variables of `optional` that it lacks. They keep their values.
+    The `optional` variables that the checkpoint lacks. They keep their values.
 
   Raises:
-    ExportError: There is no checkpoint; it lacks a variable or the averages, or
-      has a variable of another shape or one that `roots` and `left_out` lack.
+    ExportError: There is no checkpoint; it lacks a variable or the averages; a
+      shape differs; or neither `roots` nor `left_out` has one of its variables.
   """
   if _is_saved_model(checkpoint_path):
     return _restore_saved_model(checkpoint_path, roots[0], parts, optional)
@@ -179,7 +178,7 @@ def _restore_saved_model(
       x for x in objects if isinstance(x, tf.Variable)
     )
     may_lack = weight_tables.by_name(optional)
-  # The attribute of text encoders is no weight.
+  # An attribute of text encoders, which is not a weight.
   left_out = {"do_lower_case": "attributes"}
   restored = weight_tables.restore(
     f"{path}, a SavedModel",
@@ -198,7 +197,7 @@ def _restored(
   saved: Mapping[Any, int],
   averages: Mapping[int, int],
 ) -> weight_tables.Restored:
-  """Says what was restored of which values, and what was left out."""
+  """Describes which values were restored, and which were left out."""
   records, taken = [], set()
   for variable, node_id in saved.items():
     (key, *_) = _keys(graph, averages.get(node_id, node_id))
@@ -227,7 +226,7 @@ def _restored(
 
 
 def names(checkpoint_path: str) -> list[str]:
-  """Returns the names of what a checkpoint has at its root."""
+  """Returns the names of the objects at the root of a checkpoint."""
   if _is_saved_model(checkpoint_path):
     return []
   prefix = _prefix(checkpoint_path)
@@ -252,13 +251,13 @@ def _is_saved_model(path: str) -> bool:
 
 
 def _reading(prefix: str) -> contextlib.AbstractContextManager[None]:
-  """Turns any exception, such as the IndexError of a short file."""
+  """Turns exceptions of damaged files into an ExportError."""
   about = f"Cannot read {prefix}, which may be truncated or damaged: "
   return errors.of_input(about=about)
 
 
 def _graph(prefix: str, reader: Any) -> Graph:
-  """Reads the graph of the saved objects."""
+  """Reads the object graph of a checkpoint."""
   if not reader.has_tensor(_GRAPH_KEY):
     raise errors.ExportError(
       f"{prefix} is a checkpoint of TensorFlow 1, which this program does not"
@@ -270,9 +269,9 @@ def _graph(prefix: str, reader: Any) -> Graph:
 def keras_weights(model: tf_keras.Model) -> tf.train.Checkpoint:
   """Returns the structure in which Keras saves the weights of a model.
 
-  Keras also saves layers under `layer-0` and so on. These names are left out:
-  they count layers without weights, too, of which the saved model may have
-  others.
+  Keras also saves layers under `layer-0` and so on. These names are left out
+  because they count layers without weights, in which the saved model may
+  differ.
   """
   with_weights = [layer for layer in model.layers if layer.weights]
   return tf.train.Checkpoint(
@@ -284,8 +283,8 @@ def sha256(checkpoint_path: str) -> str:
   """Hashes the contents of a checkpoint's files.
 
   Args:
-    checkpoint_path: As for `restore`; a file of Keras; or a directory
-      of another library.
+    checkpoint_path: As for `restore`; a weights file of Keras; or a directory
+      with weights of another library.
 
   Raises:
     ExportError: There is no checkpoint.
@@ -333,7 +332,7 @@ def _mismatch(prefix: str, root: Any, problems: Sequence[str]) -> str:
 def _wanted_averages(
   prefix: str, graph: Graph, weights: str | None
 ) -> dict[int, int]:
-  """Maps saved nodes of variables to those of their wanted moving averages."""
+  """Maps saved nodes of variables to those of their averages, if wanted."""
   averages = {
     slot.original_variable_node_id: slot.slot_variable_node_id
     for node in graph.nodes
@@ -353,7 +352,7 @@ def _wanted_averages(
 
 
 def _prefix(checkpoint_path: str) -> str:
-  """Returns the prefix of a checkpoint's files, given it or a directory."""
+  """Returns a checkpoint's file prefix, given the prefix or a directory."""
   checkpoint_path = formats.checkpoint_prefix(checkpoint_path)
   if tf.io.gfile.isdir(checkpoint_path):
     return _newest(checkpoint_path)
@@ -369,7 +368,7 @@ def _newest(directory: str) -> str:
   """Returns the prefix that the file `checkpoint` names, or the only one."""
   state = tf.train.get_checkpoint_state(directory)
   if state and state.model_checkpoint_path:
-    # An absolute path, if there is one, may be of before the directory moved.
+    # An absolute path may be outdated because the directory was moved.
     name = os.path.basename(state.model_checkpoint_path)
     for prefix in (state.model_checkpoint_path, os.path.join(directory, name)):
       if tf.io.gfile.exists(prefix + ".index"):
@@ -399,14 +398,14 @@ def _match(
 ) -> tuple[list[str], dict[Any, int]]:
   """Compares the live objects with the saved ones of the same names.
 
-  If `is_part`, it ignores what the checkpoint has beside the live objects.
+  If `is_part`, further objects in the checkpoint are ignored.
 
   Returns:
-    The differences in words, and the saved nodes by references of variables.
+    The differences as texts, and the saved nodes by `ref()` of variables.
   """
   view = tf.train.TrackableView(root)
   matched: dict = {}  # From ids of live objects to saved nodes.
-  of_objects = []  # Saved nodes of those that are more than a structure.
+  of_objects = []  # Saved nodes of objects other than Checkpoints.
   waiting = [(root, 0)]
   while waiting:
     live, node_id = waiting.pop()
@@ -451,7 +450,7 @@ def _match(
 def _print_left_out(
   prefix: str, graph: Graph, left_out: Sequence[str], saved: Collection[int]
 ) -> None:
-  """Prints the layers of a checkpoint that are not those of a part."""
+  """Prints the layers of a checkpoint that are not restored."""
   known = set(saved)
   for path in ("save_counter", *left_out):
     known |= _below(graph, _at(graph, path))
@@ -472,9 +471,9 @@ def _print_left_out(
 
 
 def _layer(attribute: Any) -> str:
-  """Returns the name of the part of a model that a saved variable is in.
+  """Returns the name of the part of a model that has a saved variable.
 
-  That is the attribute or, where Keras numbers layers, the name of the layer.
+  It is the attribute or, where Keras numbers layers, the name of the layer.
   """
   path = attribute.checkpoint_key.partition("/.ATTRIBUTES")[0].split("/")[:-1]
   names = [name for name in path if name not in ("model", "_config_dict")]
@@ -507,7 +506,7 @@ def _at(graph: Graph, path: str) -> list[int]:
 
 
 def _below(graph: Graph, node_ids: Iterable[int]) -> set[int]:
-  """Returns saved nodes, those below them, and their slots."""
+  """Returns saved nodes, their descendants, and the optimizer slots of all."""
   waiting = list(node_ids)
   found: set[int] = set()
   while waiting:

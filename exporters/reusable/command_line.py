@@ -1,7 +1,7 @@
-"""Flags and start of all exporters.
+"""Defines the flags of all exporters, and starts them.
 
-It imports no TensorFlow, and neither may an exporter before its flags are
-parsed, so that `--help` and errors in flags are answered at once.
+Neither this module nor an exporter may import TensorFlow before the flags are
+parsed, so that `--help` and errors in flags are printed at once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from exporters.reusable import profiles
 if TYPE_CHECKING:
   import tensorflow as tf
 
-# --help lists them as the program's.
+# --help lists these flags as the program's.
 flags.disclaim_key_flags()
 
 # TensorFlow reads both on import. tensorflow-hub and Model Garden need Keras 2;
@@ -47,7 +47,7 @@ _LARGEST_INT = 2**31 - 1
 
 _M_ARENA_MAX = -8  # In malloc.h.
 
-# Flags that make no difference to the export.
+# Flags that do not affect the export.
 _OF_THE_RUN = (
   *("checkpoint_report", "debug", "keep_failed", "overwrite"),
   *("follow_links", "gib", "sandbox", "seconds"),
@@ -61,7 +61,7 @@ _EXPORT_FLAGS = {
   " inspection. It must not exist. Default: such an export is removed.",
 }
 
-# The help of --tensorboard_dir, which programs that train have.
+# The help text of --tensorboard_dir in programs that train.
 TENSORBOARD = (
   "write the metrics of each epoch to this directory, for TensorBoard."
 )
@@ -77,8 +77,8 @@ _DEFINE = {
 def define_flags(*, checkpoints: bool = True) -> None:
   """Defines the flags that all exporters have.
 
-  Call it from the program: its module is a library too, and several may be
-  imported at once.
+  Call it only if the exporter runs as a program. Its module is also a library,
+  and a process may import several exporters.
 
   Args:
     checkpoints: Whether the program restores checkpoints.
@@ -139,7 +139,7 @@ def _define_checkpoint_flags() -> None:
 
 
 def define_saved_model_format() -> None:
-  """Defines the flag of exporters of Keras models."""
+  """Defines --saved_model_format, for exporters of Keras models."""
   flags.DEFINE_enum(
     "saved_model_format",
     exporting.Options.saved_model_format,
@@ -164,7 +164,7 @@ def require_weights(
   """Requires either --checkpoint_path or --train_on.
 
   Args:
-    without_weights: A flag, and the value with which it forbids both.
+    without_weights: A flag, and the value of it that forbids both.
   """
   name, value = without_weights
   exception = f"; neither with --{name}={value}" if value else ""
@@ -199,8 +199,8 @@ def define(
   """Defines flags for fields of a dataclass, with the same defaults.
 
   Args:
-    cls: The dataclass. Fields without default, or with None, are strings.
-    meanings: Help texts by name. For a number the text may come in a tuple with
+    cls: The dataclass. Fields without a default, or with None, become strings.
+    meanings: Help texts by name. For a number it may be a tuple of the text,
       the lowest and the highest value.
     only_with: The flag without which these flags are refused.
   """
@@ -245,7 +245,7 @@ def model_path(name: str) -> str | None:
   """Returns the path of a SavedModel or checkpoint in a flag.
 
   Raises:
-    ExportError: TensorFlow cannot read the path, or it is something else.
+    ExportError: TensorFlow cannot read the path, or it has another format.
   """
   value = formats.absolute(flags.FLAGS[name].value)
   is_hdf5 = value and value.endswith((".h5", ".hdf5"))
@@ -262,7 +262,7 @@ def model_path(name: str) -> str | None:
 
 
 def _check_paths() -> None:
-  """Raises the errors of paths in flags before TensorFlow is imported."""
+  """Checks the paths in flags before TensorFlow is imported."""
   for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
     if flag.value and flag.name == "output_file":
       formats.check_output_file(flag.name, formats.absolute(flag.value))
@@ -284,7 +284,7 @@ def _check_paths() -> None:
 def _record() -> dict[str, Any]:
   """Returns the flags that the export depends on, for its verification report.
 
-  Inputs are reduced to their names. Directories to write are left out.
+  Paths of inputs are reduced to their last part. Outputs are left out.
   """
   record = {}
   for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
@@ -292,7 +292,7 @@ def _record() -> dict[str, Any]:
     is_output = name.endswith("_dir") and name not in _INPUTS
     if is_output or name in _OF_THE_RUN:
       continue
-    if isinstance(value, list):  # Files are among them.
+    if isinstance(value, list):  # Some are paths.
       value = [os.path.basename(v) for v in value]
     elif value and (
       name.endswith(_PATHS)
@@ -320,7 +320,7 @@ def end_unless_chief(strategy: tf.distribute.Strategy) -> None:
 
 
 def forbid_without(condition: str, names: Iterable[str]) -> None:
-  """Refuses flags (`names`) that have no effect without another one."""
+  """Refuses flags (`names`) if the flag `condition` is not set."""
   for name in names:
     flags.register_multi_flags_validator(
       [condition, name],
@@ -344,7 +344,7 @@ def _configure_process(without_init: Sequence[str]) -> None:
   else:
     # Only training uses GPUs.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-  # Data sets of images, whose flag is not a list, and named TPUs need them.
+  # Image data sets, whose flag is not a list, and named TPUs need OPTIONAL.
   reads_images = isinstance(train_on, str) or (
     "calibration_data" in flags.FLAGS and flags.FLAGS.calibration_data
   )
@@ -353,8 +353,8 @@ def _configure_process(without_init: Sequence[str]) -> None:
   # Models and graphs are many long-lived objects, which frequent garbage
   # collections would scan in vain.
   gc.set_threshold(100_000, 20, 100)
-  # One heap of malloc per core. By default glibc makes eight, and freed memory
-  # stays in its heap.
+  # One malloc heap per core. By default glibc has eight per core, and freed
+  # memory stays in its heap.
   if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
     mallopt(_M_ARENA_MAX, os.cpu_count())
   if not flags.FLAGS["verbosity"].present:
@@ -362,7 +362,7 @@ def _configure_process(without_init: Sequence[str]) -> None:
 
 
 def run(main: Callable[[], None], *, without_init: Sequence[str] = ()) -> None:
-  """Runs a program, as `programs.run`.
+  """Configures the process, and runs a program by `programs.run`.
 
   Args:
     main: The program, in the module that is run.

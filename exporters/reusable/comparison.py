@@ -1,4 +1,4 @@
-"""Compares what was observed of a live model with what was of its export.
+"""Compares observations of a live model with observations of its export.
 
 `COMPARISONS` names the kinds of comparison and their tolerances.
 """
@@ -16,13 +16,13 @@ XLA = "compilation under XLA"
 EMPTY = "empty batch"
 SEEDED = "one seed"
 SAMPLED = "distribution"
-# Of the dtypes in which it is worse than the tolerances.
+# Relative precision of the dtypes that are coarser than the tolerances.
 _PRECISION = {"bfloat16": 2**-7, "float16": 2**-10}
-# A column of small values is compared like one with this share of the array's
+# The tolerance of a column is relative to at least this share of the array's
 # largest value, since rounding errors of other columns may reach it.
 _OTHER_COLUMNS = 0.1
 _TINY = np.finfo(np.float64).tiny
-_BLOCK = 2**18  # Values that are compared at a time; more need fresh memory.
+_BLOCK = 2**18  # Values compared at a time; larger blocks need fresh memory.
 
 
 class Comparison(NamedTuple):
@@ -33,10 +33,10 @@ class Comparison(NamedTuple):
   Attributes:
     description: What must be the same.
     why: The reason for the tolerance.
-    of_array: Tolerance, relative to the largest value of a column: the last
-      axis of an array, or the array if it has one axis.
-    of_all: Tolerance, relative to the largest value of all arrays of the same
-      observation. It is added to the other.
+    of_array: Tolerance relative to the largest value of a column. Columns are
+      indexed by the last axis; an array with one axis is one column.
+    of_all: Tolerance relative to the largest value of all arrays of the same
+      observation. It is added to `of_array`.
   """
 
   description: str
@@ -45,7 +45,7 @@ class Comparison(NamedTuple):
   of_all: float = 0.0
 
 
-# In the order in which they are made.
+# In the order of the checks.
 COMPARISONS = {
   "interface": Comparison(
     "The export and each sub-object can be called and have variables, trainable"
@@ -152,7 +152,7 @@ COMPARISONS = {
 
 
 def named(structure: Any, path: str = "") -> dict[str, Any]:
-  """Flattens outputs or inputs into Tensors by their paths; None stays."""
+  """Flattens outputs or inputs into Tensors by path; keeps None."""
   if isinstance(structure, Mapping):
     items = {
       f"{path}/{str(key).replace('/', '//')}": structure[key]
@@ -183,8 +183,8 @@ def compare(
   """Compares observations of two models.
 
   Returns:
-    The largest difference, relative to the expected values in the same way as
-    the tolerance, and what is wrong, in words.
+    The largest difference, relative to the same values as the tolerance, and
+    descriptions of what is wrong.
   """
   problems = [f"{name} is missing" for name in expected if name not in actual]
   problems += [f"{name} is new" for name in actual if name not in expected]
@@ -207,7 +207,7 @@ def compare(
       columns = _columns(old)
       sizes = np.maximum(columns, _OTHER_COLUMNS * _largest(old))
       allowed = of_array * sizes + of_all * largest_of_all
-      # Relative to what is allowed; or, where nothing is, to the values.
+      # Relative to the tolerance or, if there is none, to the values.
       scale = allowed / of_array if of_array else sizes
       relative = differences / np.maximum(scale, _TINY)
       i = int(np.argmax(relative))  # The first NaN, if there is one.
@@ -223,7 +223,7 @@ def compare(
 
 
 def _of_array(kind: str, array: np.ndarray) -> float:
-  """Returns the tolerance, of two rounding errors at least."""
+  """Returns the tolerance of an array: at least two rounding errors."""
   of_array = COMPARISONS[kind].of_array
   errors = 16 if kind == "gradients" else 2  # Each layer adds some.
   precision = _PRECISION.get(array.dtype.name, 0.0)
@@ -236,7 +236,7 @@ def is_inexact(array: np.ndarray) -> bool:
 
 
 def _by_column(array: np.ndarray) -> np.ndarray:
-  """Views an array as rows: of its last axis, or of one value."""
+  """Views an array as a matrix with the columns that `Comparison` defines."""
   if array.ndim < 2:
     return array.reshape(-1, 1)
   return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
@@ -248,9 +248,9 @@ def _blocks(array: np.ndarray) -> Iterator[slice]:
 
 
 def _differences(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-  """Returns the largest difference in each column, NaN if one has a NaN.
+  """Returns the largest difference in each column; [] for equal arrays.
 
-  Equal arrays have none. NaN equals NaN.
+  NaN equals NaN. The difference between NaN and a number is NaN.
   """
   old, new = _by_column(old), _by_column(new)
   largest = [

@@ -12,9 +12,9 @@ TRAINING = "train"
 def add(export_dir: str) -> None:
   """Adds `serve` and `train` to the root of a SavedModel, as attributes.
 
-  `serve` is `__call__`. `train` is `__call__` with `training=True` as default;
-  without that argument it is `__call__` too. Both consist of the traces of
-  `__call__`, so they add no graph. An attribute of the same name stays.
+  `serve` is `__call__`. `train` is `__call__` with the default `training=True`,
+  or `__call__` itself if it has no such argument. Both reuse the traces of
+  `__call__`, so they add no graph. Existing attributes keep these names.
 
   Args:
     export_dir: The directory of the SavedModel.
@@ -40,7 +40,7 @@ def add(export_dir: str) -> None:
 
 
 def _default_of_training(node: Any) -> Any:
-  """Returns the default of `training` of a function's node, or None."""
+  """Returns the default of the argument `training` of a function, or None."""
   spec = node.function.function_spec.fullargspec.named_tuple_value.values
   values = {pair.key: pair.value for pair in spec}
   names = [x.string_value for x in values["args"].list_value.values]

@@ -1,13 +1,12 @@
-"""Checks an export against what was observed of its live model.
+"""Checks an export against observations of its live model.
 
-Run as a program, this module loads an export in a fresh process, observes it
-and compares it with what the exporter's process observes of the live model.
-Apart from this module and those that read graphs, the fresh process imports
-what a consumer imports.
+Run as a program, this module loads an export in a fresh process, observes it,
+and compares it with the observations of the live model from the exporter's
+process. Besides this module and those that read graphs, the fresh process
+imports only what a consumer imports.
 
-Each line of standard input is a path as JSON: the directory of the export, the
-file to write the results to, and then the files that `write` has written, in
-order.
+Each line of standard input is a path as JSON: first the directory of the
+export, then the file for the results, then the files of `write`, in order.
 """
 
 import collections
@@ -28,11 +27,11 @@ from typing import Any, NamedTuple
 from distribution import errors
 
 if __name__ == "__main__":
-  # Packages that consumers need not have: importing one fails from here on.
+  # Consumers need not have these packages: importing one fails from here on.
   sys.modules.update(dict.fromkeys(sys.argv[2:]))
 
   def _end(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Leaves full memory, which `verification` reports, without a traceback."""
+    """Exits with ENOMEM and without a traceback if memory is full."""
     if errors.is_of_full_memory(error):
       os._exit(errno.ENOMEM)
     sys.__excepthook__(kind, error, trace)
@@ -61,9 +60,9 @@ class Result(NamedTuple):
   Attributes:
     place: What was compared.
     kind: A key of `comparison.COMPARISONS`.
-    problems: What is wrong, in words.
-    notes: What consumers cannot do with the export because its model is as it
-      is, in words.
+    problems: Descriptions of what is wrong.
+    notes: Descriptions of what consumers cannot do with the export because of
+      its model.
   """
 
   place: str
@@ -86,10 +85,10 @@ def check(
     model: The loaded export.
     plan: The calls by name of the sub-object. The first name is "", for the
       model itself.
-    seen: What `observe_state` and `observe_calls` have yielded for the live
-      model and its sub-objects, in the order of `plan`.
-    save_again: Whether to save the loaded export again and load it without the
-      first.
+    seen: The observations of the live model and its sub-objects, from
+      `observe_state` and `observe_calls`, in the order of `plan`.
+    save_again: Whether to save the loaded export again, and to load the copy
+      while the first export is moved away.
 
   Raises:
     RuntimeError: The observations of the live model are in another order.
@@ -134,7 +133,7 @@ def check(
 
 
 def _part(model: Any, name: str) -> Any:
-  """Returns a sub-object of a model, the model itself for "", or None."""
+  """Returns a sub-object of a model, or None. "" is the model itself."""
   for attribute in name.split(".") if name else ():
     model = getattr(model, attribute, None)
   return model
@@ -155,8 +154,8 @@ def _check_part(
     model: The loaded model or sub-object.
     calls: The calls to make, `seeded` ones last.
     of_live: The observations of the live model.
-    state: What `observe_state` yields for it before any call.
-    with_seeds: Loads the same with the seeds of `_seeds` in its random ops.
+    state: The observations of `observe_state` before any call.
+    with_seeds: Loads `model` with numbered seeds in its random ops.
   """
   steps = _graph_steps(model)
   skipped = None
@@ -169,7 +168,7 @@ def _check_part(
       _observe_seeded(part, [c for c in calls if c.seeded], with_seeds),
     ),
     of_live,
-    strict=False,  # A next item of the last part would be waited for.
+    strict=False,  # `strict` would wait for a next item of the last part.
   ):
     _check_order(new.place, old.place)
     if new.call == skipped:
@@ -177,7 +176,7 @@ def _check_part(
     expected, arrays = old.arrays, new.arrays
     if isinstance(model, tf_keras.Model):
       arrays = _in_order_of(expected, arrays)
-      if new.kind == "trainable variables":  # The values are their order.
+      if new.kind == "trainable variables":  # The values are positions.
         expected, arrays = (
           dict.fromkeys(x, np.array(0)) for x in (expected, arrays)
         )
@@ -202,7 +201,7 @@ def _check_part(
         kind = "other forms"
         compared = comparison.compare(kind, *arrays)
         yield _result(part, kind, f"{made.name}, {form}", *compared)
-    # Keras makes its own layers anew, for the strategy of each consumer.
+    # Keras rebuilds its own layers under the strategy of each consumer.
     if made.empty and not is_keras:
       problems = _of_no_examples(model, made)
       yield _result(part, comparison.EMPTY, made.name, 0.0, problems)
@@ -219,9 +218,9 @@ def _check_part(
 def _graph_steps(
   model: Any,
 ) -> Callable[..., tf.types.experimental.PolymorphicFunction]:
-  """Makes a function from names of arguments to a train step, as a graph.
+  """Makes a function that returns a train step for names of arguments.
 
-  Retracing with other arguments fails in TensorFlow.
+  Each set of names has its own step, as TensorFlow fails to retrace one.
   """
   return functools.cache(
     lambda *names: tf.function(
@@ -235,7 +234,7 @@ def _graph_steps(
 def _observe_seeded(
   part: str, calls: Sequence[Call], with_seeds: Callable[[], Any]
 ) -> Iterator[Observation]:
-  """Observes calls of an export whose random ops have seeds."""
+  """Observes calls of an export with numbered seeds in its random ops."""
   for made in calls:
     model = with_seeds()
     of_seeds, *others = observation.observe_calls(
@@ -251,7 +250,7 @@ def _observe_seeded(
 
 
 def _of_seeds(live: Arrays, export: Arrays) -> list[str]:
-  """Returns problems of calls with the same seeds."""
+  """Returns reasons why calls with the same seeds are not comparable."""
   if not live["repeats"]:
     return [
       "training draws random numbers that are not TensorFlow's, such as"
@@ -267,7 +266,7 @@ def _of_seeds(live: Arrays, export: Arrays) -> list[str]:
 
 
 def _missing(model: Any, calls: Iterable[Call]) -> list[str]:
-  """Says which attributes and arguments a loaded model lacks."""
+  """Returns a problem for each attribute or argument that a model lacks."""
   problems = [
     f"{name} is missing"
     for name in observation.INTERFACE
@@ -286,7 +285,7 @@ def _missing(model: Any, calls: Iterable[Call]) -> list[str]:
 
 
 def _wrong_endpoints(model: Any) -> list[str]:
-  """Says which endpoints of Keras 3 are not `__call__` in their mode."""
+  """Returns a problem for each Keras 3 endpoint that is not `__call__`."""
   problems = []
   is_keras = isinstance(model, tf_keras.Model)  # Its `__call__` is a method.
   call = getattr(model, "serve" if is_keras else "__call__", None)
@@ -330,7 +329,7 @@ def _result(
 def _of_no_examples(model: Any, made: Call) -> list[str]:
   """Calls an export with a batch of 0 rows; returns problems."""
   example = tf.nest.map_structure(lambda x: x[:0], made.example)
-  # Without rows oneDNN's convolutions fail on CPUs. XLA dies of strings.
+  # On CPUs oneDNN's convolutions fail without rows. XLA crashes on strings.
   jitted = tf.function(model, autograph=False, jit_compile=True)
   tensors = tf.nest.flatten(example, expand_composites=True)
   is_text = any(x.dtype == tf.string for x in tensors)
@@ -346,7 +345,7 @@ def _of_no_examples(model: Any, made: Call) -> list[str]:
   _, problems = comparison.compare(
     comparison.EMPTY,
     *(
-      # Others may count calls.
+      # Integers may count calls.
       {k: x for k, x in values.items() if comparison.is_inexact(x)}
       for values in (observation.by_variable(moving, moving), updates)
     ),
@@ -366,7 +365,7 @@ def _of_no_examples(model: Any, made: Call) -> list[str]:
   }
   if shapes:
     some, _ = observation.run(model, call, made.example, made.arguments)
-    # Others do not depend on the batch.
+    # Other outputs do not depend on the batch.
     rows = tf.nest.flatten(made.example)[0].shape[0]
     batched = {
       k
@@ -398,7 +397,7 @@ def _under_xla(
   trace = step.get_concrete_function(made.example, **made.arguments)
   graph = trace.graph.as_graph_def()
   if loops := xla_trap.loops(graph):
-    # Nothing else in the step matters to XLA, then.
+    # XLA refuses such a step, whatever else it contains.
     return [], [
       f"XLA cannot compile the gradient of {loop}, a loop of unlimited length."
       " Consumers can train the export without XLA only, and not on TPUs."
@@ -418,7 +417,7 @@ def _under_xla(
 def _check_served(
   export_dir: str, model: Any, example: Any, save_again: bool
 ) -> Iterator[Result]:
-  """Compares the signature of an export with a call of the export."""
+  """Compares the signature `serving_default` with a call of the export."""
   kind = "serving_default"
   if kind not in model.signatures:
     problem = "there is no signature of this name"
@@ -430,7 +429,7 @@ def _check_served(
   served = _served(model, example)
   if isinstance(structure, Mapping):
     named = structure.items()
-  else:  # Those of a list are in the order of their names.
+  else:  # The order of a list is that of the sorted names.
     is_list = isinstance(structure, (list, tuple))
     listed = structure if is_list else [structure]
     tensors = [y for y in listed if isinstance(y, tf.Tensor)]
@@ -451,7 +450,7 @@ def _check_served(
 
 
 def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
-  """Observes a loaded model and a hub.KerasLayer of it."""
+  """Observes a loaded model and a hub.KerasLayer that wraps it."""
   arguments = dict(made.arguments)
   training = {k: arguments.pop(k) for k in ["training"] if k in arguments}
   # Keras casts floats of the input to the layer's dtype.
@@ -483,11 +482,11 @@ def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
 def _in_other_forms(
   model: Any, made: Call
 ) -> Iterator[tuple[str, Arrays, Arrays]]:
-  """Calls a loaded model with all forms of the input that it takes.
+  """Calls a loaded model with each other form of the input that it takes.
 
   Yields:
-    The form, and what calls with the same values in the form of the example,
-    and in this form, return and update.
+    The name of the form, then the outputs and updates of two calls with the
+    same values: in the form of the example, and in this form.
   """
   example = made.example
   values = example.values() if isinstance(example, Mapping) else example
@@ -527,13 +526,13 @@ def _in_other_forms(
 
 
 def _saved_again(export_dir: str, model: Any, example: Any) -> Arrays:
-  """Saves a loaded export again; returns what the copy serves by itself."""
+  """Saves a loaded export again; returns the copy's outputs without it."""
   with tempfile.TemporaryDirectory() as again:
     if is_keras := isinstance(model, tf_keras.Model):
       model.save(again, include_optimizer=False, signatures=model.signatures)
     else:
       tf.saved_model.save(model, again, model.signatures)
-    # A name beside it, so that a lock on the directory stays valid.
+    # Renamed in place, so that a lock on the directory stays valid.
     moved = f"{export_dir}.moved"
     os.rename(export_dir, moved)
     try:
@@ -558,13 +557,13 @@ def _served(model: Any, example: Any) -> Arrays:
 
 
 def _in_order_of(expected: Arrays, arrays: Arrays) -> Arrays:
-  """Gives variables the numbers that those of the same name have.
+  """Renumbers variables like the expected variables of the same name.
 
   Keras lists the variables of some layers in another order.
   """
 
   def name(key: str) -> str:
-    return key.partition(" ")[2] or key  # Without the number.
+    return key.partition(" ")[2] or key  # Without the index.
 
   keys = collections.defaultdict(list)
   for key in expected:
@@ -576,9 +575,9 @@ def _in_order_of(expected: Arrays, arrays: Arrays) -> Arrays:
 
 
 def _load_keras(export_dir: str) -> Any:
-  """Loads a complete Keras model, and gives it the interface of the others."""
+  """Loads a complete Keras model; adds the interface of other exports."""
   model = tf_keras.models.load_model(export_dir, compile=False)
-  # Not by Keras' own setter, which would save them.
+  # Bypasses Keras' setter, after which Keras would save them.
   vars(model)["regularization_losses"] = [
     lambda i=i: model.losses[i] for i in range(len(model.losses))
   ]
@@ -588,7 +587,7 @@ def _load_keras(export_dir: str) -> Any:
 def write(path: pathlib.Path, value: Any) -> None:
   """Writes nested containers of arrays and Tensors to a file for `_read`.
 
-  The memory of arrays goes to a second file, which the other process maps.
+  The memory of arrays goes to a second file, which the reader maps.
   """
   buffers: list[pickle.PickleBuffer] = []
   pickled = pickle.dumps(value, 5, buffer_callback=buffers.append)
@@ -616,7 +615,7 @@ def _lines() -> Iterator[str]:
 
 
 def main(level: str) -> None:
-  """Checks an export. Standard input is described at the top of this file.
+  """Checks an export; the module docstring describes standard input.
 
   Args:
     level: `full` or `fast`, as in `verification.verify`.
@@ -657,7 +656,7 @@ def main(level: str) -> None:
 
 if __name__ == "__main__":
   with tempfile.TemporaryDirectory() as directory:
-    # AutoGraph deletes its files in TensorFlow's teardown.
+    # Deletes AutoGraph's files, which TensorFlow's teardown would delete.
     tempfile.tempdir = directory
     main(sys.argv[1])
   # Skips that teardown, which takes seconds.

@@ -44,16 +44,16 @@ class Options:
   """Where to export and how to verify: flags of `command_line`, by name.
 
   Attributes:
-    overwrite: It also applies to the `checkpoint_dir` of a training.
+    overwrite: Also applies to the `checkpoint_dir` of a training.
     saved_model_format: `reusable`, or `keras` for a complete Keras model.
-    checkpoint_report: A file to report restores in; `-` prints the report and
-      ends the process.
-    freezing_profiles: Names of `profiles` that exports with variables to train
-      get.
+    checkpoint_report: The file for the report of restores; `-` prints the
+      report and exits.
+    freezing_profiles: Names of the `profiles` to add to exports with trainable
+      variables.
     flag_values: The flags of the program, for the report of the verification.
     warmup_batch_sizes: Batch sizes of warm-up requests, as `warmup.write` takes
       them.
-    warmup_lengths: Their other free dimensions.
+    warmup_lengths: The sizes of their other dynamic dimensions.
   """
 
   export_dir: str
@@ -69,10 +69,10 @@ class Options:
 
 
 def origin(options: Options) -> dict[str, Any]:
-  """Returns what a model depends on beside the flags and the checkpoint.
+  """Returns what a model depends on besides the flags and the checkpoint.
 
-  That is the program, the lock of its packages and, if it trains the model, the
-  number of threads, as sums over parts of a batch are rounded by parts.
+  That is the program, the lock file of its packages and, if it trains the
+  model, the number of threads, which changes the rounding of sums.
   """
   flag_values = options.flag_values or {}
   threads = int(os.environ.get(THREADS, 0)) or len(os.sched_getaffinity(0))
@@ -84,9 +84,9 @@ def origin(options: Options) -> dict[str, Any]:
 
 
 def lock_sha256() -> str:
-  """Returns the SHA-256 of the lock of the Python packages."""
+  """Returns the SHA-256 of the lock file of the Python packages."""
   folder = pathlib.Path(__file__).parents[2] / "third_party" / "python"
-  # Bazel provides the lock of the accelerator; a checkout has all of them.
+  # Bazel provides the lock file of one accelerator; a checkout has them all.
   locks = [
     folder / f"requirements_{name}.txt" for name in ("cpu", "gpu", "tpu")
   ]
@@ -95,14 +95,14 @@ def lock_sha256() -> str:
 
 
 def record(options: Options, checkpoint_path: str | None) -> dict[str, Any]:
-  """Returns what the report of the verification says of a checkpoint."""
+  """Returns the entry for a checkpoint in the verification report."""
   if not checkpoint_path or options.verification == "off":  # No report.
     return {}
   return {"checkpoint_sha256": checkpoints.sha256(checkpoint_path)}
 
 
 def check_profiles(options: Options, *models: Any) -> None:
-  """Raises an InputError if a model to export has none of the profiles.
+  """Raises an InputError if a profile does not apply to a model to export.
 
   Call it before slow work, such as training.
   """
@@ -119,10 +119,10 @@ class Piece:
     source: The live model, from `saving.source`.
     examples: Inputs of different sizes, to verify the export with.
     also_takes: Other forms of the input, as `saving.reusable` takes them.
-    output_name: Name of the output in the signature where it is one Tensor;
-      the names where it is a list.
-    attributes: What else the exported object has: assets, variables and
-      `saving.constant`s, by name.
+    output_name: Name of the output in the signature if it is one Tensor; the
+      names if it is a list.
+    attributes: Further attributes of the exported object, by name: assets,
+      variables and `saving.constant`s.
     sub_objects: Models that the exported object has as attributes, by name.
     signature: Name of the signature that calls this sub-object, or None.
   """
@@ -136,8 +136,8 @@ class Piece:
   signature: str | None = None
 
 
-# Exports one SavedModel: its name, its piece, its card, and what the report of
-# the verification records beside the flags.
+# Exports one SavedModel, given its name, its piece, its card, and the entries
+# of the verification report besides the flags.
 Export = Callable[[str, Piece, "model_card.Card", Mapping[str, Any]], None]
 
 
@@ -153,7 +153,7 @@ def exporting(
     options: Where to export and how to verify.
     names: Names of the SavedModels, which are also their directories in
       `export_dir`. A single "" makes `export_dir` itself the SavedModel.
-    apart: Other directories that the program writes; None is passed over.
+    apart: Other directories that the program writes; None is ignored.
 
   Yields:
     A function to call once for each name; see `Export`.
@@ -167,7 +167,7 @@ def exporting(
   with publishing.publish(
     options.export_dir, overwrite=options.overwrite
   ) as directory:
-    # Importing TensorFlow takes them seconds, in parallel to the work here.
+    # They import TensorFlow, which takes seconds, in parallel to this process.
     processes = {n: verification.start(options.verification) for n in names}
     training_records.epochs.clear()
 
@@ -196,7 +196,7 @@ def _export(
   options: Options,
   process: subprocess.Popen | None,
 ) -> None:
-  """Writes a SavedModel and all that describes it, and verifies it."""
+  """Writes a SavedModel with its metadata, and verifies it."""
   signatures: dict[str, Any] = {}
   root = _exported(piece, "serving_default", signatures)
   frozen = _with_profiles(root, piece.source, options.freezing_profiles)
@@ -259,7 +259,7 @@ def _with_profiles(
 ) -> dict[str, verification.Part]:
   """Adds freezing profiles to an exported object; returns them to verify.
 
-  They share the call, so that only their variables and losses are compared.
+  Profiles share the call, so only their variables and losses are compared.
   """
   parts = {}
   for name in names if source.trainable_variables else ():
@@ -279,7 +279,7 @@ def _with_profiles(
 def _exported(
   piece: Piece, signature: str | None, signatures: dict[str, Any]
 ) -> tf.train.Checkpoint:
-  """Makes the object that a piece is saved as; adds its signatures."""
+  """Makes the object to save for a piece; adds to `signatures`."""
   root = saving.reusable(piece.source, also_takes=piece.also_takes)
   if signature:
     signatures[signature] = saving.signature(

@@ -1,9 +1,9 @@
-"""Reads the weights in files of Keras: HDF5 in two layouts, and `.keras`.
+"""Reads weights from Keras files: HDF5 in two layouts, and `.keras` archives.
 
 `save_weights("x.h5")` and `save("x.h5")` write a group for each layer, with the
-names of its weights. `x.weights.h5` and the archive `.keras` have paths of
-attributes instead, with numbered values. Names that Keras numbers count the
-models of a process, so they are numbered anew, from 0 on.
+names of its weights. `x.weights.h5` and `.keras` have attribute paths instead,
+with numbered values. The numbers in Keras' names depend on the models built
+before in the process, so names are renumbered from 0 on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from exporters.reusable import errors
 from exporters.reusable import private_api
 from exporters.reusable import weight_tables
 
-# What the files of compiled models have beside weights, by patterns.
+# The contents of files of compiled models besides weights, by pattern.
 NOT_WEIGHTS = {
   "optimizer_weights/*": "optimizer",
   "optimizer/*": "optimizer",
@@ -37,13 +37,13 @@ _NUMBERED = re.compile(r"(.*?)(?:_(\d+))?")
 
 
 def read(path: str) -> tuple[bool, dict[str, weight_tables.Tensor]]:
-  """Returns the tensors of a file, by numbered names.
+  """Returns the tensors of a file, by renumbered names.
 
   Returns:
-    Whether the names are paths of attributes; and the tensors.
+    Whether the names are attribute paths; and the tensors.
 
   Raises:
-    ExportError: The file is damaged, or is not one of Keras.
+    ExportError: The file is damaged, or is not a Keras file.
   """
   found: dict[str, h5py.Dataset] = {}
 
@@ -80,13 +80,13 @@ def is_file(path: str) -> bool:
 
 
 def by_weight(path: str) -> dict[str, weight_tables.Tensor] | None:
-  """Returns the tensors of a file by the names of weights, without layers.
+  """Returns the tensors of a file by weight name, without layer names.
 
   Returns:
-    None for the names of attributes.
+    The tensors, or None if the file has attribute paths.
 
   Raises:
-    ExportError: As `read`; or two layers have a weight of one name.
+    ExportError: As `read`; or two layers have weights of the same name.
   """
   by_attribute, found = read(path)
   if by_attribute:
@@ -108,7 +108,7 @@ def by_weight(path: str) -> dict[str, weight_tables.Tensor] | None:
 
 
 def _unpacked(path: str) -> IO[bytes]:
-  """Copies the weights in an archive: to seek in one is slow."""
+  """Extracts the weights of an archive, because seeking in it is slow."""
   file = tempfile.TemporaryFile()  # noqa: SIM115
   with zipfile.ZipFile(path) as archive, archive.open(_IN_ARCHIVE) as f:
     with errors.writing(tempfile.gettempdir(), errors.SCRATCH):
@@ -117,7 +117,7 @@ def _unpacked(path: str) -> IO[bytes]:
 
 
 def variables(model: tf_keras.Model, by_attribute: bool) -> dict[str, Any]:
-  """Returns the variables of a model by the names that a file has for them."""
+  """Returns the variables of a model by their names in a file."""
   if by_attribute:
     return private_api.keras_paths(model)
   named = {
@@ -130,12 +130,12 @@ def variables(model: tf_keras.Model, by_attribute: bool) -> dict[str, Any]:
 
 
 def numbered(names: Sequence[str]) -> dict[str, str]:
-  """Numbers the names of layers anew, in each group of its own.
+  """Renumbers the names of layers, from 0 on in each group.
 
-  Layers that synchronize their normalization count as those that do not.
+  Synchronized batch normalization layers count as ordinary ones.
 
   Returns:
-    The new names, by the old ones. They have no `:0`.
+    The new names, without `:0`, by the old names.
   """
   siblings: dict[tuple[str, ...], set[int]] = {}
   split = {name: _split(name) for name in names}
@@ -168,7 +168,7 @@ def _split(name: str) -> list[tuple[str, int]]:
 def restore(
   path: str, models: Sequence[tf_keras.Model], needed: Sequence[Any]
 ) -> weight_tables.Restored:
-  """Restores variables from a file of the weights of a model.
+  """Restores variables from a file with the weights of a model.
 
   Args:
     path: The file.
@@ -176,7 +176,7 @@ def restore(
     needed: Variables to restore. Others may have another shape in the file.
 
   Raises:
-    ExportError: The file does not match, in names and shapes, or is damaged.
+    ExportError: Names or shapes do not match, or the file is damaged.
   """
   by_attribute, tensors = read(path)
   named = max(

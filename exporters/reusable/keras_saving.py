@@ -1,7 +1,7 @@
 """Saves a Keras model as a complete Keras SavedModel.
 
-`tf_keras.models.load_model` makes a Keras model of it, with all layers. Keras'
-own layers are made anew from their configs. Layers of other classes run the
+`tf_keras.models.load_model` loads it as a Keras model with all layers. It
+rebuilds Keras' own layers from their configs. Layers of other classes run the
 functions that were traced here, so consumers need none of their code.
 """
 
@@ -30,14 +30,14 @@ def save(
 ) -> None:
   """Writes a Keras model without its optimizer and training config.
 
-  The checks of inputs that `saving.source` adds are in the signatures only.
+  Only the signatures have the checks of inputs that `saving.source` adds.
 
   Args:
     source: The model. Its hyperparameters become constants.
     export_dir: The directory to write.
     signatures: As `saving.save` takes them.
-    attributes: What else the loaded model has; see `exporting.Piece`. Of a
-      variable it has a `saving.constant`.
+    attributes: Further attributes of the loaded model; see `exporting.Piece`. A
+      variable becomes a `saving.constant`.
 
   Raises:
     ExportError: The model is not a functional or sequential Keras model.
@@ -50,13 +50,13 @@ def save(
       " --saved_model_format=reusable."
     )
   if not isinstance(model, tf_keras.Sequential):
-    # Without the attributes that the exporter's code has set on it.
+    # Drops the attributes that the exporter's code has set on the model.
     model = tf_keras.Model(model.input, model.output, name=model.name)
   for name, value in attributes.items():
     if isinstance(value, tf.Variable):  # Keras would make it a weight.
       value = saving.constant(value.numpy())
     setattr(model, name, value)
-  tf.random.set_seed(None)  # All consumers would drop the same units.
+  tf.random.set_seed(None)  # A seed would be saved for all consumers.
   with (
     _plain_configs(model),
     saving.for_any_strategy(model),
@@ -75,9 +75,9 @@ def save(
 
 @contextlib.contextmanager
 def _plain_configs(model: tf_keras.Model) -> Iterator[None]:
-  """Lets models in a model that are of a class of their own lose that class.
+  """Makes inner models of custom classes save the config of plain models.
 
-  Keras builds them from the config of a functional model, or not at all.
+  Keras can rebuild them only as functional models.
   """
   functional = type(tf_keras.Model(model.inputs, model.outputs))
   plain = (functional, tf_keras.Sequential)
@@ -91,7 +91,7 @@ def _plain_configs(model: tf_keras.Model) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-  """Silences what Keras says of every model, such as that it has no metrics."""
+  """Silences warnings about every model, such as missing metrics."""
   levels = tf.get_logger().level, logging.get_verbosity()
   tf.get_logger().setLevel("ERROR")
   logging.set_verbosity(logging.ERROR)

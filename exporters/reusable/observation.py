@@ -18,7 +18,7 @@ from exporters.reusable import randomness
 
 Arrays = comparison.Arrays
 
-# What consumers use of an export, and of a sub-object.
+# Attributes of an export, or of a sub-object, that consumers use.
 INTERFACE = (
   "__call__",
   "variables",
@@ -31,7 +31,7 @@ class Call(NamedTuple):
   """A call of the model or of a sub-object.
 
   Attributes:
-    name: For the report.
+    name: The name in the report.
     example: The input.
     arguments: The other arguments of the call.
     gradients: Whether to observe the gradients of trainable variables.
@@ -40,12 +40,12 @@ class Call(NamedTuple):
       from those of a call with these arguments.
     keras: Whether to call a hub.KerasLayer of the export too.
     compilation: Whether to examine the train step of this call for XLA.
-    empty: Whether to call the export without examples too.
+    empty: Whether to call the export with an empty batch too.
     forms: Whether to call the export with all other forms of the input too.
-    random: Whether two calls of the model differ. Only what `_randomness`
-      returns is then observed.
+    random: Whether to observe only what `_randomness` returns, because two
+      calls of the model differ.
     seeded: Whether the random ops of both models get the same seeds.
-    sampled: How many calls to observe a sample of, as `randomness.sample` does.
+    sampled: The number of calls in a `randomness.sample`; 0 for a single call.
   """
 
   name: str
@@ -92,7 +92,7 @@ def observe_state(part: str, model: Any) -> Iterator[Observation]:
     model: An object with `variables`, `trainable_variables` and
       `regularization_losses`.
   """
-  # Digests, as the values would be in memory twice.
+  # Hashes: copies of the values would double the memory.
   digests = by_variable(model.variables, map(_digest, model.variables))
   yield Observation(part, "variables", "", digests)
   positions = positions_in(model, model.trainable_variables)
@@ -117,14 +117,14 @@ def observe_calls(
   calls: Iterable[Call],
   steps: Callable[..., Callable[..., Any]],
 ) -> Iterator[Observation]:
-  """Observes calls of a model. Its variables keep their values.
+  """Observes calls of a model, and restores its variables.
 
   Args:
     part: Name of the sub-object, "" for the model itself.
     model: An object with `variables` and `trainable_variables`.
     call: The model as a function.
     calls: The calls to make.
-    steps: Returns its `train_step`, for names of arguments.
+    steps: Takes names of arguments, and returns a `train_step` of the model.
   """
   for made in calls:
     if made.random:
@@ -138,7 +138,7 @@ def observe_calls(
       continue
     function = steps(*made.arguments) if made.gradients else call
     if made.sampled:
-      # Keras draws the masks of recurrent layers at each step in graphs only.
+      # Keras draws new masks for recurrent layers at each step only in graphs.
       function = tf.function(function)
       runs = (
         _flat(model, made, *run(model, function, made.example, made.arguments))
@@ -155,7 +155,7 @@ def observe_calls(
     outputs, gradients = result if made.gradients else (result, ())
     yield Observation(part, "outputs", made.name, named_arrays(outputs))
     if made.gradients:
-      # Without a name of their own, they are freed before the next gradients.
+      # Not assigned to a name, so as to be freed before the next gradients.
       yield Observation(
         part,
         "gradients",
@@ -176,15 +176,15 @@ def train_step(
   Args:
     model: An object with `trainable_variables`.
     call: The model as a function.
-    losses: Functions whose results are differentiated too.
+    losses: Functions that return losses to differentiate too.
 
   Returns:
-    A function of the arguments of `call`. It returns the outputs, and the
-    gradient of a scalar of them for each trainable variable.
+    A function with the arguments of `call`. It returns the outputs, and the
+    gradients of a scalar of the outputs for all trainable variables.
   """
 
   def step(example: Any, **arguments: Any) -> tuple[Any, list[Any]]:
-    # Only here, as a tape costs seconds even if no gradient is computed.
+    # Only train steps have a tape: it costs seconds even without gradients.
     with tf.GradientTape() as tape:
       outputs = call(example, **arguments)
       scalar = tf.add_n([_scalar(outputs), *(loss() for loss in losses)])
@@ -199,10 +199,9 @@ def differ(
   example: Any,
   *arguments: Mapping[str, Any],
 ) -> bool:
-  """Tells whether calls with two sets of arguments differ, updates included.
+  """Tells whether two sets of arguments lead to other outputs or updates.
 
-  The variables of a model that does not list them are neither observed nor
-  restored.
+  Variables that the model does not list are neither observed nor restored.
   """
   runs = [run(model, call, example, a) for a in arguments]
   seen = [named_arrays({"outputs": y}) | updates for y, updates in runs]
@@ -215,7 +214,7 @@ def _randomness(
   example: Any,
   arguments: Mapping[str, Any],
 ) -> Arrays:
-  """Tells whether two random calls differ, and which variables a call moves."""
+  """Observes whether random calls differ, and which variables they update."""
   (_, still), *runs = [
     run(model, call, example, a) for a in ({}, arguments, arguments)
   ]
@@ -233,7 +232,7 @@ def _randomness(
 
 
 def _flat(model: Any, made: Call, result: Any, updates: Arrays) -> Arrays:
-  """Names all that a call observes in one dict."""
+  """Returns all arrays that a call observes, by name."""
   outputs, gradients = result if made.gradients else (result, [])
   trained = model.trainable_variables if made.gradients else []
   return {
@@ -251,7 +250,7 @@ def _flat(model: Any, made: Call, result: Any, updates: Arrays) -> Arrays:
 def _seeded(
   model: Any, call: Callable[..., Any], step: Callable[..., Any], made: Call
 ) -> tuple[Arrays, tuple[Any, Arrays]]:
-  """Runs `step` with numbered seeds; tells whether a call draws the same."""
+  """Runs `step` with numbered seeds; observes whether calls repeat."""
   runs = []
   for function in (call, call, step):
     with private_api.numbered_seeds() as given:
@@ -281,9 +280,9 @@ def run(
   example: Any,
   arguments: Mapping[str, Any],
 ) -> tuple[Any, Arrays]:
-  """Returns the outputs of a call and the non-trainable variables after it.
+  """Calls a model; returns the outputs and the updated moving variables.
 
-  The variables keep their values.
+  Restores the moving (non-trainable) variables.
   """
   moving = moving_variables(model)
   before = [tf.identity(v) for v in moving]
@@ -304,7 +303,7 @@ def moving_variables(model: Any) -> list[tf.Variable]:
 def by_variable(
   variables: Sequence[tf.Variable], values: Iterable[Any]
 ) -> Arrays:
-  """Names values by number and name of their variables; drops None."""
+  """Returns values by index and name of their variables; drops None."""
   return {
     f"{i} {variable.name}": as_array(tf.convert_to_tensor(value))
     for i, (variable, value) in enumerate(zip(variables, values, strict=True))
@@ -319,7 +318,7 @@ def positions_in(model: Any, variables: Sequence[tf.Variable]) -> Arrays:
 
 
 def named_arrays(structure: Any) -> Arrays:
-  """Returns the Tensors of a structure by their paths."""
+  """Returns the Tensors of a structure as arrays, by path."""
   return {
     name: as_array(tensor)
     for name, tensor in comparison.named(structure).items()
@@ -327,7 +326,7 @@ def named_arrays(structure: Any) -> Arrays:
 
 
 def as_array(tensor: tf.Tensor | None) -> np.ndarray:
-  """Returns the memory of a Tensor as an array, without a copy."""
+  """Views a Tensor as an array, without a copy."""
   if tensor is None:
     return np.array("None")
   # NumPy's own type for strings drops trailing zero bytes.
@@ -352,7 +351,7 @@ def changed(default: Any, choices: Iterable[str] = ()) -> Any:
 
 
 def _scalar(outputs: Any) -> tf.Tensor:
-  """Sums outputs with weights, so that no symmetry hides an error."""
+  """Returns a weighted sum of outputs, so that no symmetry hides an error."""
   return tf.add_n(
     [
       tf.constant(0.0),

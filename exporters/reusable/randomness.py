@@ -1,8 +1,8 @@
-"""Compares random models: with their seeds fixed, or by their distributions.
+"""Compares random models with fixed seeds, or by their distributions.
 
-Ops in a straight line get the seeds (1, 1), (1, 2), … in the order in which a
-call runs them, on both sides. Each op then draws the same numbers. Where ops
-are in a loop or in a branch, two samples of calls are compared.
+Without loops and branches, the random ops of both models get the seeds (1, 1),
+(1, 2), … in the order in which a call runs them, so both models draw the same
+numbers. With random ops in a loop or branch, samples of calls are compared.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -24,10 +24,10 @@ from exporters.reusable.private_api import graph_pb2
 
 PILOT_CALLS = 128
 _LEAST_CALLS, _MOST_CALLS = 256, 2**14
-_FALSE_ALARM = 1e-6  # Of equal models, in all tests together.
-_BOUND = 1.1  # What `calls_to_compare` tells apart,
-_SIGMAS = 9.0  # by so many standard errors, of which five make an alarm.
-_MOST_VALUES = 2**20  # Of an array, in a sample.
+_FALSE_ALARM = 1e-6  # Probability that equal models fail a test.
+_BOUND = 1.1  # Ratio of standard deviations to detect,
+_SIGMAS = 9.0  # with this margin in standard errors; five fail.
+_MOST_VALUES = 2**20  # Values of one array in a sample.
 _SAVED_MODEL = "saved_model.pb"
 
 
@@ -35,9 +35,9 @@ def draws(graph: graph_pb2.GraphDef) -> int:
   """Counts the random ops that a call of a graph runs.
 
   Returns:
-    -1 if `_write_seeds` cannot number them: a random op is in a loop or a
-    branch, or has no seeds, or a function with own gradients, of which there
-    can be no copy, is called after other random ops.
+    The count, or -1 if `_write_seeds` cannot number the ops. Then a random op
+    has no seeds or is in a loop or branch, or a random function with a custom
+    gradient, which cannot be copied, is called after other random ops.
   """
   by_name = graphs.functions(graph)
 
@@ -70,7 +70,7 @@ def draws(graph: graph_pb2.GraphDef) -> int:
 
 
 def seeds(export_dir: str) -> int:
-  """Counts the ops of an export that draw the same wherever it is loaded."""
+  """Counts the random ops of an export that have fixed seeds."""
   _, library = _read(export_dir)
   return sum(
     any(node.attr[name].i for name in graphs.SEEDS)
@@ -81,7 +81,7 @@ def seeds(export_dir: str) -> int:
 
 
 def _read(export_dir: str) -> tuple[Any, Any]:
-  """Returns a SavedModel's message, and the functions in it."""
+  """Reads the protobuf message of a SavedModel, and its function library."""
   saved_model = private_api.saved_model_pb2.SavedModel.FromString(
     pathlib.Path(export_dir, _SAVED_MODEL).read_bytes()
   )
@@ -92,7 +92,7 @@ def _read(export_dir: str) -> tuple[Any, Any]:
 def with_seeds(
   export_dir: str, load: Callable[[str], Any]
 ) -> Iterator[Callable[[], Any]]:
-  """Makes a function that loads an export with seeds in its random ops."""
+  """Yields a function that loads an export with numbered seeds."""
   with tempfile.TemporaryDirectory() as directory:
 
     @functools.cache
@@ -111,11 +111,11 @@ def with_seeds(
 
 
 def _write_seeds(library: Any) -> None:
-  """Numbers the random ops that a call of each function runs, from 1 on.
+  """Gives the random ops that a call of each function runs seeds from 1 on.
 
-  A function that is called after other random ops gets a copy, with the next
-  numbers. Others stay: TensorFlow finds the Tensors that gradient functions
-  capture by the name of the function.
+  A function that is called after other random ops is copied, and the copy gets
+  the next seeds. Other functions keep their names, by which TensorFlow finds
+  the Tensors that gradient functions capture.
   """
   functions = list(library.function)
   by_name = {f.signature.name: f for f in functions}
@@ -156,7 +156,7 @@ def _write_seeds(library: Any) -> None:
 
 
 def sample(runs: Iterable[comparison.Arrays], calls: int) -> comparison.Arrays:
-  """Stacks observations of calls: `[calls, values]` of each array."""
+  """Stacks observations of calls into an array `[calls, values]` per name."""
   most = _MOST_VALUES // calls
   seen = [
     {k: _values(x, most) for k, x in run.items() if x.dtype.kind not in "OSU"}
@@ -170,7 +170,7 @@ def sample(runs: Iterable[comparison.Arrays], calls: int) -> comparison.Arrays:
 
 
 def _values(array: np.ndarray, most: int) -> np.ndarray:
-  """Returns some values of an array, as float64."""
+  """Returns at most about `most` values of an array, as float64."""
   flat = array.reshape(-1)[:: max(1, -(-array.size // most))]
   if flat.dtype.kind == "c":
     return np.concatenate([flat.real, flat.imag]).astype(np.float64)
@@ -178,7 +178,7 @@ def _values(array: np.ndarray, most: int) -> np.ndarray:
 
 
 def calls_to_compare(pilot: comparison.Arrays) -> int:
-  """Returns how many calls tell standard deviations x 1.1 from equal ones.
+  """Returns how many calls detect standard deviations x 1.1.
 
   Args:
     pilot: A `sample` of outputs.
@@ -188,7 +188,9 @@ def calls_to_compare(pilot: comparison.Arrays) -> int:
     if np.isfinite(x).all() and np.any(x.std(0)):
       squares = _squares(x, x.mean(0), x.std(0))
       above = _share_above(squares, _BOUND**2 * squares)
-      above -= (1 - above) / (len(x) - 1)  # Without pairs of a call and itself.
+      above -= (1 - above) / (
+        len(x) - 1
+      )  # Without pairs of a call with itself.
       counts.append(int((_SIGMAS / max(above - 0.5, 1e-9)) ** 2 / 6))
   return min(max(counts), _MOST_CALLS)
 
@@ -196,7 +198,7 @@ def calls_to_compare(pilot: comparison.Arrays) -> int:
 def _squares(
   x: np.ndarray, mean: np.ndarray, deviation: np.ndarray
 ) -> np.ndarray:
-  """Averages, for each call, the squared deviations of values that vary."""
+  """Returns the mean squared z-score of each call, over values that vary."""
   varies = deviation > 0
   apart = (x - mean)[:, varies] / deviation[varies]
   return np.sum(apart**2, axis=1) / max(1, varies.sum())
@@ -207,16 +209,16 @@ def compare(
 ) -> list[str]:
   """Compares samples of calls of two models; returns problems.
 
-  Each test is a rank sum of one number for each call. If the distributions are
+  Each test is a rank sum test of one number per call. If both distributions are
   equal, all orders of these numbers are equally likely, whatever the
-  distributions are. One test for each array takes its squared deviations from
-  the mean of both samples. In two further tests the first halves choose a
-  direction, in which means or squared deviations differ most, and the second
-  halves are projected on it.
+  distributions are. One test per array compares squared deviations from the
+  mean of both samples. Two further tests choose the direction in which means or
+  squared deviations of the first halves of the samples differ most, and compare
+  the second halves projected on it.
 
   Args:
-    expected: What `sample` returns for the live model.
-    actual: The same for the export.
+    expected: The `sample` of the live model.
+    actual: The `sample` of the export.
   """
   problems = [
     f"{name} is missing, or has another size"
@@ -234,7 +236,7 @@ def compare(
     name: how.of_array * size + how.of_all * max(sizes.values())
     for name, size in sizes.items()
   }
-  # Two numbers for each test and call, those of the export last.
+  # For each test one number per call: first of the model, then of the export.
   tests = []
   for name, x in both.items():
     deviation = np.where(x.std(0) > small[name], x.std(0), 0.0)
@@ -254,7 +256,7 @@ def compare(
 def _of_directions(
   x: np.ndarray, small: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields means and squared deviations in the directions that differ most."""
+  """Yields samples projected on the directions in which they differ most."""
   old, new = np.split(x, 2)
   half = len(old) // 2
   first, second = (
@@ -274,10 +276,10 @@ def _of_directions(
 
 
 def _apart(old: np.ndarray, new: np.ndarray, false_alarm: float) -> bool:
-  """Tells whether numbers are from different distributions, by rank sum.
+  """Tells by rank sum whether two samples have different distributions.
 
-  The normal approximation is safe: beyond five standard deviations a rank sum
-  of 64 numbers and more has smaller tails.
+  The normal approximation is conservative: beyond five standard deviations, the
+  rank sum of 64 or more numbers has smaller tails.
   """
   sigmas = (_share_above(old, new) - 0.5) * math.sqrt(6 * len(old) - 3)
   return math.erfc(abs(sigmas) / math.sqrt(2)) < false_alarm
