@@ -1,13 +1,13 @@
-"""The kinds of SavedModels: what they take and return, and their rules.
+"""Defines the kinds of SavedModels by inputs and outputs, and their rules.
 
-A pattern stands for what is taken or returned. It is one of:
+A pattern describes an input or an output. It is one of:
 
 - a dtype and a shape, such as `floats [batch, height, width, 3]`. A number is
   the size of a dimension, `None` an unknown size, `n > 1` any size but 1, and
   another word any size.
-- a dict of patterns. There may be further keys.
-- a list of patterns. The last one may occur several times.
-- a tuple of patterns: any of them.
+- a dict of patterns. Further keys are allowed.
+- a list of patterns. The last one may be repeated.
+- a tuple of alternative patterns.
 - `anything`.
 """
 
@@ -34,11 +34,11 @@ class Kind(NamedTuple):
     name: The name, as reports print it.
     takes: The pattern of the input.
     returns: The pattern of the outputs.
-    rules: The rules for this kind. Rules that no kind names are for all kinds.
+    rules: The rules for this kind. Rules that no kind names apply to all kinds.
     has: Names of attributes or signatures that it must have.
     without: Rules for all kinds that do not apply to this one.
-    classifies: Whether its outputs may have the name of `CLASSES`.
-    takes_pictures: Whether strings are encoded pictures.
+    classifies: Whether names of outputs may match `CLASSES`.
+    takes_pictures: Whether input strings are encoded images.
     sizes: The sizes of unknown dimensions in examples.
   """
 
@@ -65,7 +65,7 @@ _SEGMENTED = {
   "logits": "floats [batch, height, width, classes]",
 }
 
-# The first that fits is the kind.
+# The first kind that matches applies.
 KINDS = (
   # Keras 3's Model.export: endpoints for keras.layers.TFSMLayer, no call.
   Kind(
@@ -103,8 +103,8 @@ KINDS = (
     rules=("R12", "I1", "I2", "I3", "I4", "I5"),
     sizes=(32,),
   ),
-  # Small images, such as MNIST's: architectures for them have one size, which
-  # breaks I4, and no colors, which I1 asks for.
+  # Small images, such as MNIST's. Their architectures have one size, which
+  # breaks I4, and no colors, which I1 requires.
   Kind(
     "grey image",
     takes="floats [batch, height, width, 1]",
@@ -224,7 +224,7 @@ def _is_size(pattern: str, size: int | None) -> bool:
 
 
 def text(pattern: Any) -> str:
-  """Words a pattern, for people."""
+  """Describes a pattern in words."""
   if isinstance(pattern, Mapping):
     return f"a dict with {', '.join(f'`{key}`' for key in pattern)}"
   if isinstance(pattern, list):

@@ -11,19 +11,19 @@ from exporters.reusable import hyperparameters as hyperparameters_lib
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Card:
-  """What only the exporter knows about its model.
+  """Facts that only the exporter knows about its model.
 
   Attributes:
     name: Name of the model.
     description: What the model is, for someone who has never heard of it.
-    meanings: For each input and output of `serving_default`, what it means and
-      which kind of values it takes.
+    meanings: The meaning and the kind of values of each input and output of
+      `serving_default`.
     ranges: For inputs, the smallest and the largest value.
-    sizes: For inputs, the sizes of the dimensions after the first one, without
-      channels: those in `training`, and the `largest` ones.
+    sizes: For inputs, the sizes in `training` and the `largest` sizes of all
+      dimensions between the batch and the channels.
     example: Python code that loads and fine-tunes the export.
-    provenance: Where the weights come from: names and values of a table.
-    loaded: The loaded export in `example`, as an expression.
+    provenance: The origin of the weights: names and values of a table.
+    loaded: The expression for the loaded export in `example`.
     needs: Packages that `example` imports.
   """
 
@@ -96,13 +96,13 @@ was compiled with {compiler}, without a TPU. Nothing was run on a TPU.
 
 {rows}"""
 
-# How the example of a model with variables to train ends.
+# The end of the example of a trainable model.
 _SHARE = """
 # To share what you have trained, as a SavedModel that is used like this one:
 trained = {loaded}
 tf.saved_model.save(trained, "path/to/trained", signatures=trained.signatures)
 """
-# What the card of such a model also says.
+# Further text in the card of a trainable model.
 _USE = """ \
 A `hub.KerasLayer` without `trainable=True` keeps the weights as they are, and \
 runs the model in inference mode. With {without_keras} alone, \
@@ -148,8 +148,8 @@ def usage(
   """Returns the example of a card, and the packages that it needs.
 
   Args:
-    card: What only the exporter knows.
-    trainable: Number of parameters to train.
+    card: Facts that only the exporter knows.
+    trainable: Number of trainable parameters.
     is_keras: Whether the export is a complete Keras model.
   """
   if is_keras:
@@ -201,7 +201,7 @@ def text(model: Mapping[str, Any]) -> str:
 
 
 def _use(model: Mapping[str, Any]) -> str:
-  """Says how to load a model that can be trained, and how to call it."""
+  """Explains how to load and call a trainable model."""
   if model["format"] == "keras":
     return _USE_KERAS
   packages = (
@@ -242,7 +242,7 @@ def _profiles(model: Mapping[str, Any]) -> str:
 
 
 def _fine_tuning(model: Mapping[str, Any]) -> str:
-  """Lists what was fine-tuned from what; empty if nothing was."""
+  """Lists the fine-tuning steps of the weights; empty if there are none."""
   steps = [
     f"- from {step['from']}, singleprint `{step['singleprint']}`, on"
     f" {step['data']}"
@@ -252,7 +252,7 @@ def _fine_tuning(model: Mapping[str, Any]) -> str:
 
 
 def _compilation(model: Mapping[str, Any]) -> str:
-  """Says what compiling for TPUs found; empty if it was not tried."""
+  """Reports the compilations for TPUs; empty if there were none."""
   if "compilation_for_tpus" not in model:
     return ""
   found = model["compilation_for_tpus"]
@@ -285,7 +285,7 @@ def _compiled(result: Mapping[str, Any]) -> list[str]:
 
 
 def _keras_3(model: Mapping[str, Any]) -> str:
-  """Prints the layer for Keras 3; empty if there is nothing to train."""
+  """Prints the layer for Keras 3; empty if the model is not trainable."""
   if not model["parameters"]["trainable"]:
     return ""
   has_strings = any(tensor["dtype"] == "string" for tensor in model["inputs"])
@@ -296,7 +296,7 @@ def _keras_3(model: Mapping[str, Any]) -> str:
 
 
 def _for_keras(card: Card) -> Card:
-  """Lets the example of a card use `load_model` for `hub.KerasLayer`."""
+  """Replaces `hub.KerasLayer` with `load_model` in the example of a card."""
   example = re.sub(
     r'hub\.KerasLayer\(\s*("[^"]*")[^()]*\)',
     r"tf_keras.models.load_model(\1)",
@@ -335,7 +335,7 @@ def _arguments(
 
 
 def _limits(h: Mapping[str, Any]) -> str:
-  """Says which values a number may have."""
+  """Describes the valid values of a number."""
   if "exclusiveMaximum" in h:
     return f" From {h['minimum']} to less than {h['exclusiveMaximum']}."
   if "maximum" in h:

@@ -1,6 +1,6 @@
-"""`assets.extra/model.json`: what an export is, for programs.
+"""Describes an export for programs, in `assets.extra/model.json`.
 
-Its form is `docs/model.schema.json`. The card is made from it.
+The schema is `docs/model.schema.json`. The card is generated from this file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def describe(
   """Describes an export.
 
   Args:
-    card: What only the exporter knows.
+    card: Facts that only the exporter knows.
     exporter: Name of the program.
     root: The exported object.
     source: The model that was exported.
@@ -146,7 +146,7 @@ def _variables(source: saving.Source) -> Iterator[dict[str, Any]]:
 
 
 def verified(report: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the entries that a verification report makes; {} without one."""
+  """Returns the entries from a verification report; {} without a report."""
   if not report:
     return {}
   passed = [c["kind"] for c in report["comparisons"] if c["passed"]]
@@ -174,7 +174,7 @@ def read(export_dir: str) -> dict[str, Any]:
 
 
 def write(export_dir: str, described: Mapping[str, Any]) -> None:
-  """Writes the description into an export, and the card that it makes."""
+  """Writes the description, and the card made from it, into an export."""
   content = json.dumps(described, indent=2, ensure_ascii=False)
   pathlib.Path(export_dir, PATH).parent.mkdir(exist_ok=True)
   about = f"{export_dir}: {PATH} is incomplete or of another form: "

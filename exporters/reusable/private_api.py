@@ -1,8 +1,8 @@
 """The parts of TensorFlow outside its public API that this project imports.
 
-Each comment says what they are for, and what happens in a TensorFlow without
-them. `private_api_test` fails if one of them is gone. `docs/versions.md` lists
-them with the private names that other modules use.
+Each comment gives the purpose of an import, and what happens in a TensorFlow
+without it. `private_api_test` fails if one is gone. `docs/versions.md` lists
+the imports, and the private names that other modules use.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,8 +14,8 @@ from unittest import mock
 
 import tensorflow as tf
 
-# The messages in a SavedModel and in a checkpoint. Their format is stable, but
-# not where Python finds them. Without them nothing can be exported or checked.
+# Protobuf messages in SavedModels and checkpoints. Their format is stable, but
+# not their Python modules. Without them nothing can be exported or checked.
 from tensorflow.core.framework import function_pb2 as function_pb2
 from tensorflow.core.framework import graph_pb2 as graph_pb2
 from tensorflow.core.framework import node_def_pb2 as node_def_pb2
@@ -24,9 +24,9 @@ from tensorflow.core.protobuf import fingerprint_pb2
 from tensorflow.core.protobuf import meta_graph_pb2 as meta_graph_pb2
 from tensorflow.core.protobuf import saved_model_pb2 as saved_model_pb2
 
-# What public functions tell of a checkpoint is the shortest path to each value.
-# A value may have several: a layer is an attribute, and one of its model's
-# layers. Without this message nothing can be restored.
+# Public functions return only the shortest path to each value in a checkpoint.
+# A value may have several: a layer is an attribute of the model, and one of its
+# `layers`. Without this message nothing can be restored.
 from tensorflow.core.protobuf import (
   trackable_object_graph_pb2 as trackable_object_graph_pb2,
 )
@@ -48,8 +48,8 @@ except ImportError:
 def as_in_a_save() -> contextlib.AbstractContextManager[None]:
   """Makes TensorFlow trace functions in the form that its save takes.
 
-  Without `save_context` a save traces all functions once more, which takes
-  longer and more memory.
+  Without `save_context`, saving traces all functions again, which needs more
+  time and memory.
   """
   if save_context is None:
     return contextlib.nullcontext()
@@ -79,11 +79,11 @@ def empty_batches_change_nothing(batch_norm: type[Any]) -> Iterator[None]:
 
   The last batch may leave a replica without examples. Keras handles that only
   in layers that are traced under a strategy, but the consumers of an export
-  choose theirs later. Without the method, verification refuses exports with
-  batch normalization.
+  choose theirs later. If Keras lacks the method, verification refuses exports
+  with batch normalization.
 
   Args:
-    batch_norm: Keras' class.
+    batch_norm: Keras' class of batch normalization.
   """
   name = "_support_zero_size_input"
   methods = [(c, vars(c)[name]) for c in batch_norm.__mro__ if name in vars(c)]
@@ -97,9 +97,9 @@ def empty_batches_change_nothing(batch_norm: type[Any]) -> Iterator[None]:
 
 
 def forget_seed() -> None:
-  """Leaves the seed of this process out of the graph that is being traced.
+  """Keeps the seed of this process out of the graph that is being traced.
 
-  With it, all consumers, and all replicas of one, would drop the same units.
+  With the seed, dropout would be the same for all consumers and all replicas.
   `saving_test` fails if TensorFlow takes the seed from elsewhere.
   """
   tf.compat.v1.get_default_graph().seed = None
@@ -109,8 +109,8 @@ def forget_seed() -> None:
 def numbered_seeds() -> Iterator[Callable[[], int]]:
   """Gives random ops the seeds (1, 1), (1, 2), … in the order of their calls.
 
-  They replace the seeds of layers too. Without `random_seed` they stay, and
-  verification compares distributions.
+  The seeds of layers are replaced too. If TensorFlow lacks `random_seed`, they
+  are not, and verification compares distributions.
 
   Yields:
     A function that returns the number of seeds given.
@@ -123,7 +123,7 @@ def numbered_seeds() -> Iterator[Callable[[], int]]:
     given += 1
     return 1, given
 
-  tf.random.set_seed(1)  # Ops begin their streams of random numbers anew.
+  tf.random.set_seed(1)  # Restarts the random numbers of ops.
   patch = (
     mock.patch.object(random_seed, "get_seed", next_seeds)
     if hasattr(random_seed, "get_seed")
@@ -139,8 +139,8 @@ def write_fingerprint(export_dir: str) -> None:
   TensorFlow draws its uuid at random. Here the uuid follows from the other
   fields, so that equal models have equal bytes.
 
-  If TensorFlow's writer is gone, the fingerprint, which would be wrong, is
-  deleted.
+  If TensorFlow lacks the writer, the fingerprint is deleted, as it would be
+  wrong.
   """
   if fingerprinting_utils is None:
     pathlib.Path(export_dir, "fingerprint.pb").unlink(missing_ok=True)
@@ -158,9 +158,9 @@ def write_fingerprint(export_dir: str) -> None:
 def keras_paths(model: Any) -> dict[str, tf.Variable]:
   """Returns the variables of a model by their paths in Keras' own format.
 
-  Keras numbers the values of a layer; their order is that of two attributes.
-  Without the module, files of this format are refused. It imports Keras, which
-  not all programs need.
+  Keras numbers the values of a layer in the order of two attributes. Without
+  `saving_lib`, files of this format are refused. The import is local because
+  not all programs need Keras.
   """
   try:
     from tf_keras.src.saving import saving_lib

@@ -1,7 +1,7 @@
 """Freezing profiles: sub-objects of an export that train fewer variables.
 
-A profile shares the call of the export. The names of variables say which of
-them it trains, so that nothing here needs TensorFlow.
+A profile shares the call of the export. It selects variables by name, so this
+module does not need TensorFlow.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ DESCRIPTIONS = {
   " Training still normalizes by the batch and updates the moving averages.",
 }
 
-# A residual block, a layer of a transformer, a coupling; stages of ResNets in
+# A residual block, a transformer layer or a coupling. ResNet blocks in
 # `official.legacy` have names such as res2a_branch2b.
 _BLOCK = re.compile(
   r"(?:.*?/)??(?:(?!conv2d)\w*block\w*|(?:\w+_)?(?:layer|coupling)_\d+"
@@ -32,8 +32,8 @@ def layer_indices(names: Sequence[str]) -> list[int]:
   """Returns the layer index of each variable of a model.
 
   The index is 0 before the first block, such as in embeddings, n in the nth
-  block, and one more after the last block. A model without blocks has a layer
-  with weights, and the normalization after it, for a block.
+  block, and one more after the last block. In a model without blocks, a layer
+  with weights and the normalization after it count as a block.
 
   Args:
     names: The names of all variables, in the order of the layers.
@@ -69,12 +69,12 @@ def _indices_of_layers(names: Sequence[str]) -> list[int]:
 
 
 def decays(name: str) -> bool:
-  """Tells whether weight decay applies: to no bias and no normalization."""
+  """Tells whether weight decay applies: not to biases and normalization."""
   return not _PLAIN.fullmatch(name.split("/")[-1].split(":")[0])
 
 
 def describe(profile: str, names: Sequence[str]) -> str:
-  """Says what a profile of a model with these variables trains."""
+  """Describes what a profile trains in a model with these variables."""
   kind, _, count = profile.partition("_")
   if kind != "last":
     return DESCRIPTIONS[profile]
@@ -94,9 +94,9 @@ def trained(
   """Returns the variables that a profile trains.
 
   Args:
-    profile: Its name.
+    profile: The name of the profile.
     variables: All variables of the model, in the order of the layers.
-    trainable: Those that the model trains.
+    trainable: The variables that the model trains.
 
   Raises:
     InputError: The model has fewer blocks, or the profile would freeze nothing

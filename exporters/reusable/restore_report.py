@@ -1,4 +1,4 @@
-"""Writes what restores took from where, and what else the sources have."""
+"""Reports the source of each restored value, and what was left out."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _HEADER = ("variable", "from", "through", "shape")
 
 
 def write(path: str) -> None:
-  """Writes the restores of this process as HTML, JSON or text, by the ending.
+  """Reports the restores of this process as HTML, JSON or text, by suffix.
 
   Args:
-    path: The file; `-` prints text and ends the process.
+    path: The file; `-` prints the text and exits.
   """
   if path == "-":
     print(_text())

@@ -2,7 +2,7 @@
 
 The interface is that of TensorFlow Hub's reusable SavedModels: a root object
 with `__call__`, `variables`, `trainable_variables` and `regularization_losses`.
-Lean means that it has one traced function for each mode, and nothing else of
+Lean means that it has one traced function for each mode, and no other parts of
 the model.
 """
 
@@ -36,10 +36,10 @@ _NAME = re.compile("[a-z0-9][a-z0-9_]*")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-  """A model to export. `source` makes it, and describes the other attributes.
+  """A model to export, made by `source`, which documents other attributes.
 
   Attributes:
-    call: A Python function that takes the input, and `defaults` by name.
+    call: A Python function of the input and of keyword arguments, `defaults`.
     defaults: The arguments that consumers may set, and their defaults.
     function: `call` as a tf.function, traced for `input_spec` in each mode.
     output_spec: Shapes and dtypes of the outputs, in inference.
@@ -76,28 +76,28 @@ def source(
   Args:
     model: A Keras model or layer, a `tf.Module`, a `tf.train.Checkpoint` with
       `__call__`, or a function. It takes one input, `training` if it has modes,
-      and the hyperparameters that no layers read. A `training` that changes
-      nothing is not exported.
+      and the hyperparameters that no layers read. If `training` changes
+      nothing, it is not exported.
     input_spec: `tf.TensorSpec`, or a list or dict of them: shape and dtype of
-      the input. Free dimensions are `None`, the batch dimension first.
+      the input. Dynamic dimensions are `None`. The batch dimension comes first.
     hyperparameters: The values that consumers may tune.
     variables: All variables that `model` uses. Default: `model.variables`.
-    trainable_variables: Those that consumers train, possibly none. Default:
-      those of `model`; for a function, the trainable ones of `variables`.
+    trainable_variables: The variables that consumers train, possibly none.
+      Default: those of `model`, or for a function those of `variables`.
     regularization_losses: Functions without arguments, each returning a float
       scalar. Default: `model.regularization_losses`, or else one for each
       weight regularizer of the Keras layers.
-    check: Takes the input and returns it, with ops that fail if the model does
-      not support it.
+    check: A function that returns the input, with ops that fail if the model
+      does not support it.
     layer_calls: Replaces the `call` of layers in the trace, by class. Outputs
-      and gradients must stay the same. It is for layers that XLA compiles at
-      every step, or not at all; those of Keras are known.
-    autograph: Whether AutoGraph rewrites the Python code of the model, which is
-      only needed for Python control flow over Tensors, and takes time.
+      and gradients must stay the same. Use it for layers that XLA recompiles at
+      every step or cannot compile. Those of Keras are replaced by default.
+    autograph: Whether AutoGraph rewrites the Python code of the model. Only
+      Python control flow over Tensors needs it, and it takes time.
 
   Raises:
-    ExportError: Variables are missing, `training` is hidden, weights are not
-      finite, a hyperparameter or a variable to train has no effect, or the
+    ExportError: Variables are missing or not finite, an argument of the model
+      is unknown, a hyperparameter or a trainable variable has no effect, or the
       model cannot be called.
   """
   input_spec = _checked(input_spec)
@@ -137,13 +137,13 @@ def reusable(
 ) -> tf.train.Checkpoint:
   """Makes an object that `save` writes and consumers call.
 
-  More attributes may be set on it before it is saved: other objects that this
+  Before saving, further attributes may be set on it: other objects that this
   function makes, assets, variables.
 
   Args:
     model: The model.
-    also_takes: Other forms of the input: with other dtypes, which are cast; for
-      a dict also lists, in the order of its keys; for a list other lengths.
+    also_takes: Other forms of the input: other dtypes, which are cast; for a
+      dict also lists, in the order of its keys; for a list other lengths.
 
   Returns:
     An object whose `__call__` takes the input and the arguments of the model,
@@ -167,14 +167,14 @@ def reusable(
 def profile(
   root: tf.train.Checkpoint, trainable_variables: Sequence[tf.Variable]
 ) -> tf.train.Checkpoint:
-  """Makes a sub-object with the call of an export that trains fewer variables.
+  """Makes a sub-object that calls an export and trains fewer variables.
 
-  It adds no function to the SavedModel. The regularization losses are those of
-  the variables that it trains.
+  It adds no function to the SavedModel. Its regularization losses are those of
+  its trainable variables.
 
   Args:
     root: The export, an object that `reusable` made.
-    trainable_variables: Those of the export that the sub-object trains.
+    trainable_variables: The variables of the export that it trains.
   """
   handles = {id(v.handle) for v in trainable_variables}
   result = tf.train.Checkpoint()
@@ -190,7 +190,7 @@ def profile(
 
 
 def of_mixed_precision(spec: tf.TensorSpec) -> list[tf.TensorSpec]:
-  """Returns a float input as Keras casts it in mixed precision."""
+  """Returns the specs of a float input that Keras casts in mixed precision."""
   return [tf.TensorSpec(spec.shape, d) for d in (tf.bfloat16, tf.float16)]
 
 
@@ -199,15 +199,15 @@ def signature(
   input_spec: Any,
   output_name: str | Sequence[str] = "outputs",
 ) -> ConcreteFunction:
-  """Makes a signature of inference with the default hyperparameters.
+  """Makes a signature for inference with the default hyperparameters.
 
   Args:
     reusable_object: An object that `reusable` made.
-    input_spec: Its input. The Tensors of a dict are named by their keys, others
-      by their spec, or `inputs`.
-    output_name: Name of a single output, or the sorted names of those in a
-      list; of a list it may also be what their names begin with. Outputs in a
-      dict are named by their keys; those that are not Tensors are left out.
+    input_spec: Its input. The names of Tensors are the keys of a dict, or else
+      the names of their specs. The default is `inputs`.
+    output_name: Name of a single output; for a list, the sorted names or their
+      common prefix. Outputs in a dict are named by their keys. Outputs that are
+      not Tensors are left out.
 
   Returns:
     A function for `save`, from named Tensors to a dict of Tensors.
@@ -218,7 +218,7 @@ def signature(
   def serve(*inputs):
     outputs = reusable_object.__call__(
       tf.nest.pack_sequence_as(named_spec, inputs),
-      # Tensors have a trace already; each number would get its own.
+      # Tensors reuse a trace; each Python number would get its own.
       **{
         name: tf.constant(parameter.default)
         for name, parameter in parameters.items()
@@ -228,7 +228,7 @@ def signature(
     if isinstance(outputs, (list, tuple)):
       names = output_name
       if isinstance(names, str):
-        digits = len(str(len(outputs) - 1))  # So that they are sorted.
+        digits = len(str(len(outputs) - 1))  # Padded, so as to sort.
         names = [f"{names}_{i:0{digits}}" for i in range(len(outputs))]
       outputs = dict(zip(names, outputs, strict=True))
     elif not isinstance(outputs, Mapping):
@@ -252,7 +252,7 @@ def signature(
 def constant(value: Any) -> tf.train.Checkpoint:
   """Makes an attribute of an export that returns a constant when called.
 
-  A variable does not suit: TPUs cannot load one of strings.
+  A variable would not work for strings, which TPUs cannot load.
 
   Args:
     value: A value that TensorFlow converts to a Tensor, or a dict of them.
@@ -272,7 +272,7 @@ def save(
   *,
   signatures: Mapping[str, ConcreteFunction],
 ) -> None:
-  """Writes a SavedModel with the endpoints of `endpoints`.
+  """Writes a SavedModel, adds the endpoints for Keras 3, and slims it.
 
   Args:
     root: An object that `reusable` made.
@@ -304,8 +304,8 @@ def save(
 def _checked(spec: Any) -> Any:
   """Checks the form of an input; turns tuples into lists.
 
-  As functions of a SavedModel tell one from the other, consumers would have to
-  know which it is.
+  Functions of a SavedModel distinguish tuples from lists, and consumers should
+  not have to.
   """
   if isinstance(spec, Mapping):
     names = {re.sub("[./-]", "_", str(key)).lower() for key in spec}
@@ -355,7 +355,7 @@ def _has_training(
 
 
 def _python_function(model: Callable[..., Any]) -> Callable[..., Any]:
-  """Unwraps a tf.function, as a nested one costs time at every XLA step."""
+  """Unwraps a tf.function: nested ones slow down every step under XLA."""
   is_layer = isinstance(model, tf_keras.layers.Layer)
   if isinstance(model, (tf.Module, tf.train.Checkpoint)) and not is_layer:
     try:
@@ -373,7 +373,7 @@ def _trainable(
   variables: Sequence[tf.Variable],
   trainable_variables: Iterable[tf.Variable] | None,
 ) -> list[tf.Variable]:
-  """Returns the trainable variables, and refuses variables of no use."""
+  """Returns the trainable variables, and refuses unusable variables."""
   is_default = trainable_variables is None
   if is_default:
     trainable_variables = getattr(
@@ -405,7 +405,7 @@ def _trainable(
   for variable in variables:
     try:
       if variable.dtype.is_floating:
-        tf.debugging.check_numerics(variable, "")  # Needs no memory.
+        tf.debugging.check_numerics(variable, "")  # Allocates no memory.
     except tf.errors.InvalidArgumentError as e:
       raise errors.ExportError(
         f"Variable {variable.name} has values that are not finite (NaN or"
@@ -440,9 +440,9 @@ def _layers(model: Any) -> list[tf_keras.layers.Layer]:
 def for_any_strategy(model: Any) -> Iterator[None]:
   """Lets batch normalization be traced for consumers under any strategy.
 
-  A replica averages over its own examples, because a SavedModel cannot sum over
-  replicas, and TensorFlow warns of each gradient that would. A replica without
-  examples changes nothing.
+  A replica normalizes over its own examples, because a SavedModel cannot sum
+  over replicas, and TensorFlow warns about each gradient that would. A replica
+  without examples updates nothing.
   """
   synchronized = [
     layer for layer in _layers(model) if getattr(layer, "synchronized", False)
@@ -465,7 +465,7 @@ def _caller(
   hyperparameters: Sequence[Hyperparameter],
   check: Callable[[Any], Any] | None,
 ) -> Callable[..., Any]:
-  """Makes a Python function of a model, with arguments that have defaults."""
+  """Wraps a model in a Python function whose arguments have defaults."""
   function = _python_function(model)
 
   def call(inputs: Any, **arguments: Any) -> Any:
@@ -487,7 +487,7 @@ def _traced(model: Source) -> Source:
   function = _traceable(model, xla.CLOSED_GRADIENTS)
   traces = _trace(model, function, model.input_spec)
   _check_structure(traces[0], traces[-1])
-  # Most models with modes have other types of ops in training.
+  # A cheap test first: most models have other types of ops in training.
   if len(traces) > 1 and len(set(map(_op_types, traces))) == 1:
     always_training = dataclasses.replace(
       model,
@@ -516,9 +516,9 @@ def _traceable(
 ) -> Function:
   """Makes a tf.function with named arguments and defaults.
 
-  A trace for another form of the input than `input_spec` converts the input and
-  calls the trace for `input_spec`. So the model is traced once for each mode.
-  Consumers need not load the gradients of `of_training` for inference.
+  A trace for another form of the input converts it and calls the trace for
+  `input_spec`, so that the model is traced once per mode. Only the training
+  trace has the replacements in `of_training`, as inference needs no gradients.
   """
 
   def call(inputs: Any, *values: Any) -> Any:
@@ -604,10 +604,10 @@ def _named(spec: Any) -> Any:
 
 
 def _converted(inputs: Any, spec: Any) -> Any:
-  """Turns a list into a dict and casts Tensors, as `spec` says.
+  """Turns a list into a dict, and casts Tensors, to match `spec`.
 
   Returns:
-    The input, or None if it has this form already.
+    The converted input, or None if the input matches already.
   """
   is_list = isinstance(spec, Mapping) and not isinstance(inputs, Mapping)
   if is_list:
@@ -673,7 +673,7 @@ def _check_captured(
 def _check_reached(
   training: ConcreteFunction, trainable_variables: Sequence[tf.Variable]
 ) -> None:
-  """Refuses variables to train that get no gradient from any output."""
+  """Refuses trainable variables that get no gradient from any output."""
   reached = set()
   waiting = [output.op for output in training.outputs]
   while waiting:
@@ -696,7 +696,7 @@ def _check_reached(
 
 
 def _check_effects(traces: Sequence[ConcreteFunction], model: Source) -> None:
-  """Refuses hyperparameters on which no result and no update depends."""
+  """Refuses hyperparameters that affect neither an output nor an update."""
   first = len(tf.nest.flatten(model.input_spec, expand_composites=True))
   for i, hyperparameter in enumerate(model.hyperparameters, first):
     if not any(_has_effect(trace.inputs[i], trace) for trace in traces):
@@ -723,7 +723,7 @@ def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:
 
 
 def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
-  """Returns a function for each weight loss of a model's Keras layers."""
+  """Returns a function for each weight regularizer of the Keras layers."""
   layers = _layers(model)
   for layer in layers:
     if getattr(layer, "activity_regularizer", None) is not None:
@@ -738,7 +738,7 @@ def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
   own: dict[tf_keras.layers.Layer, int] = {}
   for layer in sorted(inner, key=lambda layer: len(inner[layer])):
     own[layer] = losses[layer] - sum(own.get(x, 0) for x in inner[layer])
-  # In the order of the weights, as Keras' `losses`.
+  # In the order of the weights, as in Keras' `losses`.
   position = {v.ref(): i for i, v in enumerate(getattr(model, "variables", ()))}
   return [
     _loss_of_layer(layer, index)
@@ -766,7 +766,7 @@ def _trace_loss(
       " function that returns a float scalar."
     )
   function = tf.function(loss, input_signature=[], autograph=autograph)
-  trace = function.get_concrete_function()  # So that a save traces no more.
+  trace = function.get_concrete_function()  # Saving then traces nothing.
   output = trace.structured_outputs
   if not (
     tf.is_tensor(output) and output.shape == [] and output.dtype.is_floating

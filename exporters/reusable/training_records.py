@@ -1,4 +1,4 @@
-"""Records the curve of a training, for the export and for TensorBoard."""
+"""Records the metrics of a training, for the export and for TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
-# In the directory of an export.
+# The path in an export.
 FILE = "assets.extra/training.json"
 
 # The metrics of each epoch of this process's training, the oldest first.
@@ -27,7 +27,7 @@ def recorder(
   """Makes an `on_epoch_end` that records the metrics of each epoch.
 
   Args:
-    tensorboard_dir: Where to write the same for TensorBoard; None: nowhere.
+    tensorboard_dir: The directory for TensorBoard, or None.
   """
   writer = (
     tf.summary.create_file_writer(tensorboard_dir)
@@ -36,8 +36,8 @@ def recorder(
   )
 
   def record(epoch: int, metrics: Mapping[str, float]) -> None:
-    del epochs[epoch:]  # An interrupted epoch that is trained again.
-    # A few digits: the last bits of float32 tell nothing.
+    del epochs[epoch:]  # Drops an epoch that is trained again.
+    # Few digits, because the last bits of float32 are noise.
     epochs.append({k: float(f"{v:.6g}") for k, v in sorted(metrics.items())})
     with writer.as_default(step=epoch):
       for name, value in metrics.items():
@@ -50,7 +50,7 @@ def recorder(
 def callbacks(
   tensorboard_dir: str | None, strategy: tf.distribute.Strategy
 ) -> list[tf_keras.callbacks.Callback]:
-  """Makes the callback of Keras that records each epoch, once in a cluster."""
+  """Makes the Keras callback that records each epoch, on the chief only."""
   if not strategies.is_chief(strategy):
     return []
   record = recorder(tensorboard_dir)

@@ -1,4 +1,4 @@
-"""Proves that an export equals its live model."""
+"""Verifies that an export behaves like its live model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
@@ -35,8 +35,8 @@ from exporters.reusable import observation
 from exporters.reusable import randomness
 from exporters.reusable import saving
 
-# Packages whose versions are recorded, besides TensorFlow, whose package has
-# several names.
+# Packages whose versions are recorded. TensorFlow's is recorded separately,
+# because its package has several names.
 _PACKAGES = ("tf-keras", "tensorflow-hub", "tf-models-official")
 
 _KERAS_NOTE = (
@@ -103,12 +103,12 @@ def verify(
     source: The live model.
     examples: Inputs of different sizes: Tensors, RaggedTensors, or lists or
       dicts of them.
-    level: `full`, `fast` or `off`. `fast` takes the first example only, and
-      leaves out gradients, changed hyperparameters, hub.KerasLayer, the empty
-      batch, compilation under XLA and saving again.
+    level: `full`, `fast` or `off`. `fast` uses only the first example, and
+      skips gradients, changed hyperparameters, hub.KerasLayer, the empty batch,
+      compilation under XLA and saving again.
     sub_objects: Model and inputs of each attribute of the export that is
-      reusable by itself, such as `mlm`. Each is compared like `source`; without
-      inputs only its variables and losses are.
+      reusable by itself, such as `mlm`. Each is compared like `source`. Without
+      inputs, only its variables and losses are compared.
     is_keras: Whether the export is a complete Keras model. It is then loaded by
       Keras, and compared without changed hyperparameters.
     process: The result of `start`, if it was called before.
@@ -151,7 +151,7 @@ def verify(
     if keep_failed:
       try:
         os.rename(export_dir, keep_failed)
-      except OSError:  # To another file system.
+      except OSError:  # It is on another file system.
         with publishing.publish(keep_failed) as failed_dir:
           shutil.copytree(export_dir, failed_dir, dirs_exist_ok=True)
     raise errors.ExportError(
@@ -180,7 +180,7 @@ def _compared(
     errors.writing(work_dir, errors.SCRATCH),
   ):
     results_path = pathlib.Path(work_dir, "results.json")
-    # A process that ends early says why, and its exit status tells.
+    # A process that ends early prints the reason; its status is read below.
     with (
       contextlib.suppress(BrokenPipeError),
       process or start(level) as process,
@@ -191,11 +191,11 @@ def _compared(
 
       send(export_dir)
       send(results_path)
-      # Both sides compute on the CPU: GPUs multiply float32 in TF32, which is
-      # off by a thousandth, and the GPU that this process trained on is full.
+      # Both processes compute on the CPU. GPUs multiply float32 in TF32, with
+      # errors of a thousandth, and training has filled the memory of the GPU.
       with tf.device("/CPU:0"):
         plan, seen = observe(parts, level)
-        # Not of their classes, which have another name in the process.
+        # Plain tuples: the class `Call` has another name in the process.
         plain = {name: list(map(tuple, calls)) for name, calls in plan.items()}
         for i, item in enumerate(itertools.chain([(plain,)], seen)):
           if i and item.kind == "variables":
@@ -218,7 +218,7 @@ def _compared(
 
 
 def _end(status: int) -> str:
-  """Says how a process has ended."""
+  """Describes how a process ended."""
   if status > 0:
     return f"with exit status {status}"
   name = signal.Signals(-status).name
@@ -227,7 +227,7 @@ def _end(status: int) -> str:
 
 
 def _layer(parts: Mapping[str, Part], problem: str) -> str:
-  """Names the class of the innermost layer in the path that a problem has."""
+  """Returns the innermost layer in the path in a problem, with its class."""
   by_name = {
     layer.name: layer_calls.class_name(type(layer))
     for source, _ in parts.values()
@@ -254,8 +254,8 @@ def observe(
     name: (dataclasses.replace(source, call=_explained(source.call)), examples)
     for name, (source, examples) in parts.items()
   }
-  # Before the first call, after which TensorFlow copies some variables to read
-  # them.
+  # Before the first call: after it, TensorFlow copies some variables when it
+  # reads them.
   states = {
     name: list(observation.observe_state(name, source))
     for name, (source, _) in parts.items()
@@ -285,7 +285,7 @@ def observe(
 
 
 def _explained(call: Callable[..., Any]) -> Callable[..., Any]:
-  """Reports the errors of a model in one line."""
+  """Wraps the call of a model to report its errors in one line."""
 
   def explained(*args: Any, **kwargs: Any) -> Any:
     about = "The model cannot be called to compare its export: "
@@ -298,7 +298,7 @@ def _explained(call: Callable[..., Any]) -> Callable[..., Any]:
 def _calls(
   part: str, source: saving.Source, examples: Sequence[Any], level: str
 ) -> Iterator[observation.Call]:
-  """Plans the calls to compare the live model and its export in."""
+  """Plans the calls that compare the live model with its export."""
   if not examples:
     return
   steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
@@ -324,7 +324,7 @@ def _calls(
       "empty": i == 0 and can_be_empty,
     }
     size = _size(example)
-    # Models without modes are trained in the one there is.
+    # A model without modes is trained in its only mode.
     if training or not is_random:
       in_inference = {**learning, **once}
       if training:  # Consumers may train with normalization as in inference.
@@ -395,7 +395,7 @@ def _random_calls(
     sampled=count,
   )
   yield call
-  # Different shares, to tell rates of the same default apart.
+  # Different factors, to tell apart rates with the same default.
   changed = {
     h.name: h.default / (i + 2)
     for i, h in enumerate(source.hyperparameters)
@@ -434,13 +434,13 @@ def _takes(source: saving.Source, example: Any) -> bool:
 
 
 def _graph(source: saving.Source, example: Any) -> Any:
-  """Returns the graph of a call in training of what will be exported."""
+  """Returns the graph of a training call, as it will be exported."""
   arguments = {
-    # Numbers would get traces of their own.
+    # Python numbers would need new traces.
     name: True if name == "training" else tf.constant(default)
     for name, default in source.defaults.items()
   }
-  # A loaded export has traces already, and no function that could be traced.
+  # A loaded export has traces already, and no Python function to trace.
   function = source.function or tf.function(source.call)
   trace = function.get_concrete_function(example, **arguments)
   return trace.graph.as_graph_def()
@@ -477,8 +477,8 @@ def _write_report(
 ) -> dict[str, Any]:
   """Writes and returns the comparisons that passed, and notes on the others.
 
-  The report is the same in every run: it leaves out differences, whose last
-  bits depend on how an op shares its work among threads.
+  The report is the same in every run. It omits numerical differences, whose
+  last bits depend on how an op splits its work among threads.
   """
   try:
     fingerprint = tf.saved_model.experimental.read_fingerprint(export_dir)

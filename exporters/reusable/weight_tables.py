@@ -33,7 +33,7 @@ with epy.lazy_imports():
 
 MOST_PROBLEMS = 6  # The most that an error lists.
 
-# Steps: a permutation of axes, or the axis to split into heads and their size.
+# Steps: a permutation of axes, or an axis to split into heads and head size.
 TRANSPOSE = (1, 0)
 CONVOLUTION = (2, 3, 1, 0)  # From [out, in, height, width].
 DEPTHWISE = (2, 3, 0, 1)  # From [channels, 1, height, width].
@@ -45,7 +45,7 @@ _MOST_BYTES_OF_INDEX = 2**26
 
 
 class Tensor(NamedTuple):
-  """A tensor in a file, which `read` reads."""
+  """A tensor in a file; `read` loads its values."""
 
   name: str
   shape: tuple[int, ...]
@@ -53,16 +53,16 @@ class Tensor(NamedTuple):
 
 
 class Line(NamedTuple):
-  """How one variable and one tensor of another format belong together.
+  """Maps a tensor of another format to a variable.
 
-  A further line of the same variable names a copy that a source may have, such
-  as tied weights. It must have the same values.
+  A further line for the same variable names an optional copy of the tensor,
+  such as tied weights. The copy must have the same values.
 
   Attributes:
     ours: Name of the variable, without `:0`.
     theirs: Name of the tensor; None if the format has no such tensor, because
       its values are always 0.
-    steps: From the tensor to the variable: permutations of axes, and axes to
+    steps: Convert the tensor to the variable: permutations of axes, and axes to
       split in two.
     part: `(k, n)`: the variable is the k-th of n equal parts of the tensor
       along axis 0.
@@ -75,7 +75,7 @@ class Line(NamedTuple):
 
 
 class Record(NamedTuple):
-  """Where the value of a variable comes from, for reports."""
+  """The origin of a variable's value, for reports."""
 
   tensor: str
   source: str
@@ -84,12 +84,12 @@ class Record(NamedTuple):
 
 
 class Restored(NamedTuple):
-  """What a restore has done.
+  """The result of a restore.
 
   Attributes:
-    source: The path and what is there.
+    source: The path and its format, for messages.
     records: One for each restored variable.
-    left_out: What each tensor is that was not restored, by its name.
+    left_out: The kind of each tensor that was not restored, by its name.
     lacking: The optional variables that the source lacks.
   """
 
@@ -104,14 +104,14 @@ restores: list[Restored] = []
 
 
 def parsed(text: str, ours: str = "", theirs: str = "") -> list[Line]:
-  """Reads a table in text form.
+  """Parses a table in text form.
 
   Args:
-    text: In each line the end of the name of a variable and of the tensor, or
-      `-` for none; then the steps: `T` transposes a matrix, and a number is an
-      axis to split.
-    ours: What the names of variables begin with.
-    theirs: What the names of tensors begin with.
+    text: Each line has the suffix of a variable's name, the suffix of a
+      tensor's name or `-` for none, and the steps. `T` transposes a matrix; a
+      number is an axis to split.
+    ours: The prefix of all names of variables.
+    theirs: The prefix of all names of tensors.
   """
   rows = [row.split() for row in text.strip().splitlines()]
   return [
@@ -125,7 +125,7 @@ def parsed(text: str, ours: str = "", theirs: str = "") -> list[Line]:
 
 
 def repeated(lines: Iterable[Line], count: int) -> list[Line]:
-  """Returns the lines for each of `count` layers, whose number is `{i}`."""
+  """Repeats lines for `count` layers, with the number of each for `{i}`."""
   lines = list(lines)
   return [
     line._replace(
@@ -154,24 +154,23 @@ def restore(
   left_out: Mapping[str, str] | None = None,
   optional: Sequence[Collection[str]] = (),
 ) -> Restored:
-  """Assigns tensors to the variables that a table says, and prints totals.
+  """Assigns tensors to variables by a table, and prints totals.
 
   Tensors and variables must match exactly, in both directions. Tensors are read
   one at a time.
 
   Args:
-    source: The path and what is there, for messages.
+    source: The path and its format, for messages.
     tensors: The tensors by the names in `lines`.
     lines: The table.
     variables: The variables, from `by_name`.
-    left_out: What tensors are that no variable takes, such as `optimizer`, by
-      patterns of their names.
-    optional: Groups of variables that the source has all or none of.
+    left_out: The kinds of tensors that no variable takes, such as `optimizer`,
+      by name pattern.
+    optional: Groups of variables. The source has all or none of each group.
 
   Raises:
-    ExportError: The source lacks a tensor, or has one of another shape or
-      dtype, with other values than its copy or not finite, or one that neither
-      `lines` nor `left_out` know.
+    ExportError: A tensor is missing, has another shape or dtype, differs from
+      its copy, is not finite, or is neither in `lines` nor in `left_out`.
   """
   unwanted = _unwanted(tensors, lines, variables, left_out or {})
   problems, plan = _planned(tensors, lines, variables)
@@ -230,7 +229,7 @@ def sum_up(restored: Restored) -> None:
 
 
 def listed(items: Sequence[str], separator: str = ", ") -> str:
-  """Returns the first items in words, and how many more there are."""
+  """Joins the first items, and adds the number of further items."""
   more = len(items) - MOST_PROBLEMS
   shown = separator.join(items[:MOST_PROBLEMS])
   return f"{shown}{f'; and {more} more' if more > 0 else ''}"
@@ -239,17 +238,16 @@ def listed(items: Sequence[str], separator: str = ", ") -> str:
 def tensors_of(
   lines: Iterable[Line], values: Mapping[str, Callable[[], np.ndarray]]
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields the tensors that variables are in the other format, by name.
+  """Converts variables to tensors of the other format; yields them by name.
 
-  It reads one variable at a time. Lines of other variables are passed over, and
-  so are copies.
+  Reads one variable at a time. Skips copies, and lines of other variables.
 
   Args:
     lines: The table.
-    values: What reads the value of a variable, by its name.
+    values: Functions that read the value of a variable, by its name.
 
   Raises:
-    ExportError: The format cannot hold a value, which would have to be 0.
+    ExportError: A variable that the format lacks has values other than 0.
   """
   parts: dict[str, list[np.ndarray]] = {}
   seen = set()
@@ -331,7 +329,7 @@ def write_safetensors(
 ) -> None:
   """Writes tensors, in shards with an index if they exceed a size in bytes.
 
-  It holds one shard in memory.
+  Only one shard is in memory at a time.
   """
   shards: list[list[str]] = []
   shard: dict[str, np.ndarray] = {}
@@ -376,7 +374,7 @@ def _planned(
   lines: Iterable[Line],
   variables: Mapping[str, Any],
 ) -> tuple[list[str], list[tuple[Line, Tensor | None]]]:
-  """Returns problems of shapes, and the lines whose variables have a value."""
+  """Returns problems with shapes, and the lines whose tensors exist."""
   problems, plan = [], []
   for line in lines:
     if line.ours not in variables:
@@ -405,7 +403,7 @@ def _unwanted(
   variables: Mapping[str, Any],
   left_out: Mapping[str, str],
 ) -> dict[str, str]:
-  """Returns what tensors are that no variable takes; "" if nothing knows."""
+  """Returns the kinds of tensors that no variable takes, "" if unknown."""
   taken = {line.theirs for line in lines if line.ours in variables}
   return {
     name: next(
@@ -419,9 +417,9 @@ def _unwanted(
 def _shapes(
   steps: Sequence[tuple[int, ...] | int], shape: Sequence[int]
 ) -> list[tuple[int, ...]]:
-  """Returns the shapes before each step, and after the last, which is `shape`.
+  """Returns the shapes before each step, and `shape`, the one after the last.
 
-  Of the split of an axis the product is known, as a merge of two axes.
+  Computed backwards: a split axis is the product of two axes.
   """
   shapes = [tuple(shape)]
   for step in reversed(steps):
