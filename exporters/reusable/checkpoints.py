@@ -493,7 +493,7 @@ def _keys(graph: Graph, node_id: int | None) -> list[str]:
 
 
 def _at(graph: Graph, path: str) -> list[int]:
-  """Returns the saved nodes at a path, whose names may be patterns."""
+  """Returns the saved nodes at a path of names or patterns."""
   found = [0]
   for pattern in path.split("/"):
     found = [

@@ -429,7 +429,7 @@ def _check_served(
   served = _served(model, example)
   if isinstance(structure, Mapping):
     named = structure.items()
-  else:  # The order of a list is that of the sorted names.
+  else:  # Outputs of a list are sorted by name.
     is_list = isinstance(structure, (list, tuple))
     listed = structure if is_list else [structure]
     tensors = [y for y in listed if isinstance(y, tf.Tensor)]
@@ -526,7 +526,7 @@ def _in_other_forms(
 
 
 def _saved_again(export_dir: str, model: Any, example: Any) -> Arrays:
-  """Saves a loaded export again; returns the copy's outputs without it."""
+  """Saves a loaded export again; returns outputs of the copy alone."""
   with tempfile.TemporaryDirectory() as again:
     if is_keras := isinstance(model, tf_keras.Model):
       model.save(again, include_optimizer=False, signatures=model.signatures)

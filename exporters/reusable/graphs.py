@@ -45,7 +45,7 @@ def callee(node: Node, by_name: Mapping[str, Function]) -> Function | None:
 
 
 def called(node: Node) -> Iterator[str]:
-  """Yields names of functions that a node calls. Its op may be a function."""
+  """Yields the names of functions that a node calls, by op or attribute."""
   yield node.op
   for attribute in node.attr.values():
     if attribute.HasField("func"):

@@ -78,7 +78,7 @@ class Hyperparameter:
     return tf.TensorSpec([], dtype, self.name)
 
   def of_layer(self, own: Any, value: Any) -> Any:
-    """Returns the value for a layer with the value `own` before the export.
+    """Scales the value of the argument for a layer with the value `own`.
 
     If `own` differs from the default, the layer's rate, or 1 - momentum,
     changes in proportion to that of the argument.

@@ -91,7 +91,7 @@ def _plain_configs(model: tf_keras.Model) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-  """Silences warnings about every model, such as missing metrics."""
+  """Silences warnings that every model causes, such as missing metrics."""
   levels = tf.get_logger().level, logging.get_verbosity()
   tf.get_logger().setLevel("ERROR")
   logging.set_verbosity(logging.ERROR)

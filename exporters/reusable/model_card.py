@@ -285,7 +285,7 @@ def _compiled(result: Mapping[str, Any]) -> list[str]:
 
 
 def _keras_3(model: Mapping[str, Any]) -> str:
-  """Prints the layer for Keras 3; empty if the model is not trainable."""
+  """Returns the section on Keras 3; empty if the model is not trainable."""
   if not model["parameters"]["trainable"]:
     return ""
   has_strings = any(tensor["dtype"] == "string" for tensor in model["inputs"])

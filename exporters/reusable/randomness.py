@@ -26,7 +26,7 @@ PILOT_CALLS = 128
 _LEAST_CALLS, _MOST_CALLS = 256, 2**14
 _FALSE_ALARM = 1e-6  # Probability that equal models fail a test.
 _BOUND = 1.1  # Ratio of standard deviations to detect,
-_SIGMAS = 9.0  # with this margin in standard errors; five fail.
+_SIGMAS = 9.0  # by so many standard errors; five fail a test.
 _MOST_VALUES = 2**20  # Values of one array in a sample.
 _SAVED_MODEL = "saved_model.pb"
 

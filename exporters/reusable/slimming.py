@@ -22,7 +22,7 @@ from exporters.reusable.private_api import types_pb2
 _WITHOUT_EFFECT = ("Identity", "NoOp", "ReadVariableOp")
 _WRITES = ("AssignAddVariableOp", "AssignSubVariableOp", "AssignVariableOp")
 _SHAPES = "_output_shapes"
-_NODE = re.compile(r"[^:^]+")  # The node's part of an input's name.
+_NODE = re.compile(r"[^:^]+")  # The node in the name of an input.
 
 
 def slim(export_dir: str) -> None:

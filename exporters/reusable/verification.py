@@ -192,7 +192,7 @@ def _compared(
       send(export_dir)
       send(results_path)
       # Both processes compute on the CPU. GPUs multiply float32 in TF32, with
-      # errors of a thousandth, and training has filled the memory of the GPU.
+      # errors of a thousandth, and training may have filled the GPU's memory.
       with tf.device("/CPU:0"):
         plan, seen = observe(parts, level)
         # Plain tuples: the class `Call` has another name in the process.

@@ -125,7 +125,7 @@ def parsed(text: str, ours: str = "", theirs: str = "") -> list[Line]:
 
 
 def repeated(lines: Iterable[Line], count: int) -> list[Line]:
-  """Repeats lines for `count` layers, with the number of each for `{i}`."""
+  """Repeats lines for `count` layers; `{i}` becomes the layer's number."""
   lines = list(lines)
   return [
     line._replace(
