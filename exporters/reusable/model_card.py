@@ -20,7 +20,7 @@ class Card:
       `serving_default`.
     ranges: For inputs, the smallest and the largest value.
     sizes: For inputs, the sizes in `training` and the `largest` sizes of all
-      dimensions between the batch and the channels.
+      dimensions except batch and channels.
     example: Python code that loads and fine-tunes the export.
     provenance: The origin of the weights: names and values of a table.
     loaded: The expression for the loaded export in `example`.

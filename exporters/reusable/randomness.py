@@ -170,7 +170,7 @@ def sample(runs: Iterable[comparison.Arrays], calls: int) -> comparison.Arrays:
 
 
 def _values(array: np.ndarray, most: int) -> np.ndarray:
-  """Returns at most about `most` values of an array, as float64."""
+  """Returns up to `most` evenly spaced values of an array, as float64."""
   flat = array.reshape(-1)[:: max(1, -(-array.size // most))]
   if flat.dtype.kind == "c":
     return np.concatenate([flat.real, flat.imag]).astype(np.float64)

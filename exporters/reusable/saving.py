@@ -83,7 +83,7 @@ def source(
     hyperparameters: The values that consumers may tune.
     variables: All variables that `model` uses. Default: `model.variables`.
     trainable_variables: The variables that consumers train, possibly none.
-      Default: those of `model`, or for a function those of `variables`.
+      Default: those of `model`; for a function, the trainable `variables`.
     regularization_losses: Functions without arguments, each returning a float
       scalar. Default: `model.regularization_losses`, or else one for each
       weight regularizer of the Keras layers.
