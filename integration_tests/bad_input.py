@@ -255,7 +255,7 @@ AT_ONCE: Table = [
       "digits": "ERROR: digits is not a flag",
       "--flagfile=/nowhere": "Unable to open flagfile: .*/nowhere",
       "--freezing_profiles=first_1": "Profiles are last_N .such as last_2.",
-      "--export_dir=": "--export_dir=: It is needed: the directory to write",
+      "--export_dir=": "--export_dir=: It is required: the directory to write",
       "--export_dir={text}": "Cannot write --export_dir=DIR/text: .*Not a d",
       "--export_dir={text}/x": "Cannot write --export_dir=.*: DIR/text: Not a ",
       "--export_dir=/proc/x": "Cannot write --export_dir=/proc/x: /proc: No su",

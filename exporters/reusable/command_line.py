@@ -94,7 +94,7 @@ def define_flags(*, checkpoints: bool = True) -> None:
     " weights, losses and outputs, for one size; off: nothing.",
   )
   flags.register_validator(
-    "export_dir", bool, "It is needed: the directory to write."
+    "export_dir", bool, "It is required: the directory to write."
   )
   if checkpoints:
     _define_checkpoint_flags()
