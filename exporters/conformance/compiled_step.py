@@ -19,11 +19,11 @@ class Compilation(NamedTuple):
   """The result of compiling a train step.
 
   Attributes:
-    baked: The inputs and variables that are constants of the program instead of
-      parameters, in words. Empty if the step compiles once.
-    causes: Why they are, as in `xla_trap.constants`.
-    refused: Why XLA cannot compile the step, in words. Empty if it can.
-    failed: What a step without XLA raises. Empty if XLA alone refuses it.
+    baked: Descriptions of the inputs and variables that the program holds as
+      constants instead of parameters. Empty if the step compiles once.
+    causes: Why they are constants, as `xla_trap.constants` returns it.
+    refused: Why XLA cannot compile the step. Empty if it can.
+    failed: The error of the step without XLA. Empty if the step runs there.
   """
 
   baked: Sequence[str] = ()
@@ -33,11 +33,11 @@ class Compilation(NamedTuple):
 
 
 def compiled(model: Any, example: Any) -> Compilation:
-  """Compiles a train step of a consumer.
+  """Compiles the train step that a consumer would write.
 
   Args:
     model: A loaded SavedModel.
-    example: A batch of its inputs.
+    example: A batch of inputs.
   """
   takes_training = "training" in inspect.signature(model.__call__).parameters
   step = observation.train_step(
@@ -65,9 +65,9 @@ def compiled(model: Any, example: Any) -> Compilation:
 
 
 def _cause(message: str, control_flow: Sequence[str]) -> str:
-  """Extracts op and place from XLA's error message.
+  """Extracts the cause and the name of the op from XLA's error message.
 
-  The message begins with the cause and goes on with notes for developers.
+  The message begins with the cause; notes for developers follow.
 
   Args:
     message: The error message.
@@ -75,7 +75,7 @@ def _cause(message: str, control_flow: Sequence[str]) -> str:
   """
   if control_flow:
     return f"it cannot compile the gradient of {findings.some(control_flow)}"
-  # A call that leads to the op is in double brackets.
+  # XLA prints the call that leads to the op in double brackets.
   place = re.search(
     r"\[\[(?:{{function_node [^}]*}})?(?:{{node )?([^\]}]+)", message
   ) or re.search(r"{{node ([^}]+)", message)
@@ -90,12 +90,12 @@ def _cause(message: str, control_flow: Sequence[str]) -> str:
 
 
 def _baked(hlo: str, traced: Any, example: Any) -> list[str]:
-  """Names the inputs and variables that are constants of a program.
+  """Names the inputs and variables that a program holds as constants.
 
   Args:
-    hlo: The program.
-    traced: The train step that it was compiled from.
-    example: The batch that it was compiled with.
+    hlo: The text of the program.
+    traced: The train step that the program was compiled from.
+    example: The batch that the program was compiled with.
   """
   named = example if isinstance(example, Mapping) else {"": example}
   arguments = [
@@ -105,7 +105,7 @@ def _baked(hlo: str, traced: Any, example: Any) -> list[str]:
   ] + [(f"the variable {v.name}", v) for v in traced.variables]
   entry = hlo[hlo.index("\nENTRY ") :]
   parameters = re.findall(r"= \w+\[([\d,]*)\]\S* parameter\(", entry)
-  # Counted: a parameter must not stand in for another of the same shape.
+  # Count shapes, because several parameters may have the same one.
   missing = collections.Counter(
     _shape(x) for _, x in arguments
   ) - collections.Counter(parameters)

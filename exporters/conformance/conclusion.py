@@ -1,4 +1,4 @@
-"""Words the result of a check: the verdict, and text for a terminal."""
+"""Formats the result of a check: the verdict, and the report on a terminal."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -20,9 +20,9 @@ def sentence(
   """Returns the verdict.
 
   Args:
-    rules: The rules with the findings about them.
-    broken: Names of the rules that must be kept and are broken.
-    undecided: Names of the rules that must be decidable and are not.
+    rules: The rules with their findings.
+    broken: Names of the broken rules among those that must be kept.
+    undecided: Names of the undecided rules among those that must be decided.
     ended: Why the check ended early, or None.
     is_to_train: Whether models of this kind are trained further.
   """
@@ -50,12 +50,12 @@ def sentence(
 
 
 def reason(name: str) -> reasons.Reason:
-  """Returns why a rule matters, empty for an unknown one."""
+  """Returns why a rule matters; an empty `Reason` for an unknown rule."""
   return reasons.REASONS.get(name, _NO_REASON)
 
 
 def failures(rules: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-  """Returns the broken rules, those of level must first."""
+  """Returns the broken rules; those of level `must` come first."""
   failed = [r for r in rules if r["verdict"] == findings.FAIL]
   return sorted(failed, key=lambda r: r["level"] != "must")
 
@@ -63,9 +63,9 @@ def failures(rules: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def undecided(
   rules: Sequence[Mapping[str, Any]],
 ) -> Iterator[tuple[str, list[str]]]:
-  """Yields each reason why rules are not decidable, with their names.
+  """Yields each reason for undecided rules, with the names of these rules.
 
-  Rules that depend on the same broken rule have the same reason.
+  Rules that depend on the same broken rule share its reason.
   """
   by_reason: dict[str, list[str]] = {}
   for rule in rules:
@@ -76,10 +76,10 @@ def undecided(
 
 
 def text(report: Mapping[str, Any]) -> str:
-  """Returns a report for a terminal: the verdict, what is broken, the rest.
+  """Formats a report for a terminal: verdict, broken rules, other rules.
 
   Args:
-    report: What `check` prints as JSON.
+    report: The report that `check` prints as JSON.
   """
   return "\n".join(errors.shown(line) for line in _lines(report))
 

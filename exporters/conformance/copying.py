@@ -1,7 +1,7 @@
 """Copies a SavedModel, and starts the process that audits and loads the copy.
 
-Each byte is read once, so nothing can change between the audit and the load.
-TensorFlow is not imported for local directories.
+The original is read once, so it cannot change between the audit and the load.
+Copying a local directory does not import TensorFlow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ with epy.lazy_imports():
 _MOST_BYTES = 2**35
 _MOST_FILES = 10_000
 _BLOCK = 2**20
-# Readers of SavedModels look for these too. They are not copied.
+# Readers of SavedModels also look for these files. They are not copied.
 _OTHER_MODELS = {
   "saved_model.cpb": "TensorFlow Serving may load it",
   "saved_model.pbtxt": "other readers may load it",
@@ -41,11 +41,11 @@ class Options:
   """How a SavedModel is loaded. The fields are flags of the programs.
 
   Attributes:
-    trust: Whether to load it even if it is suspicious.
-    sandbox: Whether to restrict the process that loads it.
-    follow_links: Whether to read what symbolic links in it point to.
-    seconds: CPU time that the process may need. 0: by the size of the files.
-    gib: Memory that it may need, in GiB. 0: likewise.
+    trust: Whether to load a suspicious SavedModel.
+    sandbox: Whether to restrict the process that loads the SavedModel.
+    follow_links: Whether to follow symbolic links in its directory.
+    seconds: Limit of CPU time. 0 derives it from the size of the files.
+    gib: Limit of memory, in GiB. 0 derives it from the size of the files.
   """
 
   trust: bool = False
@@ -75,12 +75,12 @@ FLAGS = {
 
 
 class Copy(NamedTuple):
-  """What was copied.
+  """The result of a copy.
 
   Attributes:
-    size: Bytes of all files.
-    problems: Files that are not copied because a load should not read them, in
-      words.
+    size: Total bytes of the files.
+    problems: Descriptions of the files that were left out because a load should
+      not read them.
   """
 
   size: int
@@ -98,21 +98,21 @@ def started(
   readable: Sequence[str] = (),
   **kwargs: Any,
 ) -> Iterator[tuple[Callable[[Any], Any], dict[str, Any]]]:
-  """Starts a process in a sandbox that can read a copy of a SavedModel.
+  """Copies a SavedModel and starts a sandboxed process that can read the copy.
 
   Args:
-    module: As `sandbox.started` takes it.
+    module: As in `sandbox.started`.
     saved_model_dir: The SavedModel.
     options: How to load it.
-    longer: How many times the CPU time of a check it may take, with twice the
-      memory. It does not apply to limits in `options`.
-    names: As `sandbox.started` takes it, for other paths.
-    readable: As `sandbox.started` takes it, besides the copy.
-    **kwargs: As `sandbox.started` takes it.
+    longer: Factor of the default CPU time of a check; if above 1, the memory
+      doubles. Limits in `options` override both.
+    names: As in `sandbox.started`, for paths besides the copy.
+    readable: As in `sandbox.started`, for paths besides the copy.
+    **kwargs: Further arguments of `sandbox.started`.
 
   Yields:
-    What `sandbox.started` yields, and the beginning of the first request, which
-    `subject.requested` takes.
+    The function that `sandbox.started` yields, and the fields of the first
+    request that `subject.requested` reads.
 
   Raises:
     InputError: The SavedModel cannot be copied, or there is no sandbox here.
@@ -153,7 +153,7 @@ def copy(source: str, target: str, *, follow_links: bool = False) -> Copy:
   Args:
     source: The directory, or the URL of one.
     target: An empty directory.
-    follow_links: Whether to copy what symbolic links point to.
+    follow_links: Whether to copy the targets of symbolic links.
 
   Raises:
     InputError: There is no SavedModel, a file cannot be read, or there is too
@@ -184,7 +184,7 @@ def copy(source: str, target: str, *, follow_links: bool = False) -> Copy:
 
 
 def _paths(source: str, problems: list[str], follow_links: bool):
-  """Yields the paths of files in a directory; notes what is no file."""
+  """Yields the paths of regular files; adds other entries to `problems`."""
   if "://" in source:
     for folder, _, names in tf.io.gfile.walk(source):
       yield from (
@@ -216,7 +216,7 @@ def _paths(source: str, problems: list[str], follow_links: bool):
 def _copy_file(
   source: str, target: str, path: str, before: int, follow_links: bool
 ) -> int:
-  """Copies a file; returns its size."""
+  """Copies a file and returns its size."""
   new = os.path.join(target, path)
   os.makedirs(os.path.dirname(new), exist_ok=True)
   if "://" in source:
@@ -224,7 +224,7 @@ def _copy_file(
     _check_space(size + before, size, target)
     tf.io.gfile.copy(f"{source}/{path}", new)
     return size
-  # It may have become a link or a pipe by now.
+  # The file may have been replaced by a link or a pipe since the listing.
   flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
   with (
     open(os.open(os.path.join(source, path), flags), "rb") as old,
@@ -249,9 +249,9 @@ def _copy_file(
 
 
 def _is_sparse(descriptor: int, status: os.stat_result) -> bool:
-  """Tells whether a file has more than 1 MiB of holes."""
+  """Returns whether a file has more than 1 MiB of holes."""
   if status.st_size - status.st_blocks * 512 < _BLOCK:
-    return False  # A file system that compresses does not report holes.
+    return False  # Compressing file systems do not report holes.
   try:
     hole = os.lseek(descriptor, 0, os.SEEK_HOLE)
   except OSError as e:

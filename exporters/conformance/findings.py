@@ -1,4 +1,4 @@
-"""Findings about a rule, and how they are worded."""
+"""Findings about rules, and helpers to word them."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -7,14 +7,14 @@ from typing import Any
 
 from etils import epy
 
-with epy.lazy_imports():  # The process that only prints findings needs none.
+with epy.lazy_imports():  # Not needed to print findings.
   import tensorflow as tf
 
 PASS = "pass"
 FAIL = "fail"
 NOT_APPLICABLE = "not applicable"
 NOT_DECIDABLE = "not decidable"
-EXCEPTED = "excepted"  # Broken, or not decidable, as the caller expects.
+EXCEPTED = "excepted"  # The caller expects it broken or undecidable.
 VERDICTS = (PASS, FAIL, EXCEPTED, NOT_DECIDABLE, NOT_APPLICABLE)
 
 
@@ -34,7 +34,7 @@ class Finding:
   fix: str = ""
 
 
-# Each makes a finding from its text; `failed` takes the fix too.
+# Constructors of findings from their text; `failed` also takes the fix.
 passed = functools.partial(Finding, PASS)
 failed = functools.partial(Finding, FAIL)
 not_applicable = functools.partial(Finding, NOT_APPLICABLE)
@@ -42,7 +42,7 @@ not_decidable = functools.partial(Finding, NOT_DECIDABLE)
 
 
 def some(names: Sequence[str], count: int = 3) -> str:
-  """Joins the first names, and counts the rest."""
+  """Joins the first names, and says how many more there are."""
   more = len(names) - count
   return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
 
@@ -55,12 +55,12 @@ def described(structure: Any) -> str:
 
 
 def is_vector(spec: Any) -> bool:
-  """Tells whether an output is one Tensor of rank 2."""
+  """Returns whether an output is one Tensor of rank 2."""
   return isinstance(spec, tf.TensorSpec) and spec.shape.rank == 2
 
 
 def is_float_vector(spec: Any) -> bool:
-  """Tells whether an output is float32 `[batch, n]` with n known."""
+  """Returns whether an output is float32 `[batch, n]` with n known."""
   return is_vector(spec) and (
     spec.dtype == tf.float32 and spec.shape[1] is not None
   )

@@ -1,4 +1,4 @@
-"""Compares gradients with finite differences."""
+"""Checks gradients against finite differences."""
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-_GROUPS = 64  # More variables than that are moved together.
+_GROUPS = 64  # Variables are grouped if there are more.
 
 
 class _Precision(NamedTuple):
-  """How a function in some precision is differentiated.
+  """Steps and tolerances for finite differences in one precision.
 
   Attributes:
     largest: The largest step, relative to the variables.
-    rounding: A step that moves values by a rounding error.
-    tolerance: Relative to the derivative.
-    of_all: Relative to the largest derivative: rounding errors of the gradient.
+    rounding: The step that moves values by one rounding error.
+    tolerance: Tolerance relative to the derivative.
+    of_all: Tolerance relative to the largest derivative, for rounding errors.
   """
 
   largest: float
@@ -35,7 +35,7 @@ _HALF = _Precision(0.1, 2.0**-8, 0.35, 0.5)
 def moved(variables: Sequence[tf.Variable], share: float) -> Iterator[None]:
   """Adds noise to variables, and restores them on exit.
 
-  At such a point no gradient vanishes because a variable starts at zero.
+  With noise, no gradient vanishes because a variable was initialized to zero.
 
   Args:
     variables: The variables.
@@ -52,7 +52,7 @@ def moved(variables: Sequence[tf.Variable], share: float) -> Iterator[None]:
 
 
 def _noise(values: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
-  """Draws noise as large as the values, the same for the same seed."""
+  """Draws noise of the size of the values, deterministic for a seed."""
   rng = np.random.default_rng(seed)
   return [
     np.asarray(rng.standard_normal(x.shape) * _size(x), x.dtype) for x in values
@@ -60,7 +60,7 @@ def _noise(values: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
 
 
 def _size(values: np.ndarray) -> float:
-  """Returns the size of a variable's values; 1 if all are zero."""
+  """Returns the magnitude of a variable's values; 1 if all are zero."""
   return np.sqrt(np.mean(np.square(values, dtype=np.float64))) or 1.0
 
 
@@ -70,7 +70,7 @@ def _weights(shape: tuple[int, ...], seed: int) -> tf.Tensor:
 
 
 def weighted(outputs: Sequence[tf.Tensor]) -> tf.Tensor:
-  """Sums outputs in float64, each value with a weight of its own."""
+  """Computes a weighted sum of outputs in float64; weights differ by value."""
   return tf.add_n(
     [
       tf.reduce_sum(tf.cast(y, tf.float64) * _weights(tuple(y.shape), i))
@@ -87,18 +87,18 @@ def wrong(
 ) -> tuple[str, float, float] | None:
   """Finds a gradient that differs from finite differences.
 
-  A difference is one along a random direction of one variable, or of a few.
-  Its error is estimated by moving all variables by a rounding error.
+  Each difference moves one variable, or a few, along a random direction. Moving
+  all variables by a rounding error estimates the error of the differences.
 
   Args:
-    value: Returns the function's value at the present variables, in float64.
+    value: Returns the function's value at the current variables, in float64.
     variables: The variables.
-    gradients: The claimed gradient for each.
-    is_half: Whether some of the function is computed in half precision.
+    gradients: The gradient to check for each variable.
+    is_half: Whether half precision is used in part of the function.
 
   Returns:
-    The variable's name, the claimed derivative along the direction and the
-    measured one. None if all gradients are right.
+    The variable's name, and the claimed and the measured derivative along the
+    direction. None if all gradients are right.
   """
   parts = np.array_split(range(len(variables)), min(len(variables), _GROUPS))
   precision = _HALF if is_half else _SINGLE
@@ -131,10 +131,10 @@ def _otherwise(
   error: float,
   precision: _Precision,
 ) -> float | None:
-  """Measures a derivative; returns it if it is not the claimed one.
+  """Measures a derivative; returns it if it differs from the claimed one.
 
-  The smallest steps are right that are not lost in rounding errors. Differences
-  that do not agree with each other prove nothing: the function has kinks.
+  Steps should be small, but large enough to exceed rounding errors. Differences
+  at several steps that disagree prove nothing, because the function has kinks.
   """
   before, size, step = None, abs(claimed), 2.0 * precision.largest
   for _ in range(4):
@@ -153,7 +153,7 @@ def _otherwise(
 def _direction(
   values: Sequence[np.ndarray], gradients: Sequence[np.ndarray], seed: int
 ) -> tuple[list[np.ndarray], float, float]:
-  """Draws a direction along which each part of a gradient shows.
+  """Draws a direction to which each variable's gradient contributes.
 
   Returns:
     The direction, the derivative along it, and its standard deviation over
@@ -166,7 +166,7 @@ def _direction(
       for g, x in zip(gradients, noise, strict=True)
     ]
     spreads = np.array([np.linalg.norm(x) for x in terms])
-    # A variable with a large gradient is moved less.
+    # Move variables with large gradients less, so that none dominates.
     goal = max(min(spreads[spreads > 0], default=0), 0.01 * max(spreads))
     shares = goal / np.maximum(spreads, goal or 1.0)
     shares[spreads == 0] = 1.0
@@ -183,7 +183,7 @@ def _direction(
 def _rounding(
   value: Callable[[], Any], variables: Sequence[tf.Variable], noise: float
 ) -> float:
-  """Estimates the rounding error of a function: its distance to a line."""
+  """Estimates a function's rounding error by its deviation from a line."""
   steps = np.array([-3, -2, -1, 1, 2, 3])
   before = [v.numpy() for v in variables]
   at = functools.partial(_at, value, variables, before, _noise(before))
@@ -202,7 +202,7 @@ def _at(
   noise: Sequence[np.ndarray],
   step: float,
 ) -> float:
-  """Returns a function's value a step away, where the variables then are."""
+  """Moves the variables a step from `before`; returns the function's value."""
   for v, old, x in zip(variables, before, noise, strict=True):
     v.assign(old + np.asarray(step * x, x.dtype))
   return float(value()) if step else 0.0

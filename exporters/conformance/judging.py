@@ -1,4 +1,4 @@
-"""Answers what `//exporters:check` asks, in the process of its sandbox."""
+"""Serves the requests of `//exporters:check` inside the sandbox."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,17 +7,17 @@ from exporters.conformance import report
 from exporters.conformance import rules
 from exporters.conformance import subject as subject_lib
 
-_LONGEST = 4000  # Characters of what is found.
+_LONGEST = 4000  # Characters of a finding.
 
 
 def serve(requests: Iterator[Any]) -> Iterator[Any]:
   """Answers requests about one SavedModel, in this order.
 
-  - That of `copying.started`. The answer has the `rules`, and whether the
-    SavedModel is `suspicious`.
-  - "load". The answer is the kind.
-  - The names of rules. The answers are the findings.
-  - "report". The answer is what `report.collect` returns.
+  - The request of `copying.started`: answers with the `rules`, and whether
+    the SavedModel is `suspicious`.
+  - "load": answers with the kind.
+  - The name of a rule, any number of times: answers with the finding.
+  - "report": answers with the result of `report.collect`.
 
   Raises:
     ExportError: The SavedModel cannot be read or loaded.

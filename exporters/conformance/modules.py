@@ -1,4 +1,4 @@
-"""Finds the graph of modules in a SavedModel, by the name scopes of a call."""
+"""Derives the graph of modules in a SavedModel from name scopes of a call."""
 
 from collections.abc import Iterable, Mapping
 import re
@@ -9,23 +9,23 @@ import tensorflow as tf
 from exporters.conformance import subject as subject_lib
 from exporters.reusable import graphs
 
-_MOST = 40  # Modules; deeper scopes are merged until there are no more.
+_MOST = 40  # Modules. More are merged into their outer scopes.
 _DEEPEST = 8
 _LONGEST = 200  # Characters of a name.
 _READ = "ReadVariableOp"
 _OF_SIZES = re.compile(
   "Cast|ConcatV2|GatherV2|Pack|Prod|Range|Shape|StridedSlice|Sub"
 )
-# Ops that belong to no module if their name has no scope.
+# Ops that belong to no module if they are outside of any name scope.
 _PLAIN = frozenset(["Const", "Identity", "NoOp", "Placeholder", _READ])
 
 
 def collect(subject: subject_lib.Subject) -> list[dict[str, Any]]:
-  """Returns the modules of a call in inference, in their order.
+  """Returns the modules of a call in inference, in the order of their ops.
 
-  Each has its `name`, the shape of its `output` (None: unknown), the number of
-  its `parameters`, its `bytes`, and in `after` the indices of the modules that
-  feed it. A variable counts in each module that uses it.
+  Each has its `name`, the shape of its `output` or None, the number of its
+  `parameters`, its `bytes`, and in `after` the indices of the modules that
+  feed it. Modules that share a variable each count it.
   """
   if not subject.traces:
     return []
@@ -38,7 +38,7 @@ def collect(subject: subject_lib.Subject) -> list[dict[str, Any]]:
     for outside, inside in trace.graph.captures
     if id(outside) in handles
   }
-  # The call of a Keras model consists of one function call.
+  # The call of a Keras model only calls another function.
   while len(rest := [n for n in nodes if n.op not in _PLAIN]) == 1:
     function = graphs.callee(rest[0], by_name)
     if not function:
@@ -104,7 +104,7 @@ def _grouped(
 
 
 def _connected(modules: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Leaves out modules without parameters and connections."""
+  """Drops modules that have neither parameters nor connections."""
   before = {i for module in modules for i in module["after"]}
   kept = [
     i

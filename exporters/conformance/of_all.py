@@ -1,4 +1,4 @@
-"""Rules for every reusable SavedModel that are read off: S1, and R1 to R14."""
+"""Rules for every reusable SavedModel on its interface: S1, and R1 to R14."""
 
 import re
 from typing import Any
@@ -14,13 +14,13 @@ from exporters.reusable import observation
 
 Subject = subject_lib.Subject
 
-# Attributes of the layers of a Keras model, and of what it is saved with.
-# Consumers do not call them by name.
+# Attributes that Keras and TensorFlow add when they save a model. Consumers do
+# not call them by name.
 _NO_SUB_OBJECT = re.compile(
   "_|layer-|layer_with_weights-|keras_api|signatures$"
   "|call_and_return_all_conditional_losses$"
 )
-# Only folders that do not occur in names of ops.
+# Folder names that do not occur in names of ops.
 _ABSOLUTE_PATH = re.compile(
   rb"/(?:home|mnt|private|proc|root|tmp|usr|Users|var/(?:folders|lib|tmp))"
   rb"/[\w./-]*"
@@ -95,7 +95,7 @@ def takes_one_input(subject: Subject) -> findings.Finding:
 
 
 class _Endpoint:
-  """The endpoint `serve` of a Keras 3 export, as an object to call."""
+  """Makes the endpoint `serve` of a Keras 3 export a callable object."""
 
   def __init__(self, model: Any):
     self.variables = getattr(model, "variables", ())
@@ -108,7 +108,7 @@ class _Endpoint:
 def serves(subject: Subject) -> findings.Finding:
   """`serve` computes from each input alone, and its variables are listed.
 
-  keras.layers.TFSMLayer calls it.
+  keras.layers.TFSMLayer calls this endpoint.
   """
   endpoint = _Endpoint(subject.model)
   if missing := of_training.unlisted(endpoint):
@@ -129,7 +129,7 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
     if _NO_SUB_OBJECT.match(name):
       continue
     if hasattr(child, "concrete_functions"):
-      # Endpoints of Keras 3 share the traces of `__call__`.
+      # Endpoints of Keras 3 exports share the traces of `__call__`.
       own = [f for f in child.concrete_functions if f not in subject.traces]
       if any(trace.variables for trace in own):
         return findings.failed(
@@ -142,7 +142,7 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
       kind = subject_lib.kind_of(child).name
       is_clear = kind in ("plain", name.replace("_", " "))
       found.append(name if is_clear else f"{name} ({kind})")
-      # What has no variables needs no lists of them.
+      # A sub-object without variables needs no lists of variables.
       uses = any(trace.variables for trace in subject_lib.traces_of(child))
       for attribute in observation.INTERFACE if uses else ():
         if not hasattr(child, attribute):
@@ -156,10 +156,10 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
           " `variables` lacks.",
           "Save lists of all its variables.",
         )
-      # A Keras model has been tried with its layers in it, and others, such as
-      # `generate`, have rules of their own.
+      # Layers of a Keras model are judged with the model; sub-objects without
+      # variables to train, such as `generate`, have rules of their own.
       trains = subject_lib.variables_of(child, "trainable_variables")
-      # A freezing profile has the calls of the model, and trains less.
+      # A freezing profile shares the traces of the model, and trains less.
       if all(trace in subject.traces for trace in subject_lib.traces_of(child)):
         trained = {v.ref() for v in subject.trainable_variables}
         if others := [v.name for v in trains if v.ref() not in trained]:
@@ -180,7 +180,7 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
 
 
 def _tried(subject: Subject, child: Any) -> findings.Finding:
-  """Judges the gradients and the inference of a sub-object."""
+  """Applies the rules on gradients and inference (R5, R15) to a sub-object."""
   part = subject_lib.Subject(subject.directory, subject.graph, [], child)
   finding = findings.passed("")
   for judge in (
@@ -225,7 +225,7 @@ def is_clean(subject: Subject) -> findings.Finding:
         "Save files as tf.saved_model.Asset, and keep paths out of names.",
       )
   for node in subject.nodes:
-    # The CPU is on every machine; ops on strings and files name it.
+    # Every machine has a CPU; ops on strings and files are placed on it.
     if node.device and not _CPU.fullmatch(node.device):
       return findings.failed(
         f"{node.name} is placed on {node.device}, which others may lack.",
@@ -242,7 +242,7 @@ def is_documented(subject: Subject) -> findings.Finding:
   text = subject.card
   if text is None:
     return findings.not_decidable(f"there is no {card}; it may be elsewhere")
-  # Not one pattern, whose search would take quadratic time.
+  # Split first: a search with a single pattern takes quadratic time.
   _, *after = re.split("(?i)regulari[sz]ation ", text, maxsplit=1)
   said = {
     "how to fine-tune": "trainable=True" in text,
@@ -269,7 +269,7 @@ def is_documented(subject: Subject) -> findings.Finding:
 
 
 def _of_another(subject: Subject, card: str) -> str:
-  """Says where a card contradicts the model; empty if it does not."""
+  """Describes a contradiction between card and model; empty if none."""
   arguments = set(subject.hyperparameters)
   if unnamed := [x for x in arguments if x not in card]:
     return f"it does not name the argument {findings.some(sorted(unnamed))}"
@@ -287,7 +287,7 @@ def _of_another(subject: Subject, card: str) -> str:
       f"{actual:g}",
     ):
       return f"it says that {name} is {default} by default, and it is {actual}"
-  # The tables of inputs and outputs that this project's cards have.
+  # Rows of the tables of inputs and outputs in cards of this project.
   rows = re.findall(r"\| `([^`]*)` \| (\w+) \| `\[([^\]]*)\]` \|", card)
   specs = {}
   if subject.serving:
@@ -314,7 +314,7 @@ def _of_another(subject: Subject, card: str) -> str:
 
 
 def _described_otherwise(subject: Subject) -> str:
-  """Says where `model.json` contradicts the model; empty if it does not."""
+  """Describes a contradiction of `model.json` to the model; empty if none."""
   if not subject.described:
     return ""
   try:
@@ -339,7 +339,7 @@ def _described_otherwise(subject: Subject) -> str:
     return f"the model has no {frozen}trainable variable {name} {shape}"
   if len(variables) != len(actual):
     return f"it lists {len(variables)} variables of {len(actual)}"
-  is_keras = subject.described.get("format") == "keras"  # They are fixed.
+  is_keras = subject.described.get("format") == "keras"  # Keras fixes them.
   if not is_keras and dict(hyperparameters) != subject.hyperparameters:
     return f"the hyperparameters are {subject.hyperparameters}"
   for name, names in profiles:

@@ -1,6 +1,6 @@
 """Rules for deployed classifiers: D1 and D2.
 
-Nobody trains these further, so the rules on training do not apply to them.
+Deployed classifiers are not trained further, so no rule on training applies.
 """
 
 import numpy as np
@@ -105,7 +105,7 @@ def decodes(subject: Subject) -> findings.Finding:
     _, problems = comparison.compare(
       "outputs", {"logits": expected}, {"logits": logits}
     )
-    if problems and "PNG" in what:  # JPEG loses some.
+    if problems and "PNG" in what:  # JPEG is lossy.
       return findings.failed(
         f"{what} is classified otherwise than its pixels: {problems[0]}.",
         "Scale decoded pictures to [0, 1], and resize only other sizes.",

@@ -12,7 +12,7 @@ from exporters.reusable import kinds
 
 Subject = subject_lib.Subject
 
-# Ops between the random numbers of a dropout and its output.
+# Ops between the random numbers of a dropout layer and the layer's output.
 _OF_DROPOUT = frozenset(
   ["AddV2", "Cast", "GreaterEqual", "Identity", "Mul", "RealDiv", "SelectV2"]
 )
@@ -32,7 +32,7 @@ def takes_images(subject: Subject) -> findings.Finding:
 
 
 def _returned(subject: Subject) -> str:
-  """Tells from names and values what is returned; empty if they do not tell."""
+  """Names the kind of output by its name and values; empty if unknown."""
   called = ", ".join(subject.serving.outputs if subject.serving else ())
   if "feature" in called or "embedding" in called:
     return "features"

@@ -1,4 +1,4 @@
-"""Rules on calls in inference: R4, R8, R11, R12 and R15."""
+"""Rules on calls in inference mode: R4, R8, R11, R12 and R15."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 import contextlib
@@ -17,13 +17,13 @@ from exporters.reusable import comparison
 
 Subject = subject_lib.Subject
 
-# Names that tools generate.
+# Names that Keras and TensorFlow generate.
 NO_NAME = re.compile(r"(args?|inputs?|outputs?|keras_tensor)(_?\d+)*")
 _UNSERVED = re.compile("Anonymous.*HashTable.*")
 _HALF = (tf.bfloat16, tf.float16)
-_ROWS = 8  # Of a batch in which each is compared with a call of its own.
-_REPEATS = 16  # Calls, where an op may draw random numbers.
-_TOLERANCE = 1e-4  # Sums of float32 values differ by the size of the batch.
+_ROWS = 8  # Examples in the batch that is compared with single examples.
+_REPEATS = 16  # Calls of a model that has random ops.
+_TOLERANCE = 1e-4  # The batch size changes the rounding of float32 sums.
 
 
 def has_traces(subject: Subject) -> findings.Finding:
@@ -151,12 +151,12 @@ def _depends_on_input(
 ) -> bool:
   if any(_differs(outputs, x) for x in _others(subject, inputs)):
     return True
-  # The softmax of an untrained model may be the same up to rounding.
+  # Softmax outputs of an untrained model may be equal up to rounding.
   with gradients.moved(subject.trainable_variables, 0.05):
     outputs = _outputs(subject, inputs)
     if any(_differs(outputs, x) for x in _others(subject, inputs)):
       return True
-    # A gradient is not lost in the rounding of the outputs.
+    # Gradients show effects too small for the precision of the outputs.
     floats = _floats(tf.nest.flatten(inputs))
     with tf.GradientTape() as tape:
       tape.watch(floats)
@@ -178,7 +178,7 @@ def _outputs(subject: Subject, inputs: Any) -> dict[str, np.ndarray]:
 
 
 def arrays(outputs: Any) -> dict[str, np.ndarray]:
-  """Returns the outputs of a call as arrays by name; ragged ones padded."""
+  """Returns the outputs of a call as arrays by name; pads ragged outputs."""
 
   def dense(x: Any) -> Any:
     if isinstance(x, tf.RaggedTensor):
@@ -196,7 +196,7 @@ def arrays(outputs: Any) -> dict[str, np.ndarray]:
 def _row(
   subject: Subject, inputs: Any, indices: Sequence[int], row: int
 ) -> dict[str, np.ndarray]:
-  """Returns a row of the outputs of a batch of some of the inputs."""
+  """Calls the model with the inputs at `indices`; returns one row."""
   outputs = _outputs(subject, subject_lib.rows(inputs, *indices))
   return {
     name: y[row : row + 1]
@@ -208,14 +208,14 @@ def _row(
 def _others(subject: Subject, inputs: Any) -> Iterator[dict[str, np.ndarray]]:
   """Yields the outputs for other inputs."""
   for other in _other_inputs(subject, inputs):
-    # They may not be in the order that the model needs, such as ids and types.
+    # The model may refuse some of these, such as ids beyond its tables.
     with contextlib.suppress(tf.errors.OpError):
       yield _outputs(subject, other)
 
 
 def _other_inputs(subject: Subject, inputs: Any) -> Iterator[Any]:
   """Yields inputs of other scales and signs, and with other ids."""
-  # Integers may be ids in any table, or counted only.
+  # Integers may be ids of a table, or numbers to count.
   numbers = vocabulary.numbers(subject.graph.graph_def.node) or [0]
   for scale, of_ids in (
     (1, tf.identity),
@@ -240,10 +240,10 @@ def _other_inputs(subject: Subject, inputs: Any) -> Iterator[Any]:
 def _difference(
   first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]
 ) -> str:
-  """Says by how much outputs differ; empty if they do not.
+  """Describes how outputs differ; empty if they are equal.
 
-  Outputs are compared as far as both reach: some are padded to the longest of
-  their batch.
+  Only the common shape is compared, because padding depends on the longest
+  example of a batch.
   """
   for name in first.keys() & second.keys():
     x, y = first[name], second[name]
@@ -294,7 +294,7 @@ def is_served(subject: Subject) -> findings.Finding:
   if subject.model is None or not subject.traces:
     return findings.passed(f"serving_default with {', '.join(names)}")
   for name in subject.signatures:
-    # Not at the weights that it may have as constants.
+    # Move the weights, in case the signature has them as constants.
     with gradients.moved(subject.trainable_variables, 0.05):
       problem = _served_otherwise(subject, name)
     if problem:
@@ -306,10 +306,10 @@ def is_served(subject: Subject) -> findings.Finding:
 
 
 def _served_otherwise(subject: Subject, name: str) -> str:
-  """Says how a signature differs from a call; empty if it does not.
+  """Describes how a signature differs from a call; empty if it does not.
 
-  Other signatures than `serving_default` are compared if they take and return
-  the same, and are not those of a sub-object.
+  Signatures other than `serving_default` are compared if they have the inputs
+  and outputs of a call and do not belong to a sub-object.
   """
   signature = subject.model.signatures[name]
   usual = subject.model.signatures["serving_default"]
@@ -334,7 +334,7 @@ def _served_otherwise(subject: Subject, name: str) -> str:
       continue
     called = _outputs(subject, inputs)
     if not called.keys() & served.keys() and len(called) == len(served):
-      # Those of a list are in the order of their names.
+      # The outputs of a list are in the order of their names.
       called = dict(zip(sorted(served), called.values(), strict=True))
     if problem := _difference(called, served):
       return problem

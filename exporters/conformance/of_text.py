@@ -76,7 +76,7 @@ def _not_an_embedding(
   Args:
     subject: The SavedModel.
     inputs: A batch.
-    ways: Further ways to call it, in words.
+    ways: Other functions to call the model with, by their descriptions.
   """
   model = subject.model
   ways = {
@@ -171,7 +171,7 @@ def preprocesses(subject: Subject) -> findings.Finding:
 
 
 def _badly_packed(model: Any) -> str:
-  """Says what is wrong with packed segments; empty if nothing is."""
+  """Describes an error in packed segments; empty if there is none."""
   tokens = [model.tokenize(tf.constant(texts)) for texts in _SEGMENTS]
   tokens = [x.merge_dims(1, -1) if x.shape.rank > 2 else x for x in tokens]
   empty = {k: x.numpy() for k, x in model(tf.constant([""])).items()}
@@ -191,7 +191,7 @@ def _badly_packed(model: Any) -> str:
     except (TypeError, ValueError):
       if count == 2:
         raise
-      continue  # It takes pairs only.
+      continue  # It packs pairs of segments only.
     packed[f"{count} segments in {n} tokens"] = (made, tokens[:count], n)
   for what, (made, segments, n) in packed.items():
     rows = zip(*(made[name].numpy() for name in _INPUTS), strict=True)
@@ -220,7 +220,7 @@ def _badly_packed_row(
     length - used
   ):
     return f"the mask is not 1 for the tokens, and then 0: {mask}"
-  # Segments need not be trimmed in this way where both are too long.
+  # If both segments are too long, the split may differ by up to 2 tokens.
   found = [x == end for x in ids[1:used]]
   if len(segments) == 2 and sum(kept) < sum(map(len, segments)) and any(found):
     cut = found.index(True)
@@ -238,7 +238,7 @@ def _badly_packed_row(
 
 
 def _trimmed(lengths: Sequence[int], budget: int) -> list[int]:
-  """Returns how many tokens of each segment fit, shared about evenly."""
+  """Returns how many tokens of each segment to keep, split about evenly."""
   kept = [0] * len(lengths)
   while sum(kept) < min(budget, sum(lengths)):
     _, i = min((k, i) for i, k in enumerate(kept) if k < lengths[i])
@@ -295,7 +295,7 @@ def encodes(subject: Subject) -> findings.Finding:
     try:
       problem, effects[length] = _encoded(subject, length)
     except Exception as e:
-      if effects:  # There may be no more positions.
+      if effects:  # The position table may end here.
         break
       problem = f"a call fails: {subject_lib.cause(e)}"
     for name, effect in effects.get(length, {}).items():
@@ -310,11 +310,11 @@ def encodes(subject: Subject) -> findings.Finding:
 
 
 def _encoded(subject: Subject, length: int) -> tuple[str, dict[str, float]]:
-  """Says what is wrong with outputs, and how the second half changes them."""
+  """Returns an error, or the effects of mask and types in the second half."""
   inputs = subject.example(2, (length,))
   half = tf.cast(tf.range(length) >= length // 2, tf.int32)[tf.newaxis]
   ids = inputs["input_word_ids"]
-  # Some models see the neighbors of a token beside its mask.
+  # Some models mix neighboring tokens regardless of the mask.
   past = half * tf.cast(tf.range(length) >= length // 2 + 2, tf.int32)
   other = {"input_word_ids": ids + past * (tf.reverse(ids, [0]) - ids)}
   inputs["input_mask"] = tf.ones_like(ids)
@@ -410,9 +410,9 @@ def _mlm_logits(
 
 
 def _misplaced(mlm: Any, inputs: Mapping[str, Any]) -> str:
-  """Says how logits are not those of their positions; empty if they are.
+  """Describes logits at a wrong position; empty if all are right.
 
-  Another token changes the outputs at its own position most.
+  Replacing a token changes the outputs at its own position most.
   """
   ids = inputs["input_word_ids"].numpy()
   logits = _mlm_logits(mlm, inputs, ids)
@@ -433,7 +433,7 @@ def _misplaced(mlm: Any, inputs: Mapping[str, Any]) -> str:
 
 
 def _untied(subject: Subject, mlm: Any, inputs: Mapping[str, Any]) -> str:
-  """Says that logits do not use the encoder's embeddings; empty if they do."""
+  """Returns an error if logits do not use the encoder's embeddings."""
   ids = inputs["input_word_ids"].numpy()
   logits = _mlm_logits(mlm, inputs, ids)
   size = logits.shape[-1]
@@ -442,7 +442,7 @@ def _untied(subject: Subject, mlm: Any, inputs: Mapping[str, Any]) -> str:
   unused = sorted(set(range(size)) - set(np.ravel(ids)))
   if not tables or not unused:
     return ""
-  # The embedding of a token that the texts lack is an output weight only.
+  # If a token is not in the inputs, its embedding only affects the logits.
   for table in tables:
     with tf.GradientTape() as tape:
       outputs = mlm(inputs)["mlm_logits"]

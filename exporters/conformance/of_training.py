@@ -1,4 +1,4 @@
-"""Rules on calls in training: R3, R5 to R7, and R16."""
+"""Rules on calls in training mode: R3, R5 to R7, and R16."""
 
 from collections.abc import Mapping, Sequence
 import os
@@ -17,13 +17,13 @@ from exporters.reusable import comparison
 Subject = subject_lib.Subject
 
 _MOMENTUM = "batch_norm_momentum"
-# Ops whose gradients are those of other functions, by intent.
+# Ops with straight-through gradients, which differ from the derivative.
 _ROUNDED = re.compile("FakeQuant.*|Rint|Round|Sign")
-# Ops that draw from a state which the SavedModel has.
+# Ops that draw random numbers from a state saved in the SavedModel.
 _OF_STATE = re.compile("RngReadAndSkip|Stateful(Random|Standard|Trunc|Unif).*")
-# A layer with a regularizer, in what Keras keeps of its layers.
+# A layer with a regularizer, in the metadata of Keras.
 _REGULARIZER = re.compile(rb'_regularizer\\?": \{')
-_REPEATS = 8  # Calls of which means are compared.
+_REPEATS = 8  # Calls with random numbers, to compare their means.
 _JITTER = 0.05
 
 
@@ -61,7 +61,7 @@ def has_modes(subject: Subject) -> findings.Finding:
       " training=True: the layers are frozen in the graph.",
       "Pass `training` on to the layers when tracing.",
     )
-  # A rate may be 0 by default, and have effect in training only.
+  # A rate may be 0 by default, so that only other values have an effect.
   if any(
     subject.differ({**values, "training": True}, {**values, "training": False})
     for values in ({}, subject.changed)
@@ -104,9 +104,9 @@ def _specs(structure: Any) -> list[tf.TypeSpec]:
 
 
 def _averages(subject: Subject) -> list[tf.Variable]:
-  """Returns the moving averages, without those of layers that are frozen.
+  """Returns the moving averages of all layers that are not frozen.
 
-  The scale and offset of a frozen layer are not in `trainable_variables`.
+  A layer is frozen if its scale and offset are not in `trainable_variables`.
   """
   listed = {v.ref() for v in subject.trainable_variables}
   trained: dict[str, list[bool]] = {}
@@ -121,7 +121,7 @@ def _averages(subject: Subject) -> list[tf.Variable]:
 
 
 def _standing(subject: Subject) -> list[str]:
-  """Names the moving averages that training does not move."""
+  """Names the moving averages that a training call does not update."""
   averages = _averages(subject)
   with (
     gradients_lib.moved(subject.trainable_variables, _JITTER),
@@ -137,9 +137,9 @@ def _standing(subject: Subject) -> list[str]:
 
 
 def unlisted(model: Any) -> list[str]:
-  """Names the variables that a call uses and `variables` lacks.
+  """Names the variables that a call uses but `variables` lacks.
 
-  The states of random layers, which are no floats, may be missing.
+  The integer states of random layers may be missing.
   """
   listed = {v.ref() for v in subject_lib.variables_of(model)}
   used = [
@@ -213,8 +213,8 @@ def _badly_listed(
 
 
 def _left_out(subject: Subject) -> list[str]:
-  """Names the trainable variables with a gradient that are not listed."""
-  # Keras does not tell variables of the layers that it freezes.
+  """Names the unlisted trainable variables that have a gradient."""
+  # Keras does not record which variables belong to frozen layers.
   if "keras_metadata.pb" in subject.files:
     return []
   used = {v.ref(): v for trace in subject.traces for v in trace.variables}
@@ -224,7 +224,7 @@ def _left_out(subject: Subject) -> list[str]:
   if not left:
     return []
   made = _gradient(subject, subject.example(4), subject.training, left)
-  # Of what a call reads only, the gradient may be zero.
+  # Variables without an effect on the outputs have no gradient, or zero.
   return [
     v.name
     for v, g in zip(left, made, strict=True)
@@ -235,7 +235,7 @@ def _left_out(subject: Subject) -> list[str]:
 def _not_finite(subject: Subject) -> findings.Finding | None:
   for v in subject.variables:
     value = v.numpy() if v.dtype.is_floating else 0.0
-    # Infinity masks, in constants.
+    # Non-trainable variables may hold infinity as a mask.
     if np.isnan(value).any() or (v.trainable and np.isinf(value).any()):
       return findings.failed(
         f"{v.name} is not finite.",
@@ -245,7 +245,7 @@ def _not_finite(subject: Subject) -> findings.Finding | None:
 
 
 def _gradients(subject: Subject) -> findings.Finding:
-  """Judges the gradient of each trainable variable."""
+  """Checks the gradient of each trainable variable."""
   variables = subject.trainable_variables
   said = (
     f"{len(subject.variables)} variables, {len(variables)} trainable, all"
@@ -264,14 +264,14 @@ def _gradients(subject: Subject) -> findings.Finding:
       ". Training is always random: there only the sizes of gradients were"
       " compared"
     )
-  # Of two examples, normalization makes 1 and -1 at small maps.
+  # Batch normalization of 2 values yields only 1 and -1, so take 4.
   inputs, arguments = subject.example(4), steady
   if steady is None:  # Always random in training.
     arguments = {"training": False} if subject.training else {}
   with gradients_lib.moved(variables, _JITTER), subject.unchanged():
     made = [_gradient(subject, inputs, arguments)]
     if not all(g is not None and np.any(g) for g in made[0]):
-      # Some variables get a gradient of inputs of another scale only.
+      # Some variables get a gradient only from inputs of another scale.
       made.append(_gradient(subject, _large(subject), arguments))
     repeats = []
     if steady is None:
@@ -283,7 +283,7 @@ def _gradients(subject: Subject) -> findings.Finding:
       return gradients_lib.weighted(_floats(subject.model(inputs, **arguments)))
 
     with subject.unchanged():
-      # Most models in training do not use what a call updates.
+      # In most models, updates do not change the outputs of training.
       is_still = value() == value()
     if not is_still:
 
@@ -316,7 +316,7 @@ def _gradients(subject: Subject) -> findings.Finding:
 
 
 def _in_single(subject: Subject) -> Subject | None:
-  """Loads it in single precision; None if that cannot be called."""
+  """Loads the model in single precision; None if it cannot be called so."""
   try:
     model = single_lib.load(
       subject.directory, list(subject.files), subject.graph
@@ -333,7 +333,7 @@ def _lost_in_inference(subject: Subject) -> findings.Finding | None:
   if not subject.training:
     return None
   used = _gradient(subject, subject.example(1), {"training": False})
-  # A few may be for training only, such as a variance to sample with.
+  # A few may serve training only, such as the variance of a sampler.
   if 2 * sum(g is None for g in used) <= len(used):
     return None
   return findings.failed(
@@ -354,8 +354,8 @@ def _badly_made(
   Args:
     variables: The variables.
     made: The gradients of each repeatable call.
-    repeats: The gradients of random calls in training, of the first batch.
-    dropped: Whether to compare the sizes of both.
+    repeats: The gradients of random training calls with the first batch.
+    dropped: Whether to compare the norms of `made` and `repeats`.
   """
   calls = [*made, *repeats]
   by_name = {
@@ -399,7 +399,7 @@ def _badly_made(
 
 
 def _large(subject: Subject) -> Any:
-  """Makes a batch whose floats are those of pixels, up to 255."""
+  """Makes a batch whose floats have the range of pixels, 0 to 255."""
 
   def scaled(x: Any) -> Any:
     if isinstance(x, tf.Tensor) and x.dtype.is_floating:
@@ -420,7 +420,7 @@ def _gradient(
   arguments: Mapping[str, Any],
   variables: Sequence[tf.Variable] | None = None,
 ) -> list[np.ndarray | None]:
-  """Returns the gradient of the outputs for variables; None: all to train."""
+  """Returns gradients of the outputs, by default for trainable variables."""
   with subject.unchanged(), tf.GradientTape() as tape:
     outputs = subject.model(inputs, **arguments)
     scalar = gradients_lib.weighted(_floats(outputs))
@@ -507,7 +507,7 @@ def _badly_lost(
 def _of_loss(
   variables: Sequence[tf.Variable], loss: Any, made: Sequence[Any]
 ) -> str:
-  """Describes what is wrong with a loss's gradient; empty if nothing is."""
+  """Describes an error in a loss's gradient; empty if there is none."""
   reached = [i for i, g in enumerate(made) if g is not None]
   if not reached:
     return "has no gradient: it depends on no trainable variable"
@@ -529,7 +529,7 @@ def _of_loss(
 def can_be_tuned(subject: Subject) -> findings.Finding:
   """Hyperparameters are scalar arguments with defaults, and have an effect.
 
-  Training differs from inference by noise and batch normalization alone.
+  Training and inference differ only by noise and batch normalization.
   """
   tunable = subject.hyperparameters
   if not tunable:
@@ -567,7 +567,7 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
 def _without_effect(
   subject: Subject, steady: Mapping[str, Any]
 ) -> findings.Finding | None:
-  """Finds arguments that do nothing, or not what their default says."""
+  """Finds arguments without an effect, and wrong default values."""
   for name, default in subject.hyperparameters.items():
     given = {name: tf.constant(default)}
     rest = {k: v for k, v in steady.items() if k != name}
@@ -622,7 +622,7 @@ def _without_effect(
 def _unlike(
   subject: Subject, steady: Mapping[str, Any]
 ) -> findings.Finding | None:
-  """Finds training that differs from inference without noise and averages."""
+  """Finds training that differs from inference even without noise."""
   if not subject.training or not _is_frozen(subject, steady):
     return None
   return findings.failed(
@@ -691,7 +691,7 @@ def is_random(subject: Subject) -> findings.Finding:
 
 
 def _draws_once(subject: Subject) -> bool:
-  """Returns whether a training that repeats differs as dropout would."""
+  """Returns whether repeatable training looks like a fixed dropout mask."""
   rates = [
     name
     for name, default in subject.hyperparameters.items()
@@ -708,7 +708,7 @@ def _is_frozen(subject: Subject, arguments: Mapping[str, Any]) -> bool:
   with subject.unchanged():
     before = [v.numpy() for v in subject.resting]
     subject.model(subject.example(), **arguments)
-    # What moves in training, such as averages, makes it differ, too.
+    # Updated variables, such as moving averages, also explain a difference.
     if not all(map(np.array_equal, subject.resting, before)):
       return False
   return subject.differ({**arguments, "training": False}, arguments)

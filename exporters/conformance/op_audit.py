@@ -1,9 +1,9 @@
-"""Finds what is suspicious in a SavedModel, without loading it.
+"""Finds suspicious ops in a SavedModel without loading it.
 
 A SavedModel is a program: loading it runs its initializers. An op is suspicious
 if it is not in `allowed_ops.txt`, or if it reads or writes files other than the
 assets and checkpoints of the SavedModel. All MetaGraphs, functions and
-gradients are examined, whether anything calls them or not.
+gradients are examined, even if nothing calls them.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -40,22 +40,22 @@ _OF_SAVERS = {
   "SaveV2": (0,),
   "ShardedFilename": (0,),
 }
-# The suffixes that a saver adds to the path that it is given.
+# The suffixes that a saver adds to its path.
 _SUFFIX = re.compile(rb"|model|\.part|_temp(_[0-9a-f]{32})?/part")
 _TABLES_OF_FILES = frozenset(
   ["InitializeTableFromTextFile", "InitializeTableFromTextFileV2"]
 )
-# Attributes that are paths of files; "" is none.
+# Attributes that are paths of files; "" means no file.
 _FILE_ATTRIBUTES = ("descriptor_source", "vocab_file")
-# Of keras_metadata.pb: Python code in a Lambda layer, or text that hides it.
+# Python code of a Lambda layer in keras_metadata.pb, or escapes that hide it.
 _PYTHON_CODE = re.compile(rb'"__lambda__"|_type"\s*:\s*"lambda"|\\u00[0-7]')
 
-# A function by its name, or a node of the main graph by its name.
+# A function and a node in it; the main graph has the name "".
 _Place = tuple[str, str]
 
 
 def nodes(graph: graph_pb2.GraphDef) -> Iterator[tuple[str, Node]]:
-  """Yields all nodes, each with the name of its function; "" is the graph."""
+  """Yields all nodes with the names of their functions, "" in the graph."""
   for node in graph.node:
     yield "", node
   for function in graph.library.function:
@@ -66,10 +66,10 @@ def nodes(graph: graph_pb2.GraphDef) -> Iterator[tuple[str, Node]]:
 def suspicious(
   meta_graphs: Sequence[meta_graph_pb2.MetaGraphDef], files: Collection[str]
 ) -> list[str]:
-  """Finds what models do not need.
+  """Finds the suspicious ops and assets of a SavedModel.
 
   Args:
-    meta_graphs: Those of a SavedModel.
+    meta_graphs: The MetaGraphs of the SavedModel.
     files: The paths of its files.
 
   Returns:
@@ -84,7 +84,7 @@ def suspicious(
 
 
 def runs_python(keras_metadata: bytes) -> bool:
-  """Tells whether Keras runs Python code of a model when it loads it."""
+  """Returns whether loading the model with Keras runs its Python code."""
   return bool(_PYTHON_CODE.search(keras_metadata))
 
 
@@ -98,7 +98,7 @@ def _of_assets(
 
 
 def _of_functions(graph: graph_pb2.GraphDef) -> Iterator[str]:
-  """Finds functions that stand in for an op or for each other."""
+  """Finds functions that replace an op or another function."""
   seen = set()
   for function in graph.library.function:
     name = function.signature.name
@@ -148,14 +148,14 @@ def _of_nodes(graph: meta_graph_pb2.MetaGraphDef) -> Iterator[str]:
 
 
 class _Call(NamedTuple):
-  """A node that calls a function, and the function that has the node."""
+  """A node that calls a function, and the function that contains the node."""
 
   caller: str
   node: Node
 
 
 class _Paths:
-  """Traces the paths that ops take back to where they come from."""
+  """Traces file paths, which are inputs of ops, back to their origins."""
 
   def __init__(self, graph: meta_graph_pb2.MetaGraphDef):
     definition = graph.graph_def
@@ -182,15 +182,15 @@ class _Paths:
     self._known: dict[tuple[bool, str, str], bool] = {}
 
   def is_asset(self, function: str, tensor: str) -> bool:
-    """Tells whether a Tensor in a function is the path of an asset."""
+    """Returns whether a Tensor in a function is the path of an asset."""
     return self._is_path(True, function, _node_name(tensor))
 
   def is_checkpoint(self, function: str, tensor: str) -> bool:
-    """Tells whether it is the path that a saver is given, or one beside it."""
+    """Returns whether a Tensor is the path of a saver, or a path beside it."""
     return self._is_path(False, function, _node_name(tensor))
 
   def _is_path(self, asset: bool, function: str, name: str) -> bool:
-    """Examines everything that a Tensor may come from, without recursion."""
+    """Examines all origins of a Tensor, without recursion."""
     waiting, seen, good = [(function, name)], set(), True
     while waiting and good:
       place = waiting.pop()
@@ -203,14 +203,14 @@ class _Paths:
       sources = self._sources(asset, *place)
       good = sources is not None
       waiting += sources or []
-    # So that no place is examined twice. One suspicious path is enough.
+    # Cache the result for all places seen: one suspicious path is enough.
     self._known.update({(asset, *place): good for place in seen})
     return good
 
   def _sources(
     self, asset: bool, function: str, name: str
   ) -> list[_Place] | None:
-    """Returns what a path is made of; None if it may be any path."""
+    """Returns the places a path is made from; None if it may be any path."""
     index = self._arguments.get(function, {}).get(name)
     if index is not None:
       return self._of_argument(asset, function, index)
@@ -240,7 +240,7 @@ class _Paths:
     return [(function, _node_name(x)) for x in inputs] or None
 
   def _of_variable(self, read: Node) -> list[_Place] | None:
-    """As `_sources`, of a variable in the main graph: what is assigned to it.
+    """Returns the sources of a variable in the main graph: its assignments.
 
     Model Garden keeps the paths of assets in variables.
     """
@@ -256,7 +256,7 @@ class _Paths:
   def _of_argument(
     self, asset: bool, function: str, index: int
   ) -> list[_Place] | None:
-    """As `_sources`, of a function's argument: what all its callers pass."""
+    """Returns the sources of a function's argument in all of its callers."""
     calls = self.calls.get(function, [])
     concrete = self._objects.concrete_functions
     if function in concrete:
@@ -284,7 +284,7 @@ class _Paths:
 def _of_savers_alone(
   graph: meta_graph_pb2.MetaGraphDef, paths: _Paths
 ) -> set[_Place]:
-  """Returns the functions, and nodes in the main graph, of savers alone."""
+  """Returns the functions, and nodes of the graph, that only savers use."""
   objects, library = graph.object_graph_def, graph.graph_def.library
   tensors = [
     tensor.name
@@ -307,7 +307,7 @@ def _of_savers_alone(
 def _reached(
   paths: _Paths, tensors: Sequence[str], functions: Sequence[str]
 ) -> set[_Place]:
-  """Returns the functions, and nodes in the main graph, that these need."""
+  """Returns the functions, and nodes of the graph, that these depend on."""
   inside: dict[str, list[Node]] = {}
   for (function, _), node in paths.nodes.items():
     if function:

@@ -1,6 +1,6 @@
-"""Why each rule matters, and to whom; how a model breaks it; how to mend it.
+"""Why each rule matters and to whom, what breaks it, and how to repair it.
 
-It imports no TensorFlow: the process that only prints findings reads it too.
+This module does not import TensorFlow, so that findings print without it.
 """
 
 from typing import NamedTuple
@@ -10,10 +10,10 @@ class Reason(NamedTuple):
   """Why a rule matters.
 
   Attributes:
-    why: What goes wrong for the reader if the rule is broken, and when.
+    why: What goes wrong for a consumer if the rule is broken, and when.
     broken_by: The usual cause.
     mended_by: The usual repair.
-    trains: Whether it matters only to those who train the model.
+    trains: Whether the rule matters only to consumers who train the model.
   """
 
   why: str

@@ -11,7 +11,7 @@ from exporters.reusable import comparison
 
 
 def collect(subject: subject_lib.Subject) -> dict[str, Any]:
-  """Collects facts about a SavedModel, in JSON values."""
+  """Collects facts about a SavedModel as JSON values."""
   return {
     "kind": subject.kind.name,
     "saved_with_tensorflow": subject.graph.meta_info_def.tensorflow_version,
@@ -20,7 +20,7 @@ def collect(subject: subject_lib.Subject) -> dict[str, Any]:
     "inputs": _tensors(subject.spec, ""),
     "outputs": _tensors(
       subject.output_spec,
-      # Only the signature names a single output.
+      # A single output has its name only in the signature.
       "/".join(subject.serving.outputs) if subject.serving else "",
     ),
     "hyperparameters": {
@@ -42,7 +42,7 @@ def _modules(subject: subject_lib.Subject) -> list[dict[str, Any]]:
 
 
 def _tensors(structure: Any, only: str) -> list[dict[str, Any]]:
-  """Lists the Tensors of a structure by their paths."""
+  """Lists the Tensors of a structure with their paths."""
   return [
     {
       "name": name

@@ -1,6 +1,6 @@
-"""Writes the result of a check as a self-contained page of HTML.
+"""Writes the result of a check as a self-contained HTML page.
 
-It escapes all texts, because names may come from an untrusted model.
+All texts are escaped, because names may come from an untrusted model.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,15 +14,15 @@ from exporters.conformance import findings
 from exporters.reusable import pages
 
 _LONGEST = 20  # Rows of a chart.
-_ROW = 52  # Pixels of a module.
-_GUTTER = 44  # Pixels for the lines between modules.
+_ROW = 52  # Height of a module, in pixels.
+_GUTTER = 44  # Width for the lines between modules, in pixels.
 
 
 def page(report: Mapping[str, Any]) -> str:
   """Makes the page.
 
   Args:
-    report: What `check` prints as JSON.
+    report: The report that `check` prints as JSON.
   """
   title = os.path.basename(os.path.normpath(report["saved_model_dir"]))
   return pages.page(title, [f"<h1>{html.escape(title)}</h1>", *_body(report)])
@@ -61,7 +61,7 @@ def _body(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _finding(rule: Mapping[str, Any]) -> str:
-  """Returns a section about a rule that is broken."""
+  """Returns a section about a broken rule."""
   said = conclusion.reason(rule["rule"])
   parts = (
     ("Found", rule["found"]),
@@ -81,7 +81,7 @@ def _finding(rule: Mapping[str, Any]) -> str:
 def _modules(
   modules: Sequence[Mapping[str, Any]], broken: Sequence[Mapping[str, Any]]
 ) -> str:
-  """Draws the modules in their order, one below the other."""
+  """Draws the modules from top to bottom."""
   if not modules:
     return "<p>None: it was not loaded, or cannot be called.</p>"
   largest = max(int(m["bytes"]) for m in modules) or 1
@@ -115,7 +115,7 @@ def _y(i: int) -> int:
 
 
 def _edge(start: int, end: int) -> str:
-  """Draws a line between modules, past those in between."""
+  """Draws a line from one module to another, beside those in between."""
   x = 36 if end == start + 1 else max(2, 30 - 4 * (end - start))
   return (
     f'<path d="M36 {_y(start)} C{x} {_y(start) + 20} {x} {_y(end) - 20}'
@@ -124,7 +124,7 @@ def _edge(start: int, end: int) -> str:
 
 
 def _names(found: str, module: str) -> bool:
-  """Returns whether a finding names a module, by more than a common word."""
+  """Returns whether a finding names a module, ignoring common words."""
   last = module.rpartition("/")[2]
   return ("_" in last and last in found) or ("/" in module and module in found)
 
@@ -185,7 +185,7 @@ def _bar(share: float) -> str:
 
 
 def _chart(rows: Sequence[tuple[str, int]], shown: Callable[[int], str]) -> str:
-  """Makes a bar for each of the first rows, and one for all others."""
+  """Draws a bar for each of the first rows, and one for all others."""
   if rest := rows[_LONGEST:]:
     others = (f"{len(rest)} others", sum(value for _, value in rest))
     rows = [*rows[:_LONGEST], others]

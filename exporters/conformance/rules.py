@@ -1,8 +1,8 @@
 """The rules of a reusable SavedModel, as far as they can be checked.
 
 Their sources are TensorFlow Hub's documentation (reusable SavedModels; common
-SavedModel APIs for images and for text) and faults found in exports since. Each
-rule is a function from the SavedModel to a finding.
+SavedModel APIs for images and for text) and bugs that were found in exports.
+Each rule is a function from the SavedModel to a finding.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,9 +29,9 @@ class Rule:
   Attributes:
     name: A short name, such as R1.
     level: `must`, or `should` for advice.
-    judge: Returns the finding. Its docstring is the text of the rule.
+    judge: Returns the finding. The first line of its docstring is the `text`.
     needs: What `judge` examines: the `file`, the loaded `object`, or a `call`.
-    last: Whether it is judged after all others, because it may take long or end
+    last: Whether it is judged after all others, because it may be slow or crash
       the process.
   """
 
@@ -52,7 +52,7 @@ class Rule:
     return [kind.name for kind in kinds_lib.KINDS if self.name in kind.rules]
 
   def is_for(self, kind: kinds_lib.Kind) -> bool:
-    """Tells whether the rule applies to a kind."""
+    """Returns whether the rule applies to a kind."""
     if self.name in kind.without:
       return False
     return not self.kinds or kind.name in self.kinds
@@ -124,5 +124,5 @@ RULES = (
   Rule("D2", "must", of_classifiers.decodes),
 )
 
-# The order in which they are judged.
+# The order in which the rules are judged.
 ORDER = sorted(RULES, key=lambda rule: rule.last)

@@ -1,4 +1,4 @@
-"""Loads a SavedModel in single precision, to judge its gradients."""
+"""Loads a SavedModel in single precision, to check its gradients."""
 
 import itertools
 from typing import Any
@@ -11,7 +11,7 @@ from exporters.reusable import observation
 from exporters.reusable.private_api import meta_graph_pb2
 from exporters.reusable.private_api import saved_model_pb2
 
-# In memory, as the sandbox refuses to write. A removed one cannot be reused.
+# In memory, as the sandbox is read-only. A removed name cannot be reused.
 _DIRECTORIES = map("ram://single_{}".format, itertools.count())
 _FLOAT = tf.float32.as_datatype_enum
 _HALF = (tf.bfloat16.as_datatype_enum, tf.float16.as_datatype_enum)
@@ -20,7 +20,7 @@ _HALF = (tf.bfloat16.as_datatype_enum, tf.float16.as_datatype_enum)
 def load(
   directory: str, files: list[str], graph: meta_graph_pb2.MetaGraphDef
 ) -> Any:
-  """Loads a SavedModel with float32 for bfloat16 and float16.
+  """Loads a SavedModel with float32 in place of bfloat16 and float16.
 
   Args:
     directory: Its directory.
@@ -46,7 +46,7 @@ def load(
 
 
 def _convert(proto: message.Message) -> None:
-  """Replaces half-precision types in a message and in all that it holds."""
+  """Replaces half-precision types in a message and all nested messages."""
   if proto.DESCRIPTOR.name == "TensorProto":
     if proto.dtype in _HALF:
       values = np.float32(tf.make_ndarray(proto))

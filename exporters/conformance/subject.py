@@ -1,4 +1,4 @@
-"""The SavedModel under check, and what is derived from it."""
+"""The SavedModel under check, and properties derived from it."""
 
 import collections
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,23 +30,23 @@ from exporters.reusable.private_api import saved_model_pb2
 RANDOM = re.compile(r"(Stateless)?(Random|TruncatedNormal|Multinomial)")
 # The model card in a SavedModel.
 CARD = "assets.extra/README.md"
-# The description of a SavedModel for programs, by this project's exporters.
+# The machine-readable description that this project's exporters write.
 MODEL = "assets.extra/model.json"
-# The report of the comparisons that this project's exporters make.
+# The verification report that this project's exporters write.
 VERIFICATION = "assets.extra/verification.json"
-# The default of an argument that has none.
+# Marks an argument without a default.
 NO_DEFAULT = inspect.Parameter.empty
 _SENTENCES = ("It rains.", "A much longer sentence, with a comma!", "naïve", "")
 _WORDS = ("the", "is", "naïve", ",", "")
-# Sizes of unknown dimensions, ends of ids and kinds of strings that inputs are
-# searched for in, after those of the kind.
+# Candidates in the search for a valid input: sizes of unknown dimensions (after
+# those of the kind), exclusive upper bounds of ids, and kinds of strings.
 _SIZES = (8, 16, 32, 64, 128, 224, 299, 331, 512, 1, 2, 3, 4, 5, 16_384)
 _ENDS = (10, 6, 4, 3, 2, 1)
 _STRINGS = ("texts", "pictures", "numbers")
 _SHAPES = ([None], [None, None], [None, None, None], [None, None, None, 3])
 
 
-# What does not tell a cause in messages of TensorFlow.
+# Parts of TensorFlow's error messages that do not name the cause.
 _NO_CAUSE = re.compile(
   r"^Graph execution error:|^Detected at .*|^<stack .*|^Node: .*|^  +\S.*"
   r"|^\d+ root error.*|^\s*\(\d+\) [A-Z_]+: |\s*\[\[.*\]\]|\s*\[Op:.*"
@@ -56,7 +56,7 @@ _MATCHING = "Could not find matching concrete function"
 
 
 class NoInputError(Exception):
-  """No input was found that the model takes. Its text is the reason."""
+  """No valid input of the model was found. The message is the reason."""
 
 
 @dataclasses.dataclass
@@ -66,9 +66,9 @@ class Subject:
   Attributes:
     directory: Its directory.
     graph: The MetaGraphDef in `saved_model.pb`.
-    suspicious: What models do not need, as S1 says.
+    suspicious: The ops and assets that break rule S1.
     model: The loaded object. None if it was not loaded.
-    unloaded: Why it was not loaded, in words.
+    unloaded: Why the SavedModel was not loaded.
   """
 
   directory: str
@@ -105,7 +105,7 @@ class Subject:
 
   @functools.cached_property
   def described(self) -> dict[str, Any]:
-    """What its exporter says of it in `MODEL`; {} without a JSON object."""
+    """The content of `MODEL`; {} if that is not a JSON object."""
     try:
       return dict(json.loads(self.content(MODEL)))
     except (OSError, RecursionError, TypeError, ValueError):
@@ -113,11 +113,11 @@ class Subject:
 
   @property
   def claims(self) -> list[str]:
-    """What its exporter claims to have compared with the live model."""
+    """The comparisons with the live model that the exporter claims."""
     try:
       return [str(kind) for kind in self.described["verification"]["passed"]]
     except (KeyError, TypeError):
-      return []  # There is none, or it is in a form that is not ours.
+      return []  # The report is missing, or in another format.
 
   @functools.cached_property
   def traces(self) -> list[Any]:
@@ -147,15 +147,15 @@ class Subject:
     }
 
   def _arguments(self, trace: Any) -> dict[str, Any]:
-    """Returns the arguments after the input that a trace is for."""
+    """Returns the arguments of a trace after the input."""
     positional, named = trace.structured_input_signature
     return dict(zip(self.parameters, positional[1:], strict=False)) | named
 
   @functools.cached_property
   def changed(self) -> dict[str, Any]:
-    """Other values for the hyperparameters that have a default.
+    """Changed values for the hyperparameters that have a default.
 
-    The values of a string are unknown, so it keeps its default.
+    A string keeps its default, because its other values are unknown.
     """
     return {
       name: default
@@ -171,7 +171,7 @@ class Subject:
     served = specs(self.serving.inputs) if self.serving else {}
     if not self.traces:
       return _only(served) if self.serving else None
-    # Of several forms, the one of the signature is the usual one.
+    # Of several forms, prefer the one that the signature has.
     dtypes = {name: spec.dtype for name, spec in served.items()}
     for form in filter(lambda form: isinstance(form, Mapping), self.forms):
       if dtypes == {name: spec.dtype for name, spec in form.items()}:
@@ -206,7 +206,7 @@ class Subject:
 
   @functools.cached_property
   def kind(self) -> kinds.Kind:
-    """What it takes and returns, and which rules it must keep."""
+    """The kind, which determines the rules that apply."""
     root = self.graph.object_graph_def.nodes[:1]
     attributes = [child.local_name for node in root for child in node.children]
     attributes += self.signatures
@@ -215,7 +215,7 @@ class Subject:
 
   @property
   def takes_strings(self) -> bool:
-    """Whether any input is of strings."""
+    """Whether any input has strings."""
     return any(x.dtype == tf.string for x in tf.nest.flatten(self.spec))
 
   @functools.cached_property
@@ -232,7 +232,7 @@ class Subject:
 
   @property
   def trainable_variables(self) -> list[tf.Variable]:
-    """The variables to train that the model lists."""
+    """The trainable variables that the model lists."""
     return variables_of(self.model, "trainable_variables")
 
   @functools.cached_property
@@ -246,7 +246,7 @@ class Subject:
   def is_batched(self) -> bool:
     """Whether the first dimension is known to count examples.
 
-    It may be the length of a sound if there is no other.
+    The only dimension of an input may be the length of a sound instead.
     """
     specs = [x for x in tf.nest.flatten(self.spec) if x.shape.rank != 0]
     return (
@@ -257,7 +257,7 @@ class Subject:
 
   @functools.cached_property
   def probabilities(self) -> str:
-    """The op that makes the outputs probabilities; empty if they are none."""
+    """The op that computes probabilities; empty if outputs are others."""
     spec, name = self.output_spec, ""
     if isinstance(spec, Mapping) and "logits" in spec:
       spec, name = spec["logits"], "logits"
@@ -270,7 +270,7 @@ class Subject:
     outputs = self.model(self.example())
     outputs = np.asarray(outputs[name] if name else outputs, np.float32)
     trace = self.traces[0]
-    # The Tensors of a dict are in the order of its names.
+    # The outputs of a dict are in the order of their names.
     index = sorted(self.output_spec).index(name) if name else 0
     *_, (made, _) = graphs.origins(
       trace.graph.as_graph_def(), trace.outputs[index].name
@@ -289,7 +289,7 @@ class Subject:
 
   @functools.cached_property
   def words(self) -> list[str]:
-    """Words that the model knows."""
+    """Words in the vocabularies of the model."""
     return vocabulary.words(self.directory, self.files, self.nodes)
 
   @functools.cached_property
@@ -311,7 +311,7 @@ class Subject:
     )
 
   def is_random(self, training: bool = True) -> bool:
-    """Returns whether calls in a mode have ops that draw random numbers."""
+    """Returns whether calls in this mode have random ops."""
     return any(
       RANDOM.match(node.op)
       for trace in self.traces
@@ -321,7 +321,7 @@ class Subject:
 
   @functools.cached_property
   def steady(self) -> dict[str, Any] | None:
-    """Arguments of a repeatable training call; None if none are found."""
+    """Arguments that make training repeatable; None if there are none."""
     floats = [n for n, v in self.hyperparameters.items() if type(v) is float]
     rates = [n for n in floats if re.search("rate|drop|noise|prob", n)]
     for names in ((), rates, floats):
@@ -347,20 +347,20 @@ class Subject:
           variable.assign(value)
 
   def differ(self, first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Tells whether calls with these arguments differ, updates included."""
+    """Returns whether outputs or updates of two calls differ."""
     return observation.differ(self, self.model, self.example(), first, second)
 
   def varies(self, arguments: Mapping[str, Any]) -> bool:
-    """Tells whether calls vary. Two of a few units with dropout may agree."""
+    """Returns whether repeated calls vary. With dropout, two may agree."""
     return any(self.differ(arguments, arguments) for _ in range(6))
 
   def example(
     self, batch_size: int = 2, size: tuple[int, ...] = (), form: Any = None
   ) -> Any:
-    """Makes an input that the model takes.
+    """Makes a valid input of the model.
 
     Args:
-      batch_size: The batch size if it is unknown.
+      batch_size: The size of an unknown batch dimension.
       size: The other unknown dimensions in their order. The last one is
         repeated. Empty: the first sizes for which a call succeeds.
       form: One of `forms`. None: `spec`.
@@ -374,14 +374,14 @@ class Subject:
 
   @property
   def strings(self) -> str:
-    """Which of `_STRINGS` it takes; the first if none is found."""
+    """The kind of strings it takes, of `_STRINGS`; by default the first."""
     try:
       return self._fitting(repr(self.spec), self.spec)[-1]
     except NoInputError:
       return _STRINGS[0]
 
   def _fitting(self, key: str, form: Any) -> tuple[Any, ...]:
-    """Returns the further arguments of `_filled` for which a call succeeds."""
+    """Returns arguments of `_filled` with which a call succeeds."""
     if key in self._found:
       if isinstance(self._found[key], NoInputError):
         raise self._found[key]
@@ -417,13 +417,13 @@ class Subject:
 
 
 def _is_finite(output: Any) -> bool:
-  """Tells whether no value is NaN, as the mean of no values is."""
+  """Returns whether no value is NaN, such as the mean of no values."""
   is_float = tf.is_tensor(output) and output.dtype.is_floating
   return not is_float or not np.isnan(tf.cast(output, tf.float32)).any()
 
 
 def _free(spec: Any) -> list[int | None]:
-  """Returns the dimensions after the first; unknown ones if the rank is."""
+  """Returns the dimensions after the first; [None] for an unknown rank."""
   return [None] if spec.shape.rank is None else spec.shape.as_list()[1:]
 
 
@@ -436,16 +436,16 @@ def _filled(
   texts: str,
   words: Sequence[str],
 ) -> Any:
-  """Makes an input.
+  """Makes an input of random values.
 
   Args:
-    form: Its specs.
-    batch_size: The batch size if it is unknown.
-    unranked: The shape where the rank is unknown.
-    sizes: The other unknown dimensions in their order. The last is repeated.
-    end: What integers are below. The vocabulary size is unknown.
-    texts: One of `_STRINGS`.
-    words: Words for texts.
+    form: The specs of the input.
+    batch_size: The size of an unknown batch dimension.
+    unranked: The shape of inputs of unknown rank.
+    sizes: The other unknown dimensions in order. The last one is repeated.
+    end: Exclusive upper bound of ids, because the vocabulary size is unknown.
+    texts: The kind of strings, of `_STRINGS`.
+    words: Words to build texts from.
   """
 
   def array(name: str, spec: Any) -> Any:
@@ -463,12 +463,12 @@ def _filled(
       return _strings(texts, shape, words)
     seed = [shape[0] if shape else 0, 0]
     if spec.dtype.is_integer:
-      # In BERT's inputs, of which each has its own vocabulary.
+      # Each input of BERT has its own range of ids.
       ends = {"input_mask": 2, "input_type_ids": 1, "masked_lm_positions": 8}
       most = min(ends.get(name, end), 2 if several else end)
       least = int(most > 2 or (most > 1 and (several or name in ends)))
       values = tf.random.stateless_uniform(shape, seed, least, most, tf.int32)
-      if values.shape.num_elements():  # Others of this vocabulary may have it.
+      if values.shape.num_elements():  # Make sure that the largest id occurs.
         rest = tf.reshape(values, [-1])[1:]
         values = tf.reshape(tf.concat([[most - 1], rest], 0), shape)
       return tf.cast(values, spec.dtype)
@@ -478,7 +478,7 @@ def _filled(
   if isinstance(form, Mapping):
     several = False
     return {name: array(name, spec) for name, spec in form.items()}
-  # In a list, one of several may be the types of tokens, of which BERT has two.
+  # One input of a list may be the token types, of which BERT has only two.
   several = sum(x.dtype.is_integer for x in tf.nest.flatten(form)) > 1
   return tf.nest.map_structure(
     lambda spec: array(getattr(spec, "name", ""), spec), form
@@ -488,7 +488,7 @@ def _filled(
 def _strings(
   kind: str, shape: Sequence[int], words: Sequence[str]
 ) -> tf.Tensor:
-  """Makes strings of a kind. Texts are of words, and each second is a word."""
+  """Makes strings of a kind. Texts alternate with single words."""
   count = math.prod(shape)
   if kind == "pictures":
     return tf.reshape(_pictures(count), shape)
@@ -506,7 +506,7 @@ def _strings(
 
 
 def _pictures(count: int) -> tf.Tensor:
-  """Makes different pictures in PNG, strings `[count]`."""
+  """Makes distinct pictures as PNG files, strings `[count]`."""
   shape, seed = [count, 24, 32, 3], [count, 0]
   pixels = tf.random.stateless_uniform(shape, seed, 0, 256, tf.int32)
   return tf.stack([tf.io.encode_png(x) for x in tf.cast(pixels, tf.uint8)])
@@ -516,8 +516,8 @@ def load(directory: str, trust: bool) -> Subject:
   """Loads a SavedModel unless it is suspicious and not trusted.
 
   Args:
-    directory: The directory, of strangers' models a private copy.
-    trust: Whether to load it even if it is suspicious.
+    directory: The directory. Pass a private copy of an untrusted model.
+    trust: Whether to load a suspicious SavedModel.
 
   Raises:
     ExportError: The directory has no SavedModel, or it cannot be read or
@@ -529,14 +529,14 @@ def load(directory: str, trust: bool) -> Subject:
 
 
 def requested(request: Mapping[str, Any]) -> Subject:
-  """Reads the SavedModel that a request of `copying.started` is about."""
+  """Reads the SavedModel that a request of `copying.started` names."""
   subject = read(request["directory"])
   subject.suspicious[:0] = request["problems"]
   return subject
 
 
 def load_into(subject: Subject, trust: bool) -> None:
-  """Loads the SavedModel that `read` has read, as `load` does."""
+  """Loads the SavedModel of a subject from `read`, as `load` does."""
   if subject.suspicious and not trust:
     subject.unloaded = "it was not loaded because it is suspicious (S1)"
   elif not subject.unloaded:
@@ -556,7 +556,7 @@ def load_into(subject: Subject, trust: bool) -> None:
 
 
 def read(directory: str) -> Subject:
-  """Reads and audits a SavedModel without running any of it.
+  """Reads and audits a SavedModel without running any of its ops.
 
   Raises:
     ExportError: The directory has no SavedModel, or it cannot be read.
@@ -596,15 +596,15 @@ def read(directory: str) -> Subject:
 
 def traces_of(loaded: Any) -> list[Any]:
   """Returns the concrete functions of an object's `__call__`."""
-  # Not callable(): every loaded object has the class attribute.
+  # Not callable(), because every loaded object has the class attribute.
   call = getattr(loaded, "__call__", None)  # noqa: B004
   return list(getattr(call, "concrete_functions", ()))
 
 
 def variables_of(loaded: Any, name: str = "variables") -> list[tf.Variable]:
-  """Returns the variables in a list of an object.
+  """Returns the variables in an attribute that lists variables.
 
-  Keras lists tables as None, and a damaged model anything.
+  Other entries are dropped: Keras lists tables as None.
   """
   listed = getattr(loaded, name, ())
   is_list = isinstance(listed, Iterable)
@@ -620,7 +620,7 @@ def kind_of(sub_object: Any) -> kinds.Kind:
 
 
 def rows(inputs: Any, *indices: int) -> Any:
-  """Selects examples of a batch; scalars stay as they are."""
+  """Selects examples of a batch; leaves scalars unchanged."""
   chosen = tf.constant(indices, tf.int32, [len(indices)])
 
   def select(x: Any) -> Any:
@@ -632,9 +632,9 @@ def rows(inputs: Any, *indices: int) -> Any:
 
 
 def cause(error: BaseException) -> str:
-  """Returns the cause that an error message tells, in one line.
+  """Extracts the cause from an error message, as one line.
 
-  TensorFlow's messages begin with where it happened.
+  TensorFlow's messages begin with the place of the error.
   """
   lines = [_NO_CAUSE.sub("", line) for line in str(error).splitlines()]
   text = next(filter(None, map(str.strip, lines)), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Finds words that a model knows: in its assets, tables and constants."""
+"""Finds the words of a model in its assets, tables and constants."""
 
 from collections.abc import Iterable, Iterator
 import itertools
@@ -11,14 +11,14 @@ import tensorflow as tf
 from exporters.conformance import op_audit
 
 _VARIABLES = "variables/variables"
-_MOST = 64  # Words of a file, a table or a constant.
-_SOURCES = 4  # With the most words.
+_MOST = 64  # Words from each file, table or constant.
+_SOURCES = 4  # The files, tables and constants with the most words.
 
 
 def words(
   directory: str, files: Iterable[str], nodes: Iterable[op_audit.Node]
 ) -> list[str]:
-  """Returns words of a SavedModel, those of its vocabularies in turn.
+  """Returns words of a SavedModel, alternating between its vocabularies.
 
   Args:
     directory: Its directory.
@@ -27,7 +27,7 @@ def words(
   """
   found = {}  # Several tables and constants may have the same words.
   for entries in _entries(directory, files, nodes):
-    # A line may have a count after the word.
+    # A count may follow the word on its line.
     firsts = (entry.split()[:1] for entry in dict.fromkeys(entries))
     known = [x for first in firsts for x in first if re.match(r"\w", x)]
     if known:
@@ -41,7 +41,7 @@ def words(
 
 
 def numbers(nodes: Iterable[op_audit.Node]) -> list[int]:
-  """Returns the integers in constants that tables may be made from."""
+  """Returns the integers in constant vectors, which may be keys of tables."""
   tensors = [
     node.attr["value"].tensor
     for node in nodes
