@@ -1,10 +1,10 @@
-"""The archive of a model: a .tar.gz whose bytes follow from its files alone.
+"""Packs a model in a .tar.gz whose bytes depend only on the model's files.
 
-Times, owners and modes are fixed, files are sorted, and each directory stands
-before its first file, as hub.resolve needs it. gzip stores the content without
-compression: weights hardly shrink, and the bytes depend on no version
-of zlib. Whatever is written in another way is refused, so an archive of these
-files has one form only, and cannot grow when it is unpacked.
+Times, owners and modes are fixed, files are sorted, and each directory precedes
+its first file, because hub.resolve needs that. gzip stores the content without
+compression, because weights hardly shrink and the bytes would depend on the
+version of zlib. Any other archive is refused. So each model has exactly one
+archive, which does not grow when it is unpacked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import zlib
 from exporters.reusable import errors
 
 NAME = "model.tar.gz"
-# No time, no name, no operating system.
+# The header of gzip without time, file name and operating system.
 _GZIP = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 _STORED = 65_535  # The longest stored block of DEFLATE.
 _BLOCK = 16 * _STORED
@@ -46,14 +46,14 @@ class Digest(NamedTuple):
 
 
 class Hasher:
-  """Computes a Digest piece by piece."""
+  """Computes the Digest of data that arrives in pieces."""
 
   def __init__(self) -> None:
-    """Begins with no pieces."""
+    """Starts without data."""
     self._hash, self._size = hashlib.sha256(), 0
 
   def update(self, data: bytes) -> None:
-    """Adds a piece."""
+    """Adds a piece of data."""
     self._hash.update(data)
     self._size += len(data)
 
@@ -67,11 +67,11 @@ def files_in(directory: str, ignored: Iterable[str] = ()) -> dict[str, str]:
 
   Args:
     directory: The directory.
-    ignored: Names in it to pass over.
+    ignored: Names in the directory to skip.
 
   Raises:
-    ExportError: There is something other than files and directories, or too
-      much.
+    ExportError: The directory has something other than files and directories,
+      or too many files.
   """
   if "://" in directory:
     raise errors.ExportError(f"{directory} must be local. Copy it from there.")
@@ -100,14 +100,14 @@ def files_in(directory: str, ignored: Iterable[str] = ()) -> dict[str, str]:
 def pack(
   files: Mapping[str, str], write: Callable[[bytes], object]
 ) -> tuple[Digest, dict[str, Digest]]:
-  """Writes the archive of files.
+  """Writes an archive of files.
 
   Args:
-    files: Where to read each file, by its path in the archive.
-    write: Takes the pieces of the archive.
+    files: The path of each file to read, by its path in the archive.
+    write: Called with each piece of the archive.
 
   Returns:
-    The Digest of the archive, and that of each file.
+    The Digest of the archive, and the Digests of the files.
   """
   digests: dict[str, Digest] = {}
   archive = Hasher()
@@ -118,12 +118,12 @@ def pack(
 
 
 def stream(files: Mapping[str, str]) -> BinaryIO:
-  """Returns the archive of files as a stream to read, as `pack` takes them."""
+  """Returns the archive of `files`, as in `pack`, as a readable stream."""
   return _Pieces(_gzip(_tar(files, {})))
 
 
 class _Pieces(io.RawIOBase):
-  """Reads from pieces."""
+  """Makes an iterator of pieces a readable stream."""
 
   def __init__(self, pieces: Iterator[bytes]):
     super().__init__()
@@ -164,7 +164,7 @@ def _tar(files: Mapping[str, str], digests: dict[str, Digest]) -> Iterator:
 
 
 def _parents(name: str) -> list[str]:
-  """Returns the directories that a path is in, the outermost first."""
+  """Returns the directories above a path, the outermost first."""
   return [name[:i] for i, c in enumerate(name) if c == "/"]
 
 
@@ -202,11 +202,11 @@ def _trailer(checksum: int, size: int) -> bytes:
 def unpack(stream: BinaryIO) -> Iterator[tuple[str, Iterator[bytes]]]:
   """Yields the path and the content of each file of an archive.
 
-  Nothing is kept in memory but a block. The content must be read before the
-  next file.
+  Only one block is kept in memory. Read the content of a file before the next
+  file.
 
   Raises:
-    ExportError: The archive is not one that `pack` has written.
+    ExportError: `pack` did not write this archive.
   """
   reader = _Reader(_ungzip(stream))
   seen: set[str] = set()
@@ -249,7 +249,7 @@ def unpack(stream: BinaryIO) -> Iterator[tuple[str, Iterator[bytes]]]:
 
 
 def _entry_of(header: bytes) -> tuple[str, int, bool]:
-  """Returns name and size in a header, and whether it is of a directory."""
+  """Returns the name, the size and whether it is a directory of a header."""
   try:
     info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
   except tarfile.HeaderError as e:
@@ -281,7 +281,7 @@ def _exactly(stream: BinaryIO, size: int) -> bytes:
 
 
 def _ungzip(stream: BinaryIO) -> Iterator[bytes]:
-  """Yields the stored blocks of what `_gzip` has written."""
+  """Yields the stored blocks in the output of `_gzip`."""
   other = errors.ExportError(
     f"{NAME} is not a .tar.gz of //exporters:package: those are stored"
     " without compression, time and name."
@@ -309,7 +309,7 @@ def _ungzip(stream: BinaryIO) -> Iterator[bytes]:
 
 
 class _Reader:
-  """Cuts blocks into pieces of other sizes."""
+  """Reads a stream of blocks in pieces of any size."""
 
   def __init__(self, blocks: Iterator[bytes]):
     self._rest = blocks
@@ -333,5 +333,5 @@ class _Reader:
     return b"".join(self.pieces(size, "its headers"))
 
   def has_more(self) -> bool:
-    """Tells whether anything follows; the checksum has been tested if not."""
+    """Returns whether data follows; at the end, checks the checksum."""
     return bool(self._block) or next(self._rest, None) is not None

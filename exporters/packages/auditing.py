@@ -1,4 +1,4 @@
-"""Audits the ops of a model, in the process of a sandbox."""
+"""Audits the ops of a model, inside a sandbox."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,5 +7,5 @@ from exporters.conformance import subject
 
 
 def serve(requests: Iterator[Any]) -> Iterator[Any]:
-  """Answers the request of `copying.started` with what is suspicious."""
+  """Answers the request of `copying.started` with the suspicious ops."""
   yield subject.requested(next(requests)).suspicious

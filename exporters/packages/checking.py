@@ -22,15 +22,15 @@ from exporters.packages import documents
 from exporters.packages import signing
 from exporters.reusable import errors
 
-# What Hugging Face gets or adds beside the package. No program here reads it.
+# Entries of Hugging Face beside the package, which no program here reads.
 _OF_CLIENTS = (".cache", ".eval_results", ".gitattributes")
-# What the audit of ops reads; of other files it needs the names.
+# Files that the audit reads. Of other files it needs only the names.
 _AUDITED = ("saved_model.pb", "keras_metadata.pb")
 _LARGEST_DOCUMENT = 2**26
 
 
 class _Hashed(io.RawIOBase):
-  """Hashes what is read, in another thread."""
+  """Hashes the data that is read from a stream, in another thread."""
 
   def __init__(self, stream: BinaryIO):
     super().__init__()
@@ -45,12 +45,12 @@ class _Hashed(io.RawIOBase):
     """Reads into a buffer."""
     size = self._stream.readinto(buffer)
     data = bytes(buffer[:size])
-    self._last.result()  # So that no more than one block waits.
+    self._last.result()  # Let at most one block wait.
     self._last = self._pool.submit(self._hasher.update, data)
     return size
 
   def digest(self) -> archive.Digest:
-    """Returns the Digest of all that was read."""
+    """Returns the Digest of all data read."""
     self._pool.shutdown()
     return self._hasher.digest()
 
@@ -66,23 +66,23 @@ def check(
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
   """Checks a package, and prints a line for each check that passes.
 
-  Every byte is read once, and what is unpacked is what was checked.
+  The package is read once, so the unpacked bytes are the checked bytes.
 
   Args:
     package_dir: The directory of the package: its documents, and either the
       archive or the files of the model themselves.
-    public_key: The key that must have signed it.
-    sigstore: The identity that must have signed it, and its OpenID Connect
-      provider. With neither of both, no signature is needed.
-    unpack_dir: Where the model shall appear if all is right. None: nowhere.
-    overwrite: Whether to replace a SavedModel there.
+    public_key: The key that must have signed the package.
+    sigstore: The identity that must have signed the package, and its OpenID
+      Connect provider. Without a key or an identity, no signature is needed.
+    unpack_dir: Directory for the model if all checks pass. None: do not unpack.
+    overwrite: Whether to replace a SavedModel in `unpack_dir`.
     audit: Whether to look for ops that models do not need.
 
   Returns:
     The manifest, and the content of all documents by name.
 
   Raises:
-    ExportError: What is wrong, by name.
+    ExportError: A check fails. The message names the file or document.
   """
   verifier = signing.verifier(public_key, sigstore)
   found = _documents(package_dir)
@@ -112,7 +112,7 @@ def check(
 
 
 def _documents(package_dir: str) -> dict[str, bytes]:
-  """Returns the contents of the documents, and refuses other files."""
+  """Returns the contents of the documents; refuses unknown files."""
   if "://" in package_dir:
     raise errors.ExportError(
       f"{package_dir} must be local. Copy it from there."
@@ -133,7 +133,7 @@ def _documents(package_dir: str) -> dict[str, bytes]:
   found = {}
   for name in sorted(names & documents.NAMES):
     path = os.path.join(package_dir, name)
-    if not os.path.isfile(path):  # Reading a pipe would not end.
+    if not os.path.isfile(path):  # Reading a pipe might never end.
       raise errors.ExportError(f"{name} in the package is not a file.")
     if name == documents.ARCHIVE:
       continue
@@ -148,12 +148,12 @@ def _documents(package_dir: str) -> dict[str, bytes]:
 def _read(
   package_dir: str, audited: str, target: str | None
 ) -> tuple[archive.Digest, dict[str, archive.Digest], dict[str, bytes]]:
-  """Reads the model once, and writes what is needed of it.
+  """Reads the model once, and writes its files for the audit and the user.
 
   Args:
     package_dir: The package.
-    audited: The directory for what the audit reads.
-    target: The directory for all files, or None.
+    audited: The directory to write the files that the audit reads.
+    target: The directory to write all files, or None.
 
   Returns:
     The Digests of the archive and of each file, and contents of some files.
@@ -167,7 +167,7 @@ def _read(
         sinks = [hasher.update]
         if name in documents.READ:
           sinks.append(kept.write)
-        # The audit needs the names of all files.
+        # Files that the audit does not read stay empty.
         file = stack.enter_context(_created(audited, name))
         if name in _AUDITED:
           sinks.append(file.write)
@@ -186,7 +186,7 @@ def _read(
 
 @contextlib.contextmanager
 def _opened(package_dir: str) -> Iterator[_Hashed]:
-  """Opens the archive, or makes it of the files of the model."""
+  """Opens the archive, or packs the files of the model as one."""
   path = os.path.join(package_dir, documents.ARCHIVE)
   if os.path.lexists(path):
     with (
@@ -214,7 +214,7 @@ def _check_files(
   """Compares the model with the manifest.
 
   Raises:
-    ExportError: They differ. It names each file.
+    ExportError: They differ. The message names each file.
   """
   with errors.of_input(
     AttributeError, KeyError, TypeError, about=f"{documents.MANIFEST} lacks "
@@ -249,7 +249,7 @@ def _check_files(
 
 
 def _unambiguous(name: str) -> str:
-  """Escapes a name that looks like another one in normal form C of Unicode."""
+  """Escapes a name that differs from its Unicode normal form C."""
   is_normal = unicodedata.is_normalized("NFC", name)
   return name if is_normal else ascii(name)
 
@@ -261,7 +261,7 @@ def _check_documents(
   files: Mapping[str, archive.Digest],
   contents: Mapping[str, bytes],
 ) -> None:
-  """Compares the documents with those that follow from the model."""
+  """Compares the documents with new ones, made from the model."""
   with errors.of_input(
     AttributeError, KeyError, TypeError, about=f"{documents.MANIFEST} lacks "
   ):
@@ -301,7 +301,7 @@ def _check_signature(
 def digests(
   found: Mapping[str, bytes], whole: archive.Digest
 ) -> dict[str, str]:
-  """Returns what is signed: the archive and all documents, by SHA-256."""
+  """Returns the SHA-256 of all signed files: archive and documents."""
   return {
     documents.ARCHIVE: whole.sha256,
     **{
@@ -313,10 +313,10 @@ def digests(
 
 
 def _audit(directory: str) -> None:
-  """Audits the ops, in a sandbox where there is one: nothing is loaded.
+  """Audits the ops, in a sandbox if available. Nothing is loaded.
 
   Raises:
-    ExportError: There is something that models do not need.
+    ExportError: The model has ops or assets that models do not need.
   """
   with copying.started(
     "exporters.packages.auditing", directory, copying.Options(trust=True)

@@ -1,4 +1,4 @@
-"""What a publisher says of a model, in the form of each place."""
+"""Formats a publisher's description of a model for each hub."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MEANINGS = {
 _OPTIONAL = {"language": "a list of codes, such as [en]"}
 _OF_RESULTS = {"metric", "value", "dataset"}
 _OF_BENCHMARKS = {"dataset_id", "task_id"}
-# Kaggle's names of licenses. Those of Hugging Face are SPDX's, in lower case.
+# Kaggle's names of licenses. Hugging Face has those of SPDX in lower case.
 _LICENSES = {
   "AGPL-3.0-only": "GNU Affero General Public License 3.0",
   "Apache-2.0": "Apache 2.0",
@@ -45,7 +45,7 @@ _LICENSES = {
 
 
 def read(path: str) -> dict[str, Any]:
-  """Reads the fields of a card from a file of YAML.
+  """Reads the fields of a card from a YAML file.
 
   Raises:
     ExportError: A field is missing, unknown or of a wrong type.
@@ -92,10 +92,10 @@ def read(path: str) -> dict[str, Any]:
 
 
 def epochs(path: str) -> list[dict[str, float]]:
-  """Reads the metrics of each epoch that --training_record of use_* wrote.
+  """Reads the metrics of each epoch from a --training_record of use_*.
 
   Raises:
-    ExportError: The file is another one.
+    ExportError: The file is not such a record.
   """
   about = f"--fine_tuning_record={path}: "
   with errors.of_input(OSError, about=about), open(path, "rb") as f:
@@ -109,7 +109,7 @@ def epochs(path: str) -> list[dict[str, float]]:
 
 
 def eval_results(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """Returns the results on benchmarks, as Hugging Face's .eval_results has."""
+  """Returns benchmark results in the format of Hugging Face's .eval_results."""
   return [
     {
       "dataset": {"id": r["dataset_id"], "task_id": r["task_id"]},
@@ -121,12 +121,12 @@ def eval_results(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def readme(fields: Mapping[str, Any], card: str, pictures: str) -> str:
-  """Returns the card with the front matter of Hugging Face.
+  """Returns the card with front matter for Hugging Face.
 
   Args:
     fields: The fields of the card.
     card: The card that the exporter wrote.
-    pictures: Pictures of the model, in Markdown.
+    pictures: The section with pictures of the model, in Markdown.
   """
   license_ = fields["license"]
   front = {
@@ -166,7 +166,7 @@ def _dataset(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def text(fields: Mapping[str, Any], card: str) -> str:
-  """Returns the card with what the publisher says of the model."""
+  """Returns the card with the publisher's description of the model."""
   rows = "\n".join(
     f"| {r['metric']} | {r['value']} | {r['dataset']} |"
     for r in fields["evaluation"]
@@ -198,18 +198,18 @@ Published by {fields["publisher"]} under {fields["license"]}. Trained on \
 def kaggle_metadata(
   fields: Mapping[str, Any], card: str, handle: str, *, fine_tunable: bool
 ) -> dict[str, dict[str, Any]]:
-  """Returns Kaggle's files of metadata, by name.
+  """Returns Kaggle's metadata files, by name.
 
-  They do not say whether the model is private: that stays as it is.
+  They do not say whether the model is private, so that setting stays.
 
   Args:
     fields: The fields of the card.
     card: The card that the exporter wrote.
     handle: OWNER/MODEL/FRAMEWORK/VARIATION.
-    fine_tunable: Whether the model has variables to train.
+    fine_tunable: Whether the model has trainable variables.
 
   Raises:
-    ExportError: Kaggle has no such license.
+    ExportError: Kaggle does not know the license.
   """
   owner, model, framework, variation = handle.split("/")
   return {
@@ -240,7 +240,7 @@ def kaggle_license(license_: str) -> str:
   """Returns Kaggle's name of a license.
 
   Raises:
-    ExportError: Kaggle has no such license.
+    ExportError: Kaggle does not know the license.
   """
   if license_ not in _LICENSES:
     raise errors.ExportError(

@@ -1,7 +1,7 @@
 """The documents of a package: manifest, attestations, bill of materials.
 
-Each follows from the bytes of the model and from what its exporter recorded.
-None has a time, so that packages of one export are the same on any day.
+They depend only on the bytes of the model and the records of its exporter. No
+document has a time, so packages of an export do not depend on the day.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from exporters.packages import description
 from exporters.packages import pictures
 from exporters.reusable import errors
 
-# Raise it when documents of the same model change: they are compared by bytes.
+# Increment when documents of the same model change: bytes are compared.
 FORMAT = 2
 ARCHIVE = archive.NAME
 MANIFEST = "manifest.json"
@@ -38,7 +38,7 @@ NAMES = {
 }
 PACKAGE = publishing.Kind(MANIFEST, "|".join(map(re.escape, sorted(NAMES))))
 
-# Files of the model that documents are made of.
+# Files of the model that the documents are made from.
 VERIFICATION = "assets.extra/verification.json"
 _FINGERPRINT = "fingerprint.pb"
 _CARD = "assets.extra/README.md"
@@ -55,7 +55,7 @@ _PREDICATES = {
 }
 _STATEMENT = "https://in-toto.io/Statement/v1"
 _URN = "urn:reference-exporters:"
-# The fields of FingerprintDef that make a singleprint.
+# The fields of FingerprintDef that form a singleprint.
 _SINGLEPRINT = (2, 3, 4, 5)
 
 
@@ -69,11 +69,11 @@ def from_json(name: str, data: bytes) -> dict[str, Any]:
   """Returns the content of a document.
 
   Raises:
-    ExportError: It is no JSON object.
+    ExportError: The document is not a JSON object.
   """
   with errors.of_input(ValueError, RecursionError, about=f"{name}: "):
     document = json.loads(data)
-    to_json(document)  # It fails on half a surrogate pair.
+    to_json(document)  # Fails for half a surrogate pair.
   if not isinstance(document, dict):
     raise errors.ExportError(f"{name} is not a JSON object.")
   return document
@@ -117,13 +117,13 @@ def make(
   Args:
     whole: The Digest of the archive.
     files: The Digest of each file of the model.
-    contents: The contents of those of `READ` that the model has.
-    fields: The fields of the card; nothing if there is none.
+    contents: The contents of the files in `READ` that the model has.
+    fields: The fields of the card; empty without a card.
     source_revision: The commit that the exporter was built from, if known.
 
   Raises:
-    ExportError: The exporter's verification has not passed, or is of other
-      bytes than these.
+    ExportError: The exporter's verification failed, or was made with other
+      bytes.
   """
   if taken := NAMES & files.keys():
     raise errors.ExportError(
@@ -154,9 +154,9 @@ def make(
 
 
 def _drawn(contents: Mapping[str, bytes], fields: Mapping[str, Any]) -> str:
-  """Returns the section of the card that has its pictures.
+  """Returns the section of the card with its pictures.
 
-  It draws what the model records: an older export has less of it.
+  Older exports record less and so have fewer pictures.
   """
   sections = []
   problems = (ArithmeticError, AttributeError, LookupError, TypeError)
@@ -182,7 +182,7 @@ def _drawn(contents: Mapping[str, bytes], fields: Mapping[str, Any]) -> str:
 
 
 def _check_report(report: Mapping[str, Any], listed: Mapping[str, Any]) -> None:
-  """Checks that the exporter verified these bytes."""
+  """Checks that the exporter verified the files in the manifest."""
   if "files" not in report:
     raise errors.ExportError(
       f"{VERIFICATION} does not say which bytes were verified. Export again."
@@ -206,7 +206,7 @@ def _check_report(report: Mapping[str, Any], listed: Mapping[str, Any]) -> None:
 
 
 def _subjects(listed: Mapping[str, Any]) -> list[dict[str, Any]]:
-  """Returns what an attestation is about: the archive, and all files in it."""
+  """Returns the subjects of an attestation: the archive and its files."""
   digests = {ARCHIVE: listed["archive"], **listed["files"]}
   return [
     {"name": name, "digest": {"sha256": digest["sha256"]}}
@@ -217,10 +217,10 @@ def _subjects(listed: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _provenance(
   listed: Mapping[str, Any], report: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns how the model was made, as SLSA v1 provenance in in-toto.
+  """Returns the provenance of the model, as SLSA v1 provenance in in-toto.
 
-  It claims level 1 of SLSA: there is provenance, and the one who made the model
-  wrote it.
+  It claims SLSA level 1: there is provenance, written by the producer of the
+  model.
   """
   dependencies = [
     {"name": name, "digest": {"sha256": report[f"{name}_sha256"]}}
@@ -256,7 +256,7 @@ def _provenance(
 def _test_result(
   listed: Mapping[str, Any], report: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns what the exporter's verification found, as in-toto test result."""
+  """Returns the result of the exporter's verification, as in in-toto."""
   passed = [
     f"{comparison['kind']}: {place}"
     for comparison in report["comparisons"]
@@ -319,7 +319,7 @@ def _spdx(listed: Mapping[str, Any]) -> dict[str, Any]:
       "type": "CreationInfo",
       "@id": "_:creation",
       "specVersion": "3.0.1",
-      # Required. The true time would make each package another one.
+      # Required by SPDX. The true time would change with each package.
       "created": "1970-01-01T00:00:00Z",
       "createdBy": [f"{base}program"],
     },
@@ -397,7 +397,7 @@ def _element(base: str, id_: str, type_: str, **fields: Any) -> dict[str, Any]:
 
 
 def check(name: str, document: dict[str, Any], listed: dict[str, Any]) -> None:
-  """Checks the form of a document, and which model it is about.
+  """Checks the format of a document, and that it describes a model.
 
   Args:
     name: The name of the document.
@@ -405,7 +405,7 @@ def check(name: str, document: dict[str, Any], listed: dict[str, Any]) -> None:
     listed: The manifest of the model.
 
   Raises:
-    ExportError: It is in another form, or about another model.
+    ExportError: The format is wrong, or the document describes another model.
   """
   digest = listed["archive"]["sha256"]
   if name in _PREDICATES:

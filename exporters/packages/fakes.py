@@ -1,4 +1,4 @@
-"""A model, a card and keys for tests. They need no TensorFlow."""
+"""Makes models, cards and keys for tests, without TensorFlow."""
 
 import hashlib
 import json
@@ -48,9 +48,9 @@ _MODEL = {
 
 
 def write_model(directory: str, *, weights: bytes = b"weights") -> None:
-  """Writes the files of a model that nothing can load."""
+  """Writes files of a model, which cannot be loaded."""
   files = {
-    # Fields 1 to 5 as numbers, 6 as text.
+    # Fields 1 to 5 are numbers, field 6 is text.
     "fingerprint.pb": b"\x08\x01\x10\xac\x02\x18\x03\x20\x04\x28\x05\x32\x02ab",
     "saved_model.pb": b"graph",
     "assets/vocab.txt": b"a\nb\n",
@@ -65,7 +65,7 @@ def write_model(directory: str, *, weights: bytes = b"weights") -> None:
 
 
 def write_report(directory: str, singleprint: str) -> None:
-  """Writes a card, and what an exporter reports of its verification."""
+  """Writes a card and the verification report of an exporter."""
   root = pathlib.Path(directory)
   report = {
     "exporter": "fake",
@@ -93,14 +93,14 @@ def write_report(directory: str, singleprint: str) -> None:
 
 
 def write_card(directory: str, **fields: Any) -> str:
-  """Writes a card, with other values for some fields; returns its path."""
+  """Writes a card with defaults for other fields; returns its path."""
   path = pathlib.Path(directory, "card.yaml")
   path.write_text(yaml.safe_dump({**_CARD, **fields}))
   return str(path)
 
 
 def write_key_pair(directory: str, name: str = "key") -> tuple[str, str]:
-  """Writes keys to sign with; returns the paths of both."""
+  """Writes a private and a public key; returns the paths of both."""
   key = ec.generate_private_key(ec.SECP256R1())
   private = pathlib.Path(directory, f"{name}.pem")
   private.write_bytes(

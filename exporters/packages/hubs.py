@@ -1,8 +1,8 @@
-"""A stand-in for Hugging Face and Kaggle, for tests of publishing.
+"""A fake server for Hugging Face and Kaggle, for tests of publishing.
 
-It answers what their clients ask on the way up, and Hugging Face's on the way
-down. The routes are those in the sources of huggingface_hub 2.4 and kagglesdk
-0.1; the services themselves may want more. Other paths are files to download.
+It serves uploads of both clients, and downloads of Hugging Face's. The routes
+are those in the sources of huggingface_hub 2.4 and kagglesdk 0.1; the services
+themselves may require more. Other paths are files to download.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _MODEL = re.compile(
   r"/api/models/([^/]+/[^/]+)/(preupload|commit|tree|revision)/"
 )
 _FILE = re.compile(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)")
-_LARGE = 100_000  # Bytes from which on a file is uploaded by itself.
+_LARGE = 100_000  # Minimum bytes of a file that is uploaded separately.
 
 
 @contextlib.contextmanager
 def serving() -> Iterator[type[Handler]]:
-  """Serves on 127.0.0.1; yields what was received."""
+  """Serves on 127.0.0.1; yields the handler, which records requests."""
 
   class Fresh(Handler):
     blobs: ClassVar = {}
@@ -49,13 +49,13 @@ def serving() -> Iterator[type[Handler]]:
 
 
 class Handler(server.BaseHTTPRequestHandler):
-  """Answers a connection.
+  """Handles the requests of a connection.
 
   Attributes:
-    url: Where it serves.
-    blobs: What was uploaded to Kaggle or as a large file, by token or SHA-256.
-    calls: The names and bodies of calls of Kaggle's services.
-    files: What is served, by path.
+    url: The URL of the server.
+    blobs: Uploads to Kaggle, by token, and large files, by SHA-256.
+    calls: The names and bodies of calls to Kaggle's services.
+    files: The files to serve, by path.
     locations: Buckets of models, by the path that names them to tensorflow-hub.
     repos: The files of each repository of Hugging Face, by path.
   """
@@ -72,7 +72,7 @@ class Handler(server.BaseHTTPRequestHandler):
     """Logs nothing."""
 
   def do_POST(self) -> None:
-    """Answers calls."""
+    """Answers an API call."""
     path = urllib.parse.urlsplit(self.path).path
     body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
     if path.startswith("/api/v1/"):
@@ -166,7 +166,7 @@ class Handler(server.BaseHTTPRequestHandler):
     self.do_GET()
 
   def do_GET(self) -> None:
-    """Serves files and what is known of them."""
+    """Serves a file or its metadata."""
     url = urllib.parse.urlsplit(self.path)
     path = urllib.parse.unquote(url.path)
     if "tf-hub-format=uncompressed" in url.query and path in self.locations:

@@ -1,6 +1,6 @@
-"""Draws the pictures of a card: SVG whose bytes follow from the numbers alone.
+"""Draws the pictures of a card, as deterministic SVG.
 
-They are data URIs, so that a card needs no other file.
+The pictures are data URIs, so that a card needs no other file.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class _Block(NamedTuple):
   """Layers that are drawn as one box.
 
   Attributes:
-    names: Their paths; more than one if they follow each other and are alike.
-    shapes: The shapes of the weights of the first, without biases and scales.
-    parameters: The parameters of all.
+    names: The paths of the layers; several if consecutive layers are alike.
+    shapes: Shapes of the first layer's weights, without biases and scales.
+    parameters: The number of parameters of all layers.
   """
 
   names: tuple[str, ...]
@@ -34,7 +34,7 @@ class _Block(NamedTuple):
 
 
 def image(svg: str, description: str) -> str:
-  """Returns a picture as an element of HTML, which Markdown may contain."""
+  """Returns a picture as an HTML element, which Markdown allows."""
   data = base64.b64encode(svg.encode()).decode()
   return (
     f'<img src="data:image/svg+xml;base64,{data}"'
@@ -86,8 +86,8 @@ def curves(epochs: Sequence[Mapping[str, float]]) -> str:
   """Draws each metric over the epochs, in training and in validation.
 
   Args:
-    epochs: The metrics of each epoch; `val_` begins the names of those of
-      validation data.
+    epochs: The metrics of each epoch. Names of validation metrics begin with
+      `val_`.
   """
   names = sorted({n.removeprefix("val_") for e in epochs for n in e})
   parts = []
@@ -142,7 +142,7 @@ def _chart(
 
 
 def _blocks(variables: Sequence[Mapping[str, Any]]) -> list[_Block]:
-  """Groups variables by layers, and layers that follow each other alike."""
+  """Groups variables by layer, and consecutive layers that are alike."""
   paths = [variable["name"].split("/") for variable in variables]
   siblings: dict[tuple[Any, ...], set[str]] = {}
   for path in paths:
@@ -184,7 +184,7 @@ def _block(groups: Mapping[str, Sequence[tuple[str, Sequence[int]]]]) -> _Block:
 
 
 def _row(block: _Block) -> tuple[str, str, int]:
-  """Returns the two lines in the box of a block, and its parameters."""
+  """Returns the two lines in a block's box, and its parameter count."""
   title, *others = block.names
   if others:
     number = re.search(r"\d*$", others[-1])[0]
@@ -195,7 +195,7 @@ def _row(block: _Block) -> tuple[str, str, int]:
 
 
 def _end(tensors: Sequence[str]) -> tuple[str, str, None]:
-  """Returns the lines in the box of inputs or outputs: two if one is short."""
+  """Returns two lines for the box of inputs or outputs."""
   if len(text := ", ".join(tensors)) <= _LONGEST:
     return text, "", None
   half = -(-len(tensors) // 2)

@@ -1,4 +1,4 @@
-"""Where packages are published, and how files get there."""
+"""Uploads packages to the places where they can be published."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _FORMS = {
 
 
 def parse(to: str) -> tuple[str, str]:
-  """Returns the kind of a place, and the place.
+  """Parses the URL of a place; returns its kind, and the place.
 
   Raises:
-    ExportError: It is no place to publish at.
+    ExportError: Packages cannot be published to this URL.
   """
   kind, _, place = to.partition("://")
   if kind not in _FORMS or not re.fullmatch(_FORMS[kind][0], place):
@@ -50,7 +50,7 @@ def parse(to: str) -> tuple[str, str]:
 
 
 def takes_archive(kind: str) -> bool:
-  """Tells whether a place gets the archive, or else the files in it."""
+  """Returns whether a place gets the archive instead of its files."""
   return kind in ("file", "gs")
 
 
@@ -67,13 +67,13 @@ def upload(
   Args:
     kind: The kind of the place, from `parse`.
     place: The place.
-    directory: The files to publish, and nothing else.
-    listed: The manifest among them.
-    overwrite: Whether to replace what is there. Kaggle, and Hugging Face for
-      packages, keep versions, so there it makes no difference.
+    directory: The directory, which has only files to publish.
+    listed: The content of the manifest.
+    overwrite: Whether to replace existing files. It has no effect on Kaggle and
+      on packages at Hugging Face, which keep versions.
 
   Raises:
-    ExportError: The place is in the way, or refuses the files.
+    ExportError: The place has other files, or refuses the upload.
   """
   if kind == "file":
     with publishing.publish(
@@ -91,7 +91,7 @@ def upload(
 
 
 def _to_bucket(url: str, directory: str, overwrite: bool) -> None:
-  """Copies files. There is no package without a manifest, which goes last."""
+  """Copies files, the manifest last: without it there is no package."""
   manifest = f"{url}/{documents.MANIFEST}"
   if tf.io.gfile.exists(manifest):
     if not overwrite:
@@ -109,7 +109,7 @@ def _to_bucket(url: str, directory: str, overwrite: bool) -> None:
 def _to_hugging_face(
   repo: str, directory: str, listed: Mapping[str, Any], overwrite: bool
 ) -> None:
-  """Makes one commit: all files appear together, and no others stay."""
+  """Replaces all files of a repository in a single commit."""
   api = huggingface_hub.HfApi()
   api.create_repo(repo, exist_ok=True)
   others = {*api.list_repo_files(repo)} - {".gitattributes"}
@@ -131,7 +131,7 @@ def _to_hugging_face(
 
 
 def _to_kaggle(handle: str, directory: str, listed: Mapping[str, Any]) -> None:
-  """Makes a version of the variation, and then sets the texts."""
+  """Creates a version of the variation, and then sets the texts."""
   fields = listed["description"]
   card = pathlib.Path(directory, "assets.extra", "README.md")
   text = card.read_text(encoding="utf-8") if card.exists() else ""

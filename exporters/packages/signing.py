@@ -1,4 +1,4 @@
-"""Signs the files of a package as the OpenSSF does."""
+"""Signs packages with OpenSSF Model Signing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from exporters.reusable import errors
 
 
 class _Known(hashing.Config):
-  """Takes digests that are known, where model_signing would read all files."""
+  """Passes known digests to model_signing, instead of hashing files again."""
 
   def __init__(self, digests: Mapping[str, str]):
     super().__init__()
     self._digests = digests
 
   def hash(self, *args: Any, **kwargs: Any) -> manifest.Manifest:
-    """Returns the names and digests in the form of model_signing."""
+    """Returns the names and digests in the format of model_signing."""
     type_ = manifest.SerializationType.from_args(
       {"method": "files", "hash_type": "sha256", "allow_symlinks": False}
     )
@@ -38,15 +38,15 @@ class _Known(hashing.Config):
 def signer(
   private_key: str | None, sigstore_token_file: str | None = None
 ) -> signing.Config | None:
-  """Reads what to sign with; returns None if there is nothing.
+  """Reads the key or token to sign with; returns None without either.
 
   Args:
-    private_key: The path of an unencrypted key of an elliptic curve, in PEM.
+    private_key: The path of an unencrypted elliptic curve key, in PEM.
     sigstore_token_file: The path of an OpenID Connect identity token, for which
-      Sigstore issues a certificate. It needs a network.
+      Sigstore issues a certificate. Signing then needs a network.
 
   Raises:
-    ExportError: There is no such key or token, or Sigstore refuses it.
+    ExportError: The key or token cannot be read, or Sigstore refuses it.
   """
   if sigstore_token_file:
     with errors.of_input(about=f"Sigstore with {sigstore_token_file}: "):
@@ -65,9 +65,9 @@ def sign(
   """Writes a signature.
 
   Args:
-    digests: SHA-256 in hexadecimal of each file of a package.
-    config: From `signer`.
-    signature: The path to write.
+    digests: SHA-256 of each file of a package, in hexadecimal.
+    config: The result of `signer`.
+    signature: The path of the signature to write.
   """
   config.set_hashing_config(_Known(digests))
   with errors.of_input(about="The package cannot be signed: "):
@@ -77,16 +77,16 @@ def sign(
 def verifier(
   public_key: str | None, sigstore: tuple[str, str] | None
 ) -> verifying.Config | None:
-  """Returns what checks signatures, or None if nothing does.
+  """Returns the configuration to check signatures with, or None.
 
   Args:
     public_key: The path of the public key that must have signed, in PEM.
     sigstore: The identity that must have signed with Sigstore, such as an
       e-mail address, and the URL of the OpenID Connect provider that vouches
-      for it. It needs a network.
+      for it. The check then needs a network.
 
   Raises:
-    ExportError: There is no such key, or Sigstore cannot be reached.
+    ExportError: The key cannot be read, or Sigstore cannot be reached.
   """
   if sigstore:
     identity, issuer = sigstore
@@ -107,12 +107,12 @@ def check(
   """Checks a signature.
 
   Args:
-    digests: SHA-256 in hexadecimal of each file of a package.
-    config: From `verifier`.
+    digests: SHA-256 of each file of a package, in hexadecimal.
+    config: The result of `verifier`.
     signature: The path of the signature.
 
   Raises:
-    ExportError: It is by another key, of other files, or no signature.
+    ExportError: The signature is malformed, of another key or of other files.
   """
   config.set_hashing_config(_Known(digests))
   with errors.of_input(about="The signature is by another key or damaged: "):

@@ -19,11 +19,11 @@ _FALSE_ALARM = "ResizeNearestNeighborGrad"
 
 
 def serve(requests: Iterator[Any]) -> Iterator[Any]:
-  """Lowers steps in a sandbox.
+  """Lowers steps inside a sandbox.
 
-  The first request is that of `copying.started`; its answer is what
-  `lower_trifle` returns. The others are the sizes that `lower` takes. Programs
-  are encoded in base64, and come with the `shapes` of their inputs.
+  The first request is that of `copying.started`; the answer is the program of
+  `lower_trifle`. Further requests are the sizes that `lower` takes. Each answer
+  has the program, encoded in base64, and the `shapes` of its inputs.
   """
   request = next(requests)
   subject = subject_lib.requested(request)
@@ -55,8 +55,8 @@ def inputs(
   Args:
     subject: The loaded export.
     batch_size: Examples per core and step.
-    image_size: Height and width of images, where the export leaves them free.
-    seq_length: Sequence length, where the export leaves it free.
+    image_size: Height and width of images, if the export leaves them free.
+    seq_length: Sequence length, if the export leaves it free.
   """
 
   def fixed(spec: tf.TensorSpec) -> tf.TensorSpec:
@@ -117,10 +117,10 @@ def _train_step(
     outputs = layer(batch, training=True)
     if isinstance(outputs, Mapping):
       outputs = outputs.get("default", next(iter(outputs.values())))
-    elif isinstance(outputs, (list, tuple)):  # Of a cell: output and states.
+    elif isinstance(outputs, (list, tuple)):  # A cell: output, states.
       outputs = outputs[0]
     if outputs.shape.rank == 3 and outputs.shape[1] is None:
-      # TensorFlow does not infer the shape of what a loop returns; XLA does.
+      # TensorFlow does not infer the shape of a loop's results, but XLA does.
       outputs = tf.ensure_shape(outputs[:, -1], [batch_size, None])
     return tf.reshape(outputs, [batch_size, -1])
 
@@ -173,13 +173,13 @@ def _check_ops(trace: Any) -> None:
 
 
 def _described(node: str) -> str:
-  """Returns the name of a node, and of the layer that it belongs to."""
+  """Returns the name of a node and of its layer."""
   layer = os.path.dirname(node)
   return node + (f", of layer {layer}" if layer else "")
 
 
 def _user_message(message: str) -> str:
-  """Turns an error of TensorFlow's lowering into one for users."""
+  """Rewrites an error message of TensorFlow's lowering for users."""
   if _FALSE_ALARM in message:
     return (
       "This machine cannot tell whether the step compiles: without a TPU,"
@@ -203,7 +203,7 @@ def _user_message(message: str) -> str:
 
 
 def lower_trifle() -> bytes:
-  """Lowers one multiplication, a program that every compiler accepts."""
+  """Lowers a single multiplication, which every compiler accepts."""
   spec = tf.TensorSpec([8, 8], tf.float32)
   return tf.function(
     lambda x: x @ x, jit_compile=True

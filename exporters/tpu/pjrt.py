@@ -2,7 +2,7 @@
 
 libtpu, a package on PyPI, is both the compiler and the driver of TPUs. This
 module calls it through the PJRT C API, with ctypes. Structures and functions
-have the names of that API's header, xla/pjrt/c/pjrt_c_api.h in TensorFlow's
+are named as in the API's header, xla/pjrt/c/pjrt_c_api.h in TensorFlow's
 package; a test compares them.
 
 libtpu may abort its process or hang, and a stranger's model may exploit it, so
@@ -19,7 +19,7 @@ from typing import Any
 
 from distribution import sandbox
 
-_MEMORY = 2**36  # Bytes that the compiler may need.
+_MEMORY = 2**36  # Memory limit of the compiler, in bytes.
 _size_t, _void_p, _int64 = ctypes.c_size_t, ctypes.c_void_p, ctypes.c_int64
 
 # Positions in PJRT_Api, a table of functions that later versions only extend.
@@ -46,7 +46,7 @@ _ENVIRONMENT = {
 
 
 class TpuError(Exception):
-  """The compiler's own message: it refuses a program or has failed."""
+  """The compiler refuses a program or fails. The message is its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +72,10 @@ def compile_program(
   full_effort: bool = False,
   seconds: float = 7200,
 ) -> Compiled:
-  """Compiles a program in a process of its own, in a sandbox.
+  """Compiles a program in a sandboxed process.
 
   Args:
-    program: A serialized HloModuleProto, TensorFlow's stage `hlo_serialized`.
+    program: A serialized HloModuleProto: TensorFlow's stage `hlo_serialized`.
     libtpu: Path of libtpu.so.
     topology: The TPUs to compile for, such as `v5e:2x2`.
     full_effort: Optimize, which takes ten times as long. Otherwise the compiler
@@ -86,7 +86,7 @@ def compile_program(
     TpuError: The compiler refuses the program, aborts or reaches the limit.
   """
   code = base64.b64encode(program).decode()
-  libtpu = os.path.realpath(libtpu)  # The sandbox is elsewhere.
+  libtpu = os.path.realpath(libtpu)  # The sandbox runs elsewhere.
   with sandbox.started(
     "exporters.tpu.pjrt",
     sandbox.Limits(seconds, _MEMORY),
@@ -108,7 +108,7 @@ def compile_program(
 
 
 class _Struct(ctypes.Structure):
-  """A structure of the API, which begins with its size and extensions."""
+  """A structure of the API, with the fields that all of them begin with."""
 
   def __init__(self, **values: Any):
     super().__init__(struct_size=ctypes.sizeof(self), **values)
@@ -177,7 +177,7 @@ PJRT_Executable_GetCompiledMemoryStats_Args = _struct(
 
 
 class _Value(ctypes.Union):
-  """The union in the header: the member read here, and one as large as it."""
+  """The union in the header: one member to read, and one for the size."""
 
   _fields_ = (("float_value", ctypes.c_float), ("int64_value", _int64))
 
@@ -254,7 +254,7 @@ def _open(libtpu: str) -> Callable[..., _Struct]:
 
   Returns:
     A function that calls one of `FUNCTIONS` and returns its structure of
-    arguments, which is also where results are.
+    arguments, which also holds the results.
   """
   library = ctypes.CDLL(libtpu)
   library.GetPjrtApi.restype = ctypes.POINTER(PJRT_Api)

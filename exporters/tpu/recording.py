@@ -1,4 +1,4 @@
-"""Writes the results of compiling for TPUs into an export."""
+"""Records in an export the results of compiling it for TPUs."""
 
 from collections.abc import Mapping, Sequence
 import os

@@ -1,7 +1,7 @@
 """BERT and its relatives: an encoder, and the model that pre-trains it.
 
-The core model is the encoder, which others fine-tune. The pretrain model adds a
-head for masked language modeling (Devlin et al., arXiv:1810.04805) to the same
+The core model is the encoder, to be fine-tuned. The pretrain model adds a head
+for masked language modeling (Devlin et al., arXiv:1810.04805) to the same
 encoder. Both use the layers of Model Garden, `official.nlp`.
 """
 
@@ -25,7 +25,7 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
-# Layers of these types have matrices, or select blocks, for one length only.
+# Encoders of these types work for a single sequence length only.
 FIXED_SEQ_LENGTH = ("bigbird", "fnet", "sparse_mixer")
 
 # Model Garden's pretrainer passes all its inputs to the encoder, which does not
@@ -35,8 +35,8 @@ warnings.filterwarnings(
 )
 
 # Layers whose gradient needs a compile-time constant of the forward pass (see
-# `exporters/reusable/xla.py`), and the functions that it comes from, by their
-# names in the module of the layer. Without functions it is `call` as a whole.
+# `exporters/reusable/xla.py`), and the functions that need it, by their names in
+# the module of the layer. An empty tuple stands for the whole `call`.
 OWN_GRADIENTS = {
   "official.nlp.modeling.layers.bigbird_attention.BigBirdAttention": (
     "BigBirdAttention._compute_attention",
@@ -61,7 +61,7 @@ OWN_GRADIENTS = {
   ".FunnelTransformerEncoder": ("tf.concat",),
 }
 
-# In the order of Model Garden's encoders, for inputs in a list.
+# The order in which Model Garden's encoders take a list of inputs.
 INPUT_NAMES = ("input_word_ids", "input_mask", "input_type_ids")
 
 
@@ -70,8 +70,8 @@ def core_model(encoder_config: encoders.EncoderConfig) -> tf_keras.Model:
   """Builds an encoder with named inputs and outputs.
 
   Args:
-    encoder_config: Type and sizes of the encoder, which must take the inputs of
-      BERT; XLNet does not.
+    encoder_config: Type and sizes of the encoder. It must take the inputs of
+      BERT, which excludes XLNet.
 
   Returns:
     A Keras model. It takes a dict of `INPUT_NAMES`, each int32
@@ -83,7 +83,7 @@ def core_model(encoder_config: encoders.EncoderConfig) -> tf_keras.Model:
       `sequence_output`
 
     Its attribute `encoder` is Model Garden's encoder, which has all variables;
-    `encoder_config` is the argument.
+    its attribute `encoder_config` is the argument.
 
   Raises:
     ValueError: Model Garden cannot build the encoder.
@@ -123,7 +123,7 @@ def pretrain_model(core: tf_keras.Model) -> tf_keras.Model:
   """Builds the model that pre-trains a core model.
 
   Args:
-    core: What `core_model` returns. The pretrain model shares its encoder.
+    core: A model from `core_model`. The pretrain model shares its encoder.
 
   Returns:
     Model Garden's `BertPretrainerV2`, built. It takes the inputs of `core` and
@@ -149,13 +149,13 @@ def pretrain_model(core: tf_keras.Model) -> tf_keras.Model:
 
 
 def pooler(core: tf_keras.Model) -> tf_keras.layers.Dense:
-  """Returns the layer that makes the pooled output of a core model."""
+  """Returns the layer that computes the pooled output of a core model."""
   layer = getattr(core.encoder, "pooler_layer", None)
   return layer or core.encoder.get_layer("pooler_transform")  # ALBERT.
 
 
 def vocab_size(encoder_config: encoders.EncoderConfig) -> int:
-  """Returns the number of rows of the word embedding."""
+  """Returns the number of rows of the word embedding table."""
   return _first(encoder_config, "vocab_size", "word_vocab_size")
 
 
@@ -198,7 +198,7 @@ def with_checked_length(
 def example_inputs(
   encoder_config: encoders.EncoderConfig, spec: Mapping[str, tf.TensorSpec]
 ) -> list[dict[str, tf.Tensor]]:
-  """Makes inputs of two sizes, with padding, of the names in a spec."""
+  """Makes inputs of two sizes, with padding, for the names in a spec."""
   examples = []
   for batch_size, length in (3, 24), (1, 8):
     seq_length = min(length, max_seq_length(encoder_config))
@@ -223,7 +223,7 @@ def example_inputs(
 
 
 def _activations() -> AbstractContextManager[None]:
-  """Adds activations to those that a config may name.
+  """Temporarily adds activations that a config may name.
 
   Model Garden's `gelu` is the approximation with tanh.
   """

@@ -3,10 +3,10 @@
 The vectors are a truncated singular value decomposition of the positive
 pointwise mutual information of words that occur near each other (Levy and
 Goldberg, "Neural Word Embedding as Implicit Matrix Factorization", 2014, with
-the smoothing of Levy, Goldberg and Dagan, 2015). The length of a vector is the
-weight of smooth inverse frequency (Arora et al., "A Simple but Tough-to-Beat
-Baseline for Sentence Embeddings", 2017), so means of vectors are dominated by
-rare words.
+the smoothing of Levy, Goldberg and Dagan, 2015). Vectors are scaled to the
+weights of smooth inverse frequency (Arora et al., "A Simple but Tough-to-Beat
+Baseline for Sentence Embeddings", 2017), so rare words dominate means of
+vectors.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Config:
 
   Attributes:
     dim: Dimension of the vectors.
-    min_count: Words that occur less often get no vector.
-    window: Largest distance of words that count as near.
+    min_count: Minimum number of occurrences of a word that gets a vector.
+    window: Maximum distance between two words that count as near.
     smoothing: Exponent of the counts of contexts.
-    frequency: The relative frequency at which a weight is 1/2.
+    frequency: The relative frequency of words with a weight of 1/2.
     seed: Seed of the decomposition.
   """
 
@@ -59,10 +59,10 @@ def train(
     The words, the most frequent first, and their vectors, float32 `[n, dim]`.
 
   Raises:
-    ValueError: Fewer words than `dim` have a vector.
+    ValueError: The number of words with a vector is not above `dim`.
   """
   counts = collections.Counter(word for text in texts for word in text)
-  # Ties in alphabetical order, so that the result is the same each time.
+  # Alphabetical order of ties makes the result deterministic.
   words = sorted(
     (w for w, count in counts.items() if count >= config.min_count),
     key=lambda w: (-counts[w], w),
@@ -75,7 +75,7 @@ def train(
   ids = {word: i for i, word in enumerate(words)}
   texts = [np.array([ids[w] for w in t if w in ids], np.int64) for t in texts]
   svd = decomposition.TruncatedSVD(config.dim, random_state=config.seed)
-  # Sums of several threads are rounded by their number.
+  # Rounding depends on the number of threads.
   with threadpoolctl.threadpool_limits(1):
     vectors = svd.fit_transform(_information(texts, len(words), config))
   vectors /= np.sqrt(svd.singular_values_)

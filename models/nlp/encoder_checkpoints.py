@@ -1,7 +1,7 @@
-"""Restores text encoders from the checkpoints of Model Garden.
+"""Restores text encoders from checkpoints of Model Garden.
 
-Many checkpoints lack the pooler, the dense layer that makes the pooled output,
-because masked language modeling does not train it.
+Many checkpoints lack the pooler, the dense layer for the pooled output, because
+masked language modeling does not train it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
-# Heads of Model Garden that have a pooler of their own. Training them leaves
-# that of the encoder as it was.
+# Heads of Model Garden with a pooler of their own. Training them does not train
+# the pooler of the encoder.
 _WITH_POOLER = ("next_sentence", "sentence_prediction")
 
 # Sources of the pooler's weights.
@@ -33,7 +33,7 @@ POOLERS = {
   " at the first token",
 }
 
-# Paths of what checkpoints have beside the encoder.
+# Paths of objects beside the encoder in checkpoints.
 _LEFT_OUT = (
   "masked_lm",
   "*.pooler_dense",
@@ -55,20 +55,20 @@ def restore(
   """Restores an encoder, its pooler and the head of masked language modeling.
 
   Args:
-    core: What `bert.core_model` returns.
-    restore_any: Restores one of several `tf.train.Checkpoint`, the structures
-      that the checkpoint may have, or else one of `parts`, which ignore what
-      the checkpoint has beside them. It ignores the paths `left_out`, and
-      returns those of the `optional` variables that the checkpoint lacks.
+    core: A model from `bert.core_model`.
+    restore_any: Restores the checkpoint into one of several structures, each a
+      `tf.train.Checkpoint`, or else into one of `parts`, which need not cover
+      the checkpoint. It ignores the paths `left_out`. It returns those of the
+      `optional` variables that the checkpoint lacks.
     pooler_from: One of `POOLERS`. None: `checkpoint` if the checkpoint has it,
       else `random`.
-    with_mlm: Whether to restore the head; None restores it if it is there.
+    with_mlm: Whether to restore the head. None: if the checkpoint has it.
 
   Returns:
     The pretrain model of `core`; None without the head.
 
   Raises:
-    ValueError: This encoder cannot have the head, or there is no such pooler.
+    ValueError: The encoder cannot have the head, or the pooler is missing.
   """
   if core.encoder_config.type == "funnel":
     if with_mlm:
@@ -77,7 +77,7 @@ def restore(
   pooler = bert.pooler(core)
   of_head = {}
   if pooler_from in _WITH_POOLER:
-    with tf.name_scope(f"{pooler_from}/pooler_dense"):  # For errors.
+    with tf.name_scope(f"{pooler_from}/pooler_dense"):  # Named in errors.
       of_head[f"{pooler_from}.pooler_dense"] = _built_like(pooler)
   pretrainer, masked_lm, head = None, None, []
   if with_mlm is not False:
@@ -85,7 +85,7 @@ def restore(
     masked_lm = pretrainer.masked_lm
     shared = set(map(id, core.variables))
     head = [v for v in masked_lm.variables if id(v) not in shared]
-  # Fine-tuned, with the heads of other tasks.
+  # Fine-tuned checkpoints also have the heads of other tasks.
   parts = [tf.train.Checkpoint(encoder=core.encoder, **of_head)]
   lacking = restore_any(
     _structures(core.encoder, masked_lm, of_head),
@@ -111,10 +111,10 @@ def restore(
 
 
 def other_pooler(names: Collection[str]) -> str | None:
-  """Returns the one of `POOLERS` that a head has beside the encoder's own.
+  """Returns the value of `POOLERS` for the pooler of a head, or None.
 
   Args:
-    names: What a checkpoint has at its root.
+    names: The names at the root of a checkpoint.
   """
   heads = [head for head in _WITH_POOLER if f"{head}.pooler_dense" in names]
   return heads[-1] if heads else None
@@ -143,7 +143,7 @@ def _structures(
 
 
 def _built_like(layer: tf_keras.layers.Dense) -> tf_keras.layers.Dense:
-  """Makes a layer of the same sizes, with new initial weights."""
+  """Builds a layer of the same sizes with new initial weights."""
   new = type(layer).from_config(layer.get_config())  # MobileBERT: EinsumDense.
   new.build([None, layer.kernel.shape[0]])
   return new

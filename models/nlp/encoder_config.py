@@ -1,7 +1,7 @@
 """Reads and checks configs of Model Garden's encoders.
 
-Model Garden itself ignores unknown keys of the legacy JSON format, and raises a
-traceback for those of the YAML format.
+Model Garden itself ignores unknown keys in the legacy JSON format, and raises a
+traceback for unknown keys in YAML.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ with epy.lazy_imports():
   from official.nlp.configs import encoders
   import yaml
 
-# Legacy names that differ from the current ones.
+# Legacy names of fields whose current names differ.
 _LEGACY_NAMES = {
   "num_hidden_layers": "num_layers",
   "hidden_act": "hidden_activation",
@@ -31,8 +31,8 @@ _LEGACY_NAMES = {
   "attention_probs_dropout_prob": "attention_dropout_rate",
 }
 _ALBERT_NAMES = {**_LEGACY_NAMES, "embedding_size": "embedding_width"}
-# Keys of published files that have no effect on the encoder, also of ALBERT and
-# of the config.json of Hugging Face's transformers.
+# Keys of published files without effect on the encoder, including those of
+# ALBERT and of the config.json of Hugging Face's transformers.
 _LEGACY_WITHOUT_EFFECT = {
   *("backward_compatible", "directionality", "pooler_fc_size", "pooler_type"),
   *("pooler_num_attention_heads", "pooler_num_fc_layers"),
@@ -44,7 +44,7 @@ _LEGACY_WITHOUT_EFFECT = {
   *("num_labels", "output_past", "pad_token_id", "problem_type"),
   *("tokenizer_class", "torch_dtype", "transformers_version", "use_cache"),
 }
-# What Model Garden's encoders always are, of what such files may say.
+# Values of legacy keys that Model Garden's encoders cannot change.
 _LEGACY_FIXED = {
   "add_cross_attention": False,
   "inner_group_num": 1,
@@ -67,8 +67,8 @@ _BERT_OF_HUGGING_FACE = {
   "type_vocab_size": ("type_vocab_size", 2),
   "initializer_range": ("initializer_range", 0.02),
 }
-# By Hugging Face's model_type: Model Garden's type; and by Hugging Face's keys
-# those of Model Garden and Hugging Face's defaults.
+# By Hugging Face's model_type: Model Garden's type, and a table that maps Hugging
+# Face's keys to Model Garden's keys and Hugging Face's defaults.
 _HUGGING_FACE: dict[str, tuple[str, dict[str, tuple[str, Any]]]] = {
   "bert": ("bert", _BERT_OF_HUGGING_FACE),
   "electra": (
@@ -134,9 +134,9 @@ _HUGGING_FACE: dict[str, tuple[str, dict[str, tuple[str, Any]]]] = {
   ),
 }
 HUGGING_FACE_TYPES = tuple(_HUGGING_FACE)
-# What Model Garden's encoders always are, of what config.json may say.
+# Values of keys in config.json that Model Garden's encoders cannot change.
 _FIXED = {**_LEGACY_FIXED, "trigram_input": True, "use_bottleneck": True}
-# Hugging Face's gelu is exact, Model Garden's an approximation.
+# Hugging Face's gelu is exact; Model Garden's is an approximation.
 _ACTIVATIONS = {
   **dict.fromkeys(("gelu", "gelu_python"), "gelu_exact"),
   **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), "gelu"),
@@ -144,9 +144,9 @@ _ACTIVATIONS = {
   **{name: name for name in ("relu", "sigmoid", "tanh")},
 }
 _MOST_LAYERS = 1000
-_MOST_VALUES = 100_000  # Of a config.
+_MOST_VALUES = 100_000  # Values in a config.
 _MOST_NAMED = 10  # Unknown keys that an error names.
-# Where an encoder's config is in that of an experiment, or in a part of it.
+# Paths of the encoder's config in that of an experiment, or in a part of it.
 _PLACES = (
   ("task", "model", "encoder"),
   ("task", "model", "discriminator_encoder"),
@@ -168,8 +168,8 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
 
   Raises:
     OSError: The file is not readable.
-    ValueError: It has an unknown encoder type, unknown keys, or a value of a
-      wrong type.
+    ValueError: The file has an unknown encoder type, unknown keys, or a value
+      of a wrong type.
   """
   try:
     with open(path, "rb") as f:
@@ -178,7 +178,7 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
     raise ValueError(f"not YAML: {' '.join(str(e).split())}") from e
   except RecursionError as e:
     raise ValueError("it is nested too deeply") from e
-  except (AttributeError, LookupError, TypeError) as e:  # As of !!int "".
+  except (AttributeError, LookupError, TypeError) as e:  # For example !!int "".
     raise ValueError(f"not YAML: {errors.one_line(e)}") from e
   _check_size(values)
   if isinstance(values, dict) and "type" not in values:
@@ -194,7 +194,7 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
   _check_known("key", values, types)
   kind = values.pop("type")
   types.remove("type")
-  types.remove("any")  # An encoder that Python code defines.
+  types.remove("any")  # An encoder defined in Python code.
   _check_known("type", [kind], types)
   if kind == "xlnet":
     raise ValueError(
@@ -219,13 +219,13 @@ def from_legacy_json(path: str) -> encoders.EncoderConfig:
 
   Raises:
     OSError: The file is not readable.
-    ValueError: It has unknown keys, a value of a wrong type or one that Model
-      Garden's encoders cannot have, or no `vocab_size`.
+    ValueError: The file has unknown keys, a value of a wrong type or one that
+      Model Garden's encoders cannot have, or no `vocab_size`.
   """
   try:
     with open(path, encoding="utf-8-sig") as f:
       values = json.load(f)
-  except (RecursionError, ValueError) as e:  # ValueError: not UTF-8, too.
+  except (RecursionError, ValueError) as e:  # ValueError covers invalid UTF-8.
     raise ValueError(
       f"not JSON: {e}. If it is YAML, pass it as --encoder_config_file"
     ) from e
@@ -263,11 +263,11 @@ def from_legacy_json(path: str) -> encoders.EncoderConfig:
 
 
 def from_hugging_face(values: Mapping[str, Any]) -> encoders.EncoderConfig:
-  """Makes the config that computes the same as one of Hugging Face.
+  """Converts a config of Hugging Face to an equivalent EncoderConfig.
 
   Args:
     values: The content of a config.json. Keys without effect on the encoder are
-      passed over, as transformers does.
+      ignored, as in transformers.
 
   Raises:
     ValueError: A value is of a wrong type, or one that Model Garden's encoders
@@ -305,14 +305,14 @@ def from_hugging_face(values: Mapping[str, Any]) -> encoders.EncoderConfig:
 def to_hugging_face(
   config: encoders.EncoderConfig, model_type: str | None = None
 ) -> dict[str, Any] | None:
-  """Returns the config.json of the same computation, or None.
+  """Returns the content of an equivalent config.json, or None.
 
   Args:
     config: The config of the encoder.
-    model_type: That of Hugging Face, where several are possible.
+    model_type: Hugging Face's model_type, if several are possible.
 
   Returns:
-    None for an encoder that Hugging Face's types do not have.
+    None if no type of Hugging Face computes the same as the encoder.
   """
   values = config.get().as_dict()
   if model_type is None:
@@ -330,7 +330,7 @@ def to_hugging_face(
   act = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}.get(
     values["hidden_activation"]
   )
-  own = ("classifier_activation", "type_vocab_size")  # Of no effect there.
+  own = ("classifier_activation", "type_vocab_size")  # No effect there.
   if act is None or any(
     values[key] != defaults[key] for key in others.difference(own)
   ):
@@ -343,12 +343,12 @@ def to_hugging_face(
 
 
 def _loader() -> type[yaml.SafeLoader]:
-  """Returns a loader of the YAML that Model Garden reads and writes."""
+  """Returns a loader for the YAML dialect of Model Garden."""
 
   class Loader(yaml.SafeLoader):
     pass
 
-  # YAML 1.1 takes 2e-2 for a string.
+  # YAML 1.1 reads 2e-2 as a string.
   Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"),
@@ -361,7 +361,7 @@ def _loader() -> type[yaml.SafeLoader]:
 
 
 def _check_size(values: Any) -> None:
-  """Raises a ValueError for too many values, as aliases of aliases make."""
+  """Raises a ValueError for too many values, as from nested aliases."""
   left = [values]
   for _ in range(_MOST_VALUES):
     if not left:
@@ -375,7 +375,7 @@ def _check_size(values: Any) -> None:
 
 
 def _encoder_in(values: Mapping[str, Any]) -> Any:
-  """Returns the config of the encoder in that of an experiment, or None."""
+  """Returns the encoder's config in an experiment's config, or None."""
   for place in _PLACES:
     part: Any = values
     for key in place:
@@ -386,13 +386,13 @@ def _encoder_in(values: Mapping[str, Any]) -> Any:
 
 
 def _check(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-  """Raises a ValueError for unknown keys and values of another type."""
+  """Raises a ValueError for unknown keys and values of wrong types."""
   _check_known("key", values, defaults)
   for key, value in values.items():
     expected = type(defaults[key])
     if isinstance(value, float) and not math.isfinite(value):
       raise ValueError(f"{key} is {value}, and must be finite")
-    if expected in (type(None), list, tuple):  # Any value will do.
+    if expected in (type(None), list, tuple):  # Any value is valid.
       continue
     if type(value) not in ((float, int) if expected is float else (expected,)):
       raise ValueError(f"{key} is {value!r}, and must be {expected.__name__}")

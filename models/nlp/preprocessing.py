@@ -1,9 +1,9 @@
 """Turns text into inputs of BERT-like encoders, with tensorflow-text.
 
-The functions add no Assert ops to the SavedModels that are traced from them:
-TPU hosts run these in data pipelines, where an Assert can stop a program. Model
-Garden's layers (`official.nlp.modeling.layers.text_layers`) add dozens, because
-most operations on RaggedTensors do.
+The functions add no Assert ops to SavedModels, because an Assert in a data
+pipeline can stop a program on a TPU host. Model Garden's layers
+(`official.nlp.modeling.layers.text_layers`) add dozens of them, because most
+operations on RaggedTensors do.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ with epy.lazy_imports():
   import tensorflow_text as text
   from tensorflow_text.tools.wordpiece_vocab import bert_vocab_from_dataset
 
-# BERT's special tokens, in the order of the ids in a new vocabulary.
+# BERT's special tokens, in the order of their ids in a new vocabulary.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-# By kind of tokenizer: special tokens by Model Garden's names of their roles.
+# Special tokens by the names that Model Garden has for their roles.
 _WORDPIECE_ROLES = {
   "padding_id": "[PAD]",
   "start_of_sequence_id": "[CLS]",
@@ -43,25 +43,25 @@ _ROLES = {
   "sentencepiece": {**_WORDPIECE_ROLES, "padding_id": "<pad>"},
 }
 
-# Both kinds of tokenizers have no other special tokens.
+# All special tokens of both kinds of tokenizers.
 ALL_SPECIAL = (*SPECIAL_TOKENS, "<pad>", "<unk>")
 
-_IN_BRACKETS = re.compile(r"\[.+\]|<.+>")  # Tokens that stand for no text.
+_IN_BRACKETS = re.compile(r"\[.+\]|<.+>")  # Tokens without text.
 
-# Tolerated share of tokens with letters that no text yields. It is 0.4% in the
-# vocabulary of BERT's English uncased model and 0.6% in its Chinese one. In one
-# of Kurdish, whose script has no capitals, lowercasing makes it 8.7%.
+# Tolerated share of tokens with letters that no text yields. It is 0.4% in BERT's
+# English uncased vocabulary and 0.6% in its Chinese one. A wrong do_lower_case
+# makes it 8.7% in a vocabulary of Kurdish, whose script has no capitals.
 _MANY_UNREACHABLE = 0.02
 
-# In transformers, a longer word is unknown. TensorFlow's limit is in bytes.
+# In transformers, longer words are unknown. TensorFlow's limit counts bytes.
 _CHARACTERS_PER_WORD = 100
 _MOST_BYTES_OF_CHARACTER = 4
-# In transformers, no text: control characters and those for private use.
+# Characters that transformers drops: control, format and private use.
 _NO_TEXT = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\x{FFFD}\p{Cf}\p{Co}]"
 _SIGMA = "\N{GREEK CAPITAL LETTER SIGMA}"
 _RARE_IDEOGRAPHS = range(0x2A6D6, 0x2A600, -1)
 
-# Fewer tokens of scripts that have capitals tell nothing about the casing.
+# Minimum share of tokens in scripts with capitals that shows the casing.
 _FEW_WITH_CASE = 0.1
 
 
@@ -81,7 +81,7 @@ class Tokenizer:
       in the string. None for SentencePiece.
     resources: Resources of the functions, which an export must track.
     model: The SentencePiece model in its file format; None for wordpieces.
-    as_transformers: As for `wordpiece_tokenizer`.
+    as_transformers: As in `wordpiece_tokenizer`.
   """
 
   kind: str
@@ -95,14 +95,14 @@ class Tokenizer:
 
   @property
   def special_tokens(self) -> dict[str, int]:
-    """Ids by Model Garden's names of their roles; and `vocab_size`."""
+    """The `vocab_size`, and ids by Model Garden's names of their roles."""
     roles = _ROLES[self.kind].items()
     ids = {role: self.tokens.index(token) for role, token in roles}
     return {**ids, "vocab_size": len(self.tokens)}
 
   @property
   def sha256(self) -> str:
-    """Hexadecimal hash of all that determines the tokens of a text."""
+    """Hexadecimal hash of everything that determines the tokens of a text."""
     start = f"{self.kind} {'lower' if self.do_lower_case else 'cased'}\n"
     start = "as transformers: " * self.as_transformers + start
     vocabulary = self.model or "\n".join(self.tokens).encode()
@@ -112,12 +112,12 @@ class Tokenizer:
 def build_vocabulary(
   documents: tf.data.Dataset, max_size: int, *, do_lower_case: bool
 ) -> list[str]:
-  """Learns a wordpiece vocabulary from text, with tensorflow-text.
+  """Builds a wordpiece vocabulary from text, with tensorflow-text.
 
   Args:
     documents: Strings, shape `[]`.
     max_size: Maximum number of tokens.
-    do_lower_case: Lowercase the text and strip accents, as the tokenizer will.
+    do_lower_case: Whether the tokenizer lowercases text and strips accents.
 
   Returns:
     The tokens in the order of their ids: `SPECIAL_TOKENS`, characters, and
@@ -143,15 +143,15 @@ def build_vocabulary(
 def read_vocabulary(vocab_file: str) -> list[str]:
   r"""Reads a vocabulary file: one wordpiece per line, in the order of the ids.
 
-  As in the first BERT, white space around a token is dropped, and with it the
+  As in the first BERT, white space around a token is dropped, including the
   \r of Windows line ends. A line of other white space, such as U+2028, is a
-  token. A byte order mark at the start is dropped. It also reads the
-  tokenizer.json of Hugging Face, if it is of BERT's tokenizer.
+  token. A byte order mark at the start is dropped. The file may also be Hugging
+  Face's tokenizer.json, if it describes BERT's tokenizer.
 
   Raises:
     OSError: The file is not readable.
-    ValueError: It is not UTF-8, has an empty or repeated line, or lacks a
-      special token; or it is JSON of another tokenizer.
+    ValueError: The file is not UTF-8, has an empty or repeated line, lacks a
+      special token, or is the JSON of another tokenizer.
   """
   with open(vocab_file, "rb") as f:
     content = tables.decoded(f.read())
@@ -174,7 +174,7 @@ def read_vocabulary(vocab_file: str) -> list[str]:
 
 
 def _tokens_of_json(content: str) -> list[str]:
-  """Returns the vocabulary in a tokenizer.json of Hugging Face."""
+  """Returns the vocabulary in Hugging Face's tokenizer.json."""
   try:
     values = json.loads(content)
     parts = {
@@ -207,7 +207,7 @@ def _tokens_of_json(content: str) -> list[str]:
 
 
 def _shifted(tokens: Sequence[str], line: int) -> str:
-  """Says what to do about a line, and which ids depend on it."""
+  """Returns advice about a bad line, and the ids that depend on it."""
   after = [token[:40] for token in tokens[line : line + 3]]
   ids = f"; it decides the ids from {line - 1} on: {_quoted(after)}, …"
   return (
@@ -233,7 +233,7 @@ def unreachable(
   """Returns the tokens that no text yields.
 
   The preprocessor normalizes such a token to another one, or splits it into
-  words. Tokens in brackets, such as [CLS], are not meant to come of text.
+  words. Tokens in brackets, such as [CLS], do not count.
 
   Args:
     kind: As in `Tokenizer`, or `transformers`.
@@ -243,7 +243,7 @@ def unreachable(
   tokens = [t for t in tokens if not _IN_BRACKETS.fullmatch(t)]
   pieces = tf.constant([t.removeprefix("##") or t for t in tokens], tf.string)
   if kind == "sentencepiece":
-    # SentencePiece composes the characters again.
+    # SentencePiece composes decomposed characters again.
     normalized = _without_accents(pieces, do_lower_case)
     reached = text.normalize_utf8(normalized, "NFKC") == pieces
   else:
@@ -252,7 +252,7 @@ def unreachable(
       if kind == "transformers"
       else text.FastBertNormalizer(do_lower_case).normalize(pieces)
     )
-    # To this tokenizer each word is unknown, and so a single token.
+    # With this vocabulary, each word is unknown, and so a single token.
     words = text.FastWordpieceTokenizer(["[UNK]", "a"], token_out_type=tf.int32)
     is_word = words.tokenize(normalized).row_lengths() == 1
     reached = is_word & (normalized == pieces)
@@ -262,7 +262,7 @@ def unreachable(
 def casing_problem(
   kind: str, tokens: Sequence[str], do_lower_case: bool
 ) -> str | None:
-  """Says in what tokens contradict `do_lower_case`, if they do."""
+  """Describes how the tokens contradict `do_lower_case`, if they do."""
   lost = [
     token
     for token in unreachable(kind, tokens, do_lower_case)
@@ -275,7 +275,7 @@ def casing_problem(
       f" {_quoted(lost[:5])}, as text is {lowercased}split at punctuation and"
       " Chinese characters"
     )
-  # Of scripts with capitals. Georgian has some, but no word begins with one.
+  # Count scripts with capitals only. Georgian words never begin with one.
   words = [
     t
     for t in tokens
@@ -298,18 +298,18 @@ def wordpiece_tokenizer(
 ) -> Tokenizer:
   """Makes BERT's tokenizer (Devlin et al., arXiv:1810.04805).
 
-  It consists of the parts of tensorflow-text's `FastBertTokenizer` (Song et
-  al., arXiv:2012.15524). Model Garden's `BertTokenizer` gives the same tokens
-  with two differences. Here all Unicode white space ends a word, as in the
-  first BERT; and offsets refer to the original text, with its accents.
+  It uses the parts of tensorflow-text's `FastBertTokenizer` (Song et al.,
+  arXiv:2012.15524), and differs from Model Garden's `BertTokenizer` in two ways.
+  All Unicode white space ends a word, as in the first BERT, and offsets refer
+  to the original text, with its accents.
 
   Args:
     tokens: The vocabulary, from `read_vocabulary`.
     do_lower_case: Whether to lowercase text and to strip accents.
-    as_transformers: Give the tokens of transformers' `BertTokenizer`, without
-      offsets. Characters keep their compatibility forms; a word is unknown if
-      it has more than 100 characters, not bytes; and a special token in the
-      text, such as [MASK], is that token.
+    as_transformers: Whether to produce the tokens of transformers'
+      `BertTokenizer`, without offsets. Compatibility characters are kept, words
+      of more than 100 characters (not bytes) are unknown, and special tokens in
+      the text, such as [MASK], are kept.
   """
   if as_transformers:
     return _tokenizer_of_transformers(tokens, do_lower_case)
@@ -317,7 +317,7 @@ def wordpiece_tokenizer(
 
   @functools.cache
   def layers() -> tuple[text.FastBertNormalizer, text.FastWordpieceTokenizer]:
-    # Slow, so they are built on first use.
+    # Build the layers on first use, because that is slow.
     with tf.init_scope():  # The first call may be in a graph.
       return (
         text.FastBertNormalizer(lower_case_nfd_strip_accents=do_lower_case),
@@ -351,7 +351,7 @@ def wordpiece_tokenizer(
 def _tokenizer_of_transformers(
   tokens: Sequence[str], do_lower_case: bool
 ) -> Tokenizer:
-  """Makes the tokenizer that gives the tokens of transformers."""
+  """Makes the tokenizer that produces the tokens of transformers."""
   begins_word = [not token.startswith("##") for token in tokens]
   standing_for = _ideographs(tokens)
   pieces = [standing_for.get(token, token) for token in tokens]
@@ -380,8 +380,8 @@ def _tokenizer_of_transformers(
 def _as_transformers(sentences: tf.Tensor, do_lower_case: bool) -> tf.Tensor:
   """Normalizes text as `BertTokenizer` of transformers does.
 
-  Other than tensorflow-text's normalizer, it leaves characters such as … as
-  they are, which Unicode's compatibility forms would replace.
+  Unlike tensorflow-text's normalizer, it keeps compatibility characters, such
+  as …, instead of replacing them by their Unicode compatibility forms.
   """
   sentences = tf.strings.regex_replace(sentences, _NO_TEXT, "")
   sentences = tf.strings.regex_replace(sentences, r"\p{Z}", " ")
@@ -392,16 +392,16 @@ def _as_transformers(sentences: tf.Tensor, do_lower_case: bool) -> tf.Tensor:
 
 
 def _lowercased(sentences: tf.Tensor) -> tf.Tensor:
-  # At the end of a word, a sigma is the same as elsewhere.
+  # Lowercase a final sigma like any other, which TensorFlow does not.
   sentences = tf.strings.regex_replace(sentences, _SIGMA, _SIGMA.lower())
   return tf.strings.lower(sentences, "utf-8")
 
 
 def _ideographs(tokens: Sequence[str]) -> dict[str, str]:
-  """Returns ideographs that stand for special tokens in a text.
+  """Returns ideographs to replace special tokens in texts.
 
-  The tokenizer takes an ideograph for a word, but splits [MASK]. They are rare
-  ones, which no token has.
+  The tokenizer splits [MASK], but keeps an ideograph as one word. No token
+  contains any of these rare ideographs.
   """
   known = set("".join(tokens))
   unused = (c for c in map(chr, _RARE_IDEOGRAPHS) if c not in known)
@@ -411,8 +411,8 @@ def _ideographs(tokens: Sequence[str]) -> dict[str, str]:
 def _with_ideographs(
   sentences: tf.Tensor, standing_for: Mapping[str, str]
 ) -> tf.Tensor:
-  """Replaces special tokens in texts by what stands for them."""
-  # Where they are in the text already, they are unknown.
+  """Replaces special tokens in texts by their ideographs."""
+  # The same ideographs in the original text become unknown words.
   sentences = tf.strings.regex_replace(
     sentences, f"[{''.join(standing_for.values())}]", standing_for["[UNK]"]
   )
@@ -424,7 +424,7 @@ def _with_ideographs(
 def _with_long_words_unknown(
   tokens: Sequence[str], begins_word: Sequence[bool], ids: tf.RaggedTensor
 ) -> tf.RaggedTensor:
-  """Replaces the pieces of each word of too many characters by [UNK].
+  """Replaces the pieces of each too long word by a single [UNK].
 
   Args:
     tokens: The vocabulary.
@@ -453,8 +453,8 @@ def _by_words(
 ) -> list[tf.RaggedTensor]:
   """Groups ids, and other values of the same pieces, by words.
 
-  From `[batch, (pieces)]` to `[batch, (words), (pieces)]`. `begins_word` tells
-  for each id whether the wordpiece begins a word.
+  Shapes change from `[batch, (pieces)]` to `[batch, (words), (pieces)]`.
+  `begins_word` says for each id whether the wordpiece begins a word.
   """
   begins = tf.cast(tf.gather(begins_word, flat[0].values), tf.int64)
   words_until = tf.concat([[0], tf.cumsum(begins)], axis=0)
@@ -475,19 +475,19 @@ def sentencepiece_tokenizer(
 ) -> Tokenizer:
   """Makes ALBERT's tokenizer (Lan et al., arXiv:1909.11942).
 
-  As in Model Garden, it strips accents even without `do_lower_case`. Paths of
-  the machine that trained the SentencePiece model are removed from the model.
+  As in Model Garden, it strips accents even without `do_lower_case`. It removes
+  file paths of the machine that trained the SentencePiece model from the model.
 
   Args:
     sp_model_file: A SentencePiece model with BERT's special tokens.
     do_lower_case: Whether to lowercase text.
-    as_transformers: Give the tokens of transformers' `AlbertTokenizer`, which
-      strips all marks, and does not fold ß to ss. Special tokens in the text
-      are split, unlike there.
+    as_transformers: Whether to produce the tokens of transformers'
+      `AlbertTokenizer`, which strips all marks and keeps ß. Unlike in
+      transformers, special tokens in the text are split.
 
   Raises:
     OSError: The file is not readable.
-    ValueError: It is not a SentencePiece model, or lacks a special token.
+    ValueError: The file is not a SentencePiece model, or lacks a special token.
   """
   with open(sp_model_file, "rb") as f:
     model = f.read()
@@ -497,7 +497,7 @@ def sentencepiece_tokenizer(
       proto.trainer_spec.ClearField(field)
     model = proto.SerializeToString(deterministic=True)
     tokenizer = text.SentencepieceTokenizer(model, out_type=tf.int32)
-    tokenizer.vocab_size()  # It reads the model.
+    tokenizer.vocab_size()  # Reads the model.
   except (message.DecodeError, tf.errors.OpError) as e:
     raise ValueError("not a SentencePiece model") from e
   tokens = [piece.piece for piece in proto.pieces]
@@ -528,7 +528,7 @@ def _as_albert(sentences: tf.Tensor, do_lower_case: bool) -> tf.Tensor:
 
 
 def _without_accents(sentences: tf.Tensor, do_lower_case: bool) -> tf.Tensor:
-  """Strips accents, and lowercases if wanted, for SentencePiece."""
+  """Strips accents, and optionally lowercases, for SentencePiece."""
   sentences = text.normalize_utf8(sentences, "NFD")
   sentences = tf.strings.regex_replace(sentences, r"\p{Mn}", "")
   return text.case_fold_utf8(sentences) if do_lower_case else sentences
@@ -543,8 +543,8 @@ def pack(
 
   The result is `[CLS] first [SEP] second [SEP] …`, padded. If that is longer
   than `seq_length`, tokens are cut off the ends of the longest segments, one at
-  a time. This does what tensorflow-text's `RoundRobinTrimmer`,
-  `combine_segments` and `pad_model_inputs` do together.
+  a time. The result equals that of tensorflow-text's `RoundRobinTrimmer`,
+  `combine_segments` and `pad_model_inputs` together.
 
   Args:
     segments: Ids, int32 `[batch, (pieces)]` or `[batch, (words), (pieces)]`.
@@ -552,9 +552,9 @@ def pack(
     special_tokens: The `special_tokens` of a `Tokenizer`.
 
   Returns:
-    `input_word_ids`; `input_mask`, 1 up to the last [SEP]; and
-    `input_type_ids`, the index of the segment: each int32
-    `[batch, seq_length]`.
+    A dict of int32 Tensors `[batch, seq_length]`: `input_word_ids`;
+    `input_mask`, 1 up to the last [SEP]; and `input_type_ids`, the index of the
+    segment.
   """
   # For each segment: the ids of all examples, and where each example starts.
   flat, splits = [], []
@@ -582,7 +582,7 @@ def pack(
     offset = position - begin
     length = lengths[i][:, tf.newaxis]
     inside = (offset >= 0) & (offset < length)
-    # The extra id makes `gather` valid if all examples are empty.
+    # An extra id keeps `gather` valid if all examples are empty.
     values = tf.concat([values, [padding]], axis=0)
     index = tf.where(inside, split[:-1, tf.newaxis] + offset, 0)
     word_ids = tf.where(inside, tf.gather(values, index), word_ids)
@@ -599,12 +599,12 @@ def pack(
 def _trimmed(lengths: tf.Tensor, budget: int | tf.Tensor) -> tf.Tensor:
   """Cuts lengths, int32 `[segments, batch]`, so that they sum to `budget`.
 
-  All are cut to the greatest common limit that fits. The first of the cut
-  segments then get one token each until the budget is used up.
+  All segments are cut to the largest common limit that fits. The first of the
+  cut segments then get one more token each until the budget is used up.
   """
   segments = lengths.shape[0]
   budget = tf.maximum(budget, 0)
-  # Budget that the other segments leave for the m longest, if those are cut.
+  # The budget that the other segments leave for the m longest, if cut.
   left = budget - tf.cumsum(tf.sort(lengths, axis=0), axis=0, exclusive=True)
   among = tf.range(segments, 0, -1)[:, tf.newaxis]
   limit = tf.reduce_max(left // among, axis=0)

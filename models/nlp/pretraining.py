@@ -1,7 +1,7 @@
 """Pre-trains encoders with masked language modeling.
 
 As in BERT (Devlin et al., arXiv:1810.04805), the model predicts a share of the
-tokens, which is masked. Text is packed like RoBERTa's "full sentences" (Liu et
+tokens, which are masked. Text is packed like RoBERTa's "full sentences" (Liu et
 al., arXiv:1907.11692): documents are concatenated with separators, so no
 sequence is padded.
 """
@@ -42,8 +42,8 @@ class Config:
     learning_rate: AdamW's peak learning rate: it rises from 0 during the first
       tenth of the steps, then falls to 0 along a cosine.
     masking_rate: Share of the tokens to predict, in (0, 1).
-    dropout: Whether the model's dropout is active. Models that do not overfit
-      learn faster without (Lan et al., arXiv:1909.11942, section 4.8).
+    dropout: Whether to use dropout. Models that do not overfit learn faster
+      without it (Lan et al., arXiv:1909.11942, section 4.8).
     seed: Seed of the initial weights, shuffling, masks and dropout.
   """
 
@@ -70,27 +70,27 @@ def train(
   """Pre-trains a model.
 
   Args:
-    model: A model of `bert.pretrain_model`, built in the scope of the strategy
-      to train with. Its pooler is frozen; without `config.dropout` the rates of
-      its dropout become 0.
+    model: A model from `bert.pretrain_model`, built in the scope of the strategy
+      to train with. Training freezes its pooler and, without `config.dropout`,
+      sets its dropout rates to 0.
     corpus: The text.
     tokenizer: Splits the text into tokens of the model's vocabulary.
     config: Hyperparameters.
     checkpoint_dir: Directory for the vocabulary, `vocab.txt`, and for Model
       Garden's checkpoints, `ckpt-STEPS`. Training resumes from the newest one;
       its random numbers then differ from those of uninterrupted training.
-    about: What else the result depends on. A training resumes only if it is the
-      same, with the same text and the same `config` but for its epochs.
-    callbacks: Callbacks of Keras, called before a checkpoint is saved.
-    logs: JSON values of each epoch, kept with the checkpoints. It gets those of
-      the epochs that are done; one of the callbacks appends the rest.
+    about: Other settings that the result depends on. Training resumes only if
+      they, the text and `config` without its epochs are unchanged.
+    callbacks: Keras callbacks, which are called before a checkpoint is saved.
+    logs: JSON values of each epoch, kept with the checkpoints. Resuming adds
+      past epochs; one of the callbacks must append the others.
 
   Returns:
     The share of masked tokens in the held-out text that the model predicts
     correctly, in [0, 1].
 
   Raises:
-    ValueError: The checkpoints in `checkpoint_dir` are of another training,
+    ValueError: The checkpoints in `checkpoint_dir` belong to another training,
       model or vocabulary, or have more steps than `config`.
   """
   strategy = model.distribute_strategy
@@ -100,7 +100,7 @@ def train(
     "text": backups.fingerprint(corpus.train),
     **(about or {}),
   }
-  del run["epochs"]  # A training may go on for longer.
+  del run["epochs"]  # The number may grow.
   logs = [] if logs is None else logs
   with strategy.scope():
     trained = _compiled(model, config)
@@ -127,7 +127,7 @@ def train(
         epochs=config.epochs,
         steps_per_epoch=config.steps_per_epoch,
         callbacks=[*callbacks, saves],
-        # A progress bar on a terminal, one line per epoch in a log.
+        # A progress bar on a terminal, otherwise one line per epoch.
         verbose=1 if sys.stdout.isatty() else 2,
       )
   tf.random.set_seed(config.seed)
@@ -136,14 +136,14 @@ def train(
 
 
 def _compiled(model: tf_keras.Model, config: Config) -> tf_keras.Model:
-  """Compiles the model from its inputs to logits of the masked tokens.
+  """Compiles the model that maps inputs to logits of the masked tokens.
 
   It freezes the pooler and, without `config.dropout`, turns dropout off.
   """
   for layer in model.submodules:
     if isinstance(layer, tf_keras.layers.Dropout) and not config.dropout:
       layer.rate = 0.0
-    # The loss does not depend on the pooler, about which Keras would warn.
+    # Keras would warn that the loss does not depend on the pooler.
     if isinstance(layer, tf_keras.layers.Dense) and "pooler" in layer.name:
       layer.trainable = False
   inputs = {x.name: x for x in tf.nest.flatten(model.inputs)}
@@ -175,12 +175,12 @@ def examples(
     documents: Strings, shape `[]`.
     tokenizer: Splits documents into tokens.
     config: Sizes and rates.
-    training: Shuffle the documents and repeat them forever.
+    training: Whether to shuffle the documents and repeat them forever.
 
   Returns:
-    Batches of the model's inputs; the ids of the masked tokens, int32
-    `[batch, predictions]`; and their weights, float32 of the same shape, 0 for
-    padding. All batches have the same shape.
+    Batches of the model's inputs; of the ids of the masked tokens, int32
+    `[batch, predictions]`; and of their weights, float32 of the same shape, 0
+    for padding. All batches have the same shape.
   """
   ids = tokenizer.special_tokens
   start = tf.constant([ids["start_of_sequence_id"]])
@@ -227,8 +227,8 @@ def _masking(
 
   @autograph.off
   def mask(tokens: tf.RaggedTensor) -> tuple[Any, ...]:
-    # The selector shuffles the positions of all sequences in parallel. With a
-    # stateless shuffle the result does not depend on their order.
+    # The selector shuffles the sequences in parallel. A stateless shuffle makes
+    # the result independent of their order.
     seed = tf.random.uniform([], maxval=tf.int32.max, dtype=tf.int32)
     selector = text.RandomItemSelector(
       predictions,
@@ -296,7 +296,7 @@ def _checkpoints(
   run: Mapping[str, Any],
   logs: list[dict[str, float]],
 ) -> tf_keras.callbacks.Callback:
-  """Restores the newest checkpoint, and makes a callback that saves more."""
+  """Restores the newest checkpoint; returns a callback that saves more."""
   manager = tf.train.CheckpointManager(
     tf.train.Checkpoint(
       model=model, optimizer=optimizer, **model.checkpoint_items
@@ -322,10 +322,10 @@ def _resume(
   run: Mapping[str, Any],
   options: tf.train.CheckpointOptions,
 ) -> list[dict[str, float]]:
-  """Restores the newest checkpoint, or writes a first one and vocab.txt.
+  """Restores the newest checkpoint, or writes the first one and vocab.txt.
 
   Returns:
-    The logs of the epochs that are done.
+    The logs of the completed epochs.
   """
   vocab_file = os.path.join(manager.directory, "vocab.txt")
   vocabulary = "".join(f"{token}\n" for token in tokenizer.tokens)

@@ -1,7 +1,7 @@
-"""Embeds words and texts by a table of word vectors.
+"""Embeds words and texts with a table of word vectors.
 
-Only ops of TensorFlow itself are used, and no Assert: consumers need no other
-package, and TPU hosts can run them in data pipelines.
+An embedding uses only ops of TensorFlow itself, so consumers need no other
+package. It has no Assert, so TPU hosts can run it in data pipelines.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from models.nlp import word_vectors
 with epy.lazy_imports():
   import tensorflow as tf
 
-# By name, the exponent of the number of words that divides their sum.
+# Combiners divide the sum of n vectors by n to the power of these exponents.
 COMBINERS = {"mean": 1.0, "sum": 0.0, "sqrtn": 0.5}
 
-# All but letters, marks (such as accents) and digits.
+# Everything except letters, marks (such as accents) and digits.
 SEPARATORS = r"[^\pL\pM\pN]+"
 
 
 @dataclasses.dataclass(frozen=True)
 class Splitter:
-  """How text is split into words.
+  """Splits text into words.
 
   Attributes:
     do_lower_case: Whether words are lowercased.
-    separators: Regular expression (RE2) of what separates words. White space
-      and zero bytes always do.
+    separators: Regular expression (RE2) of separators of words. White space and
+      zero bytes always separate words.
   """
 
   do_lower_case: bool = True
@@ -39,7 +39,7 @@ class Splitter:
 
   def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
     """Splits texts, strings `[batch]`, into words `[batch, (words)]`."""
-    # Zero bytes, too, as `lower` ends a text there.
+    # Zero bytes, too, because `lower` ends a text there.
     separators = rf"{self.separators}|\x00"
     texts = tf.strings.regex_replace(texts, separators, " ")
     if self.do_lower_case:
@@ -52,13 +52,13 @@ class Embedding:
   """Embeds words and texts.
 
   Attributes:
-    matrix: The vectors of the words, then those of the buckets for unknown
-      words.
-    table: The row of each word.
+    matrix: The vectors of the words, followed by those of the buckets for
+      unknown words.
+    table: Maps each word to its row of `matrix`.
     embed_texts: Maps texts, strings `[batch]`, and a combiner, a scalar string,
-      to float32 `[batch, dim]`. Words without a vector do not count.
+      to float32 `[batch, dim]`. Words without a vector are ignored.
     embed_words: Maps words, strings `[batch, length]`, to float32
-      `[batch, length, dim]`. The vector of a word without one and of "" is 0.
+      `[batch, length, dim]`. "" and words without a vector get a vector of 0.
   """
 
   matrix: tf.Variable
@@ -80,10 +80,10 @@ def build(
     vectors: The words and their vectors.
     splitter: Splits texts into words.
     num_oov_buckets: Number of vectors for unknown words. A hash of the word
-      chooses one. They are 0 at first, and training changes them.
+      selects the vector. These vectors start at 0 and can be trained.
     trainable: Whether the vectors are trainable.
   """
-  # By DLPack the memory is shared. All other ways copy it.
+  # DLPack shares the memory. All other conversions copy it.
   memory = vectors.matrix(num_oov_buckets).__dlpack__()
   matrix = tf.Variable(
     tf.experimental.dlpack.from_dlpack(memory),
@@ -94,8 +94,8 @@ def build(
     digest = hashlib.file_digest(f, "sha256").hexdigest()
 
   class Initializer(tf.lookup.TextFileInitializer):
-    # By default the name, which is saved, has the path of the vocabulary.
-    # TensorFlow Serving needs a name.
+    # TensorFlow Serving needs a name. The default, which would be saved, has
+    # the path of the vocabulary.
     _shared_name = f"words_{digest}"
 
   table = tf.lookup.StaticHashTable(
@@ -109,7 +109,7 @@ def build(
   )
 
   def rows(words: tf.Tensor) -> tf.Tensor:
-    """Returns the row of each word, -1 if there is none."""
+    """Returns the row of each word, -1 for a word without a vector."""
     found = table.lookup(words)
     if not num_oov_buckets:
       return found
@@ -140,10 +140,10 @@ def build(
 
 
 def _exponent(combiner: tf.Tensor) -> tf.Tensor:
-  """Returns the exponent of a combiner, and fails if there is none."""
+  """Returns the exponent of a combiner; fails for an unknown one."""
   chosen = tf.equal(list(COMBINERS), combiner)
   exponent = tf.reduce_sum(tf.where(chosen, list(COMBINERS.values()), 0.0))
-  # An Assert would keep the model out of data pipelines on TPU hosts.
+  # Not an Assert, because TPU hosts may not run it in data pipelines.
   return tf.debugging.check_numerics(
     tf.where(tf.reduce_any(chosen), exponent, float("nan")),
     f"The argument combiner must be one of {', '.join(COMBINERS)}.",

@@ -1,8 +1,8 @@
 """A recurrent language model of bytes: predicts the next byte of a text.
 
-A text is the bytes of its UTF-8, so any text can be read and written, and there
-is no vocabulary. Id 0 is the boundary of texts, before the first byte and after
-the last one, and pads batches. Id n + 1 is the byte n.
+The model reads and writes the UTF-8 bytes of a text, so it covers any text and
+needs no vocabulary. Id 0 marks the boundary of texts, before the first byte and
+after the last one, and pads batches. Id n + 1 is the byte n.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ VOCAB_SIZE = 257
 
 _DOCUMENTS_AT_ONCE = 256
 _SHUFFLED_SEQUENCES = 10_000
-_HELD_OUT_SEQUENCES = 2_000  # At most.
+_HELD_OUT_SEQUENCES = 2_000  # Maximum.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +37,10 @@ class Architecture:
 
   Attributes:
     cell: `lstm` or `gru`.
-    num_layers: Number of cells on top of each other.
+    num_layers: Number of stacked cells.
     units: Size of each cell's output.
     embedding_size: Size of the embedding of a byte.
-    dropout_rate: Rate of dropout behind the embedding and the last cell.
+    dropout_rate: Dropout rate after the embedding and after the last cell.
     l2_strength: Factor of the L2 regularization of all kernels.
   """
 
@@ -54,14 +54,14 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """How to train.
+  """Hyperparameters of the training.
 
   Attributes:
     epochs: Number of epochs; 0 keeps the initial weights.
     steps_per_epoch: Steps per epoch, independent of the length of the text.
     batch_size: Sequences per step, on all devices together.
     seq_length: Bytes per sequence.
-    learning_rate: Of Adam, at the start; it falls to 0 along a cosine.
+    learning_rate: Initial learning rate of Adam. It falls to 0 along a cosine.
     seed: Seed of the initial weights, shuffling and dropout.
   """
 
@@ -74,11 +74,11 @@ class Config:
 
 
 def language_model(architecture: Architecture) -> tf_keras.Model:
-  """Builds a model from ids to the logits of the ids that follow.
+  """Builds a model that predicts the logits of the next id at each position.
 
   It takes ids, int32 `[batch, length]`, and returns float32
-  `[batch, length, VOCAB_SIZE]`. Its layers are `embedding`, `rnn` and `logits`,
-  and dropout.
+  `[batch, length, VOCAB_SIZE]`. Its layers are `embedding`, `rnn`, `logits` and
+  dropout.
   """
   l2 = tf_keras.regularizers.L2(architecture.l2_strength)
   cell = {"gru": tf_keras.layers.GRUCell, "lstm": tf_keras.layers.LSTMCell}
@@ -97,7 +97,7 @@ def language_model(architecture: Architecture) -> tf_keras.Model:
     tf_keras.layers.StackedRNNCells(cells), return_sequences=True, name="rnn"
   )(x)
   x = tf_keras.layers.Dropout(architecture.dropout_rate)(x)
-  # In float32, whatever the precision of the rest.
+  # The logits are float32 even in mixed precision.
   logits = tf_keras.layers.Dense(
     VOCAB_SIZE, kernel_regularizer=l2, dtype="float32", name="logits"
   )
@@ -107,7 +107,7 @@ def language_model(architecture: Architecture) -> tf_keras.Model:
 def step(
   model: tf_keras.Model, ids: tf.Tensor, states: list[tf.Tensor]
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-  """Computes one step of a language model, in inference.
+  """Computes one step of a language model in inference.
 
   Args:
     model: The model.
@@ -125,12 +125,12 @@ def step(
 def cell_step(
   model: tf_keras.Model, inputs: tf.Tensor, states: list[tf.Tensor]
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-  """Computes one step of the cells of a language model.
+  """Computes one step of the stacked cells of a language model.
 
   Args:
     model: The model.
     inputs: float32 `[batch, embedding_size]`.
-    states: As `step` takes and returns them.
+    states: The states before the step, as in `step`.
 
   Returns:
     Output, float32 `[batch, units]`, and the states after the step.
@@ -158,9 +158,9 @@ def tokenize(texts: tf.Tensor) -> tf.RaggedTensor:
 
 
 def detokenize(ids: tf.RaggedTensor) -> tf.Tensor:
-  """Joins ids, int32 `[batch, None]`, to texts, strings `[batch]`.
+  """Joins ids, int32 `[batch, None]`, into texts, strings `[batch]`.
 
-  Boundaries are left out. Bytes that are not UTF-8 are replaced by U+FFFD.
+  Boundaries are dropped. Bytes that are not UTF-8 are replaced by U+FFFD.
   """
   texts = tf.strings.reduce_join(tf.gather(_bytes(), ids), axis=-1)
   return tf.strings.unicode_transcode(texts, "UTF-8", "UTF-8")
@@ -183,13 +183,13 @@ def generate(
   Args:
     model: The model.
     prompts: Strings `[batch]`.
-    length: The most bytes to add to each, an int. A text may end earlier.
+    length: Maximum number of bytes to add, an int. A text may end earlier.
     temperature: Scale of the noise, a float. At 0 each byte is the most likely
       one; at 1 it is sampled from the distribution of the model.
     seed: An int. The same seed gives the same texts on the same kind of device.
 
   Returns:
-    The prompts with what follows, strings `[batch]`, valid UTF-8.
+    The prompts with their continuations, strings `[batch]`, valid UTF-8.
   """
   ids = tokenize(prompts)
   sizes = tf.cast(ids.row_lengths(), tf.int32)
@@ -234,11 +234,11 @@ def train(
   """Trains a language model, with a progress bar.
 
   Args:
-    model: The model, built in the scope of the strategy to train with.
+    model: The model, built in the scope of the training strategy.
     corpus: The text.
-    config: How to train.
-    callbacks: Callbacks of Keras. If they resume a training, the text comes in
-      another order.
+    config: Hyperparameters.
+    callbacks: Keras callbacks. If they resume a training, the order of the text
+      differs from that of uninterrupted training.
 
   Returns:
     The perplexity per byte of the held-out text: e to the mean cross-entropy.
@@ -264,10 +264,10 @@ def train(
         epochs=config.epochs,
         steps_per_epoch=config.steps_per_epoch,
         callbacks=list(callbacks),
-        # A bar on a terminal; in a log a line for each epoch.
+        # A progress bar on a terminal, otherwise one line per epoch.
         verbose=1 if sys.stdout.isatty() else 2,
       )
-  # TPUs need batches of one size: boundaries, of weight 0, fill the last one.
+  # TPUs need batches of one size, so pad the last one, with weights of 0.
   held_out = _sequences(corpus.held_out, config.seq_length)
   held_out = held_out.take(_HELD_OUT_SEQUENCES)
   filling = held_out.take(1).map(lambda x, y, weights: (x, y, 0.0 * weights))
@@ -279,7 +279,7 @@ def train(
 
 
 def _compiled(model: tf_keras.Model, config: Config) -> tf_keras.Model:
-  """Wraps a model, which stays without an optimizer, to train it."""
+  """Wraps a model for training, so that it stays without an optimizer."""
   schedule = tf_keras.optimizers.schedules.CosineDecay(
     config.learning_rate, max(config.epochs * config.steps_per_epoch, 1)
   )
@@ -297,7 +297,7 @@ def _compiled(model: tf_keras.Model, config: Config) -> tf_keras.Model:
 
 
 def _sequences(documents: tf.data.Dataset, seq_length: int) -> tf.data.Dataset:
-  """Cuts documents, one after the other, into sequences of one length.
+  """Concatenates documents and cuts them into sequences of equal length.
 
   Returns:
     Inputs and labels, int32 `[seq_length]`, and weights, 0 for padding.
@@ -307,7 +307,7 @@ def _sequences(documents: tf.data.Dataset, seq_length: int) -> tf.data.Dataset:
     ids = tf.pad(tokenize(texts).to_tensor(-1), [[0, 0], [1, 0]])
     ids = tf.boolean_mask(ids, ids >= 0)
     ids = tf.concat([ids, [0]], 0)
-    # The last id of a sequence is the first one of the next.
+    # The last label of a sequence is the first input of the next.
     count = -(-(tf.size(ids) - 1) // seq_length)
     ids = tf.pad(ids, [[0, count * seq_length + 1 - tf.size(ids)]])
     return tf.stack(

@@ -1,7 +1,7 @@
-"""Reads files of word vectors whose matrix may fill most of the memory.
+"""Reads files of word vectors, which may fill most of the memory.
 
-A file is read once. Its words and vectors go to two files in a directory, from
-which a model takes the vectors in blocks.
+A file is read once. Its words and vectors are written to two files, from which
+a model reads the vectors in blocks.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ FORMATS = {
   "glove": "text without such a first line",
 }
 
-_BLOCK = 2**20  # Bytes that are read at once.
-_LONGEST = 2**22  # Bytes of the longest line or word.
-_ALIGNMENT = 16  # Of a matrix, in float32 values.
+_BLOCK = 2**20  # Bytes to read at once.
+_LONGEST = 2**22  # Maximum bytes of a line or a word.
+_ALIGNMENT = 16  # Alignment of a matrix, in float32 values.
 
-# Where it is in the file, the word, and its float32 vector.
+# The position in the file for messages, the word, and its float32 vector.
 _Row = tuple[str, bytes, "np.ndarray"]
 
 
@@ -42,13 +42,13 @@ class WordVectors:
   """Words and their vectors, in files.
 
   Attributes:
-    vocab_file: The words, UTF-8, one a line.
-    vectors_file: The vectors, float32, in the order of the words.
+    vocab_file: The file of the words, UTF-8, one per line.
+    vectors_file: The file of the vectors, float32, in the order of the words.
     num_words: Number of words.
     dim: Dimension of the vectors.
-    num_repeated: Number of vectors that were left out because an earlier one
-      has the same word.
-    has_capitals: Whether a word has capital letters.
+    num_repeated: Number of vectors that were dropped because their word had one
+      already.
+    has_capitals: Whether any word has capital letters.
   """
 
   vocab_file: str
@@ -59,9 +59,9 @@ class WordVectors:
   has_capitals: bool
 
   def matrix(self, num_more: int = 0) -> np.ndarray:
-    """Reads the vectors, float32 `[num_words + num_more, dim]`; more are 0.
+    """Reads the vectors and appends `num_more` zero vectors, as float32.
 
-    The memory is aligned so that TensorFlow can use it without a copy.
+    Aligned memory lets TensorFlow use the array without a copy.
     """
     size = self.num_words * self.dim
     memory = np.empty(size + num_more * self.dim + _ALIGNMENT, np.float32)
@@ -76,18 +76,18 @@ class WordVectors:
 def read(
   path: str, directory: str, file_format: str | None = None
 ) -> WordVectors:
-  """Reads a file of word vectors, which gzip may have compressed.
+  """Reads a file of word vectors, which may be compressed with gzip.
 
-  The first vector of a word counts: some widely used files repeat words.
+  Some widely used files repeat words. The first vector of a word is used.
 
   Args:
     path: The file.
-    directory: Where to write the words and the vectors.
-    file_format: One of `FORMATS`. None finds it from the content.
+    directory: The directory to write the words and the vectors to.
+    file_format: One of `FORMATS`. None detects it from the content.
 
   Raises:
     OSError: The file cannot be read.
-    ValueError: It is malformed. The text names the line.
+    ValueError: The file is malformed. The message names the line.
   """
   last = "line 1"
 
@@ -104,7 +104,7 @@ def read(
       f = io.BufferedReader(gzip.GzipFile(fileobj=f), _BLOCK)
     try:
       dim, rows = _rows(f, file_format)
-      with np.errstate(over="ignore"):  # `store` refuses what overflows.
+      with np.errstate(over="ignore"):  # `store` refuses inf.
         return store(counted(rows), dim, directory)
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
       raise ValueError(
@@ -117,7 +117,7 @@ def store(rows: Iterable[_Row], dim: int, directory: str) -> WordVectors:
   """Writes words and their vectors, float32 `[dim]`, to a directory.
 
   Raises:
-    ValueError: A word or a vector is not valid.
+    ValueError: A word or a vector is invalid.
   """
   paths = [os.path.join(directory, n) for n in ("vocab.txt", "vectors.f32")]
   seen: set[bytes] = set()
@@ -181,7 +181,7 @@ def _rows(
 def _of_text(
   lines: Iterable[bytes], count: int | None, dim: int
 ) -> Iterator[_Row]:
-  """Yields the rows of text; those of GloVe have a `count` of None."""
+  """Yields the rows of a text file. GloVe's format has no `count`."""
   found = 0
   for number, line in enumerate(lines, 1 if count is None else 2):
     place = f"line {number}"
@@ -189,7 +189,7 @@ def _of_text(
     if len(fields) == dim + 1:
       word = fields[0]
     elif len(fields) > dim + 1 and not _is_number(fields[-dim - 1]):
-      word = b" ".join(fields[:-dim])  # Some of GloVe's words have spaces.
+      word = b" ".join(fields[:-dim])  # Some words of GloVe have spaces.
     else:
       raise ValueError(
         f"{place}: it has {max(len(fields) - 1, 0)} values after the word"
