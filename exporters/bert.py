@@ -63,7 +63,7 @@ class Weights:
   """The source of an encoder's weights: flags of the same names.
 
   Attributes:
-    source: The format of `checkpoint_path`, if another library wrote it.
+    source: The encoder at `checkpoint_path`, if another library wrote it.
     training: The pre-training to export, instead of `checkpoint_path`.
   """
 
@@ -83,7 +83,7 @@ def export(
   weights: Weights | None,
   embedding: bert_text_embedding.Options | None = None,
 ) -> None:
-  """Exports an encoder, its preprocessor, or both, apart or in one.
+  """Exports an encoder, its preprocessor, both, or a text embedding.
 
   Args:
     options: Where to export and how to verify.
@@ -94,7 +94,7 @@ def export(
     embedding: The options of the text embedding, required for it only.
 
   Raises:
-    ExportError: The input is wrong, or an export differs from its model.
+    ExportError: The input is invalid, or an export differs from its model.
   """
   tokenizer = bert_preprocessor.read_tokenizer(
     preprocessor, config and bert.vocab_size(config)
@@ -158,7 +158,7 @@ def export(
 def _restored(
   config: encoders.EncoderConfig, weights: Weights, export_type: str
 ) -> tuple[tf_keras.Model, tf_keras.Model | None]:
-  """Restores an encoder; returns it and its pre-training model, if wanted."""
+  """Restores an encoder and, for the `mlm` head, its pre-training model."""
   tf_keras.utils.set_random_seed(weights.seed)
   about = (
     f"An encoder of type {config.type} with --export_type={export_type}"
@@ -257,9 +257,9 @@ def define_flags() -> None:
 
 
 def _counts(is_needed: bool, *names: str) -> tuple[int, ...]:
-  """Returns how many of the alternative flags may be set.
+  """Returns how many of several alternative flags may be set.
 
-  None of them is needed if the directory of --checkpoint_path has the file.
+  None is needed if the directory of --checkpoint_path has the file.
   """
   if not is_needed:
     return (0,)

@@ -28,7 +28,7 @@ with epy.lazy_imports():
   from exporters.reusable import saving
   from exporters.reusable import xla
 
-flags.disclaim_key_flags()  # --help lists them as the program's.
+flags.disclaim_key_flags()  # --help lists the flags as the program's own.
 
 _EXAMPLE = """
 import os
@@ -130,15 +130,15 @@ def config_from_flags() -> encoders.EncoderConfig:
 def read_config(
   encoder_config_file: str | None, bert_config_file: str | None, seq_length: int
 ) -> encoders.EncoderConfig:
-  """Reads the config of an encoder, from either of two files.
+  """Reads the config of an encoder from one of two files.
 
   Args:
     encoder_config_file: YAML of an `EncoderConfig`.
-    bert_config_file: A `bert_config.json`, the format that came with BERT.
+    bert_config_file: A `bert_config.json`, the format of the first BERT.
     seq_length: A sequence length that the encoder must accept.
 
   Raises:
-    ExportError: The file is not such a config, or the position table of the
+    ExportError: The file is not a valid config, or the position table of the
       encoder is too short.
   """
   file = encoder_config_file or bert_config_file
@@ -166,7 +166,7 @@ def piece(
   pretrainer: tf_keras.Model | None,
   attributes: Mapping[str, Any],
 ) -> exporting.Piece:
-  """Describes the encoder, with the sub-object `mlm` if it has that head."""
+  """Describes the encoder, with a sub-object `mlm` if it has that head."""
   config = core.encoder_config
   tunable = hyperparameters.of_model(core)
   spec = {
@@ -217,7 +217,7 @@ def card(
   provenance: Mapping[str, str],
   trained_length: int | None,
 ) -> model_card.Card:
-  """Makes the card of the encoder, which may have been trained here."""
+  """Makes the card of the encoder, including any pre-training here."""
   sizes = ", ".join(
     f"`{key}` {value}"
     for key, value in config.get().as_dict().items()

@@ -23,7 +23,7 @@ with epy.lazy_imports():
   from exporters.reusable import model_card
   from exporters.reusable import saving
 
-flags.disclaim_key_flags()  # --help lists them as the program's.
+flags.disclaim_key_flags()  # --help lists the flags as the program's own.
 
 _EXAMPLE = """
 import tensorflow as tf
@@ -38,7 +38,7 @@ inputs = preprocessor.bert_pack_inputs(segments, seq_length=32)
 ids = preprocessor.tokenize.get_special_tokens_dict()
 """
 
-# For the cards of the encoder and of the preprocessor.
+# Meanings of Tensors, for the cards of the encoder and the preprocessor.
 MEANINGS = {
   "sentences": "text, UTF-8",
   "input_word_ids": "token ids",
@@ -58,7 +58,7 @@ _FLAGS = {
   " Wordpieces only.",
 }
 
-# Examples to verify exports with.
+# Examples for the verification of exports.
 SENTENCES = [
   "The quick brown fox jumps over the lazy dog.",
   "",
@@ -71,7 +71,7 @@ class Options:
   """The options of a preprocessor: values of the flags of the same names.
 
   Attributes:
-    as_transformers: As for `preprocessing.wordpiece_tokenizer`.
+    as_transformers: As in `preprocessing.wordpiece_tokenizer`.
   """
 
   do_lower_case: bool
@@ -84,7 +84,7 @@ class Options:
 
   @property
   def token_file(self) -> str | None:
-    """The file of tokens; None if pre-training builds the vocabulary."""
+    """The file with the tokens; None if pre-training builds the vocabulary."""
     return self.vocab_file or self.sp_model_file
 
 
@@ -102,15 +102,15 @@ def define_flags() -> None:
 def read_tokenizer(
   options: Options, vocab_size: int | None
 ) -> preprocessing.Tokenizer | None:
-  """Creates the tokenizer of a file, or returns None without a file.
+  """Creates a tokenizer from a file; returns None without a file.
 
   Args:
     options: The options of the preprocessor.
-    vocab_size: Number of tokens of the encoder; None accepts any.
+    vocab_size: Vocabulary size of the encoder; None accepts any.
 
   Raises:
-    ExportError: The file cannot be read, has tokens of the other casing, or has
-      another number of tokens than the encoder.
+    ExportError: The file cannot be read, its tokens contradict
+      `do_lower_case`, or their number does not match the encoder.
   """
   file = options.token_file
   if not file:
@@ -149,7 +149,7 @@ def read_tokenizer(
 def _check_casing(
   file: str, tokenizer: preprocessing.Tokenizer, is_strict: bool
 ) -> None:
-  """Raises an ExportError for the wrong casing; prints unused tokens."""
+  """Raises an ExportError for a wrong casing; prints unused tokens."""
   kind = tokenizer.kind
   if tokenizer.as_transformers and kind == "wordpiece":
     kind = "transformers"
@@ -184,10 +184,10 @@ def piece(
 ) -> exporting.Piece:
   """Makes the preprocessor.
 
-  It takes sentences, strings `[batch]`. Its interface is that of TensorFlow Hub
-  (`docs/common_saved_model_apis/text.md`), with the sub-objects `tokenize`,
-  which has a function `get_special_tokens_dict`; `bert_pack_inputs`, which
-  takes 1 to 3 segments of tokens; and optionally `tokenize_with_offsets`.
+  It takes sentences, strings `[batch]`, and has the interface of TensorFlow Hub
+  (`docs/common_saved_model_apis/text.md`). Its sub-objects are `tokenize`, with
+  the function `get_special_tokens_dict`; `bert_pack_inputs`, which takes 1 to 3
+  segments of tokens; and optionally `tokenize_with_offsets`.
   """
   special_tokens = tokenizer.special_tokens
   tunable = [
@@ -248,7 +248,7 @@ def attributes(
   scratch_dir: str,
   config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """Creates attributes of an encoder that identify its preprocessor.
+  """Creates the attributes of an encoder that identify its preprocessor.
 
   Args:
     tokenizer: The tokenizer of the preprocessor.
@@ -258,7 +258,7 @@ def attributes(
   """
   name = "vocab_file" if tokenizer.kind == "wordpiece" else "sp_model_file"
   lines = "".join(f"{token}\n" for token in tokenizer.tokens)
-  # Without the paths and the white space of the file.
+  # Drop the path and the white space of the file.
   base = os.path.basename(token_file).replace("tokenizer.json", "vocab.txt")
   token_file = os.path.join(scratch_dir, base)
   with errors.writing(scratch_dir, errors.SCRATCH), open(token_file, "wb") as f:
@@ -293,7 +293,7 @@ def card(tokenizer: preprocessing.Tokenizer) -> model_card.Card:
 
 
 def provenance(tokenizer: preprocessing.Tokenizer) -> dict[str, str]:
-  """Returns rows for the cards of the encoder and of the preprocessor."""
+  """Returns rows about the tokenizer for the cards."""
   return {
     "tokens": f"{len(tokenizer.tokens):,}, {tokenizer.kind}",
     "do_lower_case": str(tokenizer.do_lower_case).lower(),

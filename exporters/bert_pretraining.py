@@ -41,7 +41,7 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
-_VOCABULARY_DOCUMENTS = 20_000  # More change few of the wordpieces.
+_VOCABULARY_DOCUMENTS = 20_000  # More would hardly change the wordpieces.
 
 # Fields of `pretraining.Config` and of `Training`.
 _CONFIG_FLAGS = {
@@ -87,20 +87,20 @@ def train(
   only the chief returns; the other workers exit.
 
   Args:
-    training: What to train on, and how.
-    config: The config of the encoder. Without a tokenizer its `vocab_size` is
-      an upper bound, and is set to the size of the vocabulary that is built.
+    training: The text and the hyperparameters.
+    config: The config of the encoder. Without a tokenizer, its `vocab_size` is
+      an upper bound, and is set to the size of the new vocabulary.
     tokenizer: The tokenizer. None builds a vocabulary of wordpieces.
-    checkpoint_dir: Where to write. Training resumes from the newest checkpoint
-      there.
-    check: Takes the core model before it is trained, and raises what is wrong.
+    checkpoint_dir: The directory to write to. Training resumes from its newest
+      checkpoint.
+    check: Called with the untrained core model; raises an error to reject it.
 
   Returns:
     The tokenizer, and rows for the model card that describe the training.
 
   Raises:
     ExportError: The text cannot be read, the checkpoints in `checkpoint_dir`
-      are of another model, or the strategy is not available.
+      belong to another model, or the strategy is not available.
   """
   with tempfile.TemporaryDirectory() as worker_dir:
     if training.distribution.strategy == "multi_worker_mirrored":
@@ -151,9 +151,9 @@ def train(
 
 
 def _copy_for_worker(checkpoint_dir: str, worker_dir: str) -> None:
-  """Copies the checkpoints to resume from, for workers other than the chief.
+  """Copies the checkpoints to resume from to a worker's own directory.
 
-  Such a worker writes to its own directory. Copy before the chief writes again.
+  Workers other than the chief must copy before the chief writes again.
   """
   files = tf.io.gfile  # The checkpoints may be in a bucket.
   if files.isdir(checkpoint_dir):
@@ -164,7 +164,7 @@ def _copy_for_worker(checkpoint_dir: str, worker_dir: str) -> None:
 def _new_tokenizer(
   corpus: documents.Corpus, config: encoders.EncoderConfig, training: Training
 ) -> preprocessing.Tokenizer:
-  """Builds a vocabulary of wordpieces, and sets the config's `vocab_size`."""
+  """Builds a vocabulary of wordpieces; sets the config's `vocab_size`."""
   print(f"Building a vocabulary of {corpus.description}")
   casing = {"do_lower_case": training.do_lower_case}
   tokens = preprocessing.build_vocabulary(
@@ -204,7 +204,7 @@ def define_flags() -> None:
 
 
 def training_from_flags() -> Training | None:
-  """Returns the training that the flags describe; None without --train_on."""
+  """Returns the training options of the flags; None without --train_on."""
   if not flags.FLAGS.train_on:
     return None
   return command_line.from_flags(
@@ -215,7 +215,7 @@ def training_from_flags() -> Training | None:
 
 
 def main() -> None:
-  """Pre-trains according to the flags, and saves a checkpoint."""
+  """Pre-trains the encoder that the flags describe."""
   training = training_from_flags()
   config = bert_encoder.config_from_flags()
   train(training, config, None, training.checkpoint_dir)

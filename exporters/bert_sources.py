@@ -1,7 +1,7 @@
-"""Text encoders of other libraries: what their directories say.
+"""Reads text encoders from the directories and files of other libraries.
 
-A Hugging Face directory has the config of the encoder, its tokens and their
-casing beside the weights; that of sentence-transformers also the pooling.
+A Hugging Face directory has the weights of the encoder, its config, its tokens
+and their casing. One of sentence-transformers also has the pooling.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ with epy.lazy_imports():
   from models.nlp import encoder_config
   from models.nlp import preprocessing
 
-flags.disclaim_key_flags()  # --help lists them as the program's.
+flags.disclaim_key_flags()  # --help lists the flags as the program's own.
 
 _POSITIONS = "its positions are relative or rotary, BERT's absolute"
 _TOKENS = "its tokens and special tokens are not those of BERT"
@@ -42,7 +42,7 @@ _WHY_NOT = {
   **dict.fromkeys(("modernbert", "nomic_bert", "roformer"), _POSITIONS),
   **dict.fromkeys(("bart", "gpt2", "llama", "t5", "mt5", "xlnet"), _DECODER),
 }
-# Parts of a directory of sentence-transformers, by the end of their type.
+# Types of modules in sentence-transformers, without their packages.
 _MODULES = ("Transformer", "Pooling", "Normalize")
 _POOLINGS = {
   **dict.fromkeys(("cls", "cls_token"), "cls"),
@@ -50,7 +50,7 @@ _POOLINGS = {
 }
 _LOWERCASES = "its sentence_bert_config.json lowercases texts"
 _OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
-# Parts of names that tell the types of the first releases apart.
+# Parts of variable names that identify the types of the first releases.
 _PARTS_OF_NAMES = {
   "transformer/group_0/": "albert",
   "/bottleneck/": "mobilebert",
@@ -73,7 +73,7 @@ _KERAS_HUB = {
   "DistilBertBackbone": "distilbert",
   "ElectraBackbone": "electra",
 }
-# From keras-hub's keys to those of Hugging Face.
+# Maps keras-hub's keys to Hugging Face's keys.
 _KEYS_OF_KERAS_HUB = {
   "vocabulary_size": "vocab_size",
   "vocab_size": "vocab_size",
@@ -97,14 +97,14 @@ _KEYS_OF_KERAS_HUB_DISTILBERT = {
   "dropout": "dropout",
 }
 _LARGEST_LENGTH = 10**6  # transformers writes 1e30 for no limit.
-# Classes of tokenizers; a `Fast` at the end means the same tokens.
+# Tokenizer classes. With the suffix `Fast`, they produce the same tokens.
 _TOKENIZERS = tuple(
   f"{name}Tokenizer"
   for name in ("Albert", "Bert", "DistilBert", "Electra", "MobileBert")
 )
-# The tokenizer of these is what tokenizer.json says, and nothing else.
+# Tokenizer classes that tokenizer.json alone defines.
 _GENERIC_TOKENIZERS = ("PreTrainedTokenizer", "TokenizersBackend")
-# By keys of tokenizer_config.json: those of the normalizer in tokenizer.json.
+# Maps keys of tokenizer_config.json to the normalizer's keys in tokenizer.json.
 _NORMALIZER = {
   "do_lower_case": "lowercase",
   "strip_accents": "strip_accents",
@@ -115,16 +115,16 @@ _NORMALIZER = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-  """An encoder of another library, and what belongs to it.
+  """An encoder of another library, with its weights and settings.
 
   Attributes:
-    description: The path and what is there, for messages.
-    model_type: Its type by the name of its library.
+    description: The path and the kind of directory, for messages.
+    model_type: The type of the encoder, as its library names it.
     config: The config of the same encoder in Model Garden.
-    tensors: Its weights, by their names without the prefix of the encoder.
-    options: What it says of values of flags, by their names.
-    origins: The names of the files that say so, by the names of the flags.
-    problem: Why the vectors of sentence-transformers cannot be made; or "".
+    tensors: The weights, by their names without the prefix of the encoder.
+    options: Values of flags that the source determines, by flag.
+    origins: The files that determine these values, by flag.
+    problem: Why the vectors of sentence-transformers cannot be computed, or "".
     library: `Hugging Face`, `TensorFlow 1`, `keras-hub` or `Keras`.
   """
 
@@ -139,11 +139,11 @@ class Source:
 
 
 def in_flags(*names: str) -> bool:
-  """Returns whether what is at --checkpoint_path replaces some flags.
+  """Returns whether files at --checkpoint_path make flags unnecessary.
 
-  The directory of another library replaces all of them, and so does the file
-  for one of them beside the checkpoint. What is no checkpoint needs no flags:
-  `from_flags` raises the error that names it.
+  The flags are alternatives: a file for one of them beside the checkpoint makes
+  all unnecessary. So does a directory of another library. The result is also
+  True without a checkpoint, because `from_flags` then raises a better error.
 
   Args:
     *names: The flags, such as `vocab_file`.
@@ -163,7 +163,7 @@ def _path_in_flags() -> str | None:
 
 
 def _beside(path: str) -> dict[str, str]:
-  """Returns files that belong to a checkpoint, by the names of their flags."""
+  """Returns the files beside a checkpoint, by the flags they replace."""
   directory = path if os.path.isdir(path) else os.path.dirname(path)
   found = {}
   for flag, names in _BESIDE.items():
@@ -176,11 +176,11 @@ def _beside(path: str) -> dict[str, str]:
 def from_flags() -> Source | None:
   """Reads the directory in --checkpoint_path, if it is of another library.
 
-  What it says becomes the default of flags that were not given. The same holds
-  for the files beside a checkpoint of the first releases, and its weights.
+  Its values become the defaults of flags that were not given. So do the files
+  beside a checkpoint of the first releases, and its pooler.
 
   Raises:
-    ExportError: As `read`; or it leaves a choice, and no flag says which.
+    ExportError: As in `read`; or a required flag has no value.
   """
   values, source = flags.FLAGS, None
   if not in_flags(*_BESIDE):
@@ -204,7 +204,7 @@ def from_flags() -> Source | None:
   for name, value in options.items():
     if not values[name].present:
       values.set_default(name, value)
-      if name == "do_lower_case":  # Even if the vocabulary contradicts it.
+      if name == "do_lower_case":  # Overrides the vocabulary.
         values.set_default("check_casing", False)
       shown = os.path.basename(str(value))
       said.append(f"--{name}={shown} ({origins.get(name, 'default')})")
@@ -244,10 +244,10 @@ def from_flags() -> Source | None:
 def _of_first_release(
   path: str,
 ) -> tuple[str, dict[str, Any], dict[str, str]]:
-  """Returns what a checkpoint and the files beside it say of flags.
+  """Derives values of flags from a checkpoint and the files beside it.
 
   Returns:
-    A description; values of flags by their names; and where they come from.
+    A description, the values of flags by name, and the origins of the values.
   """
   options: dict[str, Any] = {
     flag: file
@@ -270,7 +270,7 @@ def _of_first_release(
 
 
 def _casing(vocab_file: str) -> bool | None:
-  """Returns whether tokens are of lowercased text; None if both is possible."""
+  """Returns whether tokens are lowercased; None if they do not show it."""
   with errors.of_input(OSError, ValueError, about=f"{vocab_file}: "):
     tokens = preprocessing.read_vocabulary(vocab_file)
   possible = [
@@ -282,11 +282,11 @@ def _casing(vocab_file: str) -> bool | None:
 
 
 def read(path: str) -> Source:
-  """Reads a directory of another library, but for the values of its tensors.
+  """Reads a directory of another library, except the values of its tensors.
 
   Raises:
     ExportError: Model Garden has no such encoder, or a file is missing or
-      wrong.
+      malformed.
   """
   library, model_type = formats.described(path)
   description = f"{path} is a {library} directory of type {model_type[:80]}"
@@ -319,7 +319,7 @@ def read(path: str) -> Source:
       origins["seq_length"] = "sentence_bert_config.json"
     if problem == _LOWERCASES and options.get("do_lower_case"):
       problem = ""  # The tokenizer lowercases anyway.
-  # sentence-transformers cuts texts where the positions end, if not before.
+  # By default, sentence-transformers cuts texts at the last position.
   longest = _LARGEST_LENGTH if "pooling" in options else 128
   options["seq_length"] = min(
     options.get("seq_length", longest), bert.max_seq_length(config)
@@ -332,7 +332,7 @@ def read(path: str) -> Source:
     or "pooling" in options
     or (values.get("classifier_activation") is False)
   ):
-    # Where transformers has none, its heads take the vector of [CLS].
+    # Without a pooler, heads in transformers take the vector of [CLS].
     options["pooler"], origins["pooler"] = "identity", "its lack in the weights"
   return Source(
     description=description,
@@ -398,10 +398,10 @@ def _read_keras_hub(path: str, description: str, model_type: str) -> Source:
 
 
 def of_tensorflow_1(path: str, config: encoders.EncoderConfig) -> Source | None:
-  """Returns the encoder in a checkpoint of TensorFlow 1; None if it is none.
+  """Returns the encoder in a TensorFlow 1 checkpoint; None for another file.
 
   Raises:
-    ExportError: It is of another type than `config`.
+    ExportError: The type of the encoder is not that of `config`.
   """
   tensors = checkpoints.by_name(path)
   if tensors is None:
@@ -424,7 +424,7 @@ def of_tensorflow_1(path: str, config: encoders.EncoderConfig) -> Source | None:
 
 
 def _type_of_tensorflow_1(names: Collection[str]) -> str:
-  """Returns the type of encoder that has variables of such names."""
+  """Returns the type of an encoder by the names of its variables."""
   model_type = "bert"
   for part, kind in _PARTS_OF_NAMES.items():
     if any(part in name for name in names):
@@ -433,10 +433,10 @@ def _type_of_tensorflow_1(names: Collection[str]) -> str:
 
 
 def of_keras(path: str, config: encoders.EncoderConfig) -> Source | None:
-  """Returns the encoder in a file of Keras; None if it is none.
+  """Returns the encoder in a Keras file; None for another file.
 
   Raises:
-    ExportError: It has no such encoder, or is damaged.
+    ExportError: The file has no encoder of `config`, or is damaged.
   """
   if not keras_files.is_file(path):
     return None
@@ -455,7 +455,7 @@ def of_keras(path: str, config: encoders.EncoderConfig) -> Source | None:
 def _by_attribute(
   path: str, config: encoders.EncoderConfig
 ) -> dict[str, weight_tables.Tensor]:
-  """Returns the tensors of `.weights.h5` or `.keras`, without outer paths."""
+  """Returns the tensors of a `.weights.h5` or `.keras`, by relative paths."""
   _, found = keras_files.read(path)
   end = "transformer_layers/transformer_encoder_block/_output_dense/vars/0"
   prefix = next((x.removesuffix(end) for x in found if x.endswith(end)), None)
@@ -482,7 +482,7 @@ def restore(
   left_out: Collection[str] = (),
   optional: Sequence[tf.Variable] = (),
 ) -> list[tf.Variable]:
-  """Restores an encoder, as `checkpoints.restore` does from a checkpoint."""
+  """Restores an encoder from a source; see `checkpoints.restore`."""
   del parts, left_out
   table, left_out = {
     "Hugging Face": (bert_tables.hugging_face, bert_tables.LEFT_OUT),
@@ -522,7 +522,7 @@ def restore(
 def _without_prefix(
   path: str, tensors: Mapping[str, weight_tables.Tensor]
 ) -> dict[str, weight_tables.Tensor]:
-  """Drops the prefix of the encoder's names, and renames what had old names."""
+  """Drops the encoder's prefix from names, and replaces legacy names."""
   end = "embeddings.word_embeddings.weight"
   found = [name for name in tensors if name.endswith(end)]
   if len(found) != 1:
@@ -550,7 +550,7 @@ def _check_sizes(
   values: Mapping[str, Any],
   tensors: Mapping[str, weight_tables.Tensor],
 ) -> None:
-  """Refuses sizes that no tensor has, before a model is built of them."""
+  """Raises an ExportError for sizes larger than those of any tensor."""
   sizes = {size for tensor in tensors.values() for size in tensor.shape}
   for key, value in values.items():
     is_size = key.endswith(("_size", "dim", "_embeddings"))
@@ -561,7 +561,7 @@ def _check_sizes(
 
 
 def _tokenizer(directory: str) -> tuple[dict[str, Any], dict[str, str]]:
-  """Reads what the files of a tokenizer say of flags, and which say it."""
+  """Returns the values of flags in tokenizer files, and their origins."""
   options: dict[str, Any] = {}
   origins: dict[str, str] = {}
   for name in ("vocab.txt", "tokenizer.json"):
@@ -601,10 +601,10 @@ def _tokenizer(directory: str) -> tuple[dict[str, Any], dict[str, str]]:
 def _check_tokenizer(
   directory: str, config: Mapping[str, Any], whole: Mapping[str, Any]
 ) -> None:
-  """Refuses a tokenizer that is not BERT's or ALBERT's.
+  """Raises an ExportError for a tokenizer other than BERT's or ALBERT's.
 
   Args:
-    directory: Where the files are, for messages.
+    directory: The directory of the files, for messages.
     config: The content of tokenizer_config.json.
     whole: The content of tokenizer.json.
   """
@@ -631,10 +631,10 @@ def _check_tokenizer(
 def _normalizer(
   config: Mapping[str, Any], whole: Mapping[str, Any]
 ) -> dict[str, tuple[bool, str]]:
-  """Returns what a tokenizer does to texts, and the file that says it.
+  """Returns the settings of a tokenizer's normalizer, with their files.
 
-  The class that tokenizer_config.json names replaces what tokenizer.json says
-  of the same; a generic class does not.
+  Settings in tokenizer_config.json override those in tokenizer.json, except for
+  generic tokenizer classes, where tokenizer.json wins.
   """
   inner = whole.get("normalizer")
   if not isinstance(inner, dict) or inner.get("type") != "BertNormalizer":
@@ -660,8 +660,8 @@ def _sentence_transformers(
   """Reads the modules of sentence-transformers.
 
   Returns:
-    Values of flags by their names; and why the vectors of the directory cannot
-    be made, or "".
+    Values of flags by name; and why the vectors of the directory cannot be
+    computed, or "".
   """
   options: dict[str, Any] = {"normalize": False}
   types = []

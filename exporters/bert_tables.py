@@ -1,7 +1,7 @@
-"""Names of the tensors of text encoders in other formats.
+"""Tables of tensor names of text encoders in other formats.
 
-Each table maps the variables of Model Garden's encoders, by the end of their
-names, to tensors of one format; see `weight_tables.parsed`.
+Each table maps variables of Model Garden's encoders, by the end of their names,
+to tensors of one format; see `weight_tables.parsed`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from exporters.reusable import weight_tables
 
 Line = weight_tables.Line
 
-# BERT and ELECTRA of Hugging Face, without the prefix of the encoder. The
-# matrices of PyTorch are transposed.
+# BERT and ELECTRA of Hugging Face, without the prefix of the encoder. PyTorch's
+# matrices are transposed.
 _EMBEDDINGS = """
 word_embeddings/embeddings       word_embeddings.weight
 position_embedding/embeddings    position_embeddings.weight
@@ -65,7 +65,7 @@ transform/LayerNorm/gamma  generator_predictions.LayerNorm.weight
 transform/LayerNorm/beta   generator_predictions.LayerNorm.bias
 """
 
-# DistilBERT has no types of tokens: the embedding of each is 0.
+# DistilBERT has no token types, so their embeddings are 0.
 _EMBEDDINGS_OF_DISTILBERT = _EMBEDDINGS.replace(
   "token_type_embeddings.weight", "-"
 )
@@ -97,7 +97,7 @@ transform/LayerNorm/beta   vocab_layer_norm.bias
 
 _PROJECTION_OF_ALBERT = "embedding_hidden_mapping_in"
 
-# ALBERT has one layer, which is applied several times.
+# ALBERT applies a single layer several times.
 _LAYER_OF_ALBERT = """
 self_attention/query/kernel             attention.query.weight        T 1
 self_attention/query/bias               attention.query.bias          0
@@ -169,7 +169,7 @@ norm/gamma                 output.LayerNorm.weight
 norm/beta                  output.LayerNorm.bias
 """
 
-# keras-hub's presets number layers of one class, and the values of a layer.
+# keras-hub's presets number the layers of a class, and the values of a layer.
 _EMBEDDINGS_OF_KERAS_HUB = """
 word_embeddings/embeddings     reversible_embedding/vars/0
 position_embedding/embeddings  position_embedding/vars/0
@@ -239,7 +239,7 @@ _TABLES_OF_MLM = {
   "distilbert": ("", _MLM_OF_DISTILBERT),
   "electra": ("", _MLM_OF_ELECTRA),
 }
-# Copies of the word embedding in the heads, which files may have.
+# Optional copies of the word embedding in the heads.
 _DECODERS = {
   "albert": "predictions.decoder.weight",
   "bert": "cls.predictions.decoder.weight",
@@ -247,7 +247,7 @@ _DECODERS = {
   "electra": "generator_lm_head.weight",
 }
 
-# What has no effect on the encoder, in any of the types.
+# Tensors without effect on the encoder, for all types.
 LEFT_OUT = {
   "*position_ids": "buffers",
   "*token_type_ids": "buffers",
@@ -262,7 +262,7 @@ LEFT_OUT = {
 }
 
 
-# The same of the first releases, in checkpoints of TensorFlow 1.
+# The same for the first releases, in TensorFlow 1 checkpoints.
 LEFT_OUT_OF_TF1 = {
   **dict.fromkeys(("*/adam_[mv]", "*/lamb_[mv]", "beta?_power"), "optimizer"),
   "*global_step": "counters",
@@ -270,7 +270,7 @@ LEFT_OUT_OF_TF1 = {
     ("cls/*", "discriminator_*", "generator*", "output_*", "finetune*"), "heads"
   ),
 }
-# The same of the models of `official.legacy.bert`, in files of Keras.
+# The same for the models of `official.legacy.bert`, in Keras files.
 LEFT_OUT_OF_KERAS = dict.fromkeys(
   (
     *("cls/*", "classification/*", "predictions/*", "sentence_prediction/*"),
@@ -279,7 +279,7 @@ LEFT_OUT_OF_KERAS = dict.fromkeys(
   ),
   "heads",
 )
-# From names of Hugging Face, which come of those of TensorFlow 1.
+# Converts names of Hugging Face back to those of TensorFlow 1.
 _TO_TF1 = {
   r"embeddings\.(\w+_embeddings)\.weight": r"embeddings.\1",
   r"LayerNorm\.weight": "LayerNorm.gamma",
@@ -312,10 +312,10 @@ _TO_TF1_OF_MOBILEBERT = {
 def tensorflow_1(
   model_type: str, config: encoders.EncoderConfig, *, with_mlm: bool
 ) -> list[Line]:
-  """Returns the table of the first releases: names of variables.
+  """Returns the table of variable names in the first releases.
 
-  Their matrices are not transposed. ELECTRA's encoder has no head of masked
-  language modeling: that is in its generator.
+  Matrices are not transposed. ELECTRA has no head of masked language modeling,
+  because its generator has that head.
   """
   renamed = {
     "albert": {**_TO_TF1_OF_ALBERT, **_TO_TF1},
@@ -340,7 +340,7 @@ def tensorflow_1(
 def keras(
   model_type: str, config: encoders.EncoderConfig, *, with_mlm: bool
 ) -> list[Line]:
-  """Returns the table of Keras' HDF5 files of the BERT of official.legacy."""
+  """Returns the table of HDF5 files of official.legacy's BERT in Keras."""
   del model_type
   lines = weight_tables.parsed(_EMBEDDINGS_OF_KERAS)
   for i in range(config.get().num_layers):
@@ -391,8 +391,8 @@ def hugging_face(
   Args:
     model_type: One of `encoder_config.HUGGING_FACE_TYPES`.
     config: The config of the encoder.
-    with_mlm: Whether to include the head of masked language modeling, which
-      MobileBERT's table lacks: its head there is another computation.
+    with_mlm: Whether to include the head of masked language modeling. The table
+      of MobileBERT lacks it, because Hugging Face computes it differently.
   """
   parsed, sizes = weight_tables.parsed, config.get()
   if model_type == "mobilebert":

@@ -1,4 +1,4 @@
-"""Builds a text embedding: preprocessor, encoder and pooling in one."""
+"""Builds a text embedding from a preprocessor, an encoder and a pooling."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ with epy.lazy_imports():
   from exporters.reusable import model_card
   from exporters.reusable import saving
 
-flags.disclaim_key_flags()  # --help lists them as the program's.
+flags.disclaim_key_flags()  # --help lists the flags as the program's own.
 
 _POOLINGS = {
   "mean": "the mean of the vectors of all tokens, [CLS] and [SEP] included",
@@ -61,7 +61,7 @@ batches = tf.data.Dataset.from_tensor_slices(sentences).batch(32).map(embed)
 vectors, query = tf.concat(list(batches), 0), embed(["What do you look for?"])
 scores, best = tf.math.top_k(tf.matmul(query, vectors, transpose_b=True), k=5)
 """
-# Precedes the search if vectors are not of unit length.
+# Precedes the search example if vectors do not have unit length.
 _TO_UNIT_LENGTH = """\
 vectors, query = (tf.math.l2_normalize(x, -1) for x in (vectors, query))
 """
@@ -103,7 +103,7 @@ def define_flags() -> None:
 
 
 def options_from_flags() -> Options | None:
-  """Returns the options in the flags; None for another --export_type."""
+  """Returns the options in the flags; None for other --export_type."""
   if flags.FLAGS.export_type != "text_embedding":
     return None
   return command_line.from_flags(Options)
@@ -205,7 +205,7 @@ def _pooled(
   if pooling == "cls":
     return features[:, 0]
   weights = tf.cast(mask, features.dtype)[..., tf.newaxis]
-  # The vector of a text without tokens, at a seq_length of 0, is 0.
+  # A text without tokens, as with a seq_length of 0, gets a zero vector.
   return tf.math.divide_no_nan(
     tf.reduce_sum(features * weights, 1), tf.reduce_sum(weights, 1)
   )

@@ -36,7 +36,7 @@ from exporters.reusable import errors
 
 _OPTIONS = copying.Options()
 _AUDIT = "S1"  # The rule that is judged before the load.
-_OF_TRAINING = "R5"  # A rule for all kinds that are trained further.
+_OF_TRAINING = "R5"  # A rule for all kinds that can be trained.
 
 
 def check(
@@ -49,34 +49,34 @@ def check(
   as_json: bool = False,
   html_file: str | None = None,
 ) -> int:
-  """Checks a SavedModel and prints the verdict, and what is broken.
+  """Checks a SavedModel, and prints the verdict and the broken rules.
 
   Args:
     saved_model_dir: The directory of the SavedModel.
     options: How to load it.
-    strict: Whether rules of level should must be kept too.
-    excepted_rules: Names of rules that the SavedModel need not keep.
+    strict: Whether rules of level `should` must be kept too.
+    excepted_rules: Names of rules that the SavedModel may break.
     allow_undecided: Names of rules that need not be decidable.
     as_json: Whether to print JSON instead.
-    html_file: Where to write a page of HTML. None: nowhere.
+    html_file: The HTML page to write. None: do not write a page.
 
   Returns:
-    The exit status: 1 if a rule is broken that must be kept, or the process in
-    the sandbox ended; 2 if only such a rule is not decidable; otherwise 0.
+    The exit status: 1 if a rule that must be kept is broken, or the process in
+    the sandbox ended; otherwise 2 if such a rule is not decidable; otherwise 0.
 
   Raises:
     ExportError: No SavedModel can be loaded, the directory of `html_file` does
-      not exist, or an excepted rule does not exist, is kept or does not apply.
+      not exist, or an excepted rule is unknown, is kept or does not apply.
   """
   _check_html_file(html_file)
   with (
-    # What may take over the process may send anything.
+    # An untrusted model may take over the process and send anything.
     errors.of_input(KeyError, TypeError, about="The sandbox answers: "),
     copying.started(
       "exporters.conformance.judging",
       saved_model_dir,
       options,
-      # Convolutions of oneDNN return a wrong shape for a batch of 0 (R8).
+      # oneDNN convolutions return a wrong shape for an empty batch (R8).
       variables={"TF_ENABLE_ONEDNN_OPTS": "0"},
     ) as (ask, request),
   ):
@@ -97,9 +97,9 @@ def _judged(
   excepted_rules: Collection[str],
   allow_undecided: Collection[str],
 ) -> Iterator[dict[str, Any]]:
-  """Yields the kind, each rule with the finding about it, and what is known.
+  """Yields parts of the report: the kind, each rule's finding, and facts.
 
-  If the process ends, the reason comes last, and no rule is judged from there.
+  If the process in the sandbox ends, the last part is the reason.
   """
   try:
     answer = ask(request)
@@ -145,7 +145,7 @@ def _judged(
 
 
 def _show_progress(name: str) -> None:
-  """Shows which step runs, on a terminal only."""
+  """Shows the current step, on a terminal only."""
   if sys.stderr.isatty():
     print(f"\r\x1b[K{name}", end="", file=sys.stderr, flush=True)
 
@@ -159,7 +159,7 @@ def _report(
   as_json: bool,
   html_file: str | None,
 ) -> int:
-  """Prints and writes what `_judged` yields; returns what `check` returns."""
+  """Prints and writes the parts of the report; returns the exit status."""
   open_verdicts = (findings_lib.FAIL, findings_lib.NOT_DECIDABLE)
   broken, undecided, needless, is_to_train = [], [], [], True
   for found in judged:

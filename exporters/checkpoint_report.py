@@ -24,7 +24,7 @@ from distribution import errors
 from distribution import formats
 from distribution import usage
 
-# Exporters of directories with a config, by the beginning of their type.
+# Exporters for directories with a config, by the beginning of the type.
 _OF_TYPES = {
   "vit": "vit",
   "deit": "deit",
@@ -57,14 +57,14 @@ def main(others: list[str]) -> None:
       if not exporter and type_.lower().startswith(start):
         exporter = name
     if library == "Hugging Face":
-      exporter = exporter or "bert"  # It says why it does not read it.
+      exporter = exporter or "bert"  # Its error names the reason.
     if not exporter:
       raise errors.InputError(
         f"Say whose model {path} is of: --exporter={'|'.join(EXPORTERS)}."
       )
   program = os.path.join(os.path.dirname(__file__), exporter)
   command = [program]
-  if not os.path.exists(program):  # It is not built by Bazel.
+  if not os.path.exists(program):  # Not built by Bazel.
     command = [sys.executable, f"{program}.py"]
   with tempfile.TemporaryDirectory() as directory:
     command += [

@@ -1,4 +1,4 @@
-"""Trains image classifiers, and defines the flags for it."""
+"""Trains image classifiers, and defines the flags of the training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
-# The flags are those of the program that has them defined.
+# --help lists the flags as those of the program that defines them.
 flags.disclaim_key_flags()
 
 
@@ -56,8 +56,8 @@ class Weights:
   The fields are the values of the flags of the same names, except for:
 
   Attributes:
-    training: How to train.
-    distribution: How to distribute the training, and in which precision.
+    training: Hyperparameters of the training.
+    distribution: The strategy and the precision of the training.
   """
 
   checkpoint_path: str | None = None
@@ -73,7 +73,7 @@ class Weights:
 
   @property
   def directories(self) -> list[str | None]:
-    """Where the training writes; None where it does not."""
+    """The directories the training writes to; None for unused ones."""
     return [self.checkpoint_dir, self.backup_dir, self.tensorboard_dir]
 
   @property
@@ -142,15 +142,15 @@ def train(
     image_shape: Height, width and channels of the images.
     how: How to train. In a cluster only the chief returns; the other processes
       exit.
-    about: Options, besides `how`, that must be the same for training to resume.
+    about: Further options that must be unchanged for training to resume.
     overwrite: Whether to replace an existing directory of the checkpoint.
 
   Returns:
-    The first result of `build`, trained, outside of any strategy and in
-    float32; and rows about the training for the model card.
+    The trained first result of `build`, outside of any strategy and in float32;
+    and rows about the training for the model card.
 
   Raises:
-    ExportError: The directory of the checkpoint is taken, the state is that of
+    ExportError: The directory of the checkpoint is taken, the state belongs to
       another run, or the data set or the devices are missing.
   """
   strategy = command_line.strategy(how.distribution)

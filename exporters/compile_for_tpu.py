@@ -73,12 +73,12 @@ def compile_for_tpu(
   Args:
     saved_model_dir: The export.
     libtpu: Path of libtpu.so.
-    topologies: A generation and its chips, such as `v5e:2x2`.
+    topologies: Generations with their chips, such as `v5e:2x2`.
     batch_size: Examples per core; None: the largest power of two that fits.
-    image_size: Height and width of images, where the export leaves them free.
-    seq_length: Sequence length, where the export leaves it free.
+    image_size: Height and width of images, if the export leaves them free.
+    seq_length: Sequence length, if the export leaves it free.
     loading: How to load the export.
-    record: Write the results into the export's `model.json` and card.
+    record: Whether to write the results to the export's `model.json` and card.
 
   Returns:
     Whether the step compiles for all topologies.
@@ -133,7 +133,7 @@ def _lowering(
     "exporters.tpu.lowering",
     saved_model_dir,
     loading,
-    longer=20,  # It traces and lowers a step for each batch size.
+    longer=20,  # A step is traced and lowered for each batch size.
   ) as (ask, request):
 
     def lower(request: Any) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _name(libtpu: str) -> str:
 def _check_compiler(
   lowered: dict[str, Any], libtpu: str, topology: str
 ) -> None:
-  """Compiles a trivial program, to tell a broken compiler from an export."""
+  """Compiles a trivial program, to detect a broken compiler."""
   try:
     pjrt.compile_program(
       base64.b64decode(lowered["program"]),
@@ -173,7 +173,7 @@ def _check_compiler(
 def _compile_step(
   lowered: dict[str, Any], libtpu: str, topology: str, batch_size: int
 ) -> dict[str, Any]:
-  """Compiles a step. Prints and returns the result, as `recording` takes it."""
+  """Compiles a step. Prints and returns the result, as in `recording`."""
   program = base64.b64decode(lowered["program"])
   result = {"topology": topology, "inputs": lowered["shapes"]}
   what = f"{topology}, batch {batch_size}"

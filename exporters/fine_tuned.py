@@ -51,22 +51,22 @@ if TYPE_CHECKING:
   Part = tuple[saving.Source, list[Any]]
 
 _LOADING = copying.Options()
-# Cards have this layer for Keras 3. It may be a link, as in Bazel's runfiles.
+# Cards contain this layer for Keras 3. In Bazel's runfiles it is a link.
 _LAYER = (
   pathlib.Path(__file__)
   .parents[1]
   .joinpath("integration_tests/keras3/reusable_layer.py")
 )
-# The directory in which `use_*` record the original export and the data.
+# The directory where `use_*` record the original export and the data.
 _ORIGIN = "assets.extra/fine_tuned_from"
 
 
 class Description(NamedTuple):
-  """What an export says of itself.
+  """The records in an export.
 
   Attributes:
-    model: Its `model.json`.
-    report: Its verification report, without comparisons. It may be empty.
+    model: The content of `model.json`.
+    report: The verification report, without comparisons. It may be empty.
   """
 
   model: dict[str, Any]
@@ -87,10 +87,10 @@ def export(
   Args:
     options: Where to export and how to verify.
     saved_model_dir: The SavedModel.
-    piece: Which piece to take, as `_pieces` names them; None: the only one.
-    original_dir: The export that the piece was fine-tuned from. None: as the
-      SavedModel says.
-    fine_tuned_on: The data, in words. None: as the SavedModel says.
+    piece: The name of the piece, as in `_pieces`. None: the only piece.
+    original_dir: The export that the piece was fine-tuned from. None: read it
+      from the SavedModel.
+    fine_tuned_on: A description of the data. None: read it from the SavedModel.
     loading: How to load the SavedModel.
 
   Raises:
@@ -156,7 +156,7 @@ def _ask(
   names: dict[str, str],
   loading: copying.Options,
 ) -> None:
-  """Starts the export, in the sandbox, into a working directory."""
+  """Runs the export, in the sandbox, into a working directory."""
   with copying.started(
     "exporters.fine_tuned",
     saved_model_dir,
@@ -177,7 +177,7 @@ def _ask(
 
 
 def serve(requests: Iterator[Any]) -> Iterator[Any]:
-  """Exports in the sandbox, for one request with the arguments of `export`."""
+  """Serves one request, with the arguments of `export`, in the sandbox."""
   request = next(requests)
   saved_model_dir, directory = request["directory"], request["export_dir"]
   subject = subject_lib.requested(request)
@@ -222,7 +222,7 @@ def serve(requests: Iterator[Any]) -> Iterator[Any]:
 
 
 def _piece(saved_model_dir: str, model: Any, name: str | None) -> Any:
-  """Returns the piece with this name of a loaded SavedModel."""
+  """Returns a piece of a loaded SavedModel by name."""
   pieces = _pieces(model)
   if name is not None and name not in pieces:
     problem = f"has no piece {name}"
@@ -246,7 +246,7 @@ def _piece(saved_model_dir: str, model: Any, name: str | None) -> Any:
 
 
 def _pieces(model: Any) -> dict[str, Any]:
-  """Finds the exports in a loaded SavedModel, by their paths in it.
+  """Finds the exports in a loaded SavedModel, by their object paths.
 
   A hub.KerasLayer keeps its SavedModel as `_func`. If there is no such layer,
   the piece is the SavedModel itself, unless Keras saved it.
@@ -282,10 +282,10 @@ def _is_whole(model: Any) -> bool:
 def _parts(
   directory: str, model: Any, profiles: Sequence[str]
 ) -> Iterator[tuple[str, Part]]:
-  """Yields a piece, named "", and its sub-objects, to compare.
+  """Yields a piece, named "", and its sub-objects, for the verification.
 
-  Constants, which take no input, are left out. Freezing profiles have no
-  examples because they share the call of the piece.
+  Constants are left out because they take no input. Freezing profiles have no
+  examples because they share the traces of the piece.
   """
   subject = dataclasses.replace(subject_lib.read(directory), model=model)
   source, examples = _part(subject)
@@ -315,7 +315,7 @@ def _sub_parts(
 
 
 def _part(subject: subject_lib.Subject) -> Part:
-  """Describes a loaded object like a live model, and makes inputs for it."""
+  """Describes a loaded object as a live model, and makes inputs for it."""
   model, steady = subject.model, subject.steady
   is_random = steady is None or bool(steady.keys() - subject.training.keys())
   tunable = [
@@ -344,15 +344,15 @@ def _part(subject: subject_lib.Subject) -> Part:
 def _fine_tuned(
   saved_model_dir: str, original_dir: str | None, data: str | None
 ) -> Description:
-  """Describes what was fine-tuned from another export.
+  """Makes the records of a fine-tuned export from those of the original.
 
   Args:
     saved_model_dir: The SavedModel of the fine-tuned export or model.
     original_dir: The original export. None: as `use_*` recorded it.
-    data: The data it was fine-tuned on. None: as `use_*` recorded it.
+    data: A description of the data. None: as `use_*` recorded it.
 
   Raises:
-    ExportError: A record is missing, and so is the flag that replaces it.
+    ExportError: A record and the flag that replaces it are both missing.
   """
   origin = pathlib.Path(original_dir or f"{saved_model_dir}/{_ORIGIN}")
   note = pathlib.Path(saved_model_dir, _ORIGIN, "data.txt")
@@ -384,7 +384,7 @@ def _fine_tuned(
   }
   with errors.of_input(KeyError, TypeError, about=f"{origin}: model.json: "):
     name = model["name"]
-    for entry in ("verification", "weights_sha256"):  # Of other weights.
+    for entry in ("verification", "weights_sha256"):  # Of the old weights.
       model.pop(entry, None)
     step = {"from": name, "singleprint": singleprint, "data": data}
     model |= {
@@ -401,8 +401,8 @@ def _text(path: pathlib.Path) -> str:
 
 
 def _check_weights(report: dict[str, Any], original: dict[str, Any]) -> None:
-  """Raises an ExportError if the original has the same weights."""
-  weights = report.get("weights_sha256")  # None: it was not verified.
+  """Raises an ExportError if the weights equal those of the original."""
+  weights = report.get("weights_sha256")  # None without verification.
   if weights and weights == original.get("weights_sha256"):
     raise errors.ExportError(
       "All weights are those of the original: nothing was fine-tuned. Train"

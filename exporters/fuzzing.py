@@ -1,4 +1,4 @@
-"""Damaged input for parsers, and what a parser may answer."""
+"""Generates damaged input for parsers, and checks how they fail."""
 
 from collections.abc import Callable, Sequence
 import os
@@ -22,7 +22,7 @@ _PARTS = (
 
 @st.composite
 def damaged(draw: Callable, whole: bytes) -> bytes:
-  """Draws bytes with a few parts cut out, cut off, put in or changed."""
+  """Draws bytes with a few parts removed, inserted or changed."""
   data = bytearray(whole)
   for _ in range(draw(st.integers(1, 3))):
     start = draw(st.integers(0, len(data)))
@@ -36,7 +36,7 @@ def damaged(draw: Callable, whole: bytes) -> bytes:
 
 
 def files(wholes: Sequence[bytes]) -> st.SearchStrategy[bytes]:
-  """Draws the content of a file: anything, or a whole file that is damaged."""
+  """Draws the content of a file: random, or a valid file with damage."""
   return st.one_of(st.binary(max_size=64), *map(damaged, wholes))
 
 
@@ -46,13 +46,13 @@ def fuzz(
   found: Sequence = (),
   max_examples: int = 100,
 ) -> None:
-  """Checks examples of a strategy, the same each time.
+  """Checks examples of a strategy, deterministically.
 
   Args:
-    check: Takes an example; raises if a parser errs.
+    check: Called with an example; raises an error if a parser is wrong.
     strategy: Draws examples.
-    found: Examples with which a parser once erred.
-    max_examples: Number of examples that are drawn.
+    found: Examples that have failed in the past.
+    max_examples: Number of examples to draw.
   """
   configuration.set_hypothesis_home_dir(absltest.TEST_TMPDIR.value)
   for example in found:
@@ -75,12 +75,12 @@ def fuzz(
 def check_answer(
   parse: Callable[[], None], types: Sequence[type[Exception]], named: str
 ) -> None:
-  """Asserts that a parser returns, or raises what becomes one good line.
+  """Asserts that a parser returns, or raises a readable one-line error.
 
   Args:
     parse: Calls the parser.
-    types: The exceptions that its callers take for errors in the input.
-    named: What the line must name.
+    types: The exceptions that callers treat as errors in the input.
+    named: A text that the error must contain.
   """
   try:
     with errors.of_input(*types):

@@ -1,7 +1,7 @@
-"""Image classifiers in Hugging Face directories: configs and names of tensors.
+"""Reads image classifiers from Hugging Face directories.
 
-Of transformers ViT and DeiT, of keras-hub ViT, and of timm the EfficientNets
-whose names begin with `tf_`: they compute the same as Model Garden's.
+It reads ViT and DeiT of transformers, ViT of keras-hub, and `tf_efficientnet_*`
+of timm, because Model Garden's models compute the same.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _Line = weight_tables.Line
 _DENSE = (weight_tables.TRANSPOSE,)
 _HEADS = (weight_tables.TRANSPOSE, 1)  # [out, in] to [in, heads, size].
 
-# Why directories of a type cannot be exported, by the beginning of the type.
+# Why some types cannot be exported, by the beginning of the type.
 _REFUSED = {
   "resnet": "whose convolutions with strides pad both sides alike, as those of"
   " torch; Model Garden's pad as TensorFlow does",
   "mobilenet_v2": "whose classifier has another head than Model Garden's",
-  # Measured with random weights, by padding keras-hub's layers as TensorFlow.
+  # Measured with random weights: keras-hub's layers with TensorFlow's padding.
   "EfficientNet": "whose convolutions with strides pad both sides alike; padded"
   " as Model Garden's, the features of a B0 differ by 0.11 of 0.83. timm's"
   " tf_efficientnet_* can be exported",
@@ -60,7 +60,7 @@ _NUMBERS = {
   "attention_probs_dropout_prob": (int, float),
 }
 
-# Of transformers, behind `vit.` or `deit.` where there is a head.
+# Names in transformers. In models with a head, `vit.` or `deit.` precedes them.
 _EMBEDDINGS = [
   _Line("class_token/cls", "embeddings.cls_token"),
   _Line("distillation_token/cls", "embeddings.distillation_token"),
@@ -120,7 +120,7 @@ _VIT_LEFT_OUT = {
   "decoder.*": "head",
 }
 
-# Of keras-hub: keys of configs, and layers of a block.
+# keras-hub: keys of configs, and layers of a block.
 _OF_KERAS_HUB = {
   "hidden_dim": "hidden_size",
   "mlp_dim": "intermediate_size",
@@ -145,7 +145,7 @@ _BLOCK_OF_KERAS_HUB = {
   "output/{kernel}": "mlp/dense_2",
 }
 
-# Of timm. The first stage of blocks has no expansion.
+# timm: the blocks of the first stage have no expansion.
 _NORM = {
   "gamma": "weight",
   "beta": "bias",
@@ -170,13 +170,13 @@ class Source(NamedTuple):
   """A classifier in a Hugging Face directory.
 
   Attributes:
-    setup: Builds it.
-    has_head: Whether it has logits.
-    classes: Names of the classes, if it has any.
-    tensors: The tensors.
-    lines: Table of names.
-    left_out: What other tensors are, by patterns.
-    is_numbered: Whether `lines` has names as `keras_files.numbered` has them.
+    setup: Builds the classifier.
+    has_head: Whether the weights include the head.
+    classes: Names of the classes, if known.
+    tensors: The tensors, by name.
+    lines: The table that maps variables to tensors.
+    left_out: Descriptions of the tensors to ignore, by pattern.
+    is_numbered: Whether `lines` has names of `keras_files.numbered`.
   """
 
   setup: image_classification.Setup
@@ -194,17 +194,17 @@ def read(
   overrides: Sequence[str],
   normalization: str | None,
 ) -> Source:
-  """Reads the configs in a directory, and prints what it took from where.
+  """Reads a directory, and prints which file determines the normalization.
 
   Args:
-    architecture: That of the exporter.
+    architecture: The architecture of the exporter.
     directory: The directory.
-    overrides: What to change in the configuration, as `configure` takes it.
-    normalization: What the user says of it, or None.
+    overrides: Overrides of the configuration, as in `configure`.
+    normalization: The normalization that the user requests, or None.
 
   Raises:
-    ExportError: The classifier in it cannot be computed as it was, or another
-      exporter is for it; or a file is missing or wrong.
+    ExportError: Model Garden cannot compute the classifier, another program
+      exports it, or a file is missing or malformed.
   """
   library, type_ = formats.described(directory)
   config = formats.read_json(os.path.join(directory, _CONFIG))
@@ -237,7 +237,7 @@ def configured(
   model: Mapping[str, Any],
   overrides: Sequence[str],
 ) -> image_classification.Setup:
-  """Sets up an experiment that has the values of a source."""
+  """Sets up an experiment with the configuration of a source."""
   name = f"{architecture.name} of {os.path.basename(directory)}"
   with errors.of_input(ValueError):
     return image_classification.configure(
@@ -299,7 +299,7 @@ def _vit(
   normalization: str | image_classification.Normalization,
   pooled: int = 1,
 ) -> image_classification.Setup:
-  """Sets up a vision transformer by a config with the keys of transformers."""
+  """Sets up a vision transformer from a config with transformers' keys."""
   type_ = config["model_type"]
   experiment = image_classification.Experiment(
     base=architecture.experiment,
@@ -418,7 +418,7 @@ def _converted(where: str) -> image_classification.Normalization:
 
 
 def _check_vit(where: str, config: Mapping[str, Any]) -> None:
-  """Refuses what Model Garden's layers do not compute."""
+  """Raises an ExportError for a ViT that Model Garden cannot compute."""
   for name, types in _NUMBERS.items():
     if type(config.get(name)) not in types or not config[name] >= 0:
       raise errors.ExportError(
@@ -438,7 +438,7 @@ def _check_vit(where: str, config: Mapping[str, Any]) -> None:
 
 
 def _sizes(config: Mapping[str, Any], has_pooler: bool) -> dict[str, Any]:
-  """Returns Model Garden's config of the sizes."""
+  """Returns Model Garden's config for the sizes of a ViT."""
   size = config["hidden_size"]
   backbone = {
     "hidden_size": size,
@@ -468,10 +468,10 @@ def _title(config: Mapping[str, Any]) -> str:
 def _with_one_head(
   tensors: dict[str, weight_tables.Tensor], where: str
 ) -> tuple[dict[str, weight_tables.Tensor], int]:
-  """Makes the two heads of a distilled DeiT one that computes their mean.
+  """Merges the two heads of a distilled DeiT into one that returns the mean.
 
   Returns:
-    The tensors; and how many tokens the head takes, side by side.
+    The tensors, and the number of tokens that the head concatenates.
   """
   heads = ("cls_classifier", "distillation_classifier")
   tensors = dict(tensors)
@@ -592,14 +592,14 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _classes(config: Mapping[str, Any], count: int) -> list[str]:
-  """Returns the names of the classes, unless they are only numbered."""
+  """Returns the names of the classes; [] for numbered placeholders."""
   names = config.get("id2label") or {}
   found = [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
   return [] if all(n == f"LABEL_{i}" for i, n in enumerate(found)) else found
 
 
 def _images(directory: str, normalization: str | None) -> str | tuple[Any, Any]:
-  """Returns the normalization, which the user or the preprocessor says."""
+  """Returns the normalization: the user's, or the preprocessor config's."""
   where = f"{directory}/{_PREPROCESSOR}"
   if normalization:
     return normalization

@@ -1,9 +1,8 @@
 """Exports pieces of an image classifier: its feature vectors, and its logits.
 
-The exporters of single architectures, such as `exporters/resnet.py`, are this
+The exporters of single architectures, such as `exporters/resnet.py`, run this
 program with their `Architecture`. It builds the whole classifier as
-`official.vision` trains it, restores or trains it, and cuts the pieces out of
-it.
+`official.vision` does, restores or trains it, and exports pieces of it.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ with epy.lazy_imports():
   from exporters.reusable import weight_tables
   from exporters.reusable import xla
 
-# The flags are those of the program that has them defined.
+# --help lists the flags as those of the program that defines them.
 flags.disclaim_key_flags()
 
 # Packages of Model Garden whose __init__ imports more than a classifier needs,
@@ -53,7 +52,7 @@ _WITHOUT_INIT = (
 
 _STOCHASTIC_DEPTH = "official.vision.modeling.layers.nn_layers.StochasticDepth"
 
-# Parts of a trainer's checkpoint that are not the classifier.
+# Parts of a trainer's checkpoint that do not belong to the classifier.
 _LEFT_OUT = (
   "backbone",
   "global_step",
@@ -62,7 +61,7 @@ _LEFT_OUT = (
   "keras_api",
 )
 
-# The same for those of TensorFlow 1, by patterns.
+# The same for checkpoints of TensorFlow 1, by pattern.
 _AVERAGE = "/ExponentialMovingAverage"
 _LEFT_OUT_OF_TF1 = {
   f"*{_AVERAGE}": "averages",
@@ -77,7 +76,7 @@ _LEFT_OUT_OF_TF1 = {
   "training/*": "optimizer",
 }
 
-# Values of --export_type, and the classifier's name of that output.
+# Maps values of --export_type to names of the classifier's outputs.
 _OUTPUTS = {"feature_vector": "feature_vector", "classification": "logits"}
 
 _SQUARE = "other square ones whose height is a multiple of 32"
@@ -107,7 +106,7 @@ model.compile(
 model.fit(images, labels, epochs=5)
 """
 
-# What stands for MODEL and LABELS there.
+# Replacements for MODEL and LABELS in the example.
 _FEATURE_VECTOR_EXAMPLE = """inputs = tf_keras.Input(images.shape[1:])
 features = hub.KerasLayer(
     "path/to/NAME",
@@ -127,7 +126,7 @@ _MODELS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-  """Which classifier to build, and what to cut out of it.
+  """The classifier to build, and the pieces to export.
 
   The fields are the values of the flags of the same names, except for:
 
@@ -162,10 +161,10 @@ def export(
   """Exports pieces of a classifier.
 
   Args:
-    config: Which classifier to build, and what to cut out of it.
+    config: The classifier to build, and the pieces to export.
     weights: The source of the weights: a checkpoint of the classifier in any
-      structure that Model Garden writes, weights of Keras in its own format or
-      in HDF5, or training. A feature vector needs only those of the backbone.
+      structure of Model Garden, weights in Keras' own format or in HDF5, or
+      training. A feature vector needs only the weights of the backbone.
     options: Where to export and how to verify.
 
   Raises:
@@ -196,7 +195,7 @@ def export(
 def _cut(
   config: Config, setup: image_classification.Setup, model: tf_keras.Model
 ) -> dict[str, tf_keras.Model]:
-  """Cuts the pieces to export out of the classifier, by their kind."""
+  """Returns the pieces of the classifier to export, by kind."""
   with errors.of_input(ValueError):
     return {
       kind: image_classification.cut(
@@ -218,7 +217,7 @@ def _trained(
     setup.data.num_classes = num_classes
     with errors.of_input(ValueError):
       model = image_classification.build(setup)
-    # Both raise their errors before training starts.
+    # Raise any errors before training starts.
     pieces = _cut(config, setup, model)
     exporting.check_profiles(options, *pieces.values())
     trained = image_classification.cut(
@@ -255,14 +254,14 @@ def restored(
 ) -> tuple[
   image_classification.Setup, dict[str, tf_keras.Model], dict[str, str]
 ]:
-  """Restores the pieces of a classifier from any source of weights.
+  """Restores the pieces of a classifier from its source of weights.
 
   Returns:
     The configuration, the pieces by kind, and rows about the weights for the
     card.
 
   Raises:
-    ExportError: The source does not match, or needs another configuration.
+    ExportError: The source does not match the configuration.
   """
   path = weights.checkpoint_path
   source = None
@@ -305,7 +304,7 @@ def _restore(
   pieces: Mapping[str, tf_keras.Model],
   weights: str | None,
 ) -> None:
-  """Restores a classifier; variables that no piece uses may be missing."""
+  """Restores a classifier; ignores missing variables that no piece uses."""
   backbone = getattr(model, "backbone", None)
   refs = {w.ref() for piece in pieces.values() for w in piece.weights}
   used = [v for v in model.variables if v.ref() in refs]
@@ -351,7 +350,7 @@ def _restore(
 def _numbered(
   model: tf_keras.Model, variables: Sequence[tf.Variable]
 ) -> dict[str, tf.Variable]:
-  """Returns the variables of a model by names numbered within the model."""
+  """Returns the variables by names with numbers counted per model."""
   names = keras_files.numbered([v.name for v in model.variables])
   return {names[v.name]: v for v in variables}
 
@@ -363,7 +362,7 @@ def _restore_by_name(
   named: Mapping[str, tf.Variable],
   left_out: Mapping[str, str],
 ) -> None:
-  """Restores variables, and ignores the other tensors of the table."""
+  """Restores variables; ignores tensors of other variables in the table."""
   others = {line.theirs for line in lines if line.ours not in named}
   left_out = {**left_out, **dict.fromkeys(others, "not exported")}
   weight_tables.restore(path, tensors, lines, named, left_out=left_out)
@@ -377,7 +376,7 @@ def _restore_tf1(
   named: Mapping[str, tf.Variable],
   weights: str | None,
 ) -> None:
-  """Restores the ResNet of `official` from a checkpoint of TensorFlow 1."""
+  """Restores a ResNet from a TensorFlow 1 checkpoint of `official`."""
   if any(name.startswith("resnet_model/") for name in tensors):
     raise errors.ExportError(
       f"{path} is a TensorFlow 1 checkpoint of official/r1/resnet, whose"
@@ -400,7 +399,7 @@ def _restore_tf1(
   lines = []
   for name, variable in weight_tables.by_name(model.variables).items():
     average = name + _AVERAGE
-    # The moving averages of batch normalization have no averages.
+    # Moving averages of batch normalization are not averaged again.
     if weights == "average" and (variable.trainable or average in tensors):
       lines.append(weight_tables.Line(name, average))
     else:
@@ -491,7 +490,7 @@ def _card(
 def _endpoints(
   endpoints: Sequence[str], piece: exporting.Piece
 ) -> dict[str, str]:
-  """Describes each endpoint by the number of pixels of one cell."""
+  """Describes each endpoint by the size of its cells in pixels."""
   if not endpoints:
     return {}
   size = 128

@@ -1,8 +1,8 @@
-"""Weights of tf_keras.applications in HDF5, for the same models here.
+"""Reads HDF5 weights of tf_keras.applications for Model Garden's models.
 
 MobileNetV2 and the EfficientNets compute the same as Model Garden's for images
-whose sides are multiples of 32. For others Keras pads by the size that its
-model was built for.
+whose sides are multiples of 32. For other sizes, padding in Keras depends on
+the image size that the model was built for.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from models.vision import image_classification
 _Line = weight_tables.Line
 _NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 
-# By a name in the file: the model in words, and its exporter; or why none.
+# By a name in the file: a description of the model, and its exporter or None.
 _MODELS = {
   "block1a_dwconv/depthwise_kernel": ("an EfficientNet", "efficientnet"),
   "expanded_conv_depthwise/depthwise_kernel": ("MobileNetV2", "mobilenet"),
@@ -39,7 +39,7 @@ _MODELS = {
     None,
   ),
 }
-# By the channels of the last convolution and the number of blocks.
+# By channels of the last convolution and number of blocks: variant, image size.
 _EFFICIENTNETS = {
   (1280, 16): ("b0", 224),
   (1280, 23): ("b1", 240),
@@ -50,7 +50,7 @@ _EFFICIENTNETS = {
   (2304, 45): ("b6", 528),
   (2560, 55): ("b7", 600),
 }
-_DEVIATIONS = (0.229, 0.224, 0.225)  # Of ImageNet's channels.
+_DEVIATIONS = (0.229, 0.224, 0.225)  # ImageNet's channels.
 
 
 def read(
@@ -58,11 +58,11 @@ def read(
   path: str,
   overrides: Sequence[str],
 ) -> hugging_face_images.Source | None:
-  """Reads a file of HDF5, if it is of a model of tf_keras.applications.
+  """Reads an HDF5 file if it has weights of tf_keras.applications.
 
   Raises:
-    ExportError: The model is not computed in the same way here, or another
-      exporter is for it.
+    ExportError: Model Garden's model computes something else, or another
+      program exports the model.
   """
   tensors = keras_files.by_weight(path)
   if tensors is None:
@@ -109,7 +109,7 @@ def read(
 
 
 def _size(path: str, tensors: Mapping[str, Any]) -> tuple[str, int]:
-  """Returns the variant of an EfficientNet, and the size of its images."""
+  """Returns the variant of an EfficientNet and its image size."""
   top = tensors.get("top_conv/kernel")
   blocks = sum(name.endswith("_project_conv/kernel") for name in tensors)
   found = _EFFICIENTNETS.get((top.shape[-1] if top else None, blocks))
@@ -123,9 +123,9 @@ def _size(path: str, tensors: Mapping[str, Any]) -> tuple[str, int]:
 def _normalization(
   path: str, tensors: Mapping[str, weight_tables.Tensor]
 ) -> image_classification.Normalization:
-  """Returns what the first layers of an EfficientNet do to images.
+  """Returns the normalization of images in an EfficientNet's first layers.
 
-  A model made with the weights of ImageNet multiplies once more.
+  Models created with the weights of ImageNet have one more multiplication.
   """
   with errors.of_input(LookupError, about=f"{path} has no "):
     mean, variance = (
@@ -139,7 +139,7 @@ def _normalization(
 
 
 def _mobilenet_lines(names: Sequence[str]) -> list[weight_tables.Line]:
-  """Returns the table for MobileNetV2, by numbered names of variables."""
+  """Returns the table for MobileNetV2, with numbered variable names."""
   lines = [
     _Line("dense/kernel", "predictions/kernel"),
     _Line("dense/bias", "predictions/bias"),

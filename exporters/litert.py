@@ -40,8 +40,8 @@ with epy.lazy_imports():
   import numpy as np
 
 _LOADING = copying.Options()
-# The largest relative error of an output: the root mean square of the
-# differences, divided by that of the values. It grows with a model's depth.
+# Maximum relative error of an output: the root mean square of the differences,
+# divided by that of the values. The error grows with a model's depth.
 _TOLERANCES = {
   "none": 1e-4,
   "float16": 0.05,
@@ -49,7 +49,7 @@ _TOLERANCES = {
   "int8": 0.2,
 }
 _TRAINING_TOLERANCE = 1e-3  # After some steps.
-_READ = 108  # Numbers of examples for calibration and for the comparison.
+_READ = 108  # Number of examples, for calibration and for the comparison.
 
 
 class Sizes(NamedTuple):
@@ -61,10 +61,10 @@ class Sizes(NamedTuple):
 
 
 class Training(NamedTuple):
-  """What is trained on the device.
+  """Options of a model that is trained on the device.
 
   Attributes:
-    trainable: `head` or `all`.
+    trainable: The part to train: `head` or `all`.
     classes: Number of classes of the new head.
   """
 
@@ -92,15 +92,15 @@ def convert(
 
   Args:
     saved_model_dir: The SavedModel.
-    output_file: The LiteRT model to write, which appears when complete.
+    output_file: The LiteRT model to write. It appears only when complete.
     overwrite: Whether to replace `output_file`.
     quantization: A key of `_TOLERANCES`.
     compared: Whether to try all quantizations, for the table.
     signature: The signature to convert.
-    sizes: Its batch size, and its image size or sequence length where free.
+    sizes: The batch size, and the image size or sequence length where free.
     calibration_data: A data set of images, as `images.load` takes it. None:
       random numbers.
-    training: What to train on the device. None: the model is for inference.
+    training: Options for training on the device. None: only inference.
     loading: How to load the SavedModel.
 
   Raises:
@@ -168,7 +168,7 @@ def _converting(
 
 
 def _patient(loading: copying.Options) -> copying.Options:
-  """Returns limits that are wide enough to convert large models."""
+  """Returns limits that allow the conversion of large models."""
   return dataclasses.replace(
     loading, seconds=loading.seconds or 36_000, gib=loading.gib or 64
   )
@@ -207,7 +207,7 @@ def _run(
   limits = sandbox.limits(0, _patient(loading).seconds, _patient(loading).gib)
   results = {}
   for kind in kinds:
-    # LiteRT may crash on a model that it cannot run.
+    # LiteRT may crash on models that it cannot run.
     with sandbox.started(
       "exporters.phones.running",
       limits,
@@ -270,7 +270,7 @@ def _check(
 
 
 def _publish(path: str, output_file: str, overwrite: bool) -> None:
-  """Copies a file out of the sandbox; the copy appears when complete."""
+  """Copies a file out of the sandbox atomically."""
   # The process in the sandbox could have created a link.
   with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as f:
     if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):

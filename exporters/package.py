@@ -47,18 +47,18 @@ def package(
 
   Args:
     saved_model_dir: The directory of the SavedModel.
-    output_dir: The directory that the package appears at.
-    card_file: What the publisher says of the model, in YAML.
-    fine_tuning_record: What --training_record of a use_* program wrote, for the
-      card. None: the card has no curve of a fine-tuning.
+    output_dir: The directory to write the package to.
+    card_file: The publisher's description of the model, in YAML.
+    fine_tuning_record: The --training_record of a use_* program. None: the card
+      has no curve of the fine-tuning.
     signing_key: The private key to sign with, in PEM.
     sigstore_token_file: An identity token to sign with Sigstore, without a key.
     source_revision: The commit that the exporter was built from, if known.
-    overwrite: Whether to replace a package.
+    overwrite: Whether to replace an existing package.
 
   Raises:
-    ExportError: A directory, the card or the key is wrong, or the exporter
-      verified other bytes than these.
+    ExportError: A directory, the card or the key is invalid, or the files have
+      changed since the exporter verified them.
   """
   publishing.check_apart(output_dir, saved_model_dir)
   signer = signing.signer(signing_key, sigstore_token_file)

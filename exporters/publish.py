@@ -1,6 +1,6 @@
 r"""Publishes a package of //exporters:package.
 
-It verifies the package first, and publishes the bytes that it has verified:
+It verifies the package first, and publishes the verified bytes:
 
   bazel run //exporters:publish -- --package=DIR --to=file:///PATH
   bazel run //exporters:publish -- \
@@ -8,8 +8,8 @@ It verifies the package first, and publishes the bytes that it has verified:
   bazel run //exporters:publish -- \
     --package=DIR --to=gs://BUCKET/PATH --dry_run
 
-A directory and a bucket get the archive, Hugging Face and Kaggle the files in
-it.
+Directories and buckets get the archive. Hugging Face and Kaggle get the files
+in it.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def publish(
 
   Args:
     package: The directory of the package.
-    to: Where to publish it.
+    to: The URL to publish to.
     public_key: The key that must have signed it. None: no signature is needed.
-    dry_run: Whether to show only what would go where.
+    dry_run: Whether to print the files and their destination only.
     overwrite: Whether to replace a package there.
     audit: Whether to look for ops that models do not need.
 
   Raises:
-    ExportError: The package is wrong, has no license or was not verified by its
-      exporter; or the place is in the way.
+    ExportError: The package is invalid, has no license or was not verified by
+      its exporter, or the destination has other files.
   """
   kind, place = places.parse(to)
   with tempfile.TemporaryDirectory() as directory:
@@ -68,8 +68,8 @@ def publish(
         f"{package} has no license. Package it with --card_file."
       )
     if places.takes_archive(kind):
-      # From the files that were checked, not from the archive, which may have
-      # changed since then. The bytes follow from the files.
+      # Pack the checked files instead of copying the archive, which may have
+      # changed since the check. The same files yield the same bytes.
       packed = os.path.join(directory, "packed")
       os.mkdir(packed)
       with open(os.path.join(packed, documents.ARCHIVE), "wb") as f:

@@ -1,6 +1,6 @@
-r"""Makes the model of a package again, and compares the bytes.
+r"""Rebuilds the model of a package, and compares the bytes.
 
-It runs the exporter that the provenance names, with the flags in it:
+It runs the exporter in the package's provenance with the recorded flags:
 
   bazel run //exporters:rebuild -- --package=DIR --public_key=KEY.pub
   bazel run //exporters:rebuild -- --package=DIR \
@@ -8,8 +8,8 @@ It runs the exporter that the provenance names, with the flags in it:
   bazel run //exporters:rebuild -- --package=DIR \
     --input=vocab_file=vocab.txt --input=checkpoint_path=CHECKPOINT
 
-The program runs what the package says, so verify packages of others with their
-key.
+The package decides which exporter runs and with which flags. Pass --public_key
+for packages of others.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from exporters.reusable import errors
 from exporters.reusable import exporting
 
 _ROOT = pathlib.Path(__file__).parents[1]
-# Flags of inputs, whose names are in the provenance, but not their places.
+# Suffixes of flags for inputs. The provenance has their names without folders.
 _INPUTS = ("_dir", "_file", "_path")
 
 
 def rebuild(
   package: str, *, inputs: Iterable[str] = (), public_key: str | None = None
 ) -> None:
-  """Makes the model of a package again, and compares the bytes.
+  """Rebuilds the model of a package, and compares the bytes.
 
   Args:
     package: The directory of the package.
@@ -53,8 +53,8 @@ def rebuild(
       signed.
 
   Raises:
-    ExportError: The package is wrong or has no provenance, its packages of
-      Python are others, a file is missing, or the bytes differ.
+    ExportError: The package is invalid or has no provenance, the versions of
+      Python packages differ, a file is missing, or the bytes differ.
   """
   with tempfile.TemporaryDirectory() as directory:
     model, again = f"{directory}/model", f"{directory}/again"
@@ -84,7 +84,7 @@ def rebuild(
 
 
 def _check_lock(build: Mapping[str, Any]) -> None:
-  """Checks that the Python packages are those of the provenance."""
+  """Checks that the Python packages match the provenance."""
   here = exporting.lock_sha256()
   for dependency in build["resolvedDependencies"]:
     there = dependency.get("digest", {}).get("sha256")
@@ -118,13 +118,13 @@ def _command(parameters: Mapping[str, Any], inputs: Iterable[str]) -> list[str]:
         f"The exporter has read {text}. Say where it is: --input={name}=PATH."
       )
     elif value is not None and text != defaults[name]:
-      # Some flags are refused where they have no effect.
+      # Some flags raise an error if they have no effect.
       command.append(f"--{name}={text}")
   return command
 
 
 def _defaults(program: str) -> dict[str, str]:
-  """Returns the flags of a program and the texts of their defaults."""
+  """Returns the defaults of a program's flags, as texts."""
   described = _run([program, "--helpxml"], {}, capture_output=True).stdout
   return {
     flag.findtext("name"): (flag.findtext("default") or "").replace("[]", "")
@@ -133,7 +133,7 @@ def _defaults(program: str) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-  """Returns the value of a flag as a text."""
+  """Formats the value of a flag."""
   if isinstance(value, bool):
     return str(value).lower()
   if isinstance(value, list):
@@ -151,7 +151,7 @@ def _run(
 
 
 def _saved_models(directory: str) -> Iterator[str]:
-  """Yields the directories of the SavedModels that an exporter has written."""
+  """Yields the directories of the SavedModels below a directory."""
   for folder, _, names in os.walk(directory):
     if "saved_model.pb" in names:
       yield folder
@@ -177,7 +177,7 @@ def _differences(first: str, second: str) -> Iterator[str]:
 
 
 def _difference(name: str, old: bytes, new: bytes) -> str:
-  """Returns where two contents of a file differ first."""
+  """Describes the first difference between two contents of a file."""
   if name.endswith((".json", ".md", ".txt")):
     lines = zip(old.splitlines(), new.splitlines(), strict=False)
     for number, (before, after) in enumerate(lines, 1):

@@ -1,4 +1,4 @@
-r"""Exports an embedding of texts or words by word vectors.
+r"""Exports an embedding of texts or words with word vectors.
 
 It reads vectors of word2vec, GloVe or fastText, or trains them first:
 
@@ -131,9 +131,9 @@ def export(
   Args:
     options: Where to export and how to verify.
     export_type: One of `_EXPORT_TYPES`.
-    vectors: Where the word vectors come from.
+    vectors: The source of the word vectors.
     do_lower_case: Whether to lowercase text; None: if no word has capitals.
-    separators: Regular expression of what separates words.
+    separators: Regular expression of separators of words.
     num_oov_buckets: Number of vectors that unknown words share.
     trainable: Whether consumers may train the vectors.
 
@@ -178,7 +178,7 @@ def export(
 def _vectors(
   vectors: Vectors, splitter: text_embedding.Splitter, scratch: str
 ) -> tuple[dict[str, str], word_vectors.WordVectors]:
-  """Reads or trains word vectors; returns rows for the card, and vectors."""
+  """Reads or trains word vectors; returns rows for the card and vectors."""
   if path := vectors.word_vectors_file:
     with (
       errors.of_input(OSError, ValueError, about=f"{path}: "),
@@ -259,7 +259,7 @@ def _piece(
 
 
 def _some_words(vocab_file: str) -> list[str]:
-  """Returns words to verify an export with: known, unknown and empty ones."""
+  """Returns words for the verification: known, unknown and empty ones."""
   with open(vocab_file, encoding="utf-8", newline="\n") as f:
     known = [line.rstrip("\n") for line in itertools.islice(f, 8)]
   return [*known, "", "…", "?unknown"]

@@ -316,7 +316,7 @@ def _callbacks(
   corpus: documents.Corpus,
   strategy: tf.distribute.Strategy,
 ) -> list[tf_keras.callbacks.Callback]:
-  """Makes the callbacks that record the training and keep its state."""
+  """Makes the callbacks that record the training and save its state."""
   recording = training_records.callbacks(weights.tensorboard_dir, strategy)
   if not weights.backup_dir:
     return recording
@@ -335,7 +335,7 @@ def _callbacks(
 def _language_model(
   model: tf_keras.Model, provenance: dict[str, str]
 ) -> tuple[exporting.Piece, model_card.Card]:
-  """Makes the language model, with its sub-objects."""
+  """Describes the SavedModel of the language model and its card."""
   sizes = text_rnn.state_sizes(model)
   piece = exporting.Piece(
     source=saving.source(
@@ -378,7 +378,7 @@ def _language_model(
 
 
 def _functions_of_texts(model: tf_keras.Model) -> dict[str, exporting.Piece]:
-  """Makes the sub-objects that take or return strings."""
+  """Describes the sub-objects that take or return strings."""
   strings = tf.TensorSpec([None], tf.string, "texts")
   texts = tf.constant(_PROMPTS)
   tokens = text_rnn.tokenize(texts)
@@ -452,10 +452,10 @@ def _step_piece(
   sizes: Sequence[int],
   **kwargs: Any,
 ) -> exporting.Piece:
-  """Traces one step from `[input, *states]` to `[output, *states]`.
+  """Describes a step from `[input, *states]` to `[output, *states]`.
 
   Args:
-    step: Takes an input and states; returns an output and states.
+    step: Maps an input and states to an output and states.
     layer: The model or the cell that `step` calls.
     spec: The input of the step.
     sizes: The size of each state.
@@ -466,7 +466,7 @@ def _step_piece(
     output, states = step(x, states)
     return [output, *states]
 
-  # Its gradient takes constants out of the forward pass; see `xla`.
+  # The gradient needs constants of the forward pass; see `xla`.
   computed = xla.step_computed_again(layer, flat)
 
   def call(inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:
@@ -493,7 +493,7 @@ def _step_piece(
 
 
 def _state_names(sizes: Sequence[int]) -> list[str]:
-  """Returns a name for each state, in sorted order, as signatures need."""
+  """Returns a name for each state, in sorted order for signatures."""
   digits = len(str(len(sizes) - 1))
   return [f"state_{i:0{digits}}" for i in range(len(sizes))]
 

@@ -1,4 +1,4 @@
-r"""Exports a `tf.Module`: a model of your own that is no Keras model.
+r"""Exports a `tf.Module`: a model of your own that is not a Keras model.
 
 To export your own module, copy this file. It has two examples:
 
@@ -8,7 +8,7 @@ To export your own module, copy this file. It has two examples:
   bazel run //exporters:tf_module -- --module=real_nvp \
     --checkpoint_path=CHECKPOINT --num_features=2 --export_dir=DIR
 
-`product` is the smallest one, with a variable and a regularization loss.
+`product` is the smallest example: a variable and a regularization loss.
 `real_nvp` is a normalizing flow with hyperparameters, and with sub-objects that
 share its variables.
 """
@@ -110,11 +110,11 @@ def export(
   flow: Flow | None = None,
   weights: Weights | None = None,
 ) -> None:
-  """Exports a RealNVP, or a product if there is no RealNVP to export.
+  """Exports a RealNVP, or the example `product`.
 
   Args:
     options: Where to export and how to verify.
-    flow: The RealNVP, or None.
+    flow: The arguments of the RealNVP. None: export the product.
     weights: The source of its weights: training, or a checkpoint of
       `tf.train.Checkpoint(module=models.density.real_nvp.RealNVP(…))`.
 
@@ -172,7 +172,7 @@ def _real_nvp(
   examples = [
     tf.random.stateless_normal([n, flow.num_features], [n, 0]) for n in (3, 1)
   ]
-  # Unlike a module, a function has no list of its variables.
+  # A function, unlike a module, does not list its variables.
   of_module = {
     "variables": module.variables,
     "regularization_losses": module.regularization_losses,

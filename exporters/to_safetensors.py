@@ -1,6 +1,6 @@
 r"""Writes the Hugging Face directory of an exported text encoder.
 
-It takes encoders and text embeddings of //exporters:bert:
+It converts encoders and text embeddings of //exporters:bert:
 
   bazel run //exporters:safetensors -- \
     --saved_model_dir=DIR/encoder --output_dir=OUT
@@ -10,8 +10,8 @@ It takes encoders and text embeddings of //exporters:bert:
     --saved_model_dir=DIR/encoder --output_dir=OUT --trust
 
 OUT gets config.json, model.safetensors and the files of the tokenizer, for
-`transformers.AutoModel.from_pretrained`. The types of encoders are those that
-//exporters:bert also reads.
+`transformers.AutoModel.from_pretrained`. It supports the types of encoders that
+//exporters:bert reads.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ def write(saved_model_dir: str, output_dir: str, max_shard_size: int) -> None:
 
   Args:
     saved_model_dir: An export of //exporters:bert with an encoder.
-    output_dir: The directory to write; it must not exist, or be empty.
-    max_shard_size: The most bytes of weights in one file.
+    output_dir: The directory to write. It must be empty or not exist.
+    max_shard_size: Maximum bytes of weights per file.
 
   Raises:
-    ExportError: The export has no such encoder, or `output_dir` is in the way.
+    ExportError: The export has no such encoder, or `output_dir` has files.
   """
   assets = os.path.join(saved_model_dir, "assets")
   config = formats.read_json(os.path.join(assets, "config.json"))
@@ -89,7 +89,7 @@ def write(saved_model_dir: str, output_dir: str, max_shard_size: int) -> None:
       f"{saved_model_dir} is no {model_type} of Hugging Face: {lost[0]} is not"
       " in both."
     )
-  # A model with a head has the encoder as an attribute of this name.
+  # In models with a head, this attribute is the encoder.
   prefix = f"{model_type}." if with_mlm else ""
   lines = [
     line
@@ -123,7 +123,7 @@ def _write_json(directory: str, name: str, values: Mapping[str, Any]) -> None:
 
 
 def _write_tokenizer(assets: str, directory: str, lower_case: bool) -> None:
-  """Writes the vocabulary under the name that transformers looks for."""
+  """Writes the vocabulary with the file names of transformers."""
   (name,) = [name for name in os.listdir(assets) if name != "config.json"]
   is_sentencepiece = not name.endswith(".txt")
   target = "spiece.model" if is_sentencepiece else "vocab.txt"
@@ -152,7 +152,7 @@ def define_flags() -> None:
 
 
 def main() -> None:
-  """Writes what the flags say."""
+  """Writes the directory that the flags name."""
   write(
     command_line.model_path("saved_model_dir"),
     command_line.model_path("output_dir"),

@@ -7,8 +7,8 @@ It compares files and documents, checks the signature, and audits the ops:
   bazel run //exporters:verify -- \
     --package=DIR --public_key=KEY.pub --unpack_dir=MODEL
 
-The manifest says which files there must be, and the model what the documents
-must say. The package has either the archive or, as on Hugging Face, the files
+The manifest lists the required files. The documents must match the model. The
+package has either the archive or, as on Hugging Face, the files of the model
 themselves.
 """
 

@@ -108,7 +108,7 @@ class _Endpoint:
 def serves(subject: Subject) -> findings.Finding:
   """`serve` computes from each input alone, and its variables are listed.
 
-  keras.layers.TFSMLayer calls this endpoint.
+  keras.layers.TFSMLayer calls it.
   """
   endpoint = _Endpoint(subject.model)
   if missing := of_training.unlisted(endpoint):

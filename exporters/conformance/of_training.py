@@ -529,7 +529,7 @@ def _of_loss(
 def can_be_tuned(subject: Subject) -> findings.Finding:
   """Hyperparameters are scalar arguments with defaults, and have an effect.
 
-  Training and inference differ only by noise and batch normalization.
+  Training differs from inference by noise and batch normalization alone.
   """
   tunable = subject.hyperparameters
   if not tunable:

@@ -29,7 +29,7 @@ class Rule:
   Attributes:
     name: A short name, such as R1.
     level: `must`, or `should` for advice.
-    judge: Returns the finding. The first line of its docstring is the `text`.
+    judge: Returns the finding. Its docstring is the text of the rule.
     needs: What `judge` examines: the `file`, the loaded `object`, or a `call`.
     last: Whether it is judged after all others, because it may be slow or crash
       the process.

@@ -35,8 +35,8 @@ warnings.filterwarnings(
 )
 
 # Layers whose gradient needs a compile-time constant of the forward pass (see
-# `exporters/reusable/xla.py`), and the functions that need it, by their names in
-# the module of the layer. An empty tuple stands for the whole `call`.
+# `exporters/reusable/xla.py`), and the functions in the layer's module that
+# need it. An empty tuple stands for the whole `call`.
 OWN_GRADIENTS = {
   "official.nlp.modeling.layers.bigbird_attention.BigBirdAttention": (
     "BigBirdAttention._compute_attention",

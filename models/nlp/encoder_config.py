@@ -67,8 +67,8 @@ _BERT_OF_HUGGING_FACE = {
   "type_vocab_size": ("type_vocab_size", 2),
   "initializer_range": ("initializer_range", 0.02),
 }
-# By Hugging Face's model_type: Model Garden's type, and a table that maps Hugging
-# Face's keys to Model Garden's keys and Hugging Face's defaults.
+# By Hugging Face's model_type: Model Garden's type, and by Hugging Face's keys
+# Model Garden's keys and Hugging Face's defaults.
 _HUGGING_FACE: dict[str, tuple[str, dict[str, tuple[str, Any]]]] = {
   "bert": ("bert", _BERT_OF_HUGGING_FACE),
   "electra": (

@@ -48,9 +48,9 @@ ALL_SPECIAL = (*SPECIAL_TOKENS, "<pad>", "<unk>")
 
 _IN_BRACKETS = re.compile(r"\[.+\]|<.+>")  # Tokens without text.
 
-# Tolerated share of tokens with letters that no text yields. It is 0.4% in BERT's
-# English uncased vocabulary and 0.6% in its Chinese one. A wrong do_lower_case
-# makes it 8.7% in a vocabulary of Kurdish, whose script has no capitals.
+# Tolerated share of tokens with letters that no text yields. It is 0.4% in the
+# vocabulary of BERT's English uncased model and 0.6% in its Chinese one. A
+# wrong do_lower_case makes it 8.7% in one of Kurdish, which has no capitals.
 _MANY_UNREACHABLE = 0.02
 
 # In transformers, longer words are unknown. TensorFlow's limit counts bytes.
@@ -299,8 +299,8 @@ def wordpiece_tokenizer(
   """Makes BERT's tokenizer (Devlin et al., arXiv:1810.04805).
 
   It uses the parts of tensorflow-text's `FastBertTokenizer` (Song et al.,
-  arXiv:2012.15524), and differs from Model Garden's `BertTokenizer` in two ways.
-  All Unicode white space ends a word, as in the first BERT, and offsets refer
+  arXiv:2012.15524). Model Garden's `BertTokenizer` differs in two ways. Here,
+  all Unicode white space ends a word, as in the first BERT, and offsets refer
   to the original text, with its accents.
 
   Args:

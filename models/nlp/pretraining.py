@@ -70,7 +70,7 @@ def train(
   """Pre-trains a model.
 
   Args:
-    model: A model from `bert.pretrain_model`, built in the scope of the strategy
+    model: A model of `bert.pretrain_model`, built in the scope of the strategy
       to train with. Training freezes its pooler and, without `config.dropout`,
       sets its dropout rates to 0.
     corpus: The text.
