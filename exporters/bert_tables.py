@@ -314,8 +314,8 @@ def tensorflow_1(
 ) -> list[Line]:
   """Returns the table of variable names in the first releases.
 
-  Matrices are not transposed. ELECTRA has no head of masked language modeling,
-  because its generator has that head.
+  Matrices are not transposed. ELECTRA's encoder has no head of masked language
+  modeling, because only its generator has one.
   """
   renamed = {
     "albert": {**_TO_TF1_OF_ALBERT, **_TO_TF1},

@@ -129,11 +129,11 @@ def check(
 def piece(
   encoder: exporting.Piece, preprocessor: exporting.Piece, options: Options
 ) -> exporting.Piece:
-  """Makes the text embedding of an encoder and its preprocessor.
+  """Makes a text embedding from an encoder and its preprocessor.
 
-  It takes sentences, strings `[batch]`, and returns float32 `[batch, dim]`. Its
-  sub-objects `encoder` and `preprocessor` are the arguments; the variables are
-  those of `encoder`.
+  It takes sentences, strings `[batch]`, and returns float32 `[batch, dim]`. It
+  has the variables of the encoder. The arguments become its sub-objects
+  `encoder` and `preprocessor`.
   """
   core, spec = encoder.source.model, encoder.source.input_spec
   (seq_length,) = preprocessor.source.hyperparameters
@@ -214,7 +214,7 @@ def _pooled(
 def card(
   encoder: model_card.Card, made: exporting.Piece, options: Options
 ) -> model_card.Card:
-  """Creates the card of the text embedding from that of the encoder."""
+  """Creates the card of the text embedding from the encoder's card."""
   kind = made.sub_objects["encoder"].source.model.encoder_config.type
   vector = _POOLINGS[options.pooling]
   if options.normalize:

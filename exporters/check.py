@@ -99,7 +99,7 @@ def _judged(
 ) -> Iterator[dict[str, Any]]:
   """Yields parts of the report: the kind, each rule's finding, and facts.
 
-  If the process in the sandbox ends, the last part is the reason.
+  If the process in the sandbox ends, the other rules are undecided.
   """
   try:
     answer = ask(request)

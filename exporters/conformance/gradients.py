@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-_GROUPS = 64  # Variables are grouped if there are more.
+_GROUPS = 64  # Maximum number of groups of variables to move.
 
 
 class _Precision(NamedTuple):
