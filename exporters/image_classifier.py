@@ -350,7 +350,7 @@ def _restore(
 def _numbered(
   model: tf_keras.Model, variables: Sequence[tf.Variable]
 ) -> dict[str, tf.Variable]:
-  """Returns the variables by names with numbers counted per model."""
+  """Returns variables by name, with layers numbered within the model."""
   names = keras_files.numbered([v.name for v in model.variables])
   return {names[v.name]: v for v in variables}
 
