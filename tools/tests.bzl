@@ -72,18 +72,21 @@ def py_tests_in_one_process(name, srcs, deps, **kwargs):
         **kwargs
     )
 
-def nightly_tests():
-    """Makes `:nightly` of the package's tests with the tags NIGHTLY.
+def nightly_tests(name):
+    """A suite of the package's tests with the tags NIGHTLY.
 
     Call it at the end of the BUILD file.
+
+    Args:
+      name: Name of the suite. `//:nightly` expects `nightly`.
     """
     native.test_suite(
-        name = "nightly",
+        name = name,
         # Without this tag //... would contain the suite, and so its tests.
         tags = ["manual"],
         tests = [
-            ":" + name
-            for name, rule in native.existing_rules().items()
+            ":" + test
+            for test, rule in native.existing_rules().items()
             if rule["kind"] == "py_test" and "nightly" in rule["tags"]
         ],
         visibility = ["//:__pkg__"],
