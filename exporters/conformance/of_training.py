@@ -572,8 +572,11 @@ def _without_effect(
     given = {name: tf.constant(default)}
     rest = {k: v for k, v in steady.items() if k != name}
     if subject.varies(rest):  # Random by default.
-      one, other = (_noise(subject, {**rest, **x}) for x in ({}, given))
-      unlike = not 0.5 < (one + 1e-9) / (other + 1e-9) < 2
+      # Rare events, such as skipped blocks, need more calls.
+      unlike = all(
+        _noise_differs(subject, rest, {**rest, **given}, repeats)
+        for repeats in (_REPEATS, 10 * _REPEATS)
+      )
     else:
       unlike = subject.differ(rest, {**rest, **given})
     if unlike:
@@ -632,7 +635,20 @@ def _unlike(
   )
 
 
-def _noise(subject: Subject, arguments: Mapping[str, Any]) -> float:
+def _noise_differs(
+  subject: Subject,
+  one: Mapping[str, Any],
+  other: Mapping[str, Any],
+  repeats: int,
+) -> bool:
+  """Tells whether outputs vary twice as much with some arguments."""
+  first, second = (_noise(subject, x, repeats) for x in (one, other))
+  return not 0.5 < (first + 1e-9) / (second + 1e-9) < 2
+
+
+def _noise(
+  subject: Subject, arguments: Mapping[str, Any], repeats: int
+) -> float:
   """Returns how much the outputs vary between calls."""
   with subject.unchanged():
     calls = [
@@ -642,7 +658,7 @@ def _noise(subject: Subject, arguments: Mapping[str, Any]) -> float:
           for y in _floats(subject.model(subject.example(), **arguments))
         ]
       )
-      for _ in range(_REPEATS)
+      for _ in range(repeats)
     ]
   return float(np.std(calls, axis=0).mean())
 
