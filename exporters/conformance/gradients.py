@@ -155,10 +155,14 @@ def _direction(
 ) -> tuple[list[np.ndarray], float, float]:
   """Draws a direction to which each variable's gradient contributes.
 
+  Along a direction where large terms cancel, errors of the differences would
+  exceed the derivative.
+
   Returns:
     The direction, the derivative along it, and its standard deviation over
     directions.
   """
+  best = None
   for attempt in range(8):
     noise = _noise(values, 8 * seed + attempt)
     terms = [
@@ -175,9 +179,12 @@ def _direction(
       for x, share in zip(noise, shares, strict=True)
     ]
     derivative = np.dot(shares, list(map(np.sum, terms)))
-    if abs(derivative) >= (spread := np.linalg.norm(shares * spreads)):
+    spread = np.linalg.norm(shares * spreads)
+    if best is None or abs(derivative) * best[2] > abs(best[1]) * spread:
+      best = noise, derivative, spread
+    if abs(derivative) >= spread:
       break
-  return noise, derivative, spread
+  return best
 
 
 def _rounding(
