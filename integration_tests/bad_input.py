@@ -21,6 +21,11 @@ def _directory(path: pathlib.Path, _: _Path) -> None:
   path.mkdir()
 
 
+def _earlier_export(path: pathlib.Path, _: _Path) -> None:
+  (path / "assets.extra").mkdir(parents=True)
+  (path / "assets.extra/README.md").touch()
+
+
 def _saved_model(path: pathlib.Path, _: _Path) -> None:
   path.mkdir()
   (path / "saved_model.pb").touch()
@@ -115,6 +120,7 @@ FILES: dict[str, bytes | str | Callable[[pathlib.Path, _Path], None]] = {
   "directory": _directory,
   "full": _directory,
   "read_only": _directory,
+  "earlier_export": _earlier_export,
   "saved_model": _saved_model,
   "empty": b"",
   "text": b"just some text\n",
@@ -264,6 +270,7 @@ AT_ONCE: Table = [
       "--export_dir=gs://x/y": "gs://x/y is not a local directory",
       "--export_dir={out}[1]": r"--export_dir=\S*\[1\]: .* with \[ in it",
       "--export_dir={saved_model}": "saved_model has no assets.extra/README.md",
+      "--export_dir={earlier_export}": "exists and is not empty. .*--overwrite",
       "--export_dir={directory}/.. --overwrite": "has .* in it: no program",
       "--keep_failed={directory}": "DIR/directory exists. Choose another path",
       "--keep_failed=/proc/x/y": "Cannot write --keep_failed=/proc/x/y: /proc",
@@ -507,7 +514,7 @@ AT_ONCE: Table = [
   *(
     (
       f"integration_tests/use_{name} --saved_model_dir=/nowhere {others}",
-      {"": "/nowhere does not exist", "--epochs=x": "--epochs=x: invalid lit"},
+      {"": "/nowhere does not exist", "--epochs=x": "--epochs=x: It must be"},
     )
     for name, others in {
       **dict.fromkeys(_ARCHITECTURES, ""),
