@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+_DIRECTIONS = 4  # In which a gradient must be wrong.
 _GROUPS = 64  # Maximum number of groups of variables to move.
 
 
@@ -107,19 +108,23 @@ def wrong(
     np.linalg.norm(g) * _size(v.numpy())
     for v, g in zip(variables, gradients, strict=True)
   )
-  for seed, part in enumerate(parts):
+  for index, part in enumerate(parts):
     group = [variables[i] for i in part]
     before = [v.numpy() for v in group]
-    noise, claimed, spread = _direction(
-      before, [gradients[i] for i in part], seed
-    )
-    at = functools.partial(_at, value, group, before, noise)
-    try:
-      allowed = 0.05 * spread + of_all
-      measured = _otherwise(at, claimed, allowed, error, precision)
-    finally:
-      at(0.0)
-    if measured is not None:
+    # A wrong gradient is wrong in each direction; kinks are in some.
+    for seed in range(index, _DIRECTIONS * len(parts), len(parts)):
+      noise, claimed, spread = _direction(
+        before, [gradients[i] for i in part], seed
+      )
+      at = functools.partial(_at, value, group, before, noise)
+      try:
+        allowed = 0.05 * spread + of_all
+        measured = _otherwise(at, claimed, allowed, error, precision)
+      finally:
+        at(0.0)
+      if measured is None:
+        break
+    else:
       return group[0].name, claimed, measured
   return None
 
