@@ -22,6 +22,7 @@ from collections.abc import Mapping
 import dataclasses
 import functools
 import tempfile
+from typing import Any
 
 from absl import flags
 from etils import epy
@@ -37,6 +38,7 @@ from exporters.reusable import exporting
 from models.nlp import bert
 from models.nlp import encoder_checkpoints
 from models.nlp import encoder_config
+from models.nlp import preprocessing
 
 # These import TensorFlow, which must wait until the flags are parsed.
 with epy.lazy_imports():
@@ -130,22 +132,15 @@ def export(
       record = exporting.record(options, weights.checkpoint_path)
       core, pretrainer = _restored(config, weights, export_type)
       check(core)
-      provenance = trained | _provenance(weights)
-      file = preprocessor.token_file or f"{weights.checkpoint_path}/vocab.txt"
-      attributes = bert_preprocessor.attributes(
-        tokenizer,
-        file,
-        scratch,
-        encoder_config.to_hugging_face(
-          config, weights.source and weights.source.model_type
-        ),
+      attributes = _attributes(
+        tokenizer, preprocessor, config, weights, scratch
       )
       made = bert_encoder.piece(core, pretrainer, attributes)
       card = bert_encoder.card(
         config,
         bool(pretrainer),
         tokenizer,
-        provenance,
+        trained | _provenance(weights),
         preprocessor.seq_length if training else None,
       )
       if embedding:
@@ -153,6 +148,20 @@ def export(
         made = bert_text_embedding.piece(made, inputs, embedding)
         card = bert_text_embedding.card(card, made, embedding)
       export_piece(names[0], made, card, record)
+
+
+def _attributes(
+  tokenizer: preprocessing.Tokenizer,
+  preprocessor: bert_preprocessor.Options,
+  config: encoders.EncoderConfig,
+  weights: Weights,
+  scratch: str,
+) -> dict[str, Any]:
+  """Makes the attributes of an encoder: its vocabulary and its config."""
+  file = preprocessor.token_file or f"{weights.checkpoint_path}/vocab.txt"
+  model_type = weights.source and weights.source.model_type
+  hub_config = encoder_config.to_hugging_face(config, model_type)
+  return bert_preprocessor.attributes(tokenizer, file, scratch, hub_config)
 
 
 def _restored(

@@ -411,30 +411,47 @@ def fine_tune(
     )
     if record_file and strategies.is_chief(strategy):
       _write_record(record_file, history)
-    if test_model:
-      print(test_model(model))
-    else:
-      value = fitting.evaluate(model, data.test, batch_size=values.batch_size)
-      count = f"{len(fitting.examples(data.test)):,} {examples}"
-      result = f"{model.metrics_names[-1]}: {value:.4f} on {count} held out"
-      print(f"Test {result}")
+    result = "" if test_model else _test_result(model, data.test, examples)
+    print(test_model(model) if test_model else f"Test {result}")
     checkpoints.save(weights, checkpoint_dir, class_names, strategy)
-    source = model_path("saved_model_dir")
     about = (
       f"{len(fitting.examples(data.train)):,} {examples} of {_data_names()}"
     )
-    if output_dir and isinstance(served, serving.Classifier):
-      sizes = values.warmup_batch_sizes
-      serving.save(served, output_dir, strategy, source, result, sizes)
-    elif output_dir:
-      fitting.save(served, output_dir, strategy)
-      if strategies.is_chief(strategy):
-        pieces.describe(output_dir, source, about)
+    if output_dir:
+      _save(served, output_dir, strategy, result, about)
     if piece_dir:
+      source = model_path("saved_model_dir")
       pieces.save(piece, piece_dir, strategy, source, about)
     if report_file:
       _report(report_file, model, data.test, held_out(), history, examples)
   return model
+
+
+def _test_result(
+  model: tf_keras.Model, test: fitting.Data, examples: str
+) -> str:
+  """Evaluates the model; returns its last metric, in words."""
+  value = fitting.evaluate(model, test, batch_size=flags.FLAGS.batch_size)
+  count = f"{len(fitting.examples(test)):,} {examples}"
+  return f"{model.metrics_names[-1]}: {value:.4f} on {count} held out"
+
+
+def _save(
+  served: serving.Classifier | tf_keras.Model,
+  output_dir: str,
+  strategy: tf.distribute.Strategy,
+  result: str,
+  about: str,
+) -> None:
+  """Saves a trained model to --output_saved_model_dir."""
+  source = model_path("saved_model_dir")
+  if isinstance(served, serving.Classifier):
+    sizes = flags.FLAGS.warmup_batch_sizes
+    serving.save(served, output_dir, strategy, source, result, sizes)
+    return
+  fitting.save(served, output_dir, strategy)
+  if strategies.is_chief(strategy):
+    pieces.describe(output_dir, source, about)
 
 
 def _check_files(
