@@ -105,6 +105,7 @@ def export(
     "piece": piece,
     "fine_tuned_on": fine_tuned_on,
     "verification": options.verification,
+    "measure_latency": options.measure_latency,
     "warmup": (options.warmup_batch_sizes, options.warmup_lengths),
     "record": {**exporting.origin(options), "flags": options.flag_values},
   }
@@ -215,6 +216,7 @@ def serve(requests: Iterator[Any]) -> Iterator[Any]:
       "original": described.report,
     },
     keep_failed=request["keep_failed"],
+    measure_latency=request["measure_latency"],
   )
   _check_weights(report, described.report)
   model_json.write(directory, described.model | model_json.verified(report))
@@ -380,11 +382,14 @@ def _fine_tuned(
     fingerprint = tf.saved_model.experimental.read_fingerprint(str(origin))
     singleprint = fingerprint.singleprint()
   report = {
-    k: v for k, v in report.items() if k not in ("comparisons", "notes")
+    k: v
+    for k, v in report.items()
+    if k not in ("comparisons", "latency", "notes")
   }
   with errors.of_input(KeyError, TypeError, about=f"{origin}: model.json: "):
     name = model["name"]
-    for entry in ("verification", "weights_sha256"):  # Of the old weights.
+    # These are of the old weights.
+    for entry in ("latency", "verification", "weights_sha256"):
       model.pop(entry, None)
     step = {"from": name, "singleprint": singleprint, "data": data}
     model |= {

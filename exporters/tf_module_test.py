@@ -1,15 +1,18 @@
 """Runs the exporter as a user does, and uses what it writes."""
 
+import json
 import os
 import pathlib
 import subprocess
 
 from absl.testing import absltest
+import jsonschema
 import tensorflow as tf
 import tensorflow_hub as hub
 
 from models.density import real_nvp
 
+_PERCENTILES = ("p50", "p90", "p99")
 _EXPORTER = pathlib.Path("exporters/tf_module").absolute()
 
 
@@ -25,7 +28,10 @@ class TfModuleTest(tf.test.TestCase):
     self.export_dir = os.path.join(self.get_temp_dir(), "export")
 
   def test_product(self):
-    result = _run("--module=product", f"--export_dir={self.export_dir}")
+    result = _run(
+      *("--module=product", "--measure_latency"),
+      f"--export_dir={self.export_dir}",
+    )
     self.assertEqual(result.returncode, 0, result.stderr)
     self.assertIn("✓ gradients, inference (2,)", result.stdout)
     layer = hub.KerasLayer(self.export_dir)
@@ -37,6 +43,28 @@ class TfModuleTest(tf.test.TestCase):
     self.assertAllClose(layer.losses, [0.004], rtol=1e-6)
     card = pathlib.Path(self.export_dir, "assets.extra/README.md").read_text()
     self.assertIn("\n| trainable | 1 |\n| regularization losses | 1 |", card)
+    report, described = (
+      json.loads(pathlib.Path(self.export_dir, path).read_text())
+      for path in ("assets.extra/verification.json", "assets.extra/model.json")
+    )
+    schema = json.loads(pathlib.Path("docs/model.schema.json").read_text())
+    jsonschema.validate(described, schema)
+    self.assertEqual(report["latency"], described["latency"])
+    self.assertNotIn("measure_latency", report["flags"])
+    self.assertGreaterEqual(report["latency"]["machine"]["cores"], 1)
+    batches = report["latency"]["batches"]
+    self.assertEqual(
+      [b["inputs"] for b in batches], [["float32 [1]"], ["float32 [32]"]]
+    )
+    for batch in batches:
+      self.assertBetween(batch["calls"], 10, 100)
+      for side in ("live", "export"):
+        times = batch[side]
+        self.assertGreater(times["p50"], 0)
+        self.assertLessEqual(times["p50"], times["p90"])
+        self.assertLessEqual(times["p90"], times["p99"])
+        row = " | ".join(f"{times[k]:.3f}" for k in ("mean", *_PERCENTILES))
+        self.assertIn(f" | {side} | {row} |\n", card)
 
   def test_real_nvp_from_a_checkpoint(self):
     flow = real_nvp.RealNVP(3, num_couplings=2, units=4, l2_strength=0.1)

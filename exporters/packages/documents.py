@@ -41,10 +41,10 @@ PACKAGE = publishing.Kind(MANIFEST, "|".join(map(re.escape, sorted(NAMES))))
 # Files of the model that the documents are made from.
 VERIFICATION = "assets.extra/verification.json"
 _FINGERPRINT = "fingerprint.pb"
-_CARD = "assets.extra/README.md"
-_MODEL = "assets.extra/model.json"
+CARD = "assets.extra/README.md"
+MODEL = "assets.extra/model.json"
 _TRAINING = "assets.extra/training.json"
-READ = (VERIFICATION, _FINGERPRINT, _CARD, _MODEL, _TRAINING)
+READ = (VERIFICATION, _FINGERPRINT, CARD, MODEL, _TRAINING)
 
 _PREDICATES = {
   PROVENANCE: ("https://slsa.dev/provenance/v1", provenance_pb2.Provenance),
@@ -147,7 +147,7 @@ def make(
       made[TEST_RESULT] = _test_result(listed, report)
   content = {name: to_json(document) for name, document in made.items()}
   if fields:
-    card = contents.get(_CARD, b"").decode(errors="replace")
+    card = contents.get(CARD, b"").decode(errors="replace")
     drawn = _drawn(contents, fields)
     content[README] = description.readme(fields, card, drawn).encode()
   return content
@@ -161,8 +161,8 @@ def _drawn(contents: Mapping[str, bytes], fields: Mapping[str, Any]) -> str:
   sections = []
   problems = (ArithmeticError, AttributeError, LookupError, TypeError)
   with errors.of_input(*problems, about="The model cannot be drawn: "):
-    if _MODEL in contents:
-      model = from_json(_MODEL, contents[_MODEL])
+    if MODEL in contents:
+      model = from_json(MODEL, contents[MODEL])
       about = (
         "Layers in the order of the model, with the shapes of their weights and"
         " their numbers of parameters"

@@ -49,7 +49,8 @@ _M_ARENA_MAX = -8  # In malloc.h.
 
 # Flags that do not affect the export.
 _OF_THE_RUN = (
-  *("checkpoint_report", "debug", "keep_failed", "overwrite"),
+  *("checkpoint_report", "debug", "keep_failed", "measure_latency"),
+  "overwrite",
   *("follow_links", "gib", "sandbox", "seconds"),
 )
 
@@ -59,6 +60,9 @@ _EXPORT_FLAGS = {
   "overwrite": "Replace an existing SavedModel at --export_dir, in one step.",
   "keep_failed": "Directory for an export that fails verification, for"
   " inspection. It must not exist. Default: such an export is removed.",
+  "measure_latency": "Measure how long calls of the model and of its export"
+  " take, after the verification, and write the times to its report, model.json"
+  " and the card. These three files then differ in each run.",
 }
 
 # The help text of --tensorboard_dir in programs that train.
@@ -95,6 +99,13 @@ def define_flags(*, checkpoints: bool = True) -> None:
   )
   flags.register_validator(
     "export_dir", bool, "It is required: the directory to write."
+  )
+  flags.register_multi_flags_validator(
+    ["measure_latency", "verification"],
+    lambda values: (
+      not values["measure_latency"] or values["verification"] != "off"
+    ),
+    "--measure_latency needs --verification=full or fast.",
   )
   if checkpoints:
     _define_checkpoint_flags()

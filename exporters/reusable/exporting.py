@@ -51,6 +51,7 @@ class Options:
     freezing_profiles: Names of the `profiles` to add to exports with trainable
       variables.
     flag_values: The flags of the program, for the report of the verification.
+    measure_latency: Whether to measure the latency of model and export.
     warmup_batch_sizes: Batch sizes of warm-up requests, as `warmup.write` takes
       them.
     warmup_lengths: The sizes of their other dynamic dimensions.
@@ -64,6 +65,7 @@ class Options:
   checkpoint_report: str | None = None
   freezing_profiles: Sequence[str] = ()
   flag_values: Mapping[str, Any] | None = None
+  measure_latency: bool = False
   warmup_batch_sizes: Sequence[int | str] = (1,)
   warmup_lengths: Sequence[int | str] = ()
 
@@ -241,6 +243,7 @@ def _export(
     process=process,
     record=record,
     keep_failed=options.keep_failed,
+    measure_latency=options.measure_latency,
   )
   model_json.write(piece_dir, described | model_json.verified(report))
 

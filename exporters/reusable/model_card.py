@@ -96,6 +96,15 @@ was compiled with {compiler}, without a TPU. Nothing was run on a TPU.
 
 {rows}"""
 
+_LATENCY = """\
+## Latency
+
+Milliseconds per call of the live model and of this export, called in turn on \
+{device} ({processor}, {cores} cores). With few calls, p99 is close to the \
+slowest.
+
+{rows}"""
+
 # The end of the example of a trainable model.
 _SHARE = """
 # To share what you have trained, as a SavedModel that is used like this one:
@@ -196,7 +205,10 @@ def text(model: Mapping[str, Any]) -> str:
     if trainable
     else "",
   )
-  sections = (_fine_tuning(model), _compilation(model), _keras_3(model))
+  sections = (
+    *(_fine_tuning(model), _latency(model)),
+    *(_compilation(model), _keras_3(model)),
+  )
   return "\n\n".join([card.rstrip(), *filter(None, sections)]) + "\n"
 
 
@@ -249,6 +261,27 @@ def _fine_tuning(model: Mapping[str, Any]) -> str:
     for step in model.get("fine_tuning", ())
   ]
   return "\n".join([_FINE_TUNING, *steps]) if steps else ""
+
+
+def _latency(model: Mapping[str, Any]) -> str:
+  """Reports the times of calls; empty if they were not measured."""
+  if "latency" not in model:
+    return ""
+  columns = ("mean", "p50", "p90", "p99")
+  rows = [
+    [
+      ", ".join(f"`{x}`" for x in batch["inputs"]),
+      str(batch["calls"]),
+      side,
+      *(f"{batch[side][column]:.3f}" for column in columns),
+    ]
+    for batch in model["latency"]["batches"]
+    for side in ("live", "export")
+  ]
+  return _LATENCY.format(
+    **model["latency"]["machine"],
+    rows=table(("inputs", "calls", "model", *columns), rows),
+  )
 
 
 def _compilation(model: Mapping[str, Any]) -> str:

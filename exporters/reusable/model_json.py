@@ -150,10 +150,10 @@ def verified(report: Mapping[str, Any]) -> dict[str, Any]:
   if not report:
     return {}
   passed = [c["kind"] for c in report["comparisons"] if c["passed"]]
-  hashes = ("checkpoint_sha256", "weights_sha256")
+  copied = ("checkpoint_sha256", "weights_sha256", "latency")
   return {
     "versions": report["versions"],
-    **{name: report[name] for name in hashes if name in report},
+    **{name: report[name] for name in copied if name in report},
     "verification": {"level": report["level"], "passed": passed},
   }
 

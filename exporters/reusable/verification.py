@@ -30,6 +30,7 @@ from exporters.reusable import errors
 from exporters.reusable import export_checks
 from exporters.reusable import hyperparameters
 from exporters.reusable import imports
+from exporters.reusable import latency
 from exporters.reusable import layer_calls
 from exporters.reusable import observation
 from exporters.reusable import randomness
@@ -92,6 +93,7 @@ def verify(
   process: subprocess.Popen | None = None,
   record: Mapping[str, Any] | None = None,
   keep_failed: str | None = None,
+  measure_latency: bool = False,
 ) -> dict[str, Any]:
   """Compares an export with its live model, in a process without model code.
 
@@ -114,6 +116,7 @@ def verify(
     process: The result of `start`, if it was called before.
     record: Further entries of the report, such as the flags of the exporter.
     keep_failed: Where to move an export that fails.
+    measure_latency: Whether to measure latency, once the export has passed.
 
   Returns:
     The report; {} if `level` is `off`.
@@ -160,6 +163,11 @@ def verify(
       + (f"; it is kept at {keep_failed}." if keep_failed else ".")
     )
   entries = {"level": level, "weights_sha256": weights_sha256}
+  if measure_latency:
+    example = _listed(examples[0])
+    entries["latency"] = latency.measure(
+      export_dir, source, example, is_keras=is_keras
+    )
   return _write_report(export_dir, results, {**(record or {}), **entries})
 
 
@@ -477,8 +485,9 @@ def _write_report(
 ) -> dict[str, Any]:
   """Writes and returns the comparisons that passed, and notes on the others.
 
-  The report is the same in every run. It omits numerical differences, whose
-  last bits depend on how an op splits its work among threads.
+  The report is the same in every run, except for `latency`. It omits numerical
+  differences, whose last bits depend on how an op splits its work among
+  threads.
   """
   try:
     fingerprint = tf.saved_model.experimental.read_fingerprint(export_dir)
