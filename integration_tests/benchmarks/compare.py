@@ -9,9 +9,15 @@ It measures time, memory and sizes of both sides, and prints the ratios:
 
 The program generates checkpoints. Our exporter and the reference export each
 checkpoint several times. The reference is Model Garden's exporter or, for the
-MNIST CNN, Keras' `Model.save`. Exporters and exports are measured in a process
-of their own. Exports whose outputs differ get no ratio. A complete comparison
-takes hours, one with --quick minutes.
+MNIST CNN, Keras' `Model.save`, beside Keras 3's `Model.export`. Exporters and
+exports are measured in a process of their own. Exports whose outputs differ get
+no ratio. A complete comparison takes hours, one with --quick minutes.
+
+With --measures=size the program exports and loads BERTs from 0.4 million to a
+billion parameters, and plots what that costs:
+
+  bazel run //integration_tests/benchmarks:compare -- --output_dir=DIR \
+    --measures=size --rounds=1
 """
 
 from __future__ import annotations
@@ -37,9 +43,11 @@ from integration_tests.benchmarks import processes
 from integration_tests.benchmarks import results
 from integration_tests.benchmarks import subjects
 
-MEASURES = ("export", "load", "train", "inference", "answers")
-_SIDES = ("reference", "ours")
-_INFERENCE_TURNS = 16
+MEASURES = ("export", "load", "train", "inference", "size", "answers")
+# Where text encoders are exported from too, by the action that writes them.
+_FORMATS = {"safetensors": "hub", "h5": "bert.h5", "tf1": "bert_model.ckpt"}
+# Calls by batch size, the first of which traces.
+_INFERENCE_TURNS = {1: 101, 32: 33}
 _XLA_SIZE = 64  # Largest size of train steps under XLA, without --full.
 # Steps of the reference's export under XLA, which may compile at each.
 _REFERENCE_XLA_STEPS = 3
@@ -64,7 +72,7 @@ def compare(
     rounds: Number of repetitions of each measurement.
     measures: A subset of `MEASURES`. All but `answers` export the model.
     full: Train Model Garden's exports under XLA at full size too.
-    output_dir: Directory for results.json, results.md and ratios.png.
+    output_dir: Directory for results.json, results.md and the plots.
 
   Returns:
     Whether the outputs of the two exports agree for all models.
@@ -107,6 +115,7 @@ def compare(
         )
       report["samples"] += samples
       screen.print(*results.tables(results.ratios(samples), []))
+    screen.print(*results.sizes_table(report["samples"]))
     _write(report, screen, output_dir)
   return not report["refused"]
 
@@ -127,7 +136,7 @@ def _write(
   screen: console.Console,
   output_dir: pathlib.Path | None,
 ) -> None:
-  """Writes results.json, results.md and ratios.png, if to any directory."""
+  """Writes results.json, results.md and the plots, if to any directory."""
   if not output_dir:
     return
   rows = results.ratios(report["samples"])
@@ -136,6 +145,8 @@ def _write(
   screen.save_text(str(output_dir / "results.md"), clear=False)
   if rows:
     results.plot(rows, output_dir / "ratios.png")
+  if sizes := results.sizes(report["samples"]):
+    results.plot_sizes(sizes, output_dir / "sizes.svg")
 
 
 def _answers(rounds: int, work_dir: pathlib.Path) -> list[dict[str, Any]]:
@@ -190,12 +201,14 @@ def _compare(
     "load": lambda: _load(directory),
     "train": lambda: _train(directory, full),
     "inference": lambda: _infer(directory),
+    "size": lambda: _size(directory),
   }
+  compared = () if measures == ["size"] else ("export", "load")
   samples: list[dict[str, Any]] = []
   for round_ in range(rounds):
     for step, run in steps.items():
       # The first round always exports and loads, to compare the outputs.
-      if step in measures or (round_ == 0 and step in ("export", "load")):
+      if step in measures or (round_ == 0 and step in compared):
         print(f"{name}, round {round_ + 1}: {step}", flush=True)
         samples += [
           {
@@ -208,9 +221,14 @@ def _compare(
           for measure, side, values in run()
           if step in measures
         ]
-      if step == "load" and round_ == 0:
-        outputs = {s: dict(np.load(directory / f"{s}.npz")) for s in _SIDES}
-        if differing := results.differences(**outputs):
+      if step == "load" and round_ == 0 and compared:
+        *others, ours = (
+          dict(np.load(directory / f"{side}.npz"))
+          for side in subjects.sides(name)
+        )
+        if differing := [
+          text for other in others for text in results.differences(ours, other)
+        ]:
           return [], differing
   return samples, []
 
@@ -220,51 +238,85 @@ def _export(directory: pathlib.Path, measured: bool) -> list[_Sample]:
 
   Args:
     directory: The directory of the subject.
-    measured: Also export with verification, and measure the floor: the CPU time
-      that any exporter needs to import TensorFlow and to write the weights.
+    measured: Also export with verification and from other formats, and measure
+      the floor.
   """
-  work_dir, export_dir = directory / "live", directory / "new"
+  export_dir = directory / "new"
+  sides = subjects.sides(directory.name)
   samples = []
-  for side in (*_SIDES, "ours_verified") if measured else _SIDES:
+  for side in (*sides, "ours_verified") if measured else sides:
     took = _run_exporter(side, export_dir)
     files = [path for path in export_dir.rglob("*") if path.is_file()]
     took["all_mib"] = sum(path.stat().st_size for path in files) / 2**20
     took["pb_kib"] = (export_dir / "saved_model.pb").stat().st_size / 2**10
     samples.append(("export", side, took))
-    if side in _SIDES and not (directory / side).exists():
+    if side in sides and not (directory / side).exists():
       export_dir.rename(directory / side)
     else:
       shutil.rmtree(export_dir)
   if measured:
-    files = work_dir.glob(f"{subjects.CHECKPOINT}.data*")
-    weights = sum(path.stat().st_size for path in files)
-    python = [sys.executable, "-c", "import tensorflow"]
-    floor = processes.run(python, directory / "floor.log")["cpu_s"]
-    if weights:  # A preprocessor has none.
-      arguments = {"work_dir": work_dir, "path": directory / "written"}
-      floor += _measure(directory, "write_variables", **arguments)["cpu_s"]
+    floor = _floor(directory)["cpu_s"]
     for _, _, values in samples:
       values["over_floor"] = (values["cpu_s"] - floor) / values["cpu_s"]
     if subjects.SUBJECTS[directory.name].family == "bert":
-      samples.append(_export_from_safetensors(directory))
-    limit = (1.3 * weights + 0.8e9) / 2**20
+      samples += map(_export_from, [directory] * len(_FORMATS), _FORMATS)
+    limit = (1.3 * _weights(directory) + 0.8e9) / 2**20
     samples.append(("export", "limit", {"memory_mib": limit}))
   return samples
 
 
-def _export_from_safetensors(directory: pathlib.Path) -> _Sample:
-  """Exports a text encoder from the Hugging Face directory of its export."""
-  hub, export_dir = directory / "safetensors", directory / "new"
-  program = subjects.RUNFILES / "exporters" / "safetensors"
-  paths = [f"--saved_model_dir={directory / 'ours'}", f"--output_dir={hub}"]
-  processes.run([str(program), *paths], directory / "safetensors.log")
+def _weights(directory: pathlib.Path) -> int:
+  """Returns the bytes of the weights of a subject."""
+  files = (directory / "live").glob(f"{subjects.CHECKPOINT}.data*")
+  return sum(path.stat().st_size for path in files)
+
+
+def _floor(directory: pathlib.Path) -> dict[str, float]:
+  """Measures what any exporter needs: TensorFlow, and a copy of the weights."""
+  command = [sys.executable, "-m", "integration_tests.benchmarks.floor"]
+  copy = directory / "copy"
+  copy.mkdir()
+  if _weights(directory):
+    command += [f"{directory}/live/{subjects.CHECKPOINT}", f"{copy}/weights"]
+  took = processes.run(command, directory / "floor.log")
+  shutil.rmtree(copy)
+  return took
+
+
+def _export_from(directory: pathlib.Path, source: str) -> _Sample:
+  """Exports a text encoder from a checkpoint of another format."""
+  work_dir, export_dir = directory / "live", directory / "new"
+  folder = directory / source
+  folder.mkdir()
+  path = folder / _FORMATS[source]
+  if source == "safetensors":
+    program = str(subjects.RUNFILES / "exporters" / "safetensors")
+    paths = [f"--saved_model_dir={directory / 'ours'}", f"--output_dir={path}"]
+    command = [program, *paths]
+  else:
+    arguments = {"name": directory.name, "work_dir": work_dir, "path": path}
+    command = subjects.measurement(f"write_{source}", **arguments)
+  processes.run(command, directory / f"{source}.log")
   command = subjects.export_command(
-    directory.name, "ours", directory / "live", export_dir, checkpoint=hub
+    directory.name, "ours", work_dir, export_dir, checkpoint=path
   )
   took = processes.run(command, directory / "export.log")
   shutil.rmtree(export_dir)
-  shutil.rmtree(hub)
-  return "export", "safetensors", took
+  shutil.rmtree(folder)
+  return "export", source, took
+
+
+def _size(directory: pathlib.Path) -> list[_Sample]:
+  """Measures the floor, our exports of a subject, and loading."""
+  parameters = {"parameters": _weights(directory) / 4}  # All are float32.
+  found = {"floor": _floor(directory)}
+  for side in ("ours", "ours_verified"):
+    found[side] = _run_exporter(side, directory / side)
+    if side == "ours":
+      paths = {"name": directory.name, "saved_model_dir": directory / side}
+      found["load"] = _measure(directory, "load", **paths)
+    shutil.rmtree(directory / side)
+  return [("size", side, took | parameters) for side, took in found.items()]
 
 
 def _run_exporter(
@@ -287,7 +339,7 @@ def _measure(directory: pathlib.Path, action: str, **kwargs: Any) -> Any:
 
 def _load(directory: pathlib.Path) -> Iterator[_Sample]:
   """Loads and calls each export, and keeps its outputs as SIDE.npz."""
-  for side in _SIDES:
+  for side in subjects.sides(directory.name):
     arguments = {"name": directory.name, "saved_model_dir": directory / side}
     yield "load", side, _measure(directory, "load", **arguments)
 
@@ -313,12 +365,12 @@ def _train(directory: pathlib.Path, full: bool) -> Iterator[_Sample]:
 
 def _infer(directory: pathlib.Path) -> Iterator[_Sample]:
   """Calls the exports in turn."""
-  turns = dict.fromkeys(_SIDES, _INFERENCE_TURNS)
-  for batch_size, calls in ((1, 4), (32, 1)):
-    arguments = {"batch_size": batch_size, "calls": calls}
-    for side, values in _in_turn("infer", directory, turns, **arguments):
-      summary = results.of_turns(values, calls, batch_size)
-      yield f"inference_{batch_size}", side, summary
+  for batch_size, calls in _INFERENCE_TURNS.items():
+    turns = dict.fromkeys(subjects.sides(directory.name), calls)
+    for side, values in _in_turn(
+      "infer", directory, turns, batch_size=batch_size
+    ):
+      yield f"inference_{batch_size}", side, results.latency(values)
 
 
 def _in_turn(
@@ -362,8 +414,8 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "output_dir",
     None,
-    "Directory for results.json, results.md and ratios.png. Default: only print"
-    " the results.",
+    "Directory for results.json, results.md, ratios.png and sizes.svg. Default:"
+    " only print the results.",
   )
 
 

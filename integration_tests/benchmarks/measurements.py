@@ -40,19 +40,6 @@ def save_with_keras(name: str, work_dir: str, export_dir: str) -> None:
   sources.restored(name, work_dir).save(export_dir, include_optimizer=False)
 
 
-def write_variables(work_dir: str, path: str) -> None:
-  """Measures how long writing the variables takes, a minimum for exporters."""
-  reader = tf.train.load_checkpoint(f"{work_dir}/{subjects.CHECKPOINT}")
-  variables = [
-    tf.Variable(reader.get_tensor(name))
-    for name in reader.get_variable_to_shape_map()
-    if name.endswith("VARIABLE_VALUE")
-  ]
-  checkpoint = tf.train.Checkpoint(variables=variables)
-  _, seconds = _timed(checkpoint.write, path)
-  _print(seconds)
-
-
 def load(name: str, saved_model_dir: str) -> None:
   """Measures loading an export and calling it once, without imports.
 
@@ -71,11 +58,13 @@ def load(name: str, saved_model_dir: str) -> None:
 
 def _layer(
   name: str, saved_model_dir: str, trainable: bool = False
-) -> tf_keras.layers.Layer:
+) -> Callable[..., Any]:
   """Loads an export as its consumers do."""
   side = pathlib.Path(saved_model_dir).name
   if subjects.SUBJECTS[name].keras and side.startswith("reference"):
     return tf_keras.models.load_model(saved_model_dir, compile=False)
+  if side == "keras3":
+    return tf.saved_model.load(saved_model_dir).serve
   return hub.KerasLayer(saved_model_dir, trainable=trainable)
 
 
@@ -127,16 +116,13 @@ def train(
   _in_turn(lambda inputs: step(inputs).numpy(), name, batch_size, size)
 
 
-def infer(name: str, saved_model_dir: str, batch_size: int, calls: int) -> None:
-  """Measures inference on `batch_size` examples, `calls` calls per turn."""
-  layer = tf.function(_layer(name, saved_model_dir))
-
-  def run(inputs: Any) -> None:
-    for _ in range(calls):
-      outputs = tf.nest.flatten(layer(inputs))
-    outputs[0].numpy()
-
-  _in_turn(run, name, batch_size)
+def infer(name: str, saved_model_dir: str, batch_size: int) -> None:
+  """Measures inference on `batch_size` examples, one call per turn."""
+  layer = _layer(name, saved_model_dir)
+  call = tf.function(lambda inputs: layer(inputs))
+  _in_turn(
+    lambda inputs: tf.nest.flatten(call(inputs))[0].numpy(), name, batch_size
+  )
 
 
 def _batch(

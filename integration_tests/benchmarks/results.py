@@ -24,6 +24,7 @@ TOLERANCE = 1e-5
 ANSWERED = {"--help": "--help, s", "--nonsense": "a wrong flag, s"}
 
 _UNITS = {"per_s": "/s", "_s": "s", "_mib": "MiB", "_kib": "KiB", "": ""}
+_OTHERS = {"live": "live model", "keras3": "Keras 3 Model.export"}
 _VERIFIED = "export with --verification=fast"
 # The ratios: by measurement, numerator and denominator, the name of the value,
 # the title of its row, and the target to the live model or to Model Garden. A
@@ -45,13 +46,20 @@ _RATIOS = {
       {"bert_3gb": 1.0},
     ),
   ),
-  ("export", "safetensors", "limit"): (
-    (
-      "memory_mib",
-      "export from safetensors: peak against 1.3 x the weights + 0.8 GB",
-      {"bert_3gb": 1.0},
-    ),
-  ),
+  **{
+    ("export", source, "limit"): (
+      (
+        "memory_mib",
+        f"export from {title}: peak against 1.3 x the weights + 0.8 GB",
+        {"bert_3gb": 1.0},
+      ),
+    )
+    for source, title in {
+      "safetensors": "safetensors",
+      "h5": "Keras' H5",
+      "tf1": "TensorFlow 1",
+    }.items()
+  },
   ("export", "ours_verified", "reference"): (
     ("cpu_s", f"{_VERIFIED}: CPU", {"bert_base": 0.9, "resnet50": 0.9}),
     ("wall_s", f"{_VERIFIED}: wall", None),
@@ -79,11 +87,23 @@ _RATIOS = {
       {"bert_4x512": 20, "bert_base": 20, "resnet50": 20},
     ),
   ),
-  ("inference_1", "ours", "reference"): (
-    ("later_s", "inference, batch 1: latency", None),
+  **{
+    (f"inference_{size}", "ours", other): tuple(
+      (f"{value}_s", f"inference, batch {size}: {value}", None)
+      for value in ("mean", "p50", "p90", "p99")
+    )
+    for size in (1, 32)
+    for other in ("reference", "keras3")
+  },
+  ("export", "ours", "keras3"): (
+    ("cpu_s", "export: CPU", None),
+    ("wall_s", "export: wall", None),
+    ("memory_mib", "export: peak of the process", None),
+    ("pb_kib", "saved_model.pb", None),
   ),
-  ("inference_32", "ours", "reference"): (
-    ("later_per_s", "inference, batch 32: examples", None),
+  ("load", "ours", "keras3"): (
+    ("wall_s", "load and first call: wall", None),
+    ("cpu_s", "load and first call: CPU", None),
   ),
 }
 
@@ -138,6 +158,19 @@ def of_turns(
   }
 
 
+def latency(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
+  """Summarizes turns of one call each, except for the first, which traces.
+
+  Returns:
+    Seconds per call: `mean_s`; and percentiles, `p50_s`, `p90_s` and `p99_s`.
+  """
+  seconds = [turn["wall_s"] for turn in turns[1:]]
+  percentiles = {
+    f"p{p}_s": float(np.percentile(seconds, p)) for p in (50, 90, 99)
+  }
+  return {"mean_s": statistics.fmean(seconds), **percentiles}
+
+
 def ratios(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Computes the rows of the tables.
 
@@ -187,7 +220,7 @@ def _row(
     "unit": next(unit for end, unit in _UNITS.items() if key.endswith(end)),
     "ours": _spread([a for a, _ in pairs]),
     "other": _spread([b for _, b in pairs]),
-    "other_side": "live model" if other == "live" else other,
+    "other_side": _OTHERS.get(other, other),
     "ratio": ratio,
     "rounds": len(pairs),
     "more_is_better": more,
@@ -267,6 +300,85 @@ def _table(
   for line in lines:
     result.add_row(*line)
   return result
+
+
+# The lines of the plot of sizes: side, the value of its memory, and its name.
+_LINES = (
+  ("floor", "memory_mib", "floor: import TensorFlow, copy the weights"),
+  ("ours", "memory_mib", "export"),
+  ("ours_verified", "memory_all_mib", "export with --verification=fast"),
+  ("load", "memory_mib", "load and first call, CPU without imports"),
+)
+
+
+def sizes(
+  samples: Sequence[Mapping[str, Any]],
+) -> list[tuple[float, list[tuple[float, float]]]]:
+  """Returns cost against size: medians of all rounds, smallest model first.
+
+  Returns:
+    Parameters of each model, with CPU seconds and MiB of each of `_LINES`.
+  """
+  measured = [s for s in samples if s["measure"] == "size"]
+  found = []
+  for of_model in _by(measured, "model").values():
+    sides = _by(of_model, "side")
+
+    def median(side: str, key: str, sides: Any = sides) -> float:
+      return statistics.median(s["values"][key] for s in sides[side])
+
+    costs = [
+      (median(side, "cpu_s"), median(side, memory))
+      for side, memory, _ in _LINES
+    ]
+    found.append((median("floor", "parameters"), costs))
+  return sorted(found)
+
+
+def sizes_table(samples: Sequence[Mapping[str, Any]]) -> Iterator[table.Table]:
+  """Yields a table of `sizes` in Markdown, if any were measured."""
+  if found := sizes(samples):
+    lines = [
+      [
+        f"{parameters / 1e6:,.3g} M",
+        *(f"{seconds:.1f} s, {mib:,.0f} MiB" for seconds, mib in costs),
+      ]
+      for parameters, costs in found
+    ]
+    columns = ("parameters", *(name for _, _, name in _LINES))
+    yield _table("Cost against size: CPU and peak memory", columns, lines)
+
+
+def plot_sizes(found: Sequence[tuple[float, Any]], path: pathlib.Path) -> None:
+  """Plots the result of `sizes`, log-log: CPU and peak memory."""
+  os.environ.setdefault("MPLBACKEND", "agg")
+  import matplotlib as mpl
+  from matplotlib import pyplot as plt
+
+  # Text as text keeps the file small; the salt makes its ids the same.
+  settings = {"svg.fonttype": "none", "svg.hashsalt": "sizes", "font.size": 9}
+  with mpl.rc_context(settings):
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
+    x = [parameters / 1e6 for parameters, _ in found]
+    for i, (ax, title, unit) in enumerate(
+      zip(axes, ("CPU seconds", "peak memory, GiB"), (1, 2**10), strict=True)
+    ):
+      for j, (side, _, name) in enumerate(_LINES):
+        y = [costs[j][i] / unit for _, costs in found]
+        style = "k--" if side == "floor" else "o-"
+        ax.plot(x, y, style, label=name, markersize=4)
+      ax.set(xscale="log", yscale="log", title=title)
+      ax.set_xlabel("million parameters")
+      for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_formatter("{x:g}")
+      ax.grid(color="lightgray", linewidth=0.5)
+    figure.legend(
+      *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2
+    )
+    figure.savefig(
+      path, metadata={"Date": None} if path.suffix == ".svg" else None
+    )
+    plt.close(figure)
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:

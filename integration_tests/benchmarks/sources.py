@@ -17,6 +17,22 @@ from models.nlp import encoder_config
 from models.vision import image_classification
 from models.vision import mnist_cnn
 
+# Parts of variable names, and their names in BERT's first release.
+_NAMES_OF_TF1 = {
+  "word_embeddings/embeddings": "embeddings/word_embeddings",
+  "position_embedding/embeddings": "embeddings/position_embeddings",
+  "type_embeddings/embeddings": "embeddings/token_type_embeddings",
+  "embeddings/layer_norm": "embeddings/LayerNorm",
+  "transformer/": "encoder/",
+  "/self_attention_layer_norm": "/attention/output/LayerNorm",
+  "/self_attention/attention_output": "/attention/output/dense",
+  "/self_attention": "/attention/self",
+  "/intermediate": "/intermediate/dense",
+  "/output_layer_norm": "/output/LayerNorm",
+  "/output/kernel": "/output/dense/kernel",
+  "/output/bias": "/output/dense/bias",
+  "pooler_transform": "pooler/dense",
+}
 _SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -25,7 +41,8 @@ def generate(name: str, work_dir: str) -> None:
   subject = subjects.SUBJECTS[name]
   directory = pathlib.Path(work_dir)
   if subject.family in ("bert", "preprocessor"):
-    tokens = "\n".join(_vocabulary(subjects.VOCAB_SIZE))
+    size = subject.config.get("vocab_size", subjects.VOCAB_SIZE)
+    tokens = "\n".join(_vocabulary(size))
     (directory / "vocab.txt").write_text(f"{tokens}\n")
   if subject.family == "bert":
     config = {"type": "bert", "bert": dict(subject.config)}
@@ -49,6 +66,28 @@ def restored(name: str, work_dir: str) -> tf_keras.Model:
   path = f"{work_dir}/{subjects.CHECKPOINT}"
   root.restore(path).assert_existing_objects_matched()
   return model
+
+
+def write_h5(name: str, work_dir: str, path: str) -> None:
+  """Writes the weights of a text encoder as Keras' `save_weights` does."""
+  restored(name, work_dir).encoder.save_weights(path)
+
+
+def write_tf1(name: str, work_dir: str, path: str) -> None:
+  """Writes a text encoder as a TensorFlow 1 checkpoint of BERT's release."""
+  named = {}
+  for variable in restored(name, work_dir).variables:
+    key, value = variable.name.removesuffix(":0"), variable.numpy()
+    for ours, theirs in _NAMES_OF_TF1.items():
+      key = key.replace(ours, theirs)
+    if value.ndim == 3:  # Heads and their size are one axis there.
+      heads_first = "/output/" in key
+      size = value.shape[2 if heads_first else 0]
+      value = value.reshape([-1, size] if heads_first else [size, -1])
+    elif "/self/" in key:
+      value = value.ravel()
+    named[f"bert/{key}"] = tf.Variable(value)
+  tf.compat.v1.train.Saver(named).save(None, path)
 
 
 def _build(

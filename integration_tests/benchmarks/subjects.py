@@ -2,8 +2,8 @@
 
 This module imports no TensorFlow; `sources` builds the models. The sides of a
 comparison are `ours`; `ours_verified`, ours with --verification=fast;
-`reference`, the exporter that users would use instead; and `live`, the model
-itself.
+`reference`, the exporter that users would use instead; `keras3`, Keras 3's
+`Model.export`; and `live`, the model itself.
 """
 
 from __future__ import annotations
@@ -59,9 +59,11 @@ class Subject:
   keras: bool = False
 
 
-def _bert(layers: int, hidden_size: int) -> dict[str, Any]:
+def _bert(
+  layers: int, hidden_size: int, vocab_size: int = VOCAB_SIZE
+) -> dict[str, Any]:
   return {
-    "vocab_size": VOCAB_SIZE,
+    "vocab_size": vocab_size,
     "num_layers": layers,
     "hidden_size": hidden_size,
     "num_attention_heads": hidden_size // 64,
@@ -126,7 +128,25 @@ SUBJECTS |= {
   for name, subject in SUBJECTS.items()
   if name in ("mnist_cnn", "bert_4x512", "resnet_tiny", "resnet50")
 }
-QUICK = ("mnist_cnn", "preprocessor", "bert_tiny", "resnet_tiny")
+# One family from 0.4 million to a billion parameters, for cost against size.
+SUBJECTS |= {
+  name: Subject(
+    "bert",
+    f"BERT {config[0]}x{config[1]}",
+    _bert(*config),
+    32,
+    measures=("size",),
+  )
+  for name, config in {
+    "bert_0_4m": (2, 64, 4_000),
+    "bert_4m": (2, 128),
+    "bert_29m": (4, 512),
+    "bert_110m": (12, 768),
+    "bert_335m": (24, 1024),
+    "bert_1g": (19, 2048),
+  }.items()
+}
+QUICK = ("mnist_cnn", "preprocessor", "bert_tiny", "resnet_tiny", "bert_0_4m")
 DEFAULT = tuple(
   name
   for name, subject in SUBJECTS.items()
@@ -149,11 +169,19 @@ def batch(subject: Subject, batch_size: int, size: int, seed: int) -> Any:
   if subject.family == "bert":
     mask = np.ones([batch_size, size], np.int32)
     mask[:, -3:] = 0
-    ids = random.integers(VOCAB_SIZE, size=mask.shape, dtype=np.int32)
+    ids = random.integers(
+      subject.config["vocab_size"], size=mask.shape, dtype=np.int32
+    )
     types = random.integers(2, size=mask.shape, dtype=np.int32)
     return {"input_word_ids": ids, "input_mask": mask, "input_type_ids": types}
   channels = 1 if subject.family == "mnist_cnn" else 3
   return random.random([batch_size, size, size, channels], np.float32)
+
+
+def sides(name: str) -> tuple[str, ...]:
+  """Returns the exporters of a subject; ours is the last."""
+  is_cnn = SUBJECTS[name].family == "mnist_cnn" and not SUBJECTS[name].keras
+  return ("reference", *(["keras3"] if is_cnn else []), "ours")
 
 
 def measurement(action: str, **kwargs: Any) -> list[str]:
@@ -174,7 +202,7 @@ def export_command(
 
   Args:
     name: Key of `SUBJECTS`.
-    side: `ours`, `ours_verified` or `reference`.
+    side: `ours`, `ours_verified`, `reference` or `keras3`.
     work_dir: The directory that `sources.generate` has filled.
     export_dir: Directory for the SavedModel.
     size: Size of the images of Model Garden's export; None: the subject's.
@@ -183,6 +211,10 @@ def export_command(
   """
   subject = SUBJECTS[name]
   path = checkpoint or work_dir / CHECKPOINT
+  if side == "keras3":
+    module = "integration_tests.benchmarks.keras3"
+    python = ["env", "TF_USE_LEGACY_KERAS=0", sys.executable, "-m", module]
+    return [*python, str(path), str(export_dir)]
   text = [f"--vocab_file={work_dir}/vocab.txt", "--do_lower_case"]
   garden, directory_flag = "nlp", "export_path"
   ours, reference = [], []
