@@ -146,7 +146,7 @@ def _write(
   if rows:
     results.plot(rows, output_dir / "ratios.png")
   if sizes := results.sizes(report["samples"]):
-    results.plot_sizes(sizes, output_dir / "sizes.svg")
+    (output_dir / "sizes.svg").write_text(results.sizes_svg(sizes))
 
 
 def _answers(rounds: int, work_dir: pathlib.Path) -> list[dict[str, Any]]:

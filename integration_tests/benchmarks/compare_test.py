@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from unittest import mock
+from xml.etree import ElementTree
 
 from absl import flags
 from absl.testing import absltest
@@ -69,7 +70,7 @@ class CompareTest(absltest.TestCase):
     report = json.loads((output_dir / "results.json").read_text())
     self.assertEqual(report["refused"], {})
     sides = {s["side"]: s["values"] for s in report["samples"]}
-    self.assertCountEqual(sides, ["ours", "reference"])
+    self.assertCountEqual(sides, ["ours", "reference", "keras3"])
     row = report["ratios"][0]
     self.assertEqual(row["quantity"], "load and first call: wall")
     self.assertEqual(
@@ -85,6 +86,7 @@ class CompareTest(absltest.TestCase):
   def test_makes_no_ratio_of_exports_that_differ(self):
     values = flags.FLAGS
     paths = {"ours": values.ours, "reference": values.other}
+    paths["keras3"] = values.ours
 
     def copy(name, side, work_dir, export_dir, size):
       return ["cp", "-rL", paths[side], str(export_dir)]
@@ -181,16 +183,82 @@ class ResultsTest(absltest.TestCase):
     )
 
   def test_first_and_later_turns(self):
-    turns = [{"wall_s": w, "cpu_s": 2 * w} for w in (9.0, 1.0, 3.0, 2.0)]
+    turns = [{"wall_s": w, "cpu_s": 2 * w} for w in (9.0, 1.0, 4.0, 2.0)]
     self.assertEqual(
-      results.of_turns(turns, calls=4, examples=32),
-      {
-        "first_s": 2.25,
-        "later_s": 0.5,
-        "later_per_s": 64.0,
-        "later_cpu_s": 1.0,
-      },
+      results.of_turns(turns),
+      {"first_s": 9.0, "later_per_s": 0.5, "later_cpu_s": 4.0},
     )
+
+  def test_latency_leaves_out_the_first_turn(self):
+    turns = [{"wall_s": float(w)} for w in (99, *range(101))]
+    expected = {"mean_s": 50.0, "p50_s": 50.0, "p90_s": 90.0, "p99_s": 99.0}
+    self.assertEqual(results.latency(turns), expected)
+
+  def test_keras_3_is_a_side_of_the_mnist_cnn(self):
+    sides = ("reference", "keras3", "ours")
+    self.assertEqual(subjects.sides("mnist_cnn"), sides)
+    self.assertEqual(subjects.sides("resnet50"), ("reference", "ours"))
+    command = subjects.export_command(
+      "mnist_cnn", "keras3", pathlib.Path("/work"), pathlib.Path("/new")
+    )
+    self.assertEqual(command[:2], ["env", "TF_USE_LEGACY_KERAS=0"])
+    self.assertEqual(command[-2:], ["/work/model.ckpt-1", "/new"])
+    samples = [
+      _sample("mnist_cnn", "inference_1", side, {"p99_s": seconds})
+      for side, seconds in (("ours", 1.0), ("keras3", 4.0))
+    ]
+    (row,) = results.ratios(samples)
+    self.assertEqual(
+      "|".join(results.cells(row)[:5]),
+      "inference, batch 1: p99|1 s|4 s|Keras 3 Model.export|0.25",
+    )
+
+  def test_cost_against_size(self):
+    samples = [
+      _sample(
+        model,
+        "size",
+        side,
+        {
+          "parameters": parameters,
+          "cpu_s": i + 1.0,
+          "memory_mib": 1024.0 * (i + 1),
+          "memory_all_mib": 5120.0,
+        },
+      )
+      for model, parameters in (("bert_1g", 1e9), ("bert_4m", 4.4e6))
+      for i, side in enumerate(("floor", "ours", "ours_verified", "load"))
+    ]
+    found = results.sizes(samples)
+    costs = [(1.0, 1024.0), (2.0, 2048.0), (3.0, 5120.0), (4.0, 4096.0)]
+    self.assertEqual(found, [(4.4e6, costs), (1e9, costs)])
+    (table,) = results.sizes_table(samples)
+    self.assertEqual(
+      [list(column.cells) for column in table.columns][:2],
+      [["4.4 M", "1,000 M"], ["1.0 s, 1,024 MiB"] * 2],
+    )
+    tree = ElementTree.fromstring(results.sizes_svg(found))
+    texts = [element.text for element in tree.iter() if element.text]
+    for text in (
+      "CPU seconds",
+      "peak memory, GiB",
+      "million parameters",
+      "10",
+      "1000",
+    ):
+      self.assertIn(text, texts)
+    paths = [element.get("d") for element in tree.iter()]
+    self.assertIn("M45 250L345 250", paths)  # The floor, in CPU seconds.
+
+
+def _sample(model, measure, side, values):
+  return {
+    "model": model,
+    "measure": measure,
+    "side": side,
+    "round": 0,
+    "values": values,
+  }
 
 
 class ProcessesTest(absltest.TestCase):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import operator
 import os
 import pathlib
@@ -136,25 +136,19 @@ def differences(
   return found
 
 
-def of_turns(
-  turns: Sequence[Mapping[str, float]], calls: int = 1, examples: int = 1
-) -> dict[str, float]:
-  """Summarizes the turns of a process.
-
-  A turn has `calls` calls, or train steps, of `examples` each, or 1 to count
-  calls.
+def of_turns(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
+  """Summarizes turns of one train step each.
 
   Returns:
-    Seconds per call: `first_s` in the first turn, and the medians `later_s` and
-    `later_cpu_s` of the later turns; and `later_per_s`, examples per second.
+    `first_s`, seconds of the first step; `later_per_s`, later steps per second;
+    and `later_cpu_s`, CPU seconds of a later step. Those of later steps are
+    medians.
   """
   first, *later = turns
-  median = statistics.median(turn["wall_s"] for turn in later) / calls
   return {
-    "first_s": first["wall_s"] / calls,
-    "later_s": median,
-    "later_per_s": examples / median,
-    "later_cpu_s": statistics.median(turn["cpu_s"] for turn in later) / calls,
+    "first_s": first["wall_s"],
+    "later_per_s": 1 / statistics.median(turn["wall_s"] for turn in later),
+    "later_cpu_s": statistics.median(turn["cpu_s"] for turn in later),
   }
 
 
@@ -302,13 +296,30 @@ def _table(
   return result
 
 
-# The lines of the plot of sizes: side, the value of its memory, and its name.
+# The lines of the plot of sizes: side, the value of its memory, name and color.
 _LINES = (
-  ("floor", "memory_mib", "floor: import TensorFlow, copy the weights"),
-  ("ours", "memory_mib", "export"),
-  ("ours_verified", "memory_all_mib", "export with --verification=fast"),
-  ("load", "memory_mib", "load and first call, CPU without imports"),
+  ("floor", "memory_mib", "floor: import TensorFlow, copy the weights", "#888"),
+  ("ours", "memory_mib", "export", "#3b6ea5"),
+  (
+    "ours_verified",
+    "memory_all_mib",
+    "export with --verification=fast",
+    "#b3701e",
+  ),
+  ("load", "memory_mib", "load and first call, CPU after imports", "#4f8a4f"),
 )
+_SVG = """\
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 735 345">
+<style>
+  svg {{ color: #222 }} text {{ font: 13px sans-serif; fill: currentColor }}
+  path {{ fill: none; stroke-width: 2.5 }} .tick {{ stroke: #8886; stroke-width: 1 }}
+  .floor {{ stroke-dasharray: 6 3 }}
+  .x {{ text-anchor: middle }} .y {{ text-anchor: end }}
+  @media (prefers-color-scheme: dark) {{ svg {{ color: #e6edf3 }} }}
+</style>
+{}
+</svg>
+"""
 
 
 def sizes(
@@ -329,7 +340,7 @@ def sizes(
 
     costs = [
       (median(side, "cpu_s"), median(side, memory))
-      for side, memory, _ in _LINES
+      for side, memory, *_ in _LINES
     ]
     found.append((median("floor", "parameters"), costs))
   return sorted(found)
@@ -340,45 +351,69 @@ def sizes_table(samples: Sequence[Mapping[str, Any]]) -> Iterator[table.Table]:
   if found := sizes(samples):
     lines = [
       [
-        f"{parameters / 1e6:,.3g} M",
+        f"{_number(parameters / 1e6)} M",
         *(f"{seconds:.1f} s, {mib:,.0f} MiB" for seconds, mib in costs),
       ]
       for parameters, costs in found
     ]
-    columns = ("parameters", *(name for _, _, name in _LINES))
+    columns = ("parameters", *(line[2] for line in _LINES))
     yield _table("Cost against size: CPU and peak memory", columns, lines)
 
 
-def plot_sizes(found: Sequence[tuple[float, Any]], path: pathlib.Path) -> None:
+def sizes_svg(found: Sequence[tuple[float, Any]]) -> str:
   """Plots the result of `sizes`, log-log: CPU and peak memory."""
-  os.environ.setdefault("MPLBACKEND", "agg")
-  import matplotlib as mpl
-  from matplotlib import pyplot as plt
+  parts = []
+  millions = [parameters / 1e6 for parameters, _ in found]
+  for i, (title, unit) in enumerate(
+    (("CPU seconds", 1), ("peak memory, GiB", 2**10))
+  ):
+    left, right, top, bottom = 45 + 365 * i, 345 + 365 * i, 35, 250
+    lines = [[costs[j][i] / unit for _, costs in found] for j in range(4)]
+    x = _log_scale(millions, left, right)
+    values = [value for line in lines for value in line]
+    y = _log_scale(values, bottom, top)
+    middle = (left + right) // 2
+    parts += [
+      f'<text class="x" x="{middle}" y="20">{title}</text>',
+      f'<text class="x" x="{middle}" y="286">million parameters</text>',
+    ]
+    for tick in _ticks(millions, (1,)):
+      parts += [
+        f'<path class="tick" d="M{x(tick)} {top}V{bottom}"/>',
+        f'<text class="x" x="{x(tick)}" y="268">{tick:g}</text>',
+      ]
+    for tick in _ticks(values, (1, 2, 5)):
+      parts += [
+        f'<path class="tick" d="M{left} {y(tick)}H{right}"/>',
+        f'<text class="y" x="{left - 5}" y="{y(tick) + 4}">{tick:g}</text>',
+      ]
+    for (side, *_, color), line in zip(_LINES, lines, strict=True):
+      points = "L".join(
+        f"{x(a)} {y(b)}" for a, b in zip(millions, line, strict=True)
+      )
+      parts.append(f'<path class="{side}" stroke="{color}" d="M{points}"/>')
+  for j, (side, _, name, color) in enumerate(_LINES):
+    left, height = 45 + 365 * (j // 2), 310 + 22 * (j % 2)
+    parts += [
+      f'<path class="{side}" stroke="{color}" d="M{left} {height}h24"/>',
+      f'<text x="{left + 30}" y="{height + 4}">{name}</text>',
+    ]
+  return _SVG.format("\n".join(parts))
 
-  # Text as text keeps the file small; the salt makes its ids the same.
-  settings = {"svg.fonttype": "none", "svg.hashsalt": "sizes", "font.size": 9}
-  with mpl.rc_context(settings):
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4), layout="constrained")
-    x = [parameters / 1e6 for parameters, _ in found]
-    for i, (ax, title, unit) in enumerate(
-      zip(axes, ("CPU seconds", "peak memory, GiB"), (1, 2**10), strict=True)
-    ):
-      for j, (side, _, name) in enumerate(_LINES):
-        y = [costs[j][i] / unit for _, costs in found]
-        style = "k--" if side == "floor" else "o-"
-        ax.plot(x, y, style, label=name, markersize=4)
-      ax.set(xscale="log", yscale="log", title=title)
-      ax.set_xlabel("million parameters")
-      for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_formatter("{x:g}")
-      ax.grid(color="lightgray", linewidth=0.5)
-    figure.legend(
-      *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2
-    )
-    figure.savefig(
-      path, metadata={"Date": None} if path.suffix == ".svg" else None
-    )
-    plt.close(figure)
+
+def _log_scale(
+  values: Sequence[float], start: int, end: int
+) -> Callable[[float], int]:
+  """Returns the function that places values, in pixels."""
+  low, high = np.log10(min(values)), np.log10(max(values))
+  factor = (end - start) / ((high - low) or 1)
+  return lambda value: round(start + factor * (np.log10(value) - low))
+
+
+def _ticks(values: Sequence[float], digits: Sequence[int]) -> list[float]:
+  """Returns the powers of ten, times `digits`, among values."""
+  ticks = (digit * 10.0**k for k in range(-3, 7) for digit in digits)
+  return [t for t in ticks if min(values) <= t <= max(values)]
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
