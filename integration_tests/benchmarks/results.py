@@ -312,8 +312,8 @@ _SVG = """\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 735 345">
 <style>
   svg {{ color: #222 }} text {{ font: 13px sans-serif; fill: currentColor }}
-  path {{ fill: none; stroke-width: 2.5 }} .tick {{ stroke: #8886; stroke-width: 1 }}
-  .floor {{ stroke-dasharray: 6 3 }}
+  path {{ fill: none; stroke-width: 2.5 }}
+  .tick {{ stroke: #8886; stroke-width: 1 }} .floor {{ stroke-dasharray: 6 3 }}
   .x {{ text-anchor: middle }} .y {{ text-anchor: end }}
   @media (prefers-color-scheme: dark) {{ svg {{ color: #e6edf3 }} }}
 </style>
