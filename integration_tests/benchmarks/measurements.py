@@ -64,7 +64,8 @@ def _layer(
   if subjects.SUBJECTS[name].keras and side.startswith("reference"):
     return tf_keras.models.load_model(saved_model_dir, compile=False)
   if side == "keras3":
-    return tf.saved_model.load(saved_model_dir).serve
+    loaded = tf.saved_model.load(saved_model_dir)
+    return lambda inputs: loaded.serve(inputs)  # Keeps the variables.
   return hub.KerasLayer(saved_model_dir, trainable=trainable)
 
 
