@@ -24,10 +24,6 @@ flags.disclaim_key_flags()  # --help lists them as the program's.
 _LEAST_MEMORY = 3 * 2**30
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
-# Python's handler would print a traceback while the program imports modules.
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
-
 _at_success: list[Callable[[], Any]] = []
 
 
