@@ -70,6 +70,7 @@ _PHASES = {
   "verifying": r"Verifying",
   "renaming": r"✓ serving_default",
 }
+_TRAINING = ("training", "training on")
 _DISK = 2**29
 _LONGEST = 300  # Seconds from an interruption to the end.
 _CLONE_NEWNS, _MS_REC_PRIVATE = 0x20000, 0x44000
@@ -77,7 +78,7 @@ _ABORTED = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS)
 _TICK = os.sysconf("SC_CLK_TCK")
 _LOST = (
   r"^ERROR: (Another program is writing .*export.unfinished\. Wait for its"
-  r"|\S+export exists)"
+  r"|\S+export (exists|has))"
 )
 
 
@@ -347,14 +348,18 @@ class InterruptionsTest(absltest.TestCase):
     if now == self.earlier:
       return
     self.whole = self.whole or now
-    self.assertSameElements(now, self.whole)
-    reports = [x for x in now if x.endswith("/verification.json")]
+    reports = [x for x in now if x.endswith("verification.json")]
+    self.assertEqual(
+      [x for x in now if x not in reports],
+      [x for x in self.whole if not x.endswith("verification.json")],
+    )
     for name in reports:
       folder = name.removesuffix("assets.extra/verification.json")
       report = json.loads((self.export / name).read_text())
       for file, sha256 in report["files"].items():
         self.assertEqual(now[f"{folder}{file}"][1], sha256, file)
-    for name, (size, _) in now.items() if not reports else ():
+    verified = "verification.json" in " ".join(self.whole)
+    for name, (size, _) in now.items() if not verified else ():
       # Others have numbers of the training, in decimals.
       if not name.endswith((".json", ".md", ".html", "fingerprint.pb")):
         self.assertEqual(size, self.whole[name][0], name)
@@ -425,6 +430,8 @@ class InterruptionsTest(absltest.TestCase):
     return "signal"
 
   def test_leaves_nothing(self):
+    if not _MOMENTS.value:
+      self.skipTest("No moments.")
     moment = random.Random(_SEED.value)
     began = {}
     # A single moment needs no measurement of the phases before it.
@@ -451,7 +458,11 @@ class InterruptionsTest(absltest.TestCase):
       # A training is interrupted, and goes on while the later phases are tried.
       if i % len(phases) == 0 or phase == "training on":
         self.remove("state")
-      run = self.start(forked=phase != "start" and _MOMENTS.value > 1)
+      command = _COMMAND.value
+      if phase in _TRAINING and i % 2 and "verification" in command:
+        command += " --verification=off"  # Saves half of the time.
+      is_forked = phase != "start" and _MOMENTS.value > 1
+      run = self.start(command=command, forked=is_forked)
       delay = moment.uniform(0, lengths.get(phase, 0))
       run.wait_for(phase, delay if i < _MOMENTS.value - 1 else 0)
       if phase == "renaming":  # CPU time is counted in hundredths.
@@ -475,16 +486,17 @@ class InterruptionsTest(absltest.TestCase):
       self.assertNotIn("Epoch 1/", run.output)
 
   def test_two_programs_for_one_destination(self):
-    if _MOMENTS.value < 10:
+    if _MOMENTS.value == 1:
       self.skipTest("It is long.")
     moment = random.Random(_SEED.value)
-    self.complete()
+    _, began = self.complete()
+    used = began["end"]
     table = collections.Counter()
     for _ in range(_RIVALRIES.value):
       self.remove("state")
       first = self.start()
       if moment.random() < 0.8:
-        first.wait_for("start", moment.uniform(0, 4))
+        first.wait_for("start", moment.uniform(0, used))
       second = _Run(self.directory, "second", _RIVAL.value)
       statuses = [run.process.wait(600) for run in (first, second)]
       self.assertIn(0, statuses)
