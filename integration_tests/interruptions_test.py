@@ -486,7 +486,7 @@ class InterruptionsTest(absltest.TestCase):
       self.assertNotIn("Epoch 1/", run.output)
 
   def test_two_programs_for_one_destination(self):
-    if _MOMENTS.value == 1:
+    if _MOMENTS.value == 1 or not _RIVALRIES.value:
       self.skipTest("It is long.")
     moment = random.Random(_SEED.value)
     _, began = self.complete()
