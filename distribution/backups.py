@@ -23,10 +23,7 @@ with epy.lazy_imports():
 
 # The file that records which training run a directory belongs to.
 _RECORD = "training.json"
-
-# In the record: what changes from epoch to epoch.
-_DONE = "epochs done"
-_LOGS = "logs of the epochs"
+_LOGS = "logs of the epochs"  # In the record. All else stays as it is.
 
 _STATE = "epoch-"  # Prefix of the files of a `Backup`.
 _OF_KERAS = "chief"  # The directory of Keras' checkpoints.
@@ -53,7 +50,7 @@ def callbacks(
     strategy: The strategy that the model is trained with. Of several workers
       only the chief writes.
     epochs: Number of epochs, which may change when the run resumes.
-    logs: JSON values of each epoch, saved with the state. On return it has
+    logs: JSON values of each epoch, saved before the state. On return it has
       those of the finished epochs; a callback before these appends the others.
 
   Raises:
@@ -63,9 +60,12 @@ def callbacks(
     return []
   is_chief = strategies.is_chief(strategy)
   there = claim(directory, training, is_chief)
-  done = there.get(_DONE, 0)
+  # The number of Keras' newest checkpoint is that of the epochs.
+  newest = tf.train.latest_checkpoint(os.path.join(directory, _OF_KERAS))
+  done = int(newest.rpartition("-")[2]) if newest else 0
   logs = [] if logs is None else logs
-  logs[:] = logs_of(there)
+  # A killed process may have written one more than Keras.
+  logs[:] = logs_of(there)[:done]
   if done > epochs:
     raise ValueError(
       f"{directory} has the state after {done} epochs, more than {epochs}."
@@ -83,19 +83,15 @@ def callbacks(
 
   backup.on_train_begin = restore_or_explain
   backup.is_done = done == epochs
-  callbacks = [backup]
-  if is_chief:
-    callbacks.append(
-      tf_keras.callbacks.LambdaCallback(
-        on_epoch_end=lambda epoch, _: keep_logs(
-          directory, training, logs, **{_DONE: epoch + 1}
-        ),
-        on_train_end=lambda _: programs.at_success(
-          functools.partial(_remove, directory)
-        ),
-      )
-    )
-  return callbacks
+  if not is_chief:
+    return [backup]
+  record = tf_keras.callbacks.LambdaCallback(
+    on_epoch_end=lambda *_: keep_logs(directory, training, logs),
+    on_train_end=lambda _: programs.at_success(
+      functools.partial(_remove, directory)
+    ),
+  )
+  return [record, backup]
 
 
 def restored(
@@ -255,8 +251,8 @@ def claim(
   try:
     with files.GFile(_record(directory)) as f:
       there = dict(json.loads(f.read()))
-    there[_DONE] = int(there.get(_DONE, 0))
-  except (OverflowError, RecursionError, TypeError, ValueError) as e:
+    there[_LOGS] = list(there.get(_LOGS, []))
+  except (RecursionError, TypeError, ValueError) as e:
     raise ValueError(
       f"{_record(directory)} does not say which training is there:"
       f" {errors.one_line(e)}. Use another directory."
@@ -265,7 +261,7 @@ def claim(
   if different := [
     f"{key} is {there.get(key)} there and {here.get(key)} here"
     for key in {**there, **here}
-    if there.get(key) != here.get(key) and key not in (_DONE, _LOGS)
+    if there.get(key) != here.get(key) and key != _LOGS
   ]:
     raise ValueError(
       f"{directory} has the state of another training: {'; '.join(different)}."
@@ -283,10 +279,9 @@ def keep_logs(
   directory: str,
   training: Mapping[str, Any],
   logs: Sequence[Mapping[str, float]],
-  **others: Any,
 ) -> None:
   """Adds JSON values of each epoch to the record of a training."""
-  _write(directory, {**_flat(training), **others, _LOGS: logs})
+  _write(directory, {**_flat(training), _LOGS: logs})
 
 
 def _record(directory: str) -> str:

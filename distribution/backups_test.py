@@ -89,6 +89,13 @@ class BackupsTest(tf.test.TestCase):
     with self.assertRaisesRegex(errors.InputError, "Cannot read the state in "):
       _model().fit(x, x, epochs=2, callbacks=kept, verbose=0)
     data.write_bytes(content)
+    # It is killed between the record of an epoch and its state.
+    with self.assertRaises(ZeroDivisionError):
+      fit = [record, kept[0], stop, kept[1]]
+      _model().fit(x, x, epochs=2, callbacks=fit, verbose=0)
+    self.assertLen(logs, 2)
+    kept = backups.callbacks(directory, {"rate": 1}, strategy, 2, logs)
+    self.assertEqual(logs, [{"epoch": 0}])
     self.assertFalse(backups.restored(_model(), kept))
     trained = _model()
     history = trained.fit(x, x, epochs=2, callbacks=kept, verbose=0)

@@ -11,12 +11,20 @@ import errno
 import math
 import os
 import re
+import signal
 import sys
+import tempfile
 import traceback
+from typing import Any, NoReturn
 
 from absl import flags
 
 flags.disclaim_key_flags()  # --help lists them as the program's.
+
+# Python's handler would print a traceback while the program imports modules, of
+# which this is one of the first.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 _LONGEST = 800  # Characters of a library's message in an error.
 _READ = 100_000  # Characters of a library's message that are read.
@@ -212,23 +220,52 @@ def reported() -> Iterator[None]:
   except Exception as e:
     lacks_memory = is_of_full_memory(e)
     if not lacks_memory and not _is_of_input_or_machine(e):
+      _check_scratch()  # AutoGraph hides that its directory is full.
       e.add_note(_BUG)
       raise
     if flags.FLAGS.debug:
       traceback.print_exc()
-    text = str(e) if isinstance(e, InputError) else one_line(e)
     if lacks_memory:
-      text = f"Memory is full, or limited too low (ulimit -v): {text}"
-    line = f"ERROR: {_shown(text, _LONGEST_OF_ALL)}"
-    if lacks_memory:  # Python may be unable to exit normally.
-      print(line, file=sys.stderr, flush=True)
-      os._exit(1)
-    sys.exit(line)
+      _end_without_memory(e)
+    text = str(e) if isinstance(e, InputError) else one_line(e)
+    sys.exit(f"ERROR: {_shown(text, _LONGEST_OF_ALL)}")
+
+
+def _end_without_memory(error: BaseException) -> NoReturn:
+  """Ends the process at once: Python may be unable to exit normally."""
+  about = "Memory is full, or limited too low (ulimit -v)"
+  with contextlib.suppress(MemoryError):
+    about = f"{about}: {one_line(error)}"
+  os.write(2, f"ERROR: {about}\n".encode())
+  os._exit(1)
+
+
+def _end_of_imports(
+  kind: type[BaseException], error: BaseException, trace: Any
+) -> None:
+  """Reports in one line that memory is full while modules are imported."""
+  if is_of_full_memory(error):
+    _end_without_memory(error)
+  sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _end_of_imports
 
 
 def is_of_full_disk(error: Exception) -> bool:
   """Returns whether a full disk caused an exception, also TensorFlow's."""
   return bool(re.search(_NOT_WRITTEN, str(error)))
+
+
+def _check_scratch() -> None:
+  """Exits with one line if the directory for temporary files is full."""
+  directory = os.environ.get("TMPDIR") or tempfile.gettempdir()
+  try:
+    with tempfile.TemporaryFile(dir=directory) as f:
+      f.write(bytes(2**16))
+  except OSError as e:
+    if e.errno in _OF_FULL_DISKS:
+      sys.exit(f"ERROR: Cannot write {directory}: {e.strerror}{SCRATCH}")
 
 
 def is_of_full_memory(error: BaseException) -> bool:

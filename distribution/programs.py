@@ -24,10 +24,6 @@ flags.disclaim_key_flags()  # --help lists them as the program's.
 _LEAST_MEMORY = 3 * 2**30
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
-# Python's handler would print a traceback while the program imports modules.
-if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
-
 _at_success: list[Callable[[], Any]] = []
 
 
@@ -72,8 +68,22 @@ def run(main: Callable[[], Any]) -> None:
       # Saves about a second at exit: Python does not free the models.
       gc.freeze()
 
+  _open_streams()
   errors.define_flags()
   app.run(guarded, flags_parser=usage.parse)
+
+
+def _open_streams() -> None:
+  """Opens the standard streams that are closed.
+
+  A file of the program would get their numbers, and what TensorFlow prints.
+  """
+  for number, name in enumerate(("stdin", "stdout", "stderr")):
+    try:
+      os.fstat(number)
+    except OSError:
+      os.open(os.devnull, os.O_RDWR)
+      setattr(sys, name, os.fdopen(number, "w" if number else "r"))
 
 
 def _end(number: int, frame: Any) -> None:

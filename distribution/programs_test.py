@@ -46,6 +46,19 @@ def _fail(path: str) -> None:
   raise errors.InputError(f"No {path}.")
 
 
+def _print(path: str) -> None:
+  with open(path, "w") as f:
+    print("printed", flush=True)
+    os.write(1, b"printed by C")
+    f.write("whole")
+
+
+def _lack_memory(path: str) -> None:
+  pathlib.Path(tempfile.gettempdir(), "file").write_text("")
+  with publishing.publish(path):
+    raise MemoryError
+
+
 class ProgramsTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
@@ -53,9 +66,9 @@ class ProgramsTest(absltest.TestCase):
     self.tmp = self.directory / "tmp"
     self.tmp.mkdir()
 
-  def start(self, name):
+  def start(self, name, *before):
     return subprocess.Popen(
-      [sys.executable, __file__, name, str(self.directory / "export")],
+      [*before, sys.executable, __file__, name, str(self.directory / "export")],
       env={
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
@@ -109,9 +122,51 @@ class ProgramsTest(absltest.TestCase):
     process.terminate()
     process.communicate()
 
+  def test_full_memory_is_one_line_and_leaves_nothing(self):
+    process = self.start("_lack_memory")
+    self.assertEqual(
+      process.communicate()[0],
+      "ERROR: Memory is full, or limited too low (ulimit -v): MemoryError:\n",
+    )
+    self.assertEqual(process.returncode, 1)
+    self.assertEqual(self.left(), ["tmp"])
+
+  def test_no_file_gets_the_number_of_a_closed_stream(self):
+    process = self.start("_print", "sh", "-c", 'exec "$@" >&- 2>&-', "sh")
+    self.assertEqual(process.communicate()[0], "")
+    self.assertEqual(process.returncode, 0)
+    self.assertEqual((self.directory / "export").read_text(), "whole")
+
+  def test_no_traceback_of_what_ends_the_imports(self):
+    waits = "import distribution.errors, time; print(1, flush=True); "
+    for then, output, status in (
+      ("time.sleep(100)", "", -signal.SIGINT),
+      (
+        "raise ImportError('x.so: failed to map segment')",
+        "ERROR: Memory is full, or limited too low (ulimit -v): ImportError:"
+        " x.so: failed to map segment\n",
+        1,
+      ),
+    ):
+      process = subprocess.Popen(
+        [sys.executable, "-c", waits + then],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+      )
+      self.assertEqual(process.stdout.readline(), "1\n")
+      if status < 0:
+        process.send_signal(signal.SIGINT)
+      self.assertEqual(process.communicate()[0], output)
+      self.assertEqual(process.returncode, status)
+
 
 if __name__ == "__main__":
-  if sys.argv[1:2] in (["_wait_for_ever"], ["_fail"]):
+  if sys.argv[1:2] and sys.argv[1] in (
+    *("_wait_for_ever", "_fail", "_print", "_lack_memory"),
+  ):
     function, argument = globals()[sys.argv[1]], sys.argv[2]
     del sys.argv[1:]
     programs.run(lambda: function(argument))

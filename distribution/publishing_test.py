@@ -49,15 +49,17 @@ class PublishTest(absltest.TestCase):
 
   def test_a_full_disk_leaves_nothing(self):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (99, hard))
-    try:
-      with self.assertRaisesRegex(
-        errors.InputError, f"^Cannot write {self.target}: File too large$"
-      ):
-        self.publish("long" * 99)
-    finally:
-      resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    self.assertEmpty(os.listdir(self.parent))
+    unfinished = self.parent / ".export.unfinished"
+    for limit, path in ((99, self.target), (0, unfinished)):
+      resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+      try:
+        with self.assertRaisesRegex(
+          errors.InputError, f"^Cannot write {path}: File too large$"
+        ):
+          self.publish("long" * 99)
+      finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+      self.assertEmpty(os.listdir(self.parent))
 
   def test_appears_whole_at_the_end_and_readable_for_all(self):
     with publishing.publish(self.target) as directory:

@@ -63,9 +63,15 @@ def directory(path: str | os.PathLike[str]) -> Iterator[None]:
     with errors.of_input(OSError, about=f"Cannot write {path}: "):
       with contextlib.suppress(FileExistsError):
         os.mkdir(path, 0o700)
-      with contextlib.suppress(FileNotFoundError):
+      try:
         if (lock := _lock(path)) is not None:
           break
+      except FileNotFoundError:
+        pass
+      except OSError:  # The disk is full.
+        with contextlib.suppress(OSError):
+          os.rmdir(path)
+        raise
     time.sleep(_PAUSE)
   else:
     raise errors.InputError(
@@ -108,7 +114,11 @@ def _lock(path: str) -> int | None:
     if text != _TEXT and (not _TEXT.startswith(text) or len(names) > 1):
       raise in_way
     _empty(path)
-    os.pwrite(lock, _TEXT, 0)
+    try:
+      os.pwrite(lock, _TEXT, 0)
+    except OSError:
+      os.remove(marker)
+      raise
   except BlockingIOError:
     os.close(lock)
     return None
@@ -167,6 +177,10 @@ def of_program() -> Iterator[None]:
   os.environ["TMPDIR"] = tempfile.tempdir = path
   try:
     yield
+  except Exception as e:
+    if errors.is_of_full_memory(e):  # `errors.reported` skips atexit.
+      remove_all()
+    raise
   finally:
     os.environ["TMPDIR"], tempfile.tempdir = before[0] or parent, before[1]
     _kill_children()
@@ -199,8 +213,9 @@ def remove_all() -> None:
 
 def _kill_children() -> None:
   # Some kernels lack these files. `tied` then kills the children later.
-  for path in pathlib.Path("/proc/self/task").glob("*/children"):
-    with contextlib.suppress(OSError):
-      for child in map(int, path.read_text().split()):
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+  with contextlib.suppress(MemoryError, OSError):
+    for path in pathlib.Path("/proc/self/task").glob("*/children"):
+      with contextlib.suppress(OSError):
+        for child in map(int, path.read_text().split()):
+          os.kill(child, signal.SIGKILL)
+          os.waitpid(child, 0)

@@ -22,6 +22,7 @@ from absl import flags
 
 from distribution import errors
 from distribution import formats
+from distribution import scratch
 from distribution import usage
 
 # Exporters for directories with a config, by the beginning of the type.
@@ -66,14 +67,15 @@ def main(others: list[str]) -> None:
   command = [program]
   if not os.path.exists(program):  # Not built by Bazel.
     command = [sys.executable, f"{program}.py"]
-  with tempfile.TemporaryDirectory() as directory:
+  with errors.reported(), scratch.of_program():
     command += [
       f"--checkpoint_path={path}",
-      f"--export_dir={os.path.join(directory, 'export')}",
+      f"--export_dir={os.path.join(tempfile.gettempdir(), 'export')}",
       "--checkpoint_report=-",
       "--verification=off",
     ]
-    sys.exit(subprocess.run([*command, *others[1:]], check=False).returncode)
+    command = scratch.tied([*command, *others[1:]])
+    sys.exit(subprocess.run(command, check=False).returncode)
 
 
 if __name__ == "__main__":

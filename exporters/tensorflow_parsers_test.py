@@ -45,8 +45,7 @@ _JSON = json.dumps(
   }
 ).encode()
 _CSV = b"text,label\n" + b'"a, b",x\nc,y\n' * 4
-_RECORD = json.dumps({"a": 1, "epochs done": 1}).encode()
-_EPOCHS = 3
+_RECORD = json.dumps({"a": 1, "logs of the epochs": [{"b": 2}]}).encode()
 # Fields of an experiment to override.
 _FIELDS = (
   *("task", "task.model", "task.losses", "task.train_data", "runtime"),
@@ -112,9 +111,7 @@ def _read_backup(path: str) -> None:
   directory = os.path.dirname(path)
   pathlib.Path(directory, "checkpoint").touch()
   with errors.of_input(ValueError, about=f"{path}: "):
-    backups.callbacks(
-      directory, {"a": 1}, tf.distribute.get_strategy(), _EPOCHS
-    )
+    backups.callbacks(directory, {"a": 1}, tf.distribute.get_strategy(), 3)
 
 
 # Name of the file, parser, whole files, and what was once not answered.
@@ -137,7 +134,7 @@ _PARSERS = (
     "training.json",
     _read_backup,
     [_RECORD],
-    [b"7", b'{"a": 1, "epochs done": []}', b"[" * 99_999],
+    [b"7", b'{"logs of the epochs": 1}', b"[" * 99_999],
   ),
   ("a.csv", lambda path: texts.read([path]), [_CSV], [b"text,label\n"]),
 )
@@ -167,7 +164,6 @@ class ParsersTest(parameterized.TestCase):
     _read_backup(path)
     for record, problem in (
       ({"a": 2}, "another training: a is 2 there and 1 here"),
-      ({"a": 1, "epochs done": _EPOCHS + 1}, "the state after 4 epochs"),
       (7, "does not say which training is there: TypeError: 'int' object"),
     ):
       pathlib.Path(path).write_text(json.dumps(record))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
+import errno
 import itertools
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +27,7 @@ from distribution import errors
 from distribution import formats
 from distribution import programs
 from distribution import publishing
+from distribution import scratch
 from distribution import strategies
 from distribution import warmup
 from integration_tests import checkpoints
@@ -548,11 +551,16 @@ def _check_first() -> None:
   for name in _EXPORTS:
     if name not in flags.FLAGS or not (path := model_path(name)):
       continue
+    directory = formats.absolute(".")
     with errors.of_input(OSError, ValueError, about=about):
+      program, *arguments = shlex.split(value)
+      if os.path.dirname(program):
+        program = os.path.join(directory, program)
+      if not shutil.which(program):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+      command = [program, *arguments, f"--saved_model_dir={path}"]
       status = subprocess.run(
-        [*shlex.split(value), f"--saved_model_dir={path}"],
-        check=False,
-        cwd=formats.absolute("."),
+        scratch.tied(command), check=False, cwd=directory
       ).returncode
     if status:
       raise errors.InputError(

@@ -8,6 +8,7 @@ import dataclasses
 import inspect
 import math
 import os
+import sys
 import tempfile
 from typing import Any
 import uuid
@@ -192,7 +193,7 @@ def fit(
   patience: int = 10,
   class_weights: Sequence[float] | None = None,
   backup: backups.Backup | None = None,
-  verbose: int | str = "auto",
+  verbose: int | None = None,
 ) -> dict[str, list[float]]:
   """Trains a model under the strategy that it was built with.
 
@@ -216,7 +217,8 @@ def fit(
     patience: Number of epochs without improvement that end a phase.
     class_weights: Weight of each class in loss and metrics. None means 1.
     backup: Keeps the state after each epoch, and resumes from it.
-    verbose: As in `tf_keras.Model.fit`.
+    verbose: As in `tf_keras.Model.fit`. Default: a bar on a terminal, and a
+      line for each epoch in a log.
 
   Returns:
     The metrics of all epochs, under the names that Keras gives them.
@@ -248,7 +250,7 @@ def fit(
           steps_per_epoch=steps,
           validation_data=validation,
           callbacks=[progress.callback()],
-          verbose=verbose,
+          verbose=2 - sys.stdout.isatty() if verbose is None else verbose,
         )
     progress.restore_best()
   return progress.finish()

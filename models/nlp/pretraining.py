@@ -114,6 +114,8 @@ def train(
       f" {config.epochs} epochs of {config.steps_per_epoch:,}. Train for more"
       " epochs, or use another directory."
     )
+  # A killed process may have written the logs of an epoch without its state.
+  del logs[steps_done // config.steps_per_epoch :]
   # The seed depends on the step, so that resumed training repeats no text.
   # Asynchronous workers get random seeds, because they need different text.
   asynchronous = strategies.is_asynchronous(strategy)
@@ -310,8 +312,8 @@ def _checkpoints(
   logs[:] = _resume(manager, tokenizer, run, options)
 
   def save(*_: Any) -> None:
-    manager.save(int(optimizer.iterations.numpy()), options=options)
     backups.keep_logs(manager.directory, run, logs)
+    manager.save(int(optimizer.iterations.numpy()), options=options)
 
   return tf_keras.callbacks.LambdaCallback(on_epoch_end=save)
 
