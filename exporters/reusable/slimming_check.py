@@ -71,7 +71,7 @@ def _of_functions(
   """
   keys = sorted(before.ret)
   if keys != sorted(after.ret):
-    return "return other results"
+    return "differ in results"
   numbers: dict[Any, int] = {}
 
   def number(*description: Any) -> int:
@@ -91,7 +91,7 @@ def _of_functions(
     return str(e)
   for what, a, b in zip(_Meaning._fields, old, new, strict=True):
     if a != b:
-      return f"have other {what}"
+      return f"differ in {what}"
   for function in (before, after):
     _clear(function)
   return ""
@@ -104,7 +104,7 @@ class _Meaning(NamedTuple):
     results: The results.
     ops: All ops except those of `_UNORDERED`.
     effects: The ops that a call waits for.
-    order: Ops, their variables, and the reads of these that come first.
+    order: Each op with a variable that was read before, and these reads.
   """
 
   results: list[int]
@@ -165,10 +165,10 @@ def _meaning(
     waited[node.name] = frozenset() if node.op in _UNORDERED else {made}
     if node.op == _READ:
       past[node.name] |= 1 << len(past)
-      reads[operands[0]].append((made, 1 << len(past) - 1))
-    else:
-      for x in operands:
-        first = [n for n, bit in reads.get(x, ()) if bit & past[node.name]]
+      reads[operands[0]].append((made, 1 << len(past)))
+      continue
+    for x in operands:
+      if first := [n for n, bit in reads[x] if bit & past[node.name]]:
         order.add((made, x, tuple(sorted(first))))
   return _Meaning(
     [value(name) for name in results],
