@@ -787,7 +787,7 @@ def _resnet() -> tuple[Any, ...]:
   """Builds a ResNet with batch normalization and stochastic depth."""
   backbone = backbones.ResNet(
     10,
-    depth_multiplier=0.125,
+    depth_multiplier=0.25,
     init_stochastic_depth_rate=0.2,
     kernel_regularizer=tf_keras.regularizers.L2(1e-3),
   )
