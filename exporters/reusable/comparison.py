@@ -236,7 +236,7 @@ def compare(
           f"{name} differs by {differences[i]:.2g}{column}; its largest value"
           f"{' there' if column else ''} is {columns[i]:.2g}"
           + (
-            f"; rounding errors change it by {rounding:.1%}"
+            f"; rounding errors alone change it by {rounding:.2g} of that"
             if rounding > of_array
             else ""
           )
