@@ -21,6 +21,7 @@ _PRECISION = {"bfloat16": 2**-7, "float16": 2**-10}
 # The tolerance of a column is relative to at least this share of the array's
 # largest value, since rounding errors of other columns may reach it.
 _OTHER_COLUMNS = 0.1
+_TIMES, _MOST = 4, 100  # See `compare`.
 _TINY = np.finfo(np.float64).tiny
 _BLOCK = 2**18  # Values compared at a time; larger blocks need fresh memory.
 
@@ -178,9 +179,20 @@ def _parts(tensor: tf.RaggedTensor | tf.SparseTensor) -> Sequence[str]:
 
 
 def compare(
-  kind: str, expected: Arrays, actual: Arrays
+  kind: str,
+  expected: Arrays,
+  actual: Arrays,
+  perturbed: Sequence[Arrays] = (),
 ) -> tuple[float, list[str]]:
   """Compares observations of two models.
+
+  Args:
+    kind: A key of `COMPARISONS`.
+    expected: The observation of the first model.
+    actual: The observation of the second model.
+    perturbed: What the second model does with weights changed by rounding
+      errors. An array that changes is allowed to differ by `_TIMES` as much,
+      and by `_MOST` times its tolerance at most.
 
   Returns:
     The largest difference, relative to the same values as the tolerance, and
@@ -206,9 +218,14 @@ def compare(
       of_array = _of_array(kind, old)
       columns = _columns(old)
       sizes = np.maximum(columns, _OTHER_COLUMNS * _largest(old))
-      allowed = of_array * sizes + of_all * largest_of_all
+      tolerance = of_array * sizes + of_all * largest_of_all
+      rounding = max(
+        (_share(new, x[name], sizes) for x in perturbed if name in x), default=0
+      )
+      most = max(of_array, min(_TIMES * rounding, _MOST * of_array))
+      allowed = tolerance + (most - of_array) * sizes
       # Relative to the tolerance or, if there is none, to the values.
-      scale = allowed / of_array if of_array else sizes
+      scale = tolerance / of_array if of_array else sizes
       relative = differences / np.maximum(scale, _TINY)
       i = int(np.argmax(relative))  # The first NaN, if there is one.
       worst = max(worst, float(relative[i]))
@@ -218,8 +235,23 @@ def compare(
         problems.append(
           f"{name} differs by {differences[i]:.2g}{column}; its largest value"
           f"{' there' if column else ''} is {columns[i]:.2g}"
+          + (
+            f"; rounding errors alone change it by {rounding:.2g} of that"
+            if rounding > of_array
+            else ""
+          )
         )
   return worst, problems
+
+
+def _share(old: np.ndarray, new: np.ndarray, sizes: np.ndarray) -> float:
+  """Returns the largest finite difference, as a share of `sizes`."""
+  if old.shape != new.shape:
+    return 0.0
+  differences = _differences(old, new)
+  if not len(differences):
+    return 0.0
+  return float(np.nan_to_num(differences / np.maximum(sizes, _TINY)).max())
 
 
 def _of_array(kind: str, array: np.ndarray) -> float:

@@ -16,11 +16,9 @@ import contextlib
 import functools
 import io
 import itertools
-import json
 import os
 import pathlib
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -45,8 +43,6 @@ if __name__ == "__main__":  # Only the program needs these.
   from official.nlp.configs import encoders
   from official.vision.modeling import backbones
 
-  # It sets up devices before their first use.
-  from exporters.reusable import verification_test  # noqa: F401
   from exporters.reusable import xla
   from models.nlp import bert
   from models.vision import stochastic_depth
@@ -791,7 +787,7 @@ def _resnet() -> tuple[Any, ...]:
   """Builds a ResNet with batch normalization and stochastic depth."""
   backbone = backbones.ResNet(
     10,
-    depth_multiplier=0.125,
+    depth_multiplier=0.25,
     init_stochastic_depth_rate=0.2,
     kernel_regularizer=tf_keras.regularizers.L2(1e-3),
   )
@@ -916,33 +912,26 @@ def _of_exports(
 
 def _of_sources(of_module: int) -> Iterator[tuple[str, str, str | None]]:
   """Yields the same for faults in the code of this folder."""
-  prove()  # Without a fault in the code.
-  environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-  for i, mutant in enumerate(source_mutants.sample(of_module)):
-    command = [sys.executable, __file__, str(of_module), f"code:{i}"]
+  in_child = functools.partial(source_mutants.in_child, seconds=1200)
+  # Without a fault in the code.
+  lines = in_child(source_mutants.executed, prove)
+  for mutant in source_mutants.sample(of_module, lines):
     try:
-      process = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=1200
-      )
-      by = json.loads((process.stdout.splitlines() or ['"it ends early"'])[-1])
-    except subprocess.TimeoutExpired:
-      by = "it takes more than 20 minutes"
+      by = in_child(source_mutants.found_by, mutant, prove)
+    except (EOFError, TimeoutError):
+      by = "it ends early or takes more than 20 minutes"
     yield f"code of {mutant.module}.py", f"{mutant.kind}, {mutant.line}", by
 
 
 def main(argv: Sequence[str]) -> None:
   """Plants faults, and prints what finds them."""
   of_module = int((argv[1:] or [6])[0])
-  if argv[2:] and argv[2].startswith("code:"):  # In a process of its own.
-    mutant = list(source_mutants.sample(of_module))[int(argv[2][5:])]
-    print(json.dumps(source_mutants.found_by(mutant, prove)))
-    return
   found = collections.defaultdict(collections.Counter)
   not_planted: collections.Counter[str] = collections.Counter()
   survivors = []
   begin = time.monotonic()
   planted = itertools.chain(
-    _of_exports(argv[2:], not_planted), _of_sources(of_module)
+    _of_sources(of_module), _of_exports(argv[2:], not_planted)
   )
   for i, (kind, where, by) in enumerate(planted, 1):
     if by is None:

@@ -106,7 +106,8 @@ def source(
     defaults = {"training": False, **defaults}
   if variables is None:
     variables = getattr(model, "variables", ())
-  variables = list(variables)
+  # Keras lists the vocabularies of its lookup layers, too.
+  variables = [v for v in variables if isinstance(v, tf.Variable)]
   if regularization_losses is None:
     regularization_losses = getattr(model, "regularization_losses", None)
     if callable(regularization_losses):
@@ -147,7 +148,8 @@ def reusable(
 
   Returns:
     An object whose `__call__` takes the input and the arguments of the model,
-    by the same names and with the same defaults.
+    by the same names and with the same defaults. It holds the tables of the
+    model, too.
 
   Raises:
     ExportError: A regularization loss is not a float scalar.
@@ -156,6 +158,11 @@ def reusable(
     _trace(model, model.function, spec)
   root = tf.train.Checkpoint()
   root.__call__ = model.function
+  if isinstance(model.model, (tf.Module, tf.train.Checkpoint)):
+    resource = tf.saved_model.experimental.TrackableResource
+    objects = tf.train.TrackableView(model.model).descendants()
+    if tables := [x for x in objects if isinstance(x, resource)]:
+      root.tables = tables
   root.variables = list(model.variables)
   root.trainable_variables = list(model.trainable_variables)
   root.regularization_losses = [
@@ -501,7 +508,7 @@ def _traced(model: Source) -> Source:
       model = always_training  # Consumers need the gradients of training.
       function = _traceable(model, xla.CLOSED_GRADIENTS)
       traces = _trace(model, function, model.input_spec)
-  _check_generators(traces)
+  _check_ops(traces)
   _check_captured(traces, model.variables)
   _check_reached(traces[-1], model.trainable_variables)
   _check_effects(traces, model)
@@ -634,8 +641,8 @@ def _check_structure(
     )
 
 
-def _check_generators(traces: Sequence[ConcreteFunction]) -> None:
-  """Refuses random numbers that all consumers and replicas would share."""
+def _check_ops(traces: Sequence[ConcreteFunction]) -> None:
+  """Refuses Python code, and random numbers that all replicas would share."""
   for trace in traces:
     for node in graphs.all_nodes(trace.graph.as_graph_def()):
       if graphs.GENERATED.match(node.op):
@@ -644,6 +651,12 @@ def _check_generators(traces: Sequence[ConcreteFunction]) -> None:
           " Its state would be saved, and all consumers and replicas would draw"
           " the same numbers. Draw by functions such as tf.random.uniform, and"
           " leave Keras' layers for augmentation out."
+        )
+      if node.op in ("PyFunc", "PyFuncStateless", "EagerPyFunc"):
+        raise errors.ExportError(
+          f"The model calls Python code ({node.op} {node.name}), which a"
+          " SavedModel cannot hold. Compute with TensorFlow's functions instead"
+          " of tf.py_function and tf.numpy_function."
         )
 
 
@@ -739,7 +752,11 @@ def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
   for layer in sorted(inner, key=lambda layer: len(inner[layer])):
     own[layer] = losses[layer] - sum(own.get(x, 0) for x in inner[layer])
   # In the order of the weights, as in Keras' `losses`.
-  position = {v.ref(): i for i, v in enumerate(getattr(model, "variables", ()))}
+  position = {
+    v.ref(): i
+    for i, v in enumerate(getattr(model, "variables", ()))
+    if isinstance(v, tf.Variable)
+  }
   return [
     _loss_of_layer(layer, index)
     for layer in sorted(

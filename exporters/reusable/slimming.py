@@ -14,6 +14,7 @@ from typing import Any
 
 from exporters.reusable import graphs
 from exporters.reusable import private_api
+from exporters.reusable import slimming_check
 from exporters.reusable.private_api import graph_pb2
 from exporters.reusable.private_api import saved_model_pb2
 from exporters.reusable.private_api import types_pb2
@@ -42,8 +43,8 @@ def slim(export_dir: str) -> None:
     every replica, would drop the same units;
   - unused reads of variables outside of functions.
 
-  If a new name would be duplicate or undefined, the file stays unchanged, and a
-  message is printed. No known model causes this.
+  If `slimming_check` finds that a function would compute something else, the
+  file stays unchanged, and a message is printed. No known model causes this.
 
   Args:
     export_dir: The directory of the SavedModel.
@@ -70,12 +71,14 @@ def slim(export_dir: str) -> None:
         [_node(t.name) for t in captured if t.concrete_function == name],
       )
       renamed[name] = _shorten_names(function)
-      if problem := _problem(function):
-        print(f"  - saved_model.pb stays as TensorFlow wrote it: {problem}")
-        return
     for tensor in captured:
       tensor.name = renamed[tensor.concrete_function](tensor.name)
-  path.write_bytes(saved_model.SerializeToString(deterministic=True))
+  slimmed = saved_model.SerializeToString(deterministic=True)
+  before = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+  if problem := slimming_check.difference(before, saved_model):
+    print(f"  - saved_model.pb stays as TensorFlow wrote it: {problem}")
+    return
+  path.write_bytes(slimmed)
   private_api.write_fingerprint(export_dir)
 
 
@@ -221,20 +224,6 @@ def _shorten_names(function: graphs.Function) -> Callable[[str], str]:
     rename, function.signature.control_output
   )
   return rename
-
-
-def _problem(function: graphs.Function) -> str:
-  """Looks up a function's names like the loader; returns an error or ""."""
-  names = [arg.name for arg in function.signature.input_arg]
-  names += [node.name for node in function.node_def]
-  refers = {_node(x) for node in function.node_def for x in node.input}
-  refers |= {_node(x) for x in function.ret.values()}
-  refers |= set(function.control_ret.values())
-  counts = collections.Counter(names)
-  wrong = {x for x in refers | counts.keys() if counts[x] != 1}
-  if not wrong:
-    return ""
-  return f"{function.signature.name} would have no, or two, {min(wrong)}"
 
 
 def _node(name: str) -> str:

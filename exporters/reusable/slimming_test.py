@@ -1,6 +1,9 @@
+import contextlib
+import io
 import os
 import pathlib
 import shutil
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -180,6 +183,69 @@ class SlimmingTest(tf.test.TestCase):
     tf.saved_model.save(root, directory)
     slimming.slim(directory)
     self.assertAllEqual(tf.saved_model.load(directory)(tf.ones([1])), [2.0])
+
+  def test_a_file_that_would_compute_something_else_stays(self):
+    def swap(function, *_):
+      for node in function.node_def:
+        if node.op == "Sub":
+          node.input[:] = node.input[::-1]
+
+    def forget(function, *_):
+      for key, name in list(function.control_ret.items()):
+        if "Assign" in name:
+          del function.control_ret[key]
+          function.signature.control_output.remove(key)
+
+    def hurry(function, *_):
+      for node in function.node_def:
+        if node.op.startswith("Assign"):
+          node.input[:] = [x for x in node.input if x[0] != "^"]
+
+    def rename(function, *_):
+      for node in function.node_def:
+        if node.op == "Sub":
+          node.name = "y"
+
+    def call_twice(function, *_):
+      for node in list(function.node_def):
+        if node.op == "Sub":
+          function.node_def.add().CopyFrom(node)
+
+    def omit(function, *_):
+      nodes = [n for n in function.node_def if n.op != "Mul"]
+      function.ClearField("node_def")
+      function.node_def.extend(nodes)
+
+    root = tf.train.Checkpoint(variable=tf.Variable(2.0))
+
+    def call(x):
+      y = root.variable * x - 1.0
+      root.variable.assign(x)
+      return y
+
+    root.__call__ = tf.function(call)
+    root.__call__.get_concrete_function(tf.TensorSpec([]))
+    directory = os.path.join(self.get_temp_dir(), "of_an_assignment")
+    tf.saved_model.save(root, directory)
+    path = pathlib.Path(directory, "saved_model.pb")
+    before = path.read_bytes()
+    for change, words in (
+      (swap, "differ in results"),
+      (forget, "differ in effects"),
+      (hurry, "differ in order"),
+      (rename, "have no value"),
+      (call_twice, "have two values of one name"),
+      (omit, "have no value"),
+    ):
+      with (
+        self.subTest(words),
+        mock.patch.object(slimming, "_remove_known_shapes", change),
+        contextlib.redirect_stdout(io.StringIO()) as output,
+      ):
+        slimming.slim(directory)
+        self.assertIn("saved_model.pb stays as", output.getvalue())
+        self.assertIn(words, output.getvalue())
+        self.assertEqual(path.read_bytes(), before)
 
   def test_the_fingerprint_is_of_the_new_file(self):
     """Fails when TensorFlow's private module goes away."""

@@ -6,13 +6,15 @@ and verified with it, then the tests of the module run.
 """
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 import contextlib
-import copy
 import importlib
 import io
+import itertools
+import multiprocessing
 import pathlib
 import random
+import sys
 from typing import Any, NamedTuple
 import unittest
 
@@ -57,88 +59,122 @@ class Mutant(NamedTuple):
     module: Name of the module.
     kind: The kind of change.
     line: The source line.
-    tree: The changed source.
+    index: The changed node, as `ast.walk` counts them.
   """
 
   module: str
   kind: str
   line: str
-  tree: ast.Module
+  index: int
 
 
-def mutants(name: str, source: str) -> Iterator[Mutant]:
-  """Yields all faults that fit the source of a module."""
-  lines = source.splitlines()
-  original = ast.parse(source)
-  for i, node in enumerate(ast.walk(original)):
-    for kind, change in _changes(node):
-      tree = copy.deepcopy(original)
-      changed = next(n for j, n in enumerate(ast.walk(tree)) if j == i)
-      line = lines[node.lineno - 1].strip()
-      change(changed)
-      if not any(word in ast.unparse(node) for word in _WORDS):
-        yield Mutant(
-          name, kind, f"{node.lineno}: {line}", ast.fix_missing_locations(tree)
-        )
+def mutants(name: str, lines: Collection[int]) -> Iterator[Mutant]:
+  """Yields all faults that fit some lines of a module."""
+  source = _path(name).read_text()
+  texts = source.splitlines()
+  for i, node in enumerate(ast.walk(ast.parse(source))):
+    for kind, place, _ in _changes(node):
+      words = ast.unparse(place)
+      if place.lineno in lines and not any(word in words for word in _WORDS):
+        line = f"{place.lineno}: {texts[place.lineno - 1].strip()}"
+        yield Mutant(name, kind, line, i)
 
 
-def _changes(node: ast.AST) -> Iterator[tuple[str, Callable[[Any], None]]]:
+def _changed(mutant: Mutant) -> ast.Module:
+  """Returns the source of a mutant's module, with its fault."""
+  tree = ast.parse(_path(mutant.module).read_text())
+  node = next(itertools.islice(ast.walk(tree), mutant.index, None))
+  for kind, _, change in _changes(node):
+    if kind == mutant.kind:
+      change(node)
+  return ast.fix_missing_locations(tree)
+
+
+def _path(name: str) -> pathlib.Path:
+  return pathlib.Path(__file__).with_name(f"{name}.py")
+
+
+def _changes(
+  node: ast.AST,
+) -> Iterator[tuple[str, ast.AST, Callable[[Any], None]]]:
+  """Yields the kind of each change that fits a node, and what it changes."""
+
+  def setting(name: str, value: Any) -> Callable[[Any], None]:
+    return lambda node: setattr(node, name, value)
+
   match node:
-    case ast.If() | ast.IfExp():
-      yield "condition negated", _negate
+    case ast.If(test=test) | ast.IfExp(test=test):
+      change = setting("test", ast.UnaryOp(ast.Not(), test))
+      yield "condition negated", node, change
     case ast.Compare(ops=[op]) if type(op) in _OPPOSITES:
-
-      def turn(node: ast.Compare) -> None:
-        node.ops = [_OPPOSITES[type(op)]()]
-
-      yield "comparison turned", turn
-    case ast.BoolOp():
-
-      def other(node: ast.BoolOp) -> None:
-        node.op = ast.Or() if isinstance(node.op, ast.And) else ast.And()
-
-      yield "and for or", other
-    case ast.Constant(value=bool()):
-
-      def flip(node: ast.Constant) -> None:
-        node.value = not node.value
-
-      yield "flag flipped", flip
-    case ast.Constant(value=int() | float()):
-
-      def add(node: ast.Constant) -> None:
-        node.value += 1
-
-      yield "number + 1", add
-    case ast.FunctionDef(body=[*_, ast.Return(value=ast.Name())]):
-
-      def nothing(node: ast.FunctionDef) -> None:
-        node.body[-1] = ast.Return(ast.Constant(None))
-
-      yield "returns None", nothing
+      yield "comparison turned", node, setting("ops", [_OPPOSITES[type(op)]()])
+    case ast.BoolOp(op=op):
+      other = ast.Or() if isinstance(op, ast.And) else ast.And()
+      yield "and for or", node, setting("op", other)
+    case ast.Constant(value=bool(value)):
+      yield "flag flipped", node, setting("value", not value)
+    case ast.Constant(value=int(value) | float(value)):
+      yield "number + 1", node, setting("value", value + 1)
+    case ast.Return(value=ast.Name()):
+      yield "returns None", node, setting("value", ast.Constant(None))
   body = getattr(node, "body", None)  # Of a lambda it is no list.
   for i, statement in enumerate(body if isinstance(body, list) else ()):
-    if isinstance(statement, ast.Expr) and isinstance(
-      statement.value, ast.Call
-    ):
-
-      def drop(node: Any, i: int = i) -> None:
-        node.body[i] = ast.Pass()
-
-      yield "call dropped", drop
+    match statement:
+      case ast.Expr(value=ast.Call()):
+        rest = [*body[:i], ast.Pass(), *body[i + 1 :]]
+        yield f"call {i} dropped", statement, setting("body", rest)
 
 
-def _negate(node: Any) -> None:
-  node.test = ast.UnaryOp(ast.Not(), node.test)
+def executed(prove: Callable[[], None]) -> dict[str, set[int]]:
+  """Returns the lines of each module that an export and its checks execute."""
+  lines = {str(_path(name)): set() for name in _MODULES}
+
+  def trace(frame: Any, event: str, _: Any) -> Any:
+    of_module = lines.get(frame.f_code.co_filename)
+    if of_module is not None and event == "line":
+      of_module.add(frame.f_lineno)
+    return None if of_module is None else trace
+
+  sys.settrace(trace)
+  try:
+    prove()
+  finally:
+    sys.settrace(None)
+  return {pathlib.Path(path).stem: found for path, found in lines.items()}
 
 
-def sample(of_module: int, seed: int = 0) -> Iterator[Mutant]:
-  """Yields some faults of each module, always the same."""
+def sample(
+  of_module: int, lines: Mapping[str, Collection[int]], seed: int = 0
+) -> Iterator[Mutant]:
+  """Yields some faults of each module in the given lines, always the same."""
   rng = random.Random(seed)
   for name in _MODULES:
-    path = pathlib.Path(__file__).with_name(f"{name}.py")
-    found = list(mutants(name, path.read_text()))
+    found = list(mutants(name, lines[name]))
     yield from rng.sample(found, min(of_module, len(found)))
+
+
+def in_child(function: Callable[..., Any], *args: Any, seconds: float) -> Any:
+  """Runs a function in a copy of this process.
+
+  Call it before the first op: TensorFlow's threads are not copied.
+
+  Raises:
+    EOFError: The copy ends early.
+    TimeoutError: It takes too long, and is killed.
+  """
+  receiver, sender = multiprocessing.Pipe(duplex=False)
+  process = multiprocessing.get_context("fork").Process(
+    target=lambda: sender.send(function(*args))
+  )
+  process.start()
+  sender.close()
+  try:
+    if receiver.poll(seconds):
+      return receiver.recv()
+    raise TimeoutError
+  finally:
+    process.kill()
+    process.join()
 
 
 @contextlib.contextmanager
@@ -147,7 +183,7 @@ def planted(mutant: Mutant) -> Iterator[None]:
   module = importlib.import_module(f"exporters.reusable.{mutant.module}")
   before = dict(vars(module))
   try:
-    exec(compile(mutant.tree, module.__file__, "exec"), vars(module))
+    exec(compile(_changed(mutant), module.__file__, "exec"), vars(module))
     yield
   finally:
     vars(module).clear()
@@ -164,6 +200,8 @@ def found_by(mutant: Mutant, prove: Callable[[], None]) -> str | None:
     prove: Exports and verifies a model. Raises if that fails.
   """
   tests = _MODULES[mutant.module]
+  # Before any op: it sets up devices.
+  importlib.import_module("exporters.reusable.verification_test")
   with (
     contextlib.redirect_stdout(io.StringIO()),
     contextlib.redirect_stderr(io.StringIO()),
