@@ -473,6 +473,7 @@ class InterruptionsTest(absltest.TestCase):
         ended = self.check_end(run, action)
       except (AssertionError, OSError) as e:
         ended = "FAILED"
+        print(run.output[-5000:])
         failures.append(f"{during} + {delay:.2f} s, {action}: {e}")
         print(failures[-1])
       table[during, action, ended] += 1
