@@ -5,7 +5,7 @@ It imports no TensorFlow.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import errno
 import math
@@ -29,6 +29,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 _LONGEST = 800  # Characters of a library's message in an error.
 _READ = 100_000  # Characters of a library's message that are read.
 _LONGEST_OF_ALL = 2000  # Characters of an error.
+_LEAST_MEMORY = 2**26  # Bytes. With less, errors are caused by that.
 _BUG = (
   "This is a bug in the program, not in your input. Please report it with the"
   " command line and the traceback."
@@ -79,6 +80,11 @@ _SAID_OTHERWISE = {
     r"Cannot write \1: \3"
   ),
 }
+
+
+# Memory for what follows an error of full memory, and what is then called.
+_reserve = bytearray(2**24)
+before_sudden_end: list[Callable[[], Any]] = []
 
 
 class InputError(Exception):
@@ -220,9 +226,11 @@ def reported() -> Iterator[None]:
   except Exception as e:
     lacks_memory = is_of_full_memory(e)
     if not lacks_memory and not _is_of_input_or_machine(e):
-      _check_scratch()  # AutoGraph hides that its directory is full.
-      e.add_note(_BUG)
-      raise
+      _check_scratch()  # AutoGraph hides that its directory is full,
+      lacks_memory = _memory_is_full()  # and that memory is.
+      if not lacks_memory:
+        e.add_note(_BUG)
+        raise
     if flags.FLAGS.debug:
       traceback.print_exc()
     if lacks_memory:
@@ -234,9 +242,13 @@ def reported() -> Iterator[None]:
 def _end_without_memory(error: BaseException) -> NoReturn:
   """Ends the process at once: Python may be unable to exit normally."""
   about = "Memory is full, or limited too low (ulimit -v)"
+  _reserve.clear()
+  for call in before_sudden_end:
+    with contextlib.suppress(Exception):
+      call()
   with contextlib.suppress(MemoryError):
     about = f"{about}: {one_line(error)}"
-  os.write(2, f"ERROR: {about}\n".encode())
+  print(f"ERROR: {about}", file=sys.stderr, flush=True)
   os._exit(1)
 
 
@@ -266,6 +278,13 @@ def _check_scratch() -> None:
   except OSError as e:
     if e.errno in _OF_FULL_DISKS:
       sys.exit(f"ERROR: Cannot write {directory}: {e.strerror}{SCRATCH}")
+
+
+def _memory_is_full() -> bool:
+  try:
+    return not bytearray(_LEAST_MEMORY)
+  except MemoryError:
+    return True
 
 
 def is_of_full_memory(error: BaseException) -> bool:

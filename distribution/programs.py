@@ -82,7 +82,7 @@ def _open_streams() -> None:
     try:
       os.fstat(number)
     except OSError:
-      os.open(os.devnull, os.O_RDWR)
+      os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
       setattr(sys, name, os.fdopen(number, "w" if number else "r"))
 
 

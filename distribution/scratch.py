@@ -171,16 +171,13 @@ def of_program() -> Iterator[None]:
   stack = contextlib.ExitStack()
   stack.enter_context(directory(path))
   atexit.register(_close, stack, path)
+  errors.before_sudden_end.append(remove_all)
   # tensorflow-hub keeps its cache in TMPDIR.
   hub = os.path.join(parent, "tfhub_modules")
   os.environ.setdefault("TFHUB_CACHE_DIR", hub)
   os.environ["TMPDIR"] = tempfile.tempdir = path
   try:
     yield
-  except Exception as e:
-    if errors.is_of_full_memory(e):  # `errors.reported` skips atexit.
-      remove_all()
-    raise
   finally:
     os.environ["TMPDIR"], tempfile.tempdir = before[0] or parent, before[1]
     _kill_children()

@@ -463,7 +463,9 @@ class InterruptionsTest(absltest.TestCase):
         command += " --verification=off"  # Saves half of the time.
       is_forked = phase != "start" and _MOMENTS.value > 1
       run = self.start(command=command, forked=is_forked)
-      delay = moment.uniform(0, lengths.get(phase, 0))
+      # Python prints a traceback while it imports its own modules.
+      least = 0.1 if phase == "start" else 0
+      delay = moment.uniform(least, max(least, lengths.get(phase, 0)))
       run.wait_for(phase, delay if i < _MOMENTS.value - 1 else 0)
       if phase == "renaming":  # CPU time is counted in hundredths.
         time.sleep(moment.uniform(0, 0.3))
@@ -473,6 +475,7 @@ class InterruptionsTest(absltest.TestCase):
         ended = self.check_end(run, action)
       except (AssertionError, OSError) as e:
         ended = "FAILED"
+        print(run.output[-5000:])
         failures.append(f"{during} + {delay:.2f} s, {action}: {e}")
         print(failures[-1])
       table[during, action, ended] += 1
