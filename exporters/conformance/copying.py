@@ -94,6 +94,7 @@ def started(
   options: Options,
   *,
   longer: int = 1,
+  call: float = 0.0,
   names: dict[str, str] | None = None,
   readable: Sequence[str] = (),
   **kwargs: Any,
@@ -106,6 +107,7 @@ def started(
     options: How to load it.
     longer: Factor of the default CPU time of a check; if above 1, the memory
       doubles. Limits in `options` override both.
+    call: As in `sandbox.Limits`; `options.seconds` overrides it too.
     names: As in `sandbox.started`, for paths besides the copy.
     readable: As in `sandbox.started`, for paths besides the copy.
     **kwargs: Further arguments of `sandbox.started`.
@@ -130,6 +132,7 @@ def started(
     limits = sandbox.Limits(
       options.seconds or limits.seconds * longer,
       int(options.gib * 2**30) or limits.memory * min(longer, 2),
+      call and (options.seconds or call),
     )
     with sandbox.started(
       module,

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from distribution import sandbox
+
 _EXCESS = 5  # Directions in which a gradient is wrong, less those it is right.
 _GROUPS = 64  # Maximum number of groups of variables to move.
 
@@ -220,4 +222,5 @@ def _at(
   """Moves the variables a step from `before`; returns the function's value."""
   for v, old, x in zip(variables, before, noise, strict=True):
     v.assign(old + np.asarray(step * x, x.dtype))
+  sandbox.renew()
   return float(value()) if step else 0.0

@@ -24,6 +24,7 @@ _OF_STATE = re.compile("RngReadAndSkip|Stateful(Random|Standard|Trunc|Unif).*")
 # A layer with a regularizer, in the metadata of Keras.
 _REGULARIZER = re.compile(rb'_regularizer\\?": \{')
 _REPEATS = 8  # Calls with random numbers, to compare their means.
+_ROWS = 16  # Examples for batch statistics.
 _JITTER = 0.05
 
 
@@ -643,15 +644,18 @@ def _settles_elsewhere(subject: Subject, steady: Mapping[str, Any]) -> bool:
 
   With a momentum of 0 the moving averages become these statistics.
   """
-  moving, batch = subject.batch_norms, subject.example(4)
+  moving, batch = subject.batch_norms, subject.example(_ROWS)
 
   def trained(inputs: Any, momentum: float) -> tuple[list[Any], list[Any]]:
     arguments = {**steady, _MOMENTUM: momentum}
     outputs = _floats(subject.model(inputs, **arguments))
     return outputs, [v.numpy() for v in moving]
 
+  twice = subject_lib.rows(batch, *[*range(_ROWS)] * 2)
   with subject.unchanged():
-    _, of_twice = trained(subject_lib.rows(batch, *[*range(4)] * 2), 0.0)
+    with gradients_lib.moved(subject.trainable_variables, 1e-6):
+      shaken, _ = trained(batch, 0.0)
+    _, of_twice = trained(twice, 0.0)
     _, of_batch = trained(batch, 0.0)
     training, again = trained(batch, 0.5)
     # A layer that is called twice has the statistics of two inputs.
@@ -664,13 +668,24 @@ def _settles_elsewhere(subject: Subject, steady: Mapping[str, Any]) -> bool:
     inference = _floats(
       subject.model(batch, **{**steady, _MOMENTUM: 0.0, "training": False})
     )
-  return not all(map(_is_close, training, inference))
+  # Layers of batch normalization amplify the rounding errors of others.
+  return not all(map(_is_close, training, inference, shaken))
 
 
-def _is_close(first: Any, second: Any) -> bool:
-  """Returns whether arrays differ by at most 1 % of the largest value."""
-  x, y = np.float64(first), np.float64(second)
-  return np.abs(x - y).max(initial=0.0) <= 1e-2 * np.abs(x).max(initial=0.0)
+def _is_close(first: Any, second: Any, shaken: Any = None) -> bool:
+  """Returns whether arrays differ by little.
+
+  Args:
+    first: One array.
+    second: The other array.
+    shaken: The first array after a change like a few rounding errors.
+  """
+  x, y, z = map(
+    np.float64, (first, second, first if shaken is None else shaken)
+  )
+  return np.abs(x - y).max(initial=0.0) <= (
+    1e-2 * np.abs(x).max(initial=0.0) + 10.0 * np.abs(x - z).max(initial=0.0)
+  )
 
 
 def _noise_differs(
