@@ -110,11 +110,11 @@ class Limits(NamedTuple):
 def limits(size: int, seconds: float | None, gib: float | None) -> Limits:
   """Returns limits: those of flags, or else by the size of a model in bytes.
 
-  The CPU time is several times that of a check of good models: 50 s for 16 MiB,
-  80 s for 100 MiB. Attackers can add bytes, so it grows with their root.
+  The CPU time is several times that of checks of good models: 50 s for 16 MiB,
+  90 s for 440 MiB. Attackers can add bytes, so it grows with their root.
   """
   return Limits(
-    seconds or 40 + 60 * math.sqrt(size / 2**20),
+    seconds or 40 + 30 * math.sqrt(size / 2**20),
     int(gib * 2**30 if gib else 3.5 * 2**30 + 10 * size),
   )
 

@@ -937,6 +937,24 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
         said = out.getvalue()
         self.assertRegex(said, expected)
 
+  def test_a_folder_becomes_a_link(self):
+    place = self.place("replaced")
+    _save(place)
+    list_paths = copying._paths
+
+    def listed(*arguments):
+      paths = [*list_paths(*arguments)]
+      folder = f"{place.directory}/variables"
+      os.rename(folder, place.target)
+      os.symlink(place.target, folder)
+      return paths
+
+    with (
+      mock.patch.object(copying, "_paths", listed),
+      self.assertRaisesRegex(errors.ExportError, "replaced by a symbolic link"),
+    ):
+      self.copied(place)
+
   def test_nothing_is_loaded_without_a_sandbox(self):
     with mock.patch.object(sandbox, "missing", lambda: "no sandbox"):
       with self.assertRaisesRegex(errors.ExportError, "loaded: no sandbox. To"):

@@ -63,8 +63,8 @@ FLAGS = {
   "follow_links": "Read what symbolic links in the directory point to, as in"
   " caches of other libraries.",
   "seconds": (
-    "CPU time in seconds that the process may need. 0: by the size of the"
-    " files.",
+    "CPU time in seconds that the process, or one call, may need. 0: by the"
+    " size of the files, and 40 for a call.",
     0.0,
   ),
   "gib": (
@@ -227,7 +227,7 @@ def _copy_file(
     _check_space(size + before, size, target)
     tf.io.gfile.copy(f"{source}/{path}", new)
     return size
-  # The file may have been replaced by a link or a pipe since the listing.
+  # Since the listing, links or pipes may have replaced the file or its folder.
   flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
   with (
     open(os.open(os.path.join(source, path), flags), "rb") as old,
@@ -236,6 +236,15 @@ def _copy_file(
     status = os.fstat(old.fileno())
     if not stat.S_ISREG(status.st_mode):
       raise errors.InputError(f"{path} is not a file.")
+    if (
+      sys.platform == "linux"
+      and not follow_links
+      and (
+        os.readlink(f"/proc/self/fd/{old.fileno()}")
+        != os.path.join(os.path.realpath(source), path)
+      )
+    ):
+      raise errors.InputError("its folder was replaced by a symbolic link.")
     size = status.st_size
     if _is_sparse(old.fileno(), status):
       raise errors.InputError(

@@ -53,6 +53,7 @@ _NO_CAUSE = re.compile(
   r"|^\d+ root error.*|^\s*\(\d+\) [A-Z_]+: |\s*\[\[.*\]\]|\s*\[Op:.*"
   r"|\{\{function_node [^}]*\}\}\s*"
 )
+_LONGEST = 10_000  # Characters of an error message.
 _MATCHING = "Could not find matching concrete function"
 
 
@@ -643,7 +644,8 @@ def cause(error: BaseException) -> str:
 
   TensorFlow's messages begin with the place of the error.
   """
-  lines = [_NO_CAUSE.sub("", line) for line in str(error).splitlines()]
+  message = str(error)[:_LONGEST]  # The patterns take quadratic time.
+  lines = [_NO_CAUSE.sub("", line) for line in message.splitlines()]
   text = next(filter(None, map(str.strip, lines)), type(error).__name__)
   return errors.one_line(error) if text.startswith(_MATCHING) else text
 
