@@ -286,12 +286,18 @@ def _gradients(subject: Subject) -> findings.Finding:
 def _twin(subject: Subject) -> Subject | None:
   """Loads the twin of a model; None if it cannot be called, or is random."""
   try:
-    model = twin_lib.load(subject.directory, list(subject.files), subject.graph)
+    model = twin_lib.load(subject.directory, subject.files)
     twin = subject_lib.Subject(subject.directory, subject.graph, [], model)
     twin.example()
   except Exception:  # Some ops have no kernel or another shape in float32.
     return None
-  return None if twin.is_half or twin.steady is None else twin
+  # A sub-object has no twin of its own.
+  is_same = [v.name for v in twin.trainable_variables] == [
+    v.name for v in subject.trainable_variables
+  ]
+  if not is_same or twin.is_half or twin.steady is None:
+    return None
+  return twin
 
 
 def _wrong(

@@ -3,7 +3,9 @@
 The twin computes in single precision and draws the same numbers in each call.
 """
 
+from collections.abc import Iterable
 import itertools
+import os
 from typing import Any
 import zlib
 
@@ -13,7 +15,6 @@ import tensorflow as tf
 
 from exporters.reusable import observation
 from exporters.reusable.private_api import graph_pb2
-from exporters.reusable.private_api import meta_graph_pb2
 from exporters.reusable.private_api import saved_model_pb2
 
 # In memory, as the sandbox is read-only. A removed name cannot be reused.
@@ -29,9 +30,7 @@ _STATELESS = {
 }
 
 
-def load(
-  directory: str, files: list[str], graph: meta_graph_pb2.MetaGraphDef
-) -> Any:
+def load(directory: str, files: Iterable[str]) -> Any:
   """Loads a SavedModel with float32 for half precision, and with fixed noise.
 
   Random ops that are not in `_STATELESS` still draw other numbers in each call.
@@ -39,11 +38,9 @@ def load(
   Args:
     directory: Its directory.
     files: The paths of its files.
-    graph: Its only MetaGraph.
   """
-  model = saved_model_pb2.SavedModel(
-    saved_model_schema_version=1, meta_graphs=[graph]
-  )
+  with open(os.path.join(directory, "saved_model.pb"), "rb") as f:
+    model = saved_model_pb2.SavedModel.FromString(f.read())
   _fix_noise(model.meta_graphs[0].graph_def)
   _convert(model)
   path = next(_DIRECTORIES)
