@@ -290,7 +290,7 @@ class _Watch:
       return self._exceeded
     status = self._process.returncode
     if status == -signal.SIGPROF:
-      return f"a call needs more than {self._limits.call:g} s"
+      return f"it needs more than {self._limits.call:g} s for one call"
     how = f"it ended with status {status}"
     if status < 0:
       how = f"it died of {signal.Signals(-status).name}"

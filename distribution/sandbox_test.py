@@ -276,7 +276,7 @@ class SandboxTest(parameterized.TestCase):
     with self.started(sandbox.Limits(9, 2**28, 0.4)) as ask:
       self.assertEqual(ask(["_renew", self.path]), "renewed")
       with self.assertRaisesRegex(
-        sandbox.SandboxError, "a call needs more than 0.4 s"
+        sandbox.SandboxError, "more than 0.4 s for one call"
       ):
         ask(["_burn", self.path])
 
