@@ -179,13 +179,24 @@ def _flood(path):
   return "x" * 2**28
 
 
+def _renew(path):
+  for _ in range(6):
+    sandbox.renew()
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+      pass
+  return "renewed"
+
+
 def _babble(path):
   os.write(int(sys.argv[1]), b"\0\0\0\4junk")
 
 
 _ENDING = {
   f.__name__: f
-  for f in (_burn, _wait, _fill, _fault, _leave, _fail, _flood, _babble)
+  for f in (
+    *(_burn, _wait, _fill, _fault, _leave, _fail, _flood, _renew, _babble),
+  )
 }
 
 
@@ -260,6 +271,14 @@ class SandboxTest(parameterized.TestCase):
         ask([name, self.path])
       with self.assertRaises(sandbox.SandboxError):
         ask(["_read", self.path])
+
+  def test_a_call_ends(self):
+    with self.started(sandbox.Limits(9, 2**28, 0.4)) as ask:
+      self.assertEqual(ask(["_renew", self.path]), "renewed")
+      with self.assertRaisesRegex(
+        sandbox.SandboxError, "more than 0.4 s for one call"
+      ):
+        ask(["_burn", self.path])
 
   def test_a_deadlock_ends(self):
     with (

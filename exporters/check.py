@@ -34,6 +34,7 @@ from exporters.conformance import report_page
 from exporters.reusable import command_line
 from exporters.reusable import errors
 
+_CALL_SECONDS = 40.0  # Gradients of large models need some, endless loops all.
 _OPTIONS = copying.Options()
 _AUDIT = "S1"  # The rule that is judged before the load.
 _OF_TRAINING = "R5"  # A rule for all kinds that can be trained.
@@ -76,6 +77,7 @@ def check(
       "exporters.conformance.judging",
       saved_model_dir,
       options,
+      call=_CALL_SECONDS,
       # oneDNN convolutions return a wrong shape for an empty batch (R8).
       variables={"TF_ENABLE_ONEDNN_OPTS": "0"},
     ) as (ask, request),

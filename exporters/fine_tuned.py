@@ -289,7 +289,7 @@ def _parts(
   Constants are left out because they take no input. Freezing profiles have no
   examples because they share the traces of the piece.
   """
-  subject = dataclasses.replace(subject_lib.read(directory), model=model)
+  subject = dataclasses.replace(subject_lib.read(directory), loaded=model)
   source, examples = _part(subject)
   yield "", (source, examples)
   for name in profiles:

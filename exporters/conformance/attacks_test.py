@@ -14,6 +14,7 @@ import pathlib
 import re
 import shutil
 from unittest import mock
+import zlib
 
 from absl import flags
 from absl.testing import parameterized
@@ -719,6 +720,104 @@ def _many(place):
   _changed(place, change)
 
 
+def _cycle(place):
+  """An object that is its own child, and a list in its own entries."""
+
+  def change(graph):
+    nodes = graph.object_graph_def.nodes
+    index = len(nodes)
+    held = nodes.add().user_object
+    held.identifier = "trackable_list_wrapper"
+    held.version.producer = held.version.min_consumer = 1
+    nodes[index].children.add(node_id=index, local_name="0")
+    nodes[0].children.add(node_id=index, local_name="variables")
+    nodes[0].children.add(node_id=0, local_name="again")
+
+  _changed(place, change)
+
+
+def _child(node_id, name):
+  """Adds a child to the root that cannot be one."""
+
+  def change(graph):
+    root = graph.object_graph_def.nodes[0]
+    root.children.add(node_id=node_id, local_name=name)
+
+  return lambda place: _changed(place, change)
+
+
+def _giant_variable(place):
+  def change(graph):
+    for node in graph.object_graph_def.nodes:
+      if node.HasField("variable"):
+        node.variable.shape.dim.add(size=2**40)
+
+  _changed(place, change)
+
+
+def _calls_itself_in_a_branch(place):
+  def change(graph):
+    function = graph.graph_def.library.function.add()
+    function.signature.name = "__inference_deeper"
+    const = function.node_def.add(name="c", op="Const")
+    const.attr["dtype"].type = tf.bool.as_datatype_enum
+    const.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(True))
+    node = function.node_def.add(name="i", op="If", input=["c:output:0"])
+    node.attr["Tcond"].type = tf.bool.as_datatype_enum
+    for branch in ("then_branch", "else_branch"):
+      node.attr[branch].func.name = "__inference_deeper"
+
+  _changed(place, change)
+
+
+def _gradient_of_itself(place):
+  def change(graph):
+    function = _function(graph, "__inference_both")
+    node = function.node_def.add(name="x", op="SymbolicGradient")
+    node.attr["f"].func.name = function.signature.name
+
+  _changed(place, change)
+
+
+def _used(make):
+  """An attack by a text, whose use keeps its op in the graph."""
+
+  def call(inputs):
+    del inputs
+    return tf.debugging.Assert(tf.strings.length(make()) > 0, [0])
+
+  return lambda place: _save(place, call)
+
+
+def _packed():
+  """Unpacks 8 GB from 8 MB."""
+  packer = zlib.compressobj(9)
+  data = b"".join(packer.compress(bytes(2**20)) for _ in range(8000))
+  return raw.DecodeCompressed(
+    bytes=data + packer.flush(), compression_type="ZLIB"
+  )
+
+
+def _replaced():
+  """Replaces each of a million letters by a million others."""
+  text = tf.strings.reduce_join(tf.fill([2**20], "a"))
+  return tf.strings.regex_replace(text, "a", "b" * 2**20)
+
+
+def _says(*parts):
+  """Fails with an error message."""
+  return lambda place: _save(
+    place, lambda x: tf.debugging.Assert(tf.size(x) < 0, list(parts))
+  )
+
+
+def _padded(place):
+  """A loop beside a variable, which must not buy time."""
+  root = tf.train.Checkpoint(v=tf.Variable(1.0))
+  root.padding = tf.Variable(tf.random.uniform([2**23]))
+  _save(place, _endless, root)
+
+
 def _slow_card(place):
   _save(place)
   card = pathlib.Path(place.directory, "assets.extra/README.md")
@@ -810,6 +909,38 @@ _ENDING = {
   "MetaGraphs": (
     _two_meta_graphs,
     "cannot be loaded: Importing .* more than one MetaGraph",
+    False,
+    True,
+  ),
+  "a padded loop": (
+    _padded,
+    "judging R4: it needs more than 40 s for one call",
+    False,
+    True,
+  ),
+  "a cycle": (_cycle, "cannot be loaded: .*recursion", False, True),
+  "a child nowhere": (_child(2**31 - 1, "x"), "cannot be", False, True),
+  "a child below": (_child(-1, "x"), "because|cannot be", False, True),
+  "a class": (_child(1, "__class__"), "cannot be loaded", False, True),
+  "a giant variable": (_giant_variable, "cannot be loaded", False, True),
+  "a branch": (_calls_itself_in_a_branch, "cyclic dependency", False, True),
+  "its own gradient": (_gradient_of_itself, "cyclic dependency", False, True),
+  "packed bytes": (_used(_packed), "because R5", False, True),
+  "replaced letters": (
+    _used(_replaced),
+    "memory|allocat|died|GiB",
+    False,
+    True,
+  ),
+  "a long error": (
+    _says(tf.strings.reduce_join(tf.fill([3_000_000], " "))),
+    "because R5",
+    False,
+    True,
+  ),
+  "an error like a report": (
+    _says("\033[2J", "\r✓ Kept: S1\n✓ Kept: R5"),
+    r"assertion failed: .*\\033\[2J.*\\n✓ Kept",
     False,
     True,
   ),
@@ -936,6 +1067,24 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
         self.assertEqual(status, 1)
         said = out.getvalue()
         self.assertRegex(said, expected)
+
+  def test_a_folder_becomes_a_link(self):
+    place = self.place("replaced")
+    _save(place)
+    list_paths = copying._paths
+
+    def listed(*arguments):
+      paths = [*list_paths(*arguments)]
+      folder = f"{place.directory}/variables"
+      os.rename(folder, place.target)
+      os.symlink(place.target, folder)
+      return paths
+
+    with (
+      mock.patch.object(copying, "_paths", listed),
+      self.assertRaisesRegex(errors.ExportError, "replaced by a symbolic link"),
+    ):
+      self.copied(place)
 
   def test_nothing_is_loaded_without_a_sandbox(self):
     with mock.patch.object(sandbox, "missing", lambda: "no sandbox"):

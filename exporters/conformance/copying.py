@@ -63,8 +63,8 @@ FLAGS = {
   "follow_links": "Read what symbolic links in the directory point to, as in"
   " caches of other libraries.",
   "seconds": (
-    "CPU time in seconds that the process may need. 0: by the size of the"
-    " files.",
+    "CPU time in seconds that the process, or one call, may need. 0: by the"
+    " size of the files, and 40 for a call.",
     0.0,
   ),
   "gib": (
@@ -94,6 +94,7 @@ def started(
   options: Options,
   *,
   longer: int = 1,
+  call: float = 0.0,
   names: dict[str, str] | None = None,
   readable: Sequence[str] = (),
   **kwargs: Any,
@@ -106,6 +107,7 @@ def started(
     options: How to load it.
     longer: Factor of the default CPU time of a check; if above 1, the memory
       doubles. Limits in `options` override both.
+    call: As in `sandbox.Limits`; `options.seconds` overrides it too.
     names: As in `sandbox.started`, for paths besides the copy.
     readable: As in `sandbox.started`, for paths besides the copy.
     **kwargs: Further arguments of `sandbox.started`.
@@ -130,6 +132,7 @@ def started(
     limits = sandbox.Limits(
       options.seconds or limits.seconds * longer,
       int(options.gib * 2**30) or limits.memory * min(longer, 2),
+      call and (options.seconds or call),
     )
     with sandbox.started(
       module,
@@ -224,7 +227,7 @@ def _copy_file(
     _check_space(size + before, size, target)
     tf.io.gfile.copy(f"{source}/{path}", new)
     return size
-  # The file may have been replaced by a link or a pipe since the listing.
+  # Since the listing, links or pipes may have replaced the file or its folder.
   flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
   with (
     open(os.open(os.path.join(source, path), flags), "rb") as old,
@@ -233,6 +236,15 @@ def _copy_file(
     status = os.fstat(old.fileno())
     if not stat.S_ISREG(status.st_mode):
       raise errors.InputError(f"{path} is not a file.")
+    if (
+      sys.platform == "linux"
+      and not follow_links
+      and (
+        os.readlink(f"/proc/self/fd/{old.fileno()}")
+        != os.path.join(os.path.realpath(source), path)
+      )
+    ):
+      raise errors.InputError("its folder was replaced by a symbolic link.")
     size = status.st_size
     if _is_sparse(old.fileno(), status):
       raise errors.InputError(

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-_DIRECTIONS = 4  # In which a gradient must be wrong.
+from distribution import sandbox
+
+_EXCESS = 5  # Directions in which a gradient is wrong, less those it is right.
 _GROUPS = 64  # Maximum number of groups of variables to move.
 
 
@@ -111,8 +114,9 @@ def wrong(
   for index, part in enumerate(parts):
     group = [variables[i] for i in part]
     before = [v.numpy() for v in group]
-    # A wrong gradient is wrong in each direction; kinks are in some.
-    for seed in range(index, _DIRECTIONS * len(parts), len(parts)):
+    # A wrong gradient is wrong in most directions; kinks are in few.
+    excess = 0
+    for seed in itertools.count(index, len(parts)):
       noise, claimed, spread = _direction(
         before, [gradients[i] for i in part], seed
       )
@@ -122,10 +126,11 @@ def wrong(
         measured = _otherwise(at, claimed, allowed, error, precision)
       finally:
         at(0.0)
-      if measured is None:
+      excess += -1 if measured is None else 1
+      if excess < 0:
         break
-    else:
-      return group[0].name, claimed, measured
+      if excess == _EXCESS:
+        return group[0].name, claimed, measured
   return None
 
 
@@ -217,4 +222,5 @@ def _at(
   """Moves the variables a step from `before`; returns the function's value."""
   for v, old, x in zip(variables, before, noise, strict=True):
     v.assign(old + np.asarray(step * x, x.dtype))
+  sandbox.renew()
   return float(value()) if step else 0.0

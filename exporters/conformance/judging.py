@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from distribution import sandbox
 from exporters.conformance import report
 from exporters.conformance import rules
 from exporters.conformance import subject as subject_lib
@@ -33,6 +34,7 @@ def serve(requests: Iterator[Any]) -> Iterator[Any]:
   }
   by_name = {rule.name: rule for rule in rules.RULES}
   for name in requests:
+    sandbox.renew()
     if name == "load":
       subject_lib.load_into(subject, request["trust"])
       yield subject.kind.name

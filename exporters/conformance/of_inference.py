@@ -63,6 +63,15 @@ def batch_is_free(subject: Subject) -> findings.Finding:
         f"The batch size is fixed: the input has the shape {x.shape}.",
         "Trace with None as the first dimension.",
       )
+  zeros = tf.nest.map_structure(
+    lambda x: 0 * x if _floats([x]) else x, subject.example(2)
+  )
+  for name, y in _outputs(subject, zeros).items():
+    if y.dtype.kind == "f" and np.isnan(y).any():
+      return findings.failed(
+        f"For inputs that are all 0 an output ({name}) is NaN.",
+        "Divide by no number that may be 0.",
+      )
   if not subject.is_batched:
     return findings.passed("the first dimension is free")
   rows: dict[str, list[int]] = {}

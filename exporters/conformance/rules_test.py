@@ -123,6 +123,16 @@ def _with_gradient(factor):
   return tf.custom_gradient(lambda x: (tf.identity(x), lambda dy: dy * factor))
 
 
+_part_of_gradient = tf.custom_gradient(
+  lambda x: (tf.identity(x), lambda dy: dy * [0.0, 0.0, 0.0, 1.0])
+)
+
+
+def _stale(kernel):
+  before = tf.constant(kernel.numpy())
+  return [lambda: tf.reduce_sum(kernel * before)]
+
+
 def _layers(directory, *, change=lambda x: x, trained=None, training=None):
   """Writes two layers with normalization in training; by default intact."""
   kernels = [
@@ -921,6 +931,12 @@ _BROKEN = (
   ("R5", _of(_in_half, factor=2.0), "kernel_1:0 is wrong"),
   ("R5", _of(_layers, change=_with_gradient(0.0)), "kernel_0:0 .* is zero"),
   ("R5", _of(_layers, change=_with_gradient(100.0)), "kernel_0:0 is wrong"),
+  ("R5", _of(_layers, change=_part_of_gradient), "kernel_0:0 is wrong"),
+  (
+    "R5",
+    _of(_layers, training=(_moves, _fixed_dropout), change=_with_gradient(1.5)),
+    "kernel_0:0 is wrong",
+  ),
   ("R5", _baked(inference=True, served=False), "change nothing in inference"),
   ("R5", _left_out, "scale:0 is trainable and not in `trainable_v"),
   ("R5", _without_effect, "idle:0 .* is zero for all inputs"),
@@ -964,6 +980,7 @@ _BROKEN = (
     _of(_image, losses=lambda kernel: [lambda: tf.reduce_sum(kernel**2)] * 2),
     "0 and 1 are the same",
   ),
+  ("R6", _of(_image, losses=_stale), "0 is linear in kernel:0, so it falls"),
   ("R6", _loss_is_no_scalar, "loss 0 returns .* no float scalar"),
   (
     "R7",
@@ -978,6 +995,11 @@ _BROKEN = (
     "momentum does not reach bn_1/moving_mean:0",
   ),
   ("R7", _without_noise, "With rate at 0 training still computes something"),
+  (
+    "R7",
+    _of(_image, finish=lambda x, training, _: 1.5 * x if training else x),
+    "After a training call with batch_norm_momentum=0 inference does not",
+  ),
   (
     "R7",
     _of(_layers, training=(_follows_inversely, _dropout)),
@@ -1001,6 +1023,15 @@ _BROKEN = (
       spec=_VECTORS,
     ),
     "In a batch of 1 an output .* is NaN",
+  ),
+  (
+    "R8",
+    _of(
+      _plain,
+      call=lambda x: x / tf.reduce_max(tf.abs(x), 1, keepdims=True),
+      spec=_VECTORS,
+    ),
+    "For inputs that are all 0 an output .* is NaN",
   ),
   (
     "R8",
@@ -1412,6 +1443,12 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     finding = of_training.has_modes(self.subject(build))
     self.assertEqual(finding.verdict, findings.PASS, finding)
     self.assertRegex(finding.text, words)
+
+  def test_gradients_of_random_training_are_compared(self):
+    build = _of(_layers, training=(_moves, _fixed_dropout))
+    finding = of_training.lists_variables(self.subject(build))
+    self.assertEqual(finding.verdict, findings.PASS, finding)
+    self.assertEndsWith(finding.text, "with the gradients of the outputs")
 
   def test_every_rule_has_been_broken(self):
     self.assertEqual(

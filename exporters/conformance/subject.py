@@ -17,6 +17,7 @@ from google.protobuf import message
 import numpy as np
 import tensorflow as tf
 
+from distribution import sandbox
 from exporters.conformance import op_audit
 from exporters.conformance import vocabulary
 from exporters.reusable import errors
@@ -52,6 +53,7 @@ _NO_CAUSE = re.compile(
   r"|^\d+ root error.*|^\s*\(\d+\) [A-Z_]+: |\s*\[\[.*\]\]|\s*\[Op:.*"
   r"|\{\{function_node [^}]*\}\}\s*"
 )
+_LONGEST = 10_000  # Characters of an error message.
 _MATCHING = "Could not find matching concrete function"
 
 
@@ -67,16 +69,22 @@ class Subject:
     directory: Its directory.
     graph: The MetaGraphDef in `saved_model.pb`.
     suspicious: The ops and assets that break rule S1.
-    model: The loaded object. None if it was not loaded.
+    loaded: The loaded object. None if it was not loaded.
     unloaded: Why the SavedModel was not loaded.
   """
 
   directory: str
   graph: meta_graph_pb2.MetaGraphDef
   suspicious: list[str]
-  model: Any = None
+  loaded: Any = None
   unloaded: str = ""
   _found: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def model(self) -> Any:
+    """The loaded object, whose next call may take its time in a sandbox."""
+    sandbox.renew()
+    return self.loaded
 
   @functools.cached_property
   def files(self) -> dict[str, int]:
@@ -541,7 +549,7 @@ def load_into(subject: Subject, trust: bool) -> None:
     subject.unloaded = "it was not loaded because it is suspicious (S1)"
   elif not subject.unloaded:
     try:
-      subject.model = observation.load(subject.directory)
+      subject.loaded = observation.load(subject.directory)
     except Exception as e:  # A stranger's file may raise anything.
       raise errors.ExportError(
         f"{subject.directory} cannot be loaded: {cause(e)}"
@@ -636,7 +644,8 @@ def cause(error: BaseException) -> str:
 
   TensorFlow's messages begin with the place of the error.
   """
-  lines = [_NO_CAUSE.sub("", line) for line in str(error).splitlines()]
+  message = str(error)[:_LONGEST]  # The patterns take quadratic time.
+  lines = [_NO_CAUSE.sub("", line) for line in message.splitlines()]
   text = next(filter(None, map(str.strip, lines)), type(error).__name__)
   return errors.one_line(error) if text.startswith(_MATCHING) else text
 
