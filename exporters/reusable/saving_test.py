@@ -375,6 +375,8 @@ class SavingTest(tf.test.TestCase):
     generator = tf.random.Generator.from_seed(1)
     with_noise = lambda x: x + generator.normal([2])  # noqa: E731
     self.assert_refused("tf.random.Generator", with_noise, _SPEC)
+    in_python = lambda x: tf.numpy_function(np.tanh, [x], x.dtype)  # noqa: E731
+    self.assert_refused("calls Python code", in_python, _SPEC)
 
   def test_recurrent_dropout(self):
     """TensorFlow cannot list the submodules of such a layer."""
@@ -543,6 +545,20 @@ class SavingTest(tf.test.TestCase):
         return inputs
 
     self.assert_refused("adds losses that depend", AddsLoss(), _SPEC)
+
+  def test_holds_the_tables_of_a_model(self):
+    lookup = tf_keras.layers.TextVectorization(output_sequence_length=2)
+    lookup.adapt(["a b", "b"])
+    inputs = tf_keras.Input([], dtype=tf.string)
+    embedding = tf_keras.layers.Embedding(4, 3)
+    model = tf_keras.Model(inputs, embedding(lookup(inputs)))
+    root = _reusable(model, tf.TensorSpec([None], tf.string, "texts"))
+    self.assertLen(root.variables, 1)
+    texts = tf.constant(["b a", "c"])
+    rows = tf.gather(embedding.embeddings, [[2, 3], [1, 0]])
+    directory = self.create_tempdir().full_path
+    saving.save(root, directory, signatures={})
+    self.assertAllEqual(tf.saved_model.load(directory)(texts), rows)
 
   def test_refuses_a_table_that_it_does_not_hold(self):
     table = tf.lookup.StaticHashTable(
