@@ -615,6 +615,12 @@ def _in_other_forms(
     outputs, updates = observation.run(model, function, inputs, made.arguments)
     return observation.named_arrays({"outputs": outputs}) | updates
 
+  # Values that all forms can express need one call in the example's form.
+  for _, specs in forms.values():
+    values = [
+      tf.cast(tf.cast(x, s.dtype), x.dtype) if s.dtype.is_floating else x
+      for x, s in zip(values, specs, strict=True)
+    ]
   of_example = functools.cache(lambda: see(example, values))
   for name, (form, specs) in forms.items():
     cast = [tf.cast(x, s.dtype) for x, s in zip(values, specs, strict=True)]

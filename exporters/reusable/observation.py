@@ -268,7 +268,7 @@ def draws(
   example: Any,
   arguments: Mapping[str, Any],
 ) -> tuple[bool, int]:
-  """Tells whether eager calls differ; counts the random ops that a call runs."""
+  """Tells whether eager calls differ, and counts the random ops of a call."""
   with private_api.numbered_seeds() as given:
     runs = [run(model, call, example, arguments)]
     count = given()
