@@ -206,34 +206,47 @@ def _check_part(
     elif new.kind == comparison.SAMPLED:
       problems = randomness.compare(expected, arrays)
     yield _result(*new[:3], largest, problems)
-  is_keras = isinstance(model, tf_keras.Model)
   for made in calls:
-    if made.without is not None:
-      problems = [] if _has_effect(model, made) else ["it changes nothing"]
-      yield _result(part, "hyperparameters", made.name, 0.0, problems)
-    if made.keras and not is_keras:
-      kind = "hub.KerasLayer"
-      compared = comparison.compare(kind, *_in_keras(model, made))
-      yield _result(part, kind, made.name, *compared)
-    if made.forms and not is_keras:
-      called = (with_seeds(),) * 2 if made.seeded else (model, call)
-      for form, *arrays in _in_other_forms(*called, made):
-        kind = "other forms"
-        compared = comparison.compare(kind, *arrays)
-        yield _result(part, kind, f"{made.name}, {form}", *compared)
-    # Keras rebuilds its own layers under the strategy of each consumer.
-    if made.empty and not is_keras:
-      takes_none = any(_rows(c.example) == 0 for c in calls)
-      problems = _of_no_examples(model, made, takes_none)
-      yield _result(part, comparison.EMPTY, made.name, 0.0, problems)
-    if made.compilation:
-      yield _result(
-        part,
-        comparison.XLA,
-        made.name,
-        0.0,
-        *_under_xla(steps(*made.arguments), made),
-      )
+    yield from _check_alone(part, model, call, calls, made, steps, with_seeds)
+
+
+def _check_alone(
+  part: str,
+  model: Any,
+  call: Callable[..., Any],
+  calls: Sequence[Call],
+  made: Call,
+  steps: Callable[..., tf.types.experimental.PolymorphicFunction],
+  with_seeds: Callable[[], Any],
+) -> Iterator[Result]:
+  """Checks what a call shows of an export without the live model."""
+  is_keras = isinstance(model, tf_keras.Model)
+  if made.without is not None:
+    problems = [] if _has_effect(model, made) else ["it changes nothing"]
+    yield _result(part, "hyperparameters", made.name, 0.0, problems)
+  if made.keras and not is_keras:
+    kind = "hub.KerasLayer"
+    compared = comparison.compare(kind, *_in_keras(model, made))
+    yield _result(part, kind, made.name, *compared)
+  if made.forms and not is_keras:
+    called = (with_seeds(),) * 2 if made.seeded else (model, call)
+    for form, *arrays in _in_other_forms(*called, made):
+      kind = "other forms"
+      compared = comparison.compare(kind, *arrays)
+      yield _result(part, kind, f"{made.name}, {form}", *compared)
+  # Keras rebuilds its own layers under the strategy of each consumer.
+  if made.empty and not is_keras:
+    takes_none = any(_rows(c.example) == 0 for c in calls)
+    problems = _of_no_examples(model, made, takes_none)
+    yield _result(part, comparison.EMPTY, made.name, 0.0, problems)
+  if made.compilation:
+    yield _result(
+      part,
+      comparison.XLA,
+      made.name,
+      0.0,
+      *_under_xla(steps(*made.arguments), made),
+    )
 
 
 def _graph_steps(
