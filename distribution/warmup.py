@@ -7,6 +7,7 @@ https://www.tensorflow.org/tfx/serving/saved_model_warmup.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import os
 from typing import Any
 
@@ -88,7 +89,10 @@ def write(
       request.inputs[name].CopyFrom(proto)
       inputs[name] = tf.fill(shape, tf.constant(value, dtype))
     about = f"A warm-up request of the shapes {shapes} fails: "
-    with errors.of_input(tf.errors.OpError, ValueError, about=about):
+    with (
+      errors.of_input(tf.errors.OpError, ValueError, about=about),
+      _without_optimizer(),
+    ):
       serve(**inputs)
     logs.append(log.SerializeToString(deterministic=True))
   if logs:
@@ -97,6 +101,19 @@ def write(
     with tf.io.TFRecordWriter(path) as writer:
       for log in dict.fromkeys(logs):  # Shapes without free dimensions repeat.
         writer.write(log)
+
+
+@contextlib.contextmanager
+def _without_optimizer() -> Iterator[None]:
+  """Temporarily runs graphs as they are: optimizing takes longer than a run."""
+  name = "disable_meta_optimizer"
+  optimizer = tf.config.optimizer
+  before = optimizer.get_experimental_options().get(name, False)
+  optimizer.set_experimental_options({name: True})
+  try:
+    yield
+  finally:
+    optimizer.set_experimental_options({name: before})
 
 
 def _shapes(

@@ -202,7 +202,10 @@ def compare(
   problems += [f"{name} is new" for name in actual if name not in expected]
   common = [name for name in expected if name in actual]
   of_all = COMPARISONS[kind].of_all
-  largest_of_all = max((_largest(expected[name]) for name in common), default=0)
+  columns_of = {name: _columns(expected[name]) for name in common}
+  largest_of_all = max(
+    (columns.max(initial=0.0) for columns in columns_of.values()), default=0
+  )
   worst = 0.0
   for name in common:
     old, new = expected[name], actual[name]
@@ -216,8 +219,8 @@ def compare(
         problems.append(f"{name} differs")
     elif len(differences := _differences(old, new)):
       of_array = _of_array(kind, old)
-      columns = _columns(old)
-      sizes = np.maximum(columns, _OTHER_COLUMNS * _largest(old))
+      columns = columns_of[name]
+      sizes = np.maximum(columns, _OTHER_COLUMNS * columns.max())
       tolerance = of_array * sizes + of_all * largest_of_all
       rounding = max(
         (_share(new, x[name], sizes) for x in perturbed if name in x), default=0
@@ -285,31 +288,46 @@ def _differences(old: np.ndarray, new: np.ndarray) -> np.ndarray:
   NaN equals NaN. The difference between NaN and a number is NaN.
   """
   old, new = _by_column(old), _by_column(new)
-  largest = [
-    np.max(_apart(old[block], new[block]), axis=0).astype(np.float64)
-    for block in _blocks(old)
-    if not np.array_equal(old[block], new[block])
-  ]
+  with np.errstate(all="ignore"):
+    largest = [
+      _apart(old[block], new[block]).astype(np.float64)
+      for block in _blocks(old)
+      if not np.array_equal(old[block], new[block])
+    ]
   return np.max(largest, axis=0) if largest else np.array([])
 
 
 def _apart(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+  """Returns the largest difference in each column of a block."""
+  apart = new - old
+  largest = _magnitudes(apart)
+  if np.isfinite(largest).all():
+    return largest
   # The difference of two infinite values would be NaN.
   same = (old == new) | (np.isnan(old) & np.isnan(new))
-  return np.abs(np.where(same, 0, new) - np.where(same, 0, old))
+  return np.max(np.abs(np.where(same, 0, apart)), axis=0)
 
 
 def _columns(array: np.ndarray) -> np.ndarray:
-  """Returns the largest finite absolute value in each column."""
+  """Returns the largest finite absolute value in each column.
+
+  Columns without a value, or of exact values, have 0.
+  """
   rows = _by_column(array)
-  largest = [
-    np.max(np.where(np.isfinite(rows[block]), np.abs(rows[block]), 0), axis=0)
-    for block in _blocks(rows)
-  ]
+  if not is_inexact(array) or not array.size:
+    return np.zeros(rows.shape[1])
+  largest = []
+  for block in map(rows.__getitem__, _blocks(rows)):
+    found = _magnitudes(block)
+    if not np.isfinite(found).all():
+      found = np.max(np.where(np.isfinite(block), np.abs(block), 0), axis=0)
+    largest.append(found)
   return np.max(largest, axis=0).astype(np.float64)
 
 
-def _largest(array: np.ndarray) -> float:
-  if not is_inexact(array) or not array.size:
-    return 0.0
-  return float(_columns(array).max())
+def _magnitudes(rows: np.ndarray) -> np.ndarray:
+  """Returns the largest absolute value in each column; NaN if there is one."""
+  if rows.dtype.kind != "f":  # Complex numbers have no order.
+    return np.max(np.abs(rows), axis=0)
+  # Faster than `abs`, which needs memory.
+  return np.maximum(np.max(rows, axis=0), -np.min(rows, axis=0))

@@ -161,6 +161,7 @@ def _check_part(
     with_seeds: Loads `model` with numbered seeds in its random ops.
   """
   steps = _graph_steps(model)
+  call = _traced_once(model, calls)
   skipped = None
 
   @functools.cache
@@ -178,7 +179,7 @@ def _check_part(
     itertools.chain(
       state,
       observation.observe_calls(
-        part, model, model, [c for c in calls if not c.seeded], steps
+        part, model, call, [c for c in calls if not c.seeded], steps
       ),
       _observe_seeded(part, [c for c in calls if c.seeded], with_seeds),
     ),
@@ -199,38 +200,53 @@ def _check_part(
     if problems and new.kind in ("outputs", "gradients", "updates"):
       noise = [o.arrays for o in perturbed(new.call) if o.kind == new.kind]
       _, problems = comparison.compare(new.kind, expected, arrays, noise)
-    if new.kind == "hyperparameters":
-      problems = [] if all(new.arrays.values()) else ["it changes nothing"]
-    elif new.kind == comparison.SEEDED:
+    if new.kind == comparison.SEEDED:
       problems = _of_seeds(old.arrays, new.arrays)
       skipped = new.call if problems else None
     elif new.kind == comparison.SAMPLED:
       problems = randomness.compare(expected, arrays)
     yield _result(*new[:3], largest, problems)
-  is_keras = isinstance(model, tf_keras.Model)
   for made in calls:
-    if made.keras and not is_keras:
-      kind = "hub.KerasLayer"
-      compared = comparison.compare(kind, *_in_keras(model, made))
-      yield _result(part, kind, made.name, *compared)
-    if made.forms and not is_keras:
-      called = with_seeds() if made.seeded else model
-      for form, *arrays in _in_other_forms(called, made):
-        kind = "other forms"
-        compared = comparison.compare(kind, *arrays)
-        yield _result(part, kind, f"{made.name}, {form}", *compared)
-    # Keras rebuilds its own layers under the strategy of each consumer.
-    if made.empty and not is_keras:
-      problems = _of_no_examples(model, made)
-      yield _result(part, comparison.EMPTY, made.name, 0.0, problems)
-    if made.compilation:
-      yield _result(
-        part,
-        comparison.XLA,
-        made.name,
-        0.0,
-        *_under_xla(steps(*made.arguments), made),
-      )
+    yield from _check_alone(part, model, call, calls, made, steps, with_seeds)
+
+
+def _check_alone(
+  part: str,
+  model: Any,
+  call: Callable[..., Any],
+  calls: Sequence[Call],
+  made: Call,
+  steps: Callable[..., tf.types.experimental.PolymorphicFunction],
+  with_seeds: Callable[[], Any],
+) -> Iterator[Result]:
+  """Checks what a call shows of an export without the live model."""
+  is_keras = isinstance(model, tf_keras.Model)
+  if made.without is not None:
+    problems = [] if _has_effect(model, made) else ["it changes nothing"]
+    yield _result(part, "hyperparameters", made.name, 0.0, problems)
+  if made.keras and not is_keras:
+    kind = "hub.KerasLayer"
+    compared = comparison.compare(kind, *_in_keras(model, made))
+    yield _result(part, kind, made.name, *compared)
+  if made.forms and not is_keras:
+    called = (with_seeds(),) * 2 if made.seeded else (model, call)
+    for form, *arrays in _in_other_forms(*called, made):
+      kind = "other forms"
+      compared = comparison.compare(kind, *arrays)
+      yield _result(part, kind, f"{made.name}, {form}", *compared)
+  # Keras rebuilds its own layers under the strategy of each consumer.
+  if made.empty and not is_keras:
+    takes_none = any(_rows(c.example) == 0 for c in calls)
+    problems = _of_no_examples(model, made, takes_none)
+    yield _result(part, comparison.EMPTY, made.name, 0.0, problems)
+  if made.compilation:
+    yield _result(
+      part,
+      comparison.XLA,
+      made.name,
+      0.0,
+      *_under_xla(steps(*made.arguments), made),
+    )
 
 
 def _graph_steps(
@@ -264,6 +280,43 @@ def _perturbed(
     yield from observe()
   for variable, value in zip(variables, before, strict=True):
     variable.assign(value)
+
+
+def _traced_once(model: Any, calls: Iterable[Call]) -> Callable[..., Any]:
+  """Wraps a loaded model: one trace for all examples without arguments.
+
+  Otherwise TensorFlow would prepare a graph for each of their sizes.
+  """
+  examples = [c.example for c in calls if not c.arguments]
+  tensors = [tf.nest.flatten(x) for x in examples]
+  are_tensors = all(isinstance(x, tf.Tensor) for x in itertools.chain(*tensors))
+  if isinstance(model, tf_keras.Model) or not are_tensors:
+    return model
+
+  @functools.cache
+  def trace() -> Callable[..., Any]:
+    spec = tf.nest.map_structure(
+      lambda *xs: tf.TensorSpec(
+        [
+          sizes[0] if len(set(sizes)) == 1 else None
+          for sizes in zip(*(x.shape for x in xs), strict=True)
+        ],
+        xs[0].dtype,
+      ),
+      *examples,
+    )
+    return tf.function(model, autograph=False).get_concrete_function(spec)
+
+  def call(example: Any, **arguments: Any) -> Any:
+    return model(example, **arguments) if arguments else trace()(example)
+
+  return call
+
+
+def _rows(example: Any) -> int | None:
+  """Returns the batch size of an example; None for a scalar."""
+  shape = tf.nest.flatten(example)[0].shape
+  return shape[0] if shape.rank else None
 
 
 def _observe_seeded(
@@ -361,14 +414,32 @@ def _result(
   return Result(place, kind, problems, notes)
 
 
-def _of_no_examples(model: Any, made: Call) -> list[str]:
-  """Calls an export with a batch of 0 rows; returns problems."""
+def _has_effect(model: Any, made: Call) -> bool:
+  """Tells whether arguments change outputs or updates of an export."""
+  # Each Python number would need a trace of its own.
+  arguments = [
+    {k: tf.constant(v) if isinstance(v, float) else v for k, v in given.items()}
+    for given in (made.arguments, made.without)
+  ]
+  return observation.differ(model, model, made.example, *arguments)
+
+
+def _of_no_examples(model: Any, made: Call, takes_none: bool) -> list[str]:
+  """Calls an export with a batch of 0 rows; returns problems.
+
+  Args:
+    model: The export or a sub-object.
+    made: The call, with more rows.
+    takes_none: Whether the live model takes 0 rows in inference.
+  """
   example = tf.nest.map_structure(lambda x: x[:0], made.example)
   # On CPUs oneDNN's convolutions fail without rows. XLA crashes on strings.
   jitted = tf.function(model, autograph=False, jit_compile=True)
   tensors = tf.nest.flatten(example, expand_composites=True)
   is_text = any(x.dtype == tf.string for x in tensors)
-  for call in (model,) if is_text else (jitted, model):
+  # Compiling takes longer than a call.
+  both = (model, jitted) if takes_none else (jitted, model)
+  for call in (model,) if is_text else both:
     try:
       outputs, updates = observation.run(model, call, example, made.arguments)
       break
@@ -401,11 +472,10 @@ def _of_no_examples(model: Any, made: Call) -> list[str]:
   if shapes:
     some, _ = observation.run(model, call, made.example, made.arguments)
     # Other outputs do not depend on the batch.
-    rows = tf.nest.flatten(made.example)[0].shape[0]
     batched = {
       k
       for k, y in observation.named_arrays(some).items()
-      if y.shape[:1] == (rows,)
+      if y.shape[:1] == (_rows(made.example),)
     }
     problems += [
       f"{name} has the shape {shape}"
@@ -515,9 +585,11 @@ def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
 
 
 def _in_other_forms(
-  model: Any, made: Call
+  model: Any, call: Callable[..., Any], made: Call
 ) -> Iterator[tuple[str, Arrays, Arrays]]:
   """Calls a loaded model with each other form of the input that it takes.
+
+  `call` calls the model with inputs like the example.
 
   Yields:
     The name of the form, then the outputs and updates of two calls with the
@@ -544,20 +616,30 @@ def _in_other_forms(
     )
     if not is_own:
       forms.setdefault(name, (form, specs))
+
+  def see(like: Any, given: Sequence[tf.Tensor]) -> Arrays:
+    inputs = (
+      dict(zip(like, given, strict=True))
+      if isinstance(like, Mapping)
+      else tf.nest.pack_sequence_as(like, given)
+    )
+    tf.random.set_seed(1)  # Random ops with seeds draw the same again.
+    function = call if like is example else model
+    outputs, updates = observation.run(model, function, inputs, made.arguments)
+    return observation.named_arrays({"outputs": outputs}) | updates
+
+  # Values that all forms can express need one call in the example's form.
+  for _, specs in forms.values():
+    values = [
+      tf.cast(tf.cast(x, s.dtype), x.dtype) if s.dtype.is_floating else x
+      for x, s in zip(values, specs, strict=True)
+    ]
+  of_example = functools.cache(lambda: see(example, values))
   for name, (form, specs) in forms.items():
     cast = [tf.cast(x, s.dtype) for x, s in zip(values, specs, strict=True)]
     back = [tf.cast(x, v.dtype) for x, v in zip(cast, values, strict=True)]
-    pair = []
-    for like, given in ((example, back), (form, cast)):
-      inputs = (
-        dict(zip(like, given, strict=True))
-        if isinstance(like, Mapping)
-        else tf.nest.pack_sequence_as(like, given)
-      )
-      tf.random.set_seed(1)  # Random ops with seeds draw the same again.
-      outputs, updates = observation.run(model, model, inputs, made.arguments)
-      pair.append(observation.named_arrays({"outputs": outputs}) | updates)
-    yield name, *pair
+    is_same = all(map(np.array_equal, back, values))
+    yield name, of_example() if is_same else see(example, back), see(form, cast)
 
 
 def _saved_again(export_dir: str, model: Any, example: Any) -> Arrays:

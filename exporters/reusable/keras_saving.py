@@ -59,7 +59,7 @@ def save(
   tf.random.set_seed(None)  # A seed would be saved for all consumers.
   with (
     _plain_configs(model),
-    saving.for_any_strategy(model),
+    saving.for_any_strategy(saving.layers_of(model)),
     layer_calls.replaced(model, source.layer_calls),
     _without_warnings(),
   ):

@@ -36,8 +36,8 @@ class Call(NamedTuple):
     arguments: The other arguments of the call.
     gradients: Whether to observe the gradients of trainable variables.
     updates: Whether to observe the non-trainable variables after the call.
-    without: If not None, observe only whether the outputs or updates differ
-      from those of a call with these arguments.
+    without: If not None, check only whether the outputs or updates of the
+      export differ from those of a call with these arguments.
     keras: Whether to call a hub.KerasLayer of the export too.
     compilation: Whether to examine the train step of this call for XLA.
     empty: Whether to call the export with an empty batch too.
@@ -123,18 +123,15 @@ def observe_calls(
     part: Name of the sub-object, "" for the model itself.
     model: An object with `variables` and `trainable_variables`.
     call: The model as a function.
-    calls: The calls to make.
+    calls: The calls to make; those with `without` are left out.
     steps: Takes names of arguments, and returns a `train_step` of the model.
   """
   for made in calls:
+    if made.without is not None:
+      continue
     if made.random:
       arrays = _randomness(model, call, made.example, made.arguments)
       yield Observation(part, "randomness", made.name, arrays)
-      continue
-    if made.without is not None:
-      effect = differ(model, call, made.example, made.arguments, made.without)
-      arrays = {"effect": np.array(effect)}
-      yield Observation(part, "hyperparameters", made.name, arrays)
       continue
     function = steps(*made.arguments) if made.gradients else call
     if made.sampled:
@@ -250,16 +247,19 @@ def _flat(model: Any, made: Call, result: Any, updates: Arrays) -> Arrays:
 def _seeded(
   model: Any, call: Callable[..., Any], step: Callable[..., Any], made: Call
 ) -> tuple[Arrays, tuple[Any, Arrays]]:
-  """Runs `step` with numbered seeds; observes whether calls repeat."""
-  runs = []
-  for function in (call, call, step):
-    with private_api.numbered_seeds() as given:
-      runs.append(run(model, function, made.example, made.arguments))
-      if len(runs) == 1:
-        count = given()
-  seen = [named_arrays({"outputs": y}) | updates for y, updates in runs[:2]]
+  """Runs `call` and `step` with the same seeds; observes whether they agree."""
+  with private_api.numbered_seeds() as given:
+    outputs, updates = run(model, call, made.example, made.arguments)
+    count = given()
+  with private_api.numbered_seeds():
+    again = run(model, step, made.example, made.arguments)
+  seen = [
+    named_arrays({"outputs": outputs}) | updates,
+    named_arrays({"outputs": again[0][0] if made.gradients else again[0]})
+    | again[1],
+  ]
   repeats = not comparison.compare("outputs", *seen)[1]
-  return {"draws": np.array(count), "repeats": np.array(repeats)}, runs[2]
+  return {"draws": np.array(count), "repeats": np.array(repeats)}, again
 
 
 def draws(
@@ -267,11 +267,14 @@ def draws(
   call: Callable[..., Any],
   example: Any,
   arguments: Mapping[str, Any],
-) -> int:
-  """Counts the random ops that a call runs eagerly."""
+) -> tuple[bool, int]:
+  """Tells whether eager calls differ, and counts the random ops of a call."""
   with private_api.numbered_seeds() as given:
-    run(model, call, example, arguments)
-    return given()
+    runs = [run(model, call, example, arguments)]
+    count = given()
+  runs.append(run(model, call, example, arguments))
+  seen = [named_arrays({"outputs": y}) | updates for y, updates in runs]
+  return bool(comparison.compare("outputs", *seen)[1]), count
 
 
 def run(

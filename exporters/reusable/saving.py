@@ -438,21 +438,24 @@ def _optimizers(model: Any) -> list[Any]:
   ]
 
 
-def _layers(model: Any) -> list[tf_keras.layers.Layer]:
+def layers_of(model: Any) -> list[tf_keras.layers.Layer]:
+  """Returns a Keras model and all layers in it; [] for a function."""
   modules = layer_calls_lib.modules(model)
   return [m for m in modules if isinstance(m, tf_keras.layers.Layer)]
 
 
 @contextlib.contextmanager
-def for_any_strategy(model: Any) -> Iterator[None]:
+def for_any_strategy(layers: Iterable[tf_keras.layers.Layer]) -> Iterator[None]:
   """Lets batch normalization be traced for consumers under any strategy.
+
+  `layers` are those of the model.
 
   A replica normalizes over its own examples, because a SavedModel cannot sum
   over replicas, and TensorFlow warns about each gradient that would. A replica
   without examples updates nothing.
   """
   synchronized = [
-    layer for layer in _layers(model) if getattr(layer, "synchronized", False)
+    layer for layer in layers if getattr(layer, "synchronized", False)
   ]
   for layer in synchronized:
     layer.synchronized = False
@@ -474,6 +477,7 @@ def _caller(
 ) -> Callable[..., Any]:
   """Wraps a model in a Python function whose arguments have defaults."""
   function = _python_function(model)
+  layers = layers_of(model)
 
   def call(inputs: Any, **arguments: Any) -> Any:
     if check is not None:
@@ -481,7 +485,7 @@ def _caller(
     values = {**defaults, **arguments}
     mode = {"training": values["training"]} if "training" in defaults else {}
     with (
-      for_any_strategy(model),
+      for_any_strategy(layers),
       hyperparameters_lib.bound(hyperparameters, values) as direct,
     ):
       return function(inputs, **mode, **direct)
@@ -737,7 +741,7 @@ def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:
 
 def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
   """Returns a function for each weight regularizer of the Keras layers."""
-  layers = _layers(model)
+  layers = layers_of(model)
   for layer in layers:
     if getattr(layer, "activity_regularizer", None) is not None:
       raise errors.ExportError(
@@ -747,7 +751,7 @@ def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
   # A layer's losses are its own, then those of its inner layers. Both counting
   # losses and finding inner layers take time, so each is done once.
   losses = {layer: len(layer.losses) for layer in layers}
-  inner = {layer: _layers(layer)[1:] for layer in layers if losses[layer]}
+  inner = {layer: layers_of(layer)[1:] for layer in layers if losses[layer]}
   own: dict[tf_keras.layers.Layer, int] = {}
   for layer in sorted(inner, key=lambda layer: len(inner[layer])):
     own[layer] = losses[layer] - sum(own.get(x, 0) for x in inner[layer])

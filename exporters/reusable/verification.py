@@ -33,6 +33,7 @@ from exporters.reusable import imports
 from exporters.reusable import latency
 from exporters.reusable import layer_calls
 from exporters.reusable import observation
+from exporters.reusable import private_api
 from exporters.reusable import randomness
 from exporters.reusable import saving
 
@@ -312,9 +313,12 @@ def _calls(
   steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
   training = {"training": True} if "training" in source.defaults else {}
   steadily = {**training, **steady}
-  by_default, is_random = (
-    observation.differ(source, source.call, examples[0], x, x)
-    for x in (training, steadily)
+  by_default, drawn = observation.draws(
+    source, source.call, examples[0], training
+  )
+  is_random = by_default and (
+    steadily == training
+    or observation.differ(source, source.call, examples[0], steadily, steadily)
   )
   # Differentiating the export takes longer than loading it.
   gradients = level == "full" and bool(source.trainable_variables)
@@ -327,8 +331,11 @@ def _calls(
     for spec in tf.nest.flatten(source.input_spec)
   )
   for i, example in enumerate(examples if level == "full" else examples[:1]):
+    # With fixed seeds, the first example has gradients of training already.
+    is_seeded = training and by_default and not is_random
+    differentiated = i == (len(examples) - 1 if is_seeded else 0)
     once = {
-      "compilation": gradients and i == 0,
+      "compilation": gradients and differentiated,
       "empty": i == 0 and can_be_empty,
     }
     size = _size(example)
@@ -349,7 +356,8 @@ def _calls(
         mode,
         example,
         steadily,
-        **learning,
+        gradients=gradients and (differentiated or not by_default),
+        updates=learning["updates"],
         keras=keras,
         forms=keras and not by_default,
         **once,
@@ -371,7 +379,7 @@ def _calls(
       yield call._replace(updates=learning["updates"])
     yield call._replace(without=steadily)
   if by_default:
-    yield from _random_calls(part, source, examples[0], level, learning)
+    yield from _random_calls(part, source, examples[0], level, learning, drawn)
 
 
 def _random_calls(
@@ -380,10 +388,13 @@ def _random_calls(
   example: Any,
   level: str,
   learning: Mapping[str, bool],
+  drawn: int,
 ) -> Iterator[observation.Call]:
-  """Plans calls with fixed seeds, or samples of calls."""
+  """Plans calls with fixed seeds, or samples of calls.
+
+  The live model has run `drawn` random ops in a call.
+  """
   training = {"training": True} if "training" in source.defaults else {}
-  drawn = observation.draws(source, source.call, example, training)
   is_straight = drawn == randomness.draws(_graph(source, example))
   count = (
     0 if is_straight else _calls_to_compare(part, source, example, training)
@@ -448,9 +459,13 @@ def _graph(source: saving.Source, example: Any) -> Any:
     name: True if name == "training" else tf.constant(default)
     for name, default in source.defaults.items()
   }
-  # A loaded export has traces already, and no Python function to trace.
-  function = source.function or tf.function(source.call)
-  trace = function.get_concrete_function(example, **arguments)
+  if source.function:  # It has this trace already.
+    with private_api.as_in_a_save():
+      trace = source.function.get_concrete_function(
+        source.input_spec, **arguments
+      )
+  else:  # A loaded export has no Python function to trace.
+    trace = tf.function(source.call).get_concrete_function(example, **arguments)
   return trace.graph.as_graph_def()
 
 
