@@ -6,6 +6,7 @@ they compare bytes.
 """
 
 from collections.abc import Callable, Iterator
+import contextlib
 import os
 import pathlib
 import platform
@@ -119,10 +120,10 @@ def _shown(tensor: Any) -> str:
 
 def _machine() -> dict[str, Any]:
   """Names the device that TensorFlow computes on, and its host."""
-  info = pathlib.Path("/proc/cpuinfo")
-  names = re.findall(
-    r"model name\s*: (.+)", info.read_text() if info.exists() else ""
-  )
+  info = ""
+  with contextlib.suppress(OSError):  # Other systems and sandboxes lack it.
+    info = pathlib.Path("/proc/cpuinfo").read_text()
+  names = re.findall(r"model name\s*: (.+)", info)
   gpus = tf.config.get_visible_devices("GPU")
   details = map(tf.config.experimental.get_device_details, gpus[:1])
   return {
