@@ -109,12 +109,11 @@ def started(
       doubles. Limits in `options` override both.
     call: As in `sandbox.Limits`; `options.seconds` overrides it too.
     names: As in `sandbox.started`, for paths besides the copy.
-    readable: As in `sandbox.started`, for paths besides the copy.
+    readable: The same.
     **kwargs: Further arguments of `sandbox.started`.
 
   Yields:
-    The function that `sandbox.started` yields, and the fields of the first
-    request that `subject.requested` reads.
+    What `sandbox.started` yields, and the fields for `subject.requested`.
 
   Raises:
     InputError: The SavedModel cannot be copied, or there is no sandbox here.
