@@ -40,6 +40,10 @@ try:
 except ImportError:
   fingerprinting_utils = None
 try:
+  from tensorflow.python.framework import op_def_registry
+except ImportError:
+  op_def_registry = None
+try:
   from tensorflow.python.framework import random_seed
 except ImportError:
   random_seed = None
@@ -131,6 +135,12 @@ def numbered_seeds() -> Iterator[Callable[[], int]]:
   )
   with patch:
     yield lambda: given
+
+
+def is_stateful(op: str) -> bool:
+  """Tells whether an op has a state or an effect; True if that is unknown."""
+  definition = op_def_registry and op_def_registry.get(op)
+  return definition is None or definition.is_stateful
 
 
 def write_fingerprint(export_dir: str) -> None:

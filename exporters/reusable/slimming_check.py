@@ -12,11 +12,16 @@ import operator
 from typing import Any, NamedTuple
 
 from exporters.reusable import graphs
+from exporters.reusable import private_api
 from exporters.reusable.private_api import saved_model_pb2
 from exporters.reusable.private_api import types_pb2
 
 # Attributes that do not change what an op computes.
-_LEFT_OUT = ("_output_shapes", "_class")
+_LEFT_OUT = (
+  "_class",
+  "_has_manual_control_dependencies",
+  "_output_shapes",
+)
 _READ = "ReadVariableOp"
 _UNORDERED = ("Const", "Identity", "NoOp", _READ)
 
@@ -46,12 +51,19 @@ def difference(
         for tensor in tensors:
           tensor.ClearField("name")
     libraries = (old.graph_def.library.function, new.graph_def.library.function)
+    if len(libraries[0]) != len(libraries[1]):
+      return "a function would be missing"
     for pair in zip(*libraries, strict=True):
       name = pair[0].signature.name
       if problem := _of_functions(*pair, captured[name]):
         return f"{name} would {problem}"
-    if _outside(old.graph_def.node) != _outside(new.graph_def.node):
-      return "ops outside of functions would differ"
+    # The names of ops outside of functions stay.
+    names = [(node.name, node.name) for node in new.graph_def.node]
+    outside = (
+      graphs.Function(node_def=graph.graph_def.node) for graph in (old, new)
+    )
+    if problem := _of_functions(*outside, names):
+      return f"the graph outside of functions would {problem}"
     for graph in (old, new):
       graph.graph_def.ClearField("node")
   return "" if before == after else "more than functions would differ"
@@ -102,7 +114,7 @@ class _Meaning(NamedTuple):
 
   Attributes:
     results: The results.
-    ops: All ops except those of `_UNORDERED`.
+    ops: All ops with a state or an effect, except reads.
     effects: The ops that a call waits for.
     order: Each op with a variable that was read before, and these reads.
   """
@@ -110,7 +122,7 @@ class _Meaning(NamedTuple):
   results: list[int]
   ops: set[int]
   effects: frozenset[int]
-  order: set[tuple[int, int, tuple[int, ...]]]
+  order: set[tuple[int, int, frozenset[int]]]
 
 
 def _meaning(
@@ -139,7 +151,7 @@ def _meaning(
   past = dict.fromkeys(arguments, 0)
   reads = collections.defaultdict(list)  # Numbers and bits, by variable.
   count: collections.Counter[Any] = collections.Counter()
-  order = set()
+  kept, order = set(), set()
 
   def value(name: str) -> int:
     node, _, output = name.partition(":")
@@ -155,24 +167,30 @@ def _meaning(
     )
     if node.op in ("Identity", "NoOp"):
       waited[node.name] = waits.union(*(waited[x] for x in names))
-      for operand in operands:
+      for operand in operands or [number("nothing")]:
         values[node.name] = number("late", operand, waits) if waits else operand
       continue
     described = (node.op, _attributes(node), operands, waits)
-    if node.op not in _UNORDERED:
+    if node.op == "Placeholder":
+      described = (node.name,)
+    if ordered := _is_ordered(node):
       count[described] += 1
     ops[node.name] = made = number(*described, count[described])
-    waited[node.name] = frozenset() if node.op in _UNORDERED else {made}
+    if ordered:
+      kept.add(made)
+    waited[node.name] = (
+      frozenset() if node.op in _UNORDERED else frozenset([made])
+    )
     if node.op == _READ:
       past[node.name] |= 1 << len(past)
       reads[operands[0]].append((made, 1 << len(past)))
       continue
     for x in operands:
       if first := [n for n, bit in reads[x] if bit & past[node.name]]:
-        order.add((made, x, tuple(sorted(first))))
+        order.add((made, x, frozenset(first)))
   return _Meaning(
     [value(name) for name in results],
-    {ops[name] for name in ops if nodes[name].op not in _UNORDERED},
+    kept,
     frozenset().union(*(waited[name] for name in ends)),
     order,
   )
@@ -182,7 +200,7 @@ def _in_order(
   nodes: Mapping[str, graphs.Node], ends: Iterable[str]
 ) -> Iterator[graphs.Node]:
   """Yields nodes after those that they need, in the order of the function."""
-  first = [n for n, node in nodes.items() if node.op not in _UNORDERED]
+  first = [name for name, node in nodes.items() if _is_ordered(node)]
   done = set()
   for root in [*first, *map(_node, ends)]:
     waiting = [(root, False)]
@@ -214,14 +232,9 @@ def _attributes(node: graphs.Node) -> tuple[tuple[str, bytes], ...]:
   )
 
 
-def _outside(nodes: Iterable[graphs.Node]) -> dict[str, Any]:
-  """Describes nodes outside of functions, except reads that no other uses."""
-  used = {_node(x) for node in nodes for x in node.input}
-  return {
-    node.name: (node.op, node.device, [*node.input], _attributes(node))
-    for node in nodes
-    if node.op != _READ or node.name in used
-  }
+def _is_ordered(node: graphs.Node) -> bool:
+  """Tells whether two equal ops may have different results or effects."""
+  return node.op not in _UNORDERED and private_api.is_stateful(node.op)
 
 
 def _clear(function: graphs.Function) -> None:
