@@ -13,6 +13,7 @@ import re
 from typing import Any
 
 from exporters.reusable import graphs
+from exporters.reusable import inlining
 from exporters.reusable import private_api
 from exporters.reusable import slimming_check
 from exporters.reusable.private_api import graph_pb2
@@ -21,6 +22,16 @@ from exporters.reusable.private_api import types_pb2
 
 # Ops without side effects, so that no caller has to wait for them.
 _WITHOUT_EFFECT = ("Identity", "NoOp", "ReadVariableOp")
+# Ops whose results depend on their inputs alone. A read that follows a write
+# takes it as a control input.
+_PURE = frozenset(
+  [
+    *("AddV2", "BiasAdd", "BroadcastTo", "Cast", "ConcatV2", "Const"),
+    *("ExpandDims", "Fill", "FloorMod", "Greater", "GreaterEqual", "Identity"),
+    *("MatMul", "Mean", "Mul", "NoOp", "Pack", "ReadVariableOp", "Reshape"),
+    *("Shape", "StridedSlice", "Sub"),
+  ]
+)
 _WRITES = ("AssignAddVariableOp", "AssignSubVariableOp", "AssignVariableOp")
 _SHAPES = "_output_shapes"
 _NODE = re.compile(r"[^:^]+")  # The node in the name of an input.
@@ -31,16 +42,21 @@ def slim(export_dir: str) -> None:
 
   The results of all functions stay the same. Removed are:
 
-  - Identity ops, and duplicate constants in a function;
+  - Identity ops, and ops without effects that a function does not use or has
+    twice. In training, Keras' batch normalization reads its averages twice; in
+    inference it computes the batch size in vain;
   - shapes that the loader infers from an op and its inputs. Shapes that Python
     code may have set stay: those of results and of reshaped Tensors;
   - control dependencies of a function's outputs on reads of variables. An op
     that writes a variable depends on its earlier reads anyway;
-  - long names of a function's variables and of the ops that read them, and the
-    shapes of variables that are only passed to other functions;
+  - long names of a function's variables, of the ops that read them and of
+    constants, and the shapes of variables that are only passed to other
+    functions;
   - the name scope that all names in a function share;
   - seeds of random ops. With them, every process that loads the SavedModel, and
     every replica, would drop the same units;
+  - the functions that save, restore and serve. Their ops move, as `inlining`
+    explains;
   - unused reads of variables outside of functions.
 
   If `slimming_check` finds that a function would compute something else, the
@@ -53,6 +69,7 @@ def slim(export_dir: str) -> None:
   saved_model = saved_model_pb2.SavedModel.FromString(path.read_bytes())
   for meta_graph in saved_model.meta_graphs:
     graph = meta_graph.graph_def
+    inlining.inline(meta_graph)
     _slim_top_level(graph)
     # Tensors of functions that the gradients of custom_gradients capture.
     captured = [
@@ -66,7 +83,7 @@ def slim(export_dir: str) -> None:
       _remove_waiting_for_reads(function)
       _remove_known_shapes(function)
       _remove_seeds(function)
-      _remove_detours(
+      _remove_needless(
         function,
         [_node(t.name) for t in captured if t.concrete_function == name],
       )
@@ -83,12 +100,21 @@ def slim(export_dir: str) -> None:
 
 
 def _slim_top_level(graph: graph_pb2.GraphDef) -> None:
-  """Removes unused reads of variables, and the shapes of their handles."""
+  """Removes unused reads, duplicate constants, and inferred shapes."""
   used = {_node(name) for node in graph.node for name in node.input}
   _remove(graph.node, lambda n: n.op == "ReadVariableOp" and n.name not in used)
+  instead, constants = {}, {}
   for node in graph.node:
-    if node.op == "VarHandleOp":  # Always a scalar.
+    if node.op not in graphs.CALLS:
       node.attr.pop(_SHAPES, None)
+      node.attr.pop("_has_manual_control_dependencies", None)
+    if node.op == "Const" and not node.input:
+      # The names of all variables, to save and to restore them.
+      value = node.attr["value"].SerializeToString(deterministic=True)
+      instead[node.name] = constants.setdefault((node.device, value), node.name)
+  for node in graph.node:
+    node.input[:] = [instead.get(name, name) for name in node.input]
+  _remove(graph.node, lambda n: instead.get(n.name, n.name) != n.name)
 
 
 def _remove_waiting_for_reads(function: graphs.Function) -> None:
@@ -144,45 +170,72 @@ def _remove_seeds(function: graphs.Function) -> None:
         node.attr[name].i = 0
 
 
-def _remove_detours(
+def _remove_needless(
   function: graphs.Function, captured: Collection[str]
 ) -> None:
-  """Removes Identity ops, and duplicates of constants.
+  """Removes Identity ops, and ops that are duplicate or not used.
 
-  Keeps nodes that others refer to by name or control dependency, those that
-  other functions use (`captured`), and Identity ops that copy between devices.
+  Keeps nodes that are returned, that others are colocated with, that other
+  functions use (`captured`), and Identity ops that copy between devices.
   """
   kept = {*captured, *map(_node, function.ret.values())}
+  kept.update(function.control_ret.values())
+  waited_for = set()
   taken_on = collections.defaultdict(set)
   for node in function.node_def:
     kept.update(_places(node))
-    kept.update(_node(name) for name in node.input if name[0] == "^")
+    waited_for.update(_node(name) for name in node.input if name[0] == "^")
     for name in node.input:
       taken_on[_node(name)].add(node.device)
 
-  instead: dict[str, str] = {}
-  constants: dict[tuple[str, bytes], str] = {}
+  instead: dict[str, str] = {}  # By the name of a Tensor or of a node.
+  firsts: dict[bytes, str] = {}
   for node in function.node_def:
-    output = f"{node.name}:output:0"
-    if node.name in kept:
+    _replace_inputs(node, instead)
+    if node.name in kept or node.op not in _PURE:
       pass
-    elif node.op == "Identity" and len(node.input) == 1:
-      if not node.device or {node.device} == taken_on[node.name]:
-        instead[output] = node.input[0]
-    elif node.op == "Const" and not node.input:
-      value = node.attr["value"].SerializeToString(deterministic=True)
-      first = constants.setdefault((node.device, value), output)
-      if first != output:
-        instead[output] = first
-
-  def resolved(name: str) -> str:
-    while name in instead:
-      name = instead[name]
-    return name
-
+    elif node.op != "Identity":
+      like = graphs.Node()
+      like.CopyFrom(node)
+      like.ClearField("name")
+      like.ClearField("experimental_debug_info")
+      first = firsts.setdefault(
+        like.SerializeToString(deterministic=True), node.name
+      )
+      if first != node.name:
+        instead[node.name] = first
+    elif (
+      node.name not in waited_for
+      and len(node.input) == 1
+      and (not node.device or {node.device} == taken_on[node.name])
+    ):
+      instead[f"{node.name}:output:0"] = node.input[0]
   for node in function.node_def:
-    node.input[:] = map(resolved, node.input)
-  _remove(function.node_def, lambda node: f"{node.name}:output:0" in instead)
+    _replace_inputs(node, instead)
+  removed = set(map(_node, instead))
+  _remove(function.node_def, lambda node: node.name in removed)
+
+  used = collections.Counter(
+    _node(name) for node in function.node_def for name in node.input
+  )
+  # Backwards: an op is used only by later ones.
+  for i in reversed(range(len(function.node_def))):
+    node = function.node_def[i]
+    if node.op in _PURE and not used[node.name] and node.name not in kept:
+      used.subtract(map(_node, node.input))
+      del function.node_def[i]
+
+
+def _replace_inputs(node: graphs.Node, instead: dict[str, str]) -> None:
+  inputs: dict[str, list[str]] = {"": [], "^": []}
+  for name in node.input:
+    while (known := name in instead) or _node(name) in instead:
+      if known:
+        name = instead[name]
+      else:
+        name = _NODE.sub(lambda node: instead[node[0]], name, count=1)
+    inputs["^" * (name[0] == "^")].append(name)
+  node.input[:] = [*inputs[""], *dict.fromkeys(inputs["^"])]
 
 
 def _shorten_names(function: graphs.Function) -> Callable[[str], str]:
@@ -201,7 +254,7 @@ def _shorten_names(function: graphs.Function) -> Callable[[str], str]:
       new[arg.name] = arg.name = next(free)
       function.arg_attr[i].attr.pop("_user_specified_name", None)
   for node in function.node_def:
-    if node.op == "ReadVariableOp":
+    if node.op in ("Const", "ReadVariableOp"):
       new[node.name] = next(free)
 
   def rename(name: str) -> str:
