@@ -1,8 +1,7 @@
+import collections
 import contextlib
 import io
 import os
-import pathlib
-import shutil
 from unittest import mock
 
 import numpy as np
@@ -145,6 +144,42 @@ class SlimmingTest(tf.test.TestCase):
         left = [n.name for n in function.node_def if n.op == "Identity"]
         self.assertLessEqual(len(left), 2, function.signature.name)
 
+  def test_no_op_is_there_for_nothing_or_twice(self):
+    root = tf.train.Checkpoint(v=tf.Variable(2.0))
+
+    def call(x):
+      tf.shape(x)
+      products = [root.v * x, root.v * x]
+      root.v.assign_add(1.0)
+      return tf.add_n(products) + root.v
+
+    root.__call__ = tf.function(call)
+    root.__call__.get_concrete_function(tf.TensorSpec([None]))
+    directory = os.path.join(self.get_temp_dir(), "twice")
+    tf.saved_model.save(root, directory)
+    slimming.slim(directory)
+    (function,) = _functions(directory)
+    ops = collections.Counter(node.op for node in function.node_def)
+    self.assertEqual(ops["Shape"], 0)
+    self.assertEqual(ops["Mul"], 1)
+    self.assertEqual(ops["ReadVariableOp"], 2)  # One follows the write.
+    x = tf.ones([1])
+    loaded = tf.saved_model.load(directory)
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      outputs = loaded(x)
+    self.assertAllEqual(outputs, [7.0])
+    self.assertAllEqual(tape.gradient(outputs, x), [4.0])
+
+  def test_functions_of_the_graph_are_inlined(self):
+    before, after = (
+      {function.signature.name.rsplit("_", 1)[0] for function in _functions(d)}
+      for d in self.directories
+    )
+    gone = {"__inference__traced_save", "__inference__traced_restore"}
+    self.assertContainsSubset(gone, before)
+    self.assertNoCommonElements(gone, after)
+
   def test_averages_are_written_before_a_call_ends(self):
     (training,) = (
       function
@@ -172,7 +207,23 @@ class SlimmingTest(tf.test.TestCase):
         signature.outputs["y"].name,
         {signature.inputs["images"].name: self.images.numpy()},
       )
+      names = meta_graph.saver_def
+      saved = session.run(
+        names.save_tensor_name,
+        {
+          names.filename_tensor_name: os.path.join(self.get_temp_dir(), "of_v1")
+        },
+      )
     self.assertAllClose(actual, expected, rtol=1e-6)
+    readers = [
+      tf.train.load_checkpoint(path)
+      for path in (
+        saved,
+        os.path.join(self.directories[0], "variables/variables"),
+      )
+    ]
+    for name in readers[1].get_variable_to_shape_map():
+      self.assertAllEqual(*(reader.get_tensor(name) for reader in readers))
 
   def test_short_names_differ_from_those_of_the_inputs(self):
     root = tf.train.Checkpoint()
