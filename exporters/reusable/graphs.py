@@ -12,6 +12,16 @@ Function = function_pb2.FunctionDef
 Node = node_def_pb2.NodeDef
 
 CALLS = frozenset(["PartitionedCall", "StatefulPartitionedCall"])
+# Ops whose results depend on their inputs alone. A read that follows a write
+# takes it as a control input.
+PURE = frozenset(
+  [
+    *("AddV2", "BiasAdd", "BroadcastTo", "Cast", "ConcatV2", "Const"),
+    *("ExpandDims", "Fill", "FloorMod", "Greater", "GreaterEqual", "Identity"),
+    *("MatMul", "Mean", "Mul", "NoOp", "Pack", "ReadVariableOp", "Reshape"),
+    *("Shape", "StridedSlice", "Sub"),
+  ]
+)
 # Random ops with two attributes for seeds.
 SEEDED = re.compile(
   r"Random(?!\w*(Dataset|Queue|Generator))|Multinomial|SampleDistorted"

@@ -22,16 +22,6 @@ from exporters.reusable.private_api import types_pb2
 
 # Ops without side effects, so that no caller has to wait for them.
 _WITHOUT_EFFECT = ("Identity", "NoOp", "ReadVariableOp")
-# Ops whose results depend on their inputs alone. A read that follows a write
-# takes it as a control input.
-_PURE = frozenset(
-  [
-    *("AddV2", "BiasAdd", "BroadcastTo", "Cast", "ConcatV2", "Const"),
-    *("ExpandDims", "Fill", "FloorMod", "Greater", "GreaterEqual", "Identity"),
-    *("MatMul", "Mean", "Mul", "NoOp", "Pack", "ReadVariableOp", "Reshape"),
-    *("Shape", "StridedSlice", "Sub"),
-  ]
-)
 _WRITES = ("AssignAddVariableOp", "AssignSubVariableOp", "AssignVariableOp")
 _SHAPES = "_output_shapes"
 _NODE = re.compile(r"[^:^]+")  # The node in the name of an input.
@@ -92,6 +82,8 @@ def slim(export_dir: str) -> None:
       tensor.name = renamed[tensor.concrete_function](tensor.name)
   slimmed = saved_model.SerializeToString(deterministic=True)
   before = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+  for meta_graph in before.meta_graphs:
+    inlining.inline(meta_graph)
   if problem := slimming_check.difference(before, saved_model):
     print(f"  - saved_model.pb stays as TensorFlow wrote it: {problem}")
     return
@@ -100,21 +92,13 @@ def slim(export_dir: str) -> None:
 
 
 def _slim_top_level(graph: graph_pb2.GraphDef) -> None:
-  """Removes unused reads, duplicate constants, and inferred shapes."""
+  """Removes unused reads of variables, and shapes that the loader infers."""
   used = {_node(name) for node in graph.node for name in node.input}
   _remove(graph.node, lambda n: n.op == "ReadVariableOp" and n.name not in used)
-  instead, constants = {}, {}
   for node in graph.node:
     if node.op not in graphs.CALLS:
       node.attr.pop(_SHAPES, None)
       node.attr.pop("_has_manual_control_dependencies", None)
-    if node.op == "Const" and not node.input:
-      # The names of all variables, to save and to restore them.
-      value = node.attr["value"].SerializeToString(deterministic=True)
-      instead[node.name] = constants.setdefault((node.device, value), node.name)
-  for node in graph.node:
-    node.input[:] = [instead.get(name, name) for name in node.input]
-  _remove(graph.node, lambda n: instead.get(n.name, n.name) != n.name)
 
 
 def _remove_waiting_for_reads(function: graphs.Function) -> None:
@@ -192,7 +176,7 @@ def _remove_needless(
   firsts: dict[bytes, str] = {}
   for node in function.node_def:
     _replace_inputs(node, instead)
-    if node.name in kept or node.op not in _PURE:
+    if node.name in kept or node.op not in graphs.PURE:
       pass
     elif node.op != "Identity":
       like = graphs.Node()
@@ -221,7 +205,7 @@ def _remove_needless(
   # Backwards: an op is used only by later ones.
   for i in reversed(range(len(function.node_def))):
     node = function.node_def[i]
-    if node.op in _PURE and not used[node.name] and node.name not in kept:
+    if node.op in graphs.PURE and not used[node.name] and node.name not in kept:
       used.subtract(map(_node, node.input))
       del function.node_def[i]
 

@@ -2,6 +2,8 @@ import collections
 import contextlib
 import io
 import os
+import pathlib
+import shutil
 from unittest import mock
 
 import numpy as np
