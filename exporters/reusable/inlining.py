@@ -81,6 +81,13 @@ def _inline_into_function(
         other.input[:] = [instead.get(x, x) for x in other.input]
       for key, name in list(caller.ret.items()):
         caller.ret[key] = instead.get(name, name)
+      for key, name in list(caller.control_ret.items()):
+        if name == node.name:  # Slimming would drop a wait for a NoOp.
+          del caller.control_ret[key]
+          caller.signature.control_output.remove(key)
+          ends = [end.removeprefix("^") for end in node.input]
+          caller.control_ret.update(zip(ends, ends, strict=True))
+          caller.signature.control_output.extend(ends)
       yield function
 
 
