@@ -106,8 +106,9 @@ SUBJECTS = {
     {
       # Model Garden has no other experiment for its backbone.
       "experiment": "image_classification",
-      "params_override": "task.model={num_classes: 1001, input_size: [224, 224,"
-      " 3], backbone: {type: efficientnet, efficientnet: {se_ratio: 0.25}}}",
+      "params_override": "{task: {model: {num_classes: 1001, input_size: [224,"
+      " 224, 3], backbone: {type: efficientnet, efficientnet: {se_ratio:"
+      " 0.25}}}}}",
     },
   ),
   "revnet56": Subject("revnet", "RevNet-56", {"experiment": "revnet_imagenet"}),
