@@ -81,7 +81,7 @@ def _inline_into_function(
         other.input[:] = [instead.get(x, x) for x in other.input]
       for key, name in list(caller.ret.items()):
         caller.ret[key] = instead.get(name, name)
-      for key, name in list(caller.control_ret.items()):
+      for key, name in sorted(caller.control_ret.items()):
         if name == node.name:  # Slimming would drop a wait for a NoOp.
           del caller.control_ret[key]
           caller.signature.control_output.remove(key)
@@ -118,7 +118,7 @@ def _add_body(
     added.input[:] = map(renamed, node.input)
     added.attr.pop("_class", None)  # Colocation is a hint.
   call.input[:] = [
-    f"^{renamed(name)}" for name in function.control_ret.values()
+    f"^{renamed(name)}" for name in sorted(function.control_ret.values())
   ]
   call.attr.clear()
   return [renamed(function.ret[x.name]) for x in function.signature.output_arg]

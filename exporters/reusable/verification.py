@@ -313,9 +313,8 @@ def _calls(
   steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
   training = {"training": True} if "training" in source.defaults else {}
   steadily = {**training, **steady}
-  by_default, drawn = observation.draws(
-    source, source.call, examples[0], training
-  )
+  drawn = observation.draws(source, source.call, examples[0], training)
+  by_default = drawn is not None
   is_random = by_default and (
     steadily == training
     or observation.differ(source, source.call, examples[0], steadily, steadily)
