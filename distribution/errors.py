@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import errno
 import math
+import mmap
 import os
 import re
 import signal
@@ -82,8 +83,9 @@ _SAID_OTHERWISE = {
 }
 
 
-# Memory for what follows an error of full memory, and what is then called.
-_reserve = bytearray(2**24)
+# Address space, not memory, for what follows an error of full memory; and what
+# is then called.
+_reserve = mmap.mmap(-1, 2**24)
 before_sudden_end: list[Callable[[], Any]] = []
 
 
@@ -242,7 +244,7 @@ def reported() -> Iterator[None]:
 def _end_without_memory(error: BaseException) -> NoReturn:
   """Ends the process at once: Python may be unable to exit normally."""
   about = "Memory is full, or limited too low (ulimit -v)"
-  _reserve.clear()
+  _reserve.close()
   for call in before_sudden_end:
     with contextlib.suppress(Exception):
       call()
