@@ -657,7 +657,7 @@ class BertTest(parameterized.TestCase):
       "✓ gradients, training (4,)",
       "✓ hyperparameters, seq_length 8",
       "✓ hub.KerasLayer, training (4,)",
-      "- compilation under XLA, training (4,): XLA takes no strings.",
+      "- compilation under XLA, training (1,): XLA takes no strings.",
       "✓ encoder, compilation under XLA, training 3 of (1, 8)",
       "✓ preprocessor.tokenize, outputs, inference (3,)",
       "✓ preprocessor.bert_pack_inputs, hyperparameters, seq_length 8",

@@ -128,12 +128,12 @@ def _run(graph, function, values):
         "dtype"
       ].type = operand.dtype.as_datatype_enum
       node.input.append(f"a{i}")
-    session.run([v.initializer for v in variables])
     results = tf.graph_util.import_graph_def(
       call,
       {f"a{i}": x for i, x in enumerate(operands)},
       [f"call:{i}" for i in range(len(outputs))] or ["call"],
     )
+    session.run([v.initializer for v in variables])
     try:
       return session.run(results) + session.run(variables)
     except tf.errors.OpError as e:
@@ -171,6 +171,9 @@ class SlimmingOfExportsTest(parameterized.TestCase):
     for function in old.library.function:
       if _WITH_FILES & {node.op for node in function.node_def}:
         continue
+      if function.signature.name not in later:  # It is part of its caller.
+        self.assertIn("serve", function.signature.name)
+        continue
       for size in _DIMENSIONS:
         values = _values(function, size)
         if values is None:
@@ -180,9 +183,11 @@ class SlimmingOfExportsTest(parameterized.TestCase):
         if isinstance(expected, type):
           self.assertIs(actual, expected, function.signature.name)
           continue
-        for x, y in zip(expected, actual, strict=True):
-          np.testing.assert_array_equal(x, y, function.signature.name)
-        count += 1
+        again = _run(old, function, values)
+        if all(map(np.array_equal, expected, again)):  # Not random by itself.
+          for x, y in zip(expected, actual, strict=True):
+            np.testing.assert_array_equal(x, y, function.signature.name)
+          count += 1
         break
     print(build.__name__, count, "of", len(old.library.function), "functions")
     self.assertGreaterEqual(count, least)
