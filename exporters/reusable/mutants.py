@@ -84,6 +84,12 @@ _OF_SHAPES = "the op reads only the shape of its operand"
 _ONE_ELEMENT = "the end of a slice of one element is not read"
 _SAME = "it would change nothing"
 _NORMALIZED = "batch normalization divides the factor out"
+_ROUNDED = "float32 rounds the operand away"
+_RARE = (
+  "a factor of 1.0001 moves one random number in 10,000 past its threshold"
+)
+_AVERAGES = "a factor of 1.0001 changes an update by less than its tolerance"
+_KEEPS_FACTORS = {"AvgPool", "Conv2D", "MaxPool", "Relu"}
 
 _SMALL_BERT = {
   "vocab_size": 50,
@@ -467,15 +473,6 @@ def _of_function(
   function: graphs.Function, role: str, by_name: Mapping[str, graphs.Function]
 ) -> Iterator[_Change]:
   """Yields faults in a function."""
-  # Gradients have a larger tolerance, and are not differentiated.
-  of_operands = {
-    "operand x 1.0001": _times(1.0001),
-    "operand in bfloat16": _rounded,
-    "operand without gradient": _stopped,
-  }
-  if role in ("gradient", "signature"):
-    of_operands = {"operand x 1.01": _times(1.01)}
-  differentiated = _live(function, _differentiated)
   live = _live(function, lambda node: node.input)
   ops = {node.name: node.op for node in function.node_def}
   unread = {
@@ -484,33 +481,29 @@ def _of_function(
     if node.op == "StridedSlice" and node.attr["shrink_axis_mask"].i
     for name in node.input[2:]
   }
-  taken_by = collections.defaultdict(list)
-  for node in function.node_def:
-    for name in graphs.operands(node):
-      taken_by[name.partition(":")[0]].append(node)
+  # A fault there has no effect, or less than float32 holds.
+  nowhere = dict.fromkeys(unread, _ONE_ELEMENT)
+  nowhere |= {name: _UNUSED for name in ops if name not in live}
+  epsilons = {
+    f"{node.name}:output:0"
+    for node in function.node_def
+    if node.op == "Const"
+    and node.attr["dtype"].type == _FLOAT
+    and np.all(np.abs(tf.make_ndarray(node.attr["value"].tensor)) < 1e-7)
+  }
+  # As in (axis + rank) % rank.
+  modulo = {x.input[0] for x in function.node_def if x.op == "FloorMod"}
   for i, node in enumerate(function.node_def):
     where = f"{node.op} {node.name}"
-    unused = "" if node.name in live else _UNUSED
-    unused = unused or (_ONE_ELEMENT if node.name in unread else "")
-    takers = taken_by[node.name]
-    if node.op == "AddV2" and {n.op for n in takers} == {"FloorMod"}:
-      unused = _SAME  # As in (axis + rank) % rank.
     for kind, change, equivalent in _of_node(node, role):
+      if kind == "op: AddV2 → Sub" and node.input[1] in epsilons:
+        equivalent = _ROUNDED
+      elif kind == "op: AddV2 → Sub" and f"{node.name}:z:0" in modulo:
+        equivalent = _SAME
       plant = functools.partial(_change_node, i=i, change=change)
-      yield kind, where, plant, unused or equivalent
-    is_select = node.op in ("Select", "SelectV2")  # Their first one is bool.
-    floats = "T" in node.attr and node.attr["T"].type == _FLOAT
-    operands = [ops.get(x.partition(":")[0]) for x in graphs.operands(node)]
-    if floats and operands and operands[is_select] != "Const":
-      for kind, inserted in of_operands.items():
-        stops = inserted is not _stopped or node.name in differentiated
-        of_shapes = node.op in ("Shape", "Size", "Rank", "ShapeN", "ZerosLike")
-        plant = functools.partial(_insert, i=i, j=is_select, inserted=inserted)
-        equivalent = _OF_SHAPES if of_shapes else ""
-        if node.op == "Conv2D" and " x " in kind and takers:
-          equivalent = _NORMALIZED if all(map(_normalizes, takers)) else ""
-        equivalent = equivalent or ("" if stops else _WITHOUT_GRADIENT)
-        yield kind, where, plant, unused or equivalent
+      yield kind, where, plant, nowhere.get(node.name, equivalent)
+  for kind, where, plant, equivalent in _of_operands(function, role, ops):
+    yield kind, where, plant, nowhere.get(where.split()[1], equivalent)
   for name in sorted(function.control_ret.values()):
     equivalent = "" if ops[name].startswith("Assign") else _RUNS_ANYWAY
     plant = functools.partial(_forget, name=name)
@@ -526,8 +519,60 @@ def _of_function(
   yield from _of_scalars(function, by_name, live)
 
 
-def _normalizes(node: graphs.Node) -> bool:
-  return node.op == "FusedBatchNormV3" and node.attr["is_training"].b
+def _of_operands(
+  function: graphs.Function, role: str, ops: Mapping[str, str]
+) -> Iterator[_Change]:
+  """Yields faults in the first operands of ops, which are named in `ops`."""
+  # Gradients have a larger tolerance, and are not differentiated.
+  of_operands = {
+    "operand x 1.0001": _times(1.0001),
+    "operand in bfloat16": _rounded,
+    "operand without gradient": _stopped,
+  }
+  if role in ("gradient", "signature"):
+    of_operands = {"operand x 1.01": _times(1.01)}
+  differentiated = _live(function, _differentiated)
+  taken_by = collections.defaultdict(list)
+  for node in function.node_def:
+    for name in graphs.operands(node):
+      taken_by[name.partition(":")[0]].append(node)
+  for i, node in enumerate(function.node_def):
+    is_select = node.op in ("Select", "SelectV2")  # Their first one is bool.
+    floats = "T" in node.attr and node.attr["T"].type == _FLOAT
+    operands = [ops.get(x.partition(":")[0]) for x in graphs.operands(node)]
+    if not (floats and operands and operands[is_select] != "Const"):
+      continue
+    for kind, inserted in of_operands.items():
+      equivalent = ""
+      if node.op in ("Shape", "Size", "Rank", "ShapeN", "ZerosLike"):
+        equivalent = _OF_SHAPES
+      elif kind == "operand x 1.0001":
+        equivalent = _of_factor(node, taken_by)
+      elif inserted is _stopped and node.name not in differentiated:
+        equivalent = _WITHOUT_GRADIENT
+      plant = functools.partial(_insert, i=i, j=is_select, inserted=inserted)
+      yield kind, f"{node.op} {node.name}", plant, equivalent
+
+
+def _of_factor(
+  node: graphs.Node, taken_by: Mapping[str, Sequence[graphs.Node]]
+) -> str:
+  """Tells why a factor of 1.0001 before an op has no effect; "" if it has."""
+
+  def is_normalized(node):
+    takers = taken_by[node.name] if node.op in _KEEPS_FACTORS else ()
+    return bool(takers) and all(
+      is_normalized(x)
+      or (x.op == "FusedBatchNormV3" and x.attr["is_training"].b)
+      for x in takers
+    )
+
+  if is_normalized(node):
+    return _NORMALIZED
+  if "AssignMovingAvg" in node.name:
+    return _AVERAGES
+  is_threshold = {x.op for x in taken_by[node.name]} == {"Floor"}
+  return _RARE if is_threshold or node.op == "GreaterEqual" else ""
 
 
 def _forget(function: graphs.Function, name: str) -> None:
