@@ -8,16 +8,15 @@ from absl.testing import parameterized
 import numpy as np
 import tensorflow as tf
 
+from exporters import bert_encoder
 from exporters import image_classifier
 from exporters import mnist_cnn as mnist_cnn_exporter
 from exporters import text_rnn as text_rnn_exporter
 from exporters import tf_module
 from exporters.reusable import exporting
-from exporters.reusable import hyperparameters
 from exporters.reusable import randomness
 from exporters.reusable import saving
 from exporters.reusable import slimming
-from exporters.reusable import xla
 from exporters.reusable.private_api import saved_model_pb2
 from models.nlp import bert
 from models.nlp import text_rnn
@@ -51,22 +50,7 @@ def _bert():
     {"bert": {**sizes, "num_layers": 2, "num_attention_heads": 2}}
   )
   model = bert.core_model(config)
-  names = ("input_word_ids", "input_mask", "input_type_ids")
-  spec = {name: tf.TensorSpec([None, None], tf.int32) for name in names}
-  layer_calls = {
-    layer: xla.with_own_gradients_of(*functions)
-    if functions
-    else xla.with_own_gradient
-    for layer, functions in bert.OWN_GRADIENTS.items()
-  }
-  source = saving.source(
-    model,
-    spec,
-    hyperparameters=hyperparameters.of_model(model),
-    layer_calls=layer_calls,
-    autograph=False,
-  )
-  return exporting.Piece(source=source, examples=[])
+  return bert_encoder.piece(model, None, {})
 
 
 def _text_rnn():

@@ -151,18 +151,7 @@ def verify(
       f"Cannot write {tempfile.gettempdir()}: {full}{errors.SCRATCH}"
     )
   if problems:
-    _print_table(problems)
-    if keep_failed:
-      try:
-        os.rename(export_dir, keep_failed)
-      except OSError:  # It is on another file system.
-        with publishing.publish(keep_failed) as failed_dir:
-          shutil.copytree(export_dir, failed_dir, dirs_exist_ok=True)
-    raise errors.ExportError(
-      f"The export failed its verification in {len(problems)} ways (see above)."
-      " Nothing was exported"
-      + (f"; it is kept at {keep_failed}." if keep_failed else ".")
-    )
+    raise _failed(problems, export_dir, keep_failed)
   entries = {"level": level, "weights_sha256": weights_sha256}
   if measure_latency:
     example = _listed(examples[0])
@@ -170,6 +159,24 @@ def verify(
       export_dir, source, example, is_keras=is_keras
     )
   return _write_report(export_dir, results, {**(record or {}), **entries})
+
+
+def _failed(
+  problems: Sequence[tuple[str, str]], export_dir: str, keep_failed: str | None
+) -> errors.ExportError:
+  """Prints what differs, and moves the export to `keep_failed`, if given."""
+  _print_table(problems)
+  if keep_failed:
+    try:
+      os.rename(export_dir, keep_failed)
+    except OSError:  # It is on another file system.
+      with publishing.publish(keep_failed) as failed_dir:
+        shutil.copytree(export_dir, failed_dir, dirs_exist_ok=True)
+  return errors.ExportError(
+    f"The export failed its verification in {len(problems)} ways (see above)."
+    " Nothing was exported"
+    + (f"; it is kept at {keep_failed}." if keep_failed else ".")
+  )
 
 
 def _compared(
