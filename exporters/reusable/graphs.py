@@ -2,10 +2,11 @@
 
 from collections.abc import Collection, Iterator, Mapping
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from exporters.reusable.private_api import function_pb2
 from exporters.reusable.private_api import graph_pb2
+from exporters.reusable.private_api import meta_graph_pb2
 from exporters.reusable.private_api import node_def_pb2
 
 Function = function_pb2.FunctionDef
@@ -28,6 +29,7 @@ SEEDED = re.compile(
   r"|(Parameterized)?TruncatedNormal|\w*CandidateSampler"
 )
 SEEDS = ("seed", "seed2")
+GRADIENT = "_gradient_op_type"  # The attribute that names a custom gradient.
 # Random ops that draw from a tf.random.Generator, whose state is a variable.
 GENERATED = re.compile(r"Rng|Stateful\w*(Binomial|Int|Normal|Uniform)")
 RANDOM = re.compile(
@@ -62,6 +64,59 @@ def called(node: Node) -> Iterator[str]:
       yield attribute.func.name
     for function in attribute.list.func:
       yield function.name
+
+
+def node_of(tensor: str) -> str:
+  """Returns the node of a Tensor or of a control input, by its name."""
+  return tensor.removeprefix("^").partition(":")[0]
+
+
+def gradient(node: Node) -> str:
+  """Returns the type of a node's custom gradient, or ""."""
+  return node.attr[GRADIENT].s.decode() if GRADIENT in node.attr else ""
+
+
+def outputs(
+  node: Node, meta_graph: meta_graph_pb2.MetaGraphDef
+) -> Iterator[tuple[str, int]]:
+  """Yields the names of a node's Tensors in a function, and their dtypes."""
+  ops = meta_graph.meta_info_def.stripped_op_list.op
+  for op in [op for op in ops if op.name == node.op]:
+    # Looking up a key of a protobuf map would add it.
+    values = {attr.name: attr.default_value for attr in op.attr}
+    values.update(node.attr.items())
+    for output in op.output_arg:
+      if output.type_list_attr:
+        dtypes = list(values[output.type_list_attr].list.type)
+      else:
+        count = values[output.number_attr].i if output.number_attr else 1
+        dtypes = [output.type or values[output.type_attr].type] * count
+      for i, dtype in enumerate(dtypes):
+        yield f"{node.name}:{output.name}:{i}", dtype
+
+
+def remove_objects(objects: Any, gone: Collection[int]) -> None:
+  """Removes objects of a SavedModel by their numbers; numbers the others anew.
+
+  Args:
+    objects: The message of the objects, `object_graph_def`. Changed in place.
+    gone: The numbers of the objects to remove.
+  """
+  kept = (i for i in range(len(objects.nodes)) if i not in gone)
+  new = {old: i for i, old in enumerate(kept)}
+  for i in sorted(gone, reverse=True):
+    del objects.nodes[i]
+  for node in objects.nodes:
+    for child in (*node.children, *node.dependencies):
+      child.node_id = new[child.node_id]
+    for slot in node.slot_variables:
+      slot.original_variable_node_id = new[slot.original_variable_node_id]
+      slot.slot_variable_node_id = new[slot.slot_variable_node_id]
+    for saveable in node.saveable_objects.values():
+      saveable.save_function = new[saveable.save_function]
+      saveable.restore_function = new[saveable.restore_function]
+  for function in objects.concrete_functions.values():
+    function.bound_inputs[:] = [new[i] for i in function.bound_inputs]
 
 
 def operands(node: Node) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from exporters.reusable import graphs
 from exporters.reusable import inlining
+from exporters.reusable import outlining
 from exporters.reusable import private_api
 from exporters.reusable import slimming_check
 from exporters.reusable.private_api import graph_pb2
@@ -60,6 +61,9 @@ def slim(export_dir: str) -> None:
   for meta_graph in saved_model.meta_graphs:
     graph = meta_graph.graph_def
     inlining.inline(meta_graph)
+    for function in graph.library.function:
+      _remove_waiting_for_reads(function)
+    outlining.outline(meta_graph)
     _slim_top_level(graph)
     # Tensors of functions that the gradients of custom_gradients capture.
     captured = [
@@ -70,7 +74,6 @@ def slim(export_dir: str) -> None:
     renamed = {}
     for function in graph.library.function:
       name = function.signature.name
-      _remove_waiting_for_reads(function)
       _remove_known_shapes(function)
       _remove_seeds(function)
       _remove_needless(

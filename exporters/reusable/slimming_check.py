@@ -6,18 +6,20 @@ numbers. It shares no code with `slimming` but the names of ops in `graphs`.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 import functools
 import operator
 from typing import Any, NamedTuple
 
 from exporters.reusable import graphs
 from exporters.reusable import private_api
+from exporters.reusable.private_api import meta_graph_pb2
 from exporters.reusable.private_api import saved_model_pb2
 from exporters.reusable.private_api import types_pb2
 
 # Attributes that do not change what an op computes.
 _LEFT_OUT = (
+  graphs.GRADIENT,
   "_class",
   "_has_manual_control_dependencies",
   "_output_shapes",
@@ -31,6 +33,7 @@ def difference(
 ) -> str:
   """Describes a difference in results or effects between two SavedModels.
 
+  A call of a function that only `after` has counts as the function's nodes.
   Clears what it has compared.
 
   Args:
@@ -40,105 +43,243 @@ def difference(
   Returns:
     The difference in words, or "" if there is none.
   """
-  for old, new in zip(before.meta_graphs, after.meta_graphs, strict=True):
-    captured = collections.defaultdict(list)
-    objects = (old.object_graph_def.nodes, new.object_graph_def.nodes)
-    for pair in zip(*objects, strict=True):
-      if pair[0].HasField("captured_tensor"):
-        tensors = [node.captured_tensor for node in pair]
-        names = [tensor.name for tensor in tensors]
-        captured[tensors[0].concrete_function].append(names)
-        for tensor in tensors:
-          tensor.ClearField("name")
-    libraries = (old.graph_def.library.function, new.graph_def.library.function)
-    if len(libraries[0]) != len(libraries[1]):
-      return "a function would be missing"
-    for pair in zip(*libraries, strict=True):
-      name = pair[0].signature.name
-      if problem := _of_functions(*pair, captured[name]):
-        return f"{name} would {problem}"
-    # The names of ops outside of functions stay.
-    names = [(node.name, node.name) for node in new.graph_def.node]
-    outside = (
-      graphs.Function(node_def=graph.graph_def.node) for graph in (old, new)
-    )
-    if problem := _of_functions(*outside, names):
-      return f"the graph outside of functions would {problem}"
-    for graph in (old, new):
-      graph.graph_def.ClearField("node")
-  return "" if before == after else "more than functions would differ"
-
-
-def _of_functions(
-  before: graphs.Function,
-  after: graphs.Function,
-  captured: Iterable[tuple[str, str]],
-) -> str:
-  """Describes a difference between two functions; see `difference`.
-
-  Args:
-    before: The function that TensorFlow wrote.
-    after: The slimmed one.
-    captured: Names of other values in both that must be equal.
-  """
-  keys = sorted(before.ret)
-  if keys != sorted(after.ret):
-    return "differ in results"
   numbers: dict[Any, int] = {}
 
   def number(*description: Any) -> int:
     return numbers.setdefault(description, len(numbers))
 
-  try:
-    old, new = (
-      _meaning(f, [*(f.ret[key] for key in keys), *names], number)
-      for f, names in (
-        (before, [a for a, _ in captured]),
-        (after, [b for _, b in captured]),
-      )
-    )
-  except KeyError as e:
-    return f"have no value {e}"
-  except ValueError as e:
-    return str(e)
-  for what, a, b in zip(_Meaning._fields, old, new, strict=True):
-    if a != b:
-      return f"differ in {what}"
-  for function in (before, after):
-    _clear(function)
-  return ""
+  for pair in zip(before.meta_graphs, after.meta_graphs, strict=True):
+    known = graphs.functions(pair[0].graph_def)
+    old, new = (_Reader(meta_graph, known, number) for meta_graph in pair)
+    gone = known.keys() - new.functions.keys()
+    if not gone.issubset(old.gradients.values()):
+      return "a function would be missing"
+    # The names of ops outside of functions stay.
+    outside = [node.name for node in pair[1].graph_def.node]
+    for name in [*(known.keys() - gone), ""]:
+      where = name or "the graph outside of functions"
+      try:
+        if name:
+          meanings = old.meaning(name), new.meaning(name)
+        else:
+          meanings = old.outside(outside), new.outside(outside)
+      except KeyError as e:
+        return f"{where} would have no value {e}"
+      except ValueError as e:
+        return f"{where} would {e}"
+      for what, a, b in zip(_Meaning._fields, *meanings, strict=True):
+        if a != b:
+          return f"{where} would differ in {what}"
+    old.clear(gone)
+    new.clear(new.functions.keys() - known)
+  return "" if before == after else "more than functions would differ"
 
 
 class _Meaning(NamedTuple):
   """What a function does, by numbers of values.
 
   Attributes:
+    keys: The names of the results, as they are.
     results: The results.
     ops: All ops with a state or an effect, except reads.
     effects: The ops that a call waits for.
     order: Each op with a variable that was read before, and these reads.
+    gradients: Each op with a custom gradient, and what the gradient captures.
   """
 
+  keys: list[str]
   results: list[int]
   ops: set[int]
   effects: frozenset[int]
   order: set[tuple[int, int, frozenset[int]]]
+  gradients: set[tuple[int, ...]]
+
+
+# By op with a custom gradient: the number of what the gradient computes, and the
+# names of the values that it captures.
+_Captured = dict[str, tuple[int, list[str]]]
+
+
+class _Reader:
+  """Reads the functions of a SavedModel.
+
+  Attributes:
+    functions: The functions, by name.
+    gradients: The functions of custom gradients, by the type of the gradient.
+  """
+
+  def __init__(
+    self,
+    meta_graph: meta_graph_pb2.MetaGraphDef,
+    known: Collection[str],
+    number: Callable[..., int],
+  ):
+    """Reads a SavedModel.
+
+    Args:
+      meta_graph: The graph, its functions and its objects.
+      known: Names of functions. Calls of others count as their nodes.
+      number: Returns the number of a description.
+    """
+    self._meta_graph, self._number = meta_graph, number
+    self.functions = graphs.functions(meta_graph.graph_def)
+    self.gradients = {
+      g.registered_op_type: g.gradient_func
+      for g in meta_graph.graph_def.library.registered_gradients
+    }
+    self._added = {k: f for k, f in self.functions.items() if k not in known}
+    self.meaning = functools.cache(self.meaning)
+
+  def meaning(self, name: str) -> _Meaning:
+    """Numbers the values of a function.
+
+    Raises:
+      KeyError: A value is not defined.
+      ValueError: Two values have one name, or a call waits for an op.
+    """
+    return _meaning(*self._flat(self.functions[name]), self._number)
+
+  def outside(self, names: Iterable[str]) -> _Meaning:
+    """Numbers the values of ops outside of functions, like `meaning`."""
+    function = graphs.Function(node_def=self._meta_graph.graph_def.node)
+    for name in names:
+      function.ret[name] = name
+    return _meaning(function, {}, self._number)
+
+  def _flat(
+    self, function: graphs.Function
+  ) -> tuple[graphs.Function, _Captured]:
+    """Replaces calls of functions that were added by the functions' nodes."""
+    flat = graphs.Function(signature=function.signature)
+    captured: _Captured = {}
+    instead: dict[str, list[str]] = {}  # For results and ends of calls.
+
+    def add(
+      body: graphs.Function, scope: str, operands: Mapping[str, str]
+    ) -> Callable[[str], str]:
+      def renamed(x: str) -> str:
+        wait = "^" * x.startswith("^")
+        return operands.get(x) or f"{wait}{scope}{x.removeprefix('^')}"
+
+      for node in body.node_def:
+        name, inputs = scope + node.name, list(map(renamed, node.input))
+        if callee := graphs.callee(node, self._added):
+          if any(x.startswith("^") for x in inputs):
+            raise ValueError("wait for an op before a call")
+          names = (arg.name for arg in callee.signature.input_arg)
+          inner = add(callee, f"{name}/", dict(zip(names, inputs, strict=True)))
+          ends = sorted(callee.control_ret.values())
+          instead[f"^{name}"] = [inner(f"^{x}") for x in ends]
+          for i, result in enumerate(callee.signature.output_arg):
+            instead[f"{name}:output:{i}"] = [inner(callee.ret[result.name])]
+          continue
+        copy = flat.node_def.add()
+        copy.CopyFrom(node)
+        copy.name, copy.input[:] = name, inputs
+        if function := self.gradients.get(graphs.gradient(node)):
+          names, others = self._captures(function, body)
+          meaning = map(_frozen, self.meaning(function))
+          number = self._number("gradient", others, *meaning)
+          captured[name] = (number, list(map(renamed, names)))
+      return renamed
+
+    add(
+      function, "", {arg.name: arg.name for arg in function.signature.input_arg}
+    )
+
+    def resolved(x: str) -> list[str]:
+      return (
+        [z for y in instead[x] for z in resolved(y)] if x in instead else [x]
+      )
+
+    for node in flat.node_def:
+      node.input[:] = [y for x in node.input for y in resolved(x)]
+    for key, x in function.ret.items():
+      (flat.ret[key],) = resolved(x)
+    for key, x in function.control_ret.items():
+      for i, y in enumerate(resolved(f"^{x}")):
+        flat.control_ret[f"{key}:{i}"] = y.removeprefix("^")
+    for _, names in captured.values():
+      names[:] = [y for x in names for y in resolved(x)]
+    return flat, captured
+
+  def _captures(
+    self, gradient: str, function: graphs.Function
+  ) -> tuple[list[str], tuple[int, ...]]:
+    """Returns what a custom gradient captures.
+
+    Args:
+      gradient: The name of its function.
+      function: The function that has the op.
+
+    Returns:
+      The names of values in the function, and the numbers of other objects.
+    """
+    objects = self._meta_graph.object_graph_def
+    tensors = {
+      f"{arg.name}:0": arg.name for arg in function.signature.input_arg
+    }
+    for node in function.node_def:
+      for i, (name, _) in enumerate(graphs.outputs(node, self._meta_graph)):
+        tensors[f"{node.name}:{i}"] = name
+    names, others = [], []
+    for i in objects.concrete_functions[gradient].bound_inputs:
+      tensor = objects.nodes[i].captured_tensor
+      if not tensor.concrete_function:
+        others.append(i)
+      elif tensor.concrete_function != function.signature.name:
+        raise ValueError("need a gradient that captures from another function")
+      else:
+        names.append(tensors[tensor.name])
+    return names, tuple(others)
+
+  def clear(self, gone: Collection[str]) -> None:
+    """Clears what `meaning` reads, and removes the functions `gone`."""
+    library = self._meta_graph.graph_def.library
+    objects = self._meta_graph.object_graph_def
+    self._meta_graph.graph_def.ClearField("node")
+    for name in gone:
+      objects.concrete_functions.pop(name, None)
+    for name in self.gradients.values():
+      if name not in gone:
+        objects.concrete_functions[name].ClearField("bound_inputs")
+    captured = [
+      i for i, x in enumerate(objects.nodes) if x.HasField("captured_tensor")
+    ]
+    graphs.remove_objects(objects, captured)
+    for field, names in (
+      (library.registered_gradients, self.gradients.values()),
+      (library.function, self.functions),
+    ):
+      for i, name in reversed(list(enumerate(names))):
+        if name in gone:
+          del field[i]
+    for function in library.function:
+      _clear(function)
+
+
+def _frozen(field: Any) -> Any:
+  return frozenset(field) if isinstance(field, set) else tuple(field)
 
 
 def _meaning(
-  function: graphs.Function, results: Sequence[str], number: Callable[..., int]
+  function: graphs.Function,
+  captured: _Captured,
+  number: Callable[..., int],
 ) -> _Meaning:
   """Numbers the values of a function.
 
   Args:
     function: The function.
-    results: The names of its results.
+    captured: What its custom gradients compute and capture.
     number: Returns the number of a description.
 
   Raises:
     KeyError: A value is not defined.
     ValueError: Two values have one name.
   """
+  keys = sorted(function.ret)
+  results = [function.ret[key] for key in keys]
   nodes = {node.name: node for node in function.node_def}
   arguments = [arg.name for arg in function.signature.input_arg]
   if len(nodes.keys() | arguments) < len(function.node_def) + len(arguments):
@@ -158,7 +299,8 @@ def _meaning(
     return values[node] if node in values else number(ops[node], output)
 
   ends = list(function.control_ret.values())
-  for node in _in_order(nodes, [*results, *ends]):
+  needed = [x for _, names in captured.values() for x in names]
+  for node in _in_order(nodes, [*results, *ends, *needed]):
     operands = tuple(map(value, graphs.operands(node)))
     names = [_node(x) for x in node.input]
     waits = frozenset().union(*(waited[x] for x in names[len(operands) :]))
@@ -170,7 +312,8 @@ def _meaning(
       for operand in operands or [number("nothing")]:
         values[node.name] = number("late", operand, waits) if waits else operand
       continue
-    described = (node.op, _attributes(node), operands, waits)
+    gradient = captured[node.name][0] if node.name in captured else None
+    described = (node.op, _attributes(node), gradient, operands, waits)
     if node.op == "Placeholder":
       described = (node.name,)
     if ordered := _is_ordered(node):
@@ -189,10 +332,16 @@ def _meaning(
       if first := [n for n, bit in reads[x] if bit & past[node.name]]:
         order.add((made, x, frozenset(first)))
   return _Meaning(
+    keys,
     [value(name) for name in results],
     kept,
     frozenset().union(*(waited[name] for name in ends)),
     order,
+    {
+      (ops[name], *map(value, names))
+      for name, (_, names) in captured.items()
+      if name in ops
+    },
   )
 
 
