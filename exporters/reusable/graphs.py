@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterator, Mapping
 import re
 from typing import Any, NamedTuple
 
+from exporters.reusable import private_api
 from exporters.reusable.private_api import function_pb2
 from exporters.reusable.private_api import graph_pb2
-from exporters.reusable.private_api import meta_graph_pb2
 from exporters.reusable.private_api import node_def_pb2
 
 Function = function_pb2.FunctionDef
@@ -76,23 +76,24 @@ def gradient(node: Node) -> str:
   return node.attr[GRADIENT].s.decode() if GRADIENT in node.attr else ""
 
 
-def outputs(
-  node: Node, meta_graph: meta_graph_pb2.MetaGraphDef
-) -> Iterator[tuple[str, int]]:
-  """Yields the names of a node's Tensors in a function, and their dtypes."""
-  ops = meta_graph.meta_info_def.stripped_op_list.op
-  for op in [op for op in ops if op.name == node.op]:
-    # Looking up a key of a protobuf map would add it.
-    values = {attr.name: attr.default_value for attr in op.attr}
-    values.update(node.attr.items())
-    for output in op.output_arg:
-      if output.type_list_attr:
-        dtypes = list(values[output.type_list_attr].list.type)
-      else:
-        count = values[output.number_attr].i if output.number_attr else 1
-        dtypes = [output.type or values[output.type_attr].type] * count
-      for i, dtype in enumerate(dtypes):
-        yield f"{node.name}:{output.name}:{i}", dtype
+def outputs(node: Node) -> Iterator[tuple[str, int]]:
+  """Yields the names of a node's Tensors in a function, and their dtypes.
+
+  Nothing is yielded for an op that this TensorFlow does not know.
+  """
+  if (op := private_api.op_def(node.op)) is None:
+    return
+  # Looking up a key of a protobuf map would add it.
+  values = {attr.name: attr.default_value for attr in op.attr}
+  values.update(node.attr.items())
+  for output in op.output_arg:
+    if output.type_list_attr:
+      dtypes = list(values[output.type_list_attr].list.type)
+    else:
+      count = values[output.number_attr].i if output.number_attr else 1
+      dtypes = [output.type or values[output.type_attr].type] * count
+    for i, dtype in enumerate(dtypes):
+      yield f"{node.name}:{output.name}:{i}", dtype
 
 
 def remove_objects(objects: Any, gone: Collection[int]) -> None:

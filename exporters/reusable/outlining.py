@@ -28,7 +28,8 @@ from exporters.reusable.private_api import types_pb2
 # The nodes of a function, and those that it must save. Its import costs as much
 # as that of 15 nodes.
 _LEAST_NODES = 10
-_LEAST_SAVED = 40
+_LEAST_SAVED = 150
+_FLOATS = (types_pb2.DT_FLOAT, types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
 _CONTEXT = "_construction_context"
 _INPUT_SHAPES = "_input_shapes"
 _SHAPES = "_output_shapes"
@@ -101,7 +102,7 @@ def outline(meta_graph: meta_graph_pb2.MetaGraphDef) -> None:
   largest: list[tuple[int, int, Hashable]] = []
 
   def read(function: graphs.Function) -> None:
-    for piece in _pieces(function, meta_graph, gradients):
+    for piece in _pieces(function, gradients):
       if piece.key not in same:
         same[piece.key] = []
         # In this order, two exports have the same bytes.
@@ -199,13 +200,12 @@ def _sort(function: graphs.Function) -> None:
 
 def _pieces(
   function: graphs.Function,
-  meta_graph: meta_graph_pb2.MetaGraphDef,
   gradients: Mapping[str, _Gradient],
 ) -> Iterator[_Piece]:
   """Yields what functions could replace in a function."""
   if any(node.op == "Merge" for node in function.node_def):
     return
-  caller = _Caller(function, meta_graph, gradients)
+  caller = _Caller(function, gradients)
   scopes = [node.name.split("/")[:-1] for node in function.node_def]
   seen = set()
   for depth in range(1, 1 + max(map(len, scopes), default=0)):
@@ -226,15 +226,14 @@ class _Caller:
   def __init__(
     self,
     function: graphs.Function,
-    meta_graph: meta_graph_pb2.MetaGraphDef,
     gradients: Mapping[str, _Gradient],
   ):
     self._function = function
     self._gradients = gradients
     self._nodes = list(function.node_def)
-    self._described = [
-      _described(node, self._gradient(node)) for node in self._nodes
-    ]
+    self._described = {
+      node.name: _described(node, self._gradient(node)) for node in self._nodes
+    }
     # By the name in functions: NODE:OUTPUT:INDEX, or the argument.
     self._tensors: dict[str, _Tensor] = {}
     # By the name in graphs, NODE:INDEX: that in functions.
@@ -252,7 +251,7 @@ class _Caller:
       for tensor in self._captured(node):
         self._users[graphs.node_of(tensor.name)].append((i, ""))
       shapes = node.attr[_SHAPES].list.shape if _SHAPES in node.attr else ()
-      outputs = graphs.outputs(node, meta_graph)
+      outputs = graphs.outputs(node)
       for j, ((name, dtype), shape) in enumerate(
         zip(outputs, shapes, strict=False)
       ):
@@ -272,7 +271,8 @@ class _Caller:
 
   def piece(self, scope: str, start: int, end: int) -> _Piece | None:
     """Returns nodes as a piece, or None if no function can replace them."""
-    nodes = self._nodes[start:end]
+    run = range(start, end)
+    nodes = [self._nodes[i] for i in run if not _is_lifted(self._nodes[i])]
     inside = {node.name: i for i, node in enumerate(nodes)}
     arguments: dict[str, _Tensor] = {}
 
@@ -284,8 +284,8 @@ class _Caller:
 
     computed, gradients, effects, results = [], [], [], {}
     try:
-      for i, node in enumerate(nodes):
-        described = [self._described[start + i], *map(place, node.input)]
+      for node in nodes:
+        described = [self._described[node.name], *map(place, node.input)]
         for tensor in self._captured(node):
           name = tensor.name
           is_inside = graphs.node_of(name) in inside
@@ -294,7 +294,7 @@ class _Caller:
         if graphs.gradient(node):
           gradients.append(graphs.gradient(node))
         for user, tensor in self._users[node.name]:
-          if start <= user < end:
+          if user in run:
             pass
           elif tensor == f"^{node.name}":
             effects.append(node.name)
@@ -307,13 +307,10 @@ class _Caller:
       *computed,
       *map(place, results),
       *(inside[name] for name in effects),
-      *(
-        (x.dtype, *map(_bytes, (x.shape, *x.handle)))
-        for x in arguments.values()
-      ),
+      *map(_of_tensor, arguments.values()),
     )
     function = self._function
-    places = [(function.signature.name, i) for i in range(start, end)]
+    places = [(function.signature.name, i) for i in run]
     return _Piece(
       function,
       scope,
@@ -326,6 +323,18 @@ class _Caller:
       self._names,
       key,
     )
+
+
+def _is_lifted(node: graphs.Node) -> bool:
+  """Tells whether a constant stays with the caller, who passes it.
+
+  Layers of different widths are equal but for such constants. Functions need
+  other constants, such as axes and paddings, to know shapes.
+  """
+  tensor = node.attr["value"].tensor if node.op == "Const" else None
+  return tensor is not None and (
+    tensor.dtype in _FLOATS and len(tensor.tensor_shape.dim) > 0
+  )
 
 
 def _described(node: graphs.Node, gradient: _Gradient | None) -> Hashable:

@@ -137,9 +137,14 @@ def numbered_seeds() -> Iterator[Callable[[], int]]:
     yield lambda: given
 
 
+def op_def(op: str) -> Any | None:
+  """Returns the definition of an op, if it is known."""
+  return op_def_registry and op_def_registry.get(op)
+
+
 def is_stateful(op: str) -> bool:
   """Tells whether an op has a state or an effect; True if that is unknown."""
-  definition = op_def_registry and op_def_registry.get(op)
+  definition = op_def(op)
   return definition is None or definition.is_stateful
 
 

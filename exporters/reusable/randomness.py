@@ -36,18 +36,9 @@ def draws(graph: graph_pb2.GraphDef) -> int:
 
   Returns:
     The count, or -1 if `_write_seeds` cannot number the ops. Then a random op
-    has no seeds or is in a loop or branch, or a random function with a custom
-    gradient, which cannot be copied, is called after other random ops.
+    has no seeds or is in a loop or branch.
   """
   by_name = graphs.functions(graph)
-
-  @functools.cache
-  def has_gradient(name: str) -> bool:
-    return any(
-      "_gradient_op_type" in node.attr
-      or any(has_gradient(x) for x in graphs.called(node) if x in by_name)
-      for node in by_name[name].node_def
-    )
 
   @functools.cache
   def count(name: str) -> int:
@@ -57,10 +48,8 @@ def draws(graph: graph_pb2.GraphDef) -> int:
       drawn = [count(name) for name in names]
       if graphs.RANDOM.match(node.op):
         drawn = [1 if graphs.SEEDED.match(node.op) else -1]
-      elif any(drawn):
-        is_call = node.op in graphs.CALLS or node.op in by_name
-        if not is_call or (total and any(map(has_gradient, names))):
-          return -1
+      elif any(drawn) and not (node.op in graphs.CALLS or node.op in by_name):
+        return -1
       if -1 in drawn:
         return -1
       total += sum(drawn)
@@ -71,21 +60,19 @@ def draws(graph: graph_pb2.GraphDef) -> int:
 
 def seeds(export_dir: str) -> int:
   """Counts the random ops of an export that have fixed seeds."""
-  _, library = _read(export_dir)
+  graph = _read(export_dir).meta_graphs[0].graph_def
   return sum(
     any(node.attr[name].i for name in graphs.SEEDS)
-    for function in library.function
+    for function in graph.library.function
     for node in function.node_def
     if graphs.SEEDED.match(node.op)
   )
 
 
-def _read(export_dir: str) -> tuple[Any, Any]:
-  """Reads the protobuf message of a SavedModel, and its function library."""
-  saved_model = private_api.saved_model_pb2.SavedModel.FromString(
+def _read(export_dir: str) -> private_api.saved_model_pb2.SavedModel:
+  return private_api.saved_model_pb2.SavedModel.FromString(
     pathlib.Path(export_dir, _SAVED_MODEL).read_bytes()
   )
-  return saved_model, saved_model.meta_graphs[0].graph_def.library
 
 
 @contextlib.contextmanager
@@ -100,8 +87,8 @@ def with_seeds(
       for path in pathlib.Path(export_dir).iterdir():
         if path.name != _SAVED_MODEL:
           os.symlink(path.absolute(), os.path.join(directory, path.name))
-      saved_model, library = _read(export_dir)
-      _write_seeds(library)
+      saved_model = _read(export_dir)
+      _write_seeds(saved_model.meta_graphs[0])
       pathlib.Path(directory, _SAVED_MODEL).write_bytes(
         saved_model.SerializeToString()
       )
@@ -110,15 +97,16 @@ def with_seeds(
     yield load_it
 
 
-def _write_seeds(library: Any) -> None:
+def _write_seeds(meta_graph: private_api.meta_graph_pb2.MetaGraphDef) -> None:
   """Gives the random ops that a call of each function runs seeds from 1 on.
 
   A function that is called after other random ops is copied, and the copy gets
   the next seeds. Other functions keep their names, by which TensorFlow finds
   the Tensors that gradient functions capture.
   """
+  library = meta_graph.graph_def.library
   functions = list(library.function)
-  by_name = {f.signature.name: f for f in functions}
+  by_name = graphs.functions(meta_graph.graph_def)
 
   @functools.cache
   def is_random(name: str) -> bool:
@@ -142,9 +130,7 @@ def _write_seeds(library: Any) -> None:
       elif callee and is_random(callee.signature.name):
         last = last_number(callee.signature.name)
         if count:
-          copy = library.function.add()
-          copy.CopyFrom(callee)
-          copy.signature.name += f"_{len(library.function)}"
+          copy = _copy(callee.signature.name, meta_graph)
           node.attr["f"].func.name = copy.signature.name
           by_name[copy.signature.name] = copy
           last = number(copy, count)
@@ -153,6 +139,38 @@ def _write_seeds(library: Any) -> None:
 
   for function in functions:
     last_number(function.signature.name)
+
+
+def _copy(
+  name: str, meta_graph: private_api.meta_graph_pb2.MetaGraphDef
+) -> graphs.Function:
+  """Adds a copy of a function, with copies of its custom gradients."""
+  library = meta_graph.graph_def.library
+  objects = meta_graph.object_graph_def
+  by_name = graphs.functions(meta_graph.graph_def)
+  copy = library.function.add()
+  copy.CopyFrom(by_name[name])
+  copy.signature.name += f"_{len(library.function)}"
+  types = {g.registered_op_type: g for g in library.registered_gradients}
+  for i, node in enumerate(copy.node_def):
+    if registered := types.get(graphs.gradient(node)):
+      old, new = registered.gradient_func, f"{copy.signature.name}_{i}"
+      node.attr[graphs.GRADIENT].s = new.encode()
+      library.registered_gradients.add(
+        gradient_func=new, registered_op_type=new
+      )
+      gradient = library.function.add()
+      gradient.CopyFrom(by_name[old])
+      gradient.signature.name = new
+      function = objects.concrete_functions[new]
+      function.CopyFrom(objects.concrete_functions[old])
+      for j, place in enumerate(function.bound_inputs):
+        if objects.nodes[place].HasField("captured_tensor"):
+          function.bound_inputs[j] = len(objects.nodes)
+          objects.nodes.add().CopyFrom(objects.nodes[place])
+          tensor = objects.nodes[-1].captured_tensor
+          tensor.concrete_function = copy.signature.name
+  return copy
 
 
 def sample(runs: Iterable[comparison.Arrays], calls: int) -> comparison.Arrays:

@@ -48,6 +48,8 @@ def slim(export_dir: str) -> None:
     every replica, would drop the same units;
   - the functions that save, restore and serve. Their ops move, as `inlining`
     explains;
+  - ops that the layers of a stack have in common: they become a function that
+    is called once per layer, as `outlining` explains;
   - unused reads of variables outside of functions.
 
   If `slimming_check` finds that a function would compute something else, the
@@ -63,6 +65,7 @@ def slim(export_dir: str) -> None:
     inlining.inline(meta_graph)
     for function in graph.library.function:
       _remove_waiting_for_reads(function)
+      _remove_seeds(function)
     outlining.outline(meta_graph)
     _slim_top_level(graph)
     # Tensors of functions that the gradients of custom_gradients capture.
@@ -75,7 +78,6 @@ def slim(export_dir: str) -> None:
     for function in graph.library.function:
       name = function.signature.name
       _remove_known_shapes(function)
-      _remove_seeds(function)
       _remove_needless(
         function,
         [_node(t.name) for t in captured if t.concrete_function == name],
@@ -152,9 +154,9 @@ def _remove_known_shapes(function: graphs.Function) -> None:
 
 def _remove_seeds(function: graphs.Function) -> None:
   for node in function.node_def:
-    for name in graphs.SEEDS if graphs.SEEDED.match(node.op) else ():
-      if name in node.attr:
-        node.attr[name].i = 0
+    if graphs.SEEDED.match(node.op):
+      for name in graphs.SEEDS:
+        node.attr.pop(name, None)
 
 
 def _remove_needless(

@@ -95,7 +95,7 @@ class _Meaning(NamedTuple):
   gradients: set[tuple[int, ...]]
 
 
-# By op with a custom gradient: the number of what the gradient computes, and the
+# By op with a custom gradient: a number of what the gradient computes, and the
 # names of the values that it captures.
 _Captured = dict[str, tuple[int, list[str]]]
 
@@ -216,21 +216,20 @@ class _Reader:
       The names of values in the function, and the numbers of other objects.
     """
     objects = self._meta_graph.object_graph_def
-    tensors = {
-      f"{arg.name}:0": arg.name for arg in function.signature.input_arg
-    }
-    for node in function.node_def:
-      for i, (name, _) in enumerate(graphs.outputs(node, self._meta_graph)):
-        tensors[f"{node.name}:{i}"] = name
+    nodes = {node.name: node for node in function.node_def}
     names, others = [], []
     for i in objects.concrete_functions[gradient].bound_inputs:
       tensor = objects.nodes[i].captured_tensor
       if not tensor.concrete_function:
         others.append(i)
-      elif tensor.concrete_function != function.signature.name:
+        continue
+      if tensor.concrete_function != function.signature.name:
         raise ValueError("need a gradient that captures from another function")
-      else:
-        names.append(tensors[tensor.name])
+      name, _, place = tensor.name.partition(":")
+      if name in nodes:
+        outputs = list(graphs.outputs(nodes[name]))
+        name = outputs[int(place)][0]
+      names.append(name)
     return names, tuple(others)
 
   def clear(self, gone: Collection[str]) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from exporters.reusable import outlining
+from exporters.reusable import randomness
 from exporters.reusable import slimming
 from exporters.reusable.private_api import saved_model_pb2
 
@@ -299,6 +301,70 @@ class SlimmingTest(tf.test.TestCase):
         self.assertIn("saved_model.pb stays as", output.getvalue())
         self.assertIn(words, output.getvalue())
         self.assertEqual(path.read_bytes(), before)
+
+  def test_equal_blocks_become_calls_of_one_function(self):
+    """Of other widths, with dropout, moving averages and an own gradient."""
+    inputs = outputs = tf_keras.Input([4])
+    for i, width in enumerate([8, 16, 8, 16, 8, 8, 8, 8, 8, 8, 8]):
+      block = tf_keras.Sequential(name=f"block_{i}")
+      block.add(tf_keras.layers.Dense(width, activation="tanh"))
+      block.add(tf_keras.layers.Dropout(0.5))
+      block.add(tf_keras.layers.BatchNormalization())
+      if i > 5:
+        block.add(tf_keras.layers.Lambda(_doubled))
+      outputs = block(outputs)
+    model = tf_keras.Model(inputs, outputs)
+    root = tf.train.Checkpoint(
+      trained=model.trainable_variables, averages=model.non_trainable_variables
+    )
+    root.__call__ = tf.function(lambda x, training: model(x, training=training))
+    for training in (False, True):
+      spec = tf.TensorSpec([None, 4])
+      root.__call__.get_concrete_function(spec, training)
+    before, after = (
+      os.path.join(self.get_temp_dir(), name) for name in ("flat", "of_blocks")
+    )
+    tf.saved_model.save(
+      root,
+      before,
+      options=tf.saved_model.SaveOptions(experimental_custom_gradients=True),
+    )
+    shutil.copytree(before, after)
+    slimming.slim(after)
+    calls = collections.Counter(
+      node.attr["f"].func.name
+      for function in _functions(after)
+      for node in function.node_def
+      if node.op == "StatefulPartitionedCall"
+    )
+    self.assertCountEqual(calls.values(), [6, 5])
+    seen = []
+    for directory in (before, after):
+      with randomness.with_seeds(directory, tf.saved_model.load) as load:
+        loaded = load()
+        weights = list(loaded.trained)
+        with tf.GradientTape() as tape:
+          loss = tf.reduce_sum(loaded(tf.ones([3, 4]), True) ** 2)
+        gradients = tape.gradient(loss, weights)
+        seen.append([loss, *gradients, *loaded.averages])
+        seen[-1].append(loaded(tf.ones([3, 4]), False))
+    self.assertAllClose(*seen, rtol=1e-6)
+    self.assertNotAllClose(seen[0][-1], tf.zeros([3, 8]))
+
+    def transpose(*args):
+      function = original(*args)
+      for node in function.node_def:
+        if node.op == "MatMul":
+          node.attr["transpose_b"].b = True
+      return function
+
+    original = outlining._function
+    with (
+      mock.patch.object(outlining, "_function", transpose),
+      contextlib.redirect_stdout(io.StringIO()) as output,
+    ):
+      slimming.slim(before)
+    self.assertIn("would differ in results", output.getvalue())
 
   def test_the_fingerprint_is_of_the_new_file(self):
     """Fails when TensorFlow's private module goes away."""
