@@ -71,7 +71,7 @@ def _grouped(
   inside = [n for n in nodes if n.op not in ("Const", _READ)]
   inside = [n for n in inside if "/" in n.name or n.op not in _PLAIN]
   for depth in range(_DEEPEST, 0, -1):
-    scope = {n.name: _scope(n.name, depth) for n in inside}
+    scope = {n.name: _scope(n, depth) for n in inside}
     names = list(dict.fromkeys(scope.values()))
     if len(names) <= _MOST:
       break
@@ -123,8 +123,12 @@ def _sizes(node: graphs.Node) -> bool:
   return rank == 0 or bool(rank == 1 and _OF_SIZES.fullmatch(node.op))
 
 
-def _scope(name: str, depth: int) -> str:
-  return "/".join(name.split("/")[:-1][:depth]) or name
+def _scope(node: graphs.Node, depth: int) -> str:
+  """Returns the name scope of a node; of a call, its name is the scope."""
+  parts = node.name.split("/")
+  if node.op not in graphs.CALLS:
+    parts.pop()
+  return "/".join(parts[:depth]) or node.name
 
 
 def _shape(node: graphs.Node) -> list[int | None] | None:
