@@ -269,12 +269,8 @@ def _with_profiles(
     trained = profiles.trained(
       name, source.variables, source.trainable_variables
     )
-    setattr(root, name, saving.profile(root, trained))
-    frozen = dataclasses.replace(
-      source,
-      trainable_variables=trained,
-      regularization_losses=getattr(root, name).regularization_losses,
-    )
+    frozen = saving.frozen(source, trained)
+    setattr(root, name, saving.profile(root, frozen))
     parts[name] = (frozen, ())
   return parts
 
