@@ -195,7 +195,7 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
       _tf_keras_save,
       "vector",
       {"R7", "R10"},
-      {"R6": "1 losses", "R10": "state of an optimizer"},
+      {"R6": "gradients for 1 var", "R10": "state of an optimizer"},
     ),
     (
       _keras_3_export,

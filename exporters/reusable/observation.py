@@ -116,6 +116,14 @@ def summed(losses: Iterable[Callable[[], tf.Tensor]]) -> tf.Tensor:
   return tf.add_n([first, *(tf.cast(x, first.dtype) for x in others)])
 
 
+def regularized(losses: Iterable[Callable[[], tf.Tensor]]) -> set[Any]:
+  """Returns references to the trainable variables that losses depend on."""
+  with tf.GradientTape() as tape:
+    for loss in losses:
+      loss()
+  return {v.ref() for v in tape.watched_variables()}
+
+
 def observe_calls(
   part: str,
   model: Any,

@@ -172,9 +172,7 @@ def reusable(
   return root
 
 
-def frozen(
-  model: Source, trainable_variables: Sequence[tf.Variable]
-) -> Source:
+def frozen(model: Source, trainable_variables: Sequence[tf.Variable]) -> Source:
   """Returns a model that trains fewer variables, and has only their losses."""
   trained = {v.ref() for v in trainable_variables}
   return dataclasses.replace(
@@ -183,17 +181,9 @@ def frozen(
     regularization_losses=[
       loss
       for loss in model.regularization_losses
-      if regularized([loss]) & trained
+      if observation.regularized([loss]) & trained
     ],
   )
-
-
-def regularized(losses: Iterable[Callable[[], tf.Tensor]]) -> set[Any]:
-  """Returns references to the trainable variables that losses depend on."""
-  with tf.GradientTape() as tape:
-    for loss in losses:
-      loss()
-  return {v.ref() for v in tape.watched_variables()}
 
 
 def profile(root: tf.train.Checkpoint, model: Source) -> tf.train.Checkpoint:
@@ -813,8 +803,13 @@ def _summed_losses(model: Source) -> list[ConcreteFunction]:
     if not callable(loss) or not (
       tf.is_tensor(value) and value.shape == [] and value.dtype.is_floating
     ):
+      found = (
+        tf.type_spec_from_value(value)
+        if tf.is_tensor(value)
+        else type(value).__name__
+      )
       raise errors.ExportError(
-        f"A regularization loss is {value}; it must be a function that returns"
+        f"A regularization loss is {found}; it must be a function that returns"
         " a float scalar."
       )
   if not losses:

@@ -68,7 +68,7 @@ IMAGE_CLASSIFIERS = {
                 "--hyperparameters=batch_norm_momentum=0.9",
                 "--l2_factor=5e-5",
                 "--min_differing_averages=1",
-                "--num_losses=21",
+                "--num_regularized=21",
                 "--num_weights=105",
                 "--replicas=2",
                 "--segmentation",
