@@ -29,6 +29,7 @@ _HYPERPARAMETERS = flags.DEFINE_list("hyperparameters", None, "What it has.")
 _CHECK_RULES = flags.DEFINE_bool("check_rules", True, "Check the rules.")
 _EXCEPTED_RULES = flags.DEFINE_list("excepted_rules", [], "As in the check.")
 _VARIANT = flags.DEFINE_string("variant", None, "Overrides of NAME_small.")
+_VERIFICATION = flags.DEFINE_string("verification", "full", "As of exporters.")
 
 
 def _images(*shape):
@@ -52,7 +53,7 @@ def _normalized(images):
 class ImageArchitectureTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
-    """Exports a checkpoint, and verifies the export in full."""
+    """Exports a checkpoint, and verifies the export."""
     super().setUpClass()
     cls.name = _ARCHITECTURE.value
     architecture = importlib.import_module(
@@ -90,7 +91,9 @@ class ImageArchitectureTest(absltest.TestCase):
       classifier_training.Weights(
         checkpoint_path=checkpoint.save(f"{directory}/checkpoint")
       ),
-      exporting.Options(export_dir=str(cls.export_dir)),
+      exporting.Options(
+        export_dir=str(cls.export_dir), verification=_VERIFICATION.value
+      ),
     )
     cls.export = tf.saved_model.load(str(cls.export_dir))
 
@@ -115,7 +118,7 @@ class ImageArchitectureTest(absltest.TestCase):
     report = self.export_dir / "assets.extra/verification.json"
     comparisons = json.loads(report.read_text())["comparisons"]
     passed = [place for c in comparisons for place in c["passed"]]
-    for kind in kinds:
+    for kind in kinds if _VERIFICATION.value == "full" else ():
       self.assertIn(f"{kind}, training {shape}", passed)
     images = _images(2, *self.frames, self.size, self.size)
     expected = self.model(_normalized(images)).numpy()

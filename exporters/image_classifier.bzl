@@ -86,8 +86,13 @@ def image_classifier(
             "--excepted_rules=" + ",".join(excepted_rules),
             "--hyperparameters=" + hyperparameters,
             "--variant=" + variant,
+            # Nightly tests verify videos in full.
+            "--verification=" + ("full" if train_on == "digits_0_4" else "fast"),
         ],
-        nightly_args = ["--check_rules"],
+        nightly_args = [
+            "--check_rules",
+            "--verification=full",
+        ],
         tags = NIGHTLY if like else [],
         deps = [
             ":check_lib",
