@@ -86,13 +86,20 @@ def image_classifier(
             "--excepted_rules=" + ",".join(excepted_rules),
             "--hyperparameters=" + hyperparameters,
             "--variant=" + variant,
+            # Nightly tests verify videos in full.
+            "--verification=" + ("full" if train_on == "digits_0_4" else "fast"),
         ],
-        data = [":" + name],
-        nightly_args = ["--check_rules"],
+        nightly_args = [
+            "--check_rules",
+            "--verification=full",
+        ],
         tags = NIGHTLY if like else [],
         deps = [
             ":check_lib",
+            ":classifier_training",
+            ":image_classifier",
             "//exporters/conformance:copying",
+            "//exporters/reusable:exporting",
             "//models/vision:" + name,
             "//models/vision:image_classification",
             "@pypi//:absl-py",

@@ -122,7 +122,7 @@ class TextEmbeddingTest(absltest.TestCase):
       "--export_type=word_embedding",
       "--num_oov_buckets=3",
       "--notrainable",
-      "--verification=fast",
+      "--verification=off",
       f"--export_dir={export_dir}",
     )
     self.assertEqual(result.returncode, 0, result.stderr)

@@ -42,7 +42,7 @@ class TfModuleTest(tf.test.TestCase):
     self.assertAllEqual(layer.trainable_weights, [2.0])
     self.assertAllClose(layer.losses, [0.004], rtol=1e-6)
     card = pathlib.Path(self.export_dir, "assets.extra/README.md").read_text()
-    self.assertIn("\n| trainable | 1 |\n| regularization losses | 1 |", card)
+    self.assertIn("\n| trainable | 1 |\n| regularized variables | 1 |", card)
     report, described = (
       json.loads(pathlib.Path(self.export_dir, path).read_text())
       for path in ("assets.extra/verification.json", "assets.extra/model.json")

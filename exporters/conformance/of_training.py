@@ -13,6 +13,7 @@ from exporters.conformance import gradients as gradients_lib
 from exporters.conformance import subject as subject_lib
 from exporters.conformance import twin as twin_lib
 from exporters.reusable import comparison
+from exporters.reusable import observation
 
 Subject = subject_lib.Subject
 
@@ -458,7 +459,8 @@ def has_losses(subject: Subject) -> findings.Finding:
       )
   with gradients_lib.moved(subject.trainable_variables, _JITTER):
     finding = _badly_lost(subject.trainable_variables, losses)
-  return finding or findings.passed(f"{len(losses)} losses, with gradients")
+  count = len(observation.regularized(losses))
+  return finding or findings.passed(f"with gradients for {count} variables")
 
 
 def _badly_lost(
@@ -490,15 +492,20 @@ def _of_loss(
   variables: Sequence[tf.Variable], loss: Any, made: Sequence[Any]
 ) -> str:
   """Describes an error in a loss's gradient; empty if there is none."""
-  reached = [i for i, g in enumerate(made) if g is not None]
+  reached = [v for v, g in zip(variables, made, strict=True) if g is not None]
   if not reached:
     return "has no gradient: it depends on no trainable variable"
-  gradients = [tf.convert_to_tensor(made[i]).numpy() for i in reached]
-  if not any(map(np.any, gradients)):
-    return "has a gradient of zero"
-  reached = [variables[i] for i in reached]
-  if _is_linear(reached, loss):
-    return f"is linear in {reached[0].name}, so it falls without end"
+  gradients = [tf.convert_to_tensor(g).numpy() for g in made if g is not None]
+  for v, gradient in zip(reached, gradients, strict=True):
+    if not np.any(gradient):
+      return f"has a gradient of zero for {v.name}"
+  value = float(loss())
+  others = [v for v, g in zip(variables, made, strict=True) if g is None]
+  with gradients_lib.moved(others, _JITTER):
+    if float(loss()) != value:
+      return "has no gradient for some of the variables that it depends on"
+  if linear := _linear(reached, loss, gradients):
+    return f"is linear in {linear[0]}, so it falls without end"
   wrong = gradients_lib.wrong(lambda: loss(), reached, gradients)
   if wrong:
     name, claimed, measured = wrong
@@ -509,21 +516,27 @@ def _of_loss(
   return ""
 
 
-def _is_linear(variables: Sequence[tf.Variable], loss: Any) -> bool:
-  """Returns whether a loss is linear, such as that of a stale constant."""
+def _linear(
+  variables: Sequence[tf.Variable], loss: Any, gradients: Sequence[np.ndarray]
+) -> list[str]:
+  """Returns the variables whose gradient is the same at other values.
+
+  A loss is linear in such a variable, for example if it has a stale constant.
+  """
   before = [v.numpy() for v in variables]
-  values = []
-  for factor in (0.0, -1.0, 2.0, 1.0):
+  linear = dict(enumerate(gradients))
+  for factor in (-1.0, 2.0, 1.0):
     for v, value in zip(variables, before, strict=True):
       v.assign(np.asarray(factor * value, value.dtype))
-    values.append(float(loss()))
-  zero, back, twice, once = values
-  slope, bound = once - zero, 1e-3 * abs(once - zero)
-  return (
-    bound > 0.0
-    and abs(back - zero + slope) < bound
-    and abs(twice - zero - 2 * slope) < bound
-  )
+    with tf.GradientTape() as tape:
+      value = loss()
+    made = tape.gradient(value, variables)
+    linear = {
+      i: gradient
+      for i, gradient in linear.items()
+      if np.allclose(tf.convert_to_tensor(made[i]), gradient, rtol=1e-3)
+    }
+  return [variables[i].name for i in linear]
 
 
 def can_be_tuned(subject: Subject) -> findings.Finding:

@@ -133,7 +133,18 @@ def _stale(kernel):
   return [lambda: tf.reduce_sum(kernel * before)]
 
 
-def _layers(directory, *, change=lambda x: x, trained=None, training=None):
+def _second_stale(first, second):
+  (stale,) = _stale(second)
+  return lambda: tf.reduce_sum(first**2) + stale()
+
+
+def _second_stopped(first, second):
+  return lambda: tf.reduce_sum(first**2 + tf.stop_gradient(second) ** 2)
+
+
+def _layers(
+  directory, *, change=lambda x: x, trained=None, training=None, losses=None
+):
   """Writes two layers with normalization in training; by default intact."""
   kernels = [
     tf.Variable(tf.random.stateless_normal([4, 4], [i, 0]), name=f"kernel_{i}")
@@ -166,6 +177,9 @@ def _layers(directory, *, change=lambda x: x, trained=None, training=None):
   root.__call__ = tf.function(call)
   for mode in (False, True):
     root.__call__.get_concrete_function(_VECTORS, mode, _SCALAR, _SCALAR)
+  if losses:
+    summed = tf.function(losses(*kernels), input_signature=[])
+    root.regularization_losses = [summed]
   _write(root, directory)
 
 
@@ -981,6 +995,8 @@ _BROKEN = (
     "0 and 1 are the same",
   ),
   ("R6", _of(_image, losses=_stale), "0 is linear in kernel:0, so it falls"),
+  ("R6", _of(_layers, losses=_second_stale), "is linear in kernel_1:0"),
+  ("R6", _of(_layers, losses=_second_stopped), "no gradient for some of"),
   ("R6", _loss_is_no_scalar, "loss 0 returns .* no float scalar"),
   (
     "R7",

@@ -22,7 +22,7 @@ from distribution import formats
 from distribution import programs
 from distribution import strategies
 from distribution import warmup
-from exporters.reusable import exporting
+from exporters.reusable import export_options
 from exporters.reusable import imports
 from exporters.reusable import profiles
 
@@ -87,7 +87,7 @@ def define_flags(*, checkpoints: bool = True) -> None:
   Args:
     checkpoints: Whether the program restores checkpoints.
   """
-  define(exporting.Options, _EXPORT_FLAGS)
+  define(export_options.Options, _EXPORT_FLAGS)
   warmup.define_flags()
   flags.DEFINE_enum(
     "verification",
@@ -153,7 +153,7 @@ def define_saved_model_format() -> None:
   """Defines --saved_model_format, for exporters of Keras models."""
   flags.DEFINE_enum(
     "saved_model_format",
-    exporting.Options.saved_model_format,
+    export_options.Options.saved_model_format,
     ["reusable", "keras"],
     "Format of the export. reusable: one function for each mode, with the"
     " hyperparameters as arguments. keras: the complete Keras model, for"
@@ -190,14 +190,14 @@ def require_weights(
   )
 
 
-def options() -> exporting.Options:
+def options() -> export_options.Options:
   """Returns the values of the flags that all exporters have."""
   report = flags.FLAGS.flag_values_dict().get("checkpoint_report")
   if report and report != "-":
     report = formats.absolute(report)
     formats.check_output_file("checkpoint_report", report)
   return from_flags(
-    exporting.Options, flag_values=_record(), checkpoint_report=report
+    export_options.Options, flag_values=_record(), checkpoint_report=report
   )
 
 

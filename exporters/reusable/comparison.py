@@ -62,8 +62,9 @@ COMPARISONS = {
     "Exact comparison.",
   ),
   "regularization losses": Comparison(
-    "Each regularization loss, and its gradients.",
-    "Each is a sum over one weight in float32, whose precision is 6e-8.",
+    "The sum of the regularization losses, and its gradient for every trainable"
+    " variable.",
+    "Both sum in the same order in float32, whose precision is 6e-8.",
     1e-6,
   ),
   "outputs": Comparison(

@@ -15,6 +15,7 @@ from etils import epy
 
 from distribution import publishing
 from distribution import warmup
+from exporters.reusable import export_options
 
 # These import TensorFlow, which must wait until the flags are parsed.
 with epy.lazy_imports():
@@ -38,36 +39,7 @@ if TYPE_CHECKING:
 # TensorFlow reads it: the number of threads of an op.
 THREADS = "TF_NUM_INTRAOP_THREADS"
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-  """Where to export and how to verify: flags of `command_line`, by name.
-
-  Attributes:
-    overwrite: Also applies to the `checkpoint_dir` of a training.
-    saved_model_format: `reusable`, or `keras` for a complete Keras model.
-    checkpoint_report: The file for the report of restores; `-` prints the
-      report and exits.
-    freezing_profiles: Names of the `profiles` to add to exports with trainable
-      variables.
-    flag_values: The flags of the program, for the report of the verification.
-    measure_latency: Whether to measure the latency of model and export.
-    warmup_batch_sizes: Batch sizes of warm-up requests, as `warmup.write` takes
-      them.
-    warmup_lengths: The sizes of their other dynamic dimensions.
-  """
-
-  export_dir: str
-  overwrite: bool = False
-  verification: str = "full"
-  saved_model_format: str = "reusable"
-  keep_failed: str | None = None
-  checkpoint_report: str | None = None
-  freezing_profiles: Sequence[str] = ()
-  flag_values: Mapping[str, Any] | None = None
-  measure_latency: bool = False
-  warmup_batch_sizes: Sequence[int | str] = (1,)
-  warmup_lengths: Sequence[int | str] = ()
+Options = export_options.Options
 
 
 def origin(options: Options) -> dict[str, Any]:
@@ -269,12 +241,8 @@ def _with_profiles(
     trained = profiles.trained(
       name, source.variables, source.trainable_variables
     )
-    setattr(root, name, saving.profile(root, trained))
-    frozen = dataclasses.replace(
-      source,
-      trainable_variables=trained,
-      regularization_losses=getattr(root, name).regularization_losses,
-    )
+    frozen = saving.frozen(source, trained)
+    setattr(root, name, saving.profile(root, frozen))
     parts[name] = (frozen, ())
   return parts
 

@@ -232,7 +232,7 @@ def _provenance(model: Mapping[str, Any]) -> dict[str, str]:
   counts = {
     "parameters": f"{model['parameters']['all']:,}",
     "trainable": f"{model['parameters']['trainable']:,}",
-    "regularization losses": str(model["regularization_losses"]),
+    "regularized variables": str(model["regularization_losses"]),
   }
   return {
     **(counts if model["parameters"]["trainable"] else {}),

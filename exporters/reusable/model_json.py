@@ -16,6 +16,7 @@ from distribution import publishing
 from exporters.reusable import errors
 from exporters.reusable import kinds
 from exporters.reusable import model_card
+from exporters.reusable import observation
 from exporters.reusable import profiles as profiles_lib
 from exporters.reusable import saving
 
@@ -71,7 +72,9 @@ def describe(
       "all": _size(source.variables),
       "trainable": _size(source.trainable_variables),
     },
-    "regularization_losses": len(source.regularization_losses),
+    "regularization_losses": len(
+      observation.regularized(source.regularization_losses)
+    ),
     "variables": [*_variables(source)],
     "profiles": [
       {

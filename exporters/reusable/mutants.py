@@ -394,10 +394,12 @@ def _of_objects(export: Export) -> Iterator[Fault]:
       child.local_name = str(j)
 
   for name in ("variables", "trainable_variables", "regularization_losses"):
-    for i in range(len(export.child(name).children)):
+    count = len(export.child(name).children)
+    for i in range(count):
       for kind, change in _OF_LISTS.items():
         plant = functools.partial(change_list, name=name, i=i, change=change)
-        yield Fault(f"{name}: {kind}", f"{i} of {name}", plant)
+        same = _SAME if kind == "swapped" and count == 1 else ""
+        yield Fault(f"{name}: {kind}", f"{i} of {name}", plant, same)
 
   def flip(export: Export, i: int) -> None:
     variable = export.objects.nodes[i].variable

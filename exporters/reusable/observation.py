@@ -100,14 +100,28 @@ def observe_state(part: str, model: Any) -> Iterator[Observation]:
   watched = {f"{name}, watched by tapes": flag for name, flag in flags.items()}
   yield Observation(part, "trainable variables", "", positions | watched)
   losses = {}
-  for i, function in enumerate(model.regularization_losses):
+  if model.regularization_losses:
     with tf.GradientTape() as tape:
-      loss = function()
+      loss = summed(model.regularization_losses)
     trained = list(model.trainable_variables)
     gradients = by_variable(trained, tape.gradient(loss, trained))
-    losses[str(i)] = as_array(loss)
-    losses |= {f"gradient of {i} for {k}": g for k, g in gradients.items()}
+    losses = {f"gradient for {k}": g for k, g in gradients.items()}
+    losses["the sum"] = as_array(loss)
   yield Observation(part, "regularization losses", "", losses)
+
+
+def summed(losses: Iterable[Callable[[], tf.Tensor]]) -> tf.Tensor:
+  """Returns the sum of losses, in the dtype of the first."""
+  first, *others = (loss() for loss in losses)
+  return tf.add_n([first, *(tf.cast(x, first.dtype) for x in others)])
+
+
+def regularized(losses: Iterable[Callable[[], tf.Tensor]]) -> set[Any]:
+  """Returns references to the trainable variables that losses depend on."""
+  with tf.GradientTape() as tape:
+    for loss in losses:
+      loss()
+  return {v.ref() for v in tape.watched_variables()}
 
 
 def observe_calls(

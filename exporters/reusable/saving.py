@@ -23,6 +23,7 @@ from exporters.reusable import errors
 from exporters.reusable import graphs
 from exporters.reusable import hyperparameters as hyperparameters_lib
 from exporters.reusable import layer_calls as layer_calls_lib
+from exporters.reusable import observation
 from exporters.reusable import private_api
 from exporters.reusable import slimming
 from exporters.reusable import xla
@@ -85,8 +86,9 @@ def source(
     trainable_variables: The variables that consumers train, possibly none.
       Default: those of `model`; for a function, the trainable `variables`.
     regularization_losses: Functions without arguments, each returning a float
-      scalar. Default: `model.regularization_losses`, or else one for each
-      weight regularizer of the Keras layers.
+      scalar. The export returns their sum. Default:
+      `model.regularization_losses`, or else one for each weight regularizer of
+      the Keras layers.
     check: A function that returns the input, with ops that fail if the model
       does not support it.
     layer_calls: Replaces the `call` of layers in the trace, by class. Outputs
@@ -148,8 +150,9 @@ def reusable(
 
   Returns:
     An object whose `__call__` takes the input and the arguments of the model,
-    by the same names and with the same defaults. It holds the tables of the
-    model, too.
+    by the same names and with the same defaults. `regularization_losses` has
+    one function, which returns the sum, or none. The object holds the tables of
+    the model, too.
 
   Raises:
     ExportError: A regularization loss is not a float scalar.
@@ -165,34 +168,38 @@ def reusable(
       root.tables = tables
   root.variables = list(model.variables)
   root.trainable_variables = list(model.trainable_variables)
-  root.regularization_losses = [
-    _trace_loss(loss, model.autograph) for loss in model.regularization_losses
-  ]
+  root.regularization_losses = _summed_losses(model)
   return root
 
 
-def profile(
-  root: tf.train.Checkpoint, trainable_variables: Sequence[tf.Variable]
-) -> tf.train.Checkpoint:
+def frozen(model: Source, trainable_variables: Sequence[tf.Variable]) -> Source:
+  """Returns a model that trains fewer variables, and has only their losses."""
+  trained = {v.ref() for v in trainable_variables}
+  return dataclasses.replace(
+    model,
+    trainable_variables=list(trainable_variables),
+    regularization_losses=[
+      loss
+      for loss in model.regularization_losses
+      if observation.regularized([loss]) & trained
+    ],
+  )
+
+
+def profile(root: tf.train.Checkpoint, model: Source) -> tf.train.Checkpoint:
   """Makes a sub-object that calls an export and trains fewer variables.
 
-  It adds no function to the SavedModel. Its regularization losses are those of
-  its trainable variables.
+  The regularization loss is the only function that it adds to the SavedModel.
 
   Args:
     root: The export, an object that `reusable` made.
-    trainable_variables: The variables of the export that it trains.
+    model: What `frozen` returns for the model of the export.
   """
-  handles = {id(v.handle) for v in trainable_variables}
   result = tf.train.Checkpoint()
   result.__call__ = root.__call__
   result.variables = list(root.variables)
-  result.trainable_variables = list(trainable_variables)
-  result.regularization_losses = [
-    loss
-    for loss in root.regularization_losses
-    if any(id(x) in handles for x in loss.captured_inputs)
-  ]
+  result.trainable_variables = list(model.trainable_variables)
+  result.regularization_losses = _summed_losses(model)
   return result
 
 
@@ -748,10 +755,18 @@ def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
         f"Layer {layer.name} has an activity regularizer, which a SavedModel"
         " cannot apply. Remove it."
       )
-  # A layer's losses are its own, then those of its inner layers. Both counting
-  # losses and finding inner layers take time, so each is done once.
+  # A layer's losses are its own, then those of its inner layers. Finding inner
+  # layers takes time, and only layers that share weights can have any.
   losses = {layer: len(layer.losses) for layer in layers}
-  inner = {layer: layers_of(layer)[1:] for layer in layers if losses[layer]}
+  weights = {
+    layer: {v.ref() for v in layer.weights} for layer in layers if losses[layer]
+  }
+  inner = {
+    layer: layers_of(layer)[1:]
+    if any(weights[x] <= weights[layer] for x in weights if x is not layer)
+    else []
+    for layer in weights
+  }
   own: dict[tf_keras.layers.Layer, int] = {}
   for layer in sorted(inner, key=lambda layer: len(inner[layer])):
     own[layer] = losses[layer] - sum(own.get(x, 0) for x in inner[layer])
@@ -777,22 +792,31 @@ def _loss_of_layer(
   return lambda: layer.losses[index]
 
 
-def _trace_loss(
-  loss: Callable[[], tf.Tensor], autograph: bool
-) -> ConcreteFunction:
-  """Traces a regularization loss, and checks that it is a float scalar."""
-  if not callable(loss):
-    raise errors.ExportError(
-      f"A regularization loss is of type {type(loss).__name__}; it must be a"
-      " function that returns a float scalar."
-    )
-  function = tf.function(loss, input_signature=[], autograph=autograph)
-  trace = function.get_concrete_function()  # Saving then traces nothing.
-  output = trace.structured_outputs
-  if not (
-    tf.is_tensor(output) and output.shape == [] and output.dtype.is_floating
-  ):
-    raise errors.ExportError(
-      f"A regularization loss returns {output}; it must be a float scalar."
-    )
-  return trace
+def _summed_losses(model: Source) -> list[ConcreteFunction]:
+  """Traces the sum of regularization losses; returns [] if there are none.
+
+  Consumers load and differentiate one function faster than one for each weight.
+  """
+  losses = model.regularization_losses
+  for loss in losses:
+    value = loss() if callable(loss) else loss
+    if not callable(loss) or not (
+      tf.is_tensor(value) and value.shape == [] and value.dtype.is_floating
+    ):
+      found = (
+        tf.type_spec_from_value(value)
+        if tf.is_tensor(value)
+        else type(value).__name__
+      )
+      raise errors.ExportError(
+        f"A regularization loss is {found}; it must be a function that returns"
+        " a float scalar."
+      )
+  if not losses:
+    return []
+
+  def summed() -> tf.Tensor:
+    return observation.summed(losses)
+
+  function = tf.function(summed, input_signature=[], autograph=model.autograph)
+  return [function.get_concrete_function()]  # Saving then traces nothing.

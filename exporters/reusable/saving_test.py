@@ -71,25 +71,27 @@ def _reusable(model, spec, **kwargs):
 class SavingTest(tf.test.TestCase):
   def test_a_profile_shares_the_call(self):
     model = _keras_model()
-    root = _reusable(model, _SPEC)
+    source = saving.source(model, _SPEC)
+    root = saving.reusable(source)
     last = model.layers[-1].trainable_weights
     signature = saving.signature(root, _SPEC)
     sizes = []
     for with_profile in (False, True):
       if with_profile:
-        root.last_1 = saving.profile(root, last)
+        frozen = saving.frozen(source, last)
+        root.last_1 = saving.profile(root, frozen)
       path = os.path.join(self.get_temp_dir(), f"profile_{with_profile}")
       saving.save(root, path, signatures={"serving_default": signature})
       graph = private_api.saved_model_pb2.SavedModel()
       with open(f"{path}/saved_model.pb", "rb") as f:
         graph.ParseFromString(f.read())
       sizes.append(len(graph.meta_graphs[0].graph_def.library.function))
-    self.assertEqual(sizes[0], sizes[1])
+    self.assertEqual(sizes[0] + 1, sizes[1])  # The loss.
     loaded = tf.saved_model.load(path)
     names = [v.name for v in loaded.last_1.trainable_variables]
     self.assertEqual(names, [v.name for v in last])
     self.assertLen(loaded.last_1.variables, len(model.variables))
-    # The first layer's two losses are constant here.
+    # The first layer's two losses would be constant here.
     (loss,) = loaded.last_1.regularization_losses
     self.assertAllClose(loss(), model.losses[-1])
     self.assertAllEqual(loaded.last_1(tf.ones([1, 2])), loaded(tf.ones([1, 2])))
@@ -103,6 +105,22 @@ class SavingTest(tf.test.TestCase):
     # TensorFlow has taken what there was, and traced nothing by itself.
     self.assertEqual(root.__call__.experimental_get_tracing_count(), traces)
     return tf.saved_model.load(export_dir)
+
+  def assert_regularized(self, loaded, model, count):
+    """Compares the sum of the losses, and its gradients, in one function."""
+    (loss,) = loaded.regularization_losses
+    self.assertAllClose(loss(), sum(model.losses), rtol=1e-6)
+    with tf.GradientTape(persistent=True) as tape:
+      losses = [loss(), tf.add_n(model.losses)]
+    actual, expected = (
+      tape.gradient(loss, x.trainable_variables)
+      for loss, x in zip(losses, (loaded, model), strict=True)
+    )
+    self.assertLen([x for x in expected if x is not None], count)
+    for x, y in zip(actual, expected, strict=True):
+      self.assertEqual(x is None, y is None)
+      if y is not None:
+        self.assertAllClose(x, y, rtol=1e-6)
 
   def assert_refused(self, message, *args, **kwargs):
     with self.assertRaisesRegex(errors.ExportError, message):
@@ -177,10 +195,7 @@ class SavingTest(tf.test.TestCase):
     self.assertEqual(before, model.get_config())
     x = tf.random.stateless_normal([5, 2], [1, 2])
     self.assertAllClose(loaded(x), model(x), rtol=1e-6)
-    self.assertAllClose(
-      [loss() for loss in loaded.regularization_losses], model.losses
-    )
-    self.assertLen(loaded.regularization_losses, 3)
+    self.assert_regularized(loaded, model, 3)
 
   def test_losses_of_nested_layers_are_there_once(self):
     class Outer(tf_keras.layers.Layer):
@@ -197,11 +212,7 @@ class SavingTest(tf.test.TestCase):
     outer = Outer()
     outer(tf.ones([1, 2]))
     loaded = self.save_and_load(outer, _SPEC)
-    self.assertCountEqual(
-      [float(loss()) for loss in loaded.regularization_losses],
-      [float(loss) for loss in outer.losses],
-    )
-    self.assertLen(loaded.regularization_losses, 4)
+    self.assert_regularized(loaded, outer, 4)
     # Keras hands `training` on to the dropout, though `call` does not name it.
     x = tf.ones([100, 2])
     self.assertNotAllClose(loaded(x, training=True)[0], loaded(x)[0])
@@ -527,7 +538,8 @@ class SavingTest(tf.test.TestCase):
     product.regularization_losses = lambda: []
     self.assert_refused("of Product is a method", product, _SPEC)
     for loss, message in (
-      (lambda: tf.ones([2]), "must be a float scalar"),
+      (lambda: tf.ones([2]), r"TensorSpec\(shape=\(2,\).*; it must be a func"),
+      (lambda: None, "NoneType; it must be a function"),
       (tf.ones([]), "must be a function that returns a float scalar"),
     ):
       self.assert_refused(

@@ -16,7 +16,7 @@ _DROPOUT = ",task.model.dropout_rate=0.2"
 #     `min_accuracy` of `use_image_classifier` in //integration_tests:use_test.bzl.
 #   like: an architecture of the same layers. Only //:nightly runs NAME_test then.
 #   nightly: whether only //:nightly trains, fine-tunes and compiles it for TPUs.
-#     NAME_test exports it, verifies the export in full and, but for videos,
+#     NAME_test exports it and, but for videos, verifies the export in full and
 #     checks the rules.
 IMAGE_CLASSIFIERS = {
     "deit": struct(
@@ -68,7 +68,7 @@ IMAGE_CLASSIFIERS = {
                 "--hyperparameters=batch_norm_momentum=0.9",
                 "--l2_factor=5e-5",
                 "--min_differing_averages=1",
-                "--num_losses=21",
+                "--num_regularized=21",
                 "--num_weights=105",
                 "--replicas=2",
                 "--segmentation",
