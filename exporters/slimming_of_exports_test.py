@@ -14,6 +14,7 @@ from exporters import mnist_cnn as mnist_cnn_exporter
 from exporters import text_rnn as text_rnn_exporter
 from exporters import tf_module
 from exporters.reusable import exporting
+from exporters.reusable import graphs
 from exporters.reusable import randomness
 from exporters.reusable import saving
 from exporters.reusable import slimming
@@ -151,8 +152,9 @@ class SlimmingOfExportsTest(parameterized.TestCase):
       randomness._write_seeds(meta_graph)
     old, new = old.graph_def, new.graph_def
     count = 0
-    later = {f.signature.name: f for f in new.library.function}
-    for function in old.library.function:
+    later = graphs.functions(new)
+    earlier = graphs.functions(old)
+    for function in earlier.values():
       if _WITH_FILES & {node.op for node in function.node_def}:
         continue
       if (
@@ -171,8 +173,16 @@ class SlimmingOfExportsTest(parameterized.TestCase):
           continue
         again = _run(old, function, values)
         if all(map(np.array_equal, expected, again)):  # Not random by itself.
+          # TensorFlow may optimize a layer that is a function differently.
+          rtol = 1e-5 * any(
+            layer.signature.name not in earlier
+            for node in later[function.signature.name].node_def
+            if (layer := graphs.callee(node, later))
+          )
           for x, y in zip(expected, actual, strict=True):
-            np.testing.assert_array_equal(x, y, function.signature.name)
+            np.testing.assert_allclose(
+              y, x, rtol, err_msg=function.signature.name
+            )
           count += 1
         break
     print(build.__name__, count, "of", len(old.library.function), "functions")
