@@ -378,19 +378,11 @@ class BertTest(parameterized.TestCase):
       "✓ hyperparameters, seq_length 8",
     ):
       self.assertIn(line, result.stdout)
-    # The report of a verification in full is the same in nightly tests.
-    level = "full" if nightly.IS_ON else "off"
-    again = _run(
-      *arguments, f"--export_dir={second}", f"--verification={level}"
-    )
-    self.assertEqual(again.returncode, 0, again.stderr)
     hashes = _hashes(export_dir)
-    self.assertEqual(
-      *(
-        {k: h for k, h in x.items() if nightly.IS_ON or "assets.extra" not in k}
-        for x in (hashes, _hashes(second))
-      )
-    )
+    if nightly.IS_ON:  # In other tests, mnist_cnn_test exports twice.
+      result = _run(*arguments, f"--export_dir={second}")
+      self.assertEqual(result.returncode, 0, result.stderr)
+      self.assertEqual(hashes, _hashes(second))
     self.assertIn("encoder/assets/vocab.txt", hashes)
     for path in export_dir.rglob("*"):
       if path.is_file():
