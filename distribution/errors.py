@@ -29,7 +29,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 _LONGEST = 800  # Characters of a library's message in an error.
 _READ = 100_000  # Characters of a library's message that are read.
-_LONGEST_OF_ALL = 2000  # Characters of an error.
+_HALF = 1000  # Characters at the start and the end of a longer error.
 _LEAST_MEMORY = 2**26  # Bytes. With less, errors are caused by that.
 _BUG = (
   "This is a bug in the program, not in your input. Please report it with the"
@@ -146,13 +146,8 @@ def one_line(error: BaseException) -> str:
   text = " ".join(text[:_READ].split())
   for said, instead in _SAID_OTHERWISE.items():
     text = re.sub(said, instead, text).strip()
-  return _shown(text, _LONGEST) or type(error).__name__
-
-
-def _shown(text: str, longest: int) -> str:
-  """Returns a text in one line of limited length, for a terminal."""
-  cut = " ".join(text[: longest + 1].split())
-  return shown(cut if len(text) <= longest else f"{cut[:longest]}…")
+  cut = f"{text[:_LONGEST]}…" if len(text) > _LONGEST else text
+  return shown(cut) or type(error).__name__
 
 
 def shown(text: str) -> str:
@@ -238,7 +233,9 @@ def reported() -> Iterator[None]:
     if lacks_memory:
       _end_without_memory(e)
     text = str(e) if isinstance(e, InputError) else one_line(e)
-    sys.exit(f"ERROR: {_shown(text, _LONGEST_OF_ALL)}")
+    if len(text) > 2 * _HALF:  # A long path comes before the reason.
+      text = f"{text[:_HALF]}…{text[-_HALF:]}"
+    sys.exit(f"ERROR: {shown(' '.join(text.split()))}")
 
 
 def _end_without_memory(error: BaseException) -> NoReturn:
