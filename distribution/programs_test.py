@@ -72,6 +72,7 @@ class ProgramsTest(absltest.TestCase):
       env={
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
+        "PYTHONUNBUFFERED": "",
         "TMPDIR": str(self.tmp),
       },
       stdout=subprocess.PIPE,
@@ -83,7 +84,7 @@ class ProgramsTest(absltest.TestCase):
     return [*os.listdir(self.tmp), *os.listdir(self.directory)]
 
   def test_a_signal_ends_it(self):
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in programs._SIGNALS:
       process = self.start("_wait_for_ever")
       self.assertEqual(process.stdout.readline(), "ready\n")
       self.assertLen(self.left(), 3)
@@ -136,6 +137,14 @@ class ProgramsTest(absltest.TestCase):
     self.assertEqual(process.communicate()[0], "")
     self.assertEqual(process.returncode, 0)
     self.assertEqual((self.directory / "export").read_text(), "whole")
+
+  def test_full_standard_output_is_one_line(self):
+    process = self.start("_print", "sh", "-c", 'exec "$@" >/dev/full', "sh")
+    self.assertEqual(
+      process.communicate()[0],
+      "ERROR: The standard output: No space left on device.\n",
+    )
+    self.assertEqual(process.returncode, 1)
 
   def test_no_traceback_of_what_ends_the_imports(self):
     waits = "import distribution.errors, time; print(1, flush=True); "

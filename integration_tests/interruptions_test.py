@@ -68,7 +68,7 @@ _PHASES = {
   "start": "",
   "training": r"Training on|Fine-tuning on",
   "training on": r"Epoch ([2-9]|\d\d)/",
-  "saving": ".export.unfinished/export/**/*.*",
+  "saving": ".export.unfinished/export/**/[!.]*.*",
   "verifying": r"Verifying",
   "renaming": r"✓ serving_default",
 }

@@ -220,7 +220,7 @@ def _compared(
           path = pathlib.Path(work_dir, str(i))
           export_checks.write(path, tuple(item))
           send(path)
-    if process.returncode in (errno.ENOMEM, errno.ENOSPC):
+    if process.returncode in (errno.ENOMEM, errno.ENOSPC, errno.EPIPE):
       raise OSError(process.returncode, os.strerror(process.returncode))
     if process.returncode:
       raise errors.ExportError(
