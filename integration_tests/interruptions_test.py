@@ -411,11 +411,15 @@ class InterruptionsTest(absltest.TestCase):
     else:
       run.process.send_signal(signal.Signals[action])
 
-  def check_end(self, run: _Run, action: str) -> str:
+  def check_end(self, run: _Run, action: str, during: str) -> str:
     """Checks how a run ended; returns it in a word."""
     status, told = run.wait(), run.output[-2000:]
     (self.directory / "filler").unlink(missing_ok=True)
+    earlier = self.earlier
     self.check_export()
+    if status and during in ("start", *_TRAINING):
+      self.assertEqual(self.earlier, earlier, "An export appears too early.")
+      self.assertEqual(self.export.exists(), bool(earlier))
     if action != "SIGKILL" and status not in _ABORTED:
       self.assertEmpty(set(self.left()) - run.found, told)
     if status == 0:
@@ -472,7 +476,7 @@ class InterruptionsTest(absltest.TestCase):
       during = run.phase()
       self.act(run, action, moment)
       try:
-        ended = self.check_end(run, action)
+        ended = self.check_end(run, action, during)
       except (AssertionError, OSError) as e:
         ended = "FAILED"
         print(run.output[-5000:])
