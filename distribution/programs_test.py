@@ -1,6 +1,7 @@
 """Ends programs, of which this module is one, and looks at what they leave."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 from absl.testing import absltest
 
@@ -55,7 +57,11 @@ def _print(path: str) -> None:
 
 def _lack_memory(path: str) -> None:
   pathlib.Path(tempfile.gettempdir(), "file").write_text("")
-  with publishing.publish(path):
+  no_memory = OSError(errno.ENOMEM, "")
+  with (
+    mock.patch.object(scratch, "_empty", side_effect=[True, no_memory]),
+    publishing.publish(path),
+  ):
     raise MemoryError
 
 

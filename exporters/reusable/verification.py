@@ -496,7 +496,10 @@ def _print_table(problems: Sequence[tuple[str, str]]) -> None:
   result = table.Table("compared", "problem", title="Failed verification")
   for row in problems:
     result.add_row(*row)
-  console.Console().print(result)
+  terminal = console.Console()
+  with terminal.capture() as captured:  # rich exits where a pipe is closed.
+    terminal.print(result)
+  print(captured.get(), end="")
 
 
 def _write_report(
