@@ -324,7 +324,7 @@ AT_ONCE: Table = [
       "--html={directory}": "--html=DIR/directory is a directory, not a file",
       "--html={directory}/x/y.html": "--html=DIR/.* is no directory",
       "--html={pipe}": "--html=DIR/pipe is no file, but .* a pipe or",
-      "--html=/proc/x.html": "Cannot write --html=/proc: /proc: No such file",
+      "--html=/proc/x.html": "Cannot write --html=/proc/x.html: /proc: No su",
       "--strict=maybe": "--strict=maybe: .*Non-boolean",
     },
   ),
