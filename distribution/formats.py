@@ -140,8 +140,8 @@ def _check_writable(flag: str, path: str, directory: str) -> None:
   parent, name = os.path.split(path)
   try:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-      # `publishing` writes there first; the name may be too long.
-      os.lstat(os.path.join(parent, f".{name}.unfinished", name))
+      # `publishing` writes there first, and the path may be too long.
+      os.lstat(os.path.join(parent, f".{name}.unfinished", name, "x" * 99))
     try:
       # A file without a name, which cannot be left behind.
       os.close(os.open(directory, os.O_TMPFILE | os.O_WRONLY))
