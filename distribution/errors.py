@@ -296,6 +296,8 @@ def _is_of_input_or_machine(error: Exception) -> bool:
     return True
   if isinstance(error, OSError):
     return error.errno in _OF_FILES
+  if is_of_full_disk(error):  # Libraries have exceptions of their own.
+    return True
   if "InputError: " in str(getattr(error, "message", "")):
     return True
   types = getattr(sys.modules.get("tensorflow"), "errors", None)
@@ -309,6 +311,5 @@ def _is_of_input_or_machine(error: Exception) -> bool:
       isinstance(error, of_machine)
       # No op failed, but access to a file, perhaps a remote one.
       or "[Op:" not in error.message
-      or is_of_full_disk(error)
     )
   return False

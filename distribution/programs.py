@@ -91,7 +91,7 @@ def _flush() -> None:
 
 
 def _open_streams() -> None:
-  """Opens the standard streams that are closed.
+  """Opens the standard streams that are closed, and accepts all characters.
 
   A file of the program would get their numbers, and what TensorFlow prints.
   """
@@ -101,6 +101,9 @@ def _open_streams() -> None:
     except OSError:
       os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
       setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+  escape = "backslashreplace"  # Where the locale is not UTF-8.
+  sys.stdout.reconfigure(errors=escape)
+  os.environ["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:{escape}"
 
 
 def _end(number: int, frame: Any) -> None:

@@ -50,7 +50,7 @@ def _fail(path: str) -> None:
 
 def _print(path: str) -> None:
   with open(path, "w") as f:
-    print("printed", flush=True)
+    print("printed ✓", flush=True)
     os.write(1, b"printed by C")
     f.write("whole")
 
@@ -143,6 +143,10 @@ class ProgramsTest(absltest.TestCase):
     self.assertEqual(process.communicate()[0], "")
     self.assertEqual(process.returncode, 0)
     self.assertEqual((self.directory / "export").read_text(), "whole")
+
+  def test_prints_all_characters_in_any_locale(self):
+    process = self.start("_print", "env", "PYTHONIOENCODING=ascii")
+    self.assertEqual(process.communicate()[0], "printed \\u2713\nprinted by C")
 
   def test_full_standard_output_is_one_line(self):
     process = self.start("_print", "sh", "-c", 'exec "$@" >/dev/full', "sh")

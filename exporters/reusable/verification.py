@@ -75,7 +75,6 @@ def start(level: str) -> subprocess.Popen | None:
       **os.environ,
       "PYTHONPATH": str(pathlib.Path(export_checks.__file__).parents[2]),
       "CUDA_VISIBLE_DEVICES": "-1",  # See `_compared`.
-      "PYTHONIOENCODING": "utf-8",  # It prints ticks.
       "TF_USE_LEGACY_KERAS": "1",  # tensorflow-hub is Keras 2.
     },
     stdin=subprocess.PIPE,
