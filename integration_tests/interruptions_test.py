@@ -76,11 +76,12 @@ _TRAINING = ("training", "training on")
 _DISK = 2**29
 _LONGEST = 300  # Seconds from an interruption to the end.
 _CLONE_NEWNS, _MS_REC_PRIVATE = 0x20000, 0x44000
-_ABORTED = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS)
+# The dynamic linker exits with 127 if it lacks memory.
+_ABORTED = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, 127)
 _TICK = os.sysconf("SC_CLK_TCK")
 _LOST = (
   r"^ERROR: (Another program is writing .*export.unfinished\. Wait for its"
-  r"|\S+export (exists|has))"
+  r"|\S+export (exists|has|is not empty))"
 )
 
 
