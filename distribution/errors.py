@@ -223,7 +223,7 @@ def reported() -> Iterator[None]:
   except Exception as e:
     lacks_memory = is_of_full_memory(e)
     if not lacks_memory and not _is_of_input_or_machine(e):
-      _check_scratch()  # AutoGraph hides that its directory is full,
+      check_scratch()  # AutoGraph hides that its directory is full,
       lacks_memory = _memory_is_full()  # and that memory is.
       if not lacks_memory:
         e.add_note(_BUG)
@@ -268,7 +268,7 @@ def is_of_full_disk(error: Exception) -> bool:
   return bool(re.search(_NOT_WRITTEN, str(error)))
 
 
-def _check_scratch() -> None:
+def check_scratch() -> None:
   """Exits with one line if the directory for temporary files is full."""
   directory = os.environ.get("TMPDIR") or tempfile.gettempdir()
   try:

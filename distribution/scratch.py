@@ -180,6 +180,7 @@ def of_program() -> Iterator[None]:
   os.environ.setdefault("TFHUB_CACHE_DIR", hub)
   os.environ["TMPDIR"] = tempfile.tempdir = path
   try:
+    errors.check_scratch()  # AutoGraph only warns that it cannot write there.
     yield
   finally:
     os.environ["TMPDIR"], tempfile.tempdir = before[0] or parent, before[1]
