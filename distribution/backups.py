@@ -168,7 +168,9 @@ class Backup:
 
   def restore(self, state: Mapping[str, Any], epoch: int) -> None:
     """Restores the state, or a part of it, of an epoch, counted from 1."""
-    status = tf.train.Checkpoint(**state).read(_path(self._directory, epoch))
+    about = f"Cannot read the state in {self._directory}. Is it in use? "
+    with errors.of_input(tf.errors.OpError, about=about):
+      status = tf.train.Checkpoint(**state).read(_path(self._directory, epoch))
     status.assert_existing_objects_matched().expect_partial()
 
   def remove(self) -> None:

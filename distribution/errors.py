@@ -29,7 +29,7 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
 
 _LONGEST = 800  # Characters of a library's message in an error.
 _READ = 100_000  # Characters of a library's message that are read.
-_LONGEST_OF_ALL = 2000  # Characters of an error.
+_HALF = 1000  # Characters at the start and the end of a longer error.
 _LEAST_MEMORY = 2**26  # Bytes. With less, errors are caused by that.
 _BUG = (
   "This is a bug in the program, not in your input. Please report it with the"
@@ -146,13 +146,8 @@ def one_line(error: BaseException) -> str:
   text = " ".join(text[:_READ].split())
   for said, instead in _SAID_OTHERWISE.items():
     text = re.sub(said, instead, text).strip()
-  return _shown(text, _LONGEST) or type(error).__name__
-
-
-def _shown(text: str, longest: int) -> str:
-  """Returns a text in one line of limited length, for a terminal."""
-  cut = " ".join(text[: longest + 1].split())
-  return shown(cut if len(text) <= longest else f"{cut[:longest]}…")
+  cut = f"{text[:_LONGEST]}…" if len(text) > _LONGEST else text
+  return shown(cut) or type(error).__name__
 
 
 def shown(text: str) -> str:
@@ -228,7 +223,7 @@ def reported() -> Iterator[None]:
   except Exception as e:
     lacks_memory = is_of_full_memory(e)
     if not lacks_memory and not _is_of_input_or_machine(e):
-      _check_scratch()  # AutoGraph hides that its directory is full,
+      check_scratch()  # AutoGraph hides that its directory is full,
       lacks_memory = _memory_is_full()  # and that memory is.
       if not lacks_memory:
         e.add_note(_BUG)
@@ -238,7 +233,9 @@ def reported() -> Iterator[None]:
     if lacks_memory:
       _end_without_memory(e)
     text = str(e) if isinstance(e, InputError) else one_line(e)
-    sys.exit(f"ERROR: {_shown(text, _LONGEST_OF_ALL)}")
+    if len(text) > 2 * _HALF:  # A long path comes before the reason.
+      text = f"{text[:_HALF]}…{text[-_HALF:]}"
+    sys.exit(f"ERROR: {shown(' '.join(text.split()))}")
 
 
 def _end_without_memory(error: BaseException) -> NoReturn:
@@ -271,7 +268,7 @@ def is_of_full_disk(error: Exception) -> bool:
   return bool(re.search(_NOT_WRITTEN, str(error)))
 
 
-def _check_scratch() -> None:
+def check_scratch() -> None:
   """Exits with one line if the directory for temporary files is full."""
   directory = os.environ.get("TMPDIR") or tempfile.gettempdir()
   try:
@@ -299,6 +296,8 @@ def _is_of_input_or_machine(error: Exception) -> bool:
     return True
   if isinstance(error, OSError):
     return error.errno in _OF_FILES
+  if is_of_full_disk(error):  # Libraries have exceptions of their own.
+    return True
   if "InputError: " in str(getattr(error, "message", "")):
     return True
   types = getattr(sys.modules.get("tensorflow"), "errors", None)
@@ -312,6 +311,5 @@ def _is_of_input_or_machine(error: Exception) -> bool:
       isinstance(error, of_machine)
       # No op failed, but access to a file, perhaps a remote one.
       or "[Op:" not in error.message
-      or is_of_full_disk(error)
     )
   return False

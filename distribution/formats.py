@@ -132,17 +132,26 @@ def check_output(flag: str, path: str) -> None:
   parent = path
   while not os.path.lexists(parent):
     parent = os.path.dirname(parent)
+  _check_writable(flag, path, parent)
+
+
+def _check_writable(flag: str, path: str, directory: str) -> None:
+  """Raises an InputError if a path cannot be made in a directory above it."""
+  parent, name = os.path.split(path)
   try:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+      # `publishing` writes there first, and the path may be too long.
+      os.lstat(os.path.join(parent, f".{name}.unfinished", name, "x" * 99))
     try:
       # A file without a name, which cannot be left behind.
-      os.close(os.open(parent, os.O_TMPFILE | os.O_WRONLY))
+      os.close(os.open(directory, os.O_TMPFILE | os.O_WRONLY))
     except OSError as e:
       if e.errno != errno.EOPNOTSUPP:  # Some file systems do not support it.
         raise
-      tempfile.TemporaryDirectory(dir=parent, prefix=".writable-").cleanup()
+      tempfile.TemporaryDirectory(dir=directory, prefix=".writable-").cleanup()
   except OSError as e:
     raise errors.InputError(
-      f"Cannot write --{flag}={path}: {parent}: {e.strerror}."
+      f"Cannot write --{flag}={path}: {directory}: {e.strerror}."
     ) from e
 
 
@@ -153,7 +162,12 @@ def check_output_file(flag: str, path: str) -> None:
   directory = os.path.dirname(path)
   if not os.path.isdir(directory):
     raise errors.InputError(f"--{flag}={path}: {directory} is no directory.")
-  check_output(flag, directory)
+  if os.path.lexists(path) and not os.path.isfile(path):
+    raise errors.InputError(
+      f"--{flag}={path} is no file, but a device, a pipe or a broken link."
+      " Choose another path."
+    )
+  _check_writable(flag, path, directory)
 
 
 def described(path: str) -> tuple[str, str] | None:

@@ -22,7 +22,7 @@ flags.disclaim_key_flags()  # --help lists them as the program's.
 
 # Bytes of address space. With less, TensorFlow aborts.
 _LEAST_MEMORY = 3 * 2**30
-_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGXCPU)
 
 _at_success: list[Callable[[], Any]] = []
 
@@ -61,9 +61,11 @@ def run(main: Callable[[], Any]) -> None:
         signal.signal(number, _end)
     try:
       with errors.reported(), scratch.of_program():
-        main()
-        succeed()
-        sys.stdout.flush()
+        try:
+          main()
+          succeed()
+        finally:
+          _flush()
     finally:
       # Saves about a second at exit: Python does not free the models.
       gc.freeze()
@@ -73,8 +75,23 @@ def run(main: Callable[[], Any]) -> None:
   app.run(guarded, flags_parser=usage.parse)
 
 
+def _flush() -> None:
+  """Writes the buffer of the standard output.
+
+  Raises:
+    InputError: The disk is full, or nothing reads the pipe. The program's own
+      error may be the same, but name another file.
+  """
+  try:
+    sys.stdout.flush()
+  except OSError as e:
+    # Python flushes again at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    raise errors.InputError(f"The standard output: {e.strerror}.") from e
+
+
 def _open_streams() -> None:
-  """Opens the standard streams that are closed.
+  """Opens the standard streams that are closed, and accepts all characters.
 
   A file of the program would get their numbers, and what TensorFlow prints.
   """
@@ -84,6 +101,9 @@ def _open_streams() -> None:
     except OSError:
       os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
       setattr(sys, name, os.fdopen(number, "w" if number else "r"))
+  escape = "backslashreplace"  # Where the locale is not UTF-8.
+  sys.stdout.reconfigure(errors=escape)
+  os.environ["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:{escape}"
 
 
 def _end(number: int, frame: Any) -> None:

@@ -1,6 +1,7 @@
 """Ends programs, of which this module is one, and looks at what they leave."""
 
 import contextlib
+import errno
 import os
 import pathlib
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 from absl.testing import absltest
 
@@ -48,14 +50,18 @@ def _fail(path: str) -> None:
 
 def _print(path: str) -> None:
   with open(path, "w") as f:
-    print("printed", flush=True)
+    print("printed ✓", flush=True)
     os.write(1, b"printed by C")
     f.write("whole")
 
 
 def _lack_memory(path: str) -> None:
   pathlib.Path(tempfile.gettempdir(), "file").write_text("")
-  with publishing.publish(path):
+  no_memory = OSError(errno.ENOMEM, "")
+  with (
+    mock.patch.object(scratch, "_empty", side_effect=[True, no_memory]),
+    publishing.publish(path),
+  ):
     raise MemoryError
 
 
@@ -72,6 +78,7 @@ class ProgramsTest(absltest.TestCase):
       env={
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
+        "PYTHONUNBUFFERED": "",
         "TMPDIR": str(self.tmp),
       },
       stdout=subprocess.PIPE,
@@ -83,7 +90,7 @@ class ProgramsTest(absltest.TestCase):
     return [*os.listdir(self.tmp), *os.listdir(self.directory)]
 
   def test_a_signal_ends_it(self):
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in programs._SIGNALS:
       process = self.start("_wait_for_ever")
       self.assertEqual(process.stdout.readline(), "ready\n")
       self.assertLen(self.left(), 3)
@@ -136,6 +143,18 @@ class ProgramsTest(absltest.TestCase):
     self.assertEqual(process.communicate()[0], "")
     self.assertEqual(process.returncode, 0)
     self.assertEqual((self.directory / "export").read_text(), "whole")
+
+  def test_prints_all_characters_in_any_locale(self):
+    process = self.start("_print", "env", "PYTHONIOENCODING=ascii")
+    self.assertEqual(process.communicate()[0], "printed \\u2713\nprinted by C")
+
+  def test_full_standard_output_is_one_line(self):
+    process = self.start("_print", "sh", "-c", 'exec "$@" >/dev/full', "sh")
+    self.assertEqual(
+      process.communicate()[0],
+      "ERROR: The standard output: No space left on device.\n",
+    )
+    self.assertEqual(process.returncode, 1)
 
   def test_no_traceback_of_what_ends_the_imports(self):
     waits = "import distribution.errors, time; print(1, flush=True); "

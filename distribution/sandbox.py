@@ -334,9 +334,9 @@ class _Watch:
         self._said = (self._said + data)[-4096:]
         if self._has_programs:
           text = data.decode(errors="replace")
-          print(
-            "\n".join(map(errors.shown, text.split("\n"))), end="", flush=True
-          )
+          text = "\n".join(map(errors.shown, text.split("\n")))
+          with contextlib.suppress(OSError):  # `programs` reports it.
+            print(text, end="", flush=True)
       cpu, memory = self._usage()
       if not self.waited_for or abs(cpu - before) > 1.0:
         before, since = cpu, time.monotonic()

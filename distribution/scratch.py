@@ -68,7 +68,7 @@ def directory(path: str | os.PathLike[str]) -> Iterator[None]:
           break
       except FileNotFoundError:
         pass
-      except OSError:  # The disk is full.
+      except (MemoryError, OSError):  # The disk is full, or memory.
         with contextlib.suppress(OSError):
           os.rmdir(path)
         raise
@@ -82,8 +82,9 @@ def directory(path: str | os.PathLike[str]) -> Iterator[None]:
   try:
     yield
   finally:
-    _remove(path, lock)
-    del _mine[path, os.getpid()]
+    # If memory is full, `remove_all` tries again once some is free.
+    if _remove(path, lock):
+      del _mine[path, os.getpid()]
 
 
 def _lock(path: str) -> int | None:
@@ -116,7 +117,7 @@ def _lock(path: str) -> int | None:
     _empty(path)
     try:
       os.pwrite(lock, _TEXT, 0)
-    except OSError:
+    except (MemoryError, OSError):
       os.remove(marker)
       raise
   except BlockingIOError:
@@ -141,8 +142,8 @@ def _empty(path: str) -> bool:
   return set(os.listdir(path)) <= {_MARKER}
 
 
-def _remove(path: str, lock: int) -> None:
-  """Removes a temporary directory, the marker last."""
+def _remove(path: str, lock: int) -> bool:
+  """Removes a temporary directory, the marker last; tells if it did."""
   with contextlib.suppress(OSError):
     if _empty(path):
       with contextlib.suppress(
@@ -150,7 +151,9 @@ def _remove(path: str, lock: int) -> None:
       ):  # A signal handler has removed it.
         os.remove(os.path.join(path, _MARKER))
       os.rmdir(path)
-  os.close(lock)
+      os.close(lock)
+      return True
+  return False
 
 
 @contextlib.contextmanager
@@ -177,6 +180,7 @@ def of_program() -> Iterator[None]:
   os.environ.setdefault("TFHUB_CACHE_DIR", hub)
   os.environ["TMPDIR"] = tempfile.tempdir = path
   try:
+    errors.check_scratch()  # AutoGraph only warns that it cannot write there.
     yield
   finally:
     os.environ["TMPDIR"], tempfile.tempdir = before[0] or parent, before[1]
@@ -196,8 +200,9 @@ def _remove_abandoned(parent: str) -> None:
         and entry.is_dir(follow_symlinks=False)
         and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
         and (lock := _lock(entry.path)) is not None
+        and not _remove(entry.path, lock)
       ):
-        _remove(entry.path, lock)
+        os.close(lock)
 
 
 def remove_all() -> None:

@@ -29,8 +29,8 @@ from etils import epy
 
 from data import images
 from distribution import formats
+from distribution import publishing
 from distribution import sandbox
-from distribution import scratch
 from exporters.conformance import copying
 from exporters.reusable import command_line
 from exporters.reusable import errors
@@ -277,12 +277,7 @@ def _publish(path: str, output_file: str, overwrite: bool) -> None:
       raise errors.ExportError(f"{path} is not a file.")
     content = f.read()
   check_output(output_file, overwrite)
-  directory, name = os.path.split(output_file)
-  unfinished = f"{directory}/.{name}.unfinished"
-  with scratch.directory(unfinished), errors.writing(output_file):
-    with open(f"{unfinished}/{name}", "wb") as f:
-      f.write(content)
-    os.replace(f"{unfinished}/{name}", output_file)
+  publishing.write(output_file, content)
 
 
 def define_flags() -> None:

@@ -14,8 +14,12 @@ import json
 import pathlib
 import re
 
-from absl import app
 from absl import flags
+
+from distribution import errors
+from distribution import formats
+from distribution import programs
+from distribution import publishing
 
 _EXPORTS = flags.DEFINE_list("exports", [], "The exports, set by Bazel.")
 _OUTPUT_FILE = flags.DEFINE_string("output_file", None, "The page to write.")
@@ -103,14 +107,16 @@ def _seconds(profile: str) -> dict[str, float]:
   return {name[1]: e["dur"] / 1e6 for name, e in made if name and "dur" in e}
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Writes the page that the flags name."""
-  del argv
-  seconds = _seconds(_PROFILE.value) if _PROFILE.value else {}
+  output_file = formats.absolute(_OUTPUT_FILE.value)
+  formats.check_output_file("output_file", output_file)
+  with errors.of_input(OSError, ValueError):
+    seconds = _seconds(_PROFILE.value) if _PROFILE.value else {}
   text = page(_EXPORTS.value, seconds)
-  pathlib.Path(_OUTPUT_FILE.value).write_text(text, encoding="utf-8")
+  publishing.write(output_file, text.encode())
 
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("output_file")
-  app.run(main)
+  programs.run(main)

@@ -68,7 +68,7 @@ _PHASES = {
   "start": "",
   "training": r"Training on|Fine-tuning on",
   "training on": r"Epoch ([2-9]|\d\d)/",
-  "saving": ".export.unfinished/export/**/variables",
+  "saving": ".export.unfinished/export/**/[!.]*.*",
   "verifying": r"Verifying",
   "renaming": r"✓ serving_default",
 }
@@ -76,11 +76,12 @@ _TRAINING = ("training", "training on")
 _DISK = 2**29
 _LONGEST = 300  # Seconds from an interruption to the end.
 _CLONE_NEWNS, _MS_REC_PRIVATE = 0x20000, 0x44000
-_ABORTED = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS)
+# The dynamic linker exits with 127 if it lacks memory.
+_ABORTED = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, 127)
 _TICK = os.sysconf("SC_CLK_TCK")
 _LOST = (
   r"^ERROR: (Another program is writing .*export.unfinished\. Wait for its"
-  r"|\S+export (exists|has))"
+  r"|\S+export (exists|has|is not empty))"
 )
 
 
@@ -411,11 +412,15 @@ class InterruptionsTest(absltest.TestCase):
     else:
       run.process.send_signal(signal.Signals[action])
 
-  def check_end(self, run: _Run, action: str) -> str:
+  def check_end(self, run: _Run, action: str, during: str) -> str:
     """Checks how a run ended; returns it in a word."""
     status, told = run.wait(), run.output[-2000:]
     (self.directory / "filler").unlink(missing_ok=True)
+    earlier = self.earlier
     self.check_export()
+    if status and during in ("start", *_TRAINING):
+      self.assertEqual(self.earlier, earlier, "An export appears too early.")
+      self.assertEqual(self.export.exists(), bool(earlier))
     if action != "SIGKILL" and status not in _ABORTED:
       self.assertEmpty(set(self.left()) - run.found, told)
     if status == 0:
@@ -472,7 +477,7 @@ class InterruptionsTest(absltest.TestCase):
       during = run.phase()
       self.act(run, action, moment)
       try:
-        ended = self.check_end(run, action)
+        ended = self.check_end(run, action, during)
       except (AssertionError, OSError) as e:
         ended = "FAILED"
         print(run.output[-5000:])

@@ -151,7 +151,7 @@ def try_versions(
     except errors.InputError as e:
       found = {"problem": str(e)}
     finally:
-      if not keep:
+      if not keep and os.path.exists(os.path.join(directory, "pyvenv.cfg")):
         shutil.rmtree(directory, ignore_errors=True)
     is_right, cells = row(found)
     good &= is_right
@@ -166,6 +166,7 @@ def main() -> None:
   formats.check_saved_model(saved_model_dir)
   with tempfile.TemporaryDirectory() as scratch_dir:
     directory = formats.absolute(_ENVIRONMENTS_DIR.value) or scratch_dir
+    formats.check_output("environments_dir", directory)
     os.makedirs(directory, exist_ok=True)
     good = try_versions(
       saved_model_dir,

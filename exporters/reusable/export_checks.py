@@ -763,6 +763,8 @@ def main(level: str) -> None:
   except (OSError, ValueError, tf.errors.OpError) as e:
     if errors.is_of_full_memory(e) or "OOM when allocating" in str(e):
       os._exit(errno.ENOMEM)
+    if getattr(e, "errno", None) in (errno.ENOSPC, errno.EPIPE):
+      os._exit(e.errno)  # Nothing reads or stores what this process prints.
     problem = f"it cannot be loaded and called: {' '.join(str(e).split())}"
     results = [Result("", "", [problem])]
   try:

@@ -7,6 +7,7 @@ import html
 import json
 import sys
 
+from distribution import publishing
 from exporters.reusable import errors
 from exporters.reusable import pages
 from exporters.reusable import weight_tables
@@ -28,8 +29,7 @@ def write(path: str) -> None:
     content = _json
   elif path.endswith((".html", ".htm")):
     content = _page
-  with errors.writing(path), open(path, "w", encoding="utf-8") as f:
-    f.write(content() + "\n")
+  publishing.write(path, f"{content()}\n".encode())
 
 
 def _rows(restored: weight_tables.Restored) -> list[tuple[str, ...]]:

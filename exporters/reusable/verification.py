@@ -75,7 +75,6 @@ def start(level: str) -> subprocess.Popen | None:
       **os.environ,
       "PYTHONPATH": str(pathlib.Path(export_checks.__file__).parents[2]),
       "CUDA_VISIBLE_DEVICES": "-1",  # See `_compared`.
-      "PYTHONIOENCODING": "utf-8",  # It prints ticks.
       "TF_USE_LEGACY_KERAS": "1",  # tensorflow-hub is Keras 2.
     },
     stdin=subprocess.PIPE,
@@ -220,7 +219,7 @@ def _compared(
           path = pathlib.Path(work_dir, str(i))
           export_checks.write(path, tuple(item))
           send(path)
-    if process.returncode in (errno.ENOMEM, errno.ENOSPC):
+    if process.returncode in (errno.ENOMEM, errno.ENOSPC, errno.EPIPE):
       raise OSError(process.returncode, os.strerror(process.returncode))
     if process.returncode:
       raise errors.ExportError(
@@ -496,7 +495,10 @@ def _print_table(problems: Sequence[tuple[str, str]]) -> None:
   result = table.Table("compared", "problem", title="Failed verification")
   for row in problems:
     result.add_row(*row)
-  console.Console().print(result)
+  terminal = console.Console()
+  with terminal.capture() as captured:  # rich exits where a pipe is closed.
+    terminal.print(result)
+  print(captured.get(), end="")
 
 
 def _write_report(

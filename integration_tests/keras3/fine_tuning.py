@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import os
+import pathlib
+import tempfile
 from typing import Any
 
 from absl import flags
@@ -11,6 +13,7 @@ from etils import epy
 
 from distribution import formats
 from distribution import programs
+from distribution import publishing
 
 # The programs import this module before TensorFlow, which reads it.
 os.environ.pop("TF_USE_LEGACY_KERAS", None)
@@ -94,6 +97,9 @@ def fine_tune(
   _, accuracy = model.evaluate(*test, verbose=0)
   print(f"Test accuracy: {accuracy:.4f} on {len(test[1])} held out")
   if output_file:
-    model.save(output_file)
+    with tempfile.TemporaryDirectory() as scratch_dir:
+      unfinished = pathlib.Path(scratch_dir, "model.keras")
+      model.save(unfinished)
+      publishing.write(output_file, unfinished.read_bytes())
     print(f"Saved to {output_file}")
   return accuracy

@@ -13,6 +13,7 @@ import gzip
 import io
 import itertools
 import os
+import sys
 import zlib
 
 from etils import epy
@@ -98,7 +99,11 @@ def read(
       yield row
 
   name = os.path.basename(path)
-  with progress.open(path, "rb", description=f"Reading {name}") as tracked:
+  about = f"Reading {name}"
+  is_hidden = not sys.stdout.isatty()  # rich exits where a pipe is closed.
+  with progress.open(
+    path, "rb", description=about, disable=is_hidden
+  ) as tracked:
     f = io.BufferedReader(tracked, _BLOCK)
     if f.peek(2)[:2] == b"\x1f\x8b":
       f = io.BufferedReader(gzip.GzipFile(fileobj=f), _BLOCK)
