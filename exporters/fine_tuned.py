@@ -192,7 +192,7 @@ def serve(requests: Iterator[Any]) -> Iterator[Any]:
     saved_model_dir, request["original_dir"], request["fine_tuned_on"]
   )
   process = verification.start(request["verification"])
-  saving.save(model, directory, signatures=dict(model.signatures))
+  notes = saving.save(model, directory, signatures=dict(model.signatures))
   model_json.write(directory, described.model)
   profiles = [profile["name"] for profile in described.model["profiles"]]
   parts = dict(_parts(directory, model, profiles))
@@ -217,6 +217,7 @@ def serve(requests: Iterator[Any]) -> Iterator[Any]:
     },
     keep_failed=request["keep_failed"],
     measure_latency=request["measure_latency"],
+    notes=notes,
   )
   _check_weights(report, described.report)
   model_json.write(directory, described.model | model_json.verified(report))

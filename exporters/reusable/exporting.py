@@ -176,14 +176,14 @@ def _export(
   frozen = _with_profiles(root, piece.source, options.freezing_profiles)
   is_keras = options.saved_model_format == "keras"
   if is_keras:
-    keras_saving.save(
+    notes = keras_saving.save(
       piece.source,
       piece_dir,
       signatures=signatures,
       attributes=piece.attributes,
     )
   else:
-    saving.save(root, piece_dir, signatures=signatures)
+    notes = saving.save(root, piece_dir, signatures=signatures)
   parts = dict(_parts(piece))
   described = model_json.describe(
     card,
@@ -216,6 +216,7 @@ def _export(
     record=record,
     keep_failed=options.keep_failed,
     measure_latency=options.measure_latency,
+    notes=notes,
   )
   model_json.write(piece_dir, described | model_json.verified(report))
 

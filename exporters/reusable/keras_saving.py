@@ -27,7 +27,7 @@ def save(
   *,
   signatures: Mapping[str, saving.ConcreteFunction],
   attributes: Mapping[str, Any],
-) -> None:
+) -> list[str]:
   """Writes a Keras model without its optimizer and training config.
 
   Only the signatures have the checks of inputs that `saving.source` adds.
@@ -38,6 +38,9 @@ def save(
     signatures: As `saving.save` takes them.
     attributes: Further attributes of the loaded model; see `exporting.Piece`. A
       variable becomes a `saving.constant`.
+
+  Returns:
+    Notes for the verification report, as `saving.save` returns them.
 
   Raises:
     ExportError: The model is not a functional or sequential Keras model.
@@ -70,7 +73,7 @@ def save(
       signatures=dict(signatures),
     )
   endpoints.add(export_dir)
-  slimming.slim(export_dir)
+  return slimming.slim(export_dir)
 
 
 @contextlib.contextmanager

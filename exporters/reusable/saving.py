@@ -285,7 +285,7 @@ def save(
   export_dir: str,
   *,
   signatures: Mapping[str, ConcreteFunction],
-) -> None:
+) -> list[str]:
   """Writes a SavedModel, adds the endpoints for Keras 3, and slims it.
 
   Args:
@@ -293,6 +293,9 @@ def save(
     export_dir: The directory to write.
     signatures: Signatures that `signature` made, by name. Tools look for
       `serving_default`.
+
+  Returns:
+    Notes for the verification report, of `slimming.slim`.
 
   Raises:
     ExportError: `root` holds an optimizer, or a function uses a resource, such
@@ -312,7 +315,7 @@ def save(
     with private_api.tensors_equal_by_identity():
       tf.saved_model.save(root, export_dir, signatures=dict(signatures))
   endpoints.add(export_dir)
-  slimming.slim(export_dir)
+  return slimming.slim(export_dir)
 
 
 def _checked(spec: Any) -> Any:

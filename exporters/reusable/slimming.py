@@ -28,7 +28,7 @@ _SHAPES = "_output_shapes"
 _NODE = re.compile(r"[^:^]+")  # The node in the name of an input.
 
 
-def slim(export_dir: str) -> None:
+def slim(export_dir: str) -> list[str]:
   """Shrinks the `saved_model.pb` of a SavedModel; updates its fingerprint.
 
   The results of all functions stay the same. Removed are:
@@ -53,10 +53,13 @@ def slim(export_dir: str) -> None:
   - unused reads of variables outside of functions.
 
   If `slimming_check` finds that a function would compute something else, the
-  file stays unchanged, and a message is printed. No known model causes this.
+  file stays unchanged, and the reason is printed. No known model causes this.
 
   Args:
     export_dir: The directory of the SavedModel.
+
+  Returns:
+    Notes for the verification report: the reason, or nothing.
   """
   path = pathlib.Path(export_dir, "saved_model.pb")
   saved_model = saved_model_pb2.SavedModel.FromString(path.read_bytes())
@@ -90,10 +93,12 @@ def slim(export_dir: str) -> None:
   for meta_graph in before.meta_graphs:
     inlining.inline(meta_graph)
   if problem := slimming_check.difference(before, saved_model):
-    print(f"  - saved_model.pb stays as TensorFlow wrote it: {problem}")
-    return
+    note = f"saved_model.pb stays as TensorFlow wrote it: {problem}"
+    print(f"  - {note}")
+    return [note]
   path.write_bytes(slimmed)
   private_api.write_fingerprint(export_dir)
+  return []
 
 
 def _slim_top_level(graph: graph_pb2.GraphDef) -> None:

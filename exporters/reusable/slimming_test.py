@@ -77,7 +77,7 @@ class SlimmingTest(tf.test.TestCase):
       root, self.directories[0], serve.get_concrete_function(images)
     )
     shutil.copytree(*self.directories)
-    slimming.slim(self.directories[1])
+    self.assertEmpty(slimming.slim(self.directories[1]))
     self.images = tf.random.stateless_uniform([2, 8, 8, 3], [0, 0])
 
   def test_it_computes_the_same(self):
@@ -297,9 +297,10 @@ class SlimmingTest(tf.test.TestCase):
         mock.patch.object(slimming, "_remove_known_shapes", change),
         contextlib.redirect_stdout(io.StringIO()) as output,
       ):
-        slimming.slim(directory)
+        (note,) = slimming.slim(directory)
         self.assertIn("saved_model.pb stays as", output.getvalue())
         self.assertIn(words, output.getvalue())
+        self.assertIn(note, output.getvalue())
         self.assertEqual(path.read_bytes(), before)
 
   def test_equal_blocks_become_calls_of_one_function(self):

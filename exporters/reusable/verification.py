@@ -1,6 +1,6 @@
 """Verifies that an export behaves like its live model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import errno
@@ -94,6 +94,7 @@ def verify(
   record: Mapping[str, Any] | None = None,
   keep_failed: str | None = None,
   measure_latency: bool = False,
+  notes: Iterable[str] = (),
 ) -> dict[str, Any]:
   """Compares an export with its live model, in a process without model code.
 
@@ -117,6 +118,7 @@ def verify(
     record: Further entries of the report, such as the flags of the exporter.
     keep_failed: Where to move an export that fails.
     measure_latency: Whether to measure latency, once the export has passed.
+    notes: Further notes for the report, from `saving.save`.
 
   Returns:
     The report; {} if `level` is `off`.
@@ -157,6 +159,7 @@ def verify(
     entries["latency"] = latency.measure(
       export_dir, source, example, is_keras=is_keras
     )
+  results.append(export_checks.Result("slimming", "", (), list(notes)))
   return _write_report(export_dir, results, {**(record or {}), **entries})
 
 

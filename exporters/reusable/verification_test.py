@@ -1182,12 +1182,14 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
         "fast",
         process=process,
         record={"flags": {"epochs": 3}},
+        notes=["a note"],
       )
     self.assertEqual(process.returncode, 0)
     with open(f"{export_dir}/assets.extra/verification.json") as f:
       report = json.load(f)
     self.assertEqual(report["level"], "fast")
     self.assertEqual(report["flags"], {"epochs": 3})
+    self.assertEqual(report["notes"], ["slimming: a note"])
     versions |= {
       "python": platform.python_version(),
       "tensorflow": tf.__version__,
