@@ -1,4 +1,4 @@
-"""Plants faults in the code of exporters, and prints which test finds each.
+"""Plants faults in the code of exporters, and returns what finds each.
 
 Each fault is one change of a module of this folder: a condition negated, a
 statement dropped, a number or a comparison changed. First a model is exported
@@ -6,7 +6,7 @@ and verified with it, then the tests of the module run.
 """
 
 import ast
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 import contextlib
 import importlib
 import io
@@ -20,36 +20,32 @@ import unittest
 
 # Modules, and tests that need them. Cheap tests come first.
 _MODULES = {
-  "comparison": (
-    "verification_test.VerificationTest.test_compares_columns_and_structure",
-  ),
-  "export_checks": (),
-  "graphs": ("slimming_test",),
+  "comparison": ("verification_test",),
+  "endpoints": ("verification_test",),
+  "export_checks": ("verification_test",),
+  "graphs": ("slimming_test", "verification_test"),
   "hyperparameters": ("hyperparameters_test",),
+  "inlining": ("slimming_test",),
   "layer_calls": ("xla_test",),
-  "observation": (),
-  "randomness": (
-    "verification_test.VerificationTest.test_compares_distributions",
-  ),
+  "observation": ("verification_test",),
+  "randomness": ("verification_test",),
   "saving": ("saving_test",),
   "slimming": ("slimming_test",),
-  "verification": (),
+  "slimming_check": ("slimming_test",),
+  "verification": ("verification_test",),
   "xla": ("layer_norm_test", "xla_test"),
 }
 _OPPOSITES = {
   ast.Eq: ast.NotEq,
-  ast.NotEq: ast.Eq,
   ast.Lt: ast.GtE,
-  ast.GtE: ast.Lt,
   ast.Gt: ast.LtE,
-  ast.LtE: ast.Gt,
   ast.In: ast.NotIn,
-  ast.NotIn: ast.In,
   ast.Is: ast.IsNot,
-  ast.IsNot: ast.Is,
 }
+_OPPOSITES |= {new: old for old, new in _OPPOSITES.items()}
 # They change no result, only words, time or memory.
 _WORDS = ("print", "errors.", "warn", "_print_table", "f.write")
+_SECONDS = 600  # For one test.
 
 
 class Mutant(NamedTuple):
@@ -68,7 +64,7 @@ class Mutant(NamedTuple):
   index: int
 
 
-def mutants(name: str, lines: Collection[int]) -> Iterator[Mutant]:
+def _mutants(name: str, lines: Collection[int]) -> Iterator[Mutant]:
   """Yields all faults that fit some lines of a module."""
   source = _path(name).read_text()
   texts = source.splitlines()
@@ -103,17 +99,20 @@ def _changes(
     return lambda node: setattr(node, name, value)
 
   match node:
-    case ast.If(test=test) | ast.IfExp(test=test):
-      change = setting("test", ast.UnaryOp(ast.Not(), test))
-      yield "condition negated", node, change
     case ast.Compare(ops=[op]) if type(op) in _OPPOSITES:
       yield "comparison turned", node, setting("ops", [_OPPOSITES[type(op)]()])
+    case ast.If(test=test) | ast.IfExp(test=test) if not isinstance(
+      test, ast.Compare
+    ):
+      change = setting("test", ast.UnaryOp(ast.Not(), test))
+      yield "condition negated", node, change
     case ast.BoolOp(op=op):
       other = ast.Or() if isinstance(op, ast.And) else ast.And()
       yield "and for or", node, setting("op", other)
-    case ast.Constant(value=bool(value)):
-      yield "flag flipped", node, setting("value", not value)
-    case ast.Constant(value=int(value) | float(value)):
+    case ast.keyword(value=ast.Constant(value=bool(value))):
+      change = setting("value", ast.Constant(not value))
+      yield "flag flipped", node, change
+    case ast.Constant(value=value) if type(value) in (int, float):
       yield "number + 1", node, setting("value", value + 1)
     case ast.Return(value=ast.Name()):
       yield "returns None", node, setting("value", ast.Constant(None))
@@ -125,7 +124,7 @@ def _changes(
         yield f"call {i} dropped", statement, setting("body", rest)
 
 
-def executed(prove: Callable[[], None]) -> dict[str, set[int]]:
+def _executed(prove: Callable[[], None]) -> dict[str, set[int]]:
   """Returns the lines of each module that an export and its checks execute."""
   lines = {str(_path(name)): set() for name in _MODULES}
 
@@ -143,17 +142,7 @@ def executed(prove: Callable[[], None]) -> dict[str, set[int]]:
   return {pathlib.Path(path).stem: found for path, found in lines.items()}
 
 
-def sample(
-  of_module: int, lines: Mapping[str, Collection[int]], seed: int = 0
-) -> Iterator[Mutant]:
-  """Yields some faults of each module in the given lines, always the same."""
-  rng = random.Random(seed)
-  for name in _MODULES:
-    found = list(mutants(name, lines[name]))
-    yield from rng.sample(found, min(of_module, len(found)))
-
-
-def in_child(function: Callable[..., Any], *args: Any, seconds: float) -> Any:
+def _in_child(function: Callable[..., Any], *args: Any) -> Any:
   """Runs a function in a copy of this process.
 
   Call it before the first op: TensorFlow's threads are not copied.
@@ -169,7 +158,7 @@ def in_child(function: Callable[..., Any], *args: Any, seconds: float) -> Any:
   process.start()
   sender.close()
   try:
-    if receiver.poll(seconds):
+    if receiver.poll(_SECONDS):
       return receiver.recv()
     raise TimeoutError
   finally:
@@ -177,48 +166,59 @@ def in_child(function: Callable[..., Any], *args: Any, seconds: float) -> Any:
     process.join()
 
 
-@contextlib.contextmanager
-def planted(mutant: Mutant) -> Iterator[None]:
-  """Replaces what a module defines; restores it on exit."""
-  module = importlib.import_module(f"exporters.reusable.{mutant.module}")
-  before = dict(vars(module))
-  try:
-    exec(compile(_changed(mutant), module.__file__, "exec"), vars(module))
-    yield
-  finally:
-    vars(module).clear()
-    vars(module).update(before)
-
-
-def found_by(mutant: Mutant, prove: Callable[[], None]) -> str | None:
-  """Plants a fault; returns what finds it, None if nothing does.
+def _problem(mutant: Mutant, prove: Callable[[], None] | str) -> str | None:
+  """Plants a fault; returns what a proof, or a module of tests, finds.
 
   Call it in a process of its own: a fault may change other modules.
-
-  Args:
-    mutant: The fault.
-    prove: Exports and verifies a model. Raises if that fails.
   """
-  tests = _MODULES[mutant.module]
-  # Before any op: it sets up devices.
-  importlib.import_module("exporters.reusable.verification_test")
+  module = importlib.import_module(f"exporters.reusable.{mutant.module}")
+  if isinstance(prove, str):  # Tests have sources as constants.
+    tests = unittest.defaultTestLoader.loadTestsFromName(
+      f"exporters.reusable.{prove}"
+    )
   with (
     contextlib.redirect_stdout(io.StringIO()),
     contextlib.redirect_stderr(io.StringIO()),
-    planted(mutant),
   ):
+    exec(compile(_changed(mutant), module.__file__, "exec"), vars(module))
+    if isinstance(prove, str):
+      result = unittest.TestResult()
+      result.failfast = True
+      tests.run(result)
+      failed = [test.id() for test, _ in result.failures + result.errors]
+      return f"{prove}: {failed[0]}" if failed else None
     try:
       prove()
     except Exception as e:
       words = " ".join(str(e).split())
       return f"an export and its verification: {type(e).__name__}: {words}"
-    for name in (*tests, "verification_test"):
-      result = unittest.TestResult()
-      result.failfast = True
-      tests = unittest.defaultTestLoader.loadTestsFromName(
-        f"exporters.reusable.{name}"
-      )
-      tests.run(result)
-      if not result.wasSuccessful():
-        return f"{(result.failures + result.errors)[0][0].id()}"
   return None
+
+
+def planted(
+  of_module: int, prove: Callable[[], None], seed: int = 0
+) -> Iterator[tuple[str, str, str | None]]:
+  """Plants some faults in each module, always the same.
+
+  Call it before the first op.
+
+  Args:
+    of_module: The number of faults in each module.
+    prove: Exports and verifies a model. Raises if that fails.
+    seed: Chooses the faults.
+
+  Yields:
+    The kind of a fault, its place, and what finds it, None if nothing does.
+  """
+  rng = random.Random(seed)
+  lines = _in_child(_executed, prove)
+  for name, tests in _MODULES.items():
+    found = list(_mutants(name, lines[name]))
+    for mutant in rng.sample(found, min(of_module, len(found))):
+      by = None
+      for check in (prove, *tests):
+        try:
+          by = by or _in_child(_problem, mutant, check)
+        except (EOFError, TimeoutError):
+          by = f"it ends early or takes more than {_SECONDS} seconds"
+      yield f"code of {name}.py", f"{mutant.kind}, {mutant.line}", by
