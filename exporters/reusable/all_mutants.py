@@ -39,7 +39,8 @@ def _small() -> tuple[Any, ...]:
   model = tf_keras.Sequential(
     [
       layers.InputLayer((4, 3)),
-      layers.Dense(3, "relu", kernel_regularizer="l2"),
+      layers.Conv1D(5, 2, padding="same", kernel_regularizer="l2"),
+      layers.Dense(3, "relu"),
       layers.LayerNormalization(epsilon=1e-6),
       layers.BatchNormalization(momentum=0.8),
       layers.Flatten(),
