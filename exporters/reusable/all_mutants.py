@@ -39,10 +39,10 @@ def _small() -> tuple[Any, ...]:
   model = tf_keras.Sequential(
     [
       layers.InputLayer((4, 3)),
-      layers.Conv1D(5, 2, padding="same", kernel_regularizer="l2"),
-      layers.Dense(3, "relu"),
-      layers.LayerNormalization(epsilon=1e-6),
+      layers.Conv1D(5, 2, padding="same", use_bias=False),
       layers.BatchNormalization(momentum=0.8),
+      layers.Dense(3, "relu", kernel_regularizer="l2"),
+      layers.LayerNormalization(epsilon=1e-6),
       layers.Flatten(),
       layers.Dropout(0.5),
       layers.Dense(2, kernel_regularizer="l2"),
@@ -152,9 +152,7 @@ def prove() -> None:
   """
   with tempfile.TemporaryDirectory() as directory:
     of = _subject("small", directory)
-    for fault in mutants.sample(
-      mutants.faults(mutants.read(of.export_dir)), 12
-    ):
+    for fault in mutants.sample(mutants.faults(mutants.read(of.export_dir)), 8):
       assert mutants.found_by(of, fault), (
         f"{fault.kind} ({fault.where}) survives"
       )
