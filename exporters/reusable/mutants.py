@@ -117,8 +117,6 @@ _Change = tuple[str, str, Callable[[graphs.Function], None], str]
 # Puts nodes into a function that take a Tensor; returns the name of the result.
 _Insertion = Callable[[graphs.Function, str], str]
 
-NONE = Fault("none", "", lambda export: None)
-
 
 class Subject(NamedTuple):
   """An export and what was observed of its live model."""
@@ -174,6 +172,18 @@ def _write(export: Export, directory: str) -> None:
   )
 
 
+def check(subject: Subject, directory: str) -> list[export_checks.Result]:
+  """Compares an export, of `subject` or with a fault, with the live model."""
+  with contextlib.redirect_stdout(io.StringIO()):
+    return export_checks.check(
+      directory,
+      observation.load(directory),
+      subject.plan,
+      iter(subject.seen),
+      save_again=True,
+    )
+
+
 class _FoundError(Exception):
   pass
 
@@ -190,23 +200,16 @@ def found_by(subject: Subject, fault: Fault) -> str | None:
   export = read(subject.export_dir)
   before = export.to_bytes()
   fault.plant(export)
-  if fault is not NONE and before == export.to_bytes():
+  if before == export.to_bytes():
     raise ValueError(f"{fault.kind} ({fault.where}) changes nothing")
   with (
     tempfile.TemporaryDirectory() as parent,
     mock.patch.object(export_checks, "_result", stop_at_problems),
-    contextlib.redirect_stdout(io.StringIO()),
   ):
     directory = os.path.join(parent, "export")  # Is moved beside itself.
     _write(export, directory)
     try:
-      export_checks.check(
-        directory,
-        observation.load(directory),
-        subject.plan,
-        iter(subject.seen),
-        save_again=True,
-      )
+      check(subject, directory)
     except _FoundError as e:
       return str(e)
     except Exception as e:  # In the exporter's child it ends the process.
