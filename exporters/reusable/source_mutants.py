@@ -18,31 +18,34 @@ import sys
 from typing import Any, NamedTuple
 import unittest
 
-_TEST = "verification_test.VerificationTest.test_"
-# Modules, and tests that need them. Cheap tests come first.
+# Modules, and what finds their faults: tests or, for None, the export of a model
+# and its verification. What finds most in the least time comes first.
+_TESTS = "verification_test.VerificationTest.test_"
 _MODULES = {
   "comparison": (
-    f"{_TEST}compares_columns_and_structure",
-    f"{_TEST}allows_what_rounding_errors_change",
+    f"{_TESTS}compares_columns_and_structure",
+    f"{_TESTS}allows_what_rounding_errors_change",
+    None,
     "verification_test",
   ),
-  "endpoints": ("verification_test",),
-  "export_checks": ("verification_test",),
-  "graphs": ("slimming_test", f"{_TEST}counts_draws", "verification_test"),
-  "hyperparameters": ("hyperparameters_test",),
-  "inlining": ("slimming_test",),
-  "layer_calls": ("xla_test",),
-  "observation": ("verification_test",),
+  "endpoints": (None, "verification_test"),
+  "export_checks": (None, "verification_test"),
+  "graphs": ("slimming_test", f"{_TESTS}counts_draws", None),
+  "hyperparameters": ("hyperparameters_test", None),
+  "inlining": ("slimming_test", None),
+  "layer_calls": (None, "xla_test"),
+  "observation": (None, "verification_test"),
   "randomness": (
-    f"{_TEST}compares_distributions",
-    f"{_TEST}counts_draws",
+    f"{_TESTS}compares_distributions",
+    f"{_TESTS}counts_draws",
+    None,
     "verification_test",
   ),
-  "saving": ("saving_test",),
-  "slimming": ("slimming_test",),
-  "slimming_check": ("slimming_test",),
-  "verification": ("verification_test",),
-  "xla": ("layer_norm_test", "xla_test"),
+  "saving": (None, "saving_test"),
+  "slimming": ("slimming_test", None),
+  "slimming_check": ("slimming_test", None),
+  "verification": (None, "verification_test"),
+  "xla": ("layer_norm_test", None, "xla_test"),
 }
 _OPPOSITES = {
   ast.Eq: ast.NotEq,
@@ -178,27 +181,29 @@ def _in_child(function: Callable[..., Any], *args: Any) -> Any:
     process.join()
 
 
-def _problem(mutant: Mutant, prove: Callable[[], None] | str) -> str | None:
-  """Plants a fault; returns what a proof, or a module of tests, finds.
+def _problem(
+  mutant: Mutant, test: str | None, prove: Callable[[], None]
+) -> str | None:
+  """Plants a fault; returns what a test finds or, for None, `prove`.
 
   Call it in a process of its own: a fault may change other modules.
   """
   module = importlib.import_module(f"exporters.reusable.{mutant.module}")
-  if isinstance(prove, str):  # Tests have sources as constants.
+  if test:  # Some tests make sources when they are imported.
     tests = unittest.defaultTestLoader.loadTestsFromName(
-      f"exporters.reusable.{prove}"
+      f"exporters.reusable.{test}"
     )
   with (
     contextlib.redirect_stdout(io.StringIO()),
     contextlib.redirect_stderr(io.StringIO()),
   ):
     exec(compile(_changed(mutant), module.__file__, "exec"), vars(module))
-    if isinstance(prove, str):
+    if test:
       result = unittest.TestResult()
       result.failfast = True
       tests.run(result)
-      failed = [test.id() for test, _ in result.failures + result.errors]
-      return f"{prove}: {failed[0]}" if failed else None
+      failed = [case.id() for case, _ in result.failures + result.errors]
+      return failed[0].removeprefix("exporters.reusable.") if failed else None
     try:
       prove()
     except Exception as e:
@@ -228,9 +233,9 @@ def planted(
     found = list(_mutants(name, lines[name]))
     for mutant in rng.sample(found, min(of_module, len(found))):
       by = None
-      for check in (prove, *tests):
+      for test in tests:
         try:
-          by = by or _in_child(_problem, mutant, check)
+          by = by or _in_child(_problem, mutant, test, prove)
         except (EOFError, TimeoutError):
           by = f"it ends early or takes more than {_SECONDS} seconds"
       yield f"code of {name}.py", f"{mutant.kind}, {mutant.line}", by

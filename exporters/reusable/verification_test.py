@@ -962,6 +962,27 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     (problem,) = problems(0.21, 0.1)
     self.assertEndsWith(problem, "change it by 0.055 of that")
 
+  @parameterized.parameters(
+    (2**-23, {"variables"}), (0.01, {"variables", "gradients"})
+  )
+  def test_allows_other_gradients_where_values_are_nearly_equal(
+    self, apart, kinds
+  ):
+    """The larger of two weights gets a gradient, here 5 % of the largest."""
+    kernel = tf.Variable([1.0, 1.0 + apart, 1.0])
+    source = saving.source(
+      lambda x: x * (0.05 * tf.maximum(kernel[0], kernel[1]) + kernel[2]),
+      _SPEC,
+      variables=[kernel],
+    )
+    export_dir = os.path.join(self.get_temp_dir(), "nearly_equal")
+    _export(source, export_dir)
+    model = observation.load(export_dir)
+    model.variables[0].assign([1.0 + apart, 1.0, 1.0])
+    observed = verification.observe({"": (source, _EXAMPLES)}, "full")
+    results = export_checks.check(export_dir, model, *observed, False)
+    self.assertEqual({r.kind for r in results if r.problems}, kinds)
+
   def test_compares_distributions(self):
     """Samples of one distribution never differ; those of others do."""
     rng = np.random.default_rng(0)
