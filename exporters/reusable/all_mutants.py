@@ -186,7 +186,7 @@ def main(argv: Sequence[str]) -> None:
   survivors = []
   begin = time.monotonic()
   planted = itertools.chain(
-    source_mutants.planted(of_module, prove),
+    source_mutants.planted(of_module, prove, not_planted),
     _of_exports(argv[2:] or [*_SUBJECTS], not_planted),
   )
   for i, (kind, where, by) in enumerate(planted, 1):

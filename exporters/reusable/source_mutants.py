@@ -6,6 +6,7 @@ and verified with it, then the tests of the module run.
 """
 
 import ast
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 import contextlib
 import importlib
@@ -46,11 +47,18 @@ _OPPOSITES = {
   ast.Is: ast.IsNot,
 }
 _OPPOSITES |= {new: old for old, new in _OPPOSITES.items()}
-# Lines with these change no result, only words, time or memory.
-_WORDS = (
-  *("print", "errors.", "warn", "_print_table", "f.write"),
-  *("strict=", "_BLOCK", "set_seed"),
-)
+# Why faults in lines with these words are not planted.
+_WITHOUT_EFFECT = {
+  **dict.fromkeys(
+    ("print", "errors.", "warn", "_print_table", "f.write"),
+    "only words and refusals change",
+  ),
+  **dict.fromkeys(("autograph=False", "_BLOCK"), "only time or memory change"),
+  "strict=": "the lengths are equal",
+  "set_seed": "any seed will do",
+  "reshape(-1": "NumPy takes -2 for -1",
+  "tf.constant(0.0)": "a constant has no gradient",
+}
 _SECONDS = 600  # For one test.
 
 
@@ -62,12 +70,14 @@ class Mutant(NamedTuple):
     kind: The kind of change.
     line: The source line.
     index: The changed node, as `ast.walk` counts them.
+    equivalent: Why it would have no effect. Such a fault is not planted.
   """
 
   module: str
   kind: str
   line: str
   index: int
+  equivalent: str
 
 
 def _mutants(name: str, lines: Collection[int]) -> Iterator[Mutant]:
@@ -78,8 +88,9 @@ def _mutants(name: str, lines: Collection[int]) -> Iterator[Mutant]:
     for kind, place, _ in _changes(node):
       line = f"{place.lineno}: {texts[place.lineno - 1].strip()}"
       words = line + ast.unparse(place)
-      if place.lineno in lines and not any(word in words for word in _WORDS):
-        yield Mutant(name, kind, line, i)
+      reasons = [why for word, why in _WITHOUT_EFFECT.items() if word in words]
+      if place.lineno in lines:
+        yield Mutant(name, kind, line, i, "".join(reasons[:1]))
 
 
 def _changed(mutant: Mutant) -> ast.Module:
@@ -205,7 +216,10 @@ def _problem(
 
 
 def planted(
-  of_module: int, prove: Callable[[], None], seed: int = 0
+  of_module: int,
+  prove: Callable[[], None],
+  not_planted: Counter[str],
+  seed: int = 0,
 ) -> Iterator[tuple[str, str, str | None]]:
   """Plants some faults in each module, always the same.
 
@@ -214,6 +228,7 @@ def planted(
   Args:
     of_module: The number of faults in each module.
     prove: Exports and verifies a model. Raises if that fails.
+    not_planted: Counts other faults by `Mutant.equivalent`.
     seed: Chooses the faults.
 
   Yields:
@@ -222,7 +237,9 @@ def planted(
   rng = random.Random(seed)
   lines = _in_child(_executed, prove)
   for name, tests in _MODULES.items():
-    found = list(_mutants(name, lines[name]))
+    every = list(_mutants(name, lines[name]))
+    not_planted.update(m.equivalent for m in every if m.equivalent)
+    found = [m for m in every if not m.equivalent]
     for mutant in rng.sample(found, min(of_module, len(found))):
       by = None
       for test in tests:

@@ -925,6 +925,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       "outputs", {"y": old}, {"y": old * 1.000001}
     )
     self.assertEmpty(problems)
+    row = {"y": old[0]}  # An array with one axis is one column.
+    _, problems = comparison.compare("outputs", row, {"y": old[0] + 5})
+    self.assertEmpty(problems)
     # Neither does an infinite value, or a NaN, that both have.
     old = np.array([[np.inf, np.nan, 2.0]] * 2, np.float32)
     new = np.where(np.isfinite(old), 2.000001, old).astype(np.float32)
@@ -1024,6 +1027,17 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
         functools.partial(twice, inner)
       ).get_concrete_function()
       self.assertEqual(randomness.draws(trace.graph.as_graph_def()), 3)
+    # Those in a loop cannot be numbered, whatever is drawn later.
+    looped = tf.function(
+      lambda: tf.while_loop(
+        lambda x: tf.reduce_sum(x) < 9.0,
+        lambda x: [x + tf.random.uniform([2])],
+        [tf.zeros([2])],
+      )[0]
+    )
+    later = tf.function(lambda: looped() + tf.random.normal([2]))
+    graph = later.get_concrete_function().graph.as_graph_def()
+    self.assertEqual(randomness.draws(graph), -1)
 
   def test_every_comparison_finds_something(self):
     self.assertEqual(
