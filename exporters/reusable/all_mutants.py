@@ -109,6 +109,8 @@ _SUBJECTS = {
   "resnet": (_resnet, [64, 64, 3], 30, 60),
 }
 
+_OPERANDS = 853  # Of "small", after slimming.
+
 
 def _subject(name: str, directory: str) -> mutants.Subject:
   """Exports one of `_SUBJECTS`.
@@ -154,7 +156,11 @@ def prove() -> None:
   """
   with tempfile.TemporaryDirectory() as directory:
     of = _subject("small", directory)
-    for fault in mutants.sample(mutants.faults(mutants.read(of.export_dir)), 8):
+    export = mutants.read(of.export_dir)
+    nodes = [n for f in export.library.function for n in f.node_def]
+    operands = sum(1 + len(node.input) for node in nodes)
+    assert operands <= _OPERANDS, f"{operands} ops and operands are left"
+    for fault in mutants.sample(mutants.faults(export), 8):
       assert mutants.found_by(of, fault), (
         f"{fault.kind} ({fault.where}) survives"
       )

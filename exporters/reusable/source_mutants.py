@@ -68,6 +68,7 @@ class Mutant(NamedTuple):
   Attributes:
     module: Name of the module.
     kind: The kind of change.
+    place: The number of the source line.
     line: The source line.
     index: The changed node, as `ast.walk` counts them.
     equivalent: Why it would have no effect. Such a fault is not planted.
@@ -75,6 +76,7 @@ class Mutant(NamedTuple):
 
   module: str
   kind: str
+  place: int
   line: str
   index: int
   equivalent: str
@@ -86,11 +88,11 @@ def _mutants(name: str, lines: Collection[int]) -> Iterator[Mutant]:
   texts = source.splitlines()
   for i, node in enumerate(ast.walk(ast.parse(source))):
     for kind, place, _ in _changes(node):
-      line = f"{place.lineno}: {texts[place.lineno - 1].strip()}"
+      line = texts[place.lineno - 1].strip()
       words = line + ast.unparse(place)
       reasons = [why for word, why in _WITHOUT_EFFECT.items() if word in words]
       if place.lineno in lines:
-        yield Mutant(name, kind, line, i, "".join(reasons[:1]))
+        yield Mutant(name, kind, place.lineno, line, i, "".join(reasons[:1]))
 
 
 def _changed(mutant: Mutant) -> ast.Module:
@@ -234,17 +236,21 @@ def planted(
   Yields:
     The kind of a fault, its place, and what finds it, None if nothing does.
   """
-  rng = random.Random(seed)
   lines = _in_child(_executed, prove)
   for name, tests in _MODULES.items():
     every = list(_mutants(name, lines[name]))
     not_planted.update(m.equivalent for m in every if m.equivalent)
     found = [m for m in every if not m.equivalent]
-    for mutant in rng.sample(found, min(of_module, len(found))):
+    # At random, and the same when other lines of the module change.
+    found.sort(
+      key=lambda m: random.Random(f"{seed} {m.kind} {m.line}").random()
+    )
+    for mutant in found[:of_module]:
       by = None
       for test in tests:
         try:
           by = by or _in_child(_problem, mutant, test, prove)
         except (EOFError, TimeoutError):
           by = f"it ends early or takes more than {_SECONDS} seconds"
-      yield f"code of {name}.py", f"{mutant.kind}, {mutant.line}", by
+      where = f"{mutant.kind}, {mutant.place}: {mutant.line}"
+      yield f"code of {name}.py", where, by
