@@ -56,6 +56,8 @@ _WITHOUT_EFFECT = {
   **dict.fromkeys(("autograph=False", "_BLOCK"), "only time or memory change"),
   "strict=": "the lengths are equal",
   "set_seed": "any seed will do",
+  'keras = level == "full"': "any example will do",
+  "value = 0.5": "any rate will do",
   "reshape(-1": "NumPy takes -2 for -1",
   "tf.constant(0.0)": "a constant has no gradient",
 }

@@ -925,6 +925,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       "outputs", {"y": old}, {"y": old * 1.000001}
     )
     self.assertEmpty(problems)
+    for other in (old[:1], old.astype(np.float64)):
+      _, (problem,) = comparison.compare("outputs", {"y": old}, {"y": other})
+      self.assertIn("and was float32[2, 2]", problem)
     row = {"y": old[0]}  # An array with one axis is one column.
     _, problems = comparison.compare("outputs", row, {"y": old[0] + 5})
     self.assertEmpty(problems)
