@@ -53,7 +53,15 @@ _WITHOUT_EFFECT = {
     ("print", "errors.", "warn", "_print_table", "f.write"),
     "only words and refusals change",
   ),
-  **dict.fromkeys(("autograph=False", "_BLOCK"), "only time or memory change"),
+  **dict.fromkeys(
+    (
+      "autograph=False",
+      "_BLOCK",
+      "both = (model",
+      "tf.cast(tf.cast(x, s.dtype",
+    ),
+    "only time or memory change",
+  ),
   "strict=": "the lengths are equal",
   "set_seed": "any seed will do",
   'keras = level == "full"': "any example will do",
