@@ -64,6 +64,8 @@ _WITHOUT_EFFECT = {
   ),
   "set_seed": "any seed will do",
   'keras = level == "full"': "any example will do",
+  "in_inference = learning if": "any example will do",
+  '"_class", None': "colocation is a hint",
   "value = 0.5": "any rate will do",
   "reshape(-1": "NumPy takes -2 for -1",
   "tf.constant(0.0)": "a constant has no gradient",
