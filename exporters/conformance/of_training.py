@@ -27,6 +27,7 @@ _REGULARIZER = re.compile(rb'_regularizer\\?": \{')
 _REPEATS = 8  # Calls with random numbers, to compare their means.
 _ROWS = 16  # Examples for batch statistics.
 _JITTER = 0.05
+_LARGE = 400_000  # Elements of examples to differentiate.
 
 
 def has_modes(subject: Subject) -> findings.Finding:
@@ -255,9 +256,7 @@ def _gradients(subject: Subject) -> findings.Finding:
   )
   if not variables:
     return findings.passed(said)
-  exact = subject
-  if subject.is_half or subject.steady is None:
-    exact = _twin(subject) or subject
+  exact = _twin(subject) or subject
   arguments = exact.steady
   if arguments is None:
     arguments = {"training": False} if subject.training else {}
@@ -268,7 +267,7 @@ def _gradients(subject: Subject) -> findings.Finding:
     finding = _badly_made(subject, inputs) or _lost_in_inference(subject)
   if finding:
     return finding
-  wrong = _wrong(exact, inputs, arguments)
+  wrong = _wrong(exact, exact.example(_rows(inputs)), arguments)
   if wrong and any(map(_ROUNDED.fullmatch, subject.op_counts)):
     return findings.not_decidable(
       "whether gradients are right: it has ops that round, whose gradients are"
@@ -284,21 +283,29 @@ def _gradients(subject: Subject) -> findings.Finding:
   return findings.passed(said)
 
 
+def _rows(inputs: Any) -> int:
+  """Returns how many examples to differentiate, fewer of large ones."""
+  flat = tf.nest.flatten(inputs, expand_composites=True)
+  return min(4, max(1, 4 * _LARGE // (sum(map(tf.size, flat)) + 1)))
+
+
 def _twin(subject: Subject) -> Subject | None:
   """Loads the twin of a model; None if it cannot be called, or is random."""
-  try:
-    model = twin_lib.load(subject.directory, subject.files)
-    twin = subject_lib.Subject(subject.directory, subject.graph, [], model)
-    twin.example()
-  except Exception:  # Some ops have no kernel or another shape in float32.
-    return None
-  # A sub-object has no twin of its own.
-  is_same = [v.name for v in twin.trainable_variables] == [
-    v.name for v in subject.trainable_variables
-  ]
-  if not is_same or twin.is_half or twin.steady is None:
-    return None
-  return twin
+  names = [v.name for v in subject.trainable_variables]
+  for dtype in (tf.float64, tf.float32):
+    try:
+      graph, root = twin_lib.load(subject.directory, subject.files, dtype)
+      model = getattr(root, subject.attribute) if subject.attribute else root
+      twin = subject_lib.Subject(subject.directory, graph, [], model)
+      twin.example()
+      if subject.steady is not None:
+        twin.steady = subject.steady
+      is_same = names == [v.name for v in twin.trainable_variables]
+      if is_same and not twin.is_half and twin.steady is not None:
+        return twin
+    except Exception:  # Some ops have no kernel or another shape in this dtype.
+      continue
+  return None
 
 
 def _wrong(
