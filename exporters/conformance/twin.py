@@ -3,7 +3,7 @@
 The twin computes in double precision and draws the same numbers in each call.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 import functools
 import itertools
 import os
@@ -19,8 +19,9 @@ from exporters.reusable import private_api
 from exporters.reusable.private_api import function_pb2
 from exporters.reusable.private_api import graph_pb2
 from exporters.reusable.private_api import meta_graph_pb2
-from exporters.reusable.private_api import node_def_pb2
 from exporters.reusable.private_api import saved_model_pb2
+
+_Attributes = Mapping[str, Any]  # Of a node, as AttrValue.
 
 # In memory, as the sandbox is read-only. A removed name cannot be reused.
 _DIRECTORIES = map("ram://twin_{}".format, itertools.count())
@@ -172,27 +173,35 @@ def _replace_single(library: function_pb2.FunctionDefLibrary) -> None:
       function.ret[name] = renamed.get(value, value)
 
 
-def _batch_norm(attributes, x, scale, offset, mean, variance):
-  """Computes FusedBatchNormV3, but for the factor of the moving variance."""
+def _batch_norm(
+  attributes: _Attributes,
+  x: tf.Tensor,
+  scale: tf.Tensor,
+  offset: tf.Tensor,
+  mean: tf.Tensor,
+  variance: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  """Computes FusedBatchNormV3, with the variance of the batch as it is.
+
+  The op multiplies that by n / (n - 1), for moving averages only.
+  """
+  size, shape = tf.size(scale), tf.shape(x)
   is_first = attributes["data_format"].s.startswith(b"NC")
-  size = tf.size(scale)
-  rows = tf.reshape(
-    x, [tf.shape(x)[0], size, -1] if is_first else [-1, size, 1]
-  )
+  rows = tf.reshape(x, [shape[0], size, -1] if is_first else [-1, size, 1])
   if attributes["is_training"].b:
     mean = tf.reduce_mean(rows, [0, 2])
     variance = tf.reduce_mean(tf.square(rows), [0, 2]) - tf.square(mean)
   factor = scale * tf.math.rsqrt(variance + attributes["epsilon"].f)
   y = rows * factor[:, None] + (offset - mean * factor)[:, None]
-  return tf.reshape(y, tf.shape(x)), mean, variance
+  return tf.reshape(y, shape), mean, variance
 
 
-def _max_pool_3d(attributes, x):
+def _max_pool_3d(attributes: _Attributes, x: tf.Tensor) -> tf.Tensor:
   """Computes MaxPool3D of channels last: rows and columns, then frames."""
   _, *sizes, _ = attributes["ksize"].list.i
   _, *strides, _ = attributes["strides"].list.i
   padding = attributes["padding"].s.decode()
-  n, frames, rows, columns, channels = tf.unstack(tf.shape(x, tf.int32), 5)
+  n, frames, rows, columns, channels = tf.unstack(tf.shape(x), 5)
   x = tf.reshape(x, [n * frames, rows, columns, channels])
   x = tf.nn.max_pool2d(x, sizes[1:], strides[1:], padding)
   _, rows, columns, _ = tf.unstack(tf.shape(x), 4)
@@ -201,21 +210,27 @@ def _max_pool_3d(attributes, x):
   return tf.reshape(x, [n, -1, rows, columns, channels])
 
 
-def _resize(attributes, images, size):
+def _resize(
+  attributes: _Attributes, images: tf.Tensor, size: tf.Tensor
+) -> tf.Tensor:
   """Computes ResizeBilinear."""
-  by_rows, by_columns = _weights(attributes, tf.shape(images)[1:3], size)
-  return tf.einsum("yh,xw,bhwc->byxc", by_rows, by_columns, images)
+  weights = _interpolation(attributes, tf.shape(images)[1:3], size)
+  return tf.einsum("yh,xw,bhwc->byxc", *weights, images)
 
 
-def _resize_grad(attributes, grads, images):
+def _resize_grad(
+  attributes: _Attributes, grads: tf.Tensor, images: tf.Tensor
+) -> tf.Tensor:
   """Computes ResizeBilinearGrad."""
-  size = tf.shape(images)[1:3]
-  by_rows, by_columns = _weights(attributes, size, tf.shape(grads)[1:3])
-  return tf.einsum("yh,xw,byxc->bhwc", by_rows, by_columns, grads)
+  sizes = (tf.shape(x)[1:3] for x in (images, grads))
+  weights = _interpolation(attributes, *sizes)
+  return tf.einsum("yh,xw,byxc->bhwc", *weights, grads)
 
 
-def _weights(attributes, old, new):
-  """Returns the matrices with which ResizeBilinear interpolates."""
+def _interpolation(
+  attributes: _Attributes, old: tf.Tensor, new: tf.Tensor
+) -> Iterator[tf.Tensor]:
+  """Yields the matrices by which ResizeBilinear multiplies rows and columns."""
   for i in range(2):
     weights = tf.raw_ops.ResizeBilinear(
       images=tf.eye(old[i])[None, :, None],
