@@ -27,7 +27,7 @@ _REGULARIZER = re.compile(rb'_regularizer\\?": \{')
 _REPEATS = 8  # Calls with random numbers, to compare their means.
 _ROWS = 16  # Examples for batch statistics.
 _JITTER = 0.05
-_ELEMENTS = 400_000  # Most elements of examples to differentiate.
+_ELEMENTS = 250_000  # Most elements of examples to differentiate.
 _LARGE_MODEL = 2**29  # Bytes of files.
 
 
