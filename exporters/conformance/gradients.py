@@ -12,27 +12,38 @@ import tensorflow as tf
 from distribution import sandbox
 
 _EXCESS = 5  # Directions in which a gradient is wrong, less those it is right.
-_GROUPS = 64  # Maximum number of groups of variables to move.
+_LARGEST_GROUP = 2**24  # Values that are moved at once, unless in one variable.
 
 
 class _Precision(NamedTuple):
   """Steps and tolerances for finite differences in one precision.
 
   Attributes:
+    groups: Least number of groups of variables, moved one after another.
+    excess: Directions in which a right gradient is right, less wrong ones.
     largest: The largest step, relative to the variables.
     rounding: The step that moves values by one rounding error.
     tolerance: Tolerance relative to the derivative.
+    of_spread: Tolerance relative to its standard deviation over directions.
     of_all: Tolerance relative to the largest derivative, for rounding errors.
+    least: The least share of a step that a variable moves.
   """
 
+  groups: int
+  excess: int
   largest: float
   rounding: float
   tolerance: float
+  of_spread: float
   of_all: float
+  least: float
 
 
-_SINGLE = _Precision(1e-2, 3e-7, 0.15, 1e-5)
-_HALF = _Precision(0.1, 2.0**-8, 0.35, 0.5)
+_DOUBLE = _Precision(1, 2, 1e-5, 1e-15, 5e-5, 5e-5, 1e-12, 1e-3)
+# Constants of half precision may differ between a function and its gradient.
+_OF_HALF = _DOUBLE._replace(tolerance=0.02, of_spread=0.02)
+_SINGLE = _Precision(64, 1, 1e-2, 3e-7, 0.15, 0.05, 1e-5, 1e-2)
+_HALF = _Precision(64, 1, 0.1, 2.0**-8, 0.35, 0.05, 0.5, 1e-2)
 
 
 @contextlib.contextmanager
@@ -91,77 +102,130 @@ def wrong(
 ) -> tuple[str, float, float] | None:
   """Finds a gradient that differs from finite differences.
 
-  Each difference moves one variable, or a few, along a random direction. Moving
-  all variables by a rounding error estimates the error of the differences.
+  Each difference moves a group of variables along a random direction. Moving
+  all variables by a rounding error estimates the error of the differences. In
+  double precision they are so exact that one wrong column of one variable shows
+  when all variables move at once.
 
   Args:
     value: Returns the function's value at the current variables, in float64.
     variables: The variables.
     gradients: The gradient to check for each variable.
-    is_half: Whether half precision is used in part of the function.
+    is_half: Whether half precision is used in part of the function, or in the
+      one of which it is the twin.
 
   Returns:
     The variable's name, and the claimed and the measured derivative along the
     direction. None if all gradients are right.
   """
-  parts = np.array_split(range(len(variables)), min(len(variables), _GROUPS))
   precision = _HALF if is_half else _SINGLE
+  if all(v.dtype == tf.float64 for v in variables):
+    precision = _OF_HALF if is_half else _DOUBLE
   error = _rounding(value, variables, precision.rounding)
   of_all = precision.of_all * max(
     np.linalg.norm(g) * _size(v.numpy())
     for v, g in zip(variables, gradients, strict=True)
   )
-  for index, part in enumerate(parts):
-    group = [variables[i] for i in part]
-    before = [v.numpy() for v in group]
-    # A wrong gradient is wrong in most directions; kinks are in few.
-    excess = 0
-    for seed in itertools.count(index, len(parts)):
-      noise, claimed, spread = _direction(
-        before, [gradients[i] for i in part], seed
+
+  def search(
+    part: Sequence[int], groups: int
+  ) -> tuple[str, float, float] | None:
+    size = sum(gradients[i].size for i in part)
+    groups = max(groups, size // _LARGEST_GROUP)
+    for group in np.array_split(part, min(len(part), groups)):
+      found = _wrong_along(
+        value,
+        [variables[i] for i in group],
+        [gradients[i] for i in group],
+        functools.partial(_otherwise, error, of_all, precision),
+        precision,
       )
-      at = functools.partial(_at, value, group, before, noise)
-      try:
-        allowed = 0.05 * spread + of_all
-        measured = _otherwise(at, claimed, allowed, error, precision)
-      finally:
-        at(0.0)
-      excess += -1 if measured is None else 1
-      if excess < 0:
-        break
-      if excess == _EXCESS:
-        return group[0].name, claimed, measured
-  return None
+      if found:
+        of_half = search(group, 2) if len(group) > 1 else None
+        return of_half or (variables[group[0]].name, *found)
+    return None
+
+  return search(range(len(variables)), precision.groups)
+
+
+def _wrong_along(
+  value: Callable[[], Any],
+  variables: Sequence[tf.Variable],
+  gradients: Sequence[np.ndarray],
+  otherwise: Callable[..., float | None],
+  precision: _Precision,
+) -> tuple[float, float] | None:
+  """Returns the derivatives along a direction in which a gradient is wrong.
+
+  Args:
+    value: As in `wrong`.
+    variables: A group of variables, which move together.
+    gradients: The gradient to check for each of them.
+    otherwise: `_otherwise` with its first arguments.
+    precision: The precision.
+  """
+  before = [v.numpy() for v in variables]
+  # A wrong gradient is wrong in most directions; kinks are in few.
+  excess = 0
+  for seed in itertools.count():
+    noise, claimed, spread = _direction(before, gradients, seed, precision)
+    at = functools.partial(_at, value, variables, before, noise)
+    try:
+      measured = otherwise(at, claimed, spread)
+    finally:
+      at(0.0)
+    excess += -1 if measured is None else 1
+    if excess == -precision.excess:
+      return None
+    if excess == _EXCESS:
+      return claimed, measured
 
 
 def _otherwise(
+  error: float,
+  of_all: float,
+  precision: _Precision,
   at: Callable[[float], float],
   claimed: float,
-  allowed: float,
-  error: float,
-  precision: _Precision,
+  spread: float,
 ) -> float | None:
   """Measures a derivative; returns it if it differs from the claimed one.
 
   Steps should be small, but large enough to exceed rounding errors. Differences
   at several steps that disagree prove nothing, because the function has kinks.
+
+  Args:
+    error: The rounding error of a value.
+    of_all: The tolerance for rounding errors.
+    precision: The precision.
+    at: Returns the value after a step along a direction.
+    claimed: The derivative along it, by the gradient.
+    spread: The derivative's standard deviation over directions.
   """
   before, size, step = None, abs(claimed), 2.0 * precision.largest
+  allowed = precision.of_spread * spread + of_all
   for _ in range(4):
-    step = np.clip(error / (0.03 * size + 1e-30), 1e-6, step / 2)
+    goal = error / (0.2 * (precision.tolerance * size + allowed) + 1e-30)
+    step = np.clip(goal, 1e-6 * precision.largest, step / 2)
     measured = (at(step) - at(-step)) / (2 * step)
     size = max(abs(measured), abs(claimed))
     tolerance = precision.tolerance * size + allowed + error / step
-    if abs(measured - claimed) <= tolerance:
+    off = abs(measured - claimed)
+    if off <= tolerance:
       return None
-    if before is not None and abs(measured - before) < 0.2 * size:
+    if before is not None and abs(measured - before) < min(
+      0.2 * size, 0.5 * off
+    ):
       return measured
     before = measured
   return None
 
 
 def _direction(
-  values: Sequence[np.ndarray], gradients: Sequence[np.ndarray], seed: int
+  values: Sequence[np.ndarray],
+  gradients: Sequence[np.ndarray],
+  seed: int,
+  precision: _Precision,
 ) -> tuple[list[np.ndarray], float, float]:
   """Draws a direction to which each variable's gradient contributes.
 
@@ -175,26 +239,33 @@ def _direction(
   best = None
   for attempt in range(8):
     noise = _noise(values, 8 * seed + attempt)
-    terms = [
-      np.float64(g).ravel() * np.float64(x).ravel()
-      for g, x in zip(gradients, noise, strict=True)
-    ]
-    spreads = np.array([np.linalg.norm(x) for x in terms])
+    sums, spreads = np.transpose(
+      [_moments(g, x) for g, x in zip(gradients, noise, strict=True)]
+    )
     # Move variables with large gradients less, so that none dominates.
-    goal = max(min(spreads[spreads > 0], default=0), 0.01 * max(spreads))
+    least = precision.least * max(spreads)
+    goal = max(min(spreads[spreads > 0], default=0), least)
     shares = goal / np.maximum(spreads, goal or 1.0)
     shares[spreads == 0] = 1.0
     noise = [
       np.asarray(share * x, x.dtype)
       for x, share in zip(noise, shares, strict=True)
     ]
-    derivative = np.dot(shares, list(map(np.sum, terms)))
+    derivative = np.dot(shares, sums)
     spread = np.linalg.norm(shares * spreads)
     if best is None or abs(derivative) * best[2] > abs(best[1]) * spread:
       best = noise, derivative, spread
-    if abs(derivative) >= spread:
+    if abs(derivative) >= 20 * precision.of_spread * spread:
       break
   return best
+
+
+def _moments(
+  gradient: np.ndarray, direction: np.ndarray
+) -> tuple[float, float]:
+  """Returns the sum of the products of values, and their norm."""
+  terms = np.float64(gradient) * np.float64(direction)
+  return np.sum(terms), np.linalg.norm(terms)
 
 
 def _rounding(
@@ -209,7 +280,8 @@ def _rounding(
   finally:
     at(0.0)
   rest = values - np.polyval(np.polyfit(steps, values, 1), steps)
-  return 1e-7 * np.max(np.abs(values)) + 3 * np.max(np.abs(rest))
+  least = min(noise, 3e-7) / 3 * np.max(np.abs(values))
+  return least + 3 * np.max(np.abs(rest))
 
 
 def _at(

@@ -169,7 +169,7 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
             "List a part of the model's trainable variables.",
           )
       elif trains and "keras_metadata.pb" not in subject.files:
-        finding = _tried(subject, child)
+        finding = _tried(subject, name)
         if finding.verdict == findings.FAIL:
           return findings.failed(f"`{name}`: {finding.text}", finding.fix)
         if finding.verdict == findings.NOT_DECIDABLE:
@@ -179,9 +179,15 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
   return findings.passed(", ".join(sorted(found)) + "".join(untried))
 
 
-def _tried(subject: Subject, child: Any) -> findings.Finding:
+def _tried(subject: Subject, name: str) -> findings.Finding:
   """Applies the rules on gradients and inference (R5, R15) to a sub-object."""
-  part = subject_lib.Subject(subject.directory, subject.graph, [], child)
+  part = subject_lib.Subject(
+    subject.directory,
+    subject.graph,
+    [],
+    getattr(subject.model, name),
+    attribute=name,
+  )
   finding = findings.passed("")
   for judge in (
     of_training.lists_variables,

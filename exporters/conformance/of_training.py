@@ -27,6 +27,8 @@ _REGULARIZER = re.compile(rb'_regularizer\\?": \{')
 _REPEATS = 8  # Calls with random numbers, to compare their means.
 _ROWS = 16  # Examples for batch statistics.
 _JITTER = 0.05
+_ELEMENTS = 250_000  # Most elements of examples to differentiate.
+_LARGE_MODEL = 2**29  # Bytes of files.
 
 
 def has_modes(subject: Subject) -> findings.Finding:
@@ -255,20 +257,19 @@ def _gradients(subject: Subject) -> findings.Finding:
   )
   if not variables:
     return findings.passed(said)
-  exact = subject
-  if subject.is_half or subject.steady is None:
-    exact = _twin(subject) or subject
-  arguments = exact.steady
-  if arguments is None:
-    arguments = {"training": False} if subject.training else {}
-    said += ". Training is always random: its gradients were not compared"
   # Batch normalization of 2 values yields only 1 and -1, so take 4.
   inputs = subject.example(4)
   with gradients_lib.moved(variables, _JITTER), subject.unchanged():
     finding = _badly_made(subject, inputs) or _lost_in_inference(subject)
   if finding:
     return finding
-  wrong = _wrong(exact, inputs, arguments)
+  exact = _twin(subject) or subject
+  arguments = exact.steady
+  if arguments is None:
+    arguments = {"training": False} if subject.training else {}
+    said += ". Training is always random: its gradients were not compared"
+  inputs = exact.example(_rows(inputs))
+  wrong = _wrong(exact, inputs, arguments, subject.is_half)
   if wrong and any(map(_ROUNDED.fullmatch, subject.op_counts)):
     return findings.not_decidable(
       "whether gradients are right: it has ops that round, whose gradients are"
@@ -284,25 +285,38 @@ def _gradients(subject: Subject) -> findings.Finding:
   return findings.passed(said)
 
 
+def _rows(inputs: Any) -> int:
+  """Returns how many examples to differentiate, fewer of large ones."""
+  flat = tf.nest.flatten(inputs, expand_composites=True)
+  return min(4, max(1, 4 * _ELEMENTS // (sum(map(tf.size, flat)) + 1)))
+
+
 def _twin(subject: Subject) -> Subject | None:
-  """Loads the twin of a model; None if it cannot be called, or is random."""
-  try:
-    model = twin_lib.load(subject.directory, subject.files)
-    twin = subject_lib.Subject(subject.directory, subject.graph, [], model)
-    twin.example()
-  except Exception:  # Some ops have no kernel or another shape in float32.
-    return None
-  # A sub-object has no twin of its own.
-  is_same = [v.name for v in twin.trainable_variables] == [
-    v.name for v in subject.trainable_variables
-  ]
-  if not is_same or twin.is_half or twin.steady is None:
-    return None
-  return twin
+  """Loads the twin of a model; None if it cannot be called, or is random.
+
+  In double precision the weights of large models need too much memory.
+  """
+  names = [v.name for v in subject.trainable_variables]
+  is_inexact = subject.is_half or subject.steady is None
+  is_large = sum(subject.files.values()) > _LARGE_MODEL
+  for dtype in [tf.float64] * (not is_large) + [tf.float32] * is_inexact:
+    try:
+      graph, root = twin_lib.load(subject.directory, subject.files, dtype)
+      model = getattr(root, subject.attribute) if subject.attribute else root
+      twin = subject_lib.Subject(subject.directory, graph, [], model)
+      twin.example()
+      if subject.steady is not None:
+        twin.steady = subject.steady
+      is_same = names == [v.name for v in twin.trainable_variables]
+      if is_same and not twin.is_half and twin.steady is not None:
+        return twin
+    except Exception:  # Some ops have no kernel or another shape in this dtype.
+      continue
+  return None
 
 
 def _wrong(
-  subject: Subject, inputs: Any, arguments: Mapping[str, Any]
+  subject: Subject, inputs: Any, arguments: Mapping[str, Any], is_half: bool
 ) -> tuple[str, float, float] | None:
   """Compares gradients with finite differences, as `gradients.wrong` does."""
 
@@ -320,7 +334,7 @@ def _wrong(
       # In most models, updates do not change the outputs of training.
       is_still = value() == value()
     return gradients_lib.wrong(
-      value if is_still else value_of_a_call, variables, made, subject.is_half
+      value if is_still else value_of_a_call, variables, made, is_half
     )
 
 

@@ -946,6 +946,13 @@ _BROKEN = (
   ("R5", _of(_layers, change=_with_gradient(0.0)), "kernel_0:0 .* is zero"),
   ("R5", _of(_layers, change=_with_gradient(100.0)), "kernel_0:0 is wrong"),
   ("R5", _of(_layers, change=_part_of_gradient), "kernel_0:0 is wrong"),
+  *(
+    ("R5", _of(_layers, change=change), "kernel_0:0 is wrong")
+    for change in (
+      _with_gradient([1.0, 1.0, 1.0, 1.01]),
+      lambda x: 8.0 * x + tf.stop_gradient(tf.tanh(x)),
+    )
+  ),
   (
     "R5",
     _of(_layers, training=(_moves, _fixed_dropout), change=_with_gradient(1.5)),

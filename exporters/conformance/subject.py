@@ -71,6 +71,7 @@ class Subject:
     suspicious: The ops and assets that break rule S1.
     loaded: The loaded object. None if it was not loaded.
     unloaded: Why the SavedModel was not loaded.
+    attribute: The attribute of the root that is judged. Empty: the root.
   """
 
   directory: str
@@ -78,6 +79,7 @@ class Subject:
   suspicious: list[str]
   loaded: Any = None
   unloaded: str = ""
+  attribute: str = ""
   _found: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property

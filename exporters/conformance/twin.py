@@ -1,9 +1,10 @@
 """Loads the twin of a SavedModel, to check its gradients exactly.
 
-The twin computes in single precision and draws the same numbers in each call.
+The twin computes in double precision and draws the same numbers in each call.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+import functools
 import itertools
 import os
 from typing import Any
@@ -14,13 +15,18 @@ import numpy as np
 import tensorflow as tf
 
 from exporters.reusable import observation
+from exporters.reusable import private_api
+from exporters.reusable.private_api import function_pb2
 from exporters.reusable.private_api import graph_pb2
+from exporters.reusable.private_api import meta_graph_pb2
 from exporters.reusable.private_api import saved_model_pb2
+
+_Attributes = Mapping[str, Any]  # Of a node, as AttrValue.
 
 # In memory, as the sandbox is read-only. A removed name cannot be reused.
 _DIRECTORIES = map("ram://twin_{}".format, itertools.count())
-_FLOAT = tf.float32.as_datatype_enum
-_HALF = (tf.bfloat16.as_datatype_enum, tf.float16.as_datatype_enum)
+_VARIABLES = "variables/variables"
+_FLOATS = [x.as_datatype_enum for x in (tf.float32, tf.bfloat16, tf.float16)]
 # Stateful random ops, and the ops that draw the same for the same seed.
 _STATELESS = {
   "RandomStandardNormal": "StatelessRandomNormal",
@@ -30,31 +36,60 @@ _STATELESS = {
 }
 
 
-def load(directory: str, files: Iterable[str]) -> Any:
-  """Loads a SavedModel with float32 for half precision, and with fixed noise.
+def load(
+  directory: str, files: Iterable[str], dtype: tf.DType
+) -> tuple[meta_graph_pb2.MetaGraphDef, Any]:
+  """Loads a SavedModel with other floats, and with fixed noise.
 
   Random ops that are not in `_STATELESS` still draw other numbers in each call.
 
   Args:
     directory: Its directory.
     files: The paths of its files.
+    dtype: The dtype of all floats that have at most its precision.
+
+  Returns:
+    The changed MetaGraph, and the loaded object.
   """
   with open(os.path.join(directory, "saved_model.pb"), "rb") as f:
     model = saved_model_pb2.SavedModel.FromString(f.read())
-  _fix_noise(model.meta_graphs[0].graph_def)
-  _convert(model)
+  graph = model.meta_graphs[0]
+  _fix_noise(graph.graph_def)
+  _set_defaults(graph.graph_def)
+  _convert(graph, dtype)
+  if dtype == tf.float64:
+    _replace_single(graph.graph_def.library)
   path = next(_DIRECTORIES)
   try:
     for file in files:
-      if file.startswith(("assets/", "variables/")):
+      if file.startswith("assets/"):
         target = f"{path}/{file}"
         tf.io.gfile.makedirs(target.rpartition("/")[0])
         tf.io.gfile.copy(f"{directory}/{file}", target)
+    if f"{_VARIABLES}.index" in files:
+      tf.io.gfile.makedirs(f"{path}/variables")
+      _convert_variables(directory, path, dtype)
     with tf.io.gfile.GFile(f"{path}/saved_model.pb", "wb") as f:
       f.write(model.SerializeToString())
-    return observation.load(path)
+    return graph, observation.load(path)
   finally:
     tf.io.gfile.rmtree(path)
+
+
+def _convert_variables(source: str, target: str, dtype: tf.DType) -> None:
+  """Copies the values of variables, floats in another dtype."""
+  reader = tf.train.load_checkpoint(f"{source}/{_VARIABLES}")
+  dtypes = reader.get_variable_to_dtype_map()
+  values = [
+    tf.cast(x, dtype) if dtypes[name].as_datatype_enum in _FLOATS else x
+    for name, x in ((name, reader.get_tensor(name)) for name in dtypes)
+  ]
+  tf.raw_ops.SaveV2(
+    prefix=f"{target}/{_VARIABLES}",
+    tensor_names=list(dtypes),
+    shape_and_slices=[""] * len(dtypes),
+    tensors=values,
+  )
 
 
 def _fix_noise(graph: graph_pb2.GraphDef) -> None:
@@ -75,22 +110,145 @@ def _fix_noise(graph: graph_pb2.GraphDef) -> None:
         del node.attr[name]
 
 
-def _convert(proto: message.Message) -> None:
-  """Replaces half-precision types in a message and all nested messages."""
+def _set_defaults(graph: graph_pb2.GraphDef) -> None:
+  """Sets the attributes that nodes lack because they have the default."""
+  for function in graph.library.function:
+    for node in function.node_def:
+      for name, value in private_api.default_attributes(node.op).items():
+        if name not in node.attr:
+          node.attr[name].CopyFrom(value)
+
+
+def _convert(proto: message.Message, dtype: tf.DType) -> None:
+  """Replaces the types of floats in a message and all nested messages."""
+  new = dtype.as_datatype_enum
   if proto.DESCRIPTOR.name == "TensorProto":
-    if proto.dtype in _HALF:
-      values = np.float32(tf.make_ndarray(proto))
+    if proto.dtype in _FLOATS:
+      values = np.asarray(tf.make_ndarray(proto), dtype.as_numpy_dtype)
       proto.CopyFrom(tf.make_tensor_proto(values))
     return
   for field, value in proto.ListFields():
     is_list = not isinstance(value, (int, message.Message))
     if field.enum_type and field.enum_type.name == "DataType":
       if not is_list:
-        setattr(proto, field.name, _FLOAT if value in _HALF else value)
+        setattr(proto, field.name, new if value in _FLOATS else value)
       else:
-        value[:] = [_FLOAT if x in _HALF else x for x in value]
+        value[:] = [new if x in _FLOATS else x for x in value]
     elif field.message_type:
       held = value if is_list else [value]
       for each in held.values() if hasattr(held, "values") else held:
         if isinstance(each, message.Message):
-          _convert(each)
+          _convert(each, dtype)
+
+
+def _replace_single(library: function_pb2.FunctionDefLibrary) -> None:
+  """Replaces ops that lack double precision by calls of functions."""
+  made = {}
+  for function in [*library.function]:
+    renamed = {}
+    for node in function.node_def:
+      if node.op not in _IN_DOUBLE:
+        continue
+      compute, outputs, dtypes = _IN_DOUBLE[node.op]
+      key = node.op, str(sorted(node.attr.items()))
+      if key not in made:
+        specs = [tf.TensorSpec(None, dtype) for dtype in dtypes]
+        computed = tf.function(functools.partial(compute, dict(node.attr)))
+        made[key] = computed.get_concrete_function(*specs)
+        library.function.add().CopyFrom(made[key].function_def)
+      node.op = "PartitionedCall"
+      node.attr.clear()
+      node.attr["f"].func.name = made[key].function_def.signature.name
+      for name, tensors in (
+        ("Tin", made[key].inputs),
+        ("Tout", made[key].outputs),
+      ):
+        types = [x.dtype.as_datatype_enum for x in tensors]
+        node.attr[name].list.type.extend(types)
+      for i, output in enumerate(outputs):
+        renamed[f"{node.name}:{output}:0"] = f"{node.name}:output:{i}"
+    for node in function.node_def:
+      node.input[:] = [renamed.get(x, x) for x in node.input]
+    for name, value in function.ret.items():
+      function.ret[name] = renamed.get(value, value)
+
+
+def _batch_norm(
+  attributes: _Attributes,
+  x: tf.Tensor,
+  scale: tf.Tensor,
+  offset: tf.Tensor,
+  mean: tf.Tensor,
+  variance: tf.Tensor,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  """Computes FusedBatchNormV3, with the variance of the batch as it is.
+
+  The op multiplies that by n / (n - 1), for moving averages only.
+  """
+  size, shape = tf.size(scale), tf.shape(x)
+  is_first = attributes["data_format"].s.startswith(b"NC")
+  rows = tf.reshape(x, [shape[0], size, -1] if is_first else [-1, size, 1])
+  if attributes["is_training"].b:
+    mean = tf.reduce_mean(rows, [0, 2])
+    variance = tf.reduce_mean(tf.square(rows), [0, 2]) - tf.square(mean)
+  factor = scale * tf.math.rsqrt(variance + attributes["epsilon"].f)
+  y = rows * factor[:, None] + (offset - mean * factor)[:, None]
+  return tf.reshape(y, shape), mean, variance
+
+
+def _max_pool_3d(attributes: _Attributes, x: tf.Tensor) -> tf.Tensor:
+  """Computes MaxPool3D of channels last: rows and columns, then frames."""
+  _, *sizes, _ = attributes["ksize"].list.i
+  _, *strides, _ = attributes["strides"].list.i
+  padding = attributes["padding"].s.decode()
+  n, frames, rows, columns, channels = tf.unstack(tf.shape(x), 5)
+  x = tf.reshape(x, [n * frames, rows, columns, channels])
+  x = tf.nn.max_pool2d(x, sizes[1:], strides[1:], padding)
+  _, rows, columns, _ = tf.unstack(tf.shape(x), 4)
+  x = tf.reshape(x, [n, frames, rows * columns, channels])
+  x = tf.nn.max_pool2d(x, [sizes[0], 1], [strides[0], 1], padding)
+  return tf.reshape(x, [n, -1, rows, columns, channels])
+
+
+def _resize(
+  attributes: _Attributes, images: tf.Tensor, size: tf.Tensor
+) -> tf.Tensor:
+  """Computes ResizeBilinear."""
+  weights = _interpolation(attributes, tf.shape(images)[1:3], size)
+  return tf.einsum("yh,xw,bhwc->byxc", *weights, images)
+
+
+def _resize_grad(
+  attributes: _Attributes, grads: tf.Tensor, images: tf.Tensor
+) -> tf.Tensor:
+  """Computes ResizeBilinearGrad."""
+  sizes = (tf.shape(x)[1:3] for x in (images, grads))
+  weights = _interpolation(attributes, *sizes)
+  return tf.einsum("yh,xw,byxc->bhwc", *weights, grads)
+
+
+def _interpolation(
+  attributes: _Attributes, old: tf.Tensor, new: tf.Tensor
+) -> Iterator[tf.Tensor]:
+  """Yields the matrices by which ResizeBilinear multiplies rows and columns."""
+  for i in range(2):
+    weights = tf.raw_ops.ResizeBilinear(
+      images=tf.eye(old[i])[None, :, None],
+      size=[new[i], 1],
+      align_corners=attributes["align_corners"].b,
+      half_pixel_centers=attributes["half_pixel_centers"].b,
+    )
+    yield tf.cast(weights[0, :, 0], tf.float64)
+
+
+# The functions that replace ops, the names of their outputs, and input dtypes.
+_IN_DOUBLE = {
+  "FusedBatchNormV3": (
+    _batch_norm,
+    ("y", "batch_mean", "batch_variance"),
+    [tf.float64] * 5,
+  ),
+  "MaxPool3D": (_max_pool_3d, ("output",), [tf.float64]),
+  "ResizeBilinear": (_resize, ("resized_images",), [tf.float64, tf.int32]),
+  "ResizeBilinearGrad": (_resize_grad, ("output",), [tf.float64] * 2),
+}

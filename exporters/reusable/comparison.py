@@ -125,7 +125,8 @@ COMPARISONS = {
   "other forms": Comparison(
     "The other forms of the input that the export takes, such as lists and"
     " other dtypes, in inference, and in training with fixed seeds.",
-    "Each calls the same function.",
+    "Each calls the same function. Gradients are compared where that is not"
+    " seen in its graph.",
     1e-5,
   ),
   EMPTY: Comparison(

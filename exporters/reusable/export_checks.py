@@ -10,7 +10,14 @@ export, then the file for the results, then the files of `write`, in order.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 import errno
 import functools
 import inspect
@@ -45,6 +52,7 @@ import tensorflow_hub as hub
 import tf_keras
 
 from exporters.reusable import comparison
+from exporters.reusable import graphs
 from exporters.reusable import observation
 from exporters.reusable import randomness
 from exporters.reusable import xla_trap
@@ -55,6 +63,7 @@ Observation = observation.Observation
 # Sums in another order differ by several units in the last place.
 _PRECISION = {tf.float32: 2**-20, tf.float64: 2**-49}
 _PERTURBATIONS = 3
+_CONVERSIONS = ("Cast", "Identity", "IdentityN", "NoOp", "Placeholder")
 
 
 class Result(NamedTuple):
@@ -230,8 +239,7 @@ def _check_alone(
     yield _result(part, kind, made.name, *compared)
   if made.forms and not is_keras:
     called = (with_seeds(),) * 2 if made.seeded else (model, call)
-    for form, *arrays in _in_other_forms(*called, made):
-      kind = "other forms"
+    for form, kind, *arrays in _in_other_forms(*called, made):
       compared = comparison.compare(kind, *arrays)
       yield _result(part, kind, f"{made.name}, {form}", *compared)
   # Keras rebuilds its own layers under the strategy of each consumer.
@@ -586,19 +594,23 @@ def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
 
 def _in_other_forms(
   model: Any, call: Callable[..., Any], made: Call
-) -> Iterator[tuple[str, Arrays, Arrays]]:
+) -> Iterator[tuple[str, str, Arrays, Arrays]]:
   """Calls a loaded model with each other form of the input that it takes.
 
-  `call` calls the model with inputs like the example.
+  `call` calls the model with inputs like the example. Tracing gradients takes
+  seconds, so they are not compared where a form calls the function of the
+  example's form and only converts.
 
   Yields:
-    The name of the form, then the outputs and updates of two calls with the
-    same values: in the form of the example, and in this form.
+    The name of the form, the kind of the comparison, and the outputs and
+    updates, or the gradients, of two calls with the same values: in the form of
+    the example, and in this form.
   """
   example = made.example
   values = example.values() if isinstance(example, Mapping) else example
   values = tf.nest.flatten(list(values) if values is not example else values)
-  forms = {}
+  forms, own = {}, set()
+  traces = collections.defaultdict(list)
   for function in model.__call__.concrete_functions:
     form = function.structured_input_signature[0][0]
     if isinstance(form, Mapping) and isinstance(example, Mapping):
@@ -614,10 +626,13 @@ def _in_other_forms(
     is_own = is_dict == isinstance(example, Mapping) and all(
       x.dtype == v.dtype for x, v in zip(specs, values, strict=True)
     )
-    if not is_own:
+    if is_own:
+      own.add(tf.compat.as_str(function.name))
+    else:
       forms.setdefault(name, (form, specs))
+      traces[name].append(function)
 
-  def see(like: Any, given: Sequence[tf.Tensor]) -> Arrays:
+  def see(like: Any, given: Sequence[tf.Tensor], kind: str) -> Arrays:
     inputs = (
       dict(zip(like, given, strict=True))
       if isinstance(like, Mapping)
@@ -625,8 +640,12 @@ def _in_other_forms(
     )
     tf.random.set_seed(1)  # Random ops with seeds draw the same again.
     function = call if like is example else model
-    outputs, updates = observation.run(model, function, inputs, made.arguments)
-    return observation.named_arrays({"outputs": outputs}) | updates
+    if kind == "gradients":
+      function = observation.train_step(model, function)
+    result, updates = observation.run(model, function, inputs, made.arguments)
+    if kind == "gradients":
+      return observation.by_variable(model.trainable_variables, result[1])
+    return observation.named_arrays({"outputs": result}) | updates
 
   # Values that all forms can express need one call in the example's form.
   for _, specs in forms.values():
@@ -634,12 +653,29 @@ def _in_other_forms(
       tf.cast(tf.cast(x, s.dtype), x.dtype) if s.dtype.is_floating else x
       for x, s in zip(values, specs, strict=True)
     ]
-  of_example = functools.cache(lambda: see(example, values))
+  of_example = functools.cache(lambda kind: see(example, values, kind))
   for name, (form, specs) in forms.items():
     cast = [tf.cast(x, s.dtype) for x, s in zip(values, specs, strict=True)]
     back = [tf.cast(x, v.dtype) for x, v in zip(cast, values, strict=True)]
     is_same = all(map(np.array_equal, back, values))
-    yield name, of_example() if is_same else see(example, back), see(form, cast)
+    kinds = ["other forms"]
+    if model.trainable_variables and not all(
+      _only_converts(f.graph, own) for f in traces[name]
+    ):
+      kinds.append("gradients")
+    for kind in kinds:
+      expected = of_example(kind) if is_same else see(example, back, kind)
+      yield name, kind, expected, see(form, cast, kind)
+
+
+def _only_converts(graph: tf.Graph, functions: Collection[str]) -> bool:
+  """Tells whether a graph calls one of the functions and else only converts."""
+  return all(
+    op.get_attr("f").name in functions
+    if op.type in graphs.CALLS
+    else op.type in _CONVERSIONS and "_gradient_op_type" not in op.node_def.attr
+    for op in graph.get_operations()
+  )
 
 
 def _saved_again(export_dir: str, model: Any, example: Any) -> Arrays:

@@ -148,6 +148,16 @@ def is_stateful(op: str) -> bool:
   return definition is None or definition.is_stateful
 
 
+def default_attributes(op: str) -> dict[str, Any]:
+  """Returns the attributes that nodes may omit; {} if they are unknown."""
+  definition = op_def_registry and op_def_registry.get(op)
+  return {
+    attr.name: attr.default_value
+    for attr in (definition.attr if definition else ())
+    if attr.HasField("default_value")
+  }
+
+
 def write_fingerprint(export_dir: str) -> None:
   """Rewrites the fingerprint of a SavedModel that was changed.
 

@@ -24,6 +24,7 @@ from exporters.reusable import observation
 from exporters.reusable import randomness
 from exporters.reusable import saving
 from exporters.reusable import verification
+from exporters.reusable.private_api import saved_model_pb2
 from tools import nightly
 
 # Two devices, of which the second stands in for a GPU.
@@ -300,6 +301,22 @@ def _half_precision_doubled(export_dir):
     root = saving.reusable(source, also_takes=saving.of_mixed_precision(_SPEC))
   signature = saving.signature(root, _SPEC)
   saving.save(root, export_dir, signatures={"serving_default": signature})
+
+
+def _half_precision_without_gradient(export_dir):
+  root = saving.reusable(
+    _source(_model()), also_takes=saving.of_mixed_precision(_SPEC)
+  )
+  signature = saving.signature(root, _SPEC)
+  saving.save(root, export_dir, signatures={"serving_default": signature})
+  path = pathlib.Path(export_dir, "saved_model.pb")
+  saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+  for function in saved.meta_graphs[0].graph_def.library.function:
+    if {"Cast", "StatefulPartitionedCall"} < {n.op for n in function.node_def}:
+      for node in function.node_def:
+        if node.op == "Identity":
+          node.op = "StopGradient"
+  path.write_bytes(saved.SerializeToString())
 
 
 def _dropout_left_on(export_dir):
@@ -685,6 +702,14 @@ _BROKEN = [
     "other forms",
     "other forms, rate 0.25, one seed, bfloat16",
     "outputs differs by",
+  ),
+  (
+    "half_precision_without_gradient",
+    _plain,
+    _half_precision_without_gradient,
+    "gradients",
+    r"gradients, inference \(5, 4\), bfloat16",
+    "0 first/kernel:0 is missing",
   ),
   (
     "dropout_left_on",
