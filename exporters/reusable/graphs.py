@@ -76,6 +76,12 @@ def gradient(node: Node) -> str:
   return node.attr[GRADIENT].s.decode() if GRADIENT in node.attr else ""
 
 
+def colocated(node: Node) -> list[str]:
+  """Returns the names of the nodes that a node is colocated with."""
+  places = node.attr["_class"].list.s if "_class" in node.attr else ()
+  return [place.decode().removeprefix("loc:@") for place in places]
+
+
 def outputs(node: Node) -> Iterator[tuple[str, int]]:
   """Yields the names of a node's Tensors in a function, and their dtypes.
 

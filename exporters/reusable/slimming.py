@@ -177,7 +177,7 @@ def _remove_needless(
   waited_for = set()
   taken_on = collections.defaultdict(set)
   for node in function.node_def:
-    kept.update(_places(node))
+    kept.update(graphs.colocated(node))
     waited_for.update(_node(name) for name in node.input if name[0] == "^")
     for name in node.input:
       taken_on[_node(name)].add(node.device)
@@ -259,7 +259,7 @@ def _shorten_names(function: graphs.Function) -> Callable[[str], str]:
     node.input[:] = map(rename, node.input)
     if "_class" in node.attr:
       node.attr["_class"].list.s[:] = [
-        f"loc:@{rename(name)}".encode() for name in _places(node)
+        f"loc:@{rename(name)}".encode() for name in graphs.colocated(node)
       ]
   # A list, because iteration over a changing protobuf map skips items.
   for key, name in list(function.ret.items()):
@@ -275,12 +275,6 @@ def _shorten_names(function: graphs.Function) -> Callable[[str], str]:
 
 def _node(name: str) -> str:
   return _NODE.search(name)[0]
-
-
-def _places(node: graphs.Node) -> list[str]:
-  """Returns the names of the nodes that a node is colocated with."""
-  places = node.attr["_class"].list.s if "_class" in node.attr else ()
-  return [place.decode().removeprefix("loc:@") for place in places]
 
 
 def _remove_waiting(node: graphs.Node, names: Collection[str]) -> None:
