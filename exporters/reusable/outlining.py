@@ -26,8 +26,8 @@ from exporters.reusable import private_api
 from exporters.reusable.private_api import meta_graph_pb2
 from exporters.reusable.private_api import types_pb2
 
-# Nodes of a function, and nodes that it saves. A function that saves fewer makes
-# the first train step slower; measured with ResNet-50.
+# Nodes of a function, and nodes that it saves. One that saves fewer makes the
+# first train step slower; measured with ResNet-50.
 _LEAST_NODES = 10
 _LEAST_SAVED = 150
 _FLOATS = (types_pb2.DT_FLOAT, types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
