@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import contextlib
 import gc
+import io
 import os
 import resource
 import signal
@@ -102,8 +103,9 @@ def _open_streams() -> None:
       os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
       setattr(sys, name, os.fdopen(number, "w" if number else "r"))
   escape = "backslashreplace"  # Where the locale is not UTF-8.
-  sys.stdout.reconfigure(errors=escape)
-  os.environ["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:{escape}"
+  if isinstance(sys.stdout, io.TextIOWrapper):  # A test may replace it.
+    sys.stdout.reconfigure(errors=escape)
+    os.environ["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:{escape}"
 
 
 def _end(number: int, frame: Any) -> None:
