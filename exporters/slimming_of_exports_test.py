@@ -127,7 +127,7 @@ def _run(graph, function, values):
 
 class SlimmingOfExportsTest(parameterized.TestCase):
   @parameterized.parameters(
-    (_mnist_cnn, 10), (_resnet, 20), (_bert, 10), (_text_rnn, 10), (_product, 4)
+    (_mnist_cnn, 10), (_resnet, 10), (_bert, 10), (_text_rnn, 10), (_product, 4)
   )
   def test_each_function_computes_the_same(self, build, least):
     directory = self.create_tempdir().full_path
@@ -154,35 +154,31 @@ class SlimmingOfExportsTest(parameterized.TestCase):
     count = 0
     later = graphs.functions(new)
     earlier = graphs.functions(old)
-    for function in earlier.values():
+    # TensorFlow may optimize layers that are functions differently.
+    rtol = 1e-5 * bool(later.keys() - earlier)
+    for name, function in earlier.items():
       if _WITH_FILES & {node.op for node in function.node_def}:
         continue
-      if (
-        function.signature.name not in later
-      ):  # It is part of its caller, or the gradient of others too.
-        self.assertRegex(function.signature.name, "serve|_grad_fn")
+      # Part of its caller, or the gradient of an equal layer.
+      if name not in later:
+        self.assertRegex(name, "serve|_grad_fn")
         continue
       for size in _DIMENSIONS:
         values = _values(function, size)
         if values is None:
           break
         expected = _run(old, function, values)
-        actual = _run(new, later[function.signature.name], values)
+        actual = _run(new, later[name], values)
         if isinstance(expected, type):
-          self.assertIs(actual, expected, function.signature.name)
+          self.assertIs(actual, expected, name)
           continue
         again = _run(old, function, values)
         if all(map(np.array_equal, expected, again)):  # Not random by itself.
-          # TensorFlow may optimize a layer that is a function differently.
-          rtol = 1e-5 * any(
-            layer.signature.name not in earlier
-            for node in later[function.signature.name].node_def
-            if (layer := graphs.callee(node, later))
-          )
           for x, y in zip(expected, actual, strict=True):
-            np.testing.assert_allclose(
-              y, x, rtol, err_msg=function.signature.name
-            )
+            if rtol and x.dtype.kind == "f":
+              np.testing.assert_allclose(y, x, rtol, err_msg=name)
+            else:
+              np.testing.assert_array_equal(y, x, name)
           count += 1
         break
     print(build.__name__, count, "of", len(old.library.function), "functions")
