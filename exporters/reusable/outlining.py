@@ -52,7 +52,12 @@ class _Tensor(NamedTuple):
 
 
 class _Gradient(NamedTuple):
-  """A custom gradient: what it computes, and messages of captured Tensors."""
+  """A custom gradient.
+
+  Attributes:
+    body: What it computes; its type if it captures more than Tensors.
+    captured: Messages of the Tensors that it captures.
+  """
 
   body: bytes
   captured: list[Any]
@@ -149,18 +154,21 @@ def _rename(function: graphs.Function, new: Mapping[str, str]) -> None:
 def _gradients(
   meta_graph: meta_graph_pb2.MetaGraphDef,
 ) -> dict[str, _Gradient]:
-  """Returns the custom gradients that capture only Tensors, by their types."""
+  """Returns the custom gradients, by their types."""
   objects = meta_graph.object_graph_def
   by_name = graphs.functions(meta_graph.graph_def)
   gradients = {}
   for gradient in meta_graph.graph_def.library.registered_gradients:
-    name = gradient.gradient_func
+    name, op_type = gradient.gradient_func, gradient.registered_op_type
     inputs = objects.concrete_functions[name].bound_inputs
     nodes = [objects.nodes[i] for i in inputs]
-    if all(node.HasField("captured_tensor") for node in nodes):
-      gradients[gradient.registered_op_type] = _Gradient(
-        _without_names(by_name[name]), [n.captured_tensor for n in nodes]
-      )
+    captured = [
+      node.captured_tensor for node in nodes if node.HasField("captured_tensor")
+    ]
+    body = op_type.encode()
+    if len(captured) == len(nodes):
+      body = _without_names(by_name[name])
+    gradients[op_type] = _Gradient(body, captured)
   return gradients
 
 
@@ -261,6 +269,12 @@ class _Caller:
       ):
         self._names[f"{node.name}:{j}"] = name
         self._tensors[name] = _Tensor(dtype, shape)
+    own = set(map(graphs.gradient, self._nodes))
+    for tensor in itertools.chain(
+      *(g.captured for op_type, g in gradients.items() if op_type not in own)
+    ):
+      if tensor.concrete_function == function.signature.name:
+        self._users[graphs.node_of(tensor.name)].append((-1, ""))
     for x in function.ret.values():
       self._users[graphs.node_of(x)].append((len(self._nodes), x))
     for x in function.control_ret.values():
@@ -293,6 +307,8 @@ class _Caller:
           return None
         described = [self._described[node.name], *map(place, node.input)]
         for tensor in self._captured(node):
+          if tensor.concrete_function != self._function.signature.name:
+            return None
           name = tensor.name
           is_inside = graphs.node_of(name) in inside
           described.append(place(name if is_inside else self._names[name]))

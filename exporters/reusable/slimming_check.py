@@ -205,7 +205,7 @@ class _Reader:
 
   def _captures(
     self, gradient: str, function: graphs.Function
-  ) -> tuple[list[str], tuple[int, ...]]:
+  ) -> tuple[list[str], tuple[Any, ...]]:
     """Returns what a custom gradient captures.
 
     Args:
@@ -213,7 +213,8 @@ class _Reader:
       function: The function that has the op.
 
     Returns:
-      The names of values in the function, and the numbers of other objects.
+      The names of values in the function, and what is captured elsewhere: the
+      numbers of objects, and functions whose values verification compares.
     """
     objects = self._meta_graph.object_graph_def
     nodes = {node.name: node for node in function.node_def}
@@ -221,10 +222,13 @@ class _Reader:
     for i in objects.concrete_functions[gradient].bound_inputs:
       tensor = objects.nodes[i].captured_tensor
       if not tensor.concrete_function:
-        others.append(i)
+        # Captured Tensors may be fewer afterwards, and have numbers, too.
+        before = (x.HasField("captured_tensor") for x in objects.nodes[:i])
+        others.append(i - sum(before))
         continue
       if tensor.concrete_function != function.signature.name:
-        raise ValueError("need a gradient that captures from another function")
+        others.append(tensor.concrete_function)
+        continue
       name, _, place = tensor.name.partition(":")
       if name in nodes:
         outputs = list(graphs.outputs(nodes[name]))
