@@ -83,7 +83,11 @@ def slim(export_dir: str) -> list[str]:
       _remove_known_shapes(function)
       _remove_needless(
         function,
-        [_node(t.name) for t in captured if t.concrete_function == name],
+        [
+          graphs.node_of(t.name)
+          for t in captured
+          if t.concrete_function == name
+        ],
       )
       renamed[name] = _shorten_names(function)
     for tensor in captured:
@@ -103,7 +107,7 @@ def slim(export_dir: str) -> list[str]:
 
 def _slim_top_level(graph: graph_pb2.GraphDef) -> None:
   """Removes unused reads of variables, and shapes that the loader infers."""
-  used = {_node(name) for node in graph.node for name in node.input}
+  used = {graphs.node_of(name) for node in graph.node for name in node.input}
   _remove(graph.node, lambda n: n.op == "ReadVariableOp" and n.name not in used)
   for node in graph.node:
     if node.op not in graphs.CALLS:
@@ -141,7 +145,7 @@ def _remove_known_shapes(function: graphs.Function) -> None:
     if arg.type == types_pb2.DT_RESOURCE
   }
   handed_on = set(resources)
-  returned = {_node(name) for name in function.ret.values()}
+  returned = {graphs.node_of(name) for name in function.ret.values()}
   for node in function.node_def:
     taken = resources.keys() & set(node.input)
     if node.op not in graphs.CALLS:
@@ -172,15 +176,17 @@ def _remove_needless(
   Keeps nodes that are returned, that others are colocated with, that other
   functions use (`captured`), and Identity ops that copy between devices.
   """
-  kept = {*captured, *map(_node, function.ret.values())}
+  kept = {*captured, *map(graphs.node_of, function.ret.values())}
   kept.update(function.control_ret.values())
   waited_for = set()
   taken_on = collections.defaultdict(set)
   for node in function.node_def:
     kept.update(graphs.colocated(node))
-    waited_for.update(_node(name) for name in node.input if name[0] == "^")
+    waited_for.update(
+      graphs.node_of(name) for name in node.input if name[0] == "^"
+    )
     for name in node.input:
-      taken_on[_node(name)].add(node.device)
+      taken_on[graphs.node_of(name)].add(node.device)
 
   instead: dict[str, str] = {}  # By the name of a Tensor or of a node.
   firsts: dict[bytes, str] = {}
@@ -206,24 +212,24 @@ def _remove_needless(
       instead[f"{node.name}:output:0"] = node.input[0]
   for node in function.node_def:
     _replace_inputs(node, instead)
-  removed = set(map(_node, instead))
+  removed = set(map(graphs.node_of, instead))
   _remove(function.node_def, lambda node: node.name in removed)
 
   used = collections.Counter(
-    _node(name) for node in function.node_def for name in node.input
+    graphs.node_of(name) for node in function.node_def for name in node.input
   )
   # Backwards: an op is used only by later ones.
   for i in reversed(range(len(function.node_def))):
     node = function.node_def[i]
     if node.op in graphs.PURE and not used[node.name] and node.name not in kept:
-      used.subtract(map(_node, node.input))
+      used.subtract(map(graphs.node_of, node.input))
       del function.node_def[i]
 
 
 def _replace_inputs(node: graphs.Node, instead: dict[str, str]) -> None:
   inputs: dict[str, list[str]] = {"": [], "^": []}
   for name in node.input:
-    while (known := name in instead) or _node(name) in instead:
+    while (known := name in instead) or graphs.node_of(name) in instead:
       if known:
         name = instead[name]
       else:
@@ -271,10 +277,6 @@ def _shorten_names(function: graphs.Function) -> Callable[[str], str]:
     rename, function.signature.control_output
   )
   return rename
-
-
-def _node(name: str) -> str:
-  return _NODE.search(name)[0]
 
 
 def _remove_waiting(node: graphs.Node, names: Collection[str]) -> None:

@@ -305,17 +305,17 @@ def _meaning(
   needed = [x for _, names in captured.values() for x in names]
   for node in _in_order(nodes, [*results, *ends, *needed]):
     operands = tuple(map(value, graphs.operands(node)))
-    names = [_node(x) for x in node.input]
+    names = [graphs.node_of(x) for x in node.input]
     waits = frozenset().union(*(waited[x] for x in names[len(operands) :]))
     past[node.name] = functools.reduce(
-      operator.or_, (past[x] for x in names), 0
+      operator.or_, map(past.__getitem__, names), 0
     )
     if node.op in ("Identity", "NoOp"):
       waited[node.name] = waits.union(*(waited[x] for x in names))
       for operand in operands or [number("nothing")]:
         values[node.name] = number("late", operand, waits) if waits else operand
       continue
-    gradient = captured[node.name][0] if node.name in captured else None
+    gradient, _ = captured.get(node.name, (None, ()))
     described = (node.op, _attributes(node), gradient, operands, waits)
     if node.op == "Placeholder":
       described = (node.name,)
@@ -334,17 +334,14 @@ def _meaning(
     for x in operands:
       if first := [n for n, bit in reads[x] if bit & past[node.name]]:
         order.add((made, x, frozenset(first)))
+  gradients = {
+    (ops[name], *map(value, names))
+    for name, (_, names) in captured.items()
+    if name in ops
+  }
+  effects = frozenset().union(*(waited[name] for name in ends))
   return _Meaning(
-    keys,
-    [value(name) for name in results],
-    kept,
-    frozenset().union(*(waited[name] for name in ends)),
-    order,
-    {
-      (ops[name], *map(value, names))
-      for name, (_, names) in captured.items()
-      if name in ops
-    },
+    keys, list(map(value, results)), kept, effects, order, gradients
   )
 
 
@@ -354,7 +351,7 @@ def _in_order(
   """Yields nodes after those that they need, in the order of the function."""
   first = [name for name, node in nodes.items() if _is_ordered(node)]
   done = set()
-  for root in [*first, *map(_node, ends)]:
+  for root in [*first, *map(graphs.node_of, ends)]:
     waiting = [(root, False)]
     while waiting:
       name, is_ready = waiting.pop()
@@ -365,11 +362,9 @@ def _in_order(
         yield nodes[name]
       else:
         waiting.append((name, True))
-        waiting += [(_node(x), False) for x in reversed(nodes[name].input)]
-
-
-def _node(name: str) -> str:
-  return name.removeprefix("^").partition(":")[0]
+        waiting += [
+          (graphs.node_of(x), False) for x in reversed(nodes[name].input)
+        ]
 
 
 def _attributes(node: graphs.Node) -> tuple[tuple[str, bytes], ...]:
