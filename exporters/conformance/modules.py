@@ -44,7 +44,7 @@ def collect(subject: subject_lib.Subject) -> list[dict[str, Any]]:
     if not function:
       break
     arguments = [arg.name for arg in function.signature.input_arg]
-    given = map(_producer, graphs.operands(rest[0]))
+    given = map(graphs.node_of, graphs.operands(rest[0]))
     pairs = zip(arguments, given, strict=True)
     held = {name: held[x] for name, x in pairs if x in held}
     nodes = list(function.node_def)
@@ -56,17 +56,13 @@ def _infers(trace: Any) -> bool:
   return not any(value is True for value in (*positional, *named.values()))
 
 
-def _producer(operand: str) -> str:
-  return operand.partition(":")[0]
-
-
 def _grouped(
   nodes: Iterable[graphs.Node], held: Mapping[str, tf.Variable]
 ) -> list[dict[str, Any]]:
   """Groups nodes by name scopes; `held` maps inputs to their variables."""
   held = dict(held)
   for node in nodes:
-    if node.op == _READ and (operand := _producer(node.input[0])) in held:
+    if node.op == _READ and (operand := graphs.node_of(node.input[0])) in held:
       held[node.name] = held[operand]
   inside = [n for n in nodes if n.op not in ("Const", _READ)]
   inside = [n for n in inside if "/" in n.name or n.op not in _PLAIN]
@@ -86,7 +82,7 @@ def _grouped(
     here = scope[node.name]
     if here not in found:
       continue
-    for operand in map(_producer, graphs.operands(node)):
+    for operand in map(graphs.node_of, graphs.operands(node)):
       if operand in held:
         used[here][id(held[operand])] = held[operand]
       there = scope.get(operand, here)

@@ -107,7 +107,7 @@ def _add_body(
   short = {node.name: next(free) for node in function.node_def}
 
   def renamed(name: str) -> str:
-    node = name.removeprefix("^").split(":")[0]
+    node = graphs.node_of(name)
     return operands.get(name) or name.replace(node, short[node], 1)
 
   for node in function.node_def:

@@ -548,7 +548,7 @@ def _result(op: str) -> str:
 def _differentiated(node: graphs.Node) -> list[str]:
   """Returns the operands to which the gradient of a node goes."""
   # A custom gradient is that of the inputs, which come after the result.
-  is_custom = "_gradient_op_type" in node.attr
+  is_custom = bool(graphs.gradient(node))
   return graphs.operands(node)[1 if is_custom else 0 :]
 
 
@@ -562,7 +562,7 @@ def _live(
     waiting += function.control_ret.values()
   live = set()
   while waiting:
-    name = waiting.pop().removeprefix("^").partition(":")[0]
+    name = graphs.node_of(waiting.pop())
     if name in by_name and name not in live:
       live.add(name)
       waiting += operands(by_name[name])
