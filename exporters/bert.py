@@ -28,6 +28,7 @@ from absl import flags
 from etils import epy
 
 from exporters import bert_encoder
+from exporters import bert_flags
 from exporters import bert_preprocessor
 from exporters import bert_pretraining
 from exporters import bert_sources
@@ -233,7 +234,7 @@ def define_flags() -> None:
   )
   command_line.define_flags()
   command_line.define_saved_model_format()
-  bert_encoder.define_flags()
+  bert_flags.define_flags()
   bert_preprocessor.define_flags()
   bert_pretraining.define_flags()
   bert_text_embedding.define_flags()
@@ -329,9 +330,9 @@ def main() -> None:
   source = bert_sources.from_flags()
   if source:
     config = source.config
-    bert_encoder.check_seq_length(config, flags.FLAGS.seq_length)
+    bert_flags.check_seq_length(config, flags.FLAGS.seq_length)
   elif flags.FLAGS.export_type != "preprocessing":
-    config = bert_encoder.config_from_flags()
+    config = bert_flags.config_from_flags()
   if config:
     training = bert_pretraining.training_from_flags()
     weights = command_line.from_flags(Weights, training=training, source=source)

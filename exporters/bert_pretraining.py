@@ -25,7 +25,7 @@ from etils import epy
 
 from data import documents
 from distribution import strategies
-from exporters import bert_encoder
+from exporters import bert_flags
 from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.reusable import training_records
@@ -192,7 +192,7 @@ def _provenance(
 
 
 def define_flags() -> None:
-  """Defines the flags of training; `bert_encoder` has those of the encoder."""
+  """Defines the flags of training; `bert_flags` has those of the encoder."""
   documents.define_flags(
     "Pre-train the encoder on this text instead of restoring a checkpoint."
   )
@@ -217,13 +217,13 @@ def training_from_flags() -> Training | None:
 def main() -> None:
   """Pre-trains the encoder that the flags describe."""
   training = training_from_flags()
-  config = bert_encoder.config_from_flags()
+  config = bert_flags.config_from_flags()
   train(training, config, None, training.checkpoint_dir)
   print(f"Trained: {flags.FLAGS.checkpoint_dir}")
 
 
 if __name__ == "__main__":
-  bert_encoder.define_flags()
+  bert_flags.define_flags()
   define_flags()
   for name in ("train_on", "checkpoint_dir"):
     flags.register_validator(name, bool, "The flag is required.")

@@ -31,6 +31,7 @@ import yaml
 from distribution import strategies
 from exporters import bert as exporter
 from exporters import bert_encoder
+from exporters import bert_flags
 from exporters import bert_preprocessor
 from exporters import bert_pretraining
 from exporters import bert_text_embedding
@@ -321,7 +322,7 @@ class BertTest(parameterized.TestCase):
     if arguments["export_type"] == "text_embedding":
       embedding = _from_fields(bert_text_embedding.Options, arguments)
     if arguments["export_type"] != "preprocessing":
-      config = bert_encoder.read_config(
+      config = bert_flags.read_config(
         arguments["encoder_config_file"],
         arguments.get("bert_config_file"),
         arguments["seq_length"],

@@ -16,7 +16,7 @@ import tensorflow as tf
 import tensorflow_hub as hub
 
 from exporters import bert
-from exporters import bert_encoder
+from exporters import bert_flags
 from exporters import bert_preprocessor
 from exporters.reusable import errors
 from exporters.reusable import exporting
@@ -141,7 +141,7 @@ class BertTrainerTest(tf.test.TestCase):
         ),
         "all",
         preprocessor_options,
-        bert_encoder.read_config(config_file, None, 16),
+        bert_flags.read_config(config_file, None, 16),
         bert.Weights(
           pooler="checkpoint", checkpoint_path=model_dir, weights=weights
         ),

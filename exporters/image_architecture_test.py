@@ -26,7 +26,6 @@ from tools import nightly
 
 _ARCHITECTURE = flags.DEFINE_string("architecture", None, "Its name.")
 _HYPERPARAMETERS = flags.DEFINE_list("hyperparameters", None, "What it has.")
-_CHECK_RULES = flags.DEFINE_bool("check_rules", True, "Check the rules.")
 _EXCEPTED_RULES = flags.DEFINE_list("excepted_rules", [], "As in the check.")
 _VARIANT = flags.DEFINE_string("variant", None, "Overrides of NAME_small.")
 _VERIFICATION = flags.DEFINE_string("verification", "full", "As of exporters.")
@@ -97,9 +96,8 @@ class ImageArchitectureTest(absltest.TestCase):
     )
     cls.export = tf.saved_model.load(str(cls.export_dir))
 
+  @nightly.only
   def test_keeps_the_rules(self):
-    if not _CHECK_RULES.value:
-      self.skipTest("Nightly tests check them, or a test of another export.")
     excepted = _EXCEPTED_RULES.value
     options = copying.Options(seconds=36_000)
     status = check.check(

@@ -81,18 +81,13 @@ def image_classifier(
         srcs = ["image_architecture_test.py"],
         args = [
             "--architecture=" + name,
-            # Videos take minutes, and the trained export may have a test.
-            "--check_rules=%s" % (nightly and train_on == "digits_0_4"),
             "--excepted_rules=" + ",".join(excepted_rules),
             "--hyperparameters=" + hyperparameters,
             "--variant=" + variant,
             # Nightly tests verify videos in full.
             "--verification=" + ("full" if train_on == "digits_0_4" else "fast"),
         ],
-        nightly_args = [
-            "--check_rules",
-            "--verification=full",
-        ],
+        nightly_args = ["--verification=full"],
         tags = NIGHTLY if like else [],
         deps = [
             ":check_lib",
