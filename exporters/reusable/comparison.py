@@ -12,10 +12,13 @@ import tensorflow as tf
 
 Arrays = dict[str, np.ndarray]
 ONLY = "the tensor"  # The name of an output that is a single Tensor.
+INPUTS = "gradients for inputs"
 XLA = "compilation under XLA"
 EMPTY = "empty batch"
 SEEDED = "one seed"
 SAMPLED = "distribution"
+# The kinds that compare gradients.
+GRADIENTS = ("gradients", INPUTS)
 # Relative precision of the dtypes that are coarser than the tolerances.
 _PRECISION = {"bfloat16": 2**-7, "float16": 2**-10}
 # The tolerance of a column is relative to at least this share of the array's
@@ -79,6 +82,12 @@ COMPARISONS = {
     "Rounding errors accumulate over the forward and the backward pass; some"
     " gradients, such as that of a bias before a softmax, are zero up to"
     " rounding.",
+    1e-3,
+    1e-5,
+  ),
+  INPUTS: Comparison(
+    "The gradient of the same scalar for every floating-point input.",
+    "As for the gradients for variables.",
     1e-3,
     1e-5,
   ),
@@ -262,7 +271,7 @@ def _share(old: np.ndarray, new: np.ndarray, sizes: np.ndarray) -> float:
 def _of_array(kind: str, array: np.ndarray) -> float:
   """Returns the tolerance of an array: at least two rounding errors."""
   of_array = COMPARISONS[kind].of_array
-  errors = 16 if kind == "gradients" else 2  # Each layer adds some.
+  errors = 16 if kind in GRADIENTS else 2  # Each layer adds some.
   precision = _PRECISION.get(array.dtype.name, 0.0)
   return of_array and max(of_array, errors * precision)
 

@@ -206,7 +206,7 @@ def _check_part(
           dict.fromkeys(x, np.array(0)) for x in (expected, arrays)
         )
     largest, problems = comparison.compare(new.kind, expected, arrays)
-    if problems and new.kind == "gradients":  # They jump at kinks.
+    if problems and new.kind in comparison.GRADIENTS:  # They jump at kinks.
       noise = [o.arrays for o in perturbed(new.call) if o.kind == new.kind]
       _, problems = comparison.compare(new.kind, expected, arrays, noise)
     if new.kind == comparison.SEEDED:
@@ -266,7 +266,7 @@ def _graph_steps(
   """
   return functools.cache(
     lambda *names: tf.function(
-      observation.train_step(model, model),
+      observation.train_step(model, model, of_inputs=True),
       autograph=False,
       reduce_retracing=True,
     )
@@ -609,6 +609,64 @@ def _in_other_forms(
   example = made.example
   values = example.values() if isinstance(example, Mapping) else example
   values = tf.nest.flatten(list(values) if values is not example else values)
+  forms = _other_forms(model, example, values)
+
+  def see(like: Any, specs: Sequence[tf.TensorSpec], kind: str) -> Arrays:
+    def function(given: Sequence[tf.Tensor], **arguments: Any) -> Any:
+      # Cast back here, so that gradients are rounded as in the other form.
+      given = [tf.cast(x, s.dtype) for x, s in zip(given, specs, strict=True)]
+      if like is example:
+        given = [
+          tf.cast(x, v.dtype) for x, v in zip(given, values, strict=True)
+        ]
+      inputs = (
+        dict(zip(like, given, strict=True))
+        if isinstance(like, Mapping)
+        else tf.nest.pack_sequence_as(like, given)
+      )
+      return (call if like is example else model)(inputs, **arguments)
+
+    tf.random.set_seed(1)  # Random ops with seeds draw the same again.
+    if kind in comparison.GRADIENTS:
+      function = observation.train_step(model, function, of_inputs=True)
+    result, updates = observation.run(model, function, values, made.arguments)
+    if kind in comparison.GRADIENTS:
+      return observation.gradient_arrays(model, kind, result[1])
+    return observation.named_arrays({"outputs": result}) | updates
+
+  # Values that all forms can express need one call in the example's form.
+  for _, specs, _ in forms.values():
+    values = [
+      tf.cast(tf.cast(x, s.dtype), x.dtype) if s.dtype.is_floating else x
+      for x, s in zip(values, specs, strict=True)
+    ]
+  of_example = functools.cache(lambda: see(example, values, "other forms"))
+  for name, (form, specs, only_converts) in forms.items():
+    cast = [tf.cast(x, s.dtype) for x, s in zip(values, specs, strict=True)]
+    back = [tf.cast(x, v.dtype) for x, v in zip(cast, values, strict=True)]
+    is_same = all(map(np.array_equal, back, values))
+    kinds = () if only_converts else comparison.GRADIENTS
+    for kind in ("other forms", *kinds):
+      is_known = is_same and kind == "other forms"
+      expected = of_example() if is_known else see(example, specs, kind)
+      yield name, kind, expected, see(form, specs, kind)
+
+
+def _other_forms(
+  model: Any, example: Any, values: Sequence[tf.Tensor]
+) -> dict[str, tuple[Any, Sequence[tf.TensorSpec], bool]]:
+  """Finds the forms of the input that a model takes besides the example's.
+
+  Args:
+    model: The loaded model.
+    example: The input.
+    values: The Tensors in it.
+
+  Returns:
+    For each form by name: its specs as the model takes them, the same as a
+    list, and whether its functions only convert the input for a function of
+    the example's form.
+  """
   forms, own = {}, set()
   traces = collections.defaultdict(list)
   for function in model.__call__.concrete_functions:
@@ -630,42 +688,11 @@ def _in_other_forms(
       own.add(tf.compat.as_str(function.name))
     else:
       forms.setdefault(name, (form, specs))
-      traces[name].append(function)
-
-  def see(like: Any, given: Sequence[tf.Tensor], kind: str) -> Arrays:
-    inputs = (
-      dict(zip(like, given, strict=True))
-      if isinstance(like, Mapping)
-      else tf.nest.pack_sequence_as(like, given)
-    )
-    tf.random.set_seed(1)  # Random ops with seeds draw the same again.
-    function = call if like is example else model
-    if kind == "gradients":
-      function = observation.train_step(model, function)
-    result, updates = observation.run(model, function, inputs, made.arguments)
-    if kind == "gradients":
-      return observation.by_variable(model.trainable_variables, result[1])
-    return observation.named_arrays({"outputs": result}) | updates
-
-  # Values that all forms can express need one call in the example's form.
-  for _, specs in forms.values():
-    values = [
-      tf.cast(tf.cast(x, s.dtype), x.dtype) if s.dtype.is_floating else x
-      for x, s in zip(values, specs, strict=True)
-    ]
-  of_example = functools.cache(lambda kind: see(example, values, kind))
-  for name, (form, specs) in forms.items():
-    cast = [tf.cast(x, s.dtype) for x, s in zip(values, specs, strict=True)]
-    back = [tf.cast(x, v.dtype) for x, v in zip(cast, values, strict=True)]
-    is_same = all(map(np.array_equal, back, values))
-    kinds = ["other forms"]
-    if model.trainable_variables and not all(
-      _only_converts(f.graph, own) for f in traces[name]
-    ):
-      kinds.append("gradients")
-    for kind in kinds:
-      expected = of_example(kind) if is_same else see(example, back, kind)
-      yield name, kind, expected, see(form, cast, kind)
+      traces[name].append(function.graph)
+  return {
+    name: (*form, all(_only_converts(graph, own) for graph in traces[name]))
+    for name, form in forms.items()
+  }
 
 
 def _only_converts(graph: tf.Graph, functions: Collection[str]) -> bool:

@@ -34,7 +34,7 @@ class Call(NamedTuple):
     name: The name in the report.
     example: The input.
     arguments: The other arguments of the call.
-    gradients: Whether to observe the gradients of trainable variables.
+    gradients: The kinds of gradients to observe, of `comparison.GRADIENTS`.
     updates: Whether to observe the non-trainable variables after the call.
     without: If not None, check only whether the outputs or updates of the
       export differ from those of a call with these arguments.
@@ -51,7 +51,7 @@ class Call(NamedTuple):
   name: str
   example: Any
   arguments: Mapping[str, Any]
-  gradients: bool = False
+  gradients: Sequence[str] = ()
   updates: bool = False
   without: Mapping[str, Any] | None = None
   keras: bool = False
@@ -165,13 +165,10 @@ def observe_calls(
       result, updates = run(model, function, made.example, made.arguments)
     outputs, gradients = result if made.gradients else (result, ())
     yield Observation(part, "outputs", made.name, named_arrays(outputs))
-    if made.gradients:
+    for kind in made.gradients:
       # Not assigned to a name, so as to be freed before the next gradients.
       yield Observation(
-        part,
-        "gradients",
-        made.name,
-        by_variable(model.trainable_variables, gradients),
+        part, kind, made.name, gradient_arrays(model, kind, gradients)
       )
     if made.updates:
       yield Observation(part, "updates", made.name, updates)
@@ -181,6 +178,7 @@ def train_step(
   model: Any,
   call: Callable[..., Any],
   losses: Iterable[Callable[[], tf.Tensor]] = (),
+  of_inputs: bool = False,
 ) -> Callable[..., Any]:
   """Makes a function that returns outputs of a model and their gradients.
 
@@ -188,20 +186,52 @@ def train_step(
     model: An object with `trainable_variables`.
     call: The model as a function.
     losses: Functions that return losses to differentiate too.
+    of_inputs: Whether to differentiate with respect to the input too.
 
   Returns:
     A function with the arguments of `call`. It returns the outputs, and the
-    gradients of a scalar of the outputs for all trainable variables.
+    gradients of a scalar of the outputs, for `gradient_arrays`: for all
+    trainable variables and, if `of_inputs`, for floating-point inputs.
   """
 
-  def step(example: Any, **arguments: Any) -> tuple[Any, list[Any]]:
+  def step(example: Any, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+    inputs = float_inputs(example) if of_inputs else {}
     # Only train steps have a tape: it costs seconds even without gradients.
     with tf.GradientTape() as tape:
+      tape.watch(inputs)
       outputs = call(example, **arguments)
       scalar = tf.add_n([_scalar(outputs), *(loss() for loss in losses)])
-    return outputs, tape.gradient(scalar, list(model.trainable_variables))
+    variables = list(model.trainable_variables)
+    try:
+      gradients = tape.gradient(scalar, [variables, inputs])
+    except LookupError:  # An op has no gradient.
+      if variables:
+        raise
+      gradients = [], {}
+    return outputs, dict(zip(comparison.GRADIENTS, gradients, strict=True))
 
   return step
+
+
+def float_inputs(example: Any) -> dict[str, tf.Tensor]:
+  """Returns the Tensors of an input that have gradients, by path."""
+  named = comparison.named(example).items()
+  return {name: x for name, x in named if x.dtype.is_floating}
+
+
+def gradient_arrays(
+  model: Any, kind: str, gradients: Mapping[str, Any]
+) -> Arrays:
+  """Names gradients of one kind that a `train_step` returned; drops None."""
+  if kind != comparison.INPUTS:
+    return by_variable(model.trainable_variables, gradients[kind])
+  return {
+    "the input" if name == comparison.ONLY else f"input {name}": as_array(
+      tf.convert_to_tensor(gradient)
+    )
+    for name, gradient in gradients[kind].items()
+    if gradient is not None
+  }
 
 
 def differ(
@@ -244,15 +274,15 @@ def _randomness(
 
 def _flat(model: Any, made: Call, result: Any, updates: Arrays) -> Arrays:
   """Returns all arrays that a call observes, by name."""
-  outputs, gradients = result if made.gradients else (result, [])
-  trained = model.trainable_variables if made.gradients else []
+  outputs, gradients = result if made.gradients else (result, {})
   return {
     **{
       f"{name} of the outputs": y for name, y in named_arrays(outputs).items()
     },
     **{
       f"gradient of {name}": y
-      for name, y in by_variable(trained, gradients).items()
+      for kind in made.gradients
+      for name, y in gradient_arrays(model, kind, gradients).items()
     },
     **(updates if made.updates else {}),
   }

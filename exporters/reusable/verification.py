@@ -294,7 +294,7 @@ def observe(
   def seen() -> Iterator[observation.Observation]:
     for name, (source, _) in parts.items():
       yield from states[name]
-      step = observation.train_step(source, source.call)
+      step = observation.train_step(source, source.call, of_inputs=True)
       yield from observation.observe_calls(
         name, source, source.call, plan[name], lambda *_, s=step: s
       )
@@ -329,7 +329,10 @@ def _calls(
     or observation.differ(source, source.call, examples[0], steadily, steadily)
   )
   # Differentiating the export takes longer than loading it.
-  gradients = level == "full" and bool(source.trainable_variables)
+  is_trained = level == "full" and bool(source.trainable_variables)
+  gradients = ["gradients"] * is_trained
+  if level == "full" and observation.float_inputs(examples[0]):
+    gradients.append(comparison.INPUTS)
   learning = {
     "gradients": gradients,
     "updates": len(source.variables) > len(source.trainable_variables),
@@ -343,7 +346,7 @@ def _calls(
     is_seeded = training and by_default and not is_random
     differentiated = i == (len(examples) - 1 if is_seeded else 0)
     once = {
-      "compilation": gradients and differentiated,
+      "compilation": is_trained and differentiated,
       "empty": i == 0 and can_be_empty,
     }
     size = _size(example)
@@ -364,7 +367,7 @@ def _calls(
         mode,
         example,
         steadily,
-        gradients=gradients and (differentiated or not by_default),
+        gradients=gradients if differentiated or not by_default else (),
         updates=learning["updates"],
         keras=keras,
         forms=keras and not by_default,
@@ -395,7 +398,7 @@ def _random_calls(
   source: saving.Source,
   example: Any,
   level: str,
-  learning: Mapping[str, bool],
+  learning: Mapping[str, Any],
   drawn: int,
 ) -> Iterator[observation.Call]:
   """Plans calls with fixed seeds, or samples of calls.
@@ -433,7 +436,7 @@ def _random_calls(
     yield call._replace(
       name=f"{', '.join(names)}, {how}",
       arguments={**training, **changed},
-      gradients=False,
+      gradients=(),
       forms=is_straight,
     )
 

@@ -290,17 +290,22 @@ def _loss_without_gradient(export_dir):
   _export(_source(_model(second=second)), export_dir)
 
 
-def _half_precision_doubled(export_dir):
-  def doubled(inputs, spec):
+def _half_precision_changed(change):
+  def converted(inputs, spec):
     if inputs.dtype != spec.dtype:
-      return 2 * tf.cast(inputs, spec.dtype)
+      return change(tf.cast(inputs, spec.dtype))
     return None
 
-  source = _source(_model())
-  with mock.patch.object(saving, "_converted", doubled):
-    root = saving.reusable(source, also_takes=saving.of_mixed_precision(_SPEC))
-  signature = saving.signature(root, _SPEC)
-  saving.save(root, export_dir, signatures={"serving_default": signature})
+  def build(export_dir):
+    source = _source(_model())
+    with mock.patch.object(saving, "_converted", converted):
+      root = saving.reusable(
+        source, also_takes=saving.of_mixed_precision(_SPEC)
+      )
+    signature = saving.signature(root, _SPEC)
+    saving.save(root, export_dir, signatures={"serving_default": signature})
+
+  return build
 
 
 def _half_precision_without_gradient(export_dir):
@@ -351,7 +356,8 @@ def _momentum_ignored(export_dir):
   )
 
 
-def _gradient_stopped(export_dir):
+def _gradient_stopped(name, units):
+  """Returns a builder of an export where no gradient passes a layer."""
   # `saving.source` would see the op itself.
   stopped = tf.function(tf.stop_gradient)
 
@@ -359,8 +365,10 @@ def _gradient_stopped(export_dir):
     def call(self, inputs):
       return super().call(stopped(inputs))
 
-  second = Stopped(2, kernel_regularizer="l2", name="second")
-  _export(_source(_model(second=second)), export_dir)
+  layer = Stopped(units, kernel_regularizer="l2", name=name)
+  return lambda export_dir: _export(
+    _source(_model(**{name: layer})), export_dir
+  )
 
 
 def _outputs_swapped(export_dir):
@@ -698,7 +706,7 @@ _BROKEN = [
   (
     "half_precision_doubled",
     _plain,
-    _half_precision_doubled,
+    _half_precision_changed(lambda x: 2 * x),
     "other forms",
     "other forms, rate 0.25, one seed, bfloat16",
     "outputs differs by",
@@ -710,6 +718,14 @@ _BROKEN = [
     "gradients",
     r"gradients, inference \(5, 4\), bfloat16",
     "0 first/kernel:0 is missing",
+  ),
+  (
+    "half_precision_without_gradient_for_input",
+    _plain,
+    _half_precision_changed(tf.stop_gradient),
+    "gradients for inputs",
+    r"gradients for inputs, inference \(5, 4\), bfloat16",
+    r"^input \[0\] is missing$",
   ),
   (
     "dropout_left_on",
@@ -754,10 +770,18 @@ _BROKEN = [
   (
     "gradient_stopped",
     _plain,
-    _gradient_stopped,
+    _gradient_stopped("second", 2),
     "gradients",
     r"gradients, training \(1, 4\)",
     "0 first/kernel:0 is missing",
+  ),
+  (
+    "input_gradient_stopped",
+    _plain,
+    _gradient_stopped("first", 3),
+    "gradients for inputs",
+    r"gradients for inputs, training \(1, 4\)",
+    "^the input is missing$",
   ),
   (
     "averages_stand_still",
@@ -1096,9 +1120,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       self.assertStartsWith(f"{kind}: {found}", f"{kind}: {by}")
 
   @parameterized.parameters(
-    (_with_head, 60),
+    (_with_head, 66),
     (_preprocessor, 33),
-    *[(_plain, 31), (_noisy_loop, 18), (_with_seed, 31)] * nightly.IS_ON,
+    *[(_plain, 34), (_noisy_loop, 20), (_with_seed, 34)] * nightly.IS_ON,
   )
   def test_intact(self, live, count):
     parts = live()
