@@ -206,7 +206,7 @@ def _check_part(
           dict.fromkeys(x, np.array(0)) for x in (expected, arrays)
         )
     largest, problems = comparison.compare(new.kind, expected, arrays)
-    if problems and new.kind in comparison.GRADIENTS:  # They jump at kinks.
+    if problems and new.kind == "gradients":  # They jump at kinks.
       noise = [o.arrays for o in perturbed(new.call) if o.kind == new.kind]
       _, problems = comparison.compare(new.kind, expected, arrays, noise)
     if new.kind == comparison.SEEDED:
@@ -627,11 +627,11 @@ def _in_other_forms(
       return (call if like is example else model)(inputs, **arguments)
 
     tf.random.set_seed(1)  # Random ops with seeds draw the same again.
-    if kind in comparison.GRADIENTS:
+    if kind == "gradients":
       function = observation.train_step(model, function, of_inputs=True)
     result, updates = observation.run(model, function, values, made.arguments)
-    if kind in comparison.GRADIENTS:
-      return observation.gradient_arrays(model, kind, result[1])
+    if kind == "gradients":
+      return observation.gradient_arrays(model, result[1])
     return observation.named_arrays({"outputs": result}) | updates
 
   # Values that all forms can express need one call in the example's form.
@@ -645,11 +645,14 @@ def _in_other_forms(
     cast = [tf.cast(x, s.dtype) for x, s in zip(values, specs, strict=True)]
     back = [tf.cast(x, v.dtype) for x, v in zip(cast, values, strict=True)]
     is_same = all(map(np.array_equal, back, values))
-    kinds = () if only_converts else comparison.GRADIENTS
-    for kind in ("other forms", *kinds):
-      is_known = is_same and kind == "other forms"
-      expected = of_example() if is_known else see(example, specs, kind)
-      yield name, kind, expected, see(form, specs, kind)
+    kind = "other forms"
+    expected = of_example() if is_same else see(example, specs, kind)
+    yield name, kind, expected, see(form, specs, kind)
+    if not only_converts and (
+      model.trainable_variables or observation.float_inputs(values)
+    ):
+      kind = "gradients"
+      yield name, kind, see(example, specs, kind), see(form, specs, kind)
 
 
 def _other_forms(

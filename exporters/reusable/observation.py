@@ -34,7 +34,8 @@ class Call(NamedTuple):
     name: The name in the report.
     example: The input.
     arguments: The other arguments of the call.
-    gradients: The kinds of gradients to observe, of `comparison.GRADIENTS`.
+    gradients: Whether to observe the gradients of trainable variables and of
+      floating-point inputs.
     updates: Whether to observe the non-trainable variables after the call.
     without: If not None, check only whether the outputs or updates of the
       export differ from those of a call with these arguments.
@@ -51,7 +52,7 @@ class Call(NamedTuple):
   name: str
   example: Any
   arguments: Mapping[str, Any]
-  gradients: Sequence[str] = ()
+  gradients: bool = False
   updates: bool = False
   without: Mapping[str, Any] | None = None
   keras: bool = False
@@ -165,10 +166,10 @@ def observe_calls(
       result, updates = run(model, function, made.example, made.arguments)
     outputs, gradients = result if made.gradients else (result, ())
     yield Observation(part, "outputs", made.name, named_arrays(outputs))
-    for kind in made.gradients:
+    if made.gradients:
       # Not assigned to a name, so as to be freed before the next gradients.
       yield Observation(
-        part, kind, made.name, gradient_arrays(model, kind, gradients)
+        part, "gradients", made.name, gradient_arrays(model, gradients)
       )
     if made.updates:
       yield Observation(part, "updates", made.name, updates)
@@ -190,11 +191,11 @@ def train_step(
 
   Returns:
     A function with the arguments of `call`. It returns the outputs, and the
-    gradients of a scalar of the outputs, for `gradient_arrays`: for all
-    trainable variables and, if `of_inputs`, for floating-point inputs.
+    gradients of a scalar of the outputs, for `gradient_arrays`: a list for all
+    trainable variables, and a dict for floating-point inputs, if `of_inputs`.
   """
 
-  def step(example: Any, **arguments: Any) -> tuple[Any, dict[str, Any]]:
+  def step(example: Any, **arguments: Any) -> tuple[Any, list[Any]]:
     inputs = float_inputs(example) if of_inputs else {}
     # Only train steps have a tape: it costs seconds even without gradients.
     with tf.GradientTape() as tape:
@@ -203,12 +204,11 @@ def train_step(
       scalar = tf.add_n([_scalar(outputs), *(loss() for loss in losses)])
     variables = list(model.trainable_variables)
     try:
-      gradients = tape.gradient(scalar, [variables, inputs])
+      return outputs, tape.gradient(scalar, [variables, inputs])
     except LookupError:  # An op has no gradient.
       if variables:
         raise
-      gradients = [], {}
-    return outputs, dict(zip(comparison.GRADIENTS, gradients, strict=True))
+      return outputs, [[], {}]
 
   return step
 
@@ -219,17 +219,14 @@ def float_inputs(example: Any) -> dict[str, tf.Tensor]:
   return {name: x for name, x in named if x.dtype.is_floating}
 
 
-def gradient_arrays(
-  model: Any, kind: str, gradients: Mapping[str, Any]
-) -> Arrays:
-  """Names gradients of one kind that a `train_step` returned; drops None."""
-  if kind != comparison.INPUTS:
-    return by_variable(model.trainable_variables, gradients[kind])
-  return {
-    "the input" if name == comparison.ONLY else f"input {name}": as_array(
+def gradient_arrays(model: Any, gradients: Sequence[Any]) -> Arrays:
+  """Names the gradients that a `train_step` returned; drops None."""
+  of_variables, of_inputs = gradients
+  return by_variable(model.trainable_variables, of_variables) | {
+    f"{comparison.INPUT} {name}".removesuffix(f" {comparison.ONLY}"): as_array(
       tf.convert_to_tensor(gradient)
     )
-    for name, gradient in gradients[kind].items()
+    for name, gradient in of_inputs.items()
     if gradient is not None
   }
 
@@ -274,16 +271,13 @@ def _randomness(
 
 def _flat(model: Any, made: Call, result: Any, updates: Arrays) -> Arrays:
   """Returns all arrays that a call observes, by name."""
-  outputs, gradients = result if made.gradients else (result, {})
+  outputs, gradients = result if made.gradients else (result, None)
+  named = gradient_arrays(model, gradients) if made.gradients else {}
   return {
     **{
       f"{name} of the outputs": y for name, y in named_arrays(outputs).items()
     },
-    **{
-      f"gradient of {name}": y
-      for kind in made.gradients
-      for name, y in gradient_arrays(model, kind, gradients).items()
-    },
+    **{f"gradient of {name}": y for name, y in named.items()},
     **(updates if made.updates else {}),
   }
 

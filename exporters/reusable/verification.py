@@ -330,9 +330,9 @@ def _calls(
   )
   # Differentiating the export takes longer than loading it.
   is_trained = level == "full" and bool(source.trainable_variables)
-  gradients = ["gradients"] * is_trained
-  if level == "full" and observation.float_inputs(examples[0]):
-    gradients.append(comparison.INPUTS)
+  gradients = is_trained or (
+    level == "full" and bool(observation.float_inputs(examples[0]))
+  )
   learning = {
     "gradients": gradients,
     "updates": len(source.variables) > len(source.trainable_variables),
@@ -367,7 +367,7 @@ def _calls(
         mode,
         example,
         steadily,
-        gradients=gradients if differentiated or not by_default else (),
+        gradients=gradients and (differentiated or not by_default),
         updates=learning["updates"],
         keras=keras,
         forms=keras and not by_default,
@@ -398,7 +398,7 @@ def _random_calls(
   source: saving.Source,
   example: Any,
   level: str,
-  learning: Mapping[str, Any],
+  learning: Mapping[str, bool],
   drawn: int,
 ) -> Iterator[observation.Call]:
   """Plans calls with fixed seeds, or samples of calls.
@@ -436,7 +436,7 @@ def _random_calls(
     yield call._replace(
       name=f"{', '.join(names)}, {how}",
       arguments={**training, **changed},
-      gradients=(),
+      gradients=False,
       forms=is_straight,
     )
 
