@@ -188,6 +188,7 @@ def compare(
   expected: Arrays,
   actual: Arrays,
   perturbed: Sequence[Arrays] = (),
+  most: float = _MOST,
 ) -> tuple[float, list[str]]:
   """Compares observations of two models.
 
@@ -197,7 +198,8 @@ def compare(
     actual: The observation of the second model.
     perturbed: What the second model does with weights changed by rounding
       errors. An array that changes is allowed to differ by `_TIMES` as much,
-      and by `_MOST` times its tolerance at most.
+      and by `most` times its tolerance at most.
+    most: See `perturbed`.
 
   Returns:
     The largest difference, relative to the same values as the tolerance, and
@@ -235,8 +237,8 @@ def compare(
       rounding = max(
         (_share(new, x[name], sizes) for x in perturbed if name in x), default=0
       )
-      most = max(of_array, min(_TIMES * rounding, _MOST * of_array))
-      allowed = tolerance + (most - of_array) * sizes
+      share = max(of_array, min(_TIMES * rounding, most * of_array))
+      allowed = tolerance + (share - of_array) * sizes
       # Relative to the tolerance or, if there is none, to the values.
       scale = tolerance / of_array if of_array else sizes
       relative = differences / np.maximum(scale, _TINY)

@@ -23,6 +23,7 @@ import functools
 import inspect
 import itertools
 import json
+import math
 import mmap
 import os
 import pathlib
@@ -75,12 +76,15 @@ class Result(NamedTuple):
     problems: Descriptions of what is wrong.
     notes: Descriptions of what consumers cannot do with the export because of
       its model.
+    undecided: Whether rounding errors alone may explain the problems, so that
+      another example must decide.
   """
 
   place: str
   kind: str
   problems: Sequence[str]
   notes: Sequence[str] = ()
+  undecided: bool = False
 
 
 def check(
@@ -206,15 +210,19 @@ def _check_part(
           dict.fromkeys(x, np.array(0)) for x in (expected, arrays)
         )
     largest, problems = comparison.compare(new.kind, expected, arrays)
+    undecided = False
     if problems and new.kind == "gradients":  # They jump at kinks.
       noise = [o.arrays for o in perturbed(new.call) if o.kind == new.kind]
       _, problems = comparison.compare(new.kind, expected, arrays, noise)
+      undecided = bool(problems) and not any(
+        comparison.compare(new.kind, expected, arrays, noise, math.inf)[1]
+      )
     if new.kind == comparison.SEEDED:
       problems = _of_seeds(old.arrays, new.arrays)
       skipped = new.call if problems else None
     elif new.kind == comparison.SAMPLED:
       problems = randomness.compare(expected, arrays)
-    yield _result(*new[:3], largest, problems)
+    yield _result(*new[:3], largest, problems, undecided=undecided)
   for made in calls:
     yield from _check_alone(part, model, call, calls, made, steps, with_seeds)
 
@@ -413,13 +421,14 @@ def _result(
   largest: float,
   problems: Sequence[str],
   notes: Sequence[str] = (),
+  undecided: bool = False,
 ) -> Result:
   """Makes a result and prints a line for it."""
   place = Observation(part, kind, call, {}).place
-  mark = "✗" if problems else "-" if notes else "✓"
+  mark = "-" if notes or undecided else "✗" if problems else "✓"
   words = [f"largest difference {largest:.1g}"] if largest else notes
   print(f"  {mark} {': '.join([place, *words])}", flush=True)
-  return Result(place, kind, problems, notes)
+  return Result(place, kind, problems, notes, undecided)
 
 
 def _has_effect(model: Any, made: Call) -> bool:

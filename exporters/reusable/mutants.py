@@ -192,10 +192,11 @@ def found_by(subject: Subject, fault: Fault) -> str | None:
   """Plants a fault; returns what finds it, None if nothing does."""
   result = export_checks._result
 
-  def stop_at_problems(part, kind, call, largest, problems, notes=()):
-    if problems:
+  def stop_at_problems(part, kind, call, largest, problems, *args, **kwargs):
+    made = result(part, kind, call, largest, problems, *args, **kwargs)
+    if problems and not made.undecided:
       raise _FoundError(f"{kind}: {problems[0]}")
-    return result(part, kind, call, largest, problems, notes)
+    return made
 
   export = read(subject.export_dir)
   before = export.to_bytes()

@@ -47,6 +47,9 @@ _KERAS_NOTE = (
   " none of these is compared."
 )
 
+# How many other examples to take where rounding errors decide.
+_OTHER_EXAMPLES = 3
+
 # A model or a sub-object, and its inputs.
 Part = tuple[saving.Source, Sequence[Any]]
 
@@ -133,7 +136,7 @@ def verify(
     defaults = {k: v for k, v in source.defaults.items() if k == "training"}
     source = dataclasses.replace(source, hyperparameters=(), defaults=defaults)
   parts = {"": (source, examples), **(sub_objects or {})}
-  results, weights_sha256 = _compared(export_dir, parts, level, process)
+  results, weights_sha256 = _decided(export_dir, parts, level, process)
   if is_keras:
     print(f"  - {_KERAS_NOTE}")
     results.append(
@@ -179,6 +182,63 @@ def _failed(
     " Nothing was exported"
     + (f"; it is kept at {keep_failed}." if keep_failed else ".")
   )
+
+
+def _decided(
+  export_dir: str,
+  parts: Mapping[str, Part],
+  level: str,
+  process: subprocess.Popen | None,
+) -> tuple[list[export_checks.Result], str]:
+  """Compares an export with its model, with other examples if one is undecided.
+
+  An export passes if each comparison has passed with one of the examples, and
+  none has failed with any of them.
+
+  Returns:
+    The same as `_compared`.
+  """
+  results, weights_sha256 = _compared(export_dir, parts, level, process)
+  for seed in range(_OTHER_EXAMPLES):
+    found = [r for r in results if r.problems]
+    if not found or not all(r.undecided for r in found):
+      break
+    print("  - rounding errors decide: compared again with other examples")
+    others = {
+      name: (source, [_other(x, seed) for x in examples])
+      for name, (source, examples) in parts.items()
+    }
+    again, _ = _compared(export_dir, others, level, None)
+    by_place = {r.place: r for r in again}
+    kept = [by_place.get(r.place, r) if r.problems else r for r in results]
+    results = kept + [
+      r for r in again if r.problems and not r.undecided and r not in kept
+    ]
+  more = f" in each of {_OTHER_EXAMPLES + 1} examples, so nothing is decided"
+  return [
+    r._replace(problems=[p + more * r.undecided for p in r.problems])
+    for r in results
+  ], weights_sha256
+
+
+def _other(example: Any, seed: int) -> Any:
+  """Shuffles the values of an example, and scales those that are floats."""
+
+  def other(x: Any) -> Any:
+    if isinstance(x, tf.RaggedTensor):
+      return x.with_flat_values(other(x.flat_values))
+    if isinstance(x, tf.SparseTensor):
+      return x.with_values(other(x.values))
+    # Equal seeds keep the inputs of a sequence, such as ids and mask, together.
+    values = tf.random.experimental.stateless_shuffle(
+      tf.reshape(x, [-1]), [seed, 0]
+    )
+    if x.dtype.is_floating:
+      scale = tf.random.stateless_uniform(values.shape, [seed, 1], 0.9, 1.0)
+      values *= tf.cast(scale, x.dtype)
+    return tf.reshape(values, x.shape)
+
+  return tf.nest.map_structure(other, example)
 
 
 def _compared(

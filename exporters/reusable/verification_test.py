@@ -1038,6 +1038,52 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     results = export_checks.check(export_dir, model, *observed, False)
     self.assertEqual({r.kind for r in results if r.problems}, kinds)
 
+  @parameterized.parameters(
+    (1.0, False, None),
+    (1.5, False, r"^(?!.*rounding).* differs by"),
+    (1.0, True, "of that in each of 4 examples, so nothing is decided$"),
+  )
+  def test_takes_other_examples_where_rounding_decides(
+    self, factor, is_always_equal, words
+  ):
+    """The larger of two products gets all of the gradient."""
+    kernel = tf.Variable([1.0, 1.0 + 2**-23, 1.0])
+
+    @tf.custom_gradient
+    def scaled(x):
+      return tf.identity(x), lambda upstream: factor * upstream
+
+    def call(x):
+      products = kernel[0] * x[:, 0], kernel[1] * x[:, 1 - is_always_equal]
+      return tf.maximum(*products) + kernel[2] * x[:, 2]
+
+    export_dir = os.path.join(self.get_temp_dir(), "undecided")
+    of_export = saving.source(
+      lambda x: scaled(call(x)), _SPEC, variables=[kernel]
+    )
+    _export(of_export, export_dir)
+    model = observation.load(export_dir)
+    model.variables[0].assign([1.0 + 2**-23, 1.0, 1.0])
+
+    def compared(export_dir, parts, level, process):
+      observed = verification.observe(parts, level)
+      results = export_checks.check(export_dir, model, *observed, False)
+      return [r for r in results if r.kind != "variables"], ""
+
+    source = saving.source(call, _SPEC, variables=[kernel])
+    examples = [tf.repeat(x[:, :2], 2, axis=1) for x in _EXAMPLES]
+    with mock.patch.object(verification, "_compared", compared):
+      results, _ = verification._decided(
+        export_dir, {"": (source, examples)}, "full", None
+      )
+    problems = [p for r in results for p in r.problems]
+    if words is None:
+      self.assertEmpty(problems)
+    else:
+      self.assertNotEmpty(problems)
+      for problem in problems:
+        self.assertRegex(problem, words)
+
   def test_compares_distributions(self):
     """Samples of one distribution never differ; those of others do."""
     rng = np.random.default_rng(0)
