@@ -252,7 +252,7 @@ def _check_alone(
       yield _result(part, kind, f"{made.name}, {form}", *compared)
   # Keras rebuilds its own layers under the strategy of each consumer.
   if made.empty and not is_keras:
-    takes_none = any(_rows(c.example) == 0 for c in calls)
+    takes_none = any(observation.rows(c.example) == 0 for c in calls)
     problems = _of_no_examples(model, made, takes_none)
     yield _result(part, comparison.EMPTY, made.name, 0.0, problems)
   if made.compilation:
@@ -327,12 +327,6 @@ def _traced_once(model: Any, calls: Iterable[Call]) -> Callable[..., Any]:
     return model(example, **arguments) if arguments else trace()(example)
 
   return call
-
-
-def _rows(example: Any) -> int | None:
-  """Returns the batch size of an example; None for a scalar."""
-  shape = tf.nest.flatten(example)[0].shape
-  return shape[0] if shape.rank else None
 
 
 def _observe_seeded(
@@ -492,7 +486,7 @@ def _of_no_examples(model: Any, made: Call, takes_none: bool) -> list[str]:
     batched = {
       k
       for k, y in observation.named_arrays(some).items()
-      if y.shape[:1] == (_rows(made.example),)
+      if y.shape[:1] == (observation.rows(made.example),)
     }
     problems += [
       f"{name} has the shape {shape}"

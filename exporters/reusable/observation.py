@@ -241,7 +241,11 @@ def differ(
 
   Variables that the model does not list are neither observed nor restored.
   """
-  runs = [run(model, call, example, a) for a in arguments]
+  return _differ(*(run(model, call, example, a) for a in arguments))
+
+
+def _differ(*runs: tuple[Any, Arrays]) -> bool:
+  """Tells whether two results of `run` differ."""
   seen = [named_arrays({"outputs": y}) | updates for y, updates in runs]
   return bool(comparison.compare("outputs", *seen)[1])
 
@@ -256,30 +260,21 @@ def _randomness(
   (_, still), *runs = [
     run(model, call, example, a) for a in ({}, arguments, arguments)
   ]
-  seen = [named_arrays({"outputs": y}) | updates for y, updates in runs]
   _, moved = runs[0]
-  return {
-    "the randomness of two calls": np.array(
-      bool(comparison.compare("outputs", *seen)[1])
-    ),
-    **{
-      f"{name} moves": np.array(not np.array_equal(still[name], value))
-      for name, value in moved.items()
-    },
+  return {"the randomness of two calls": np.array(_differ(*runs))} | {
+    f"{name} moves": np.array(not np.array_equal(still[name], value))
+    for name, value in moved.items()
   }
 
 
 def _flat(model: Any, made: Call, result: Any, updates: Arrays) -> Arrays:
   """Returns all arrays that a call observes, by name."""
   outputs, gradients = result if made.gradients else (result, None)
-  named = gradient_arrays(model, gradients) if made.gradients else {}
-  return {
-    **{
-      f"{name} of the outputs": y for name, y in named_arrays(outputs).items()
-    },
-    **{f"gradient of {name}": y for name, y in named.items()},
-    **(updates if made.updates else {}),
-  }
+  seen = {f"{k} of the outputs": y for k, y in named_arrays(outputs).items()}
+  if made.gradients:
+    for name, gradient in gradient_arrays(model, gradients).items():
+      seen[f"gradient of {name}"] = gradient
+  return seen | (updates if made.updates else {})
 
 
 def _seeded(
@@ -291,12 +286,9 @@ def _seeded(
     count = given()
   with private_api.numbered_seeds():
     again = run(model, step, made.example, made.arguments)
-  seen = [
-    named_arrays({"outputs": outputs}) | updates,
-    named_arrays({"outputs": again[0][0] if made.gradients else again[0]})
-    | again[1],
-  ]
-  repeats = not comparison.compare("outputs", *seen)[1]
+  result, moved = again
+  other = (result[0] if made.gradients else result), moved
+  repeats = not _differ((outputs, updates), other)
   return {"draws": np.array(count), "repeats": np.array(repeats)}, again
 
 
@@ -410,6 +402,12 @@ def _scalar(outputs: Any) -> tf.Tensor:
 def _real(output: Any) -> Any:
   is_complex = output is not None and output.dtype.is_complex
   return tf.math.real(output) + tf.math.imag(output) if is_complex else output
+
+
+def rows(example: Any) -> int | None:
+  """Returns the batch size of an example; None for a scalar."""
+  shape = tf.nest.flatten(example)[0].shape
+  return shape[0] if shape.rank else None
 
 
 def load(export_dir: str) -> Any:

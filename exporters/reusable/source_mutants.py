@@ -22,7 +22,12 @@ import unittest
 # What finds the faults of each module: a module of tests and patterns of their
 # names or, for None, the export of a model and its verification. What finds
 # most in the least time comes first.
-_CHECKS = (None, "verification_test *allows* *intact* *notes* *order* *xla*")
+_OF_BLOCKS = "slimming_test *equal_blocks*"
+_OF_ROUNDING = "verification_test *rounding*"
+_CHECKS = (
+  None,
+  "verification_test *allows* *intact* *notes* *order* *rounding* *xla*",
+)
 _MODULES = {
   "comparison": ("verification_test *allows* *compares*", *_CHECKS),
   "endpoints": _CHECKS,
@@ -32,11 +37,12 @@ _MODULES = {
   "inlining": ("slimming_test", None),
   "layer_calls": (None, "xla_test"),
   "observation": _CHECKS,
+  "outlining": (_OF_BLOCKS, None),
   "randomness": ("verification_test *compares* *counts*", *_CHECKS),
   "saving": (None, "saving_test"),
   "slimming": ("slimming_test", None),
   "slimming_check": ("slimming_test", None),
-  "verification": _CHECKS,
+  "verification": (_OF_ROUNDING, *_CHECKS),
   "xla": ("layer_norm_test", None, "xla_test"),
 }
 _OPPOSITES = {
@@ -157,7 +163,9 @@ def _changes(
 
 
 def _executed(prove: Callable[[], None]) -> dict[str, set[int]]:
-  """Returns the lines of each module that an export and its checks execute."""
+  """Returns the lines of each module that an export and its tests execute."""
+  # Before the first op, as `verification_test` configures devices.
+  tests = [_tests(patterns) for patterns in (_OF_BLOCKS, _OF_ROUNDING)]
   lines = {str(_path(name)): set() for name in _MODULES}
 
   def trace(frame: Any, event: str, _: Any) -> Any:
@@ -169,9 +177,19 @@ def _executed(prove: Callable[[], None]) -> dict[str, set[int]]:
   sys.settrace(trace)
   try:
     prove()
+    for suite in tests:
+      suite.run(unittest.TestResult())
   finally:
     sys.settrace(None)
   return {pathlib.Path(path).stem: found for path, found in lines.items()}
+
+
+def _tests(patterns: str) -> unittest.TestSuite:
+  """Loads tests: a module, and patterns of their names."""
+  name, *of_names = patterns.split()
+  loader = unittest.TestLoader()
+  loader.testNamePatterns = of_names or None
+  return loader.loadTestsFromName(f"exporters.reusable.{name}")
 
 
 def _in_child(function: Callable[..., Any], *args: Any) -> Any:
@@ -206,17 +224,14 @@ def _problem(
   Call it in a process of its own: a fault may change other modules.
   """
   module = importlib.import_module(f"exporters.reusable.{mutant.module}")
-  if test:  # Some tests make sources when they are imported.
-    name, *patterns = test.split()
-    loader = unittest.TestLoader()
-    loader.testNamePatterns = patterns or None
-    tests = loader.loadTestsFromName(f"exporters.reusable.{name}")
+  # Before the change: some tests make sources when they are imported.
+  tests = _tests(test) if test else None
   with (
     contextlib.redirect_stdout(io.StringIO()),
     contextlib.redirect_stderr(io.StringIO()),
   ):
     exec(compile(_changed(mutant), module.__file__, "exec"), vars(module))
-    if test:
+    if tests:
       result = unittest.TestResult()
       result.failfast = True
       tests.run(result)

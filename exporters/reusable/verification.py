@@ -433,11 +433,11 @@ def _calls(
         forms=keras and not by_default,
         **once,
       )
-  counts = {_rows(x) for x in examples}
+  counts = {observation.rows(x) for x in examples}
   if can_be_empty and (training or not is_random):
     for rows in {0, 1, 2} - counts:
       few = tf.nest.map_structure(lambda x, n=rows: x[:n], examples[0])
-      if rows < _rows(examples[0]) and (rows or _takes(source, few)):
+      if rows < observation.rows(examples[0]) and (rows or _takes(source, few)):
         yield observation.Call(f"inference {_size(few)}", few, {})
   for h in source.hyperparameters if level == "full" else ():
     value = observation.changed(h.default, h.choices)
@@ -543,12 +543,6 @@ def _graph(source: saving.Source, example: Any) -> Any:
 def _listed(example: Any) -> Any:
   """Turns a tuple into a list, as `saving.source` does with the spec."""
   return list(example) if isinstance(example, tuple) else example
-
-
-def _rows(example: Any) -> int:
-  """Returns the batch size of an example; 0 for scalars."""
-  shape = tf.nest.flatten(example)[0].shape
-  return (shape[0] or 0) if shape.rank else 0
 
 
 def _size(example: Any) -> str:
