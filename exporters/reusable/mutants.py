@@ -667,8 +667,11 @@ def _of_node(
   if graphs.SEEDED.match(node.op):
     yield "seed saved", seed, ""
   if node.op == "Const":
-    for kind, change in _of_constant(node):
-      yield kind, change, _IN_INFERENCE * (role == "signature")
+    value = tf.make_ndarray(node.attr["value"].tensor)
+    is_mask = value.dtype == np.float32 and np.max(abs(value), initial=0) > 1e6
+    same = "a mask takes any large number" if is_mask else ""
+    for kind, change in _of_constant(value):
+      yield kind, change, same or _IN_INFERENCE * (role == "signature")
   for name, value in node.attr.items():
 
     def change(node, name=name):
@@ -687,9 +690,8 @@ def _of_node(
 
 
 def _of_constant(
-  node: graphs.Node,
+  value: np.ndarray,
 ) -> Iterator[tuple[str, Callable[[graphs.Node], None]]]:
-  value = tf.make_ndarray(node.attr["value"].tensor)
   if not value.size:
     return
   if value.dtype == np.float32:
@@ -721,10 +723,10 @@ def sample(faults: Iterable[Fault], count: int, seed: int = 0) -> list[Fault]:
 
 
 def spread(model: tf_keras.Model) -> None:
-  """Gives all weights values of their own, as after a training."""
+  """Gives all weights values of their own, so large that every op counts."""
   rng = np.random.default_rng(0)
   for variable in model.variables:
     if variable.dtype == tf.float32:
-      noise = rng.uniform(-0.1, 0.1, variable.shape).astype(np.float32)
+      noise = rng.uniform(-0.3, 0.3, variable.shape).astype(np.float32)
       is_variance = "variance" in variable.name
       variable.assign_add(abs(noise) if is_variance else noise)
