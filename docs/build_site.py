@@ -6,18 +6,23 @@ The site is static and makes no request to other hosts. MkDocs is the generator
 because it needs nothing but Markdown, and its theme has its fonts with it.
 """
 
-from collections.abc import Sequence
 import os
 import pathlib
 import re
 import shutil
 import tempfile
 
-from absl import app
 from absl import flags
 from mkdocs import config
 from mkdocs.commands import build
 import mkdocs.exceptions
+
+from distribution import errors
+from distribution import formats
+from distribution import programs
+from distribution import publishing
+
+_KIND = publishing.Kind("index.html", "")  # None is replaced.
 
 # Pages beside `docs/`, and their names in the site.
 _OTHERS = {
@@ -39,12 +44,15 @@ def write(output_dir: str | os.PathLike[str]) -> None:
   """Writes the site to a folder.
 
   Raises:
-    mkdocs.exceptions.MkDocsException: A page is missing in `mkdocs.yml`, or a
-      link leads nowhere.
+    InputError: A page is missing in `mkdocs.yml`, a link leads nowhere, or the
+      folder cannot be written or has files in it.
   """
-  with tempfile.TemporaryDirectory() as directory:
-    pages, built = (pathlib.Path(directory, name) for name in ("docs", "site"))
-    pages.mkdir()
+  with (
+    publishing.publish(output_dir, _KIND) as built,
+    tempfile.TemporaryDirectory() as directory,
+    errors.of_input(mkdocs.exceptions.MkDocsException),
+  ):
+    pages = pathlib.Path(directory)
     texts = {}
     for path in pathlib.Path("docs").iterdir():
       if path.suffix in (".css", ".json", ".svg"):
@@ -58,29 +66,17 @@ def write(output_dir: str | os.PathLike[str]) -> None:
     settings = config.load_config(
       "docs/mkdocs.yml",
       docs_dir=str(pages),
-      site_dir=str(built),
+      site_dir=built,
       validation={"nav": {"omitted_files": "warn"}, "anchors": "warn"},
     )
     build.build(settings)
-    shutil.copytree(built, output_dir, dirs_exist_ok=True)
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Writes the site that the flags name."""
-  del argv
-  # Bazel starts programs in their runfiles.
-  output_dir = pathlib.Path(
-    os.environ.get("BUILD_WORKING_DIRECTORY", "."), flags.FLAGS.output_dir
-  )
-  if output_dir.exists() and (
-    not output_dir.is_dir() or any(output_dir.iterdir())
-  ):
-    raise SystemExit(f"ERROR: {output_dir} is not an empty folder.")
-  try:
-    write(output_dir)
-  except (OSError, mkdocs.exceptions.MkDocsException) as e:
-    raise SystemExit(f"ERROR: {e}") from e
-  print(f"Open {output_dir / 'index.html'}")
+  output_dir = formats.absolute(flags.FLAGS.output_dir)
+  write(output_dir)
+  print(f"Open {output_dir}/index.html")
 
 
 def define_flags() -> None:
@@ -95,4 +91,4 @@ def define_flags() -> None:
 
 if __name__ == "__main__":
   define_flags()
-  app.run(main)
+  programs.run(main)

@@ -71,7 +71,9 @@ def save(
   if not directory:
     return
   if is_chief := strategies.is_chief(strategy):
-    classes.write_names(os.path.join(directory, _CLASS_NAMES), class_names)
+    path = os.path.join(directory, _CLASS_NAMES)
+    classes.write_names(f"{path}.new", class_names)
+    tf.io.gfile.rename(f"{path}.new", path, overwrite=True)
   options = tf.train.CheckpointOptions(
     experimental_io_device=strategies.io_device(strategy)
   )

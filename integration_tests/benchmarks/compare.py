@@ -38,6 +38,7 @@ import numpy as np
 from rich import console
 
 from distribution import formats
+from distribution import publishing
 from integration_tests import command_line
 from integration_tests.benchmarks import processes
 from integration_tests.benchmarks import results
@@ -140,13 +141,16 @@ def _write(
   if not output_dir:
     return
   rows = results.ratios(report["samples"])
-  text = json.dumps({**report, "ratios": rows}, indent=1)
-  (output_dir / "results.json").write_text(text)
-  screen.save_text(str(output_dir / "results.md"), clear=False)
+  files = {
+    "results.json": json.dumps({**report, "ratios": rows}, indent=1).encode(),
+    "results.md": screen.export_text(clear=False).encode(),
+  }
   if rows:
-    results.plot(rows, output_dir / "ratios.png")
+    files["ratios.png"] = results.plot(rows)
   if sizes := results.sizes(report["samples"]):
-    (output_dir / "sizes.svg").write_text(results.sizes_svg(sizes))
+    files["sizes.svg"] = results.sizes_svg(sizes).encode()
+  for name, content in files.items():
+    publishing.write(output_dir / name, content)
 
 
 def _answers(rounds: int, work_dir: pathlib.Path) -> list[dict[str, Any]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import io
 import operator
 import os
-import pathlib
 import statistics
 from typing import Any
 
@@ -416,8 +416,8 @@ def _ticks(values: Sequence[float], digits: Sequence[int]) -> list[float]:
   return [t for t in ticks if min(values) <= t <= max(values)]
 
 
-def plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
-  """Plots the ratios with spreads and targets, one panel per model."""
+def plot(rows: Sequence[Mapping[str, Any]]) -> bytes:
+  """Plots the ratios with spreads and targets, one panel per model, as PNG."""
   os.environ.setdefault("MPLBACKEND", "agg")
   from matplotlib import pyplot as plt
   from matplotlib import ticker
@@ -457,5 +457,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: pathlib.Path) -> None:
     " Black bar: target; green: reached; red: missed.",
     fontsize=8,
   )
-  figure.savefig(path, dpi=120)
+  file = io.BytesIO()
+  figure.savefig(file, dpi=120)
   plt.close(figure)
+  return file.getvalue()

@@ -19,10 +19,13 @@ from typing import Any
 from absl import flags
 import yaml
 
-from distribution import errors
 from distribution import formats
 from distribution import programs
+from distribution import publishing
 
+_KIND = publishing.Kind(
+  "gke/mnist_cnn.yaml", r"README\.md|gke/\w+\.yaml|(one_vm|pod_slice)/\w+\.sh"
+)
 _DIRECTORY = pathlib.Path(__file__).parent
 
 
@@ -90,7 +93,7 @@ def generate(
   """Writes README.md, the scripts and the manifests.
 
   Args:
-    output_dir: Output directory. Files of the same names are replaced.
+    output_dir: An empty directory.
     bucket: The user's bucket, `gs://…`.
     image: Name of the container image.
     zone: Zone of the TPUs.
@@ -104,7 +107,7 @@ def generate(
     "service_account": service_account,
   }
   for place, details in jobs["places"].items():
-    (output_dir / place).mkdir(parents=True, exist_ok=True)
+    (output_dir / place).mkdir()
     for program in jobs["programs"]:
       values = {
         **common,
@@ -136,9 +139,9 @@ def main() -> None:
   """Runs the program with the values of its flags."""
   values = flags.FLAGS
   output_dir = pathlib.Path(formats.absolute(values.output_dir))
-  with errors.of_input(OSError, about="--output_dir: "):
+  with publishing.publish(output_dir, _KIND, overwrite=True) as directory:
     generate(
-      output_dir,
+      pathlib.Path(directory),
       bucket=values.bucket.rstrip("/"),
       image=values.image,
       zone=values.zone,
@@ -153,7 +156,10 @@ def define_flags() -> None:
     ("bucket", "Bucket for exports and training backups, gs://NAME."),
     ("image", "Name of the image, such as REGISTRY/PROJECT/exporters."),
     ("zone", "Zone of the TPUs."),
-    ("output_dir", "Output directory."),
+    (
+      "output_dir",
+      "Output directory. One that this program wrote is replaced.",
+    ),
   ):
     flags.DEFINE_string(name, None, text, required=True)
   flags.DEFINE_string(

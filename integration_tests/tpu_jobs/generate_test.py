@@ -7,6 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
+import tempfile
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -45,7 +46,9 @@ class GenerateTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
-    cls.output_dir = pathlib.Path(absltest.TEST_TMPDIR.value, "output")
+    cls.output_dir = pathlib.Path(
+      tempfile.mkdtemp(dir=absltest.TEST_TMPDIR.value)
+    )
     generate.generate(
       cls.output_dir,
       bucket=_BUCKET,
