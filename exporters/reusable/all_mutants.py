@@ -24,6 +24,7 @@ from official.vision.modeling import backbones
 import tensorflow as tf
 import tf_keras
 
+from distribution import scratch
 from exporters.reusable import hyperparameters
 from exporters.reusable import mutants
 from exporters.reusable import saving
@@ -214,4 +215,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)  # Tests in this process need flags.
+  # Tests in this process need flags. Forks leave temporary files behind.
+  app.run(scratch.of_program()(main))

@@ -158,7 +158,7 @@ def define_flags() -> None:
     ("zone", "Zone of the TPUs."),
     (
       "output_dir",
-      "Output directory. One that this program wrote is replaced.",
+      "Output directory. An earlier output there is replaced.",
     ),
   ):
     flags.DEFINE_string(name, None, text, required=True)
