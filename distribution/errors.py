@@ -85,7 +85,7 @@ _SAID_OTHERWISE = {
 
 # Address space, not memory, for what follows an error of full memory; and what
 # is then called.
-_reserve = mmap.mmap(-1, 2**24)
+_reserve = mmap.mmap(-1, 2**24, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 before_sudden_end: list[Callable[[], Any]] = []
 
 

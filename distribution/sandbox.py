@@ -23,6 +23,7 @@ from multiprocessing import connection
 import os
 import pathlib
 import platform
+import re
 import resource
 import select
 import signal
@@ -39,7 +40,11 @@ from typing import Any, NamedTuple
 from distribution import errors
 
 _LARGEST_MESSAGE = 2**27
-_IDLE_SECONDS = 30.0  # With less than a second of CPU time: a deadlock.
+_MOST_VALUES = 4_000_000  # In an answer, which this process parses.
+# A process that waits for this and thrice its CPU time is in a deadlock.
+_IDLE_SECONDS = 30.0
+_MOST_THREADS = 1000 + 16 * (os.cpu_count() or 1)
+_MOST_FILES = 4096  # Open ones. Pipes are memory too.
 _WATCHING_SECONDS = 0.2
 _NOWHERE = "/dev/null/nowhere"  # A directory that cannot be created.
 _LIBRARIES = (
@@ -59,34 +64,46 @@ _EXECUTE, _READ_FILE, _READ_DIR = 1, 4, 8
 _RIGHTS = {1: 2**13 - 1, 2: 2**14 - 1, 3: 2**15 - 1, 5: 2**16 - 1}
 _OF_FILES = 2**0 | 2**1 | 2**2 | 2**14 | 2**15
 
+# No links, devices, sockets and pipes in directories that it may write.
+_OF_WRITABLE = ~(_EXECUTE | 2**6 | 2**9 | 2**10 | 2**11 | 2**12)
+
 # For each machine, by Python's name: the number of its architecture in seccomp,
-# the numbers of `clone` and `clone3`, and the system calls that are refused.
+# the system calls that are refused for some arguments, those that are always
+# refused, and those that start programs.
 _SYSTEM_CALLS = {
   "x86_64": (
     0xC000003E,
-    (56, 435),
+    # clone, clone3, prlimit64, tgkill, prctl, fcntl, ioctl, mmap
+    (56, 435, 302, 234, 157, 72, 16, 9),
     # socket, socketpair, kill, ptrace, truncate, chmod, fchmod, the chowns,
     # utime, mknod, the setxattrs, tkill, utimes, mknodat, fchownat, futimesat,
-    # fchmodat, add_key, keyctl, unshare, utimensat, perf_event_open,
-    # open_by_handle_at, setns, process_vm_*, bpf, userfaultfd, io_uring_setup,
-    # pidfd_send_signal, fchmodat2, rt_sigqueueinfo, setpgid, setsid, the
-    # removexattrs
+    # fchmodat, add_key, keyctl, request_key, unshare, utimensat,
+    # perf_event_open, open_by_handle_at, setns, process_vm_*, bpf, userfaultfd,
+    # io_uring_setup, pidfd_send_signal, fchmodat2, rt_sigqueueinfo,
+    # rt_tgsigqueueinfo, setpgid, setsid, the removexattrs, pidfd_getfd, syslog
     (
       *(41, 53, 62, 101, 76, 90, 91, 92, 93, 94, 132, 133, 188, 189, 190, 200),
-      *(235, 259, 260, 261, 268, 248, 250, 272, 280, 298, 304, 308, 310, 311),
-      *(321, 323, 425, 424, 452, 129, 109, 112),
-      *(197, 198, 199),
+      *(235, 259, 260, 261, 268, 248, 250, 249, 272, 280, 298, 304, 308, 310),
+      *(311, 321, 323, 425, 424, 452, 129, 297, 109, 112, 197, 198, 199, 438),
+      103,
+      # Memory that outlives the process, or that its size does not show:
+      # shmget, semget, msgget, mq_open, memfd_create, memfd_secret
+      *(29, 64, 68, 240, 319, 447),
+      # The priority of other processes: setpriority, ioprio_set,
+      # sched_setparam, sched_setscheduler, sched_setattr, sched_setaffinity
+      *(141, 251, 142, 144, 314, 203),
     ),
     # fork, vfork, execve, execveat
     (57, 58, 59, 322),
   ),
   "aarch64": (
     0xC00000B7,
-    (220, 435),
+    (220, 435, 261, 131, 167, 25, 29, 222),
     (
       *(198, 199, 129, 117, 45, 52, 53, 54, 55, 33, 5, 6, 7, 130, 88, 217, 219),
-      *(97, 241, 265, 268, 270, 271, 280, 282, 425, 424, 452, 138, 154, 157),
-      *(14, 15, 16),
+      *(218, 97, 241, 265, 268, 270, 271, 280, 282, 425, 424, 452, 138, 240),
+      *(154, 157, 14, 15, 16, 438, 116, 194, 190, 186, 180, 279, 447, 140, 30),
+      *(118, 119, 274, 122),
     ),
     (221, 281),
   ),
@@ -204,11 +221,13 @@ def _ask(
   watch.waited_for = True
   try:
     channel.send_bytes(json.dumps(request).encode())
-    answer = json.loads(channel.recv_bytes(_LARGEST_MESSAGE))
+    data = channel.recv_bytes(_LARGEST_MESSAGE)
+    if sum(map(data.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+      raise ValueError
+    answer = _plain(json.loads(data), names)
   except (EOFError, OSError, ValueError, RecursionError):
     raise SandboxError(errors.shown(watch.reason())) from None
   watch.waited_for = False
-  answer = _plain(answer, names)
   if not isinstance(answer, dict) or "answer" not in answer:
     problem = answer.get("failed") if isinstance(answer, dict) else None
     raise SandboxError(f"it failed: {problem}")
@@ -230,6 +249,8 @@ def _spawn(
       "CUDA_VISIBLE_DEVICES": "-1",
       "HOME": _NOWHERE,
       "KERAS_HOME": _NOWHERE,  # Not in /tmp, where its file is unreadable.
+      # Each thread takes 32 MiB. Some versions repeat failed requests for ever.
+      "OPENBLAS_NUM_THREADS": "1",
       "PYTHONDONTWRITEBYTECODE": "1",
       "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
       **variables,
@@ -297,10 +318,11 @@ class _Watch:
     lines = self._said.decode(errors="replace").strip().splitlines()
     return how + (f": {lines[-1].strip()[:300]}" if lines else "")
 
-  def _stats(self, name: str) -> Iterator[list[str]]:
-    """Yields the fields of the process in a file of /proc, from its state on.
+  def _stats(self, name: str) -> Iterator[tuple[pathlib.Path, list[str]]]:
+    """Yields files of /proc, with their fields from the state on.
 
-    If it may start programs, the fields are those of each process in its group.
+    If the process may start programs, the files are those of all processes in
+    its group.
     """
     pid = self._process.pid
     for path in pathlib.Path("/proc").glob(
@@ -309,23 +331,28 @@ class _Watch:
       with contextlib.suppress(ProcessLookupError, FileNotFoundError):
         fields = path.read_text().rpartition(")")[2].split()
         if int(fields[2]) == pid:
-          yield fields
+          yield path, fields
 
-  def _usage(self) -> tuple[float, int]:
-    """Returns the CPU time, and the bytes in memory."""
-    ticks = pages = 0
-    for fields in self._stats("stat"):
+  def _usage(self) -> tuple[float, int, int]:
+    """Returns the CPU time, the bytes of memory, and the number of threads."""
+    ticks = kib = threads = 0
+    for path, fields in self._stats("stat"):
+      with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        status = path.with_name("status").read_text()
+        # Pages that are swapped out, and page tables, are memory too.
+        found = re.findall(r"^Vm(?:RSS|Swap|PTE):\s+(\d+)", status, re.M)
+        kib += sum(map(int, found))
       ticks += int(fields[11]) + int(fields[12])
-      pages += int(fields[21])
-    return ticks / os.sysconf("SC_CLK_TCK"), pages * resource.getpagesize()
+      threads += int(fields[17])
+    return ticks / os.sysconf("SC_CLK_TCK"), 1024 * kib, threads
 
   def _waits(self) -> bool:
     """Returns whether no thread is waiting for a CPU or a disk."""
-    return all(fields[0] not in "RD" for fields in self._stats("task/*/stat"))
+    return all(f[0] not in "RD" for _, f in self._stats("task/*/stat"))
 
   def _run(self) -> None:
     output = self._process.stdout
-    before, since = 0.0, time.monotonic()
+    before, idle = time.monotonic(), 0.0
     while not self._exceeded:
       if select.select([output], [], [], _WATCHING_SECONDS)[0]:
         data = os.read(output.fileno(), 2**16)
@@ -337,16 +364,20 @@ class _Watch:
           text = "\n".join(map(errors.shown, text.split("\n")))
           with contextlib.suppress(OSError):  # `programs` reports it.
             print(text, end="", flush=True)
-      cpu, memory = self._usage()
-      if not self.waited_for or abs(cpu - before) > 1.0:
-        before, since = cpu, time.monotonic()
+      cpu, memory, threads = self._usage()
+      now = time.monotonic()
+      if self.waited_for and self._waits():
+        idle += min(now - before, 1.0)  # This process may have been stopped.
+      before = now
       if memory > self._limits.memory:
         gib = self._limits.memory / 2**30
         self._exceeded = f"it needs more than {gib:.3g} GiB of memory"
       elif cpu > self._limits.seconds:
         self._exceeded = f"it needs more than {self._limits.seconds:.0f} s"
-      elif time.monotonic() - since > _IDLE_SECONDS and self._waits():
+      elif idle > _IDLE_SECONDS + 3 * cpu:
         self._exceeded = "it waits for something that does not happen"
+      elif threads > _MOST_THREADS:
+        self._exceeded = f"it starts more than {_MOST_THREADS} threads"
     with contextlib.suppress(ProcessLookupError):
       os.killpg(self._process.pid, signal.SIGKILL)
 
@@ -365,7 +396,8 @@ def _enter(config: dict[str, Any], module: str) -> None:
     (resource.RLIMIT_DATA, memory),
     (resource.RLIMIT_CORE, 0),
     (resource.RLIMIT_CPU, config["seconds"]),
-    *[(resource.RLIMIT_FSIZE, 0)] * (config["sandboxed"] and not writable),
+    (resource.RLIMIT_NOFILE, _MOST_FILES),
+    *[(resource.RLIMIT_FSIZE, memory * bool(writable))] * config["sandboxed"],
   ):
     hard = resource.getrlimit(limit)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
@@ -377,12 +409,22 @@ def _enter(config: dict[str, Any], module: str) -> None:
   # TensorFlow reads the working directory when it is imported.
   tempfile.tempdir = next(iter(writable), _NOWHERE)
   _check(_LIBC.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS
+  _drop_capabilities()
   _restrict_files(
     {**dict.fromkeys(config["readable"]), **dict.fromkeys(_libraries(module))},
     writable,
     [os.path.realpath(sys.executable), *_loaders()] * config["programs"],
   )
   _refuse_system_calls(config["programs"])
+
+
+def _drop_capabilities() -> None:
+  """Takes root's rights, except for reading the files of other users."""
+  header = struct.pack("=Ii", 0x20080522, 0)
+  held = ctypes.create_string_buffer(24)
+  _check(_LIBC.capget(header, held))
+  kept = struct.unpack("=6I", held.raw)[1] & 2**2  # CAP_DAC_READ_SEARCH
+  _check(_LIBC.capset(header, struct.pack("=6I", kept, kept, 0, 0, 0, 0)))
 
 
 def _libraries(module: str) -> Iterator[str]:
@@ -423,7 +465,7 @@ def _restrict_files(
   rules = [(path, _READ_FILE | _READ_DIR) for path in readable]
   rules += [(os.environ["PYTHONPATH"], _READ_DIR), ("/dev/null", 6)]
   rules += [("/proc", _READ_FILE)] * bool(executable)  # Of each program.
-  rules += [(path, rights & ~_EXECUTE) for path in writable]
+  rules += [(path, rights & _OF_WRITABLE) for path in writable]
   rules += [(path, _READ_FILE | _EXECUTE) for path in executable]
   for path, allowed in rules:
     path = os.path.realpath(path)
@@ -444,14 +486,15 @@ def _restrict_files(
 
 def _refuse_system_calls(programs: bool) -> None:
   """Installs a seccomp filter, a program for the Berkeley Packet Filter."""
-  architecture, (clone, clone3), refused, starting = _SYSTEM_CALLS[
+  architecture, by_argument, refused, starting = _SYSTEM_CALLS[
     platform.machine()
   ]
+  clone, clone3, prlimit64, tgkill, prctl, fcntl, ioctl, mmap = by_argument
   if not programs:
     refused = (*refused, *starting)
   load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
   allow, kill, refuse = 0x7FFF0000, 0x80000000, 0x00050000
-  no = (give, 0, 0, refuse | errno.EPERM)
+  no, yes = (give, 0, 0, refuse | errno.EPERM), (give, 0, 0, allow)
   # Each instruction: a code, the jumps if true and if false, and a number.
   code = [
     (load, 0, 0, 4),
@@ -463,13 +506,28 @@ def _refuse_system_calls(programs: bool) -> None:
   ]
   for number in refused:
     code += [(equal, 0, 1, number), no]
-  if not programs:
-    # Threads may start: the C library falls back from clone3 to clone.
-    code += [
-      *[(equal, 0, 1, clone3), (give, 0, 0, refuse | errno.ENOSYS)],
-      *[(equal, 0, 3, clone), (load, 0, 0, 16), (any_bit, 1, 0, 0x10000), no],
-    ]
-  code.append((give, 0, 0, allow))
+  # The C library falls back from clone3 to clone, which may start threads.
+  code += [(equal, 0, 1, clone3), (give, 0, 0, refuse | errno.ENOSYS)]
+  if programs:  # Without new namespaces, and as children of this process.
+    threads = [(any_bit, 0, 1, 0x7E028000)]
+  else:
+    threads = [(any_bit, 1, 0, 0x10000)]
+  me = os.getpid()
+  for number, argument, *conditions in (
+    (clone, 0, *threads),
+    (prlimit64, 0, (equal, 1, 0, 0)),  # Of no other process.
+    (tgkill, 0, (equal, 1, 0, me)),
+    # PR_SET_PDEATHSIG, except to SIGKILL.
+    (prctl, 0, (equal, 0, 3, 1), (load, 0, 0, 24), (equal, 1, 0, 9)),
+    # F_SETOWN, F_SETSIG, F_SETOWN_EX, FIOSETOWN, SIOCSPGRP: whom files signal.
+    (fcntl, 1, (equal, 2, 0, 8), (equal, 1, 0, 10), (equal, 0, 1, 15)),
+    (ioctl, 1, (equal, 1, 0, 0x8901), (equal, 0, 1, 0x8902)),
+    # MAP_ANONYMOUS and MAP_SHARED: such memory stays if its pages are dropped.
+    (mmap, 3, (any_bit, 0, 2, 0x20), (any_bit, 0, 1, 1)),
+  ):
+    code += [(equal, 0, len(conditions) + 3, number)]
+    code += [(load, 0, 0, 16 + 8 * argument), *conditions, no, yes]
+  code.append(yes)
   filters = b"".join(struct.pack("=HBBI", *each) for each in code)
   buffer = ctypes.create_string_buffer(filters)
   program = struct.pack("@HP", len(code), ctypes.addressof(buffer))
