@@ -225,8 +225,11 @@ def _ask(
     if sum(map(data.count, (b",", b"[", b"{"))) > _MOST_VALUES:
       raise ValueError
     answer = _plain(json.loads(data), names)
-  except (EOFError, OSError, ValueError, RecursionError):
+  except (EOFError, OSError):
     raise SandboxError(errors.shown(watch.reason())) from None
+  except (RecursionError, ValueError):
+    watch.kill()
+    raise SandboxError("its answer cannot be read") from None
   watch.waited_for = False
   if not isinstance(answer, dict) or "answer" not in answer:
     problem = answer.get("failed") if isinstance(answer, dict) else None

@@ -4,9 +4,12 @@ This module is also what answers in the sandbox.
 """
 
 import ctypes
+import fcntl
 import json
+import mmap
 import os
 import pathlib
+import resource
 import signal
 import socket
 import subprocess
@@ -120,6 +123,36 @@ def _trace(path):
     raise OSError(ctypes.get_errno(), "ptrace")
 
 
+def _limit_parent(path):
+  resource.prlimit(os.getppid(), resource.RLIMIT_CORE, (0, 0))
+
+
+def _slow_parent_down(path):
+  os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)
+
+
+def _signal_parent_by_file(path):
+  fcntl.fcntl(1, fcntl.F_SETOWN, os.getppid())
+
+
+def _outlive_parent(path):
+  if ctypes.CDLL(None, use_errno=True).prctl(1, 0, 0, 0, 0) < 0:
+    raise OSError(ctypes.get_errno(), "prctl")
+
+
+def _leave_memory(path):
+  if ctypes.CDLL(None, use_errno=True).shmget(0, 4096, 0o600) < 0:
+    raise OSError(ctypes.get_errno(), "shmget")
+
+
+def _share_memory(path):
+  mmap.mmap(-1, 4096)
+
+
+def _make_file_of_memory(path):
+  os.memfd_create("harm")
+
+
 def _use_a_thread(path):
   thread_failed = []
 
@@ -143,7 +176,9 @@ _REFUSED = {
     *(_create, _make_directory, _read, _list),
     *(_read_passwords, _read_parent, _connect, _connect_to_unix_socket),
     *(_io_uring, _execute, _execute_in_place, _fork, _spawn),
-    *(_signal_parent, _trace, _use_a_thread),
+    *(_signal_parent, _trace, _use_a_thread, _limit_parent),
+    *(_slow_parent_down, _signal_parent_by_file, _outlive_parent),
+    *(_leave_memory, _share_memory, _make_file_of_memory),
   )
 }
 
@@ -192,10 +227,36 @@ def _babble(path):
   os.write(int(sys.argv[1]), b"\0\0\0\4junk")
 
 
+def _nest(path):
+  value = []
+  for _ in range(900):
+    value = [value]
+  return value
+
+
+def _answer_too_much(path):
+  return [0] * 5_000_000
+
+
+def _read_far_apart(path):
+  size = 2**40  # Of pages that are in no memory, but for which tables are.
+  pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 1)
+  for i in range(0, size, 2**21):
+    pages[i]
+
+
+def _start_threads(path):
+  threading.stack_size(2**16)
+  for _ in range(50):
+    threading.Thread(target=time.sleep, args=[3600], daemon=True).start()
+  time.sleep(3600)
+
+
 _ENDING = {
   f.__name__: f
   for f in (
     *(_burn, _wait, _fill, _fault, _leave, _fail, _flood, _renew, _babble),
+    *(_nest, _answer_too_much, _read_far_apart, _start_threads),
   )
 }
 
@@ -263,7 +324,10 @@ class SandboxTest(parameterized.TestCase):
     ("_leave", r"it ended with status 3: good \\x1b\[2J bye"),
     ("_fail", r"it failed: ValueError: no \\x1b"),
     ("_flood", "it died|MemoryError|more than|it ended"),
-    ("_babble", "it died|it ended"),
+    ("_babble", "it died|it ended|cannot be read"),
+    ("_nest", "its answer cannot be read|RecursionError"),
+    ("_answer_too_much", "its answer cannot be read|MemoryError|more than"),
+    ("_read_far_apart", "more than 0.25 GiB|more than 2 s"),
   )
   def test_ends(self, name, reason):
     with self.started() as ask:
@@ -280,13 +344,17 @@ class SandboxTest(parameterized.TestCase):
       ):
         ask(["_burn", self.path])
 
-  def test_a_deadlock_ends(self):
+  @parameterized.parameters(
+    ("_wait", "_IDLE_SECONDS", 1.0, "does not happen"),
+    ("_start_threads", "_MOST_THREADS", 20, "more than 20 threads"),
+  )
+  def test_waiting_ends(self, name, bound, value, reason):
     with (
-      absltest.mock.patch.object(sandbox, "_IDLE_SECONDS", 1.0),
+      absltest.mock.patch.object(sandbox, bound, value),
       self.started() as ask,
-      self.assertRaisesRegex(sandbox.SandboxError, "does not happen"),
+      self.assertRaisesRegex(sandbox.SandboxError, reason),
     ):
-      ask(["_wait", self.path])
+      ask([name, self.path])
 
   def test_ends_with_its_parent(self):
     program = f"""
