@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import traceback
+import types
 from typing import Any, NoReturn
 
 from absl import flags
@@ -260,7 +261,20 @@ def _end_of_imports(
   sys.__excepthook__(kind, error, trace)
 
 
+def _check_memory(name: str, *_: Any) -> None:
+  """Raises an OSError before a package is imported that needs more memory.
+
+  OpenBLAS takes 32 MiB for each thread, and in SciPy repeats requests for ever.
+  """
+  if name in ("numpy", "scipy.linalg", "scipy.special"):
+    said = os.environ.get("OPENBLAS_NUM_THREADS", "")
+    threads = int(said) if said.isdecimal() else len(os.sched_getaffinity(0))
+    size = 2**25 * min(64, threads) + _LEAST_MEMORY
+    mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+
+
 sys.excepthook = _end_of_imports
+sys.meta_path.insert(0, types.SimpleNamespace(find_spec=_check_memory))
 
 
 def is_of_full_disk(error: Exception) -> bool:

@@ -166,6 +166,13 @@ class ProgramsTest(absltest.TestCase):
         " x.so: failed to map segment\n",
         1,
       ),
+      (  # OpenBLAS would wait for memory for ever.
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, [2**27] * 2);"
+        " import numpy",
+        "ERROR: Memory is full, or limited too low (ulimit -v): Cannot allocate"
+        " memory\n",
+        1,
+      ),
     ):
       process = subprocess.Popen(
         [sys.executable, "-c", waits + then],
