@@ -354,12 +354,24 @@ class _Watch:
     return all(f[0] not in "RD" for _, f in self._stats("task/*/stat"))
 
   def _run(self) -> None:
+    try:
+      self._watch()
+    except Exception as e:  # Of full memory: nothing else ends the process.
+      self._exceeded = f"this program cannot watch it: {errors.one_line(e)}"
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(self._process.pid, signal.SIGKILL)
+
+  def _watch(self) -> None:
     output = self._process.stdout
     before, idle = time.monotonic(), 0.0
     while not self._exceeded:
       if select.select([output], [], [], _WATCHING_SECONDS)[0]:
         data = os.read(output.fileno(), 2**16)
         if not data:
+          try:
+            self._process.wait(1)
+          except subprocess.TimeoutExpired:
+            self._exceeded = "it closed its output"
           return
         self._said = (self._said + data)[-4096:]
         if self._has_programs:
@@ -381,8 +393,6 @@ class _Watch:
         self._exceeded = "it waits for something that does not happen"
       elif threads > _MOST_THREADS:
         self._exceeded = f"it starts more than {_MOST_THREADS} threads"
-    with contextlib.suppress(ProcessLookupError):
-      os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _landlock_abi() -> int:

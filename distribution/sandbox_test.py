@@ -252,11 +252,16 @@ def _start_threads(path):
   time.sleep(3600)
 
 
+def _close_output(path):
+  os.closerange(1, 3)
+  time.sleep(3600)
+
+
 _ENDING = {
   f.__name__: f
   for f in (
     *(_burn, _wait, _fill, _fault, _leave, _fail, _flood, _renew, _babble),
-    *(_nest, _answer_too_much, _read_far_apart, _start_threads),
+    *(_nest, _answer_too_much, _read_far_apart, _start_threads, _close_output),
   )
 }
 
@@ -327,6 +332,7 @@ class SandboxTest(parameterized.TestCase):
     ("_babble", "it died|it ended|cannot be read"),
     ("_nest", "its answer cannot be read|RecursionError"),
     ("_answer_too_much", "its answer cannot be read|MemoryError|more than"),
+    ("_close_output", "it closed its output"),
     ("_read_far_apart", "more than 0.25 GiB|more than 2 s"),
   )
   def test_ends(self, name, reason):
@@ -347,6 +353,7 @@ class SandboxTest(parameterized.TestCase):
   @parameterized.parameters(
     ("_wait", "_IDLE_SECONDS", 1.0, "does not happen"),
     ("_start_threads", "_MOST_THREADS", 20, "more than 20 threads"),
+    ("_wait", "_MOST_THREADS", None, "cannot watch it"),
   )
   def test_waiting_ends(self, name, bound, value, reason):
     with (

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
-import dataclasses
 import os
 import stat
 import tempfile
@@ -153,7 +152,8 @@ def _converting(
   with copying.started(
     "exporters.phones.converting",
     saved_model_dir,
-    _patient(loading),
+    loading,
+    longer=20,
     writable=[work_dir],
   ) as (ask, beginning):
 
@@ -165,13 +165,6 @@ def _converting(
 
     beginning.update(request)
     yield ask_or_say_why
-
-
-def _patient(loading: copying.Options) -> copying.Options:
-  """Returns limits that allow the conversion of large models."""
-  return dataclasses.replace(
-    loading, seconds=loading.seconds or 36_000, gib=loading.gib or 64
-  )
 
 
 def _write_images(
@@ -204,20 +197,22 @@ def _run(
   loading: copying.Options,
 ) -> dict[str, dict[str, Any]]:
   """Runs the models with LiteRT; returns the result of each."""
-  limits = sandbox.limits(0, _patient(loading).seconds, _patient(loading).gib)
   results = {}
   for kind in kinds:
+    model = f"{work_dir}/{kind}.tflite"
+    limits = sandbox.limits(os.path.getsize(model), None, loading.gib)
+    seconds = loading.seconds or 20 * limits.seconds
     # LiteRT may crash on models that it cannot run.
     with sandbox.started(
       "exporters.phones.running",
-      limits,
+      limits._replace(seconds=seconds),
       readable=[work_dir],
       sandboxed=loading.sandbox and not sandbox.missing(),
     ) as ask:
       try:
         results[kind] = ask(
           {
-            "model": f"{work_dir}/{kind}.tflite",
+            "model": model,
             "examples": f"{work_dir}/examples.npz",
             "trainable": bool(training),
           }
