@@ -118,10 +118,8 @@ def _end(number: int, frame: Any) -> None:
   for each in _SIGNALS:
     signal.signal(each, signal.SIG_DFL)
   scratch.remove_all()
-  with contextlib.suppress(
-    Exception
-  ):  # The signal may have interrupted a write.
-    sys.stdout.flush()
+  with contextlib.suppress(Exception):
+    sys.stdout.flush()  # The signal may have interrupted a write.
   with contextlib.suppress(OSError):
     name = signal.Signals(number).name
     os.write(2, f"ERROR: Interrupted by {name}.\n".encode())

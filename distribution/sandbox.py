@@ -201,9 +201,7 @@ def started(
     "sandboxed": sandboxed,
   }
   try:
-    with contextlib.suppress(
-      OSError
-    ):  # `_ask` reports that the process has ended.
+    with contextlib.suppress(OSError):  # `_ask` reports an early end.
       channel.send_bytes(json.dumps(config).encode())
     yield functools.partial(_ask, channel, watch, names or {})
   finally:
@@ -489,9 +487,7 @@ def _restrict_files(
     beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
     rule = struct.pack("=Qi", allowed & rights, beneath)
     _check(_LIBC.syscall(445, ruleset, 1, rule, 0))
-    if not path.startswith(
-      "/proc/"
-    ):  # The rules hold as long as these are open.
+    if not path.startswith("/proc/"):  # Those rules hold while it is open.
       os.close(beneath)
   _check(_LIBC.syscall(446, ruleset, 0))
   os.close(ruleset)

@@ -146,10 +146,8 @@ def _remove(path: str, lock: int) -> bool:
   """Removes a temporary directory, the marker last; tells if it did."""
   with contextlib.suppress(OSError):
     if _empty(path):
-      with contextlib.suppress(
-        FileNotFoundError
-      ):  # A signal handler has removed it.
-        os.remove(os.path.join(path, _MARKER))
+      # A signal handler may have removed the marker.
+      pathlib.Path(path, _MARKER).unlink(missing_ok=True)
       os.rmdir(path)
       os.close(lock)
       return True

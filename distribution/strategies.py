@@ -422,10 +422,9 @@ def _check_address(address: str) -> None:
 def _cluster_strategy(name: str) -> tf.distribute.Strategy:
   cluster, task_type, index = _read_tf_config(name)
   if name == "parameter_server" and task_type != "chief":
-    _server = (
-      tf.distribute.Server(  # The server runs as long as it is referenced.
-        tf.train.ClusterSpec(cluster), job_name=task_type, task_index=index
-      )
+    # The server runs as long as it is referenced.
+    _server = tf.distribute.Server(
+      tf.train.ClusterSpec(cluster), job_name=task_type, task_index=index
     )
     # `Server.join` would block Python's signal handlers, and thus the clean-up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
