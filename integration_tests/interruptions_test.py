@@ -459,7 +459,7 @@ class InterruptionsTest(absltest.TestCase):
       phase = phases[i % len(phases)]
       action = self.actions[sum(divmod(i, len(phases))) % len(self.actions)]
       if i == _MOMENTS.value - 1 and "training on" in phases:
-        phase = "training on"
+        phase, action = "training on", self.actions[0]
       # A training is interrupted, and goes on while the later phases are tried.
       if i % len(phases) == 0 or phase == "training on":
         self.remove("state")
