@@ -36,12 +36,13 @@ _BUG = (
   "This is a bug in the program, not in your input. Please report it with the"
   " command line and the traceback."
 )
-# Errors of the file system that no program can prevent.
+# Errors of files and processes that no program can prevent.
 _OF_FULL_DISKS = {errno.EDQUOT, errno.EFBIG, errno.ENOSPC}
 _OF_FILES = {
   *_OF_FULL_DISKS,
   *(errno.EACCES, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
   *(errno.ENOTDIR, errno.EPERM, errno.EPIPE, errno.EROFS),
+  *(errno.EAGAIN, errno.EMFILE, errno.ENFILE),  # Limits, as of ulimit.
 }
 # Messages of Python and of the dynamic linker.
 _NO_MEMORY = re.compile(

@@ -21,8 +21,9 @@ from distribution import usage
 
 flags.disclaim_key_flags()  # --help lists them as the program's.
 
-# Bytes of address space. With less, TensorFlow aborts.
+# Bytes of address space, and threads. With less, TensorFlow aborts.
 _LEAST_MEMORY = 3 * 2**30
+_LEAST_THREADS = 32
 _SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGXCPU)
 
 _at_success: list[Callable[[], Any]] = []
@@ -56,6 +57,12 @@ def run(main: Callable[[], Any]) -> None:
       sys.exit(
         f"ERROR: Memory is limited to {limit / 2**30:.3g} GiB (ulimit -v)."
         f" TensorFlow needs {_LEAST_MEMORY / 2**30:.3g} GiB."
+      )
+    limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if 0 <= limit < _LEAST_THREADS and os.geteuid():  # Root has no limit.
+      sys.exit(
+        f"ERROR: Processes and threads are limited to {limit} (ulimit -u)."
+        f" TensorFlow needs {_LEAST_THREADS}."
       )
     for number in _SIGNALS:
       if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP.
