@@ -150,8 +150,8 @@ def _check(target: pathlib.Path, kind: Kind, overwrite: bool) -> None:
     foreign, found = "", False
     for name in _leaves(target):
       found |= name.endswith(kind.marker)
-      if not re.fullmatch(kind.paths, name) or (target / name).is_symlink():
-        foreign = foreign or name
+      if not foreign and not _is_ours(target, name, kind):
+        foreign = name
   if foreign or not found:
     problem = f"has {foreign} in it" if foreign else f"has no {kind.marker}"
     raise errors.InputError(
@@ -163,6 +163,16 @@ def _check(target: pathlib.Path, kind: Kind, overwrite: bool) -> None:
       f"{target} exists and is not empty. Choose another directory, or say"
       " --overwrite to replace it."
     )
+
+
+def _is_ours(target: pathlib.Path, name: str, kind: Kind) -> bool:
+  path = target / name
+  if path.is_symlink() or not re.fullmatch(kind.paths, name):
+    return False
+  model = path.parents[1] / "saved_model.pb"  # It names its assets.
+  return path.parent.name != "assets" or (
+    model.exists() and os.fsencode(path.name) in model.read_bytes()
+  )
 
 
 def _leaves(directory: pathlib.Path) -> Iterator[str]:

@@ -128,7 +128,7 @@ class PublishTest(absltest.TestCase):
     foreign = (
       *("notes.txt", "variables/notes.txt", "assets.extra/labels.txt"),
       *("encoder/notes.txt", "assets/a/b", "a/b/saved_model.pb", "empty/"),
-      *("link@", "variables@", ".hidden", "checkpoint"),
+      *("link@", "variables@", ".hidden", "checkpoint", "assets/notes.txt"),
     )
     for i, (names, problem) in enumerate(
       [
@@ -150,7 +150,7 @@ class PublishTest(absltest.TestCase):
         elif name.endswith("@"):
           path.symlink_to(self.parent)
         else:
-          path.write_text("")
+          path.write_text("vocab.txt")
       before = sorted(target.rglob("*"))
       with self.subTest(names[0]):
         if not problem:

@@ -319,37 +319,31 @@ class _Watch:
     lines = self._said.decode(errors="replace").strip().splitlines()
     return how + (f": {lines[-1].strip()[:300]}" if lines else "")
 
-  def _stats(self, name: str) -> Iterator[tuple[pathlib.Path, list[str]]]:
-    """Yields files of /proc, with their fields from the state on.
+  def _usage(self) -> tuple[float, int, int, bool]:
+    """Measures the process, or its group if it may start programs.
 
-    If the process may start programs, the files are those of all processes in
-    its group.
+    Returns:
+      The CPU time, the bytes of memory, the number of threads, and whether none
+      of them is waiting for a CPU or a disk.
     """
     pid = self._process.pid
+    ticks = kib = 0
+    states: list[str] = []
     for path in pathlib.Path("/proc").glob(
-      f"[0-9]*/{name}" if self._has_programs else f"{pid}/{name}"
+      "[0-9]*/stat" if self._has_programs else f"{pid}/stat"
     ):
       with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-        fields = path.read_text().rpartition(")")[2].split()
-        if int(fields[2]) == pid:
-          yield path, fields
-
-  def _usage(self) -> tuple[float, int, int]:
-    """Returns the CPU time, the bytes of memory, and the number of threads."""
-    ticks = kib = threads = 0
-    for path, fields in self._stats("stat"):
-      with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        fields = _fields(path)
+        if int(fields[2]) != pid:
+          continue
+        ticks += int(fields[11]) + int(fields[12])
         status = path.with_name("status").read_text()
         # Pages that are swapped out, and page tables, are memory too.
         found = re.findall(r"^Vm(?:RSS|Swap|PTE):\s+(\d+)", status, re.M)
         kib += sum(map(int, found))
-      ticks += int(fields[11]) + int(fields[12])
-      threads += int(fields[17])
-    return ticks / os.sysconf("SC_CLK_TCK"), 1024 * kib, threads
-
-  def _waits(self) -> bool:
-    """Returns whether no thread is waiting for a CPU or a disk."""
-    return all(f[0] not in "RD" for _, f in self._stats("task/*/stat"))
+        states += [_fields(p)[0] for p in path.parent.glob("task/*/stat")]
+    waits = not {"R", "D"}.intersection(states)
+    return ticks / os.sysconf("SC_CLK_TCK"), 1024 * kib, len(states), waits
 
   def _run(self) -> None:
     try:
@@ -377,9 +371,9 @@ class _Watch:
           text = "\n".join(map(errors.shown, text.split("\n")))
           with contextlib.suppress(OSError):  # `programs` reports it.
             print(text, end="", flush=True)
-      cpu, memory, threads = self._usage()
+      cpu, memory, threads, waits = self._usage()
       now = time.monotonic()
-      if self.waited_for and self._waits():
+      if self.waited_for and waits:
         idle += min(now - before, 1.0)  # This process may have been stopped.
       before = now
       if memory > self._limits.memory:
@@ -391,6 +385,11 @@ class _Watch:
         self._exceeded = "it waits for something that does not happen"
       elif threads > _MOST_THREADS:
         self._exceeded = f"it starts more than {_MOST_THREADS} threads"
+
+
+def _fields(path: pathlib.Path) -> list[str]:
+  """Returns the fields of a file `stat` in /proc, from the state on."""
+  return path.read_text().rpartition(")")[2].split()
 
 
 def _landlock_abi() -> int:
