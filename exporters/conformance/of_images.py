@@ -69,16 +69,23 @@ def returns_features(subject: Subject) -> findings.Finding:
   return findings.passed(f"float32, {spec.shape[1]} features")
 
 
+def _is_map(spec: tf.TensorSpec) -> bool:
+  """Tells whether an output has values for each pixel."""
+  return (spec.shape.rank or 0) > 3 and 1 not in spec.shape[1:-1]
+
+
 def returns_classes(subject: Subject) -> findings.Finding:
   """Logits are float32 [batch, classes]."""
   returned, spec = _returned(subject), subject.output_spec
   if returned == "features":
     return findings.not_applicable("it returns features")
-  if not isinstance(spec, tf.TensorSpec) or (
-    not returned and not findings.is_float_vector(spec)
+  if (
+    not isinstance(spec, tf.TensorSpec)
+    or (not returned and not findings.is_float_vector(spec))
+    or _is_map(spec)
   ):
     return findings.not_applicable(
-      f"it returns {findings.described(spec)}, not named as classes"
+      f"it returns {findings.described(spec)}, not the classes of images"
     )
   if not findings.is_float_vector(spec):
     return findings.failed(

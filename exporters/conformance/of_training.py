@@ -18,8 +18,10 @@ from exporters.reusable import observation
 Subject = subject_lib.Subject
 
 _MOMENTUM = "batch_norm_momentum"
-# Ops with straight-through gradients, which differ from the derivative.
-_ROUNDED = re.compile("FakeQuant.*|Rint|Round|Sign")
+# Ops with straight-through gradients, which differ from the derivative, and the
+# state of spectral normalization, through which Keras stops gradients.
+_ROUNDED = re.compile("ArgM(ax|in)|FakeQuant.*|Rint|Round|Sign")
+_SPECTRAL = re.compile("(sn_u|vector_u|weight_u)[:_]")
 # Ops that draw random numbers from a state saved in the SavedModel.
 _OF_STATE = re.compile("RngReadAndSkip|Stateful(Random|Standard|Trunc|Unif).*")
 # A layer with a regularizer, in the metadata of Keras.
@@ -270,10 +272,13 @@ def _gradients(subject: Subject) -> findings.Finding:
     said += ". Training is always random: its gradients were not compared"
   inputs = exact.example(_rows(inputs))
   wrong = _wrong(exact, inputs, arguments, subject.is_half)
-  if wrong and any(map(_ROUNDED.fullmatch, subject.op_counts)):
+  if wrong and (
+    any(map(_ROUNDED.fullmatch, subject.op_counts))
+    or any(_SPECTRAL.search(v.name) for v in subject.resting)
+  ):
     return findings.not_decidable(
-      "whether gradients are right: it has ops that round, whose gradients are"
-      " made up"
+      "whether gradients are right: it has ops that round or choose, or spectral"
+      " normalization, whose gradients are made up"
     )
   if wrong:
     name, claimed, measured = wrong

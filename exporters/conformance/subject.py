@@ -29,6 +29,10 @@ from exporters.reusable.private_api import saved_model_pb2
 
 # Ops that draw random numbers.
 RANDOM = re.compile(r"(Stateless)?(Random|TruncatedNormal|Multinomial)")
+# Names of moving averages of batch normalization in several libraries.
+_AVERAGE = re.compile("(moving|running|population|pop)_(mean|var)")
+# Ops that read records in strings which are no texts.
+_READERS = re.compile("Parse|Decode")
 # The model card in a SavedModel.
 CARD = "assets.extra/README.md"
 # The machine-readable description that this project's exporters write.
@@ -231,9 +235,7 @@ class Subject:
   @functools.cached_property
   def batch_norms(self) -> list[tf.Variable]:
     """The moving averages of batch normalization, by their names."""
-    return [
-      v for v in self.variables if re.search(r"moving_(mean|var)", v.name)
-    ]
+    return [v for v in self.variables if _AVERAGE.search(v.name)]
 
   @property
   def variables(self) -> list[tf.Variable]:
@@ -388,7 +390,7 @@ class Subject:
     try:
       return self._fitting(repr(self.spec), self.spec)[-1]
     except NoInputError:
-      return _STRINGS[0]
+      return "records" if any(map(_READERS.match, self.op_counts)) else "texts"
 
   def _fitting(self, key: str, form: Any) -> tuple[Any, ...]:
     """Returns arguments of `_filled` with which a call succeeds."""
