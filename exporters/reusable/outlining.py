@@ -481,7 +481,6 @@ def _call(piece: _Piece, function: graphs.Function) -> dict[str, str]:
   call.attr[_SHAPES].list.shape.extend(x.shape for x in piece.results.values())
   for key in ("config", "config_proto", "executor_type"):
     call.attr[key].s = b""
-  call.attr["_collective_manager_ids"].list.SetInParent()
   names = {node.name for node in piece.nodes}
   piece.nodes[0].CopyFrom(call)
   for i in reversed(range(len(caller.node_def))):

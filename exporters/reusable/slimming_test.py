@@ -305,7 +305,7 @@ class SlimmingTest(tf.test.TestCase):
 
   def test_equal_blocks_become_calls_of_one_function(self):
     """Of other widths, with dropout, moving averages and an own gradient."""
-    inputs = outputs = tf_keras.Input([4])
+    blocks = []
     for i, width in enumerate([8, 16, 8, 16, 8, 8, 8, 8, 8, 8, 8]):
       block = tf_keras.Sequential(name=f"block_{i}")
       block.add(tf_keras.layers.Dense(width, activation="tanh"))
@@ -313,14 +313,23 @@ class SlimmingTest(tf.test.TestCase):
       block.add(tf_keras.layers.BatchNormalization())
       if i > 5:
         block.add(tf_keras.layers.Lambda(_doubled))
-      outputs = block(outputs)
-    model = tf_keras.Model(inputs, outputs)
+      block.build([None, blocks[-1].output_shape[-1] if blocks else 4])
+      blocks.append(block)
     root = tf.train.Checkpoint(
-      trained=model.trainable_variables, averages=model.non_trainable_variables
+      trained=[v for b in blocks for v in b.trainable_variables],
+      averages=[v for b in blocks for v in b.non_trainable_variables],
     )
-    root.__call__ = tf.function(lambda x, training: model(x, training=training))
+
+    @tf.function
+    def call(x, training):
+      for block in blocks:
+        x = block(x, training=training)
+      return x
+
+    root.__call__ = call
     for training in (False, True):
-      spec = tf.TensorSpec([None, 4])
+      # The argument has the name of a block.
+      spec = tf.TensorSpec([None, 4], name="block_3")
       root.__call__.get_concrete_function(spec, training)
     before, after = (
       os.path.join(self.get_temp_dir(), name) for name in ("flat", "of_blocks")
