@@ -125,8 +125,7 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
     changed = [
       v.name
       for key, v in used.items()
-      if not _is_same(v.numpy(), before[key])
-      and not _KERAS_SEED.search(v.name)
+      if not _is_same(v.numpy(), before[key]) and not _KERAS_SEED.search(v.name)
     ]
   if problem := next(filter(None, (_difference(first, y) for y in again)), ""):
     return findings.failed(

@@ -277,8 +277,8 @@ def _gradients(subject: Subject) -> findings.Finding:
     or any(_SPECTRAL.search(v.name) for v in subject.resting)
   ):
     return findings.not_decidable(
-      "whether gradients are right: it has ops that round or choose, or spectral"
-      " normalization, whose gradients are made up"
+      "whether gradients are right: it has ops that round or choose, or"
+      " spectral normalization, whose gradients are made up"
     )
   if wrong:
     name, claimed, measured = wrong

@@ -19,9 +19,11 @@ SEEDED = "one seed"
 SAMPLED = "distribution"
 # Relative precision of the dtypes that are coarser than the tolerances.
 _PRECISION = {"bfloat16": 2**-7, "float16": 2**-10}
-# The tolerance of a column is relative to at least this share of the array's
-# largest value, since rounding errors of other columns may reach it.
+# The tolerance of a column is relative to at most this share of the array's
+# largest value, if rounding errors of other columns reach it.
 _OTHER_COLUMNS = 0.1
+# Kinds for which `compare` sees how far they do. The others assume it.
+WITH_ROUNDING = ("outputs", "updates")
 _TIMES, _MOST = 4, 100  # See `compare`.
 _TINY = np.finfo(np.float64).tiny
 _BLOCK = 2**18  # Values compared at a time; larger blocks need fresh memory.
@@ -70,8 +72,9 @@ COMPARISONS = {
     1e-6,
   ),
   "outputs": Comparison(
-    "Outputs in inference, in training without randomness, and with changed"
-    " hyperparameters, for inputs of several sizes and batches of 1 and 2.",
+    "Outputs in inference, in training without randomness, with changed"
+    " hyperparameters and with all weights halved, for inputs of several sizes"
+    " and batches of 1 and 2.",
     "The live model computes op by op and the export in a graph, which may sum"
     " float32 values in another order.",
     1e-5,
@@ -196,9 +199,10 @@ def compare(
     kind: A key of `COMPARISONS`.
     expected: The observation of the first model.
     actual: The observation of the second model.
-    perturbed: What the second model does with weights changed by rounding
-      errors. An array that changes is allowed to differ by `_TIMES` as much,
-      and by `most` times its tolerance at most.
+    perturbed: What the second model does with weights and inputs changed by
+      rounding errors. An array of gradients that changes is allowed to differ
+      by `_TIMES` as much, and by `most` times its tolerance at most. So is a
+      column of outputs or updates, up to the tolerance of `_OTHER_COLUMNS`.
     most: See `perturbed`.
 
   Returns:
@@ -232,11 +236,18 @@ def compare(
     elif len(differences := _differences(old, new)):
       of_array = _of_array(kind, old)
       columns = columns_of[name]
-      sizes = np.maximum(columns, _OTHER_COLUMNS * columns.max())
+      noise = [x[name] for x in perturbed if name in x]
+      reached = _OTHER_COLUMNS * columns.max()
+      if kind in WITH_ROUNDING:
+        changes = [_differences(new, x) for x in noise if x.shape == new.shape]
+        reached = np.fmin(
+          reached,
+          _TIMES / of_array * np.max([0 * columns, *filter(len, changes)], 0),
+        )
+        noise = []
+      sizes = np.maximum(columns, reached)
       tolerance = of_array * sizes + of_all * largest_of_all
-      rounding = max(
-        (_share(new, x[name], sizes) for x in perturbed if name in x), default=0
-      )
+      rounding = max((_share(new, x, sizes) for x in noise), default=0)
       share = max(of_array, min(_TIMES * rounding, most * of_array))
       allowed = tolerance + (share - of_array) * sizes
       # Relative to the tolerance or, if there is none, to the values.

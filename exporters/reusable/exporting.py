@@ -157,7 +157,12 @@ def exporting(
       record = {**origin(options), "flags": options.flag_values, **record}
       _export(piece_dir, piece, card, record, options, processes[name])
 
-    yield export
+    try:
+      yield export
+    finally:
+      for process in filter(None, processes.values()):
+        process.kill()  # One that has ended stays as it is.
+        process.wait()
   print(f"Exported {' and '.join(filter(None, names))}".rstrip(), end=" ")
   print(f"to {options.export_dir}")
 

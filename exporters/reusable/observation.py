@@ -4,6 +4,7 @@ The same functions observe the live model and the export.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import contextlib
 import hashlib
 import itertools
 from typing import Any, NamedTuple
@@ -47,6 +48,7 @@ class Call(NamedTuple):
       calls of the model differ.
     seeded: Whether the random ops of both models get the same seeds.
     sampled: The number of calls in a `randomness.sample`; 0 for a single call.
+    halved: Whether all weights are halved for the call.
   """
 
   name: str
@@ -62,6 +64,7 @@ class Call(NamedTuple):
   random: bool = False
   seeded: bool = False
   sampled: int = 0
+  halved: bool = False
 
 
 class Observation(NamedTuple):
@@ -163,7 +166,8 @@ def observe_calls(
       arrays, (result, updates) = _seeded(model, call, function, made)
       yield Observation(part, comparison.SEEDED, made.name, arrays)
     else:
-      result, updates = run(model, function, made.example, made.arguments)
+      with _halved(model) if made.halved else contextlib.nullcontext():
+        result, updates = run(model, function, made.example, made.arguments)
     outputs, gradients = result if made.gradients else (result, ())
     yield Observation(part, "outputs", made.name, named_arrays(outputs))
     if made.gradients:
@@ -173,6 +177,27 @@ def observe_calls(
       )
     if made.updates:
       yield Observation(part, "updates", made.name, updates)
+
+
+@contextlib.contextmanager
+def _halved(model: Any) -> Iterator[None]:
+  """Halves the weights of a model; doubles them on exit, which is exact.
+
+  Other weights show which values of weights an export has as constants.
+  """
+  variables = [
+    v
+    for v in model.variables
+    # Not those that would lose the last bit: denormal numbers.
+    if v.dtype.is_floating and tf.reduce_all(v / 2 * 2 == v)
+  ]
+  for variable in variables:
+    variable.assign(variable / 2)
+  try:
+    yield
+  finally:
+    for variable in variables:
+      variable.assign(variable * 2)
 
 
 def train_step(

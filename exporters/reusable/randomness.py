@@ -28,6 +28,8 @@ _FALSE_ALARM = 1e-6  # Probability that equal models fail a test.
 _BOUND = 1.1  # Ratio of standard deviations to detect,
 _SIGMAS = 9.0  # by so many standard errors; five fail a test.
 _MOST_VALUES = 2**20  # Values of one array in a sample.
+_MOST_CORRELATED = 256  # Values whose correlations are compared,
+_SIGNIFICANT = 4.0  # if they differ by so many standard errors.
 _SAVED_MODEL = "saved_model.pb"
 
 
@@ -230,9 +232,9 @@ def compare(
   Each test is a rank sum test of one number per call. If both distributions are
   equal, all orders of these numbers are equally likely, whatever the
   distributions are. One test per array compares squared deviations from the
-  mean of both samples. Two further tests choose the direction in which means or
-  squared deviations of the first halves of the samples differ most, and compare
-  the second halves projected on it.
+  mean of both samples. Three further tests choose the direction in which means,
+  squared deviations or correlations of the first halves of the samples differ
+  most, and compare the second halves projected on it.
 
   Args:
     expected: The `sample` of the live model.
@@ -291,6 +293,14 @@ def _of_directions(
     "variances",
     later**2 @ np.where(deviation > small, variances, 0.0),
   )
+  # A mask that all rows share has the same means and variances.
+  varies = np.flatnonzero(deviation > small)
+  varies = varies[:: max(1, -(-len(varies) // _MOST_CORRELATED))]
+  old, new = (((y - center) / scale)[:, varies] for y in first)
+  apart = (old.T @ old - new.T @ new) / half
+  np.fill_diagonal(apart, 0.0)
+  apart[np.abs(apart) < _SIGNIFICANT * math.sqrt(2 / half)] = 0.0
+  yield "correlations", np.sum(later[:, varies] @ apart * later[:, varies], 1)
 
 
 def _apart(old: np.ndarray, new: np.ndarray, false_alarm: float) -> bool:

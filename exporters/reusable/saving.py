@@ -773,6 +773,12 @@ def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
   own: dict[tf_keras.layers.Layer, int] = {}
   for layer in sorted(inner, key=lambda layer: len(inner[layer])):
     own[layer] = losses[layer] - sum(own.get(x, 0) for x in inner[layer])
+    if own[layer] and not weights[layer]:
+      raise errors.ExportError(
+        f"Layer {layer.name} has no weights and adds a loss, by add_loss. It"
+        " depends on the input, which a SavedModel cannot hold. Return the"
+        " Tensors that the loss needs as outputs."
+      )
   # In the order of the weights, as in Keras' `losses`.
   position = {
     v.ref(): i

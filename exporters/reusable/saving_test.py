@@ -557,6 +557,9 @@ class SavingTest(tf.test.TestCase):
         return inputs
 
     self.assert_refused("adds losses that depend", AddsLoss(), _SPEC)
+    inputs = tf_keras.Input([2])
+    model = tf_keras.Model(inputs, AddsLoss(name="of_inputs")(inputs))
+    self.assert_refused("Layer of_inputs has no weights and adds", model, _SPEC)
 
   def test_holds_the_tables_of_a_model(self):
     lookup = tf_keras.layers.TextVectorization(output_sequence_length=2)

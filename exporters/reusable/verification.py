@@ -418,6 +418,9 @@ def _calls(
       yield observation.Call(
         f"inference {size}", example, {}, forms=i == 0, **in_inference
       )
+      if level == "full" and i == 0 and source.variables:
+        name = f"inference {size}, weights halved"
+        yield observation.Call(name, example, {}, halved=True)
     mode = f"{'training' if training else 'inference'} {size}"
     if is_random and i == 0:
       yield observation.Call(mode, example, steadily, **once, random=True)

@@ -333,6 +333,29 @@ def _dropout_left_on(export_dir):
   _export(_source(model), export_dir)
 
 
+def _weight_as_constant(export_dir):
+  model = _model()
+  weight = model.trainable_variables[0]
+  value = weight.numpy()
+
+  def call(inputs, training=False):
+    zero = tf.reduce_sum(tf.stop_gradient(weight) - value)
+    return model(inputs, training=training) + zero
+
+  source = _source(model)
+  _export(
+    saving.source(
+      call,
+      _SPEC,
+      hyperparameters=source.hyperparameters,
+      variables=model.variables,
+      trainable_variables=model.trainable_variables,
+      regularization_losses=source.regularization_losses,
+    ),
+    export_dir,
+  )
+
+
 def _momentum_ignored(export_dir):
   model = _model()
   momentum = hyperparameters.Hyperparameter("momentum", 0.8, "")
@@ -744,6 +767,14 @@ _BROKEN = [
     "the tensor differs by",
   ),
   (
+    "weight_as_constant",
+    _plain,
+    _weight_as_constant,
+    "outputs",
+    r"outputs, inference \(5, 4\), weights halved",
+    "the tensor differs by",
+  ),
+  (
     "outputs_swapped",
     _plain,
     _outputs_swapped,
@@ -966,7 +997,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     worst, problems = comparison.compare(
       "outputs", {"y": old}, {"y": old + np.float32([0.0, 5.0])}
     )
-    self.assertAllClose(worst, 5e-5)
+    self.assertAllClose(worst, 0.25)
     self.assertEqual(
       problems, ["y differs by 5 in column 1; its largest value there is 20"]
     )
@@ -977,6 +1008,17 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     for other in (old[:1], old.astype(np.float64)):
       _, (problem,) = comparison.compare("outputs", {"y": old}, {"y": other})
       self.assertIn("and was float32[2, 2]", problem)
+    # It may differ by what rounding errors change in it.
+    small = {"y": old + np.float32([0.0, 0.5])}
+    for kind, perturbed, count in (
+      ("outputs", [0.0, 1e-3], 1),
+      ("outputs", [0.0, 0.2], 0),
+      ("outputs", [1e3, 0.0], 1),
+      ("serving_default", [0.0, 0.0], 0),
+    ):
+      noise = [{"y": small["y"] + np.float32(perturbed)}]
+      _, problems = comparison.compare(kind, {"y": old}, small, noise)
+      self.assertLen(problems, count)
     row = {"y": old[0]}  # An array with one axis is one column.
     _, problems = comparison.compare("outputs", row, {"y": old[0] + 5})
     self.assertEmpty(problems)
@@ -1095,7 +1137,8 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     for _ in range(50):
       samples = dropped(0.5), dropped(0.5)
       self.assertEmpty(randomness.compare(*samples))
-    for other in (dropped(0.25), dropped(0.0), frozen):
+    rows = np.tile(dropped(0.5)["y"][:, :4], 10)  # All rows share a mask.
+    for other in (dropped(0.25), dropped(0.0), frozen, {"y": rows}):
       self.assertNotEmpty(randomness.compare(dropped(0.5), other))
 
     def noise(deviation, calls):
@@ -1166,9 +1209,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       self.assertStartsWith(f"{kind}: {found}", f"{kind}: {by}")
 
   @parameterized.parameters(
-    (_with_head, 60),
+    (_with_head, 62),
     (_preprocessor, 33),
-    *[(_plain, 31), (_noisy_loop, 18), (_with_seed, 31)] * nightly.IS_ON,
+    *[(_plain, 32), (_noisy_loop, 19), (_with_seed, 32)] * nightly.IS_ON,
   )
   def test_intact(self, live, count):
     parts = live()

@@ -55,13 +55,14 @@ def with_own_gradient(layer: Any) -> Callable[..., Any]:
   def call(inputs: Any, **kwargs: Any) -> Any:
     def compute(*flat_inputs: tf.Tensor) -> tf.Tensor:
       # Applied outside: its gradient would compute the layer again.
-      if activation:
+      now = vars(layer).get("activation")  # Gradients are traced later.
+      if now:
         layer.activation = None
       try:
         return original(tf.nest.pack_sequence_as(inputs, flat_inputs), **kwargs)
       finally:
-        if activation:
-          layer.activation = activation
+        if now:
+          layer.activation = now
 
     flat = tf.nest.flatten(inputs)
     if not is_known and _draws_random_numbers(compute, *flat):
@@ -188,7 +189,7 @@ def step_computed_again(
   """
   weights = {id(weight) for weight in model.weights}
   places = [
-    (vars(layer), name, value)
+    (vars(layer), name)
     for layer in layer_calls.modules(model)
     for name, value in vars(layer).items()
     if id(value) in weights
@@ -196,16 +197,18 @@ def step_computed_again(
 
   @computed_again
   def with_weights(*inputs: tf.Tensor) -> Any:
+    own = [attributes[name] for attributes, name in places]
     try:
-      for (attributes, name, _), value in zip(places, inputs, strict=False):
+      for (attributes, name), value in zip(places, inputs, strict=False):
         attributes[name] = value
       return compute(*inputs[len(places) :])
     finally:
-      for attributes, name, weight in places:
+      for (attributes, name), weight in zip(places, own, strict=True):
         attributes[name] = weight
 
   return lambda *inputs: with_weights(
-    *(tf.convert_to_tensor(weight) for *_, weight in places), *inputs
+    *(tf.convert_to_tensor(attributes[name]) for attributes, name in places),
+    *inputs,
   )
 
 
