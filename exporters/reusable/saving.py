@@ -529,6 +529,13 @@ def _traced(model: Source) -> Source:
   outputs = tf.nest.map_structure(
     tf.type_spec_from_value, traces[0].structured_outputs
   )
+  for what, specs in (("input", model.input_spec), ("output", outputs)):
+    for spec in tf.nest.flatten(specs):
+      if spec.shape.rank is None:
+        raise errors.ExportError(
+          f"An {what} of the model, {spec}, has an unknown rank. Give it a"
+          " shape, in which unknown dimensions are None, as by tf.ensure_shape."
+        )
   return dataclasses.replace(model, function=function, output_spec=outputs)
 
 

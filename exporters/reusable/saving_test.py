@@ -526,6 +526,17 @@ class SavingTest(tf.test.TestCase):
     for model in (tf.Module(), tf.train.Checkpoint()):
       self.assert_refused("has no method `__call__`", model, _SPEC)
 
+  def test_refuses_unknown_ranks(self):
+    unknown = tf.TensorSpec(None)
+    self.assert_refused("^An input of the model, .* unknown rank", abs, unknown)
+    variable = tf.Variable(2.0, shape=tf.TensorShape(None))
+    self.assert_refused(
+      "^An output of the model, .* unknown rank",
+      lambda x: x * variable,
+      _SPEC,
+      variables=[variable],
+    )
+
   def test_refuses_modes_of_different_structure(self):
     self.assert_refused(
       "must have the same structure",
