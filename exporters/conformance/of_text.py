@@ -23,6 +23,7 @@ _SEGMENTS = (
 )
 _INPUTS = ("input_word_ids", "input_mask", "input_type_ids")
 _WORDS = (("the", "qxzvjk", "of"), ("", "", ""), ("is", "?", ""))
+_ORDER = "the order of the tokens"
 
 
 def embeds_text(subject: Subject) -> findings.Finding:
@@ -299,18 +300,20 @@ def encodes(subject: Subject) -> findings.Finding:
         break
       problem = f"a call fails: {subject_lib.cause(e)}"
     for name, effect in effects.get(length, {}).items():
-      if not problem and effects[8][name] > 1e-6 and effect < 1e-9:
+      # Sums over tokens in another order differ by rounding.
+      least, none = (1e-4, 1e-5) if name == _ORDER else (1e-6, 1e-9)
+      if not problem and effects[8][name] > least and effect < none:
         problem = f"{name} has no effect from token {length // 2} on"
     if problem:
       return findings.failed(
         f"With {length} tokens {problem}.",
-        "Use mask and types at every position.",
+        "Use mask, types and positions at every position.",
       )
   return findings.passed(f"as an encoder, with {max(effects)} tokens too")
 
 
 def _encoded(subject: Subject, length: int) -> tuple[str, dict[str, float]]:
-  """Returns an error, or the effects of mask and types in the second half."""
+  """Returns an error, or effects of the second half: mask, types and order."""
   inputs = subject.example(2, (length,))
   half = tf.cast(tf.range(length) >= length // 2, tf.int32)[tf.newaxis]
   ids = inputs["input_word_ids"]
@@ -330,18 +333,30 @@ def _encoded(subject: Subject, length: int) -> tuple[str, dict[str, float]]:
   if np.all(subject.model({**inputs, **other})["pooled_output"] == pooled):
     return "pooled_output does not depend on the tokens", {}
 
-  def change(first: Mapping[str, Any], second: Mapping[str, Any]) -> np.ndarray:
-    x, y = (
-      subject.model({**inputs, **z})["sequence_output"].numpy()
-      for z in (first, second)
-    )
+  def encode(changed: Mapping[str, Any]) -> list[np.ndarray]:
+    y = subject.model({**inputs, **changed})
+    return [y["sequence_output"].numpy(), y["pooled_output"].numpy()]
+
+  def change(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.abs(x - y) / np.max(np.abs(x))
 
-  seen = change({}, other)[:, 0].max()
-  hidden = change(mask, {**mask, **other})[:, 0].max()
-  if seen > 1e-6 and hidden > 0.01 * seen:
-    return "tokens whose mask is 0 change the output of the first", {}
-  return "", {k: change({}, x).max() for x in (mask, types) for k in x}
+  plain, masked = encode({}), encode(mask)
+  of_others = [encode(x) for x in (other, {**mask, **other})]
+  for i, of in enumerate(("the output of the first", "pooled_output")):
+    seen, hidden = (
+      change(x[i], y[i])[:, 0 if i == 0 else slice(None)].max()
+      for x, y in zip((plain, masked), of_others, strict=True)
+    )
+    if seen > 1e-6 and hidden > 0.01 * seen:
+      return f"tokens whose mask is 0 change {of}", {}
+  turned = [*range(length // 2), *reversed(range(length // 2, length))]
+  reordered = encode({"input_word_ids": tf.gather(ids, turned, axis=1)})
+  return "", {
+    "input_mask": change(plain[0], masked[0]).max(),
+    "input_type_ids": change(plain[0], encode(types)[0]).max(),
+    # Without positions, the outputs are reordered as the tokens are.
+    _ORDER: change(plain[0], reordered[0][:, turned]).max(),
+  }
 
 
 def names_its_preprocessor(subject: Subject) -> findings.Finding:

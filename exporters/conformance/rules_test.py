@@ -711,7 +711,8 @@ def _encoder(
   card=_CARD,
   see=lambda x: x,
   default=lambda x: x,
-  pool=lambda x: x,
+  pool=lambda x: x[:, 0],
+  order=lambda x: x * 0,
   positions=lambda x: x,
   tied=lambda x: x,
 ):
@@ -725,7 +726,8 @@ def _encoder(
     card: The card.
     see: What the encoder makes of mask and types.
     default: What it makes of the pooled output.
-    pool: What it makes of the first token's output.
+    pool: What it makes of the output of all tokens.
+    order: What it makes of the positions of tokens.
     positions: What `mlm` makes of positions.
     tied: What it makes of the table.
   """
@@ -735,9 +737,11 @@ def _encoder(
     mask = tf.cast(see(inputs["input_mask"]), tf.float32)[..., tf.newaxis]
     types = tf.cast(see(inputs["input_type_ids"]), tf.float32)[..., tf.newaxis]
     tokens = tf.nn.embedding_lookup(table, inputs["input_word_ids"]) + types
+    places = tf.range(tf.shape(tokens)[1], dtype=tf.float32)
+    tokens += 0.1 * tf.sin(order(places))[:, tf.newaxis]
     seen = tf.reduce_sum(tokens * mask, 1, True) / tf.reduce_sum(mask, 1, True)
     sequence = tf.tanh(tokens + seen)
-    pooled = pool(sequence[:, 0])
+    pooled = pool(sequence)
     return {
       "sequence_output": sequence,
       "pooled_output": pooled,
@@ -1303,8 +1307,18 @@ _BROKEN = (
   ("T3", _of(_encoder, see=lambda x: x * 0 + 1), "whose mask is 0 change"),
   (
     "T3",
-    _of(_encoder, pool=lambda x: 0 * x),
+    _of(_encoder, pool=lambda x: 0 * x[:, 0]),
     "pooled_output does not depend",
+  ),
+  (
+    "T3",
+    _of(_encoder, pool=lambda x: x[:, -1]),
+    "whose mask is 0 change pooled_output",
+  ),
+  (
+    "T3",
+    _of(_encoder, order=lambda x: tf.minimum(x, 15)),
+    "40 tokens the order of the tokens has no effect from token 20 on",
   ),
   ("T3", _of(_encoder, default=lambda x: 2 * x), "default is not pooled"),
   (
