@@ -998,6 +998,8 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
     root = pathlib.Path(self.get_temp_dir(), re.sub(r"\W", "_", name))
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir()
+    # TensorFlow does not remove links to directories.
+    self.addCleanup(shutil.rmtree, root)
     return Place(root)
 
   def copied(self, place):
