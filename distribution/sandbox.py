@@ -160,6 +160,7 @@ def started(
   module: str,
   limits: Limits,
   *,
+  python: str = sys.executable,
   readable: Sequence[str] = (),
   writable: Sequence[str] = (),
   variables: dict[str, str] | None = None,
@@ -173,6 +174,7 @@ def started(
     module: The module that answers. Its generator `serve` takes an iterator of
       the requests and yields the answer to each. Both are JSON.
     limits: What the process may use.
+    python: The interpreter, of this version or a later one.
     readable: Files and directories that it may read, besides libraries.
     writable: Directories in which it may read and write.
     variables: Environment variables to set.
@@ -186,7 +188,7 @@ def started(
     shown. It raises a SandboxError, or an InputError that `serve` raised.
   """
   ours, theirs = socket.socketpair()
-  process = _spawn(module, theirs, variables or {})
+  process = _spawn(python, module, theirs, variables or {})
   theirs.close()
   channel = connection.Connection(ours.detach())
   watch = _Watch(process, limits, programs)
@@ -238,12 +240,12 @@ def _ask(
 
 
 def _spawn(
-  module: str, channel: socket.socket, variables: Mapping[str, str]
+  python: str, module: str, channel: socket.socket, variables: Mapping[str, str]
 ) -> subprocess.Popen:
   """Starts the process, which restricts itself."""
   return subprocess.Popen(
     # -P keeps this directory, whose names are not unique, off the path.
-    [sys.executable, "-P", __file__, str(channel.fileno()), module],
+    [python, "-P", __file__, str(channel.fileno()), module],
     pass_fds=[channel.fileno()],
     env={
       **{k: v for k, v in os.environ.items() if k.startswith(_VARIABLES)},

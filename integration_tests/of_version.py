@@ -1,15 +1,12 @@
-"""Observes an export in an environment of its own, of any TensorFlow.
+"""Observes an export in a sandbox, and in an environment of any TensorFlow.
 
-It is a script: it imports nothing of this repository, and prints JSON. Its
-arguments are the export, a file of arrays, and `record` or `compare`.
+It imports nothing of this repository.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 import inspect
-import json
 import os
-import sys
 import tempfile
 from typing import Any
 
@@ -136,7 +133,13 @@ def fine_tune(
   }
 
 
-def main(directory: str, path: str, mode: str) -> dict[str, Any]:
+def serve(requests: Iterator[list[str]]) -> Iterator[dict[str, Any]]:
+  """Serves requests: an export, a file of arrays, and `record` or `compare`."""
+  for directory, path, mode in requests:
+    yield _observed(directory, path, mode)
+
+
+def _observed(directory: str, path: str, mode: str) -> dict[str, Any]:
   """Records what the export computes, or compares it with the record."""
   model = hub.load(directory)
   if mode == "record":
@@ -155,7 +158,3 @@ def main(directory: str, path: str, mode: str) -> dict[str, Any]:
     **differences(observe(model, inputs), expected),
     **fine_tune(directory, inputs),
   }
-
-
-if __name__ == "__main__":
-  print(json.dumps(main(*sys.argv[1:])))

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 import datetime
-import json
 import os
 import pathlib
 import shutil
@@ -31,6 +30,7 @@ from absl import flags
 from distribution import errors
 from distribution import formats
 from distribution import programs
+from distribution import sandbox
 from distribution import scratch
 
 # The newest release of each; 2.13 is the oldest that saves as this project's
@@ -57,6 +57,12 @@ _KEEP = flags.DEFINE_bool(
   False,
   "Keep what is in --environments_dir, for the next run.",
 )
+_SANDBOX = flags.DEFINE_bool(
+  "sandbox",
+  True,
+  "Load the export in processes that can read nothing else, write nothing and"
+  " open no connection. With --nosandbox they have your rights.",
+)
 _UV = flags.DEFINE_string("uv", None, "Path of uv.")
 
 
@@ -69,18 +75,24 @@ def packages(version: str) -> list[str]:
   return [f"tensorflow=={version}.*", *others, "setuptools<80.9"]
 
 
-def _observe(python: str, *arguments: str) -> dict[str, Any]:
-  """Runs `of_version` with an interpreter, which sees nothing else."""
-  script = pathlib.Path(__file__).with_name("of_version.py")
-  result = subprocess.run(
-    scratch.tied([python, "-I", str(script), *arguments]),
-    capture_output=True,
-    text=True,
-  )
-  if result.returncode:
-    lines = result.stderr.strip().splitlines() or ["no message"]
-    return {"problem": errors.shown(lines[-1][:200])}
-  return json.loads(result.stdout.splitlines()[-1])
+def _observe(
+  python: str, saved_model_dir: str, record: str, mode: str
+) -> dict[str, Any]:
+  """Runs `of_version` with an interpreter, in the sandbox."""
+  files = pathlib.Path(saved_model_dir).rglob("*")
+  limits = sandbox.limits(sum(f.stat().st_size for f in files), None, None)
+  with sandbox.started(
+    "integration_tests.of_version",
+    sandbox.Limits(20 * limits.seconds, 2 * limits.memory),
+    python=python,
+    readable=[saved_model_dir],
+    writable=[os.path.dirname(record)],
+    sandboxed=_SANDBOX.value,
+  ) as ask:
+    try:
+      return ask([saved_model_dir, record, mode])
+    except sandbox.SandboxError as e:
+      return {"problem": f"{e}"[:200]}
 
 
 def _environment(uv: str, directory: str, version: str) -> str:
@@ -109,16 +121,18 @@ def row(found: dict[str, Any]) -> tuple[bool, list[str]]:
   cells = [found["keras"]]
   good = True
   for kind in _COMPARED:
-    is_right = found[kind] <= _TOLERANCE
+    difference = float(found[kind])  # NaN is sent as a string.
+    is_right = difference <= _TOLERANCE
     good &= is_right
-    cells.append(f"{'' if is_right else '✗ '}{found[kind]:.1g}")
-  first, *_, last = found["fine_tuning"]
+    cells.append(f"{'' if is_right else '✗ '}{difference:.1g}")
+  first, *_, last = map(float, found["fine_tuning"])
   trains = last < first and found["moved"] == found["variables"]
-  again = found["saved again"] <= _TOLERANCE
+  difference = float(found["saved again"])
+  again = difference <= _TOLERANCE
   cells += [
     f"{'' if trains else '✗ '}{first:.2f} to {last:.2f},"
     f" {found['moved']} of {found['variables']} moved",
-    "✓" if again else f"✗ {found['saved again']:.1g}",
+    "✓" if again else f"✗ {difference:.1g}",
   ]
   return good and trains and again, cells
 
@@ -128,11 +142,11 @@ def try_versions(
   versions: Iterable[str],
   uv: str,
   environments_dir: str,
+  record: str,
   *,
   keep: bool,
 ) -> bool:
   """Prints the table; returns whether the export works in all versions."""
-  record = os.path.join(environments_dir, "record.npz")
   reference = _observe(sys.executable, saved_model_dir, record, "record")
   if "problem" in reference:
     raise errors.InputError(f"{saved_model_dir}: {reference['problem']}")
@@ -164,7 +178,12 @@ def main() -> None:
   """Runs the program with the values of its flags."""
   saved_model_dir = formats.absolute(_SAVED_MODEL_DIR.value)
   formats.check_saved_model(saved_model_dir)
-  with tempfile.TemporaryDirectory() as scratch_dir:
+  if _SANDBOX.value and (lacking := sandbox.missing()):
+    raise errors.InputError(f"Nothing is loaded: {lacking}. Or: --nosandbox.")
+  with (
+    tempfile.TemporaryDirectory() as scratch_dir,
+    tempfile.TemporaryDirectory() as record_dir,
+  ):
     directory = formats.absolute(_ENVIRONMENTS_DIR.value) or scratch_dir
     formats.check_output("environments_dir", directory)
     os.makedirs(directory, exist_ok=True)
@@ -173,6 +192,7 @@ def main() -> None:
       _VERSION.value,
       os.path.abspath(os.path.expanduser(_UV.value)),
       directory,
+      os.path.join(record_dir, "record.npz"),
       keep=_KEEP.value,
     )
   sys.exit(0 if good else 1)
