@@ -256,6 +256,7 @@ def _spawn(
       "OPENBLAS_NUM_THREADS": "1",
       "PYTHONDONTWRITEBYTECODE": "1",
       "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
+      "TF_CPP_MIN_LOG_LEVEL": "3",  # Its last line is a reason to end.
       **variables,
     },
     cwd="/",

@@ -401,13 +401,15 @@ def has_language_model(subject: Subject) -> findings.Finding:
   logits = outputs["mlm_logits"]
   if logits.shape[:2] != (2, 3):
     problem = f"are of the shape {logits.shape} for 2 texts of 3 positions"
+  elif np.all(logits >= 0) and np.allclose(tf.reduce_sum(logits, -1), 1):
+    problem = "are probabilities: each row sums to 1"
   else:
     problem = _misplaced(mlm, inputs) or _untied(subject, mlm, inputs)
   if problem:
     return findings.failed(
       f"mlm_logits {problem}.",
-      "Gather the outputs of masked_lm_positions, and multiply them with the"
-      " encoder's table of word embeddings.",
+      "Gather the outputs of masked_lm_positions, multiply them with the"
+      " encoder's table of word embeddings, and return them without softmax.",
     )
   return findings.passed(f"mlm_logits {logits.shape}")
 

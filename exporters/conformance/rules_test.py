@@ -715,6 +715,7 @@ def _encoder(
   order=lambda x: x * 0,
   positions=lambda x: x,
   tied=lambda x: x,
+  logits=lambda x: x,
 ):
   """Writes an encoder of a table and means over tokens; by default intact.
 
@@ -730,6 +731,7 @@ def _encoder(
     order: What it makes of the positions of tokens.
     positions: What `mlm` makes of positions.
     tied: What it makes of the table.
+    logits: What it makes of its logits.
   """
   table = tf.Variable(tf.random.stateless_normal([16, 4], [0, 0]), name="table")
 
@@ -760,12 +762,14 @@ def _encoder(
     places = tf.TensorSpec([None, None], tf.int32, "masked_lm_positions")
     root.mlm = _callable(
       lambda inputs: {
-        mlm: tf.gather(
-          call(inputs)["sequence_output"],
-          positions(inputs["masked_lm_positions"]),
-          batch_dims=1,
+        mlm: logits(
+          tf.gather(
+            call(inputs)["sequence_output"],
+            positions(inputs["masked_lm_positions"]),
+            batch_dims=1,
+          )
+          @ tf.transpose(tied(table))
         )
-        @ tf.transpose(tied(table))
       },
       [{**_WORDS, "masked_lm_positions": places}],
     )
@@ -1335,6 +1339,11 @@ _BROKEN = (
     "T5",
     _of(_encoder, mlm="mlm_logits", tied=lambda x: x[:, ::-1] * 0 + 1),
     "do not depend on the embedding of each",
+  ),
+  (
+    "T5",
+    _of(_encoder, mlm="mlm_logits", logits=tf.nn.softmax),
+    "are probabilities",
   ),
   (
     "T5",
