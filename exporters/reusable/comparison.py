@@ -22,8 +22,6 @@ _PRECISION = {"bfloat16": 2**-7, "float16": 2**-10}
 # The tolerance of a column is relative to at most this share of the array's
 # largest value, if rounding errors of other columns reach it.
 _OTHER_COLUMNS = 0.1
-# Kinds for which `compare` sees how far they do. The others assume it.
-WITH_ROUNDING = ("outputs", "updates")
 _TIMES, _MOST = 4, 100  # See `compare`.
 _TINY = np.finfo(np.float64).tiny
 _BLOCK = 2**18  # Values compared at a time; larger blocks need fresh memory.
@@ -190,7 +188,7 @@ def compare(
   kind: str,
   expected: Arrays,
   actual: Arrays,
-  perturbed: Sequence[Arrays] = (),
+  perturbed: Sequence[Arrays] | None = None,
   most: float = _MOST,
 ) -> tuple[float, list[str]]:
   """Compares observations of two models.
@@ -202,7 +200,8 @@ def compare(
     perturbed: What the second model does with weights and inputs changed by
       rounding errors. An array of gradients that changes is allowed to differ
       by `_TIMES` as much, and by `most` times its tolerance at most. So is a
-      column of outputs or updates, up to the tolerance of `_OTHER_COLUMNS`.
+      column of another kind, up to the tolerance of `_OTHER_COLUMNS`. None
+      assumes that rounding errors of other columns reach it.
     most: See `perturbed`.
 
   Returns:
@@ -236,9 +235,9 @@ def compare(
     elif len(differences := _differences(old, new)):
       of_array = _of_array(kind, old)
       columns = columns_of[name]
-      noise = [x[name] for x in perturbed if name in x]
+      noise = [x[name] for x in perturbed or () if name in x]
       reached = _OTHER_COLUMNS * columns.max()
-      if kind in WITH_ROUNDING:
+      if perturbed is not None and kind != "gradients":
         changes = [_differences(new, x) for x in noise if x.shape == new.shape]
         reached = np.fmin(
           reached,
