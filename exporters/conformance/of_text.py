@@ -335,20 +335,31 @@ def _encoded(subject: Subject, length: int) -> tuple[str, dict[str, float]]:
 
   def encode(changed: Mapping[str, Any]) -> list[np.ndarray]:
     y = subject.model({**inputs, **changed})
-    return [y["sequence_output"].numpy(), y["pooled_output"].numpy()]
+    return [y["sequence_output"].numpy(), y["pooled_output"].numpy()[:, None]]
 
   def change(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.abs(x - y) / np.max(np.abs(x))
 
   plain, masked = encode({}), encode(mask)
-  of_others = [encode(x) for x in (other, {**mask, **other})]
+  try:
+    short = encode(
+      {k: x[:, : length // 2] for k, x in {**inputs, **mask}.items()}
+    )
+  except Exception:  # It takes only some lengths, such as those of blocks.
+    short = masked
+  pairs = [
+    (plain, encode(other)),
+    (masked, encode({**mask, **other})),
+    (masked, short),
+  ]
   for i, of in enumerate(("the output of the first", "pooled_output")):
-    seen, hidden = (
-      change(x[i], y[i])[:, 0 if i == 0 else slice(None)].max()
-      for x, y in zip((plain, masked), of_others, strict=True)
+    seen, hidden, padded = (
+      change(x[i][:, 0], y[i][:, 0]).max() for x, y in pairs
     )
     if seen > 1e-6 and hidden > 0.01 * seen:
       return f"tokens whose mask is 0 change {of}", {}
+    if seen > 1e-6 and padded > 0.01 * seen:
+      return f"appended tokens whose mask is 0 change {of}", {}
   turned = [*range(length // 2), *reversed(range(length // 2, length))]
   reordered = encode({"input_word_ids": tf.gather(ids, turned, axis=1)})
   return "", {

@@ -1324,6 +1324,11 @@ _BROKEN = (
     _of(_encoder, order=lambda x: tf.minimum(x, 15)),
     "40 tokens the order of the tokens has no effect from token 20 on",
   ),
+  (
+    "T3",
+    _of(_encoder, order=lambda x: x[::-1]),
+    "appended tokens whose mask is 0 change the output of the first",
+  ),
   ("T3", _of(_encoder, default=lambda x: 2 * x), "default is not pooled"),
   (
     "T5",
