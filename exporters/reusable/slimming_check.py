@@ -144,6 +144,7 @@ class _Reader:
     function = graphs.Function(node_def=self._meta_graph.graph_def.node)
     for name in names:
       function.ret[name] = name
+    _check_names(function)
     return _meaning(function, {}, self._number)
 
   def _flat(
@@ -161,6 +162,7 @@ class _Reader:
         wait = "^" * x.startswith("^")
         return operands.get(x) or f"{wait}{scope}{x.removeprefix('^')}"
 
+      _check_names(body)
       for node in body.node_def:
         name, inputs = scope + node.name, list(map(renamed, node.input))
         if callee := graphs.callee(node, self._added):
@@ -265,6 +267,13 @@ def _frozen(field: Any) -> Any:
   return frozenset(field) if isinstance(field, set) else tuple(field)
 
 
+def _check_names(function: graphs.Function) -> None:
+  """Raises a ValueError if two values in a function have one name."""
+  names = [x.name for x in (*function.signature.input_arg, *function.node_def)]
+  if len(set(names)) < len(names):
+    raise ValueError("have two values of one name")
+
+
 def _meaning(
   function: graphs.Function,
   captured: _Captured,
@@ -279,14 +288,11 @@ def _meaning(
 
   Raises:
     KeyError: A value is not defined.
-    ValueError: Two values have one name.
   """
   keys = sorted(function.ret)
   results = [function.ret[key] for key in keys]
   nodes = {node.name: node for node in function.node_def}
   arguments = [arg.name for arg in function.signature.input_arg]
-  if len(nodes.keys() | arguments) < len(function.node_def) + len(arguments):
-    raise ValueError("have two values of one name")
   # By name: arguments and values that a node passes on, other nodes, the ops
   # that have run before each of them, and the reads of variables, as bits.
   values = {name: number("argument", i) for i, name in enumerate(arguments)}

@@ -368,13 +368,22 @@ class SlimmingTest(tf.test.TestCase):
           node.attr["transpose_b"].b = True
       return function
 
-    original = outlining._function
-    with (
-      mock.patch.object(outlining, "_function", transpose),
-      contextlib.redirect_stdout(io.StringIO()) as output,
+    def rename(piece, *args):
+      names = call_of(piece, *args)
+      piece.caller.signature.input_arg[0].name = piece.nodes[0].name
+      return names
+
+    original, call_of = outlining._function, outlining._call
+    for name, change, words in (
+      ("_function", transpose, "would differ in results"),
+      ("_call", rename, "would have two values of one name"),
     ):
-      slimming.slim(before)
-    self.assertIn("would differ in results", output.getvalue())
+      with (
+        mock.patch.object(outlining, name, change),
+        contextlib.redirect_stdout(io.StringIO()) as output,
+      ):
+        slimming.slim(before)
+      self.assertIn(words, output.getvalue())
 
   def test_the_fingerprint_is_of_the_new_file(self):
     """Fails when TensorFlow's private module goes away."""
