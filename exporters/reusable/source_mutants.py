@@ -73,6 +73,7 @@ _WITHOUT_EFFECT = {
   "in_inference = learning if": "any example will do",
   '"_class", None': "colocation is a hint",
   "value = 0.5": "any rate will do",
+  "[seed, ": "any seed and scale will do",
   "reshape(-1": "NumPy takes -2 for -1",
   "tf.constant(0.0)": "a constant has no gradient",
 }
