@@ -188,26 +188,6 @@ def _without_names(function: graphs.Function) -> bytes:
   return copy.SerializeToString(deterministic=True)
 
 
-def _sort(function: graphs.Function) -> None:
-  """Moves nodes behind those that they need; keeps the order otherwise."""
-  nodes = {node.name: node for node in function.node_def}
-  done: dict[str, graphs.Node] = {}
-  for root in nodes:
-    waiting = [root]
-    while waiting:
-      node = nodes[waiting[-1]]
-      # A loop of TensorFlow 1 has a cycle.
-      needed = () if node.op == "Merge" else map(graphs.node_of, node.input)
-      needed = [x for x in needed if x in nodes and x not in done]
-      waiting += needed[::-1]
-      if not needed:
-        done[waiting.pop()] = node
-  if list(done) != list(nodes):
-    copy = graphs.Function(node_def=done.values())
-    function.ClearField("node_def")
-    function.node_def.extend(copy.node_def)
-
-
 def _pieces(
   function: graphs.Function,
   gradients: Mapping[str, _Gradient],
