@@ -318,7 +318,8 @@ def check_saved_model(path: str) -> None:
       )
     return
   if os.path.isdir(path) and not format_:
-    format_, name = _checkpoint_in(path)
+    if indices := sorted(pathlib.Path(path).glob("*.index")):
+      format_, name = "of a checkpoint", indices[0].name
   elif _FILES_OF_CHECKPOINT.search(path) or os.path.isfile(f"{path}.index"):
     format_ = "a checkpoint"
   if format_:
@@ -339,13 +340,6 @@ def check_saved_model(path: str) -> None:
 
 def _named(path: str, name: str) -> str:
   return f"{name}, in {path}," if name else path
-
-
-def _checkpoint_in(directory: str) -> tuple[str | None, str]:
-  for name in sorted(os.listdir(directory)):
-    if name.endswith(".index"):
-      return "of a checkpoint", name
-  return None, ""
 
 
 def _format(path: str) -> tuple[str | None, str]:
