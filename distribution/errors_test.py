@@ -107,6 +107,7 @@ class ErrorsTest(absltest.TestCase):
       (OSError(errno.ENOMEM, "Cannot allocate memory"), f"{no_memory}Cannot"),
       (RuntimeError("can't start new thread"), f"{no_memory}can't start new"),
       (BrokenPipeError(errno.EPIPE, "Broken pipe"), "ERROR: Broken pipe"),
+      (OSError(errno.EMFILE, "Too many open files"), "ERROR: Too many open"),
       (RuntimeError("No space left on device"), "ERROR: No space left on dev"),
     ):
       for debug in (False, True):
