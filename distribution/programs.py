@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import contextlib
+import functools
 import gc
 import io
 import os
@@ -40,7 +41,7 @@ def succeed() -> None:
     _at_success.pop()()
 
 
-def run(main: Callable[[], Any]) -> None:
+def run(main: Callable[..., Any], *, known_only: bool = False) -> None:
   """Parses the flags, calls `main`, reports errors, and cleans up.
 
   An InputError becomes one line on standard error and exit status 1; a bug
@@ -48,10 +49,12 @@ def run(main: Callable[[], Any]) -> None:
 
   Args:
     main: The program, a function of the main module.
+    known_only: Whether to accept other flags, and to pass the name of the
+      program and all arguments that are not its flags to `main`.
   """
 
   def guarded(arguments: list[str]) -> None:
-    errors.check_flags(arguments)
+    errors.check_flags(arguments[: 1 if known_only else None])
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if 0 <= limit < _LEAST_MEMORY:
       sys.exit(
@@ -70,7 +73,7 @@ def run(main: Callable[[], Any]) -> None:
     try:
       with errors.reported(), scratch.of_program():
         try:
-          main()
+          main(*[arguments] * known_only)
           succeed()
         finally:
           _flush()
@@ -80,7 +83,8 @@ def run(main: Callable[[], Any]) -> None:
 
   _open_streams()
   errors.define_flags()
-  app.run(guarded, flags_parser=usage.parse)
+  parse = functools.partial(usage.parse, known_only=known_only)
+  app.run(guarded, flags_parser=parse)
 
 
 def _flush() -> None:

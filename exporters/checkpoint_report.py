@@ -11,19 +11,17 @@ It runs the exporter up to the restore. All other flags are the exporter's:
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 import sys
 import tempfile
 
-from absl import app
 from absl import flags
 
 from distribution import errors
 from distribution import formats
+from distribution import programs
 from distribution import scratch
-from distribution import usage
 
 # Exporters for directories with a config, by the beginning of the type.
 _OF_TYPES = {
@@ -50,34 +48,31 @@ flags.mark_flag_as_required("checkpoint_path")
 
 def main(others: list[str]) -> None:
   """Runs the exporter up to the restore."""
-  with errors.reported():
-    path = formats.absolute(flags.FLAGS.checkpoint_path)
-    exporter = flags.FLAGS.exporter
-    library, type_ = formats.described(path) or ("", "")
-    for start, name in _OF_TYPES.items():
-      if not exporter and type_.lower().startswith(start):
-        exporter = name
-    if library == "Hugging Face":
-      exporter = exporter or "bert"  # Its error names the reason.
-    if not exporter:
-      raise errors.InputError(
-        f"Say whose model {path} is of: --exporter={'|'.join(EXPORTERS)}."
-      )
+  path = formats.absolute(flags.FLAGS.checkpoint_path)
+  exporter = flags.FLAGS.exporter
+  library, type_ = formats.described(path) or ("", "")
+  for start, name in _OF_TYPES.items():
+    if not exporter and type_.lower().startswith(start):
+      exporter = name
+  if library == "Hugging Face":
+    exporter = exporter or "bert"  # Its error names the reason.
+  if not exporter:
+    raise errors.InputError(
+      f"Say whose model {path} is of: --exporter={'|'.join(EXPORTERS)}."
+    )
   program = os.path.join(os.path.dirname(__file__), exporter)
   command = [program]
   if not os.path.exists(program):  # Not built by Bazel.
     command = [sys.executable, f"{program}.py"]
-  with errors.reported(), scratch.of_program():
-    command += [
-      f"--checkpoint_path={path}",
-      f"--export_dir={os.path.join(tempfile.gettempdir(), 'export')}",
-      "--checkpoint_report=-",
-      "--verification=off",
-    ]
-    command = scratch.tied([*command, *others[1:]])
-    sys.exit(subprocess.run(command, check=False).returncode)
+  command += [
+    f"--checkpoint_path={path}",
+    f"--export_dir={os.path.join(tempfile.gettempdir(), 'export')}",
+    "--checkpoint_report=-",
+    "--verification=off",
+  ]
+  command = scratch.tied([*command, *others[1:]])
+  sys.exit(subprocess.run(command, check=False).returncode)
 
 
 if __name__ == "__main__":
-  errors.define_flags()
-  app.run(main, flags_parser=functools.partial(usage.parse, known_only=True))
+  programs.run(main, known_only=True)
