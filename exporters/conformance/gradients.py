@@ -39,7 +39,7 @@ class _Precision(NamedTuple):
   least: float
 
 
-_DOUBLE = _Precision(1, 2, 1e-5, 1e-15, 5e-5, 5e-5, 1e-12, 1e-3)
+_DOUBLE = _Precision(1, 2, 1e-5, 1e-15, 1e-5, 1e-5, 1e-12, 1e-3)
 # Constants of half precision may differ between a function and its gradient.
 _OF_HALF = _DOUBLE._replace(tolerance=0.02, of_spread=0.02)
 _SINGLE = _Precision(64, 1, 1e-2, 3e-7, 0.15, 0.05, 1e-5, 1e-2)

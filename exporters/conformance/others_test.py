@@ -228,6 +228,15 @@ def _detector():
   return tf_keras.Model(inputs, [boxes, scores])
 
 
+def _segmenter():
+  inputs = tf_keras.Input([None, None, 3])
+  x = layers.Conv2D(4, 3, strides=2, padding="same", activation="relu")(inputs)
+  x = layers.Concatenate()([inputs, layers.UpSampling2D()(x)])
+  return tf_keras.Model(
+    inputs, layers.Conv2D(5, 1, activation="softmax", name="scores")(x)
+  )
+
+
 def _recommended(directory):
   """Saves a model that knows three users, and returns names of films."""
   users = tf.lookup.KeyValueTensorInitializer(["ann", "bob", "eve"], [1, 2, 3])
@@ -263,6 +272,18 @@ def _seen(pictures, kernel):
   return tf.map_fn(color, pictures, fn_output_signature=spec) @ kernel
 
 
+def _quantized(x, kernel, codes):
+  x = x @ kernel
+  distances = tf.reduce_sum((x[:, tf.newaxis] - codes) ** 2, 2)
+  nearest = tf.gather(codes, tf.argmin(distances, 1))
+  return x + tf.stop_gradient(nearest - x) + 0.1 * nearest
+
+
+def _parsed(records, kernel):
+  feature = tf.io.FixedLenFeature([4], tf.float32)
+  return tf.io.parse_example(records, {"x": feature})["x"] @ kernel
+
+
 def _in_steps(x, kernel):
   return tf.reshape(x @ kernel, [tf.shape(x)[0], 2, 2])
 
@@ -273,6 +294,7 @@ def _spec(dtype, *shape, **kwargs):
 
 # True: hub.KerasLayer loses these regularization losses.
 _OF_INNER_LAYERS = {"R6": "hub.KerasLayer gets none"}
+_MADE_UP = {"R5": "round or choose, or spectral normalization, whose gradients"}
 
 # A name, what saves it, its kind, and the must that is broken or undecided
 # besides `_NOT_JUDGED`.
@@ -280,6 +302,7 @@ _OF_INNER_LAYERS = {"R6": "hub.KerasLayer gets none"}
 _NIGHTLY = (
   *("ids of a small vocabulary", "masked", "ragged", "texts"),
   *("channels first", "numbers", "tags of words", "volumes"),
+  *("quantized", "records", "segmenter", "spectral normalization"),
 )
 
 _MODELS = (
@@ -422,6 +445,27 @@ _MODELS = (
   ("list", _saved(_two_inputs), "plain", {}),
   ("mixed precision", _saved(_mixed), "image", {}),
   ("detector", _saved(_detector), "image", {}),
+  ("segmenter", _saved(_segmenter), "image", {}),
+  (
+    "spectral normalization",
+    _sequential(
+      _input(6), lambda: layers.SpectralNormalization(layers.Dense(4))
+    ),
+    "vector",
+    _MADE_UP,
+  ),
+  (
+    "quantized",
+    _function(_spec(tf.float32, None, 4), _quantized, [4, 3], [5, 3]),
+    "vector",
+    _MADE_UP,
+  ),
+  (
+    "records",
+    _function(_spec(tf.string, None), _parsed, [4, 3]),
+    "text embedding",
+    dict.fromkeys(("R4", "R5", "R15"), "no input was found"),
+  ),
   ("recommender", _recommended, "plain", {}),
   (
     "ids of a table",

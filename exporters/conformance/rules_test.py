@@ -366,13 +366,16 @@ def _of_keras_3(directory, listed=True, offset=True):
     tf.random.stateless_normal([4, 2], [0, 0]), name="kernel"
   )
 
+  seed = tf.Variable(0, trainable=False, name="seed_generator_state")
+
   def serve(inputs):
+    seed.assign_add(1)  # As layers with recurrent dropout do.
     x = inputs - tf.reduce_mean(inputs, 0) if offset else inputs
     return x @ kernel
 
-  root = _lists(tf.train.Checkpoint(), [kernel] if listed else [])
+  root = _lists(tf.train.Checkpoint(), [kernel, seed] if listed else [])
   root.non_trainable_variables = []
-  root.kernel = kernel
+  root.kernel, root.seed = kernel, seed
   root.serve = tf.function(serve, input_signature=[_VECTORS])
   _write(root, directory, root.serve.get_concrete_function())
 
@@ -400,7 +403,7 @@ def _frozen_batch_norm(directory):
 
 
 def _standing_batch_norm(directory):
-  mean = tf.Variable(tf.zeros([4]), trainable=False, name="moving_mean")
+  mean = tf.Variable(tf.zeros([4]), trainable=False, name="running_mean")
 
   def call(inputs, training=False):
     return inputs - mean + float(training)
@@ -957,7 +960,7 @@ _BROKEN = (
   *(
     ("R5", _of(_layers, change=change), "kernel_0:0 is wrong")
     for change in (
-      _with_gradient([1.0, 1.0, 1.0, 1.01]),
+      _with_gradient([1.0, 1.0, 1.0, 1.001]),
       lambda x: 8.0 * x + tf.stop_gradient(tf.tanh(x)),
     )
   ),
@@ -1063,6 +1066,15 @@ _BROKEN = (
       spec=_VECTORS,
     ),
     "For inputs that are all 0 an output .* is NaN",
+  ),
+  (
+    "R8",
+    _of(
+      _plain,
+      call=lambda x: (x + 1.0) / tf.norm(x, axis=1, keepdims=True),
+      spec=_VECTORS,
+    ),
+    "For inputs that are all 0 an output .* infinite",
   ),
   (
     "R8",

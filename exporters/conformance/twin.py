@@ -26,7 +26,7 @@ _Attributes = Mapping[str, Any]  # Of a node, as AttrValue.
 # In memory, as the sandbox is read-only. A removed name cannot be reused.
 _DIRECTORIES = map("ram://twin_{}".format, itertools.count())
 _VARIABLES = "variables/variables"
-_FLOATS = [x.as_datatype_enum for x in (tf.float32, tf.bfloat16, tf.float16)]
+_FLOATS = (tf.float32, tf.bfloat16, tf.float16)
 # Stateful random ops, and the ops that draw the same for the same seed.
 _STATELESS = {
   "RandomStandardNormal": "StatelessRandomNormal",
@@ -46,7 +46,8 @@ def load(
   Args:
     directory: Its directory.
     files: The paths of its files.
-    dtype: The dtype of all floats that have at most its precision.
+    dtype: The dtype of all floats that have at most its precision. With
+      float64, complex numbers are of double precision too.
 
   Returns:
     The changed MetaGraph, and the loaded object.
@@ -56,7 +57,10 @@ def load(
   graph = model.meta_graphs[0]
   _fix_noise(graph.graph_def)
   _set_defaults(graph.graph_def)
-  _convert(graph, dtype)
+  types = {x.as_datatype_enum: dtype.as_datatype_enum for x in _FLOATS}
+  if dtype == tf.float64:
+    types[tf.complex64.as_datatype_enum] = tf.complex128.as_datatype_enum
+  _convert(graph, types)
   if dtype == tf.float64:
     _replace_single(graph.graph_def.library)
   path = next(_DIRECTORIES)
@@ -68,7 +72,7 @@ def load(
         tf.io.gfile.copy(f"{directory}/{file}", target)
     if f"{_VARIABLES}.index" in files:
       tf.io.gfile.makedirs(f"{path}/variables")
-      _convert_variables(directory, path, dtype)
+      _convert_variables(directory, path, types)
     with tf.io.gfile.GFile(f"{path}/saved_model.pb", "wb") as f:
       f.write(model.SerializeToString())
     return graph, observation.load(path)
@@ -76,13 +80,17 @@ def load(
     tf.io.gfile.rmtree(path)
 
 
-def _convert_variables(source: str, target: str, dtype: tf.DType) -> None:
-  """Copies the values of variables, floats in another dtype."""
+def _convert_variables(
+  source: str, target: str, types: Mapping[int, int]
+) -> None:
+  """Copies the values of variables, some types replaced by others."""
   reader = tf.train.load_checkpoint(f"{source}/{_VARIABLES}")
   dtypes = reader.get_variable_to_dtype_map()
   values = [
-    tf.cast(x, dtype) if dtypes[name].as_datatype_enum in _FLOATS else x
-    for name, x in ((name, reader.get_tensor(name)) for name in dtypes)
+    tf.cast(reader.get_tensor(name), types[dtype.as_datatype_enum])
+    if dtype.as_datatype_enum in types
+    else reader.get_tensor(name)
+    for name, dtype in dtypes.items()
   ]
   tf.raw_ops.SaveV2(
     prefix=f"{target}/{_VARIABLES}",
@@ -119,26 +127,26 @@ def _set_defaults(graph: graph_pb2.GraphDef) -> None:
           node.attr[name].CopyFrom(value)
 
 
-def _convert(proto: message.Message, dtype: tf.DType) -> None:
-  """Replaces the types of floats in a message and all nested messages."""
-  new = dtype.as_datatype_enum
+def _convert(proto: message.Message, types: Mapping[int, int]) -> None:
+  """Replaces types in a message and all nested messages."""
   if proto.DESCRIPTOR.name == "TensorProto":
-    if proto.dtype in _FLOATS:
-      values = np.asarray(tf.make_ndarray(proto), dtype.as_numpy_dtype)
+    if proto.dtype in types:
+      dtype = tf.as_dtype(types[proto.dtype]).as_numpy_dtype
+      values = np.asarray(tf.make_ndarray(proto), dtype)
       proto.CopyFrom(tf.make_tensor_proto(values))
     return
   for field, value in proto.ListFields():
     is_list = not isinstance(value, (int, message.Message))
     if field.enum_type and field.enum_type.name == "DataType":
       if not is_list:
-        setattr(proto, field.name, new if value in _FLOATS else value)
+        setattr(proto, field.name, types.get(value, value))
       else:
-        value[:] = [new if x in _FLOATS else x for x in value]
+        value[:] = [types.get(x, x) for x in value]
     elif field.message_type:
       held = value if is_list else [value]
       for each in held.values() if hasattr(held, "values") else held:
         if isinstance(each, message.Message):
-          _convert(each, dtype)
+          _convert(each, types)
 
 
 def _replace_single(library: function_pb2.FunctionDefLibrary) -> None:
