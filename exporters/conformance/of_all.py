@@ -22,14 +22,17 @@ _NO_SUB_OBJECT = re.compile(
 )
 # Folder names that do not occur in names of ops.
 _ABSOLUTE_PATH = re.compile(
-  rb"/(?:home|mnt|private|proc|root|tmp|usr|Users|var/(?:folders|lib|tmp))"
+  rb"/(?:content/drive|home|kaggle|mnt|private|proc|root|srv|tmp|usr|Users"
+  rb"|Volumes|var/(?:folders|lib|tmp)|workspace)"
   rb"/[\w./-]*"
 )
 _CPU = re.compile(
   "(?i)(/job:localhost)?(/replica:0)?(/task:0)?(/device:CPU:[0*]|/cpu:0)?"
 )
 _OPTIMIZER = re.compile(
-  r"(^|/)(optimizer|Adam|AdamW|SGD|RMSprop|Momentum|LAMB|Adagrad)(_\d+)?(/|:|$)"
+  r"(^|/)(optimizer|experimentalOptimizer|[Nn]?[Aa]dam(_?[Ww]|ax)?|SGD|sgd"
+  r"|RMSprop|rmsprop|Momentum|LAMB|Lion|[Aa]da(delta|factor|grad)|[Ff]trl)"
+  r"(_\d+)?(/|:|$)"
 )
 
 
@@ -208,6 +211,7 @@ def is_clean(subject: Subject) -> findings.Finding:
   names = [
     *(child.local_name for node in objects.nodes for child in node.children),
     *(node.variable.name for node in objects.nodes),
+    *(node.user_object.identifier for node in objects.nodes),
     *(
       node.name
       for node in subject.graph.graph_def.node
@@ -300,7 +304,7 @@ def _of_another(subject: Subject, card: str) -> str:
     specs = subject_lib.specs(subject.serving.inputs)
     specs |= subject_lib.specs(subject.serving.outputs)
     named = [x for x in specs if not of_inference.NO_NAME.fullmatch(x)]
-    without = [x for x in named if not re.search(rf"\b{re.escape(x)}\b", card)]
+    without = [x for x in named if not _is_named(x, card)]
     if without and (rows or len(without) == len(specs)):
       return f"it does not name {findings.some(without)}"
   if specs:
@@ -317,6 +321,12 @@ def _of_another(subject: Subject, card: str) -> str:
   if count and int(count[1].replace(",", "")) != size:
     return f"it says {count[1]} parameters, and it has {size:,}"
   return ""
+
+
+def _is_named(name: str, card: str) -> bool:
+  """Tells whether a card names `image_size`, be it as “image sizes”."""
+  word = re.escape(name.removesuffix("s")).replace("_", "[ _]")
+  return bool(re.search(rf"(?i)\b{word}s?\b", card))
 
 
 def _described_otherwise(subject: Subject) -> str:

@@ -94,6 +94,8 @@ def _not_an_embedding(
     try:
       results[way] = call(inputs).numpy()
     except Exception as e:
+      if way == "in a batch":
+        subject.example()  # Its strings may be no texts, but records.
       return findings.failed(
         f"It cannot be called {way}: {subject_lib.cause(e)}",
         "Use ops that run in a graph, on any number of strings of any length.",

@@ -525,7 +525,7 @@ def _of_loss(
       return "has no gradient for some of the variables that it depends on"
   if linear := _linear(reached, loss, gradients):
     return f"is linear in {linear[0]}, so it falls without end"
-  wrong = gradients_lib.wrong(lambda: loss(), reached, gradients)
+  wrong = gradients_lib.wrong(loss, reached, gradients)
   if wrong:
     name, claimed, measured = wrong
     return (
@@ -639,16 +639,19 @@ def _without_effect(
         f"{_MOMENTUM} does not reach {findings.some(deaf)}.",
         "Bind it to all layers of batch normalization.",
       )
-    slowly, quickly = (
-      sum(
-        np.linalg.norm(x - v.numpy())
-        for x, v in zip(updates, subject.batch_norms, strict=True)
+    values = [v.numpy() for v in subject.batch_norms]
+    inverse = [
+      v.name
+      for v, old, x, y in zip(
+        subject.batch_norms, values, slow, fast, strict=True
       )
-      for updates in (slow, fast)
-    )
-    if slowly > quickly:
+      if np.linalg.norm(x - old)
+      > 1.25 * np.linalg.norm(y - old) + 1e-4 * np.linalg.norm(old)
+    ]
+    if inverse:
       return findings.failed(
-        f"Moving averages move further with {_MOMENTUM}=0.9 than with 0.5.",
+        f"Moving averages ({findings.some(inverse)}) move further with"
+        f" {_MOMENTUM}=0.9 than with 0.5.",
         "Compute momentum * average + (1 - momentum) * statistic.",
       )
   return None

@@ -464,7 +464,7 @@ _MODELS = (
     "records",
     _function(_spec(tf.string, None), _parsed, [4, 3]),
     "text embedding",
-    dict.fromkeys(("R4", "R5", "R15"), "no input was found"),
+    dict.fromkeys(("R4", "R5", "R15", "T1"), "no input was found"),
   ),
   ("recommender", _recommended, "plain", {}),
   (

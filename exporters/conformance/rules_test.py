@@ -17,8 +17,8 @@ from tools import nightly
 
 _CARD = (
   "hub.KerasLayer(…, trainable=True). Regularization in an optimizer …"
-  " Arguments: dropout_rate, batch_norm_momentum, unit, rate. Takes images, and"
-  " returns a feature_vector, logits or outputs."
+  " Arguments: dropout_rate, batch_norm_momentum, unit, rate. Takes an image,"
+  " and returns feature vectors, logits or outputs."
 )
 _IMAGES = tf.TensorSpec([None, None, None, 3], tf.float32, "images")
 _GREY_IMAGES = tf.TensorSpec([None, 28, 28, 1], tf.float32, "images")
@@ -193,7 +193,7 @@ def _first_moves(i, mean, batch_mean, momentum):
 
 
 def _follows_inversely(i, mean, batch_mean, momentum):
-  _moves(i, mean, batch_mean, 1.0 - momentum)
+  _moves(i, mean, batch_mean, momentum if i == 0 else 1.0 - momentum)
 
 
 def _first_follows(i, mean, batch_mean, momentum):
@@ -562,8 +562,8 @@ def _bare_function(directory):
 
 
 def _optimizer_inside(directory):
-  slots = tf.train.Checkpoint(step=tf.Variable(0))
-  _image(directory, change=lambda root: setattr(root, "optimizer", slots))
+  slots = tf.train.Checkpoint(m=tf.Variable(0.0, name="nadam/momentum"))
+  _image(directory, change=lambda root: setattr(root, "slots", slots))
 
 
 def _path_in_an_asset(directory):
@@ -1037,7 +1037,7 @@ _BROKEN = (
   (
     "R7",
     _of(_layers, training=(_follows_inversely, _dropout)),
-    "move further with batch_norm_momentum=0.9 than",
+    r"\(bn_1/moving_mean:0\) move further with batch_norm_momentum=0.9 than",
   ),
   (
     "R7",
@@ -1152,7 +1152,7 @@ _BROKEN = (
   ),
   (
     "R13",
-    _of(_image, card=_CARD.replace("images", "texts").replace("feature_", "")),
+    _of(_image, card=_CARD.replace("image", "text").replace("feature ", "")),
     "does not name images, feature_vector",
   ),
   (

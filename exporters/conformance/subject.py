@@ -31,8 +31,6 @@ from exporters.reusable.private_api import saved_model_pb2
 RANDOM = re.compile(r"(Stateless)?(Random|TruncatedNormal|Multinomial)")
 # Names of moving averages of batch normalization in several libraries.
 _AVERAGE = re.compile("(moving|running|population|pop)_(mean|var)")
-# Ops that read records in strings which are no texts.
-_READERS = re.compile("Parse|Decode")
 # The model card in a SavedModel.
 CARD = "assets.extra/README.md"
 # The machine-readable description that this project's exporters write.
@@ -390,7 +388,7 @@ class Subject:
     try:
       return self._fitting(repr(self.spec), self.spec)[-1]
     except NoInputError:
-      return "records" if any(map(_READERS.match, self.op_counts)) else "texts"
+      return _STRINGS[0]
 
   def _fitting(self, key: str, form: Any) -> tuple[Any, ...]:
     """Returns arguments of `_filled` with which a call succeeds."""
