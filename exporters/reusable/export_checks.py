@@ -541,8 +541,8 @@ def _under_xla(
     ]
   return [
     f"{cause}, and every train step is compiled anew: reduce with"
-    " keepdims=True, or give its layer xla.with_own_gradient, by the layer_calls"
-    " of saving.source"
+    " keepdims=True, or give its layer xla.with_own_gradient, by the"
+    " layer_calls of saving.source"
     for cause in xla_trap.constants(graph)
   ] + [
     f"XLA cannot compile the gradient of {op}: compute without a branch on a"
