@@ -210,7 +210,7 @@ def _decided(
     }
     again, _ = _compared(export_dir, others, level, None)
     by_place = {r.place: r for r in again}
-    kept = [by_place.get(r.place, r) if r.problems else r for r in results]
+    kept = [by_place.get(r.place, r) if r.undecided else r for r in results]
     results = kept + [
       r for r in again if r.problems and not r.undecided and r not in kept
     ]

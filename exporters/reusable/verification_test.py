@@ -1083,12 +1083,12 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEqual({r.kind for r in results if r.problems}, kinds)
 
   @parameterized.parameters(
-    (1.0, False, None),
-    (1.5, False, r"^(?!.*rounding).* differs by"),
-    (1.0, True, "of that in each of 4 examples, so nothing is decided$"),
+    (1.0, False, 2, None),
+    (1.5, False, 2, r"^(?!.*rounding).* differs by"),
+    (1.0, True, 4, "of that in each of 4 examples, so nothing is decided$"),
   )
   def test_takes_other_examples_where_rounding_decides(
-    self, factor, is_always_equal, words
+    self, factor, is_always_equal, rounds, words
   ):
     """The larger of two products gets all of the gradient."""
     kernel = tf.Variable([1.0, 1.0 + 2**-23, 1.0])
@@ -1116,10 +1116,13 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
 
     source = saving.source(call, _SPEC, variables=[kernel])
     examples = [tf.repeat(x[:, :2], 2, axis=1) for x in _EXAMPLES]
-    with mock.patch.object(verification, "_compared", compared):
+    with mock.patch.object(
+      verification, "_compared", side_effect=compared
+    ) as mocked:
       results, _ = verification._decided(
         export_dir, {"": (source, examples)}, "full", None
       )
+    self.assertEqual(mocked.call_count, rounds)
     problems = [p for r in results for p in r.problems]
     if words is None:
       self.assertEmpty(problems)
