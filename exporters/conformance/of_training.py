@@ -626,34 +626,35 @@ def _without_effect(
         "Bind it to the layers that use it, or remove it.",
       )
   if _MOMENTUM in subject.hyperparameters and subject.training:
-    slow, fast = (
-      _updates(subject, {**steady, _MOMENTUM: m}) for m in (0.9, 0.5)
+    return _badly_followed(subject, steady)
+  return None
+
+
+def _badly_followed(
+  subject: Subject, steady: Mapping[str, Any]
+) -> findings.Finding | None:
+  """Finds moving averages that ignore the momentum, or invert it."""
+  slow, fast = (_updates(subject, {**steady, _MOMENTUM: m}) for m in (0.9, 0.5))
+  deaf, inverse = [], []
+  for v, x, y in zip(subject.batch_norms, slow, fast, strict=True):
+    old = v.numpy()
+    if np.array_equal(x, y):
+      deaf.append(v.name)
+    elif np.linalg.norm(x - old) > (
+      1.25 * np.linalg.norm(y - old) + 1e-4 * np.linalg.norm(old)
+    ):
+      inverse.append(v.name)
+  if deaf:
+    return findings.failed(
+      f"{_MOMENTUM} does not reach {findings.some(deaf)}.",
+      "Bind it to all layers of batch normalization.",
     )
-    deaf = [
-      v.name
-      for v, x, y in zip(subject.batch_norms, slow, fast, strict=True)
-      if np.array_equal(x, y)
-    ]
-    if deaf:
-      return findings.failed(
-        f"{_MOMENTUM} does not reach {findings.some(deaf)}.",
-        "Bind it to all layers of batch normalization.",
-      )
-    values = [v.numpy() for v in subject.batch_norms]
-    inverse = [
-      v.name
-      for v, old, x, y in zip(
-        subject.batch_norms, values, slow, fast, strict=True
-      )
-      if np.linalg.norm(x - old)
-      > 1.25 * np.linalg.norm(y - old) + 1e-4 * np.linalg.norm(old)
-    ]
-    if inverse:
-      return findings.failed(
-        f"Moving averages ({findings.some(inverse)}) move further with"
-        f" {_MOMENTUM}=0.9 than with 0.5.",
-        "Compute momentum * average + (1 - momentum) * statistic.",
-      )
+  if inverse:
+    return findings.failed(
+      f"Moving averages ({findings.some(inverse)}) move further with"
+      f" {_MOMENTUM}=0.9 than with 0.5.",
+      "Compute momentum * average + (1 - momentum) * statistic.",
+    )
   return None
 
 
