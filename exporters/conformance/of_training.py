@@ -266,6 +266,8 @@ def _gradients(subject: Subject) -> findings.Finding:
   if finding:
     return finding
   exact = _twin(subject) or subject
+  if any(v.dtype != tf.float64 for v in exact.trainable_variables):
+    said += ", compared in single precision"
   arguments = exact.steady
   if arguments is None:
     arguments = {"training": False} if subject.training else {}

@@ -161,7 +161,9 @@ def _replace_single(library: function_pb2.FunctionDefLibrary) -> None:
       key = node.op, str(sorted(node.attr.items()))
       if key not in made:
         specs = [tf.TensorSpec(None, dtype) for dtype in dtypes]
-        computed = tf.function(functools.partial(compute, dict(node.attr)))
+        computed = tf.function(
+          functools.partial(compute, dict(node.attr)), autograph=False
+        )
         made[key] = computed.get_concrete_function(*specs)
         library.function.add().CopyFrom(made[key].function_def)
       node.op = "PartitionedCall"
