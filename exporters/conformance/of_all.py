@@ -1,8 +1,11 @@
 """Rules for every reusable SavedModel on its interface: S1, and R1 to R14."""
 
+import collections
+from collections.abc import Iterator
 import re
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from exporters.conformance import compiled_step
@@ -26,6 +29,7 @@ _ABSOLUTE_PATH = re.compile(
   rb"|Volumes|var/(?:folders|lib|tmp)|workspace)"
   rb"/[\w./-]*"
 )
+_FEW = 100  # Values of a string variable that is no vocabulary.
 _CPU = re.compile(
   "(?i)(/job:localhost)?(/replica:0)?(/task:0)?(/device:CPU:[0*]|/cpu:0)?"
 )
@@ -134,7 +138,8 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
     if hasattr(child, "concrete_functions"):
       # Endpoints of Keras 3 exports share the traces of `__call__`.
       own = [f for f in child.concrete_functions if f not in subject.traces]
-      if any(trace.variables for trace in own):
+      listed = {v.ref() for v in subject.variables}
+      if any(v.ref() not in listed for trace in own for v in trace.variables):
         return findings.failed(
           f"`{name}` is a bare function that uses variables, which consumers"
           " cannot list.",
@@ -225,13 +230,22 @@ def is_clean(subject: Subject) -> findings.Finding:
       " cannot use.",
       "Save it without: Model.save(…, include_optimizer=False).",
     )
-  for file in subject.files:
-    if file.startswith("variables/"):
-      continue
-    found = _ABSOLUTE_PATH.search(subject.content(file))
+  if doubles := _doubles(objects):
+    return findings.failed(
+      "No function uses these variables, which have the shapes of the trainable"
+      f" ones: {findings.some(doubles)}.",
+      "Save without what only training needs, such as averages of the weights.",
+    )
+  places = {
+    file: subject.content(file)
+    for file in subject.files
+    if not file.startswith("variables/")
+  }
+  for place, content in [*places.items(), *_texts(subject)]:
+    found = _ABSOLUTE_PATH.search(content)
     if found:
       return findings.failed(
-        f"{file} has the path {found[0].decode()} of the exporting machine.",
+        f"{place} has the path {found[0].decode()} of the exporting machine.",
         "Save files as tf.saved_model.Asset, and keep paths out of names.",
       )
   for node in subject.nodes:
@@ -242,6 +256,40 @@ def is_clean(subject: Subject) -> findings.Finding:
         "Trace without tf.device.",
       )
   return findings.passed("no optimizer, no absolute path, no device")
+
+
+def _doubles(objects: Any) -> list[str]:
+  """Names the unused variables if they double the trainable ones.
+
+  Examples are moving averages of the weights and the slots of an optimizer. A
+  few unused variables may be settings or belong to another head.
+  """
+  used = {
+    i for f in objects.concrete_functions.values() for i in f.bound_inputs
+  }
+  trained, unused = collections.Counter(), []
+  for i, node in enumerate(objects.nodes):
+    v = node.variable
+    key = (v.dtype, tuple(dim.size for dim in v.shape.dim))
+    if i not in used and key[1]:
+      unused.append((v.name, key))
+    elif v.trainable and i in used:
+      trained[key] += 1
+  doubled = trained & collections.Counter(key for _, key in unused)
+  if 2 * doubled.total() <= trained.total():
+    return []
+  return [name for name, key in unused if key in trained]
+
+
+def _texts(subject: Subject) -> Iterator[tuple[str, bytes]]:
+  """Yields the names and values of string variables, without vocabularies."""
+  if subject.model is None:
+    return
+  for v in tf.train.TrackableView(subject.model).descendants():
+    if isinstance(v, tf.Variable) and v.dtype == tf.string:
+      values = np.ravel(v.numpy())
+      if len(values) <= _FEW:
+        yield v.name, b"\n".join(values)
 
 
 def is_documented(subject: Subject) -> findings.Finding:
@@ -317,7 +365,7 @@ def _of_another(subject: Subject, card: str) -> str:
       if found != said:
         return f"it says that {name} is {said}, and it is {found}"
   count = re.search(r"\| parameters \| ([\d,]+) \|", card)
-  size = sum(v.shape.num_elements() for v in subject.variables)
+  size = sum(int(tf.size(v)) for v in subject.variables)
   if count and int(count[1].replace(",", "")) != size:
     return f"it says {count[1]} parameters, and it has {size:,}"
   return ""

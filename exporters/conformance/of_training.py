@@ -1,6 +1,7 @@
 """Rules on calls in training mode: R3, R5 to R7, and R16."""
 
 from collections.abc import Mapping, Sequence
+import functools
 import os
 import re
 from typing import Any
@@ -13,6 +14,7 @@ from exporters.conformance import gradients as gradients_lib
 from exporters.conformance import subject as subject_lib
 from exporters.conformance import twin as twin_lib
 from exporters.reusable import comparison
+from exporters.reusable import graphs
 from exporters.reusable import observation
 
 Subject = subject_lib.Subject
@@ -22,6 +24,9 @@ _MOMENTUM = "batch_norm_momentum"
 # state of spectral normalization, through which Keras stops gradients.
 _ROUNDED = re.compile("ArgM(ax|in)|FakeQuant.*|Rint|Round|Sign")
 _SPECTRAL = re.compile("(sn_u|vector_u|weight_u)[:_]")
+# Names of moving averages of batch normalization in programs without a library.
+_STATISTIC = re.compile("(mean|var|std|average|avg)[^/]*$")
+_ASSIGNS = re.compile("Assign.*VariableOp|ResourceScatter.*")
 # Ops that draw random numbers from a state saved in the SavedModel.
 _OF_STATE = re.compile("RngReadAndSkip|Stateful(Random|Standard|Trunc|Unif).*")
 # A layer with a regularizer, in the metadata of Keras.
@@ -58,14 +63,11 @@ def has_modes(subject: Subject) -> findings.Finding:
   if finding := _different_structures(subject):
     return finding
   if standing := _standing(subject):
-    which = f"{len(standing)} moving averages"
-    if len(standing) == len(_averages(subject)):
-      which = "No moving average"
     return findings.failed(
-      f"{which} of batch normalization ({standing[0]} …)"
-      f" {'moves' if which[0] == 'N' else 'do not move'} in a call with"
-      " training=True: the layers are frozen in the graph.",
-      "Pass `training` on to the layers when tracing.",
+      "Moving averages with which inference computes do not move in a call"
+      f" with training=True: {findings.some(standing)}.",
+      "Pass `training` on to the layers when tracing, and update every moving"
+      " average there.",
     )
   # A rate may be 0 by default, so that only other values have an effect.
   if any(
@@ -127,19 +129,53 @@ def _averages(subject: Subject) -> list[tf.Variable]:
 
 
 def _standing(subject: Subject) -> list[str]:
-  """Names the moving averages that a training call does not update."""
-  averages = _averages(subject)
+  """Names the moving averages that a training call does not update.
+
+  Those of other names are variables with which inference alone computes.
+  """
+  averages = {v.ref() for v in _averages(subject)}
+  named = {v.ref() for v in subject.batch_norms}
   with (
     gradients_lib.moved(subject.trainable_variables, _JITTER),
     subject.unchanged(),
   ):
-    before = [v.numpy() for v in averages]
+    before = [v.numpy() for v in subject.resting]
     subject.model(subject.example(), training=True)
-    return [
-      v.name
-      for v, value in zip(averages, before, strict=True)
-      if np.array_equal(v, value)
+    still = [
+      v
+      for v, value in zip(subject.resting, before, strict=True)
+      # Infinite averages stay where they are, and R5 names them.
+      if v.dtype.is_floating
+      and np.array_equal(v, value)
+      and np.isfinite(value).all()
     ]
+  standing = [v.name for v in still if v.ref() in averages]
+  others = [
+    v.name
+    for v in still
+    if v.ref() not in named and v.shape.rank and _STATISTIC.search(v.name)
+  ]
+  exact = subject if subject.steady is not None else others and _twin(subject)
+  if not others or not exact:
+    return standing
+  modes = (exact.steady, {**exact.steady, "training": False})
+  training, inference = (_used(exact, others, mode) for mode in modes)
+  return [*standing, *(n for n in inference if n not in training)]
+
+
+def _used(
+  subject: Subject, names: Sequence[str], arguments: Mapping[str, Any]
+) -> list[str]:
+  """Returns the names of the variables that change the outputs of a call."""
+  used, inputs = [], subject.example(4)
+  with subject.unchanged():
+    usual = _floats(subject.model(inputs, **arguments))
+    for v in [v for v in subject.resting if v.name in names]:
+      with gradients_lib.moved([v], 1.0):
+        again = _floats(subject.model(inputs, **arguments))
+      if not all(map(np.allclose, usual, again)):
+        used.append(v.name)
+  return used
 
 
 def unlisted(model: Any) -> list[str]:
@@ -241,13 +277,23 @@ def _left_out(subject: Subject) -> list[str]:
 def _not_finite(subject: Subject) -> findings.Finding | None:
   for v in subject.variables:
     value = v.numpy() if v.dtype.is_floating else 0.0
-    # Non-trainable variables may hold infinity as a mask.
-    if np.isnan(value).any() or (v.trainable and np.isinf(value).any()):
+    # Variables that no call assigns may hold infinity as a mask.
+    if np.isnan(value).any() or (
+      np.isinf(value).any() and (v.trainable or _moves_from_zero(subject, v))
+    ):
       return findings.failed(
         f"{v.name} is not finite.",
         "Export weights of a training that went well.",
       )
   return None
+
+
+def _moves_from_zero(subject: Subject, variable: tf.Variable) -> bool:
+  """Returns whether a training call assigns a variable; infinity hides it."""
+  with subject.unchanged():
+    variable.assign(tf.zeros_like(variable))
+    subject.model(subject.example(), **subject.training)
+    return bool(tf.math.count_nonzero(variable))
 
 
 def _gradients(subject: Subject) -> findings.Finding:
@@ -273,6 +319,9 @@ def _gradients(subject: Subject) -> findings.Finding:
     arguments = {"training": False} if subject.training else {}
     said += ". Training is always random: its gradients were not compared"
   inputs = exact.example(_rows(inputs))
+  if subject.training and _is_assigned(exact, inputs, arguments):
+    arguments = {"training": False}
+    said += ". Training assigns some: gradients of inference were compared"
   wrong = _wrong(exact, inputs, arguments, subject.is_half)
   if wrong and (
     any(map(_ROUNDED.fullmatch, subject.op_counts))
@@ -290,6 +339,20 @@ def _gradients(subject: Subject) -> findings.Finding:
       "Remove or mend the custom gradient.",
     )
   return findings.passed(said)
+
+
+def _is_assigned(
+  subject: Subject, inputs: Any, arguments: Mapping[str, Any]
+) -> bool:
+  """Returns whether a call assigns trainable variables, such as a projection.
+
+  Its gradients are those of the new values, which hide the old ones.
+  """
+  variables = subject.trainable_variables
+  with gradients_lib.moved(variables, _JITTER), subject.unchanged():
+    before = [v.numpy() for v in variables]
+    subject.model(inputs, **arguments)
+    return not all(map(np.array_equal, variables, before))
 
 
 def _rows(inputs: Any) -> int:
@@ -478,6 +541,14 @@ def has_losses(subject: Subject) -> findings.Finding:
         f" {float(again)}.",
         "Compute it from trainable variables alone.",
       )
+    with tf.GradientTape() as tape:
+      value = loss()
+    for g in tape.gradient(value, subject.trainable_variables):
+      if g is not None and not np.isfinite(tf.convert_to_tensor(g)).all():
+        return findings.failed(
+          f"The gradient of regularization loss {i} is not finite.",
+          "Take no root of 0, and divide by no number that may be 0.",
+        )
   with gradients_lib.moved(subject.trainable_variables, _JITTER):
     finding = _badly_lost(subject.trainable_variables, losses)
   count = len(observation.regularized(losses))
@@ -565,8 +636,10 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
 
   Training differs from inference by noise and batch normalization alone.
   """
-  tunable = subject.hyperparameters
+  tunable, steady = subject.hyperparameters, subject.steady
   if not tunable:
+    if steady is not None and (finding := _settled(subject, steady)):
+      return finding
     fixed = ["batch normalization"] * bool(subject.batch_norms)
     if subject.is_random():
       fixed.append("dropout or other noise")
@@ -582,7 +655,6 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
     return findings.failed(
       f"{findings.some(without)} has no default.", "Give a Python number."
     )
-  steady = subject.steady
   if steady is None:
     return findings.failed(
       f"Training is random with {', '.join(tunable)} at 0 too: they do not"
@@ -672,63 +744,146 @@ def _unlike(
       " something else than inference.",
       "Compute the same in both modes, but for noise and batch normalization.",
     )
-  if _MOMENTUM in subject.hyperparameters and _settles_elsewhere(
-    subject, steady
-  ):
-    return findings.failed(
-      f"After a training call with {_MOMENTUM}=0 inference does not compute"
-      " what that call did.",
-      "Compute the same in both modes, but for noise and batch normalization.",
-    )
-  return None
+  return _settled(subject, steady)
 
 
-def _settles_elsewhere(subject: Subject, steady: Mapping[str, Any]) -> bool:
-  """Returns whether inference with a batch's statistics differs from training.
+def _settled(
+  subject: Subject, steady: Mapping[str, Any]
+) -> findings.Finding | None:
+  """Finds training that is not inference with the statistics of its batch.
 
-  With a momentum of 0 the moving averages become these statistics.
+  Calls that start from different moving averages reveal these statistics.
+  Nothing is found where they do not, because a layer is called twice or
+  normalizes parts of a batch.
   """
-  moving, batch = subject.batch_norms, subject.example(_ROWS)
+  exact = _twin(subject) if subject.training and subject.is_batched else None
+  if exact is None:
+    return None
+  momentum = {_MOMENTUM: 0.5} if _MOMENTUM in subject.hyperparameters else {}
+  arguments, batch = {**steady, **momentum}, exact.example(_ROWS)
+  averages = _moved_once(exact, batch, arguments)
+  if averages is None or any(v.dtype != tf.float64 for v in averages):
+    return None
+  with exact.unchanged():
+    statistics = _statistics(exact, averages, batch, arguments)
+    if statistics is None:
+      return None
+    training = _floats(exact.model(batch, **arguments))
+    for v, value in zip(averages, statistics, strict=True):
+      v.assign(value)
+    arguments["training"] = False
+    inference = _floats(exact.model(batch, **arguments))
+  if all(map(_is_close, training, inference)):
+    return None
+  return findings.failed(
+    "With the statistics of a batch as moving averages, inference does not"
+    " compute what training does.",
+    "Compute the same in both modes, but for noise and batch normalization.",
+  )
 
-  def trained(inputs: Any, momentum: float) -> tuple[list[Any], list[Any]]:
-    arguments = {**steady, _MOMENTUM: momentum}
-    outputs = _floats(subject.model(inputs, **arguments))
-    return outputs, [v.numpy() for v in moving]
 
-  twice = subject_lib.rows(batch, *[*range(_ROWS)] * 2)
+def _moved_once(
+  subject: Subject, inputs: Any, arguments: Mapping[str, Any]
+) -> list[tf.Variable] | None:
+  """Returns the floats that a call moves; None if it moves one twice, or none.
+
+  Then not all of its updates are of a variable of their own.
+  """
   with subject.unchanged():
-    with gradients_lib.moved(subject.trainable_variables, 1e-6):
-      shaken, _ = trained(batch, 0.0)
-    _, of_twice = trained(twice, 0.0)
-    _, of_batch = trained(batch, 0.0)
-    training, again = trained(batch, 0.5)
-    # A layer that is called twice has the statistics of two inputs.
-    if not all(map(_is_close, again, of_batch)):
-      return False
-    for v, x, y in zip(moving, of_batch, of_twice, strict=True):
-      # The variance of n values may have been multiplied by n / (n - 1).
-      if "var" in v.name:
-        v.assign(np.divide(x * y, 2 * x - y, out=x.copy(), where=2 * x > y))
-    inference = _floats(
-      subject.model(batch, **{**steady, _MOMENTUM: 0.0, "training": False})
-    )
-  # Layers of batch normalization amplify the rounding errors of others.
-  return not all(map(_is_close, training, inference, shaken))
+    before = [v.numpy() for v in subject.resting]
+    subject.model(inputs, **arguments)
+    moved = [
+      v
+      for v, value in zip(subject.resting, before, strict=True)
+      if not np.array_equal(v, value)
+    ]
+  counts = [
+    _assignments(trace.graph.as_graph_def())
+    for trace in subject.traces
+    if trace.structured_input_signature[0][0] == subject.spec
+  ]
+  if not moved or max(counts) > len(moved):
+    return None
+  return [v for v in moved if v.dtype.is_floating]
 
 
-def _is_close(first: Any, second: Any, shaken: Any = None) -> bool:
-  """Returns whether arrays differ by little.
+def _assignments(graph: Any) -> int:
+  """Counts the updates of variables in a call; those of a loop count twice."""
+  by_name = graphs.functions(graph)
+
+  @functools.cache
+  def of_function(name: str) -> int:
+    nodes = by_name[name].node_def if name in by_name else ()
+    return sum(map(of_node, nodes))
+
+  def of_node(node: Any) -> int:
+    inner = sum(map(of_function, graphs.called(node)))
+    if _ASSIGNS.fullmatch(node.op):
+      return 1
+    return 2 * inner if "While" in node.op else inner
+
+  return sum(map(of_node, graph.node))
+
+
+def _statistics(
+  subject: Subject,
+  averages: Sequence[tf.Variable],
+  batch: Any,
+  arguments: Mapping[str, Any],
+) -> list[np.ndarray] | None:
+  """Computes the statistics of a batch from updates of moving averages.
 
   Args:
-    first: One array.
-    second: The other array.
-    shaken: The first array after a change like a few rounding errors.
+    subject: A twin in double precision.
+    averages: The moving averages.
+    batch: Inputs of `_ROWS` examples.
+    arguments: The arguments of a training call.
+
+  Returns:
+    The statistic for each average; None if one of them is not
+    `momentum * average + (1 - momentum) * statistic`, or if outputs depend on
+    the averages or on the order of the batch.
   """
-  x, y, z = map(
-    np.float64, (first, second, first if shaken is None else shaken)
-  )
-  return np.abs(x - y).max(initial=0.0) <= (
-    1e-2 * np.abs(x).max(initial=0.0) + 10.0 * np.abs(x - z).max(initial=0.0)
+
+  def trained(
+    inputs: Any, values: Sequence[np.ndarray]
+  ) -> tuple[list[Any], list[np.ndarray]]:
+    for v, value in zip(averages, values, strict=True):
+      v.assign(value)
+    outputs = _floats(subject.model(inputs, **arguments))
+    return outputs, [v.numpy() for v in averages]
+
+  zeros = [np.zeros(v.shape) for v in averages]
+  outputs, of_zero = trained(batch, zeros)
+  others, of_one = trained(batch, [x + 1.0 for x in zeros])
+  order = [*range(0, _ROWS, 2), *range(1, _ROWS, 2)] * 2
+  of_both, of_doubled = trained(subject_lib.rows(batch, *order), zeros)
+  alone = [tf.gather(y, order) if y.shape.rank else y for y in outputs]
+  shares = [1.0 - (y - x) for x, y in zip(of_zero, of_one, strict=True)]
+  means = [np.mean(x) for x in shares]
+  if not (
+    all(map(_is_close, [*outputs, *alone], [*others, *of_both]))
+    and all(share > 1e-5 for share in means)
+    and all(map(np.allclose, shares, means))
+  ):
+    return None
+  statistics = [x / share for x, share in zip(of_zero, shares, strict=True)]
+  # Others divide by a share that grows with the number of calls.
+  if not all(map(np.allclose, statistics, trained(batch, statistics)[1])):
+    return None
+  of_doubled = [x / share for x, share in zip(of_doubled, shares, strict=True)]
+  # The variance of n values may have been multiplied by n / (n - 1).
+  return [
+    np.divide(x * y, 2 * x - y, out=x, where=~np.isclose(x, y) & (2 * x > y))
+    for x, y in zip(statistics, of_doubled, strict=True)
+  ]
+
+
+def _is_close(first: Any, second: Any) -> bool:
+  """Returns whether arrays of the same shape differ by little."""
+  x, y = np.float64(first), np.float64(second)
+  return x.shape == y.shape and np.abs(x - y).max(initial=0.0) <= (
+    1e-2 * np.abs(x).max(initial=0.0)
   )
 
 
@@ -813,7 +968,7 @@ def _draws_once(subject: Subject) -> bool:
   return any(
     subject.differ(*({**subject.training, name: x} for x in (0.0, 0.5)))
     for name in rates
-  ) or _is_frozen(subject, subject.training)
+  ) or (_is_frozen(subject, subject.training) and not _standing(subject))
 
 
 def _is_frozen(subject: Subject, arguments: Mapping[str, Any]) -> bool:

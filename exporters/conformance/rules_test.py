@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from exporters.conformance import findings
+from exporters.conformance import of_inference
 from exporters.conformance import of_training
 from exporters.conformance import rules
 from exporters.conformance import subject as subject_lib
@@ -181,6 +182,69 @@ def _layers(
     summed = tf.function(losses(*kernels), input_signature=[])
     root.regularization_losses = [summed]
   _write(root, directory)
+
+
+def _averaged(
+  directory,
+  *,
+  calls=1,
+  parts=1,
+  moving=2,
+  variance=1.0,
+  change=lambda variance, count: variance,
+  finish=lambda x, training: x,
+  learn=lambda v, statistic, count: v.assign(0.9 * v + 0.1 * statistic),
+):
+  """Writes batch normalization without hyperparameters; by default intact.
+
+  Args:
+    directory: Where to.
+    calls: How often the layer is called.
+    parts: How many parts of a batch are normalized by themselves.
+    moving: How many of the two averages move.
+    variance: The value of the second one.
+    change: What training makes of a variance of so many values.
+    finish: What the model makes of the outputs.
+    learn: What updates an average.
+  """
+  initial = tf.random.stateless_normal([4, 4], [0, 0])
+  kernel = tf.Variable(initial, name="kernel")
+  averages = [
+    tf.Variable(tf.fill([4], value), trainable=False, name=f"norm/{name}")
+    for name, value in (("mean", 0.0), ("var", variance))
+  ]
+  count = tf.Variable(0.0, trainable=False, name="count")
+
+  def call(inputs, training=False):
+    x = tf.reshape(inputs @ kernel, [parts if training else 1, -1, 4])
+    for _ in range(calls):
+      statistics = averages
+      if training:
+        statistics = tf.nn.moments(x, [1], keepdims=True)
+        size = tf.cast(tf.shape(x)[1], tf.float32)
+        learned = (statistics[0], change(statistics[1], size))
+        pairs = [*zip(averages, learned, strict=True)][:moving]
+        for v, statistic in pairs:
+          learn(v, tf.reduce_mean(statistic, [0, 1]), count)
+      center, spread = statistics
+      x = (x - center) * tf.math.rsqrt(spread + 1e-3)
+    return finish(tf.reshape(x, [-1, 4]), training)
+
+  root = _lists(
+    tf.train.Checkpoint(count=count), [kernel, *averages, count], [kernel]
+  )
+  root.__call__ = tf.function(call)
+  for training in (False, True):
+    root.__call__.get_concrete_function(_VECTORS, training)
+  root.call = tf.function(lambda x: call(x), input_signature=[_VECTORS])
+  _write(root, directory)
+
+
+def _debiased(v, statistic, count):
+  """Updates an average as exponential smoothing without bias at its start."""
+  count.assign_add(1.0)
+  past = 1.0 - 0.9**count
+  v.assign((0.9 * v * (1.0 - 0.9 ** (count - 1.0)) + 0.1 * statistic) / past)
 
 
 def _moves(i, mean, batch_mean, momentum):
@@ -575,6 +639,23 @@ def _path_in_an_asset(directory):
   )
 
 
+def _path_in_a_variable(directory):
+  notes = tf.Variable("/home/somebody/train.py", name="notes")
+  _image(directory, change=lambda root: setattr(root, "notes", notes))
+
+
+def _doubled_weights(directory):
+  def change(root):
+    kernel, _ = root.variables
+    root.average = tf.Variable(kernel, trainable=False, name="kernel/Average")
+
+  _image(directory, change=change)
+
+
+def _of_unknown_shape(root):
+  root.variables = [*root.variables, tf.Variable([1.0], shape=[None])]
+
+
 def _no_momentum(directory):
   mean = tf.Variable(tf.zeros([3]), trainable=False, name="moving_mean")
 
@@ -933,12 +1014,13 @@ _BROKEN = (
   ("R1", _not_callable, "hub.KerasLayer refuses it.*: serving_default"),
   ("R2", _two_inputs, "y has no default; hub.KerasLayer passes one"),
   ("R3", _frozen_batch_norm, "no argument `training`"),
-  ("R3", _standing_batch_norm, r"No moving average .* moves"),
+  ("R3", _standing_batch_norm, "Moving averages .* do not move"),
   (
     "R3",
     _of(_layers, training=(_first_moves, _dropout)),
-    r"1 moving averages .*bn_1/moving_mean:0",
+    r"do not move .*: bn_1/moving_mean:0",
   ),
+  ("R3", _of(_averaged, moving=1), "do not move .*: norm/var:0"),
   ("R3", _of_two_dtypes, "One mode returns"),
   ("R4", _of(_image, trace_training=False), "'training': True.* fails"),
   ("R5", _module, "uses kernel:0, which `variables` lacks.*in silence"),
@@ -974,6 +1056,7 @@ _BROKEN = (
   ("R5", _without_effect, "idle:0 .* is zero for all inputs"),
   ("R5", _listed_twice, "kernel:0 is in `variables` twice"),
   ("R5", _not_a_number, "kernel:0 is not finite"),
+  ("R5", _of(_averaged, variance=np.inf), "norm/var:0 is not finite"),
   (
     "R6",
     _of(_image, losses=lambda kernel: [lambda: tf.constant(0.1)]),
@@ -1015,6 +1098,11 @@ _BROKEN = (
   ("R6", _of(_image, losses=_stale), "0 is linear in kernel:0, so it falls"),
   ("R6", _of(_layers, losses=_second_stale), "is linear in kernel_1:0"),
   ("R6", _of(_layers, losses=_second_stopped), "no gradient for some of"),
+  (
+    "R6",
+    _of(_image, losses=lambda kernel: [lambda: tf.norm(0.0 * kernel)]),
+    "gradient of regularization loss 0 is not finite",
+  ),
   ("R6", _loss_is_no_scalar, "loss 0 returns .* no float scalar"),
   (
     "R7",
@@ -1032,7 +1120,15 @@ _BROKEN = (
   (
     "R7",
     _of(_image, finish=lambda x, training, _: 1.5 * x if training else x),
-    "After a training call with batch_norm_momentum=0 inference does not",
+    "statistics of a batch as moving averages, inference does not compute",
+  ),
+  *(
+    ("R7", _of(_averaged, **changes), "statistics of a batch as moving av")
+    for changes in (
+      {"finish": lambda x, training: 1.3 * x if training else x},
+      {"finish": lambda x, training: 2.0 * _MASK * x if training else x},
+      {"change": lambda variance, count: tf.sqrt(variance)},
+    )
   ),
   (
     "R7",
@@ -1100,6 +1196,8 @@ _BROKEN = (
   ("R9", _profile_trains_averages, "`profile` .* trains moving_mean:0"),
   ("R9", _bare_function, "`bare` is a bare function"),
   ("R10", _optimizer_inside, "state of an optimizer"),
+  ("R10", _doubled_weights, "No function uses these .*: kernel/Average"),
+  ("R10", _path_in_a_variable, "notes:0 has the path /home/somebody"),
   ("R10", _on_a_gpu, "Tanh is placed on .*GPU:1"),
   ("R10", _path_in_an_asset, "/home/somebody/train.py"),
   (
@@ -1169,7 +1267,15 @@ _BROKEN = (
     "model.json is that of another model: it lists 0 variables of ",
   ),
   ("R13", _of(_image, card=_TABLES), r"feature_vector is .*6\], and it is"),
-  ("R13", _of(_image, card=_CARD + " | parameters | 1,000 |"), "1,000 param"),
+  (
+    "R13",
+    _of(
+      _image,
+      card=_CARD + " | parameters | 1,000 |",
+      change=_of_unknown_shape,
+    ),
+    "1,000 param",
+  ),
   ("R14", _of(_image, keepdims=False), r"gradient of Mean \(Mean in "),
   ("R14", _branch, r"refuses .* gradient of StatelessIf \(my_layer/cond"),
   ("R14", _loop, r"refuses .* gradient of While \(while\w* in "),
@@ -1496,6 +1602,29 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     # Of these nothing is to be seen where there is nothing, and ragged Tensors
     # are made with Asserts.
     self.assertContainsSubset(not_passed, {"R6", "R11", "I3", "T8"})
+
+  @parameterized.parameters(
+    {},
+    {"change": lambda variance, count: variance * count / (count - 1.0)},
+    {"calls": 2},
+    {"parts": 2},
+    {"learn": _debiased},
+    {
+      "learn": lambda v, statistic, count: v.assign(tf.maximum(v, statistic)),
+      "variance": 0.01,
+    },
+  )
+  def test_passes_batch_normalization(self, **changes):
+    subject = self.subject(_of(_averaged, **changes))
+    found = {r.name: f for r, f in rules.judge(subject) if r.name[0] == "R"}
+    broken = {n: f for n, f in found.items() if f.verdict == findings.FAIL}
+    self.assertEqual(broken.keys(), {"R11"}, broken)
+
+  def test_pixels_are_no_probabilities(self):
+    pixels = tf.TensorSpec([None, 8, 8, 3])
+    build = _of(_plain, call=tf.sigmoid, spec=pixels)
+    finding = of_inference.returns_logits(self.subject(build))
+    self.assertEqual(finding.verdict, findings.PASS, finding)
 
   @parameterized.parameters(
     (_without_modes, "changes nothing: .* would not show"),

@@ -290,7 +290,12 @@ class Subject:
       and np.all(outputs >= 0)
       and np.allclose(outputs.sum(-1), 1, atol=1e-5)
     )
-    return made.op if is_softmax or made.op == "Sigmoid" else ""
+    # Outputs of the input's shape are inputs again, such as pixels.
+    is_input = spec.shape.rank > 2 and spec.shape == getattr(
+      self.spec, "shape", None
+    )
+    is_sigmoid = made.op == "Sigmoid" and not is_input
+    return made.op if is_softmax or is_sigmoid else ""
 
   @functools.cached_property
   def nodes(self) -> list[Any]:
