@@ -765,10 +765,10 @@ def _settled(
   if averages is None or any(v.dtype != tf.float64 for v in averages):
     return None
   with exact.unchanged():
-    statistics = _statistics(exact, averages, batch, arguments)
-    if statistics is None:
+    found = _statistics(exact, averages, batch, arguments)
+    if found is None:
       return None
-    training = _floats(exact.model(batch, **arguments))
+    training, statistics = found
     for v, value in zip(averages, statistics, strict=True):
       v.assign(value)
     arguments["training"] = False
@@ -830,7 +830,7 @@ def _statistics(
   averages: Sequence[tf.Variable],
   batch: Any,
   arguments: Mapping[str, Any],
-) -> list[np.ndarray] | None:
+) -> tuple[list[Any], list[np.ndarray]] | None:
   """Computes the statistics of a batch from updates of moving averages.
 
   Args:
@@ -840,9 +840,9 @@ def _statistics(
     arguments: The arguments of a training call.
 
   Returns:
-    The statistic for each average; None if one of them is not
-    `momentum * average + (1 - momentum) * statistic`, or if outputs depend on
-    the averages or on the order of the batch.
+    The outputs of training with these averages, and the statistic for each of
+    them. None if an update is not `momentum * average + (1 - momentum) *
+    statistic`, or if outputs depend on the order of the batch.
   """
 
   def trained(
@@ -855,25 +855,26 @@ def _statistics(
 
   zeros = [np.zeros(v.shape) for v in averages]
   outputs, of_zero = trained(batch, zeros)
-  others, of_one = trained(batch, [x + 1.0 for x in zeros])
+  _, of_one = trained(batch, [x + 1.0 for x in zeros])
   order = [*range(0, _ROWS, 2), *range(1, _ROWS, 2)] * 2
   of_both, of_doubled = trained(subject_lib.rows(batch, *order), zeros)
   alone = [tf.gather(y, order) if y.shape.rank else y for y in outputs]
   shares = [1.0 - (y - x) for x, y in zip(of_zero, of_one, strict=True)]
   means = [np.mean(x) for x in shares]
   if not (
-    all(map(_is_close, [*outputs, *alone], [*others, *of_both]))
+    all(map(_is_close, alone, of_both))
     and all(share > 1e-5 for share in means)
     and all(map(np.allclose, shares, means))
   ):
     return None
   statistics = [x / share for x, share in zip(of_zero, shares, strict=True)]
+  outputs, still = trained(batch, statistics)
   # Others divide by a share that grows with the number of calls.
-  if not all(map(np.allclose, statistics, trained(batch, statistics)[1])):
+  if not all(map(np.allclose, statistics, still)):
     return None
   of_doubled = [x / share for x, share in zip(of_doubled, shares, strict=True)]
   # The variance of n values may have been multiplied by n / (n - 1).
-  return [
+  return outputs, [
     np.divide(x * y, 2 * x - y, out=x, where=~np.isclose(x, y) & (2 * x > y))
     for x, y in zip(statistics, of_doubled, strict=True)
   ]
