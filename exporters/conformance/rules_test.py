@@ -424,6 +424,22 @@ def _default_of_another_trace(directory):
   _write(root, directory)
 
 
+def _drops_more_by_default(directory):
+  """Writes a model whose training without an argument has another rate."""
+  kernel = tf.Variable(tf.random.stateless_normal([4, 9], [0, 0]))
+  root = _lists(tf.train.Checkpoint(), [kernel])
+
+  def call(inputs, training=False, rate=0.2):
+    rate = 0.4 if isinstance(rate, float) else rate
+    return tf.nn.dropout(inputs @ kernel, rate) if training else inputs @ kernel
+
+  root.__call__ = tf.function(call)
+  for training in (False, True):
+    root.__call__.get_concrete_function(_VECTORS, training)
+    root.__call__.get_concrete_function(_VECTORS, training, _SCALAR)
+  _write(root, directory)
+
+
 def _of_keras_3(directory, listed=True, offset=True):
   """Writes what Keras 3's Model.export does: endpoints and no call."""
   kernel = tf.Variable(
@@ -1111,6 +1127,7 @@ _BROKEN = (
   ),
   ("R7", _nothing_adjustable, "dropout or other noise is fixed"),
   ("R7", _default_of_another_trace, "rate has the default 0.1"),
+  ("R7", _drops_more_by_default, "rate has the default 0.2"),
   (
     "R7",
     _of(_layers, training=(_first_follows, _dropout)),
