@@ -236,12 +236,7 @@ def is_clean(subject: Subject) -> findings.Finding:
       f" ones: {findings.some(doubles)}.",
       "Save without what only training needs, such as averages of the weights.",
     )
-  places = {
-    file: subject.content(file)
-    for file in subject.files
-    if not file.startswith("variables/")
-  }
-  for place, content in [*places.items(), *_texts(subject)]:
+  for place, content in _contents(subject):
     found = _ABSOLUTE_PATH.search(content)
     if found:
       return findings.failed(
@@ -281,15 +276,17 @@ def _doubles(objects: Any) -> list[str]:
   return [name for name, key in unused if key in trained]
 
 
-def _texts(subject: Subject) -> Iterator[tuple[str, bytes]]:
-  """Yields the names and values of string variables, without vocabularies."""
-  if subject.model is None:
-    return
-  for v in tf.train.TrackableView(subject.model).descendants():
-    if isinstance(v, tf.Variable) and v.dtype == tf.string:
-      values = np.ravel(v.numpy())
-      if len(values) <= _FEW:
-        yield v.name, b"\n".join(values)
+def _contents(subject: Subject) -> Iterator[tuple[str, bytes]]:
+  """Yields names and contents of files, and of string variables with few."""
+  for file in subject.files:
+    if not file.startswith("variables/"):
+      yield file, subject.content(file)
+  if subject.model is not None:
+    for v in tf.train.TrackableView(subject.model).descendants():
+      if isinstance(v, tf.Variable) and v.dtype == tf.string:
+        values = np.ravel(v.numpy())
+        if len(values) <= _FEW:
+          yield v.name, b"\n".join(values)
 
 
 def is_documented(subject: Subject) -> findings.Finding:
