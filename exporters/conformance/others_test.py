@@ -452,7 +452,7 @@ _MODELS = (
       _input(6), lambda: layers.SpectralNormalization(layers.Dense(4))
     ),
     "vector",
-    _MADE_UP,
+    {},
   ),
   (
     "quantized",
