@@ -709,10 +709,22 @@ def _badly_followed(
   subject: Subject, steady: Mapping[str, Any]
 ) -> findings.Finding | None:
   """Finds moving averages that ignore the momentum, or invert it."""
-  slow, fast = (_updates(subject, {**steady, _MOMENTUM: m}) for m in (0.9, 0.5))
+  named = {v.ref() for v in subject.batch_norms}
+  averages = subject.batch_norms + [
+    v
+    for v in subject.resting
+    if v.ref() not in named
+    and v.dtype.is_floating
+    and _STATISTIC.search(v.name)
+  ]
+  slow, fast = (
+    _updates(subject, {**steady, _MOMENTUM: m}, averages) for m in (0.9, 0.5)
+  )
   deaf, inverse = [], []
-  for v, x, y in zip(subject.batch_norms, slow, fast, strict=True):
+  for v, x, y in zip(averages, slow, fast, strict=True):
     old = v.numpy()
+    if v.ref() not in named and np.array_equal(x, old):
+      continue  # A constant.
     if np.array_equal(x, y):
       deaf.append(v.name)
     elif np.linalg.norm(x - old) > (
@@ -928,14 +940,16 @@ def _noise(
 
 
 def _updates(
-  subject: Subject, arguments: Mapping[str, Any]
+  subject: Subject,
+  arguments: Mapping[str, Any],
+  averages: Sequence[tf.Variable],
 ) -> list[np.ndarray]:
   with (
     gradients_lib.moved(subject.trainable_variables, _JITTER),
     subject.unchanged(),
   ):
     subject.model(subject.example(), **arguments)
-    return [v.numpy() for v in subject.batch_norms]
+    return [v.numpy() for v in averages]
 
 
 def is_random(subject: Subject) -> findings.Finding:
