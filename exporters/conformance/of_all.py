@@ -211,7 +211,7 @@ def _tried(subject: Subject, name: str) -> findings.Finding:
 
 
 def is_clean(subject: Subject) -> findings.Finding:
-  """It has no optimizer state, absolute path or device of its exporter."""
+  """It has no optimizer state, unused copies of weights, paths or devices."""
   objects = subject.graph.object_graph_def
   names = [
     *(child.local_name for node in objects.nodes for child in node.children),

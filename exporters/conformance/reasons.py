@@ -77,7 +77,7 @@ REASONS = {
   ),
   "R9": Reason(
     "A part of the model cannot be trained by itself.",
-    "a sub-object that is a bare function",
+    "a bare function of variables that the model does not list",
     "Save it as an object with its variables and losses.",
     trains=True,
   ),
