@@ -531,7 +531,7 @@ def _traced(model: Source) -> Source:
   )
   for what, specs in (("input", model.input_spec), ("output", outputs)):
     for spec in tf.nest.flatten(specs):
-      if spec.shape.rank is None:
+      if isinstance(spec, tf.TensorSpec) and spec.shape.rank is None:
         raise errors.ExportError(
           f"An {what} of the model, {spec}, has an unknown rank. Give it a"
           " shape, in which unknown dimensions are None, as by tf.ensure_shape."
