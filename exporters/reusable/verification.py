@@ -199,6 +199,7 @@ def _decided(
     The same as `_compared`.
   """
   results, weights_sha256 = _compared(export_dir, parts, level, process)
+  where = "in this example"
   for seed in range(_OTHER_EXAMPLES):
     found = [r for r in results if r.problems]
     if not found or not all(r.undecided for r in found):
@@ -208,13 +209,18 @@ def _decided(
       name: (source, [_other(x, seed) for x in examples])
       for name, (source, examples) in parts.items()
     }
-    again, _ = _compared(export_dir, others, level, None)
+    try:
+      again, _ = _compared(export_dir, others, level, None)
+    except errors.ExportError as e:  # The model may take no such values.
+      print(f"  - other examples failed: {e}")
+      break
+    where = f"in each of {seed + 2} examples"
     by_place = {r.place: r for r in again}
     kept = [by_place.get(r.place, r) if r.undecided else r for r in results]
     results = kept + [
       r for r in again if r.problems and not r.undecided and r not in kept
     ]
-  more = f" in each of {_OTHER_EXAMPLES + 1} examples, so nothing is decided"
+  more = f" {where}, so nothing is decided"
   return [
     r._replace(problems=[p + more * r.undecided for p in r.problems])
     for r in results
