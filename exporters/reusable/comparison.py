@@ -236,17 +236,12 @@ def compare(
       of_array = _of_array(kind, old)
       columns = columns_of[name]
       noise = [x[name] for x in perturbed or () if name in x]
-      reached = _OTHER_COLUMNS * columns.max()
-      if perturbed is not None and kind != "gradients":
-        changes = [_differences(new, x) for x in noise if x.shape == new.shape]
-        reached = np.fmin(
-          reached,
-          _TIMES / of_array * np.max([0 * columns, *filter(len, changes)], 0),
-        )
-        noise = []
+      is_assumed = perturbed is None or kind == "gradients"
+      reached = _reached(new, columns, of_array, None if is_assumed else noise)
       sizes = np.maximum(columns, reached)
       tolerance = of_array * sizes + of_all * largest_of_all
-      rounding = max((_share(new, x, sizes) for x in noise), default=0)
+      shares = (_share(new, x, sizes) for x in noise if kind == "gradients")
+      rounding = max(shares, default=0)
       share = max(of_array, min(_TIMES * rounding, most * of_array))
       allowed = tolerance + (share - of_array) * sizes
       # Relative to the tolerance or, if there is none, to the values.
@@ -267,6 +262,21 @@ def compare(
           )
         )
   return worst, problems
+
+
+def _reached(
+  new: np.ndarray,
+  columns: np.ndarray,
+  of_array: float,
+  noise: Sequence[np.ndarray] | None,
+) -> np.ndarray:
+  """Returns the sizes at least at which columns are compared, by rounding."""
+  most = _OTHER_COLUMNS * columns.max()
+  if noise is None:
+    return most
+  changes = [_differences(new, x) for x in noise if x.shape == new.shape]
+  seen = np.max([0 * columns, *filter(len, changes)], axis=0)
+  return np.fmin(most, _TIMES / of_array * seen)
 
 
 def _share(old: np.ndarray, new: np.ndarray, sizes: np.ndarray) -> float:
