@@ -155,8 +155,10 @@ def _standing(subject: Subject) -> list[str]:
     for v in still
     if v.ref() not in named and v.shape.rank and _STATISTIC.search(v.name)
   ]
-  exact = subject if subject.steady is not None else others and _twin(subject)
-  if not others or not exact:
+  if not others:
+    return standing
+  exact = subject if subject.steady is not None else _twin(subject)
+  if not exact:
     return standing
   modes = (exact.steady, {**exact.steady, "training": False})
   training, inference = (_used(exact, others, mode) for mode in modes)
