@@ -17,6 +17,8 @@ from exporters.reusable import comparison
 Subject = subject_lib.Subject
 
 _TEXTS = ("", " ", "?!,", "qxzvjk", "naïve 你好", "Return the list of all.")
+_ENDS = ("the", "of", "list", "return", "is", "good")
+_LENGTH = 12  # In words.
 _SEGMENTS = (
   ("", "It is", "Return the list of all. " * 12, "naïve 你好 мир 🙂", " ?!,"),
   ("The end.", "", "Of a much longer text, " * 9, "مرحبا", "is not"),
@@ -36,8 +38,27 @@ def embeds_text(subject: Subject) -> findings.Finding:
       f"It returns {findings.described(spec)}, not float32 [batch, dim].",
       "Return one vector for each text.",
     )
-  return _not_an_embedding(subject, tf.constant(_TEXTS)) or findings.passed(
+  if finding := _not_an_embedding(subject, tf.constant(_TEXTS)):
+    return finding
+  if _is_cut(subject.model):
+    return findings.failed(
+      f"The last of {_LENGTH} words has no effect on the vector.",
+      "Compute each vector from the whole text.",
+    )
+  return findings.passed(
     f"float32, {spec.shape[1]} dimensions, for empty and unknown texts too"
+  )
+
+
+def _is_cut(model: Any) -> bool:
+  """Tells whether the vectors of texts do not depend on their last word."""
+  # Equal words before it: others could hide it from a maximum over words.
+  texts = [" ".join([_ENDS[0]] * (_LENGTH - 1) + [end]) for end in _ENDS]
+  alone, in_texts = (model(tf.constant(x)).numpy() for x in (_ENDS, texts))
+  # Words that the model does not know may all have one vector.
+  is_known = np.any(alone != alone[0], axis=1)
+  return bool(is_known.any()) and np.array_equal(
+    in_texts[is_known], np.tile(in_texts[0], [is_known.sum(), 1])
   )
 
 
@@ -334,6 +355,10 @@ def _encoded(subject: Subject, length: int) -> tuple[str, dict[str, float]]:
     return f"outputs have the shapes {sequence.shape}, {pooled.shape}", {}
   if np.any(pooled != outputs["default"]):
     return "default is not pooled_output", {}
+  layers = outputs["encoder_outputs"]
+  is_list = isinstance(layers, Sequence) and layers
+  if not is_list or np.any(layers[-1] != sequence):
+    return "encoder_outputs is no list that ends with sequence_output", {}
   if np.all(subject.model({**inputs, **other})["pooled_output"] == pooled):
     return "pooled_output does not depend on the tokens", {}
 

@@ -688,8 +688,9 @@ def _no_momentum(directory):
   _write(root, directory)
 
 
-def _text_embedding(directory, features=2, change=lambda x: x):
+def _text_embedding(directory, features=2, change=lambda x: x, cut=999):
   def call(texts, unit="BYTE"):
+    texts = tf.strings.substr(texts, 0, cut)
     lengths = tf.cast(
       tf.strings.length(tf.strings.join([texts, unit])), tf.float32
     )
@@ -811,6 +812,7 @@ def _encoder(
   card=_CARD,
   see=lambda x: x,
   default=lambda x: x,
+  last=lambda x: x,
   pool=lambda x: x[:, 0],
   order=lambda x: x * 0,
   positions=lambda x: x,
@@ -827,6 +829,7 @@ def _encoder(
     card: The card.
     see: What the encoder makes of mask and types.
     default: What it makes of the pooled output.
+    last: What the last layer makes of the output of all tokens.
     pool: What it makes of the output of all tokens.
     order: What it makes of the positions of tokens.
     positions: What `mlm` makes of positions.
@@ -848,7 +851,7 @@ def _encoder(
       "sequence_output": sequence,
       "pooled_output": pooled,
       "default": default(pooled),
-      "encoder_outputs": [sequence],
+      "encoder_outputs": [tokens, last(sequence)],
     }
 
   root = _callable(call, [spec or _WORDS])
@@ -1390,6 +1393,7 @@ _BROKEN = (
     _of(_text_embedding, change=lambda x: tf.ensure_shape(x, [6, 2])),
     "cannot be called alone",
   ),
+  ("T1", _of(_text_embedding, cut=16), "The last of 12 words has no effect"),
   ("T2", _of(_preprocessor, with_tokenize=False), "no sub-object `tokenize`"),
   ("T2", _of(_preprocessor, pack_with_length=False), "and a seq_length"),
   ("T2", _of(_preprocessor, longest=9), "cannot run in Dataset.map"),
@@ -1465,6 +1469,7 @@ _BROKEN = (
     "appended tokens whose mask is 0 change the output of the first",
   ),
   ("T3", _of(_encoder, default=lambda x: 2 * x), "default is not pooled"),
+  ("T3", _of(_encoder, last=lambda x: 2 * x), "no list that ends with"),
   (
     "T5",
     _of(_encoder, mlm="mlm_logits", positions=lambda x: x * 0),
