@@ -47,7 +47,9 @@ _HALF = _Precision(64, 1, 0.1, 2.0**-8, 0.35, 0.05, 0.5, 1e-2)
 
 
 @contextlib.contextmanager
-def moved(variables: Sequence[tf.Variable], share: float) -> Iterator[None]:
+def moved(
+  variables: Sequence[tf.Variable], share: float = 0.05
+) -> Iterator[None]:
   """Adds noise to variables, and restores them on exit.
 
   With noise, no gradient vanishes because a variable was initialized to zero.

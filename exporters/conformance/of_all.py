@@ -11,7 +11,7 @@ import tensorflow as tf
 from exporters.conformance import compiled_step
 from exporters.conformance import findings
 from exporters.conformance import of_inference
-from exporters.conformance import of_training
+from exporters.conformance import of_variables
 from exporters.conformance import subject as subject_lib
 from exporters.reusable import observation
 
@@ -118,7 +118,7 @@ def serves(subject: Subject) -> findings.Finding:
   keras.layers.TFSMLayer calls it.
   """
   endpoint = _Endpoint(subject.model)
-  if missing := of_training.unlisted(endpoint):
+  if missing := of_variables.unlisted(endpoint):
     return findings.failed(
       f"`serve` uses {findings.some(missing)}, which `variables` lacks.",
       "Export with keras.Model.export.",
@@ -158,7 +158,7 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
             f"The sub-object `{name}` can be called and has no {attribute}.",
             f"Save {attribute} as an attribute of `{name}`.",
           )
-      if missing := of_training.unlisted(child):
+      if missing := of_variables.unlisted(child):
         return findings.failed(
           f"The sub-object `{name}` uses {findings.some(missing)}, which its"
           " `variables` lacks.",
@@ -198,7 +198,7 @@ def _tried(subject: Subject, name: str) -> findings.Finding:
   )
   finding = findings.passed("")
   for judge in (
-    of_training.lists_variables,
+    of_variables.lists_variables,
     of_inference.depends_on_input_alone,
   ):
     try:

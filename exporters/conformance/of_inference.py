@@ -176,7 +176,7 @@ def _depends_on_input(
   if any(_differs(outputs, x) for x in _others(subject, inputs)):
     return True
   # Softmax outputs of an untrained model may be equal up to rounding.
-  with gradients.moved(subject.trainable_variables, 0.05):
+  with gradients.moved(subject.trainable_variables):
     outputs = _outputs(subject, inputs)
     if any(_differs(outputs, x) for x in _others(subject, inputs)):
       return True
@@ -319,7 +319,7 @@ def is_served(subject: Subject) -> findings.Finding:
     return findings.passed(f"serving_default with {', '.join(names)}")
   for name in subject.signatures:
     # Move the weights, in case the signature has them as constants.
-    with gradients.moved(subject.trainable_variables, 0.05):
+    with gradients.moved(subject.trainable_variables):
       problem = _served_otherwise(subject, name)
     if problem:
       return findings.failed(

@@ -16,6 +16,7 @@ from exporters.conformance import of_inference
 from exporters.conformance import of_sequences
 from exporters.conformance import of_text
 from exporters.conformance import of_training
+from exporters.conformance import of_variables
 from exporters.conformance import subject as subject_lib
 from exporters.reusable import kinds as kinds_lib
 
@@ -89,8 +90,8 @@ RULES = (
   Rule("R2", "must", of_all.takes_one_input),
   Rule("R3", "must", of_training.has_modes),
   Rule("R4", "must", of_inference.has_traces),
-  Rule("R5", "must", of_training.lists_variables),
-  Rule("R6", "must", of_training.has_losses, "object"),
+  Rule("R5", "must", of_variables.lists_variables),
+  Rule("R6", "must", of_variables.has_losses, "object"),
   Rule("R7", "should", of_training.can_be_tuned),
   Rule("R8", "should", of_inference.batch_is_free),
   Rule("R9", "must", of_all.sub_objects_are_whole, "object"),

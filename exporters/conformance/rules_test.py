@@ -11,6 +11,7 @@ import tensorflow as tf
 from exporters.conformance import findings
 from exporters.conformance import of_inference
 from exporters.conformance import of_training
+from exporters.conformance import of_variables
 from exporters.conformance import rules
 from exporters.conformance import subject as subject_lib
 from exporters.reusable import kinds
@@ -1660,7 +1661,7 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
 
   def test_gradients_of_random_training_are_compared(self):
     build = _of(_layers, training=(_moves, _fixed_dropout))
-    finding = of_training.lists_variables(self.subject(build))
+    finding = of_variables.lists_variables(self.subject(build))
     self.assertEqual(finding.verdict, findings.PASS, finding)
     self.assertEndsWith(finding.text, "with the gradients of the outputs")
 

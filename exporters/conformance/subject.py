@@ -19,7 +19,9 @@ import tensorflow as tf
 
 from distribution import sandbox
 from exporters.conformance import op_audit
+from exporters.conformance import twin as twin_lib
 from exporters.conformance import vocabulary
+from exporters.reusable import comparison
 from exporters.reusable import errors
 from exporters.reusable import graphs
 from exporters.reusable import kinds
@@ -55,6 +57,7 @@ _NO_CAUSE = re.compile(
   r"|^\d+ root error.*|^\s*\(\d+\) [A-Z_]+: |\s*\[\[.*\]\]|\s*\[Op:.*"
   r"|\{\{function_node [^}]*\}\}\s*"
 )
+_LARGE_MODEL = 2**29  # Bytes of files.
 _LONGEST = 10_000  # Characters of an error message.
 _MATCHING = "Could not find matching concrete function"
 
@@ -343,6 +346,30 @@ class Subject:
       arguments = {**self.training, **dict.fromkeys(names, 0.0)}
       if not self.varies(arguments):
         return arguments
+    return None
+
+  @functools.cached_property
+  def twin(self) -> "Subject | None":
+    """Its twin, see `twin.load`; None if that cannot be called, or is random.
+
+    In double precision the weights of large models need too much memory.
+    """
+    names = [v.name for v in self.trainable_variables]
+    is_inexact = self.is_half or self.steady is None
+    is_large = sum(self.files.values()) > _LARGE_MODEL
+    for dtype in [tf.float64] * (not is_large) + [tf.float32] * is_inexact:
+      try:
+        graph, root = twin_lib.load(self.directory, self.files, dtype)
+        model = getattr(root, self.attribute) if self.attribute else root
+        twin = Subject(self.directory, graph, [], model)
+        twin.example()
+        if self.steady is not None:
+          twin.steady = self.steady
+        is_same = names == [v.name for v in twin.trainable_variables]
+        if is_same and not twin.is_half and twin.steady is not None:
+          return twin
+      except Exception:  # Some ops have no kernel or shape in this dtype.
+        continue
     return None
 
   @property
@@ -644,6 +671,12 @@ def rows(inputs: Any, *indices: int) -> Any:
     return tf.gather(x, chosen) if x.shape.rank else x
 
   return tf.nest.map_structure(select, inputs)
+
+
+def floats(outputs: Any) -> list[tf.Tensor]:
+  """Returns the Tensors of floats in the outputs of a call."""
+  named = comparison.named(outputs)
+  return [y for y in named.values() if tf.is_tensor(y) and y.dtype.is_floating]
 
 
 def cause(error: BaseException) -> str:
