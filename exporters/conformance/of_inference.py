@@ -24,6 +24,7 @@ _KERAS_SEED = re.compile("seed_generator_state")
 _UNSERVED = re.compile("Anonymous.*HashTable.*")
 _HALF = (tf.bfloat16, tf.float16)
 _ROWS = 8  # Examples in the batch that is compared with single examples.
+_ELEMENTS = 500_000  # Most elements of inputs to call in a larger batch.
 _REPEATS = 16  # Calls of a model that has random ops.
 _TOLERANCE = 1e-4  # The batch size changes the rounding of float32 sums.
 
@@ -99,7 +100,26 @@ def batch_is_free(subject: Subject) -> findings.Finding:
         f"Batches of 1 and 0 have {found[2:]} rows of {name}.",
         "Return one row for each of the batch.",
       )
+  if spoiled := _spoiled(subject, subject_lib.rows(inputs)):
+    return findings.failed(
+      f"A batch of 0 in training makes {findings.some(spoiled)} NaN.",
+      "Update moving averages only where the batch has examples.",
+    )
   return findings.passed("batches of 0, 1, 2 and 5 were called")
+
+
+def _spoiled(subject: Subject, inputs: Any) -> list[str]:
+  """Names the variables that a training call without examples makes NaN."""
+  before = {v.ref() for v in subject.resting if _is_endless(v.numpy())}
+  with subject.unchanged():
+    # Some ops take no empty batch on CPUs.
+    with contextlib.suppress(tf.errors.OpError):
+      subject.model(inputs, **subject.training)
+    return [
+      v.name
+      for v in subject.resting
+      if _is_endless(v.numpy()) and v.ref() not in before
+    ]
 
 
 def _is_endless(output: np.ndarray) -> bool:
@@ -145,8 +165,7 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
     )
   if subject.is_batched:
     alone = _row(subject, inputs, [0], 0)
-    for indices in ([*range(_ROWS)], [2, 0]):
-      beside = _row(subject, inputs, indices, indices.index(0))
+    for beside in _besides(subject, inputs):
       if problem := _difference(alone, beside):
         return findings.failed(
           f"An input has other outputs in a batch than alone: {problem}.",
@@ -164,6 +183,25 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
       "The outputs are the same for all inputs.", "Export the model itself."
     )
   return findings.passed("the same twice, alone and in a batch")
+
+
+def _besides(subject: Subject, inputs: Any) -> Iterator[dict[str, np.ndarray]]:
+  """Yields the outputs for the first of several inputs in batches."""
+  size = sum(map(tf.size, tf.nest.flatten(inputs, expand_composites=True)))
+  others = [*range(1, _ROWS)]
+  for indices in ([0, *others], [2, 0], [*others * 5, 0]):
+    if len(indices) <= _ROWS or size <= _ELEMENTS:
+      yield _row(subject, inputs, indices, indices.index(0))
+
+  def scaled(x: Any) -> Any:  # All but the first.
+    if not _floats([x]) or not x.shape.rank:
+      return x
+    factors = np.where(np.arange(_ROWS), 255, 1)
+    return x * tf.cast(np.expand_dims(factors, [*range(1, x.ndim)]), x.dtype)
+
+  larger = tf.nest.map_structure(scaled, inputs)
+  with contextlib.suppress(tf.errors.OpError):  # The model may refuse some.
+    yield _row(subject, larger, [*range(_ROWS)], 0)
 
 
 def _is_same(first: np.ndarray, second: np.ndarray) -> bool:

@@ -22,7 +22,11 @@ _STATISTIC = re.compile("(mean|var|std|average|avg)[^/]*$")
 _ASSIGNS = re.compile("Assign.*VariableOp|ResourceScatter.*")
 # Ops that draw random numbers from a state saved in the SavedModel.
 _OF_STATE = re.compile("RngReadAndSkip|Stateful(Random|Standard|Trunc|Unif).*")
+# Arguments with which noise grows, unlike a probability to keep a value.
+_RATE = re.compile("^(?!.*(keep|surviv)).*(rate|drop|noise)")
+_TINY_RATE = 0.001  # Of which noise does not show, in any number of layers.
 _REPEATS = 8  # Calls with random numbers, to compare their means.
+_HELD = 0.25  # A momentum that no model has by default.
 _ROWS = 16  # Examples for batch statistics.
 
 
@@ -198,7 +202,12 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
       " reach all layers with dropout or other noise.",
       "Make all rates arguments.",
     )
-  if finding := _without_effect(subject, steady) or _unlike(subject, steady):
+  finding = (
+    _without_effect(subject, steady)
+    or _unlike(subject, steady)
+    or _noise_elsewhere(subject, steady)
+  )
+  if finding:
     return finding
   strings = [name for name, v in tunable.items() if isinstance(v, str)]
   return findings.passed(
@@ -282,6 +291,28 @@ def _badly_followed(
   return None
 
 
+def _noise_elsewhere(
+  subject: Subject, steady: Mapping[str, Any]
+) -> findings.Finding | None:
+  """Finds noise that does not grow with its rate, from none at 0."""
+  for name in filter(_RATE.search, steady):
+    rates = _TINY_RATE, 0.1, 0.4
+    for repeats in (6, 50):  # More calls where few tell too little.
+      tiny, small, large = (
+        _noise(subject, {**steady, name: rate}, repeats) for rate in rates
+      )
+      stays, shrinks = tiny > 0.5 * large, small > 1.25 * large
+      if not large or not (stays or shrinks):
+        break
+    else:
+      rate = _TINY_RATE if stays else 0.1
+      return findings.failed(
+        f"Training is no less noisy with {name}={rate} than with 0.4.",
+        "Drop with this rate, in all layers with dropout or other noise.",
+      )
+  return None
+
+
 def _unlike(
   subject: Subject, steady: Mapping[str, Any]
 ) -> findings.Finding | None:
@@ -309,7 +340,7 @@ def _settled(
   exact = subject.twin if subject.training and subject.is_batched else None
   if exact is None:
     return None
-  momentum = {_MOMENTUM: 0.5} if _MOMENTUM in subject.hyperparameters else {}
+  momentum = {_MOMENTUM: _HELD} if _MOMENTUM in subject.hyperparameters else {}
   arguments, batch = {**steady, **momentum}, exact.example(_ROWS)
   averages = _moved_once(exact, batch, arguments)
   if averages is None or any(v.dtype != tf.float64 for v in averages):
@@ -318,7 +349,9 @@ def _settled(
     found = _statistics(exact, averages, batch, arguments)
     if found is None:
       return None
-    training, statistics = found
+    training, statistics, shares = found
+    if finding := momentum and _unlike_momentum(averages, shares):
+      return finding
     for v, value in zip(averages, statistics, strict=True):
       v.assign(value)
     arguments["training"] = False
@@ -330,6 +363,19 @@ def _settled(
     " compute what training does.",
     "Compute the same in both modes, but for noise and batch normalization.",
   )
+
+
+def _unlike_momentum(
+  averages: Sequence[tf.Variable], shares: Sequence[float]
+) -> findings.Finding | None:
+  """Finds moving averages that move by another share than 1 - momentum."""
+  for v, share in zip(averages, shares, strict=True):
+    if not np.isclose(share, 1 - _HELD):
+      return findings.failed(
+        f"With {_MOMENTUM}={_HELD} {v.name} keeps a share of {1 - share:.3g}.",
+        "Compute momentum * average + (1 - momentum) * statistic.",
+      )
+  return None
 
 
 def _moved_once(
@@ -380,7 +426,7 @@ def _statistics(
   averages: Sequence[tf.Variable],
   batch: Any,
   arguments: Mapping[str, Any],
-) -> tuple[list[Any], list[np.ndarray]] | None:
+) -> tuple[list[Any], list[np.ndarray], list[float]] | None:
   """Computes the statistics of a batch from updates of moving averages.
 
   Args:
@@ -390,9 +436,10 @@ def _statistics(
     arguments: The arguments of a training call.
 
   Returns:
-    The outputs of training with these averages, and the statistic for each of
-    them. None if an update is not `momentum * average + (1 - momentum) *
-    statistic`, or if outputs depend on the order of the batch.
+    The outputs of training with these averages, the statistic for each of
+    them, and the share by which a call moves each. None if an update is not
+    `momentum * average + (1 - momentum) * statistic`, or if outputs depend on
+    the order of the batch.
   """
 
   def trained(
@@ -424,10 +471,11 @@ def _statistics(
     return None
   of_doubled = [x / share for x, share in zip(of_doubled, shares, strict=True)]
   # The variance of n values may have been multiplied by n / (n - 1).
-  return outputs, [
+  corrected = [
     np.divide(x * y, 2 * x - y, out=x, where=~np.isclose(x, y) & (2 * x > y))
     for x, y in zip(statistics, of_doubled, strict=True)
   ]
+  return outputs, corrected, means
 
 
 def _is_close(first: Any, second: Any) -> bool:
@@ -511,6 +559,11 @@ def is_random(subject: Subject) -> findings.Finding:
         "Draw random numbers with ops, not in Python.",
       )
     return findings.not_applicable("training is not random")
+  if _is_shared(subject):
+    return findings.failed(
+      "Dropout drops the same of all examples of a batch.",
+      "Draw a mask with one row for each example.",
+    )
   for node in subject.nodes:
     if subject_lib.RANDOM.match(node.op) and (
       node.attr["seed"].i or node.attr["seed2"].i
@@ -521,6 +574,26 @@ def is_random(subject: Subject) -> findings.Finding:
         "Export without seeds of layers and without tf.random.set_seed.",
       )
   return findings.passed("two calls differ, and no op has a seed")
+
+
+def _is_shared(subject: Subject) -> bool:
+  """Returns whether dropout drops the same of all examples of a batch.
+
+  Other noise may be for a batch, such as stochastic depth.
+  """
+  rates = list(filter(_RATE.search, subject.changed))
+  if not (rates and subject.is_batched and all("dropout" in n for n in rates)):
+    return False
+  same = subject_lib.rows(subject.example(), *[0] * 4)
+  for _ in range(_REPEATS):
+    with subject.unchanged():
+      outputs = subject.model(same, **{**subject.training, **subject.changed})
+    for y in map(np.float64, subject_lib.floats(outputs)):
+      if y.shape[:1] == (4,) and np.ptp(y, axis=0).max() > 1e-4 * np.max(
+        np.abs(y)
+      ):
+        return False
+  return True
 
 
 def _draws_once(subject: Subject) -> bool:

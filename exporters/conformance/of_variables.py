@@ -20,6 +20,9 @@ _ROUNDED = re.compile("ArgM(ax|in)|FakeQuant.*|Rint|Round|Sign")
 _SPECTRAL = re.compile("(sn_u|vector_u|weight_u)[:_]")
 # A layer with a regularizer, in the metadata of Keras.
 _REGULARIZER = re.compile(rb'_regularizer\\?": \{')
+_RATE = 0.1  # Of dropout, so that most gradients pass it.
+_INPUT = "the_input"
+_SCALE = 2.0**10  # Of gradients: those of a loss may be as large.
 _REPEATS = 8  # Calls of random training, as each drops other units.
 _ELEMENTS = 250_000  # Most elements of examples to differentiate.
 
@@ -167,6 +170,9 @@ def _gradients(subject: Subject) -> findings.Finding:
   if arguments is None:
     arguments = {"training": False} if subject.training else {}
     said += ". Training is always random: its gradients were not compared"
+  elif exact is subject.twin:  # It draws the same numbers in each call.
+    noisy = {n: x if n == "training" else _RATE for n, x in arguments.items()}
+    arguments = arguments if exact.varies(noisy) else noisy
   inputs = exact.example(_rows(inputs))
   if subject.training and _is_assigned(exact, inputs, arguments):
     arguments = {"training": False}
@@ -182,8 +188,9 @@ def _gradients(subject: Subject) -> findings.Finding:
     )
   if wrong:
     name, claimed, measured = wrong
+    of = "the input" if name.startswith(_INPUT) else name
     return findings.failed(
-      f"The gradient of {name} is wrong: along a random direction it is"
+      f"The gradient of {of} is wrong: along a random direction it is"
       f" {claimed:.3g}, and the outputs change by {measured:.3g}.",
       "Remove or mend the custom gradient.",
     )
@@ -216,28 +223,59 @@ def _rows(inputs: Any) -> int:
 def _wrong(
   subject: Subject, inputs: Any, arguments: Mapping[str, Any], is_half: bool
 ) -> tuple[str, float, float] | None:
-  """Compares gradients with finite differences, as `gradients.wrong` does."""
+  """Compares gradients with finite differences, as `gradients.wrong` does.
+
+  They are those of trainable variables, and of inputs that gradients reach.
+  """
+  variables = subject.trainable_variables
+  is_double = all(v.dtype == tf.float64 for v in variables)
+  flat = [
+    tf.Variable(x, name=_INPUT)
+    if isinstance(x, tf.Tensor) and x.dtype.is_floating and is_double
+    else x
+    for x in tf.nest.flatten(inputs)
+  ]
 
   def value() -> tf.Tensor:
-    return gradients_lib.weighted(
-      subject_lib.floats(subject.model(inputs, **arguments))
+    given = [
+      tf.convert_to_tensor(x) if isinstance(x, tf.Variable) else x for x in flat
+    ]
+    outputs = subject.model(
+      tf.nest.pack_sequence_as(inputs, given), **arguments
     )
+    scalar = gradients_lib.weighted(subject_lib.floats(outputs))
+    return scalar * _SCALE if is_double else scalar
 
   def value_of_a_call() -> tf.Tensor:
     with subject.unchanged():
       return value()
 
-  variables = subject.trainable_variables
-  with (
-    gradients_lib.moved(variables),
-    subject.unchanged(),
-  ):
-    made = _gradient(subject, inputs, arguments)
+  def gradient(*sources: tf.Variable) -> list[np.ndarray | None]:
+    with subject.unchanged(), tf.GradientTape() as tape:
+      scalar = value()
+    made = tape.gradient(scalar, sources)
+    return [
+      None if g is None else tf.convert_to_tensor(g).numpy() for g in made
+    ]
+
+  with gradients_lib.moved(variables), subject.unchanged():
+    try:
+      held = [x for x in flat if isinstance(x, tf.Variable)]
+      made = gradient(*variables, *held)
+    except LookupError:  # An op has no gradient for its input.
+      held, made = [], gradient(*variables)
+    compared = [
+      (v, g)
+      for v, g in zip([*variables, *held], made, strict=True)
+      if g is not None
+    ]
     with subject.unchanged():
       # In most models, updates do not change the outputs of training.
       is_still = value() == value()
     return gradients_lib.wrong(
-      value if is_still else value_of_a_call, variables, made, is_half
+      value if is_still else value_of_a_call,
+      *map(list, zip(*compared, strict=True)),
+      is_half,
     )
 
 

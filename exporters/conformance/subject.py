@@ -150,12 +150,11 @@ class Subject:
   @functools.cached_property
   def hyperparameters(self) -> dict[str, Any]:
     """The arguments that are scalar Tensors, and their defaults."""
-    arguments: dict[str, Any] = {}
-    for trace in self.traces:
-      arguments |= self._arguments(trace)
+    # Some traces may have Python numbers instead.
     return {
       name: self.parameters.get(name, NO_DEFAULT)
-      for name, value in arguments.items()
+      for trace in self.traces
+      for name, value in self._arguments(trace).items()
       if isinstance(value, tf.TensorSpec)
       and value.shape == []
       and value.dtype != tf.bool
