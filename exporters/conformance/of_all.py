@@ -189,13 +189,7 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
 
 def _tried(subject: Subject, name: str) -> findings.Finding:
   """Applies the rules on gradients and inference (R5, R15) to a sub-object."""
-  part = subject_lib.Subject(
-    subject.directory,
-    subject.graph,
-    [],
-    getattr(subject.model, name),
-    attribute=name,
-  )
+  part = subject.part(name)
   finding = findings.passed("")
   for judge in (
     of_variables.lists_variables,

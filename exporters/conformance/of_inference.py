@@ -100,16 +100,18 @@ def batch_is_free(subject: Subject) -> findings.Finding:
         f"Batches of 1 and 0 have {found[2:]} rows of {name}.",
         "Return one row for each of the batch.",
       )
-  if spoiled := _spoiled(subject, subject_lib.rows(inputs)):
-    return findings.failed(
-      f"A batch of 0 in training makes {findings.some(spoiled)} NaN.",
-      "Update moving averages only where the batch has examples.",
-    )
+  for size in (0, 1):
+    if spoiled := _spoiled(subject, subject_lib.rows(inputs, *range(size))):
+      return findings.failed(
+        f"A batch of {size} in training makes {findings.some(spoiled)} NaN.",
+        "Update moving averages only where the batch has examples, and divide"
+        " by no number of examples less one.",
+      )
   return findings.passed("batches of 0, 1, 2 and 5 were called")
 
 
 def _spoiled(subject: Subject, inputs: Any) -> list[str]:
-  """Names the variables that a training call without examples makes NaN."""
+  """Names the variables that a training call makes NaN."""
   before = {v.ref() for v in subject.resting if _is_endless(v.numpy())}
   with subject.unchanged():
     # Some ops take no empty batch on CPUs.
@@ -158,6 +160,13 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
       f"Two calls in inference differ with {subject.changed}.",
       "Apply dropout and noise with training=True only.",
     )
+  for form in subject.forms:
+    other = subject.example(form=form)
+    if problem := _difference(*(_outputs(subject, other) for _ in range(2))):
+      return findings.failed(
+        f"Two calls with {form} return different outputs: {problem}.",
+        "Trace inference with training=False for all forms of the input.",
+      )
   if changed:
     return findings.failed(
       f"A call in inference changes {findings.some(changed)}.",
@@ -370,18 +379,24 @@ def is_served(subject: Subject) -> findings.Finding:
 def _served_otherwise(subject: Subject, name: str) -> str:
   """Describes how a signature differs from a call; empty if it does not.
 
-  Signatures other than `serving_default` are compared if they have the inputs
-  and outputs of a call and do not belong to a sub-object.
+  A signature with the name of a sub-object is compared with a call of that.
+  Others than `serving_default` are compared if they have the inputs and outputs
+  of a call.
   """
   signature = subject.model.signatures[name]
   usual = subject.model.signatures["serving_default"]
-  if name != "serving_default" and (
-    hasattr(subject.model, name) or _forms(signature) != _forms(usual)
-  ):
-    return ""
-  taken = sorted(signature.structured_input_signature[1])
-  example = subject.example(2)
-  for inputs in (example, *_other_inputs(subject, example)):
+  is_usual = name == "serving_default"
+  if is_usual or not hasattr(subject.model, name):
+    called = subject
+    if not is_usual and _forms(signature) != _forms(usual):
+      return ""
+  else:
+    called = subject.part(name)
+    if not called.traces:
+      return ""
+  taken = _in_order(signature.structured_input_signature[1], called.spec)
+  example = called.example(2)
+  for inputs in (example, *_other_inputs(called, example)):
     named = inputs
     if not isinstance(inputs, Mapping) or set(inputs) != set(taken):
       leaves = tf.nest.flatten(inputs)
@@ -391,16 +406,40 @@ def _served_otherwise(subject: Subject, name: str) -> str:
     try:
       served = arrays(signature(**named))
     except Exception as e:
-      if inputs is example:
+      if inputs is example and called is subject:
         return f"it does not take the same: {subject_lib.cause(e)}"
       continue
-    called = _outputs(subject, inputs)
-    if not called.keys() & served.keys() and len(called) == len(served):
+    expected = _outputs(called, inputs)
+    if not expected.keys() & served.keys() and len(expected) == len(served):
       # The outputs of a list are in the order of their names.
-      called = dict(zip(sorted(served), called.values(), strict=True))
-    if problem := _difference(called, served):
+      expected = dict(zip(sorted(served), expected.values(), strict=True))
+    for key in expected.keys() & served.keys():
+      shapes = expected[key].shape, served[key].shape
+      if shapes[0] != shapes[1]:
+        return f"{key} has the shapes {shapes[0]} and {shapes[1]}"
+    if problem := _difference(expected, served):
       return problem
   return ""
+
+
+def _in_order(taken: Mapping[str, Any], spec: Any) -> list[str]:
+  """Returns the names of a signature's inputs in the order of a call's list.
+
+  They are the names of that list or, with numbers such as Keras', sorted.
+  """
+  leaves = tf.nest.flatten(spec)
+  names = [getattr(leaf, "name", None) for leaf in leaves]
+  by_number = sorted(
+    taken, key=lambda name: [*map(int, re.findall(r"\d+", name))]
+  )
+  for order in (names, by_number, sorted(taken)):
+    if set(order) == set(taken) and all(
+      taken[name].dtype == leaf.dtype
+      and taken[name].shape.is_compatible_with(leaf.shape)
+      for name, leaf in zip(order, leaves, strict=False)
+    ):
+      return order
+  return sorted(taken)
 
 
 def _forms(signature: Any) -> list[list[tuple[str, Any]]]:

@@ -114,6 +114,22 @@ def is_cell(subject: Subject) -> findings.Finding:
         f" {', '.join(made)}.",
         "Return new states of the same shapes, in the same order.",
       )
+
+  def step(x: tf.Tensor, shift: float) -> list[np.ndarray]:
+    new = subject.model([x, *(state + shift for state in states)])
+    return [np.asarray(y) for y in tf.nest.flatten(new)]
+
+  usual = step(inputs, 0.0)
+  if all(map(np.array_equal, usual, step(inputs, 1.0))):
+    return findings.failed(
+      "Its outputs and new states do not depend on the states.",
+      "Compute them from the states that it takes.",
+    )
+  if all(map(np.array_equal, usual[1:], step(2 * inputs + 1, 0.0)[1:])):
+    return findings.failed(
+      "The new states do not depend on the inputs.",
+      "Return the states after the step.",
+    )
   return findings.passed(f"{len(states)} states")
 
 

@@ -18,9 +18,9 @@ Subject = subject_lib.Subject
 
 _TEXTS = ("", " ", "?!,", "qxzvjk", "naïve 你好", "Return the list of all.")
 _ENDS = ("the", "of", "list", "return", "is", "good")
-_LENGTH = 12  # In words.
+_LENGTH = 8  # In words.
 _SEGMENTS = (
-  ("", "It is", "Return the list of all. " * 12, "naïve 你好 мир 🙂", " ?!,"),
+  ("", "It is", "Return the list of all. " * 60, "naïve 你好 мир 🙂", " ?!,"),
   ("The end.", "", "Of a much longer text, " * 9, "مرحبا", "is not"),
 )
 _INPUTS = ("input_word_ids", "input_mask", "input_type_ids")
@@ -42,7 +42,8 @@ def embeds_text(subject: Subject) -> findings.Finding:
     return finding
   if _is_cut(subject.model):
     return findings.failed(
-      f"The last of {_LENGTH} words has no effect on the vector.",
+      f"The last of {_LENGTH} words, on a line of its own, has no effect on the"
+      " vector.",
       "Compute each vector from the whole text.",
     )
   return findings.passed(
@@ -53,7 +54,8 @@ def embeds_text(subject: Subject) -> findings.Finding:
 def _is_cut(model: Any) -> bool:
   """Tells whether the vectors of texts do not depend on their last word."""
   # Equal words before it: others could hide it from a maximum over words.
-  texts = [" ".join([_ENDS[0]] * (_LENGTH - 1) + [end]) for end in _ENDS]
+  before = " ".join([_ENDS[0]] * (_LENGTH - 1))
+  texts = [f"{before}\n{end}" for end in _ENDS]
   alone, in_texts = (model(tf.constant(x)).numpy() for x in (_ENDS, texts))
   # Words that the model does not know may all have one vector.
   is_known = np.any(alone != alone[0], axis=1)
@@ -183,6 +185,15 @@ def preprocesses(subject: Subject) -> findings.Finding:
       f"It cannot run in Dataset.map: {subject_lib.cause(e)}",
       "Use ops that run in a graph, on strings of any length.",
     )
+  if wide := [
+    name
+    for outputs in (packed, subject.model(texts))
+    for name in _INPUTS
+    if outputs[name].dtype != tf.int32
+  ]:
+    return findings.failed(
+      f"{wide[0]} is not int32, which encoders take.", "Cast it."
+    )
   if problem := _badly_packed(subject.model):
     return findings.failed(
       f"{problem}.",
@@ -190,7 +201,7 @@ def preprocesses(subject: Subject) -> findings.Finding:
       " as tensorflow-models' BertPackInputs does.",
     )
   return findings.passed(
-    "tokenize, Dataset.map, and bert_pack_inputs in lengths from 12 to 130"
+    "tokenize, Dataset.map, and bert_pack_inputs in lengths from 12 to 512"
   )
 
 
@@ -209,7 +220,7 @@ def _badly_packed(model: Any) -> str:
   if empty["input_mask"].sum() != 2:
     return "An empty text is not packed as a start and an end token"
   packed = {"A call": (model(tf.constant(_SEGMENTS[0])), tokens[:1], length)}
-  for n, count in itertools.product((12, 16, 40, 130), (1, 2)):
+  for n, count in itertools.product((12, 16, 40, 130, 512), (1, 2)):
     try:
       made = model.bert_pack_inputs(tokens[:count], seq_length=tf.constant(n))
     except (TypeError, ValueError):
@@ -315,7 +326,7 @@ def encodes(subject: Subject) -> findings.Finding:
       f"{findings.some(wrong)} is not float32.", "Cast it."
     )
   effects: dict[int, dict[str, float]] = {}
-  for length in (8, 16, 40, 100):
+  for length in (8, 16, 40, 160):
     try:
       problem, effects[length] = _encoded(subject, length)
     except Exception as e:

@@ -22,8 +22,6 @@ _STATISTIC = re.compile("(mean|var|std|average|avg)[^/]*$")
 _ASSIGNS = re.compile("Assign.*VariableOp|ResourceScatter.*")
 # Ops that draw random numbers from a state saved in the SavedModel.
 _OF_STATE = re.compile("RngReadAndSkip|Stateful(Random|Standard|Trunc|Unif).*")
-# Arguments with which noise grows, unlike a probability to keep a value.
-_RATE = re.compile("^(?!.*(keep|surviv)).*(rate|drop|noise)")
 _TINY_RATE = 0.001  # Of which noise does not show, in any number of layers.
 _REPEATS = 8  # Calls with random numbers, to compare their means.
 _HELD = 0.25  # A momentum that no model has by default.
@@ -295,7 +293,7 @@ def _noise_elsewhere(
   subject: Subject, steady: Mapping[str, Any]
 ) -> findings.Finding | None:
   """Finds noise that does not grow with its rate, from none at 0."""
-  for name in filter(_RATE.search, steady):
+  for name in subject.rates:
     rates = _TINY_RATE, 0.1, 0.4
     for repeats in (6, 50):  # More calls where few tell too little.
       tiny, small, large = (
@@ -581,7 +579,7 @@ def _is_shared(subject: Subject) -> bool:
 
   Other noise may be for a batch, such as stochastic depth.
   """
-  rates = list(filter(_RATE.search, subject.changed))
+  rates = subject.rates
   if not (rates and subject.is_batched and all("dropout" in n for n in rates)):
     return False
   same = subject_lib.rows(subject.example(), *[0] * 4)

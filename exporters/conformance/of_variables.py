@@ -171,7 +171,7 @@ def _gradients(subject: Subject) -> findings.Finding:
     arguments = {"training": False} if subject.training else {}
     said += ". Training is always random: its gradients were not compared"
   elif exact is subject.twin:  # It draws the same numbers in each call.
-    noisy = {n: x if n == "training" else _RATE for n, x in arguments.items()}
+    noisy = {**arguments, **dict.fromkeys(exact.rates, _RATE)}
     arguments = arguments if exact.varies(noisy) else noisy
   inputs = exact.example(_rows(inputs))
   if subject.training and _is_assigned(exact, inputs, arguments):
@@ -259,8 +259,11 @@ def _wrong(
     ]
 
   with gradients_lib.moved(variables), subject.unchanged():
+    with subject.unchanged():
+      # In most models, updates do not change the outputs of training.
+      is_still = value() == value()
+    held = [x for x in flat if isinstance(x, tf.Variable) and is_still]
     try:
-      held = [x for x in flat if isinstance(x, tf.Variable)]
       made = gradient(*variables, *held)
     except LookupError:  # An op has no gradient for its input.
       held, made = [], gradient(*variables)
@@ -269,9 +272,6 @@ def _wrong(
       for v, g in zip([*variables, *held], made, strict=True)
       if g is not None
     ]
-    with subject.unchanged():
-      # In most models, updates do not change the outputs of training.
-      is_still = value() == value()
     return gradients_lib.wrong(
       value if is_still else value_of_a_call,
       *map(list, zip(*compared, strict=True)),

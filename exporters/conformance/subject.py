@@ -33,6 +33,8 @@ from exporters.reusable.private_api import saved_model_pb2
 RANDOM = re.compile(r"(Stateless)?(Random|TruncatedNormal|Multinomial)")
 # Names of moving averages of batch normalization in several libraries.
 _AVERAGE = re.compile("(moving|running|population|pop)_(mean|var)")
+# Arguments with which noise grows, unlike a probability to keep a value.
+_RATE = re.compile("^(?!.*(keep|surviv)).*(rate|drop|noise)")
 # The model card in a SavedModel.
 CARD = "assets.extra/README.md"
 # The machine-readable description that this project's exporters write.
@@ -347,6 +349,11 @@ class Subject:
         return arguments
     return None
 
+  def part(self, name: str) -> "Subject":
+    """Returns a sub-object as a subject."""
+    model = getattr(self.model, name)
+    return Subject(self.directory, self.graph, [], model, attribute=name)
+
   @functools.cached_property
   def twin(self) -> "Subject | None":
     """Its twin, see `twin.load`; None if that cannot be called, or is random.
@@ -370,6 +377,12 @@ class Subject:
       except Exception:  # Some ops have no kernel or shape in this dtype.
         continue
     return None
+
+  @property
+  def rates(self) -> list[str]:
+    """The arguments with which noise grows, by their names."""
+    arguments = self.hyperparameters.items()
+    return [n for n, v in arguments if type(v) is float and _RATE.search(n)]
 
   @property
   def training(self) -> dict[str, Any]:
