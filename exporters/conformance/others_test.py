@@ -576,6 +576,18 @@ _MODELS = (
     {},
   ),
   (
+    "sounds",
+    _function(
+      _spec(tf.float32, None),
+      lambda x, w: (
+        tf.reduce_mean(tf.signal.frame(x, 400, 160)[:, :3], 0)[tf.newaxis] @ w
+      ),
+      [3, 2],
+    ),
+    "vector",
+    {},
+  ),
+  (
     "tags of words",
     _sequential(
       _input(None, dtype=tf.int32), _of(layers.Embedding, 9, 4), _dense(3)

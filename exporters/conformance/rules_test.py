@@ -325,6 +325,13 @@ def _of_two_dtypes(directory):
   _two_modes(directory, call)
 
 
+def _other_name_of_mode(directory):
+  def call(x, is_training=False):
+    return tf.nn.dropout(x, 0.5) if is_training else x
+
+  _plain(directory, call, _VECTORS, True)
+
+
 def _noise_by_argument(directory):
   _two_modes(
     directory,
@@ -1070,6 +1077,7 @@ _BROKEN = (
   ),
   ("R3", _of(_averaged, moving=1), "do not move .*: norm/var:0"),
   ("R3", _of_two_dtypes, "One mode returns"),
+  ("R3", _other_name_of_mode, "The mode is an argument `is_training`"),
   ("R4", _of(_image, trace_training=False), "'training': True.* fails"),
   ("R5", _module, "uses kernel:0, which `variables` lacks.*in silence"),
   ("R5", _no_trainable_variables, "train nothing, in silence"),
@@ -1683,7 +1691,7 @@ _BROKEN = (
     _of(_cell, change=lambda x: x[:, :1]),
     r"\(1, 2\) and returns .* \(1, 1\)",
   ),
-  ("C1", _of(_cell, remembers=0.0), "do not depend on the states"),
+  ("C1", _of(_cell, remembers=0.0), "does not depend on the states"),
   ("C1", _of(_cell, sees=0.0), "The new states do not depend on the inputs"),
 )
 _INTACT = (

@@ -450,7 +450,9 @@ class Subject:
       for shape, texts, size, end in itertools.product(
         _SHAPES if any(x.shape.rank is None for x in specs) else [None],
         strings if any(x.dtype == tf.string for x in specs) else strings[:1],
-        sizes if any(None in _free(x) for x in specs) else sizes[:1],
+        sizes
+        if _is_sound(specs) or any(None in _free(x) for x in specs)
+        else sizes[:1],
         _ENDS if any(x.dtype.is_integer for x in specs) else _ENDS[:1],
       ):
         filling = (shape, size, end, texts)
@@ -471,9 +473,16 @@ class Subject:
 
 
 def _is_finite(output: Any) -> bool:
-  """Returns whether no value is NaN, such as the mean of no values."""
+  """Returns whether there are values and none is NaN, as the mean of none."""
   is_float = tf.is_tensor(output) and output.dtype.is_floating
-  return not is_float or not np.isnan(tf.cast(output, tf.float32)).any()
+  return not is_float or not (
+    np.size(output) == 0 or np.isnan(tf.cast(output, tf.float32)).any()
+  )
+
+
+def _is_sound(specs: Iterable[Any]) -> bool:
+  """Returns whether the only dimension may be a length, as of a sound."""
+  return all(x.shape.rank == 1 and x.dtype.is_floating for x in specs)
 
 
 def _free(spec: Any) -> list[int | None]:
@@ -505,8 +514,9 @@ def _filled(
   def array(name: str, spec: Any) -> Any:
     free = itertools.chain(sizes, itertools.repeat(sizes[-1]))
     known = unranked if spec.shape.rank is None else spec.shape
+    count = sizes[0] if is_sound else batch_size
     first, rest = known[:1], known[1:]
-    shape = [batch_size if d is None else d for d in first]
+    shape = [count if d is None else d for d in first]
     shape += [next(free) if d is None else d for d in rest]
     if isinstance(spec, tf.RaggedTensorSpec):
       dense = array(name, tf.TensorSpec(shape, spec.dtype))
@@ -529,6 +539,7 @@ def _filled(
     uniform = tf.random.stateless_uniform(shape, seed)
     return uniform > 0.5 if spec.dtype.is_bool else tf.cast(uniform, spec.dtype)
 
+  is_sound = _is_sound(tf.nest.flatten(form))
   if isinstance(form, Mapping):
     several = False
     return {name: array(name, spec) for name, spec in form.items()}
