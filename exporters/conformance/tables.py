@@ -15,7 +15,7 @@ def verified() -> str:
     (
       (
         f"{kind}: {how.description}",
-        f"{how.of_array:g} of the largest value in a column"
+        f"{how.of_array:g} of the largest value in a row or column"
         if how.of_array
         else "exact",
         how.why,

@@ -3,7 +3,7 @@
 `COMPARISONS` names the kinds of comparison and their tolerances.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import math
 from typing import Any, NamedTuple
 
@@ -11,6 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 Arrays = dict[str, np.ndarray]
+# The largest values in the columns and in the rows of a matrix.
+_Largest = tuple[np.ndarray, np.ndarray]
 ONLY = "the tensor"  # The name of an output that is a single Tensor.
 INPUT = "the input"  # How the names of gradients for inputs begin.
 XLA = "compilation under XLA"
@@ -19,10 +21,10 @@ SEEDED = "one seed"
 SAMPLED = "distribution"
 # Relative precision of the dtypes that are coarser than the tolerances.
 _PRECISION = {"bfloat16": 2**-7, "float16": 2**-10}
-# The tolerance of a column is relative to at most this share of the array's
-# largest value, if rounding errors of other columns reach it.
-_OTHER_COLUMNS = 0.1
-_TIMES, _MOST = 4, 100  # See `compare`.
+# The tolerance of a slice is relative to at most this share of the array's
+# largest value, if rounding errors of other slices reach it.
+_OTHER_SLICES = 0.1
+_TIMES, _MOST, _UNSEEN = 4, 100, 0.01  # See `compare`.
 _TINY = np.finfo(np.float64).tiny
 _BLOCK = 2**18  # Values compared at a time; larger blocks need fresh memory.
 
@@ -35,11 +37,14 @@ class Comparison(NamedTuple):
   Attributes:
     description: What must be the same.
     why: The reason for the tolerance.
-    of_array: Tolerance relative to the largest value of a column. Columns are
-      indexed by the last axis; an array with one axis is one column.
+    of_array: Tolerance relative to the largest value of a slice: of a column,
+      which is an index of the last axis, and of a row, which is the values of
+      one index of all other axes. In an array with one axis each value is a
+      column.
     of_all: Tolerance relative to the largest value of all arrays of the same
       observation but gradients for inputs, which have another scale. It is
-      added to `of_array`.
+      added to `of_array`, as far as rounding errors change the array, and by
+      `_UNSEEN` in any case.
   """
 
   description: str
@@ -198,10 +203,10 @@ def compare(
     expected: The observation of the first model.
     actual: The observation of the second model.
     perturbed: What the second model does with weights and inputs changed by
-      rounding errors. An array of gradients that changes is allowed to differ
-      by `_TIMES` as much, and by `most` times its tolerance at most. So is a
-      column of another kind, up to the tolerance of `_OTHER_COLUMNS`. None
-      assumes that rounding errors of other columns reach it.
+      rounding errors. A slice may differ by `_TIMES` as much as it changes, but
+      by no more than the tolerance of a slice with `_OTHER_SLICES` of the
+      array's largest value; in gradients, with `most` times that value. None
+      assumes that rounding errors of other slices reach it.
     most: See `perturbed`.
 
   Returns:
@@ -212,15 +217,16 @@ def compare(
   problems += [f"{name} is new" for name in actual if name not in expected]
   common = [name for name in expected if name in actual]
   of_all = COMPARISONS[kind].of_all
-  columns_of = {name: _columns(expected[name]) for name in common}
-  largest_of_all = max(
+  sizes_of = {name: _sizes(expected[name]) for name in common}
+  largest = max(
     (
-      columns.max(initial=0.0)
-      for name, columns in columns_of.items()
+      sizes.max(initial=0.0)
+      for name, sizes in sizes_of.items()
       if not name.startswith(INPUT)
     ),
     default=0,
   )
+  most = most if kind == "gradients" else _OTHER_SLICES
   worst = 0.0
   for name in common:
     old, new = expected[name], actual[name]
@@ -233,60 +239,62 @@ def compare(
       if not np.array_equal(old, new):
         problems.append(f"{name} differs")
     elif len(differences := _differences(old, new)):
-      of_array = _of_array(kind, old)
-      columns = columns_of[name]
-      noise = [x[name] for x in perturbed or () if name in x]
-      is_assumed = perturbed is None or kind == "gradients"
-      reached = _reached(new, columns, of_array, None if is_assumed else noise)
-      sizes = np.maximum(columns, reached)
-      tolerance = of_array * sizes + of_all * largest_of_all
-      shares = (_share(new, x, sizes) for x in noise if kind == "gradients")
-      rounding = max(shares, default=0)
-      share = max(of_array, min(_TIMES * rounding, most * of_array))
-      allowed = tolerance + (share - of_array) * sizes
+      noise = _noise(new, [x[name] for x in perturbed or () if name in x])
+      sizes, of_array = sizes_of[name], _of_array(kind, old)
+      # Perturbations are smaller than the rounding errors of other dtypes.
+      is_seen = perturbed is not None and old.dtype.name not in _PRECISION
+      allowed = _allowed(
+        of_array * sizes, of_all * largest, noise, most, is_seen
+      )
       # Relative to the tolerance or, if there is none, to the values.
-      scale = tolerance / of_array if of_array else sizes
+      scale = allowed / of_array if of_array else sizes
       relative = differences / np.maximum(scale, _TINY)
       i = int(np.argmax(relative))  # The first NaN, if there is one.
       worst = max(worst, float(relative[i]))
       # Not `>`, which is false for NaN.
       if not differences[i] <= allowed[i]:
-        column = f" in column {i}" if len(differences) > 1 else ""
-        problems.append(
-          f"{name} differs by {differences[i]:.2g}{column}; its largest value"
-          f"{' there' if column else ''} is {columns[i]:.2g}"
-          + (
-            f"; rounding errors alone change it by {rounding:.2g} of that"
-            if rounding > of_array
-            else ""
-          )
+        place = f" in {_slice(old.shape, i)}" if old.size > 1 else ""
+        problem = (
+          f"{name} differs by {differences[i]:.2g}{place}; its largest value"
+          f"{' there' if place else ''} is {sizes[i]:.2g}"
         )
+        if noise[i] > of_array * sizes[i]:
+          problem += f"; rounding errors alone change it by {noise[i]:.2g}"
+        problems.append(problem)
   return worst, problems
 
 
-def _reached(
-  new: np.ndarray,
-  columns: np.ndarray,
-  of_array: float,
-  noise: Sequence[np.ndarray] | None,
+def _allowed(
+  tolerance: np.ndarray,
+  of_others: float,
+  noise: np.ndarray,
+  most: float,
+  is_seen: bool,
 ) -> np.ndarray:
-  """Returns the sizes at least at which columns are compared, by rounding."""
-  most = _OTHER_COLUMNS * columns.max()
-  if noise is None:
-    return most
-  changes = [_differences(new, x) for x in noise if x.shape == new.shape]
-  seen = np.max([0 * columns, *filter(len, changes)], axis=0)
-  return np.fmin(most, _TIMES / of_array * seen)
+  """Returns by how much each slice of an array may differ.
+
+  Args:
+    tolerance: The tolerance relative to the values of each slice.
+    of_others: The tolerance relative to the values of other arrays.
+    noise: How much perturbations change each slice.
+    most: How many times the largest tolerance rounding errors may change.
+    is_seen: Whether perturbations show all rounding errors.
+  """
+  largest = tolerance.max()
+  reached = np.fmin(_TIMES * noise, most * largest)
+  if is_seen:
+    seen = max(_TIMES * noise.max(), _UNSEEN * of_others)
+    of_others = min(of_others, seen)
+  else:
+    reached = np.maximum(reached, _OTHER_SLICES * largest)
+  return np.maximum(tolerance, reached) + of_others
 
 
-def _share(old: np.ndarray, new: np.ndarray, sizes: np.ndarray) -> float:
-  """Returns the largest finite difference, as a share of `sizes`."""
-  if old.shape != new.shape:
-    return 0.0
-  differences = _differences(old, new)
-  if not len(differences):
-    return 0.0
-  return float(np.nan_to_num(differences / np.maximum(sizes, _TINY)).max())
+def _noise(new: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
+  """Returns how much rounding errors change each slice; ignores NaN."""
+  changes = [_differences(new, x) for x in others if x.shape == new.shape]
+  nothing = np.zeros(sum(_rows(new).shape))
+  return np.fmax.reduce([nothing, *filter(len, changes)])
 
 
 def _of_array(kind: str, array: np.ndarray) -> float:
@@ -302,64 +310,95 @@ def is_inexact(array: np.ndarray) -> bool:
   return array.dtype.kind in "fc" or array.dtype.name in _PRECISION
 
 
-def _by_column(array: np.ndarray) -> np.ndarray:
-  """Views an array as a matrix with the columns that `Comparison` defines."""
-  if array.ndim < 2:
-    return array.reshape(-1, 1)
-  return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
+def _rows(array: np.ndarray) -> np.ndarray:
+  """Views an array as a matrix, whose columns are those of its last axis."""
+  *others, last = array.shape or (1,)
+  return array.reshape(math.prod(others), last)
 
 
-def _blocks(array: np.ndarray) -> Iterator[slice]:
-  rows = max(1, _BLOCK // max(1, array.shape[1]))
-  return (slice(i, i + rows) for i in range(0, len(array), rows))
+def _blocks(rows: np.ndarray) -> Iterator[slice]:
+  count = max(1, _BLOCK // max(1, rows.shape[1]))
+  return (slice(i, i + count) for i in range(0, len(rows), count))
 
 
 def _differences(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-  """Returns the largest difference in each column; [] for equal arrays.
+  """Returns the largest difference in each slice; [] for equal arrays.
 
   NaN equals NaN. The difference between NaN and a number is NaN.
   """
-  old, new = _by_column(old), _by_column(new)
+  old, new = _rows(old), _rows(new)
+
+  def largest(block: slice) -> _Largest:
+    x, y = old[block], new[block]
+    # The difference of two infinite values would be NaN.
+    return _largest(
+      y - x, lambda apart: np.where((x == y) | (x != x) & (y != y), 0, apart)
+    )
+
   with np.errstate(all="ignore"):
-    largest = [
-      _apart(old[block], new[block]).astype(np.float64)
+    found = [
+      (block, largest(block))
       for block in _blocks(old)
       if not np.array_equal(old[block], new[block])
     ]
-  return np.max(largest, axis=0) if largest else np.array([])
+  return _by_slice(old, found) if found else np.array([])
 
 
-def _apart(old: np.ndarray, new: np.ndarray) -> np.ndarray:
-  """Returns the largest difference in each column of a block."""
-  apart = new - old
-  largest = _magnitudes(apart)
-  if np.isfinite(largest).all():
-    return largest
-  # The difference of two infinite values would be NaN.
-  same = (old == new) | (np.isnan(old) & np.isnan(new))
-  return np.max(np.abs(np.where(same, 0, apart)), axis=0)
+def _sizes(array: np.ndarray) -> np.ndarray:
+  """Returns the largest finite absolute value in each slice.
 
-
-def _columns(array: np.ndarray) -> np.ndarray:
-  """Returns the largest finite absolute value in each column.
-
-  Columns without a value, or of exact values, have 0.
+  Slices without a value, or of exact values, have 0.
   """
-  rows = _by_column(array)
-  if not is_inexact(array) or not array.size:
-    return np.zeros(rows.shape[1])
-  largest = []
-  for block in map(rows.__getitem__, _blocks(rows)):
-    found = _magnitudes(block)
-    if not np.isfinite(found).all():
-      found = np.max(np.where(np.isfinite(block), np.abs(block), 0), axis=0)
-    largest.append(found)
-  return np.max(largest, axis=0).astype(np.float64)
+  rows = _rows(array)
+  found = [
+    (block, _largest(rows[block], lambda x: np.where(np.isfinite(x), x, 0)))
+    for block in _blocks(rows)
+    if is_inexact(array)
+  ]
+  return _by_slice(rows, found)
 
 
-def _magnitudes(rows: np.ndarray) -> np.ndarray:
-  """Returns the largest absolute value in each column; NaN if there is one."""
-  if rows.dtype.kind != "f":  # Complex numbers have no order.
-    return np.max(np.abs(rows), axis=0)
-  # Faster than `abs`, which needs memory.
-  return np.maximum(np.max(rows, axis=0), -np.min(rows, axis=0))
+def _by_slice(
+  rows: np.ndarray, largest: Iterable[tuple[slice, _Largest]]
+) -> np.ndarray:
+  """Joins the largest values of blocks: those of columns, then of rows."""
+  of_columns, of_rows = np.zeros(rows.shape[1]), np.zeros(len(rows))
+  for block, found in largest:
+    of_columns = np.maximum(of_columns, found[0])
+    of_rows[block] = found[1]
+  return np.concatenate([of_columns, of_rows])
+
+
+def _slice(shape: Sequence[int], i: int) -> str:
+  """Returns the index of a slice, counted as in `_by_slice`."""
+  *others, last = shape or (1,)
+  index = [":"] * len(others) + [i]
+  if i >= last:
+    index = [*np.unravel_index(i - last, others), ":"]
+  return f"[{', '.join(map(str, index))}]"
+
+
+def _largest(
+  block: np.ndarray, finite: Callable[[np.ndarray], np.ndarray]
+) -> _Largest:
+  """Returns the largest absolute values in columns and rows of a block.
+
+  NaN is the largest. A block with a value that is not finite is first replaced
+  by what `finite` returns.
+  """
+  columns = _magnitudes(block, 0)
+  if not np.isfinite(columns).all():
+    block = finite(block)
+    columns = _magnitudes(block, 0)
+  return columns, _magnitudes(block, 1)
+
+
+def _magnitudes(rows: np.ndarray, axis: int) -> np.ndarray:
+  """Returns the largest absolute values along an axis; NaN is the largest."""
+  if not rows.size:
+    return np.zeros(rows.shape[1 - axis])
+  if rows.dtype.kind == "f":  # Faster than `abs`, which needs memory.
+    largest = np.maximum(np.max(rows, axis), -np.min(rows, axis))
+  else:  # Complex numbers have no order.
+    largest = np.max(np.abs(rows), axis)
+  return largest.astype(np.float64)

@@ -999,7 +999,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     )
     self.assertAllClose(worst, 5e-5)
     self.assertEqual(
-      problems, ["y differs by 5 in column 1; its largest value there is 20"]
+      problems, ["y differs by 5 in [:, 1]; its largest value there is 20"]
     )
     _, problems = comparison.compare(
       "outputs", {"y": old}, {"y": old * 1.000001}
@@ -1021,8 +1021,8 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       noise = [{"y": small["y"] + np.float32(perturbed)}]
       _, problems = comparison.compare("outputs", {"y": old}, small, noise)
       self.assertLen(problems, count)
-    row = {"y": old[0]}  # An array with one axis is one column.
-    _, problems = comparison.compare("outputs", row, {"y": old[0] + 5})
+    row = {"y": old[0]}  # Rounding errors are assumed to reach the second.
+    _, problems = comparison.compare("outputs", row, {"y": old[0] + 0.5})
     self.assertEmpty(problems)
     # Neither does an infinite value, or a NaN, that both have.
     old = np.array([[np.inf, np.nan, 2.0]] * 2, np.float32)
@@ -1059,7 +1059,71 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     # By 100 times the tolerance at most.
     self.assertEmpty(problems(0.19, 0.1))
     (problem,) = problems(0.21, 0.1)
-    self.assertEndsWith(problem, "change it by 0.055 of that")
+    self.assertEndsWith(problem, "; rounding errors alone change it by 0.11")
+
+  def test_allows_what_rounding_errors_change_beside_large_gradients(self):
+    """A gradient may be zero up to rounding errors, which others have too."""
+
+    def problems(actual, *perturbed, dtype=np.float32):
+      small, *others = (np.array([x], dtype) for x in (actual, *perturbed))
+      large = np.array([1.0], np.float32)
+      return comparison.compare(
+        "gradients",
+        {"y": np.zeros([1], dtype), "large": large},
+        {"y": small, "large": large},
+        [{"y": x, "large": large} for x in others],
+      )[1]
+
+    self.assertEmpty(problems(9e-8))
+    self.assertLen(problems(2e-6), 1)
+    self.assertEmpty(problems(2e-6, 1e-6))
+    self.assertLen(problems(2e-5, 0.0), 1)
+    # Repeated calls show no rounding errors of half precision.
+    self.assertEmpty(problems(2e-6, dtype=np.float16))
+
+  @parameterized.named_parameters(
+    ("feature", [4, 3], lambda x, weight: x @ weight, 3),
+    (
+      "token",
+      [4, 3],
+      lambda x, weight: x[..., tf.newaxis] * tf.gather(weight, tf.range(4)),
+      3,
+    ),
+    (
+      "channel",
+      [1, 4, 3],
+      lambda x, weight: tf.nn.conv1d(x[:, tf.newaxis], weight, 1, "SAME"),
+      (0, 3),
+    ),
+    (
+      "head",
+      [2, 2, 3],
+      lambda x, weight: tf.einsum(
+        "bhi,hio->bo", tf.reshape(x, [-1, 2, 2]), weight
+      ),
+      (1, 1),
+    ),
+    ("value", [4], lambda x, weight: x * weight, 3),
+  )
+  def test_finds_other_gradients_of_small(self, shape, call, index):
+    """The last of four features is small."""
+    weight = tf.Variable(tf.random.stateless_uniform(shape, [1, 2], 0.5, 1.0))
+    factor = np.zeros(shape, np.float32)
+    factor[index] = 1.0
+    doubled = tf.function(lambda w: w + factor * (w - tf.stop_gradient(w)))
+
+    def source(change):
+      scale = tf.constant([1.0, 1.0, 1.0, 2e-4])
+      return saving.source(
+        lambda x: call(x * scale, change(weight)), _SPEC, variables=[weight]
+      )
+
+    live = source(tf.identity)
+    for exported, kinds in ((live, set()), (source(doubled), {"gradients"})):
+      export_dir = os.path.join(self.get_temp_dir(), f"small {len(kinds)}")
+      _export(exported, export_dir)
+      results = _check(export_dir, {"": (live, _SPEC, _EXAMPLES)})
+      self.assertEqual({r.kind for r in results if r.problems}, kinds)
 
   @parameterized.parameters(
     (2**-23, {"variables"}), (0.01, {"variables", "gradients"})
@@ -1085,7 +1149,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
   @parameterized.parameters(
     (1.0, False, 2, None),
     (1.5, False, 2, r"^(?!.*rounding).* differs by"),
-    (1.0, True, 4, "of that in each of 4 examples, so nothing is decided$"),
+    (1.0, True, 4, "in each of 4 examples, so nothing is decided$"),
   )
   def test_takes_other_examples_where_rounding_decides(
     self, factor, is_always_equal, rounds, words
@@ -1097,13 +1161,13 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     def scaled(x):
       return tf.identity(x), lambda upstream: factor * upstream
 
-    def call(x):
+    def call(x, change=tf.identity):
       products = kernel[0] * x[:, 0], kernel[1] * x[:, 1 - is_always_equal]
-      return tf.maximum(*products) + kernel[2] * x[:, 2]
+      return change(tf.maximum(*products)) + kernel[2] * x[:, 2]
 
     export_dir = os.path.join(self.get_temp_dir(), "undecided")
     of_export = saving.source(
-      lambda x: scaled(call(x)), _SPEC, variables=[kernel]
+      lambda x: call(x, scaled), _SPEC, variables=[kernel]
     )
     _export(of_export, export_dir)
     model = observation.load(export_dir)
@@ -1114,7 +1178,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       results = export_checks.check(export_dir, model, *observed, False)
       return [r for r in results if r.kind != "variables"], ""
 
-    source = saving.source(call, _SPEC, variables=[kernel])
+    source = saving.source(lambda x: call(x), _SPEC, variables=[kernel])
     examples = [tf.repeat(x[:, :2], 2, axis=1) for x in _EXAMPLES]
     with mock.patch.object(
       verification, "_compared", side_effect=compared
