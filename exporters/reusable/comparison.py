@@ -39,8 +39,7 @@ class Comparison(NamedTuple):
     why: The reason for the tolerance.
     of_array: Tolerance relative to the largest value of a slice: of a column,
       which is an index of the last axis, and of a row, which is the values of
-      one index of all other axes. In an array with one axis each value is a
-      column.
+      one index of all other axes. An array with one axis is one column.
     of_all: Tolerance relative to the largest value of all arrays of the same
       observation but gradients for inputs, which have another scale. It is
       added to `of_array`, as far as rounding errors change the array, and by
@@ -206,7 +205,7 @@ def compare(
       rounding errors. A slice may differ by `_TIMES` as much as it changes, but
       by no more than the tolerance of a slice with `_OTHER_SLICES` of the
       array's largest value; in gradients, with `most` times that value. None
-      assumes that rounding errors of other slices reach it.
+      assumes that rounding errors reach all columns, and compares no rows.
     most: See `perturbed`.
 
   Returns:
@@ -240,9 +239,13 @@ def compare(
         problems.append(f"{name} differs")
     elif len(differences := _differences(old, new)):
       noise = _noise(new, [x[name] for x in perturbed or () if name in x])
-      sizes, of_array = sizes_of[name], _of_array(kind, old)
       # Perturbations are smaller than the rounding errors of other dtypes.
       is_seen = perturbed is not None and old.dtype.name not in _PRECISION
+      judged = slice(None if is_seen else _rows(old).shape[1])
+      differences, sizes, noise = (
+        x[judged] for x in (differences, sizes_of[name], noise)
+      )
+      of_array = _of_array(kind, old)
       allowed = _allowed(
         of_array * sizes, of_all * largest, noise, most, is_seen
       )
@@ -311,9 +314,10 @@ def is_inexact(array: np.ndarray) -> bool:
 
 
 def _rows(array: np.ndarray) -> np.ndarray:
-  """Views an array as a matrix, whose columns are those of its last axis."""
-  *others, last = array.shape or (1,)
-  return array.reshape(math.prod(others), last)
+  """Views an array as a matrix with the rows that `Comparison` defines."""
+  if array.ndim < 2:
+    return array.reshape(-1, 1)
+  return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
 
 
 def _blocks(rows: np.ndarray) -> Iterator[slice]:
@@ -371,10 +375,14 @@ def _by_slice(
 
 def _slice(shape: Sequence[int], i: int) -> str:
   """Returns the index of a slice, counted as in `_by_slice`."""
-  *others, last = shape or (1,)
-  index = [":"] * len(others) + [i]
-  if i >= last:
-    index = [*np.unravel_index(i - last, others), ":"]
+  others, columns = shape[:-1], shape[-1]
+  if not others:
+    others, columns = shape, 1
+  index = [":"] * len(shape)
+  if i >= columns:
+    index[: len(others)] = np.unravel_index(i - columns, others)
+  elif columns > 1:
+    index[-1] = i
   return f"[{', '.join(map(str, index))}]"
 
 

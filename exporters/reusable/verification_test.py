@@ -1021,9 +1021,17 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       noise = [{"y": small["y"] + np.float32(perturbed)}]
       _, problems = comparison.compare("outputs", {"y": old}, small, noise)
       self.assertLen(problems, count)
-    row = {"y": old[0]}  # Rounding errors are assumed to reach the second.
-    _, problems = comparison.compare("outputs", row, {"y": old[0] + 0.5})
+    row = {"y": old[0]}  # An array with one axis is one column.
+    _, problems = comparison.compare("outputs", row, {"y": old[0] + 5})
     self.assertEmpty(problems)
+    # Rows are compared where repeated calls show rounding errors.
+    _, (problem,) = comparison.compare("outputs", row, {"y": old[0] + 5}, ())
+    self.assertStartsWith(problem, "y differs by 5 in [1]; its largest")
+    old = np.stack([old, 1e-6 * old])
+    new = old * np.float32([[[1.0]], [[1.1]]])
+    self.assertEmpty(comparison.compare("outputs", {"y": old}, {"y": new})[1])
+    _, (problem,) = comparison.compare("outputs", {"y": old}, {"y": new}, ())
+    self.assertStartsWith(problem, "y differs by 0.1 in [1, 0, :]; its largest")
     # Neither does an infinite value, or a NaN, that both have.
     old = np.array([[np.inf, np.nan, 2.0]] * 2, np.float32)
     new = np.where(np.isfinite(old), 2.000001, old).astype(np.float32)
