@@ -31,7 +31,6 @@ from exporters.reusable.private_api import types_pb2
 _LEAST_NODES = 10
 _LEAST_SAVED = 150
 _FLOATS = (types_pb2.DT_FLOAT, types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
-_HANDLES = (types_pb2.DT_RESOURCE, types_pb2.DT_VARIANT)
 _CONTEXT = "_construction_context"
 _INPUT_SHAPES = "_input_shapes"
 _SHAPES = "_output_shapes"
@@ -304,10 +303,6 @@ class _Caller:
             results[tensor] = self._tensors[tensor]
     except KeyError:  # Nodes that wait, or Tensors of unknown shapes.
       return None
-    if not all(map(_can_be_handed_on, arguments.values())) or any(
-      x.dtype in _HANDLES for x in results.values()
-    ):
-      return None
     results = {x: results[x] for x in sorted(results, key=place)}
     key = (
       *computed,
@@ -329,10 +324,6 @@ class _Caller:
       self._names,
       key,
     )
-
-
-def _can_be_handed_on(tensor: _Tensor) -> bool:
-  return tensor.dtype not in _HANDLES or bool(tensor.handle)
 
 
 def _is_lifted(node: graphs.Node) -> bool:
