@@ -59,7 +59,6 @@ class ImageArchitectureTest(absltest.TestCase):
       f"models.vision.{cls.name}"
     ).ARCHITECTURE
     experiment = f"{cls.name}_small"
-    tf_keras.utils.set_random_seed(1)
     cls.model = image_classification.build(
       image_classification.configure(architecture, experiment, [_VARIANT.value])
     )
