@@ -21,6 +21,7 @@ from collections.abc import (
 import contextlib
 import errno
 import functools
+import gc
 import inspect
 import itertools
 import json
@@ -174,7 +175,7 @@ def _check_part(
     state: The observations of `observe_state` before any call.
     with_seeds: Loads `model` with numbered seeds in its random ops.
   """
-  steps = _graph_steps(model)
+  steps = _graph_steps(model, [c for c in calls if not c.seeded])
   call = _traced_once(model, calls)
   skipped = None
 
@@ -273,19 +274,27 @@ def _check_alone(
 
 
 def _graph_steps(
-  model: Any,
+  model: Any, calls: Sequence[Call]
 ) -> Callable[..., tf.types.experimental.PolymorphicFunction]:
   """Makes a function that returns a train step for names of arguments.
 
-  Each set of names has its own step, as TensorFlow fails to retrace one.
+  Each set of names has its own step, as TensorFlow fails to retrace one. It is
+  traced once for the examples of all `calls` with these names.
   """
-  return functools.cache(
-    lambda *names: tf.function(
+
+  @functools.cache
+  def step(*names: str) -> tf.types.experimental.PolymorphicFunction:
+    function = tf.function(
       observation.train_step(model, model, of_inputs=True),
       autograph=False,
       reduce_retracing=True,
     )
-  )
+    alike = [c for c in calls if c.gradients and tuple(c.arguments) == names]
+    if spec := _common_spec([c.example for c in alike]):
+      function.get_concrete_function(spec, **alike[0].arguments)
+    return function
+
+  return step
 
 
 def _rounded(example: Any) -> Any:
@@ -320,32 +329,50 @@ def _perturbed(model: Any, seed: int) -> Iterator[None]:
 def _traced_once(model: Any, calls: Iterable[Call]) -> Callable[..., Any]:
   """Wraps a loaded model: one trace for all examples without arguments.
 
-  Otherwise TensorFlow would prepare a graph for each of their sizes.
+  Otherwise TensorFlow would prepare a graph for each of their sizes, and for
+  each value of an argument.
   """
-  examples = [c.example for c in calls if not c.arguments]
-  tensors = [tf.nest.flatten(x) for x in examples]
-  are_tensors = all(isinstance(x, tf.Tensor) for x in itertools.chain(*tensors))
-  if isinstance(model, tf_keras.Model) or not are_tensors:
+  spec = _common_spec([c.example for c in calls if not c.arguments])
+  if isinstance(model, tf_keras.Model):
     return model
 
   @functools.cache
   def trace() -> Callable[..., Any]:
-    spec = tf.nest.map_structure(
-      lambda *xs: tf.TensorSpec(
-        [
-          sizes[0] if len(set(sizes)) == 1 else None
-          for sizes in zip(*(x.shape for x in xs), strict=True)
-        ],
-        xs[0].dtype,
-      ),
-      *examples,
-    )
     return tf.function(model, autograph=False).get_concrete_function(spec)
 
   def call(example: Any, **arguments: Any) -> Any:
-    return model(example, **arguments) if arguments else trace()(example)
+    if arguments or spec is None:
+      return model(example, **_as_tensors(arguments))
+    return trace()(example)
 
   return call
+
+
+def _common_spec(examples: Sequence[Any]) -> Any:
+  """Returns a spec of all examples; None if they are not Tensors."""
+  tensors = [tf.nest.flatten(x) for x in examples]
+  if not examples or not all(
+    isinstance(x, tf.Tensor) for x in itertools.chain(*tensors)
+  ):
+    return None
+  return tf.nest.map_structure(
+    lambda *xs: tf.TensorSpec(
+      [
+        sizes[0] if len(set(sizes)) == 1 else None
+        for sizes in zip(*(x.shape for x in xs), strict=True)
+      ],
+      xs[0].dtype,
+    ),
+    *examples,
+  )
+
+
+def _as_tensors(arguments: Mapping[str, Any]) -> dict[str, Any]:
+  """Turns floats into Tensors: each Python number would need its own trace."""
+  return {
+    k: tf.constant(v) if isinstance(v, float) else v
+    for k, v in arguments.items()
+  }
 
 
 def _observe_seeded(
@@ -354,16 +381,20 @@ def _observe_seeded(
   """Observes calls of an export with numbered seeds in its random ops."""
   for made in calls:
     model = with_seeds()
-    of_seeds, *others = observation.observe_calls(
-      part, model, model, [made], _graph_steps(model)
-    )
     trace = tf.function(model, autograph=False).get_concrete_function(
       made.example, **made.arguments
     )
     count = randomness.draws(trace.graph.as_graph_def())
-    arrays = {**of_seeds.arrays, "draws": np.array(count)}
-    yield of_seeds._replace(arrays=arrays)
-    yield from others
+    arrays = {"draws": np.array(count)}
+    yield Observation(part, comparison.SEEDED, made.name, arrays)
+    tf.random.set_seed(1)  # Random ops with seeds draw the same again.
+    yield from observation.observe_calls(
+      part,
+      model,
+      model,
+      [made._replace(seeded=False)],
+      _graph_steps(model, [made]),
+    )
 
 
 def _of_seeds(live: Arrays, export: Arrays) -> list[str]:
@@ -446,11 +477,7 @@ def _result(
 
 def _has_effect(model: Any, made: Call) -> bool:
   """Tells whether arguments change outputs or updates of an export."""
-  # Each Python number would need a trace of its own.
-  arguments = [
-    {k: tf.constant(v) if isinstance(v, float) else v for k, v in given.items()}
-    for given in (made.arguments, made.without)
-  ]
+  arguments = map(_as_tensors, (made.arguments, made.without))
   return observation.differ(model, model, made.example, *arguments)
 
 
@@ -649,7 +676,8 @@ def _in_other_forms(
       )
       return (call if like is example else model)(inputs, **arguments)
 
-    tf.random.set_seed(1)  # Random ops with seeds draw the same again.
+    if made.seeded:  # TensorFlow prepares all graphs again afterwards.
+      tf.random.set_seed(1)  # Random ops with seeds draw the same again.
     if kind == "gradients":
       function = observation.train_step(model, function, of_inputs=True)
     result, updates = observation.run(model, function, values, made.arguments)
@@ -826,6 +854,8 @@ def main(level: str) -> None:
   Args:
     level: `full` or `fast`, as in `verification.verify`.
   """
+  # Graphs are many long-lived objects; see `command_line`.
+  gc.set_threshold(100_000, 20, 100)
   # Optimizing graphs that run once or twice takes longer than running them.
   tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
   # TensorFlow warns if it traces the train steps of several sub-objects.
