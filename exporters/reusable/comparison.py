@@ -69,13 +69,13 @@ COMPARISONS = {
   ),
   "regularization losses": Comparison(
     "The sum of the regularization losses, and its gradient for every trainable"
-    " variable.",
+    " variable, with other weights too.",
     "Both sum in the same order in float32, whose precision is 6e-8.",
     1e-6,
   ),
   "outputs": Comparison(
     "Outputs in inference, in training without randomness, with changed"
-    " hyperparameters and with all weights halved, for inputs of several sizes"
+    " hyperparameters and with other weights, for inputs of several sizes"
     " and batches of 1 and 2.",
     "The live model computes op by op and the export in a graph, which may sum"
     " float32 values in another order.",

@@ -104,6 +104,10 @@ def _tensors(
   specs: Mapping[str, Any], card: model_card.Card
 ) -> Iterator[dict[str, Any]]:
   for name, spec in specs.items():
+    if name not in card.meanings:
+      raise errors.ExportError(
+        f"The card has no meaning for {name}. Add it to its meanings."
+      )
     known = {}
     if limits := card.ranges.get(name):
       known["minimum"], known["maximum"] = limits

@@ -19,6 +19,9 @@ from exporters.reusable import randomness
 
 Arrays = comparison.Arrays
 
+# A power of two, which all floats have. See `_reweighted`.
+_NO_ZERO = 2.0**-7
+
 # Attributes of an export, or of a sub-object, that consumers use.
 INTERFACE = (
   "__call__",
@@ -48,7 +51,7 @@ class Call(NamedTuple):
       calls of the model differ.
     seeded: Whether the random ops of both models get the same seeds.
     sampled: The number of calls in a `randomness.sample`; 0 for a single call.
-    halved: Whether all weights are halved for the call.
+    reweighted: Whether the weights are changed for the call.
   """
 
   name: str
@@ -64,7 +67,7 @@ class Call(NamedTuple):
   random: bool = False
   seeded: bool = False
   sampled: int = 0
-  halved: bool = False
+  reweighted: bool = False
 
 
 class Observation(NamedTuple):
@@ -103,15 +106,19 @@ def observe_state(part: str, model: Any) -> Iterator[Observation]:
   flags = by_variable(model.variables, [v.trainable for v in model.variables])
   watched = {f"{name}, watched by tapes": flag for name, flag in flags.items()}
   yield Observation(part, "trainable variables", "", positions | watched)
-  losses = {}
-  if model.regularization_losses:
-    with tf.GradientTape() as tape:
-      loss = summed(model.regularization_losses)
-    trained = list(model.trainable_variables)
-    gradients = by_variable(trained, tape.gradient(loss, trained))
-    losses = {f"gradient for {k}": g for k, g in gradients.items()}
-    losses["the sum"] = as_array(loss)
-  yield Observation(part, "regularization losses", "", losses)
+  yield Observation(part, "regularization losses", "", _losses(model))
+
+
+def _losses(model: Any) -> Arrays:
+  """Returns the sum of the regularization losses, and its gradients."""
+  if not model.regularization_losses:
+    return {}
+  with tf.GradientTape() as tape:
+    loss = summed(model.regularization_losses)
+  trained = list(model.trainable_variables)
+  gradients = by_variable(trained, tape.gradient(loss, trained))
+  named = {f"gradient for {k}": g for k, g in gradients.items()}
+  return {**named, "the sum": as_array(loss)}
 
 
 def summed(losses: Iterable[Callable[[], tf.Tensor]]) -> tf.Tensor:
@@ -152,6 +159,13 @@ def observe_calls(
       yield Observation(part, "randomness", made.name, arrays)
       continue
     function = steps(*made.arguments) if made.gradients else call
+    if made.reweighted:
+      with _reweighted(model):
+        losses = _losses(model)
+        outputs, _ = run(model, function, made.example, made.arguments)
+      yield Observation(part, "regularization losses", made.name, losses)
+      yield Observation(part, "outputs", made.name, named_arrays(outputs))
+      continue
     if made.sampled:
       # Keras draws new masks for recurrent layers at each step only in graphs.
       function = tf.function(function)
@@ -166,8 +180,7 @@ def observe_calls(
       arrays, (result, updates) = _seeded(model, call, function, made)
       yield Observation(part, comparison.SEEDED, made.name, arrays)
     else:
-      with _halved(model) if made.halved else contextlib.nullcontext():
-        result, updates = run(model, function, made.example, made.arguments)
+      result, updates = run(model, function, made.example, made.arguments)
     outputs, gradients = result if made.gradients else (result, ())
     yield Observation(part, "outputs", made.name, named_arrays(outputs))
     if made.gradients:
@@ -180,24 +193,38 @@ def observe_calls(
 
 
 @contextlib.contextmanager
-def _halved(model: Any) -> Iterator[None]:
-  """Halves the weights of a model; doubles them on exit, which is exact.
+def _reweighted(model: Any) -> Iterator[None]:
+  """Changes the weights of a model, and undoes that exactly on exit.
 
-  Other weights show which values of weights an export has as constants.
+  Other weights show which values of weights an export has as constants. Every
+  other value is halved, as some models do not see the scale of all, and zeros
+  become `_NO_ZERO`.
   """
+  # Not those that would lose the last bit, as denormal numbers do.
   variables = [
     v
     for v in model.variables
-    # Not those that would lose the last bit: denormal numbers.
-    if v.dtype.is_floating and tf.reduce_all(v / 2 * 2 == v)
+    if v.dtype.is_floating
+    and tf.reduce_all((v / 2 * 2 == v) & (v * _shares(v) != _NO_ZERO))
   ]
-  for variable in variables:
-    variable.assign(variable / 2)
+  for v in variables:
+    v.assign(tf.where(v == 0, tf.cast(_NO_ZERO, v.dtype), v * _shares(v)))
   try:
     yield
   finally:
-    for variable in variables:
-      variable.assign(variable * 2)
+    for v in variables:
+      zero = tf.zeros([], v.dtype)
+      v.assign(tf.where(v == _NO_ZERO, zero, v / _shares(v)))
+
+
+def _shares(variable: tf.Variable) -> tf.Tensor:
+  """Returns 1/2 and 1 in turn along each axis, in the shape of a variable."""
+  signs = tf.constant(-1, variable.dtype)
+  for size in variable.shape:
+    signs = signs[..., tf.newaxis] * tf.cast(
+      1 - tf.range(size) % 2 * 2, variable.dtype
+    )
+  return 0.75 + 0.25 * signs
 
 
 def train_step(

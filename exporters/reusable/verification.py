@@ -425,8 +425,8 @@ def _calls(
         f"inference {size}", example, {}, forms=i == 0, **in_inference
       )
       if level == "full" and i == 0 and source.variables:
-        name = f"inference {size}, weights halved"
-        yield observation.Call(name, example, {}, halved=True)
+        name = f"inference {size}, other weights"
+        yield observation.Call(name, example, {}, reweighted=True)
     mode = f"{'training' if training else 'inference'} {size}"
     if is_random and i == 0:
       yield observation.Call(mode, example, steadily, **once, random=True)
@@ -494,9 +494,9 @@ def _random_calls(
     sampled=count,
   )
   yield call
-  # Different factors, to tell apart rates with the same default.
+  # Different ones, to tell apart rates with the same default.
   changed = {
-    h.name: h.default / (i + 2)
+    h.name: _larger_rate(h.default, i + 2)
     for i, h in enumerate(source.hyperparameters)
     if h.off is not None
   }
@@ -508,6 +508,11 @@ def _random_calls(
       gradients=False,
       forms=is_straight,
     )
+
+
+def _larger_rate(default: float, i: int) -> float:
+  """Returns a rate between the default and 1: smaller are tried by none."""
+  return default + (1.0 - default) / i if default < 1.0 else default * i
 
 
 def _calls_to_compare(
