@@ -94,7 +94,7 @@ def tokenizes(subject: Subject) -> findings.Finding:
 
 
 def is_cell(subject: Subject) -> findings.Finding:
-  """A cell takes and returns states of `state_sizes`, for any batch size."""
+  """A cell takes, uses and returns states of `state_sizes`, for any batch."""
   for batch_size in (1, 3):
     try:
       states = _zeros(subject, batch_size)

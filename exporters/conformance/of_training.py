@@ -545,7 +545,7 @@ def _updates(
 
 
 def is_random(subject: Subject) -> findings.Finding:
-  """What is random in training differs by call, and after each load."""
+  """What is random in training differs by call, example and load."""
   if not subject.training:
     return findings.not_applicable("it has no argument `training`")
   for node in subject.nodes:
