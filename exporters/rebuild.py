@@ -116,6 +116,11 @@ def _command(parameters: Mapping[str, Any], inputs: Iterable[str]) -> list[str]:
   command = [str(program)]
   paths: dict[str, list[str]] = {}
   for name, _, path in (i.partition("=") for i in inputs):
+    if name not in parameters["flags"] or not path:
+      raise errors.ExportError(
+        f"--input={name}={path} is no FLAG=PATH with a flag of the package:"
+        f" {', '.join(parameters['flags'])}."
+      )
     paths.setdefault(name, []).append(formats.absolute(path))
   defaults = _defaults(command[0])
   for name, value in parameters["flags"].items():

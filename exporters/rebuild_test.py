@@ -95,6 +95,9 @@ class RebuildTest(absltest.TestCase):
     }
     with self.assertRaisesRegex(errors.InputError, "--input=checkpoint_path="):
       rebuild._command(parameters, [])
+    for wrong in ("checkpoint_path", "checkpoint=/c/t"):
+      with self.assertRaisesRegex(errors.InputError, "no FLAG=PATH with a flag"):
+        rebuild._command(parameters, [wrong])
     program, *arguments = rebuild._command(parameters, ["checkpoint_path=/c/t"])
     self.assertEndsWith(program, "exporters/resnet.py")
     self.assertEqual(arguments, ["--checkpoint_path=/c/t", "--endpoints=2,3"])
