@@ -96,7 +96,7 @@ class RebuildTest(absltest.TestCase):
     with self.assertRaisesRegex(errors.InputError, "--input=checkpoint_path="):
       rebuild._command(parameters, [])
     for wrong in ("checkpoint_path", "checkpoint=/c/t"):
-      with self.assertRaisesRegex(errors.InputError, "no FLAG=PATH with a flag"):
+      with self.assertRaisesRegex(errors.InputError, "is no FLAG=PATH"):
         rebuild._command(parameters, [wrong])
     program, *arguments = rebuild._command(parameters, ["checkpoint_path=/c/t"])
     self.assertEndsWith(program, "exporters/resnet.py")
