@@ -156,10 +156,7 @@ def _gradients(subject: Subject) -> findings.Finding:
     return findings.passed(said)
   # Batch normalization of 2 values yields only 1 and -1, so take 4.
   inputs = subject.example(4)
-  with (
-    gradients_lib.moved(variables),
-    subject.unchanged(),
-  ):
+  with gradients_lib.moved(variables), subject.unchanged():
     finding = _badly_made(subject, inputs) or _lost_in_inference(subject)
   if finding:
     return finding
@@ -205,10 +202,7 @@ def _is_assigned(
   Its gradients are those of the new values, which hide the old ones.
   """
   variables = subject.trainable_variables
-  with (
-    gradients_lib.moved(variables),
-    subject.unchanged(),
-  ):
+  with gradients_lib.moved(variables), subject.unchanged():
     before = [v.numpy() for v in variables]
     subject.model(inputs, **arguments)
     return not all(map(np.array_equal, variables, before))

@@ -220,7 +220,7 @@ def _reweighted(model: Any) -> Iterator[None]:
 def _shares(variable: tf.Variable) -> tf.Tensor:
   """Returns 1/2 and 1 in turn along each axis, in the shape of a variable."""
   signs = tf.constant(-1, variable.dtype)
-  for size in variable.shape:
+  for size in tf.shape(variable).numpy():  # That of the variable may be open.
     signs = signs[..., tf.newaxis] * tf.cast(
       1 - tf.range(size) % 2 * 2, variable.dtype
     )
