@@ -246,7 +246,7 @@ class FineTunedTest(tf.test.TestCase):
       ]
       for place in comparison["passed"]
     ]
-    self.assertIn("inverse, outputs, inference (3,)", passed)
+    self.assertIn("inverse, outputs, inference (8,)", passed)
     card = self.path("export/assets.extra/README.md")
     self.assertIn(" on numbers\n", pathlib.Path(card).read_text())
 
