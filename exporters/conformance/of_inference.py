@@ -395,8 +395,8 @@ def _served_otherwise(subject: Subject, name: str) -> str:
     if not called.traces:
       return ""
   taken = _in_order(signature.structured_input_signature[1], called.spec)
-  example = called.example(2)
-  for inputs in (example, *_other_inputs(called, example)):
+  example = called.example(_ROWS + 1)
+  for inputs in (example, *_other_inputs(called, called.example(2))):
     named = inputs
     if not isinstance(inputs, Mapping) or set(inputs) != set(taken):
       leaves = tf.nest.flatten(inputs)

@@ -1,5 +1,7 @@
 """Rules for recurrent models: G1 to G3 for generators, C1 for cells."""
 
+import re
+
 import numpy as np
 import tensorflow as tf
 
@@ -10,6 +12,8 @@ from exporters.reusable import comparison
 Subject = subject_lib.Subject
 
 _PROMPTS = ("It is", "", "naïve")
+# What tokenizers write for words that they do not know.
+_UNKNOWN = re.compile("unk|⁇", re.I)
 
 
 def generates(subject: Subject) -> findings.Finding:
@@ -89,6 +93,17 @@ def tokenizes(subject: Subject) -> findings.Finding:
     return findings.failed(
       f"`tokenize` returns {ids.dtype.name}, `detokenize` {again.dtype.name}.",
       "Return int32 and strings.",
+    )
+  pairs = [
+    (x.decode().split(), y.decode(errors="replace").split())
+    for x, y in zip(texts.numpy(), again.numpy(), strict=True)
+  ]
+  is_known = not any(_UNKNOWN.search(" ".join(y)) for _, y in pairs)
+  if is_known and all(x != y for x, y in pairs):
+    return findings.failed(
+      f"`detokenize` makes {' '.join(pairs[1][1])!r} of the ids of"
+      f" {' '.join(pairs[1][0])!r}.",
+      "Return the text that `tokenize` made the ids of.",
     )
   return findings.passed(f"{ids.flat_values.shape[0]} ids, {logits.shape}")
 

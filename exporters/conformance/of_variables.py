@@ -321,6 +321,21 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
       f"The gradient of {findings.some(bad)} is not finite.",
       "Divide by no number that may be 0, and take no root of 0.",
     )
+  nothing = tf.nest.map_structure(
+    lambda x: 0 * x if subject_lib.floats([x]) else x, inputs
+  )
+  for v, g in zip(
+    subject.trainable_variables,
+    _gradient(subject, nothing, arguments),
+    strict=True,
+  ):
+    if g is not None and not np.isfinite(g).all():
+      return findings.failed(
+        f"The gradient of {v.name} is not finite for inputs that are all 0,"
+        " such as padding.",
+        "Divide by no number that may be 0, and take no root of 0, also where"
+        " tf.where drops the result.",
+      )
   if zero := [n for n, x in sizes.items() if not any(x)]:
     return findings.failed(
       f"The gradient of {findings.some(zero)} in `trainable_variables` is zero"
@@ -456,6 +471,8 @@ def _of_loss(
   with gradients_lib.moved(others):
     if float(loss()) != value:
       return "has no gradient for some of the variables that it depends on"
+  if _falls(reached, loss):
+    return "falls without end as the variables grow"
   if linear := _linear(reached, loss, gradients):
     return f"is linear in {linear[0]}, so it falls without end"
   wrong = gradients_lib.wrong(loss, reached, gradients)
@@ -466,6 +483,17 @@ def _of_loss(
       f" {claimed:.3g}, and the loss changes by {measured:.3g}"
     )
   return ""
+
+
+def _falls(variables: Sequence[tf.Variable], loss: Any) -> bool:
+  """Returns whether a loss falls ever faster as all variables grow."""
+  before = [v.numpy() for v in variables]
+  values = []
+  for factor in (100.0, 10.0, 1.0):
+    for v, value in zip(variables, before, strict=True):
+      v.assign(np.asarray(factor * value, value.dtype))
+    values.append(float(loss()))
+  return values[0] - values[1] < min(0.0, 5 * (values[1] - values[2]))
 
 
 def _linear(

@@ -951,6 +951,7 @@ def _generator(
   prompts=_TEXTS,
   change_step=lambda x: x,
   dtype=tf.int32,
+  write=lambda x: x,
 ):
   """Writes a language model of letters that only trains; by default intact."""
   table = tf.Variable(tf.random.stateless_normal([128, 4], [0, 0]))
@@ -988,7 +989,9 @@ def _generator(
   root.generate = _callable(generate, [prompts, number, _SCALAR, number])
   root.tokenize = _callable(tokenize, [_TEXTS])
   root.detokenize = _callable(
-    lambda ids: tf.strings.unicode_encode(tf.cast(ids, tf.int32), "UTF-8"),
+    lambda ids: write(
+      tf.strings.unicode_encode(tf.cast(ids, tf.int32), "UTF-8")
+    ),
     [tf.RaggedTensorSpec([None, None], dtype)],
   )
   root.state_sizes = _callable(lambda: tf.constant([4]), [])
@@ -1101,6 +1104,18 @@ _BROKEN = (
     "kernel_0:0 is wrong",
   ),
   ("R5", _of(_layers, change=_clipped), "kernel_0:0 is wrong"),
+  (
+    "R5",
+    _of(
+      _layers,
+      change=lambda x: tf.where(
+        tf.norm(x, axis=1, keepdims=True) > 0.0,
+        x / tf.norm(x, axis=1, keepdims=True),
+        0.0,
+      ),
+    ),
+    "kernel_0:0 is not finite for inputs that are all 0",
+  ),
   ("R5", _of(_layers, start=_with_gradient(2.0)), "gradient of the input is w"),
   *(
     ("R5", _of(_layers, change=change), "kernel_0:0 is wrong")
@@ -1165,6 +1180,11 @@ _BROKEN = (
     "R6",
     _of(_image, losses=lambda kernel: [lambda: tf.norm(0.0 * kernel)]),
     "gradient of regularization loss 0 is not finite",
+  ),
+  (
+    "R6",
+    _of(_image, losses=lambda kernel: [lambda: -tf.reduce_sum(kernel**2)]),
+    "falls without end as the variables grow",
   ),
   ("R6", _loss_is_no_scalar, "loss 0 returns .* no float scalar"),
   (
@@ -1318,8 +1338,8 @@ _BROKEN = (
   ),
   (
     "R11",
-    _of(_image, served=lambda x: tf.pad(x, [[0, 0], [0, 1]])),
-    r"shapes \(2, 5\) and \(2, 6\)",
+    _of(_image, served=lambda x: x[:8]),
+    r"shapes \(9, 5\) and \(8, 5\)",
   ),
   (
     "R11",
@@ -1635,6 +1655,7 @@ _BROKEN = (
     "take and return",
   ),
   ("G3", _of(_generator, dtype=tf.int64), "do not fit|returns int64"),
+  ("G3", _of(_generator, write=tf.strings.upper), "makes 'THE END' of"),
   (
     "D1",
     _of(_classifier, names=("cat", "cat", "dog"), asset=b"cat\ncat\ndog"),
