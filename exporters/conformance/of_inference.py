@@ -160,13 +160,8 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
       f"Two calls in inference differ with {subject.changed}.",
       "Apply dropout and noise with training=True only.",
     )
-  for form in subject.forms:
-    other = subject.example(form=form)
-    if problem := _difference(*(_outputs(subject, other) for _ in range(2))):
-      return findings.failed(
-        f"Two calls with {form} return different outputs: {problem}.",
-        "Trace inference with training=False for all forms of the input.",
-      )
+  if finding := _of_other_form(subject, inputs, first):
+    return finding
   if changed:
     return findings.failed(
       f"A call in inference changes {findings.some(changed)}.",
@@ -192,6 +187,42 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
       "The outputs are the same for all inputs.", "Export the model itself."
     )
   return findings.passed("the same twice, alone and in a batch")
+
+
+def _of_other_form(
+  subject: Subject, inputs: Any, expected: Mapping[str, np.ndarray]
+) -> findings.Finding | None:
+  """Finds a form of the input that is random, or computes something else."""
+  for form in subject.forms:
+    other = subject.example(form=form)
+    if problem := _difference(*(_outputs(subject, other) for _ in range(2))):
+      return findings.failed(
+        f"Two calls with {form} return different outputs: {problem}.",
+        "Trace inference with training=False for all forms of the input.",
+      )
+    same = _cast(inputs, form)
+    if same is None:
+      continue
+    if problem := _difference(expected, _outputs(subject, same)):
+      return findings.failed(
+        f"A call with {form} does not compute the same: {problem}.",
+        "Convert the input, and call the same function.",
+      )
+  return None
+
+
+def _cast(inputs: Any, form: Any) -> Any:
+  """Converts inputs to another form; None if that rounds them, or cannot be."""
+  try:
+    made = tf.nest.map_structure(
+      lambda x, spec: tf.cast(x, spec.dtype), inputs, form
+    )
+    back = tf.nest.map_structure(
+      lambda x, y: bool(tf.reduce_all(tf.cast(y, x.dtype) == x)), inputs, made
+    )
+  except (TypeError, ValueError, tf.errors.OpError):  # Another structure.
+    return None
+  return made if all(tf.nest.flatten(back)) else None
 
 
 def _besides(subject: Subject, inputs: Any) -> Iterator[dict[str, np.ndarray]]:

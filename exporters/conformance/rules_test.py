@@ -318,6 +318,16 @@ def _baked(inference, served):
   return build
 
 
+def _other_in_double(directory):
+  root = _lists(tf.train.Checkpoint(), [])
+  root.__call__ = tf.function(
+    lambda x: 2 * x if x.dtype == tf.float64 else 3 * x
+  )
+  for dtype in (tf.float32, tf.float64):
+    root.__call__.get_concrete_function(tf.TensorSpec([None, 4], dtype))
+  _write(root, directory)
+
+
 def _of_two_dtypes(directory):
   def call(inputs, training=False):
     return tf.cast(inputs, tf.float64) if training else inputs
@@ -1436,6 +1446,7 @@ _BROKEN = (
       ),
     )
   ),
+  ("R15", _other_in_double, "tf.float64.* does not compute the same"),
   (
     "R15",
     _of(_plain, call=lambda x: tf.nn.dropout(x, 0.02), spec=_VECTORS),
