@@ -322,7 +322,9 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
       "Divide by no number that may be 0, and take no root of 0.",
     )
   nothing = tf.nest.map_structure(
-    lambda x: 0 * x if subject_lib.floats([x]) else x, inputs
+    lambda x: 0 * x if x.dtype.is_floating else x,
+    inputs,
+    expand_composites=True,
   )
   for v, g in zip(
     subject.trainable_variables,
