@@ -532,8 +532,8 @@ def _filled(
       most = min(ends.get(name, end), 2 if several else end)
       least = int(most > 2 or (most > 1 and (several or name in ends)))
       if name == "input_mask" and len(shape) == 2:  # A fourth is padding.
-        ones = tf.fill([shape[0]], shape[1] - shape[1] // 4)
-        return tf.sequence_mask(ones, shape[1], spec.dtype)
+        used = tf.fill([shape[0]], shape[1] - shape[1] // 4)
+        return tf.sequence_mask(used, shape[1], spec.dtype)
       values = tf.random.stateless_uniform(shape, seed, least, most, tf.int32)
       if values.shape.num_elements():  # Make sure that the largest id occurs.
         rest = tf.reshape(values, [-1])[1:]

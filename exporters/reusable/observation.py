@@ -161,8 +161,8 @@ def observe_calls(
     function = steps(*made.arguments) if made.gradients else call
     if made.reweighted:
       with _reweighted(model):
-        losses = _losses(model)
         outputs, _ = run(model, function, made.example, made.arguments)
+        losses = _losses(model)  # Last, as they are as large as the weights.
       yield Observation(part, "regularization losses", made.name, losses)
       yield Observation(part, "outputs", made.name, named_arrays(outputs))
       continue
