@@ -115,11 +115,11 @@ def _command(parameters: Mapping[str, Any], inputs: Iterable[str]) -> list[str]:
     raise errors.ExportError(f"There is no exporter {exporter!r} here.")
   command = [str(program)]
   paths: dict[str, list[str]] = {}
-  for name, _, path in (i.partition("=") for i in inputs):
+  for given in inputs:
+    name, _, path = given.partition("=")
     if name not in parameters["flags"] or not path:
       raise errors.ExportError(
-        f"--input={name}={path} is no FLAG=PATH with a flag of the package:"
-        f" {', '.join(parameters['flags'])}."
+        f"--input={given} is no FLAG=PATH with a flag that the package records."
       )
     paths.setdefault(name, []).append(formats.absolute(path))
   defaults = _defaults(command[0])

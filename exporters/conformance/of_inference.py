@@ -66,9 +66,7 @@ def batch_is_free(subject: Subject) -> findings.Finding:
         f"The batch size is fixed: the input has the shape {x.shape}.",
         "Trace with None as the first dimension.",
       )
-  zeros = tf.nest.map_structure(
-    lambda x: 0 * x if _floats([x]) else x, subject.example(2)
-  )
+  zeros = subject_lib.scaled(subject.example(2), 0.0)
   for name, y in _outputs(subject, zeros).items():
     if _is_endless(y):
       return findings.failed(
@@ -103,7 +101,8 @@ def batch_is_free(subject: Subject) -> findings.Finding:
   for size in (0, 1):
     if spoiled := _spoiled(subject, subject_lib.rows(inputs, *range(size))):
       return findings.failed(
-        f"A batch of {size} in training makes {findings.some(spoiled)} NaN.",
+        f"A batch of {size} in training makes {findings.some(spoiled)} NaN or"
+        " infinite.",
         "Update moving averages only where the batch has examples, and divide"
         " by no number of examples less one.",
       )
@@ -111,7 +110,7 @@ def batch_is_free(subject: Subject) -> findings.Finding:
 
 
 def _spoiled(subject: Subject, inputs: Any) -> list[str]:
-  """Names the variables that a training call makes NaN."""
+  """Names the variables that a training call makes NaN or infinite."""
   before = {v.ref() for v in subject.resting if _is_endless(v.numpy())}
   with subject.unchanged():
     # Some ops take no empty batch on CPUs.
@@ -456,21 +455,22 @@ def _served_otherwise(subject: Subject, name: str) -> str:
 def _in_order(taken: Mapping[str, Any], spec: Any) -> list[str]:
   """Returns the names of a signature's inputs in the order of a call's list.
 
-  They are the names of that list or, with numbers such as Keras', sorted.
+  They are the names of that list or, if these do not fit, sorted: a_2, a_10.
   """
   leaves = tf.nest.flatten(spec)
   names = [getattr(leaf, "name", None) for leaf in leaves]
-  by_number = sorted(
-    taken, key=lambda name: [*map(int, re.findall(r"\d+", name))]
+  fits = set(names) == set(taken) and all(
+    taken[name].dtype == leaf.dtype
+    and taken[name].shape.is_compatible_with(leaf.shape)
+    for name, leaf in zip(names, leaves, strict=True)
   )
-  for order in (names, by_number, sorted(taken)):
-    if set(order) == set(taken) and all(
-      taken[name].dtype == leaf.dtype
-      and taken[name].shape.is_compatible_with(leaf.shape)
-      for name, leaf in zip(order, leaves, strict=False)
-    ):
-      return order
-  return sorted(taken)
+  return names if fits else sorted(taken, key=_natural)
+
+
+def _natural(name: str) -> list[int | str]:
+  """Returns a key by which numbers in names sort as numbers."""
+  parts = re.split(r"(\d+)", name)
+  return [int(x) if i % 2 else x for i, x in enumerate(parts)]
 
 
 def _forms(signature: Any) -> list[list[tuple[str, Any]]]:

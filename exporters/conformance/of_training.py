@@ -225,13 +225,12 @@ def _without_effect(
   subject: Subject, steady: Mapping[str, Any]
 ) -> findings.Finding | None:
   """Finds arguments without an effect, and wrong default values."""
-  twin = functools.cache(lambda: subject.twin)
   for name, default in subject.hyperparameters.items():
     given = {name: tf.constant(default)}
     rest = {k: v for k, v in steady.items() if k != name}
     if subject.varies(rest):  # Random by default.
       # Traces may name their ops differently, and the twin draws by name.
-      unlike = _draws_differ(twin(), rest, name, default) and all(
+      unlike = _draws_differ(subject.twin, rest, name, default) and all(
         _noise_differs(subject, rest, {**rest, **given}, repeats)
         for repeats in (10 * _REPEATS, 50 * _REPEATS)
       )

@@ -298,8 +298,9 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
     arguments, repeats = subject.training, _REPEATS
   calls = [_gradient(subject, inputs, arguments) for _ in range(repeats)]
   if not all(g is not None and np.any(g) for g in calls[0]):
-    # Some variables get a gradient only from inputs of another scale.
-    calls.append(_gradient(subject, _large(subject), arguments))
+    # Some variables get a gradient only from inputs of the range of pixels.
+    large = subject_lib.scaled(subject.example(5), 255.0)
+    calls.append(_gradient(subject, large, arguments))
   by_name = {
     v.name: gradients
     for v, *gradients in zip(subject.trainable_variables, *calls, strict=True)
@@ -321,11 +322,7 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
       f"The gradient of {findings.some(bad)} is not finite.",
       "Divide by no number that may be 0, and take no root of 0.",
     )
-  nothing = tf.nest.map_structure(
-    lambda x: 0 * x if x.dtype.is_floating else x,
-    inputs,
-    expand_composites=True,
-  )
+  nothing = subject_lib.scaled(inputs, 0.0)
   for v, g in zip(
     subject.trainable_variables,
     _gradient(subject, nothing, arguments),
@@ -345,17 +342,6 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
       "Remove it from the list, or let the outputs depend on it.",
     )
   return None
-
-
-def _large(subject: Subject) -> Any:
-  """Makes a batch whose floats have the range of pixels, 0 to 255."""
-
-  def scaled(x: Any) -> Any:
-    if isinstance(x, tf.Tensor) and x.dtype.is_floating:
-      return x * tf.cast(255, x.dtype)
-    return x
-
-  return tf.nest.map_structure(scaled, subject.example(5))
 
 
 def _gradient(

@@ -1819,6 +1819,15 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEqual(finding.verdict, findings.PASS, finding)
     self.assertEndsWith(finding.text, "with the gradients of the outputs")
 
+  @parameterized.parameters(
+    (["b", "a"], ["b", "a"]),
+    ([None, None], ["x_2", "x_10"]),
+  )
+  def test_signatures_take_lists_in_their_order(self, names, expected):
+    spec = [tf.TensorSpec([None, 4], name=name) for name in names]
+    taken = dict.fromkeys(reversed(expected), tf.TensorSpec([None, 4]))
+    self.assertEqual(of_inference._in_order(taken, spec), expected)
+
   def test_every_rule_has_been_broken(self):
     self.assertEqual(
       {name for name, *_ in _BROKEN}, {rule.name for rule in rules.RULES}

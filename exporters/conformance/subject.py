@@ -699,6 +699,15 @@ def rows(inputs: Any, *indices: int) -> Any:
   return tf.nest.map_structure(select, inputs)
 
 
+def scaled(inputs: Any, factor: float) -> Any:
+  """Multiplies the floats of inputs; leaves other values unchanged."""
+  return tf.nest.map_structure(
+    lambda x: x * tf.cast(factor, x.dtype) if x.dtype.is_floating else x,
+    inputs,
+    expand_composites=True,
+  )
+
+
 def floats(outputs: Any) -> list[tf.Tensor]:
   """Returns the Tensors of floats in the outputs of a call."""
   named = comparison.named(outputs)

@@ -19,7 +19,7 @@ from exporters.reusable import randomness
 
 Arrays = comparison.Arrays
 
-# A power of two, which all floats have. See `_reweighted`.
+# What `_reweighted` makes of zeros: a power of two, which each dtype has.
 _NO_ZERO = 2.0**-7
 
 # Attributes of an export, or of a sub-object, that consumers use.

@@ -511,7 +511,7 @@ def _random_calls(
 
 
 def _larger_rate(default: float, i: int) -> float:
-  """Returns a rate between the default and 1: smaller are tried by none."""
+  """Returns a rate above the default; calls without noise try one below."""
   return default + (1.0 - default) / i if default < 1.0 else default * i
 
 
