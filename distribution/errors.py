@@ -53,6 +53,8 @@ _NOT_WRITTEN = "|".join(map(os.strerror, {*_OF_FULL_DISKS, errno.EROFS}))
 # How a full disk is reported where scratch files are written.
 SCRATCH = ". Set TMPDIR to a directory with more space."
 _PATHS = ("_dir", "_file", "_path", "train_on")  # Names of flags end in these.
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
+_TEXTS = ("params_override", "prompt", "separators")  # May have many lines.
 _FIRST_ARGUMENT = r"Positional arguments \(\d+ total\): \* (.*?) (?:\*|Keyword)"
 # Messages of Keras, TensorFlow and gin, in one line, and their replacements.
 _SAID_OTHERWISE = {
@@ -181,15 +183,28 @@ def check_flags(arguments: Sequence[str]) -> None:
       sys.exit(f"ERROR: --{name} is empty. Say a path, or omit it.")
     if isinstance(value, float) and not math.isfinite(value):
       sys.exit(f"ERROR: --{name}={value}: Say a finite number.")
-    if problem := not_utf8(f"--{name}", str(value)):
-      sys.exit(f"ERROR: {problem}")
+    for text in map(str, value if isinstance(value, list) else [value]):
+      if name in _TEXTS:
+        text = _CONTROL.sub(" ", text)
+      if problem := unreadable(f"--{name}", text):
+        sys.exit(f"ERROR: {problem}")
 
 
-def not_utf8(name: str, text: str) -> str:
-  """Returns an error if a path, called `name`, is not UTF-8; "" if it is."""
-  if text.encode(errors="replace").decode() == text:
-    return ""
-  return f"{name} is not UTF-8. Rename the file or directory."
+def unreadable(name: str, path: str) -> str:
+  """Returns an error if a path is not one line of UTF-8; "" if it is.
+
+  Args:
+    name: What the path is called in the error.
+    path: It is printed, and written in cards.
+  """
+  if path.encode(errors="replace").decode() != path:
+    return f"{name} is not UTF-8. Rename the file or directory."
+  if _CONTROL.search(path):
+    return (
+      f"{name}: {shown(path)} has control characters, such as an end of line."
+      " Rename the file or directory."
+    )
+  return ""
 
 
 def apply_only_with(condition: str, names: Iterable[str]) -> None:

@@ -84,7 +84,7 @@ def absolute(path: str | None) -> str | None:
   start = os.environ.get("BUILD_WORKING_DIRECTORY", "")
   with errors.of_input(OSError, about="The working directory: "):
     path = os.path.abspath(os.path.join(start, os.path.expanduser(path)))
-  if problem := errors.not_utf8("The working directory", path):
+  if problem := errors.unreadable("The working directory", path):
     raise errors.InputError(problem)
   return path
 

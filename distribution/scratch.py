@@ -164,7 +164,7 @@ def of_program() -> Iterator[None]:
   """
   with errors.of_input(OSError, about="TMPDIR: "):
     parent = tempfile.gettempdir()
-    if problem := errors.not_utf8("TMPDIR", parent):
+    if problem := errors.unreadable("TMPDIR", parent):
       raise errors.InputError(problem)
     _remove_abandoned(parent)
   path = os.path.join(parent, f"{_PREFIX}{uuid.uuid4().hex}")

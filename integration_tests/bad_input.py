@@ -325,6 +325,8 @@ AT_ONCE: Table = [
       "--html={directory}/x/y.html": "--html=DIR/.* is no directory",
       "--html={pipe}": "--html=DIR/pipe is no file, but .* a pipe or",
       "--html=/proc/x.html": "Cannot write --html=/proc/x.html: /proc: No su",
+      "--html='{out}\n.html'": r"--html: DIR/.*export\\n.html has control char",
+      "--saved_model_dir='{saved_model}\n'": "saved_model_dir: .*end of line",
       "--strict=maybe": "--strict=maybe: .*Non-boolean",
     },
   ),

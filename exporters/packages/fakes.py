@@ -99,15 +99,29 @@ def write_card(directory: str, **fields: Any) -> str:
   return str(path)
 
 
-def write_key_pair(directory: str, name: str = "key") -> tuple[str, str]:
-  """Writes a private and a public key; returns the paths of both."""
-  key = ec.generate_private_key(ec.SECP256R1())
+def write_key_pair(
+  directory: str, name: str = "key", key: Any = None, password: bytes = b""
+) -> tuple[str, str]:
+  """Writes a private and a public key, by default of P-256.
+
+  Args:
+    directory: Where to write them.
+    name: Their names, without suffix.
+    key: The private key, of `cryptography`.
+    password: What the private key is encrypted with.
+
+  Returns:
+    The paths of both.
+  """
+  key = key or ec.generate_private_key(ec.SECP256R1())
   private = pathlib.Path(directory, f"{name}.pem")
   private.write_bytes(
     key.private_bytes(
       serialization.Encoding.PEM,
       serialization.PrivateFormat.PKCS8,
-      serialization.NoEncryption(),
+      serialization.BestAvailableEncryption(password)
+      if password
+      else serialization.NoEncryption(),
     )
   )
   public = private.with_suffix(".pub")

@@ -20,6 +20,8 @@ from xml.etree import ElementTree
 
 from absl.testing import absltest
 from absl.testing import parameterized
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.hazmat.primitives.asymmetric import rsa
 from model_signing import hashing
 from model_signing import verifying
 
@@ -536,6 +538,22 @@ class PackagesTest(parameterized.TestCase):
     self.assertContainsSubset(["accuracy", "0.5", "0.75", "2"], training)
     self.assertContainsSubset(["loss", "validation", "4"], fine_tuning)
     self.assertNotIn("http", card.replace("http://www.w3.org/2000/svg", ""))
+
+  def test_keys_of_other_kinds_are_refused(self):
+    encrypted, _ = fakes.write_key_pair(self.directory, "c", password=b"x")
+    for key in (
+      rsa.generate_private_key(65537, 2048),
+      ed25519.Ed25519PrivateKey.generate(),
+    ):
+      private, public = fakes.write_key_pair(self.directory, "d", key)
+      for read in (
+        lambda: signing.signer(private),  # noqa: B023
+        lambda: signing.verifier(public, None),  # noqa: B023
+      ):
+        with self.assertRaisesRegex(errors.InputError, "another kind, such as"):
+          read()
+    with self.assertRaisesRegex(errors.InputError, "PEM: It is encrypted"):
+      signing.signer(encrypted)
 
   def test_sigstore_gets_what_the_flags_say(self):
     token = os.path.join(self.directory, "token")

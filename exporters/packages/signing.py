@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import pathlib
 from typing import Any
 
@@ -54,9 +55,20 @@ def signer(
       return signing.Config().use_sigstore_signer(identity_token=token)
   if not private_key:
     return None
-  about = f"--signing_key={private_key} is no elliptic curve key in PEM: "
-  with errors.of_input(about=about):
+  with _reading_key("signing_key", private_key):
     return signing.Config().use_elliptic_key_signer(private_key=private_key)
+
+
+@contextlib.contextmanager
+def _reading_key(flag: str, path: str) -> Iterator[None]:
+  about = f"--{flag}={path} is no elliptic curve key in PEM: "
+  with errors.of_input(about=about):
+    try:
+      yield
+    except AttributeError as e:  # model_signing asks every key for its curve.
+      raise ValueError("It is of another kind, such as RSA.") from e
+    except TypeError as e:
+      raise ValueError("It is encrypted.") from e
 
 
 def sign(
@@ -96,8 +108,7 @@ def verifier(
       )
   if not public_key:
     return None
-  about = f"--public_key={public_key} is no elliptic curve key in PEM: "
-  with errors.of_input(about=about):
+  with _reading_key("public_key", public_key):
     return verifying.Config().use_elliptic_key_verifier(public_key=public_key)
 
 
