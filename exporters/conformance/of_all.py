@@ -292,6 +292,12 @@ def is_documented(subject: Subject) -> findings.Finding:
   text = subject.card
   if text is None:
     return findings.not_decidable(f"there is no {card}; it may be elsewhere")
+  try:
+    subject.content(card).decode()
+  except UnicodeDecodeError as e:
+    return findings.failed(
+      f"{card} is not UTF-8: {e.reason} at byte {e.start}.", "Save it as UTF-8."
+    )
   # Split first: a search with a single pattern takes quadratic time.
   _, *after = re.split("(?i)regulari[sz]ation ", text, maxsplit=1)
   said = {

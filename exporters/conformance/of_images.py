@@ -3,6 +3,8 @@
 Source: TensorFlow Hub, common SavedModel APIs for image tasks.
 """
 
+import re
+
 import tensorflow as tf
 
 from exporters.conformance import findings
@@ -12,6 +14,12 @@ from exporters.reusable import kinds
 
 Subject = subject_lib.Subject
 
+# Other ranges of pixels than [0, 1] in a card, and what makes them right.
+_OTHER_RANGE = re.compile(
+  r"(?i)(?:image|pixel|rgb)[^.]{0,40}"
+  r"(\[(?:0(?:\.0)?, ?255|-1(?:\.0)?, ?1)(?:\.0)?\])"
+)
+_RIGHT_RANGE = re.compile(r"\[0(\.0)?, ?1(\.0)?\]|(/|by) ?255")
 # Ops between the random numbers of a dropout layer and the layer's output.
 _OF_DROPOUT = frozenset(
   ["AddV2", "Cast", "GreaterEqual", "Identity", "Mul", "RealDiv", "SelectV2"]
@@ -19,12 +27,19 @@ _OF_DROPOUT = frozenset(
 
 
 def takes_images(subject: Subject) -> findings.Finding:
-  """The input is float32 [batch, (frames,) height, width, 3]."""
+  """The input is float32 [batch, (frames,) height, width, 3], in [0, 1]."""
   spec = subject.spec
   if spec.dtype != tf.float32:
     return findings.failed(
       f"It takes {spec.dtype.name}; consumers pass float32 in [0, 1].",
       "Trace with float32, and normalize inside the model.",
+    )
+  card = subject.card or ""
+  other = _OTHER_RANGE.search(card)
+  if other and not _RIGHT_RANGE.search(card):
+    return findings.failed(
+      f"The card says {other[1]} of pixels; consumers pass [0, 1].",
+      "Normalize inside the model, and say that it takes [0, 1].",
     )
   return findings.passed(
     "float32, three channels; the range of values does not show"

@@ -426,7 +426,11 @@ def _served_otherwise(subject: Subject, name: str) -> str:
       return ""
   taken = _in_order(signature.structured_input_signature[1], called.spec)
   example = called.example(_ROWS + 1)
-  for inputs in (example, *_other_inputs(called, called.example(2))):
+  for inputs in (
+    example,
+    *_other_inputs(called, called.example(2)),
+    *_of_other_size(called),
+  ):
     named = inputs
     if not isinstance(inputs, Mapping) or set(inputs) != set(taken):
       leaves = tf.nest.flatten(inputs)
@@ -447,9 +451,29 @@ def _served_otherwise(subject: Subject, name: str) -> str:
       shapes = expected[key].shape, served[key].shape
       if shapes[0] != shapes[1]:
         return f"{key} has the shapes {shapes[0]} and {shapes[1]}"
+      dtypes = expected[key].dtype, served[key].dtype
+      if dtypes[0] != dtypes[1]:
+        return f"{key} has the dtypes {dtypes[0]} and {dtypes[1]}"
     if problem := _difference(expected, served):
       return problem
   return ""
+
+
+def _of_other_size(subject: Subject) -> Iterator[Any]:
+  """Yields an input of another size, if sizes are free."""
+  example = subject.example(2)
+  for x, spec in zip(
+    tf.nest.flatten(example), tf.nest.flatten(subject.spec), strict=True
+  ):
+    if not isinstance(x, tf.Tensor) or not spec.shape.rank:
+      return
+    pairs = zip(x.shape[1:], spec.shape[1:], strict=True)
+    if free := tuple(size * 3 // 2 for size, known in pairs if known is None):
+      other = subject.example(2, free)
+      with contextlib.suppress(tf.errors.OpError, ValueError):
+        subject.model(other)  # It may be too large.
+        yield other
+      return
 
 
 def _in_order(taken: Mapping[str, Any], spec: Any) -> list[str]:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from exporters.conformance import findings
 from exporters.conformance import gradients as gradients_lib
+from exporters.conformance import op_audit
 from exporters.conformance import subject as subject_lib
 from exporters.reusable import graphs
 
@@ -20,6 +21,8 @@ _MOMENTUM = "batch_norm_momentum"
 # Names of moving averages of batch normalization in programs without a library.
 _STATISTIC = re.compile("(mean|var|std|average|avg)[^/]*$")
 _ASSIGNS = re.compile("Assign.*VariableOp|ResourceScatter.*")
+# Names or values of arguments that may select training.
+_MODE = re.compile("train|infer|eval|determin")
 # Ops that draw random numbers from a state saved in the SavedModel.
 _OF_STATE = re.compile("RngReadAndSkip|Stateful(Random|Standard|Trunc|Unif).*")
 _TINY_RATE = 0.001  # Of which noise does not show, in any number of layers.
@@ -34,10 +37,9 @@ def has_modes(subject: Subject) -> findings.Finding:
   Training moves every moving average.
   """
   if "training" not in subject.parameters:
-    modes = [n for n, x in subject.parameters.items() if isinstance(x, bool)]
-    if named := [name for name in modes if "train" in name]:
+    if named := _other_mode(subject):
       return findings.failed(
-        f"The mode is an argument `{named[0]}`, which hub.KerasLayer and Keras"
+        f"The mode is an argument `{named}`, which hub.KerasLayer and Keras"
         " do not set.",
         "Name it `training`.",
       )
@@ -78,6 +80,37 @@ def has_modes(subject: Subject) -> findings.Finding:
     "`training` is False by default and changes nothing: the model has no"
     " batch normalization, and no modes that show. Dropout that was left out"
     " of both modes would not show"
+  )
+
+
+def _other_mode(subject: Subject) -> str:
+  """Names an argument that selects training; empty if there is none."""
+  for name, default in subject.parameters.items():
+    if isinstance(default, bool) and "train" in name:
+      return name
+    if isinstance(default, tf.TypeSpec) or name in subject.hyperparameters:
+      continue
+    values = [subject.arguments_of(x).get(name) for x in subject.traces]
+    if not _MODE.search(f"{name} {default} {values}".lower()):
+      continue
+    usual, other = (
+      [
+        _trains(trace)
+        for trace, value in zip(subject.traces, values, strict=True)
+        if (value == default) == is_default
+      ]
+      for is_default in (True, False)
+    )
+    if any(other) and not any(usual):
+      return name
+  return ""
+
+
+def _trains(trace: Any) -> bool:
+  """Returns whether a trace draws random numbers or assigns variables."""
+  return any(
+    subject_lib.RANDOM.match(node.op) or _ASSIGNS.fullmatch(node.op)
+    for _, node in op_audit.nodes(trace.graph.as_graph_def())
   )
 
 

@@ -18,6 +18,8 @@ Subject = subject_lib.Subject
 # state of spectral normalization, through which Keras stops gradients.
 _ROUNDED = re.compile("ArgM(ax|in)|FakeQuant.*|Rint|Round|Sign")
 _SPECTRAL = re.compile("(sn_u|vector_u|weight_u)[:_]")
+# An op without a gradient, in an error message of TensorFlow.
+_NO_GRADIENT = re.compile(r"(?:op type: |no entry for: )(\w+)")
 # A layer with a regularizer, in the metadata of Keras.
 _REGULARIZER = re.compile(rb'_regularizer\\?": \{')
 _RATE = 0.1  # Of dropout, so that most gradients pass it.
@@ -157,7 +159,14 @@ def _gradients(subject: Subject) -> findings.Finding:
   # Batch normalization of 2 values yields only 1 and -1, so take 4.
   inputs = subject.example(4)
   with gradients_lib.moved(variables), subject.unchanged():
-    finding = _badly_made(subject, inputs) or _lost_in_inference(subject)
+    try:
+      finding = _badly_made(subject, inputs) or _lost_in_inference(subject)
+    except LookupError as e:
+      op = _NO_GRADIENT.search(str(e))
+      finding = findings.failed(
+        f"{op[1] if op else 'An op'} has no gradient: nobody can fine-tune it.",
+        "Replace this op, or remove it from the model.",
+      )
   if finding:
     return finding
   exact = subject.twin or subject
@@ -412,10 +421,34 @@ def has_losses(subject: Subject) -> findings.Finding:
           f"The gradient of regularization loss {i} is not finite.",
           "Take no root of 0, and divide by no number that may be 0.",
         )
+    if moving := _moving(subject, loss):
+      return findings.failed(
+        f"Regularization loss {i} depends on {findings.some(moving)}, which"
+        " training changes by other means than gradients.",
+        "Compute it from trainable variables alone.",
+      )
   with gradients_lib.moved(subject.trainable_variables):
     finding = _badly_lost(subject.trainable_variables, losses)
   count = len(observation.regularized(losses))
   return finding or findings.passed(f"with gradients for {count} variables")
+
+
+def _moving(subject: Subject, loss: Any) -> list[str]:
+  """Names the variables of a loss that a training call changes."""
+  used = {
+    v.ref(): v
+    for trace in getattr(loss, "concrete_functions", ())
+    for v in trace.variables
+    if not v.trainable
+  }
+  if not (used and subject.traces):
+    return []
+  before = {key: v.numpy() for key, v in used.items()}
+  with subject.unchanged():
+    subject.model(subject.example(), **subject.training)
+    return [
+      v.name for key, v in used.items() if not np.array_equal(v, before[key])
+    ]
 
 
 def _badly_lost(

@@ -37,7 +37,8 @@ def _write(root, directory, serve=None, card=_CARD):
   tf.saved_model.save(root, directory, signatures=signatures)
   os.mkdir(f"{directory}/assets.extra")
   card, *described = card if isinstance(card, tuple) else (card,)
-  pathlib.Path(directory, "assets.extra", "README.md").write_text(card)
+  path = pathlib.Path(directory, "assets.extra", "README.md")
+  path.write_text(card, errors="surrogateescape")
   for model in described:
     path = pathlib.Path(directory, "assets.extra", "model.json")
     path.write_text(json.dumps(model))
@@ -69,6 +70,7 @@ def _image(
   keepdims=True,
   default_rate=0.5,
   served=lambda x: x,
+  start_served=lambda x: x,
   change=lambda root: None,
   names=("images", "feature_vector"),
   card=_CARD,
@@ -108,7 +110,9 @@ def _image(
   serve = tf.function(
     lambda x: {
       of_output: served(
-        root.__call__(x, False, tf.constant(0.5), tf.constant(0.9))
+        root.__call__(
+          start_served(x), False, tf.constant(0.5), tf.constant(0.9)
+        )
       )
     }
   )
@@ -221,6 +225,7 @@ def _averaged(
   change=lambda variance, count: variance,
   finish=lambda x, training: x,
   learn=lambda v, statistic, count: v.assign(0.9 * v + 0.1 * statistic),
+  loss=None,
 ):
   """Writes batch normalization without hyperparameters; by default intact.
 
@@ -233,6 +238,7 @@ def _averaged(
     change: What training makes of a variance of so many values.
     finish: What the model makes of the outputs.
     learn: What updates an average.
+    loss: What computes a loss of the kernel and the variance.
   """
   initial = tf.random.stateless_normal([4, 4], [0, 0])
   kernel = tf.Variable(initial, name="kernel")
@@ -264,6 +270,9 @@ def _averaged(
   for training in (False, True):
     root.__call__.get_concrete_function(_VECTORS, training)
   root.call = tf.function(lambda x: call(x), input_signature=[_VECTORS])
+  if loss:
+    of_loss = tf.function(lambda: loss(kernel, averages[1]), input_signature=[])
+    root.regularization_losses = [of_loss]
   _write(root, directory)
 
 
@@ -340,6 +349,28 @@ def _other_name_of_mode(directory):
     return tf.nn.dropout(x, 0.5) if is_training else x
 
   _plain(directory, call, _VECTORS, True)
+
+
+def _mode_of_another_name(directory):
+  def call(x, mode="infer"):
+    return tf.nn.dropout(x, 0.5) if mode == "train" else x
+
+  root = _callable(call, [_VECTORS], [_VECTORS, "train"])
+  _write(root, directory)
+
+
+def _without_gradient(directory):
+  """Writes a model whose training has an op without a gradient."""
+  kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
+
+  def call(x, training=False):
+    if training:
+      x = tf.raw_ops.AdjustContrastv2(
+        images=x[:, tf.newaxis, :, tf.newaxis], contrast_factor=1.1
+      )[:, 0, :, 0]
+    return x @ kernel
+
+  _two_modes(directory, call, variables=[kernel])
 
 
 def _noise_by_argument(directory):
@@ -1725,6 +1756,35 @@ _BROKEN = (
   ),
   ("C1", _of(_cell, remembers=0.0), "does not depend on the states"),
   ("C1", _of(_cell, sees=0.0), "The new states do not depend on the inputs"),
+)
+_BROKEN += (
+  ("R3", _mode_of_another_name, "The mode is an argument `mode`"),
+  (
+    "R5",
+    _without_gradient,
+    "AdjustContrastv2 has no gradient: nobody can fine-tune",
+  ),
+  (
+    "R6",
+    _of(_averaged, loss=lambda kernel, v: tf.reduce_sum(kernel**2) + v[0]),
+    "loss 0 depends on norm/var:0, which training changes",
+  ),
+  (
+    "R11",
+    _of(_image, start_served=lambda x: tf.image.resize(x, [32, 32])),
+    "serving_default does not compute",
+  ),
+  (
+    "R11",
+    _of(_image, served=lambda x: tf.cast(x, tf.float64)),
+    "the dtypes float32 and float64",
+  ),
+  ("R13", _of(_image, card=_CARD + "\udcff"), "is not UTF-8: invalid start"),
+  (
+    "I1",
+    _of(_image, card=_CARD + " Pixels are in [0, 255]."),
+    r"The card says \[0, 255\] of pixels",
+  ),
 )
 _INTACT = (
   ("image", _image),

@@ -118,7 +118,7 @@ class Subject:
     """The text of `CARD`, without line breaks; None if there is none."""
     if CARD not in self.files:
       return None
-    return " ".join(self.content(CARD).decode().split())
+    return " ".join(self.content(CARD).decode(errors="replace").split())
 
   @functools.cached_property
   def described(self) -> dict[str, Any]:
@@ -156,13 +156,13 @@ class Subject:
     return {
       name: self.parameters.get(name, NO_DEFAULT)
       for trace in self.traces
-      for name, value in self._arguments(trace).items()
+      for name, value in self.arguments_of(trace).items()
       if isinstance(value, tf.TensorSpec)
       and value.shape == []
       and value.dtype != tf.bool
     }
 
-  def _arguments(self, trace: Any) -> dict[str, Any]:
+  def arguments_of(self, trace: Any) -> dict[str, Any]:
     """Returns the arguments of a trace after the input."""
     positional, named = trace.structured_input_signature
     return dict(zip(self.parameters, positional[1:], strict=False)) | named
@@ -334,7 +334,7 @@ class Subject:
     return any(
       RANDOM.match(node.op)
       for trace in self.traces
-      if self._arguments(trace).get("training") is not (not training)
+      if self.arguments_of(trace).get("training") is not (not training)
       for _, node in op_audit.nodes(trace.graph.as_graph_def())
     )
 
