@@ -22,6 +22,14 @@ NO_NAME = re.compile(r"(args?|inputs?|outputs?|keras_tensor)(_?\d+)*")
 # Keras 3 advances the seed of a recurrent layer's dropout in inference too.
 _KERAS_SEED = re.compile("seed_generator_state")
 _UNSERVED = re.compile("Anonymous.*HashTable.*")
+# Kinds that take texts, and bytes that are none.
+_OF_TEXTS = (
+  "preprocessor",
+  "text classifier",
+  "text embedding",
+  "word embedding",
+)
+_BYTES = b"caf\xe9 \xff"
 _HALF = (tf.bfloat16, tf.float16)
 _ROWS = 8  # Examples in the batch that is compared with single examples.
 _ELEMENTS = 500_000  # Most elements of inputs to call in a larger batch.
@@ -59,13 +67,21 @@ def has_traces(subject: Subject) -> findings.Finding:
 
 
 def batch_is_free(subject: Subject) -> findings.Finding:
-  """The batch has any size, 0 too; outputs are finite and have as many rows."""
+  """The batch has any size, 0 too; outputs are finite and have as many rows.
+
+  Texts need not be UTF-8.
+  """
   for x in tf.nest.flatten(subject.spec):
     if x.shape.rank and x.shape[0] is not None:
       return findings.failed(
         f"The batch size is fixed: the input has the shape {x.shape}.",
         "Trace with None as the first dimension.",
       )
+  if subject.kind.name in _OF_TEXTS and (problem := _strict(subject)):
+    return findings.failed(
+      f"A text that is not UTF-8 fails its whole batch: {problem}",
+      'Decode with errors="replace".',
+    )
   zeros = subject_lib.scaled(subject.example(2), 0.0)
   for name, y in _outputs(subject, zeros).items():
     if _is_endless(y):
@@ -107,6 +123,16 @@ def batch_is_free(subject: Subject) -> findings.Finding:
         " by no number of examples less one.",
       )
   return findings.passed("batches of 0, 1, 2 and 5 were called")
+
+
+def _strict(subject: Subject) -> str:
+  """Returns the error of a call with bytes that are not UTF-8, if any."""
+  texts = subject.example(2)
+  try:
+    subject.model(tf.concat([texts[:1], tf.fill(texts[1:].shape, _BYTES)], 0))
+  except Exception as e:
+    return subject_lib.cause(e)
+  return ""
 
 
 def _spoiled(subject: Subject, inputs: Any) -> list[str]:

@@ -5,6 +5,7 @@ Source: TensorFlow Hub, common SavedModel APIs for text tasks.
 
 from collections.abc import Callable, Mapping, Sequence
 import itertools
+import re
 from typing import Any
 
 import numpy as np
@@ -12,20 +13,32 @@ import tensorflow as tf
 
 from exporters.conformance import findings
 from exporters.conformance import subject as subject_lib
+from exporters.conformance import vocabulary
 from exporters.reusable import comparison
 
 Subject = subject_lib.Subject
 
 _TEXTS = ("", " ", "?!,", "qxzvjk", "naïve 你好", "Return the list of all.")
 _ENDS = ("the", "of", "list", "return", "is", "good")
-_LENGTH = 8  # In words.
+_LENGTHS = (8, 32)  # In words.
+_LONG = 600  # Words that have more tokens than encoders take.
 _SEGMENTS = (
-  ("", "It is", "Return the list of all. " * 60, "naïve 你好 мир 🙂", " ?!,"),
+  ("", "It is", "Return the list of all. " * 120, "naïve 你好 мир 🙂", " ?!,"),
   ("The end.", "", "Of a much longer text, " * 9, "مرحبا", "is not"),
+  ("And a third one", "is 1", "The last. " * 30, "", "of"),
 )
+_ALONE = ("the", "2026")  # Texts of which any tokenizer makes tokens.
 _INPUTS = ("input_word_ids", "input_mask", "input_type_ids")
 _WORDS = (("the", "qxzvjk", "of"), ("", "", ""), ("is", "?", ""))
 _ORDER = "the order of the tokens"
+_TRIED = 4  # Words to look up.
+_CASING = re.compile(r"do_lower_case\W+(true|false)", re.I)
+_SPECIAL = (
+  "padding_id",
+  "start_of_sequence_id",
+  "end_of_segment_id",
+  "mask_id",
+)
 
 
 def embeds_text(subject: Subject) -> findings.Finding:
@@ -40,28 +53,61 @@ def embeds_text(subject: Subject) -> findings.Finding:
     )
   if finding := _not_an_embedding(subject, tf.constant(_TEXTS)):
     return finding
-  if _is_cut(subject.model):
+  # An argument, such as seq_length, may say where texts are cut.
+  has_length = any(type(x) is int for x in subject.hyperparameters.values())
+  for length in _LENGTHS[:1] if has_length else _LENGTHS:
+    if _is_cut(subject.model, length):
+      return findings.failed(
+        f"The last of {length} words, on a line of its own, has no effect on"
+        " the vector.",
+        "Compute each vector from the whole text.",
+      )
+  if word := _other_word(subject):
     return findings.failed(
-      f"The last of {_LENGTH} words, on a line of its own, has no effect on the"
-      " vector.",
-      "Compute each vector from the whole text.",
+      f"`word_embedding` returns another vector for {word!r} than a call.",
+      "Look both up in the same table.",
     )
   return findings.passed(
     f"float32, {spec.shape[1]} dimensions, for empty and unknown texts too"
   )
 
 
-def _is_cut(model: Any) -> bool:
-  """Tells whether the vectors of texts do not depend on their last word."""
+def _is_cut(represent: Callable[[tf.Tensor], Any], length: int) -> bool:
+  """Tells whether vectors, or tokens, of texts ignore the last word."""
   # Equal words before it: others could hide it from a maximum over words.
-  before = " ".join([_ENDS[0]] * (_LENGTH - 1))
-  texts = [f"{before}\n{end}" for end in _ENDS]
-  alone, in_texts = (model(tf.constant(x)).numpy() for x in (_ENDS, texts))
-  # Words that the model does not know may all have one vector.
-  is_known = np.any(alone != alone[0], axis=1)
-  return bool(is_known.any()) and np.array_equal(
-    in_texts[is_known], np.tile(in_texts[0], [is_known.sum(), 1])
+  before = " ".join([_ENDS[0]] * (length - 1))
+  texts = [f"{before}.\n{end}" for end in _ENDS]
+  alone, in_texts = (
+    represent(tf.constant(x)).numpy().tolist() for x in (_ENDS, texts)
   )
+  # Words that the model does not know may all have one vector.
+  known = [y for x, y in zip(alone, in_texts, strict=True) if x != alone[0]]
+  return bool(known) and known == [in_texts[0]] * len(known)
+
+
+def _other_word(subject: Subject) -> str:
+  """Returns a word whose vector is another one in `word_embedding`.
+
+  The model must return the rows of a table for words, as means of them do: with
+  other layers, the vectors of texts are not those of words.
+  """
+  of_words = getattr(subject.model, "word_embedding", None)
+  words = [x for x in subject.words if x.isalpha() and x.islower()][:_TRIED]
+  if not words or not subject_lib.traces_of(of_words):
+    return ""
+  texts = tf.constant(words)
+  vectors = subject.model(texts).numpy()
+  others = of_words(texts[:, tf.newaxis])[:, 0].numpy()
+  if vectors.shape != others.shape:
+    return ""
+  tables = [v for v in subject.variables if v.shape[1:] == vectors.shape[1:]]
+  for vector, other in zip(vectors, others, strict=True):
+    is_other = np.any(other) and not np.allclose(vector, other)
+    if not is_other or not any(
+      np.any(np.all(table.numpy() == vector, axis=1)) for table in tables
+    ):
+      return ""
+  return words[0]
 
 
 def embeds_words(subject: Subject) -> findings.Finding:
@@ -194,6 +240,10 @@ def preprocesses(subject: Subject) -> findings.Finding:
     return findings.failed(
       f"{wide[0]} is not int32, which encoders take.", "Cast it."
     )
+  if problem := _badly_tokenized(subject):
+    return findings.failed(
+      f"{problem}.", "Return all tokens of a text, of any length."
+    )
   if problem := _badly_packed(subject.model):
     return findings.failed(
       f"{problem}.",
@@ -205,10 +255,38 @@ def preprocesses(subject: Subject) -> findings.Finding:
   )
 
 
+def _tokens(model: Any, texts: Any) -> tf.RaggedTensor:
+  """Returns the tokens of texts, without a dimension of words."""
+  tokens = model.tokenize(tf.constant(texts))
+  return tokens.merge_dims(1, -1) if tokens.shape.rank > 2 else tokens
+
+
+def _badly_tokenized(subject: Subject) -> str:
+  """Describes an error in tokens; empty if there is none."""
+  model = subject.model
+  counts = _tokens(model, _ALONE).row_lengths().numpy()
+  if lost := [x for x, n in zip(_ALONE, counts, strict=True) if not n]:
+    return f"The text {lost[0]!r} has no tokens"
+  for length in (*_LENGTHS, _LONG):
+    if _is_cut(lambda x: _tokens(model, x).to_tensor(-1), length):
+      return f"The last of {length} words has no tokens"
+  said = set(map(str.lower, _CASING.findall(subject.card or "")))
+  lower, upper = (
+    _tokens(model, [f(x) for x in _ENDS]).to_list()
+    for f in (str.lower, str.upper)
+  )
+  is_known = any(x != lower[0] for x in lower)
+  if is_known and len(said) == 1 and (lower == upper) != (said == {"true"}):
+    return (
+      f"The card says that do_lower_case is {said.pop()}, and lower case has"
+      f" the tokens {lower[0]}, upper case {upper[0]}"
+    )
+  return ""
+
+
 def _badly_packed(model: Any) -> str:
   """Describes an error in packed segments; empty if there is none."""
-  tokens = [model.tokenize(tf.constant(texts)) for texts in _SEGMENTS]
-  tokens = [x.merge_dims(1, -1) if x.shape.rank > 2 else x for x in tokens]
+  tokens = [_tokens(model, texts) for texts in _SEGMENTS]
   empty = {k: x.numpy() for k, x in model(tf.constant([""])).items()}
   length = empty["input_word_ids"].shape[1]
   special = getattr(model.tokenize, "get_special_tokens_dict", dict)()
@@ -220,13 +298,13 @@ def _badly_packed(model: Any) -> str:
   if empty["input_mask"].sum() != 2:
     return "An empty text is not packed as a start and an end token"
   packed = {"A call": (model(tf.constant(_SEGMENTS[0])), tokens[:1], length)}
-  for n, count in itertools.product((12, 16, 40, 130, 512), (1, 2)):
+  for n, count in itertools.product((12, 16, 40, 130, 512), (1, 2, 3)):
     try:
       made = model.bert_pack_inputs(tokens[:count], seq_length=tf.constant(n))
     except (TypeError, ValueError):
       if count == 2:
         raise
-      continue  # It packs pairs of segments only.
+      continue  # It may pack pairs of segments only.
     packed[f"{count} segments in {n} tokens"] = (made, tokens[:count], n)
   for what, (made, segments, n) in packed.items():
     rows = zip(*(made[name].numpy() for name in _INPUTS), strict=True)
@@ -255,12 +333,13 @@ def _badly_packed_row(
     length - used
   ):
     return f"the mask is not 1 for the tokens, and then 0: {mask}"
-  # If both segments are too long, the split may differ by up to 2 tokens.
-  found = [x == end for x in ids[1:used]]
-  if len(segments) == 2 and sum(kept) < sum(map(len, segments)) and any(found):
-    cut = found.index(True)
-    if abs(cut - kept[0]) <= 2:
-      kept = [cut, sum(kept) - cut]
+  # If several segments are too long, the split may differ by up to 2 tokens.
+  ends = [0, *(i for i, x in enumerate(ids[:used]) if x == end)]
+  found = [b - a - 1 for a, b in itertools.pairwise(ends)]
+  is_cut = sum(kept) < sum(map(len, segments))
+  if is_cut and len(found) == len(kept):
+    is_near = np.max(np.abs(np.subtract(found, kept))) <= 2
+    kept = found if is_near else kept
   for i, (tokens, count) in enumerate(zip(segments, kept, strict=True)):
     expected += [*tokens[:count], end]
     expected_types += [i] * (count + 1)
@@ -541,7 +620,42 @@ def names_its_special_tokens(subject: Subject) -> findings.Finding:
       "tokenize has no get_special_tokens_dict.",
       "Save it; masking tokens needs their ids.",
     )
-  return findings.passed(f"{', '.join(sorted(special()))}")
+  ids = {name: int(x) for name, x in special().items()}
+  if missing := [name for name in _SPECIAL if name not in ids]:
+    return findings.failed(
+      f"get_special_tokens_dict names no {findings.some(missing)}.",
+      "Return its id; masking tokens needs them all.",
+    )
+  if problem := _wrong_special(subject, ids):
+    return findings.failed(
+      f"{problem}.", "Return the ids of the vocabulary that tokenize uses."
+    )
+  return findings.passed(f"{', '.join(sorted(ids))}")
+
+
+def _wrong_special(subject: Subject, ids: Mapping[str, int]) -> str:
+  """Describes a wrong value of a special token; empty if there is none."""
+  of_texts = [_tokens(subject.model, x).flat_values for x in _SEGMENTS]
+  used = set(np.concatenate([x.numpy() for x in of_texts]).tolist())
+  special = {name: ids[name] for name in _SPECIAL}
+  size = ids.get("vocab_size")
+  for name, value in special.items():
+    if same := [x for x in special if x != name and special[x] == value]:
+      return f"{name} and {same[0]} are both {value}"
+    if value in used:
+      return f"{name} is {value}, which is the id of a token of texts"
+  if size is not None and max(*used, *special.values()) >= size:
+    return f"vocab_size is {size}, and there are ids up to {max(used)}"
+  for tokens in vocabulary.of_assets(subject.directory, subject.files):
+    if "[MASK]" not in tokens:
+      continue
+    if (place := tokens.index("[MASK]")) != ids["mask_id"]:
+      return f"mask_id is {ids['mask_id']}, and [MASK] has the id {place}"
+    if size not in (None, len(tokens)):
+      return (
+        f"vocab_size is {size}, and the vocabulary has {len(tokens)} tokens"
+      )
+  return ""
 
 
 def names_its_vocabulary(subject: Subject) -> findings.Finding:

@@ -27,6 +27,8 @@ _MODE = re.compile("train|infer|eval|determin")
 _OF_STATE = re.compile("RngReadAndSkip|Stateful(Random|Standard|Trunc|Unif).*")
 _TINY_RATE = 0.001  # Of which noise does not show, in any number of layers.
 _REPEATS = 8  # Calls with random numbers, to compare their means.
+# Values to try of numbers, and of arguments that are strings.
+_OTHERS = {int: (3, 2), float: (0.5, 0.25), "combiner": ("sum", "mean")}
 _HELD = 0.25  # A momentum that no model has by default.
 _ROWS = 16  # Examples for batch statistics.
 
@@ -247,7 +249,11 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
   )
   if finding:
     return finding
-  strings = [name for name, v in tunable.items() if isinstance(v, str)]
+  strings = [
+    name
+    for name, v in tunable.items()
+    if isinstance(v, str) and name not in _OTHERS
+  ]
   return findings.passed(
     f"{', '.join(tunable)} can be set"
     + (f"; not tried: {', '.join(strings)}" if strings else ", with effect")
@@ -275,9 +281,9 @@ def _without_effect(
         " compute the same.",
         "Make the default that of the trace.",
       )
-    if not isinstance(default, str) and not any(
-      subject.differ(steady, {**steady, name: value})
-      for value in ((3, 2) if isinstance(default, int) else (0.5, 0.25))
+    values = _OTHERS.get(name if type(default) is str else type(default), ())
+    if values and not any(
+      subject.differ(steady, {**steady, name: value}) for value in values
     ):
       return findings.failed(
         f"{name} changes nothing.",

@@ -780,6 +780,48 @@ def _text_embedding(directory, features=2, change=lambda x: x, cut=999):
   _plain(directory, call if features else letters, _TEXTS, unit)
 
 
+def _of_words(directory, *, shift=0, only=None, decode=lambda x: x):
+  """Writes means or sums of word vectors; by default intact.
+
+  Args:
+    directory: Where to.
+    shift: By how many places `word_embedding` rolls its vectors.
+    only: The combiner that is used whatever the argument says. None: that.
+    decode: What the model makes of texts.
+  """
+  words = tf.lookup.StaticHashTable(
+    tf.lookup.KeyValueTensorInitializer(["the", "of", "list", "is"], range(4)),
+    4,
+  )
+  known = tf.random.stateless_normal([4, 3], [0, 0])
+  table = tf.Variable(tf.pad(known, [[0, 1], [0, 0]]), name="table")
+
+  def embed(texts):
+    places = words.lookup(texts)
+    vectors = tf.nn.embedding_lookup(table, places)
+    return tf.where(places[..., tf.newaxis] < 4, vectors, 0.0)
+
+  def call(texts, combiner="mean"):
+    split = tf.strings.split(decode(texts))
+    total = tf.reduce_sum(embed(split.to_tensor("")), 1)
+    counts = tf.cast(tf.maximum(split.row_lengths(), 1), tf.float32)
+    is_mean = tf.equal(combiner if only is None else only, "mean")
+    return total / tf.where(is_mean, counts, 1.0)[:, tf.newaxis]
+
+  root = _lists(
+    _callable(call, [_TEXTS], [_TEXTS, tf.TensorSpec([], tf.string)]), [table]
+  )
+  root.words = words
+  root.word_embedding = _lists(
+    _callable(
+      lambda x: tf.roll(embed(x), shift, -1),
+      [tf.TensorSpec([None, None], tf.string)],
+    ),
+    [table],
+  )
+  _write(root, directory, card=f"{_CARD} combiner texts text_embeddings")
+
+
 def _ragged(x):
   return tf.RaggedTensor.from_tensor(x) if isinstance(x, tf.Tensor) else x
 
@@ -803,7 +845,13 @@ def _preprocessor(
   with_tokenize=True,
   pack_with_length=True,
   special=True,
+  special_ids=None,
   with_assert=False,
+  decode=lambda x: x,
+  tokens=lambda x: x,
+  packs=(2,),
+  use=lambda segments: segments,
+  card=_CARD,
   change=lambda outputs, ids: outputs,
 ):
   """Writes a preprocessor, with letters for words; by default intact."""
@@ -811,9 +859,10 @@ def _preprocessor(
   def split(texts):
     if with_assert:
       tf.debugging.Assert(tf.size(texts) > 0, ["empty"])
-    return tf.strings.unicode_decode(texts, "UTF-8")
+    return tokens(tf.strings.unicode_decode(decode(texts), "UTF-8"))
 
   def packed(segments, seq_length):
+    segments = use(segments)
     rows = tf.shape(segments[0].row_lengths())[0]
     start = tf.fill([rows, 1], 1)
     kept = [s[:, : (seq_length - 1) // len(segments) - 1] for s in segments]
@@ -856,26 +905,28 @@ def _preprocessor(
   if with_tokenize:
     root.tokenize = _callable(split, [_TEXTS])
   if special and with_tokenize:
+    ids = {
+      "mask_id": 3,
+      "start_of_sequence_id": 1,
+      "end_of_segment_id": 2,
+      "padding_id": 0,
+      **(special_ids or {}),
+    }
     special_tokens = tf.function(
-      lambda: {
-        "mask_id": tf.constant(3),
-        "start_of_sequence_id": tf.constant(1),
-        "end_of_segment_id": tf.constant(2),
-        "padding_id": tf.constant(0),
-      }
+      lambda: {name: tf.constant(i) for name, i in ids.items()}
     )
     special_tokens.get_concrete_function()
     root.tokenize.get_special_tokens_dict = special_tokens
   if pack_with_length:
     root.bert_pack_inputs = _callable(
       lambda segments, seq_length=8: packed(segments, seq_length),
-      [[ragged, ragged], tf.TensorSpec([], tf.int32)],
+      *([[ragged] * n, tf.TensorSpec([], tf.int32)] for n in packs),
     )
   else:
     root.bert_pack_inputs = _callable(
       lambda segments: packed(segments, 8), [[ragged, ragged]]
     )
-  _write(root, directory)
+  _write(root, directory, card=card)
 
 
 def _encoder(
@@ -1095,6 +1146,11 @@ def _nameless_table(directory):
   root = _callable(table.lookup, [_TEXTS])
   root.table = table
   _write(root, directory, root.__call__.get_concrete_function(_TEXTS))
+
+
+def _strictly(texts):
+  codes = tf.strings.unicode_decode(texts, "UTF-8", errors="strict")
+  return tf.strings.unicode_encode(codes, "UTF-8")
 
 
 def _past(x, position):
@@ -1556,6 +1612,55 @@ _BROKEN = (
     "cannot be called alone",
   ),
   ("T1", _of(_text_embedding, cut=16), "The last of 8 words.* has no effect"),
+  ("T1", _of(_text_embedding, cut=100), "The last of 32 words"),
+  ("T1", _of(_of_words, shift=1), "another vector for '.*' than a call"),
+  ("R7", _of(_of_words, only="sum"), "combiner changes nothing"),
+  ("R8", _of(_of_words, decode=_strictly), "A text that is not UTF-8 fails"),
+  ("R8", _of(_preprocessor, decode=_strictly), "A text that is not UTF-8"),
+  (
+    "T2",
+    _of(_preprocessor, packs=(2, 3), use=lambda segments: segments[:2]),
+    "3 segments in 12 tokens: ",
+  ),
+  (
+    "T2",
+    _of(_preprocessor, tokens=lambda x: x[:, :999]),
+    "The last of 600 words has no tokens",
+  ),
+  (
+    "T2",
+    _of(_preprocessor, tokens=lambda x: x[:, :-5]),
+    "'the' has no tokens",
+  ),
+  (
+    "T2",
+    _of(_preprocessor, card=f"{_CARD} | `do_lower_case` | true |"),
+    "says that do_lower_case is true",
+  ),
+  (
+    "T2",
+    _of(
+      _preprocessor,
+      decode=tf.strings.lower,
+      card=f"{_CARD} `do_lower_case`: False",
+    ),
+    "says that do_lower_case is false",
+  ),
+  (
+    "T7",
+    _of(_preprocessor, special_ids={"mask_id": 1}),
+    "are both 1",
+  ),
+  (
+    "T7",
+    _of(_preprocessor, special_ids={"mask_id": ord("t")}),
+    "mask_id is 116, which is the id of a token of texts",
+  ),
+  (
+    "T7",
+    _of(_preprocessor, special_ids={"vocab_size": 900}),
+    "vocab_size is 900, and there are ids up to",
+  ),
   ("T2", _of(_preprocessor, with_tokenize=False), "no sub-object `tokenize`"),
   ("T2", _of(_preprocessor, pack_with_length=False), "and a seq_length"),
   ("T2", _of(_preprocessor, longest=9), "cannot run in Dataset.map"),
@@ -1791,12 +1896,13 @@ _INTACT = (
   ("vector", _of(_layers, training=(_moves, _dropout))),
   ("Keras 3 export", _of(_of_keras_3, offset=False)),
   ("grey image", _of(_image, spec=_GREY_IMAGES)),
-  ("preprocessor", _preprocessor),
+  ("preprocessor", _of(_preprocessor, packs=(1, 2))),
   (
     "encoder",
     _of(_encoder, mlm="mlm_logits", card=f"{_CARD} Its preprocessor is …"),
   ),
   ("text embedding", _text_embedding),
+  ("text embedding", _of_words),
   ("word embedding", _word_embedding),
   ("generator", _generator),
   ("cell", _cell),

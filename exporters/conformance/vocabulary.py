@@ -11,6 +11,7 @@ import tensorflow as tf
 from exporters.conformance import op_audit
 
 _VARIABLES = "variables/variables"
+_CHECKPOINT = b"_CHECKPOINTABLE_OBJECT_GRAPH"
 _MOST = 64  # Words from each file, table or constant.
 _SOURCES = 4  # The files, tables and constants with the most words.
 
@@ -40,6 +41,14 @@ def words(
   return list(itertools.chain.from_iterable(turns))
 
 
+def of_assets(directory: str, files: Iterable[str]) -> Iterator[list[str]]:
+  """Yields the lines of each asset."""
+  for file in files:
+    if file.startswith("assets/"):
+      with open(os.path.join(directory, file), errors="replace") as f:
+        yield f.read(2**24).splitlines()
+
+
 def numbers(nodes: Iterable[op_audit.Node]) -> list[int]:
   """Returns the integers in constant vectors, which may be keys of tables."""
   tensors = [
@@ -59,10 +68,7 @@ def _entries(
   directory: str, files: Iterable[str], nodes: Iterable[op_audit.Node]
 ) -> Iterator[list[str]]:
   """Yields the strings of each text file, table, variable and constant."""
-  for file in files:
-    if file.startswith("assets/"):
-      with open(os.path.join(directory, file), errors="replace") as f:
-        yield f.read(2**24).splitlines()
+  yield from of_assets(directory, files)
   if f"{_VARIABLES}.index" in files:
     checkpoint = tf.train.load_checkpoint(os.path.join(directory, _VARIABLES))
     for name, dtype in checkpoint.get_variable_to_dtype_map().items():
@@ -70,9 +76,8 @@ def _entries(
         yield _texts(checkpoint.get_tensor(name))
   for node in nodes:
     values = node.attr["value"].tensor.string_val
-    if (
-      node.op == "Const" and len(values) > 1 and "tensor_name" not in node.name
-    ):
+    # The names of the variables in the checkpoint are constants too.
+    if node.op == "Const" and len(values) > 1 and _CHECKPOINT not in values:
       yield _texts([*values])
 
 
