@@ -121,8 +121,17 @@ def size_is_free(subject: Subject) -> findings.Finding:
       "Trace with None for all if the architecture allows it.",
     )
   n = subject.example(1).shape[-2]
-  for *frames, height, width in ((5, n, n), (8, n * 3 // 2, n * 9 // 8)):
-    subject.model(subject.example(1, (*frames[3 - size.rank :], height, width)))
+  few, more = ((5,), (8,)) if size.rank == 3 else ((), ())
+  for other in ((*few, n, n), (*more, n, 2 * n)):
+    try:
+      subject.model(subject.example(1, other))
+    except (tf.errors.OpError, ValueError) as e:
+      return findings.failed(
+        f"A size of {other} fails: {subject_lib.cause(e)}",
+        "Compute shapes from tf.shape, or trace with the size that it takes.",
+      )
+  # Some architectures take multiples of a size only.
+  subject.model(subject.example(1, (*more, n * 3 // 2, n * 9 // 8)))
   return findings.passed(f"free: {names}")
 
 

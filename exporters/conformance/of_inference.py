@@ -82,13 +82,11 @@ def batch_is_free(subject: Subject) -> findings.Finding:
       f"A text that is not UTF-8 fails its whole batch: {problem}",
       'Decode with errors="replace".',
     )
-  zeros = subject_lib.scaled(subject.example(2), 0.0)
-  for name, y in _outputs(subject, zeros).items():
-    if _is_endless(y):
-      return findings.failed(
-        f"For inputs that are all 0 an output ({name}) is NaN or infinite.",
-        "Divide by no number that may be 0.",
-      )
+  if name := _endless_for_zeros(subject):
+    return findings.failed(
+      f"For inputs that are all 0 an output ({name}) is NaN or infinite.",
+      "Divide by no number that may be 0, such as one of words or of pixels.",
+    )
   if not subject.is_batched:
     return findings.passed("the first dimension is free")
   rows: dict[str, list[int]] = {}
@@ -132,6 +130,17 @@ def _strict(subject: Subject) -> str:
     subject.model(tf.concat([texts[:1], tf.fill(texts[1:].shape, _BYTES)], 0))
   except Exception as e:
     return subject_lib.cause(e)
+  return ""
+
+
+def _endless_for_zeros(subject: Subject) -> str:
+  """Names an output that is not finite where inputs are 0, as padding is."""
+  inputs = subject_lib.scaled(subject.example(2), 0.0)
+  for zeros in (inputs, _padded(inputs, np.ones(2), 0)):
+    with contextlib.suppress(tf.errors.OpError):  # 0 may be no id.
+      for name, y in _outputs(subject, zeros).items():
+        if _is_endless(y):
+          return name
   return ""
 
 
@@ -192,15 +201,12 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
       f"A call in inference changes {findings.some(changed)}.",
       "Update variables with training=True only.",
     )
-  if subject.is_batched:
-    alone = _row(subject, inputs, [0], 0)
-    for beside in _besides(subject, inputs):
-      if problem := _difference(alone, beside):
-        return findings.failed(
-          f"An input has other outputs in a batch than alone: {problem}.",
-          "Compute each output from its own input. Use the moving averages of"
-          " batch normalization.",
-        )
+  if subject.is_batched and (problem := _mixed(subject, inputs)):
+    return findings.failed(
+      f"An input has other outputs in a batch than alone: {problem}.",
+      "Compute each output from its own input. Use the moving averages of"
+      " batch normalization.",
+    )
   if not _depends_on_input(subject, inputs, first):
     dtypes = {x.dtype for x in tf.nest.flatten(inputs)}
     if not any(dtype.is_floating for dtype in dtypes):
@@ -250,23 +256,57 @@ def _cast(inputs: Any, form: Any) -> Any:
   return made if all(tf.nest.flatten(back)) else None
 
 
-def _besides(subject: Subject, inputs: Any) -> Iterator[dict[str, np.ndarray]]:
-  """Yields the outputs for the first of several inputs in batches."""
-  size = sum(map(tf.size, tf.nest.flatten(inputs, expand_composites=True)))
+def _mixed(subject: Subject, inputs: Any) -> str:
+  """Describes how outputs depend on the rest of the batch; empty if not."""
   others = [*range(1, _ROWS)]
-  for indices in ([0, *others], [2, 0], [*others * 5, 0]):
-    if len(indices) <= _ROWS or size <= _ELEMENTS:
-      yield _row(subject, inputs, indices, indices.index(0))
+  alone = _row(subject, inputs, [0], 0)
+  batches = [[0, *others], [2, 0]]
+  size = sum(map(tf.size, tf.nest.flatten(inputs, expand_composites=True)))
+  if size <= _ELEMENTS:
+    batches.append([*others * 5, 0])
+  for indices in batches:
+    beside = _row(subject, inputs, indices, indices.index(0))
+    if problem := _difference(alone, beside):
+      return problem
+  is_odd = np.arange(_ROWS) % 2
+  for changed in (
+    _multiplied(inputs, np.where(is_odd, 255, 1)),
+    _multiplied(inputs, np.where(is_odd, np.nan, 1)),
+    _padded(inputs, is_odd, 2),
+  ):
+    with contextlib.suppress(tf.errors.OpError):  # The model may refuse some.
+      for row in (0, 1):
+        alone = _row(subject, changed, [row], 0)
+        beside = _row(subject, changed, [*range(_ROWS)], row)
+        if problem := _difference(alone, beside):
+          return problem
+  return ""
 
-  def scaled(x: Any) -> Any:  # All but the first.
+
+def _padded(inputs: Any, rows: np.ndarray, start: int) -> Any:
+  """Sets the integers of some rows to 0, from a position on."""
+
+  def padded(x: Any) -> Any:
+    if not isinstance(x, tf.Tensor) or not x.dtype.is_integer or not x.ndim:
+      return x
+    is_kept = np.expand_dims(rows == 0, [*range(1, x.ndim)])
+    if x.ndim > 1:
+      positions = np.expand_dims(np.arange(x.shape[1]), [0, *range(2, x.ndim)])
+      is_kept = is_kept | (positions < start)
+    return x * tf.cast(is_kept, x.dtype)
+
+  return tf.nest.map_structure(padded, inputs)
+
+
+def _multiplied(inputs: Any, factors: np.ndarray) -> Any:
+  """Multiplies each row of the floats of an input by a factor of its own."""
+
+  def multiplied(x: Any) -> Any:
     if not _floats([x]) or not x.shape.rank:
       return x
-    factors = np.where(np.arange(_ROWS), 255, 1)
     return x * tf.cast(np.expand_dims(factors, [*range(1, x.ndim)]), x.dtype)
 
-  larger = tf.nest.map_structure(scaled, inputs)
-  with contextlib.suppress(tf.errors.OpError):  # The model may refuse some.
-    yield _row(subject, larger, [*range(_ROWS)], 0)
+  return tf.nest.map_structure(multiplied, inputs)
 
 
 def _is_same(first: np.ndarray, second: np.ndarray) -> bool:

@@ -20,6 +20,8 @@ Subject = subject_lib.Subject
 _MOMENTUM = "batch_norm_momentum"
 # Names of moving averages of batch normalization in programs without a library.
 _STATISTIC = re.compile("(mean|var|std|average|avg)[^/]*$")
+# Those, and exponential moving averages of weights.
+_AVERAGE = re.compile(f"(^|[_/.])ema([_:]|$)|{_STATISTIC.pattern}")
 _ASSIGNS = re.compile("Assign.*VariableOp|ResourceScatter.*")
 # Names or values of arguments that may select training.
 _MODE = re.compile("train|infer|eval|determin")
@@ -173,19 +175,22 @@ def _standing(subject: Subject) -> list[str]:
   ):
     before = [v.numpy() for v in subject.resting]
     subject.model(subject.example(), training=True)
+    between = [v.numpy() for v in subject.resting]
+    # Of another size, so of other values: an average may be that of its batch.
+    subject.model(subject.example(_ROWS), training=True)
     still = [
       v
-      for v, value in zip(subject.resting, before, strict=True)
+      for v, *values in zip(subject.resting, before, between, strict=True)
       # Infinite averages stay where they are, and R5 names them.
       if v.dtype.is_floating
-      and np.array_equal(v, value)
-      and np.isfinite(value).all()
+      and np.isfinite(values[0]).all()
+      and (np.array_equal(*values) or np.array_equal(v, values[1]))
     ]
   standing = [v.name for v in still if v.ref() in averages]
   others = [
     v.name
     for v in still
-    if v.ref() not in named and v.shape.rank and _STATISTIC.search(v.name)
+    if v.ref() not in named and v.shape.rank and _AVERAGE.search(v.name)
   ]
   if not others:
     return standing
@@ -307,13 +312,15 @@ def _badly_followed(
     and _STATISTIC.search(v.name)
   ]
   slow, fast = (
-    _updates(subject, {**steady, _MOMENTUM: m}, averages) for m in (0.9, 0.5)
+    _updates(subject, {**steady, _MOMENTUM: m}, averages, _ROWS)
+    for m in (0.9, 0.5)
   )
+  of_batches = _of_batches(subject, averages, steady)
   deaf, inverse = [], []
   for v, x, y in zip(averages, slow, fast, strict=True):
     old = v.numpy()
-    if v.ref() not in named and np.array_equal(x, old):
-      continue  # A constant.
+    if v.ref() not in named and v.ref() not in of_batches:
+      continue  # A constant, or an average of weights.
     if np.array_equal(x, y):
       deaf.append(v.name)
     elif np.linalg.norm(x - old) > (
@@ -393,7 +400,9 @@ def _settled(
     if found is None:
       return None
     training, statistics, shares = found
-    if finding := momentum and _unlike_momentum(averages, shares):
+    if finding := momentum and _unlike_momentum(
+      exact, averages, shares, arguments
+    ):
       return finding
     for v, value in zip(averages, statistics, strict=True):
       v.assign(value)
@@ -409,16 +418,39 @@ def _settled(
 
 
 def _unlike_momentum(
-  averages: Sequence[tf.Variable], shares: Sequence[float]
+  subject: Subject,
+  averages: Sequence[tf.Variable],
+  shares: Sequence[float],
+  arguments: Mapping[str, Any],
 ) -> findings.Finding | None:
   """Finds moving averages that move by another share than 1 - momentum."""
+  of_batches = _of_batches(subject, averages, arguments)
   for v, share in zip(averages, shares, strict=True):
-    if not np.isclose(share, 1 - _HELD):
+    if v.ref() in of_batches and not np.isclose(share, 1 - _HELD):
       return findings.failed(
         f"With {_MOMENTUM}={_HELD} {v.name} keeps a share of {1 - share:.3g}.",
         "Compute momentum * average + (1 - momentum) * statistic.",
       )
   return None
+
+
+def _of_batches(
+  subject: Subject,
+  averages: Sequence[tf.Variable],
+  arguments: Mapping[str, Any],
+) -> set[Any]:
+  """Returns references of the averages whose update depends on the batch.
+
+  Those of weights do not.
+  """
+  first, second = (
+    _updates(subject, arguments, averages, size) for size in (_ROWS, 4)
+  )
+  return {
+    v.ref()
+    for v, x, y in zip(averages, first, second, strict=True)
+    if not np.array_equal(x, y)
+  }
 
 
 def _moved_once(
@@ -515,7 +547,9 @@ def _statistics(
   of_doubled = [x / share for x, share in zip(of_doubled, shares, strict=True)]
   # The variance of n values may have been multiplied by n / (n - 1).
   corrected = [
-    np.divide(x * y, 2 * x - y, out=x, where=~np.isclose(x, y) & (2 * x > y))
+    np.divide(
+      x * y, 2 * x - y, out=np.array(x), where=~np.isclose(x, y) & (2 * x > y)
+    )
     for x, y in zip(statistics, of_doubled, strict=True)
   ]
   return outputs, corrected, means
@@ -573,12 +607,13 @@ def _updates(
   subject: Subject,
   arguments: Mapping[str, Any],
   averages: Sequence[tf.Variable],
+  batch_size: int,
 ) -> list[np.ndarray]:
   with (
     gradients_lib.moved(subject.trainable_variables),
     subject.unchanged(),
   ):
-    subject.model(subject.example(), **arguments)
+    subject.model(subject.example(batch_size), **arguments)
     return [v.numpy() for v in averages]
 
 
