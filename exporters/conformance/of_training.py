@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from exporters.conformance import findings
 from exporters.conformance import gradients as gradients_lib
+from exporters.conformance import noise
 from exporters.conformance import op_audit
 from exporters.conformance import subject as subject_lib
 from exporters.reusable import graphs
@@ -360,6 +361,12 @@ def _noise_elsewhere(
         f"Training is no less noisy with {name}={rate} than with 0.4.",
         "Drop with this rate, in all layers with dropout or other noise.",
       )
+  if problem := noise.problem(subject):
+    return findings.failed(
+      f"{problem}.",
+      "Drop values of each example, and divide those that are kept by"
+      " 1 - rate. Add noise whose mean is 0.",
+    )
   return None
 
 

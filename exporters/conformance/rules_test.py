@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from exporters.conformance import findings
+from exporters.conformance import noise
 from exporters.conformance import of_inference
 from exporters.conformance import of_training
 from exporters.conformance import of_variables
@@ -303,6 +304,56 @@ def _first_follows(i, mean, batch_mean, momentum):
 def _dropout(x, rate, generator):
   del generator
   return tf.nn.dropout(x, rate)
+
+
+def _unscaled(x, rate, _):
+  return x * tf.cast(tf.random.uniform(tf.shape(x)) >= rate, tf.float32)
+
+
+def _drops_of_odd_rows(x, rate, _):
+  rows = tf.range(tf.shape(x)[0])[:, tf.newaxis] % 2
+  kept = tf.random.uniform(tf.shape(x)) >= rate * tf.cast(rows, tf.float32)
+  return x * tf.cast(kept, tf.float32) / (1 - rate * tf.cast(rows, tf.float32))
+
+
+def _alpha_dropout(x, rate, _):
+  """Keeps mean and variance of values whose mean is 0, and variance 1."""
+  kept = tf.cast(tf.random.uniform(tf.shape(x)) >= rate, tf.float32)
+  scale = tf.math.rsqrt((1 - rate) * (1 + rate * 1.7**2))
+  return scale * (x * kept - 1.7 * (1 - kept)) + scale * 1.7 * rate
+
+
+def _stochastic_depth(x, rate, _):
+  kept = tf.floor(1 - rate + tf.random.uniform([tf.shape(x)[0], 1]))
+  return x + tf.tanh(x) * kept / (1 - rate)
+
+
+def _scaled_later(x, rate, _):
+  return _unscaled(x, rate, _) @ tf.ones([4, 4]) / (1 - rate)
+
+
+# Noise that is as it should be, or of a form that cannot be measured.
+_NOISES = (
+  _dropout,
+  lambda x, rate, _: tf.nn.dropout(x, rate, [tf.shape(x)[0], 1]),
+  lambda x, rate, _: tf.nn.dropout(tf.nn.dropout(x, rate), rate),
+  lambda x, rate, _: x + tf.random.normal(tf.shape(x), 0.0, rate),
+  lambda x, rate, _: x + rate * tf.random.uniform(tf.shape(x), -1, 1),
+  lambda x, rate, _: (
+    x * tf.random.normal(tf.shape(x), 1.0, tf.sqrt(rate / (1 - rate)))
+  ),
+  lambda x, rate, _: x + x * rate * tf.random.normal(tf.shape(x)),
+  lambda x, rate, _: (
+    tf.nn.softmax(x - 1e9 * (1 - _unscaled(tf.ones_like(x), rate, _))) + x
+  ),
+  lambda x, rate, _: tf.where(
+    tf.random.uniform([tf.shape(x)[0], 1]) < rate, tf.reverse(x, [1]), x
+  ),
+  lambda x, rate, _: 2.0 * tf.nn.dropout(x, rate) + tf.nn.dropout(x, rate),
+  _alpha_dropout,
+  _stochastic_depth,
+  _scaled_later,
+)
 
 
 def _baked(inference, served):
@@ -1884,6 +1935,15 @@ _BROKEN += (
     _of(_image, served=lambda x: tf.cast(x, tf.float64)),
     "the dtypes float32 and float64",
   ),
+  *(
+    ("R7", _of(_layers, training=(_moves, drop)), words)
+    for drop, words in (
+      (_unscaled, r"is 0\.[56]\d* times its input"),
+      (lambda x, rate, _: tf.nn.dropout(x, rate) / (1 - rate), "1.7 times"),
+      (lambda x, rate, _: x + rate * tf.random.uniform(tf.shape(x)), "adds"),
+      (_drops_of_odd_rows, "not random for some examples"),
+    )
+  ),
   ("R13", _of(_image, card=_CARD + "\udcff"), "is not UTF-8: invalid start"),
   (
     "I1",
@@ -1978,6 +2038,22 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     finding = of_training.has_modes(self.subject(build))
     self.assertEqual(finding.verdict, findings.PASS, finding)
     self.assertRegex(finding.text, words)
+
+  @parameterized.parameters(*_NOISES)
+  def test_passes_noise(self, drop):
+    subject = self.subject(_of(_layers, training=(_moves, drop)))
+    self.assertEmpty(noise.problem(subject))
+
+  def test_passes_dropout_that_inference_scales(self):
+    def call(x, training=False, dropout_rate=0.1):
+      return (
+        _unscaled(x, dropout_rate, None) if training else x * (1 - dropout_rate)
+      )
+
+    subject = self.subject(
+      lambda directory: _two_modes(directory, call, _SCALAR)
+    )
+    self.assertEmpty(noise.problem(subject))
 
   def test_gradients_of_random_training_are_compared(self):
     build = _of(_layers, training=(_moves, _fixed_dropout))

@@ -1,0 +1,288 @@
+"""Measures the noise of single layers in the graph of a training call.
+
+A layer is computed by itself, from ones: what follows it would bend the mean of
+its noise. It is judged only if all that is made of the rates is understood.
+"""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from exporters.conformance import subject as subject_lib
+
+Subject = subject_lib.Subject
+
+_RATE = 0.4  # Of noise that is measured.
+_CALLS = 50  # In all of which an example keeps everything by chance: never.
+_ELEMENTS = 400_000  # Most values of a layer to compute.
+_ROWS, _SIZE = 8, 4  # Unknown dimensions, the first and others.
+_SHIFT = 0.05  # Of a mean, relative; and so many of its standard errors:
+_ERRORS = 6.0
+_INPUT, _NOISE, _STATE = "<input>", "<noise>", "<state>"  # What an op is of.
+_OF_SHAPE = ("OnesLike", "Rank", "Shape", "ShapeN", "Size", "ZerosLike")
+_MASKS = ("Floor", "Greater", "GreaterEqual", "Less", "LessEqual")
+_SCALES = ("Identity", "Mul", "RealDiv")
+
+
+@dataclasses.dataclass
+class _Layer:
+  """A layer with dropout or other noise.
+
+  Attributes:
+    taken: The Tensor from which it is computed.
+    made: What it makes of it.
+    ops: The ops between them that use the Tensor.
+    is_added: Whether its noise is added; otherwise a mask is multiplied.
+  """
+
+  taken: tf.Tensor
+  made: tf.Tensor
+  ops: list[tf.Operation]
+  is_added: bool
+
+
+def problem(subject: Subject) -> str:
+  """Describes a layer whose noise is wrong in training; empty if none is seen.
+
+  The mean of dropout is its input, that of added noise is 0, and dropout drops
+  of each example.
+  """
+  names = subject.rates
+  for trace in subject.traces if names else ():
+    arguments = subject.arguments_of(trace)
+    given = [arguments.get(name) for name in names]
+    if (
+      arguments.get("training") is True
+      and trace.structured_input_signature[0][0] == subject.spec
+      and all(isinstance(x, tf.TensorSpec) for x in given)
+    ):
+      found = _measured(subject, trace, arguments)
+      # Some drop without scaling in training, and scale in inference.
+      inference = [
+        {"training": False, **dict.fromkeys(names, x)} for x in (0.0, _RATE)
+      ]
+      return "" if found and subject.differ(*inference) else found
+  return ""
+
+
+def _measured(
+  subject: Subject, trace: Any, arguments: Mapping[str, Any]
+) -> str:
+  """Measures the layers of a trace, which has these arguments."""
+  specs = [
+    x
+    for x in tf.nest.flatten(trace.structured_input_signature)
+    if isinstance(x, tf.TypeSpec)
+  ]
+  scalars = {
+    name: trace.inputs[next(i for i, x in enumerate(specs) if x is spec)]
+    for name, spec in arguments.items()
+    if isinstance(spec, tf.TensorSpec) and name in subject.changed
+  }
+  layers = _layers(trace, scalars, {*subject.rates})
+  layers = [x for x in layers if math.prod(_shape(x.taken)) <= _ELEMENTS]
+  if not layers:
+    return ""
+  # Tensors of graphs cannot be keys.
+  ones = {layer.taken.name: np.ones(_shape(layer.taken)) for layer in layers}
+
+  def made(rate: float) -> list[np.ndarray]:
+    values = {**subject.changed, **dict.fromkeys(subject.rates, rate)}
+    fed = {x.name: values[name] for name, x in scalars.items()}
+    return session.run([layer.made for layer in layers], {**fed, **ones})
+
+  with tf.compat.v1.Session(graph=trace.graph) as session:
+    try:
+      usual, first = made(0.0), made(_RATE)
+      calls = [
+        [*map(_statistics, usual, first, made(_RATE))] for _ in range(_CALLS)
+      ]
+    except tf.errors.OpError:  # Other sizes would fit.
+      return ""
+  by_layer = zip(*calls, strict=True)
+  for layer, y, found in zip(layers, usual, by_layer, strict=True):
+    if said := _described(layer, y, *map(np.array, zip(*found, strict=True))):
+      return f"With {', '.join(subject.rates)} of {_RATE} {said}"
+  return ""
+
+
+def _statistics(
+  usual: np.ndarray, first: np.ndarray, made: np.ndarray
+) -> tuple[float, float, np.ndarray]:
+  """Returns mean and deviation of noise, and the rows unlike the first ones."""
+  noise = made - usual
+  unlike = (made != first).any(tuple(range(1, made.ndim)))
+  return np.mean(noise), np.std(noise), unlike
+
+
+def _described(
+  layer: _Layer,
+  usual: np.ndarray,
+  means: np.ndarray,
+  deviations: np.ndarray,
+  unlike: np.ndarray,
+) -> str:
+  """Describes what is wrong with a layer's noise; empty if nothing is.
+
+  Args:
+    layer: The layer.
+    usual: What it makes without noise.
+    means: The mean of its noise, by call.
+    deviations: The standard deviation of its noise, by call.
+    unlike: Whether rows differ from those of another call, by call and row.
+  """
+  name, changed = layer.made.op.name, unlike.any(0)
+  if layer.taken.shape[0] is None and changed.any() and not changed.all():
+    return f"{name} is not random for some examples of a batch"
+  shift = np.mean(means)
+  size = np.mean(deviations if layer.is_added else usual)
+  error = np.std(means) / np.sqrt(_CALLS)
+  # Not of NaN, either.
+  if not abs(shift) > max(_ERRORS * error, _SHIFT * abs(size)) or not size:
+    return ""
+  if layer.is_added:
+    return f"{name} adds noise whose mean is not 0"
+  return f"{name} is {1 + shift / size:.2g} times its input in the mean"
+
+
+def _shape(x: tf.Tensor) -> list[int]:
+  sizes = itertools.chain([_ROWS], itertools.repeat(_SIZE))
+  return [next(sizes) if n is None else n for n in x.shape]
+
+
+def _layers(
+  trace: Any, scalars: Mapping[str, tf.Tensor], rates: set[str]
+) -> list[_Layer]:
+  """Finds the layers; none if the rates are used in other ways too."""
+  of = _origins(trace, scalars)
+  layers = []
+  for op in of:
+    if subject_lib.RANDOM.match(op.type) and op.outputs[0].dtype.is_floating:
+      layer = _layer(op, of, rates)
+      if layer and _is_closed(layer, {x.name for x in scalars.values()}):
+        layers.append(layer)
+  owned = [op for x in layers for op in x.ops]
+  if len({*owned}) < len(owned):
+    return []
+  for op in {*of} - {*owned}:
+    kinds = [of[x.op] for x in op.inputs]
+    if any(_INPUT in kind for kind in kinds) and any(
+      kind & rates and _INPUT not in kind for kind in kinds
+    ):
+      return []
+  return layers
+
+
+def _origins(
+  trace: Any, scalars: Mapping[str, tf.Tensor]
+) -> dict[tf.Operation, frozenset[str]]:
+  """Returns what the value of each op depends on, not its shape.
+
+  This is the input, noise, a state such as a variable, and scalar arguments by
+  their names.
+  """
+  inputs = len(trace.inputs) - len(trace.captured_inputs)
+  own = {x.op: frozenset([_INPUT]) for x in trace.inputs[:inputs]}
+  own |= {x.op: frozenset([_STATE]) for x in trace.inputs[inputs:]}
+  own |= {x.op: frozenset([name]) for name, x in scalars.items()}
+  of: dict[tf.Operation, frozenset[str]] = {}
+  operations, before = trace.graph.get_operations(), None
+  while of != before:  # They are in no order.
+    before = dict(of)
+    for op in operations:
+      made = own.get(op, frozenset())
+      if op.type not in _OF_SHAPE:
+        made = made.union(*(of.get(x.op, ()) for x in op.inputs))
+      if subject_lib.RANDOM.match(op.type):
+        made |= {_NOISE}
+      of[op] = made
+  return of
+
+
+def _layer(
+  op: tf.Operation, of: Mapping[tf.Operation, frozenset[str]], rates: set[str]
+) -> _Layer | None:
+  """Returns the layer of a random op; None if it is of no known form."""
+  noise, merging = {op}, set()
+  queue = [op]
+  while queue:
+    for c in _consumers(queue.pop()):
+      if of[c] & {_INPUT, _STATE}:
+        merging.add(c)
+      elif c not in noise:
+        noise.add(c)
+        queue.append(c)
+  if len(merging) != 1:
+    return None
+  (merge,) = merging
+  is_mask = any(x.type in _MASKS for x in noise)
+  forms = ("Mul", "Select", "SelectV2") if is_mask else ("Add", "AddV2")
+  taken = [x for x in merge.inputs if _INPUT in of[x.op]]
+  others = [x for x in merge.inputs if _INPUT not in of[x.op]]
+  if merge.type not in forms or len(taken) != 1:
+    return None
+  if "Select" in merge.type and _INPUT in of[merge.inputs[0].op]:
+    return None
+  if any(_STATE in of[x.op] for x in others):
+    return None
+  before = list(_scaled(taken[0].op, of, up=True))
+  after = list(_scaled(merge, of, up=False))
+  ops = [*before, merge, *after]
+  numbers = [of[y.op] for x in (*noise, *ops) for y in x.inputs]
+  used = rates & set().union(*(x for x in numbers if _INPUT not in x))
+  if not used or (is_mask and not all("drop" in name for name in used)):
+    return None
+  if before:
+    taken = [x for x in before[-1].inputs if _INPUT in of[x.op]]
+  made = (after[-1] if after else merge).outputs[0]
+  is_float = taken[0].dtype in (tf.float32, tf.float64)
+  if not is_float or not taken[0].shape.rank:
+    return None
+  return _Layer(taken[0], made, ops, not is_mask)
+
+
+def _scaled(
+  op: tf.Operation, of: Mapping[tf.Operation, frozenset[str]], up: bool
+) -> Iterator[tf.Operation]:
+  """Yields ops that multiply by numbers: `op` and those before, or after it."""
+  if not up:
+    consumers = _consumers(op)
+    if len(consumers) != 1:
+      return
+    (op,) = consumers
+  data = [x for x in op.inputs if _INPUT in of[x.op]]
+  others = [of[x.op] for x in op.inputs if _INPUT not in of[x.op]]
+  if (
+    op.type not in _SCALES
+    or len(data) != 1
+    or (op.type == "RealDiv" and _INPUT not in of[op.inputs[0].op])
+    or any(x & {_NOISE, _STATE} for x in others)
+  ):
+    return
+  yield op
+  yield from _scaled(data[0].op if up else op, of, up)
+
+
+def _consumers(op: tf.Operation) -> set[tf.Operation]:
+  """Returns the ops that use the values of an op."""
+  return {
+    c for y in op.outputs for c in y.consumers() if c.type not in _OF_SHAPE
+  }
+
+
+def _is_closed(layer: _Layer, scalars: set[str]) -> bool:
+  """Returns whether a layer is computed from its input and scalars alone."""
+  seen, queue = scalars | {layer.taken.name}, [layer.made]
+  while queue:
+    x = queue.pop()
+    if x.name not in seen:
+      seen.add(x.name)
+      queue.extend(x.op.inputs)
+      if x.op.type == "Placeholder" or x.dtype == tf.resource:
+        return False
+  return True
