@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import dataclasses
 import itertools
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ _ROWS, _SIZE = 8, 4  # Unknown dimensions, the first and others.
 _SHIFT = 0.05  # Of a mean, relative; and so many of its standard errors:
 _ERRORS = 6.0
 _INPUT, _NOISE, _STATE = "<input>", "<noise>", "<state>"  # What an op is of.
+_DROPS = re.compile("drop|depth")  # Rates of masks that keep the mean.
 _OF_SHAPE = ("OnesLike", "Rank", "Shape", "ShapeN", "Size", "ZerosLike")
 _MASKS = ("Floor", "Greater", "GreaterEqual", "Less", "LessEqual")
 _SCALES = ("Identity", "Mul", "RealDiv")
@@ -235,7 +237,7 @@ def _layer(
   ops = [*before, merge, *after]
   numbers = [of[y.op] for x in (*noise, *ops) for y in x.inputs]
   used = rates & set().union(*(x for x in numbers if _INPUT not in x))
-  if not used or (is_mask and not all("drop" in name for name in used)):
+  if not used or (is_mask and not all(map(_DROPS.search, used))):
     return None
   if before:
     taken = [x for x in before[-1].inputs if _INPUT in of[x.op]]
