@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from exporters.conformance import embeddings
 from exporters.conformance import findings
 from exporters.conformance import gradients
 from exporters.conformance import subject as subject_lib
@@ -207,6 +208,12 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
       "Compute each output from its own input. Use the moving averages of"
       " batch normalization.",
     )
+  with contextlib.suppress(tf.errors.OpError, LookupError):
+    if problem := embeddings.confused(subject):
+      return findings.failed(
+        f"An id has the outputs of another one: {problem}.",
+        "Look up ids as they are: neither clipped, nor as smaller integers.",
+      )
   if not _depends_on_input(subject, inputs, first):
     dtypes = {x.dtype for x in tf.nest.flatten(inputs)}
     if not any(dtype.is_floating for dtype in dtypes):
@@ -234,12 +241,27 @@ def _of_other_form(
     same = _cast(inputs, form)
     if same is None:
       continue
-    if problem := _difference(expected, _outputs(subject, same)):
+    problem = _difference(expected, _outputs(subject, same))
+    for typed in _typed(inputs):
+      with contextlib.suppress(tf.errors.OpError):
+        problem = problem or _difference(
+          _outputs(subject, typed), _outputs(subject, _cast(typed, form))
+        )
+    if problem:
       return findings.failed(
         f"A call with {form} does not compute the same: {problem}.",
         "Convert the input, and call the same function.",
       )
   return None
+
+
+def _typed(inputs: Any) -> Iterator[Any]:
+  """Yields the inputs of an encoder with a second segment, which few refuse."""
+  if isinstance(inputs, Mapping) and "input_type_ids" in inputs:
+    types = inputs["input_type_ids"]
+    length = types.shape[-1]
+    second = tf.cast(tf.range(length) >= length // 2, types.dtype)
+    yield {**inputs, "input_type_ids": tf.zeros_like(types) + second}
 
 
 def _cast(inputs: Any, form: Any) -> Any:
@@ -494,6 +516,7 @@ def _served_otherwise(subject: Subject, name: str) -> str:
   example = called.example(_ROWS + 1)
   for inputs in (
     example,
+    *_typed(example),
     *_other_inputs(called, called.example(2)),
     *_of_other_size(called),
   ):

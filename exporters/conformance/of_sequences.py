@@ -1,5 +1,6 @@
 """Rules for recurrent models: G1 to G3 for generators, C1 for cells."""
 
+from collections.abc import Callable, Sequence
 import re
 
 import numpy as np
@@ -12,6 +13,8 @@ from exporters.reusable import comparison
 Subject = subject_lib.Subject
 
 _PROMPTS = ("It is", "", "naïve")
+_LIST = "return the list of all"
+_COLD = 1e-3  # A temperature at which the most likely ids are taken.
 # What tokenizers write for words that they do not know.
 _UNKNOWN = re.compile("unk|⁇", re.I)
 
@@ -19,15 +22,21 @@ _UNKNOWN = re.compile("unk|⁇", re.I)
 def generates(subject: Subject) -> findings.Finding:
   """`generate` returns a text for each prompt, the same for the same seed."""
 
-  def texts(count: int, seed: int) -> list[bytes]:
+  def texts(
+    seed: int,
+    prompts: Sequence[str] = _PROMPTS,
+    length: int = 32,
+    temperature: float = 1.0,
+  ) -> list[bytes]:
     made = subject.model.generate(
-      tf.constant(_PROMPTS[:count]), length=32, temperature=1.0, seed=seed
+      tf.constant(prompts), length=length, temperature=temperature, seed=seed
     )
-    return tf.ensure_shape(tf.cast(made, tf.string), [count]).numpy().tolist()
+    count = [len(prompts)]
+    return tf.ensure_shape(tf.cast(made, tf.string), count).numpy().tolist()
 
   try:
-    texts(1, 0)
-    first, again, *others = [texts(3, seed) for seed in (1, 1, 2, 3, 4)]
+    texts(0, _PROMPTS[:1])
+    first, again, *others = [texts(seed) for seed in (1, 1, 2, 3, 4)]
   except Exception as e:
     return findings.failed(
       "`generate` does not continue strings [batch] with the arguments length,"
@@ -44,7 +53,39 @@ def generates(subject: Subject) -> findings.Finding:
       "`generate` returns the same texts for four seeds.",
       "Make the random numbers depend on the seed.",
     )
+  if problem := _ignored(texts):
+    return findings.failed(
+      f"`generate` {problem}.", "Continue each prompt with these arguments."
+    )
   return findings.passed("any number of prompts, the same by seed")
+
+
+def _ignored(texts: Callable[..., list[bytes]]) -> str:
+  """Names an argument without effect, or describes a wrong use of prompts.
+
+  Args:
+    texts: Generates texts for a seed, prompts, a length and a temperature.
+  """
+  seeds = (1, 2)
+  usual = [texts(seed) for seed in seeds]
+  for changed in ({"length": 8}, {"temperature": _COLD}):
+    if usual == [texts(seed, **changed) for seed in seeds]:
+      return f"ignores {', '.join(changed)}"
+  prompts = [("It is", x, "naïve") for x in ("The end", "A list.")]
+  is_deaf = []
+  for seed, temperature in ((1, 1.0), (2, 1.0), (1, _COLD)):
+    first, second = (texts(seed, x, temperature=temperature) for x in prompts)
+    if first[::2] != second[::2]:
+      return "continues a prompt otherwise beside another one"
+    is_deaf.append(first[1] == second[1])
+  if all(is_deaf):
+    return "ignores a prompt, or continues another one"
+  (made,) = texts(1, [_LIST])
+  made = made.decode(errors="replace")
+  # It may return the continuation alone.
+  if _LIST[-8:] in made and _LIST not in made and not _UNKNOWN.search(made):
+    return f"returns {made[: len(_LIST)]!r}… for the prompt {_LIST!r}"
+  return ""
 
 
 def steps(subject: Subject) -> findings.Finding:
@@ -77,7 +118,7 @@ def steps(subject: Subject) -> findings.Finding:
 
 def tokenizes(subject: Subject) -> findings.Finding:
   """`tokenize` returns int32 ids that a call takes; `detokenize` undoes it."""
-  texts = tf.constant(["It is", "the end"])
+  texts = tf.constant(["It is", "the end", "the end " * 200])
   try:
     ids = subject.model.tokenize(texts)
     logits = subject.model(ids.to_tensor())
@@ -99,7 +140,13 @@ def tokenizes(subject: Subject) -> findings.Finding:
     for x, y in zip(texts.numpy(), again.numpy(), strict=True)
   ]
   is_known = not any(_UNKNOWN.search(" ".join(y)) for _, y in pairs)
-  if is_known and all(x != y for x, y in pairs):
+  kept = [x == y for x, y in pairs]
+  if kept[1] and not kept[2]:
+    return findings.failed(
+      f"The ids of {len(pairs[2][0])} words are those of {len(pairs[2][1])}.",
+      "Return all ids of a text, of any length.",
+    )
+  if is_known and not any(kept):
     return findings.failed(
       f"`detokenize` makes {' '.join(pairs[1][1])!r} of the ids of"
       f" {' '.join(pairs[1][0])!r}.",

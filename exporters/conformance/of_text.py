@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from exporters.conformance import embeddings
 from exporters.conformance import findings
 from exporters.conformance import subject as subject_lib
 from exporters.conformance import vocabulary
@@ -31,6 +32,10 @@ _ALONE = ("the", "2026")  # Texts of which any tokenizer makes tokens.
 _INPUTS = ("input_word_ids", "input_mask", "input_type_ids")
 _WORDS = (("the", "qxzvjk", "of"), ("", "", ""), ("is", "?", ""))
 _ORDER = "the order of the tokens"
+_MOST = 512  # Tokens.
+_LEAST = 0.9  # Share of the rows of a table that are tokens.
+_CASED = 0.1  # Share of tokens with capitals that shows the casing.
+_IN_BRACKETS = re.compile(r"\[.+\]|<.+>")
 _TRIED = 4  # Words to look up.
 _CASING = re.compile(r"do_lower_case\W+(true|false)", re.I)
 _SPECIAL = (
@@ -405,30 +410,63 @@ def encodes(subject: Subject) -> findings.Finding:
       f"{findings.some(wrong)} is not float32.", "Cast it."
     )
   effects: dict[int, dict[str, float]] = {}
-  for length in (8, 16, 40, 160):
+  positions = embeddings.tables(subject).positions
+  for length in (8, 16, 40, min(positions or 160, _MOST)):
+    start = length // 2 if length <= 40 else length - 4
+    problem = ""
     try:
-      problem, effects[length] = _encoded(subject, length)
+      if length <= 40:
+        problem = _encoded(subject, length)
+      effects[length] = _effects(subject, length, start)
     except Exception as e:
       if effects:  # The position table may end here.
         break
       problem = f"a call fails: {subject_lib.cause(e)}"
     for name, effect in effects.get(length, {}).items():
-      if name == _ORDER and length > 40:
+      if name == _ORDER and length > 40 and not positions:
         continue  # Positions past the table may be its last one.
       # Sums over tokens in another order differ by rounding.
       least, none = (1e-4, 1e-5) if name == _ORDER else (1e-6, 1e-9)
       if not problem and effects[8][name] > least and effect < none:
-        problem = f"{name} has no effect from token {length // 2} on"
+        problem = f"{name} has no effect from token {start} on"
     if problem:
       return findings.failed(
         f"With {length} tokens {problem}.",
         "Use mask, types and positions at every position.",
       )
+  if finding := _takes_list_otherwise(subject):
+    return finding
   return findings.passed(f"as an encoder, with {max(effects)} tokens too")
 
 
-def _encoded(subject: Subject, length: int) -> tuple[str, dict[str, float]]:
-  """Returns an error, or effects of the second half: mask, types and order."""
+def _takes_list_otherwise(subject: Subject) -> findings.Finding | None:
+  """Finds a trace for lists that mixes up the inputs.
+
+  Their order is that of BERT or, as Keras sorts them, of their names.
+  """
+  inputs = subject.example(2)
+  types = tf.cumsum(tf.ones_like(inputs["input_type_ids"]), 1) // 9
+  inputs["input_type_ids"] = tf.minimum(types, 1)
+  for form in subject.forms:
+    if isinstance(form, Mapping) or len(form) != len(_INPUTS):
+      continue
+    results = []
+    for names in (_INPUTS, sorted(_INPUTS)):
+      given = [
+        tf.cast(inputs[x], y.dtype) for x, y in zip(names, form, strict=True)
+      ]
+      results.append(subject.model(given)["pooled_output"])
+    expected = subject.model(inputs)["pooled_output"]
+    if not any(np.allclose(x, expected, atol=1e-4) for x in results):
+      return findings.failed(
+        "A list of the inputs has other outputs than a dict of them.",
+        f"Take {', '.join(_INPUTS)} in this order.",
+      )
+  return None
+
+
+def _encoded(subject: Subject, length: int) -> str:
+  """Describes wrong outputs; empty if they are right."""
   inputs = subject.example(2, (length,))
   half = tf.cast(tf.range(length) >= length // 2, tf.int32)[tf.newaxis]
   ids = inputs["input_word_ids"]
@@ -437,27 +475,23 @@ def _encoded(subject: Subject, length: int) -> tuple[str, dict[str, float]]:
   other = {"input_word_ids": ids + past * (tf.reverse(ids, [0]) - ids)}
   inputs["input_mask"] = tf.ones_like(ids)
   mask = {"input_mask": inputs["input_mask"] - half}
-  types = {"input_type_ids": inputs["input_type_ids"] + half}
   outputs = subject.model(inputs)
   sequence, pooled = outputs["sequence_output"], outputs["pooled_output"]
   expected = ([2, length, sequence.shape[-1]], [2, sequence.shape[-1]])
   if (sequence.shape, pooled.shape) != expected:
-    return f"outputs have the shapes {sequence.shape}, {pooled.shape}", {}
+    return f"outputs have the shapes {sequence.shape}, {pooled.shape}"
   if np.any(pooled != outputs["default"]):
-    return "default is not pooled_output", {}
+    return "default is not pooled_output"
   layers = outputs["encoder_outputs"]
   is_list = isinstance(layers, Sequence) and layers
   if not is_list or np.any(layers[-1] != sequence):
-    return "encoder_outputs is no list that ends with sequence_output", {}
+    return "encoder_outputs is no list that ends with sequence_output"
   if np.all(subject.model({**inputs, **other})["pooled_output"] == pooled):
-    return "pooled_output does not depend on the tokens", {}
+    return "pooled_output does not depend on the tokens"
 
   def encode(changed: Mapping[str, Any]) -> list[np.ndarray]:
     y = subject.model({**inputs, **changed})
     return [y["sequence_output"].numpy(), y["pooled_output"].numpy()[:, None]]
-
-  def change(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.abs(x - y) / np.max(np.abs(x))
 
   plain, masked = encode({}), encode(mask)
   try:
@@ -473,20 +507,41 @@ def _encoded(subject: Subject, length: int) -> tuple[str, dict[str, float]]:
   ]
   for i, of in enumerate(("the output of the first", "pooled_output")):
     seen, hidden, padded = (
-      change(x[i][:, 0], y[i][:, 0]).max() for x, y in pairs
+      _change(x[i][:, 0], y[i][:, 0]).max() for x, y in pairs
     )
     if seen > 1e-6 and hidden > 0.01 * seen:
-      return f"tokens whose mask is 0 change {of}", {}
+      return f"tokens whose mask is 0 change {of}"
     if seen > 1e-6 and padded > 0.01 * seen:
-      return f"appended tokens whose mask is 0 change {of}", {}
-  turned = [*range(length // 2), *reversed(range(length // 2, length))]
-  reordered = encode({"input_word_ids": tf.gather(ids, turned, axis=1)})
-  return "", {
-    "input_mask": change(plain[0], masked[0]).max(),
-    "input_type_ids": change(plain[0], encode(types)[0]).max(),
+      return f"appended tokens whose mask is 0 change {of}"
+  return ""
+
+
+def _effects(subject: Subject, length: int, start: int) -> dict[str, float]:
+  """Returns the effects from a token on: of mask, types and order."""
+  inputs = subject.example(1, (length,))
+  ids = inputs["input_word_ids"]
+  last = tf.cast(tf.range(length) >= start, tf.int32)[tf.newaxis]
+  inputs["input_mask"] = tf.ones_like(ids)
+  turned = [*range(start), *reversed(range(start, length))]
+
+  def encode(**changed: tf.Tensor) -> np.ndarray:
+    return subject.model({**inputs, **changed})["sequence_output"].numpy()
+
+  plain = encode()
+  masked = encode(input_mask=inputs["input_mask"] - last)
+  typed = encode(input_type_ids=inputs["input_type_ids"] + last)
+  reordered = encode(input_word_ids=tf.gather(ids, turned, axis=1))
+  others = {
+    "input_mask": masked,
+    "input_type_ids": typed,
     # Without positions, the outputs are reordered as the tokens are.
-    _ORDER: change(plain[0], reordered[0][:, turned]).max(),
+    _ORDER: reordered[:, turned],
   }
+  return {name: _change(plain, x).max() for name, x in others.items()}
+
+
+def _change(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  return np.abs(x - y) / np.max(np.abs(x))
 
 
 def names_its_preprocessor(subject: Subject) -> findings.Finding:
@@ -534,7 +589,11 @@ def has_language_model(subject: Subject) -> findings.Finding:
   elif np.all(logits >= 0) and np.allclose(tf.reduce_sum(logits, -1), 1):
     problem = "are probabilities: each row sums to 1"
   else:
-    problem = _misplaced(mlm, inputs) or _untied(subject, mlm, inputs)
+    problem = (
+      _misplaced(mlm, inputs)
+      or _unordered(subject, mlm, inputs)
+      or _untied(subject, mlm, inputs)
+    )
   if problem:
     return findings.failed(
       f"mlm_logits {problem}.",
@@ -576,6 +635,40 @@ def _misplaced(mlm: Any, inputs: Mapping[str, Any]) -> str:
   usual = max(set(offsets), key=offsets.count)
   if usual and offsets.count(usual) > 0.6 * len(offsets):
     return f"are those of a position {-usual:+} from masked_lm_positions"
+  return ""
+
+
+def _unordered(subject: Subject, mlm: Any, inputs: Mapping[str, Any]) -> str:
+  """Returns an error if logits are clipped, sorted, or ignore an input."""
+  longer = {**inputs, **subject.example(2, (2 * _LENGTHS[1],))}
+  try:
+    _ = mlm(longer)
+    inputs = longer
+  except Exception:  # It takes only some lengths.
+    pass
+  ids = inputs["input_word_ids"]
+  inputs = {**inputs, "input_mask": tf.ones_like(ids)}
+  logits = _mlm_logits(mlm, inputs, ids.numpy())
+  for row, of_row in zip(ids.numpy().tolist(), logits, strict=True):
+    found: dict[bytes, int] = {}
+    for position, (token, x) in enumerate(zip(row, of_row, strict=True)):
+      first = found.setdefault(x.tobytes(), position)
+      if row[first] != token:
+        return f"are the same at the positions {first} and {position}"
+  places = tf.tile(tf.range(ids.shape[1])[tf.newaxis, ::-1], [2, 1])
+  turned = mlm({**inputs, "masked_lm_positions": places})["mlm_logits"]
+  if _change(logits[:, ::-1], turned.numpy()).max() > 1e-3:
+    return "are in another order than masked_lm_positions"
+  last = tf.cast(tf.range(ids.shape[1]) >= ids.shape[1] // 2, tf.int32)
+  encoder_inputs = {name: inputs[name] for name in _INPUTS}
+  usual = subject.model(encoder_inputs)["sequence_output"]
+  for name in ("input_mask", "input_type_ids"):
+    other = {name: tf.math.floormod(inputs[name] + last, 2)}
+    changed = subject.model({**encoder_inputs, **other})["sequence_output"]
+    is_used = _change(usual.numpy(), changed.numpy()).max() > 1e-6
+    others = _mlm_logits(mlm, {**inputs, **other}, ids.numpy())
+    if is_used and np.array_equal(others, logits):
+      return f"do not depend on {name}, as sequence_output does"
   return ""
 
 
@@ -669,4 +762,20 @@ def names_its_vocabulary(subject: Subject) -> findings.Finding:
       " missing.",
       "Save vocab_file as an asset and do_lower_case as a variable.",
     )
-  return findings.passed("vocab_file and do_lower_case")
+  with open(model.vocab_file.asset_path.numpy(), errors="replace") as f:
+    tokens = f.read().splitlines()
+  table = embeddings.tables(subject).of_ids
+  rows = len(tokens) if table is None else table.shape[0]
+  # Tables often have some more rows, for the speed of their products.
+  if not _LEAST * rows <= len(tokens) <= rows:
+    return findings.failed(
+      f"vocab_file has {len(tokens):,} tokens, and {table.name} {rows:,} rows.",
+      "Save the vocabulary that the encoder was trained with.",
+    )
+  cased = [x for x in tokens if x != x.lower() and not _IN_BRACKETS.match(x)]
+  if model.do_lower_case and len(cased) > _CASED * len(tokens):
+    return findings.failed(
+      f"do_lower_case is true, and {len(cased):,} tokens have capitals.",
+      "Save do_lower_case as the preprocessor has it.",
+    )
+  return findings.passed(f"vocab_file of {len(tokens):,} and do_lower_case")

@@ -985,7 +985,7 @@ def _encoder(
   *,
   spec=None,
   mlm=None,
-  vocabulary=True,
+  vocabulary=("[PAD]", *"abcdefghijklmno"),
   card=_CARD,
   see=lambda x: x,
   default=lambda x: x,
@@ -995,6 +995,11 @@ def _encoder(
   positions=lambda x: x,
   tied=lambda x: x,
   logits=lambda x: x,
+  ids=lambda x: x,
+  places=0,
+  lists=None,
+  served=None,
+  mlm_sees=lambda x: x,
 ):
   """Writes an encoder of a table and means over tokens; by default intact.
 
@@ -1002,7 +1007,7 @@ def _encoder(
     directory: Where to.
     spec: What it takes.
     mlm: The name of the output of `mlm`. None: it has none.
-    vocabulary: Whether it names its vocabulary.
+    vocabulary: The tokens of its vocabulary. None: it names none.
     card: The card.
     see: What the encoder makes of mask and types.
     default: What it makes of the pooled output.
@@ -1012,15 +1017,27 @@ def _encoder(
     positions: What `mlm` makes of positions.
     tied: What it makes of the table.
     logits: What it makes of its logits.
+    ids: What the encoder makes of ids.
+    places: For how many positions, but four, it has a table. 0: it has none.
+    lists: What it makes of a list of its inputs. None: it takes none.
+    served: What its signature makes of types. None: it has none.
+    mlm_sees: What `mlm` makes of the mask.
   """
   table = tf.Variable(tf.random.stateless_normal([16, 4], [0, 0]), name="table")
+  of_places = tf.random.stateless_normal([places or 1, 4], [1, 0])
+  of_places = tf.Variable(of_places, name="places")
 
   def call(inputs):
+    if isinstance(inputs, list):
+      inputs = dict(zip(_WORDS, lists(inputs), strict=True))
     mask = tf.cast(see(inputs["input_mask"]), tf.float32)[..., tf.newaxis]
     types = tf.cast(see(inputs["input_type_ids"]), tf.float32)[..., tf.newaxis]
-    tokens = tf.nn.embedding_lookup(table, inputs["input_word_ids"]) + types
-    places = tf.range(tf.shape(tokens)[1], dtype=tf.float32)
-    tokens += 0.1 * tf.sin(order(places))[:, tf.newaxis]
+    tokens = tf.gather(table, ids(inputs["input_word_ids"])) + types
+    numbers = tf.range(tf.shape(tokens)[1])
+    tokens += 0.1 * tf.sin(order(tf.cast(numbers, tf.float32)))[:, tf.newaxis]
+    if places:
+      numbers = tf.where(numbers < places, numbers, -1)  # Refuses more.
+      tokens += tf.gather(of_places, tf.minimum(numbers, places - 5))
     seen = tf.reduce_sum(tokens * mask, 1, True) / tf.reduce_sum(mask, 1, True)
     sequence = tf.tanh(tokens + seen)
     pooled = pool(sequence)
@@ -1031,30 +1048,44 @@ def _encoder(
       "encoder_outputs": [tokens, last(sequence)],
     }
 
-  root = _callable(call, [spec or _WORDS])
-  _lists(root, [table])
+  forms = [spec or _WORDS]
+  if lists:
+    forms.append([tf.TensorSpec([None, None], tf.int32)] * len(_WORDS))
+  root = _callable(call, *([form] for form in forms))
+  _lists(root, [table, of_places] if places else [table])
   if vocabulary:
     file = f"{directory}.vocab"
-    pathlib.Path(file).write_text("[PAD]\n")
+    pathlib.Path(file).write_text("\n".join(vocabulary))
     root.vocab_file = tf.saved_model.Asset(file)
     root.do_lower_case = tf.Variable(True, trainable=False)
   if mlm:
-    places = tf.TensorSpec([None, None], tf.int32, "masked_lm_positions")
+    spec = tf.TensorSpec([None, None], tf.int32, "masked_lm_positions")
     root.mlm = _callable(
       lambda inputs: {
         mlm: logits(
           tf.gather(
-            call(inputs)["sequence_output"],
+            call({**inputs, "input_mask": mlm_sees(inputs["input_mask"])})[
+              "sequence_output"
+            ],
             positions(inputs["masked_lm_positions"]),
             batch_dims=1,
           )
           @ tf.transpose(tied(table))
         )
       },
-      [{**_WORDS, "masked_lm_positions": places}],
+      [{**_WORDS, "masked_lm_positions": spec}],
     )
     _lists(root.mlm, [table])
-  _write(root, directory, card=card)
+  serve = None
+  if served:
+
+    def serve(**inputs):
+      types = served(inputs["input_type_ids"])
+      outputs = call({**inputs, "input_type_ids": types})
+      return {"sequence_output": outputs["sequence_output"]}
+
+    serve = tf.function(serve).get_concrete_function(**_WORDS)
+  _write(root, directory, serve, card=card)
 
 
 def _word_embedding(directory, *, change=lambda x: x, padding=0.0):
@@ -1095,6 +1126,10 @@ def _generator(
   change_step=lambda x: x,
   dtype=tf.int32,
   write=lambda x: x,
+  read=lambda ids: ids,
+  prompt=lambda x: x,
+  size=lambda length: length,
+  coldest=0.1,
 ):
   """Writes a language model of letters that only trains; by default intact."""
   table = tf.Variable(tf.random.stateless_normal([128, 4], [0, 0]))
@@ -1114,12 +1149,13 @@ def _generator(
     return [logits(state), state]
 
   def generate(texts, length=8, temperature=1.0, seed=0):
-    codes = pick([tf.shape(texts)[0], length], seed)
-    return texts + tf.strings.unicode_encode(codes, "UTF-8")
+    codes = pick([tf.shape(texts)[0], size(length)], seed)
+    codes = tf.where(temperature < coldest, 97, codes)
+    return prompt(texts) + tf.strings.unicode_encode(codes, "UTF-8")
 
   def tokenize(texts):
     ids = tf.strings.unicode_decode(texts, "UTF-8")
-    return tf.cast(tf.minimum(ids, 127), dtype)
+    return read(tf.cast(tf.minimum(ids, 127), dtype))
 
   number = tf.TensorSpec([], tf.int32)
   root = _lists(
@@ -1197,6 +1233,16 @@ def _nameless_table(directory):
   root = _callable(table.lookup, [_TEXTS])
   root.table = table
   _write(root, directory, root.__call__.get_concrete_function(_TEXTS))
+
+
+def _last_row_lost(directory):
+  table = tf.Variable(tf.random.stateless_normal([64, 4], [0, 0]), name="table")
+  _plain(
+    directory,
+    lambda ids: tf.gather(table, tf.minimum(ids, 62)),
+    spec=tf.TensorSpec([None, None], tf.int32, "ids"),
+    variables=[table],
+  )
 
 
 def _strictly(texts):
@@ -1815,7 +1861,60 @@ _BROKEN = (
   ),
   ("T4", _encoder, "Neither the encoder nor its card"),
   ("T5", _of(_encoder, mlm="logits"), "returns logits, not mlm_logits"),
-  ("T6", _of(_encoder, vocabulary=False), "vocab_file and do_lower_case"),
+  ("T6", _of(_encoder, vocabulary=None), "vocab_file and do_lower_case"),
+  ("T6", _of(_encoder, vocabulary="ab"), "has 2 tokens, and table:0 16 rows"),
+  ("T6", _of(_encoder, vocabulary="a" * 17), "has 17 tokens, and"),
+  (
+    "T6",
+    _of(_encoder, vocabulary="abcdABCDabcdABCD"),
+    "do_lower_case is true, and 8 tokens have capitals",
+  ),
+  (
+    "R15",
+    _of(_encoder, ids=lambda x: tf.minimum(x, 9)),
+    "15 does not use its row of table",
+  ),
+  (
+    "R15",
+    _of(_encoder, ids=lambda x: x % 12),
+    "15 does not use its row of table",
+  ),
+  ("R15", _last_row_lost, "63 does not use its row of table"),
+  (
+    "T3",
+    _of(_encoder, see=lambda x: tf.where(_past(x, 150), 1, x)),
+    "With 160 tokens .* has no effect from token 156 on",
+  ),
+  (
+    "T3",
+    _of(_encoder, places=64),
+    "With 64 tokens the order of the tokens has no effect from token 60 on",
+  ),
+  (
+    "T3",
+    _of(_encoder, lists=lambda x: [x[0], x[2], x[1]]),
+    "A list of the inputs has other outputs",
+  ),
+  (
+    "R11",
+    _of(_encoder, served=tf.zeros_like),
+    "serving_default does not compute",
+  ),
+  (
+    "T5",
+    _of(_encoder, mlm="mlm_logits", positions=lambda x: tf.minimum(x, 20)),
+    "are the same at the positions",
+  ),
+  (
+    "T5",
+    _of(_encoder, mlm="mlm_logits", positions=lambda x: tf.sort(x, 1)),
+    "in another order than masked_lm_positions",
+  ),
+  (
+    "T5",
+    _of(_encoder, mlm="mlm_logits", mlm_sees=tf.ones_like),
+    "do not depend on input_mask",
+  ),
   ("T7", _of(_preprocessor, special=False), "no get_special_tokens_dict"),
   ("W1", _of(_word_embedding, padding=1.0), 'The vector of "" is not zero'),
   (
@@ -1846,6 +1945,24 @@ _BROKEN = (
     _of(_generator, prompts=tf.TensorSpec([3], tf.string)),
     r"does not continue strings \[batch\]",
   ),
+  *(
+    ("G1", _of(_generator, prompt=prompt), words)
+    for prompt, words in (
+      (lambda x: tf.fill(tf.shape(x), ""), "ignores a prompt"),
+      (lambda x: tf.fill(tf.shape(x), x[0]), "ignores a prompt"),
+      (
+        lambda x: tf.strings.join([x, tf.strings.reduce_join(x)]),
+        "otherwise beside another",
+      ),
+      (
+        lambda x: tf.strings.regex_replace(x, "^.", ""),
+        "returns 'eturn the list of al",
+      ),
+    )
+  ),
+  ("G1", _of(_generator, size=lambda x: 0 * x + 32), "ignores length"),
+  ("G1", _of(_generator, coldest=0.0), "ignores temperature"),
+  ("G3", _of(_generator, read=lambda x: x[:, :20]), "of 400 words are those"),
   ("G2", _of(_generator, change_step=lambda x: 0.9 * x), "is not the call"),
   (
     "G2",
