@@ -75,8 +75,8 @@ COMPARISONS = {
   ),
   "outputs": Comparison(
     "Outputs in inference, in training without randomness, with changed"
-    " hyperparameters and with other weights, for inputs of several sizes"
-    " and batches of 1 and 2.",
+    " hyperparameters and with other weights, for inputs of several sizes,"
+    " batches of 1, 2 and 36, and lists of each length.",
     "The live model computes op by op and the export in a graph, which may sum"
     " float32 values in another order.",
     1e-5,

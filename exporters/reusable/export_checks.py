@@ -279,7 +279,8 @@ def _graph_steps(
   """Makes a function that returns a train step for names of arguments.
 
   Each set of names has its own step, as TensorFlow fails to retrace one. It is
-  traced once for the examples of all `calls` with these names.
+  traced once for the examples of all `calls` with these names, for each length
+  of a list.
   """
 
   @functools.cache
@@ -290,7 +291,7 @@ def _graph_steps(
       reduce_retracing=True,
     )
     alike = [c for c in calls if c.gradients and tuple(c.arguments) == names]
-    if spec := _common_spec([c.example for c in alike]):
+    for spec in _common_specs([c.example for c in alike]).values():
       function.get_concrete_function(spec, **alike[0].arguments)
     return function
 
@@ -330,40 +331,50 @@ def _traced_once(model: Any, calls: Iterable[Call]) -> Callable[..., Any]:
   """Wraps a loaded model: one trace for all examples without arguments.
 
   Otherwise TensorFlow would prepare a graph for each of their sizes, and for
-  each value of an argument.
+  each value of an argument. Lists of another length have another trace.
   """
-  spec = _common_spec([c.example for c in calls if not c.arguments])
+  specs = _common_specs([c.example for c in calls if not c.arguments])
   if isinstance(model, tf_keras.Model):
     return model
 
   @functools.cache
-  def trace() -> Callable[..., Any]:
-    return tf.function(model, autograph=False).get_concrete_function(spec)
+  def trace(count: int) -> Callable[..., Any]:
+    function = tf.function(model, autograph=False)
+    return function.get_concrete_function(specs[count])
 
   def call(example: Any, **arguments: Any) -> Any:
-    if arguments or spec is None:
+    count = len(tf.nest.flatten(example))
+    if arguments or count not in specs:
       return model(example, **_as_tensors(arguments))
-    return trace()(example)
+    return trace(count)(example)
 
   return call
 
 
-def _common_spec(examples: Sequence[Any]) -> Any:
-  """Returns a spec of all examples; None if they are not Tensors."""
-  tensors = [tf.nest.flatten(x) for x in examples]
-  if not examples or not all(
-    isinstance(x, tf.Tensor) for x in itertools.chain(*tensors)
-  ):
-    return None
-  return tf.nest.map_structure(
-    lambda *xs: tf.TensorSpec(
-      [
-        sizes[0] if len(set(sizes)) == 1 else None
-        for sizes in zip(*(x.shape for x in xs), strict=True)
-      ],
-      xs[0].dtype,
-    ),
-    *examples,
+def _common_specs(examples: Sequence[Any]) -> dict[int, Any]:
+  """Returns a spec of all examples with as many Tensors, by their number.
+
+  Leaves out examples with other tensors, such as RaggedTensors.
+  """
+  alike = collections.defaultdict(list)
+  for example in examples:
+    tensors = tf.nest.flatten(example)
+    if all(isinstance(x, tf.Tensor) for x in tensors):
+      alike[len(tensors)].append(example)
+  return {
+    count: tf.nest.map_structure(_common_spec, *of_count)
+    for count, of_count in alike.items()
+  }
+
+
+def _common_spec(*tensors: tf.Tensor) -> tf.TensorSpec:
+  """Returns a spec of all Tensors."""
+  return tf.TensorSpec(
+    [
+      sizes[0] if len(set(sizes)) == 1 else None
+      for sizes in zip(*(x.shape for x in tensors), strict=True)
+    ],
+    tensors[0].dtype,
   )
 
 

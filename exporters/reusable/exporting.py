@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import os
 import pathlib
 import sys
@@ -189,6 +190,10 @@ def _export(
     )
   else:
     notes = saving.save(root, piece_dir, signatures=signatures)
+    if lost := saving.constraints(piece.source):
+      print(f"  - constraints: {lost}")
+      known = {**card.provenance, "constraints": lost}
+      card = dataclasses.replace(card, provenance=known)
   parts = dict(_parts(piece))
   described = model_json.describe(
     card,
@@ -213,7 +218,7 @@ def _export(
   report = verification.verify(
     piece_dir,
     piece.source,
-    piece.examples,
+    _examples(piece),
     options.verification,
     sub_objects=parts | frozen,
     is_keras=is_keras,
@@ -231,8 +236,26 @@ def _parts(
 ) -> Iterator[tuple[str, verification.Part]]:
   """Yields the sub-objects to verify, by paths such as `encoder.mlm`."""
   for name, sub_object in piece.sub_objects.items():
-    yield f"{path}{name}", (sub_object.source, sub_object.examples)
+    yield f"{path}{name}", (sub_object.source, _examples(sub_object))
     yield from _parts(sub_object, f"{path}{name}.")
+
+
+def _examples(piece: Piece) -> list[Any]:
+  """Returns the examples, with one of each length of a list that is taken.
+
+  Verification finds other forms in the export, and calls them with values of
+  the first example; those of another length it must have from the live model.
+  """
+  first, *others = piece.examples
+  lists = [x for x in piece.examples if isinstance(x, (list, tuple))]
+  lengths = set(map(len, lists))
+  for spec in piece.also_takes if lists else ():
+    if isinstance(spec, (list, tuple)) and len(spec) not in lengths:
+      made = [x for x, _ in zip(itertools.cycle(first), spec, strict=False)]
+      if [x.dtype for x in made] == [x.dtype for x in spec]:
+        lengths.add(len(spec))
+        others.insert(0, made)  # The last one keeps its role.
+  return [first, *others]
 
 
 def _with_profiles(

@@ -197,34 +197,38 @@ def _reweighted(model: Any) -> Iterator[None]:
   """Changes the weights of a model, and undoes that exactly on exit.
 
   Other weights show which values of weights an export has as constants. Every
-  other value is halved, as some models do not see the scale of all, and zeros
-  become `_NO_ZERO`.
+  other value is halved, as some models do not see the scale of all, and changes
+  its sign, as some see only signs. Zeros become `_NO_ZERO`. For TensorFlow, -0
+  and numbers too small for float32's precision are zeros, too.
   """
-  # Not those that would lose the last bit, as denormal numbers do.
-  variables = [
-    v
-    for v in model.variables
-    if v.dtype.is_floating
-    and tf.reduce_all((v / 2 * 2 == v) & (v * _shares(v) != _NO_ZERO))
-  ]
-  for v in variables:
-    v.assign(tf.where(v == 0, tf.cast(_NO_ZERO, v.dtype), v * _shares(v)))
+  changed = []
+  for v in model.variables:
+    if v.dtype.is_floating:
+      both = tf.reduce_min(v) < 0 < tf.reduce_max(v)  # Variances keep theirs.
+      half, no_zero = -0.5 if both else 0.5, tf.zeros([], v.dtype)
+      if tf.reduce_any(v == 0):
+        no_zero = tf.cast(_NO_ZERO, v.dtype)
+      # Not those that would lose the last bit, as very small numbers do.
+      if tf.reduce_all((v / 2 * 2 == v) & (v * _shares(v, half) != no_zero)):
+        changed.append((v, half, no_zero))
+  for v, half, no_zero in changed:
+    v.assign(tf.where(v == 0, no_zero, v * _shares(v, half)))
   try:
     yield
   finally:
-    for v in variables:
+    for v, half, no_zero in changed:
       zero = tf.zeros([], v.dtype)
-      v.assign(tf.where(v == _NO_ZERO, zero, v / _shares(v)))
+      v.assign(tf.where(v == no_zero, zero, v / _shares(v, half)))
 
 
-def _shares(variable: tf.Variable) -> tf.Tensor:
-  """Returns 1/2 and 1 in turn along each axis, in the shape of a variable."""
+def _shares(variable: tf.Variable, half: float) -> tf.Tensor:
+  """Returns `half` and 1 in turn along each axis, in a variable's shape."""
   signs = tf.constant(-1, variable.dtype)
   for size in tf.shape(variable).numpy():  # That of the variable may be open.
     signs = signs[..., tf.newaxis] * tf.cast(
       1 - tf.range(size) % 2 * 2, variable.dtype
     )
-  return 0.75 + 0.25 * signs
+  return (1 + half) / 2 + (1 - half) / 2 * signs
 
 
 def train_step(

@@ -74,6 +74,9 @@ def source(
 ) -> Source:
   """Traces a model, and checks that it can be exported.
 
+  Do not change its lists of variables and losses afterwards, as by freezing a
+  layer: they are read here.
+
   Args:
     model: A Keras model or layer, a `tf.Module`, a `tf.train.Checkpoint` with
       `__call__`, or a function. It takes one input, `training` if it has modes,
@@ -316,6 +319,20 @@ def save(
       tf.saved_model.save(root, export_dir, signatures=dict(signatures))
   endpoints.add(export_dir)
   return slimming.slim(export_dir)
+
+
+def constraints(model: Source) -> str:
+  """Says which variables have constraints, such as `NonNeg`; "" if none has."""
+  names = [
+    v.name for v in model.trainable_variables if getattr(v, "constraint", None)
+  ]
+  more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+  if not names:
+    return ""
+  return (
+    f"A SavedModel has none. To keep those of {', '.join(names[:3])}{more},"
+    " apply them after each step of training."
+  )
 
 
 def _checked(spec: Any) -> Any:
@@ -573,22 +590,27 @@ def _trace(
   model: Source, function: Function, spec: Any
 ) -> list[ConcreteFunction]:
   """Traces a function for a form of the input, in each mode."""
-  losses = len(getattr(model.model, "losses", ()))
   arguments = {h.name: h.spec for h in model.hyperparameters}
   modes = [{}]
   if "training" in model.defaults:
     modes = [{"training": False}, {"training": True}]
-  with private_api.as_in_a_save():
-    traces = [
+  with no_losses_of_calls(model.model), private_api.as_in_a_save():
+    return [
       function.get_concrete_function(_named(spec), **mode, **arguments)
       for mode in modes
     ]
-  if len(getattr(model.model, "losses", ())) > losses:
+
+
+@contextlib.contextmanager
+def no_losses_of_calls(model: Any) -> Iterator[None]:
+  """Refuses a Keras model whose last call inside has added losses."""
+  before = len(getattr(model, "losses", ()))
+  yield
+  if len(getattr(model, "losses", ())) > before:
     raise errors.ExportError(
       "Calling the model adds losses that depend on its input, by add_loss;"
       " a SavedModel cannot. Return the Tensors that they need as outputs."
     )
-  return traces
 
 
 def _op_types(trace: ConcreteFunction) -> frozenset[str]:

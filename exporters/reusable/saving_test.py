@@ -354,6 +354,15 @@ class SavingTest(tf.test.TestCase):
     )
     self.assertNotAllEqual(first, second)
 
+  def test_says_whose_constraints_are_lost(self):
+    layers = tf_keras.layers
+    spec = tf.TensorSpec([None, 3])
+    for constraint, words in ((None, "^$"), ("non_neg", "dense/kernel:0")):
+      tf_keras.backend.reset_uids()
+      dense = layers.Dense(2, kernel_constraint=constraint)
+      model = tf_keras.Sequential([layers.InputLayer((3,)), dense])
+      self.assertRegex(saving.constraints(saving.source(model, spec)), words)
+
   def test_other_forms(self):
     """A tuple is a list, outputs may be None, and complex."""
 

@@ -50,6 +50,9 @@ _KERAS_NOTE = (
 # How many other examples to take where rounding errors decide.
 _OTHER_EXAMPLES = 3
 
+# Rows of a large batch. Their order has no period, as errors may have one.
+_MANY = 36
+
 # A model or a sub-object, and its inputs.
 Part = tuple[saving.Source, Sequence[Any]]
 
@@ -388,7 +391,8 @@ def _calls(
   steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
   training = {"training": True} if "training" in source.defaults else {}
   steadily = {**training, **steady}
-  drawn = observation.draws(source, source.call, examples[0], training)
+  with saving.no_losses_of_calls(source.model):  # Not when called in graphs.
+    drawn = observation.draws(source, source.call, examples[0], training)
   by_default = drawn is not None
   is_random = by_default and (
     steadily == training
@@ -442,12 +446,9 @@ def _calls(
         forms=keras and not by_default,
         **once,
       )
-  counts = {observation.rows(x) for x in examples}
   if can_be_empty and (training or not is_random):
-    for rows in {0, 1, 2} - counts:
-      few = tf.nest.map_structure(lambda x, n=rows: x[:n], examples[0])
-      if rows < observation.rows(examples[0]) and (rows or _takes(source, few)):
-        yield observation.Call(f"inference {_size(few)}", few, {})
+    for other in _of_other_sizes(source, examples):
+      yield observation.Call(f"inference {_size(other)}", other, {})
   for h in source.hyperparameters if level == "full" else ():
     value = observation.changed(h.default, h.choices)
     if h.off is not None:
@@ -460,6 +461,24 @@ def _calls(
     yield call._replace(without=steadily)
   if by_default:
     yield from _random_calls(part, source, examples[0], level, learning, drawn)
+
+
+def _of_other_sizes(
+  source: saving.Source, examples: Sequence[Any]
+) -> Iterator[Any]:
+  """Makes batches of few and of many rows from the first example."""
+  first, counts = examples[0], {observation.rows(x) for x in examples}
+  for count in {0, 1, 2} - counts:
+    few = tf.nest.map_structure(lambda x, n=count: x[:n], first)
+    if count < observation.rows(first) and (count or _takes(source, few)):
+      yield few
+  if observation.rows(first) > 0 and max(counts) < _MANY:
+    yield tf.nest.map_structure(
+      lambda x: tf.gather(
+        x, tf.random.stateless_uniform([_MANY], [0, 0], 0, x.shape[0], tf.int32)
+      ),
+      first,
+    )
 
 
 def _random_calls(
@@ -555,8 +574,12 @@ def _graph(source: saving.Source, example: Any) -> Any:
 
 
 def _listed(example: Any) -> Any:
-  """Turns a tuple into a list, as `saving.source` does with the spec."""
-  return list(example) if isinstance(example, tuple) else example
+  """Turns a tuple into a list, as `saving.source` does with the spec.
+
+  Copies Tensors: one that is there twice would have one gradient.
+  """
+  example = list(example) if isinstance(example, tuple) else example
+  return tf.nest.map_structure(tf.identity, example)
 
 
 def _size(example: Any) -> str:

@@ -17,6 +17,7 @@ import tf_keras
 from exporters.reusable import comparison
 from exporters.reusable import errors
 from exporters.reusable import export_checks
+from exporters.reusable import exporting
 from exporters.reusable import hyperparameters
 from exporters.reusable import layer_calls
 from exporters.reusable import mutants
@@ -234,6 +235,17 @@ def _two_rows_swapped(export_dir):
       return tf.where(tf.shape(inputs)[0] == 2, swapped, outputs)
 
   second = Swapped(2, kernel_regularizer="l2", name="second")
+  _export(_source(_model(second=second)), export_dir)
+
+
+def _late_rows_lost(export_dir):
+  class First32(layers.Dense):
+    def call(self, inputs):
+      outputs = super().call(inputs)
+      row = tf.range(tf.shape(inputs)[0])[:, tf.newaxis]
+      return tf.where(row < 32, outputs, 0.0)
+
+  second = First32(2, kernel_regularizer="l2", name="second")
   _export(_source(_model(second=second)), export_dir)
 
 
@@ -813,6 +825,14 @@ _BROKEN = [
     "the tensor differs by",
   ),
   (
+    "signs_as_constant",
+    _plain,
+    _weight_as_constant(0, tf.sign),
+    "outputs",
+    r"outputs, inference \(5, 4\), other weights",
+    "the tensor differs by",
+  ),
+  (
     "zero_as_constant",
     _plain,
     _weight_as_constant(1),
@@ -938,6 +958,14 @@ _BROKEN = [
     _two_rows_swapped,
     "outputs",
     r"outputs, inference \(2, 4\)",
+    "the tensor differs by",
+  ),
+  (
+    "late_rows_lost",
+    _plain,
+    _late_rows_lost,
+    "outputs",
+    r"outputs, inference \(36, 4\)",
     "the tensor differs by",
   ),
   (
@@ -1332,9 +1360,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       self.assertStartsWith(f"{kind}: {found}", f"{kind}: {by}")
 
   @parameterized.parameters(
-    (_with_head, 64),
-    (_preprocessor, 33),
-    *[(_plain, 33), (_noisy_loop, 20), (_with_seed, 33)] * nightly.IS_ON,
+    (_with_head, 66),
+    (_preprocessor, 36),
+    *[(_plain, 34), (_noisy_loop, 21), (_with_seed, 34)] * nightly.IS_ON,
   )
   def test_intact(self, live, count):
     parts = live()
@@ -1365,6 +1393,61 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     )
     # It has no modes: consumers train with the one there is.
     self.assertIn("gradients, inference (5, 4)", [r.place for r in results])
+
+  @parameterized.parameters(
+    ([1.0, 0.0, -2.0, 3.0], [-0.5, 2**-7, 1.0, 3.0]),
+    ([1.0, 2.0, 2**-7], [0.5, 2.0, 2**-8]),
+    ([0.0, 2**-7], [0.0, 2**-7]),  # It could not be undone.
+    ([1.0, 1.5e-38], [1.0, 1.5e-38]),  # A half of it would be zero.
+    ([[2.0, -2.0], [2.0, -2.0]], [[-1.0, -2.0], [2.0, 1.0]]),
+    (-3.0, -1.5),
+  )
+  def test_changes_weights_and_undoes_it(self, values, expected):
+    model = mock.Mock(variables=[tf.Variable(values)])
+    with observation._reweighted(model):
+      self.assertAllEqual(model.variables[0], np.float32(expected))
+    self.assertAllEqual(model.variables[0], np.float32(values))
+
+  def test_compares_lists_of_other_lengths(self):
+    kernel = tf.Variable(tf.ones([4, 2]))
+    spec = tf.TensorSpec([None, 4])
+
+    def piece(factor):
+      def call(inputs):
+        scale = factor if len(inputs) == 1 else 1.0
+        return tf.add_n([x @ kernel for x in inputs]) * scale
+
+      return exporting.Piece(
+        source=saving.source(call, [spec, spec], variables=[kernel]),
+        examples=[[x, x] for x in _EXAMPLES],
+        also_takes=[[spec], [tf.TensorSpec([None, 4], tf.float16)] * 2],
+      )
+
+    live = piece(1.0)
+    examples = exporting._examples(live)
+    self.assertEqual([len(x) for x in examples], [2, 1, 2])
+    for factor, places in (
+      (1.0, []),
+      (1.5, [f"{x}, inference (5, 4)" for x in ("outputs", "gradients")]),
+    ):
+      export_dir = os.path.join(self.get_temp_dir(), f"times {factor}")
+      exported = piece(factor)
+      root = saving.reusable(exported.source, also_takes=exported.also_takes)
+      signature = saving.signature(root, [spec, spec])
+      saving.save(root, export_dir, signatures={"serving_default": signature})
+      results = _check(export_dir, {"": (live.source, spec, examples)})
+      self.assertEqual([r.place for r in results if r.problems], places)
+
+  def test_refuses_losses_of_eager_calls(self):
+    class Adding(layers.Layer):
+      def call(self, inputs, training=None):
+        if training and tf.executing_eagerly():
+          self.add_loss(tf.reduce_mean(inputs))
+        return inputs
+
+    source = _source(_model(second=Adding(name="second")))
+    with self.assertRaisesRegex(errors.ExportError, "by add_loss"):
+      verification.observe({"": (source, _EXAMPLES)}, "fast")
 
   def test_other_order_is_an_error(self):
     parts = _with_head()
