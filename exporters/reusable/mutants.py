@@ -486,7 +486,8 @@ def _of_operands(
       elif kind == "operand x 1.0001":
         same = _of_factor(node, taken_by)
       elif kind == "operand without gradient":
-        is_dead = node.name not in differentiated
+        stops = node.op == "StopGradient"
+        is_dead = stops or node.name not in differentiated
         same = "no gradient passes there" * is_dead
       plant = functools.partial(_insert, i=i, j=is_select, inserted=inserted)
       yield kind, f"{node.op} {node.name}", plant, same
@@ -510,6 +511,8 @@ def _of_factor(
   if "AssignMovingAvg" in node.name:
     return "it changes an update by less than its tolerance"
   takers = {x.op for x in taken_by[node.name]}
+  if node.op == "StopGradient" and takers == {"SquaredDifference"}:
+    return "a variance is least at the mean, and changes by a square"
   if node.op == "GreaterEqual" or takers == {"Floor"}:
     return "it moves one random number in 10,000 past its threshold"
   return ""
@@ -548,6 +551,8 @@ def _result(op: str) -> str:
 
 def _differentiated(node: graphs.Node) -> list[str]:
   """Returns the operands to which the gradient of a node goes."""
+  if node.op == "StopGradient":
+    return []
   # A custom gradient is that of the inputs, which come after the result.
   is_custom = bool(graphs.gradient(node))
   return graphs.operands(node)[1 if is_custom else 0 :]

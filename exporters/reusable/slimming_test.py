@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
+from exporters.reusable import graphs
 from exporters.reusable import outlining
 from exporters.reusable import randomness
 from exporters.reusable import slimming
@@ -303,6 +304,21 @@ class SlimmingTest(tf.test.TestCase):
         self.assertIn(note, output.getvalue())
         self.assertEqual(path.read_bytes(), before)
 
+  def test_names_of_outputs(self):
+    with tf.Graph().as_default() as graph:
+      one = tf.ones([1])
+      tf.split(tf.ones([2]), 2, name="of_a_number")
+      tf.raw_ops.IdentityN(input=[one, tf.constant(3)], name="of_types")
+      tf.raw_ops.TopKV2(input=one, k=1, name="of_names")
+    nodes = {node.name: node for node in graph.as_graph_def().node}
+    for name, outputs in (
+      ("of_a_number", {"output:0": tf.float32, "output:1": tf.float32}),
+      ("of_types", {"output:0": tf.float32, "output:1": tf.int32}),
+      ("of_names", {"values:0": tf.float32, "indices:0": tf.int32}),
+    ):
+      named = {f"{name}:{place}": dtype for place, dtype in outputs.items()}
+      self.assertEqual(dict(graphs.outputs(nodes[name])), named)
+
   def test_equal_blocks_become_calls_of_one_function(self):
     """Of other widths, with dropout, moving averages and an own gradient."""
     blocks = []
@@ -348,6 +364,11 @@ class SlimmingTest(tf.test.TestCase):
       if node.op == "StatefulPartitionedCall"
     )
     self.assertCountEqual(calls.values(), [6, 5])
+    for function in _functions(after):
+      for i, arg in enumerate(function.signature.input_arg):
+        if function.signature.name in calls and arg.type == tf.float32:
+          (shape,) = function.arg_attr[i].attr["_output_shapes"].list.shape
+          self.assertFalse(shape.unknown_rank)
     seen = []
     for directory in (before, after):
       with randomness.with_seeds(directory, tf.saved_model.load) as load:

@@ -36,7 +36,7 @@ _MODULES = {
   "hyperparameters": ("hyperparameters_test", None),
   "inlining": ("slimming_test", None),
   "layer_calls": (None, "xla_test"),
-  "observation": _CHECKS,
+  "observation": ("verification_test *undoes*", *_CHECKS),
   "outlining": (_OF_BLOCKS, None),
   "randomness": ("verification_test *compares* *counts*", *_CHECKS),
   "saving": (None, "saving_test"),
@@ -75,6 +75,8 @@ _WITHOUT_EFFECT = {
   "value = 0.5": "any rate will do",
   "[seed, ": "any seed and scale will do",
   "reshape(-1": "NumPy takes -2 for -1",
+  "))deterministic=True": "only the order of bytes changes",
+  "*waits]0": "to wait twice for a node is to wait once",
   "tf.constant(0.0)": "a constant has no gradient",
 }
 _SECONDS = 600  # For one test.
