@@ -38,7 +38,11 @@ _MODULES = {
   "layer_calls": (None, "xla_test"),
   "observation": ("verification_test *undoes*", *_CHECKS),
   "outlining": (_OF_BLOCKS, None),
-  "randomness": ("verification_test *compares* *counts*", *_CHECKS),
+  "randomness": (
+    "verification_test *compares* *counts*",
+    *_CHECKS,
+    _OF_BLOCKS,
+  ),
   "saving": (None, "saving_test"),
   "slimming": ("slimming_test", None),
   "slimming_check": ("slimming_test", None),
