@@ -1,7 +1,7 @@
 """Finds suspicious ops in a SavedModel without loading it.
 
 A SavedModel is a program: loading it runs its initializers. An op is suspicious
-if it is not in `allowed_ops.txt`, or if it reads or writes files other than the
+if it is not in `allowed_ops`, or if it reads or writes files other than the
 assets and checkpoints of the SavedModel. All MetaGraphs, functions and
 gradients are examined, even if nothing calls them.
 """
@@ -9,12 +9,12 @@ gradients are examined, even if nothing calls them.
 from collections.abc import Collection, Iterator, Sequence
 import itertools
 import os
-import pathlib
 import re
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from exporters.reusable import allowed_ops
 from exporters.reusable import graphs
 from exporters.reusable.private_api import graph_pb2
 from exporters.reusable.private_api import meta_graph_pb2
@@ -22,16 +22,6 @@ from exporters.reusable.private_api import node_def_pb2
 
 Node = node_def_pb2.NodeDef
 
-ALLOWED = frozenset(
-  op
-  for line in (
-    pathlib.Path(os.path.dirname(__file__), "allowed_ops.txt")
-    .read_text()
-    .splitlines()
-  )
-  if not line.startswith("#")
-  for op in line.split()
-)
 # Further ops of tf.train.Saver's functions, which TensorFlow adds to every
 # SavedModel, and the positions of their inputs that are paths of checkpoints.
 _OF_SAVERS = {
@@ -110,7 +100,9 @@ def _of_functions(graph: graph_pb2.GraphDef) -> Iterator[str]:
 
 
 def _is_op(name: str) -> bool:
-  return name in ALLOWED or name in _OF_SAVERS or hasattr(tf.raw_ops, name)
+  return (
+    name in allowed_ops.NAMES or name in _OF_SAVERS or hasattr(tf.raw_ops, name)
+  )
 
 
 def _of_nodes(graph: meta_graph_pb2.MetaGraphDef) -> Iterator[str]:
@@ -127,7 +119,7 @@ def _of_nodes(graph: meta_graph_pb2.MetaGraphDef) -> Iterator[str]:
         for i in _OF_SAVERS[node.op]
       ):
         problem = "reads or writes files other than the checkpoint's"
-    elif node.op not in ALLOWED and node.op not in paths.functions:
+    elif node.op not in allowed_ops.NAMES and node.op not in paths.functions:
       problem = "is not an op that models need"
     elif node.op in _TABLES_OF_FILES and not (
       len(node.input) > 1 and paths.is_asset(function, node.input[1])
@@ -140,7 +132,7 @@ def _of_nodes(graph: meta_graph_pb2.MetaGraphDef) -> Iterator[str]:
         problem = "reads a file that is named in an attribute"
       if name == "_gradient_op_type":
         gradient = attribute.s.decode(errors="replace")
-        if gradient not in ALLOWED and _is_op(gradient):
+        if gradient not in allowed_ops.NAMES and _is_op(gradient):
           problem = f"has the gradient of {gradient}"
     if problem:
       place = function or "the main graph"

@@ -18,6 +18,7 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from exporters.reusable import allowed_ops
 from exporters.reusable import endpoints
 from exporters.reusable import errors
 from exporters.reusable import graphs
@@ -700,6 +701,12 @@ def _check_ops(traces: Sequence[ConcreteFunction]) -> None:
           f"The model calls Python code ({node.op} {node.name}), which a"
           " SavedModel cannot hold. Compute with TensorFlow's functions instead"
           " of tf.py_function and tf.numpy_function."
+        )
+      if node.op not in allowed_ops.NAMES and hasattr(tf.raw_ops, node.op):
+        raise errors.ExportError(
+          f"The model has the op {node.op} ({node.name}), which prints, uses"
+          " files, networks or this machine. Compute from the inputs, variables"
+          " and tables alone."
         )
 
 

@@ -397,6 +397,8 @@ class SavingTest(tf.test.TestCase):
     self.assert_refused("tf.random.Generator", with_noise, _SPEC)
     in_python = lambda x: tf.numpy_function(np.tanh, [x], x.dtype)  # noqa: E731
     self.assert_refused("calls Python code", in_python, _SPEC)
+    of_file = lambda x: x * tf.strings.to_number(tf.io.read_file("/scale"))  # noqa: E731
+    self.assert_refused("has the op ReadFile", of_file, _SPEC)
 
   def test_recurrent_dropout(self):
     """TensorFlow cannot list the submodules of such a layer."""
