@@ -307,8 +307,11 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
     arguments, repeats = subject.training, _REPEATS
   calls = [_gradient(subject, inputs, arguments) for _ in range(repeats)]
   if not all(g is not None and np.any(g) for g in calls[0]):
-    # Some variables get a gradient only from inputs of the range of pixels.
+    # Some variables get a gradient only from inputs of the range of pixels, or
+    # where noise is: they may stand for what is masked.
     large = subject_lib.scaled(subject.example(5), 255.0)
+    noisy = {**subject.training, **subject.changed}
+    calls += [_gradient(subject, inputs, noisy) for _ in range(_REPEATS)]
     calls.append(_gradient(subject, large, arguments))
   by_name = {
     v.name: gradients

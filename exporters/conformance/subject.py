@@ -344,7 +344,8 @@ class Subject:
     floats = [n for n, v in self.hyperparameters.items() if type(v) is float]
     rates = [n for n in floats if re.search("rate|drop|noise|prob", n)]
     for names in ((), rates, floats):
-      arguments = {**self.training, **dict.fromkeys(names, 0.0)}
+      off = {n: 1.0 if "keep" in n or "surviv" in n else 0.0 for n in names}
+      arguments = {**self.training, **off}
       if not self.varies(arguments):
         return arguments
     return None
