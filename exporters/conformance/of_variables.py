@@ -14,10 +14,11 @@ from exporters.reusable import observation
 
 Subject = subject_lib.Subject
 
-# Ops with straight-through gradients, which differ from the derivative, and the
-# state of spectral normalization, through which Keras stops gradients.
+# Ops with straight-through gradients, which differ from the derivative.
 _ROUNDED = re.compile("ArgM(ax|in)|FakeQuant.*|Rint|Round|Sign")
-_SPECTRAL = re.compile("(sn_u|vector_u|weight_u)[:_]")
+# States of spectral normalization and batch renormalization, through which
+# Keras stops gradients.
+_STOPPED = re.compile("(sn_u|vector_u|weight_u|renorm_mean)[:_]")
 # An op without a gradient, in an error message of TensorFlow.
 _NO_GRADIENT = re.compile(r"(?:op type: |no entry for: )(\w+)")
 # A layer with a regularizer, in the metadata of Keras.
@@ -186,11 +187,12 @@ def _gradients(subject: Subject) -> findings.Finding:
   wrong = _wrong(exact, inputs, arguments, subject.is_half)
   if wrong and (
     any(map(_ROUNDED.fullmatch, subject.op_counts))
-    or any(_SPECTRAL.search(v.name) for v in subject.resting)
+    or any(_STOPPED.search(v.name) for v in subject.resting)
   ):
     return findings.not_decidable(
       "whether gradients are right: it has ops that round or choose, or"
-      " spectral normalization, whose gradients are made up"
+      " spectral normalization or batch renormalization, whose gradients are"
+      " made up"
     )
   if wrong:
     name, claimed, measured = wrong

@@ -294,7 +294,7 @@ def _spec(dtype, *shape, **kwargs):
 
 # True: hub.KerasLayer loses these regularization losses.
 _OF_INNER_LAYERS = {"R6": "hub.KerasLayer gets none"}
-_MADE_UP = {"R5": "round or choose, or spectral normalization, whose gradients"}
+_MADE_UP = {"R5": "round or choose, or spectral normalization or batch renorm"}
 
 # A name, what saves it, its kind, and the must that is broken or undecided
 # besides `_NOT_JUDGED`.
@@ -302,7 +302,8 @@ _MADE_UP = {"R5": "round or choose, or spectral normalization, whose gradients"}
 _NIGHTLY = (
   *("ids of a small vocabulary", "masked", "ragged", "texts"),
   *("channels first", "numbers", "tags of words", "volumes"),
-  *("quantized", "records", "segmenter", "spectral normalization"),
+  *("batch renormalization", "quantized", "records", "segmenter"),
+  "spectral normalization",
 )
 
 _MODELS = (
@@ -453,6 +454,18 @@ _MODELS = (
     ),
     "vector",
     {},
+  ),
+  (
+    "batch renormalization",
+    _sequential(
+      _input(9),
+      _dense(8),
+      lambda: layers.BatchNormalization(renorm=True),
+      _of(layers.ReLU),
+      _dense(3),
+    ),
+    "vector",
+    _MADE_UP,
   ),
   (
     "quantized",

@@ -158,14 +158,17 @@ def observe_calls(
       arrays = _randomness(model, call, made.example, made.arguments)
       yield Observation(part, "randomness", made.name, arrays)
       continue
-    function = steps(*made.arguments) if made.gradients else call
     if made.reweighted:
+      usual = made._replace(reweighted=False)
       with _reweighted(model):
-        outputs, _ = run(model, function, made.example, made.arguments)
-        losses = _losses(model)  # Last, as they are as large as the weights.
-      yield Observation(part, "regularization losses", made.name, losses)
-      yield Observation(part, "outputs", made.name, named_arrays(outputs))
+        seen = list(observe_calls(part, model, call, [usual], steps))
+        # Last, as they are as large as the weights, and of one mode only.
+        losses = None if made.arguments else _losses(model)
+      yield from seen
+      if losses is not None:
+        yield Observation(part, "regularization losses", made.name, losses)
       continue
+    function = steps(*made.arguments) if made.gradients else call
     if made.sampled:
       # Keras draws new masks for recurrent layers at each step only in graphs.
       function = tf.function(function)

@@ -428,9 +428,6 @@ def _calls(
       yield observation.Call(
         f"inference {size}", example, {}, forms=i == 0, **in_inference
       )
-      if level == "full" and i == 0 and source.variables:
-        name = f"inference {size}, other weights"
-        yield observation.Call(name, example, {}, reweighted=True)
     mode = f"{'training' if training else 'inference'} {size}"
     if is_random and i == 0:
       yield observation.Call(mode, example, steadily, **once, random=True)
@@ -446,6 +443,8 @@ def _calls(
         forms=keras and not by_default,
         **once,
       )
+  if level == "full" and source.variables:
+    yield from _reweighted_calls(source, examples[0], steadily, is_random)
   if can_be_empty and (training or not is_random):
     for other in _of_other_sizes(source, examples):
       yield observation.Call(f"inference {_size(other)}", other, {})
@@ -461,6 +460,27 @@ def _calls(
     yield call._replace(without=steadily)
   if by_default:
     yield from _random_calls(part, source, examples[0], level, learning, drawn)
+
+
+def _reweighted_calls(
+  source: saving.Source,
+  example: Any,
+  steadily: Mapping[str, Any],
+  is_random: bool,
+) -> Iterator[observation.Call]:
+  """Plans calls with other weights and moving averages, in each mode."""
+  size, has_modes = _size(example), "training" in steadily
+  has_averages = len(source.variables) > len(source.trainable_variables)
+  call = observation.Call("", example, {}, reweighted=True)
+  if has_modes or not is_random:
+    yield call._replace(
+      name=f"inference {size}, other weights",
+      updates=has_averages and not has_modes,
+    )
+  if has_modes and has_averages and not is_random:
+    yield call._replace(
+      name=f"training {size}, other weights", arguments=steadily, updates=True
+    )
 
 
 def _of_other_sizes(
