@@ -62,8 +62,9 @@ def confused(subject: Subject) -> str:
   inputs = _unmasked(subject.example(count))
   ids = tf.constant(tried, _ids(inputs).dtype)
   inputs = {**inputs, _IDS: ids} if isinstance(inputs, Mapping) else ids
-  rows = next(x for v, x in _used(subject, inputs) if v is table)
   unique = set(np.ravel(tried).tolist())
+  used = [rows for v, rows in _used(subject, inputs) if v is table]
+  rows = used[0] if used else unique  # It may refuse some ids.
   missing = sorted(unique - rows)
   if len(missing) > _FEW * len(unique) or (missing and rows - unique):
     return f"{missing[-1]} does not use its row of {table.name}"
@@ -84,18 +85,20 @@ def _unmasked(inputs: Any) -> Any:
 
 
 def _used(subject: Subject, inputs: Any) -> list[tuple[tf.Variable, set[int]]]:
-  """Returns matrices with the rows that the outputs depend on."""
+  """Returns matrices with the rows that outputs depend on, if known."""
   matrices = [
     v for v in subject.variables if v.shape.rank == 2 and v.dtype.is_floating
   ]
-  with tf.GradientTape(watch_accessed_variables=False) as tape:
-    tape.watch(matrices)
-    outputs = subject_lib.floats(subject.model(inputs))
-    total = gradients.weighted(outputs) if outputs else None
-  if total is None:
+  try:
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+      tape.watch(matrices)
+      outputs = subject_lib.floats(subject.model(inputs))
+      total = gradients.weighted(outputs)
+    found = tape.gradient(total, matrices)
+  except Exception:  # Without floats or gradients, no table is found.
     return []
   return [
     (v, set(np.flatnonzero(np.any(tf.convert_to_tensor(g), 1)).tolist()))
-    for v, g in zip(matrices, tape.gradient(total, matrices), strict=True)
+    for v, g in zip(matrices, found, strict=True)
     if g is not None
   ]

@@ -208,13 +208,21 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
       "Compute each output from its own input. Use the moving averages of"
       " batch normalization.",
     )
-  with contextlib.suppress(tf.errors.OpError, LookupError):
-    if problem := embeddings.confused(subject):
-      return findings.failed(
-        f"An id has the outputs of another one: {problem}.",
-        "Look up ids as they are: neither clipped, nor as smaller integers.",
-      )
-  if not _depends_on_input(subject, inputs, first):
+  if problem := embeddings.confused(subject):
+    return findings.failed(
+      f"An id has the outputs of another one: {problem}.",
+      "Look up ids as they are: neither clipped, nor as smaller integers.",
+    )
+  return _ignores_input(subject, inputs, first) or findings.passed(
+    "the same twice, alone and in a batch"
+  )
+
+
+def _ignores_input(
+  subject: Subject, inputs: Any, outputs: Mapping[str, np.ndarray]
+) -> findings.Finding | None:
+  """Finds outputs that are the same for all inputs."""
+  if not _depends_on_input(subject, inputs, outputs):
     dtypes = {x.dtype for x in tf.nest.flatten(inputs)}
     if not any(dtype.is_floating for dtype in dtypes):
       return findings.not_decidable(
@@ -224,7 +232,7 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
     return findings.failed(
       "The outputs are the same for all inputs.", "Export the model itself."
     )
-  return findings.passed("the same twice, alone and in a batch")
+  return None
 
 
 def _of_other_form(

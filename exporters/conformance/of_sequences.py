@@ -1,6 +1,7 @@
 """Rules for recurrent models: G1 to G3 for generators, C1 for cells."""
 
 from collections.abc import Callable, Sequence
+import contextlib
 import re
 
 import numpy as np
@@ -80,6 +81,10 @@ def _ignored(texts: Callable[..., list[bytes]]) -> str:
     is_deaf.append(first[1] == second[1])
   if all(is_deaf):
     return "ignores a prompt, or continues another one"
+  with contextlib.suppress(tf.errors.OpError):  # It may refuse 0.
+    coldest, cold = (texts(1, temperature=x) for x in (0.0, _COLD**2))
+    if not set(coldest) & set(cold):
+      return "does not take the most likely ids with a temperature of 0"
   (made,) = texts(1, [_LIST])
   made = made.decode(errors="replace")
   # It may return the continuation alone.
@@ -90,7 +95,7 @@ def _ignored(texts: Callable[..., list[bytes]]) -> str:
 
 def steps(subject: Subject) -> findings.Finding:
   """`step`, called id by id, returns the logits of a call with all ids."""
-  ids = subject.example()
+  ids = _any_ids(subject)
   logits = []
   try:
     states = _zeros(subject, ids.shape[0])
@@ -114,6 +119,17 @@ def steps(subject: Subject) -> findings.Finding:
       "Compute both with the same cell, from states of zeros.",
     )
   return findings.passed(f"the same for {ids.shape[1]} ids")
+
+
+def _any_ids(subject: Subject) -> tf.Tensor:
+  """Makes ids of the whole vocabulary, if a call takes them."""
+  ids = subject.example()
+  size = subject.output_spec.shape[-1] or 1
+  others = tf.random.stateless_uniform(ids.shape, [0, 0], 0, size, ids.dtype)
+  with contextlib.suppress(tf.errors.OpError):
+    subject.model(others)
+    return others
+  return ids
 
 
 def tokenizes(subject: Subject) -> findings.Finding:

@@ -205,22 +205,9 @@ def preprocesses(subject: Subject) -> findings.Finding:
       f"`tokenize` returns {type(tokens).__name__} of {tokens.dtype.name}.",
       "Return an int32 RaggedTensor.",
     )
-  try:
-    packed = subject.model.bert_pack_inputs(
-      [tokens, tokens], seq_length=tf.constant(12)
-    )
-  except Exception as e:
-    return findings.failed(
-      "`bert_pack_inputs` does not take two segments and a seq_length:"
-      f" {subject_lib.cause(e)}",
-      "Trace it with these arguments.",
-    )
-  if packed["input_word_ids"].shape[1] != 12:
-    return findings.failed(
-      "`bert_pack_inputs` ignores seq_length: it returns"
-      f" {packed['input_word_ids'].shape[1]} tokens of 12.",
-      "Use the argument.",
-    )
+  packed, finding = _packed(subject.model, tokens)
+  if finding:
+    return finding
   if "training" in subject.parameters and subject.differ(
     {"training": True}, {"training": False}
   ):
@@ -258,6 +245,29 @@ def preprocesses(subject: Subject) -> findings.Finding:
   return findings.passed(
     "tokenize, Dataset.map, and bert_pack_inputs in lengths from 12 to 512"
   )
+
+
+def _packed(
+  model: Any, tokens: tf.RaggedTensor
+) -> tuple[Mapping[str, tf.Tensor], findings.Finding | None]:
+  """Packs two segments; returns a finding where that is not possible."""
+  try:
+    packed = model.bert_pack_inputs(
+      [tokens, tokens], seq_length=tf.constant(12)
+    )
+  except Exception as e:
+    return {}, findings.failed(
+      "`bert_pack_inputs` does not take two segments and a seq_length:"
+      f" {subject_lib.cause(e)}",
+      "Trace it with these arguments.",
+    )
+  if packed["input_word_ids"].shape[1] != 12:
+    return {}, findings.failed(
+      "`bert_pack_inputs` ignores seq_length: it returns"
+      f" {packed['input_word_ids'].shape[1]} tokens of 12.",
+      "Use the argument.",
+    )
+  return packed, None
 
 
 def _tokens(model: Any, texts: Any) -> tf.RaggedTensor:
@@ -409,6 +419,18 @@ def encodes(subject: Subject) -> findings.Finding:
     return findings.failed(
       f"{findings.some(wrong)} is not float32.", "Cast it."
     )
+  problem, longest = _limited(subject)
+  if problem:
+    return findings.failed(
+      problem, "Use mask, types and positions at every position."
+    )
+  if finding := _takes_list_otherwise(subject):
+    return finding
+  return findings.passed(f"as an encoder, with {longest} tokens too")
+
+
+def _limited(subject: Subject) -> tuple[str, int]:
+  """Returns an error with some number of tokens, and the most that it takes."""
   effects: dict[int, dict[str, float]] = {}
   positions = embeddings.tables(subject).positions
   for length in (8, 16, 40, min(positions or 160, _MOST)):
@@ -430,13 +452,8 @@ def encodes(subject: Subject) -> findings.Finding:
       if not problem and effects[8][name] > least and effect < none:
         problem = f"{name} has no effect from token {start} on"
     if problem:
-      return findings.failed(
-        f"With {length} tokens {problem}.",
-        "Use mask, types and positions at every position.",
-      )
-  if finding := _takes_list_otherwise(subject):
-    return finding
-  return findings.passed(f"as an encoder, with {max(effects)} tokens too")
+      return f"With {length} tokens {problem}.", length
+  return "", max(effects)
 
 
 def _takes_list_otherwise(subject: Subject) -> findings.Finding | None:

@@ -1130,6 +1130,8 @@ def _generator(
   prompt=lambda x: x,
   size=lambda length: length,
   coldest=0.1,
+  coldest_code=97,
+  step_reads=lambda ids: ids,
 ):
   """Writes a language model of letters that only trains; by default intact."""
   table = tf.Variable(tf.random.stateless_normal([128, 4], [0, 0]))
@@ -1145,12 +1147,14 @@ def _generator(
 
   def step(inputs):
     ids, state = inputs
+    ids = step_reads(ids)
     state = change_step(state) + tf.nn.embedding_lookup(table, ids)
     return [logits(state), state]
 
   def generate(texts, length=8, temperature=1.0, seed=0):
     codes = pick([tf.shape(texts)[0], size(length)], seed)
     codes = tf.where(temperature < coldest, 97, codes)
+    codes = tf.where(temperature == 0.0, coldest_code, codes)
     return prompt(texts) + tf.strings.unicode_encode(codes, "UTF-8")
 
   def tokenize(texts):
@@ -1962,6 +1966,12 @@ _BROKEN = (
   ),
   ("G1", _of(_generator, size=lambda x: 0 * x + 32), "ignores length"),
   ("G1", _of(_generator, coldest=0.0), "ignores temperature"),
+  ("G1", _of(_generator, coldest_code=98), "with a temperature of 0"),
+  (
+    "G2",
+    _of(_generator, step_reads=lambda ids: tf.minimum(ids, 99)),
+    "is not the call",
+  ),
   ("G3", _of(_generator, read=lambda x: x[:, :20]), "of 400 words are those"),
   ("G2", _of(_generator, change_step=lambda x: 0.9 * x), "is not the call"),
   (
