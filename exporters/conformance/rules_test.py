@@ -1886,7 +1886,7 @@ _BROKEN = (
   ("R15", _last_row_lost, "63 does not use its row of table"),
   (
     "T3",
-    _of(_encoder, see=lambda x: tf.where(_past(x, 150), 1, x)),
+    _of(_encoder, see=lambda x: tf.where(_past(x, 150), 0, x)),
     "With 160 tokens .* has no effect from token 156 on",
   ),
   (
