@@ -304,6 +304,25 @@ class SlimmingTest(tf.test.TestCase):
         self.assertIn(note, output.getvalue())
         self.assertEqual(path.read_bytes(), before)
 
+  def test_a_gradient_that_would_take_something_else_stays(self):
+    root = tf.train.Checkpoint()
+    root.__call__ = tf.function(lambda x: _doubled(tf.tanh(x)))
+    root.__call__.get_concrete_function(tf.TensorSpec([]))
+    directory = os.path.join(self.get_temp_dir(), "of_a_gradient")
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=True)
+    tf.saved_model.save(root, directory, options=options)
+    shorten = slimming._shorten_names
+
+    def confuse(function):
+      renamed = shorten(function)
+      names = [n.name for n in function.node_def if n.op == "Mul"]
+      return lambda name: f"{names[0]}:0" if names else renamed(name)
+
+    with mock.patch.object(slimming, "_shorten_names", confuse):
+      (note,) = slimming.slim(directory)
+    self.assertIn("would differ in gradients", note)
+    self.assertEmpty(slimming.slim(directory))
+
   def test_names_of_outputs(self):
     with tf.Graph().as_default() as graph:
       one = tf.ones([1])
