@@ -45,6 +45,7 @@ class Source:
     defaults: The arguments that consumers may set, and their defaults.
     function: `call` as a tf.function, traced for `input_spec` in each mode.
     output_spec: Shapes and dtypes of the outputs, in inference.
+    trains_as_model: Whether `trainable_variables` are those of the model.
   """
 
   model: Callable[..., Any]
@@ -59,6 +60,7 @@ class Source:
   autograph: bool
   function: Function | None = None
   output_spec: Any = None
+  trains_as_model: bool = False
 
 
 def source(
@@ -74,9 +76,6 @@ def source(
   autograph: bool = True,
 ) -> Source:
   """Traces a model, and checks that it can be exported.
-
-  Do not change its lists of variables and losses afterwards, as by freezing a
-  layer: they are read here.
 
   Args:
     model: A Keras model or layer, a `tf.Module`, a `tf.train.Checkpoint` with
@@ -135,6 +134,8 @@ def source(
       regularization_losses=regularization_losses,
       layer_calls={**xla.REPLACEMENTS, **(layer_calls or {})},
       autograph=autograph,
+      trains_as_model=trainable_variables is None
+      and hasattr(model, "trainable_variables"),
     )
   )
 
@@ -159,8 +160,18 @@ def reusable(
     the model, too.
 
   Raises:
-    ExportError: A regularization loss is not a float scalar.
+    ExportError: A regularization loss is not a float scalar, or layers were
+      frozen after `source`.
   """
+  if model.trains_as_model:
+    trained, now = (
+      {v.ref() for v in x.trainable_variables} for x in (model, model.model)
+    )
+    if trained != now:
+      raise errors.ExportError(
+        "The model has other trainable variables now than when saving.source"
+        " was called. Freeze its layers before that."
+      )
   for spec in also_takes:
     _trace(model, model.function, spec)
   root = tf.train.Checkpoint()
@@ -182,6 +193,7 @@ def frozen(model: Source, trainable_variables: Sequence[tf.Variable]) -> Source:
   return dataclasses.replace(
     model,
     trainable_variables=list(trainable_variables),
+    trains_as_model=False,
     regularization_losses=[
       loss
       for loss in model.regularization_losses

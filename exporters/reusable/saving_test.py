@@ -354,6 +354,16 @@ class SavingTest(tf.test.TestCase):
     )
     self.assertNotAllEqual(first, second)
 
+  def test_refuses_layers_that_are_frozen_too_late(self):
+    model = tf_keras.Sequential(
+      [tf_keras.layers.InputLayer((3,)), *map(tf_keras.layers.Dense, (2, 2))]
+    )
+    source = saving.source(model, tf.TensorSpec([None, 3]))
+    saving.reusable(source)
+    model.layers[0].trainable = False
+    with self.assertRaisesRegex(errors.ExportError, "Freeze its layers before"):
+      saving.reusable(source)
+
   def test_says_whose_constraints_are_lost(self):
     layers = tf_keras.layers
     spec = tf.TensorSpec([None, 3])
