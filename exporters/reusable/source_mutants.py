@@ -26,7 +26,8 @@ _OF_BLOCKS = "slimming_test *equal_blocks*"
 _OF_ROUNDING = "verification_test *rounding*"
 _CHECKS = (
   None,
-  "verification_test *allows* *intact* *notes* *order* *rounding* *xla*",
+  "verification_test *allows* *intact* *lengths* *notes* *order* *rounding*"
+  " *xla*",
 )
 _MODULES = {
   "comparison": ("verification_test *allows* *compares*", *_CHECKS),
@@ -75,6 +76,7 @@ _WITHOUT_EFFECT = {
   "set_seed": "any seed will do",
   'keras = level == "full"': "any example will do",
   "in_inference = learning if": "any example will do",
+  "yield from _random_calls": "any example will do",
   '"_class", None': "colocation is a hint",
   "value = 0.5": "any rate will do",
   "[seed, ": "any seed and scale will do",

@@ -1439,7 +1439,8 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     def piece(factor):
       def call(inputs):
         scale = factor if len(inputs) == 1 else 1.0
-        return tf.add_n([x @ kernel for x in inputs]) * scale
+        y = tf.add_n([x @ kernel for x in inputs]) * scale
+        return {"y": y, "nothing": None}
 
       return exporting.Piece(
         source=saving.source(call, [spec, spec], variables=[kernel]),
