@@ -26,7 +26,7 @@ _OF_BLOCKS = "slimming_test *equal_blocks*"
 _OF_ROUNDING = "verification_test *rounding*"
 _CHECKS = (
   None,
-  "verification_test *allows* *intact* *lengths* *notes* *order* *rounding*"
+  "verification_test *allows* *intact* *notes* *order* *other* *rounding*"
   " *xla*",
 )
 _MODULES = {
@@ -77,6 +77,7 @@ _WITHOUT_EFFECT = {
   'keras = level == "full"': "any example will do",
   "in_inference = learning if": "any example will do",
   "yield from _random_calls": "any example will do",
+  "forms=i == 0": "any example will do",
   '"_class", None': "colocation is a hint",
   "value = 0.5": "any rate will do",
   "[seed, ": "any seed and scale will do",

@@ -1432,6 +1432,15 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       self.assertAllEqual(model.variables[0], np.float32(expected))
     self.assertAllEqual(model.variables[0], np.float32(values))
 
+  @parameterized.parameters(
+    ([3, 1], [0, 2, 36]), ([1], [0, 36]), ([0], []), ([5, 40], [0, 1, 2])
+  )
+  def test_calls_with_other_counts_of_rows(self, counts, others):
+    made = verification._of_other_sizes(
+      _source(_model()), [tf.eye(n, 4) for n in counts]
+    )
+    self.assertEqual([len(x) for x in made], others)
+
   def test_compares_lists_of_other_lengths(self):
     kernel = tf.Variable(tf.ones([4, 2]))
     spec = tf.TensorSpec([None, 4])
