@@ -215,10 +215,11 @@ def piece(
     for count in (1, 2, 3)
   )
   tokens = tokenizer.tokenize(examples[0])
+  pieces = tokens.merge_dims(1, -1)  # Not grouped by words.
   sub_objects = {
     "bert_pack_inputs": exporting.Piece(
       source=saving.source(bert_pack_inputs, segments, hyperparameters=tunable),
-      examples=[[tokens] * 2, [tokens], [tokens] * 3],
+      examples=[[x] * n for x in (tokens, pieces) for n in (2, 1, 3)],
       also_takes=more_segments,
     )
   }
