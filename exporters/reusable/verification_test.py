@@ -1432,6 +1432,13 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       self.assertAllEqual(model.variables[0], np.float32(expected))
     self.assertAllEqual(model.variables[0], np.float32(values))
 
+  def test_other_examples_have_values_like_the_first(self):
+    ids, ones = tf.range(1, 7), tf.ones([6])
+    others = verification._other({"ids": ids, "ones": ones}, 0)
+    self.assertAllEqual(tf.sort(others["ids"]), ids)
+    self.assertNotAllEqual(others["ids"], ids)
+    self.assertAllInRange(others["ones"], 0.9, 1.0, open_upper_bound=True)
+
   @parameterized.parameters(
     ([3, 1], [0, 2, 36]), ([1], [0, 36]), ([0], []), ([5, 40], [0, 1, 2])
   )
