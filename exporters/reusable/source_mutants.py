@@ -61,7 +61,10 @@ _OPPOSITES |= {new: old for old, new in _OPPOSITES.items()}
 # Why faults of these words are not planted.
 _WITHOUT_EFFECT = {
   **dict.fromkeys(
-    ("print", "errors.", "warn", "_print_table", "f.write"),
+    (
+      *("print", "errors.", "warn", "_print_table", "f.write"),
+      *('how = f"', "if form is not specs[0]"),
+    ),
     "only words and refusals change",
   ),
   **dict.fromkeys(

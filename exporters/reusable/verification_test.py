@@ -1448,6 +1448,23 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     )
     self.assertEqual([len(x) for x in made], others)
 
+  def test_one_trace_for_examples_of_other_sizes(self):
+    examples = [tf.ones([n, size, 4]) for n, size in ((3, 8), (1, 8), (1, 6))]
+    ragged = tf.ragged.constant([[1], []])
+    for of, shape in (
+      (examples[:1], [3, 8, 4]),
+      (examples[:2], [None, 8, 4]),
+      (examples, [None, None, 4]),
+    ):
+      self.assertEqual(
+        export_checks._common_specs(of), {1: tf.TensorSpec(shape)}
+      )
+    lists = [[examples[0]], [examples[1]] * 2, ragged]
+    self.assertEqual(
+      export_checks._common_specs(lists),
+      {n: [tf.TensorSpec(x.shape)] * n for n, x in enumerate(examples[:2], 1)},
+    )
+
   def test_compares_lists_of_other_lengths(self):
     kernel = tf.Variable(tf.ones([4, 2]))
     spec = tf.TensorSpec([None, 4])
