@@ -22,6 +22,8 @@ Subject = subject_lib.Subject
 NO_NAME = re.compile(r"(args?|inputs?|outputs?|keras_tensor)(_?\d+)*")
 # Keras 3 advances the seed of a recurrent layer's dropout in inference too.
 _KERAS_SEED = re.compile("seed_generator_state")
+# An index that is beyond the rows of a smaller batch.
+_OUT_OF_ROWS = re.compile(r"indices\S* = \d+ is not in \[0, \d\)")
 _UNSERVED = re.compile("Anonymous.*HashTable.*")
 # Kinds that take texts, and bytes that are none.
 _OF_TEXTS = (
@@ -96,8 +98,13 @@ def batch_is_free(subject: Subject) -> findings.Finding:
     try:
       outputs = _outputs(subject, subject_lib.rows(inputs, *range(size)))
     except Exception as e:
+      said = subject_lib.cause(e)
+      if _OUT_OF_ROWS.search(said) and len(tf.nest.flatten(inputs)) > 1:
+        return findings.not_decidable(
+          f"integers may be numbers of rows, as of the nodes of a graph: {said}"
+        )
       return findings.failed(
-        f"A batch of {size} fails: {subject_lib.cause(e)}",
+        f"A batch of {size} fails: {said}",
         "Compute shapes from tf.shape, and divide by no number of rows.",
       )
     for name, y in outputs.items():
@@ -108,6 +115,12 @@ def batch_is_free(subject: Subject) -> findings.Finding:
           "Divide by no number that may be 0.",
         )
   for name, found in rows.items():
+    if found[0] != 2 and 5 * found[0] == 2 * found[1]:
+      return findings.failed(
+        f"A batch of 2 has {found[0]} rows of {name}.",
+        "Return one row for each of the batch, and its parts in an axis of"
+        " their own.",
+      )
     if found[:2] == [2, 5] and found[2:] != [1, 0]:
       return findings.failed(
         f"Batches of 1 and 0 have {found[2:]} rows of {name}.",

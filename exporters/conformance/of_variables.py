@@ -159,6 +159,11 @@ def _gradients(subject: Subject) -> findings.Finding:
     return findings.passed(said)
   # Batch normalization of 2 values yields only 1 and -1, so take 4.
   inputs = subject.example(4)
+  if not subject_lib.floats(subject.model(inputs)):
+    return findings.failed(
+      "No output is of floats, so no variable gets a gradient.",
+      "Return logits or scores too.",
+    )
   with gradients_lib.moved(variables), subject.unchanged():
     try:
       finding = _badly_made(subject, inputs) or _lost_in_inference(subject)

@@ -68,6 +68,7 @@ def _image(
   trace_training=True,
   losses=lambda kernel: [lambda: tf.reduce_sum(kernel**2)],
   finish=lambda x, training, rate: x,
+  start=lambda x: x,
   keepdims=True,
   default_rate=0.5,
   served=lambda x: x,
@@ -85,7 +86,7 @@ def _image(
   def call(
     inputs, training=False, dropout_rate=default_rate, batch_norm_momentum=0.9
   ):
-    x = tf.cast(inputs, tf.float32)
+    x = start(tf.cast(inputs, tf.float32))
     if keepdims:
       x = tf.squeeze(tf.reduce_mean(x, [1, 2], keepdims=True), [1, 2])
     else:
@@ -627,6 +628,88 @@ def _two_modes(directory, call, *specs, variables=()):
   for training in (False, True):
     root.__call__.get_concrete_function(_VECTORS, training, *specs)
   _write(root, directory)
+
+
+def _only_classes(directory):
+  kernel = tf.Variable(tf.ones([4, 2]))
+  call = lambda x: tf.argmax(x @ kernel, 1)  # noqa: E731
+  _plain(directory, call, spec=_VECTORS, variables=[kernel])
+
+
+def _with_mask_token(directory):
+  """Writes a model with a variable that stands for what noise masks."""
+  kernel, token = tf.Variable(tf.ones([4, 2])), tf.Variable(tf.ones([4]))
+
+  def call(x, training=False, mask_rate=0.5):
+    if training:
+      x = tf.where(tf.random.uniform([tf.shape(x)[0], 1]) < mask_rate, token, x)
+    return x @ kernel + 0.0 * tf.reduce_sum(token)
+
+  _two_modes(directory, call, _SCALAR, variables=[kernel, token])
+
+
+def _with_keep_prob(directory):
+  """Writes a model with an argument that says what dropout keeps."""
+  kernel = tf.Variable(tf.ones([4, 2]))
+
+  def call(x, training=False, keep_prob=0.8):
+    if training:
+      is_kept = tf.random.uniform(tf.shape(x)) < keep_prob
+      x = tf.where(is_kept, x / keep_prob, 0.0)
+    return x @ kernel
+
+  _two_modes(directory, call, _SCALAR, variables=[kernel])
+
+
+def _averaged_weights(directory, *, moves=True, momentum=False):
+  """Writes a model that infers with moving averages of its weights."""
+  kernel = tf.Variable(tf.random.stateless_normal([4, 4], [0, 0]))
+  mean = tf.Variable(tf.zeros([4]), trainable=False, name="bn/moving_mean")
+  average = tf.Variable(kernel, trainable=False, name="kernel_ema")
+
+  def call(x, training=False, batch_norm_momentum=0.9):
+    if training and moves:
+      average.assign(0.99 * average + 0.01 * kernel)
+    x = x @ (kernel if training else average)
+    center = tf.reduce_mean(x, 0) if training else mean
+    if training:
+      mean.assign_add((1.0 - batch_norm_momentum) * (center - mean))
+    return x - center
+
+  root = _lists(tf.train.Checkpoint(), [kernel, mean, average], [kernel])
+  root.__call__ = tf.function(call)
+  for training in (False, True):
+    root.__call__.get_concrete_function(
+      _VECTORS, training, *[_SCALAR] * momentum
+    )
+  _write(root, directory)
+
+
+def _once(index, mean, center, momentum):
+  """Moves an average that has not moved."""
+  is_first = tf.cast(tf.reduce_all(mean == 0.0), tf.float32)
+  mean.assign_add(is_first * (1.0 - momentum) * (center - mean))
+
+
+def _of_ids(directory, call):
+  """Writes a model of ids, of which 0 is padding."""
+  table = tf.Variable(tf.random.stateless_normal([12, 4], [0, 0]))
+  spec = tf.TensorSpec([None, None], tf.int32, "ids")
+  by_row = lambda ids: call(  # noqa: E731
+    tf.gather(table, ids), tf.cast(ids > 0, tf.float32)[..., tf.newaxis]
+  )
+  _plain(directory, by_row, spec=spec, variables=[table])
+
+
+def _graph_of_nodes(directory):
+  """Writes a model whose second input are numbers of rows of the first."""
+  kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
+  spec = {
+    "nodes": tf.TensorSpec([None, 4]),
+    "neighbors": tf.TensorSpec([None], tf.int32),
+  }
+  call = lambda x: tf.gather(x["nodes"], x["neighbors"]) @ kernel  # noqa: E731
+  _plain(directory, call, spec=spec, variables=[kernel])
 
 
 def _without_modes(directory):
@@ -2039,8 +2122,6 @@ _BROKEN = (
   ),
   ("C1", _of(_cell, remembers=0.0), "does not depend on the states"),
   ("C1", _of(_cell, sees=0.0), "The new states do not depend on the inputs"),
-)
-_BROKEN += (
   ("R3", _mode_of_another_name, "The mode is an argument `mode`"),
   (
     "R5",
@@ -2071,12 +2152,60 @@ _BROKEN += (
       (_drops_of_odd_rows, "not random for some examples"),
     )
   ),
+  (
+    "R3",
+    _of(_averaged_weights, moves=False),
+    "do not move in a call with training=True: kernel_ema:0",
+  ),
+  ("R3", _of(_layers, training=(_once, _dropout)), "do not move in a call"),
+  ("R5", _only_classes, "No output is of floats"),
+  (
+    "R8",
+    _of(
+      _of_ids,
+      call=lambda x, mask: tf.reduce_sum(x * mask, 1) / tf.reduce_sum(mask, 1),
+    ),
+    "inputs that are all 0",
+  ),
+  (
+    "R8",
+    _of(_plain, call=lambda x: tf.reshape(x, [-1, 2]), spec=_VECTORS),
+    "A batch of 2 has 4 rows",
+  ),
+  (
+    "R15",
+    _of(
+      _of_ids,
+      call=lambda x, mask: tf.reduce_sum(x * tf.reduce_max(mask, 0), 1),
+    ),
+    "other outputs in a batch than alone",
+  ),
+  (
+    "R15",
+    _of(
+      _plain,
+      call=lambda x: tf.where(tf.reduce_any(x != x), 0.0, x),
+      spec=_VECTORS,
+    ),
+    "other outputs in a batch than alone",
+  ),
+  (
+    "I4",
+    _of(_image, start=lambda x: tf.reshape(x, [-1, *[tf.shape(x)[1]] * 2, 3])),
+    r"A size of \(\d+, \d+\) fails",
+  ),
   ("R13", _of(_image, card=_CARD + "\udcff"), "is not UTF-8: invalid start"),
   (
     "I1",
     _of(_image, card=_CARD + " Pixels are in [0, 255]."),
     r"The card says \[0, 255\] of pixels",
   ),
+)
+# Models of which a rule is kept: the rule, and what saves one.
+_KEPT = (
+  ("R5", _with_mask_token),
+  ("R5", _with_keep_prob),
+  ("R7", _of(_averaged_weights, momentum=True)),
 )
 _INTACT = (
   ("image", _image),
@@ -2121,6 +2250,16 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEqual(finding.verdict, findings.FAIL, finding.text)
     self.assertRegex(finding.text, words)
     self.assertNotEmpty(finding.fix)
+
+  @parameterized.parameters(*_KEPT)
+  def test_keeps(self, name, build):
+    (rule,) = [rule for rule in rules.RULES if rule.name == name]
+    finding = rule.judge(self.subject(build))
+    self.assertEqual(finding.verdict, findings.PASS, finding.text)
+
+  def test_rows_may_be_counted_by_another_input(self):
+    finding = of_inference.batch_is_free(self.subject(_graph_of_nodes))
+    self.assertEqual(finding.verdict, findings.NOT_DECIDABLE, finding)
 
   @parameterized.parameters(*_INTACT)
   def test_passes(self, kind, build):
