@@ -122,7 +122,7 @@ def size_is_free(subject: Subject) -> findings.Finding:
     )
   n = subject.example(1).shape[-2]
   few, more = ((5,), (8,)) if size.rank == 3 else ((), ())
-  for other in ((*few, n, n), (*more, n, 2 * n)):
+  for other in ((*few, n, n), (*more, 2 * n, 3 * n)):
     try:
       subject.model(subject.example(1, other))
     except (tf.errors.OpError, ValueError) as e:
