@@ -1145,6 +1145,12 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     old[:, 0] = [np.inf, 5.0]
     _, problems = comparison.compare("outputs", {"y": old}, {"y": old + 1})
     self.assertLen(problems, 1)
+    # It has no size.
+    old = np.array([[np.inf], [1e-3]], np.float32)
+    _, problems = comparison.compare(
+      "outputs", {"y": old}, {"y": old + np.float32(5e-6)}
+    )
+    self.assertLen(problems, 1)
     self.assertLen(comparison.named({"a": {"b": 1}, "a/b": 2, "a//b": 3}), 3)
     self.assertNotEqual(
       comparison.named({"a": [1]}), comparison.named({"a": {"0": 1}})
