@@ -1121,7 +1121,8 @@ def _encoder(
     if places:
       numbers = tf.where(numbers < places, numbers, -1)  # Refuses more.
       tokens += tf.gather(of_places, tf.minimum(numbers, places - 5))
-    seen = tf.reduce_sum(tokens * mask, 1, True) / tf.reduce_sum(mask, 1, True)
+    count = tf.maximum(tf.reduce_sum(mask, 1, True), 1.0)
+    seen = tf.reduce_sum(tokens * mask, 1, True) / count
     sequence = tf.tanh(tokens + seen)
     pooled = pool(sequence)
     return {
