@@ -74,8 +74,11 @@ def batch_is_free(subject: Subject) -> findings.Finding:
 
   Texts need not be UTF-8.
   """
-  for x in tf.nest.flatten(subject.spec):
-    if x.shape.rank and x.shape[0] is not None:
+  specs = tf.nest.flatten(subject.spec)
+  for x in specs:
+    # A list of numbers beside examples may be a seed.
+    is_list = len(specs) > 1 and x.shape.rank == 1 and not x.dtype.is_floating
+    if x.shape.rank and x.shape[0] is not None and not is_list:
       return findings.failed(
         f"The batch size is fixed: the input has the shape {x.shape}.",
         "Trace with None as the first dimension.",
@@ -85,9 +88,10 @@ def batch_is_free(subject: Subject) -> findings.Finding:
       f"A text that is not UTF-8 fails its whole batch: {problem}",
       'Decode with errors="replace".',
     )
+  zeros = "empty" if subject.kind.name in _OF_TEXTS else "all 0"
   if name := _endless_for_zeros(subject):
     return findings.failed(
-      f"For inputs that are all 0 an output ({name}) is NaN or infinite.",
+      f"For inputs that are {zeros} an output ({name}) is NaN or infinite.",
       "Divide by no number that may be 0, such as one of words or of pixels.",
     )
   if not subject.is_batched:
@@ -150,7 +154,10 @@ def _strict(subject: Subject) -> str:
 def _endless_for_zeros(subject: Subject) -> str:
   """Names an output that is not finite where inputs are 0, as padding is."""
   inputs = subject_lib.scaled(subject.example(2), 0.0)
-  for zeros in (inputs, _padded(inputs, np.ones(2), 0)):
+  others = [_padded(inputs, np.ones(2), 0)]
+  if subject.kind.name in _OF_TEXTS:
+    others = [tf.fill(inputs.shape, "")]
+  for zeros in (inputs, *others):
     with contextlib.suppress(tf.errors.OpError):  # 0 may be no id.
       for name, y in _outputs(subject, zeros).items():
         if _is_endless(y):
@@ -554,7 +561,11 @@ def _served_otherwise(subject: Subject, name: str) -> str:
         return f"it does not take the same: {subject_lib.cause(e)}"
       continue
     expected = _outputs(called, inputs)
-    if not expected.keys() & served.keys() and len(expected) == len(served):
+    if not expected.keys() & served.keys():
+      if len(expected) != len(served):
+        return (
+          f"it returns {', '.join(served)}, and a call {len(expected)} others"
+        )
       # The outputs of a list are in the order of their names.
       expected = dict(zip(sorted(served), expected.values(), strict=True))
     for key in expected.keys() & served.keys():

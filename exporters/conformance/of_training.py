@@ -640,8 +640,10 @@ def is_random(subject: Subject) -> findings.Finding:
     if _draws_once(subject):
       return findings.failed(
         "Training differs from inference, and two calls do not differ: what is"
-        " random was drawn once, when it was traced.",
-        "Draw random numbers with ops, not in Python.",
+        " random was drawn once, when it was traced, or training computes"
+        " something else.",
+        "Draw random numbers with ops, not in Python, and trace both modes of"
+        " the same model.",
       )
     return findings.not_applicable("training is not random")
   if _is_shared(subject):

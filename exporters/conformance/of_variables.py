@@ -16,9 +16,8 @@ Subject = subject_lib.Subject
 
 # Ops with straight-through gradients, which differ from the derivative.
 _ROUNDED = re.compile("ArgM(ax|in)|FakeQuant.*|Rint|Round|Sign")
-# States of spectral normalization and batch renormalization, through which
-# Keras stops gradients.
-_STOPPED = re.compile("(sn_u|vector_u|weight_u|renorm_mean)[:_]")
+# The state of spectral normalization, through which Keras stops gradients.
+_SPECTRAL = re.compile("(sn_u|vector_u|weight_u)[:_]")
 # An op without a gradient, in an error message of TensorFlow.
 _NO_GRADIENT = re.compile(r"(?:op type: |no entry for: )(\w+)")
 # A layer with a regularizer, in the metadata of Keras.
@@ -164,15 +163,16 @@ def _gradients(subject: Subject) -> findings.Finding:
       "No output is of floats, so no variable gets a gradient.",
       "Return logits or scores too.",
     )
-  with gradients_lib.moved(variables), subject.unchanged():
-    try:
-      finding = _badly_made(subject, inputs) or _lost_in_inference(subject)
-    except LookupError as e:
-      op = _NO_GRADIENT.search(str(e))
-      finding = findings.failed(
-        f"{op[1] if op else 'An op'} has no gradient: nobody can fine-tune it.",
-        "Replace this op, or remove it from the model.",
-      )
+  try:
+    with gradients_lib.moved(variables), subject.unchanged():
+      finding = _badly_made(subject, inputs)
+    finding = finding or _lost_in_inference(subject)
+  except LookupError as e:
+    op = _NO_GRADIENT.search(str(e))
+    finding = findings.failed(
+      f"{op[1] if op else 'An op'} has no gradient: nobody can fine-tune it.",
+      "Replace this op, or remove it from the model.",
+    )
   if finding:
     return finding
   exact = subject.twin or subject
@@ -186,18 +186,22 @@ def _gradients(subject: Subject) -> findings.Finding:
     noisy = {**arguments, **dict.fromkeys(exact.rates, _RATE)}
     arguments = arguments if exact.varies(noisy) else noisy
   inputs = exact.example(_rows(inputs))
-  if subject.training and _is_assigned(exact, inputs, arguments):
+  if subject.training and _is_moved(exact, inputs, arguments):
     arguments = {"training": False}
-    said += ". Training assigns some: gradients of inference were compared"
+    said += (
+      ". Training uses what it assigns: gradients of inference were compared"
+    )
   wrong = _wrong(exact, inputs, arguments, subject.is_half)
+  if wrong and wrong[0].startswith(_INPUT) and _stops_gradients(subject):
+    wrong = _wrong(exact, inputs, arguments, subject.is_half, of_inputs=False)
+    said += ". It stops gradients: those of the input were not compared"
   if wrong and (
     any(map(_ROUNDED.fullmatch, subject.op_counts))
-    or any(_STOPPED.search(v.name) for v in subject.resting)
+    or any(_SPECTRAL.search(v.name) for v in subject.resting)
   ):
     return findings.not_decidable(
       "whether gradients are right: it has ops that round or choose, or"
-      " spectral normalization or batch renormalization, whose gradients are"
-      " made up"
+      " spectral normalization, whose gradients are made up"
     )
   if wrong:
     name, claimed, measured = wrong
@@ -210,18 +214,30 @@ def _gradients(subject: Subject) -> findings.Finding:
   return findings.passed(said)
 
 
-def _is_assigned(
+def _stops_gradients(subject: Subject) -> bool:
+  """Returns whether a gradient is stopped, other than by tf.nn.moments."""
+  return any(
+    node.op == "StopGradient" and "moments/" not in node.name
+    for node in subject.nodes
+  )
+
+
+def _is_moved(
   subject: Subject, inputs: Any, arguments: Mapping[str, Any]
 ) -> bool:
-  """Returns whether a call assigns trainable variables, such as a projection.
+  """Returns whether outputs of training depend on what it assigns.
 
-  Its gradients are those of the new values, which hide the old ones.
+  These are trainable variables, such as projected ones, or states such as
+  averages of weights. No gradient passes the assignment.
   """
   variables = subject.trainable_variables
   with gradients_lib.moved(variables), subject.unchanged():
     before = [v.numpy() for v in variables]
-    subject.model(inputs, **arguments)
-    return not all(map(np.array_equal, variables, before))
+    first, second = (
+      subject_lib.floats(subject.model(inputs, **arguments)) for _ in range(2)
+    )
+    is_still = all(map(np.allclose, first, second))
+    return not (is_still and all(map(np.array_equal, variables, before)))
 
 
 def _rows(inputs: Any) -> int:
@@ -231,7 +247,12 @@ def _rows(inputs: Any) -> int:
 
 
 def _wrong(
-  subject: Subject, inputs: Any, arguments: Mapping[str, Any], is_half: bool
+  subject: Subject,
+  inputs: Any,
+  arguments: Mapping[str, Any],
+  is_half: bool,
+  *,
+  of_inputs: bool = True,
 ) -> tuple[str, float, float] | None:
   """Compares gradients with finite differences, as `gradients.wrong` does.
 
@@ -272,7 +293,8 @@ def _wrong(
     with subject.unchanged():
       # In most models, updates do not change the outputs of training.
       is_still = value() == value()
-    held = [x for x in flat if isinstance(x, tf.Variable) and is_still]
+    held = [x for x in flat if isinstance(x, tf.Variable)]
+    held = held if of_inputs and is_still else []
     try:
       made = gradient(*variables, *held)
     except LookupError:  # An op has no gradient for its input.
@@ -294,14 +316,45 @@ def _lost_in_inference(subject: Subject) -> findings.Finding | None:
   if not subject.training:
     return None
   used = _gradient(subject, subject.example(1), {"training": False})
+  unused = [
+    v
+    for v, g in zip(subject.trainable_variables, used, strict=True)
+    if g is None
+  ]
   # A few may serve training only, such as the variance of a sampler.
-  if 2 * sum(g is None for g in used) <= len(used):
-    return None
-  return findings.failed(
-    "Most of `trainable_variables` change nothing in inference: fine-tuning is"
-    " lost there.",
-    "Trace both modes with the same variables.",
+  if 2 * len(unused) > len(used):
+    return findings.failed(
+      "Most of `trainable_variables` change nothing in inference: fine-tuning"
+      " is lost there.",
+      "Trace both modes with the same variables.",
+    )
+  if folded := _folded(subject, unused):
+    return findings.failed(
+      f"Inference has the value of {findings.some(folded)} as a constant:"
+      " fine-tuning is lost there.",
+      "Trace both modes with the same variables.",
+    )
+  return None
+
+
+def _folded(subject: Subject, variables: Sequence[tf.Variable]) -> list[str]:
+  """Names the matrices whose values are constants of the graph."""
+  values = {
+    _bytes(v.numpy()): v.name for v in variables if (v.shape.rank or 0) > 1
+  }
+  if not values:
+    return []
+  constants = (
+    tf.make_ndarray(node.attr["value"].tensor)
+    for node in subject.nodes
+    if node.op == "Const"
   )
+  found = {_bytes(x) for x in constants if x.ndim > 1}
+  return [name for key, name in values.items() if key in found]
+
+
+def _bytes(array: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+  return array.shape, array.tobytes()
 
 
 def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
@@ -317,14 +370,15 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
     # Some variables get a gradient only from inputs of the range of pixels, or
     # where noise is: they may stand for what is masked.
     large = subject_lib.scaled(subject.example(5), 255.0)
-    noisy = {**subject.training, **subject.changed}
+    rates = dict.fromkeys(subject.rates, 0.5)
+    noisy = {**subject.training, **subject.changed, **rates}
     calls += [_gradient(subject, inputs, noisy) for _ in range(_REPEATS)]
     calls.append(_gradient(subject, large, arguments))
-  by_name = {
-    v.name: gradients
+  made = [  # Names may repeat.
+    (v.name, gradients)
     for v, *gradients in zip(subject.trainable_variables, *calls, strict=True)
-  }
-  dead = [n for n, gs in by_name.items() if gs[-1] is None]
+  ]
+  dead = [n for n, gs in made if gs[-1] is None]
   if dead:
     return findings.failed(
       f"{findings.some(dead)} in `trainable_variables` gets no gradient from"
@@ -332,11 +386,10 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
       "Remove the stop_gradient from the model, or the variables from the"
       " list.",
     )
-  sizes = {
-    n: [0.0 if g is None else np.linalg.norm(g) for g in gs]
-    for n, gs in by_name.items()
-  }
-  if bad := [n for n, x in sizes.items() if not np.isfinite(x).all()]:
+  sizes = [
+    (n, [0.0 if g is None else np.linalg.norm(g) for g in gs]) for n, gs in made
+  ]
+  if bad := [n for n, x in sizes if not np.isfinite(x).all()]:
     return findings.failed(
       f"The gradient of {findings.some(bad)} is not finite.",
       "Divide by no number that may be 0, and take no root of 0.",
@@ -354,7 +407,7 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
         "Divide by no number that may be 0, and take no root of 0, also where"
         " tf.where drops the result.",
       )
-  if zero := [n for n, x in sizes.items() if not any(x)]:
+  if zero := [n for n, x in sizes if not any(x)]:
     return findings.failed(
       f"The gradient of {findings.some(zero)} in `trainable_variables` is zero"
       " for all inputs tried.",

@@ -294,7 +294,7 @@ def _spec(dtype, *shape, **kwargs):
 
 # True: hub.KerasLayer loses these regularization losses.
 _OF_INNER_LAYERS = {"R6": "hub.KerasLayer gets none"}
-_MADE_UP = {"R5": "round or choose, or spectral normalization or batch renorm"}
+_MADE_UP = {"R5": "round or choose, or spectral normalization, whose gradients"}
 
 # A name, what saves it, its kind, and the must that is broken or undecided
 # besides `_NOT_JUDGED`.
@@ -465,7 +465,7 @@ _MODELS = (
       _dense(3),
     ),
     "vector",
-    _MADE_UP,
+    {},
   ),
   (
     "quantized",

@@ -630,6 +630,66 @@ def _two_modes(directory, call, *specs, variables=()):
   _write(root, directory)
 
 
+def _folded(directory):
+  """Writes a model that infers with constants for one of three kernels."""
+  kernels = [
+    tf.Variable(tf.random.stateless_normal([4, 4], [i, 0]), name="kernel")
+    for i in range(3)
+  ]
+  constant = tf.constant(kernels[0].numpy())
+
+  def call(x, training=False):
+    first, *others = kernels
+    for kernel in (first if training else constant, *others):
+      x = tf.tanh(x @ kernel)
+    return x
+
+  _two_modes(directory, call, variables=kernels)
+
+
+def _same_names(directory):
+  """Writes variables of one name, of which the first has no gradient."""
+  kernels = [tf.Variable(tf.ones([4, 4])) for _ in range(2)]
+  call = lambda x: x @ tf.stop_gradient(kernels[0]) @ kernels[1]  # noqa: E731
+  _plain(directory, call, spec=_VECTORS, variables=kernels)
+
+
+def _pairs(directory, call):
+  """Writes a model of two inputs of one shape."""
+  kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
+  spec = {name: tf.TensorSpec([None, 4]) for name in ("left", "right")}
+  by_pair = lambda x: call(x["left"] @ kernel, x["right"] @ kernel)  # noqa: E731
+  _plain(directory, by_pair, spec=spec, variables=[kernel])
+
+
+def _teacher(directory):
+  """Writes a model that returns what an average of its weights makes, too."""
+  kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
+  average = tf.Variable(kernel, trainable=False, name="teacher")
+
+  def call(x, training=False):
+    if training:
+      average.assign(0.9 * average + 0.1 * kernel)
+    return x @ kernel, tf.stop_gradient(x @ average)
+
+  root = _lists(tf.train.Checkpoint(), [kernel, average], [kernel])
+  root.__call__ = tf.function(call)
+  for training in (False, True):
+    root.__call__.get_concrete_function(_VECTORS, training)
+  _write(root, directory)
+
+
+def _with_temperature(directory):
+  """Writes a model that is random, and divides by an argument."""
+  kernel = tf.Variable(tf.random.stateless_normal([4, 4], [0, 0]))
+
+  def call(x, training=False, temperature=1.0):
+    noise = tf.random.uniform(tf.shape(x)) if training else 0.0
+    return tf.nn.softmax((x @ kernel + noise) / temperature)
+
+  _two_modes(directory, call, _SCALAR, variables=[kernel])
+
+
 def _only_classes(directory):
   kernel = tf.Variable(tf.ones([4, 2]))
   call = lambda x: tf.argmax(x @ kernel, 1)  # noqa: E731
@@ -2163,6 +2223,8 @@ _BROKEN = (
   ),
   ("R3", _of(_layers, training=(_once, _dropout)), "do not move in a call"),
   ("R5", _only_classes, "No output is of floats"),
+  ("R5", _folded, "has the value of kernel:0 as a constant"),
+  ("R5", _same_names, "Variable:0 in `trainable_variables` gets no gradient"),
   (
     "R8",
     _of(
@@ -2208,6 +2270,9 @@ _BROKEN = (
 # Models of which a rule is kept: the rule, and what saves one.
 _KEPT = (
   ("R5", _with_mask_token),
+  ("R5", _of(_pairs, call=lambda left, right: left - right)),
+  ("R5", _teacher),
+  ("R5", _with_temperature),
   ("R5", _with_keep_prob),
   ("R7", _of(_averaged_weights, momentum=True)),
 )

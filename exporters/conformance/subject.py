@@ -346,9 +346,15 @@ class Subject:
     for names in ((), rates, floats):
       off = {n: 1.0 if "keep" in n or "surviv" in n else 0.0 for n in names}
       arguments = {**self.training, **off}
-      if not self.varies(arguments):
+      # Some numbers divide, such as a temperature.
+      if self._is_finite(arguments) and not self.varies(arguments):
         return arguments
     return None
+
+  def _is_finite(self, arguments: Mapping[str, Any]) -> bool:
+    with self.unchanged():
+      outputs = floats(self.model(self.example(), **arguments))
+    return not any(np.isnan(tf.cast(y, tf.float64)).any() for y in outputs)
 
   def part(self, name: str) -> "Subject":
     """Returns a sub-object as a subject."""
@@ -526,7 +532,8 @@ def _filled(
       return tf.sparse.from_dense(array(name, tf.TensorSpec(shape, spec.dtype)))
     if spec.dtype == tf.string:
       return _strings(texts, shape, words)
-    seed = [shape[0] if shape else 0, 0]
+    # Inputs of one shape get other values: a model may return the difference.
+    seed = [shape[0] if shape else 0, next(leaves)]
     if spec.dtype.is_integer:
       # Each input of BERT has its own range of ids.
       ends = {"input_mask": 2, "input_type_ids": 1, "masked_lm_positions": 8}
@@ -544,6 +551,7 @@ def _filled(
     return uniform > 0.5 if spec.dtype.is_bool else tf.cast(uniform, spec.dtype)
 
   is_sound = _is_sound(tf.nest.flatten(form))
+  leaves = itertools.count()
   if isinstance(form, Mapping):
     several = False
     return {name: array(name, spec) for name, spec in form.items()}

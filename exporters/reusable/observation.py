@@ -428,7 +428,9 @@ def _digest(variable: tf.Variable) -> np.ndarray:
   """Hashes dtype, shape and value of a variable."""
   array = as_array(variable.read_value())
   digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-  digest.update(array)
+  # An array of strings has their addresses.
+  is_text = array.dtype == object
+  digest.update(repr(array.tolist()).encode() if is_text else array)
   return np.frombuffer(digest.digest(), np.uint8)
 
 
