@@ -92,7 +92,7 @@ COMPARISONS = {
   ),
   "updates": Comparison(
     "Values of the non-trainable variables, such as moving averages, after a"
-    " call.",
+    " call, also from other values.",
     "Moving averages take differences of large sums over a batch.",
     1e-4,
     1e-5,

@@ -448,18 +448,41 @@ def _calls(
   if can_be_empty and (training or not is_random):
     for other in _of_other_sizes(source, examples):
       yield observation.Call(f"inference {_size(other)}", other, {})
-  for h in source.hyperparameters if level == "full" else ():
-    value = observation.changed(h.default, h.choices)
-    if h.off is not None:
-      value = 0.5  # A small rate may drop nothing of a small example.
-    changed = {**steadily, h.name: value}
-    name = f"{h.name} {hyperparameters.literal(value)}"
-    call = observation.Call(name, examples[0], changed)
-    if h.off is None and not is_random:
-      yield call._replace(updates=learning["updates"])
-    yield call._replace(without=steadily)
+  if level == "full":
+    yield from _changed_calls(source, examples[0], steadily, is_random)
   if by_default:
     yield from _random_calls(part, source, examples[0], level, learning, drawn)
+
+
+def _changed_calls(
+  source: saving.Source,
+  example: Any,
+  steadily: Mapping[str, Any],
+  is_random: bool,
+) -> Iterator[observation.Call]:
+  """Plans calls with another value of each hyperparameter.
+
+  Rates, which bring noise, are called by `_random_calls`; here only their
+  effect is to be seen.
+  """
+  has_averages = len(source.variables) > len(source.trainable_variables)
+  for h in source.hyperparameters:
+    is_rate = h.off is not None
+    # A small rate may drop nothing of a small example.
+    values = [0.5 if is_rate else observation.changed(h.default, h.choices)]
+    if not is_rate and isinstance(h.default, float) and 0 < h.default < 1:
+      values.append((3 + h.default) / 4)  # Such as a larger momentum.
+    calls = [
+      observation.Call(
+        f"{h.name} {hyperparameters.literal(value)}",
+        example,
+        {**steadily, h.name: value},
+      )
+      for value in values
+    ]
+    if not is_rate and not is_random:
+      yield from (call._replace(updates=has_averages) for call in calls)
+    yield calls[0]._replace(without=steadily)
 
 
 def _reweighted_calls(

@@ -1390,9 +1390,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       self.assertStartsWith(f"{kind}: {found}", f"{kind}: {by}")
 
   @parameterized.parameters(
-    (_with_head, 70),
+    (_with_head, 74),
     (_preprocessor, 36),
-    *[(_plain, 34), (_noisy_loop, 21), (_with_seed, 34)] * nightly.IS_ON,
+    *[(_plain, 38), (_noisy_loop, 21), (_with_seed, 38)] * nightly.IS_ON,
   )
   def test_intact(self, live, count):
     parts = live()
