@@ -153,6 +153,7 @@ class _Fork:
     self.pid = os.fork()
     if self.pid:
       return
+    atexit._clear()  # Those of this process, such as matplotlib's.
     os.dup2(output, 1)
     os.dup2(output, 2)
     status = 1
