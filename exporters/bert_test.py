@@ -594,6 +594,7 @@ class BertTest(parameterized.TestCase):
       [[2, 57, 58, 60, 3, 0]],
     )
 
+  @nightly.only
   def test_text_embedding_is_pooled_output_of_the_encoder(self):
     self.export(export_type="all")
     kept = shutil.copytree(
@@ -879,6 +880,7 @@ class BertTest(parameterized.TestCase):
     vectors = embed(pooling=pooling)(_SENTENCES)
     self.assertEqual(vectors.shape, (3, core.output["default"].shape[1]))
 
+  @nightly.only
   def test_albert_with_sentencepiece(self):
     sp_model_file = self.directory / "sentencepiece.model"
     sentencepiece.SentencePieceTrainer.train(

@@ -240,6 +240,7 @@ class MnistCnnTest(absltest.TestCase):
   def test_export_equals_the_model_in_a_process_without_our_code(self):
     self.assert_equals_the_model(self.export_dir, _CONSUMER)
 
+  @nightly.only
   def test_keras_format(self):
     export_dir = self.directory / "keras"
     result = _run(

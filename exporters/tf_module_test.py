@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_hub as hub
 
 from models.density import real_nvp
+from tools import nightly
 
 _PERCENTILES = ("p50", "p90", "p99")
 _EXPORTER = pathlib.Path("exporters/tf_module").absolute()
@@ -66,6 +67,7 @@ class TfModuleTest(tf.test.TestCase):
         row = " | ".join(f"{times[k]:.3f}" for k in ("mean", *_PERCENTILES))
         self.assertIn(f" | {side} | {row} |\n", card)
 
+  @nightly.only
   def test_real_nvp_from_a_checkpoint(self):
     flow = real_nvp.RealNVP(3, num_couplings=2, units=4, l2_strength=0.1)
     for seed, variable in enumerate(flow.variables):

@@ -155,6 +155,7 @@ class UseBertTest(tf.test.TestCase):
       first, second = (model(inputs, training=training) for _ in range(2))
       self.assertEqual(np.array_equal(first, second), same)
 
+  @nightly.only
   def test_the_fine_tuned_model_serves_from_strings(self):
     """In a process with TensorFlow and tensorflow-text alone."""
     strings = self.dataset.test[0][:50].to_numpy()

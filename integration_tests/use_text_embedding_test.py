@@ -93,6 +93,7 @@ class UseTextEmbeddingTest(tf.test.TestCase):
     model.fit(strings, tf.ones([2]), verbose=0)
     self.assertNotAllClose(before[0], layer(strings)[0])
 
+  @nightly.only
   def test_finds_texts_by_their_summaries(self):
     train, test = texts.python_doc_pairs()
     self.assertEmpty(set(train.bodies) & set(test.bodies))

@@ -210,6 +210,9 @@ def _layer(
   op: tf.Operation, of: Mapping[tf.Operation, frozenset[str]], rates: set[str]
 ) -> _Layer | None:
   """Returns the layer of a random op; None if it is of no known form."""
+  shape = op.outputs[0].shape
+  if (shape.rank or 0) > 2 and shape[-1] == 1 and {*shape[1:-1]} != {1}:
+    return None  # Whole tokens or pixels may be dropped without scaling.
   noise, merging = {op}, set()
   queue = [op]
   while queue:

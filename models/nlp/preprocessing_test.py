@@ -13,7 +13,7 @@ from models.nlp import preprocessing
 
 _SPECIAL = {"padding_id": 0, "start_of_sequence_id": 2, "end_of_segment_id": 3}
 _SENTENCES = [
-  *pydoc.render_doc(collections).split("\n"),
+  *pydoc.render_doc(collections).split("\n")[::4],  # to_list is slow.
   "",
   "Ärgerlich: ¡Señor Ångström isn't HERE! 漢字 ﬁ",
   "a" * 100 + " " + "b" * 101,
@@ -85,7 +85,8 @@ class PreprocessingTest(tf.test.TestCase):
         for token, begin, end in zip(*of_word, strict=True):
           piece = sentence.encode()[begin:end].decode()
           found = tokens[token].removeprefix("##")
-          if found != "[UNK]" and piece.isascii():
+          # The second half of a ligature has no bytes of its own.
+          if found != "[UNK]" and piece and piece.isascii():
             self.assertEqual(found, piece.lower())
     # BertTokenizer counts in the text without accents.
     sentence = _SENTENCES[-3].encode()

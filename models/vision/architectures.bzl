@@ -14,7 +14,8 @@ _DROPOUT = ",task.model.dropout_rate=0.2"
 #   excepted_rules: rules of //exporters:check that it cannot keep.
 #   use_test: what its use_* test needs beyond the defaults, `flags` and
 #     `min_accuracy` of `use_image_classifier` in //integration_tests:use_test.bzl.
-#   like: an architecture of the same layers. Only //:nightly runs NAME_test then.
+#   like: an architecture that has most of its layers. Only //:nightly runs
+#     NAME_test then.
 #   nightly: whether only //:nightly trains, fine-tunes and compiles it for TPUs.
 #     NAME_test exports it and, but for videos, verifies the export in full and
 #     checks the rules.
@@ -32,7 +33,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "2,3,4,5,6",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
-        like = "mobilenet",
+        like = "resnet",
         nightly = True,
         use_test = {
             # With 0.5 its moving averages are too noisy to compare accuracies.
@@ -44,7 +45,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "2,3,4,5,6",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
-        like = None,
+        like = "resnet",
         nightly = True,
         use_test = {
             # On 100 images it becomes better with pretraining, by 0.08 to 0.23
@@ -103,7 +104,7 @@ VIDEO_CLASSIFIERS = {
         endpoints = "2,5",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate,stochastic_depth_rate",
-        like = None,
+        like = "resnet",
         nightly = True,
         variant = _BACKBONE + "resnet_3d.stochastic_depth_drop_rate=0.2",
     ),

@@ -65,13 +65,9 @@ class ImageClassificationTest(tf.test.TestCase):
     largest = float(tf.reduce_max(tf.abs(expected)))
     self.assertAllClose(actual, expected, rtol=0, atol=1e-5 * largest)
 
+  @nightly.only
   def test_parameter_counts(self):
-    tested = set()
     for name, override, count in _PARAMETERS:
-      # Without nightly tests, the first variant of each architecture.
-      if name in tested and not nightly.IS_ON:
-        continue
-      tested.add(name)
       with self.subTest(f"{name} {override}"):
         overrides = [f"task.model.backbone.{override}"] if override else []
         model = _classifier(name, None, *overrides)
