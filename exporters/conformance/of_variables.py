@@ -339,8 +339,11 @@ def _lost_in_inference(subject: Subject) -> findings.Finding | None:
 
 def _folded(subject: Subject, variables: Sequence[tf.Variable]) -> list[str]:
   """Names the matrices whose values are constants of the graph."""
+  # Zeros may be there for other reasons.
   values = {
-    _bytes(v.numpy()): v.name for v in variables if (v.shape.rank or 0) > 1
+    _bytes(v.numpy()): v.name
+    for v in variables
+    if (v.shape.rank or 0) > 1 and np.unique(v).size > 1
   }
   if not values:
     return []
