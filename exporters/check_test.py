@@ -269,6 +269,7 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
       self.assertEqual(by_rule["R4"]["verdict"], verdict, by_rule["R4"])
       self.assertEqual(os.path.exists(stolen), not sandbox)
 
+  @nightly.only
   def test_excepted_rules(self):
     _tf_module(self.directory)
     broken = ["R5", "R11"]

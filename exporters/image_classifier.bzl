@@ -56,7 +56,8 @@ def image_classifier(
             visibility = ["//integration_tests:__subpackages__"],
         )
 
-    # Its exit status says whether a train step compiles for a TPU.
+    # Its exit status says whether a train step compiles for a TPU. In other
+    # tests, compile_for_tpu_test compiles one of an encoder.
     native.py_test(
         name = name + "_compile_for_tpu_test",
         srcs = ["compile_for_tpu.py"],
@@ -73,7 +74,7 @@ def image_classifier(
             "@libtpu//:libtpu/libtpu.so",
         ],
         main = "compile_for_tpu.py",
-        tags = tags,
+        tags = NIGHTLY,
         deps = [":compile_for_tpu"],
     )
     py_test_with_nightly_cases(

@@ -102,6 +102,7 @@ class ImageFineTuningTest(tf.test.TestCase):
           image_fine_tuning.build_model(f"{url}/export", 5, retrain=False)
     self.assertAllEqual(_layer(actual)(images), _layer(expected)(images))
 
+  @nightly.only
   def test_retraining_beats_frozen_features(self):
     """The retrained model is saved, and loaded as Keras model."""
     accuracy = {}
