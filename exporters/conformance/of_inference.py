@@ -320,8 +320,8 @@ def _mixed(subject: Subject, inputs: Any) -> str:
       return problem
   is_odd = np.arange(_ROWS) % 2
   for changed in (
-    _multiplied(inputs, np.where(is_odd, 255, 1)),
-    _multiplied(inputs, np.where(is_odd, np.nan, 1)),
+    subject_lib.scaled_rows(inputs, np.where(is_odd, 255, 1)),
+    subject_lib.scaled_rows(inputs, np.where(is_odd, np.nan, 1)),
     _padded(inputs, is_odd, 2),
   ):
     with contextlib.suppress(tf.errors.OpError):  # The model may refuse some.
@@ -346,17 +346,6 @@ def _padded(inputs: Any, rows: np.ndarray, start: int) -> Any:
     return x * tf.cast(is_kept, x.dtype)
 
   return tf.nest.map_structure(padded, inputs)
-
-
-def _multiplied(inputs: Any, factors: np.ndarray) -> Any:
-  """Multiplies each row of the floats of an input by a factor of its own."""
-
-  def multiplied(x: Any) -> Any:
-    if not _floats([x]) or not x.shape.rank:
-      return x
-    return x * tf.cast(np.expand_dims(factors, [*range(1, x.ndim)]), x.dtype)
-
-  return tf.nest.map_structure(multiplied, inputs)
 
 
 def _is_same(first: np.ndarray, second: np.ndarray) -> bool:

@@ -397,19 +397,13 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
       f"The gradient of {findings.some(bad)} is not finite.",
       "Divide by no number that may be 0, and take no root of 0.",
     )
-  nothing = subject_lib.scaled(inputs, 0.0)
-  for v, g in zip(
-    subject.trainable_variables,
-    _gradient(subject, nothing, arguments),
-    strict=True,
-  ):
-    if g is not None and not np.isfinite(g).all():
-      return findings.failed(
-        f"The gradient of {v.name} is not finite for inputs that are all 0,"
-        " such as padding.",
-        "Divide by no number that may be 0, and take no root of 0, also where"
-        " tf.where drops the result.",
-      )
+  if name := _endless_for_zeros(subject, inputs, arguments):
+    return findings.failed(
+      f"The gradient of {name} is not finite for an input that is all 0, such"
+      " as padding.",
+      "Divide by no number that may be 0, and take no root of 0, also where"
+      " tf.where drops the result.",
+    )
   if zero := [n for n, x in sizes if not any(x)]:
     return findings.failed(
       f"The gradient of {findings.some(zero)} in `trainable_variables` is zero"
@@ -417,6 +411,25 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
       "Remove it from the list, or let the outputs depend on it.",
     )
   return None
+
+
+def _endless_for_zeros(
+  subject: Subject, inputs: Any, arguments: Mapping[str, Any]
+) -> str:
+  """Names a variable whose gradient for zeros is not finite."""
+  # In training, normalization of equal examples multiplies gradients, until
+  # they overflow: there, the first example alone is 0.
+  mode = {"training": False} if subject.training else {}
+  calls = [(subject_lib.scaled(inputs, 0.0), {**arguments, **mode})]
+  if subject.training and subject.is_batched:
+    is_kept = np.arange(4) > 0
+    calls.append((subject_lib.scaled_rows(inputs, is_kept), arguments))
+  for zeros, mode in calls:
+    made = _gradient(subject, zeros, mode)
+    for v, g in zip(subject.trainable_variables, made, strict=True):
+      if g is not None and not np.isfinite(g).all():
+        return v.name
+  return ""
 
 
 def _gradient(

@@ -1463,7 +1463,7 @@ _BROKEN = (
         0.0,
       ),
     ),
-    "kernel_0:0 is not finite for inputs that are all 0",
+    "kernel_0:0 is not finite for an input that is all 0",
   ),
   ("R5", _of(_layers, start=_with_gradient(2.0)), "gradient of the input is w"),
   *(

@@ -717,6 +717,21 @@ def scaled(inputs: Any, factor: float) -> Any:
   )
 
 
+def scaled_rows(inputs: Any, factors: Any) -> Any:
+  """Multiplies each row of the floats of inputs by a factor of its own.
+
+  Leaves ragged and sparse inputs, and scalars, unchanged.
+  """
+
+  def multiplied(x: Any) -> Any:
+    is_float = isinstance(x, tf.Tensor) and x.dtype.is_floating
+    if not is_float or not x.shape.rank:
+      return x
+    return x * tf.cast(np.expand_dims(factors, [*range(1, x.ndim)]), x.dtype)
+
+  return tf.nest.map_structure(multiplied, inputs)
+
+
 def floats(outputs: Any) -> list[tf.Tensor]:
   """Returns the Tensors of floats in the outputs of a call."""
   named = comparison.named(outputs)
