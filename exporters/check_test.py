@@ -171,7 +171,7 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     (
       _model_garden_resnet,
       "image",
-      {"R7", "R11", "R14", "I4", "I5"},
+      {"R7", "R8", "R11", "R14", "I4", "I5"},
       {
         "R6": "are lost and do not show",
         "R7": "batch normalization is fixed",
