@@ -432,8 +432,17 @@ def _unlike_momentum(
 ) -> findings.Finding | None:
   """Finds moving averages that move by another share than 1 - momentum."""
   of_batches = _of_batches(subject, averages, arguments)
-  for v, share in zip(averages, shares, strict=True):
-    if v.ref() in of_batches and not np.isclose(share, 1 - _HELD):
+  other = {**arguments, _MOMENTUM: 2 * _HELD}
+  moved = zip(
+    *(_updates(subject, x, averages, _ROWS) for x in (arguments, other)),
+    strict=True,
+  )
+  for v, share, (x, y) in zip(averages, shares, moved, strict=True):
+    if v.ref() not in of_batches or np.isclose(share, 1 - _HELD):
+      continue
+    # Some layers have a larger momentum, and 1 - momentum in proportion.
+    ratio = (1 - 2 * _HELD) / (1 - _HELD)
+    if not np.allclose(y - v, ratio * (x - v), rtol=1e-3):
       return findings.failed(
         f"With {_MOMENTUM}={_HELD} {v.name} keeps a share of {1 - share:.3g}.",
         "Compute momentum * average + (1 - momentum) * statistic.",
