@@ -202,7 +202,7 @@ def unreadable(name: str, path: str) -> str:
   if _CONTROL.search(path):
     return (
       f"{name}: {shown(path)} has control characters, such as an end of line."
-      " Rename the file or directory."
+      " Leave them out, or rename the file or directory."
     )
   return ""
 

@@ -552,9 +552,7 @@ def _served_otherwise(subject: Subject, name: str) -> str:
     expected = _outputs(called, inputs)
     if not expected.keys() & served.keys():
       if len(expected) != len(served):
-        return (
-          f"it returns {', '.join(served)}, and a call {len(expected)} others"
-        )
+        return f"its outputs ({', '.join(served)}) are not those of a call"
       # The outputs of a list are in the order of their names.
       expected = dict(zip(sorted(served), expected.values(), strict=True))
     for key in expected.keys() & served.keys():

@@ -341,20 +341,17 @@ class Subject:
   @functools.cached_property
   def steady(self) -> dict[str, Any] | None:
     """Arguments that make training repeatable; None if there are none."""
-    floats = [n for n, v in self.hyperparameters.items() if type(v) is float]
-    rates = [n for n in floats if re.search("rate|drop|noise|prob", n)]
-    for names in ((), rates, floats):
+    numbers = [n for n, v in self.hyperparameters.items() if type(v) is float]
+    rates = [n for n in numbers if re.search("rate|drop|noise|prob", n)]
+    for names in ((), rates, numbers):
       off = {n: 1.0 if "keep" in n or "surviv" in n else 0.0 for n in names}
       arguments = {**self.training, **off}
+      with self.unchanged():
+        outputs = floats(self.model(self.example(), **arguments))
       # Some numbers divide, such as a temperature.
-      if self._is_finite(arguments) and not self.varies(arguments):
+      if all(map(_is_finite, outputs)) and not self.varies(arguments):
         return arguments
     return None
-
-  def _is_finite(self, arguments: Mapping[str, Any]) -> bool:
-    with self.unchanged():
-      outputs = floats(self.model(self.example(), **arguments))
-    return not any(np.isnan(tf.cast(y, tf.float64)).any() for y in outputs)
 
   def part(self, name: str) -> "Subject":
     """Returns a sub-object as a subject."""

@@ -405,7 +405,7 @@ def _calls(
   )
   learning = {
     "gradients": gradients,
-    "updates": len(source.variables) > len(source.trainable_variables),
+    "updates": _has_averages(source),
   }
   can_be_empty = level == "full" and all(
     spec.shape.rank and spec.shape[0] is None
@@ -454,6 +454,11 @@ def _calls(
     yield from _random_calls(part, source, examples[0], level, learning, drawn)
 
 
+def _has_averages(source: saving.Source) -> bool:
+  """Returns whether there are variables that only calls change."""
+  return len(source.variables) > len(source.trainable_variables)
+
+
 def _changed_calls(
   source: saving.Source,
   example: Any,
@@ -465,7 +470,6 @@ def _changed_calls(
   Rates, which bring noise, are called by `_random_calls`; here only their
   effect is to be seen.
   """
-  has_averages = len(source.variables) > len(source.trainable_variables)
   for h in source.hyperparameters:
     is_rate = h.off is not None
     # A small rate may drop nothing of a small example.
@@ -481,7 +485,9 @@ def _changed_calls(
       for value in values
     ]
     if not is_rate and not is_random:
-      yield from (call._replace(updates=has_averages) for call in calls)
+      yield from (
+        call._replace(updates=_has_averages(source)) for call in calls
+      )
     yield calls[0]._replace(without=steadily)
 
 
@@ -493,7 +499,7 @@ def _reweighted_calls(
 ) -> Iterator[observation.Call]:
   """Plans calls with other weights and moving averages, in each mode."""
   size, has_modes = _size(example), "training" in steadily
-  has_averages = len(source.variables) > len(source.trainable_variables)
+  has_averages = _has_averages(source)
   call = observation.Call("", example, {}, reweighted=True)
   if has_modes or not is_random:
     yield call._replace(
