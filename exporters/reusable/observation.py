@@ -5,6 +5,7 @@ The same functions observe the live model and the export.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
+import functools
 import hashlib
 import itertools
 from typing import Any, NamedTuple
@@ -151,48 +152,61 @@ def observe_calls(
     calls: The calls to make; those with `without` are left out.
     steps: Takes names of arguments, and returns a `train_step` of the model.
   """
-  for made in calls:
-    if made.without is not None:
+  for is_reweighted, made in itertools.groupby(calls, lambda c: c.reweighted):
+    if not is_reweighted:
+      for one in made:
+        yield from _observe_call(part, model, call, one, steps)
       continue
-    if made.random:
-      arrays = _randomness(model, call, made.example, made.arguments)
-      yield Observation(part, "randomness", made.name, arrays)
-      continue
-    if made.reweighted:
-      usual = made._replace(reweighted=False)
-      with _reweighted(model):
-        seen = list(observe_calls(part, model, call, [usual], steps))
+    seen = []
+    with _reweighted(model):
+      for one in made:
+        seen += _observe_call(part, model, call, one, steps)
         # Last, as they are as large as the weights, and of one mode only.
-        losses = None if made.arguments else _losses(model)
-      yield from seen
-      if losses is not None:
-        yield Observation(part, "regularization losses", made.name, losses)
-      continue
-    function = steps(*made.arguments) if made.gradients else call
-    if made.sampled:
-      # Keras draws new masks for recurrent layers at each step only in graphs.
-      function = tf.function(function)
-      runs = (
-        _flat(model, made, *run(model, function, made.example, made.arguments))
-        for _ in itertools.count()
-      )
-      arrays = randomness.sample(runs, made.sampled)
-      yield Observation(part, comparison.SAMPLED, made.name, arrays)
-      continue
-    if made.seeded:
-      arrays, (result, updates) = _seeded(model, call, function, made)
-      yield Observation(part, comparison.SEEDED, made.name, arrays)
-    else:
-      result, updates = run(model, function, made.example, made.arguments)
-    outputs, gradients = result if made.gradients else (result, ())
-    yield Observation(part, "outputs", made.name, named_arrays(outputs))
-    if made.gradients:
-      # Not assigned to a name, so as to be freed before the next gradients.
-      yield Observation(
-        part, "gradients", made.name, gradient_arrays(model, gradients)
-      )
-    if made.updates:
-      yield Observation(part, "updates", made.name, updates)
+        if not one.arguments:
+          kind = "regularization losses"
+          seen.append(Observation(part, kind, one.name, _losses(model)))
+    yield from seen
+
+
+def _observe_call(
+  part: str,
+  model: Any,
+  call: Callable[..., Any],
+  made: Call,
+  steps: Callable[..., Callable[..., Any]],
+) -> Iterator[Observation]:
+  """Observes a call; see `observe_calls`."""
+  if made.without is not None:
+    return
+  if made.random:
+    arrays = _randomness(model, call, made.example, made.arguments)
+    yield Observation(part, "randomness", made.name, arrays)
+    return
+  function = steps(*made.arguments) if made.gradients else call
+  if made.sampled:
+    # Keras draws new masks for recurrent layers at each step only in graphs.
+    function = tf.function(function)
+    runs = (
+      _flat(model, made, *run(model, function, made.example, made.arguments))
+      for _ in itertools.count()
+    )
+    arrays = randomness.sample(runs, made.sampled)
+    yield Observation(part, comparison.SAMPLED, made.name, arrays)
+    return
+  if made.seeded:
+    arrays, (result, updates) = _seeded(model, call, function, made)
+    yield Observation(part, comparison.SEEDED, made.name, arrays)
+  else:
+    result, updates = run(model, function, made.example, made.arguments)
+  outputs, gradients = result if made.gradients else (result, ())
+  yield Observation(part, "outputs", made.name, named_arrays(outputs))
+  if made.gradients:
+    # Not assigned to a name, so as to be freed before the next gradients.
+    yield Observation(
+      part, "gradients", made.name, gradient_arrays(model, gradients)
+    )
+  if made.updates:
+    yield Observation(part, "updates", made.name, updates)
 
 
 @contextlib.contextmanager
@@ -201,37 +215,53 @@ def _reweighted(model: Any) -> Iterator[None]:
 
   Other weights show which values of weights an export has as constants. Every
   other value is halved, as some models do not see the scale of all, and changes
-  its sign, as some see only signs. Zeros become `_NO_ZERO`. For TensorFlow, -0
-  and numbers too small for float32's precision are zeros, too.
+  its sign, as some see only signs. Zeros become `_NO_ZERO`.
   """
   changed = []
-  for v in model.variables:
-    if v.dtype.is_floating:
-      both = tf.reduce_min(v) < 0 < tf.reduce_max(v)  # Variances keep theirs.
-      half, no_zero = -0.5 if both else 0.5, tf.zeros([], v.dtype)
-      if tf.reduce_any(v == 0):
-        no_zero = tf.cast(_NO_ZERO, v.dtype)
-      # Not those that would lose the last bit, as very small numbers do.
-      if tf.reduce_all((v / 2 * 2 == v) & (v * _shares(v, half) != no_zero)):
-        changed.append((v, half, no_zero))
-  for v, half, no_zero in changed:
-    v.assign(tf.where(v == 0, no_zero, v * _shares(v, half)))
   try:
+    for v in model.variables:
+      if v.dtype.is_floating and (other := _other(as_array(v.read_value()))):
+        new, *how = other
+        v.assign(new)
+        changed.append((v, *how))
     yield
   finally:
-    for v, half, no_zero in changed:
-      zero = tf.zeros([], v.dtype)
-      v.assign(tf.where(v == no_zero, zero, v / _shares(v, half)))
+    for v, half, has_zeros in changed:
+      new = as_array(v.read_value())
+      old = new / _factors(new.shape, half, new.dtype)
+      if has_zeros:
+        old = np.where(new == _NO_ZERO, np.zeros([], old.dtype), old)
+      v.assign(old)
 
 
-def _shares(variable: tf.Variable, half: float) -> tf.Tensor:
-  """Returns `half` and 1 in turn along each axis, in a variable's shape."""
-  signs = tf.constant(-1, variable.dtype)
-  for size in tf.shape(variable).numpy():  # That of the variable may be open.
-    signs = signs[..., tf.newaxis] * tf.cast(
-      1 - tf.range(size) % 2 * 2, variable.dtype
-    )
-  return (1 + half) / 2 + (1 - half) / 2 * signs
+@np.errstate(invalid="ignore")
+def _other(old: np.ndarray) -> tuple[np.ndarray, float, bool] | None:
+  """Returns other weights, a factor, and whether some were 0.
+
+  None stands for weights that could not be restored exactly, such as very small
+  ones.
+  """
+  if not old.size:
+    return None
+  # Variances keep their sign.
+  half = -0.5 if old.min() < 0 < old.max() else 0.5
+  factors = _factors(old.shape, half, old.dtype)
+  new = old * factors
+  has_zeros = not old.all()
+  if not (new / factors == old).all() or (
+    has_zeros and (new == _NO_ZERO).any()
+  ):
+    return None
+  if has_zeros:
+    new = np.where(old == 0, np.array(_NO_ZERO, new.dtype), new)
+  return new, half, has_zeros
+
+
+def _factors(shape: Sequence[int], half: float, dtype: Any) -> np.ndarray:
+  """Returns `half` and 1 in turn along each axis, in an array of `shape`."""
+  odd = [(np.arange(size) % 2).astype(bool) for size in shape]
+  is_odd = functools.reduce(np.logical_xor.outer, odd, np.array(False))
+  return np.where(is_odd, np.array(1, dtype), np.array(half, dtype))
 
 
 def train_step(
@@ -420,8 +450,9 @@ def as_array(tensor: tf.Tensor | None) -> np.ndarray:
   """Views a Tensor as an array, without a copy."""
   if tensor is None:
     return np.array("None")
-  # NumPy's own type for strings drops trailing zero bytes.
-  return np.asarray(tensor, object if tensor.dtype == tf.string else None)
+  # NumPy takes no scalar bfloat16 Tensor. Its strings lose trailing zero bytes.
+  values = tensor if tensor.shape.rank else tensor.numpy()
+  return np.asarray(values, object if tensor.dtype == tf.string else None)
 
 
 def _digest(variable: tf.Variable) -> np.ndarray:
