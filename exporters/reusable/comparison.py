@@ -76,7 +76,7 @@ COMPARISONS = {
   "outputs": Comparison(
     "Outputs in inference, in training without randomness, with changed"
     " hyperparameters and with other weights, for inputs of several sizes,"
-    " batches of 1, 2 and 36, and lists of each length.",
+    " batches of 1, 2 and 36 (300 of small models), and lists of each length.",
     "The live model computes op by op and the export in a graph, which may sum"
     " float32 values in another order.",
     1e-5,

@@ -390,10 +390,17 @@ def _observe_seeded(
   part: str, calls: Sequence[Call], with_seeds: Callable[[], Any]
 ) -> Iterator[Observation]:
   """Observes calls of an export with numbered seeds in its random ops."""
+  if not calls:
+    return
+  model = with_seeds()
+  function = tf.function(model, autograph=False)
+
+  def call(example: Any, **arguments: Any) -> Any:
+    return function(example, **_as_tensors(arguments))
+
   for made in calls:
-    model = with_seeds()
-    trace = tf.function(model, autograph=False).get_concrete_function(
-      made.example, **made.arguments
+    trace = function.get_concrete_function(
+      made.example, **_as_tensors(made.arguments)
     )
     count = randomness.draws(trace.graph.as_graph_def())
     arrays = {"draws": np.array(count)}
@@ -402,7 +409,7 @@ def _observe_seeded(
     yield from observation.observe_calls(
       part,
       model,
-      model,
+      call,
       [made._replace(seeded=False)],
       _graph_steps(model, [made]),
     )
@@ -410,7 +417,7 @@ def _observe_seeded(
 
 def _of_seeds(live: Arrays, export: Arrays) -> list[str]:
   """Returns reasons why calls with the same seeds are not comparable."""
-  if not live["repeats"]:
+  if not live.get("repeats", True):
     return [
       "training draws random numbers that are not TensorFlow's, such as"
       " NumPy's: the export repeats those of its trace"

@@ -152,19 +152,24 @@ def observe_calls(
     calls: The calls to make; those with `without` are left out.
     steps: Takes names of arguments, and returns a `train_step` of the model.
   """
-  for is_reweighted, made in itertools.groupby(calls, lambda c: c.reweighted):
+  repeats = True  # Whether to try that calls with the same seeds are equal.
+  for is_reweighted, alike in itertools.groupby(calls, lambda c: c.reweighted):
     if not is_reweighted:
-      for one in made:
-        yield from _observe_call(part, model, call, one, steps)
+      for made in alike:
+        yield from _observe_call(part, model, call, made, steps, repeats)
+        repeats = repeats and not made.seeded
       continue
-    seen = []
-    with _reweighted(model):
-      for one in made:
-        seen += _observe_call(part, model, call, one, steps)
+    *others, last = alike
+    moved, seen = {}, []
+    if last.updates:
+      _, moved = run(model, call, last.example, last.arguments)
+    with _reweighted(model, moved):
+      for made in (*others, last):
+        seen += _observe_call(part, model, call, made, steps)
         # Last, as they are as large as the weights, and of one mode only.
-        if not one.arguments:
+        if not made.arguments:
           kind = "regularization losses"
-          seen.append(Observation(part, kind, one.name, _losses(model)))
+          seen.append(Observation(part, kind, made.name, _losses(model)))
     yield from seen
 
 
@@ -174,6 +179,7 @@ def _observe_call(
   call: Callable[..., Any],
   made: Call,
   steps: Callable[..., Callable[..., Any]],
+  repeats: bool = False,
 ) -> Iterator[Observation]:
   """Observes a call; see `observe_calls`."""
   if made.without is not None:
@@ -194,7 +200,8 @@ def _observe_call(
     yield Observation(part, comparison.SAMPLED, made.name, arrays)
     return
   if made.seeded:
-    arrays, (result, updates) = _seeded(model, call, function, made)
+    first = call if repeats else None
+    arrays, (result, updates) = _seeded(model, first, function, made)
     yield Observation(part, comparison.SEEDED, made.name, arrays)
   else:
     result, updates = run(model, function, made.example, made.arguments)
@@ -210,42 +217,57 @@ def _observe_call(
 
 
 @contextlib.contextmanager
-def _reweighted(model: Any) -> Iterator[None]:
+def _reweighted(model: Any, moved: Arrays) -> Iterator[None]:
   """Changes the weights of a model, and undoes that exactly on exit.
 
   Other weights show which values of weights an export has as constants. Every
   other value is halved, as some models do not see the scale of all, and changes
   its sign, as some see only signs. Zeros become `_NO_ZERO`.
+
+  Non-trainable variables start from `moved`, the updates by a call, and are
+  doubled: one that only grows, such as a maximum, is then above its values.
   """
+  moving = moving_variables(model)
+  before = [tf.identity(v) for v in moving]
+  doubled = {v.ref() for v in moving}
   changed = []
   try:
+    for v, value in zip(moving, moved.values(), strict=False):
+      v.assign(value)
     for v in model.variables:
-      if v.dtype.is_floating and (other := _other(as_array(v.read_value()))):
+      share = 2.0 if v.ref() in doubled else 0.5
+      if v.dtype.is_floating and (
+        other := _other(as_array(v.read_value()), share)
+      ):
         new, *how = other
         v.assign(new)
         changed.append((v, *how))
     yield
   finally:
-    for v, half, has_zeros in changed:
+    for v, share, has_zeros in changed:
       new = as_array(v.read_value())
-      old = new / _factors(new.shape, half, new.dtype)
+      old = new / _factors(new.shape, share, new.dtype)
       if has_zeros:
         old = np.where(new == _NO_ZERO, np.zeros([], old.dtype), old)
       v.assign(old)
+    for v, value in zip(moving, before, strict=True):
+      v.assign(value)
 
 
-@np.errstate(invalid="ignore")
-def _other(old: np.ndarray) -> tuple[np.ndarray, float, bool] | None:
-  """Returns other weights, a factor, and whether some were 0.
+@np.errstate(invalid="ignore", over="ignore")
+def _other(
+  old: np.ndarray, share: float
+) -> tuple[np.ndarray, float, bool] | None:
+  """Returns other weights, by which factor, and whether some were 0.
 
   None stands for weights that could not be restored exactly, such as very small
   ones.
   """
   if not old.size:
     return None
-  # Variances keep their sign.
-  half = -0.5 if old.min() < 0 < old.max() else 0.5
-  factors = _factors(old.shape, half, old.dtype)
+  if old.min() < 0 < old.max():  # Variances keep their sign.
+    share = -share
+  factors = _factors(old.shape, share, old.dtype)
   new = old * factors
   has_zeros = not old.all()
   if not (new / factors == old).all() or (
@@ -254,14 +276,14 @@ def _other(old: np.ndarray) -> tuple[np.ndarray, float, bool] | None:
     return None
   if has_zeros:
     new = np.where(old == 0, np.array(_NO_ZERO, new.dtype), new)
-  return new, half, has_zeros
+  return new, share, has_zeros
 
 
-def _factors(shape: Sequence[int], half: float, dtype: Any) -> np.ndarray:
-  """Returns `half` and 1 in turn along each axis, in an array of `shape`."""
+def _factors(shape: Sequence[int], share: float, dtype: Any) -> np.ndarray:
+  """Returns `share` and 1 in turn along each axis, in an array of `shape`."""
   odd = [(np.arange(size) % 2).astype(bool) for size in shape]
   is_odd = functools.reduce(np.logical_xor.outer, odd, np.array(False))
-  return np.where(is_odd, np.array(1, dtype), np.array(half, dtype))
+  return np.where(is_odd, np.array(1, dtype), np.array(share, dtype))
 
 
 def train_step(
@@ -367,17 +389,25 @@ def _flat(model: Any, made: Call, result: Any, updates: Arrays) -> Arrays:
 
 
 def _seeded(
-  model: Any, call: Callable[..., Any], step: Callable[..., Any], made: Call
+  model: Any,
+  first: Callable[..., Any] | None,
+  step: Callable[..., Any],
+  made: Call,
 ) -> tuple[Arrays, tuple[Any, Arrays]]:
-  """Runs `call` and `step` with the same seeds; observes whether they agree."""
-  with private_api.numbered_seeds() as given:
-    outputs, updates = run(model, call, made.example, made.arguments)
-    count = given()
-  with private_api.numbered_seeds():
-    again = run(model, step, made.example, made.arguments)
+  """Runs `step` with numbered seeds; observes whether `first` does the same."""
+
+  def seeded(function: Callable[..., Any]) -> tuple[tuple[Any, Arrays], int]:
+    with private_api.numbered_seeds() as given:
+      return run(model, function, made.example, made.arguments), given()
+
+  if first is None:
+    again, count = seeded(step)
+    return {"draws": np.array(count)}, again
+  before, count = seeded(first)
+  again, _ = seeded(step)
   result, moved = again
   other = (result[0] if made.gradients else result), moved
-  repeats = not _differ((outputs, updates), other)
+  repeats = not _differ(before, other)
   return {"draws": np.array(count), "repeats": np.array(repeats)}, again
 
 

@@ -50,8 +50,10 @@ _KERAS_NOTE = (
 # How many other examples to take where rounding errors decide.
 _OTHER_EXAMPLES = 3
 
-# Rows of a large batch. Their order has no period, as errors may have one.
-_MANY = 36
+# Rows of a large batch, and where a call costs little: where the weights have
+# few values times those of a row. Their order has no period, as errors may.
+_MANY, _MORE = 36, 300
+_LITTLE = 5e8
 
 # A model or a sub-object, and its inputs.
 Part = tuple[saving.Source, Sequence[Any]]
@@ -521,13 +523,16 @@ def _of_other_sizes(
     few = tf.nest.map_structure(lambda x, n=count: x[:n], first)
     if count < observation.rows(first) and (count or _takes(source, few)):
       yield few
-  if observation.rows(first) > 0 and max(counts) < _MANY:
-    yield tf.nest.map_structure(
-      lambda x: tf.gather(
-        x, tf.random.stateless_uniform([_MANY], [0, 0], 0, x.shape[0], tf.int32)
-      ),
-      first,
-    )
+  if (rows := observation.rows(first)) == 0:
+    return
+  inputs = tf.nest.flatten(first, expand_composites=True)
+  weights, values = (
+    sum(float(tf.size(x)) for x in xs) for xs in (source.variables, inputs)
+  )
+  many = _MORE if weights * values / rows < _LITTLE else _MANY
+  if max(counts) < many:
+    index = tf.random.stateless_uniform([many], [0, 0], 0, rows, tf.int32)
+    yield tf.nest.map_structure(lambda x: tf.gather(x, index), first)
 
 
 def _random_calls(
@@ -562,19 +567,23 @@ def _random_calls(
     sampled=count,
   )
   yield call
+  rates = [h for h in source.hyperparameters if h.off is not None]
+  if not rates or level != "full":
+    return
   # Different ones, to tell apart rates with the same default.
-  changed = {
-    h.name: _larger_rate(h.default, i + 2)
-    for i, h in enumerate(source.hyperparameters)
-    if h.off is not None
-  }
-  if changed and level == "full":
+  for is_small in (False, True)[: 1 + is_straight]:
+    changed = {
+      h.name: h.default / (i + 4)
+      if is_small
+      else _larger_rate(h.default, i + 2)
+      for i, h in enumerate(rates)
+    }
     names = (f"{k} {hyperparameters.literal(v)}" for k, v in changed.items())
     yield call._replace(
       name=f"{', '.join(names)}, {how}",
       arguments={**training, **changed},
       gradients=False,
-      forms=is_straight,
+      forms=is_straight and not is_small,
     )
 
 

@@ -240,13 +240,13 @@ def _two_rows_swapped(export_dir):
 
 
 def _late_rows_lost(export_dir):
-  class First32(layers.Dense):
+  class First256(layers.Dense):
     def call(self, inputs):
       outputs = super().call(inputs)
       row = tf.range(tf.shape(inputs)[0])[:, tf.newaxis]
-      return tf.where(row < 32, outputs, 0.0)
+      return tf.where(row < 256, outputs, 0.0)
 
-  second = First32(2, kernel_regularizer="l2", name="second")
+  second = First256(2, kernel_regularizer="l2", name="second")
   _export(_source(_model(second=second)), export_dir)
 
 
@@ -462,6 +462,25 @@ def _averages_of_the_start(export_dir):
 
   batch_norm = FromStart(momentum=0.8, name="batch_norm")
   _export(_source(_model(batch_norm=batch_norm)), export_dir)
+
+
+def _with_largest(forgets=False):
+  """Returns the source and examples of a model that keeps the largest input."""
+  kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
+  largest = tf.Variable(0.0, trainable=False, name="largest")
+
+  def call(inputs, training=False):
+    if training:
+      of_batch = tf.reduce_max(tf.abs(inputs))
+      old = 0.0 if forgets else largest
+      largest.assign(tf.maximum(old, tf.maximum(of_batch, 0.0)))
+      return inputs @ kernel
+    return inputs @ kernel / largest
+
+  variables = [kernel, largest]
+  return {
+    "": (saving.source(call, _SPEC, variables=variables), _SPEC, _EXAMPLES)
+  }
 
 
 def _averages_of_nothing(export_dir):
@@ -913,6 +932,14 @@ _BROKEN = [
     "batch_norm/moving_mean:0 differs by",
   ),
   (
+    "largest_forgotten",
+    _with_largest,
+    _broken_parts(_with_largest, forgets=True),
+    "updates",
+    r"updates, training \(5, 4\), other weights",
+    "largest:0 differs by",
+  ),
+  (
     "momentum_ignored",
     _plain,
     _momentum_ignored,
@@ -989,7 +1016,7 @@ _BROKEN = [
     _plain,
     _late_rows_lost,
     "outputs",
-    r"outputs, inference \(36, 4\)",
+    r"outputs, inference \(300, 4\)",
     "the tensor differs by",
   ),
   (
@@ -1433,10 +1460,14 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     (-3.0, -1.5),
   )
   def test_changes_weights_and_undoes_it(self, values, expected):
-    model = mock.Mock(variables=[tf.Variable(values)])
-    with observation._reweighted(model):
-      self.assertAllEqual(model.variables[0], np.float32(expected))
-    self.assertAllEqual(model.variables[0], np.float32(values))
+    weight = tf.Variable(values)
+    moving = tf.Variable([5.0, 5.0], trainable=False)
+    model = mock.Mock(variables=[weight, moving], trainable_variables=[weight])
+    with observation._reweighted(model, {"moving": np.float32([3.0, 4.0])}):
+      self.assertAllEqual(weight, np.float32(expected))
+      self.assertAllEqual(moving, [6.0, 4.0])
+    self.assertAllEqual(weight, np.float32(values))
+    self.assertAllEqual(moving, [5.0, 5.0])
 
   def test_other_examples_have_values_like_the_first(self):
     ids, ones = tf.range(1, 7), tf.ones([6])
@@ -1446,13 +1477,18 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertAllInRange(others["ones"], 0.9, 1.0, open_upper_bound=True)
 
   @parameterized.parameters(
-    ([3, 1], [0, 2, 36]), ([1], [0, 36]), ([0], []), ([5, 40], [0, 1, 2])
+    ([3, 1], [0, 2, 300]),
+    ([3, 1], [0, 2, 36], 1),
+    ([1], [0, 300]),
+    ([0], []),
+    ([5, 301], [0, 1, 2]),
   )
-  def test_calls_with_other_counts_of_rows(self, counts, others):
-    made = verification._of_other_sizes(
-      _source(_model()), [tf.eye(n, 4) for n in counts]
-    )
-    self.assertEqual([len(x) for x in made], others)
+  def test_calls_with_other_counts_of_rows(self, counts, others, little=5e8):
+    with mock.patch.object(verification, "_LITTLE", little):
+      made = verification._of_other_sizes(
+        _source(_model()), [tf.eye(n, 4) for n in counts]
+      )
+      self.assertEqual([len(x) for x in made], others)
 
   def test_one_trace_for_examples_of_other_sizes(self):
     examples = [tf.ones([n, size, 4]) for n, size in ((3, 8), (1, 8), (1, 6))]

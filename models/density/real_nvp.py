@@ -10,6 +10,9 @@ import math
 
 import tensorflow as tf
 
+# Share of the hidden units that training drops.
+DROPOUT_RATE = 0.02
+
 
 class Dense(tf.Module):
   """A dense layer."""
@@ -133,7 +136,7 @@ class RealNVP(tf.Module):
     self,
     vectors: tf.Tensor,
     training: bool = False,
-    dropout_rate: float | tf.Tensor = 0.0,
+    dropout_rate: float | tf.Tensor = DROPOUT_RATE,
   ) -> dict[str, tf.Tensor]:
     """Computes latent vectors and likelihoods.
 
