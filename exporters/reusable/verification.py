@@ -1,6 +1,14 @@
 """Verifies that an export behaves like its live model."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import collections
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 import contextlib
 import dataclasses
 import errno
@@ -366,11 +374,62 @@ def observe(
     for name, (source, _) in parts.items():
       yield from states[name]
       step = observation.train_step(source, source.call, of_inputs=True)
-      yield from observation.observe_calls(
+      sizes = collections.defaultdict(set)
+      for observed in observation.observe_calls(
         name, source, source.call, plan[name], lambda *_, s=step: s
-      )
+      ):
+        if observed.kind == "outputs":
+          for output, y in observed.arrays.items():
+            sizes[output].update(y.shape[-1:])
+        yield observed
+      _check_last_dimensions(source, [c.example for c in plan[name]], sizes)
 
   return plan, seen()
+
+
+def _check_last_dimensions(
+  source: saving.Source,
+  examples: Sequence[Any],
+  sizes: Mapping[str, Collection[int]],
+) -> None:
+  """Refuses outputs of layers whose number of features the graph lost.
+
+  Keras' layers need it. Other unknown dimensions follow from those of the input
+  and, of texts and ragged inputs, from its values.
+
+  Args:
+    source: The live model. A loaded export has no `output_spec`.
+    examples: The inputs of all calls.
+    sizes: The last dimensions of each output that calls have returned.
+
+  Raises:
+    ExportError: The trace does not know a dimension that was always the same,
+      whatever unknown dimensions the inputs had.
+  """
+  specs = tf.nest.flatten(source.input_spec)
+  if any(
+    isinstance(s, tf.RaggedTensorSpec) or s.dtype == tf.string for s in specs
+  ):
+    return
+  flat = [tf.nest.flatten(x) for x in examples]
+  for i, spec in enumerate(specs):
+    for axis, size in enumerate(spec.shape):
+      of_axis = {x[i].shape[axis] for x in flat if i < len(x)}
+      if size is None and len(of_axis) < 2:
+        return
+  for name, spec in comparison.named(source.output_spec).items():
+    if (
+      isinstance(spec, tf.TensorSpec)
+      and spec.dtype.is_floating
+      and spec.shape.rank > 1
+      and spec.shape[-1] is None
+      and len(sizes[name]) == 1
+    ):
+      raise errors.ExportError(
+        f"The graph of the model loses the last dimension of {name}: it is"
+        f" {spec.shape}, and was always {max(sizes[name])} when called."
+        " Layers on it need that number: set it by tf.ensure_shape."
+      )
 
 
 def _explained(call: Callable[..., Any]) -> Callable[..., Any]:

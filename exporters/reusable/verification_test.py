@@ -1549,6 +1549,29 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     with self.assertRaisesRegex(errors.ExportError, "by add_loss"):
       verification.observe({"": (source, _EXAMPLES)}, "fast")
 
+  def test_refuses_outputs_without_a_number_of_features(self):
+    kernel = tf.Variable(tf.ones([4, 2]))
+
+    def call(inputs, units):
+      y = inputs @ kernel
+      units = tf.cast(units, tf.int32)
+      # Of unknown size for TensorFlow.
+      return {"y": tf.ensure_shape(y, [None, 2])[:, :units], "all": y}
+
+    def observed(off):
+      units = hyperparameters.Hyperparameter("units", 2.0, "", off=off)
+      source = saving.source(
+        call, _SPEC, hyperparameters=[units], variables=[kernel]
+      )
+      _, seen = verification.observe({"": (source, _EXAMPLES)}, "full")
+      return list(seen)
+
+    self.assertNotEmpty(observed(None))  # It depends on an argument.
+    with self.assertRaisesRegex(
+      errors.ExportError, r"last dimension of y: .* was always 2 when called"
+    ):
+      observed(2.0)
+
   def test_other_order_is_an_error(self):
     parts = _with_head()
     export_dir = os.path.join(self.get_temp_dir(), "export")
