@@ -3,10 +3,10 @@ r"""Plants faults in exports and in code, and prints what finds each.
 A fault that survives is a hole in verification or in the tests, or has no
 effect.
 
-  bazel run //exporters/reusable:mutants [-- CODE_FAULTS [EXPORT…]]
+  bazel run //exporters/reusable:mutants [-- CODE_FAULTS [SEED [EXPORT…]]]
 
 CODE_FAULTS is the number of faults in each module of `source_mutants`, 6 by
-default, and each EXPORT one of small, bert and resnet.
+default, SEED chooses them, and each EXPORT is one of small, bert, resnet.
 """
 
 import collections
@@ -187,14 +187,15 @@ def _of_exports(
 
 def main(argv: Sequence[str]) -> None:
   """Plants faults, and prints what finds them."""
-  of_module = int((argv[1:] or [6])[0])
+  given = dict(zip(("of_module", "seed"), map(int, argv[1:3]), strict=False))
+  numbers = {"of_module": 6, "seed": 0} | given
   found = collections.defaultdict(collections.Counter)
   not_planted: collections.Counter[str] = collections.Counter()
   survivors = []
   begin = time.monotonic()
   planted = itertools.chain(
-    source_mutants.planted(of_module, prove, not_planted),
-    _of_exports(argv[2:] or [*_SUBJECTS], not_planted),
+    source_mutants.planted(prove=prove, not_planted=not_planted, **numbers),
+    _of_exports(argv[3:] or [*_SUBJECTS], not_planted),
   )
   for i, (kind, where, by) in enumerate(planted, 1):
     if by is None:

@@ -406,6 +406,8 @@ def _check_last_dimensions(
     ExportError: The trace does not know a dimension that was always the same,
       whatever unknown dimensions the inputs had.
   """
+  if source.output_spec is None:
+    return
   specs = tf.nest.flatten(source.input_spec)
   if any(
     isinstance(s, tf.RaggedTensorSpec) or s.dtype == tf.string for s in specs

@@ -1,5 +1,6 @@
 """Breaks exports in one place each, and tests that it is found there."""
 
+import contextlib
 import functools
 import json
 import os
@@ -1087,6 +1088,66 @@ _BROKEN = [
 ]
 
 
+# The calls of a model: the name, the size of the example if the name lacks it,
+# the arguments, and how each is observed.
+_PLAN = """
+inference (5, 4): gradients updates forms
+training (5, 4): training=True rate=0.0 updates keras empty
+inference (1, 4):
+training (1, 4): training=True rate=0.0 gradients updates compilation
+inference (5, 4), other weights: reweighted
+training (5, 4), other weights: training=True rate=0.0 updates reweighted
+inference (0, 4):
+inference (2, 4):
+inference (300, 4):
+rate 0.5: (5, 4) training=True rate=0.5 without
+momentum 0.4: (5, 4) training=True rate=0.0 momentum=0.4 updates
+momentum 0.95: (5, 4) training=True rate=0.0 momentum=0.95 updates
+momentum 0.4: (5, 4) training=True rate=0.0 momentum=0.4 without
+training (5, 4), one seed: training=True gradients updates seeded
+rate 0.75, one seed: (5, 4) training=True rate=0.75 updates forms seeded
+rate 0.125, one seed: (5, 4) training=True rate=0.125 updates seeded
+"""
+_FAST_PLAN = """
+inference (5, 4): updates forms
+training (5, 4): training=True rate=0.0 updates
+training (5, 4), one seed: training=True updates seeded
+"""
+# Of a model that is random whatever its arguments are.
+_RANDOM_PLAN = """
+inference (5, 4): gradients updates forms
+training (5, 4): training=True compilation empty random
+inference (1, 4): gradients updates
+inference (5, 4), other weights: reweighted
+inference (0, 4):
+inference (2, 4):
+inference (300, 4):
+training (5, 4), one seed: training=True gradients updates seeded
+"""
+# Of one without modes, weights and floats.
+_PREPROCESSOR_PLAN = """
+inference 2 of (3, None): empty forms
+inference 2 of (1, None):
+inference 2 of (0, None):
+inference 2 of (2, None):
+inference 2 of (300, None):
+seq_length 2: 2 of (3, None) seq_length=2.0
+seq_length 2: 2 of (3, None) seq_length=2.0 without
+"""
+
+_LOST = tf.TensorSpec([None, None])
+
+
+def _in_words(call):
+  """Writes a planned call as in `_PLAN`."""
+  size = verification._size(call.example)
+  arguments = [f"{k}={v}" for k, v in call.arguments.items()]
+  flags = [k for k, v in call._asdict().items() if v is True]
+  without = ["without"] * (call.without is not None)
+  size = [size] * (size not in call.name)
+  return " ".join([f"{call.name}:", *size, *arguments, *flags, *without])
+
+
 def _check(export_dir, parts):
   """Runs both halves of the verification in this process."""
   parts = {
@@ -1469,6 +1530,17 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertAllEqual(weight, np.float32(values))
     self.assertAllEqual(moving, [5.0, 5.0])
 
+  @parameterized.parameters(
+    (_plain, "", "full", _PLAN),
+    (_plain, "", "fast", _FAST_PLAN),
+    (_with_noise, "", "full", _RANDOM_PLAN),
+    (_preprocessor, "pack", "full", _PREPROCESSOR_PLAN),
+  )
+  def test_plans(self, live, part, level, plan):
+    source, _, examples = live()[part]
+    calls, _ = verification.observe({"": (source, examples)}, level)
+    self.assertEqual([*map(_in_words, calls[""])], plan.strip().split("\n"))
+
   def test_other_examples_have_values_like_the_first(self):
     ids, ones = tf.range(1, 7), tf.ones([6])
     others = verification._other({"ids": ids, "ones": ones}, 0)
@@ -1549,28 +1621,35 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     with self.assertRaisesRegex(errors.ExportError, "by add_loss"):
       verification.observe({"": (source, _EXAMPLES)}, "fast")
 
-  def test_refuses_outputs_without_a_number_of_features(self):
-    kernel = tf.Variable(tf.ones([4, 2]))
-
-    def call(inputs, units):
-      y = inputs @ kernel
-      units = tf.cast(units, tf.int32)
-      # Of unknown size for TensorFlow.
-      return {"y": tf.ensure_shape(y, [None, 2])[:, :units], "all": y}
-
-    def observed(off):
-      units = hyperparameters.Hyperparameter("units", 2.0, "", off=off)
-      source = saving.source(
-        call, _SPEC, hyperparameters=[units], variables=[kernel]
+  @parameterized.parameters(
+    {"fails": True},
+    {"shapes": [(5, 4), (5, 4)]},
+    {"spec": tf.TensorSpec([None], tf.string)},
+    {"spec": tf.RaggedTensorSpec([None, None])},
+    {"output": tf.TensorSpec([None, 2])},
+    {"output": tf.TensorSpec([None, None], tf.int32)},
+    {"output": tf.TensorSpec([None])},
+    {"output": tf.RaggedTensorSpec([None, None])},
+    {"sizes": [2, 3]},
+  )
+  def test_refuses_outputs_without_a_number_of_features(
+    self,
+    fails=False,
+    spec=_SPEC,
+    shapes=((5, 4), (1, 4)),
+    output=_LOST,
+    sizes=(2,),
+  ):
+    source = mock.Mock(input_spec=spec, output_spec=output)
+    examples = [tf.zeros(shape) for shape in shapes]
+    context = contextlib.nullcontext()
+    if fails:
+      words = "last dimension of the tensor: .* and was always 2 when called"
+      context = self.assertRaisesRegex(errors.ExportError, words)
+    with context:
+      verification._check_last_dimensions(
+        source, examples, {comparison.ONLY: sizes}
       )
-      _, seen = verification.observe({"": (source, _EXAMPLES)}, "full")
-      return list(seen)
-
-    self.assertNotEmpty(observed(None))  # It depends on an argument.
-    with self.assertRaisesRegex(
-      errors.ExportError, r"last dimension of y: .* was always 2 when called"
-    ):
-      observed(2.0)
 
   def test_other_order_is_an_error(self):
     parts = _with_head()
