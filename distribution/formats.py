@@ -69,6 +69,7 @@ _ADVICE = {
   _PAGE: "Download it again.",
   _ARCHIVE: "Unpack it first.",
 }
+_FILE_URL = "file://"
 _MOST_BYTES_OF_CONFIG = 2**22
 _FILES_OF_CHECKPOINT = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
 
@@ -77,8 +78,18 @@ def absolute(path: str | None) -> str | None:
   """Makes the path in a flag absolute; returns None and URLs as they are.
 
   Relative paths start from the user's working directory, which under `bazel
-  run` is not that of the program.
+  run` is not that of the program. URLs of local files become paths, so that
+  whoever asks for "://" finds remote files only.
+
+  Raises:
+    InputError: The path cannot be read, or the URL of a file has none.
   """
+  if path and path.startswith(_FILE_URL):
+    path = path.removeprefix(_FILE_URL).removeprefix("localhost")
+    if not path.startswith("/"):
+      raise errors.InputError(
+        f"{_FILE_URL}{path} is no URL of a file: give its absolute path."
+      )
   if path is None or "://" in path:
     return path
   start = os.environ.get("BUILD_WORKING_DIRECTORY", "")

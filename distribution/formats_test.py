@@ -37,8 +37,12 @@ class FormatsTest(absltest.TestCase):
         ("~/export", "/home/user/export"),
         ("export", "/work/export"),
         ("/export", "/export"),
+        ("file:///export", "/export"),
+        ("file://localhost/export", "/export"),
       ):
         self.assertEqual(formats.absolute(path), expected)
+      with self.assertRaisesRegex(errors.InputError, "give its absolute path"):
+        formats.absolute("file://export")
 
   def test_checkpoints(self):
     data = self.file("run/ckpt-1.data-00000-of-00001")

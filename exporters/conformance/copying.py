@@ -161,6 +161,7 @@ def copy(source: str, target: str, *, follow_links: bool = False) -> Copy:
     InputError: There is no SavedModel, a file cannot be read, or there is too
       much to copy.
   """
+  source = formats.absolute(source)  # Of a local file's URL.
   formats.check_saved_model(source)
   problems: list[str] = []
   size = count = 0
