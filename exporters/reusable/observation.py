@@ -20,8 +20,8 @@ from exporters.reusable import randomness
 
 Arrays = comparison.Arrays
 
-# What `_reweighted` makes of zeros: a power of two, which each dtype has.
-_NO_ZERO = 2.0**-7
+# What zeros may become in other weights: powers of two, which each dtype has.
+_NO_ZEROS = (2.0**-7, 2.0**-8, 2.0**-9, 2.0**-10)
 
 # Attributes of an export, or of a sub-object, that consumers use.
 INTERFACE = (
@@ -220,9 +220,7 @@ def _observe_call(
 def _reweighted(model: Any, moved: Arrays) -> Iterator[None]:
   """Changes the weights of a model, and undoes that exactly on exit.
 
-  Other weights show which values of weights an export has as constants. Every
-  other value is halved, as some models do not see the scale of all, and changes
-  its sign, as some see only signs. Zeros become `_NO_ZERO`.
+  Other weights show which values of weights an export has as constants.
 
   Non-trainable variables start from `moved`, the updates by a call, and are
   doubled: one that only grows, such as a maximum, is then above its values.
@@ -236,20 +234,13 @@ def _reweighted(model: Any, moved: Arrays) -> Iterator[None]:
       v.assign(value)
     for v in model.variables:
       share = 2.0 if v.ref() in doubled else 0.5
-      if v.dtype.is_floating and (
-        other := _other(as_array(v.read_value()), share)
-      ):
-        new, *how = other
-        v.assign(new)
-        changed.append((v, *how))
+      new, undo = _other(as_array(v.read_value()), share)
+      v.assign(new)
+      changed.append((v, undo))
     yield
   finally:
-    for v, share, has_zeros in changed:
-      new = as_array(v.read_value())
-      old = new / _factors(new.shape, share, new.dtype)
-      if has_zeros:
-        old = np.where(new == _NO_ZERO, np.zeros([], old.dtype), old)
-      v.assign(old)
+    for v, undo in reversed(changed):
+      v.assign(undo(as_array(v.read_value())))
     for v, value in zip(moving, before, strict=True):
       v.assign(value)
 
@@ -257,26 +248,41 @@ def _reweighted(model: Any, moved: Arrays) -> Iterator[None]:
 @np.errstate(invalid="ignore", over="ignore")
 def _other(
   old: np.ndarray, share: float
-) -> tuple[np.ndarray, float, bool] | None:
-  """Returns other weights, by which factor, and whether some were 0.
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+  """Returns other weights, and a function that undoes the change exactly.
 
-  None stands for weights that could not be restored exactly, such as very small
-  ones.
+  Every other float gets a `share` of its value, as some models do not see the
+  scale of all, and the other sign, as some see only signs. Zeros become one of
+  `_NO_ZEROS`. Other values change places: integers may have to be in a range.
+  So do floats that would lose their last bit, as very small ones do.
   """
-  if not old.size:
-    return None
+  if not comparison.is_inexact(old) or not old.size or np.iscomplexobj(old):
+    return _flipped(old)
   if old.min() < 0 < old.max():  # Variances keep their sign.
     share = -share
   factors = _factors(old.shape, share, old.dtype)
   new = old * factors
-  has_zeros = not old.all()
-  if not (new / factors == old).all() or (
-    has_zeros and (new == _NO_ZERO).any()
-  ):
-    return None
-  if has_zeros:
-    new = np.where(old == 0, np.array(_NO_ZERO, new.dtype), new)
-  return new, share, has_zeros
+  free = [x for x in _NO_ZEROS if not (new == x).any()]
+  if not free or not (new / factors == old).all():
+    return _flipped(old)
+  if not old.all():
+    new = np.where(old == 0, np.array(free[0], new.dtype), new)
+
+  def undo(new: np.ndarray) -> np.ndarray:
+    old = new / _factors(new.shape, share, new.dtype)
+    return np.where(new == free[0], np.zeros([], old.dtype), old)
+
+  return new, undo
+
+
+def _flipped(
+  old: np.ndarray,
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+  """Reverses the order of values, unless it may matter to have them sorted."""
+  flat = old.ravel()
+  is_sorted = (flat[1:] >= flat[:-1]).all()  # Such as ends of ragged rows.
+  flip = np.asarray if is_sorted else np.flip
+  return flip(old), flip
 
 
 def _factors(shape: Sequence[int], share: float, dtype: Any) -> np.ndarray:

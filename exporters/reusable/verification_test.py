@@ -1515,8 +1515,11 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
   @parameterized.parameters(
     ([1.0, 0.0, -2.0, 3.0], [-0.5, 2**-7, 1.0, 3.0]),
     ([1.0, 2.0, 2**-7], [0.5, 2.0, 2**-8]),
-    ([0.0, 2**-7], [0.0, 2**-7]),  # It could not be undone.
-    ([1.0, 1.5e-38], [1.0, 1.5e-38]),  # A half of it would be zero.
+    ([0.0, 2**-7], [2**-8, 2**-7]),  # Else 0 would become what is there.
+    ([1e-45, 0.0, 3.0], [3.0, 0.0, 1e-45]),  # A half of it would be zero.
+    ([2, 1, 3], [3, 1, 2]),
+    (["b", "a", "c"], ["c", "a", "b"]),
+    ([0, 2, 2], [0, 2, 2]),  # These may be ends of ragged rows.
     ([[2.0, -2.0], [2.0, -2.0]], [[-1.0, -2.0], [2.0, 1.0]]),
     (-3.0, -1.5),
   )
@@ -1525,9 +1528,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     moving = tf.Variable([5.0, 5.0], trainable=False)
     model = mock.Mock(variables=[weight, moving], trainable_variables=[weight])
     with observation._reweighted(model, {"moving": np.float32([3.0, 4.0])}):
-      self.assertAllEqual(weight, np.float32(expected))
+      self.assertAllEqual(weight, tf.constant(expected))
       self.assertAllEqual(moving, [6.0, 4.0])
-    self.assertAllEqual(weight, np.float32(values))
+    self.assertAllEqual(weight, tf.constant(values))
     self.assertAllEqual(moving, [5.0, 5.0])
 
   @parameterized.parameters(
