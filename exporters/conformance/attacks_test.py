@@ -1089,6 +1089,19 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
     ):
       self.copied(place)
 
+  def test_a_file_of_many_names_is_copied_once(self):
+    place = self.place("names")
+    _save(place)
+    before = copying.copy(place.directory, self.create_tempdir().full_path)
+    model = os.path.join(place.directory, "saved_model.pb")
+    for i in range(3):
+      os.link(model, os.path.join(place.directory, f"assets_{i}"))
+    self.assertEqual(self.copied(place)[1], [])
+    target = os.path.join(self.get_temp_dir(), "copies", "names")
+    self.assertEqual(os.stat(f"{target}/assets_2").st_nlink, 4)
+    again = copying.copy(place.directory, self.create_tempdir().full_path)
+    self.assertEqual(again.size, before.size)
+
   def test_nothing_is_loaded_without_a_sandbox(self):
     with mock.patch.object(sandbox, "missing", lambda: "no sandbox"):
       with self.assertRaisesRegex(errors.ExportError, "loaded: no sandbox. To"):

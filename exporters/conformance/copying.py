@@ -164,6 +164,7 @@ def copy(source: str, target: str, *, follow_links: bool = False) -> Copy:
   source = formats.absolute(source)  # Of a local file's URL.
   formats.check_saved_model(source)
   problems: list[str] = []
+  copies: dict[tuple[int, int], str] = {}  # By the file's number.
   size = count = 0
   for path in _paths(source, problems, follow_links):
     count += 1
@@ -176,7 +177,7 @@ def copy(source: str, target: str, *, follow_links: bool = False) -> Copy:
       errors.of_input(about=f"Cannot read {source}/{path}: "),
       errors.writing(target, errors.SCRATCH),
     ):
-      size += _copy_file(source, target, path, size, follow_links)
+      size += _copy_file(source, target, path, size, follow_links, copies)
   if not os.path.isfile(os.path.join(target, "saved_model.pb")):
     found = [p for p in problems if p.startswith("saved_model.pb ")]
     said = found[0] if found else "there is no saved_model.pb"
@@ -217,9 +218,17 @@ def _paths(source: str, problems: list[str], follow_links: bool):
 
 
 def _copy_file(
-  source: str, target: str, path: str, before: int, follow_links: bool
+  source: str,
+  target: str,
+  path: str,
+  before: int,
+  follow_links: bool,
+  copies: dict[tuple[int, int], str],
 ) -> int:
-  """Copies a file and returns its size."""
+  """Copies a file and returns its size; 0 for another name of one in `copies`.
+
+  Otherwise a small model would fill the disk with hard links.
+  """
   new = os.path.join(target, path)
   os.makedirs(os.path.dirname(new), exist_ok=True)
   if "://" in source:
@@ -245,6 +254,13 @@ def _copy_file(
       )
     ):
       raise errors.InputError("its folder was replaced by a symbolic link.")
+    number = (status.st_dev, status.st_ino)
+    if number in copies:
+      f.close()
+      os.remove(new)
+      os.link(copies[number], new)
+      return 0
+    copies[number] = new
     size = status.st_size
     if _is_sparse(old.fileno(), status):
       raise errors.InputError(
