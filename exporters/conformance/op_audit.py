@@ -143,7 +143,8 @@ class _Call(NamedTuple):
   """A node that calls a function, and the function that contains the node."""
 
   caller: str
-  node: Node
+  op: str
+  operands: Sequence[str]  # Listed once: there may be thousands of arguments.
 
 
 class _Paths:
@@ -158,7 +159,8 @@ class _Paths:
     for function, node in nodes(definition):
       self.nodes[function, node.name] = node
       for name in set(graphs.called(node)) & self.functions.keys():
-        self.calls.setdefault(name, []).append(_Call(function, node))
+        call = _Call(function, node.op, graphs.operands(node))
+        self.calls.setdefault(name, []).append(call)
     self._arguments = {
       name: {arg.name: i for i, arg in enumerate(f.signature.input_arg)}
       for name, f in self.functions.items()
@@ -265,11 +267,10 @@ class _Paths:
     elif not calls:
       return None
     sources = []
-    for caller, node in calls:
-      inputs = graphs.operands(node)
-      if node.op not in (*graphs.CALLS, function) or index >= len(inputs):
+    for caller, op, operands in calls:
+      if op not in (*graphs.CALLS, function) or index >= len(operands):
         return None
-      sources.append((caller, _node_name(inputs[index])))
+      sources.append((caller, _node_name(operands[index])))
     return sources
 
 
