@@ -48,7 +48,7 @@ _HALF = _Precision(64, 1, 0.1, 2.0**-8, 0.35, 0.05, 0.5, 1e-2)
 
 @contextlib.contextmanager
 def moved(
-  variables: Sequence[tf.Variable], share: float = 0.05
+  variables: Sequence[tf.Variable], share: float = 0.05, *, upward: bool = False
 ) -> Iterator[None]:
   """Adds noise to variables, and restores them on exit.
 
@@ -57,11 +57,12 @@ def moved(
   Args:
     variables: The variables.
     share: The standard deviation relative to the values; zeros count as 1.
+    upward: Whether values only grow, as variances must not be negative.
   """
   before = [v.numpy() for v in variables]
   try:
     for v, value, noise in zip(variables, before, _noise(before), strict=True):
-      v.assign(value + share * noise)
+      v.assign(value + share * (np.abs(noise) if upward else noise))
     yield
   finally:
     for v, value in zip(variables, before, strict=True):

@@ -501,7 +501,11 @@ def is_served(subject: Subject) -> findings.Finding:
     return findings.passed(f"serving_default with {', '.join(names)}")
   for name in subject.signatures:
     # Move the weights, in case the signature has them as constants.
-    with gradients.moved(subject.trainable_variables):
+    averages = [v for v in subject.resting if v.dtype.is_floating]
+    with (
+      gradients.moved(subject.trainable_variables),
+      gradients.moved(averages, upward=True),
+    ):
       problem = _served_otherwise(subject, name)
     if problem:
       return findings.failed(

@@ -39,7 +39,7 @@ _ROWS = 16  # Examples for batch statistics.
 def has_modes(subject: Subject) -> findings.Finding:
   """If training and inference differ, `training` selects one; default False.
 
-  Training moves every moving average.
+  Training moves every moving average, and inference depends on them.
   """
   if "training" not in subject.parameters:
     if named := _other_mode(subject):
@@ -72,6 +72,12 @@ def has_modes(subject: Subject) -> findings.Finding:
       f" with training=True: {findings.some(standing)}.",
       "Pass `training` on to the layers when tracing, and update every moving"
       " average there.",
+    )
+  if stale := _stale(subject):
+    return findings.failed(
+      f"Inference does not depend on {findings.some(stale)}, which training"
+      " moves: it would normalize with the averages of today for ever.",
+      "Trace inference with the variables, not with their values.",
     )
   # A rate may be 0 by default, so that only other values have an effect.
   if any(
@@ -201,6 +207,34 @@ def _standing(subject: Subject) -> list[str]:
   modes = (exact.steady, {**exact.steady, "training": False})
   training, inference = (_used(exact, others, mode) for mode in modes)
   return [*standing, *(n for n in inference if n not in training)]
+
+
+def _stale(subject: Subject) -> list[str]:
+  """Names moving averages of batch normalization that inference lost.
+
+  Those that inference uses have a gradient, or change outputs if they move. Of
+  the others, a few may serve layers that are there in training only.
+  """
+  inputs, averages = subject.example(4), _averages(subject)
+  averages = [v for v in averages if v.dtype.is_floating]
+  with tf.GradientTape(watch_accessed_variables=False) as tape:
+    tape.watch(averages)
+    usual = subject_lib.floats(subject.model(inputs, training=False))
+    scalar = gradients_lib.weighted(usual) if usual and averages else None
+  if scalar is None:
+    return []
+  try:
+    made = tape.gradient(scalar, averages)
+  except LookupError:  # An op has no gradient.
+    made = [None] * len(averages)
+  unused = [v for v, g in zip(averages, made, strict=True) if g is None]
+  with gradients_lib.moved(unused, upward=True):
+    again = subject_lib.floats(subject.model(inputs, training=False))
+  if not all(map(np.array_equal, usual, again)):
+    return []
+  if 2 * len(unused) > len(averages):
+    return [v.name for v in unused]
+  return subject.constants_of(unused, least_rank=1)
 
 
 def _used(

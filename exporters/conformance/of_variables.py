@@ -328,36 +328,13 @@ def _lost_in_inference(subject: Subject) -> findings.Finding | None:
       " is lost there.",
       "Trace both modes with the same variables.",
     )
-  if folded := _folded(subject, unused):
+  if folded := subject.constants_of(unused, least_rank=2):
     return findings.failed(
       f"Inference has the value of {findings.some(folded)} as a constant:"
       " fine-tuning is lost there.",
       "Trace both modes with the same variables.",
     )
   return None
-
-
-def _folded(subject: Subject, variables: Sequence[tf.Variable]) -> list[str]:
-  """Names the matrices whose values are constants of the graph."""
-  # Zeros may be there for other reasons.
-  values = {
-    _bytes(v.numpy()): v.name
-    for v in variables
-    if (v.shape.rank or 0) > 1 and np.unique(v).size > 1
-  }
-  if not values:
-    return []
-  constants = (
-    tf.make_ndarray(node.attr["value"].tensor)
-    for node in subject.nodes
-    if node.op == "Const"
-  )
-  found = {_bytes(x) for x in constants if x.ndim > 1}
-  return [name for key, name in values.items() if key in found]
-
-
-def _bytes(array: np.ndarray) -> tuple[tuple[int, ...], bytes]:
-  return array.shape, array.tobytes()
 
 
 def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:

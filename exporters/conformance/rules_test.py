@@ -364,22 +364,33 @@ _NOISES = (
 )
 
 
-def _baked(inference, served):
-  """Returns what writes a model with constants in inference, or as served."""
+def _baked(inference, served, averaged=False):
+  """Returns what writes a model with constants in inference, or as served.
+
+  They are the values of a kernel or, if `averaged`, of a moving average.
+  """
 
   def build(directory):
     kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
-    constant = tf.constant(kernel.numpy())
-    root = _lists(tf.train.Checkpoint(), [kernel])
+    mean = tf.Variable([1.0, 2.0], trainable=False, name="bn/moving_mean")
+    variable = mean if averaged else kernel
+    constant = tf.constant(variable.numpy())
+    root = _lists(tf.train.Checkpoint(), [kernel, mean], [kernel])
+
+    def compute(x, value):
+      return x @ kernel - value if averaged else x @ value - mean
 
     def call(inputs, training=False):
-      return inputs @ (constant if inference and not training else kernel)
+      if training:
+        mean.assign(0.9 * mean + 0.1 * tf.reduce_mean(inputs @ kernel, 0))
+      is_baked = inference and not training
+      return compute(inputs, constant if is_baked else variable)
 
     root.__call__ = tf.function(call)
     for training in (False, True):
       root.__call__.get_concrete_function(_VECTORS, training)
     serve = tf.function(
-      lambda x: {"values": x @ constant if served else root.__call__(x)}
+      lambda x: {"values": compute(x, constant) if served else root.__call__(x)}
     )
     _write(root, directory, serve.get_concrete_function(_VECTORS))
 
@@ -1428,6 +1439,7 @@ _BROKEN = (
     r"do not move .*: bn_1/moving_mean:0",
   ),
   ("R3", _of(_averaged, moving=1), "do not move .*: norm/var:0"),
+  ("R3", _baked(True, False, averaged=True), "not depend on bn/moving_mean:0"),
   ("R3", _of_two_dtypes, "One mode returns"),
   ("R3", _other_name_of_mode, "The mode is an argument `is_training`"),
   ("R4", _of(_image, trace_training=False), "'training': True.* fails"),
@@ -1478,7 +1490,7 @@ _BROKEN = (
     _of(_layers, training=(_moves, _fixed_dropout), change=_with_gradient(1.5)),
     "kernel_0:0 is wrong",
   ),
-  ("R5", _baked(inference=True, served=False), "change nothing in inference"),
+  ("R5", _baked(True, False), "change nothing in inference"),
   ("R5", _left_out, "scale:0 is trainable and not in `trainable_v"),
   ("R5", _without_effect, "idle:0 .* is zero for all inputs"),
   ("R5", _listed_twice, "kernel:0 is in `variables` twice"),
@@ -1690,9 +1702,10 @@ _BROKEN = (
     _of(_image, served=lambda x: x[:8]),
     r"shapes \(9, 5\) and \(8, 5\)",
   ),
+  ("R11", _baked(False, True), "serving_default does not compute"),
   (
     "R11",
-    _baked(inference=False, served=True),
+    _baked(False, True, averaged=True),
     "serving_default does not compute",
   ),
   ("R11", _nameless_table, "AnonymousHashTable .* TensorFlow Serving fails"),

@@ -256,6 +256,29 @@ class Subject:
     every = {v.ref(): v for v in [*self.variables, *used]}
     return [v for v in every.values() if not v.trainable]
 
+  def constants_of(
+    self, variables: Iterable[tf.Variable], least_rank: int
+  ) -> list[str]:
+    """Names the variables whose values are constants of the graph.
+
+    Those of less than `least_rank` dimensions, or of one value, may be there
+    for other reasons.
+    """
+    values = {
+      (v.shape, v.numpy().tobytes()): v.name
+      for v in variables
+      if (v.shape.rank or 0) >= least_rank and np.unique(v).size > 1
+    }
+    if not values:
+      return []
+    constants = (
+      tf.make_ndarray(node.attr["value"].tensor)
+      for node in self.nodes
+      if node.op == "Const"
+    )
+    found = {(tf.TensorShape(x.shape), x.tobytes()) for x in constants}
+    return [name for key, name in values.items() if key in found]
+
   @property
   def is_batched(self) -> bool:
     """Whether the first dimension is known to count examples.
