@@ -708,6 +708,28 @@ def _with_temperature(directory):
   _two_modes(directory, call, _SCALAR, variables=[kernel])
 
 
+def _drops_anew(directory):
+  """Writes a model that drops other values where gradients are computed."""
+  kernel = tf.Variable(
+    tf.random.stateless_normal([4, 4], [0, 0]), name="kernel"
+  )
+
+  @tf.custom_gradient
+  def drop(x, rate):
+    def gradient(dy):
+      with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = tf.nn.dropout(x, rate)
+      return tape.gradient(y, x, dy), None
+
+    return tf.nn.dropout(x, rate), gradient
+
+  def call(x, training=False, rate=0.5):
+    return drop(x @ kernel, rate) if training else x @ kernel
+
+  _two_modes(directory, call, _SCALAR, variables=[kernel])
+
+
 def _only_classes(directory):
   kernel = tf.Variable(tf.ones([4, 2]))
   call = lambda x: tf.argmax(x @ kernel, 1)  # noqa: E731
@@ -1464,6 +1486,7 @@ _BROKEN = (
     _of(_layers, training=(_moves, _without_mask)),
     "kernel_0:0 is wrong",
   ),
+  ("R5", _drops_anew, "kernel:0 is wrong"),
   ("R5", _of(_layers, change=_clipped), "kernel_0:0 is wrong"),
   (
     "R5",

@@ -101,11 +101,19 @@ def _convert_variables(
 
 
 def _fix_noise(graph: graph_pb2.GraphDef) -> None:
-  """Replaces stateful random ops, each with a seed of its own."""
-  for nodes in (graph.node, *(f.node_def for f in graph.library.function)):
+  """Replaces stateful random ops, each with a seed by its name.
+
+  A custom gradient that draws anew has other numbers than the forward pass.
+  """
+  gradients = {x.gradient_func for x in graph.library.registered_gradients}
+  bodies = {f.signature.name: f.node_def for f in graph.library.function}
+  for function, nodes in {"": graph.node, **bodies}.items():
     for node in [n for n in nodes if n.op in _STATELESS]:
+      is_seeded = any(node.attr[name].i for name in ("seed", "seed2"))
+      is_anew = function in gradients and not is_seeded
+      name = f"{function}/{node.name}" if is_anew else node.name
       seed = nodes.add(name=f"{node.name}/twin_seed", op="Const")
-      value = [zlib.crc32(node.name.encode()) >> 1, 1]
+      value = [zlib.crc32(name.encode()) >> 1, 1]
       seed.attr["dtype"].type = tf.int32.as_datatype_enum
       seed.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value, tf.int32))
       node.op = _STATELESS[node.op]
