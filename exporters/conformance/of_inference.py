@@ -413,13 +413,13 @@ def _row(
 
 def _others(subject: Subject, inputs: Any) -> Iterator[dict[str, np.ndarray]]:
   """Yields the outputs for other inputs."""
-  for other in _other_inputs(subject, inputs):
+  for other in other_inputs(subject, inputs):
     # The model may refuse some of these, such as ids beyond its tables.
     with contextlib.suppress(tf.errors.OpError):
       yield _outputs(subject, other)
 
 
-def _other_inputs(subject: Subject, inputs: Any) -> Iterator[Any]:
+def other_inputs(subject: Subject, inputs: Any) -> Iterator[Any]:
   """Yields inputs of other scales and signs, and with other ids."""
   # Integers may be ids of a table, or numbers to count.
   numbers = vocabulary.numbers(subject.graph.graph_def.node) or [0]
@@ -538,7 +538,7 @@ def _served_otherwise(subject: Subject, name: str) -> str:
   for inputs in (
     example,
     *_typed(example),
-    *_other_inputs(called, called.example(2)),
+    *other_inputs(called, called.example(2)),
     *_of_other_size(called),
   ):
     named = inputs
@@ -569,6 +569,15 @@ def _served_otherwise(subject: Subject, name: str) -> str:
     if problem := _difference(expected, served):
       return problem
   return ""
+
+
+def is_sequence(spec: Any) -> bool:
+  """Tells whether an input has any number of ids, or of vectors or frames."""
+  if not isinstance(spec, tf.TensorSpec) or (spec.shape.rank or 0) < 2:
+    return False
+  dtype = spec.dtype
+  is_known = dtype.is_integer or (dtype.is_floating and spec.shape.rank > 2)
+  return is_known and spec.shape[1] is None and None not in spec.shape[2:]
 
 
 def _of_other_size(subject: Subject) -> Iterator[Any]:

@@ -124,6 +124,11 @@ REASONS = {
     "Draw with ops that have no seed.",
     trains=True,
   ),
+  "R17": Reason(
+    "The model ignores what consumers pass.",
+    "an input that is read nowhere, or multiplied by 0",
+    "Compute with all inputs.",
+  ),
   "K1": Reason(
     "`keras.layers.TFSMLayer` calls this endpoint.",
     "an endpoint whose variables are not listed",

@@ -13,6 +13,7 @@ from exporters.conformance import of_all
 from exporters.conformance import of_classifiers
 from exporters.conformance import of_images
 from exporters.conformance import of_inference
+from exporters.conformance import of_inputs
 from exporters.conformance import of_sequences
 from exporters.conformance import of_text
 from exporters.conformance import of_training
@@ -102,6 +103,7 @@ RULES = (
   Rule("R14", "must", of_all.compiles_once, last=True),
   Rule("R15", "must", of_inference.depends_on_input_alone),
   Rule("R16", "should", of_training.is_random),
+  Rule("R17", "should", of_inputs.have_effect),
   Rule("K1", "must", of_all.serves, "object"),
   Rule("I1", "must", of_images.takes_images, "file"),
   Rule("I2", "must", of_images.returns_features),

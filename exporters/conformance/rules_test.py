@@ -680,6 +680,27 @@ def _pairs(directory, call):
   _plain(directory, by_pair, spec=spec, variables=[kernel])
 
 
+def _with_labels(directory):
+  """Writes a model that takes labels for a loss of random training."""
+  kernel = tf.Variable(tf.zeros([4, 10]))
+
+  def call(x, training=False):
+    outputs = x["vectors"] @ kernel
+    loss = tf.zeros(tf.shape(x["labels"]))
+    if training:
+      loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
+        x["labels"], tf.nn.dropout(outputs, 0.5)
+      )
+    return outputs, loss
+
+  root = _lists(tf.train.Checkpoint(), [kernel])
+  root.__call__ = tf.function(call)
+  spec = {"vectors": _VECTORS, "labels": tf.TensorSpec([None], tf.int32)}
+  for training in (False, True):
+    root.__call__.get_concrete_function(spec, training)
+  _write(root, directory)
+
+
 def _teacher(directory):
   """Writes a model that returns what an average of its weights makes, too."""
   kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
@@ -1855,6 +1876,16 @@ _BROKEN = (
     _of(_layers, training=(_moves, _dropout_of_state)),
     "draws from a state",
   ),
+  (
+    "R17",
+    _of(_pairs, call=lambda left, right: left + 0.0 * right),
+    "right has no effect on a call",
+  ),
+  (
+    "R17",
+    _of(_of_ids, call=lambda x, mask: tf.reduce_sum((x * mask)[:, :16], 1)),
+    "Of 64 positions the last 32 have no effect",
+  ),
   ("K1", _of_keras_3, "in a batch than alone"),
   ("K1", _of(_of_keras_3, listed=False), "`serve` uses kernel:0"),
   (
@@ -2318,6 +2349,7 @@ _KEPT = (
   ("R5", _with_temperature),
   ("R5", _with_keep_prob),
   ("R7", _of(_averaged_weights, momentum=True)),
+  ("R17", _with_labels),
 )
 _INTACT = (
   ("image", _image),

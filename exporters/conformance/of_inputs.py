@@ -1,0 +1,157 @@
+"""The rule on the effect of inputs: R17."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from exporters.conformance import findings
+from exporters.conformance import gradients
+from exporters.conformance import of_inference
+from exporters.conformance import subject as subject_lib
+
+Subject = subject_lib.Subject
+_Arguments = Mapping[str, Any]
+_Arrays = Mapping[str, np.ndarray]
+
+_ROWS = 8  # Examples, whose inputs are exchanged.
+_LONG = 64  # Positions of an input of which one half changes.
+_UNUSED = "input_type_ids"  # Encoders without types take them as others do.
+
+
+def have_effect(subject: Subject) -> findings.Finding:
+  """Each input has an effect on a call, and so has the end of a long one."""
+  if unused := _unused(subject):
+    return findings.failed(
+      f"{findings.some(unused)} has no effect on a call.",
+      "Compute with it, or remove it from the inputs.",
+    )
+  if _ignores_end(subject):
+    return findings.failed(
+      f"Of {_LONG} positions the last {_LONG // 2} have no effect on a call.",
+      "Use all positions, or trace with a shape that has their number.",
+    )
+  return findings.passed("no input without effect was found")
+
+
+def _unused(subject: Subject) -> list[str]:
+  """Names those of several inputs that change neither outputs nor updates."""
+  names = _names(subject.spec)
+  if len(names) == 1:
+    return []
+  # In the twin, noise is the same in each call.
+  exact = subject if subject.steady is not None else subject.twin
+  if exact is None:
+    return []
+  modes = [exact.steady]
+  if exact.training:
+    modes.append({"training": False})
+  inputs = exact.example(_ROWS)
+  unused = []
+  # An untrained layer may be 0.
+  with gradients.moved(exact.trainable_variables):
+    try:
+      usual = [_observed(exact, inputs, mode) for mode in modes]
+    except tf.errors.OpError:  # Training may refuse what inference takes.
+      return []
+    for i, name in enumerate(names):
+      effects = (
+        _has_effect(exact, changed, modes, usual)
+        for changed in _changed(exact, inputs, i)
+      )
+      # Not of inputs that could not be changed.
+      if name != _UNUSED and next(effects, True) is False and not any(effects):
+        unused.append(name)
+  return unused
+
+
+def _names(spec: Any) -> list[str]:
+  """Returns the names of inputs, in the order of `tf.nest.flatten`."""
+  leaves = tf.nest.flatten(spec)
+  if isinstance(spec, Mapping) and len(spec) == len(leaves):
+    return sorted(spec)
+  return [getattr(x, "name", None) or str(x) for x in leaves]
+
+
+def _changed(subject: Subject, inputs: Any, index: int) -> Iterator[Any]:
+  """Yields inputs, of which one has other values."""
+  before = tf.nest.flatten(inputs)
+  for other in of_inference.other_inputs(subject, inputs):
+    x, y = before[index], tf.nest.flatten(other)[index]
+    if x.dtype == tf.bool:
+      y = tf.logical_not(x)
+    # Other words may be unknown too.
+    if x.dtype != tf.string and not _is_same(*map(of_inference.arrays, (x, y))):
+      flat = [*before[:index], y, *before[index + 1 :]]
+      yield tf.nest.pack_sequence_as(inputs, flat)
+
+
+def _has_effect(
+  subject: Subject,
+  inputs: Any,
+  modes: Sequence[_Arguments],
+  usual: Sequence[_Arrays],
+) -> bool:
+  """Tells whether inputs change what calls in some modes make, or are refused.
+
+  Args:
+    subject: The SavedModel.
+    inputs: The changed inputs.
+    modes: The arguments of each call.
+    usual: What the calls make of the unchanged inputs.
+  """
+  try:
+    return not all(
+      _is_same(expected, _observed(subject, inputs, mode))
+      for mode, expected in zip(modes, usual, strict=True)
+    )
+  except tf.errors.OpError:
+    return True
+
+
+def _observed(subject: Subject, inputs: Any, arguments: _Arguments) -> _Arrays:
+  """Returns the outputs and the updates of a call."""
+  with subject.unchanged():
+    outputs = of_inference.arrays(subject.model(inputs, **arguments))
+    updates = {f"{i} of updates": v for i, v in enumerate(subject.resting)}
+    return outputs | {name: v.numpy() for name, v in updates.items()}
+
+
+def _is_same(first: _Arrays, second: _Arrays) -> bool:
+  return first.keys() == second.keys() and all(
+    np.array_equal(x, second[name], equal_nan=x.dtype.kind == "f")
+    for name, x in first.items()
+  )
+
+
+def _ignores_end(subject: Subject) -> bool:
+  """Tells whether the second half of a long input has no effect.
+
+  Only an input that is alone is tried: others may have lengths. Sounds, texts
+  and images of this length are short.
+  """
+  if subject.kind.name != "plain" or not of_inference.is_sequence(subject.spec):
+    return False
+  x = subject.example(2, (_LONG,))
+  first, second = x, tf.reverse(-x, [1])
+  if x.dtype.is_integer:
+    first, second = (0 * x + f(x) for f in (tf.reduce_min, tf.reduce_max))
+  is_end = np.arange(_LONG) >= _LONG // 2
+  is_end = np.expand_dims(is_end, [0, *range(2, x.ndim)])
+  mode = {"training": False} if subject.training else {}
+  with gradients.moved(subject.trainable_variables):
+    of_start, of_end = (
+      any(
+        _has_effect(
+          subject,
+          tf.where(is_changed, new, old),
+          [mode],
+          [_observed(subject, old, mode)],
+        )
+        # One id may end what is used.
+        for old, new in ((x, second), (first, second), (second, first))
+      )
+      for is_changed in (~is_end, is_end)
+    )
+  return of_start and not of_end
