@@ -72,7 +72,7 @@ def has_traces(subject: Subject) -> findings.Finding:
 def batch_is_free(subject: Subject) -> findings.Finding:
   """The batch has any size, 0 too; outputs are finite and have as many rows.
 
-  Texts need not be UTF-8.
+  Dimensions that are always the same are known. Texts need not be UTF-8.
   """
   specs = tf.nest.flatten(subject.spec)
   for x in specs:
@@ -94,8 +94,26 @@ def batch_is_free(subject: Subject) -> findings.Finding:
       f"For inputs that are {zeros} an output ({name}) is NaN or infinite.",
       "Divide by no number that may be 0, such as one of words or of pixels.",
     )
+  if name := _endless_for_one(subject):
+    return findings.failed(
+      f"For a length of 1 an output ({name}) is NaN or infinite.",
+      "Divide by no length less one, and by no number of differences.",
+    )
+  if name := _unknown_dim(subject):
+    return findings.failed(
+      f"The last dimension of {name} is always the same, and unknown in the"
+      " trace: Dense refuses it in a functional model of Keras.",
+      "Set it with tf.ensure_shape.",
+    )
   if not subject.is_batched:
     return findings.passed("the first dimension is free")
+  return _of_batches(subject) or findings.passed(
+    "batches of 0, 1, 2 and 5 were called"
+  )
+
+
+def _of_batches(subject: Subject) -> findings.Finding | None:
+  """Finds sizes of batches that fail, or have other rows or endless values."""
   rows: dict[str, list[int]] = {}
   inputs = subject.example(5)
   for size in (2, 5, 1, 0):
@@ -138,7 +156,7 @@ def batch_is_free(subject: Subject) -> findings.Finding:
         "Update moving averages only where the batch has examples, and divide"
         " by no number of examples less one.",
       )
-  return findings.passed("batches of 0, 1, 2 and 5 were called")
+  return None
 
 
 def _strict(subject: Subject) -> str:
@@ -162,6 +180,62 @@ def _endless_for_zeros(subject: Subject) -> str:
       for name, y in _outputs(subject, zeros).items():
         if _is_endless(y):
           return name
+  return ""
+
+
+def _endless_for_one(subject: Subject) -> str:
+  """Names an output that is not finite for sequences, or videos, of one step.
+
+  Where images or sounds are small, convolutions may leave nothing.
+  """
+  specs = tf.nest.flatten(subject.spec)
+  is_video = subject.kind.name == "video" and specs[0].shape[1] is None
+  is_certain = all(
+    isinstance(x, tf.TensorSpec) and None not in x.shape.as_list()[2:]
+    for x in specs
+    if x.shape.rank is not None
+  )
+  if not is_video and not (is_certain and any(map(is_sequence, specs))):
+    return ""
+  sizes = _free_sizes(tf.nest.flatten(subject.example(2))[0], specs[0])
+  with contextlib.suppress(tf.errors.OpError):  # It may refuse one.
+    for name, y in _outputs(
+      subject, subject.example(2, (1, *sizes[1:]))
+    ).items():
+      if _is_endless(y):
+        return name
+  return ""
+
+
+def _unknown_dim(subject: Subject) -> str:
+  """Names an output of floats whose last dimension is unknown for no reason."""
+  trace = next(
+    trace
+    for trace in subject.traces
+    if trace.structured_input_signature[0][0] == subject.spec
+  )
+  unknown = [
+    name
+    for name, y in comparison.named(trace.structured_outputs).items()
+    if isinstance(y, tf.TensorSpec)
+    and y.dtype.is_floating
+    and (y.shape.rank is None or (y.shape.rank > 1 and y.shape[-1] is None))
+  ]
+  if not unknown or subject.takes_strings:
+    return ""
+  tried = [subject.example(2), subject.example(5), *_of_other_size(subject)]
+  specs = tf.nest.flatten(subject.spec)
+  is_fixed = all(
+    isinstance(x, tf.TensorSpec) and x.shape.rank and None not in x.shape[1:]
+    for x in specs
+  )
+  if not is_fixed and len(tried) < 3:
+    return ""
+  found = [_outputs(subject, inputs) for inputs in tried]
+  for name in unknown:
+    shapes = [y[name].shape for y in found]
+    if min(map(len, shapes)) > 1 and len({x[-1] for x in shapes}) == 1:
+      return name
   return ""
 
 
@@ -571,6 +645,12 @@ def _served_otherwise(subject: Subject, name: str) -> str:
   return ""
 
 
+def _free_sizes(x: tf.Tensor, spec: tf.TensorSpec) -> list[int]:
+  """Returns the sizes of the unknown dimensions but that of the batch."""
+  pairs = zip(x.shape[1:], spec.shape[1:], strict=True)
+  return [size for size, known in pairs if known is None]
+
+
 def is_sequence(spec: Any) -> bool:
   """Tells whether an input has any number of ids, or of vectors or frames."""
   if not isinstance(spec, tf.TensorSpec) or (spec.shape.rank or 0) < 2:
@@ -588,9 +668,8 @@ def _of_other_size(subject: Subject) -> Iterator[Any]:
   ):
     if not isinstance(x, tf.Tensor) or not spec.shape.rank:
       return
-    pairs = zip(x.shape[1:], spec.shape[1:], strict=True)
-    if free := tuple(size * 3 // 2 for size, known in pairs if known is None):
-      other = subject.example(2, free)
+    if free := _free_sizes(x, spec):
+      other = subject.example(2, tuple(size * 3 // 2 for size in free))
       with contextlib.suppress(tf.errors.OpError, ValueError):
         subject.model(other)  # It may be too large.
         yield other

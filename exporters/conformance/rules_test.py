@@ -1708,6 +1708,23 @@ _BROKEN = (
     _of(_layers, average=tf.reduce_mean),
     "A batch of 0 in training makes bn_0/moving_mean:0",
   ),
+  (
+    "R8",
+    _of(
+      _of_ids,
+      call=lambda x, mask: tf.reduce_mean((x * mask)[:, 1:], 1),
+    ),
+    "For a length of 1 an output .* is NaN",
+  ),
+  (
+    "R8",
+    _of(
+      _plain,
+      call=lambda x: x[:, : tf.cond(tf.size(x) < 0, lambda: 2, lambda: 3)],
+      spec=_VECTORS,
+    ),
+    "The last dimension of .* is always the same",
+  ),
   ("R9", _sub_object_lists_nothing, "`inner` .* has no trainable_v"),
   (
     "R9",
