@@ -358,10 +358,10 @@ def differ(
 
   Variables that the model does not list are neither observed nor restored.
   """
-  return _differ(*(run(model, call, example, a) for a in arguments))
+  return results_differ(*(run(model, call, example, a) for a in arguments))
 
 
-def _differ(*runs: tuple[Any, Arrays]) -> bool:
+def results_differ(*runs: tuple[Any, Arrays]) -> bool:
   """Tells whether two results of `run` differ."""
   seen = [named_arrays({"outputs": y}) | updates for y, updates in runs]
   return bool(comparison.compare("outputs", *seen)[1])
@@ -378,7 +378,7 @@ def _randomness(
     run(model, call, example, a) for a in ({}, arguments, arguments)
   ]
   _, moved = runs[0]
-  return {"the randomness of two calls": np.array(_differ(*runs))} | {
+  return {"the randomness of two calls": np.array(results_differ(*runs))} | {
     f"{name} moves": np.array(not np.array_equal(still[name], value))
     for name, value in moved.items()
   }
@@ -413,7 +413,7 @@ def _seeded(
   again, _ = seeded(step)
   result, moved = again
   other = (result[0] if made.gradients else result), moved
-  repeats = not _differ(before, other)
+  repeats = not results_differ(before, other)
   return {"draws": np.array(count), "repeats": np.array(repeats)}, again
 
 

@@ -46,6 +46,7 @@ class Source:
     function: `call` as a tf.function, traced for `input_spec` in each mode.
     output_spec: Shapes and dtypes of the outputs, in inference.
     trains_as_model: Whether `trainable_variables` are those of the model.
+    unread: The variables that no trace reads.
   """
 
   model: Callable[..., Any]
@@ -61,6 +62,7 @@ class Source:
   function: Function | None = None
   output_spec: Any = None
   trains_as_model: bool = False
+  unread: Sequence[tf.Variable] = ()
 
 
 def source(
@@ -573,7 +575,13 @@ def _traced(model: Source) -> Source:
           f"An {what} of the model, {spec}, has an unknown rank. Give it a"
           " shape, in which unknown dimensions are None, as by tf.ensure_shape."
         )
-  return dataclasses.replace(model, function=function, output_spec=outputs)
+  read = {id(x) for trace in traces for x in trace.captured_inputs}
+  return dataclasses.replace(
+    model,
+    function=function,
+    output_spec=outputs,
+    unread=[v for v in model.variables if id(v.handle) not in read],
+  )
 
 
 def _traceable(

@@ -369,6 +369,9 @@ def observe(
         f"A call of the model changes a trainable variable: {changed[0]}."
         " Verification could not undo that. List it as non-trainable."
       )
+  for source, examples in parts.values():
+    if source.unread and examples:
+      _check_unread(source, _listed(examples[0]))
 
   def seen() -> Iterator[observation.Observation]:
     for name, (source, _) in parts.items():
@@ -385,6 +388,43 @@ def observe(
       _check_last_dimensions(source, [c.example for c in plan[name]], sizes)
 
   return plan, seen()
+
+
+def _check_unread(source: saving.Source, example: Any) -> None:
+  """Refuses a model whose outputs depend on variables that no trace reads.
+
+  Raises:
+    ExportError: A trace has the value of a variable as a constant.
+  """
+  before = [tf.identity(v) for v in source.unread]
+  for mode in (False, True)[: 1 + ("training" in source.defaults)]:
+    arguments = {"training": True} if mode else {}
+    if observation.differ(source, source.call, example, arguments, arguments):
+      continue  # What is random tells nothing.
+    outputs, _ = observation.run(source, source.call, example, arguments)
+    for variable in source.unread:
+      variable.assign(_changed(variable))
+    try:
+      others, _ = observation.run(source, source.call, example, arguments)
+    except errors.ExportError:  # The model may take no such values.
+      continue
+    finally:
+      for variable, value in zip(source.unread, before, strict=True):
+        variable.assign(value)
+    if observation.results_differ((outputs, {}), (others, {})):
+      names = ", ".join(v.name for v in source.unread)
+      raise errors.ExportError(
+        f"Calls of the model read {names}, which its graph has as constants:"
+        " read variables by TensorFlow's functions, not by Python's."
+      )
+
+
+def _changed(variable: tf.Variable) -> tf.Tensor:
+  if variable.dtype == tf.bool:
+    return tf.logical_not(variable)
+  if variable.dtype == tf.string:
+    return tf.strings.join([variable, "x"])
+  return variable + tf.ones([], variable.dtype)
 
 
 def _check_last_dimensions(

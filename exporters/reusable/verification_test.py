@@ -1478,9 +1478,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       self.assertStartsWith(f"{kind}: {found}", f"{kind}: {by}")
 
   @parameterized.parameters(
-    (_with_head, 74),
+    (_with_head, 80),
     (_preprocessor, 36),
-    *[(_plain, 38), (_noisy_loop, 21), (_with_seed, 38)] * nightly.IS_ON,
+    *[(_plain, 41), (_noisy_loop, 21), (_with_seed, 41)] * nightly.IS_ON,
   )
   def test_intact(self, live, count):
     parts = live()
@@ -1623,6 +1623,29 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     source = _source(_model(second=Adding(name="second")))
     with self.assertRaisesRegex(errors.ExportError, "by add_loss"):
       verification.observe({"": (source, _EXAMPLES)}, "fast")
+
+  @parameterized.parameters(
+    (True, bool, "read read:0, which its graph has as constants"),
+    (2, lambda x: x > 2, "read read:0"),
+    (b"a", lambda x: len(x) > 1, "read read:0"),
+    (0.5, bool, None),  # Nothing depends on its value.
+    (0.5, lambda x: x > 1 and tf.reshape(x, [2]), None),  # 1.5 is refused.
+  )
+  def test_refuses_values_of_variables_in_the_graph(self, value, read, words):
+    variable = tf.Variable(value, trainable=False, name="read")
+
+    def call(inputs, training=False):
+      with tf.init_scope():
+        factor = 2.0 if read(variable.numpy()) else 1.0
+      return inputs * factor
+
+    source = saving.source(call, _SPEC, variables=[variable])
+    context = contextlib.nullcontext()
+    if words:
+      context = self.assertRaisesRegex(errors.ExportError, words)
+    with context:
+      verification.observe({"": (source, _EXAMPLES)}, "fast")
+    self.assertEqual(variable.numpy(), value)
 
   @parameterized.parameters(
     {"fails": True},
