@@ -5,9 +5,11 @@ Source: TensorFlow Hub, common SavedModel APIs for image tasks.
 
 import re
 
+import numpy as np
 import tensorflow as tf
 
 from exporters.conformance import findings
+from exporters.conformance import gradients
 from exporters.conformance import subject as subject_lib
 from exporters.reusable import graphs
 from exporters.reusable import kinds
@@ -20,6 +22,7 @@ _OTHER_RANGE = re.compile(
   r"(\[(?:0(?:\.0)?, ?255|-1(?:\.0)?, ?1)(?:\.0)?\])"
 )
 _RIGHT_RANGE = re.compile(r"\[0(\.0)?, ?1(\.0)?\]|(/|by) ?255")
+_LARGE = 256  # Pixels, more than those of examples.
 # Ops between the random numbers of a dropout layer and the layer's output.
 _OF_DROPOUT = frozenset(
   ["AddV2", "Cast", "GreaterEqual", "Identity", "Mul", "RealDiv", "SelectV2"]
@@ -112,7 +115,7 @@ def returns_classes(subject: Subject) -> findings.Finding:
 
 
 def size_is_free(subject: Subject) -> findings.Finding:
-  """Height, width and the number of frames are unknown."""
+  """Height, width and frames are unknown; all of a large image is used."""
   size = subject.spec.shape[1:-1]
   names = ", ".join(("frames", "height", "width")[-size.rank :])
   if set(size) != {None}:
@@ -132,7 +135,27 @@ def size_is_free(subject: Subject) -> findings.Finding:
       )
   # Some architectures take multiples of a size only.
   subject.model(subject.example(1, (*more, n * 3 // 2, n * 9 // 8)))
+  if size.rank == 2 and _ignores_corner(subject):
+    return findings.failed(
+      f"Of {_LARGE} x {_LARGE} pixels the lower right quarter has no effect.",
+      "Resize large images, or compute with all of their pixels.",
+    )
   return findings.passed(f"free: {names}")
+
+
+def _ignores_corner(subject: Subject) -> bool:
+  """Tells whether the lower right quarter of a large image has no effect."""
+  image = subject.example(1, (_LARGE, _LARGE))
+  is_far = np.arange(_LARGE) >= _LARGE // 2
+  is_corner = (is_far[:, None] & is_far)[..., None]
+  changed = tf.where(is_corner, tf.reverse(image, [1, 2]), image)
+  with gradients.moved(subject.trainable_variables):
+    return all(
+      map(
+        np.array_equal,
+        *(subject_lib.floats(subject.model(x)) for x in (image, changed)),
+      )
+    )
 
 
 def momentum_can_be_set(subject: Subject) -> findings.Finding:

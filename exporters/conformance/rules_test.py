@@ -1934,6 +1934,11 @@ _BROKEN = (
     _of(_image, spec=tf.TensorSpec([None, 8, 8, 3])),
     r"Not all of height, width are free: \(8, 8\)",
   ),
+  (
+    "I4",
+    _of(_image, start=lambda x: x[:, :100, :100]),
+    "the lower right quarter has no effect",
+  ),
   ("I5", _no_momentum, "batch_norm_momentum cannot be set"),
   ("T1", _of(_text_embedding, features=None), r"\(None, None\), not float32"),
   ("T1", _of(_text_embedding, change=lambda x: x / x), "is not finite"),
