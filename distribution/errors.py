@@ -55,7 +55,7 @@ SCRATCH = ". Set TMPDIR to a directory with more space."
 _PATHS = ("_dir", "_file", "_path", "train_on")  # Names of flags end in these.
 _CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
 _TEXTS = ("params_override", "prompt", "separators")  # May have many lines.
-_FIRST_ARGUMENT = r"Positional arguments \(\d+ total\): \* (.*?) (?:\*|Keyword)"
+_ARGUMENTS = r"Positional arguments \(\d+ total\): \* (.*?) Keyword arguments"
 # Messages of Keras, TensorFlow and gin, in one line, and their replacements.
 _SAID_OTHERWISE = {
   # An InputError that Python code in a tf.data pipeline raises.
@@ -71,8 +71,8 @@ _SAID_OTHERWISE = {
   r" ?\[Op:\w+\]( name:.*)?$": "",
   r"In call to configurable .*": "",
   r"(\b\w+Error: )?Could not find matching concrete function .*? Got: "
-  rf"{_FIRST_ARGUMENT}.* Option 1: {_FIRST_ARGUMENT}.*": (
-    r"The SavedModel takes \3, not \2"
+  rf"{_ARGUMENTS}.* Option 1: {_ARGUMENTS}.*": (
+    lambda match: _of_other_arguments(*match.groups()[1:])
   ),
   r"Op type not registered '(\w+)' in binary .*": (
     r"The SavedModel has the op \1, which this program does not know: it is of"
@@ -91,6 +91,14 @@ _SAID_OTHERWISE = {
 # is then called.
 _reserve = mmap.mmap(-1, 2**24, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 before_sudden_end: list[Callable[[], Any]] = []
+
+
+def _of_other_arguments(*positional: str) -> str:
+  """Says what a SavedModel takes, beside what it got."""
+  got, taken = (x.split(" * ") for x in positional)
+  if got[1:] == taken[1:]:  # Only the inputs differ.
+    got, taken = got[:1], taken[:1]
+  return f"The SavedModel takes {' and '.join(taken)}, not {' and '.join(got)}"
 
 
 class InputError(Exception):

@@ -76,6 +76,11 @@ class ErrorsTest(absltest.TestCase):
     ):
       with errors.of_input():
         loaded.call(tf.zeros([2, 3]), False)
+    with self.assertRaisesRegex(
+      errors.InputError, r"'images'\) and False, not <tf.Tensor .*> and True$"
+    ):
+      with errors.of_input():
+        loaded.call(tf.zeros([2, 28]), True)
     other = tf.errors.NotFoundError(
       None,
       None,
