@@ -24,10 +24,12 @@ class Tables(NamedTuple):
   Attributes:
     of_ids: The embeddings of ids. None: none was found.
     positions: For how many positions there are embeddings; 0 if unknown.
+    unused: How many rows are before that of the first position.
   """
 
   of_ids: tf.Variable | None = None
   positions: int = 0
+  unused: int = 0
 
 
 def tables(subject: Subject) -> Tables:
@@ -38,14 +40,16 @@ def tables(subject: Subject) -> Tables:
     return Tables()
   unique = set(np.ravel(ids).tolist())
   length = ids.shape[-1]
-  of_ids, positions = None, 0
+  of_ids, positions, unused = None, 0, 0
   for table, rows in _used(subject, inputs):
     if rows == unique and len(rows) > 1:
       of_ids = table
     elif rows and rows == set(range(min(rows), min(rows) + length)):
-      positions = table.shape[0] - min(rows)
+      positions, unused = table.shape[0] - min(rows), min(rows)
   # All rows of a square kernel are used too.
-  return Tables(of_ids, positions if positions > length else 0)
+  if positions <= length:
+    return Tables(of_ids)
+  return Tables(of_ids, positions, unused)
 
 
 def confused(subject: Subject) -> str:

@@ -123,6 +123,17 @@ def serves(subject: Subject) -> findings.Finding:
       f"`serve` uses {findings.some(missing)}, which `variables` lacks.",
       "Export with keras.Model.export.",
     )
+  used = {
+    v.ref() for f in endpoint.serve.concrete_functions for v in f.variables
+  }
+  listed = subject_lib.variables_of(endpoint)
+  unused = [v for v in listed if v.ref() not in used]
+  if names := subject.constants_of(unused, least_rank=2):
+    return findings.failed(
+      f"`serve` has the value of {findings.some(names)} as a constant:"
+      " fine-tuning is lost.",
+      "Export with keras.Model.export.",
+    )
   return of_inference.depends_on_input_alone(
     subject_lib.Subject(subject.directory, subject.graph, [], endpoint)
   )
@@ -130,11 +141,8 @@ def serves(subject: Subject) -> findings.Finding:
 
 def sub_objects_are_whole(subject: Subject) -> findings.Finding:
   """Callable sub-objects list variables and losses, and keep R5 and R15."""
-  children = tf.train.TrackableView(subject.model).children(subject.model)
   found, untried = [], []
-  for name, child in children.items():
-    if _NO_SUB_OBJECT.match(name):
-      continue
+  for name, child in _sub_objects(subject):
     if hasattr(child, "concrete_functions"):
       # Endpoints of Keras 3 exports share the traces of `__call__`.
       own = [f for f in child.concrete_functions if f not in subject.traces]
@@ -185,6 +193,39 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
   if not found:
     return findings.not_applicable("it has none")
   return findings.passed(", ".join(sorted(found)) + "".join(untried))
+
+
+def _sub_objects(subject: Subject) -> list[tuple[str, Any]]:
+  """Returns the sub-objects by their names, such as `encoder` or `heads.0`.
+
+  Those in lists, dicts and other objects that cannot be called need not be for
+  consumers. They are if they have lists of variables.
+  """
+  children = tf.train.TrackableView.children
+  queue = [
+    (name, child)
+    for name, child in children(subject.model).items()
+    if not _NO_SUB_OBJECT.match(name)
+  ]
+  found, seen = list(queue), {id(child) for _, child in queue}
+  if "keras_metadata.pb" in subject.files:  # Keras nests its layers.
+    return found
+  for name, child in queue:
+    if (
+      name in observation.INTERFACE
+      or subject_lib.traces_of(child)
+      or hasattr(child, "concrete_functions")
+      or isinstance(child, tf.Variable)
+    ):
+      continue
+    for key, inner in children(child).items():
+      if id(inner) not in seen and "." not in key:
+        seen.add(id(inner))
+        entry = (f"{name}.{key}", inner)
+        queue.append(entry)
+        if all(hasattr(inner, x) for x in observation.INTERFACE):
+          found.append(entry)
+  return found
 
 
 def _tried(subject: Subject, name: str) -> findings.Finding:

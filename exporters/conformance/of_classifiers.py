@@ -12,6 +12,10 @@ from exporters.reusable import comparison
 
 Subject = subject_lib.Subject
 
+_GIF = (  # One grey pixel.
+  b"GIF89a\1\0\1\0\x80\0\0\x80\x80\x80\0\0\0,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
+)
+
 
 def classifies(subject: Subject) -> findings.Finding:
   """Each input gets the softmax of its logits, and the name of its class."""
@@ -97,6 +101,7 @@ def decodes(subject: Subject) -> findings.Finding:
     ("A PNG", tf.io.encode_png(rgb), colors),
     ("A PNG with alpha", tf.io.encode_png(tf.concat([rgb, opaque], 2)), colors),
     ("A JPEG", jpeg, tf.io.decode_jpeg(jpeg, channels)),
+    ("A GIF", tf.constant(_GIF), None),
   ):
     try:
       logits = _numpy(subject.model(encoded[tf.newaxis]))["logits"]
@@ -105,6 +110,8 @@ def decodes(subject: Subject) -> findings.Finding:
         f"{what} cannot be decoded.",
         "Decode with tf.io.decode_image(…, expand_animations=False).",
       )
+    if pixels is None:  # Other sizes may be resized, cropped or padded.
+      continue
     scaled = tf.cast(tf.broadcast_to(pixels, [*size, channels]), tf.float32)
     given = {spec.name: scaled[tf.newaxis] / 255}
     expected = _numpy(images(**given))["logits"]
@@ -118,7 +125,7 @@ def decodes(subject: Subject) -> findings.Finding:
         f"{what} is classified otherwise than its pixels: {problems[0]}.",
         "Scale decoded pictures to [0, 1], and resize only other sizes.",
       )
-  return findings.passed("PNG, grey, with alpha, and JPEG")
+  return findings.passed("PNG, grey, with alpha, JPEG and GIF")
 
 
 def _numpy(outputs: dict[str, tf.Tensor]) -> dict[str, np.ndarray]:

@@ -432,7 +432,7 @@ def encodes(subject: Subject) -> findings.Finding:
 def _limited(subject: Subject) -> tuple[str, int]:
   """Returns an error with some number of tokens, and the most that it takes."""
   effects: dict[int, dict[str, float]] = {}
-  positions = embeddings.tables(subject).positions
+  _, positions, unused = embeddings.tables(subject)
   for length in (8, 16, 40, min(positions or 160, _MOST)):
     start = length // 2 if length <= 40 else length - 4
     problem = ""
@@ -453,6 +453,17 @@ def _limited(subject: Subject) -> tuple[str, int]:
         problem = f"{name} has no effect from token {start} on"
     if problem:
       return f"With {length} tokens {problem}.", length
+  rows = positions + unused
+  # Tables with rows for padding have more than a power of 2.
+  if unused == 1 and rows in (64, 128, 256, _MOST):
+    try:
+      _effects(subject, rows, rows - 4)
+    except tf.errors.OpError as e:
+      return (
+        f"Of {rows} positions the last one has no row in the table, whose first"
+        f" row is for none: {subject_lib.cause(e)}.",
+        rows,
+      )
   return "", max(effects)
 
 

@@ -262,7 +262,9 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
     if steady is not None and (finding := _settled(subject, steady)):
       return finding
     fixed = ["batch normalization"] * bool(subject.batch_norms)
-    if subject.is_random():
+    # Noise of both modes that repeats is drawn by an input.
+    repeats = steady is not None and subject.is_random(training=False)
+    if subject.is_random() and not repeats:
       fixed.append("dropout or other noise")
     if fixed:
       return findings.failed(

@@ -328,9 +328,9 @@ def _lost_in_inference(subject: Subject) -> findings.Finding | None:
       " is lost there.",
       "Trace both modes with the same variables.",
     )
-  if folded := subject.constants_of(unused, least_rank=2):
+  if names := subject.constants_of(unused, least_rank=2):
     return findings.failed(
-      f"Inference has the value of {findings.some(folded)} as a constant:"
+      f"Inference has the value of {findings.some(names)} as a constant:"
       " fine-tuning is lost there.",
       "Trace both modes with the same variables.",
     )

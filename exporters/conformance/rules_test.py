@@ -585,7 +585,7 @@ def _drops_more_by_default(directory):
   _write(root, directory)
 
 
-def _of_keras_3(directory, listed=True, offset=True):
+def _of_keras_3(directory, listed=True, offset=True, is_stale=False):
   """Writes what Keras 3's Model.export does: endpoints and no call."""
   kernel = tf.Variable(
     tf.random.stateless_normal([4, 2], [0, 0]), name="kernel"
@@ -596,8 +596,9 @@ def _of_keras_3(directory, listed=True, offset=True):
   def serve(inputs):
     seed.assign_add(1)  # As layers with recurrent dropout do.
     x = inputs - tf.reduce_mean(inputs, 0) if offset else inputs
-    return x @ kernel
+    return x @ (constant if is_stale else kernel)
 
+  constant = tf.constant(kernel.numpy())
   root = _lists(tf.train.Checkpoint(), [kernel, seed] if listed else [])
   root.non_trainable_variables = []
   root.kernel, root.seed = kernel, seed
@@ -696,6 +697,23 @@ def _with_labels(directory):
   root = _lists(tf.train.Checkpoint(), [kernel])
   root.__call__ = tf.function(call)
   spec = {"vectors": _VECTORS, "labels": tf.TensorSpec([None], tf.int32)}
+  for training in (False, True):
+    root.__call__.get_concrete_function(spec, training)
+  _write(root, directory)
+
+
+def _with_seed(directory):
+  """Writes a model that makes samples by a seed, in both modes."""
+  kernel = tf.Variable(tf.ones([4, 2]))
+  spec = {"vectors": _VECTORS, "seed": tf.TensorSpec([2], tf.int32)}
+
+  def call(x, training=False):
+    vectors = x["vectors"]
+    noise = tf.random.stateless_normal(tf.shape(vectors), x["seed"])
+    return (vectors + noise) @ kernel
+
+  root = _lists(tf.train.Checkpoint(), [kernel])
+  root.__call__ = tf.function(call)
   for training in (False, True):
     root.__call__.get_concrete_function(spec, training)
   _write(root, directory)
@@ -932,11 +950,12 @@ def _nothing_adjustable(directory):
   _write(root, directory)
 
 
-def _sub_object(directory, call):
+def _sub_object(directory, call, is_nested=False):
   inner = _lists(tf.train.Checkpoint(), [tf.Variable(tf.ones([4]), name="w")])
   inner.__call__ = tf.function(lambda x: call(x, inner.variables[0]))
   inner.__call__.get_concrete_function(_VECTORS)
-  _image(directory, change=lambda root: setattr(root, "inner", inner))
+  held = tf.train.Checkpoint(heads=[inner]) if is_nested else inner
+  _image(directory, change=lambda root: setattr(root, "inner", held))
 
 
 def _profile_trains_averages(directory):
@@ -1201,6 +1220,7 @@ def _encoder(
   logits=lambda x: x,
   ids=lambda x: x,
   places=0,
+  first_place=0,
   lists=None,
   served=None,
   mlm_sees=lambda x: x,
@@ -1223,6 +1243,7 @@ def _encoder(
     logits: What it makes of its logits.
     ids: What the encoder makes of ids.
     places: For how many positions, but four, it has a table. 0: it has none.
+    first_place: The row of that table for the first position.
     lists: What it makes of a list of its inputs. None: it takes none.
     served: What its signature makes of types. None: it has none.
     mlm_sees: What `mlm` makes of the mask.
@@ -1239,7 +1260,9 @@ def _encoder(
     tokens = tf.gather(table, ids(inputs["input_word_ids"])) + types
     numbers = tf.range(tf.shape(tokens)[1])
     tokens += 0.1 * tf.sin(order(tf.cast(numbers, tf.float32)))[:, tf.newaxis]
-    if places:
+    if first_place:
+      tokens += tf.gather(of_places, numbers + first_place)
+    elif places:
       numbers = tf.where(numbers < places, numbers, -1)  # Refuses more.
       tokens += tf.gather(of_places, tf.minimum(numbers, places - 5))
     count = tf.maximum(tf.reduce_sum(mask, 1, True), 1.0)
@@ -1430,6 +1453,11 @@ def _classifier(
       "images": images,
     },
   )
+
+
+def _all_frames(encoded):
+  """Decodes a picture; a GIF as frames, which are not resized."""
+  return tf.ensure_shape(tf.io.decode_image(encoded), [None, None, None])
 
 
 def _of(build, **changes):
@@ -1741,6 +1769,15 @@ _BROKEN = (
     _of(_sub_object, call=lambda x, w: x * w - tf.reduce_mean(x, 0)),
     "`inner`: An input has other outputs in a batch",
   ),
+  (
+    "R9",
+    _of(
+      _sub_object,
+      call=lambda x, w: tf.nn.dropout(x * w, 0.5),
+      is_nested=True,
+    ),
+    "`inner.heads.0`: Two calls return different outputs",
+  ),
   ("R9", _profile_trains_averages, "`profile` .* trains moving_mean:0"),
   ("R9", _bare_function, "`bare` is a bare function"),
   ("R10", _optimizer_inside, "state of an optimizer"),
@@ -1879,6 +1916,15 @@ _BROKEN = (
     _of(_plain, call=lambda x: tf.ones_like(x), spec=_VECTORS),
     "the same for all inputs",
   ),
+  (
+    "R15",
+    _of(
+      _plain,
+      call=lambda x: tf.reduce_mean(x.to_tensor(), 1),
+      spec=tf.RaggedTensorSpec([None, None], tf.float32),
+    ),
+    "in a batch than alone",
+  ),
   ("R15", _noise_by_argument, "Two calls in inference differ"),
   ("R15", _counts_calls, "changes count:0"),
   (
@@ -1905,6 +1951,11 @@ _BROKEN = (
   ),
   ("K1", _of_keras_3, "in a batch than alone"),
   ("K1", _of(_of_keras_3, listed=False), "`serve` uses kernel:0"),
+  (
+    "K1",
+    _of(_of_keras_3, offset=False, is_stale=True),
+    "`serve` has the value of kernel:0 as a constant",
+  ),
   (
     "I1",
     _of(_image, spec=tf.TensorSpec([None, None, None, 3], tf.uint8)),
@@ -2136,6 +2187,11 @@ _BROKEN = (
   ),
   (
     "T3",
+    _of(_encoder, places=64, first_place=1),
+    "Of 64 positions the last one has no row",
+  ),
+  (
+    "T3",
     _of(_encoder, lists=lambda x: [x[0], x[2], x[1]]),
     "A list of the inputs has other outputs",
   ),
@@ -2241,6 +2297,11 @@ _BROKEN = (
       decode=lambda x, **kwargs: tf.io.decode_image(x, channels=4, **kwargs),
     ),
     "A JPEG cannot be decoded",
+  ),
+  (
+    "D2",
+    _of(_classifier, decode=lambda x, **_: _all_frames(x)),
+    "A GIF cannot be decoded",
   ),
   (
     "D2",
@@ -2426,6 +2487,10 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
   def test_rows_may_be_counted_by_another_input(self):
     finding = of_inference.batch_is_free(self.subject(_graph_of_nodes))
     self.assertEqual(finding.verdict, findings.NOT_DECIDABLE, finding)
+
+  def test_noise_may_be_drawn_by_an_input(self):
+    finding = of_training.can_be_tuned(self.subject(_with_seed))
+    self.assertEqual(finding.verdict, findings.NOT_APPLICABLE, finding)
 
   # The rules of exports, one test for each, judge most kinds too.
   @parameterized.parameters(*_INTACT[: None if nightly.IS_ON else 5])

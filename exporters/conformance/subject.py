@@ -377,8 +377,8 @@ class Subject:
     return None
 
   def part(self, name: str) -> "Subject":
-    """Returns a sub-object as a subject."""
-    model = getattr(self.model, name)
+    """Returns a sub-object as a subject; for names see `child_of`."""
+    model = child_of(self.model, name)
     return Subject(self.directory, self.graph, [], model, attribute=name)
 
   @functools.cached_property
@@ -393,7 +393,7 @@ class Subject:
     for dtype in [tf.float64] * (not is_large) + [tf.float32] * is_inexact:
       try:
         graph, root = twin_lib.load(self.directory, self.files, dtype)
-        model = getattr(root, self.attribute) if self.attribute else root
+        model = child_of(root, self.attribute) if self.attribute else root
         twin = Subject(self.directory, graph, [], model)
         twin.example()
         if self.steady is not None:
@@ -547,7 +547,9 @@ def _filled(
     shape += [next(free) if d is None else d for d in rest]
     if isinstance(spec, tf.RaggedTensorSpec):
       dense = array(name, tf.TensorSpec(shape, spec.dtype))
-      return tf.RaggedTensor.from_tensor(dense, ragged_rank=spec.ragged_rank)
+      x = tf.RaggedTensor.from_tensor(dense, ragged_rank=spec.ragged_rank)
+      # Half of the rows are shorter, the first one too.
+      return tf.concat([x[::2, : -(-shape[1] // 2)], x[1::2]], 0)
     if isinstance(spec, tf.SparseTensorSpec):
       return tf.sparse.from_dense(array(name, tf.TensorSpec(shape, spec.dtype)))
     if spec.dtype == tf.string:
@@ -696,6 +698,14 @@ def traces_of(loaded: Any) -> list[Any]:
   # Not callable(), because every loaded object has the class attribute.
   call = getattr(loaded, "__call__", None)  # noqa: B004
   return list(getattr(call, "concrete_functions", ()))
+
+
+def child_of(loaded: Any, name: str) -> Any:
+  """Returns a sub-object by its name, such as `encoder` or `heads.0`."""
+  for part in name.split("."):
+    children = tf.train.TrackableView.children(loaded)
+    loaded = children[part] if part in children else getattr(loaded, part)
+  return loaded
 
 
 def variables_of(loaded: Any, name: str = "variables") -> list[tf.Variable]:
