@@ -64,14 +64,15 @@ _OPPOSITES = {
   ast.Is: ast.IsNot,
 }
 _OPPOSITES |= {new: old for old, new in _OPPOSITES.items()}
+_WORDS = "only words and refusals change"
 # Why faults of these words are not planted.
 _WITHOUT_EFFECT = {
   **dict.fromkeys(
     (
-      *("print", "errors.", "warn", "_print_table", "f.write"),
+      *("print", "errors.", "warn", "_print_table"),
       "if form is not specs[0]",
     ),
-    "only words and refusals change",
+    _WORDS,
   ),
   **dict.fromkeys(
     (
@@ -86,7 +87,7 @@ _WITHOUT_EFFECT = {
   '"_class", None': "colocation is a hint",
   "[seed, ": "any seed and scale will do",
   "reshape(-1": "NumPy takes -2 for -1",
-  "))deterministic=True": "only the order of bytes changes",
+  "deterministic=True": "only the order of bytes changes",
   "*waits]0": "to wait twice for a node is to wait once",
   "tf.constant(0.0)": "a constant has no gradient",
 }
@@ -118,13 +119,28 @@ def _mutants(name: str, lines: Collection[int]) -> Iterator[Mutant]:
   """Yields all faults that fit some lines of a module."""
   source = _path(name).read_text()
   texts = source.splitlines()
-  for i, node in enumerate(ast.walk(ast.parse(source))):
+  tree = ast.parse(source)
+  messages = {
+    id(node)
+    for message in filter(_is_message, ast.walk(tree))
+    for node in ast.walk(message)
+  }
+  for i, node in enumerate(ast.walk(tree)):
     for kind, place, _ in _changes(node):
       line = texts[place.lineno - 1].strip()
       words = line if isinstance(node, ast.If) else line + ast.unparse(place)
       reasons = [why for word, why in _WITHOUT_EFFECT.items() if word in words]
+      reasons = [_WORDS] * (id(place) in messages) + reasons
       if place.lineno in lines:
         yield Mutant(name, kind, place.lineno, line, i, "".join(reasons[:1]))
+
+
+def _is_message(node: ast.AST) -> bool:
+  """Tells whether a node raises an error, or makes a text of several words."""
+  return isinstance(node, ast.Raise) or (
+    isinstance(node, ast.JoinedStr)
+    and any(isinstance(x, ast.Constant) and " " in x.value for x in node.values)
+  )
 
 
 def _changed(mutant: Mutant) -> ast.Module:
@@ -182,7 +198,7 @@ def _changes(
 def _executed(prove: Callable[[], None]) -> dict[str, set[int]]:
   """Returns the lines of each module that an export and its tests execute."""
   # Before the first op, as `verification_test` configures devices.
-  tests = [_tests(patterns) for patterns in (_OF_BLOCKS, _OF_ROUNDING)]
+  tests = [_tests(patterns) for patterns in (_OF_BLOCKS, _OF_ROUNDING, _PLANS)]
   lines = {str(_path(name)): set() for name in _MODULES}
 
   def trace(frame: Any, event: str, _: Any) -> Any:
