@@ -23,6 +23,8 @@ _MOMENTUM = "batch_norm_momentum"
 _STATISTIC = re.compile("(mean|var|std|average|avg)[^/]*$")
 # Those, and exponential moving averages of weights.
 _AVERAGE = re.compile(f"(^|[_/.])ema([_:]|$)|{_STATISTIC.pattern}")
+# What the data had before training, to undo a normalization in inference.
+_OF_DATA = re.compile("target|label|input|output|data|pixel")
 _ASSIGNS = re.compile("Assign.*VariableOp|ResourceScatter.*")
 # Names or values of arguments that may select training.
 _MODE = re.compile("train|infer|eval|determin")
@@ -197,7 +199,10 @@ def _standing(subject: Subject) -> list[str]:
   others = [
     v.name
     for v in still
-    if v.ref() not in named and v.shape.rank and _AVERAGE.search(v.name)
+    if v.ref() not in named
+    and v.shape.rank
+    and _AVERAGE.search(v.name)
+    and not _OF_DATA.search(v.name)
   ]
   if not others:
     return standing

@@ -397,6 +397,21 @@ def _baked(inference, served, averaged=False):
   return build
 
 
+def _of_normalized_targets(directory):
+  """Writes a model that was trained on normalized targets."""
+  kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
+  std = tf.Variable([2.0, 3.0], trainable=False, name="target_std")
+  root = _lists(tf.train.Checkpoint(), [kernel, std], [kernel])
+
+  def call(inputs, training=False):
+    return inputs @ kernel * (1.0 if training else std)
+
+  root.__call__ = tf.function(call)
+  for training in (False, True):
+    root.__call__.get_concrete_function(_VECTORS, training)
+  _write(root, directory)
+
+
 def _other_in_double(directory):
   root = _lists(tf.train.Checkpoint(), [])
   root.__call__ = tf.function(
@@ -2426,6 +2441,7 @@ _BROKEN = (
 )
 # Models of which a rule is kept: the rule, and what saves one.
 _KEPT = (
+  ("R3", _of_normalized_targets),
   ("R5", _with_mask_token),
   ("R5", _of(_pairs, call=lambda left, right: left - right)),
   ("R5", _teacher),
