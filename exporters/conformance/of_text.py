@@ -514,6 +514,8 @@ def _encoded(subject: Subject, length: int) -> str:
   is_list = isinstance(layers, Sequence) and layers
   if not is_list or np.any(layers[-1] != sequence):
     return "encoder_outputs is no list that ends with sequence_output"
+  if any(map(np.array_equal, layers, layers[1:])):
+    return "encoder_outputs has a layer twice"
   if np.all(subject.model({**inputs, **other})["pooled_output"] == pooled):
     return "pooled_output does not depend on the tokens"
 

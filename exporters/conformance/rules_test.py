@@ -1227,7 +1227,7 @@ def _encoder(
   card=_CARD,
   see=lambda x: x,
   default=lambda x: x,
-  last=lambda x: x,
+  layers=lambda tokens, sequence: [tokens, sequence],
   pool=lambda x: x[:, 0],
   order=lambda x: x * 0,
   positions=lambda x: x,
@@ -1250,7 +1250,7 @@ def _encoder(
     card: The card.
     see: What the encoder makes of mask and types.
     default: What it makes of the pooled output.
-    last: What the last layer makes of the output of all tokens.
+    layers: What it makes of tokens and sequence outputs as `encoder_outputs`.
     pool: What it makes of the output of all tokens.
     order: What it makes of the positions of tokens.
     positions: What `mlm` makes of positions.
@@ -1288,7 +1288,7 @@ def _encoder(
       "sequence_output": sequence,
       "pooled_output": pooled,
       "default": default(pooled),
-      "encoder_outputs": [tokens, last(sequence)],
+      "encoder_outputs": layers(tokens, sequence),
     }
 
   forms = [spec or _WORDS]
@@ -2143,7 +2143,8 @@ _BROKEN = (
     "appended tokens whose mask is 0 change the output of the first",
   ),
   ("T3", _of(_encoder, default=lambda x: 2 * x), "default is not pooled"),
-  ("T3", _of(_encoder, last=lambda x: 2 * x), "no list that ends with"),
+  ("T3", _of(_encoder, layers=lambda x, y: [x, 2 * y]), "no list that ends"),
+  ("T3", _of(_encoder, layers=lambda _, y: [y, y]), "has a layer twice"),
   (
     "T5",
     _of(_encoder, mlm="mlm_logits", positions=lambda x: x * 0),
