@@ -36,6 +36,7 @@ _BYTES = b"caf\xe9 \xff"
 _HALF = (tf.bfloat16, tf.float16)
 _ROWS = 8  # Examples in the batch that is compared with single examples.
 _ELEMENTS = 500_000  # Most elements of inputs to call in a larger batch.
+_PICTURES = ("image", "grey image", "video")
 _REPEATS = 16  # Calls of a model that has random ops.
 _TOLERANCE = 1e-4  # The batch size changes the rounding of float32 sums.
 
@@ -486,8 +487,9 @@ def _row(
 
 
 def _others(subject: Subject, inputs: Any) -> Iterator[dict[str, np.ndarray]]:
-  """Yields the outputs for other inputs."""
-  for other in other_inputs(subject, inputs):
+  """Yields the outputs for other inputs; pixels stay in [0, 1]."""
+  count = 1 if subject.kind.name in _PICTURES else None
+  for other in itertools.islice(other_inputs(subject, inputs), count):
     # The model may refuse some of these, such as ids beyond its tables.
     with contextlib.suppress(tf.errors.OpError):
       yield _outputs(subject, other)

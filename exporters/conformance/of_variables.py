@@ -393,7 +393,7 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
 def _endless_for_zeros(
   subject: Subject, inputs: Any, arguments: Mapping[str, Any]
 ) -> str:
-  """Names a variable whose gradient for zeros is not finite."""
+  """Names a variable whose gradient for zeros is not finite; outputs are."""
   # In training, normalization of equal examples multiplies gradients, until
   # they overflow: there, the first example alone is 0.
   mode = {"training": False} if subject.training else {}
@@ -405,7 +405,11 @@ def _endless_for_zeros(
     made = _gradient(subject, zeros, mode)
     for v, g in zip(subject.trainable_variables, made, strict=True):
       if g is not None and not np.isfinite(g).all():
-        return v.name
+        with subject.unchanged():
+          outputs = subject_lib.floats(subject.model(zeros, **mode))
+        # Of others, such as logarithms, R8 tells.
+        are_finite = all(np.isfinite(y).all() for y in outputs)
+        return v.name if are_finite else ""
   return ""
 
 

@@ -2005,6 +2005,11 @@ _BROKEN = (
     _of(_image, start=lambda x: x[:, :100, :100]),
     "the lower right quarter has no effect",
   ),
+  (
+    "R15",
+    _of(_image, start=lambda x: tf.cast(tf.cast(x, tf.uint8), tf.float32)),
+    "the same for all inputs",
+  ),
   ("I5", _no_momentum, "batch_norm_momentum cannot be set"),
   ("T1", _of(_text_embedding, features=None), r"\(None, None\), not float32"),
   ("T1", _of(_text_embedding, change=lambda x: x / x), "is not finite"),
@@ -2443,6 +2448,7 @@ _BROKEN = (
 # Models of which a rule is kept: the rule, and what saves one.
 _KEPT = (
   ("R3", _of_normalized_targets),
+  ("R5", _of(_layers, start=tf.math.log)),
   ("R5", _with_mask_token),
   ("R5", _of(_pairs, call=lambda left, right: left - right)),
   ("R5", _teacher),
