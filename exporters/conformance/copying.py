@@ -253,7 +253,9 @@ def _copy_file(
         != os.path.join(os.path.realpath(source), path)
       )
     ):
-      raise errors.InputError("its folder was replaced by a symbolic link.")
+      raise errors.InputError(
+        f"The folder of {path} was replaced by a symbolic link."
+      )
     number = (status.st_dev, status.st_ino)
     if number in copies:
       f.close()
@@ -294,6 +296,6 @@ def _check_space(total: int, size: int, target: str) -> None:
   free = status.f_bavail * status.f_frsize
   if total > _MOST_BYTES or size > free:
     raise errors.InputError(
-      f"it needs {total:,} bytes of at most {_MOST_BYTES:,}, of which {free:,}"
-      f" are free in the temporary directory."
+      f"The SavedModel has {total:,} bytes or more. A check takes at most"
+      f" {_MOST_BYTES:,}, and {target} has room for {free:,}{errors.SCRATCH}"
     )
