@@ -81,6 +81,12 @@ def has_modes(subject: Subject) -> findings.Finding:
       " moves: it would normalize with the averages of today for ever.",
       "Trace inference with the variables, not with their values.",
     )
+  if moved := _moved_by_gradients(subject):
+    return findings.failed(
+      f"A train step moves {findings.some(moved)} further than a call does: its"
+      " gradient moves them too.",
+      "Recompute without updates in the backward pass.",
+    )
   # A rate may be 0 by default, so that only other values have an effect.
   if any(
     subject.differ({**values, "training": True}, {**values, "training": False})
@@ -240,6 +246,36 @@ def _stale(subject: Subject) -> list[str]:
   if 2 * len(unused) > len(averages):
     return [v.name for v in unused]
   return subject.constants_of(unused, least_rank=1)
+
+
+def _moved_by_gradients(subject: Subject) -> list[str]:
+  """Names the variables that a train step does not leave as a call does."""
+  exact = subject if subject.steady is not None else subject.twin
+  if exact is None or not exact.training or not exact.resting:
+    return []
+  inputs = exact.example(4)
+  with exact.unchanged():
+    exact.model(inputs, **exact.steady)
+    called = [v.numpy() for v in exact.resting]
+  try:
+    with exact.unchanged():
+      _of_step(exact, inputs)
+      stepped = [v.numpy() for v in exact.resting]
+  except LookupError:  # An op has no gradient.
+    return []
+  return [
+    v.name
+    for v, *left in zip(exact.resting, called, stepped, strict=True)
+    if v.dtype.is_floating and not np.allclose(*left, 1e-3, equal_nan=True)
+  ]
+
+
+def _of_step(subject: Subject, inputs: Any) -> list[Any]:
+  """Returns the gradients of a train step."""
+  with tf.GradientTape() as tape:
+    outputs = subject_lib.floats(subject.model(inputs, **subject.steady))
+    scalar = gradients_lib.weighted(outputs) if outputs else tf.constant(0.0)
+  return tape.gradient(scalar, subject.trainable_variables)
 
 
 def _used(

@@ -397,6 +397,38 @@ def _baked(inference, served, averaged=False):
   return build
 
 
+def _recomputed(directory):
+  """Writes a layer whose gradient calls it again, and moves its average."""
+  kernel = tf.Variable(tf.random.stateless_normal([4, 4], [0, 0]))
+  mean = tf.Variable(tf.zeros([4]), trainable=False, name="bn/moving_mean")
+
+  def train(x):
+    center = _mean(x, 0, keepdims=False)
+    mean.assign(0.9 * mean + 0.1 * center)
+    return x - center
+
+  @tf.custom_gradient
+  def twice(x):
+    def gradient(upstream):
+      with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = train(x)
+      return tape.gradient(y, x, upstream)
+
+    return train(x), gradient
+
+  def call(inputs, training=False):
+    x = inputs @ kernel
+    return twice(x) if training else x - mean
+
+  root = _lists(tf.train.Checkpoint(), [kernel, mean], [kernel])
+  root.__call__ = tf.function(call)
+  for training in (False, True):
+    root.__call__.get_concrete_function(_VECTORS, training)
+  options = tf.saved_model.SaveOptions(experimental_custom_gradients=True)
+  tf.saved_model.save(root, directory, options=options)
+
+
 def _of_normalized_targets(directory):
   """Writes a model that was trained on normalized targets."""
   kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
@@ -1526,6 +1558,11 @@ _BROKEN = (
   ),
   ("R3", _of(_averaged, moving=1), "do not move .*: norm/var:0"),
   ("R3", _baked(True, False, averaged=True), "not depend on bn/moving_mean:0"),
+  (
+    "R3",
+    _recomputed,
+    "train step moves bn/moving_mean:0 further than",
+  ),
   ("R3", _of_two_dtypes, "One mode returns"),
   ("R3", _other_name_of_mode, "The mode is an argument `is_training`"),
   ("R4", _of(_image, trace_training=False), "'training': True.* fails"),
