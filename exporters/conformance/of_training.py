@@ -509,8 +509,12 @@ def _unlike_momentum(
 ) -> findings.Finding | None:
   """Finds moving averages whose share does not follow 1 - momentum.
 
-  Those of a layer with a larger momentum follow it in proportion.
+  Those of a layer with a larger momentum follow it in proportion, its mean as
+  its variance.
   """
+  of_layers: dict[tuple[str, str], list[float]] = {}
+  for v, share in zip(averages, shares, strict=True):
+    of_layers.setdefault(_layer(v), []).append(share)
   unlike = {
     v.ref(): share
     for v, share in zip(averages, shares, strict=True)
@@ -527,13 +531,23 @@ def _unlike_momentum(
     for m in (_HELD, 2 * _HELD)
   )
   for v, x, y in zip(others, once, less, strict=True):
-    if not np.allclose(y - v, ratio * (x - v), rtol=1e-3):
-      kept = 1 - unlike[v.ref()]
+    share, layer = unlike[v.ref()], _layer(v)
+    pair = of_layers[layer] if layer[0] else []
+    if (
+      share > 1 - _HELD
+      or (len(pair) == 2 and not np.isclose(*pair))
+      or not np.allclose(y - v, ratio * (x - v), rtol=1e-3)
+    ):
       return findings.failed(
-        f"With {_MOMENTUM}={_HELD} {v.name} keeps a share of {kept:.3g}.",
+        f"With {_MOMENTUM}={_HELD} {v.name} keeps a share of {1 - share:.3g}.",
         "Compute momentum * average + (1 - momentum) * statistic.",
       )
   return None
+
+
+def _layer(average: tf.Variable) -> tuple[str, str]:
+  """Returns what tells the layer of a moving average; "", … if unknown."""
+  return os.path.dirname(average.name), str(average.shape)
 
 
 def _of_batches(

@@ -178,6 +178,7 @@ def _layers(
   losses=None,
   average=_mean,
   start=lambda x: x,
+  names="bn_{}/moving_mean",
 ):
   """Writes two layers with normalization in training; by default intact."""
   kernels = [
@@ -185,7 +186,7 @@ def _layers(
     for i in range(2)
   ]
   means = [
-    tf.Variable(tf.zeros([4]), trainable=False, name=f"bn_{i}/moving_mean")
+    tf.Variable(tf.zeros([4]), trainable=False, name=names.format(i))
     for i in range(2)
   ]
   generator = tf.random.Generator.from_seed(1)
@@ -300,6 +301,16 @@ def _follows_inversely(i, mean, batch_mean, momentum):
 
 def _first_follows(i, mean, batch_mean, momentum):
   _moves(i, mean, batch_mean, momentum if i == 0 else 0.9)
+
+
+def _in_proportion(factor):
+  """Returns what moves the first average by a multiple of the usual share."""
+
+  def moves(i, mean, batch_mean, momentum):
+    share = (1.0 if i else factor) * (1.0 - momentum)
+    mean.assign_add(share * (batch_mean - mean))
+
+  return moves
 
 
 def _dropout(x, rate, generator):
@@ -1698,6 +1709,17 @@ _BROKEN = (
     ),
     "bn_0/moving_mean:0 keeps a share of 0.0625",
   ),
+  *(
+    (
+      "R7",
+      _of(_layers, training=(_in_proportion(x), _dropout), names=names),
+      words,
+    )
+    for x, names, words in (
+      (3.0, "bn_{}/moving_mean", "bn_0/moving_mean:0 keeps a share of -1.25"),
+      (0.5, "bn/moving_mean_{}", "bn/moving_mean_0:0 keeps a share of 0.62"),
+    )
+  ),
   (
     "R7",
     _of(
@@ -2492,6 +2514,7 @@ _KEPT = (
   ("R5", _with_temperature),
   ("R5", _with_keep_prob),
   ("R7", _of(_averaged_weights, momentum=True)),
+  ("R7", _of(_layers, training=(_in_proportion(0.5), _dropout))),
   ("R17", _with_labels),
 )
 _INTACT = (
