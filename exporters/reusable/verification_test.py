@@ -210,6 +210,20 @@ class _HalfTheRate(layers.Dropout):
     return outputs
 
 
+class _NoSmallRate(layers.Dropout):
+  def call(self, inputs, training=None):
+    rate = self.rate
+    self.rate = tf.where(rate < 0.2, 0.0, rate)
+    outputs = super().call(inputs, training)
+    self.rate = rate
+    return outputs
+
+
+def _small_rates_lost(export_dir):
+  dropout = _NoSmallRate(0.5, name="dropout")
+  _export(_source(_model(dropout=dropout)), export_dir)
+
+
 def _rate_halved(export_dir):
   dropout = _HalfTheRate(0.5, name="dropout")
   _export(_source(_model(dropout=dropout)), export_dir)
@@ -978,6 +992,14 @@ _BROKEN = [
     _rate_halved,
     "outputs",
     r"outputs, training \(5, 4\), one seed",
+    "the tensor differs by",
+  ),
+  (
+    "small_rates_lost",
+    _plain,
+    _small_rates_lost,
+    "outputs",
+    r"outputs, rate 0.125, one seed",
     "the tensor differs by",
   ),
   (
