@@ -188,7 +188,7 @@ def _real_nvp(
   )
   dropout_rate = hyperparameters.Hyperparameter(
     "dropout_rate",
-    real_nvp.DROPOUT_RATE,
+    training.DROPOUT_RATE,
     "Share of the hidden units in the couplings that training drops.",
     off=0.0,
     limits=hyperparameters.RATE,

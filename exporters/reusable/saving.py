@@ -386,19 +386,12 @@ def _has_training(
   parameters = dict(inspect.signature(_python_function(model)).parameters)
   parameters.pop(next(iter(parameters), None), None)  # The input.
   for hyperparameter in hyperparameters:
-    if hyperparameter.layers:
-      continue
-    name, default = hyperparameter.name, hyperparameter.default
-    if (parameter := parameters.pop(name, None)) is None:
+    if not hyperparameter.layers and (
+      parameters.pop(hyperparameter.name, None) is None
+    ):
       raise errors.ExportError(
-        f"Hyperparameter {name} is neither bound to layers nor an argument of"
-        " the model."
-      )
-    own = parameter.default
-    if isinstance(own, (int, float, str)) and own != default:
-      raise errors.ExportError(
-        f"Hyperparameter {name} has the default {default}, and the argument of"
-        f" the model {own}: a call without it would differ. Give both the same."
+        f"Hyperparameter {hyperparameter.name} is neither bound to layers nor"
+        " an argument of the model."
       )
   has_training = parameters.pop("training", None) is not None
   if parameters:

@@ -10,9 +10,6 @@ import math
 
 import tensorflow as tf
 
-# Share of the hidden units that training drops.
-DROPOUT_RATE = 0.02
-
 
 class Dense(tf.Module):
   """A dense layer."""
@@ -136,7 +133,7 @@ class RealNVP(tf.Module):
     self,
     vectors: tf.Tensor,
     training: bool = False,
-    dropout_rate: float | tf.Tensor = DROPOUT_RATE,
+    dropout_rate: float | tf.Tensor = 0.0,
   ) -> dict[str, tf.Tensor]:
     """Computes latent vectors and likelihoods.
 

@@ -17,6 +17,9 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
+# Share of the hidden units that training drops.
+DROPOUT_RATE = 0.02
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -75,7 +78,7 @@ def train(
   @tf.function
   def step(batch: tf.Tensor) -> tf.Tensor:
     with tf.GradientTape() as tape:
-      outputs = flow(batch, training=True)
+      outputs = flow(batch, True, DROPOUT_RATE)
       losses = [loss() for loss in flow.regularization_losses]
       loss = tf.add_n(losses) - tf.reduce_mean(outputs["log_likelihood"])
     gradients = tape.gradient(loss, variables)
