@@ -222,19 +222,20 @@ def _reweighted(model: Any, moved: Arrays) -> Iterator[None]:
 
   Other weights show which values of weights an export has as constants.
 
-  Non-trainable variables start from `moved`, the updates by a call, and are
-  doubled: one that only grows, such as a maximum, is then above its values.
+  Non-trainable variables start from `moved`, the updates by a call. Half of
+  their values are doubled and half are halved: those that only grow, such as
+  maxima, are then above and below what a call finds.
   """
   moving = moving_variables(model)
   before = [tf.identity(v) for v in moving]
-  doubled = {v.ref() for v in moving}
+  are_moving = {v.ref() for v in moving}
   changed = []
   try:
     for v, value in zip(moving, moved.values(), strict=False):
       v.assign(value)
     for v in model.variables:
-      share = 2.0 if v.ref() in doubled else 0.5
-      new, undo = _other(as_array(v.read_value()), share)
+      shares = (2.0, 0.5) if v.ref() in are_moving else (0.5, 1.0)
+      new, undo = _other(as_array(v.read_value()), *shares)
       v.assign(new)
       changed.append((v, undo))
     yield
@@ -247,20 +248,21 @@ def _reweighted(model: Any, moved: Arrays) -> Iterator[None]:
 
 @np.errstate(invalid="ignore", over="ignore")
 def _other(
-  old: np.ndarray, share: float
+  old: np.ndarray, share: float, rest: float
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
   """Returns other weights, and a function that undoes the change exactly.
 
-  Every other float gets a `share` of its value, as some models do not see the
-  scale of all, and the other sign, as some see only signs. Zeros become one of
-  `_NO_ZEROS`. Other values change places: integers may have to be in a range.
-  So do floats that would lose their last bit, as very small ones do.
+  Every other float is multiplied by `share`, and the others by `rest`, as some
+  models do not see the scale of all. The former change signs too, as some see
+  only signs. Zeros become one of `_NO_ZEROS`. Other values change places:
+  integers may have to be in a range. So do floats that would lose their last
+  bit, as very small ones do.
   """
   if not comparison.is_inexact(old) or not old.size or np.iscomplexobj(old):
     return _flipped(old)
   if old.min() < 0 < old.max():  # Variances keep their sign.
     share = -share
-  factors = _factors(old.shape, share, old.dtype)
+  factors = _factors(old.shape, share, rest, old.dtype)
   new = old * factors
   free = [x for x in _NO_ZEROS if not (new == x).any()]
   if not free or not (new / factors == old).all():
@@ -269,7 +271,7 @@ def _other(
     new = np.where(old == 0, np.array(free[0], new.dtype), new)
 
   def undo(new: np.ndarray) -> np.ndarray:
-    old = new / _factors(new.shape, share, new.dtype)
+    old = new / _factors(new.shape, share, rest, new.dtype)
     return np.where(new == free[0], np.zeros([], old.dtype), old)
 
   return new, undo
@@ -285,11 +287,13 @@ def _flipped(
   return flip(old), flip
 
 
-def _factors(shape: Sequence[int], share: float, dtype: Any) -> np.ndarray:
-  """Returns `share` and 1 in turn along each axis, in an array of `shape`."""
+def _factors(
+  shape: Sequence[int], share: float, rest: float, dtype: Any
+) -> np.ndarray:
+  """Returns `share` and `rest` in turn along each axis, in a shape."""
   odd = [(np.arange(size) % 2).astype(bool) for size in shape]
   is_odd = functools.reduce(np.logical_xor.outer, odd, np.array(False))
-  return np.where(is_odd, np.array(1, dtype), np.array(share, dtype))
+  return np.where(is_odd, np.array(rest, dtype), np.array(share, dtype))
 
 
 def train_step(

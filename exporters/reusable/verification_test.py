@@ -479,18 +479,22 @@ def _averages_of_the_start(export_dir):
   _export(_source(_model(batch_norm=batch_norm)), export_dir)
 
 
-def _with_largest(forgets=False):
-  """Returns the source and examples of a model that keeps the largest input."""
+def _with_largest(update=tf.maximum):
+  """Returns the source and examples of a model that keeps the largest inputs.
+
+  Args:
+    update: What it makes of them and of those of a batch.
+  """
   kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
-  largest = tf.Variable(0.0, trainable=False, name="largest")
+  largest = tf.Variable(tf.zeros([4]), trainable=False, name="largest")
 
   def call(inputs, training=False):
     if training:
-      of_batch = tf.reduce_max(tf.abs(inputs))
-      old = 0.0 if forgets else largest
-      largest.assign(tf.maximum(old, tf.maximum(of_batch, 0.0)))
+      # No values have no maximum.
+      of_batch = tf.maximum(tf.reduce_max(tf.abs(inputs), 0), 0.0)
+      largest.assign(update(largest, of_batch))
       return inputs @ kernel
-    return inputs @ kernel / largest
+    return inputs / largest @ kernel
 
   variables = [kernel, largest]
   return {
@@ -949,7 +953,17 @@ _BROKEN = [
   (
     "largest_forgotten",
     _with_largest,
-    _broken_parts(_with_largest, forgets=True),
+    _broken_parts(_with_largest, update=lambda old, new: new + 0.0 * old),
+    "updates",
+    r"updates, training \(5, 4\), other weights",
+    "largest:0 differs by",
+  ),
+  (
+    "largest_kept",
+    _with_largest,
+    _broken_parts(
+      _with_largest, update=lambda old, new: tf.where(old == 0.0, new, old)
+    ),
     "updates",
     r"updates, training \(5, 4\), other weights",
     "largest:0 differs by",
@@ -1551,7 +1565,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     model = mock.Mock(variables=[weight, moving], trainable_variables=[weight])
     with observation._reweighted(model, {"moving": np.float32([3.0, 4.0])}):
       self.assertAllEqual(weight, tf.constant(expected))
-      self.assertAllEqual(moving, [6.0, 4.0])
+      self.assertAllEqual(moving, [6.0, 2.0])
     self.assertAllEqual(weight, tf.constant(values))
     self.assertAllEqual(moving, [5.0, 5.0])
 
