@@ -17,6 +17,9 @@ from exporters.conformance import vocabulary
 from exporters.reusable import comparison
 
 Subject = subject_lib.Subject
+# What calls raise for inputs that do not fit.
+REFUSALS = (tf.errors.OpError, ValueError)
+
 
 # Names that Keras and TensorFlow generate.
 NO_NAME = re.compile(r"(args?|inputs?|outputs?|keras_tensor)(_?\d+)*")
@@ -177,7 +180,7 @@ def _endless_for_zeros(subject: Subject) -> str:
   if subject.kind.name in _OF_TEXTS:
     others = [tf.fill(inputs.shape, "")]
   for zeros in (inputs, *others):
-    with contextlib.suppress(tf.errors.OpError):  # 0 may be no id.
+    with contextlib.suppress(*REFUSALS):  # 0 may be no id.
       for name, y in _outputs(subject, zeros).items():
         if _is_endless(y):
           return name
@@ -199,7 +202,7 @@ def _endless_for_one(subject: Subject) -> str:
   if not is_video and not (is_certain and any(map(is_sequence, specs))):
     return ""
   sizes = _free_sizes(tf.nest.flatten(subject.example(2))[0], specs[0])
-  with contextlib.suppress(tf.errors.OpError):  # It may refuse one.
+  with contextlib.suppress(*REFUSALS):  # It may refuse one.
     for name, y in _outputs(
       subject, subject.example(2, (1, *sizes[1:]))
     ).items():
@@ -232,7 +235,10 @@ def _unknown_dim(subject: Subject) -> str:
   )
   if not is_fixed and len(tried) < 3:
     return ""
-  found = [_outputs(subject, inputs) for inputs in tried]
+  try:
+    found = [_outputs(subject, inputs) for inputs in tried]
+  except REFUSALS:  # It may refuse other sizes.
+    return ""
   for name in unknown:
     shapes = [y[name].shape for y in found]
     if min(map(len, shapes)) > 1 and len({x[-1] for x in shapes}) == 1:
@@ -245,7 +251,7 @@ def _spoiled(subject: Subject, inputs: Any) -> list[str]:
   before = {v.ref() for v in subject.resting if _is_endless(v.numpy())}
   with subject.unchanged():
     # Some ops take no empty batch on CPUs.
-    with contextlib.suppress(tf.errors.OpError):
+    with contextlib.suppress(*REFUSALS):
       subject.model(inputs, **subject.training)
     return [
       v.name
@@ -346,7 +352,7 @@ def _of_other_form(
       continue
     problem = _difference(expected, _outputs(subject, same))
     for typed in _typed(inputs):
-      with contextlib.suppress(tf.errors.OpError):
+      with contextlib.suppress(*REFUSALS):
         problem = problem or _difference(
           _outputs(subject, typed), _outputs(subject, _cast(typed, form))
         )
@@ -376,7 +382,7 @@ def _cast(inputs: Any, form: Any) -> Any:
     back = tf.nest.map_structure(
       lambda x, y: bool(tf.reduce_all(tf.cast(y, x.dtype) == x)), inputs, made
     )
-  except (TypeError, ValueError, tf.errors.OpError):  # Another structure.
+  except (TypeError, *REFUSALS):  # Another structure.
     return None
   return made if all(tf.nest.flatten(back)) else None
 
@@ -394,17 +400,22 @@ def _mixed(subject: Subject, inputs: Any) -> str:
     if problem := _difference(alone, beside):
       return problem
   is_odd = np.arange(_ROWS) % 2
-  for changed in (
-    subject_lib.scaled_rows(inputs, np.where(is_odd, 255, 1)),
-    subject_lib.scaled_rows(inputs, np.where(is_odd, np.nan, 1)),
-    _padded(inputs, is_odd, 2),
+  usual = _row(subject, inputs, [1], 0)
+  # What becomes of NaN depends on its place in a batch of one size.
+  backward = [2, 1, *range(_ROWS - 1, 1, -1)]
+  for changed, mates in (
+    (subject_lib.scaled_rows(inputs, np.where(is_odd, 255, 1)), [1]),
+    (subject_lib.scaled_rows(inputs, np.where(is_odd, np.nan, 1)), backward),
+    (_padded(inputs, is_odd, 2), [1]),
   ):
-    with contextlib.suppress(tf.errors.OpError):  # The model may refuse some.
-      for row in (0, 1):
-        alone = _row(subject, changed, [row], 0)
-        beside = _row(subject, changed, [*range(_ROWS)], row)
-        if problem := _difference(alone, beside):
-          return problem
+    with contextlib.suppress(*REFUSALS):  # The model may refuse some.
+      beside = [_row(subject, changed, range(_ROWS), row) for row in (0, 1)]
+      alone = _row(subject, changed, [0], 0)
+      other = _row(subject, changed, mates, mates.index(1))
+      if problem := (
+        _difference(alone, beside[0]) or _difference(other, beside[1], usual)
+      ):
+        return problem
   return ""
 
 
@@ -491,7 +502,7 @@ def _others(subject: Subject, inputs: Any) -> Iterator[dict[str, np.ndarray]]:
   count = 1 if subject.kind.name in _PICTURES else None
   for other in itertools.islice(other_inputs(subject, inputs), count):
     # The model may refuse some of these, such as ids beyond its tables.
-    with contextlib.suppress(tf.errors.OpError):
+    with contextlib.suppress(*REFUSALS):
       yield _outputs(subject, other)
 
 
@@ -520,12 +531,20 @@ def other_inputs(subject: Subject, inputs: Any) -> Iterator[Any]:
 
 
 def _difference(
-  first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]
+  first: Mapping[str, np.ndarray],
+  second: Mapping[str, np.ndarray],
+  usual: Mapping[str, np.ndarray] | None = None,
 ) -> str:
   """Describes how outputs differ; empty if they are equal.
 
   Only the common shape is compared, because padding depends on the longest
   example of a batch.
+
+  Args:
+    first: The outputs of one call.
+    second: Those of the other.
+    usual: Outputs whose size counts too, as saturated ones are small, and so
+      inexact.
   """
   for name in first.keys() & second.keys():
     x, y = first[name], second[name]
@@ -540,7 +559,10 @@ def _difference(
     unlike = (x != y) & ~(np.isnan(x) & np.isnan(y))
     with np.errstate(invalid="ignore"):
       difference = np.max(np.abs(x - y), initial=0.0, where=unlike)
-    largest = np.max(np.abs(x), initial=0.0, where=np.isfinite(x))
+    largest = max(
+      np.max(np.abs(values[name]), initial=0.0, where=np.isfinite(values[name]))
+      for values in (first, usual or first)
+    )
     if not difference <= _TOLERANCE * largest:
       return f"{name} differs by {difference:.2g}"
   return ""
@@ -672,7 +694,7 @@ def _of_other_size(subject: Subject) -> Iterator[Any]:
       return
     if free := _free_sizes(x, spec):
       other = subject.example(2, tuple(size * 3 // 2 for size in free))
-      with contextlib.suppress(tf.errors.OpError, ValueError):
+      with contextlib.suppress(*REFUSALS):
         subject.model(other)  # It may be too large.
         yield other
       return

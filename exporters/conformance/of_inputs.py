@@ -53,7 +53,7 @@ def _unused(subject: Subject) -> list[str]:
   with gradients.moved(exact.trainable_variables):
     try:
       usual = [_observed(exact, inputs, mode) for mode in modes]
-    except tf.errors.OpError:  # Training may refuse what inference takes.
+    except of_inference.REFUSALS:  # Training may refuse what inference takes.
       return []
     for i, name in enumerate(names):
       effects = (
@@ -106,7 +106,7 @@ def _has_effect(
       _is_same(expected, _observed(subject, inputs, mode))
       for mode, expected in zip(modes, usual, strict=True)
     )
-  except tf.errors.OpError:
+  except of_inference.REFUSALS:
     return True
 
 

@@ -2508,6 +2508,14 @@ _BROKEN = (
 _KEPT = (
   ("R3", _of_normalized_targets),
   ("R5", _of(_layers, start=tf.math.log)),
+  (
+    "R8",
+    _of(
+      _plain,
+      call=lambda x: tf.reshape(x, [tf.shape(x)[0], tf.shape(x)[1] // 16, 64]),
+      spec=tf.TensorSpec([None, None, 4], name="series"),
+    ),
+  ),
   ("R5", _with_mask_token),
   ("R5", _of(_pairs, call=lambda left, right: left - right)),
   ("R5", _teacher),
