@@ -2088,6 +2088,7 @@ _BROKEN = (
   ("R7", _of(_of_words, only="sum"), "combiner changes nothing"),
   ("R8", _of(_of_words, decode=_strictly), "A text that is not UTF-8 fails"),
   ("R8", _of(_preprocessor, decode=_strictly), "A text that is not UTF-8"),
+  ("T2", _of(_preprocessor, with_tokenize=False), "no sub-object `tokenize`"),
   (
     "T2",
     _of(_preprocessor, packs=(2, 3), use=lambda segments: segments[:2]),
@@ -2132,7 +2133,6 @@ _BROKEN = (
     _of(_preprocessor, special_ids={"vocab_size": 900}),
     "vocab_size is 900, and there are ids up to",
   ),
-  ("T2", _of(_preprocessor, with_tokenize=False), "no sub-object `tokenize`"),
   ("T2", _of(_preprocessor, pack_with_length=False), "and a seq_length"),
   ("T2", _of(_preprocessor, longest=9), "cannot run in Dataset.map"),
   (

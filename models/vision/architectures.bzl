@@ -81,7 +81,7 @@ IMAGE_CLASSIFIERS = {
         endpoints = "2,3,4",
         excepted_rules = [],
         hyperparameters = "batch_norm_momentum,dropout_rate",
-        like = None,
+        like = "resnet",
         nightly = True,
         use_test = {},
         variant = "task.model.dropout_rate=0.2",
