@@ -432,10 +432,10 @@ def _check_last_dimensions(
   examples: Sequence[Any],
   sizes: Mapping[str, Collection[int]],
 ) -> None:
-  """Refuses outputs of layers whose number of features the graph lost.
+  """Refuses an output that is a single Tensor, if its graph lost its features.
 
-  Keras' layers need it. Other unknown dimensions follow from those of the input
-  and, of texts and ragged inputs, from its values.
+  Layers on it need their number. Other unknown dimensions follow from those of
+  the input and, of texts and ragged inputs, from its values.
 
   Args:
     source: The live model. A loaded export has no `output_spec`.
@@ -446,7 +446,8 @@ def _check_last_dimensions(
     ExportError: The trace does not know a dimension that was always the same,
       whatever unknown dimensions the inputs had.
   """
-  if source.output_spec is None:
+  output = source.output_spec
+  if not isinstance(output, tf.TensorSpec) or not output.dtype.is_floating:
     return
   specs = tf.nest.flatten(source.input_spec)
   if any(
@@ -459,19 +460,13 @@ def _check_last_dimensions(
       of_axis = {x[i].shape[axis] for x in flat if i < len(x)}
       if size is None and len(of_axis) < 2:
         return
-  for name, spec in comparison.named(source.output_spec).items():
-    if (
-      isinstance(spec, tf.TensorSpec)
-      and spec.dtype.is_floating
-      and spec.shape.rank > 1
-      and spec.shape[-1] is None
-      and len(sizes[name]) == 1
-    ):
-      raise errors.ExportError(
-        f"The graph of the model loses the last dimension of {name}: it is"
-        f" {spec.shape}, and was always {max(sizes[name])} when called."
-        " Layers on it need that number: set it by tf.ensure_shape."
-      )
+  of_calls = sizes[comparison.ONLY]
+  if output.shape.rank > 1 and output.shape[-1] is None and len(of_calls) == 1:
+    raise errors.ExportError(
+      "The graph of the model loses the last dimension of its output: it is"
+      f" {output.shape}, and was always {max(of_calls)} when called. Layers on"
+      " it need that number: set it by tf.ensure_shape."
+    )
 
 
 def _explained(call: Callable[..., Any]) -> Callable[..., Any]:

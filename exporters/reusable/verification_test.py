@@ -1706,7 +1706,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     examples = [tf.zeros(shape) for shape in shapes]
     context = contextlib.nullcontext()
     if fails:
-      words = "last dimension of the tensor: .* and was always 2 when called"
+      words = "last dimension of its output: .* was always 2 when called"
       context = self.assertRaisesRegex(errors.ExportError, words)
     with context:
       verification._check_last_dimensions(
