@@ -1580,6 +1580,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     calls, _ = verification.observe({"": (source, examples)}, level)
     self.assertEqual([*map(_in_words, calls[""])], plan.strip().split("\n"))
 
+  def test_allows_scalars_of_bfloat16(self):
+    self.assertEqual(observation.as_array(tf.constant(2, tf.bfloat16)), 2)
+
   def test_other_examples_have_values_like_the_first(self):
     ids, ones = tf.range(1, 7), tf.ones([6])
     others = verification._other({"ids": ids, "ones": ones}, 0)
