@@ -460,8 +460,8 @@ def _limited(subject: Subject) -> tuple[str, int]:
       _effects(subject, rows, rows - 4)
     except tf.errors.OpError as e:
       return (
-        f"Of {rows} positions the last one has no row in the table, whose first"
-        f" row is for none: {subject_lib.cause(e)}.",
+        f"The table of {rows} positions has no row for the last one, as its"
+        f" first row is not used: {subject_lib.cause(e)}.",
         rows,
       )
   return "", max(effects)

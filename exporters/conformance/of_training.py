@@ -78,7 +78,7 @@ def has_modes(subject: Subject) -> findings.Finding:
   if stale := _stale(subject):
     return findings.failed(
       f"Inference does not depend on {findings.some(stale)}, which training"
-      " moves: it would normalize with the averages of today for ever.",
+      " moves: it normalizes with today's averages for ever.",
       "Trace inference with the variables, not with their values.",
     )
   if moved := _moved_by_gradients(subject):
@@ -259,7 +259,7 @@ def _moved_by_gradients(subject: Subject) -> list[str]:
     called = [v.numpy() for v in exact.resting]
   try:
     with exact.unchanged():
-      _of_step(exact, inputs)
+      _differentiate(exact, inputs)
       stepped = [v.numpy() for v in exact.resting]
   except LookupError:  # An op has no gradient.
     return []
@@ -270,12 +270,12 @@ def _moved_by_gradients(subject: Subject) -> list[str]:
   ]
 
 
-def _of_step(subject: Subject, inputs: Any) -> list[Any]:
-  """Returns the gradients of a train step."""
+def _differentiate(subject: Subject, inputs: Any) -> None:
+  """Calls the model in training, and computes its gradients."""
   with tf.GradientTape() as tape:
     outputs = subject_lib.floats(subject.model(inputs, **subject.steady))
     scalar = gradients_lib.weighted(outputs) if outputs else tf.constant(0.0)
-  return tape.gradient(scalar, subject.trainable_variables)
+  tape.gradient(scalar, subject.trainable_variables)
 
 
 def _used(

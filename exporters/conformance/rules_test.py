@@ -2268,7 +2268,7 @@ _BROKEN = (
   (
     "T3",
     _of(_encoder, places=64, first_place=1),
-    "Of 64 positions the last one has no row",
+    "table of 64 positions has no row for the last one",
   ),
   (
     "T3",

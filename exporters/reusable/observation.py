@@ -280,7 +280,7 @@ def _other(
 def _flipped(
   old: np.ndarray,
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-  """Reverses the order of values, unless it may matter to have them sorted."""
+  """Reverses the order of values, and undoes it; leaves sorted ones as they are."""
   flat = old.ravel()
   is_sorted = (flat[1:] >= flat[:-1]).all()  # Such as ends of ragged rows.
   flip = np.asarray if is_sorted else np.flip
@@ -290,7 +290,7 @@ def _flipped(
 def _factors(
   shape: Sequence[int], share: float, rest: float, dtype: Any
 ) -> np.ndarray:
-  """Returns `share` and `rest` in turn along each axis, in a shape."""
+  """Returns an array of `share` and `rest` in turn along each axis."""
   odd = [(np.arange(size) % 2).astype(bool) for size in shape]
   is_odd = functools.reduce(np.logical_xor.outer, odd, np.array(False))
   return np.where(is_odd, np.array(rest, dtype), np.array(share, dtype))
