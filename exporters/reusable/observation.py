@@ -280,7 +280,7 @@ def _other(
 def _flipped(
   old: np.ndarray,
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-  """Reverses the order of values, and undoes it; leaves sorted ones as they are."""
+  """Reverses the order of values that are not sorted; see `_other`."""
   flat = old.ravel()
   is_sorted = (flat[1:] >= flat[:-1]).all()  # Such as ends of ragged rows.
   flip = np.asarray if is_sorted else np.flip
