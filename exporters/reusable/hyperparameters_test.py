@@ -140,6 +140,11 @@ class HyperparametersTest(parameterized.TestCase, tf.test.TestCase):
     (found,) = _found(layers.Dropout(0.1234567)).values()
     self.assertEqual(np.float32(found.default), np.float32(0.1234567))
 
+  def test_literals(self):
+    self.assertEqual(
+      [*map(hyperparameters.literal, (0.50, "a"))], ["0.5", '"a"']
+    )
+
   def test_nothing_in_a_function(self):
     self.assertEqual(hyperparameters.of_model(lambda x: x), [])
 

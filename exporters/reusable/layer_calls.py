@@ -69,7 +69,7 @@ def replaced(model: Any, replacements: Replacements) -> Iterator[None]:
   """
   layers = modules(model)
   recurrent = [x for x in layers if isinstance(x, tf_keras.layers.RNN)]
-  in_cells = {id(cell) for x in recurrent for cell in modules(x)[1:]}
+  in_cells = {id(cell) for x in recurrent for cell in modules(x.cell)}
   calls = {}
   for layer in layers:
     base = _base(replacements, type(layer))

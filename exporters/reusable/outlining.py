@@ -288,9 +288,7 @@ class _Caller:
         for tensor in self._captured(node):
           if tensor.concrete_function != self._function.signature.name:
             return None
-          name = tensor.name
-          is_inside = graphs.node_of(name) in inside
-          described.append(place(name if is_inside else self._names[name]))
+          described.append(place(self._names[tensor.name]))
         computed.append(tuple(described))
         if graphs.gradient(node):
           gradients.append(graphs.gradient(node))

@@ -33,6 +33,15 @@ def _doubled(x):
   return handed_on * two, lambda upstream: upstream * two + handed_on
 
 
+@tf.custom_gradient
+def _also_doubled(x):
+  """As `_doubled`, with a gradient that takes another op."""
+  handed_on = tf.identity(x)
+  two = tf.constant(2.0)
+  doubled = handed_on * two
+  return doubled, lambda upstream: upstream * two + doubled
+
+
 class SlimmingTest(tf.test.TestCase):
   def setUp(self):
     super().setUp()
@@ -341,13 +350,15 @@ class SlimmingTest(tf.test.TestCase):
   def test_equal_blocks_become_calls_of_one_function(self):
     """Of other widths, with dropout, moving averages and an own gradient."""
     blocks = []
-    for i, width in enumerate([8, 16, 8, 16, 8, 8, 8, 8, 8, 8, 8]):
+    for i, width in enumerate([8, 16, 8, 16] + [8] * 8):
       block = tf_keras.Sequential(name=f"block_{i}")
       block.add(tf_keras.layers.Dense(width, activation="tanh"))
       block.add(tf_keras.layers.Dropout(0.5))
       block.add(tf_keras.layers.BatchNormalization())
+      block.add(tf_keras.layers.Lambda(lambda x: x + tf.ones([x.shape[-1]])))
       if i > 5:
-        block.add(tf_keras.layers.Lambda(_doubled))
+        double = _doubled if i < 11 else _also_doubled
+        block.add(tf_keras.layers.Lambda(double))
       block.build([None, blocks[-1].output_shape[-1] if blocks else 4])
       blocks.append(block)
     root = tf.train.Checkpoint(
@@ -375,7 +386,7 @@ class SlimmingTest(tf.test.TestCase):
       options=tf.saved_model.SaveOptions(experimental_custom_gradients=True),
     )
     shutil.copytree(before, after)
-    slimming.slim(after)
+    self.assertEmpty(slimming.slim(after))
     calls = collections.Counter(
       node.attr["f"].func.name
       for function in _functions(after)
@@ -384,6 +395,16 @@ class SlimmingTest(tf.test.TestCase):
     )
     self.assertCountEqual(calls.values(), [6, 5])
     for function in _functions(after):
+      signature = function.signature
+      self.assertCountEqual(function.control_ret, signature.control_output)
+      if signature.name in calls:
+        # Of the others TensorFlow must know the values, as those of axes.
+        ranks = collections.defaultdict(set)
+        for node in function.node_def:
+          tensor = node.attr["value"].tensor
+          if node.op == "Const":
+            ranks[tensor.dtype].add(len(tensor.tensor_shape.dim))
+        self.assertEqual(ranks, {tf.float32: {0}, tf.int32: {1}})
       for i, arg in enumerate(function.signature.input_arg):
         if function.signature.name in calls and arg.type == tf.float32:
           (shape,) = function.arg_attr[i].attr["_output_shapes"].list.shape

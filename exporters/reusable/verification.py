@@ -621,7 +621,7 @@ def _of_other_sizes(
       yield few
   if (rows := observation.rows(first)) == 0:
     return
-  inputs = tf.nest.flatten(first, expand_composites=True)
+  inputs = tf.nest.flatten(first)
   weights, values = (
     sum(float(tf.size(x)) for x in xs) for xs in (source.variables, inputs)
   )

@@ -1580,6 +1580,20 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     calls, _ = verification.observe({"": (source, examples)}, level)
     self.assertEqual([*map(_in_words, calls[""])], plan.strip().split("\n"))
 
+  @parameterized.parameters(
+    (True, tf.int32, True), (False, tf.int32, False), (False, tf.float32, True)
+  )
+  def test_plans_gradients(self, has_weights, dtype, expected):
+    weights = [tf.Variable(2.0)] * has_weights
+    source = saving.source(
+      lambda x: sum(weights, tf.cast(x, tf.float32)),
+      tf.TensorSpec([None], dtype),
+      variables=weights,
+    )
+    examples = [tf.range(3, dtype=dtype), tf.range(2, dtype=dtype)]
+    calls, _ = verification.observe({"": (source, examples)}, "full")
+    self.assertEqual(any(call.gradients for call in calls[""]), expected)
+
   def test_allows_scalars_of_bfloat16(self):
     self.assertEqual(observation.as_array(tf.constant(2, tf.bfloat16)), 2)
 
