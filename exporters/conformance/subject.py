@@ -173,10 +173,16 @@ class Subject:
 
     A string keeps its default, because its other values are unknown.
     """
+
+    def changed(default: Any) -> Any:
+      if isinstance(default, str):
+        return default
+      if isinstance(default, int):
+        return default // 2 or 2
+      return default / 2 or 0.5
+
     return {
-      name: default
-      if isinstance(default, str)
-      else observation.changed(default)
+      name: changed(default)
       for name, default in self.hyperparameters.items()
       if default is not NO_DEFAULT
     }

@@ -77,6 +77,25 @@ class Hyperparameter:
     dtype = dtypes.get(type(self.default), tf.float32)
     return tf.TensorSpec([], dtype, self.name)
 
+  def others(self) -> list[float | int | str]:
+    """Returns other values to try: each choice, or one on each side.
+
+    The larger one is much larger, as a model may limit what it is given.
+    """
+    if isinstance(self.default, str):
+      return [x for x in self.choices if x != self.default]
+    if isinstance(self.default, int):
+      values = [self.default // 2, 4 * self.default + 2]
+    elif 0 < self.default < 1:
+      values = [self.default / 2, (3 + self.default) / 4]
+    else:
+      values = [self.default / 2, 4 * self.default + 0.5]
+    return [x for x in values if x != self.default and self._allows(x)]
+
+  def _allows(self, value: float) -> bool:
+    least, most = (self.limits.get(f"{x}imum", value) for x in ("min", "max"))
+    return least <= value <= most
+
   def of_layer(self, own: Any, value: Any) -> Any:
     """Scales the value of the argument for a layer with the value `own`.
 

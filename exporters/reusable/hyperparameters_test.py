@@ -140,6 +140,20 @@ class HyperparametersTest(parameterized.TestCase, tf.test.TestCase):
     (found,) = _found(layers.Dropout(0.1234567)).values()
     self.assertEqual(np.float32(found.default), np.float32(0.1234567))
 
+  @parameterized.parameters(
+    (0.5, [0.25, 0.875]),
+    (0.0, [0.5], {"maximum": 1}),
+    (2.0, [1.0, 8.5]),
+    (4, [18], {"minimum": 3}),
+    (1, [0, 6]),
+    ("a", ["b", "c"]),
+  )
+  def test_other_values(self, default, others, limits=()):
+    h = hyperparameters.Hyperparameter(
+      "h", default, "", choices="bac", limits=dict(limits)
+    )
+    self.assertEqual(h.others(), others)
+
   def test_literals(self):
     self.assertEqual(
       [*map(hyperparameters.literal, (0.50, "a"))], ["0.5", '"a"']

@@ -505,15 +505,6 @@ def _digest(variable: tf.Variable) -> np.ndarray:
   return np.frombuffer(digest.digest(), np.uint8)
 
 
-def changed(default: Any, choices: Iterable[str] = ()) -> Any:
-  """Returns another value of the same type for a hyperparameter."""
-  if isinstance(default, str):
-    return next((c for c in choices if c != default), default)
-  if isinstance(default, int):
-    return default // 2 or 2
-  return default / 2 or 0.5
-
-
 def _scalar(outputs: Any) -> tf.Tensor:
   """Returns a weighted sum of outputs, so that no symmetry hides an error."""
   return tf.add_n(

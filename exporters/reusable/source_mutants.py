@@ -82,6 +82,7 @@ _WITHOUT_EFFECT = {
       "both = (model",
       "tf.cast(tf.cast(x, s.dtype",
       "_has_manual_control_dependencies",
+      'rows.dtype.kind == "f"',
     ),
     "only time or memory change",
   ),

@@ -571,9 +571,7 @@ def _changed_calls(
   for h in source.hyperparameters:
     is_rate = h.off is not None
     # A small rate may drop nothing of a small example.
-    values = [0.5 if is_rate else observation.changed(h.default, h.choices)]
-    if not is_rate and isinstance(h.default, float) and 0 < h.default < 1:
-      values.append((3 + h.default) / 4)  # Such as a larger momentum.
+    values = [0.5] if is_rate else h.others() or [h.default]
     calls = [
       observation.Call(
         f"{h.name} {hyperparameters.literal(value)}",
@@ -671,7 +669,7 @@ def _random_calls(
     changed = {
       h.name: h.default / (i + 4)
       if is_small
-      else _larger_rate(h.default, i + 2)
+      else _larger_rate(h.default, i + 4)
       for i, h in enumerate(rates)
     }
     names = (f"{k} {hyperparameters.literal(v)}" for k, v in changed.items())
@@ -685,7 +683,7 @@ def _random_calls(
 
 def _larger_rate(default: float, i: int) -> float:
   """Returns a rate above the default; calls without noise try one below."""
-  return default + (1.0 - default) / i if default < 1.0 else default * i
+  return 1.0 - (1.0 - default) / i if default < 1.0 else default * i
 
 
 def _calls_to_compare(
