@@ -1600,6 +1600,17 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     calls, _ = verification.observe({"": (source, examples)}, "full")
     self.assertEqual(any(call.gradients for call in calls[""]), expected)
 
+  @parameterized.parameters(
+    (lambda x, rate=0.5: x, []),
+    (lambda x, **kwargs: x, []),
+    (lambda x: x, ["the argument `rate` of __call__ is missing"]),
+  )
+  def test_notes_missing_arguments(self, call, problems):
+    model = mock.Mock(spec=["__call__", *observation.INTERFACE])
+    model.__call__ = call
+    planned = [observation.Call("", None, {"rate": 0.1})]
+    self.assertEqual(export_checks._missing(model, planned), problems)
+
   def test_allows_scalars_of_bfloat16(self):
     self.assertEqual(observation.as_array(tf.constant(2, tf.bfloat16)), 2)
 
