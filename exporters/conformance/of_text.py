@@ -37,7 +37,8 @@ _LEAST = 0.9  # Share of the rows of a table that are tokens.
 _CASED = 0.1  # Share of tokens with capitals that shows the casing.
 _IN_BRACKETS = re.compile(r"\[.+\]|<.+>")
 _TRIED = 4  # Words to look up.
-_CASING = re.compile(r"do_lower_case\W+(true|false)", re.I)
+_COMBINERS = ("mean", "sqrtn", "sum")  # Of `tf.nn.embedding_lookup_sparse`.
+_CASING = re.compile(r"(?:do_lower_case\W+|text is )(true|false|lowercased)")
 _SPECIAL = (
   "padding_id",
   "start_of_sequence_id",
@@ -67,10 +68,23 @@ def embeds_text(subject: Subject) -> findings.Finding:
         " the vector.",
         "Compute each vector from the whole text.",
       )
+  if problem := _miscased(
+    subject, lambda x: subject.model(tf.constant(x)).numpy().tolist()
+  ):
+    return findings.failed(
+      f"{problem}.", "Say in the card what the model does."
+    )
+  if _miscombined(subject):
+    return findings.failed(
+      "The vectors of combiner=sum, sqrtn and mean are not a sum divided by 1,"
+      " the square root of a number, and that number.",
+      "Compute them as tf.nn.embedding_lookup_sparse does.",
+    )
   if word := _other_word(subject):
     return findings.failed(
-      f"`word_embedding` returns another vector for {word!r} than a call.",
-      "Look both up in the same table.",
+      f"`word_embedding` returns another vector for {word} than a call, or in"
+      " a list of words.",
+      'Look both up in the same table; the vector of "" is zero.',
     )
   return findings.passed(
     f"float32, {spec.shape[1]} dimensions, for empty and unknown texts too"
@@ -81,7 +95,7 @@ def _is_cut(represent: Callable[[tf.Tensor], Any], length: int) -> bool:
   """Tells whether vectors, or tokens, of texts ignore the last word."""
   # Equal words before it: others could hide it from a maximum over words.
   before = " ".join([_ENDS[0]] * (length - 1))
-  texts = [f"{before}.\n{end}" for end in _ENDS]
+  texts = [f"{before}.\r\n\t{end}" for end in _ENDS]
   alone, in_texts = (
     represent(tf.constant(x)).numpy().tolist() for x in (_ENDS, texts)
   )
@@ -90,11 +104,48 @@ def _is_cut(represent: Callable[[tf.Tensor], Any], length: int) -> bool:
   return bool(known) and known == [in_texts[0]] * len(known)
 
 
-def _other_word(subject: Subject) -> str:
-  """Returns a word whose vector is another one in `word_embedding`.
+def _miscased(
+  subject: Subject, represent: Callable[[Sequence[str]], list[Any]]
+) -> str:
+  """Describes a casing that the card does not say; empty if there is none.
 
-  The model must return the rows of a table for words, as means of them do: with
-  other layers, the vectors of texts are not those of words.
+  Args:
+    subject: The SavedModel.
+    represent: Returns the vectors, or tokens, of texts.
+  """
+  said = {x != "false" for x in _CASING.findall((subject.card or "").lower())}
+  lower, upper = (
+    represent([f(x) for x in _ENDS]) for f in (str.lower, str.upper)
+  )
+  is_known = any(x != lower[0] for x in lower)
+  if is_known and said == {lower != upper}:
+    is_lowercased, same = said == {True}, "the same" * (lower == upper)
+    return (
+      f"The card says that do_lower_case is {str(is_lowercased).lower()}, and"
+      f" texts in lower and in upper case are {same or 'not the same'} to it"
+    )
+  return ""
+
+
+def _miscombined(subject: Subject) -> bool:
+  """Tells whether the sums of vectors are not their means times a number."""
+  if "combiner" not in subject.parameters or not all(
+    x in (subject.card or "") for x in _COMBINERS
+  ):
+    return False
+  mean, root, total = (
+    subject.model(tf.constant(_TEXTS), combiner=tf.constant(x)).numpy()
+    for x in _COMBINERS
+  )
+  is_power = np.allclose(mean * total, root**2, rtol=1e-3, atol=1e-12)
+  return not is_power or np.abs(total).sum() <= np.abs(mean).sum()
+
+
+def _other_word(subject: Subject) -> str:
+  """Returns a word, quoted, whose vector is another one in `word_embedding`.
+
+  To be compared, a call must return the rows of a table for words, as means of
+  them do: with other layers, the vectors of texts are not those of words.
   """
   of_words = getattr(subject.model, "word_embedding", None)
   words = [x for x in subject.words if x.isalpha() and x.islower()][:_TRIED]
@@ -105,14 +156,21 @@ def _other_word(subject: Subject) -> str:
   others = of_words(texts[:, tf.newaxis])[:, 0].numpy()
   if vectors.shape != others.shape:
     return ""
+  row = tf.concat([tf.repeat(texts, _TRIED), [""]], 0)
+  in_row = of_words(row[tf.newaxis])[0].numpy()
+  expected = [*np.repeat(others, _TRIED, 0), np.zeros_like(in_row[0])]
+  for word, one, other in zip(row.numpy(), in_row, expected, strict=True):
+    if not np.allclose(one, other):
+      return repr(word.decode())
   tables = [v for v in subject.variables if v.shape[1:] == vectors.shape[1:]]
-  for vector, other in zip(vectors, others, strict=True):
+  is_known = np.any(vectors, axis=1)  # The name of a combiner may be no word.
+  for vector, other in zip(vectors[is_known], others[is_known], strict=True):
     is_other = np.any(other) and not np.allclose(vector, other)
     if not is_other or not any(
       np.any(np.all(table.numpy() == vector, axis=1)) for table in tables
     ):
       return ""
-  return words[0]
+  return repr(words[is_known.argmax()]) if is_known.any() else ""
 
 
 def embeds_words(subject: Subject) -> findings.Finding:
@@ -157,7 +215,6 @@ def _not_an_embedding(
   ways = {
     "in a batch": model,
     "alone": lambda x: tf.concat([model(each[tf.newaxis]) for each in x], 0),
-    "beside an empty batch": lambda x: tf.concat([model(x), model(x[:0])], 0),
     "in Dataset.map": lambda x: next(
       iter(tf.data.Dataset.from_tensors(x).map(model))
     ),
@@ -285,18 +342,7 @@ def _badly_tokenized(subject: Subject) -> str:
   for length in (*_LENGTHS, _LONG):
     if _is_cut(lambda x: _tokens(model, x).to_tensor(-1), length):
       return f"The last of {length} words has no tokens"
-  said = set(map(str.lower, _CASING.findall(subject.card or "")))
-  lower, upper = (
-    _tokens(model, [f(x) for x in _ENDS]).to_list()
-    for f in (str.lower, str.upper)
-  )
-  is_known = any(x != lower[0] for x in lower)
-  if is_known and len(said) == 1 and (lower == upper) != (said == {"true"}):
-    return (
-      f"The card says that do_lower_case is {said.pop()}, and lower case has"
-      f" the tokens {lower[0]}, upper case {upper[0]}"
-    )
-  return ""
+  return _miscased(subject, lambda x: _tokens(model, x).to_list())
 
 
 def _badly_packed(model: Any) -> str:

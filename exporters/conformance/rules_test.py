@@ -1112,7 +1112,17 @@ def _text_embedding(directory, features=2, change=lambda x: x, cut=999):
   _plain(directory, call if features else letters, _TEXTS, unit)
 
 
-def _of_words(directory, *, shift=0, only=None, decode=lambda x: x):
+def _of_words(
+  directory,
+  *,
+  shift=0,
+  only=None,
+  decode=lambda x: x,
+  exponents=(1.0, 0.5, 0.0),
+  padding=0.0,
+  most=999,
+  says="do_lower_case false",
+):
   """Writes means or sums of word vectors; by default intact.
 
   Args:
@@ -1120,6 +1130,10 @@ def _of_words(directory, *, shift=0, only=None, decode=lambda x: x):
     shift: By how many places `word_embedding` rolls its vectors.
     only: The combiner that is used whatever the argument says. None: that.
     decode: What the model makes of texts.
+    exponents: By combiner, that of the number of words by which it divides.
+    padding: The vector of "" in `word_embedding`.
+    most: How many words `word_embedding` tells apart.
+    says: What the card says of the case.
   """
   words = tf.lookup.StaticHashTable(
     tf.lookup.KeyValueTensorInitializer(["the", "of", "list", "is"], range(4)),
@@ -1137,8 +1151,14 @@ def _of_words(directory, *, shift=0, only=None, decode=lambda x: x):
     split = tf.strings.split(decode(texts))
     total = tf.reduce_sum(embed(split.to_tensor("")), 1)
     counts = tf.cast(tf.maximum(split.row_lengths(), 1), tf.float32)
-    is_mean = tf.equal(combiner if only is None else only, "mean")
-    return total / tf.where(is_mean, counts, 1.0)[:, tf.newaxis]
+    chosen = tf.equal(["mean", "sqrtn", "sum"], only or combiner)
+    exponent = tf.reduce_sum(tf.where(chosen, exponents, 0.0))
+    return total / (counts**exponent)[:, tf.newaxis]
+
+  def look_up(x):
+    vectors = tf.where((x == "")[..., tf.newaxis], padding, embed(x))
+    is_told = (tf.range(tf.shape(x)[1]) < most)[:, tf.newaxis]
+    return tf.roll(tf.where(is_told, vectors, vectors[:, :1]), shift, -1)
 
   root = _lists(
     _callable(call, [_TEXTS], [_TEXTS, tf.TensorSpec([], tf.string)]), [table]
@@ -1146,12 +1166,16 @@ def _of_words(directory, *, shift=0, only=None, decode=lambda x: x):
   root.words = words
   root.word_embedding = _lists(
     _callable(
-      lambda x: tf.roll(embed(x), shift, -1),
+      look_up,
       [tf.TensorSpec([None, None], tf.string)],
     ),
     [table],
   )
-  _write(root, directory, card=f"{_CARD} combiner texts text_embeddings")
+  _write(
+    root,
+    directory,
+    card=f"{_CARD} combiner (mean, sqrtn or sum) texts text_embeddings {says}",
+  )
 
 
 def _ragged(x):
@@ -2085,6 +2109,11 @@ _BROKEN = (
   ("T1", _of(_text_embedding, cut=16), "The last of 8 words.* has no effect"),
   ("T1", _of(_text_embedding, cut=100), "The last of 32 words"),
   ("T1", _of(_of_words, shift=1), "another vector for '.*' than a call"),
+  ("T1", _of(_of_words, padding=1.0), "another vector for '' than"),
+  ("T1", _of(_of_words, most=3), "another vector for '.+' than"),
+  ("T1", _of(_of_words, says="A text is lowercased"), "case are not the same"),
+  ("T1", _of(_of_words, exponents=(1.0, 0.0, 0.5)), "sum divided by 1, the"),
+  ("T1", _of(_of_words, exponents=(0.0, 0.5, 1.0)), "sum divided by 1, the"),
   ("R7", _of(_of_words, only="sum"), "combiner changes nothing"),
   ("R8", _of(_of_words, decode=_strictly), "A text that is not UTF-8 fails"),
   ("R8", _of(_preprocessor, decode=_strictly), "A text that is not UTF-8"),
