@@ -115,7 +115,8 @@ class HyperparametersTest(parameterized.TestCase, tf.test.TestCase):
       self.assertEqual(hyperparameter.default, default)
       self.assertAllClose(_values(hyperparameter, 0.1), of_layers)
       is_momentum = name == "batch_norm_momentum"
-      self.assertEqual("maximum" in found[name].limits, is_momentum)
+      most = "maximum" if is_momentum else "exclusiveMaximum"
+      self.assertEqual(hyperparameter.limits, {"minimum": 0, most: 1})
       self.assertEqual(hyperparameter.off, None if is_momentum else 0.0)
       # All values in the valid range are valid for all layers.
       for value in (0.0, 1.0):

@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import re
+import types
 from unittest import mock
 
 from absl.testing import parameterized
@@ -1610,6 +1611,24 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     model.__call__ = call
     planned = [observation.Call("", None, {"rate": 0.1})]
     self.assertEqual(export_checks._missing(model, planned), problems)
+
+  @parameterized.parameters(
+    ({"a": tf.ones(1), "b": tf.ones(1)}, "list of float32, float32"),
+    ([tf.ones(1), tf.ones(1)], "dict of float32, float32"),
+  )
+  def test_notes_other_forms(self, example, other):
+    specs = [tf.TensorSpec([None], name=name) for name in "ba"]
+    traces = [
+      mock.Mock(structured_input_signature=((form,), {}), graph=tf.Graph())
+      for form in ({x.name: x for x in specs}, specs, specs[0])
+    ]
+    for i, trace in enumerate(traces):
+      trace.name = f"call_{i}"
+    call = mock.Mock(concrete_functions=traces)
+    model = types.SimpleNamespace(__call__=call)
+    values = tf.nest.flatten(example)
+    forms = export_checks._other_forms(model, example, values)
+    self.assertEqual([*forms], [other])
 
   def test_allows_scalars_of_bfloat16(self):
     self.assertEqual(observation.as_array(tf.constant(2, tf.bfloat16)), 2)
