@@ -351,7 +351,7 @@ def _of_other_form(
     if same is None:
       continue
     problem = _difference(expected, _outputs(subject, same))
-    for typed in _typed(inputs):
+    for typed in with_segments(inputs):
       with contextlib.suppress(*REFUSALS):
         problem = problem or _difference(
           _outputs(subject, typed), _outputs(subject, _cast(typed, form))
@@ -364,7 +364,7 @@ def _of_other_form(
   return None
 
 
-def _typed(inputs: Any) -> Iterator[Any]:
+def with_segments(inputs: Any) -> Iterator[Any]:
   """Yields the inputs of an encoder with a second segment, which few refuse."""
   if isinstance(inputs, Mapping) and "input_type_ids" in inputs:
     types = inputs["input_type_ids"]
@@ -635,7 +635,7 @@ def _served_otherwise(subject: Subject, name: str) -> str:
   example = called.example(_ROWS + 1)
   for inputs in (
     example,
-    *_typed(example),
+    *with_segments(example),
     *other_inputs(called, called.example(2)),
     *_of_other_size(called),
   ):

@@ -1,6 +1,6 @@
 """The rule on the effect of inputs: R17."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,54 +16,96 @@ _Arguments = Mapping[str, Any]
 _Arrays = Mapping[str, np.ndarray]
 
 _ROWS = 8  # Examples, whose inputs are exchanged.
+_CALLS = 50  # Of random training, whose outputs are compared.
+_ERRORS = 6.0  # Standard errors by which means differ.
 _LONG = 64  # Positions of an input of which one half changes.
 _UNUSED = "input_type_ids"  # Encoders without types take them as others do.
 
 
 def have_effect(subject: Subject) -> findings.Finding:
   """Each input has an effect on a call, and so has the end of a long one."""
-  if unused := _unused(subject):
+  unused, untrained = _unused(subject)
+  if unused:
     return findings.failed(
       f"{findings.some(unused)} has no effect on a call.",
       "Compute with it, or remove it from the inputs.",
     )
-  if _ignores_end(subject):
+  if untrained:
     return findings.failed(
-      f"Of {_LONG} positions the last {_LONG // 2} have no effect on a call.",
+      f"{findings.some(untrained)} has an effect in inference, and none in"
+      " training.",
+      "Compute with it in both modes.",
+    )
+  if mode := _ignores_end(subject):
+    return findings.failed(
+      f"Of {_LONG} positions the last {_LONG // 2} have no effect on a call"
+      f" in {mode}.",
       "Use all positions, or trace with a shape that has their number.",
     )
   return findings.passed("no input without effect was found")
 
 
-def _unused(subject: Subject) -> list[str]:
-  """Names those of several inputs that change neither outputs nor updates."""
+def _unused(subject: Subject) -> tuple[list[str], list[str]]:
+  """Names those of several inputs that change neither outputs nor updates.
+
+  The first list has those without effect in any mode, the second one those
+  without effect in training only. Some, such as labels, are for training only.
+  """
   names = _names(subject.spec)
-  if len(names) == 1:
-    return []
   # In the twin, noise is the same in each call.
   exact = subject if subject.steady is not None else subject.twin
-  if exact is None:
-    return []
+  if len(names) == 1 or exact is None:
+    return [], []
   modes = [exact.steady]
   if exact.training:
     modes.append({"training": False})
   inputs = exact.example(_ROWS)
-  unused = []
+  unused, untrained = [], []
   # An untrained layer may be 0.
   with gradients.moved(exact.trainable_variables):
     try:
       usual = [_observed(exact, inputs, mode) for mode in modes]
     except of_inference.REFUSALS:  # Training may refuse what inference takes.
-      return []
+      return [], []
     for i, name in enumerate(names):
+      others = [*_changed(exact, inputs, i)]
       effects = (
-        _has_effect(exact, changed, modes, usual)
-        for changed in _changed(exact, inputs, i)
+        any(_has_effect(exact, x, mode, expected) for x in others)
+        for mode, expected in zip(modes, usual, strict=True)
       )
       # Not of inputs that could not be changed.
-      if name != _UNUSED and next(effects, True) is False and not any(effects):
-        unused.append(name)
-  return unused
+      if not others or next(effects):
+        continue
+      if not any(effects):
+        unused.extend([name] * (name != _UNUSED))
+      # The fixed noise of the twin may drop an input.
+      elif exact is subject or not _changes_noise(subject, i):
+        untrained.append(name)
+  return unused, untrained
+
+
+def _changes_noise(subject: Subject, index: int) -> bool:
+  """Tells whether an input changes mean or size of random training outputs."""
+  inputs = subject.example(_ROWS)
+  usual, *others = (
+    np.array([_flat(subject, x) for _ in range(_CALLS)])
+    for x in (inputs, *_changed(subject, inputs, index))
+  )
+  for x in others:
+    error = np.sqrt((np.var(usual, 0) + np.var(x, 0)) / _CALLS)
+    size = np.std(usual, 0).mean(), np.std(x, 0).mean()
+    if max(size) > 2 * min(size) or np.any(
+      np.abs(np.mean(usual, 0) - np.mean(x, 0)) > _ERRORS * error
+    ):
+      return True
+  return False
+
+
+def _flat(subject: Subject, inputs: Any) -> np.ndarray:
+  """Returns all floats that a call in training makes of inputs."""
+  with subject.unchanged():
+    outputs = subject_lib.floats(subject.model(inputs, **subject.training))
+  return np.concatenate([np.float64(y).ravel() for y in outputs])
 
 
 def _names(spec: Any) -> list[str]:
@@ -77,7 +119,8 @@ def _names(spec: Any) -> list[str]:
 def _changed(subject: Subject, inputs: Any, index: int) -> Iterator[Any]:
   """Yields inputs, of which one has other values."""
   before = tf.nest.flatten(inputs)
-  for other in of_inference.other_inputs(subject, inputs):
+  others = of_inference.other_inputs(subject, inputs)
+  for other in (*others, *of_inference.with_segments(inputs)):
     x, y = before[index], tf.nest.flatten(other)[index]
     if x.dtype == tf.bool:
       y = tf.logical_not(x)
@@ -88,24 +131,18 @@ def _changed(subject: Subject, inputs: Any, index: int) -> Iterator[Any]:
 
 
 def _has_effect(
-  subject: Subject,
-  inputs: Any,
-  modes: Sequence[_Arguments],
-  usual: Sequence[_Arrays],
+  subject: Subject, inputs: Any, mode: _Arguments, usual: _Arrays
 ) -> bool:
-  """Tells whether inputs change what calls in some modes make, or are refused.
+  """Tells whether inputs change what a call makes, or are refused.
 
   Args:
     subject: The SavedModel.
     inputs: The changed inputs.
-    modes: The arguments of each call.
-    usual: What the calls make of the unchanged inputs.
+    mode: The arguments of the call.
+    usual: What the call makes of the unchanged inputs.
   """
   try:
-    return not all(
-      _is_same(expected, _observed(subject, inputs, mode))
-      for mode, expected in zip(modes, usual, strict=True)
-    )
+    return not _is_same(usual, _observed(subject, inputs, mode))
   except of_inference.REFUSALS:
     return True
 
@@ -125,33 +162,38 @@ def _is_same(first: _Arrays, second: _Arrays) -> bool:
   )
 
 
-def _ignores_end(subject: Subject) -> bool:
-  """Tells whether the second half of a long input has no effect.
+def _ignores_end(subject: Subject) -> str:
+  """Names a mode in which the second half of a long input has no effect.
 
   Only an input that is alone is tried: others may have lengths. Sounds, texts
-  and images of this length are short.
+  and images of this length are short. Random training may crop its inputs.
   """
   if subject.kind.name != "plain" or not of_inference.is_sequence(subject.spec):
-    return False
+    return ""
   x = subject.example(2, (_LONG,))
   first, second = x, tf.reverse(-x, [1])
   if x.dtype.is_integer:
     first, second = (0 * x + f(x) for f in (tf.reduce_min, tf.reduce_max))
   is_end = np.arange(_LONG) >= _LONG // 2
   is_end = np.expand_dims(is_end, [0, *range(2, x.ndim)])
-  mode = {"training": False} if subject.training else {}
+  modes = {"inference": {"training": False} if subject.training else {}}
+  if subject.training and subject.steady is not None:
+    modes["training"] = subject.steady
   with gradients.moved(subject.trainable_variables):
-    of_start, of_end = (
-      any(
-        _has_effect(
-          subject,
-          tf.where(is_changed, new, old),
-          [mode],
-          [_observed(subject, old, mode)],
+    for name, mode in modes.items():
+      of_start, of_end = (
+        any(
+          _has_effect(
+            subject,
+            tf.where(is_changed, new, old),
+            mode,
+            _observed(subject, old, mode),
+          )
+          # One id may end what is used.
+          for old, new in ((x, second), (first, second), (second, first))
         )
-        # One id may end what is used.
-        for old, new in ((x, second), (first, second), (second, first))
+        for is_changed in (~is_end, is_end)
       )
-      for is_changed in (~is_end, is_end)
-    )
-  return of_start and not of_end
+      if of_start and not of_end:
+        return name
+  return ""

@@ -346,6 +346,11 @@ def _stochastic_depth(x, rate, _):
   return x + tf.tanh(x) * kept / (1 - rate)
 
 
+def _keeps_few(x):
+  """Keeps all examples of a batch, or none of them as the twin does."""
+  return x * tf.cast(tf.random.uniform([]) < 0.2, tf.float32)
+
+
 def _scaled_later(x, rate, _):
   return _unscaled(x, rate, _) @ tf.ones([4, 4]) / (1 - rate)
 
@@ -731,12 +736,33 @@ def _same_names(directory):
   _plain(directory, call, spec=_VECTORS, variables=kernels)
 
 
-def _pairs(directory, call):
-  """Writes a model of two inputs of one shape."""
+def _pairs(directory, call, train=None):
+  """Writes a model of two inputs of one shape; `train` is its training."""
   kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
   spec = {name: tf.TensorSpec([None, 4]) for name in ("left", "right")}
-  by_pair = lambda x: call(x["left"] @ kernel, x["right"] @ kernel)  # noqa: E731
-  _plain(directory, by_pair, spec=spec, variables=[kernel])
+
+  def of_pair(x, made=call):
+    return made(x["left"] @ kernel, x["right"] @ kernel)
+
+  def in_modes(x, training=False):
+    return of_pair(x, train if training else call)
+
+  if train:
+    traces = [spec, False], [spec, True]
+    _write(_lists(_callable(in_modes, *traces), [kernel]), directory)
+  else:
+    by_pair = lambda x: of_pair(x)  # noqa: E731
+    _plain(directory, by_pair, spec=spec, variables=[kernel])
+
+
+def _cut_in_training(directory):
+  """Writes a model of series that uses 8 of their steps in training."""
+  spec = tf.TensorSpec([None, None, 4])
+
+  def call(x, training=False):
+    return tf.reduce_mean(x[:, :8] if training else x, 1)
+
+  _write(_callable(call, [spec, False], [spec, True]), directory)
 
 
 def _with_labels(directory):
@@ -2045,8 +2071,18 @@ _BROKEN = (
   (
     "R17",
     _of(_of_ids, call=lambda x, mask: tf.reduce_sum((x * mask)[:, :16], 1)),
-    "Of 64 positions the last 32 have no effect",
+    "Of 64 positions the last 32 have no effect on a call in inference",
   ),
+  (
+    "R17",
+    _of(
+      _pairs,
+      call=lambda left, right: left + right,
+      train=lambda left, right: tf.nn.dropout(left, 0.5),
+    ),
+    "right has an effect in inference, and none in training",
+  ),
+  ("R17", _cut_in_training, "no effect on a call in training"),
   ("K1", _of_keras_3, "in a batch than alone"),
   ("K1", _of(_of_keras_3, listed=False), "`serve` uses kernel:0"),
   (
@@ -2553,6 +2589,14 @@ _KEPT = (
   ("R7", _of(_averaged_weights, momentum=True)),
   ("R7", _of(_layers, training=(_in_proportion(0.5), _dropout))),
   ("R17", _with_labels),
+  (
+    "R17",
+    _of(
+      _pairs,
+      call=lambda left, right: left + right,
+      train=lambda left, right: left + _keeps_few(right),
+    ),
+  ),
 )
 _INTACT = (
   ("image", _image),
