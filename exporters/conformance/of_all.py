@@ -11,6 +11,7 @@ import tensorflow as tf
 from exporters.conformance import compiled_step
 from exporters.conformance import findings
 from exporters.conformance import of_inference
+from exporters.conformance import of_training
 from exporters.conformance import of_variables
 from exporters.conformance import subject as subject_lib
 from exporters.reusable import observation
@@ -140,7 +141,10 @@ def serves(subject: Subject) -> findings.Finding:
 
 
 def sub_objects_are_whole(subject: Subject) -> findings.Finding:
-  """Callable sub-objects list variables and losses, and keep R5 and R15."""
+  """Callable sub-objects list variables and losses, and keep R5 and R15.
+
+  They use `training` as the model does, and it has all their losses.
+  """
   found, untried = [], []
   for name, child in _sub_objects(subject):
     if hasattr(child, "concrete_functions"):
@@ -229,19 +233,38 @@ def _sub_objects(subject: Subject) -> list[tuple[str, Any]]:
 
 
 def _tried(subject: Subject, name: str) -> findings.Finding:
-  """Applies the rules on gradients and inference (R5, R15) to a sub-object."""
+  """Applies the rules on gradients and inference (R5, R15) to a sub-object.
+
+  Compares its modes and losses with those of the model.
+  """
   part = subject.part(name)
-  finding = findings.passed("")
-  for judge in (
-    of_variables.lists_variables,
-    of_inference.depends_on_input_alone,
-  ):
-    try:
+  try:
+    for judge in (
+      of_variables.lists_variables,
+      of_inference.depends_on_input_alone,
+    ):
       finding = judge(part)
-    except Exception as e:  # A stranger's program may raise anything.
-      return findings.not_decidable(subject_lib.cause(e))
-    if finding.verdict == findings.FAIL:
-      break
+      if finding.verdict == findings.FAIL:
+        return finding
+    if of_training.ignores_mode(part, subject):
+      return findings.failed(
+        "training=True changes nothing, and it changes the same outputs of the"
+        " model.",
+        "Pass `training` on when tracing.",
+      )
+    of_part, of_model = (
+      observation.regularized(getattr(x.model, "regularization_losses", ()))
+      for x in (part, subject)
+    )
+  except Exception as e:  # A stranger's program may raise anything.
+    return findings.not_decidable(subject_lib.cause(e))
+  lost = of_part - of_model
+  if names := [v.name for v in subject.trainable_variables if v.ref() in lost]:
+    return findings.failed(
+      f"it has a regularization loss of {findings.some(names)}, and the model"
+      " has none.",
+      "List the losses of sub-objects in the model, too.",
+    )
   return finding
 
 

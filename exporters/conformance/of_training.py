@@ -12,6 +12,7 @@ import tensorflow as tf
 from exporters.conformance import findings
 from exporters.conformance import gradients as gradients_lib
 from exporters.conformance import noise
+from exporters.conformance import of_inference
 from exporters.conformance import op_audit
 from exporters.conformance import subject as subject_lib
 from exporters.reusable import graphs
@@ -731,6 +732,33 @@ def _updates(
   ):
     subject.model(subject.example(batch_size), **arguments)
     return [v.numpy() for v in averages]
+
+
+def ignores_mode(part: Subject, whole: Subject) -> bool:
+  """Tells whether a sub-object has modes that compute the same, unlike a model.
+
+  Those outputs of the model are compared that the sub-object returns, too.
+  """
+  if not (part.training and whole.training) or any(
+    part.differ({**values, "training": True}, {**values, "training": False})
+    for values in ({}, part.changed)
+  ):
+    return False
+  inputs = taken = part.example()
+  if isinstance(inputs, Mapping) and isinstance(whole.spec, Mapping):
+    taken = {k: x for k, x in inputs.items() if k in whole.spec}
+  try:
+    returned = subject_lib.floats(part.model(inputs))
+    usual = subject_lib.floats(whole.model(taken))
+    with whole.unchanged():
+      arguments = {**whole.training, **whole.changed}
+      trained = subject_lib.floats(whole.model(taken, **arguments))
+  except of_inference.REFUSALS:  # They take other inputs.
+    return False
+  return any(
+    not _is_close(x, y) and any(_is_close(x, z) for z in returned)
+    for x, y in zip(usual, trained, strict=False)  # R3 tells of other numbers.
+  )
 
 
 def is_random(subject: Subject) -> findings.Finding:

@@ -1042,6 +1042,25 @@ def _sub_object(directory, call, is_nested=False):
   _image(directory, change=lambda root: setattr(root, "inner", held))
 
 
+def _backbone(directory, *, use=True, lost=False):
+  """Writes dropout, and a sub-object that computes the same in inference."""
+  kernel = tf.Variable(
+    tf.random.stateless_normal([4, 4], [0, 0]), name="kernel"
+  )
+  loss = tf.function(lambda: tf.reduce_sum(kernel**2), input_signature=[])
+
+  def call(x, training=False):
+    return tf.nn.dropout(x @ kernel, 0.5) if training else x @ kernel
+
+  modes = [_VECTORS, False], [_VECTORS, True]
+  root = _lists(_callable(call, *modes), [kernel])
+  part = lambda x, training=False: call(x, training and use)  # noqa: E731
+  root.backbone = _lists(_callable(part, *modes), [kernel])
+  root.backbone.regularization_losses = [loss]
+  root.regularization_losses = [] if lost else [loss]
+  _write(root, directory)
+
+
 def _profile_trains_averages(directory):
   """A freezing profile lists what the model does not train."""
 
@@ -1902,6 +1921,12 @@ _BROKEN = (
     ),
     "`inner.heads.0`: Two calls return different outputs",
   ),
+  (
+    "R9",
+    _of(_backbone, use=False),
+    "`backbone`: training=True changes nothing",
+  ),
+  ("R9", _of(_backbone, lost=True), "has a regularization loss of kernel:0"),
   ("R9", _profile_trains_averages, "`profile` .* trains moving_mean:0"),
   ("R9", _bare_function, "`bare` is a bare function"),
   ("R10", _optimizer_inside, "state of an optimizer"),
@@ -2588,6 +2613,7 @@ _KEPT = (
   ("R5", _with_keep_prob),
   ("R7", _of(_averaged_weights, momentum=True)),
   ("R7", _of(_layers, training=(_in_proportion(0.5), _dropout))),
+  ("R9", _backbone),
   ("R17", _with_labels),
   (
     "R17",
