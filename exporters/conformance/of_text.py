@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from exporters.conformance import embeddings
 from exporters.conformance import findings
+from exporters.conformance import gradients
 from exporters.conformance import subject as subject_lib
 from exporters.conformance import vocabulary
 from exporters.reusable import comparison
@@ -36,6 +37,8 @@ _MOST = 512  # Tokens.
 _LEAST = 0.9  # Share of the rows of a table that are tokens.
 _CASED = 0.1  # Share of tokens with capitals that shows the casing.
 _IN_BRACKETS = re.compile(r"\[.+\]|<.+>")
+_SPECIAL_TOKEN = re.compile(rf"{_IN_BRACKETS.pattern}|_*(PAD|CLS|SEP|MASK)_*")
+_OF_PROJECTION = 4  # Most variables of what may follow the last layer.
 _TRIED = 4  # Words to look up.
 _COMBINERS = ("mean", "sqrtn", "sum")  # Of `tf.nn.embedding_lookup_sparse`.
 _CASING = re.compile(r"(?:do_lower_case\W+|text is )(true|false|lowercased)")
@@ -560,7 +563,7 @@ def _encoded(subject: Subject, length: int) -> str:
   is_list = isinstance(layers, Sequence) and layers
   if not is_list or np.any(layers[-1] != sequence):
     return "encoder_outputs is no list that ends with sequence_output"
-  if any(map(np.array_equal, layers, layers[1:])):
+  if any(np.array_equal(x, y) for x, y in itertools.combinations(layers, 2)):
     return "encoder_outputs has a layer twice"
   if np.all(subject.model({**inputs, **other})["pooled_output"] == pooled):
     return "pooled_output does not depend on the tokens"
@@ -669,6 +672,7 @@ def has_language_model(subject: Subject) -> findings.Finding:
       _misplaced(mlm, inputs)
       or _unordered(subject, mlm, inputs)
       or _untied(subject, mlm, inputs)
+      or _of_other_layer(subject, mlm, inputs)
     )
   if problem:
     return findings.failed(
@@ -779,6 +783,36 @@ def _untied(subject: Subject, mlm: Any, inputs: Mapping[str, Any]) -> str:
   )
 
 
+def _of_other_layer(
+  subject: Subject, mlm: Any, inputs: Mapping[str, Any]
+) -> str:
+  """Returns an error if logits do not use the encoder's last layer."""
+  variables = subject.trainable_variables
+  with gradients.moved(variables):
+    with tf.GradientTape(persistent=True) as tape:
+      encoded = subject.model({name: inputs[name] for name in _INPUTS})
+      logits = mlm(inputs)["mlm_logits"]
+      outputs = (*encoded["encoder_outputs"][-2:], logits)
+      sums = [gradients.weighted([x]) for x in outputs]
+    used = [
+      [
+        g is not None and np.any(tf.convert_to_tensor(g))
+        for g in tape.gradient(x, variables)
+      ]
+      for x in sums
+    ]
+  if len(used) < 3:  # It returns only its last layer.
+    return ""
+  of_last = [
+    (v.name, is_used)
+    for v, before, after, is_used in zip(variables, *used, strict=True)
+    if after and not before
+  ]
+  if len(of_last) <= _OF_PROJECTION or any(is_used for _, is_used in of_last):
+    return ""
+  return f"do not depend on the last layer, such as {of_last[0][0]}"
+
+
 def names_its_special_tokens(subject: Subject) -> findings.Finding:
   """Consumers can read the special tokens."""
   special = getattr(
@@ -853,5 +887,12 @@ def names_its_vocabulary(subject: Subject) -> findings.Finding:
     return findings.failed(
       f"do_lower_case is true, and {len(cased):,} tokens have capitals.",
       "Save do_lower_case as the preprocessor has it.",
+    )
+  needed = ["[CLS]"] + ["[MASK]"] * hasattr(model, "mlm")
+  special = "".join(filter(_SPECIAL_TOKEN.fullmatch, tokens)).lower()
+  if not special or (needed[1:] and "mask" not in special):
+    return findings.failed(
+      f"vocab_file has no special tokens such as {' and '.join(needed)}.",
+      "Save the vocabulary that the preprocessor uses.",
     )
   return findings.passed(f"vocab_file of {len(tokens):,} and do_lower_case")

@@ -1335,7 +1335,7 @@ def _encoder(
   *,
   spec=None,
   mlm=None,
-  vocabulary=("[PAD]", *"abcdefghijklmno"),
+  vocabulary=("[PAD]", "[MASK]", *"abcdefghijklmn"),
   card=_CARD,
   see=lambda x: x,
   default=lambda x: x,
@@ -1351,6 +1351,8 @@ def _encoder(
   lists=None,
   served=None,
   mlm_sees=lambda x: x,
+  scales=0,
+  mlm_of=lambda outputs: outputs["sequence_output"],
 ):
   """Writes an encoder of a table and means over tokens; by default intact.
 
@@ -1374,10 +1376,13 @@ def _encoder(
     lists: What it makes of a list of its inputs. None: it takes none.
     served: What its signature makes of types. None: it has none.
     mlm_sees: What `mlm` makes of the mask.
+    scales: By how many variables its last layer multiplies.
+    mlm_of: Of which outputs `mlm` makes logits.
   """
   table = tf.Variable(tf.random.stateless_normal([16, 4], [0, 0]), name="table")
   of_places = tf.random.stateless_normal([places or 1, 4], [1, 0])
   of_places = tf.Variable(of_places, name="places")
+  factors = [tf.Variable(tf.ones([4]), name=f"last/{i}") for i in range(scales)]
 
   def call(inputs):
     if isinstance(inputs, list):
@@ -1395,6 +1400,8 @@ def _encoder(
     count = tf.maximum(tf.reduce_sum(mask, 1, True), 1.0)
     seen = tf.reduce_sum(tokens * mask, 1, True) / count
     sequence = tf.tanh(tokens + seen)
+    if factors:
+      tokens, sequence = sequence, tf.reduce_prod(factors, 0) * sequence
     pooled = pool(sequence)
     return {
       "sequence_output": sequence,
@@ -1407,7 +1414,7 @@ def _encoder(
   if lists:
     forms.append([tf.TensorSpec([None, None], tf.int32)] * len(_WORDS))
   root = _callable(call, *([form] for form in forms))
-  _lists(root, [table, of_places] if places else [table])
+  _lists(root, [table, *[of_places] * bool(places), *factors])
   if vocabulary:
     file = f"{directory}.vocab"
     pathlib.Path(file).write_text("\n".join(vocabulary))
@@ -1419,9 +1426,9 @@ def _encoder(
       lambda inputs: {
         mlm: logits(
           tf.gather(
-            call({**inputs, "input_mask": mlm_sees(inputs["input_mask"])})[
-              "sequence_output"
-            ],
+            mlm_of(
+              call({**inputs, "input_mask": mlm_sees(inputs["input_mask"])})
+            ),
             positions(inputs["masked_lm_positions"]),
             batch_dims=1,
           )
@@ -2298,7 +2305,7 @@ _BROKEN = (
   ),
   ("T3", _of(_encoder, default=lambda x: 2 * x), "default is not pooled"),
   ("T3", _of(_encoder, layers=lambda x, y: [x, 2 * y]), "no list that ends"),
-  ("T3", _of(_encoder, layers=lambda _, y: [y, y]), "has a layer twice"),
+  ("T3", _of(_encoder, layers=lambda x, y: [y, x, y]), "has a layer twice"),
   (
     "T5",
     _of(_encoder, mlm="mlm_logits", positions=lambda x: x * 0),
@@ -2333,6 +2340,12 @@ _BROKEN = (
     "T6",
     _of(_encoder, vocabulary="abcdABCDabcdABCD"),
     "do_lower_case is true, and 8 tokens have capitals",
+  ),
+  ("T6", _of(_encoder, vocabulary="abcdefghijklmnop"), "such as .CLS..$"),
+  (
+    "T6",
+    _of(_encoder, mlm="mlm_logits", vocabulary=["[PAD]", *"abcdefghijklmno"]),
+    "such as .CLS. and .MASK.",
   ),
   (
     "R15",
@@ -2384,6 +2397,16 @@ _BROKEN = (
     "T5",
     _of(_encoder, mlm="mlm_logits", mlm_sees=tf.ones_like),
     "do not depend on input_mask",
+  ),
+  (
+    "T5",
+    _of(
+      _encoder,
+      mlm="mlm_logits",
+      scales=5,
+      mlm_of=lambda outputs: outputs["encoder_outputs"][0],
+    ),
+    "do not depend on the last layer, such as last/0",
   ),
   ("T7", _of(_preprocessor, special=False), "no get_special_tokens_dict"),
   ("W1", _of(_word_embedding, padding=1.0), 'The vector of "" is not zero'),
