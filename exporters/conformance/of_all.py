@@ -113,21 +113,27 @@ class _Endpoint:
     return self.serve(*arguments)
 
 
+def endpoint(subject: Subject) -> Subject:
+  """Returns `serve` of a Keras 3 export as the SavedModel to call."""
+  model = _Endpoint(subject.model)
+  return subject_lib.Subject(subject.directory, subject.graph, [], model)
+
+
 def serves(subject: Subject) -> findings.Finding:
   """`serve` computes from each input alone, and its variables are listed.
 
   keras.layers.TFSMLayer calls it.
   """
-  endpoint = _Endpoint(subject.model)
-  if missing := of_variables.unlisted(endpoint):
+  called = endpoint(subject)
+  if missing := of_variables.unlisted(called.model):
     return findings.failed(
       f"`serve` uses {findings.some(missing)}, which `variables` lacks.",
       "Export with keras.Model.export.",
     )
   used = {
-    v.ref() for f in endpoint.serve.concrete_functions for v in f.variables
+    v.ref() for f in called.model.serve.concrete_functions for v in f.variables
   }
-  listed = subject_lib.variables_of(endpoint)
+  listed = subject_lib.variables_of(called.model)
   unused = [v for v in listed if v.ref() not in used]
   if names := subject.constants_of(unused, least_rank=2):
     return findings.failed(
@@ -135,9 +141,7 @@ def serves(subject: Subject) -> findings.Finding:
       " fine-tuning is lost.",
       "Export with keras.Model.export.",
     )
-  return of_inference.depends_on_input_alone(
-    subject_lib.Subject(subject.directory, subject.graph, [], endpoint)
-  )
+  return of_inference.depends_on_input_alone(called)
 
 
 def sub_objects_are_whole(subject: Subject) -> findings.Finding:

@@ -74,9 +74,11 @@ def judge_one(subject: Subject, rule: Rule) -> findings.Finding:
     return findings.not_applicable(reason)
   if rule.needs != "file" and subject.model is None:
     return findings.not_decidable(subject.unloaded)
-  if rule.needs == "call" and not subject.traces:
-    return findings.not_decidable("it cannot be called")
   try:
+    if rule.needs == "call" and subject.kind.name == "Keras 3 export":
+      subject = of_all.endpoint(subject)
+    if rule.needs == "call" and not subject.traces:
+      return findings.not_decidable("it cannot be called")
     return rule.judge(subject)
   except subject_lib.NoInputError as e:
     return findings.not_decidable(str(e))

@@ -648,7 +648,9 @@ def _drops_more_by_default(directory):
   _write(root, directory)
 
 
-def _of_keras_3(directory, listed=True, offset=True, is_stale=False):
+def _of_keras_3(
+  directory, listed=True, offset=True, is_stale=False, spec=_VECTORS
+):
   """Writes what Keras 3's Model.export does: endpoints and no call."""
   kernel = tf.Variable(
     tf.random.stateless_normal([4, 2], [0, 0]), name="kernel"
@@ -665,7 +667,7 @@ def _of_keras_3(directory, listed=True, offset=True, is_stale=False):
   root = _lists(tf.train.Checkpoint(), [kernel, seed] if listed else [])
   root.non_trainable_variables = []
   root.kernel, root.seed = kernel, seed
-  root.serve = tf.function(serve, input_signature=[_VECTORS])
+  root.serve = tf.function(serve, input_signature=[spec])
   _write(root, directory, root.serve.get_concrete_function())
 
 
@@ -1903,6 +1905,11 @@ _BROKEN = (
     ),
     "The last dimension of .* is always the same",
   ),
+  (
+    "R8",
+    _of(_of_keras_3, offset=False, spec=tf.TensorSpec([4, 4])),
+    r"fixed: .*\(4, 4\)",
+  ),
   ("R9", _sub_object_lists_nothing, "`inner` .* has no trainable_v"),
   (
     "R9",
@@ -2686,7 +2693,7 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     (rule,) = [rule for rule in rules.RULES if rule.name == name]
     if rule.kinds:
       self.assertIn(subject.kind.name, rule.kinds)
-    finding = rule.judge(subject)
+    finding = rules.judge_one(subject, rule)
     self.assertEqual(finding.verdict, findings.FAIL, finding.text)
     self.assertRegex(finding.text, words)
     self.assertNotEmpty(finding.fix)

@@ -73,7 +73,7 @@ KINDS = (
     takes="anything",
     has=("serve", "non_trainable_variables"),
     rules=("K1",),
-    without=("R1", "R2", "R4", "R8", "R9", "R14", "R15", "R17", *_OF_TRAINING),
+    without=("R1", "R2", "R4", "R9", "R14", "R15", "R17", *_OF_TRAINING),
   ),
   # Classifiers to deploy, which nobody trains further.
   Kind(
