@@ -773,6 +773,12 @@ def is_random(subject: Subject) -> findings.Finding:
         "Draw with ops that have no seed, such as tf.random.uniform.",
       )
   train = [subject.training, {**subject.training, **subject.changed}]
+  if counters := _counters(subject):
+    return findings.failed(
+      f"Training draws by {findings.some(counters)}, which each call moves: it"
+      " draws the same after each load.",
+      "Draw with ops that have no seed, such as tf.random.uniform.",
+    )
   if not any(map(subject.varies, train)):
     if _draws_once(subject):
       return findings.failed(
@@ -796,6 +802,34 @@ def is_random(subject: Subject) -> findings.Finding:
         "Export without seeds of layers and without tf.random.set_seed.",
       )
   return findings.passed("two calls differ, and no op has a seed")
+
+
+def _counters(subject: Subject) -> list[str]:
+  """Names integers that calls move, and by which training draws its noise."""
+  integers = [v for v in subject.resting if v.dtype.is_integer]
+  if not integers or not subject.is_random():
+    return []
+  inputs, arguments = subject.example(), {**subject.training, **subject.changed}
+
+  def called() -> list[np.ndarray]:
+    outputs = subject_lib.floats(subject.model(inputs, **arguments))
+    return [y.numpy() for y in outputs]
+
+  before = [v.numpy() for v in integers]
+  with subject.unchanged():
+    first, second = called(), called()
+    moved = [
+      v.name
+      for v, value in zip(integers, before, strict=True)
+      if not np.array_equal(v, value)
+    ]
+  if not moved or all(map(_is_close, first, second)):
+    return []
+  for _ in range(_REPEATS):
+    with subject.unchanged():
+      if not all(map(np.array_equal, first, called())):
+        return []
+  return moved
 
 
 def _is_shared(subject: Subject) -> bool:

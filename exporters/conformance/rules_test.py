@@ -559,6 +559,19 @@ def _dropout_of_state(x, rate, generator):
   return x * kept / (1.0 - rate + 1e-6)
 
 
+def _counted_dropout(directory):
+  """Writes dropout whose seed is a number of calls that is saved."""
+  count = tf.Variable(0, trainable=False, name="count")
+
+  def call(x, training=False):
+    if training:
+      seed = [1, count.assign_add(1)]
+      x = tf.nn.experimental.stateless_dropout(x, 0.5, seed)
+    return x
+
+  _two_modes(directory, call, variables=[count])
+
+
 def _fixed_dropout(x, rate, generator):
   del generator
   return tf.nn.dropout(tf.nn.dropout(x, rate), 0.3)
@@ -2096,6 +2109,7 @@ _BROKEN = (
     "drawn once",
   ),
   ("R16", _frozen_mask, "drawn once"),
+  ("R16", _counted_dropout, "draws by count:0, which each call moves"),
   ("R16", _of(_layers, training=(_moves, _seeded_dropout)), "has the seed 1"),
   (
     "R16",
