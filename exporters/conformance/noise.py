@@ -19,6 +19,8 @@ from exporters.conformance import subject as subject_lib
 Subject = subject_lib.Subject
 
 _RATE = 0.4  # Of noise that is measured.
+_SMALL_RATE = 0.1  # In whose proportion layers drop; and at least this share:
+_PROPORTION = 0.6
 _CALLS = 50  # In all of which an example keeps everything by chance: never.
 _ELEMENTS = 400_000  # Most values of a layer to compute.
 _ROWS, _SIZE = 8, 4  # Unknown dimensions, the first and others.
@@ -102,7 +104,8 @@ def _measured(
     try:
       usual, first = made(0.0), made(_RATE)
       calls = [
-        [*map(_statistics, usual, first, made(_RATE))] for _ in range(_CALLS)
+        [*map(_statistics, usual, first, made(_RATE), made(_SMALL_RATE))]
+        for _ in range(_CALLS)
       ]
     except tf.errors.OpError:  # Other sizes would fit.
       return ""
@@ -114,12 +117,24 @@ def _measured(
 
 
 def _statistics(
-  usual: np.ndarray, first: np.ndarray, made: np.ndarray
-) -> tuple[float, float, np.ndarray]:
-  """Returns mean and deviation of noise, and the rows unlike the first ones."""
+  usual: np.ndarray, first: np.ndarray, made: np.ndarray, small: np.ndarray
+) -> tuple[float, float, np.ndarray, np.ndarray]:
+  """Returns statistics of the noise in one call.
+
+  Args:
+    usual: What a layer makes without noise.
+    first: What it made in the first call.
+    made: What it makes now.
+    small: What it makes with a rate of `_SMALL_RATE`.
+
+  Returns:
+    The mean and deviation of noise, the rows unlike the first ones, and the
+    shares of zeros in `made` and `small`.
+  """
   noise = made - usual
   unlike = (made != first).any(tuple(range(1, made.ndim)))
-  return np.mean(noise), np.std(noise), unlike
+  zeros = np.mean([made == 0, small == 0], tuple(range(1, made.ndim + 1)))
+  return np.mean(noise), np.std(noise), unlike, zeros
 
 
 def _described(
@@ -128,6 +143,7 @@ def _described(
   means: np.ndarray,
   deviations: np.ndarray,
   unlike: np.ndarray,
+  zeros: np.ndarray,
 ) -> str:
   """Describes what is wrong with a layer's noise; empty if nothing is.
 
@@ -137,10 +153,18 @@ def _described(
     means: The mean of its noise, by call.
     deviations: The standard deviation of its noise, by call.
     unlike: Whether rows differ from those of another call, by call and row.
+    zeros: The shares of zeros with `_RATE` and with `_SMALL_RATE`, by call.
   """
   name, changed = layer.made.op.name, unlike.any(0)
   if layer.taken.shape[0] is None and changed.any() and not changed.all():
     return f"{name} is not random for some examples of a batch"
+  errors = _ERRORS * np.std(zeros, 0) / np.sqrt(_CALLS)
+  most, least = np.mean(zeros, 0) + errors * (1, -1)
+  if most < _PROPORTION * _RATE / _SMALL_RATE * least:
+    return (
+      f"{name} drops {most:.0%} at most, and {least:.0%} at least with"
+      f" {_SMALL_RATE}"
+    )
   shift = np.mean(means)
   size = np.mean(deviations if layer.is_added else usual)
   error = np.std(means) / np.sqrt(_CALLS)

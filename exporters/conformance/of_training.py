@@ -442,8 +442,8 @@ def _noise_elsewhere(
   if problem := noise.problem(subject):
     return findings.failed(
       f"{problem}.",
-      "Drop values of each example, and divide those that are kept by"
-      " 1 - rate. Add noise whose mean is 0.",
+      "Drop values of each example at this rate, and divide those that are"
+      " kept by 1 - rate. Add noise whose mean is 0.",
     )
   return None
 

@@ -322,6 +322,12 @@ def _unscaled(x, rate, _):
   return x * tf.cast(tf.random.uniform(tf.shape(x)) >= rate, tf.float32)
 
 
+def _drops_many(x, rate, other):
+  """Drops with two rates, and 99 copies of each value with the second one."""
+  copies = tf.tile(tf.nn.dropout(x, rate)[:, tf.newaxis], [1, 99, 1])
+  return tf.reduce_mean(tf.nn.dropout(copies, other), 1)
+
+
 def _drops_words(x, rate, _):
   """Drops whole words, which are not scaled."""
   drawn = tf.random.uniform([tf.shape(x)[0], tf.shape(x)[1], 1])
@@ -373,6 +379,7 @@ _NOISES = (
     tf.random.uniform([tf.shape(x)[0], 1]) < rate, tf.reverse(x, [1]), x
   ),
   lambda x, rate, _: 2.0 * tf.nn.dropout(x, rate) + tf.nn.dropout(x, rate),
+  lambda x, rate, _: _drops_many(x, rate, 1 - (1 - rate) ** 3),
   _alpha_dropout,
   _stochastic_depth,
   _scaled_later,
@@ -2585,6 +2592,10 @@ _BROKEN = (
       ),
       (lambda x, rate, _: x + rate * tf.random.uniform(tf.shape(x)), "adds"),
       (_drops_of_odd_rows, "not random for some examples"),
+      (
+        lambda x, rate, _: _drops_many(x, rate, tf.minimum(rate, 0.2)),
+        "drops 2.% at most, and .*% at least with 0.1",
+      ),
     )
   ),
   (
