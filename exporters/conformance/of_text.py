@@ -29,7 +29,7 @@ _SEGMENTS = (
   ("The end.", "", "Of a much longer text, " * 9, "مرحبا", "is not"),
   ("And a third one", "is 1", "The last. " * 30, "", "of"),
 )
-_ALONE = ("the", "2026")  # Texts of which any tokenizer makes tokens.
+_ALONE = ("the", "2026", "你好")  # Texts of which any tokenizer makes tokens.
 _INPUTS = ("input_word_ids", "input_mask", "input_type_ids")
 _WORDS = (("the", "qxzvjk", "of"), ("", "", ""), ("is", "?", ""))
 _ORDER = "the order of the tokens"
@@ -117,8 +117,9 @@ def _miscased(
     represent: Returns the vectors, or tokens, of texts.
   """
   said = {x != "false" for x in _CASING.findall((subject.card or "").lower())}
+  words = (*_ENDS, "énorme") if said == {True} else _ENDS
   lower, upper = (
-    represent([f(x) for x in _ENDS]) for f in (str.lower, str.upper)
+    represent([f(x) for x in words]) for f in (str.lower, str.upper)
   )
   is_known = any(x != lower[0] for x in lower)
   if is_known and said == {lower != upper}:
@@ -296,7 +297,7 @@ def preprocesses(subject: Subject) -> findings.Finding:
     return findings.failed(
       f"{problem}.", "Return all tokens of a text, of any length."
     )
-  if problem := _badly_packed(subject.model):
+  if problem := _badly_packed(subject):
     return findings.failed(
       f"{problem}.",
       "Pack a start token, then each segment and an end token, then padding,"
@@ -348,8 +349,9 @@ def _badly_tokenized(subject: Subject) -> str:
   return _miscased(subject, lambda x: _tokens(model, x).to_list())
 
 
-def _badly_packed(model: Any) -> str:
+def _badly_packed(subject: Subject) -> str:
   """Describes an error in packed segments; empty if there is none."""
+  model = subject.model
   tokens = [_tokens(model, texts) for texts in _SEGMENTS]
   empty = {k: x.numpy() for k, x in model(tf.constant([""])).items()}
   length = empty["input_word_ids"].shape[1]
@@ -362,7 +364,7 @@ def _badly_packed(model: Any) -> str:
   if empty["input_mask"].sum() != 2:
     return "An empty text is not packed as a start and an end token"
   packed = {"A call": (model(tf.constant(_SEGMENTS[0])), tokens[:1], length)}
-  for n, count in itertools.product((12, 16, 40, 130, 512), (1, 2, 3)):
+  for n, count in itertools.product((12, 16, 40, 130, 256, 512), (1, 2, 3)):
     try:
       made = model.bert_pack_inputs(tokens[:count], seq_length=tf.constant(n))
     except (TypeError, ValueError):
@@ -370,6 +372,12 @@ def _badly_packed(model: Any) -> str:
         raise
       continue  # It may pack pairs of segments only.
     packed[f"{count} segments in {n} tokens"] = (made, tokens[:count], n)
+  for n in (12, 512) if "seq_length" in subject.parameters else ():
+    made = model(tf.constant(_SEGMENTS[0]), seq_length=tf.constant(n))
+    packed[f"A call with seq_length={n}"] = made, tokens[:1], n
+  many = [tf.concat([x] * 9, 0) for x in tokens[:2]]
+  made = model.bert_pack_inputs(many, seq_length=tf.constant(40))
+  packed[f"A batch of {many[0].nrows()}"] = made, many, 40
   for what, (made, segments, n) in packed.items():
     rows = zip(*(made[name].numpy() for name in _INPUTS), strict=True)
     for i, row in enumerate(rows):

@@ -1265,6 +1265,7 @@ def _preprocessor(
   directory,
   *,
   longest=None,
+  cut=9999,
   with_tokenize=True,
   pack_with_length=True,
   special=True,
@@ -1316,15 +1317,16 @@ def _preprocessor(
     }
     return {**outputs, **change(outputs, ids)}
 
-  def call(texts):
-    outputs = packed([split(texts)], 8)
+  def call(texts, seq_length=8):
+    outputs = packed([split(texts)[:, :cut]], seq_length)
     if longest is not None:
       ids = split(texts).to_tensor()
       outputs["input_word_ids"] += tf.ensure_shape(ids, [None, longest])[:, :8]
     return outputs
 
   ragged = tf.RaggedTensorSpec([None, None], tf.int32)
-  root = _callable(call, [_TEXTS])
+  scalar = tf.TensorSpec([], tf.int32)
+  root = _callable(call, [_TEXTS], *[[_TEXTS, scalar]] * (longest is None))
   if with_tokenize:
     root.tokenize = _callable(split, [_TEXTS])
   if special and with_tokenize:
@@ -1343,7 +1345,7 @@ def _preprocessor(
   if pack_with_length:
     root.bert_pack_inputs = _callable(
       lambda segments, seq_length=8: packed(segments, seq_length),
-      *([[ragged] * n, tf.TensorSpec([], tf.int32)] for n in packs),
+      *([[ragged] * n, scalar] for n in packs),
     )
   else:
     root.bert_pack_inputs = _callable(
@@ -2238,6 +2240,23 @@ _BROKEN = (
     "T2",
     _of(
       _preprocessor,
+      decode=lambda x: tf.strings.lower(x, encoding=""),
+      card=f"{_CARD} | `do_lower_case` | true |",
+    ),
+    "says that do_lower_case is true",
+  ),
+  (
+    "T2",
+    _of(
+      _preprocessor,
+      decode=lambda x: tf.strings.regex_replace(x, r"\p{Han}", ""),
+    ),
+    "'你好' has no tokens",
+  ),
+  (
+    "T2",
+    _of(
+      _preprocessor,
       decode=tf.strings.lower,
       card=f"{_CARD} `do_lower_case`: False",
     ),
@@ -2288,6 +2307,18 @@ _BROKEN = (
     ),
     "the ids are",
   ),
+  (
+    "T2",
+    _of(
+      _preprocessor,
+      change=lambda y, ids: {
+        "input_type_ids": y["input_type_ids"]
+        * tf.cast(tf.shape(ids)[0] < 9, tf.int32)
+      },
+    ),
+    "A batch of 45: the types are",
+  ),
+  ("T2", _of(_preprocessor, cut=64), "A call with seq_length=512: the mask"),
   (
     "T2",
     _of(

@@ -81,7 +81,7 @@ _WITHOUT_EFFECT = {
       "_BLOCK",
       "both = (model",
       "tf.cast(tf.cast(x, s.dtype",
-      "_has_manual_control_dependencies",
+      "node.attr.pop(",
       'rows.dtype.kind == "f"',
     ),
     "only time or memory change",
