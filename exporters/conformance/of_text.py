@@ -29,6 +29,8 @@ _SEGMENTS = (
   ("The end.", "", "Of a much longer text, " * 9, "مرحبا", "is not"),
   ("And a third one", "is 1", "The last. " * 30, "", "of"),
 )
+_PACKED = (12, 16, 40, 130, 512, 9, 33, 256)  # Lengths.
+_UNKNOWN = frozenset(("[UNK]", "<unk>"))
 _ALONE = ("the", "2026", "你好")  # Texts of which any tokenizer makes tokens.
 _INPUTS = ("input_word_ids", "input_mask", "input_type_ids")
 _WORDS = (("the", "qxzvjk", "of"), ("", "", ""), ("is", "?", ""))
@@ -340,13 +342,35 @@ def _tokens(model: Any, texts: Any) -> tf.RaggedTensor:
 def _badly_tokenized(subject: Subject) -> str:
   """Describes an error in tokens; empty if there is none."""
   model = subject.model
-  counts = _tokens(model, _ALONE).row_lengths().numpy()
-  if lost := [x for x, n in zip(_ALONE, counts, strict=True) if not n]:
+  own = [x for x in subject.words if x.isalpha()][:_TRIED]
+  texts = _ALONE
+  if own and not any(
+    _UNKNOWN.intersection(lines)
+    for lines in vocabulary.of_assets(subject.directory, subject.files)
+  ):
+    texts = own  # It may drop unknown words.
+  counts = _tokens(model, texts).row_lengths().numpy()
+  if lost := [x for x, n in zip(texts, counts, strict=True) if not n]:
     return f"The text {lost[0]!r} has no tokens"
+  if _is_unordered(model, own or _ENDS):
+    return "The tokens of a text are not those of its words, in their order"
   for length in (*_LENGTHS, _LONG):
     if _is_cut(lambda x: _tokens(model, x).to_tensor(-1), length):
       return f"The last of {length} words has no tokens"
   return _miscased(subject, lambda x: _tokens(model, x).to_list())
+
+
+def _is_unordered(model: Any, words: Sequence[str]) -> bool:
+  """Tells whether the tokens of a text are not those of its words.
+
+  A word may have other tokens at the start of a text than after another word.
+  """
+  start = words[0]
+  pairs = [f"{start} {x}" for x in words]
+  texts = [start, *pairs, " ".join([start, *words, *words])]
+  first, *pairs, whole = _tokens(model, texts).to_list()
+  rests = [pair[len(first) :] for pair in pairs]
+  return [first + x for x in rests] != pairs or whole != sum(2 * rests, first)
 
 
 def _badly_packed(subject: Subject) -> str:
@@ -364,7 +388,9 @@ def _badly_packed(subject: Subject) -> str:
   if empty["input_mask"].sum() != 2:
     return "An empty text is not packed as a start and an end token"
   packed = {"A call": (model(tf.constant(_SEGMENTS[0])), tokens[:1], length)}
-  for n, count in itertools.product((12, 16, 40, 130, 256, 512), (1, 2, 3)):
+  for n, count in itertools.product(_PACKED, (1, 2, 3)):
+    if n < 4 * count:  # Each segment is to have a token.
+      continue
     try:
       made = model.bert_pack_inputs(tokens[:count], seq_length=tf.constant(n))
     except (TypeError, ValueError):
@@ -405,22 +431,29 @@ def _badly_packed_row(
     length - used
   ):
     return f"the mask is not 1 for the tokens, and then 0: {mask}"
-  # If several segments are too long, the split may differ by up to 2 tokens.
+  # If several segments are too long, the split may differ by up to 2 tokens, or
+  # be that of `tensorflow_text.WaterfallTrimmer`, from left to right.
   ends = [0, *(i for i, x in enumerate(ids[:used]) if x == end)]
   found = [b - a - 1 for a, b in itertools.pairwise(ends)]
   is_cut = sum(kept) < sum(map(len, segments))
   if is_cut and len(found) == len(kept):
-    is_near = np.max(np.abs(np.subtract(found, kept))) <= 2
-    kept = found if is_near else kept
+    before = np.cumsum([0, *map(len, segments)]).clip(max=sum(kept))
+    if min(_farthest(found, x) for x in (kept, np.diff(before))) <= 2:
+      kept = found
   for i, (tokens, count) in enumerate(zip(segments, kept, strict=True)):
     expected += [*tokens[:count], end]
-    expected_types += [i] * (count + 1)
+    type_id = min(i, max(1, *types))  # Encoders may have two types only.
+    expected_types += [type_id] * (count + 1)
   rest = length - used
   if ids != expected + [padding] * rest:
     return f"the ids are {ids}, not {expected} and padding"
   if types != expected_types + [0] * rest:
     return f"the types are {types}, not {expected_types} and 0"
   return ""
+
+
+def _farthest(x: Sequence[int], y: Sequence[int]) -> int:
+  return np.max(np.abs(np.subtract(x, y)))
 
 
 def _trimmed(lengths: Sequence[int], budget: int) -> list[int]:

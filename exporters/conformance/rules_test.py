@@ -2255,6 +2255,11 @@ _BROKEN = (
   ),
   (
     "T2",
+    _of(_preprocessor, tokens=lambda x: x[:, ::-1]),
+    "not those of its words, in their order",
+  ),
+  (
+    "T2",
     _of(
       _preprocessor,
       decode=tf.strings.lower,
