@@ -30,6 +30,10 @@ _ABSOLUTE_PATH = re.compile(
   rb"|Volumes|var/(?:folders|lib|tmp)|workspace)"
   rb"/[\w./-]*"
 )
+# A default in the text of a card.
+_DEFAULT = re.compile(
+  r"\b(\w+)`? (?:is (\d*\.?\d+) by default|defaults to (\d*\.?\d+))\b"
+)
 _FEW = 100  # Values of a string variable that is no vocabulary.
 _CPU = re.compile(
   "(?i)(/job:localhost)?(/replica:0)?(/task:0)?(/device:CPU:[0*]|/cpu:0)?"
@@ -411,6 +415,14 @@ def _of_another(subject: Subject, card: str) -> str:
       f"{actual:g}",
     ):
       return f"it says that {name} is {default} by default, and it is {actual}"
+  claimed: dict[str, list[str]] = {}
+  for name, default, same in _DEFAULT.findall(card):
+    claimed.setdefault(name, []).append(default or same)
+  for name, defaults in claimed.items():
+    actual = subject.hyperparameters.get(name)
+    # A card may also have the defaults of other models.
+    if isinstance(actual, (int, float)) and actual not in map(float, defaults):
+      return f"it says {name} is {defaults[0]} by default, and it is {actual}"
   # Rows of the tables of inputs and outputs in cards of this project.
   rows = re.findall(r"\| `([^`]*)` \| (\w+) \| `\[([^\]]*)\]` \|", card)
   specs = {}

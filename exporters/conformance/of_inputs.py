@@ -23,7 +23,10 @@ _UNUSED = "input_type_ids"  # Encoders without types take them as others do.
 
 
 def have_effect(subject: Subject) -> findings.Finding:
-  """Each input has an effect on a call, and so has the end of a long one."""
+  """Each input has an effect on a call, and so has the end of a long one.
+
+  What has one in inference has one in training, too.
+  """
   unused, untrained = _unused(subject)
   if unused:
     return findings.failed(

@@ -2036,6 +2036,11 @@ _BROKEN = (
   ),
   (
     "R13",
+    _of(_image, card=_CARD + " Its `dropout_rate` defaults to 0.1."),
+    "dropout_rate is 0.1 by default, and it is 0.5",
+  ),
+  (
+    "R13",
     _of(
       _image,
       card=(_CARD, {"variables": [], "hyperparameters": [], "profiles": []}),
@@ -2705,6 +2710,14 @@ _KEPT = (
   ("R7", _of(_averaged_weights, momentum=True)),
   ("R7", _of(_layers, training=(_in_proportion(0.5), _dropout))),
   ("R9", _backbone),
+  (
+    "R13",
+    _of(
+      _image,
+      card=f"{_CARD} Here dropout_rate is 0.5 by default. In the first"
+      " version `dropout_rate` defaults to 0.1.",
+    ),
+  ),
   ("R17", _with_labels),
   (
     "R17",
