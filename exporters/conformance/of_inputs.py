@@ -55,9 +55,11 @@ def _unused(subject: Subject) -> tuple[list[str], list[str]]:
   without effect in training only. Some, such as labels, are for training only.
   """
   names = _names(subject.spec)
+  if len(names) == 1:
+    return [], []
   # In the twin, noise is the same in each call.
   exact = subject if subject.steady is not None else subject.twin
-  if len(names) == 1 or exact is None:
+  if exact is None:
     return [], []
   modes = [exact.steady]
   if exact.training:
