@@ -829,24 +829,31 @@ def _of_other_layer(
 ) -> str:
   """Returns an error if logits do not use the encoder's last layer."""
   variables = subject.trainable_variables
-  with gradients.moved(variables):
-    with tf.GradientTape(persistent=True) as tape:
-      encoded = subject.model({name: inputs[name] for name in _INPUTS})
-      logits = mlm(inputs)["mlm_logits"]
-      outputs = (*encoded["encoder_outputs"][-2:], logits)
-      sums = [gradients.weighted([x]) for x in outputs]
-    used = [
-      [
-        g is not None and np.any(tf.convert_to_tensor(g))
-        for g in tape.gradient(x, variables)
-      ]
-      for x in sums
-    ]
-  if len(used) < 3:  # It returns only its last layer.
+  encoder_inputs = {name: inputs[name] for name in _INPUTS}
+
+  def layer(place: int) -> tf.Tensor:
+    return subject.model(encoder_inputs)["encoder_outputs"][place]
+
+  def used(output: Callable[[], tf.Tensor]) -> list[bool]:
+    with tf.GradientTape() as tape:
+      scalar = gradients.weighted([output()])
+    made = tape.gradient(scalar, variables)
+    return [g is not None and np.any(tf.convert_to_tensor(g)) for g in made]
+
+  if len(subject.output_spec["encoder_outputs"]) < 2:
     return ""
+  with gradients.moved(variables):
+    of_outputs = [
+      used(output)
+      for output in (
+        lambda: layer(-2),
+        lambda: layer(-1),
+        lambda: mlm(inputs)["mlm_logits"],
+      )
+    ]
   of_last = [
     (v.name, is_used)
-    for v, before, after, is_used in zip(variables, *used, strict=True)
+    for v, before, after, is_used in zip(variables, *of_outputs, strict=True)
     if after and not before
   ]
   if len(of_last) <= _OF_PROJECTION or any(is_used for _, is_used in of_last):
