@@ -354,7 +354,7 @@ def _stochastic_depth(x, rate, _):
 
 def _keeps_few(x):
   """Keeps all examples of a batch, or none of them as the twin does."""
-  return x * tf.cast(tf.random.uniform([]) < 0.2, tf.float32)
+  return x * tf.cast(tf.random.uniform([]) < 0.5, tf.float32)
 
 
 def _scaled_later(x, rate, _):
