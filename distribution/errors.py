@@ -128,6 +128,25 @@ def of_input(*types: type[Exception], about: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def of_content(path: str) -> Iterator[None]:
+  """Names a foreign file in what its values raise, as they may be anything.
+
+  A ValueError says what is wrong. The others come from code that takes a value
+  for what it is not, so `--debug` shows where.
+  """
+  wrong = (ArithmeticError, AttributeError, LookupError, RecursionError)
+  with (
+    of_input(OSError, ValueError, about=f"{path}: "),
+    of_input(
+      *wrong,
+      TypeError,
+      about=f"{path}: a value is missing or of a wrong kind: ",
+    ),
+  ):
+    yield
+
+
+@contextlib.contextmanager
 def writing(path: str, advice: str = "") -> Iterator[None]:
   """Names the path in the errors of a full disk.
 

@@ -5,13 +5,16 @@ It looks at local files only, and imports no TensorFlow.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 import contextlib
 import errno
 import json
 import os
 import pathlib
 import re
+import stat
 import tempfile
+from typing import Any
 import zipfile
 
 from distribution import errors
@@ -70,7 +73,8 @@ _ADVICE = {
   _ARCHIVE: "Unpack it first.",
 }
 _FILE_URL = "file://"
-_MOST_BYTES_OF_CONFIG = 2**22
+# The tokenizer.json of 500,000 tokens has 20 MB.
+_MOST_BYTES = 100 * 2**20
 _FILES_OF_CHECKPOINT = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
 
 
@@ -195,11 +199,9 @@ def described(path: str) -> tuple[str, str] | None:
     return "timm", config["architecture"]
   if str(config.get("module")).startswith("keras_hub"):
     return "keras-hub", str(config.get("class_name"))
-  if modules := read_json(os.path.join(path, "modules.json")).get(""):
-    first = modules[0].get("type") if isinstance(modules[0], dict) else None
-    if first and not str(first).endswith(".Transformer"):
-      return "sentence-transformers", str(first).rpartition(".")[2]
-  return None
+  first = str(_first_module(path).get("type") or "Transformer")
+  kind = first.rpartition(".")[2]
+  return None if kind == "Transformer" else ("sentence-transformers", kind)
 
 
 def hugging_face_dir(path: str) -> str:
@@ -208,27 +210,90 @@ def hugging_face_dir(path: str) -> str:
   Its modules.json may say that the encoder is in a subdirectory. For any other
   directory, the result is the directory itself.
   """
-  modules = read_json(os.path.join(path, "modules.json")).get("", [])
-  first = modules[0] if modules else None
-  name = first.get("path") if isinstance(first, dict) else None
+  name = _first_module(path).get("path")
   is_name = isinstance(name, str) and os.path.basename(name) == name
   return (
     os.path.join(path, name) if is_name and name not in ("", "..") else path
   )
 
 
-def read_json(path: str) -> dict:
-  """Reads a JSON object; a list is returned as the value of "".
+def _first_module(path: str) -> dict[str, Any]:
+  file = os.path.join(path, "modules.json")
+  first = next(iter(read_json(file, list)), {})
+  if not isinstance(first, dict):
+    raise errors.InputError(f"{file}: its first module is no JSON object.")
+  return first
 
-  Returns an empty dict if the file does not exist or has something else in it.
+
+def read_json(path: str, kind: type = dict) -> Any:
+  """Reads a local JSON file that may be missing.
+
+  Args:
+    path: The file. UTF-8 may begin with a byte order mark.
+    kind: What the file must have: `dict`, an object, or `list`.
+
+  Returns:
+    The content; an empty `kind` if there is no such file.
+
+  Raises:
+    InputError: The file is there, but is not such JSON or cannot be read.
   """
-  with contextlib.suppress(OSError, RecursionError, ValueError):
-    if os.path.getsize(path) <= _MOST_BYTES_OF_CONFIG:
-      with open(path, encoding="utf-8") as f:
-        value = json.load(f)
-      if isinstance(value, (dict, list)):
-        return value if isinstance(value, dict) else {"": value}
-  return {}
+  if not os.path.lexists(path):
+    return kind()
+  check_content(path)
+  about = f"{path} is no JSON: "
+  with errors.of_input(OSError, RecursionError, ValueError, about=about):
+    value = json.loads(read_file(path).decode("utf-8-sig"))
+  if not isinstance(value, kind):
+    wanted = "a list" if kind is list else "an object, with keys"
+    raise errors.InputError(f"{path}: its JSON is not {wanted}.")
+  return value
+
+
+def typed(
+  file: str, values: Mapping[str, Any], key: str, *types: type
+) -> Any | None:
+  """Returns a value of a file's JSON; None if it is missing or null.
+
+  Raises:
+    InputError: It has another type, such as the string "False" for a bool.
+  """
+  value = values.get(key)
+  if value is not None and type(value) not in types:
+    raise errors.InputError(
+      f"{file}: {key} is {errors.shown(repr(value)[:40])}, and must be"
+      f" {' or '.join(t.__name__ for t in types)}."
+    )
+  return value
+
+
+def read_file(path: str, most_bytes: int = _MOST_BYTES) -> bytes:
+  """Reads a local file.
+
+  Raises:
+    OSError: The file cannot be read.
+    InputError: It is too large, or as in `check_regular`.
+  """
+  check_regular(path)
+  with open(path, "rb") as f:
+    content = f.read(most_bytes + 1)
+  if len(content) > most_bytes:
+    raise errors.InputError(f"{path} has more than {most_bytes:,} bytes.")
+  return content
+
+
+def check_regular(path: str) -> None:
+  """Raises an InputError for a pipe or device; ignores URLs.
+
+  Such a file may never end, or make its reader wait for ever.
+
+  Raises:
+    OSError: There is no such file.
+  """
+  if "://" not in path and not stat.S_ISREG(os.stat(path).st_mode):
+    raise errors.InputError(
+      f"{path} is no file, but a directory, a pipe or a device."
+    )
 
 
 def checkpoint_prefix(path: str, *, takes_others: bool = False) -> str:

@@ -84,7 +84,7 @@ def read_config(
       encoder is too short.
   """
   file = encoder_config_file or bert_config_file
-  with errors.of_input(OSError, ValueError, about=f"{file}: "):
+  with errors.of_content(file):
     if encoder_config_file:
       config = encoder_config.from_yaml(file)
     else:

@@ -58,6 +58,8 @@ _FLAGS = {
   " Wordpieces only.",
 }
 
+_LEAST_SHARE = 0.9  # Of ids with a token.
+
 # Examples for the verification of exports.
 SENTENCES = [
   "The quick brown fox jumps over the lazy dog.",
@@ -119,11 +121,16 @@ def read_tokenizer(
     "do_lower_case": options.do_lower_case,
     "as_transformers": options.as_transformers,
   }
-  with errors.of_input(OSError, ValueError, about=f"{file}: "):
+  with errors.of_content(file):
     if options.vocab_file:
       tokens = preprocessing.read_vocabulary(file)
       if options.as_transformers and len(tokens) < (vocab_size or 0):
-        # Encoders often have more word embeddings than tokens.
+        # Encoders often have some more word embeddings than tokens.
+        if len(tokens) < _LEAST_SHARE * vocab_size:
+          raise ValueError(
+            f"it has {len(tokens):,} tokens for {vocab_size:,} ids. It may be"
+            " truncated, or of another encoder"
+          )
         print(f"{file} has {len(tokens):,} tokens for {vocab_size:,} ids.")
         tokens += [f"[unused_{i}]" for i in range(len(tokens), vocab_size)]
       tokenizer = preprocessing.wordpiece_tokenizer(tokens, **casing)

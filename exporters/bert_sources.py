@@ -104,6 +104,14 @@ _TOKENIZERS = tuple(
 )
 # Tokenizer classes that tokenizer.json alone defines.
 _GENERIC_TOKENIZERS = ("PreTrainedTokenizer", "TokenizersBackend")
+# The special tokens of the preprocessor, with wordpieces and SentencePiece.
+_SPECIAL = {
+  "cls_token": ("[CLS]",),
+  "mask_token": ("[MASK]",),
+  "pad_token": ("[PAD]", "<pad>"),
+  "sep_token": ("[SEP]",),
+  "unk_token": ("[UNK]", "<unk>"),
+}
 # Maps keys of tokenizer_config.json to the normalizer's keys in tokenizer.json.
 _NORMALIZER = {
   "do_lower_case": "lowercase",
@@ -137,6 +145,13 @@ class Source:
   problem: str = ""
   library: str = "Hugging Face"
 
+  def __post_init__(self) -> None:
+    """Raises an ExportError for layers without weights, slow to build."""
+    sizes = self.config.get().as_dict()
+    layers = sizes.get("num_layers") or sizes.get("num_blocks") or 0
+    if self.config.type != "albert":  # Its layers share their weights.
+      weight_tables.check_layers(self.description, layers, self.tensors)
+
 
 def in_flags(*names: str) -> bool:
   """Returns whether files at --checkpoint_path make flags unnecessary.
@@ -149,9 +164,11 @@ def in_flags(*names: str) -> bool:
     *names: The flags, such as `vocab_file`.
   """
   path = _path_in_flags()
-  if not path or formats.described(path):
-    return bool(path)
+  if not path:
+    return False
   try:
+    if formats.described(path):
+      return True
     formats.checkpoint_prefix(path, takes_others=True)
   except errors.ExportError:
     return True
@@ -168,7 +185,7 @@ def _beside(path: str) -> dict[str, str]:
   found = {}
   for flag, names in _BESIDE.items():
     for name in names:
-      if os.path.isfile(os.path.join(directory, name)):
+      if os.path.lexists(os.path.join(directory, name)):
         found[flag] = os.path.join(directory, name)
   return found
 
@@ -203,7 +220,9 @@ def from_flags() -> Source | None:
   said = []
   for name, value in options.items():
     if not values[name].present:
-      values.set_default(name, value)
+      about = f"{path} ({origins.get(name, 'its sizes')}): "
+      with errors.of_input(flags.Error, about=about):
+        values.set_default(name, value)
       if name == "do_lower_case":  # Overrides the vocabulary.
         values.set_default("check_casing", False)
       shown = os.path.basename(str(value))
@@ -271,7 +290,7 @@ def _of_first_release(
 
 def _casing(vocab_file: str) -> bool | None:
   """Returns whether tokens are lowercased; None if they do not show it."""
-  with errors.of_input(OSError, ValueError, about=f"{vocab_file}: "):
+  with errors.of_content(vocab_file):
     tokens = preprocessing.read_vocabulary(vocab_file)
   possible = [
     lower
@@ -305,14 +324,15 @@ def read(path: str) -> Source:
   directory = formats.hugging_face_dir(path)
   file = os.path.join(directory, "config.json")
   values = formats.read_json(file)
-  with errors.of_input(ValueError, about=f"{file}: "):
+  with errors.of_content(file):
     config = encoder_config.from_hugging_face(values)
   tensors = _without_prefix(path, weight_tables.read_safetensors(directory))
   _check_sizes(file, values, tensors)
   options, origins = _tokenizer(directory)
   problem = ""
-  if formats.read_json(f"{path}/modules.json"):
-    pooling, problem = _sentence_transformers(path, directory)
+  if os.path.lexists(f"{path}/modules.json"):
+    with errors.of_content(f"{path}/modules.json"):
+      pooling, problem = _sentence_transformers(path, directory)
     options |= pooling
     origins |= dict.fromkeys(pooling, "modules.json")
     if "seq_length" in pooling:
@@ -348,8 +368,7 @@ def read(path: str) -> Source:
 def _read_keras_hub(path: str, description: str, model_type: str) -> Source:
   """Reads a preset of keras-hub."""
   file = os.path.join(path, "config.json")
-  said = formats.read_json(file).get("config")
-  said = said if isinstance(said, dict) else {}
+  said = formats.typed(file, formats.read_json(file), "config", dict) or {}
   values: dict[str, Any] = {"model_type": model_type}
   if model_type == "distilbert":
     keys = _KEYS_OF_KERAS_HUB_DISTILBERT
@@ -361,7 +380,7 @@ def _read_keras_hub(path: str, description: str, model_type: str) -> Source:
       "hidden_dropout_prob": said.get("dropout"),
       "attention_probs_dropout_prob": said.get("dropout"),
     }
-  with errors.of_input(ValueError, about=f"{file}: "):
+  with errors.of_content(file):
     if missing := [
       key for key in ("num_layers", "hidden_dim", "dropout") if key not in said
     ]:
@@ -375,14 +394,14 @@ def _read_keras_hub(path: str, description: str, model_type: str) -> Source:
   }
   origins = {}
   vocab_file = os.path.join(path, "assets", "tokenizer", "vocabulary.txt")
-  if os.path.isfile(vocab_file):
+  if os.path.lexists(vocab_file):
     options["vocab_file"], origins["vocab_file"] = vocab_file, "vocabulary.txt"
-  tokenizer = formats.read_json(f"{path}/tokenizer.json").get("config")
-  if isinstance(tokenizer, dict):
-    lower = tokenizer.get("lowercase")
-    if isinstance(lower, bool) and tokenizer.get("strip_accents") == lower:
-      options["do_lower_case"] = lower
-      origins["do_lower_case"] = "tokenizer.json"
+  file = f"{path}/tokenizer.json"
+  tokenizer = formats.typed(file, formats.read_json(file), "config", dict) or {}
+  lower = formats.typed(file, tokenizer, "lowercase", bool)
+  if lower is not None and tokenizer.get("strip_accents") == lower:
+    options["do_lower_case"] = lower
+    origins["do_lower_case"] = "tokenizer.json"
   has_pooler = model_type != "distilbert"
   options["pooler"] = "checkpoint" if has_pooler else "identity"
   origins["pooler"] = "the weights" if has_pooler else "its lack in the weights"
@@ -554,7 +573,7 @@ def _check_sizes(
   sizes = {size for tensor in tensors.values() for size in tensor.shape}
   for key, value in values.items():
     is_size = key.endswith(("_size", "dim", "_embeddings"))
-    if is_size and type(value) is int and value > max(sizes):
+    if is_size and type(value) is int and value > max(sizes, default=0):
       raise errors.ExportError(
         f"{file}: {key} is {value}, and no tensor in the weights is that long."
       )
@@ -565,16 +584,17 @@ def _tokenizer(directory: str) -> tuple[dict[str, Any], dict[str, str]]:
   options: dict[str, Any] = {}
   origins: dict[str, str] = {}
   for name in ("vocab.txt", "tokenizer.json"):
-    if os.path.isfile(f"{directory}/{name}"):
+    if os.path.lexists(f"{directory}/{name}"):
       options["vocab_file"] = f"{directory}/{name}"
       origins["vocab_file"] = name
-  if os.path.isfile(f"{directory}/spiece.model"):
+  if os.path.lexists(f"{directory}/spiece.model"):
     options = {"sp_model_file": f"{directory}/spiece.model"}
     origins = {"sp_model_file": "spiece.model"}
   config = formats.read_json(f"{directory}/tokenizer_config.json")
   whole = formats.read_json(f"{directory}/tokenizer.json")
-  _check_tokenizer(directory, config, whole)
-  found = _normalizer(config, whole)
+  with errors.of_content(f"The tokenizer in {directory}"):
+    _check_tokenizer(directory, config, whole)
+    found = _normalizer(directory, config, whole)
   if "do_lower_case" in found:
     options["do_lower_case"], origins["do_lower_case"] = found["do_lower_case"]
   lower = options.get("do_lower_case")
@@ -591,9 +611,10 @@ def _tokenizer(directory: str) -> tuple[dict[str, Any], dict[str, str]]:
         " lowercases and strips accents or does neither, and splits at Chinese"
         " characters."
       )
-  length = config.get("model_max_length")
-  if isinstance(length, int) and 0 < length < _LARGEST_LENGTH:
-    options["seq_length"] = length
+  file = f"{directory}/tokenizer_config.json"
+  length = formats.typed(file, config, "model_max_length", int, float)
+  if length and 0 < length < _LARGEST_LENGTH:
+    options["seq_length"] = int(length)
     origins["seq_length"] = "tokenizer_config.json"
   return options, origins
 
@@ -614,12 +635,23 @@ def _check_tokenizer(
       f"{directory}/tokenizer_config.json is of {errors.shown(kind[:80])}. Only"
       f" the tokens of {', '.join(_TOKENIZERS)} can be exported."
     )
-  added = formats.read_json(f"{directory}/added_tokens.json")
-  decoder = config.get("added_tokens_decoder")
-  listed = whole.get("added_tokens")
-  listed = listed if isinstance(listed, list) else []
-  tokens = [*(decoder.values() if isinstance(decoder, dict) else ()), *listed]
-  added = {*added, *(t.get("content") for t in tokens if isinstance(t, dict))}
+  by_role = formats.read_json(f"{directory}/special_tokens_map.json")
+  for key, known in _SPECIAL.items():
+    for token in (by_role.get(key), config.get(key)):
+      token = token["content"] if isinstance(token, dict) else token
+      if token not in (None, *known):
+        raise errors.ExportError(
+          f"The tokenizer in {directory} has the {key}"
+          f" {errors.shown(str(token)[:80])}. The preprocessor has {known[0]}."
+        )
+  added = {
+    *formats.read_json(f"{directory}/added_tokens.json"),
+    *(config.get("never_split") or ()),
+    *(
+      t["content"] for t in (config.get("added_tokens_decoder") or {}).values()
+    ),
+    *(t["content"] for t in whole.get("added_tokens") or ()),
+  }
   if others := sorted(map(str, added.difference(preprocessing.ALL_SPECIAL))):
     raise errors.ExportError(
       f"The tokenizer in {directory} has added tokens, such as"
@@ -629,15 +661,15 @@ def _check_tokenizer(
 
 
 def _normalizer(
-  config: Mapping[str, Any], whole: Mapping[str, Any]
+  directory: str, config: Mapping[str, Any], whole: Mapping[str, Any]
 ) -> dict[str, tuple[bool, str]]:
   """Returns the settings of a tokenizer's normalizer, with their files.
 
   Settings in tokenizer_config.json override those in tokenizer.json, except for
   generic tokenizer classes, where tokenizer.json wins.
   """
-  inner = whole.get("normalizer")
-  if not isinstance(inner, dict) or inner.get("type") != "BertNormalizer":
+  inner = whole.get("normalizer") or {}
+  if inner.get("type") != "BertNormalizer":
     inner = {}
   kind = str(config.get("tokenizer_class")).removesuffix("Fast")
   sources = [
@@ -647,10 +679,11 @@ def _normalizer(
   if kind in _GENERIC_TOKENIZERS:
     sources.reverse()
   return {
-    key: (values[names[key]], file)
+    key: (value, file)
     for values, names, file in sources
     for key in _NORMALIZER
-    if isinstance(values.get(names[key]), bool)
+    if (value := formats.typed(f"{directory}/{file}", values, names[key], bool))
+    is not None
   }
 
 
@@ -665,13 +698,13 @@ def _sentence_transformers(
   """
   options: dict[str, Any] = {"normalize": False}
   types = []
-  for module in formats.read_json(f"{path}/modules.json").get("", []):
-    module = module if isinstance(module, dict) else {}
+  for module in formats.read_json(f"{path}/modules.json", list):
     name = os.path.basename(str(module.get("path", "")))
     types.append(str(module.get("type")).rpartition(".")[2])
     if types[-1] == "Pooling":
-      pooling = formats.read_json(f"{path}/{name}/config.json")
-      modes = pooling.get("pooling_mode") or [
+      file = f"{path}/{name}/config.json"
+      pooling = formats.read_json(file)
+      modes = formats.typed(file, pooling, "pooling_mode", str, list) or [
         key.removeprefix("pooling_mode_")
         for key, value in pooling.items()
         if key.startswith("pooling_mode_") and value is True
@@ -683,13 +716,14 @@ def _sentence_transformers(
     options["normalize"] |= types[-1] == "Normalize"
   if types[:2] != ["Transformer", "Pooling"] or set(types) - set(_MODULES):
     return {}, f"its modules are {errors.shown(', '.join(types))[:200]}"
-  said = formats.read_json(f"{directory}/sentence_bert_config.json")
-  length = said.get("max_seq_length")
-  if isinstance(length, int) and 0 < length < _LARGEST_LENGTH:
+  file = f"{directory}/sentence_bert_config.json"
+  said = formats.read_json(file)
+  length = formats.typed(file, said, "max_seq_length", int)
+  if length and 0 < length < _LARGEST_LENGTH:
     options["seq_length"] = length
   prompts = formats.read_json(f"{path}/config_sentence_transformers.json")
   if prompts.get("default_prompt_name"):
     return options, "it puts a prompt before each text by default"
-  if said.get("do_lower_case"):
+  if formats.typed(file, said, "do_lower_case", bool):
     return options, _LOWERCASES
   return options, ""

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from unittest import mock
+import zipfile
 
 from absl import flags
 from absl.testing import absltest
@@ -19,6 +20,7 @@ import tf_keras
 from exporters import bert_sources
 from exporters import to_safetensors
 from exporters.reusable import errors
+from exporters.reusable import keras_files
 from exporters.reusable import weight_tables
 from models.nlp import bert
 from models.nlp import encoder_checkpoints
@@ -404,6 +406,22 @@ class BertSourcesTest(absltest.TestCase):
       with self.assertRaisesRegex(errors.ExportError, message):
         _restored(bert_sources.of_keras(path, config))
 
+  def test_odd_files_of_keras(self):
+    path = os.path.join(self.directory, "odd.h5")
+    odd = "bert/a\nb_" + "9" * 5000
+    with h5py.File(path, "w") as f:
+      f.attrs["layer_names"] = ["bert"]
+      f[f"{odd}/kernel:0"] = np.zeros(2)
+    self.assertEqual([*keras_files.read(path)[1]], [f"{odd}/kernel"])
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as f:
+      f.writestr("model.weights.h5", bytes(80 * 2**20))
+    with self.assertRaisesRegex(errors.ExportError, "to 83,886,080 bytes"):
+      keras_files.read(path)
+    os.remove(path)
+    os.mkfifo(path)
+    with self.assertRaisesRegex(errors.ExportError, "a pipe or a device"):
+      keras_files.read(path)
+
   def test_tokens_are_those_of_transformers(self):
     path = os.path.join(_GOLDENS, "sentence_transformer")
     source = bert_sources.read(path)
@@ -580,7 +598,9 @@ class BertSourcesTest(absltest.TestCase):
       ({"hidden_dim": 16}, {}, r"has \(20,\) for .*lin1.bias, which must be"),
       ({"n_layers": 1}, {}, r"distilbert.transformer.layer.1.* model lacks"),
       ({"dim": 2**40}, {}, "dim is 1099511627776, and no|less than 2"),
-      ({"n_layers": 2**30}, {}, "more than 1000 layers"),
+      ({"n_layers": 2**30}, {}, "json: n_layers is .* must be at most 256"),
+      ({"n_layers": 200}, {}, "config has 200 layers, which cannot be in 41"),
+      ({"auto_map": 5}, {}, "config.json: a value is .*: TypeError: argument"),
       ({"model_type": "roberta"}, {}, "of type roberta: its tokens and"),
       ({"model_type": "x\x1b"}, {}, r"of type x\\x1b: only bert, electra"),
       ({"activation": "mish2"}, {}, "the activation mish2 is not one of"),
@@ -603,6 +623,73 @@ class BertSourcesTest(absltest.TestCase):
     os.rename(f"{path}/model.safetensors", f"{path}/pytorch_model.bin")
     with self.assertRaisesRegex(errors.ExportError, "save_pretrained"):
       bert_sources.read(path)
+
+  def test_files_that_are_there_and_cannot_be_used(self):
+    path = self.changed(name="sentence_transformer")
+    for folder, _, names in os.walk(path):
+      for name in ["", *names]:
+        os.chmod(os.path.join(folder, name), 0o755)
+    added = '{"added_tokens": [], "normalizer": {"type": "BertNormalizer"}'
+    for name, content, message in (
+      ("config.json", "{", "config.json is no JSON: Expecting"),
+      ("config.json", "[]", "config.json: its JSON is not an object"),
+      ("config.json", None, "config.json is no file, but a directory, a pipe"),
+      ("modules.json", "[{", "modules.json is no JSON: Expecting"),
+      ("modules.json", '{"": {"a": 1}}', "modules.json: its JSON is not a lis"),
+      ("modules.json", "[5]", "modules.json: its first module is no JSON obj"),
+      ("modules.json", None, "modules.json is no file, but a directory, a pi"),
+      ("1_Pooling/config.json", "{'", "1_Pooling/config.json is no JSON: Exp"),
+      ("1_Pooling/config.json", '{"pooling_mode": 5}', "is 5, and must be str"),
+      (
+        "1_Pooling/config.json",
+        '{"pooling_mode": [[1]]}',
+        "modules.json: a value .*unhashable",
+      ),
+      ("sentence_bert_config.json", '{"max_seq_length": "9"}', "must be int"),
+      ("tokenizer_config.json", '{"do_lower_', "tokenizer_config.json is no J"),
+      ("tokenizer_config.json", '{"do_lower_case": "False"}', "must be bool"),
+      ("tokenizer_config.json", '{"model_max_length": true}', "int or float"),
+      (
+        "tokenizer_config.json",
+        '{"unk_token": "the"}',
+        "has the unk_token the",
+      ),
+      ("tokenizer_config.json", '{"never_split": ["a"]}', "tokens, such as a"),
+      (
+        "tokenizer_config.json",
+        '{"added_tokens_decoder": {"5": {"content": ["a"]}}}',
+        "The tokenizer in .*: a value .*unhashable",
+      ),
+      ("special_tokens_map.json", "5", "json: its JSON is not an object"),
+      ("added_tokens.json", None, "added_tokens.json is no file"),
+      (
+        "tokenizer.json",
+        added.replace("[]", '[{"content": "a"}]') + " " * 2**23 + "}",
+        "has added tokens, such as a",
+      ),
+      ("tokenizer.json", " " * (100 * 2**20 + 1), "more than 104,857,600 byt"),
+      ("model.safetensors.index.json", None, None),
+    ):
+      with self.subTest(f"{name} {content and content[:40]}"):
+        file, whole = os.path.join(path, name), None
+        if os.path.exists(file):
+          with open(file, encoding="utf-8-sig") as f:
+            whole = f.read()
+          os.remove(file)
+        if content is None:
+          os.mkfifo(file)
+        else:
+          with open(file, "w") as f:
+            f.write(content)
+        refused = self.assertRaisesRegex(errors.ExportError, message or "")
+        with refused if message else contextlib.nullcontext() as raised:
+          bert_sources.read(path)
+        self.assertNotIn("\n", str(raised and raised.exception))
+        os.remove(file)
+        if whole is not None:
+          with open(file, "w", encoding="utf-8-sig") as f:  # With a mark.
+            f.write(whole)
+    self.assertEqual(bert_sources.read(path).options["pooling"], "mean")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import json
+import math
 import os
 import re
 from typing import Any, NamedTuple
@@ -216,9 +217,7 @@ def read(
     read_type, exporter = _read_keras_hub, "vit"
   reason = next((r for t, r in _REFUSED.items() if type_.startswith(t)), None)
   if read_type and exporter == architecture.name:
-    about = f"{directory}/{_CONFIG}: "
-    wrong = (AttributeError, LookupError, TypeError, ValueError)
-    with errors.of_input(*wrong, about=about):
+    with errors.of_content(f"{directory}/{_CONFIG}"):
       return read_type(
         architecture, directory, config, overrides, normalization
       )
@@ -255,11 +254,11 @@ def _read_vit(
   normalization: str | None,
 ) -> Source:
   where = f"{directory}/{_CONFIG}"
-  _check_vit(where, config)
   type_ = config["model_type"]
   tensors, pooled = _with_one_head(
     weight_tables.read_safetensors(directory), where
   )
+  _check_vit(where, config, tensors)
   prefix = f"{type_}."
   if not any(name.startswith(prefix) for name in tensors):
     prefix = ""
@@ -344,7 +343,7 @@ def _read_keras_hub(
   sizes = {
     ours: config["config"][theirs] for theirs, ours in _OF_KERAS_HUB.items()
   }
-  task = formats.read_json(f"{directory}/task.json").get("config", {})
+  task = formats.read_json(f"{directory}/task.json").get("config") or {}
   for name, value in {
     **{key: config["config"].get(key) for key in _NEEDED_OF_KERAS_HUB},
     "pooling": task.get("pooling", "token") == "token",
@@ -355,7 +354,7 @@ def _read_keras_hub(
       raise errors.ExportError(f"{where}: no ViT here has its {name}.")
   tensors: dict[str, weight_tables.Tensor] = {}
   for name in ("model", "task"):
-    if os.path.isfile(path := f"{directory}/{name}.weights.h5"):
+    if os.path.lexists(path := f"{directory}/{name}.weights.h5"):
       tensors |= keras_files.read(path)[1]
   head = tensors.get("layers/dense/vars/1")
   sizes |= {
@@ -365,7 +364,7 @@ def _read_keras_hub(
     "has_pooler": False,
     "image_size": config["config"]["image_shape"][:2],
   }
-  _check_vit(where, sizes)
+  _check_vit(where, sizes, tensors)
   if not normalization:
     normalization = _converted(f"{directory}/image_converter.json")
   setup = _vit(architecture, directory, sizes, overrides, normalization)
@@ -403,27 +402,31 @@ def _keras_hub_lines(layers: int) -> list[weight_tables.Line]:
 
 def _converted(where: str) -> image_classification.Normalization:
   """Returns the normalization of a keras-hub image converter."""
-  config = formats.read_json(where).get("config", {})
+  config = formats.read_json(where).get("config")
   if not config:
     raise _unknown_images(where)
-  scale, offset = (
-    _three(where, value if isinstance(value, list) else [value] * 3)
-    for value in (config.get("scale") or 1.0, config.get("offset") or 0.0)
-  )
-  deviations = [1 / (255 * x) if x else 0.0 for x in scale]
-  means = [-x * d for x, d in zip(offset, deviations, strict=True)]
-  normalized = _means(where, means, deviations)
+  with errors.of_content(where):
+    scale, offset = (
+      _three(where, value if isinstance(value, list) else [value] * 3)
+      for value in (config.get("scale") or 1.0, config.get("offset") or 0.0)
+    )
+    deviations = [1 / (255 * x) if x else 0.0 for x in scale]
+    means = [-x * d for x, d in zip(offset, deviations, strict=True)]
+    normalized = _means(where, means, deviations)
   print(f"From {where}: images are normalized by {_shown(normalized)}.")
   return normalized
 
 
-def _check_vit(where: str, config: Mapping[str, Any]) -> None:
+def _check_vit(
+  where: str, config: Mapping[str, Any], tensors: Mapping[str, Any]
+) -> None:
   """Raises an ExportError for a ViT that Model Garden cannot compute."""
   for name, types in _NUMBERS.items():
     if type(config.get(name)) not in types or not config[name] >= 0:
       raise errors.ExportError(
         f"{where}: {name} is {config.get(name)!r}; it must be a number."
       )
+  weight_tables.check_layers(where, config["num_hidden_layers"], tensors)
   bias = config.get("qkv_bias", True)
   if config["hidden_act"] not in _ACTIVATIONS or not bias:
     raise errors.ExportError(
@@ -603,19 +606,23 @@ def _images(directory: str, normalization: str | None) -> str | tuple[Any, Any]:
   where = f"{directory}/{_PREPROCESSOR}"
   if normalization:
     return normalization
-  if not os.path.isfile(where):
-    raise _unknown_images(where)
   config = formats.read_json(where)
-  scale = config.get("rescale_factor", 1 / 255)
-  scale = 255 * scale if config.get("do_rescale", True) else 255
-  means, deviations = [0.0] * 3, [1.0] * 3
-  if config.get("do_normalize", True):
-    means, deviations = config["image_mean"], config["image_std"]
-  normalized = _means(
-    where,
-    [m / scale for m in _three(where, means)],
-    [d / scale for d in _three(where, deviations)],
-  )
+  if not config:
+    raise _unknown_images(where)
+  config = {"do_rescale": True, "do_normalize": True, **config}
+  with errors.of_content(where):
+    scale = config.get("rescale_factor", 1 / 255)
+    if not formats.typed(where, config, "do_rescale", bool):
+      scale = 1
+    scale *= 255
+    means, deviations = [0.0] * 3, [1.0] * 3
+    if formats.typed(where, config, "do_normalize", bool):
+      means, deviations = config["image_mean"], config["image_std"]
+    normalized = _means(
+      where,
+      [m / scale for m in _three(where, means)],
+      [d / scale for d in _three(where, deviations)],
+    )
   print(f"From {where}: images are normalized by {_shown(normalized)}.")
   return normalized
 
@@ -631,7 +638,7 @@ def _three(where: str, values: Any) -> list[float]:
   if (
     not isinstance(values, list)
     or len(values) != 3
-    or not all(type(v) in (int, float) for v in values)
+    or not all(type(v) in (int, float) and math.isfinite(v) for v in values)
   ):
     raise errors.ExportError(f"{where}: means and deviations are 3 numbers.")
   return values

@@ -19,6 +19,7 @@ import zipfile
 import h5py
 import tf_keras
 
+from distribution import formats
 from exporters.reusable import errors
 from exporters.reusable import private_api
 from exporters.reusable import weight_tables
@@ -33,7 +34,9 @@ NOT_WEIGHTS = {
   "_*metric*/*": "metrics",
 }
 _IN_ARCHIVE = "model.weights.h5"
-_NUMBERED = re.compile(r"(.*?)(?:_(\d+))?")
+_NUMBERED = re.compile(r"(.*?)(?:_(\d{1,9}))?", re.DOTALL)
+# An archive of Keras is not compressed, but may have been packed again.
+_MOST_COMPRESSION = 100
 
 
 def read(path: str) -> tuple[bool, dict[str, weight_tables.Tensor]]:
@@ -55,6 +58,7 @@ def read(path: str) -> tuple[bool, dict[str, weight_tables.Tensor]]:
 
   about = f"Cannot read {path}, which may be truncated or damaged: "
   with errors.of_input(about=about):
+    formats.check_regular(path)
     file = h5py.File(_unpacked(path) if zipfile.is_zipfile(path) else path)
     file.visititems(add)
     has_names = "layer_names" in file.attrs or "model_weights" in file
@@ -109,9 +113,21 @@ def by_weight(path: str) -> dict[str, weight_tables.Tensor] | None:
 
 def _unpacked(path: str) -> IO[bytes]:
   """Extracts the weights of an archive, because seeking in it is slow."""
-  file = tempfile.TemporaryFile()  # noqa: SIM115
   with zipfile.ZipFile(path) as archive, archive.open(_IN_ARCHIVE) as f:
-    with errors.writing(tempfile.gettempdir(), errors.SCRATCH):
+    directory = tempfile.gettempdir()
+    size = archive.getinfo(_IN_ARCHIVE).file_size  # No more is read.
+    if size > 2**26 + _MOST_COMPRESSION * os.path.getsize(path):
+      raise errors.ExportError(
+        f"{path} would unpack to {size:,} bytes, more than {_MOST_COMPRESSION}"
+        " times its size."
+      )
+    if size > shutil.disk_usage(directory).free:
+      raise errors.ExportError(
+        f"{path} unpacks to {size:,} bytes, and {directory} has less space"
+        f"{errors.SCRATCH}"
+      )
+    file = tempfile.TemporaryFile()  # noqa: SIM115
+    with errors.writing(directory, errors.SCRATCH):
       shutil.copyfileobj(f, file)
   return file
 

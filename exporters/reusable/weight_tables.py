@@ -41,7 +41,7 @@ DEPTHWISE = (2, 3, 0, 1)  # From [channels, 1, height, width].
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_MOST_BYTES_OF_INDEX = 2**26
+_LEAST_TENSORS_OF_LAYER = 4  # Kernels and biases of two matrices.
 
 
 class Tensor(NamedTuple):
@@ -228,6 +228,18 @@ def sum_up(restored: Restored) -> None:
   print(text)
 
 
+def check_layers(source: str, layers: int, tensors: Collection[str]) -> None:
+  """Raises an ExportError for more layers than tensors can be of.
+
+  Call it before the model is built, which takes long for many layers.
+  """
+  if layers * _LEAST_TENSORS_OF_LAYER > len(tensors):
+    raise errors.ExportError(
+      f"{source}: the config has {layers:,} layers, which cannot be in"
+      f" {len(tensors):,} tensors."
+    )
+
+
 def listed(items: Sequence[str], separator: str = ", ") -> str:
   """Joins the first items, and adds the number of further items."""
   more = len(items) - MOST_PROBLEMS
@@ -285,10 +297,13 @@ def read_safetensors(path: str) -> dict[str, Tensor]:
   """
   if not os.path.isdir(path):
     return _of_file(path)
-  index = os.path.join(path, _INDEX)
-  if not os.path.lexists(index):
+  index, whole = (os.path.join(path, name) for name in (_INDEX, _WHOLE))
+  has_index = os.path.lexists(index)
+  if not has_index or os.path.lexists(whole):
     _check_has_safetensors(path)
-    return _of_file(os.path.join(path, _WHOLE))
+    if has_index:  # transformers does the same, without a word.
+      print(f"{path} has {_WHOLE} and {_INDEX}; the shards are not read.")
+    return _of_file(whole)
   tensors: dict[str, Tensor] = {}
   file_of = _read_index(index)
   for name in sorted(set(file_of.values())):
@@ -458,11 +473,13 @@ def _value(
       value = value.reshape(after)
     else:
       value = value.transpose(step)
-  value = value.astype(dtype, copy=False)
+  with np.errstate(over="ignore"):  # Such as 1e300 in float64.
+    value = value.astype(dtype, copy=False)
   if value.dtype.kind == "f" and not np.isfinite(value).all():
     raise errors.ExportError(
       f"{source} has values of {tensor.name} that are not finite (NaN or"
-      " infinite): the training has diverged. Take an earlier checkpoint."
+      f" infinite) in {value.dtype.name}: the training has diverged. Take an"
+      " earlier checkpoint."
     )
   return value
 
@@ -509,11 +526,8 @@ def _of_file(path: str) -> dict[str, Tensor]:
 
 def _read_index(path: str) -> dict[str, str]:
   """Returns the file of each tensor, from the index of shards."""
-  with errors.of_input(about=f"{path}: "):
-    if os.path.getsize(path) > _MOST_BYTES_OF_INDEX:
-      raise ValueError("it is too large for an index")
-    with open(path, encoding="utf-8") as f:
-      file_of = json.load(f)["weight_map"]
+  with errors.of_content(path):
+    file_of = formats.read_json(path)["weight_map"]
     for name in set(file_of.values()):
       if os.path.basename(name) != name or not name.endswith(".safetensors"):
         raise ValueError(

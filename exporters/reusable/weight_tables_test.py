@@ -135,6 +135,7 @@ class WeightTablesTest(unittest.TestCase):
       ),
       ({**arrays, "tied.bias": arrays["q.bias"] + 1}, "other values in tied"),
       ({**arrays, "conv": nan}, "conv that are not finite"),
+      ({**arrays, "conv": np.full((5, 4, 2, 3), 1e300)}, "not .* in float32"),
       ({**arrays, "conv": arrays["conv"].astype(np.int8)}, "int8 in conv"),
     ):
       with self.subTest(message):
@@ -146,12 +147,14 @@ class WeightTablesTest(unittest.TestCase):
     whole = os.path.join(self.directory, "model.safetensors")
     index = os.path.join(self.directory, "model.safetensors.index.json")
     for path, content, message in (
-      (whole, b"\xff" * 40, "damaged: .*header"),
-      (whole, b"\2\0\0\0\0\0\0\0{}rest", "damaged"),
       (index, b'{"weight_map": {"a": "../a.safetensors"}}', "no file of"),
       (index, b'{"weight_map": {"a": "b.safetensors"}}', "There is no file"),
       (index, b'{"weight_map": [1]}', "index.json: "),
-      (index, b"[" * 100_000, "index.json: "),
+      (index, b"[" * 100_000, "index.json is no JSON: "),
+      (index, b'{"weight_map": 5}', "index.json: a value is .*'int' object"),
+      # The whole file replaces the index, as in transformers.
+      (whole, b"\xff" * 40, "damaged: .*header"),
+      (whole, b"\2\0\0\0\0\0\0\0{}rest", "damaged"),
     ):
       with self.subTest(content[:60]):
         with open(path, "wb") as f:

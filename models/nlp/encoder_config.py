@@ -17,6 +17,7 @@ from typing import Any
 from etils import epy
 
 from distribution import errors
+from distribution import formats
 
 with epy.lazy_imports():
   from official.legacy.bert import configs as legacy_configs
@@ -143,7 +144,13 @@ _ACTIVATIONS = {
   **dict.fromkeys(("silu", "swish"), "swish"),
   **{name: name for name in ("relu", "sigmoid", "tanh")},
 }
-_MOST_LAYERS = 1000
+_MOST_BYTES_OF_YAML = 2**20  # A parser takes 10 s for so much.
+# Numbers of layers. The largest takes 20 s to build.
+_LAYERS = {
+  *("n_layers", "num_blocks", "num_hidden_layers", "num_layers"),
+  "num_feedforward_networks",
+}
+_MOST_LAYERS = 256
 _MOST_VALUES = 100_000  # Values in a config.
 _MOST_NAMED = 10  # Unknown keys that an error names.
 # Paths of the encoder's config in that of an experiment, or in a part of it.
@@ -172,8 +179,8 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
       of a wrong type.
   """
   try:
-    with open(path, "rb") as f:
-      values = yaml.load(f, _loader())  # It constructs plain values only.
+    content = formats.read_file(path, _MOST_BYTES_OF_YAML)
+    values = yaml.load(content, _loader())  # It constructs plain values only.
   except yaml.YAMLError as e:
     raise ValueError(f"not YAML: {' '.join(str(e).split())}") from e
   except RecursionError as e:
@@ -223,8 +230,7 @@ def from_legacy_json(path: str) -> encoders.EncoderConfig:
       Model Garden's encoders cannot have, or no `vocab_size`.
   """
   try:
-    with open(path, encoding="utf-8-sig") as f:
-      values = json.load(f)
+    values = json.loads(formats.read_file(path).decode("utf-8-sig"))
   except (RecursionError, ValueError) as e:  # ValueError covers invalid UTF-8.
     raise ValueError(
       f"not JSON: {e}. If it is YAML, pass it as --encoder_config_file"
@@ -277,8 +283,8 @@ def from_hugging_face(values: Mapping[str, Any]) -> encoders.EncoderConfig:
   for key, fixed in _FIXED.items():
     if values.get(key, fixed) != fixed:
       raise ValueError(
-        f"{key} is {errors.shown(str(values[key])[:40])}, and must be {fixed},"
-        " as in Model Garden's encoders"
+        f"{key} is {errors.shown(json.dumps(values[key])[:40])}, and must be"
+        f" {json.dumps(fixed)}, as in Model Garden's encoders"
       )
   if values.get("pruned_heads") or "AutoModel" in (
     values.get("auto_map") or ()
@@ -295,8 +301,6 @@ def from_hugging_face(values: Mapping[str, Any]) -> encoders.EncoderConfig:
   if act not in _ACTIVATIONS or (kind == "mobilebert" and act != "relu"):
     raise ValueError(f"the activation {act[:40]} is not one of Model Garden's")
   fields["hidden_activation"] = _ACTIVATIONS[act]
-  if fields.get("num_layers", fields.get("num_blocks")) > _MOST_LAYERS:
-    raise ValueError(f"it has more than {_MOST_LAYERS} layers")
   config = encoders.EncoderConfig(type=kind)
   config.override({kind: fields})
   return config
@@ -398,6 +402,8 @@ def _check(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
       raise ValueError(f"{key} is {value!r}, and must be {expected.__name__}")
     if expected is int and value < 1 <= defaults[key]:
       raise ValueError(f"{key} is {value}, and must be at least 1")
+    if expected is int and key in _LAYERS and value > _MOST_LAYERS:
+      raise ValueError(f"{key} is {value}, and must be at most {_MOST_LAYERS}")
     if expected is int and value >= 2**31:
       raise ValueError(f"{key} is {value}, and must be less than 2**31")
     is_share = key.endswith(("_rate", "_prob", "_range"))

@@ -110,6 +110,7 @@ class EncoderConfigTest(absltest.TestCase):
       ("type: bert\nbert: 3", "`bert` has no keys"),
       ("type: bert\nbert: {num_layers: 2.5}", "is 2.5, and must be int"),
       ("type: bert\nbert: {num_layers: -1}", "is -1, and must be at least 1"),
+      ("type: bert\nbert: {num_layers: 999}", "999, and must be at most 256"),
       ("type: bert\nbert: {", "not YAML: while parsing"),
       (b"type: b\xff", "not YAML: unacceptable character"),
     ):
@@ -127,6 +128,7 @@ class EncoderConfigTest(absltest.TestCase):
       ('{"model_type": "electra"}', "model_type is electra; only bert and alb"),
       ('{"layer_norm_eps": 1e-5}', "layer_norm_eps must be 1e-12, as in Model"),
       ('{"num_hidden_groups": 2}', "num_hidden_groups must be 1, as in Model"),
+      ('{"is_decoder": "false"}', "is_decoder must be False, as in Model"),
       ("[]", "not an object"),
       ("{", "not JSON"),
       ("type: bert", "not JSON: .* pass it as --encoder_config_file"),

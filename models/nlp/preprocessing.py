@@ -20,6 +20,7 @@ from etils import epy
 
 from data import tables
 from distribution import errors
+from distribution import formats
 
 with epy.lazy_imports():
   from google.protobuf import message
@@ -153,8 +154,7 @@ def read_vocabulary(vocab_file: str) -> list[str]:
     ValueError: The file is not UTF-8, has an empty or repeated line, lacks a
       special token, or is the JSON of another tokenizer.
   """
-  with open(vocab_file, "rb") as f:
-    content = tables.decoded(f.read())
+  content = tables.decoded(formats.read_file(vocab_file))
   if vocab_file.endswith(".json"):
     tokens = _tokens_of_json(content)
   else:
@@ -193,7 +193,10 @@ def _tokens_of_json(content: str) -> list[str]:
     id_of |= {t["content"]: int(t["id"]) for t in values["added_tokens"]}
     prefix = model["continuing_subword_prefix"]
     longest = model["max_input_chars_per_word"]
-  except (KeyError, RecursionError, TypeError, AttributeError) as e:
+  except (
+    *(ArithmeticError, AttributeError, LookupError),
+    *(RecursionError, TypeError),
+  ) as e:
     raise ValueError(f"no tokenizer.json of BERT: {errors.one_line(e)}") from e
   tokens = sorted(id_of, key=id_of.__getitem__)
   if prefix != "##" or longest != _CHARACTERS_PER_WORD:
@@ -489,8 +492,7 @@ def sentencepiece_tokenizer(
     OSError: The file is not readable.
     ValueError: The file is not a SentencePiece model, or lacks a special token.
   """
-  with open(sp_model_file, "rb") as f:
-    model = f.read()
+  model = formats.read_file(sp_model_file)
   try:
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     for field in ("input", "model_prefix"):
