@@ -88,7 +88,7 @@ def restore(
     return _restore_saved_model(checkpoint_path, roots[0], parts, optional)
   prefix = _prefix(checkpoint_path)
   with _reading(prefix):
-    reader = tf.train.load_checkpoint(prefix)
+    reader = _reader(prefix)
     graph = _graph(prefix, reader)
     shapes = reader.get_variable_to_shape_map()
   matches = [
@@ -127,7 +127,7 @@ def by_name(checkpoint_path: str) -> dict[str, weight_tables.Tensor] | None:
     return None
   prefix = _prefix(checkpoint_path)
   with _reading(prefix):
-    reader = tf.train.load_checkpoint(prefix)
+    reader = _reader(prefix)
     if reader.has_tensor(_GRAPH_KEY):
       return None
     shapes = reader.get_variable_to_shape_map()
@@ -143,7 +143,7 @@ def of_saved_model(saved_model_dir: str) -> dict[str, weight_tables.Tensor]:
   """Returns the variables of a SavedModel, by their names."""
   prefix = os.path.join(saved_model_dir, "variables", "variables")
   with _reading(prefix):
-    reader = tf.train.load_checkpoint(prefix)
+    reader = _reader(prefix)
     graph = _graph(prefix, reader)
     shapes = reader.get_variable_to_shape_map()
   tensors: dict[str, weight_tables.Tensor] = {}
@@ -157,10 +157,9 @@ def of_saved_model(saved_model_dir: str) -> dict[str, weight_tables.Tensor]:
           f"{saved_model_dir} has two variables named {name}, so names do not"
           " tell which is which."
         )
-      if key in shapes:
-        tensors[name] = weight_tables.Tensor(
-          name, tuple(shapes[key]), functools.partial(reader.get_tensor, key)
-        )
+      tensors[name] = weight_tables.Tensor(
+        name, tuple(shapes[key]), functools.partial(reader.get_tensor, key)
+      )
   return tensors
 
 
@@ -231,7 +230,7 @@ def names(checkpoint_path: str) -> list[str]:
     return []
   prefix = _prefix(checkpoint_path)
   with _reading(prefix):
-    return list(_children(_graph(prefix, tf.train.load_checkpoint(prefix)), 0))
+    return list(_children(_graph(prefix, _reader(prefix)), 0))
 
 
 def check_finite(path: str, variables: Iterable[tf.Variable]) -> None:
@@ -256,14 +255,36 @@ def _reading(prefix: str) -> contextlib.AbstractContextManager[None]:
   return errors.of_input(about=about)
 
 
+def _reader(prefix: str) -> Any:
+  """Opens a checkpoint. TensorFlow would wait for a pipe for ever."""
+  for path in (f"{prefix}.index", *glob.glob(f"{glob.escape(prefix)}.data-*")):
+    formats.check_regular(path)
+  return tf.train.load_checkpoint(prefix)
+
+
 def _graph(prefix: str, reader: Any) -> Graph:
-  """Reads the object graph of a checkpoint."""
+  """Reads the object graph of a checkpoint, without values that it lacks.
+
+  Raises:
+    ValueError: The graph refers to objects that it lacks.
+  """
   if not reader.has_tensor(_GRAPH_KEY):
     raise errors.ExportError(
       f"{prefix} is a checkpoint of TensorFlow 1, which this program does not"
       " read: it has names of variables, and no objects."
     )
-  return Graph.FromString(reader.get_tensor(_GRAPH_KEY))
+  graph = Graph.FromString(reader.get_tensor(_GRAPH_KEY))
+  objects = {0}
+  for node in graph.nodes:
+    objects.update(child.node_id for child in node.children)
+    for slot in node.slot_variables:
+      objects |= {slot.original_variable_node_id, slot.slot_variable_node_id}
+    for attribute in list(node.attributes):
+      if not reader.has_tensor(attribute.checkpoint_key):
+        node.attributes.remove(attribute)
+  if not objects.issubset(range(len(graph.nodes))):
+    raise ValueError("its objects refer to others that are not in it")
+  return graph
 
 
 def keras_weights(model: tf_keras.Model) -> tf.train.Checkpoint:
@@ -308,6 +329,7 @@ def sha256(checkpoint_path: str) -> str:
     data = sorted(tf.io.gfile.glob(f"{glob.escape(prefix)}.data-*"))
     paths = [f"{prefix}.index", *data]
   for path in paths:
+    formats.check_regular(path)
     with tf.io.gfile.GFile(path, "rb") as f:
       while block := f.read(2**24):
         contents.update(block)
@@ -366,6 +388,9 @@ def _prefix(checkpoint_path: str) -> str:
 
 def _newest(directory: str) -> str:
   """Returns the prefix that the file `checkpoint` names, or the only one."""
+  state_file = os.path.join(directory, "checkpoint")
+  if os.path.lexists(state_file):
+    formats.read_file(state_file)  # Raises an error if TensorFlow could not.
   state = tf.train.get_checkpoint_state(directory)
   if state and state.model_checkpoint_path:
     # An absolute path may be outdated because the directory was moved.

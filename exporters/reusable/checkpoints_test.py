@@ -193,6 +193,50 @@ class RestoreTest(tf.test.TestCase):
       self.assertNotIn("\n", str(raised.exception))
       self.assertNotIn("{{", str(raised.exception))
 
+  def test_files_that_never_end_and_graphs_that_refer_to_nothing(self):
+    reader = tf.train.load_checkpoint(self.path)
+    shapes = reader.get_variable_to_shape_map()
+    key = "_CHECKPOINTABLE_OBJECT_GRAPH"
+    whole = reader.get_tensor(key)
+    path = os.path.join(self.directory, "odd", "ck")
+    os.mkdir(os.path.dirname(path))
+
+    def written(change):
+      graph = checkpoints.Graph.FromString(whole)
+      change(graph)
+      tensors = {name: reader.get_tensor(name) for name in shapes}
+      tensors[key] = tf.constant(graph.SerializeToString())
+      tf.raw_ops.SaveV2(
+        prefix=path,
+        tensor_names=list(tensors),
+        shape_and_slices=[""] * len(tensors),
+        tensors=list(tensors.values()),
+      )
+
+    def lost(graph):
+      for node in graph.nodes:
+        for attribute in node.attributes:
+          attribute.checkpoint_key += "nowhere"
+
+    for change, message in (
+      (lost, r"has no value for dense0/kernel:0 \(2, 3\)"),
+      (lambda g: setattr(g.nodes[0].children[0], "node_id", 999), "refer to"),
+      (lambda g: g.Clear(), "its objects refer to others that are not in it"),
+    ):
+      written(change)
+      with self.assertRaisesRegex(errors.ExportError, message):
+        self.restore(self.full_model.body, path)
+    for file, given in (
+      (f"{path}.data-00000-of-00001", path),
+      (os.path.join(os.path.dirname(path), "checkpoint"), None),
+    ):
+      if os.path.exists(file):
+        os.remove(file)
+      os.mkfifo(file)
+      for read in (checkpoints.names, checkpoints.sha256):
+        with self.assertRaisesRegex(errors.ExportError, "a pipe or a device"):
+          read(given or os.path.dirname(path))
+
   def test_optional_variables(self):
     body = _model(layers=3)
     optional = body.layers[2].weights
