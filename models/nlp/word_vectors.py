@@ -31,7 +31,7 @@ FORMATS = {
 }
 
 _BLOCK = 2**20  # Bytes to read at once.
-_LONGEST = 2**22  # Maximum bytes of a line or a word.
+_LONGEST = 2**22  # Maximum bytes of a line, a word or a binary vector.
 _ALIGNMENT = 16  # Alignment of a matrix, in float32 values.
 
 # The position in the file for messages, the word, and its float32 vector.
@@ -156,6 +156,10 @@ def _rows(
 ) -> tuple[int, Iterator[_Row]]:
   """Returns the dimension and the rows of a file."""
   first = f.readline(_LONGEST).removeprefix(codecs.BOM_UTF8)
+  if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    raise ValueError(
+      "line 1: it is UTF-16. Convert the file: iconv -f UTF-16 -t UTF-8"
+    )
   fields = first.split()
   if not fields:
     raise ValueError("line 1: it is empty.")
@@ -175,6 +179,10 @@ def _rows(
     count, dim = map(int, fields)
   if not dim or count == 0:
     raise ValueError("line 1: there are no vectors.")
+  if 4 * dim > _LONGEST:
+    raise ValueError(
+      f"line 1: the dimension is {dim:,}. The largest is {_LONGEST // 4:,}."
+    )
   if file_format == "word2vec_binary":
     return dim, _of_binary(f, count, dim)
   lines = iter(lambda: f.readline(_LONGEST), b"")
@@ -201,6 +209,8 @@ def _of_text(
         f" and not {dim}, as line 1 says."
       )
     try:
+      if b"_" in line and any(b"_" in x for x in fields[-dim:]):
+        raise ValueError("a value has a _")  # Which Python skips in numbers.
       vector = np.fromiter(map(float, fields[-dim:]), np.float32, dim)
     except ValueError as e:
       raise ValueError(f"{place}: {e}.") from e
