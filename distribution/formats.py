@@ -120,19 +120,15 @@ def check_name(flag: str, path: str) -> None:
 
 
 def check_file(flag: str, path: str) -> None:
-  """Raises an InputError if a local file cannot be read.
-
-  URLs and pipes are not checked.
-  """
+  """Raises an InputError if a local file cannot be read; ignores URLs."""
   if os.path.isdir(path):
     raise errors.InputError(f"--{flag}={path} is a directory, not a file.")
-  if "://" in path or (os.path.exists(path) and not os.path.isfile(path)):
+  if "://" in path:
     return
-  with (
-    errors.of_input(OSError, about=f"--{flag}={path}: "),
-    open(path, "rb") as f,
-  ):
-    f.read(1)
+  with errors.of_input(OSError, about=f"--{flag}={path}: "):
+    check_regular(path)
+    with open(path, "rb") as f:
+      f.read(1)
 
 
 def check_output(flag: str, path: str) -> None:
@@ -292,7 +288,7 @@ def check_regular(path: str) -> None:
   """
   if "://" not in path and not stat.S_ISREG(os.stat(path).st_mode):
     raise errors.InputError(
-      f"{path} is no file, but a directory, a pipe or a device."
+      f"{path} is a directory, a pipe or a device, not a file."
     )
 
 

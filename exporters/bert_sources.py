@@ -220,9 +220,11 @@ def from_flags() -> Source | None:
   said = []
   for name, value in options.items():
     if not values[name].present:
-      about = f"{path} ({origins.get(name, 'its sizes')}): "
-      with errors.of_input(flags.Error, about=about):
+      try:
         values.set_default(name, value)
+      except flags.IllegalFlagValueError as e:
+        where = origins.get(name, "the position table")
+        raise errors.ExportError(f"{path} ({where}): {e}. Say --{name}.") from e
       if name == "do_lower_case":  # Overrides the vocabulary.
         values.set_default("check_casing", False)
       shown = os.path.basename(str(value))
@@ -709,9 +711,12 @@ def _sentence_transformers(
         for key, value in pooling.items()
         if key.startswith("pooling_mode_") and value is True
       ]
-      modes = [modes] if isinstance(modes, str) else modes
+      modes = [modes] if isinstance(modes, str) else [str(m) for m in modes]
       if len(modes) != 1 or modes[0] not in _POOLINGS:
-        return {}, f"its pooling is {errors.shown(', '.join(map(str, modes)))}"
+        return (
+          {},
+          f"its pooling is {errors.shown(', '.join(modes)) or 'not said'}",
+        )
       options["pooling"] = _POOLINGS[modes[0]]
     options["normalize"] |= types[-1] == "Normalize"
   if types[:2] != ["Transformer", "Pooling"] or set(types) - set(_MODULES):

@@ -422,9 +422,10 @@ def _check_vit(
 ) -> None:
   """Raises an ExportError for a ViT that Model Garden cannot compute."""
   for name, types in _NUMBERS.items():
-    if type(config.get(name)) not in types or not config[name] >= 0:
+    value = config.get(name)
+    if type(value) not in types or not 0 <= value < math.inf:
       raise errors.ExportError(
-        f"{where}: {name} is {config.get(name)!r}; it must be a number."
+        f"{where}: {name} is {value!r}; it must be a number."
       )
   weight_tables.check_layers(where, config["num_hidden_layers"], tensors)
   bias = config.get("qkv_bias", True)

@@ -6,6 +6,7 @@
 import contextlib
 import io
 import json
+import math
 import os
 import pathlib
 import re
@@ -428,6 +429,7 @@ class ImageWeightsTest(absltest.TestCase):
       (vit_golden, "vit", {"qkv_bias": False}, "qkv_bias False"),
       (vit_golden, "vit", {"patch_size": [8, 4]}, "only square patches"),
       (vit_golden, "vit", {"patch_size": []}, "config.json: "),
+      (vit_golden, "vit", {"num_hidden_layers": 99}, "config has 99 layers"),
       (
         vit_golden,
         "vit",
@@ -437,8 +439,8 @@ class ImageWeightsTest(absltest.TestCase):
       (
         vit_golden,
         "vit",
-        {"layer_norm_eps": None},
-        "config.json: layer_norm_eps is None",
+        {"layer_norm_eps": math.inf},
+        "config.json: layer_norm_eps is inf",
       ),
       (
         vit_golden,
@@ -467,6 +469,20 @@ class ImageWeightsTest(absltest.TestCase):
         }
         path = self.write({**golden, "files": files})
         self.assert_refused(message, exporter, path)
+    images = vit_golden["files"]["preprocessor_config.json"]
+    for changes, message in (
+      ({"do_rescale": "False"}, "do_rescale is 'False', and must be bool"),
+      ({"rescale_factor": 0}, "preproc.*: a value is .*: ZeroDivisionError"),
+      ({"image_mean": [0, 0, math.nan]}, "means and deviations are 3 numbers"),
+    ):
+      changed = {"preprocessor_config.json": {**images, **changes}}
+      files = {**vit_golden["files"], **changed}
+      self.assert_refused(
+        message, "vit", self.write({**vit_golden, "files": files})
+      )
+    path = self.write(vit_golden)
+    (path / "preprocessor_config.json").write_text("{")
+    self.assert_refused("preprocessor_config.json is no JSON", "vit", path)
     path = self.write(vit_golden)
     self.assert_refused(
       "--experiment does not apply", "vit", path, experiment="vit_small"
