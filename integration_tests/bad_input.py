@@ -463,6 +463,7 @@ AT_ONCE: Table = [
       "--bert_config_file={half.json}": "Exactly one of .*encoder_config_file",
       "--encoder_config_file=/nowhere": "--encoder_config_file=/nowhere: No su",
       "--encoder_config_file=": "--encoder_config_file is empty",
+      "--encoder_config_file={pipe}": "DIR/pipe is a directory, a pipe or a",
       "--seq_length=4": "--seq_length=4: 4 is not",
       "--masking_rate=1": "--masking_rate=1: 1.0 is not",
       "--checkpoint_dir={text}": "Cannot write --checkpoint_dir=DIR/text",

@@ -195,8 +195,11 @@ def restore(
       f"{source} does not match the model: it {listed(problems, '; it ')}."
     )
   records: dict[str, Record] = {}
+  zeros = []  # Of a layer that was lost or never trained.
   for line, tensor in plan:
     value = _value(source, line, tensor, variables[line.ours])
+    if tensor and value.ndim > 1 and not value.any():
+      zeros.append(errors.shown(tensor.name))
     if line.ours not in records:
       variables[line.ours].assign(value)
       records[line.ours] = _record(line, tensor, value)
@@ -210,6 +213,8 @@ def restore(
   lacking = missing.intersection(variables)
   restored = Restored(source, list(records.values()), names, lacking)
   sum_up(restored)
+  if zeros:
+    print(f"All values are 0 in {listed(zeros)}.")
   return restored
 
 
