@@ -134,14 +134,11 @@ def of_content(path: str) -> Iterator[None]:
   A ValueError says what is wrong. The others come from code that takes a value
   for what it is not, so `--debug` shows where.
   """
-  wrong = (ArithmeticError, AttributeError, LookupError, RecursionError)
+  wrong = (ArithmeticError, AttributeError, LookupError, TypeError)
+  about = f"{path}: a value is missing or of a wrong kind: "
   with (
     of_input(OSError, ValueError, about=f"{path}: "),
-    of_input(
-      *wrong,
-      TypeError,
-      about=f"{path}: a value is missing or of a wrong kind: ",
-    ),
+    of_input(*wrong, about=about),
   ):
     yield
 

@@ -237,9 +237,11 @@ def read_json(path: str, kind: type = dict) -> Any:
   if not os.path.lexists(path):
     return kind()
   check_content(path)
+  with errors.of_input(OSError, about=f"{path}: "):
+    content = read_file(path)
   about = f"{path} is no JSON: "
-  with errors.of_input(OSError, RecursionError, ValueError, about=about):
-    value = json.loads(read_file(path).decode("utf-8-sig"))
+  with errors.of_input(RecursionError, ValueError, about=about):
+    value = json.loads(content.decode("utf-8-sig"))
   if not isinstance(value, kind):
     wanted = "a list" if kind is list else "an object, with keys"
     raise errors.InputError(f"{path}: its JSON is not {wanted}.")

@@ -129,6 +129,13 @@ class FormatsTest(absltest.TestCase):
         os.path.join(self.directory, "keras"), takes_others=True
       )
 
+  def test_largest_json(self):
+    path = self.file("a.json", b"{}")
+    self.assertEqual(formats.read_json(path), {})
+    os.truncate(path, 2**40)
+    with self.assertRaisesRegex(errors.InputError, "more than 104,857,600 byt"):
+      formats.read_json(path)
+
   def test_saved_models(self):
     pb = self.file("export/saved_model.pb")
     self.file("run/checkpoint")

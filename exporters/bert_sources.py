@@ -149,6 +149,7 @@ class Source:
     """Raises an ExportError for layers without weights, slow to build."""
     sizes = self.config.get().as_dict()
     layers = sizes.get("num_layers") or sizes.get("num_blocks") or 0
+    layers *= sizes.get("num_feedforward_networks", 1)  # Of MobileBERT.
     if self.config.type != "albert":  # Its layers share their weights.
       weight_tables.check_layers(self.description, layers, self.tensors)
 
@@ -332,8 +333,9 @@ def read(path: str) -> Source:
   _check_sizes(file, values, tensors)
   options, origins = _tokenizer(directory)
   problem = ""
-  if os.path.lexists(f"{path}/modules.json"):
-    with errors.of_content(f"{path}/modules.json"):
+  modules = f"{path}/modules.json"
+  if formats.read_json(modules, list):
+    with errors.of_content(modules):
       pooling, problem = _sentence_transformers(path, directory)
     options |= pooling
     origins |= dict.fromkeys(pooling, "modules.json")

@@ -54,6 +54,44 @@ _TF1 = {
   },
 }
 
+_ADDED = '{"added_tokens": [], "normalizer": {"type": "BertNormalizer"}'
+# Files of a directory, content or None for a pipe, and errors.
+_UNUSABLE = (
+  ("config.json", "{", "config.json is no JSON: Expecting"),
+  ("config.json", "[]", "config.json: its JSON is not an object"),
+  ("config.json", None, "config.json is a directory, a pipe or a dev"),
+  ("modules.json", "[{", "modules.json is no JSON: Expecting"),
+  ("modules.json", '{"": {"a": 1}}', "modules.json: its JSON is not a lis"),
+  ("modules.json", "[5]", "modules.json: its first module is no JSON obj"),
+  ("modules.json", None, "modules.json is a directory, a pipe or a de"),
+  ("1_Pooling/config.json", "{'", "1_Pooling/config.json is no JSON: Exp"),
+  ("1_Pooling/config.json", '{"pooling_mode": 5}', "is 5, and must be str"),
+  ("modules.json", '[{"type": 7}, 5]', "modules.json: a value .*'int' obj"),
+  ("sentence_bert_config.json", '{"max_seq_length": "9"}', "must be int"),
+  ("tokenizer_config.json", '{"do_lower_', "tokenizer_config.json is no J"),
+  ("tokenizer_config.json", '{"do_lower_case": "False"}', "must be bool"),
+  ("tokenizer_config.json", '{"model_max_length": true}', "int or float"),
+  (
+    "tokenizer_config.json",
+    '{"unk_token": "the"}',
+    "has the unk_token the",
+  ),
+  ("tokenizer_config.json", '{"never_split": ["a"]}', "tokens, such as a"),
+  (
+    "tokenizer_config.json",
+    '{"added_tokens_decoder": {"5": {"content": ["a"]}}}',
+    "The tokenizer in .*: a value .*unhashable",
+  ),
+  ("special_tokens_map.json", "5", "json: its JSON is not an object"),
+  ("added_tokens.json", None, "added_tokens.json is a directory, a pipe"),
+  (
+    "tokenizer.json",
+    _ADDED.replace("[]", '[{"content": "a"}]') + " " * 2**23 + "}",
+    "has added tokens, such as a",
+  ),
+  ("model.safetensors.index.json", None, None),
+)
+
 
 def _expected(path):
   tensors = weight_tables.read_safetensors(f"{path}/expected.safetensors")
@@ -629,43 +667,7 @@ class BertSourcesTest(absltest.TestCase):
     for folder, _, names in os.walk(path):
       for name in ["", *names]:
         os.chmod(os.path.join(folder, name), 0o755)
-    added = '{"added_tokens": [], "normalizer": {"type": "BertNormalizer"}'
-    for name, content, message in (
-      ("config.json", "{", "config.json is no JSON: Expecting"),
-      ("config.json", "[]", "config.json: its JSON is not an object"),
-      ("config.json", None, "config.json is a directory, a pipe or a dev"),
-      ("modules.json", "[{", "modules.json is no JSON: Expecting"),
-      ("modules.json", '{"": {"a": 1}}', "modules.json: its JSON is not a lis"),
-      ("modules.json", "[5]", "modules.json: its first module is no JSON obj"),
-      ("modules.json", None, "modules.json is a directory, a pipe or a de"),
-      ("1_Pooling/config.json", "{'", "1_Pooling/config.json is no JSON: Exp"),
-      ("1_Pooling/config.json", '{"pooling_mode": 5}', "is 5, and must be str"),
-      ("modules.json", '[{"type": 7}, 5]', "modules.json: a value .*'int' obj"),
-      ("sentence_bert_config.json", '{"max_seq_length": "9"}', "must be int"),
-      ("tokenizer_config.json", '{"do_lower_', "tokenizer_config.json is no J"),
-      ("tokenizer_config.json", '{"do_lower_case": "False"}', "must be bool"),
-      ("tokenizer_config.json", '{"model_max_length": true}', "int or float"),
-      (
-        "tokenizer_config.json",
-        '{"unk_token": "the"}',
-        "has the unk_token the",
-      ),
-      ("tokenizer_config.json", '{"never_split": ["a"]}', "tokens, such as a"),
-      (
-        "tokenizer_config.json",
-        '{"added_tokens_decoder": {"5": {"content": ["a"]}}}',
-        "The tokenizer in .*: a value .*unhashable",
-      ),
-      ("special_tokens_map.json", "5", "json: its JSON is not an object"),
-      ("added_tokens.json", None, "added_tokens.json is a directory, a pipe"),
-      (
-        "tokenizer.json",
-        added.replace("[]", '[{"content": "a"}]') + " " * 2**23 + "}",
-        "has added tokens, such as a",
-      ),
-      ("tokenizer.json", " " * (100 * 2**20 + 1), "more than 104,857,600 byt"),
-      ("model.safetensors.index.json", None, None),
-    ):
+    for name, content, message in _UNUSABLE:
       with self.subTest(f"{name} {content and content[:40]}"):
         file, whole = os.path.join(path, name), None
         if os.path.exists(file):

@@ -420,6 +420,23 @@ class ImageWeightsTest(absltest.TestCase):
       ):
         self.assert_refused(message, "resnet", path, **legacy)
 
+  def test_normalization_that_cannot_be_read(self):
+    golden = _GOLDENS["ViTForImageClassification"]
+    images = golden["files"]["preprocessor_config.json"]
+    for changes, message in (
+      ({"do_rescale": "False"}, "do_rescale is 'False', and must be bool"),
+      ({"rescale_factor": 0}, "preproc.*: a value is .*: ZeroDivisionError"),
+      ({"image_mean": [0, 0, math.nan]}, "means and deviations are 3 numbers"),
+    ):
+      changed = {"preprocessor_config.json": {**images, **changes}}
+      files = {**golden["files"], **changed}
+      self.assert_refused(
+        message, "vit", self.write({**golden, "files": files})
+      )
+    path = self.write(golden)
+    (path / "preprocessor_config.json").write_text("{")
+    self.assert_refused("preprocessor_config.json is no JSON", "vit", path)
+
   def test_configs_that_cannot_be_computed(self):
     vit_golden = _GOLDENS["ViTForImageClassification"]
     timm_golden = _GOLDENS["tf_efficientnet_b0"]
@@ -469,20 +486,6 @@ class ImageWeightsTest(absltest.TestCase):
         }
         path = self.write({**golden, "files": files})
         self.assert_refused(message, exporter, path)
-    images = vit_golden["files"]["preprocessor_config.json"]
-    for changes, message in (
-      ({"do_rescale": "False"}, "do_rescale is 'False', and must be bool"),
-      ({"rescale_factor": 0}, "preproc.*: a value is .*: ZeroDivisionError"),
-      ({"image_mean": [0, 0, math.nan]}, "means and deviations are 3 numbers"),
-    ):
-      changed = {"preprocessor_config.json": {**images, **changes}}
-      files = {**vit_golden["files"], **changed}
-      self.assert_refused(
-        message, "vit", self.write({**vit_golden, "files": files})
-      )
-    path = self.write(vit_golden)
-    (path / "preprocessor_config.json").write_text("{")
-    self.assert_refused("preprocessor_config.json is no JSON", "vit", path)
     path = self.write(vit_golden)
     self.assert_refused(
       "--experiment does not apply", "vit", path, experiment="vit_small"

@@ -255,10 +255,18 @@ def _reading(prefix: str) -> contextlib.AbstractContextManager[None]:
   return errors.of_input(about=about)
 
 
+def _files(prefix: str) -> list[str]:
+  """Returns the files of a checkpoint. A reader would wait for a pipe."""
+  data = sorted(tf.io.gfile.glob(f"{glob.escape(prefix)}.data-*"))
+  files = [f"{prefix}.index", *data]
+  for path in files:
+    with errors.of_content(path):
+      formats.check_regular(path)
+  return files
+
+
 def _reader(prefix: str) -> Any:
-  """Opens a checkpoint. TensorFlow would wait for a pipe for ever."""
-  for path in (f"{prefix}.index", *glob.glob(f"{glob.escape(prefix)}.data-*")):
-    formats.check_regular(path)
+  _files(prefix)
   return tf.train.load_checkpoint(prefix)
 
 
@@ -321,15 +329,13 @@ def sha256(checkpoint_path: str) -> str:
       path
       for end in ("config.json", ".safetensors", ".weights.h5")
       for path in glob.glob(f"{directory}/*{end}")
+      if os.path.isfile(path)
     )
   elif _is_saved_model(checkpoint_path):
     paths = sorted(glob.glob(f"{glob.escape(checkpoint_path)}/variables/*"))
   else:
-    prefix = _prefix(checkpoint_path)
-    data = sorted(tf.io.gfile.glob(f"{glob.escape(prefix)}.data-*"))
-    paths = [f"{prefix}.index", *data]
+    paths = _files(_prefix(checkpoint_path))
   for path in paths:
-    formats.check_regular(path)
     with tf.io.gfile.GFile(path, "rb") as f:
       while block := f.read(2**24):
         contents.update(block)
@@ -390,7 +396,8 @@ def _newest(directory: str) -> str:
   """Returns the prefix that the file `checkpoint` names, or the only one."""
   state_file = os.path.join(directory, "checkpoint")
   if os.path.lexists(state_file):
-    formats.read_file(state_file)  # Raises an error if TensorFlow could not.
+    with errors.of_content(state_file):
+      formats.read_file(state_file)  # TensorFlow would wait for a pipe.
   state = tf.train.get_checkpoint_state(directory)
   if state and state.model_checkpoint_path:
     # An absolute path may be outdated because the directory was moved.
