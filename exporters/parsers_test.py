@@ -36,6 +36,19 @@ _JSON = b'{"text": "a", "label": 1}\n{"text": "b", "label": null}\n'
 _WORD2VEC = b"3 2\nthe 1.0 2\nof 0.5 -1e-3\nand 1 2\n"
 _BINARY = b"2 2\nthe %s\nof %s\n" % ((struct.pack("<2f", 1, 2),) * 2)
 _VOCABULARY = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n##b\nniño\n".encode()
+_TOKENIZER = json.dumps(
+  {
+    "model": {
+      "type": "WordPiece",
+      "vocab": {t: i for i, t in enumerate(_VOCABULARY.decode().split())},
+      "continuing_subword_prefix": "##",
+      "max_input_chars_per_word": 100,
+    },
+    "normalizer": {"type": "BertNormalizer"},
+    "pre_tokenizer": {"type": "BertPreTokenizer"},
+    "added_tokens": [{"id": 0, "content": "[PAD]"}],
+  }
+).encode()
 _CARD = b"""publisher: a
 name: b
 version: "1"
@@ -115,6 +128,12 @@ def _read_cluster(path: str) -> None:
 # Name of the file, parser, whole files, and what was once not answered.
 _PARSERS = (
   ("vocab.txt", _read_vocabulary, [_VOCABULARY], []),
+  (
+    "tokenizer.json",
+    _read_vocabulary,
+    [_TOKENIZER],
+    [_TOKENIZER.replace(b'"id": 0', b'"id": Infinity')],
+  ),
   *(
     (f"vectors.{name}", functools.partial(_read_vectors, name), wholes, found)
     for name, wholes, found in (
