@@ -134,7 +134,6 @@ def _remove_waiting_for_reads(function: graphs.Function) -> None:
   }
   for node in function.node_def:
     _remove_waiting(node, empty)
-  _remove(function.node_def, lambda node: node.name in empty)
 
 
 def _remove_known_shapes(function: graphs.Function) -> None:
