@@ -77,7 +77,8 @@ _RECIPE = {"frozen_epochs": 5, "learning_rate_ratio": 0.1, "patience": 10}
 _EXPORTS = ("saved_model_dir", "preprocessor_dir", "cell_dir")  # Flags.
 # Flags that may change when a training resumes.
 _OF_ANY_RUN = (
-  *("check_first", "debug", "epochs", "strategy", "tpu", "num_gpus"),
+  *("check_first", "debug", "epochs", "follow_links", "strategy", "tpu"),
+  "num_gpus",
   *("prompt", "length", "temperature", "report", "training_record"),
 )
 # Flags that apply only with --retrain: what they set, and the largest value.
@@ -109,6 +110,12 @@ def define_flags(
   for name, text in {**_PATHS, **_FILES}.items():
     flags.DEFINE_string(name, None, text)
   flags.mark_flag_as_required("saved_model_dir")
+  flags.DEFINE_bool(
+    "follow_links",
+    False,
+    "Save the targets of symbolic links in assets.extra of --saved_model_dir,"
+    " too, as in caches of other libraries.",
+  )
   flags.DEFINE_integer(
     "seed",
     None,
@@ -424,7 +431,14 @@ def fine_tune(
       _save(served, output_dir, strategy, result, about)
     if piece_dir:
       source = model_path("saved_model_dir")
-      pieces.save(piece, piece_dir, strategy, source, about)
+      pieces.save(
+        piece,
+        piece_dir,
+        strategy,
+        source,
+        about,
+        follow_links=values.follow_links,
+      )
     if report_file:
       _report(report_file, model, data.test, held_out(), history, examples)
   return model
@@ -454,7 +468,8 @@ def _save(
     return
   fitting.save(served, output_dir, strategy)
   if strategies.is_chief(strategy):
-    pieces.describe(output_dir, source, about)
+    links = flags.FLAGS.follow_links
+    pieces.describe(output_dir, source, about, follow_links=links)
 
 
 def _check_files(

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import pathlib
 
 from absl import flags
 import numpy as np
@@ -16,6 +17,7 @@ from distribution import backups
 from distribution import errors
 from integration_tests import fitting
 from integration_tests import image_fine_tuning
+from integration_tests import pieces
 from tools import nightly
 
 _MNIST_CNN = flags.DEFINE_string(
@@ -176,6 +178,29 @@ class RecipeTest(tf.test.TestCase):
       fitting.fit(
         _dense(1e30), (x, [0, 1, 0, 1]), batch_size=2, epochs=2, verbose=0
       )
+
+
+class PiecesTest(tf.test.TestCase):
+  def test_links_and_pipes_are_not_recorded(self):
+    root = pathlib.Path(self.create_tempdir().full_path)
+    extra = root / "export" / "assets.extra"
+    extra.mkdir(parents=True)
+    (root / "export" / "saved_model.pb").touch()
+    (extra / "README.md").write_text("the card")
+    (root / "secret").write_text("a secret")
+    (extra / "notes.md").symlink_to(root / "secret")
+    os.mkfifo(extra / "pipe")  # Reading it would not end.
+    for follow_links, expected in (
+      (False, ["README.md"]),
+      (True, ["README.md", "notes.md"]),
+    ):
+      piece = root / f"piece {follow_links}"
+      pieces.describe(
+        str(piece), str(root / "export"), "photos", follow_links=follow_links
+      )
+      origin = piece / "assets.extra" / "fine_tuned_from"
+      self.assertEqual((origin / "data.txt").read_text(), "photos")
+      self.assertCountEqual(os.listdir(origin / "assets.extra"), expected)
 
 
 if __name__ == "__main__":

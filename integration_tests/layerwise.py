@@ -89,8 +89,9 @@ def optimizer(
   """
   path = os.path.join(hub.resolve(saved_model_dir), _MODEL)
   not_decayed, factors = _NOT_DECAYED, {}
-  if tf.io.gfile.exists(path):
-    with errors.of_input(KeyError, TypeError, ValueError, about=f"{path}: "):
+  # Reading a pipe would not end.
+  if (tf.io.gfile.exists if "://" in path else os.path.isfile)(path):
+    with errors.of_input(about=f"{path}: "):
       with tf.io.gfile.GFile(path) as f:
         variables = json.load(f)["variables"]
       not_decayed = ["bias$"] + [

@@ -7,6 +7,8 @@ import tempfile
 
 from etils import epy
 
+from distribution import copies
+from distribution import errors
 from distribution import strategies
 from integration_tests import fitting
 
@@ -40,6 +42,8 @@ def save(
   strategy: tf.distribute.Strategy,
   original_dir: str,
   fine_tuned_on: str,
+  *,
+  follow_links: bool,
 ) -> None:
   """Saves a fine-tuned export. Only the chief writes.
 
@@ -49,6 +53,7 @@ def save(
     strategy: The strategy in whose scope the export was loaded.
     original_dir: As `describe` takes it.
     fine_tuned_on: As `describe` takes it.
+    follow_links: As `describe` takes it.
   """
   # All workers call save, because reading replicated variables is collective.
   with (
@@ -64,28 +69,43 @@ def save(
       ),
     )
     if directory:
-      describe(directory, original_dir, fine_tuned_on)
+      describe(
+        directory, original_dir, fine_tuned_on, follow_links=follow_links
+      )
 
 
-def describe(output_dir: str, original_dir: str, fine_tuned_on: str) -> None:
+def describe(
+  output_dir: str, original_dir: str, fine_tuned_on: str, *, follow_links: bool
+) -> None:
   """Records in a SavedModel which export was fine-tuned, and on which data.
+
+  Prints which files of the original are left out.
 
   Args:
     output_dir: The SavedModel of the fine-tuned model or export.
     original_dir: Path or URL of the export that it was fine-tuned from. Its
       fingerprint and `assets.extra`, which has its card, are copied.
     fine_tuned_on: Text that describes the data.
+    follow_links: Whether to copy the targets of symbolic links.
   """
-  original_dir = hub.resolve(original_dir)
   origin = os.path.join(output_dir, _ORIGIN)
-  extra = os.path.join(original_dir, "assets.extra")
-  files = [os.path.join(original_dir, "fingerprint.pb")]
-  for folder, _, names in tf.io.gfile.walk(extra):
-    files += [os.path.join(folder, name) for name in names]
-  for file in filter(tf.io.gfile.exists, files):
-    copy = os.path.join(origin, os.path.relpath(file, original_dir))
-    tf.io.gfile.makedirs(os.path.dirname(copy))
-    tf.io.gfile.copy(file, copy)
   tf.io.gfile.makedirs(origin)
+  with tempfile.TemporaryDirectory(prefix="copy.") as scratch_dir:
+    try:
+      _, left_out = copies.copy(
+        hub.resolve(original_dir),
+        scratch_dir,
+        follow_links=follow_links,
+        only=("fingerprint.pb", "assets.extra"),
+      )
+    except errors.InputError as e:  # The trained weights are not lost.
+      left_out = [str(e)]
+    for problem in left_out:
+      print(f"Not recorded in {_ORIGIN}: {errors.shown(problem)}")
+    for folder, _, names in os.walk(scratch_dir):
+      copy = os.path.join(origin, os.path.relpath(folder, scratch_dir))
+      tf.io.gfile.makedirs(copy)
+      for name in names:
+        tf.io.gfile.copy(os.path.join(folder, name), os.path.join(copy, name))
   with tf.io.gfile.GFile(os.path.join(origin, "data.txt"), "w") as f:
     f.write(fine_tuned_on)

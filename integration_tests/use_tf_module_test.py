@@ -117,6 +117,7 @@ class UseTfModuleTest(tf.test.TestCase):
       "--strategy=one_device",
       f"--output_saved_model_dir={output_dir}",
       f"--output_piece_dir={piece_dir}",
+      "--follow_links",  # Bazel's sandbox has some.
       "--regularization_loss_multiplier=2",
     )
     self.assertEqual(result.returncode, 0, result.stderr)

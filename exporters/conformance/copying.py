@@ -1,7 +1,6 @@
 """Copies a SavedModel, and starts the process that audits and loads the copy.
 
 The original is read once, so it cannot change between the audit and the load.
-Copying a local directory does not import TensorFlow.
 """
 
 from __future__ import annotations
@@ -9,31 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
-import errno
-import os
-import stat
 import sys
 import tempfile
-from typing import Any, NamedTuple
+from typing import Any
 
-from etils import epy
-
+from distribution import copies
 from distribution import errors
-from distribution import formats
 from distribution import sandbox
 
-with epy.lazy_imports():
-  import tensorflow as tf
-
-_MOST_BYTES = 2**35
-_MOST_FILES = 10_000
-_BLOCK = 2**20
-# Readers of SavedModels also look for these files. They are not copied.
-_OTHER_MODELS = {
-  "saved_model.cpb": "TensorFlow Serving may load it",
-  "saved_model.pbtxt": "other readers may load it",
-  "tfhub_module.pb": "hub.load takes the SavedModel for a TensorFlow 1 module",
-}
+copy = copies.copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,19 +55,6 @@ FLAGS = {
     0.0,
   ),
 }
-
-
-class Copy(NamedTuple):
-  """The result of a copy.
-
-  Attributes:
-    size: Total bytes of the files.
-    problems: Descriptions of the files that were left out because a load should
-      not read them.
-  """
-
-  size: int
-  problems: list[str]
 
 
 @contextlib.contextmanager
@@ -147,155 +117,3 @@ def started(
         "trust": options.trust,
       }
       yield ask, request
-
-
-def copy(source: str, target: str, *, follow_links: bool = False) -> Copy:
-  """Copies a SavedModel's directory.
-
-  Args:
-    source: The directory, or the URL of one.
-    target: An empty directory.
-    follow_links: Whether to copy the targets of symbolic links.
-
-  Raises:
-    InputError: There is no SavedModel, a file cannot be read, or there is too
-      much to copy.
-  """
-  source = formats.absolute(source)  # Of a local file's URL.
-  formats.check_saved_model(source)
-  problems: list[str] = []
-  copies: dict[tuple[int, int], str] = {}  # By the file's number.
-  size = count = 0
-  for path in _paths(source, problems, follow_links):
-    count += 1
-    if count > _MOST_FILES:
-      raise errors.InputError(f"{source} has more than {_MOST_FILES:,} files.")
-    if path in _OTHER_MODELS:
-      problems.append(f"{path} is not examined, and {_OTHER_MODELS[path]}")
-      continue
-    with (
-      errors.of_input(about=f"Cannot read {source}/{path}: "),
-      errors.writing(target, errors.SCRATCH),
-    ):
-      size += _copy_file(source, target, path, size, follow_links, copies)
-  if not os.path.isfile(os.path.join(target, "saved_model.pb")):
-    found = [p for p in problems if p.startswith("saved_model.pb ")]
-    said = found[0] if found else "there is no saved_model.pb"
-    raise errors.InputError(
-      f"{source} is no SavedModel that can be checked: {said}."
-    )
-  return Copy(size, problems)
-
-
-def _paths(source: str, problems: list[str], follow_links: bool):
-  """Yields the paths of regular files; adds other entries to `problems`."""
-  if "://" in source:
-    for folder, _, names in tf.io.gfile.walk(source):
-      yield from (
-        os.path.relpath(os.path.join(folder, name), source) for name in names
-      )
-    return
-  folders = [""]
-  for folder in folders:
-    if len(folders) > _MOST_FILES or folder.count("/") > 32:
-      raise errors.InputError(f"{source} has too many folders.")
-    with errors.of_input(OSError, about=f"Cannot read {source}/{folder}: "):
-      entries = sorted(
-        os.scandir(os.path.join(source, folder)), key=lambda e: e.name
-      )
-    for entry in entries:
-      path = os.path.join(folder, entry.name)
-      if entry.is_symlink() and not follow_links:
-        problems.append(
-          f"{path} is a symbolic link; --follow_links reads what it points to"
-        )
-      elif entry.is_dir(follow_symlinks=follow_links):
-        folders.append(path)
-      elif entry.is_file(follow_symlinks=follow_links):
-        yield path
-      else:
-        problems.append(f"{path} is not a file")
-
-
-def _copy_file(
-  source: str,
-  target: str,
-  path: str,
-  before: int,
-  follow_links: bool,
-  copies: dict[tuple[int, int], str],
-) -> int:
-  """Copies a file and returns its size; 0 for another name of one in `copies`.
-
-  Otherwise a small model would fill the disk with hard links.
-  """
-  new = os.path.join(target, path)
-  os.makedirs(os.path.dirname(new), exist_ok=True)
-  if "://" in source:
-    size = tf.io.gfile.stat(f"{source}/{path}").length
-    _check_space(size + before, size, target)
-    tf.io.gfile.copy(f"{source}/{path}", new)
-    return size
-  # Since the listing, links or pipes may have replaced the file or its folder.
-  flags = os.O_RDONLY | os.O_NONBLOCK | (0 if follow_links else os.O_NOFOLLOW)
-  with (
-    open(os.open(os.path.join(source, path), flags), "rb") as old,
-    open(new, "xb") as f,
-  ):
-    status = os.fstat(old.fileno())
-    if not stat.S_ISREG(status.st_mode):
-      raise errors.InputError(f"{path} is not a file.")
-    if (
-      sys.platform == "linux"
-      and not follow_links
-      and (
-        os.readlink(f"/proc/self/fd/{old.fileno()}")
-        != os.path.join(os.path.realpath(source), path)
-      )
-    ):
-      raise errors.InputError(
-        f"The folder of {path} was replaced by a symbolic link."
-      )
-    number = (status.st_dev, status.st_ino)
-    if number in copies:
-      f.close()
-      os.remove(new)
-      os.link(copies[number], new)
-      return 0
-    copies[number] = new
-    size = status.st_size
-    if _is_sparse(old.fileno(), status):
-      raise errors.InputError(
-        f"{path} is sparse: {status.st_blocks * 512:,} of its {size:,} bytes"
-        " are stored. Copy it with cp --sparse=never."
-      )
-    _check_space(size + before, size, target)
-    left = size
-    while left and (block := old.read(min(left, _BLOCK))):
-      left -= f.write(block)
-    if left:
-      raise errors.InputError(f"{path} changed while it was read.")
-  return size
-
-
-def _is_sparse(descriptor: int, status: os.stat_result) -> bool:
-  """Returns whether a file has more than 1 MiB of holes."""
-  if status.st_size - status.st_blocks * 512 < _BLOCK:
-    return False  # Compressing file systems do not report holes.
-  try:
-    hole = os.lseek(descriptor, 0, os.SEEK_HOLE)
-  except OSError as e:
-    return e.errno != errno.EINVAL
-  finally:
-    os.lseek(descriptor, 0, os.SEEK_SET)
-  return hole < status.st_size
-
-
-def _check_space(total: int, size: int, target: str) -> None:
-  status = os.statvfs(target)
-  free = status.f_bavail * status.f_frsize
-  if total > _MOST_BYTES or size > free:
-    raise errors.InputError(
-      f"The SavedModel has {total:,} bytes or more. A check takes at most"
-      f" {_MOST_BYTES:,}, and {target} has room for {free:,}{errors.SCRATCH}"
-    )
