@@ -564,7 +564,8 @@ class BertSourcesTest(absltest.TestCase):
     golden, out = f"{_GOLDENS}/distilbert", f"{self.directory}/out"
     core, _, _ = _restored(bert_sources.read(golden), with_mlm=False)
     config = encoder_config.to_hugging_face(core.encoder_config, "distilbert")
-    path = self.saved(core, json.dumps(config))
+    names_code = {**config, "auto_map": {"AutoModelForMaskedLM": "x/y--m.Z"}}
+    path = self.saved(core, json.dumps(names_code))
     to_safetensors.write(path, out, 5_000)
     self.assertGreater(len(os.listdir(out)), 5)  # Shards, and their index.
     tensors = weight_tables.read_safetensors(golden)
@@ -577,12 +578,25 @@ class BertSourcesTest(absltest.TestCase):
       said, again = json.load(f), json.load(g)
     for key in ("dim", "n_layers", "n_heads", "activation", "vocab_size"):
       self.assertEqual(again[key], said[key])
+    self.assertNotIn("auto_map", again)
+    vocab_file = f"{path}/assets/vocab.txt"
+    os.remove(vocab_file)
+    os.symlink(f"{self.directory}/vocab.txt", vocab_file)
+    with self.assertRaisesRegex(errors.ExportError, "vocab.txt is a symbolic"):
+      to_safetensors.write(path, f"{self.directory}/other", 10**9)
+    os.remove(vocab_file)
     core.get_layer("type_embeddings").embeddings.assign_add(tf.ones([2, 12]))
     for content, message in (
       (json.dumps(config), "type_embeddings/embeddings has values other than"),
       (json.dumps({**config, "n_layers": 3}), "layer_2/.* is not in both"),
       ("{}", "has no assets/config.json of bert"),
+      (json.dumps({**config, "n_heads": 4}), "shape .12, 2, 6., and"),
+      (json.dumps(config), "word_embeddings/embeddings has values that are no"),
     ):
+      if "values that are no" in message:
+        core.get_layer("word_embeddings").embeddings.assign_add(
+          [[np.nan] * 12] * 40
+        )
       path = self.saved(core, content)
       with self.assertRaisesRegex(errors.ExportError, message):
         to_safetensors.write(path, f"{self.directory}/other", 10**9)

@@ -7,7 +7,7 @@ It converts encoders and text embeddings of //exporters:bert:
   bazel run //exporters:safetensors -- \
     --saved_model_dir=TEXT_EMBEDDING --output_dir=OUT
   bazel run //exporters:safetensors -- \
-    --saved_model_dir=DIR/encoder --output_dir=OUT --trust
+    --saved_model_dir=DIR/encoder --output_dir=OUT --follow_links
 
 OUT gets config.json, model.safetensors and the files of the tokenizer, for
 `transformers.AutoModel.from_pretrained`. It supports the types of encoders that
@@ -17,14 +17,19 @@ OUT gets config.json, model.safetensors and the files of the tokenizer, for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+import copy
+import functools
 import json
 import os
+import re
 import shutil
-from typing import Any
+import tempfile
+from typing import Any, NamedTuple
 
 from absl import flags
 from etils import epy
 
+from distribution import copies
 from distribution import formats
 from distribution import publishing
 from exporters.reusable import command_line
@@ -32,10 +37,13 @@ from exporters.reusable import errors
 
 with epy.lazy_imports():
   import numpy as np
+  from official.nlp.configs import encoders
+  import tf_keras
 
   from exporters import bert_tables
   from exporters.reusable import checkpoints
   from exporters.reusable import weight_tables
+  from models.nlp import bert
   from models.nlp import encoder_config
 
 _ARCHITECTURES = {
@@ -50,17 +58,72 @@ _KERNELS_OF_POOLERS = ("pooler/kernel", "pooler_transform/kernel")
 _POOLERS = ("pooler/", "pooler_transform/")
 
 
-def write(saved_model_dir: str, output_dir: str, max_shard_size: int) -> None:
+class _Encoder(NamedTuple):
+  """What an export has of an encoder.
+
+  Attributes:
+    config: The content of config.json.
+    lines: The tables of `bert_tables`.
+    values: Functions that read the weights, by name.
+    vocabulary: The path of the tokenizer's file.
+    lower_case: Whether the tokenizer lowercases texts.
+  """
+
+  config: dict[str, Any]
+  lines: list[weight_tables.Line]
+  values: Mapping[str, Callable[[], np.ndarray]]
+  vocabulary: str
+  lower_case: bool
+
+
+def write(
+  saved_model_dir: str,
+  output_dir: str,
+  max_shard_size: int,
+  *,
+  follow_links: bool = False,
+) -> None:
   """Writes the Hugging Face directory of an export.
 
   Args:
     saved_model_dir: An export of //exporters:bert with an encoder.
     output_dir: The directory to write. It must be empty or not exist.
     max_shard_size: Maximum bytes of weights per file.
+    follow_links: Whether to read what symbolic links in the export point to.
 
   Raises:
     ExportError: The export has no such encoder, or `output_dir` has files.
   """
+  with (
+    publishing.publish(output_dir) as directory,
+    tempfile.TemporaryDirectory(prefix="copy.") as copy_dir,
+  ):
+    left_out = copies.copy(
+      saved_model_dir,
+      copy_dir,
+      follow_links=follow_links,
+      only=("saved_model.pb", "assets", "variables"),
+    ).problems
+    if left_out:
+      raise errors.ExportError(f"{saved_model_dir}: {left_out[0]}.")
+    try:
+      with errors.of_input(about=f"{copy_dir}: "):
+        encoder = _read(copy_dir)
+      _write_json(directory, "config.json", encoder.config)
+      weight_tables.write_safetensors(
+        directory,
+        weight_tables.tensors_of(encoder.lines, encoder.values),
+        max_shard_size,
+      )
+    except errors.ExportError as e:
+      raise errors.ExportError(str(e).replace(copy_dir, saved_model_dir)) from e
+    _write_tokenizer(encoder, directory)
+  kind = encoder.config["model_type"]
+  print(f"Wrote {output_dir}, a Hugging Face directory of type {kind}.")
+
+
+def _read(saved_model_dir: str) -> _Encoder:
+  """Reads an export, and compares its config with its weights."""
   assets = os.path.join(saved_model_dir, "assets")
   config = formats.read_json(os.path.join(assets, "config.json"))
   model_type = config.get("model_type")
@@ -71,12 +134,22 @@ def write(saved_model_dir: str, output_dir: str, max_shard_size: int) -> None:
       " of such a type, or an export of an earlier version. Export it again."
     )
   with errors.of_input(ValueError, about=f"{assets}/config.json: "):
-    encoder = encoder_config.from_hugging_face(config)
+    described = encoder_config.from_hugging_face(config)
   tensors = checkpoints.of_saved_model(saved_model_dir)
-  lower_case = bool(tensors.pop("do_lower_case").read())
-  values = {name: tensor.read for name, tensor in tensors.items()}
+  lower_case = tensors.pop("do_lower_case", None)
+  vocabularies = [x for x in os.listdir(assets) if x != "config.json"]
+  if not lower_case or lower_case.shape or len(vocabularies) != 1:
+    raise errors.ExportError(
+      f"{saved_model_dir} is no export of //exporters:bert: it needs a variable"
+      " do_lower_case, and one asset beside config.json."
+    )
+  _check_shapes(saved_model_dir, described, tensors)
+  values = {
+    name: functools.partial(_finite, saved_model_dir, tensor)
+    for name, tensor in tensors.items()
+  }
   with_mlm = any(name.startswith(_MLM) for name in values)
-  lines = bert_tables.hugging_face(model_type, encoder, with_mlm=with_mlm)
+  lines = bert_tables.hugging_face(model_type, described, with_mlm=with_mlm)
   if _is_identity(values):
     # The pooled output is the vector of [CLS]. Hugging Face's has a tanh.
     print("Left out: the pooler, which is the identity.")
@@ -98,22 +171,62 @@ def write(saved_model_dir: str, output_dir: str, max_shard_size: int) -> None:
     for line in lines
   ]
   kind = "ForMaskedLM" if with_mlm else "Model"
-  config["architectures"] = [f"{_ARCHITECTURES[model_type]}{kind}"]
-  with publishing.publish(output_dir) as directory:
-    _write_json(directory, "config.json", config)
-    weight_tables.write_safetensors(
-      directory, weight_tables.tensors_of(lines, values), max_shard_size
+  # Other keys may name code that transformers downloads and runs.
+  known = encoder_config.to_hugging_face(described, model_type)
+  known["architectures"] = [f"{_ARCHITECTURES[model_type]}{kind}"]
+  return _Encoder(
+    known,
+    lines,
+    values,
+    os.path.join(assets, vocabularies[0]),
+    bool(lower_case.read()),
+  )
+
+
+def _check_shapes(
+  saved_model_dir: str,
+  described: encoders.EncoderConfig,
+  tensors: Mapping[str, weight_tables.Tensor],
+) -> None:
+  """Raises an ExportError if weights do not have the shapes of the config."""
+  # One layer has the shapes of all, and is built in less than a second.
+  one = copy.deepcopy(described)
+  values = one.get().as_dict()
+  (number,) = {"num_layers", "num_blocks"} & values.keys()
+  one.override({one.type: {number: 1}})
+  tf_keras.backend.clear_session()  # Names of layers count from 0 again.
+  with checkpoints.uninitialized():
+    model = core = bert.core_model(one)
+    if any(name.startswith(_MLM) for name in tensors):
+      model = bert.pretrain_model(core)
+  shapes = {
+    v.name.removesuffix(":0"): tuple(v.shape)
+    for v in (*core.variables, *model.variables)
+  }
+  for name, tensor in tensors.items():
+    expected = shapes.get(re.sub(r"layer_\d+", "layer_0", name))
+    if expected not in (None, tensor.shape):
+      raise errors.ExportError(
+        f"{saved_model_dir}: {name} has the shape {tensor.shape}, and by"
+        f" assets/config.json {expected}."
+      )
+
+
+def _finite(path: str, tensor: weight_tables.Tensor) -> np.ndarray:
+  """Reads a weight; raises an ExportError for NaN, infinities and texts."""
+  with errors.of_input(about=f"{path}: {tensor.name}: "):
+    value = tensor.read()
+  if value.dtype.kind != "f" or not np.isfinite(value).all():
+    raise errors.ExportError(
+      f"{path}: {tensor.name} has values that are not finite numbers."
     )
-    _write_tokenizer(assets, directory, lower_case)
-  print(f"Wrote {output_dir}, a Hugging Face directory of type {model_type}.")
+  return value
 
 
 def _is_identity(values: Mapping[str, Callable[[], np.ndarray]]) -> bool:
   """Returns whether --pooler=identity has made the pooler."""
-  kernel = next(
-    read() for name, read in values.items() if name in _KERNELS_OF_POOLERS
-  )
-  return np.array_equal(kernel, np.eye(*kernel.shape))
+  kernels = [values[name]() for name in _KERNELS_OF_POOLERS if name in values]
+  return any(np.array_equal(k, np.eye(*k.shape)) for k in kernels)
 
 
 def _write_json(directory: str, name: str, values: Mapping[str, Any]) -> None:
@@ -122,17 +235,16 @@ def _write_json(directory: str, name: str, values: Mapping[str, Any]) -> None:
     f.write("\n")
 
 
-def _write_tokenizer(assets: str, directory: str, lower_case: bool) -> None:
+def _write_tokenizer(encoder: _Encoder, directory: str) -> None:
   """Writes the vocabulary with the file names of transformers."""
-  (name,) = [name for name in os.listdir(assets) if name != "config.json"]
-  is_sentencepiece = not name.endswith(".txt")
+  is_sentencepiece = not encoder.vocabulary.endswith(".txt")
   target = "spiece.model" if is_sentencepiece else "vocab.txt"
-  shutil.copyfile(os.path.join(assets, name), os.path.join(directory, target))
+  shutil.copyfile(encoder.vocabulary, os.path.join(directory, target))
   kind = "AlbertTokenizer" if is_sentencepiece else "BertTokenizer"
   _write_json(
     directory,
     "tokenizer_config.json",
-    {"do_lower_case": lower_case, "tokenizer_class": kind},
+    {"do_lower_case": encoder.lower_case, "tokenizer_class": kind},
   )
 
 
@@ -149,6 +261,12 @@ def define_flags() -> None:
     " with an index.",
     lower_bound=1,
   )
+  flags.DEFINE_bool(
+    "follow_links",
+    False,
+    "Read what symbolic links in the export point to, as in caches of other"
+    " libraries.",
+  )
 
 
 def main() -> None:
@@ -157,6 +275,7 @@ def main() -> None:
     command_line.model_path("saved_model_dir"),
     command_line.model_path("output_dir"),
     flags.FLAGS.max_shard_size,
+    follow_links=flags.FLAGS.follow_links,
   )
 
 

@@ -20,6 +20,7 @@ from absl import flags
 from absl.testing import parameterized
 import tensorflow as tf
 
+from distribution import copies as copies_lib
 from distribution import sandbox
 from exporters import check
 from exporters.conformance import copying
@@ -1074,7 +1075,7 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
   def test_a_folder_becomes_a_link(self):
     place = self.place("replaced")
     _save(place)
-    list_paths = copying._paths
+    list_paths = copies_lib._paths
 
     def listed(*arguments):
       paths = [*list_paths(*arguments)]
@@ -1084,7 +1085,7 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
       return paths
 
     with (
-      mock.patch.object(copying, "_paths", listed),
+      mock.patch.object(copies_lib, "_paths", listed),
       self.assertRaisesRegex(errors.ExportError, "replaced by a symbolic link"),
     ):
       self.copied(place)
