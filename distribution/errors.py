@@ -64,10 +64,12 @@ _SAID_OTHERWISE = {
   r"\A.*\bseq_length_is_past_the_position_table_which_has_(\d+)_rows.*": (
     r"--seq_length: the encoder has \1 positions"
   ),
+  r"^Graph execution error: Detected at node \S+ defined at .*?"
+  r"<stack traces unavailable> ": "",
   r"in user code: .*?(?=\b\w+Error: )": "",
   r"Exception encountered when calling layer .*? \(type \w+\)\.": "",
   r"Call arguments received by layer .*": "",
-  r"\{\{\w+ [^}]*\}\}": "",
+  r" ?\[\[\{\{\w+ [^}]*\}\}\]\]|\{\{\w+ [^}]*\}\}": "",
   r" ?\[Op:\w+\]( name:.*)?$": "",
   r"In call to configurable .*": "",
   r"(\b\w+Error: )?Could not find matching concrete function .*? Got: "

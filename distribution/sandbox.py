@@ -385,7 +385,11 @@ class _Watch:
       elif cpu > self._limits.seconds:
         self._exceeded = f"it needs more than {self._limits.seconds:.0f} s"
       elif idle > _IDLE_SECONDS + 3 * cpu:
-        self._exceeded = "it waits for something that does not happen"
+        gib = self._limits.memory / 2**30  # More is refused, not watched.
+        self._exceeded = (
+          "it waits for something that does not happen, such as more than"
+          f" {gib:.3g} GiB of memory"
+        )
       elif threads > _MOST_THREADS:
         self._exceeded = f"it starts more than {_MOST_THREADS} threads"
 
@@ -576,8 +580,9 @@ def main(descriptor: str, module: str) -> None:
       answer = {"answer": errors.one_line(e), "is_error": True}
       channel.send_bytes(json.dumps(answer).encode())
       return
-    text = f"{type(e).__name__}: {e}"
-    channel.send_bytes(json.dumps({"failed": text[:2000]}).encode())
+    text, kind = errors.one_line(e), type(e).__name__
+    text = text if text.startswith(kind) else f"{kind}: {text}"
+    channel.send_bytes(json.dumps({"failed": text}).encode())
     raise
 
 

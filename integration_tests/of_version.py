@@ -25,9 +25,13 @@ _CLASSES, _EPOCHS = 3, 20
 def generated(model: Any) -> dict[str, np.ndarray]:
   """Makes inputs for the signature `serving_default`, by name."""
   rng = np.random.default_rng(0)
+  if "serving_default" not in model.signatures:
+    raise ValueError("it has no signature serving_default. Export it with one")
   specs = model.signatures["serving_default"].structured_input_signature[1]
   inputs = {}
   for name, spec in sorted(specs.items()):
+    if spec.dtype == tf.string:
+      raise ValueError(f"its input {name} is strings, which are not tried")
     shape = [_BATCH_SIZE] + [_SIZE if n is None else n for n in spec.shape[1:]]
     inputs[name] = (
       rng.random(shape).astype(np.float32)

@@ -15,7 +15,8 @@ needs 2 GB, and some minutes of downloading.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+import contextlib
 import datetime
 import os
 import pathlib
@@ -23,10 +24,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
+from distribution import copies
 from distribution import errors
 from distribution import formats
 from distribution import programs
@@ -63,6 +65,12 @@ _SANDBOX = flags.DEFINE_bool(
   "Load the export in processes that can read nothing else, write nothing and"
   " open no connection. With --nosandbox they have your rights.",
 )
+_FOLLOW_LINKS = flags.DEFINE_bool(
+  "follow_links",
+  False,
+  "Read what symbolic links in the export point to, as in caches of other"
+  " libraries.",
+)
 _UV = flags.DEFINE_string("uv", None, "Path of uv.")
 
 
@@ -75,22 +83,42 @@ def packages(version: str) -> list[str]:
   return [f"tensorflow=={version}.*", *others, "setuptools<80.9"]
 
 
+class _Export(NamedTuple):
+  """An export: its directory, a copy of it, and the size of that in bytes."""
+
+  directory: str
+  copy_dir: str
+  size: int
+
+
+@contextlib.contextmanager
+def _copied(saved_model_dir: str) -> Iterator[_Export]:
+  """Copies an export, which may be a stranger's, to a temporary directory."""
+  with tempfile.TemporaryDirectory(prefix="copy.") as copy_dir:
+    size, left_out = copies.copy(
+      saved_model_dir, copy_dir, follow_links=_FOLLOW_LINKS.value
+    )
+    if left_out:
+      raise errors.InputError(f"{saved_model_dir}: {left_out[0]}.")
+    yield _Export(saved_model_dir, copy_dir, size)
+
+
 def _observe(
-  python: str, saved_model_dir: str, record: str, mode: str
+  python: str, export: _Export, record: str, mode: str
 ) -> dict[str, Any]:
   """Runs `of_version` with an interpreter, in the sandbox."""
-  files = pathlib.Path(saved_model_dir).rglob("*")
-  limits = sandbox.limits(sum(f.stat().st_size for f in files), None, None)
+  limits = sandbox.limits(export.size, None, None)
   with sandbox.started(
     "integration_tests.of_version",
     sandbox.Limits(20 * limits.seconds, 2 * limits.memory),
     python=python,
-    readable=[saved_model_dir],
+    readable=[export.copy_dir],
     writable=[os.path.dirname(record)],
     sandboxed=_SANDBOX.value,
+    names={export.copy_dir: export.directory},
   ) as ask:
     try:
-      return ask([saved_model_dir, record, mode])
+      return ask([export.copy_dir, record, mode])
     except sandbox.SandboxError as e:
       return {"problem": f"{e}"[:200]}
 
@@ -107,8 +135,8 @@ def _environment(uv: str, directory: str, version: str) -> str:
     result = subprocess.run(
       scratch.tied([uv, *command]), capture_output=True, text=True
     )
-    if result.returncode:
-      said = " ".join(result.stderr.split())[:400]
+    if result.returncode or not os.path.exists(python):
+      said = " ".join(result.stderr.split())[:400] or "it made no environment"
       raise errors.InputError(f"uv cannot make TensorFlow {version}: {said}")
   pathlib.Path(directory, "whole").touch()
   return python
@@ -138,7 +166,7 @@ def row(found: dict[str, Any]) -> tuple[bool, list[str]]:
 
 
 def try_versions(
-  saved_model_dir: str,
+  export: _Export,
   versions: Iterable[str],
   uv: str,
   environments_dir: str,
@@ -147,11 +175,11 @@ def try_versions(
   keep: bool,
 ) -> bool:
   """Prints the table; returns whether the export works in all versions."""
-  reference = _observe(sys.executable, saved_model_dir, record, "record")
+  reference = _observe(sys.executable, export, record, "record")
   if "problem" in reference:
-    raise errors.InputError(f"{saved_model_dir}: {reference['problem']}")
+    raise errors.InputError(f"{export.directory}: {reference['problem']}")
   print(
-    f"{os.path.basename(saved_model_dir)}, compared with TensorFlow"
+    f"{os.path.basename(export.directory)}, compared with TensorFlow"
     f" {reference['tensorflow']} on {datetime.date.today()}:\n"
   )
   titles = ["TensorFlow", "Keras", *_COMPARED, "loss of fine-tuning", "saved"]
@@ -161,7 +189,7 @@ def try_versions(
     directory = os.path.join(environments_dir, version)
     try:
       python = _environment(uv, directory, version)
-      found = _observe(python, saved_model_dir, record, "compare")
+      found = _observe(python, export, record, "compare")
     except errors.InputError as e:
       found = {"problem": str(e)}
     finally:
@@ -180,7 +208,11 @@ def main() -> None:
   formats.check_saved_model(saved_model_dir)
   if _SANDBOX.value and (lacking := sandbox.missing()):
     raise errors.InputError(f"Nothing is loaded: {lacking}. Or: --nosandbox.")
+  uv = os.path.abspath(os.path.expanduser(_UV.value))
+  if not shutil.which(uv):
+    raise errors.InputError(f"--uv={_UV.value} is no program.")
   with (
+    _copied(saved_model_dir) as export,
     tempfile.TemporaryDirectory() as scratch_dir,
     tempfile.TemporaryDirectory() as record_dir,
   ):
@@ -188,9 +220,9 @@ def main() -> None:
     formats.check_output("environments_dir", directory)
     os.makedirs(directory, exist_ok=True)
     good = try_versions(
-      saved_model_dir,
+      export,
       _VERSION.value,
-      os.path.abspath(os.path.expanduser(_UV.value)),
+      uv,
       directory,
       os.path.join(record_dir, "record.npz"),
       keep=_KEEP.value,
