@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import os
 import pathlib
+import tempfile
 
 from absl import flags
 
+from distribution import copies
 from distribution import formats
 from distribution import publishing
 from exporters.packages import archive
@@ -30,6 +32,7 @@ from exporters.packages import description
 from exporters.packages import documents
 from exporters.packages import signing
 from exporters.reusable import command_line
+from exporters.reusable import errors
 
 
 def package(
@@ -42,6 +45,7 @@ def package(
   sigstore_token_file: str | None = None,
   source_revision: str | None = None,
   overwrite: bool = False,
+  follow_links: bool = False,
 ) -> None:
   """Packages a SavedModel.
 
@@ -55,6 +59,7 @@ def package(
     sigstore_token_file: An identity token to sign with Sigstore, without a key.
     source_revision: The commit that the exporter was built from, if known.
     overwrite: Whether to replace an existing package.
+    follow_links: Whether to package what symbolic links point to.
 
   Raises:
     ExportError: A directory, the card or the key is invalid, or the files have
@@ -65,10 +70,18 @@ def package(
   fields = description.read(card_file) if card_file else {}
   if fine_tuning_record:
     fields["fine_tuning"] = description.epochs(fine_tuning_record)
-  files = archive.files_in(saved_model_dir)
-  with publishing.publish(
-    output_dir, documents.PACKAGE, overwrite=overwrite
-  ) as directory:
+  with (
+    publishing.publish(
+      output_dir, documents.PACKAGE, overwrite=overwrite
+    ) as directory,
+    tempfile.TemporaryDirectory(prefix="copy.") as copy_dir,
+  ):
+    left_out = copies.copy(
+      saved_model_dir, copy_dir, follow_links=follow_links
+    ).problems
+    if left_out:
+      raise errors.ExportError(f"{saved_model_dir}: {left_out[0]}.")
+    files = archive.files_in(copy_dir)
     with open(os.path.join(directory, documents.ARCHIVE), "wb") as f:
       whole, digests = archive.pack(files, f.write)
     contents = {
@@ -101,6 +114,12 @@ def define_flags() -> None:
     " empty.",
   )
   flags.DEFINE_bool("overwrite", False, "Replace a package at --output_dir.")
+  flags.DEFINE_bool(
+    "follow_links",
+    False,
+    "Package what symbolic links in the SavedModel point to, as in caches of"
+    " other libraries.",
+  )
   flags.DEFINE_string(
     "card_file",
     None,
@@ -152,6 +171,7 @@ def main() -> None:
     sigstore_token_file=formats.absolute(values.sigstore_token_file),
     source_revision=values.source_revision,
     overwrite=values.overwrite,
+    follow_links=values.follow_links,
   )
 
 

@@ -31,6 +31,12 @@ def _saved_model(path: pathlib.Path, _: _Path) -> None:
   (path / "saved_model.pb").touch()
 
 
+def _linked(path: pathlib.Path, find: _Path) -> None:
+  _saved_model(path, find)
+  (path / "assets").mkdir()
+  (path / "assets/x").symlink_to(find("text"))
+
+
 def _damaged(
   source: str, name: str, damage: Callable[[bytes], bytes | None]
 ) -> Callable[[pathlib.Path, _Path], None]:
@@ -123,6 +129,7 @@ FILES: dict[str, bytes | str | Callable[[pathlib.Path, _Path], None]] = {
   "earlier_export": _earlier_export,
   "pipe": lambda path, _: os.mkfifo(path),
   "saved_model": _saved_model,
+  "linked": _linked,
   "empty": b"",
   "text": b"just some text\n",
   "page": b"<!DOCTYPE html>",
@@ -336,6 +343,7 @@ AT_ONCE: Table = [
       "--output_dir=": "It is required: the directory to write",
       "--output_dir=gs://a/b": "gs://a/b is not a local directory",
       "--saved_model_dir={directory}": "directory has no saved_model.pb",
+      "--saved_model_dir={linked}": "DIR/linked: assets/x is a symbolic link",
       "--card_file={list.json}": "list.json: write FIELD: VALUE in each line",
       "--card_file={text}": "DIR/text: write FIELD: VALUE in each line",
       "--card_file={half.json}": "half.json: not YAML: .* line 1, column",

@@ -93,6 +93,13 @@ AT_ONCE: Table = [
     },
   ),
   (
+    "integration_tests/versions --saved_model_dir={linked} --uv=/bin/true",
+    {
+      "": "DIR/linked: assets/x is a symbolic link; --follow_links",
+      "--uv=/nowhere": "--uv=/nowhere is no program",
+    },
+  ),
+  (
     f"{_IMAGES} --saved_model_dir={{saved_model}}",
     {
       "--batch_size=0": "--batch_size=0: 0 is not",
