@@ -15,7 +15,7 @@ interface of the original export, and the new weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 import json
 import os
@@ -41,6 +41,7 @@ with epy.lazy_imports():
   from exporters.conformance import subject as subject_lib
   from exporters.reusable import checkpoints
   from exporters.reusable import hyperparameters
+  from exporters.reusable import model_card
   from exporters.reusable import model_json
   from exporters.reusable import observation
   from exporters.reusable import private_api
@@ -191,11 +192,13 @@ def serve(requests: Iterator[Any]) -> Iterator[Any]:
   described = _fine_tuned(
     saved_model_dir, request["original_dir"], request["fine_tuned_on"]
   )
+  _check_described(described.model, model)
   process = verification.start(request["verification"])
   notes = saving.save(model, directory, signatures=dict(model.signatures))
   model_json.write(directory, described.model)
   profiles = [profile["name"] for profile in described.model["profiles"]]
   parts = dict(_parts(directory, model, profiles))
+  _check_weights((source for source, _ in parts.values()), described.report)
   source, examples = parts.pop("")
   warmup.write(
     directory,
@@ -219,7 +222,6 @@ def serve(requests: Iterator[Any]) -> Iterator[Any]:
     measure_latency=request["measure_latency"],
     notes=notes,
   )
-  _check_weights(report, described.report)
   model_json.write(directory, described.model | model_json.verified(report))
   yield None
 
@@ -282,6 +284,36 @@ def _is_whole(model: Any) -> bool:
   )
 
 
+def _check_described(described: dict[str, Any], model: Any) -> None:
+  """Raises an ExportError if the records of the original are of another model.
+
+  Args:
+    described: The description of the original, as in its `model.json`.
+    model: The fine-tuned piece.
+  """
+  signature = model.signatures["serving_default"]
+  inputs = tf.nest.flatten(signature.structured_input_signature)
+  lists = {"all": model.variables, "trainable": model.trainable_variables}
+  with errors.of_input(about="The original's model.json: "):
+    for name, found in {
+      "inputs": {s.name: s for s in inputs},
+      "outputs": signature.structured_outputs,
+      "parameters": {
+        k: sum(v.shape.num_elements() for v in x) for k, x in lists.items()
+      },
+    }.items():
+      said = described[name]
+      if name != "parameters":
+        said = {t["name"]: [t["dtype"], t["shape"]] for t in said}
+        found = {k: [s.dtype.name, s.shape.as_list()] for k, s in found.items()}
+      if said != found:
+        raise errors.ExportError(
+          f"The original is another model: its {name} are"
+          f" {model_card.one_line(said)}, and those of the piece {found}. Set"
+          " --original_dir to the export that was fine-tuned."
+        )
+
+
 def _parts(
   directory: str, model: Any, profiles: Sequence[str]
 ) -> Iterator[tuple[str, Part]]:
@@ -293,6 +325,8 @@ def _parts(
   subject = dataclasses.replace(subject_lib.read(directory), loaded=model)
   source, examples = _part(subject)
   yield "", (source, examples)
+  # The order of exporters, in which hashes of the weights are made.
+  yield from _sub_parts(directory, model, "", profiles)
   for name in profiles:
     if profile := getattr(model, name, None):
       lists = {
@@ -300,7 +334,6 @@ def _parts(
         for field in ("trainable_variables", "regularization_losses")
       }
       yield name, (dataclasses.replace(source, **lists), ())
-  yield from _sub_parts(directory, model, "", profiles)
 
 
 def _sub_parts(
@@ -371,15 +404,15 @@ def _fine_tuned(
     model, report = model_json.read(str(origin)), {}
     path = origin / subject_lib.VERIFICATION
     if path.is_file():
-      with errors.of_input(TypeError, ValueError, about=f"{path}: "):
+      with errors.of_input(about=f"{path}: "):
         report = dict(json.loads(_text(path)))
   if data is None and not note.is_file():
     raise errors.ExportError(
       f"{saved_model_dir} does not say what it was fine-tuned on. Set"
       " --fine_tuned_on."
     )
-  data = _text(note) if data is None else data
-  with errors.of_input(FileNotFoundError, RuntimeError, ValueError):
+  data = model_card.one_line(_text(note) if data is None else data)
+  with errors.of_input(about=f"{origin}: "):
     fingerprint = tf.saved_model.experimental.read_fingerprint(str(origin))
     singleprint = fingerprint.singleprint()
   report = {
@@ -387,8 +420,8 @@ def _fine_tuned(
     for k, v in report.items()
     if k not in ("comparisons", "latency", "notes")
   }
-  with errors.of_input(KeyError, TypeError, about=f"{origin}: model.json: "):
-    name = model["name"]
+  with errors.of_input(about=f"{origin}: model.json: "):
+    name = model_card.one_line(model["name"])
     # These are of the old weights.
     for entry in ("latency", "verification", "weights_sha256"):
       model.pop(entry, None)
@@ -406,10 +439,12 @@ def _text(path: pathlib.Path) -> str:
     return path.read_text("utf-8")
 
 
-def _check_weights(report: dict[str, Any], original: dict[str, Any]) -> None:
+def _check_weights(
+  sources: Iterable[saving.Source], original: dict[str, Any]
+) -> None:
   """Raises an ExportError if the weights equal those of the original."""
-  weights = report.get("weights_sha256")  # None without verification.
-  if weights and weights == original.get("weights_sha256"):
+  known = original.get("weights_sha256")  # None without verification.
+  if known and known == observation.weights_sha256(sources):
     raise errors.ExportError(
       "All weights are those of the original: nothing was fine-tuned. Train"
       " with --retrain, or hub.KerasLayer(…, trainable=True)."

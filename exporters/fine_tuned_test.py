@@ -177,6 +177,7 @@ class FineTunedTest(tf.test.TestCase):
     self.assertLen(observation.regularized(export.regularization_losses), 3)
 
     other = hub.KerasLayer(_PRODUCT.value, trainable=True)
+    other.trainable_weights[0].assign(5.0)
     both = tf_keras.Model(inputs, [logits, other(logits[:, 0])])
     both.save(self.path("both"), save_format="tf")
     named = {"original_dir": _PRODUCT.value, "fine_tuned_on": "noise"}
@@ -188,7 +189,7 @@ class FineTunedTest(tf.test.TestCase):
     )
     named["piece"] = "layer_with_weights-2"
     product = hub.load(self.export("both", "2", "off", **named))
-    self.assertAllEqual(product([1.0]), [2.0])
+    self.assertAllEqual(product([1.0]), [5.0])
 
   def test_freezing_profiles_train_their_variables(self):
     images = np.random.default_rng(0).random((8, 28, 28, 1), np.float32)
@@ -228,7 +229,7 @@ class FineTunedTest(tf.test.TestCase):
     # As `use_*` leave it.
     origin = self.path("piece/assets.extra/fine_tuned_from")
     os.makedirs(origin)
-    pathlib.Path(origin, "data.txt").write_text("numbers")
+    pathlib.Path(origin, "data.txt").write_text("numbers\n# <b>\x1b")
     for name in "fingerprint.pb", "assets.extra":
       os.rename(self.path(f"original/{name}"), f"{origin}/{name}")
     export = hub.load(self.export("piece"))
@@ -248,7 +249,9 @@ class FineTunedTest(tf.test.TestCase):
     ]
     self.assertIn("inverse, outputs, inference (8,)", passed)
     card = self.path("export/assets.extra/README.md")
-    self.assertIn(" on numbers\n", pathlib.Path(card).read_text())
+    self.assertIn(
+      r" on numbers # &lt;b>\x1b" + "\n", pathlib.Path(card).read_text()
+    )
 
   @nightly.only
   def test_what_cannot_be_exported(self):
@@ -269,7 +272,18 @@ class FineTunedTest(tf.test.TestCase):
     bare = self.path("bare")
     self.assert_error("has no .*model.json", "piece", original_dir=bare)
     self.assert_error("has no piece x .root", "piece", piece="x", **known)
-    self.assert_error("All weights are those of the ori", "piece", **known)
+    self.assert_error(
+      "All weights are those of the original",
+      "piece",
+      verification="off",
+      **known,
+    )
+    self.assert_error(
+      "another model: its inputs are {'images'",
+      "piece",
+      original_dir=_MNIST_CNN.value,
+      fine_tuned_on="numbers",
+    )
 
     class Reader(tf.Module):
       @tf.function(input_signature=[tf.TensorSpec([], tf.string)])

@@ -6,6 +6,7 @@ import pathlib
 import re
 from typing import Any
 
+from exporters.reusable import errors
 from exporters.reusable import hyperparameters as hyperparameters_lib
 
 
@@ -41,6 +42,11 @@ class Card:
   loaded: str = "model.layers[0].resolved_object"
   needs: Sequence[str] = ("tensorflow", "tf-keras", "tensorflow-hub")
 
+
+_LONGEST = 2000  # Characters of a text, or of a line of one with many.
+# What makes a line of Markdown a heading, itself or the line before, or a
+# fence.
+_BLOCK = re.compile(r"^(\s*)(?=#|=|-\s*-|-+\s*$|```|~~~)")
 
 _TEMPLATE = """\
 # {name}
@@ -174,12 +180,43 @@ def usage(
   return {"example": example, "needs": list(card.needs)}
 
 
+def one_line(text: Any) -> str:
+  """Returns a text of others as one line, of limited length."""
+  text = errors.shown(" ".join(str(text)[: _LONGEST + 1].split()))
+  return f"{text[:_LONGEST]}…" if len(text) > _LONGEST else text
+
+
+def _as_text(value: Any, name: str = "") -> Any:
+  """Replaces what others could make headings, HTML or control of the card.
+
+  Args:
+    value: A value of `model.json`.
+    name: Its key, if it is not in a value.
+  """
+  if isinstance(value, Mapping):
+    return {one_line(k): _as_text(v) for k, v in value.items()}
+  if isinstance(value, list):
+    return [_as_text(v) for v in value]
+  if not isinstance(value, str):
+    return value
+  if name not in ("description", "example"):
+    return one_line(value).replace("<", "&lt;")
+  lines = [line[:_LONGEST] for line in value[: 10 * _LONGEST].split("\n")]
+  if name == "example":  # It is in a fence of backticks.
+    lines = [line.replace("```", "") for line in lines]
+  else:
+    lines = [_BLOCK.sub(r"\1\\", line.replace("<", "&lt;")) for line in lines]
+  return "\n".join(map(errors.shown, lines))
+
+
 def text(model: Mapping[str, Any]) -> str:
   """Returns the card of an export in Markdown.
 
   Args:
-    model: The description of the export, as in its `model.json`.
+    model: The description of the export, as in its `model.json`. It may be that
+      of a stranger's export.
   """
+  model = {name: _as_text(value, name) for name, value in model.items()}
   is_keras = model["format"] == "keras"
   trainable = model["parameters"]["trainable"]
   *packages, last = (f"`{name}`" for name in model["needs"])

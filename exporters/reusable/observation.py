@@ -505,6 +505,14 @@ def _digest(variable: tf.Variable) -> np.ndarray:
   return np.frombuffer(digest.digest(), np.uint8)
 
 
+def weights_sha256(parts: Iterable[Any]) -> str:
+  """Hashes the variables of a model's parts as `verification` does."""
+  weights = hashlib.sha256()
+  for variable in itertools.chain(*(part.variables for part in parts)):
+    weights.update(_digest(variable))
+  return weights.hexdigest()
+
+
 def _scalar(outputs: Any) -> tf.Tensor:
   """Returns a weighted sum of outputs, so that no symmetry hides an error."""
   return tf.add_n(
