@@ -1,6 +1,6 @@
 """Writes directories and files that appear complete or not at all."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import ctypes
 import itertools
@@ -126,12 +126,22 @@ def _without_empty(directories: Sequence[pathlib.Path]) -> Iterator[None]:
 
 def write(path: str | os.PathLike[str], content: bytes) -> None:
   """Writes a local file that appears complete or not at all."""
-  target = pathlib.Path(path)
-  unfinished = target.with_name(f".{target.name}.unfinished")
-  with scratch.directory(unfinished), errors.writing(str(path)):
-    new = unfinished / target.name
-    new.write_bytes(content)
-    new.replace(target)
+  write_all({path: content})
+
+
+def write_all(contents: Mapping[str | os.PathLike[str], bytes]) -> None:
+  """Writes local files that all appear complete, or not at all if one fails."""
+  new: dict[pathlib.Path, pathlib.Path] = {}
+  with contextlib.ExitStack() as stack:
+    for path, content in contents.items():
+      target = pathlib.Path(path)
+      unfinished = target.with_name(f".{target.name}.unfinished")
+      stack.enter_context(scratch.directory(unfinished))
+      new[target] = unfinished / target.name
+      with errors.writing(str(path)):
+        new[target].write_bytes(content)
+    for target, path in new.items():
+      path.replace(target)
 
 
 def _check(target: pathlib.Path, kind: Kind, overwrite: bool) -> None:

@@ -37,6 +37,12 @@ def _linked(path: pathlib.Path, find: _Path) -> None:
   (path / "assets/x").symlink_to(find("text"))
 
 
+def _without_card(path: pathlib.Path, find: _Path) -> None:
+  shutil.copytree(find("product"), path)
+  (path / "assets.extra/README.md").unlink()
+  (path / "assets.extra/README.md").mkdir()
+
+
 def _damaged(
   source: str, name: str, damage: Callable[[bytes], bytes | None]
 ) -> Callable[[pathlib.Path, _Path], None]:
@@ -168,6 +174,10 @@ FILES: dict[str, bytes | str | Callable[[pathlib.Path, _Path], None]] = {
   "bad_model": _damaged(
     "product", "assets.extra/model.json", lambda _: b"\xff"
   ),
+  "deep_model": _damaged(
+    "product", "assets.extra/model.json", lambda _: b"[" * 200_000
+  ),
+  "no_card": _without_card,
   "bad_report": _damaged(
     "product", "assets.extra/verification.json", lambda _: b"[1]"
   ),
@@ -634,6 +644,8 @@ LATER: Table = [
     "exporters/compile_for_tpu --saved_model_dir={product} --libtpu=/bin/true",
     {
       "--record --saved_model_dir={bad_model}": "bad_model/.*model.json: ",
+      "--record --saved_model_dir={deep_model}": "model.json: maximum recurs",
+      "--record --saved_model_dir={no_card}": "README.md is .*not a file",
     },
   ),
   (

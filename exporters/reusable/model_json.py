@@ -176,16 +176,25 @@ def read(export_dir: str) -> dict[str, Any]:
     raise errors.ExportError(
       f"{export_dir} has no {PATH}. Export it again: older exports lack it."
     )
-  with errors.of_input(OSError, TypeError, ValueError, about=f"{path}: "):
+  with errors.of_input(about=f"{path}: "):
     return dict(json.loads(path.read_text("utf-8")))
 
 
 def write(export_dir: str, described: Mapping[str, Any]) -> None:
   """Writes the description, and the card made from it, into an export."""
-  content = json.dumps(described, indent=2, ensure_ascii=False)
+  made = contents(export_dir, described)
   pathlib.Path(export_dir, PATH).parent.mkdir(exist_ok=True)
+  publishing.write_all(made)
+
+
+def contents(
+  export_dir: str, described: Mapping[str, Any]
+) -> dict[pathlib.Path, bytes]:
+  """Returns the contents of the description and the card, by their paths."""
   about = f"{export_dir}: {PATH} is incomplete or of another form: "
-  with errors.of_input(KeyError, TypeError, ValueError, about=about):
-    card = model_card.text(described)
-  for path, text in ((PATH, f"{content}\n"), (_CARD, card)):
-    publishing.write(pathlib.Path(export_dir, path), text.encode())
+  with errors.of_input(about=about):
+    content = json.dumps(
+      described, indent=2, ensure_ascii=False, allow_nan=False
+    )
+    texts = {PATH: f"{content}\n", _CARD: model_card.text(described)}
+    return {pathlib.Path(export_dir, p): t.encode() for p, t in texts.items()}

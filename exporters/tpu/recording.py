@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import os
-import pathlib
 from typing import Any
 
 from exporters.reusable import errors
@@ -11,12 +10,14 @@ from exporters.reusable import model_json
 
 def check(export_dir: str) -> None:
   """Raises an ExportError if the results cannot be written into an export."""
-  path = pathlib.Path(export_dir, model_json.PATH)
-  if path.is_symlink() or path.parent.is_symlink():
-    raise errors.ExportError(f"--record: {path} is a symbolic link.")
-  model_json.read(export_dir)
-  if not os.access(path.parent, os.W_OK):
-    raise errors.ExportError(f"--record: {path.parent} is not writable.")
+  for path in model_json.contents(export_dir, model_json.read(export_dir)):
+    is_link = path.is_symlink() or path.parent.is_symlink()
+    if is_link or (path.exists() and not path.is_file()):
+      raise errors.ExportError(
+        f"--record: {path} is a symbolic link or not a file."
+      )
+    if not os.access(path.parent, os.W_OK):
+      raise errors.ExportError(f"--record: {path.parent} is not writable.")
 
 
 def write(
@@ -24,7 +25,7 @@ def write(
 ) -> None:
   """Writes the results into `model.json` and the card, replacing earlier ones.
 
-  Each of the two files is replaced atomically.
+  Both files are replaced, or none.
 
   Args:
     export_dir: The export.
