@@ -80,12 +80,14 @@ def publish(
       with open(os.path.join(model, name), "wb") as f:
         f.write(content)
     for name, path in sorted(archive.files_in(model).items()):
-      print(f"  {os.path.getsize(path):>13,}  {to}/{name}")
+      shown = errors.shown(name)
+      print(f"  {os.path.getsize(path):>13,}  {to}/{shown}")
     if dry_run:
       print("Nothing was published: --dry_run.")
       return
     places.upload(kind, place, model, listed, overwrite=overwrite)
-  print(f"Published {listed['description']['name']} at {to}")
+  name = errors.shown(str(listed["description"].get("name"))[:200])
+  print(f"Published {name} at {to}")
 
 
 def define_flags() -> None:

@@ -75,7 +75,8 @@ def rebuild(
     statement = json.loads(found[documents.PROVENANCE])
     build = statement["predicate"]["buildDefinition"]
     _check_lock(build)
-    command = _command(build["externalParameters"], inputs)
+    with errors.of_input(about=f"{package}: {documents.PROVENANCE}: "):
+      command = _command(build["externalParameters"], inputs)
     threads = build.get("internalParameters", {}).get("threads")
     variables = {exporting.THREADS: str(threads)} if threads else {}
     command.append(f"--export_dir={again}")
@@ -109,10 +110,10 @@ def _check_lock(build: Mapping[str, Any]) -> None:
 
 def _command(parameters: Mapping[str, Any], inputs: Iterable[str]) -> list[str]:
   """Returns the program to run, and its flags."""
-  exporter = parameters.get("exporter", "")
+  exporter = str(parameters.get("exporter"))
   program = _ROOT / "exporters" / f"{exporter}.py"
   if not exporter.isidentifier() or not program.exists():
-    raise errors.ExportError(f"There is no exporter {exporter!r} here.")
+    raise errors.ExportError(f"There is no exporter {exporter[:80]!r} here.")
   command = [str(program)]
   paths: dict[str, list[str]] = {}
   for given in inputs:
@@ -124,7 +125,9 @@ def _command(parameters: Mapping[str, Any], inputs: Iterable[str]) -> list[str]:
     paths.setdefault(name, []).append(formats.absolute(path))
   defaults = _defaults(command[0])
   for name, value in parameters["flags"].items():
-    if name not in defaults or name in ("export_dir", "overwrite"):
+    # The package may be a stranger's. Some flags name files to write.
+    others = ("export_dir", "flagfile", *command_line.OF_THE_RUN)
+    if name not in defaults or name in others:
       raise errors.ExportError(f"{exporter} has no flag --{name} to record.")
     text = _text(value)
     if name in paths:

@@ -101,6 +101,9 @@ class RebuildTest(absltest.TestCase):
     program, *arguments = rebuild._command(parameters, ["checkpoint_path=/c/t"])
     self.assertEndsWith(program, "exporters/resnet.py")
     self.assertEqual(arguments, ["--checkpoint_path=/c/t", "--endpoints=2,3"])
+    writes = {"exporter": "resnet", "flags": {"checkpoint_report": "/tmp/x"}}
+    with self.assertRaisesRegex(errors.InputError, "no flag --checkpoint_rep"):
+      rebuild._command(writes, [])
     for wrong in ("../x", "check/../resnet", "none"):
       with self.assertRaisesRegex(errors.InputError, "no exporter"):
         rebuild._command({"exporter": wrong, "flags": {}}, [])

@@ -28,6 +28,7 @@ _STORED = 65_535  # The longest stored block of DEFLATE.
 _BLOCK = 16 * _STORED
 _END = bytes(1024)
 _MOST_FILES = 10_000
+_MOST_BYTES = 2**35
 _TYPES = {
   tarfile.LNKTYPE: "a hard link",
   tarfile.SYMTYPE: "a symbolic link",
@@ -76,23 +77,25 @@ def files_in(directory: str, ignored: Iterable[str] = ()) -> dict[str, str]:
   if "://" in directory:
     raise errors.ExportError(f"{directory} must be local. Copy it from there.")
   found: dict[str, str] = {}
+  size = 0
   folders = [""]
   for folder in folders:
     with errors.of_input(OSError, about=f"Cannot read {directory}/{folder}: "):
-      entries = list(os.scandir(os.path.join(directory, folder)))
-    for entry in entries:
-      path = os.path.join(folder, entry.name)
-      if path in ignored:
-        continue
-      if entry.is_dir(follow_symlinks=False):
-        folders.append(path)
-      elif stat.S_ISREG(entry.stat().st_mode):
-        found[path] = entry.path
-      else:
-        raise errors.ExportError(f"{directory}/{path} is not a file.")
-    if len(found) + len(folders) > _MOST_FILES:
+      for entry in os.scandir(os.path.join(directory, folder)):
+        path = os.path.join(folder, entry.name)
+        if path in ignored:
+          continue
+        if entry.is_dir(follow_symlinks=False):
+          folders.append(path)
+        elif stat.S_ISREG((status := entry.stat()).st_mode):
+          found[path] = entry.path
+          size += status.st_size  # Of a sparse file too, which is as slow.
+        else:
+          raise errors.ExportError(f"{directory}/{path} is not a file.")
+    if len(found) + len(folders) > _MOST_FILES or size > _MOST_BYTES:
       raise errors.ExportError(
-        f"{directory} has more than {_MOST_FILES} files."
+        f"{directory} has more than {_MOST_FILES:,} files, or more than"
+        f" {_MOST_BYTES:,} bytes."
       )
   return found
 

@@ -216,9 +216,7 @@ def _check_files(
   Raises:
     ExportError: They differ. The message names each file.
   """
-  with errors.of_input(
-    AttributeError, KeyError, TypeError, about=f"{documents.MANIFEST} lacks "
-  ):
+  with errors.of_input(about=f"{documents.MANIFEST} lacks "):
     expected = {
       name: archive.Digest(**file) for name, file in listed["files"].items()
     }
@@ -262,9 +260,7 @@ def _check_documents(
   contents: Mapping[str, bytes],
 ) -> None:
   """Compares the documents with new ones, made from the model."""
-  with errors.of_input(
-    AttributeError, KeyError, TypeError, about=f"{documents.MANIFEST} lacks "
-  ):
+  with errors.of_input(about=f"{documents.MANIFEST} lacks "):
     expected = documents.make(
       whole, files, contents, listed["description"], listed["source_revision"]
     )

@@ -141,7 +141,7 @@ def make(
   made: dict[str, Any] = {MANIFEST: listed, SPDX: _spdx(listed)}
   if VERIFICATION in contents:
     report = from_json(VERIFICATION, contents[VERIFICATION])
-    with errors.of_input(KeyError, TypeError, about=f"{VERIFICATION} lacks "):
+    with errors.of_input(about=f"{VERIFICATION} is incomplete or another: "):
       _check_report(report, listed)
       made[PROVENANCE] = _provenance(listed, report)
       made[TEST_RESULT] = _test_result(listed, report)
@@ -159,8 +159,7 @@ def _drawn(contents: Mapping[str, bytes], fields: Mapping[str, Any]) -> str:
   Older exports record less and so have fewer pictures.
   """
   sections = []
-  problems = (ArithmeticError, AttributeError, LookupError, TypeError)
-  with errors.of_input(*problems, about="The model cannot be drawn: "):
+  with errors.of_input(about="The model cannot be drawn: "):
     if MODEL in contents:
       model = from_json(MODEL, contents[MODEL])
       about = (

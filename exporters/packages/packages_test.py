@@ -717,6 +717,11 @@ class PackagesTest(parameterized.TestCase):
       "does not say which bytes",
     ),
     (
+      "a_list_of_files",
+      lambda report: report.update(files=[1]),
+      "is incomplete or another",
+    ),
+    (
       "nothing_passed",
       lambda report: report.update(comparisons=[]),
       "nothing has passed",

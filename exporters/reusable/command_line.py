@@ -47,8 +47,8 @@ _LARGEST_INT = 2**31 - 1
 
 _M_ARENA_MAX = -8  # In malloc.h.
 
-# Flags that do not affect the export.
-_OF_THE_RUN = (
+# Flags that do not affect the export. Records of it lack them.
+OF_THE_RUN = (
   *("checkpoint_report", "debug", "keep_failed", "measure_latency"),
   "overwrite",
   *("follow_links", "gib", "sandbox", "seconds"),
@@ -301,7 +301,7 @@ def _record() -> dict[str, Any]:
   for flag in flags.FLAGS.get_key_flags_for_module(sys.argv[0]):
     name, value = flag.name, flag.value
     is_output = name.endswith("_dir") and name not in _INPUTS
-    if is_output or name in _OF_THE_RUN:
+    if is_output or name in OF_THE_RUN:
       continue
     if isinstance(value, list):  # Some are paths.
       value = [os.path.basename(v) for v in value]
