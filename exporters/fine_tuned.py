@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
-import json
 import os
 import pathlib
 import tempfile
@@ -404,8 +403,7 @@ def _fine_tuned(
     model, report = model_json.read(str(origin)), {}
     path = origin / subject_lib.VERIFICATION
     if path.is_file():
-      with errors.of_input(about=f"{path}: "):
-        report = dict(json.loads(_text(path)))
+      report = model_json.parsed(path)
   if data is None and not note.is_file():
     raise errors.ExportError(
       f"{saved_model_dir} does not say what it was fine-tuned on. Set"

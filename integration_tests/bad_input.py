@@ -177,6 +177,11 @@ FILES: dict[str, bytes | str | Callable[[pathlib.Path, _Path], None]] = {
   "deep_model": _damaged(
     "product", "assets.extra/model.json", lambda _: b"[" * 200_000
   ),
+  "nan_model": _damaged(
+    "product",
+    "assets.extra/model.json",
+    lambda content: content.replace(b'"version": 1', b'"version": NaN'),
+  ),
   "no_card": _without_card,
   "bad_report": _damaged(
     "product", "assets.extra/verification.json", lambda _: b"[1]"
@@ -645,6 +650,7 @@ LATER: Table = [
     {
       "--record --saved_model_dir={bad_model}": "bad_model/.*model.json: ",
       "--record --saved_model_dir={deep_model}": "model.json: maximum recurs",
+      "--record --saved_model_dir={nan_model}": "model.json: Out of range flo",
       "--record --saved_model_dir={no_card}": "README.md is .*not a file",
     },
   ),

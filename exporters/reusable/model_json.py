@@ -22,6 +22,7 @@ from exporters.reusable import saving
 
 PATH = "assets.extra/model.json"
 _CARD = "assets.extra/README.md"
+_MOST_BYTES = 2**26
 
 
 def describe(
@@ -176,8 +177,22 @@ def read(export_dir: str) -> dict[str, Any]:
     raise errors.ExportError(
       f"{export_dir} has no {PATH}. Export it again: older exports lack it."
     )
+  return parsed(path)
+
+
+def parsed(path: pathlib.Path) -> dict[str, Any]:
+  """Reads the JSON object in a file, which may be a stranger's.
+
+  Raises:
+    ExportError: The file is damaged or too large, or has values that JSON
+      lacks, such as NaN.
+  """
   with errors.of_input(about=f"{path}: "):
-    return dict(json.loads(path.read_text("utf-8")))
+    if path.stat().st_size > _MOST_BYTES:
+      raise errors.ExportError(f"{path} has more than {_MOST_BYTES:,} bytes.")
+    value = dict(json.loads(path.read_text("utf-8")))
+    json.dumps(value, allow_nan=False)
+    return value
 
 
 def write(export_dir: str, described: Mapping[str, Any]) -> None:
@@ -193,8 +208,6 @@ def contents(
   """Returns the contents of the description and the card, by their paths."""
   about = f"{export_dir}: {PATH} is incomplete or of another form: "
   with errors.of_input(about=about):
-    content = json.dumps(
-      described, indent=2, ensure_ascii=False, allow_nan=False
-    )
+    content = json.dumps(described, indent=2, ensure_ascii=False)
     texts = {PATH: f"{content}\n", _CARD: model_card.text(described)}
     return {pathlib.Path(export_dir, p): t.encode() for p, t in texts.items()}
