@@ -91,6 +91,20 @@ def copy(
   return Copy(size, problems)
 
 
+def left_out(directory: str, only: Collection[str]) -> list[str]:
+  """Returns the problems of `copy` with links and special files; [] for URLs.
+
+  Args:
+    directory: The directory of a SavedModel.
+    only: Names of the files and folders in it to look at.
+  """
+  problems: list[str] = []
+  if "://" not in directory:
+    for _ in _paths(directory, problems, False, only):
+      pass
+  return problems
+
+
 def _paths(
   source: str,
   problems: list[str],

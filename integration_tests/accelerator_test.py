@@ -18,7 +18,8 @@ class AcceleratorTest(absltest.TestCase):
   def test_program(self):
     output_dir = os.path.join(self.create_tempdir(), "output")
     result = subprocess.run(
-      [*_COMMAND, f"--output_saved_model_dir={output_dir}"],
+      # Bazel's sandbox has links.
+      [*_COMMAND, "--follow_links", f"--output_saved_model_dir={output_dir}"],
       capture_output=True,
       text=True,
     )

@@ -102,6 +102,7 @@ AT_ONCE: Table = [
   (
     f"{_IMAGES} --saved_model_dir={{saved_model}}",
     {
+      "--saved_model_dir={linked} --output_piece_dir={out}": "assets/x is a sy",
       "--batch_size=0": "--batch_size=0: 0 is not",
       "--epochs=0": "--epochs=0: 0 is not",
       "--epochs=1.5": "--epochs=1.5: It must be a whole",

@@ -23,6 +23,7 @@ from data import batches
 from data import classes
 from data import texts
 from distribution import backups
+from distribution import copies
 from distribution import errors
 from distribution import formats
 from distribution import programs
@@ -113,8 +114,8 @@ def define_flags(
   flags.DEFINE_bool(
     "follow_links",
     False,
-    "Save the targets of symbolic links in assets.extra of --saved_model_dir,"
-    " too, as in caches of other libraries.",
+    "Save what symbolic links in assets and assets.extra of the exports point"
+    " to, as in caches of other libraries.",
   )
   flags.DEFINE_integer(
     "seed",
@@ -584,6 +585,21 @@ def _check_first() -> None:
       )
 
 
+def _check_assets() -> None:
+  """Raises an InputError if assets that would be saved again are links.
+
+  TensorFlow would save what they point to, outside of the export.
+  """
+  values = flags.FLAGS.flag_values_dict()
+  saves = values.get("output_saved_model_dir") or values.get("output_piece_dir")
+  if not saves or values.get("follow_links"):
+    return
+  for name in _EXPORTS:
+    path = model_path(name) if name in flags.FLAGS else None
+    for problem in copies.left_out(path, ("assets",)) if path else ():
+      raise errors.InputError(f"{path}: {problem}.")
+
+
 def run(main: Callable[[], Any]) -> None:
   """Runs a program, as `programs.run`."""
 
@@ -595,6 +611,7 @@ def run(main: Callable[[], Any]) -> None:
     for name in _EXPORTS:
       if name in flags.FLAGS:
         model_path(name)  # Fails before TensorFlow is imported.
+    _check_assets()
     with errors.of_input(ValueError):
       strategies.prepare(strategies.from_flags())
     if flags.FLAGS.flag_values_dict().get("check_first") is not None:

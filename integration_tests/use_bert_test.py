@@ -229,6 +229,7 @@ class UseBertTest(tf.test.TestCase):
       "--seq_length=16",
       "--strategy=one_device",
       f"--output_saved_model_dir={output_dir}",
+      "--follow_links",  # Bazel's sandbox has some.
       f"--report={output_dir}.html",
     )
     self.assertEqual(result.returncode, 0, result.stderr)

@@ -145,6 +145,7 @@ class UseTextEmbeddingTest(tf.test.TestCase):
       result = self.run_program(
         f"--saved_model_dir={_EXPORT.value}",
         f"--output_saved_model_dir={output_dir}/{arguments[0]}",
+        "--follow_links",  # Bazel's sandbox has some.
         *arguments,
       )
       self.assertEqual(result.returncode, 0, result.stderr)
