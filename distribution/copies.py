@@ -170,7 +170,7 @@ def _copy_file(
   ):
     status = os.fstat(old.fileno())
     if not stat.S_ISREG(status.st_mode):
-      raise errors.InputError(f"{path} is not a file.")
+      raise errors.InputError(f"{source}/{path} is not a file.")
     if (
       sys.platform == "linux"
       and not follow_links
@@ -180,7 +180,7 @@ def _copy_file(
       )
     ):
       raise errors.InputError(
-        f"The folder of {path} was replaced by a symbolic link."
+        f"The folder of {source}/{path} was replaced by a symbolic link."
       )
     number = (status.st_dev, status.st_ino)
     if number in copies:
@@ -192,15 +192,15 @@ def _copy_file(
     size = status.st_size
     if _is_sparse(old.fileno(), status):
       raise errors.InputError(
-        f"{path} is sparse: {status.st_blocks * 512:,} of its {size:,} bytes"
-        " are stored. Copy it with cp --sparse=never."
+        f"{source}/{path} is sparse: {status.st_blocks * 512:,} of its"
+        f" {size:,} bytes are stored. Copy it with cp --sparse=never."
       )
     _check_space(size + before, size, target)
     left = size
     while left and (block := old.read(min(left, _BLOCK))):
       left -= f.write(block)
     if left:
-      raise errors.InputError(f"{path} changed while it was read.")
+      raise errors.InputError(f"{source}/{path} changed while it was read.")
   return size
 
 

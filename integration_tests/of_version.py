@@ -61,6 +61,8 @@ def observe(
 
   add("outputs", model(argument))
   variables = list(model.trainable_variables)
+  if not variables:
+    raise ValueError("it has no trainable variables")
   with tf.GradientTape() as tape:
     outputs = model(argument, **training, **rates)
     loss = tf.add_n(
