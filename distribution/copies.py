@@ -7,10 +7,12 @@ directory does not import TensorFlow.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+import contextlib
 import errno
 import os
 import stat
 import sys
+import tempfile
 from typing import NamedTuple
 
 from etils import epy
@@ -20,6 +22,12 @@ from distribution import formats
 
 with epy.lazy_imports():
   import tensorflow as tf
+
+# Help text of the flag --follow_links.
+FOLLOW_LINKS = (
+  "Read what symbolic links in the directory point to, as in caches of other"
+  " libraries."
+)
 
 _MOST_BYTES = 2**35
 _MOST_FILES = 10_000
@@ -43,6 +51,33 @@ class Copy(NamedTuple):
 
   size: int
   problems: list[str]
+
+
+@contextlib.contextmanager
+def copied(
+  source: str, *, follow_links: bool, only: Collection[str] = ()
+) -> Iterator[tuple[str, int]]:
+  """Copies a SavedModel's directory to a temporary one.
+
+  Args:
+    source: As `copy` takes it.
+    follow_links: The same.
+    only: The same.
+
+  Yields:
+    The copy, and its size in bytes. InputErrors name the original instead.
+
+  Raises:
+    InputError: `copy` raised it or left something out.
+  """
+  with tempfile.TemporaryDirectory(prefix="copy.") as target:
+    size, problems = copy(source, target, follow_links=follow_links, only=only)
+    if problems:
+      raise errors.InputError(f"{source}: {problems[0]}.")
+    try:
+      yield target, size
+    except errors.InputError as e:
+      raise errors.InputError(str(e).replace(target, source)) from e
 
 
 def copy(

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import tempfile
 
 from absl import flags
 
@@ -32,7 +31,6 @@ from exporters.packages import description
 from exporters.packages import documents
 from exporters.packages import signing
 from exporters.reusable import command_line
-from exporters.reusable import errors
 
 
 def package(
@@ -59,7 +57,7 @@ def package(
     sigstore_token_file: An identity token to sign with Sigstore, without a key.
     source_revision: The commit that the exporter was built from, if known.
     overwrite: Whether to replace an existing package.
-    follow_links: Whether to package what symbolic links point to.
+    follow_links: As `copies.copy` takes it.
 
   Raises:
     ExportError: A directory, the card or the key is invalid, or the files have
@@ -74,13 +72,8 @@ def package(
     publishing.publish(
       output_dir, documents.PACKAGE, overwrite=overwrite
     ) as directory,
-    tempfile.TemporaryDirectory(prefix="copy.") as copy_dir,
+    copies.copied(saved_model_dir, follow_links=follow_links) as (copy_dir, _),
   ):
-    left_out = copies.copy(
-      saved_model_dir, copy_dir, follow_links=follow_links
-    ).problems
-    if left_out:
-      raise errors.ExportError(f"{saved_model_dir}: {left_out[0]}.")
     files = archive.files_in(copy_dir)
     with open(os.path.join(directory, documents.ARCHIVE), "wb") as f:
       whole, digests = archive.pack(files, f.write)
@@ -114,12 +107,7 @@ def define_flags() -> None:
     " empty.",
   )
   flags.DEFINE_bool("overwrite", False, "Replace a package at --output_dir.")
-  flags.DEFINE_bool(
-    "follow_links",
-    False,
-    "Package what symbolic links in the SavedModel point to, as in caches of"
-    " other libraries.",
-  )
+  flags.DEFINE_bool("follow_links", False, copies.FOLLOW_LINKS)
   flags.DEFINE_string(
     "card_file",
     None,

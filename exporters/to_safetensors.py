@@ -23,7 +23,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -94,29 +93,22 @@ def write(
   Raises:
     ExportError: The export has no such encoder, or `output_dir` has files.
   """
+  parts = "saved_model.pb", "assets", "variables"
   with (
     publishing.publish(output_dir) as directory,
-    tempfile.TemporaryDirectory(prefix="copy.") as copy_dir,
-  ):
-    left_out = copies.copy(
-      saved_model_dir,
+    copies.copied(saved_model_dir, follow_links=follow_links, only=parts) as (
       copy_dir,
-      follow_links=follow_links,
-      only=("saved_model.pb", "assets", "variables"),
-    ).problems
-    if left_out:
-      raise errors.ExportError(f"{saved_model_dir}: {left_out[0]}.")
-    try:
-      with errors.of_input(about=f"{copy_dir}: "):
-        encoder = _read(copy_dir)
-      _write_json(directory, "config.json", encoder.config)
-      weight_tables.write_safetensors(
-        directory,
-        weight_tables.tensors_of(encoder.lines, encoder.values),
-        max_shard_size,
-      )
-    except errors.ExportError as e:
-      raise errors.ExportError(str(e).replace(copy_dir, saved_model_dir)) from e
+      _,
+    ),
+  ):
+    with errors.of_input(about=f"{copy_dir}: "):
+      encoder = _read(copy_dir)
+    _write_json(directory, "config.json", encoder.config)
+    weight_tables.write_safetensors(
+      directory,
+      weight_tables.tensors_of(encoder.lines, encoder.values),
+      max_shard_size,
+    )
     _write_tokenizer(encoder, directory)
   kind = encoder.config["model_type"]
   print(f"Wrote {output_dir}, a Hugging Face directory of type {kind}.")
@@ -261,12 +253,7 @@ def define_flags() -> None:
     " with an index.",
     lower_bound=1,
   )
-  flags.DEFINE_bool(
-    "follow_links",
-    False,
-    "Read what symbolic links in the export point to, as in caches of other"
-    " libraries.",
-  )
+  flags.DEFINE_bool("follow_links", False, copies.FOLLOW_LINKS)
 
 
 def main() -> None:

@@ -15,8 +15,7 @@ needs 2 GB, and some minutes of downloading.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-import contextlib
+from collections.abc import Iterable
 import datetime
 import os
 import pathlib
@@ -65,12 +64,7 @@ _SANDBOX = flags.DEFINE_bool(
   "Load the export in processes that can read nothing else, write nothing and"
   " open no connection. With --nosandbox they have your rights.",
 )
-_FOLLOW_LINKS = flags.DEFINE_bool(
-  "follow_links",
-  False,
-  "Read what symbolic links in the export point to, as in caches of other"
-  " libraries.",
-)
+_FOLLOW_LINKS = flags.DEFINE_bool("follow_links", False, copies.FOLLOW_LINKS)
 _UV = flags.DEFINE_string("uv", None, "Path of uv.")
 
 
@@ -89,18 +83,6 @@ class _Export(NamedTuple):
   directory: str
   copy_dir: str
   size: int
-
-
-@contextlib.contextmanager
-def _copied(saved_model_dir: str) -> Iterator[_Export]:
-  """Copies an export, which may be a stranger's, to a temporary directory."""
-  with tempfile.TemporaryDirectory(prefix="copy.") as copy_dir:
-    size, left_out = copies.copy(
-      saved_model_dir, copy_dir, follow_links=_FOLLOW_LINKS.value
-    )
-    if left_out:
-      raise errors.InputError(f"{saved_model_dir}: {left_out[0]}.")
-    yield _Export(saved_model_dir, copy_dir, size)
 
 
 def _observe(
@@ -212,7 +194,7 @@ def main() -> None:
   if not shutil.which(uv):
     raise errors.InputError(f"--uv={_UV.value} is no program.")
   with (
-    _copied(saved_model_dir) as export,
+    copies.copied(saved_model_dir, follow_links=_FOLLOW_LINKS.value) as copy,
     tempfile.TemporaryDirectory() as scratch_dir,
     tempfile.TemporaryDirectory() as record_dir,
   ):
@@ -220,7 +202,7 @@ def main() -> None:
     formats.check_output("environments_dir", directory)
     os.makedirs(directory, exist_ok=True)
     good = try_versions(
-      export,
+      _Export(saved_model_dir, *copy),
       _VERSION.value,
       uv,
       directory,

@@ -43,8 +43,7 @@ FLAGS = {
   " if this kernel lacks what the sandbox needs.",
   "sandbox": "Load the SavedModel in a process that can read nothing else,"
   " write nothing and open no connection. With --nosandbox it has your rights.",
-  "follow_links": "Read what symbolic links in the directory point to, as in"
-  " caches of other libraries.",
+  "follow_links": copies.FOLLOW_LINKS,
   "seconds": (
     "CPU time in seconds that the process, or one call, may need. 0: by the"
     " size of the files, and 40 for a call.",
