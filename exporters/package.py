@@ -68,12 +68,11 @@ def package(
   fields = description.read(card_file) if card_file else {}
   if fine_tuning_record:
     fields["fine_tuning"] = description.epochs(fine_tuning_record)
-  with (
-    publishing.publish(
-      output_dir, documents.PACKAGE, overwrite=overwrite
-    ) as directory,
-    copies.copied(saved_model_dir, follow_links=follow_links) as (copy_dir, _),
-  ):
+  output = publishing.publish(
+    output_dir, documents.PACKAGE, overwrite=overwrite
+  )
+  copied = copies.copied(saved_model_dir, follow_links=follow_links)
+  with output as directory, copied as (copy_dir, _):
     files = archive.files_in(copy_dir)
     with open(os.path.join(directory, documents.ARCHIVE), "wb") as f:
       whole, digests = archive.pack(files, f.write)

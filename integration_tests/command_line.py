@@ -65,6 +65,10 @@ _PATHS = {
   " to, without the new head, as a reusable SavedModel like --saved_model_dir."
   " //exporters:fine_tuned verifies it and writes its card.",
 }
+_FOLLOW_LINKS = (
+  "Save what symbolic links in assets and assets.extra of the exports point to,"
+  " as in caches of other libraries."
+)
 _WRITTEN = tuple(_PATHS)[1:]
 _FILES = {
   "training_record": "File to write the metrics of each epoch to, in JSON, for"
@@ -111,12 +115,7 @@ def define_flags(
   for name, text in {**_PATHS, **_FILES}.items():
     flags.DEFINE_string(name, None, text)
   flags.mark_flag_as_required("saved_model_dir")
-  flags.DEFINE_bool(
-    "follow_links",
-    False,
-    "Save what symbolic links in assets and assets.extra of the exports point"
-    " to, as in caches of other libraries.",
-  )
+  flags.DEFINE_bool("follow_links", False, _FOLLOW_LINKS)
   flags.DEFINE_integer(
     "seed",
     None,
@@ -431,15 +430,8 @@ def fine_tune(
     if output_dir:
       _save(served, output_dir, strategy, result, about)
     if piece_dir:
-      source = model_path("saved_model_dir")
-      pieces.save(
-        piece,
-        piece_dir,
-        strategy,
-        source,
-        about,
-        follow_links=values.follow_links,
-      )
+      source, links = model_path("saved_model_dir"), values.follow_links
+      pieces.save(piece, piece_dir, strategy, source, about, follow_links=links)
     if report_file:
       _report(report_file, model, data.test, held_out(), history, examples)
   return model
