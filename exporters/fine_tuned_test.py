@@ -67,7 +67,8 @@ def _export_with_sub_object(directory):
   served = saving.signature(root, spec, "products")
   saving.save(root, directory, signatures={"serving_default": served})
   described = model_json.read(_PRODUCT.value)
-  model_json.write(directory, {**described, "name": "Scale"})
+  texts = {"description": "It scales.\n# <i>", "example": "```"}
+  model_json.write(directory, {**described, **texts, "name": "Scale"})
 
 
 class FineTunedTest(tf.test.TestCase):
@@ -249,9 +250,10 @@ class FineTunedTest(tf.test.TestCase):
     ]
     self.assertIn("inverse, outputs, inference (8,)", passed)
     card = self.path("export/assets.extra/README.md")
-    self.assertIn(
-      r" on numbers # &lt;b>\x1b" + "\n", pathlib.Path(card).read_text()
-    )
+    card = pathlib.Path(card).read_text()
+    self.assertIn(r" on numbers # &lt;b>\x1b" + "\n", card)
+    self.assertIn("It scales.\n\\# &lt;i>\n\n", card)
+    self.assertIn("```python\n\n```\n", card)
 
   @nightly.only
   def test_what_cannot_be_exported(self):
