@@ -648,8 +648,8 @@ LATER: Table = [
   (
     "exporters/compile_for_tpu --saved_model_dir={product} --libtpu=/bin/true",
     {
-      "--record --saved_model_dir={bad_model}": "bad_model/.*model.json: ",
-      "--record --saved_model_dir={deep_model}": "model.json: maximum recurs",
+      "--record --saved_model_dir={bad_model}": "bad_model/.*model.json is no",
+      "--record --saved_model_dir={deep_model}": "model.json is no JSON: max",
       "--record --saved_model_dir={nan_model}": "model.json: Out of range flo",
       "--record --saved_model_dir={no_card}": "README.md is .*not a file",
     },

@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from distribution import formats
 from distribution import publishing
 from exporters.reusable import errors
 from exporters.reusable import kinds
@@ -22,7 +23,6 @@ from exporters.reusable import saving
 
 PATH = "assets.extra/model.json"
 _CARD = "assets.extra/README.md"
-_MOST_BYTES = 2**26
 
 
 def describe(
@@ -184,15 +184,12 @@ def parsed(path: pathlib.Path) -> dict[str, Any]:
   """Reads the JSON object in a file, which may be a stranger's.
 
   Raises:
-    ExportError: The file is damaged or too large, or has values that JSON
-      lacks, such as NaN.
+    ExportError: The file is damaged or too large, or has NaN or infinity.
   """
+  value = formats.read_json(str(path))
   with errors.of_input(about=f"{path}: "):
-    if path.stat().st_size > _MOST_BYTES:
-      raise errors.ExportError(f"{path} has more than {_MOST_BYTES:,} bytes.")
-    value = dict(json.loads(path.read_text("utf-8")))
     json.dumps(value, allow_nan=False)
-    return value
+  return value
 
 
 def write(export_dir: str, described: Mapping[str, Any]) -> None:
