@@ -82,6 +82,7 @@ _WITHOUT_EFFECT = {
       "both = (model",
       "tf.cast(tf.cast(x, s.dtype",
       "node.attr.pop(",
+      "os.path.dirname(name)",
       'rows.dtype.kind == "f"',
     ),
     "only time or memory change",
