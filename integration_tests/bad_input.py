@@ -573,7 +573,7 @@ LATER: Table = [
   (
     f"exporters/mnist_cnn {_RESTORE}{{mnist_cnn}}",
     {
-      "--checkpoint_path={saved_model}": r"Cannot read \S*/saved_model/variab",
+      "--checkpoint_path={saved_model}": "variables.index: No such file or di",
       "--checkpoint_path={half_index}": "Cannot read .*half_index/checkpoint-1",
       "--checkpoint_path={flipped_index}": "flipped_index/.* truncated or dama",
       "--checkpoint_path={lost_index}": "names checkpoint-1, which is not",
