@@ -73,7 +73,8 @@ _ADVICE = {
   _ARCHIVE: "Unpack it first.",
 }
 _FILE_URL = "file://"
-# The tokenizer.json of 500,000 tokens has 20 MB.
+_FILES_OF_SAVED_MODEL = frozenset(("saved_model.pb", "saved_model.pbtxt"))
+# Files of several 100,000 tokens have some 10 MB.
 _MOST_BYTES = 100 * 2**20
 _FILES_OF_CHECKPOINT = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
 
@@ -390,6 +391,9 @@ def check_saved_model(path: str) -> None:
         f"{path} is a file of a SavedModel. Give its directory,"
         f" {os.path.dirname(path)}."
       )
+    with errors.of_input(OSError, about=f"Cannot read {path}: "):
+      for name in sorted(_FILES_OF_SAVED_MODEL.intersection(os.listdir(path))):
+        check_regular(os.path.join(path, name))
     return
   if os.path.isdir(path) and not format_:
     if indices := sorted(pathlib.Path(path).glob("*.index")):
@@ -421,9 +425,8 @@ def _format(path: str) -> tuple[str | None, str]:
   if not os.path.isdir(path):
     return _format_of_file(path), ""
   names = sorted(os.listdir(path))
-  for special in ("saved_model.pb", "saved_model.pbtxt"):
-    if special in names:
-      return _SAVED_MODEL, ""
+  if _FILES_OF_SAVED_MODEL.intersection(names):
+    return _SAVED_MODEL, ""
   for name in names:
     if format_ := _format_of_file(os.path.join(path, name)):
       return format_, name

@@ -159,6 +159,10 @@ class FormatsTest(absltest.TestCase):
       with self.subTest(path):
         with self.assertRaisesRegex(errors.InputError, message):
           formats.check_saved_model(os.path.join(self.directory, path))
+    os.remove(pb)
+    os.mkfifo(pb)
+    with self.assertRaisesRegex(errors.InputError, "a pipe or a device"):
+      formats.check_saved_model(os.path.dirname(pb))
 
   def test_names(self):
     for flag, path, refused in (

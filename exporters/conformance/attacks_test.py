@@ -867,7 +867,7 @@ def _recursive_links(place):
 # it, and what is said; whether the SavedModel is trusted, and whether it is
 # tried only with --all, because it takes a process of its own.
 _ENDING = {
-  "a pipe": (_fifo, "saved_model.pb is not a file", False, False),
+  "a pipe": (_fifo, "saved_model.pb is a .*pipe .* not a file", False, False),
   "a linked model": (_linked_model, "is a symbolic link", False, False),
   "a sparse file": (_sparse, "is sparse: .* of its", False, False),
   "too many files": (_too_many_files, "more than 10,000 files", False, False),

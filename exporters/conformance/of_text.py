@@ -125,10 +125,10 @@ def _miscased(
   )
   is_known = any(x != lower[0] for x in lower)
   if is_known and said == {lower != upper}:
-    is_lowercased, same = said == {True}, "the same" * (lower == upper)
+    says, are = ("true", "not ") if said == {True} else ("false", "")
     return (
-      f"The card says that do_lower_case is {str(is_lowercased).lower()}, and"
-      f" texts in lower and in upper case are {same or 'not the same'} to it"
+      f"The card says that do_lower_case is {says}, and texts in lower and in"
+      f" upper case are {are}the same to it"
     )
   return ""
 

@@ -94,7 +94,8 @@ class Hyperparameter:
 
   def _allows(self, value: float) -> bool:
     least, most = (self.limits.get(f"{x}imum", value) for x in ("min", "max"))
-    return least <= value <= most
+    below = self.limits.get("exclusiveMaximum", value + 1)
+    return least <= value <= most and value < below
 
   def of_layer(self, own: Any, value: Any) -> Any:
     """Scales the value of the argument for a layer with the value `own`.

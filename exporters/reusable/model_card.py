@@ -44,8 +44,7 @@ class Card:
 
 
 _LONGEST = 2000  # Characters of a text, or of a line of one with many.
-# What makes a line of Markdown a heading, itself or the line before, or a
-# fence.
+# What begins a heading of Markdown, underlines one, or begins a fence.
 _BLOCK = re.compile(r"^(\s*)(?=#|=|-\s*-|-+\s*$|```|~~~)")
 
 _TEMPLATE = """\

@@ -42,6 +42,42 @@ def _also_doubled(x):
   return doubled, lambda upstream: upstream * two + doubled
 
 
+def _blocks():
+  """Builds equal blocks of other widths.
+
+  They have dropout, moving averages and gradients of their own.
+  """
+  blocks = []
+  for i, width in enumerate([8, 16, 8, 16] + [8] * 8):
+    block = tf_keras.Sequential(name=f"block_{i}")
+    block.add(tf_keras.layers.Dense(width, activation="tanh"))
+    block.add(tf_keras.layers.Dropout(0.5))
+    block.add(tf_keras.layers.BatchNormalization())
+    block.add(tf_keras.layers.Lambda(lambda x: x + tf.ones([x.shape[-1]])))
+    if i > 5:
+      double = _doubled if i < 11 else _also_doubled
+      block.add(tf_keras.layers.Lambda(double))
+    block.build([None, blocks[-1].output_shape[-1] if blocks else 4])
+    blocks.append(block)
+  root = tf.train.Checkpoint(
+    trained=[v for b in blocks for v in b.trainable_variables],
+    averages=[v for b in blocks for v in b.non_trainable_variables],
+  )
+
+  @tf.function
+  def call(x, training):
+    for block in blocks:
+      x = block(x, training=training)
+    return x
+
+  root.__call__ = call
+  for training in (False, True):
+    # The argument has the name of a block.
+    spec = tf.TensorSpec([None, 4], name="block_3")
+    root.__call__.get_concrete_function(spec, training)
+  return root
+
+
 class SlimmingTest(tf.test.TestCase):
   def setUp(self):
     super().setUp()
@@ -348,40 +384,11 @@ class SlimmingTest(tf.test.TestCase):
       self.assertEqual(dict(graphs.outputs(nodes[name])), named)
 
   def test_equal_blocks_become_calls_of_one_function(self):
-    """Of other widths, with dropout, moving averages and an own gradient."""
-    blocks = []
-    for i, width in enumerate([8, 16, 8, 16] + [8] * 8):
-      block = tf_keras.Sequential(name=f"block_{i}")
-      block.add(tf_keras.layers.Dense(width, activation="tanh"))
-      block.add(tf_keras.layers.Dropout(0.5))
-      block.add(tf_keras.layers.BatchNormalization())
-      block.add(tf_keras.layers.Lambda(lambda x: x + tf.ones([x.shape[-1]])))
-      if i > 5:
-        double = _doubled if i < 11 else _also_doubled
-        block.add(tf_keras.layers.Lambda(double))
-      block.build([None, blocks[-1].output_shape[-1] if blocks else 4])
-      blocks.append(block)
-    root = tf.train.Checkpoint(
-      trained=[v for b in blocks for v in b.trainable_variables],
-      averages=[v for b in blocks for v in b.non_trainable_variables],
-    )
-
-    @tf.function
-    def call(x, training):
-      for block in blocks:
-        x = block(x, training=training)
-      return x
-
-    root.__call__ = call
-    for training in (False, True):
-      # The argument has the name of a block.
-      spec = tf.TensorSpec([None, 4], name="block_3")
-      root.__call__.get_concrete_function(spec, training)
     before, after = (
       os.path.join(self.get_temp_dir(), name) for name in ("flat", "of_blocks")
     )
     tf.saved_model.save(
-      root,
+      _blocks(),
       before,
       options=tf.saved_model.SaveOptions(experimental_custom_gradients=True),
     )

@@ -571,6 +571,7 @@ def _changed_calls(
   for h in source.hyperparameters:
     is_rate = h.off is not None
     # A small rate may drop nothing of a small example.
+    # One without other values changes nothing, and is refused.
     values = [0.5] if is_rate else h.others() or [h.default]
     calls = [
       observation.Call(
