@@ -97,7 +97,7 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
       "--topology=v5e:2x2",
       "--topology=v6e:2x2",
       "--image_size=32",
-      "--seq_length=64",
+      "--seq_length=8",
     )
     self.assertEqual(done.returncode, 0, done.stderr)
     for topology, memory in (("v5e", "16,384"), ("v6e", "32,768")):

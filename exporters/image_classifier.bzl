@@ -85,8 +85,8 @@ def image_classifier(
             "--excepted_rules=" + ",".join(excepted_rules),
             "--hyperparameters=" + hyperparameters,
             "--variant=" + variant,
-            # Nightly tests verify videos in full.
-            "--verification=" + ("full" if train_on == "digits_0_4" else "fast"),
+            # Nightly tests verify all in full.
+            "--verification=" + ("fast" if nightly else "full"),
         ],
         nightly_args = ["--verification=full"],
         tags = NIGHTLY if like else [],

@@ -16,9 +16,8 @@ _DROPOUT = ",task.model.dropout_rate=0.2"
 #     `min_accuracy` of `use_image_classifier` in //integration_tests:use_test.bzl.
 #   like: an architecture that has most of its layers. Only //:nightly runs
 #     NAME_test then.
-#   nightly: whether only //:nightly trains and fine-tunes it.
-#     NAME_test exports it and, but for videos, verifies the export in full and
-#     checks the rules.
+#   nightly: whether only //:nightly trains and fine-tunes it, verifies it in
+#     full and checks the rules. NAME_test exports it.
 IMAGE_CLASSIFIERS = {
     "deit": struct(
         endpoints = "4",
