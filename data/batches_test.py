@@ -58,17 +58,17 @@ class BatchesTest(tf.test.TestCase):
         time.sleep(seconds_to_read)
         return x
 
-      examples = tf.data.Dataset.range(5).map(
+      examples = tf.data.Dataset.range(3).map(
         lambda x: tf.numpy_function(read, [x], tf.int64)
       )
       strategy = tf.distribute.get_strategy()
       with contextlib.redirect_stdout(io.StringIO()) as output:
-        with batches.timed(examples.prefetch(5), strategy) as timed:
+        with batches.timed(examples.prefetch(3), strategy) as timed:
           values = []
           for x in timed:
             values.append(int(x))
             time.sleep(seconds_to_train)
-      self.assertEqual(values, list(range(5)))
+      self.assertEqual(values, list(range(3)))
       (text,) = re.findall(r"Waited for input (\d+)%", output.getvalue())
       return int(text)
 
