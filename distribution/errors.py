@@ -66,6 +66,9 @@ _SAID_OTHERWISE = {
   ),
   r"^Graph execution error: Detected at node \S+ defined at .*?"
   r"<stack traces unavailable> ": "",
+  r"(File \"[^\"]*\", line \d+, in ([a-z_<]\S* ?)?)+": "",
+  r"^Graph execution error: Detected at node \S+ defined at \(most recent call"
+  r" last\): ": "",
   r"in user code: .*?(?=\b\w+Error: )": "",
   r"Exception encountered when calling layer .*? \(type \w+\)\.": "",
   r"Call arguments received by layer .*": "",

@@ -55,8 +55,9 @@ def write(
 ) -> None:
   """Writes warm-up requests for `serving_default`, after calling it with them.
 
-  Numbers in them are 0. There is no file if the signature takes anything but
-  dense Tensors, as TensorFlow Serving does.
+  All values of an input are the first one of an example, or else 0. There is no
+  file if the signature takes anything but dense Tensors, as TensorFlow Serving
+  does.
 
   Args:
     directory: The SavedModel.
@@ -64,26 +65,30 @@ def write(
     batch_sizes: The batch size of each request.
     lengths: Values for all other dimensions that are free; for each of them
       there is a request of each batch size.
-    examples: A structure of dense Tensors or arrays. Without `lengths`, free
-      dimensions are those of the first one that an input can be, or 1.
-    string: The value of strings, as some models fail on the empty one.
+    examples: Inputs: structures of dense Tensors or arrays. That of an input is
+      the one of its name, or the first one that it can be. Without `lengths`,
+      free dimensions are those of the example, or 1.
+    string: The value of strings, instead of that of an example.
 
   Raises:
     InputError: The signature fails on a request.
   """
   args, kwargs = serve.structured_input_signature  # Loaded ones have kwargs.
-  specs = {spec.name: spec for spec in tf.nest.flatten(args)} | kwargs
-  if not all(isinstance(spec, tf.TensorSpec) for spec in specs.values()):
+  flat = tf.nest.flatten((args, kwargs))
+  if not all(isinstance(spec, tf.TensorSpec) for spec in flat):
     return
+  specs = {spec.name: spec for spec in flat}
   logs = []
-  for shapes in _shapes(specs, batch_sizes, lengths, tf.nest.flatten(examples)):
+  like = {name: _like(name, spec, examples) for name, spec in specs.items()}
+  for shapes in _shapes(specs, batch_sizes, lengths, like):
     log = prediction_log_pb2.PredictionLog()
     request = log.predict_log.request
     request.model_spec.signature_name = "serving_default"
     inputs = {}
     for name, shape in shapes.items():
       dtype = specs[name].dtype
-      value = string if dtype == tf.string else dtype.as_numpy_dtype(0)
+      value = tf.reshape(like[name], [-1])[0].numpy()
+      value = string if string and dtype == tf.string else value
       # One value stands for all: the file stays small.
       proto = tf.make_tensor_proto(value, dtype, shape)
       request.inputs[name].CopyFrom(proto)
@@ -116,29 +121,27 @@ def _without_optimizer() -> Iterator[None]:
     optimizer.set_experimental_options({name: before})
 
 
+def _like(name: str, spec: tf.TensorSpec, examples: Sequence[Any]) -> tf.Tensor:
+  """Returns an example of an input that has a value."""
+  of_name = [x[name] for x in examples if isinstance(x, Mapping) and name in x]
+  for x in map(tf.convert_to_tensor, of_name or tf.nest.flatten(examples)):
+    if spec.is_compatible_with(x) and tf.size(x):
+      return x
+  return tf.zeros([n or 1 for n in spec.shape], spec.dtype)
+
+
 def _shapes(
   specs: Mapping[str, tf.TensorSpec],
   batch_sizes: Sequence[int | str],
   lengths: Sequence[int | str],
-  examples: Sequence[Any],
+  like: Mapping[str, tf.Tensor],
 ) -> Iterator[dict[str, list[int]]]:
   """Yields the shape of each input for each request."""
-  like = {
-    name: next(
-      (
-        x.shape
-        for x in map(tf.convert_to_tensor, examples)
-        if spec.is_compatible_with(x)
-      ),
-      [1] * spec.shape.rank,
-    )
-    for name, spec in specs.items()
-  }
   for batch_size in map(int, batch_sizes):
     for length in map(int, lengths or [0]):
       yield {
         name: [
-          int(known or (length or like[name][i] if i else batch_size))
+          int(known or (length or like[name].shape[i] if i else batch_size))
           for i, known in enumerate(spec.shape)
         ]
         for name, spec in specs.items()

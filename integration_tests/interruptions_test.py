@@ -70,7 +70,7 @@ _PHASES = {
   "training on": r"Epoch ([2-9]|\d\d)/",
   "saving": ".export.unfinished/export/**/[!.]*.*",
   "verifying": r"Verifying",
-  "renaming": r"✓ serving_default",
+  "renaming": r"✓ signatures",
 }
 _TRAINING = ("training", "training on")
 _DISK = 2**29

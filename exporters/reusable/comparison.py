@@ -41,8 +41,8 @@ class Comparison(NamedTuple):
       which is an index of the last axis, and of a row, which is the values of
       one index of all other axes. An array with one axis is one column.
     of_all: Tolerance relative to the largest value of all arrays of the same
-      observation but gradients for inputs, which have another scale. It is
-      added to `of_array`, as far as rounding errors change the array, and by
+      observation; gradients for inputs, which have another scale, are apart. It
+      is added to `of_array`, as far as rounding errors change the array, and by
       `_UNSEEN` in any case.
   """
 
@@ -148,8 +148,9 @@ COMPARISONS = {
     " loop of unlimited length, which XLA cannot compile, are noted only.",
     "Found in the graph of the train step; nothing is compiled.",
   ),
-  "serving_default": Comparison(
-    "The signature serving_default returns what a call of the export returns.",
+  "signatures": Comparison(
+    "Each signature returns what a call of the export, or of its sub-object,"
+    " returns.",
     "It calls the same function in another graph.",
     1e-5,
   ),
@@ -174,6 +175,9 @@ def named(structure: Any, path: str = "") -> dict[str, Any]:
   elif isinstance(structure, (tf.RaggedTensor, tf.SparseTensor)):
     items = {f"{path}/{x}": getattr(structure, x) for x in _parts(structure)}
   else:
+    # In a graph, numbers and arrays become Tensors.
+    if not (structure is None or tf.is_tensor(structure)):
+      structure = tf.convert_to_tensor(structure)
     return {path.removeprefix("/") or ONLY: structure}
   return {
     name: tensor
@@ -217,14 +221,10 @@ def compare(
   common = [name for name in expected if name in actual]
   of_all = COMPARISONS[kind].of_all
   sizes_of = {name: _sizes(expected[name]) for name in common}
-  largest = max(
-    (
-      sizes.max(initial=0.0)
-      for name, sizes in sizes_of.items()
-      if not name.startswith(INPUT)
-    ),
-    default=0,
-  )
+  largest = {False: 0.0, True: 0.0}  # By whether a gradient is for an input.
+  for name, sizes in sizes_of.items():
+    is_input = name.startswith(INPUT)
+    largest[is_input] = max(largest[is_input], sizes.max(initial=0.0))
   most = most if kind == "gradients" else _OTHER_SLICES
   worst = 0.0
   for name in common:
@@ -246,9 +246,8 @@ def compare(
         x[judged] for x in (differences, sizes_of[name], noise)
       )
       of_array = _of_array(kind, old)
-      allowed = _allowed(
-        of_array * sizes, of_all * largest, noise, most, is_seen
-      )
+      of_others = of_all * largest[name.startswith(INPUT)]
+      allowed = _allowed(of_array * sizes, of_others, noise, most, is_seen)
       # Relative to the tolerance or, if there is none, to the values.
       scale = allowed / of_array if of_array else sizes
       relative = differences / np.maximum(scale, _TINY)

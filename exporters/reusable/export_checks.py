@@ -93,6 +93,7 @@ def check(
   export_dir: str,
   model: Any,
   plan: Mapping[str, Sequence[Call]],
+  served: Mapping[str, tuple[str, Sequence[str]]],
   seen: Iterator[Observation],
   save_again: bool,
 ) -> list[Result]:
@@ -103,6 +104,8 @@ def check(
     model: The loaded export.
     plan: The calls by name of the sub-object. The first name is "", for the
       model itself.
+    served: For each signature the name of the sub-object that it calls, and the
+      names of its inputs.
     seen: The observations of the live model and its sub-objects, from
       `observe_state` and `observe_calls`, in the order of `plan`.
     save_again: Whether to save the loaded export again, and to load the copy
@@ -141,12 +144,22 @@ def check(
           states[part],
           lambda part=part: _part(with_seeds(), part),
         )
-    if not missing[""]:
-      first = plan[""][0]
+    for signature, (part, names) in served.items():
+      if missing[""] or missing[part]:
+        continue
+      if signature not in model.signatures:
+        problem = "there is no signature of this name"
+        results.append(_result(part, "signatures", signature, 0.0, [problem]))
+        continue
+      first = plan[part][0]
       called = with_seeds() if first.random else model
-      results += _check_served(
-        export_dir, called, first.example, save_again and not first.random
+      tensors = tf.nest.flatten(first.example, expand_composites=True)
+      inputs = dict(zip(names, tensors, strict=True))
+      results.append(
+        _check_served(called, part, signature, inputs, first.example)
       )
+      if save_again and not (part or first.random):
+        results.append(_check_saved_again(export_dir, model, signature, inputs))
   return results
 
 
@@ -596,38 +609,49 @@ def _under_xla(
 
 
 def _check_served(
-  export_dir: str, model: Any, example: Any, save_again: bool
-) -> Iterator[Result]:
-  """Compares the signature `serving_default` with a call of the export."""
-  kind = "serving_default"
-  if kind not in model.signatures:
-    problem = "there is no signature of this name"
-    yield _result("", kind, "", 0.0, [problem])
-    return
+  model: Any,
+  part: str,
+  signature: str,
+  inputs: Mapping[str, tf.Tensor],
+  example: Any,
+) -> Result:
+  """Compares a signature of an export with a call of what it calls."""
+  kind = "signatures"
+  called = _part(model, part)
   tf.random.set_seed(1)  # Random ops with seeds draw the same again.
-  structure = observation.run(model, model, example, {})[0]
+  structure = observation.run(called, called, example, {})[0]
   tf.random.set_seed(1)
-  served = _served(model, example)
+  served = observation.named_arrays(model.signatures[signature](**inputs))
   if isinstance(structure, Mapping):
-    named = structure.items()
+    named = structure
   else:  # Outputs of a list are sorted by name.
     is_list = isinstance(structure, (list, tuple))
     listed = structure if is_list else [structure]
     tensors = [y for y in listed if isinstance(y, tf.Tensor)]
-    named = zip(sorted(served), tensors, strict=False)
-  outputs = {
-    k: observation.as_array(y) for k, y in named if isinstance(y, tf.Tensor)
-  }
-  yield _result("", kind, "", *comparison.compare(kind, outputs, served))
-  if save_again:
-    kind = "saved again"
-    try:
-      again = _saved_again(export_dir, model, example)
-    except tf.errors.OpError as e:
-      compared = 0.0, [f"it does not work: {' '.join(e.message.split())}"]
-    else:
-      compared = comparison.compare(kind, served, again)
-    yield _result("", kind, "", *compared)
+    named = dict(zip(sorted(served), tensors, strict=False))
+  outputs = observation.named_arrays(
+    {k: y for k, y in named.items() if isinstance(y, tf.Tensor)}
+  )
+  compared = comparison.compare(kind, outputs, served)
+  return _result(part, kind, signature, *compared)
+
+
+def _check_saved_again(
+  export_dir: str,
+  model: Any,
+  signature: str,
+  inputs: Mapping[str, tf.Tensor],
+) -> Result:
+  """Compares a signature with that of a copy that was saved again."""
+  kind = "saved again"
+  try:
+    again = _saved_again(export_dir, model, signature, inputs)
+  except tf.errors.OpError as e:
+    compared = 0.0, [f"it does not work: {' '.join(e.message.split())}"]
+  else:
+    served = observation.named_arrays(model.signatures[signature](**inputs))
+    compared = comparison.compare(kind, served, again)
+  return _result("", kind, "", *compared)
 
 
 def _in_keras(model: Any, made: Call) -> tuple[Arrays, Arrays]:
@@ -675,8 +699,9 @@ def _in_other_forms(
     the example, and in this form.
   """
   example = made.example
-  values = example.values() if isinstance(example, Mapping) else example
-  values = tf.nest.flatten(list(values) if values is not example else values)
+  values = tf.nest.flatten(
+    list(example.values()) if isinstance(example, Mapping) else example
+  )
   forms = _other_forms(model, example, values)
 
   def see(like: Any, specs: Sequence[tf.TensorSpec], kind: str) -> Arrays:
@@ -777,7 +802,12 @@ def _only_converts(graph: tf.Graph, functions: Collection[str]) -> bool:
   )
 
 
-def _saved_again(export_dir: str, model: Any, example: Any) -> Arrays:
+def _saved_again(
+  export_dir: str,
+  model: Any,
+  signature: str,
+  inputs: Mapping[str, tf.Tensor],
+) -> Arrays:
   """Saves a loaded export again; returns outputs of the copy alone."""
   with tempfile.TemporaryDirectory() as again:
     if is_keras := isinstance(model, tf_keras.Model):
@@ -789,23 +819,9 @@ def _saved_again(export_dir: str, model: Any, example: Any) -> Arrays:
     os.rename(export_dir, moved)
     try:
       loaded = (_load_keras if is_keras else tf.saved_model.load)(again)
-      return _served(loaded, example)
+      return observation.named_arrays(loaded.signatures[signature](**inputs))
     finally:
       os.rename(moved, export_dir)
-
-
-def _served(model: Any, example: Any) -> Arrays:
-  """Calls `serving_default` with the inputs of an example."""
-  signature = model.signatures["serving_default"]
-  names = sorted(signature.structured_input_signature[1])
-  inputs = (
-    example
-    if isinstance(example, Mapping)
-    else dict(
-      zip(names, tf.nest.flatten(example, expand_composites=True), strict=True)
-    )
-  )
-  return observation.named_arrays(signature(**inputs))
 
 
 def _in_order_of(expected: Arrays, arrays: Arrays) -> Arrays:
@@ -889,20 +905,22 @@ def main(level: str) -> None:
     model = (_load_keras if is_keras else observation.load)(export_dir)
     if "tensorflow_text" in sys.modules:
       print("  - the export needs tensorflow_text for its ops", flush=True)
-    (plan,) = _read(next(lines))
+    plan, served = _read(next(lines))
     results = check(
       export_dir,
       model,
       {part: [Call(*c) for c in calls] for part, calls in plan.items()},
+      served,
       (Observation(*_read(line)) for line in lines),
       save_again=level == "full",
     )
-  except (OSError, ValueError, tf.errors.OpError) as e:
+  except (LookupError, OSError, ValueError, tf.errors.OpError) as e:
     if errors.is_of_full_memory(e) or "OOM when allocating" in str(e):
       os._exit(errno.ENOMEM)
     if getattr(e, "errno", None) in (errno.ENOSPC, errno.EPIPE):
       os._exit(e.errno)  # Nothing reads or stores what this process prints.
-    problem = f"it cannot be loaded and called: {' '.join(str(e).split())}"
+    done = "differentiated" if isinstance(e, LookupError) else "called"
+    problem = f"it cannot be loaded and {done}: {' '.join(str(e).split())}"
     results = [Result("", "", [problem])]
   try:
     pathlib.Path(results_path).write_text(json.dumps(results))

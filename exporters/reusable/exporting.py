@@ -16,13 +16,16 @@ from etils import epy
 
 from distribution import publishing
 from distribution import warmup
+from exporters.reusable import errors
 from exporters.reusable import export_options
 
 # These import TensorFlow, which must wait until the flags are parsed.
 with epy.lazy_imports():
   from exporters.reusable import checkpoints
+  from exporters.reusable import endpoints
   from exporters.reusable import keras_saving
   from exporters.reusable import model_json
+  from exporters.reusable import observation
   from exporters.reusable import profiles
   from exporters.reusable import restore_report
   from exporters.reusable import saving
@@ -178,6 +181,7 @@ def _export(
 ) -> None:
   """Writes a SavedModel with its metadata, and verifies it."""
   signatures: dict[str, Any] = {}
+  served = dict(_signatures(piece, "serving_default"))
   root = _exported(piece, "serving_default", signatures)
   frozen = _with_profiles(root, piece.source, options.freezing_profiles)
   is_keras = options.saved_model_format == "keras"
@@ -206,13 +210,14 @@ def _export(
     is_keras=is_keras,
   )
   model_json.write(piece_dir, described)
-  warmup.write(
-    piece_dir,
-    signatures["serving_default"],
-    options.warmup_batch_sizes,
-    options.warmup_lengths,
-    examples=piece.examples[:1],
-  )
+  with observation.restored(piece.source):
+    warmup.write(
+      piece_dir,
+      signatures["serving_default"],
+      options.warmup_batch_sizes,
+      options.warmup_lengths,
+      examples=piece.examples[:1],
+    )
   if piece.source.variables:
     training_records.write(piece_dir)
   report = verification.verify(
@@ -221,6 +226,7 @@ def _export(
     _examples(piece),
     options.verification,
     sub_objects=parts | frozen,
+    served=served,
     is_keras=is_keras,
     process=process,
     record=record,
@@ -274,6 +280,43 @@ def _with_profiles(
     setattr(root, name, saving.profile(root, frozen))
     parts[name] = (frozen, ())
   return parts
+
+
+def _signatures(
+  piece: Piece, signature: str | None, path: str = ""
+) -> Iterator[tuple[str, str]]:
+  """Yields the names of signatures, with the paths of what they call.
+
+  Raises:
+    ExportError: A piece has no example, or two things have one name.
+  """
+  if not piece.examples:
+    raise errors.ExportError(
+      f"{path.rstrip('.') or 'The piece'} has no examples. Its export is"
+      " verified with them: give it some of different sizes."
+    )
+  names = [*piece.sub_objects, *piece.attributes]
+  taken = (*observation.INTERFACE, "signatures")
+  taken += (endpoints.INFERENCE, endpoints.TRAINING)
+  for name in names:
+    if name in taken or not name.isidentifier() or names.count(name) > 1:
+      raise errors.ExportError(
+        f"{path}{name} cannot be the name of a sub-object or an attribute: it"
+        " is taken, or is no identifier of Python."
+      )
+  seen = set()
+  own = [(signature, path.rstrip("."))] if signature else []
+  inner = [
+    _signatures(sub_object, sub_object.signature, f"{path}{name}.")
+    for name, sub_object in piece.sub_objects.items()
+  ]
+  for name, called in itertools.chain(own, *inner):
+    if name in seen:
+      raise errors.ExportError(
+        f"Two signatures are called {name}. Give each a name of its own."
+      )
+    seen.add(name)
+    yield name, called
 
 
 def _exported(

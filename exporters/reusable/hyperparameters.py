@@ -145,10 +145,13 @@ def of_model(model: Any) -> list[Hyperparameter]:
   dropouts = []
   for layer in layer_calls.modules(model):
     attribute = layer_calls.find(_ATTRIBUTES, layer)
+    value = getattr(layer, attribute or "", None)
+    if isinstance(value, tf.Variable):  # Whoever trains sets it already.
+      continue
     if attribute == "momentum":
       if layer.trainable:
         found["batch_norm_momentum"].append(layer)
-    elif attribute and getattr(layer, attribute):
+    elif value:
       is_dropout = attribute == "rate" and not _drops_examples(layer)
       (dropouts if is_dropout else found["stochastic_depth_rate"]).append(layer)
   in_attention = _in_attention(model, dropouts) if dropouts else ()

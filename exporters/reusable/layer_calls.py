@@ -65,7 +65,8 @@ def replaced(model: Any, replacements: Replacements) -> Iterator[None]:
   A subclass that overrides `call` gets the replacement where it calls the
   `call` of its base class. A subclass that overrides another method of the base
   class gets none, since `call` may use that method. Cells of recurrent layers
-  get none: in loops TensorFlow supports no gradient that reads variables.
+  get none: in loops TensorFlow supports no gradient that reads variables. Nor
+  does a layer with a `call` of its own, which someone has set.
   """
   layers = modules(model)
   recurrent = [x for x in layers if isinstance(x, tf_keras.layers.RNN)]
@@ -73,7 +74,7 @@ def replaced(model: Any, replacements: Replacements) -> Iterator[None]:
   calls = {}
   for layer in layers:
     base = _base(replacements, type(layer))
-    if base and id(layer) not in in_cells:
+    if base and id(layer) not in in_cells and "call" not in vars(layer):
       # The replacement sees the `call` of `base` as the original one.
       vars(layer)["call"] = types.MethodType(base.call, layer)
       calls[base, id(layer)] = replacements[class_name(base)](layer)

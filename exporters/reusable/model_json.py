@@ -49,7 +49,7 @@ def describe(
     is_keras: Whether the export is a complete Keras model.
   """
   names = [v.name for v in source.variables]
-  inputs = tf.nest.flatten(signature.structured_input_signature)
+  inputs = saving.input_specs(source.input_spec)
   outputs = signature.structured_outputs
   attributes = tf.train.TrackableView(root).children(root)
   described = {
@@ -62,7 +62,7 @@ def describe(
     ).name,
     "format": "keras" if is_keras else "reusable",
     "has_training_mode": "training" in source.defaults,
-    "inputs": [*_tensors({s.name: s for s in inputs}, card)],
+    "inputs": [*_tensors(inputs, card)],
     "outputs": [*_tensors(outputs, card)],
     "hyperparameters": _hyperparameters(source),
     "sub_objects": [

@@ -124,6 +124,7 @@ class Subject(NamedTuple):
   name: str
   export_dir: str
   plan: dict[str, list[observation.Call]]
+  served: dict[str, tuple[str, list[str]]]
   seen: list[observation.Observation]
 
 
@@ -141,8 +142,8 @@ def subject(
     root, export_dir, signatures={"serving_default": signature}
   )
   assert not notes, notes
-  plan, seen = verification.observe({"": (source, examples)}, "full")
-  return Subject(name, export_dir, plan, list(seen))
+  plan, served, seen = verification.observe({"": (source, examples)}, "full")
+  return Subject(name, export_dir, plan, served, list(seen))
 
 
 def read(export_dir: str) -> Export:
@@ -179,6 +180,7 @@ def check(subject: Subject, directory: str) -> list[export_checks.Result]:
       directory,
       observation.load(directory),
       subject.plan,
+      subject.served,
       iter(subject.seen),
       save_again=True,
     )

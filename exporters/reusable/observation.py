@@ -23,6 +23,9 @@ Arrays = comparison.Arrays
 # What zeros may become in other weights: powers of two, which each dtype has.
 _NO_ZEROS = (2.0**-7, 2.0**-8, 2.0**-9, 2.0**-10)
 
+# Calls to try before randomness is denied, as a coin may fall alike many times.
+_RARELY = 64
+
 # Attributes of an export, or of a sub-object, that consumers use.
 INTERFACE = (
   "__call__",
@@ -191,7 +194,7 @@ def _observe_call(
   function = steps(*made.arguments) if made.gradients else call
   if made.sampled:
     # Keras draws new masks for recurrent layers at each step only in graphs.
-    function = tf.function(function)
+    function = tf.function(_without_seed(function))
     runs = (
       _flat(model, made, *run(model, function, made.example, made.arguments))
       for _ in itertools.count()
@@ -214,6 +217,19 @@ def _observe_call(
     )
   if made.updates:
     yield Observation(part, "updates", made.name, updates)
+
+
+def _without_seed(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Wraps a function to be traced without the seed of this process.
+
+  With it, the bodies of two equal loops would draw the same.
+  """
+
+  def call(*args: Any, **kwargs: Any) -> Any:
+    private_api.forget_seed()
+    return function(*args, **kwargs)
+
+  return call
 
 
 @contextlib.contextmanager
@@ -358,11 +374,13 @@ def differ(
   example: Any,
   *arguments: Mapping[str, Any],
 ) -> bool:
-  """Tells whether two sets of arguments lead to other outputs or updates.
+  """Tells whether sets of arguments lead to other outputs or updates.
 
   Variables that the model does not list are neither observed nor restored.
   """
-  return results_differ(*(run(model, call, example, a) for a in arguments))
+  runs = (run(model, call, example, a) for a in arguments)
+  first = next(runs)
+  return any(results_differ(first, other) for other in runs)
 
 
 def results_differ(*runs: tuple[Any, Arrays]) -> bool:
@@ -377,12 +395,12 @@ def _randomness(
   example: Any,
   arguments: Mapping[str, Any],
 ) -> Arrays:
-  """Observes whether random calls differ, and which variables they update."""
-  (_, still), *runs = [
-    run(model, call, example, a) for a in ({}, arguments, arguments)
-  ]
-  _, moved = runs[0]
-  return {"the randomness of two calls": np.array(results_differ(*runs))} | {
+  """Observes whether any calls differ, and which variables they update."""
+  _, still = run(model, call, example, {})
+  _, moved = run(model, call, example, arguments)
+  calls = [arguments] * _RARELY
+  differs = differ(model, call, example, *calls)
+  return {"the randomness of calls": np.array(differs)} | {
     f"{name} moves": np.array(not np.array_equal(still[name], value))
     for name, value in moved.items()
   }
@@ -426,13 +444,21 @@ def draws(
   call: Callable[..., Any],
   example: Any,
   arguments: Mapping[str, Any],
-) -> int | None:
-  """Counts the random ops that an eager call runs; None if calls agree."""
-  if not differ(model, call, example, arguments, arguments):
-    return None  # Fixing seeds would destroy resources, such as a tokenizer.
+) -> int:
+  """Counts the random ops that an eager call runs."""
   with private_api.numbered_seeds() as given:
     run(model, call, example, arguments)
     return given()
+
+
+@contextlib.contextmanager
+def restored(model: Any) -> Iterator[list[tf.Variable]]:
+  """Yields the moving (non-trainable) variables; restores them on exit."""
+  moving = moving_variables(model)
+  before = [tf.identity(v) for v in moving]
+  yield moving
+  for variable, value in zip(moving, before, strict=True):
+    variable.assign(value)
 
 
 def run(
@@ -443,15 +469,11 @@ def run(
 ) -> tuple[Any, Arrays]:
   """Calls a model; returns the outputs and the updated moving variables.
 
-  Restores the moving (non-trainable) variables.
+  Restores the moving variables.
   """
-  moving = moving_variables(model)
-  before = [tf.identity(v) for v in moving]
-  outputs = call(example, **arguments)
-  updates = by_variable(moving, moving)
-  for variable, value in zip(moving, before, strict=True):
-    variable.assign(value)
-  return outputs, updates
+  with restored(model) as moving:
+    outputs = call(example, **arguments)
+    return outputs, by_variable(moving, moving)
 
 
 def moving_variables(model: Any) -> list[tf.Variable]:
@@ -520,7 +542,7 @@ def _scalar(outputs: Any) -> tf.Tensor:
       tf.constant(0.0),
       *(
         tf.reduce_sum(
-          tf.reshape(tf.cast(output, tf.float32), [-1])
+          tf.reshape(_of_one_scale(tf.cast(output, tf.float32)), [-1])
           * tf.cos(tf.range(tf.cast(tf.size(output), tf.float32)))
         )
         for output in map(_real, comparison.named(outputs).values())
@@ -528,6 +550,12 @@ def _scalar(outputs: Any) -> tf.Tensor:
       ),
     ]
   )
+
+
+def _of_one_scale(output: tf.Tensor) -> tf.Tensor:
+  """Scales large outputs down, whose gradients would hide those of others."""
+  largest = tf.reduce_max(tf.abs(tf.reshape(output, [-1])))
+  return output / tf.stop_gradient(tf.maximum(largest, 1.0))
 
 
 def _real(output: Any) -> Any:

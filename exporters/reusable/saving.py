@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import math
 import re
 from typing import Any
 
@@ -34,6 +35,9 @@ Function = tf.types.experimental.PolymorphicFunction
 Hyperparameter = hyperparameters_lib.Hyperparameter
 
 _NAME = re.compile("[a-z0-9][a-z0-9_]*")
+_STATELESS = re.compile("Stateless(?!RandomGet).*(Random|Normal|Multinomial)")
+# The dtypes that CheckNumerics takes.
+_CHECKED = (tf.bfloat16, tf.float16, tf.float32, tf.float64)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,7 +111,13 @@ def source(
       is unknown, a hyperparameter or a trainable variable has no effect, or the
       model cannot be called.
   """
+  if tf.config.functions_run_eagerly():
+    raise errors.ExportError(
+      "tf.config.run_functions_eagerly(True) is on, so that no function has a"
+      " graph. Export without it."
+    )
   input_spec = _checked(input_spec)
+  _check_names(input_spec, hyperparameters)
   defaults = {h.name: h.default for h in hyperparameters}
   if _has_training(model, hyperparameters):
     defaults = {"training": False, **defaults}
@@ -123,7 +133,7 @@ def source(
         " be a property or an attribute, a list of functions."
       )
   if regularization_losses is None:
-    regularization_losses = _weight_losses(model)
+    regularization_losses = _losses_of_keras(model)
   return _traced(
     Source(
       model=model,
@@ -162,8 +172,8 @@ def reusable(
     the model, too.
 
   Raises:
-    ExportError: A regularization loss is not a float scalar, or layers were
-      frozen after `source`.
+    ExportError: A regularization loss is not a finite float scalar, or layers
+      were frozen after `source`.
   """
   if model.trains_as_model:
     trained, now = (
@@ -262,6 +272,11 @@ def signature(
       if isinstance(names, str):
         digits = len(str(len(outputs) - 1))  # Padded, so as to sort.
         names = [f"{names}_{i:0{digits}}" for i in range(len(outputs))]
+      if len(names) != len(outputs):
+        raise errors.ExportError(
+          f"The model returns {len(outputs)} outputs, and their names are"
+          f" {', '.join(names)}."
+        )
       outputs = dict(zip(names, outputs, strict=True))
     elif not isinstance(outputs, Mapping):
       outputs = {output_name: outputs}
@@ -350,6 +365,48 @@ def constraints(model: Source) -> str:
   )
 
 
+def _check_names(
+  input_spec: Any, hyperparameters: Sequence[Hyperparameter]
+) -> None:
+  """Refuses names that name two things, and int32 defaults that overflow."""
+  for hyperparameter in hyperparameters:
+    name, default = hyperparameter.name, hyperparameter.default
+    if not name.isidentifier() or name in ("inputs", "self", "training"):
+      raise errors.ExportError(
+        f"A hyperparameter is called {name!r}. It names an argument beside"
+        " `inputs` and `training`: choose another identifier of Python."
+      )
+    if type(default) is int and not tf.int32.min <= default <= tf.int32.max:
+      raise errors.ExportError(
+        f"Hyperparameter {name} is {default}, and an int32 has no such value."
+        " Give it a float, or another unit."
+      )
+  flat = tf.nest.flatten(input_spec, expand_composites=True)
+  for names, count in (
+    (input_specs(input_spec), len(flat)),
+    ([h.name for h in hyperparameters], len(hyperparameters)),
+  ):
+    unique = {re.sub("[./-]", "_", name).lower() for name in names}
+    if len(unique) < count or "self" in unique:
+      raise errors.ExportError(
+        f"{', '.join(names)} must be different names, also in lower case, and"
+        " none of them `self`: they name the arguments of functions."
+      )
+
+
+def input_specs(spec: Any) -> dict[str, tf.TensorSpec]:
+  """Returns the inputs of a signature, by name, for the input of a model.
+
+  TensorFlow names the Tensors of a RaggedTensor by its place.
+  """
+  named = {}
+  for i, part in enumerate(tf.nest.flatten(_named(spec))):
+    tensors = tf.nest.flatten(part, expand_composites=True)
+    for j, tensor in enumerate(tensors):
+      named[tensor.name or f"inputs_{i}{f'_{j}' * bool(j)}"] = tensor
+  return named
+
+
 def _checked(spec: Any) -> Any:
   """Checks the form of an input; turns tuples into lists.
 
@@ -357,12 +414,11 @@ def _checked(spec: Any) -> Any:
   not have to.
   """
   if isinstance(spec, Mapping):
-    names = {re.sub("[./-]", "_", str(key)).lower() for key in spec}
-    if len(names) < len(spec) or not all(map(_NAME.fullmatch, names)):
+    names = [re.sub("[./-]", "_", str(key)).lower() for key in spec]
+    if not all(map(_NAME.fullmatch, names)):
       raise errors.ExportError(
         f"The keys of the input are {', '.join(map(repr, spec))}. They name the"
-        " inputs of a signature: use letters, digits and underscores, and let"
-        " them differ in more than case."
+        " inputs of a signature: use letters, digits and underscores."
       )
     return {key: _checked(part) for key, part in spec.items()}
   if isinstance(spec, (list, tuple)):
@@ -452,8 +508,13 @@ def _trainable(
       " trainable_variables."
     )
   for variable in variables:
+    if not variable.shape.is_fully_defined():
+      raise errors.ExportError(
+        f"Variable {variable.name} has the shape {variable.shape}. Give it a"
+        " size: consumers and optimizers need one."
+      )
     try:
-      if variable.dtype.is_floating:
+      if variable.dtype in _CHECKED:
         tf.debugging.check_numerics(variable, "")  # Allocates no memory.
     except tf.errors.InvalidArgumentError as e:
       raise errors.ExportError(
@@ -555,9 +616,11 @@ def _traced(model: Source) -> Source:
       function = _traceable(model, xla.CLOSED_GRADIENTS)
       traces = _trace(model, function, model.input_spec)
   _check_ops(traces)
+  _check_seeds(traces)
   _check_captured(traces, model.variables)
   _check_reached(traces[-1], model.trainable_variables)
   _check_effects(traces, model)
+  _check_outputs(traces[0].structured_outputs)
   outputs = tf.nest.map_structure(
     tf.type_spec_from_value, traces[0].structured_outputs
   )
@@ -615,11 +678,34 @@ def _trace(
   modes = [{}]
   if "training" in model.defaults:
     modes = [{"training": False}, {"training": True}]
-  with no_losses_of_calls(model.model), private_api.as_in_a_save():
+  with (
+    no_losses_of_calls(model.model),
+    private_api.as_in_a_save(),
+    _without_determinism(),
+    errors.of_input(
+      tf.errors.OperatorNotAllowedInGraphError,
+      about="The model has control flow that needs autograph=True: ",
+    ),
+  ):
     return [
       function.get_concrete_function(_named(spec), **mode, **arguments)
       for mode in modes
     ]
+
+
+@contextlib.contextmanager
+def _without_determinism() -> Iterator[None]:
+  """Says that random ops of an export cannot have the seeds of a process."""
+  try:
+    yield
+  except RuntimeError as e:
+    if "determinism" not in str(e):
+      raise
+    raise errors.ExportError(
+      "tf.config.experimental.enable_op_determinism() is on. It wants seeds,"
+      " with which all consumers would draw the same. Export without it, in a"
+      " process of its own."
+    ) from e
 
 
 @contextlib.contextmanager
@@ -659,19 +745,19 @@ def _canonical(trace: ConcreteFunction) -> str:
   return shared("".join(map(str, graph.node)))
 
 
-def _named(spec: Any) -> Any:
-  """Names the Tensors of an input, those of a dict by their keys."""
-
-  def with_name(part: Any, name: str, default: str = "") -> Any:
-    if not isinstance(part, tf.TensorSpec):  # A RaggedTensor has no name.
-      return part
-    return tf.TensorSpec(part.shape, part.dtype, name or part.name or default)
-
+def _named(spec: Any, *path: str | int) -> Any:
+  """Names the Tensors of an input: by their keys, or as their specs say."""
   if isinstance(spec, Mapping):
-    return {key: with_name(part, key) for key, part in spec.items()}
+    return {key: _named(part, *path, str(key)) for key, part in spec.items()}
   if isinstance(spec, (list, tuple)):
-    return [with_name(part, "", f"inputs_{i}") for i, part in enumerate(spec)]
-  return with_name(spec, "", "inputs")
+    return [_named(part, *path, i) for i, part in enumerate(spec)]
+  if not isinstance(spec, tf.TensorSpec):  # A RaggedTensor has no name.
+    return spec
+  is_keyed = any(isinstance(key, str) for key in path)
+  first = () if path and isinstance(path[0], str) else ("inputs",)
+  name = "_".join(map(str, (*first, *path)))
+  name = name if is_keyed else spec.name or name
+  return tf.TensorSpec(spec.shape, spec.dtype, name)
 
 
 def _converted(inputs: Any, spec: Any) -> Any:
@@ -688,6 +774,30 @@ def _converted(inputs: Any, spec: Any) -> Any:
   if not is_list and all(x.dtype == s.dtype for x, s in pairs):
     return None
   return tf.nest.map_structure(lambda x, s: tf.cast(x, s.dtype), inputs, spec)
+
+
+def _check_outputs(outputs: Any) -> None:
+  """Refuses outputs that a SavedModel cannot describe."""
+  if isinstance(outputs, Mapping):
+    for key in outputs:
+      if not isinstance(key, str):
+        raise errors.ExportError(
+          f"The model returns a dict with the key {key!r}; outputs are named by"
+          " strings."
+        )
+    outputs = list(outputs.values())
+  if isinstance(outputs, (list, tuple)):
+    for output in outputs:
+      _check_outputs(output)
+  elif isinstance(outputs, (tf.experimental.ExtensionType, tf.IndexedSlices)):
+    raise errors.ExportError(
+      f"The model returns {type(outputs).__name__}, and consumers do not have"
+      " it. Return a dict of its Tensors."
+    )
+  elif tf.is_tensor(outputs) and outputs.dtype.is_quantized:
+    raise errors.ExportError(
+      f"The model returns {outputs.dtype.name}. Return dequantized floats."
+    )
 
 
 def _check_structure(
@@ -728,6 +838,43 @@ def _check_ops(traces: Sequence[ConcreteFunction]) -> None:
           " files, networks or this machine. Compute from the inputs, variables"
           " and tables alone."
         )
+
+
+def _check_seeds(traces: Sequence[ConcreteFunction]) -> None:
+  """Refuses training with random numbers that are the same in every load.
+
+  In inference too, such numbers are part of the model, as fixed projections.
+  """
+  inference, training = (_fixed_draws(t) for t in (traces[0], traces[-1]))
+  if len(training) > len(inference):
+    raise errors.ExportError(
+      f"Training draws by {training[-1]} from a seed that is a constant or a"
+      " variable: all consumers and replicas would draw the same numbers. Draw"
+      " by functions such as tf.random.uniform."
+    )
+
+
+def _fixed_draws(trace: ConcreteFunction) -> list[str]:
+  """Returns the stateless random ops whose seeds no input and no op draws."""
+  captured = {x.op for x in trace.graph.internal_captures}
+  arguments = {x.op for x in trace.inputs} - captured
+
+  def is_fixed(op: tf.Operation) -> bool:
+    seen, waiting = set(), [x.op for x in op.inputs[1:]]  # Without the shape.
+    while waiting:
+      op = waiting.pop()
+      if op in arguments or (graphs.RANDOM.match(op.type)):
+        return False
+      if op not in seen:
+        seen.add(op)
+        waiting += [x.op for x in op.inputs]
+    return True
+
+  return [
+    f"{op.type} {op.name}"
+    for op in trace.graph.get_operations()
+    if _STATELESS.match(op.type) and is_fixed(op)
+  ]
 
 
 def _check_captured(
@@ -805,6 +952,22 @@ def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:
   return False
 
 
+def _losses_of_keras(model: Any) -> list[Callable[[], tf.Tensor]]:
+  """Returns the losses that a Keras model trains with; [] for other models."""
+  found = _weight_losses(model)
+  if not isinstance(model, tf_keras.layers.Layer):
+    return found
+  # Layers in a tf.Module have losses that Keras does not see, and others may
+  # override `losses`.
+  own, others = (
+    float(sum((tf.cast(x, tf.float64) for x in losses), 0.0))
+    for losses in (model.losses, [loss() for loss in found])
+  )
+  if math.isclose(own, others, rel_tol=1e-6):
+    return found
+  return [lambda i=i: model.losses[i] for i in range(len(model.losses))]
+
+
 def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
   """Returns a function for each weight regularizer of the Keras layers."""
   layers = layers_of(model)
@@ -865,6 +1028,12 @@ def _summed_losses(model: Source) -> list[ConcreteFunction]:
   losses = model.regularization_losses
   for loss in losses:
     value = loss() if callable(loss) else loss
+    if tf.is_symbolic_tensor(value):
+      raise errors.ExportError(
+        "A regularization loss is a Tensor that a call of the model has left"
+        " behind. Compute it from variables alone; return what depends on the"
+        " input as an output."
+      )
     if not callable(loss) or not (
       tf.is_tensor(value) and value.shape == [] and value.dtype.is_floating
     ):
@@ -876,6 +1045,10 @@ def _summed_losses(model: Source) -> list[ConcreteFunction]:
       raise errors.ExportError(
         f"A regularization loss is {found}; it must be a function that returns"
         " a float scalar."
+      )
+    if not tf.math.is_finite(value):
+      raise errors.ExportError(
+        f"A regularization loss is {value.numpy():g}; it must be finite."
       )
   if not losses:
     return []

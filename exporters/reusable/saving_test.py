@@ -399,9 +399,15 @@ class SavingTest(tf.test.TestCase):
     with self.assertRaisesRegex(errors.ExportError, "returns SparseTensor"):
       root = _reusable(lambda x: tf.sparse.from_dense(x), _SPEC)
       saving.signature(root, _SPEC)
-    for keys in (["a", "A"], ["x.y", "x/y"], ["a b"], ["_a"]):
+    for keys, message in (
+      (["a b"], "use letters, digits"),
+      (["_a"], "use letters, digits"),
+      (["a", "A"], "A, a must be different names"),
+      (["x.y", "x/y"], "must be different names"),
+      (["self"], "none of them `self`"),
+    ):
       spec = dict.fromkeys(keys, _SPEC)
-      self.assert_refused("use letters, digits", lambda x: x, spec)
+      self.assert_refused(message, lambda x: x, spec)
     generator = tf.random.Generator.from_seed(1)
     with_noise = lambda x: x + generator.normal([2])  # noqa: E731
     self.assert_refused("tf.random.Generator", with_noise, _SPEC)
@@ -550,9 +556,13 @@ class SavingTest(tf.test.TestCase):
   def test_refuses_unknown_ranks(self):
     unknown = tf.TensorSpec(None)
     self.assert_refused("^An input of the model, .* unknown rank", abs, unknown)
+    shape = tf.TensorSpec([None], tf.int32)
+    self.assert_refused(
+      "^An output .* unknown rank", lambda x: tf.ones(x), shape
+    )
     variable = tf.Variable(2.0, shape=tf.TensorShape(None))
     self.assert_refused(
-      "^An output of the model, .* unknown rank",
+      "has the shape <unknown>. Give it a size",
       lambda x: x * variable,
       _SPEC,
       variables=[variable],
@@ -569,10 +579,14 @@ class SavingTest(tf.test.TestCase):
     product = Product()
     product.regularization_losses = lambda: []
     self.assert_refused("of Product is a method", product, _SPEC)
+    left = []
+    tf.function(lambda: left.append(tf.zeros([])))()
     for loss, message in (
       (lambda: tf.ones([2]), r"TensorSpec\(shape=\(2,\).*; it must be a func"),
       (lambda: None, "NoneType; it must be a function"),
       (tf.ones([]), "must be a function that returns a float scalar"),
+      (lambda: tf.constant(np.nan), "loss is nan; it must be finite"),
+      (lambda: left[0], "Tensor that a call of the model has left"),
     ):
       self.assert_refused(
         message, lambda x: x, _SPEC, regularization_losses=[loss]

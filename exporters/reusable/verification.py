@@ -12,6 +12,7 @@ from collections.abc import (
 import contextlib
 import dataclasses
 import errno
+import functools
 import hashlib
 from importlib import metadata
 import itertools
@@ -27,6 +28,7 @@ import sys
 import tempfile
 from typing import Any
 
+import numpy as np
 from rich import console
 from rich import table
 import tensorflow as tf
@@ -105,6 +107,7 @@ def verify(
   level: str,
   *,
   sub_objects: Mapping[str, Part] | None = None,
+  served: Mapping[str, str] | None = None,
   is_keras: bool = False,
   process: subprocess.Popen | None = None,
   record: Mapping[str, Any] | None = None,
@@ -128,6 +131,8 @@ def verify(
     sub_objects: Model and inputs of each attribute of the export that is
       reusable by itself, such as `mlm`. Each is compared like `source`. Without
       inputs, only its variables and losses are compared.
+    served: What each signature calls, by its name: the name of a sub-object, or
+      "". Default: `serving_default` calls the model.
     is_keras: Whether the export is a complete Keras model. It is then loaded by
       Keras, and compared without changed hyperparameters.
     process: The result of `start`, if it was called before.
@@ -149,7 +154,7 @@ def verify(
     defaults = {k: v for k, v in source.defaults.items() if k == "training"}
     source = dataclasses.replace(source, hyperparameters=(), defaults=defaults)
   parts = {"": (source, examples), **(sub_objects or {})}
-  results, weights_sha256 = _decided(export_dir, parts, level, process)
+  results, weights_sha256 = _decided(export_dir, parts, served, level, process)
   if is_keras:
     print(f"  - {_KERAS_NOTE}")
     results.append(
@@ -171,7 +176,7 @@ def verify(
     raise _failed(problems, export_dir, keep_failed)
   entries = {"level": level, "weights_sha256": weights_sha256}
   if measure_latency:
-    example = _listed(examples[0])
+    example = _listed(examples[0], source)
     entries["latency"] = latency.measure(
       export_dir, source, example, is_keras=is_keras
     )
@@ -200,6 +205,7 @@ def _failed(
 def _decided(
   export_dir: str,
   parts: Mapping[str, Part],
+  served: Mapping[str, str] | None,
   level: str,
   process: subprocess.Popen | None,
 ) -> tuple[list[export_checks.Result], str]:
@@ -211,7 +217,7 @@ def _decided(
   Returns:
     The same as `_compared`.
   """
-  results, weights_sha256 = _compared(export_dir, parts, level, process)
+  results, weights_sha256 = _compared(export_dir, parts, served, level, process)
   where = "in this example"
   for seed in range(_OTHER_EXAMPLES):
     found = [r for r in results if r.problems]
@@ -223,7 +229,7 @@ def _decided(
       for name, (source, examples) in parts.items()
     }
     try:
-      again, _ = _compared(export_dir, others, level, None)
+      again, _ = _compared(export_dir, others, served, level, None)
     except errors.ExportError as e:  # The model may take no such values.
       print(f"  - other examples failed: {e}")
       break
@@ -263,6 +269,7 @@ def _other(example: Any, seed: int) -> Any:
 def _compared(
   export_dir: str,
   parts: Mapping[str, Part],
+  served: Mapping[str, str] | None,
   level: str,
   process: subprocess.Popen | None,
 ) -> tuple[list[export_checks.Result], str]:
@@ -291,10 +298,10 @@ def _compared(
       # Both processes compute on the CPU. GPUs multiply float32 in TF32, with
       # errors of a thousandth, and training may have filled the GPU's memory.
       with tf.device("/CPU:0"):
-        plan, seen = observe(parts, level)
+        plan, named, seen = observe(parts, level, served)
         # Plain tuples: the class `Call` has another name in the process.
         plain = {name: list(map(tuple, calls)) for name, calls in plan.items()}
-        for i, item in enumerate(itertools.chain([(plain,)], seen)):
+        for i, item in enumerate(itertools.chain([(plain, named)], seen)):
           if i and item.kind == "variables":
             for digest in item.arrays.values():
               weights.update(digest)
@@ -338,15 +345,24 @@ def _layer(parts: Mapping[str, Part], problem: str) -> str:
 
 
 def observe(
-  parts: Mapping[str, Part], level: str
+  parts: Mapping[str, Part],
+  level: str,
+  served: Mapping[str, str] | None = None,
 ) -> tuple[
-  dict[str, list[observation.Call]], Iterator[observation.Observation]
+  dict[str, list[observation.Call]],
+  dict[str, tuple[str, list[str]]],
+  Iterator[observation.Observation],
 ]:
   """Observes a live model and its sub-objects.
 
   Returns:
-    The calls by name of the sub-object, and the observations.
+    The calls by name of the sub-object, the sub-object and the names of the
+    inputs of each signature, and the observations.
   """
+  named = {
+    signature: (part, [*saving.input_specs(parts[part][0].input_spec)])
+    for signature, part in (served or {"serving_default": ""}).items()
+  }
   parts = {
     name: (dataclasses.replace(source, call=_explained(source.call)), examples)
     for name, (source, examples) in parts.items()
@@ -358,25 +374,32 @@ def observe(
     for name, (source, _) in parts.items()
   }
   plan = {
-    name: list(_calls(name, source, [_listed(x) for x in examples], level))
+    name: list(
+      _calls(name, source, [_listed(x, source) for x in examples], level)
+    )
     for name, (source, examples) in parts.items()
   }
   for name, (source, _) in parts.items():
     after = next(observation.observe_state(name, source)).arrays
     _, changed = comparison.compare("variables", states[name][0].arrays, after)
     if changed:
+      # What calls do to other variables is undone.
       raise errors.ExportError(
-        f"A call of the model changes a trainable variable: {changed[0]}."
-        " Verification could not undo that. List it as non-trainable."
+        "A call of the model changes a trainable variable, or a regularization"
+        f" loss changes a variable: {changed[0]}. Verification could not undo"
+        " that. Let calls change variables that are not trainable, and losses"
+        " none."
       )
   for source, examples in parts.values():
     if source.unread and examples:
-      _check_unread(source, _listed(examples[0]))
+      _check_unread(source, _listed(examples[0], source))
 
   def seen() -> Iterator[observation.Observation]:
     for name, (source, _) in parts.items():
       yield from states[name]
-      step = observation.train_step(source, source.call, of_inputs=True)
+      step = _explained(
+        observation.train_step(source, source.call, of_inputs=True)
+      )
       sizes = collections.defaultdict(set)
       for observed in observation.observe_calls(
         name, source, source.call, plan[name], lambda *_, s=step: s
@@ -384,10 +407,21 @@ def observe(
         if observed.kind == "outputs":
           for output, y in observed.arrays.items():
             sizes[output].update(y.shape[-1:])
+            if observed.call == plan[name][0].name:
+              _check_numbers(f"{observed.place}: {output}", y)
         yield observed
       _check_last_dimensions(source, [c.example for c in plan[name]], sizes)
 
-  return plan, seen()
+  return plan, named, seen()
+
+
+def _check_numbers(place: str, output: np.ndarray) -> None:
+  """Refuses an output that is NaN everywhere, as any NaN would equal it."""
+  if output.size and comparison.is_inexact(output) and np.isnan(output).all():
+    raise errors.ExportError(
+      f"{place} is NaN everywhere, so that nothing could be compared. Give"
+      " examples whose outputs are numbers."
+    )
 
 
 def _check_unread(source: saving.Source, example: Any) -> None:
@@ -470,12 +504,21 @@ def _check_last_dimensions(
 
 
 def _explained(call: Callable[..., Any]) -> Callable[..., Any]:
-  """Wraps the call of a model to report its errors in one line."""
+  """Wraps a call of a model to report its errors in one line."""
 
   def explained(*args: Any, **kwargs: Any) -> Any:
     about = "The model cannot be called to compare its export: "
-    with errors.of_input(TypeError, ValueError, tf.errors.OpError, about=about):
-      return call(*args, **kwargs)
+    kinds = (RuntimeError, TypeError, ValueError, tf.errors.OpError)
+    try:
+      with errors.of_input(*kinds, about=about):
+        return call(*args, **kwargs)
+    except LookupError as e:
+      if "gradient registry" not in str(e):
+        raise
+      raise errors.ExportError(
+        f"Consumers could not train the model: an op has no gradient ({e})."
+        " Return its input instead, or stop the gradient before it."
+      ) from e
 
   return explained
 
@@ -489,12 +532,16 @@ def _calls(
   steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
   training = {"training": True} if "training" in source.defaults else {}
   steadily = {**training, **steady}
+  differ = functools.partial(
+    observation.differ, source, source.call, examples[0]
+  )
   with saving.no_losses_of_calls(source.model):  # Not when called in graphs.
-    drawn = observation.draws(source, source.call, examples[0], training)
-  by_default = drawn is not None
+    # Two calls may draw the same by chance.
+    by_default = differ(training, training) or bool(
+      randomness.draws(_graph(source, examples[0]))
+    )
   is_random = by_default and (
-    steadily == training
-    or observation.differ(source, source.call, examples[0], steadily, steadily)
+    steadily == training or differ(steadily, steadily)
   )
   # Differentiating the export takes longer than loading it.
   is_trained = level == "full" and bool(source.trainable_variables)
@@ -549,7 +596,7 @@ def _calls(
   if level == "full":
     yield from _changed_calls(source, examples[0], steadily, is_random)
   if by_default:
-    yield from _random_calls(part, source, examples[0], level, learning, drawn)
+    yield from _random_calls(part, source, examples[0], level, learning)
 
 
 def _has_averages(source: saving.Source) -> bool:
@@ -612,15 +659,23 @@ def _reweighted_calls(
 def _of_other_sizes(
   source: saving.Source, examples: Sequence[Any]
 ) -> Iterator[Any]:
-  """Makes batches of few and of many rows from the first example."""
-  first, counts = examples[0], {observation.rows(x) for x in examples}
+  """Makes batches of few and of many rows from the first example.
+
+  Inputs whose numbers of rows differ, such as nodes and edges, are no batch.
+  """
+  counts = [{x.shape[0] for x in tf.nest.flatten(e)} for e in examples]
+  if any(len(rows) > 1 for rows in counts):
+    return
+  first, counts = examples[0], set().union(*counts)
+  inputs = tf.nest.flatten(first)
   for count in {0, 1, 2} - counts:
     few = tf.nest.map_structure(lambda x, n=count: x[:n], first)
-    if count < observation.rows(first) and (count or _takes(source, few)):
+    # Ids of one input may name rows of another.
+    is_sure = count > 0 and len(inputs) == 1
+    if count < observation.rows(first) and (is_sure or _takes(source, few)):
       yield few
   if (rows := observation.rows(first)) == 0:
     return
-  inputs = tf.nest.flatten(first)
   weights, values = (
     sum(float(tf.size(x)) for x in xs) for xs in (source.variables, inputs)
   )
@@ -636,13 +691,10 @@ def _random_calls(
   example: Any,
   level: str,
   learning: Mapping[str, bool],
-  drawn: int,
 ) -> Iterator[observation.Call]:
-  """Plans calls with fixed seeds, or samples of calls.
-
-  The live model has run `drawn` random ops in a call.
-  """
+  """Plans calls with fixed seeds, or samples of calls."""
   training = {"training": True} if "training" in source.defaults else {}
+  drawn = observation.draws(source, source.call, example, training)
   is_straight = drawn == randomness.draws(_graph(source, example))
   count = (
     0 if is_straight else _calls_to_compare(part, source, example, training)
@@ -701,7 +753,7 @@ def _calls_to_compare(
 
 
 def _takes(source: saving.Source, example: Any) -> bool:
-  """Tells whether a model takes a batch of 0 rows; some ops do not."""
+  """Tells whether a model takes a batch of few rows; some ops take no 0."""
   try:
     observation.run(source, source.call, example, {})
   except errors.ExportError:
@@ -726,11 +778,15 @@ def _graph(source: saving.Source, example: Any) -> Any:
   return trace.graph.as_graph_def()
 
 
-def _listed(example: Any) -> Any:
+def _listed(example: Any, source: saving.Source) -> Any:
   """Turns a tuple into a list, as `saving.source` does with the spec.
 
-  Copies Tensors: one that is there twice would have one gradient.
+  The keys of a dict get the order of the spec, which is that of lists. Copies
+  Tensors: one that is there twice would have one gradient.
   """
+  spec = source.input_spec
+  if isinstance(spec, Mapping) and set(spec) == set(example):
+    example = {key: example[key] for key in spec}
   example = list(example) if isinstance(example, tuple) else example
   return tf.nest.map_structure(tf.identity, example)
 
