@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 import contextlib
 import errno
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -29,6 +30,9 @@ FOLLOW_LINKS = (
   " libraries."
 )
 
+# What a load has in memory. Other files may be padding.
+LOADED = re.compile(r"saved_model\.pb|variables/variables\.(index|data-.*)")
+
 _MOST_BYTES = 2**35
 _MOST_FILES = 10_000
 _BLOCK = 2**20
@@ -44,7 +48,7 @@ class Copy(NamedTuple):
   """The result of a copy.
 
   Attributes:
-    size: Total bytes of the files.
+    size: Bytes of the files of `LOADED`.
     problems: Descriptions of the files that were left out because a load should
       not read them.
   """
@@ -65,7 +69,7 @@ def copied(
     only: The same.
 
   Yields:
-    The copy, and its size in bytes. InputErrors name the original instead.
+    The copy, and `Copy.size`. InputErrors name the original instead.
 
   Raises:
     InputError: `copy` raised it or left something out.
@@ -103,6 +107,7 @@ def copy(
   formats.check_saved_model(source)
   problems: list[str] = []
   copies: dict[tuple[int, int], str] = {}  # By the file's number.
+  loaded: dict[int, int] = {}  # Sizes, by the number of the copy.
   size = count = 0
   for path in _paths(source, problems, follow_links, only):
     count += 1
@@ -116,6 +121,9 @@ def copy(
       errors.writing(target, errors.SCRATCH),
     ):
       size += _copy_file(source, target, path, size, follow_links, copies)
+    if LOADED.fullmatch(path):
+      status = os.stat(os.path.join(target, path))
+      loaded[status.st_ino] = status.st_size
   model = "saved_model.pb"
   if model in (only or [model]) and not os.path.isfile(f"{target}/{model}"):
     found = [p for p in problems if p.startswith("saved_model.pb ")]
@@ -123,7 +131,7 @@ def copy(
     raise errors.InputError(
       f"{source} is no SavedModel that can be checked: {said}."
     )
-  return Copy(size, problems)
+  return Copy(sum(loaded.values()), problems)
 
 
 def left_out(directory: str, only: Collection[str]) -> list[str]:

@@ -17,6 +17,7 @@ from google.protobuf import message
 import numpy as np
 import tensorflow as tf
 
+from distribution import copies
 from distribution import sandbox
 from exporters.conformance import op_audit
 from exporters.conformance import twin as twin_lib
@@ -59,7 +60,7 @@ _NO_CAUSE = re.compile(
   r"|^\d+ root error.*|^\s*\(\d+\) [A-Z_]+: |\s*\[\[.*\]\]|\s*\[Op:.*"
   r"|\{\{function_node [^}]*\}\}\s*"
 )
-_LARGE_MODEL = 2**29  # Bytes of files.
+_LARGE_MODEL = 2**29  # Bytes of the graph and the variables.
 _LONGEST = 10_000  # Characters of an error message.
 _MATCHING = "Could not find matching concrete function"
 
@@ -395,7 +396,8 @@ class Subject:
     """
     names = [v.name for v in self.trainable_variables]
     is_inexact = self.is_half or self.steady is None
-    is_large = sum(self.files.values()) > _LARGE_MODEL
+    loaded = [n for f, n in self.files.items() if copies.LOADED.fullmatch(f)]
+    is_large = sum(loaded) > _LARGE_MODEL
     for dtype in [tf.float64] * (not is_large) + [tf.float32] * is_inexact:
       try:
         graph, root = twin_lib.load(self.directory, self.files, dtype)
