@@ -31,7 +31,9 @@ _SEGMENTS = (
 )
 _PACKED = (12, 16, 40, 130, 512, 9, 33, 256)  # Lengths.
 _UNKNOWN = frozenset(("[UNK]", "<unk>"))
-_ALONE = ("the", "2026", "你好")  # Texts of which any tokenizer makes tokens.
+# Texts of which any tokenizer makes tokens.
+_ALONE = ("the", "2026", "你好", "мир", "مرحبا", "qxzvjk" * 5)
+_MARKS = (",", ".", "?")
 _INPUTS = ("input_word_ids", "input_mask", "input_type_ids")
 _WORDS = (("the", "qxzvjk", "of"), ("", "", ""), ("is", "?", ""))
 _ORDER = "the order of the tokens"
@@ -43,6 +45,9 @@ _SPECIAL_TOKEN = re.compile(rf"{_IN_BRACKETS.pattern}|_*(PAD|CLS|SEP|MASK)_*")
 _OF_PROJECTION = 4  # Most variables of what may follow the last layer.
 _TRIED = 4  # Words to look up.
 _COMBINERS = ("mean", "sqrtn", "sum")  # Of `tf.nn.embedding_lookup_sparse`.
+# What the card of a tokenizer says that drops punctuation.
+_WITHOUT_MARKS = re.compile(r"(?i)punctuation|\bwords\b|regular expression")
+_ACCENTS = re.compile(r"(?<!never )strips (?:\w+ )?accents(?!\W+(?:no|false))")
 _CASING = re.compile(r"(?:do_lower_case\W+|text is )(true|false|lowercased)")
 _SPECIAL = (
   "padding_id",
@@ -112,13 +117,14 @@ def _is_cut(represent: Callable[[tf.Tensor], Any], length: int) -> bool:
 def _miscased(
   subject: Subject, represent: Callable[[Sequence[str]], list[Any]]
 ) -> str:
-  """Describes a casing that the card does not say; empty if there is none.
+  """Describes case or accents that the card denies; empty if there are none.
 
   Args:
     subject: The SavedModel.
     represent: Returns the vectors, or tokens, of texts.
   """
-  said = {x != "false" for x in _CASING.findall((subject.card or "").lower())}
+  card = (subject.card or "").lower()
+  said = {x != "false" for x in _CASING.findall(card)}
   words = (*_ENDS, "énorme") if said == {True} else _ENDS
   lower, upper = (
     represent([f(x) for x in words]) for f in (str.lower, str.upper)
@@ -130,6 +136,10 @@ def _miscased(
       f"The card says that do_lower_case is {says}, and texts in lower and in"
       f" upper case are {are}the same to it"
     )
+  if said == {True} and _ACCENTS.search(card):
+    with_accents, without = map(represent, (["naïve café"], ["naive cafe"]))
+    if with_accents != without:
+      return "The card says that it strips accents, and 'naïve' is not 'naive'"
   return ""
 
 
@@ -343,17 +353,21 @@ def _badly_tokenized(subject: Subject) -> str:
   """Describes an error in tokens; empty if there is none."""
   model = subject.model
   own = [x for x in subject.words if x.isalpha()][:_TRIED]
-  texts = _ALONE
-  if own and not any(
-    _UNKNOWN.intersection(lines)
-    for lines in vocabulary.of_assets(subject.directory, subject.files)
-  ):
-    texts = own  # It may drop unknown words.
+  assets = vocabulary.of_assets(subject.directory, subject.files)
+  known = [set(x) for x in assets if _UNKNOWN.intersection(x)]
+  marks = [x for x in _MARKS if any(x in lines for lines in known)]
+  is_hidden = not own and not known
+  if is_hidden and subject.card and not _WITHOUT_MARKS.search(subject.card):
+    marks = list(_MARKS)
+  # Without a token for them, it may drop unknown words.
+  texts = own if own and not known else [*_ALONE, *marks]
   counts = _tokens(model, texts).row_lengths().numpy()
   if lost := [x for x, n in zip(texts, counts, strict=True) if not n]:
     return f"The text {lost[0]!r} has no tokens"
   if _is_unordered(model, own or _ENDS):
     return "The tokens of a text are not those of its words, in their order"
+  if word := _lost_end(model, own or _ENDS):
+    return f"The end of the word {word!r} has no tokens"
   for length in (*_LENGTHS, _LONG):
     if _is_cut(lambda x: _tokens(model, x).to_tensor(-1), length):
       return f"The last of {length} words has no tokens"
@@ -371,6 +385,26 @@ def _is_unordered(model: Any, words: Sequence[str]) -> bool:
   first, *pairs, whole = _tokens(model, texts).to_list()
   rests = [pair[len(first) :] for pair in pairs]
   return [first + x for x in rests] != pairs or whole != sum(2 * rests, first)
+
+
+def _lost_end(model: Any, words: Sequence[str]) -> str:
+  """Returns a compound with the tokens of its first word; "" if few have.
+
+  A few have them where the first word is unknown, as is the compound.
+  """
+  tokens = map(str, _tokens(model, words).to_list())
+  distinct = dict(zip(tokens, words, strict=True))
+  pairs = [*itertools.permutations(distinct, 2)]
+  if not pairs:
+    return ""
+  compounds = [distinct[x] + distinct[y] for x, y in pairs]
+  found = map(str, _tokens(model, compounds).to_list())
+  lost = [
+    word
+    for word, x, (first, _) in zip(compounds, found, pairs, strict=True)
+    if x == first
+  ]
+  return lost[0] if 2 * len(lost) > len(pairs) else ""
 
 
 def _badly_packed(subject: Subject) -> str:

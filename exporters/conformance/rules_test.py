@@ -1640,6 +1640,12 @@ def _last_row_lost(directory):
   )
 
 
+def _replaced(pattern):
+  """Returns what replaces matches by their first group, if there is one."""
+  by = r"\1" if "(" in pattern else ""
+  return lambda x: tf.strings.regex_replace(x, pattern, by)
+
+
 def _strictly(texts):
   codes = tf.strings.unicode_decode(texts, "UTF-8", errors="strict")
   return tf.strings.unicode_encode(codes, "UTF-8")
@@ -2254,9 +2260,26 @@ _BROKEN = (
     "T2",
     _of(
       _preprocessor,
-      decode=lambda x: tf.strings.regex_replace(x, r"\p{Han}", ""),
+      decode=_replaced(r"\p{Han}"),
     ),
     "'你好' has no tokens",
+  ),
+  *(
+    ("T2", _of(_preprocessor, decode=_replaced(pattern)), words)
+    for pattern, words in (
+      (r"[[:punct:]]", "',' has no tokens"),
+      (r"\w{20,}", "'qx.*' has no tokens"),
+      (r"\b(the|of|list|return|is|good)\w+", "end of the word 'theof'"),
+    )
+  ),
+  (
+    "T2",
+    _of(
+      _preprocessor,
+      decode=lambda x: tf.strings.lower(x, encoding="utf-8"),
+      card=f"{_CARD} `do_lower_case` true: strips accents.",
+    ),
+    "says that it strips accents",
   ),
   (
     "T2",
@@ -2733,7 +2756,15 @@ _INTACT = (
   ("vector", _of(_layers, training=(_moves, _dropout))),
   ("Keras 3 export", _of(_of_keras_3, offset=False)),
   ("grey image", _of(_image, spec=_GREY_IMAGES)),
-  ("preprocessor", _of(_preprocessor, packs=(1, 2))),
+  (
+    "preprocessor",
+    _of(
+      _preprocessor,
+      packs=(1, 2),
+      decode=_replaced("[[:punct:]]"),
+      card=f"{_CARD} Letters are tokens, and punctuation is dropped.",
+    ),
+  ),
   (
     "encoder",
     _of(_encoder, mlm="mlm_logits", card=f"{_CARD} Its preprocessor is …"),
