@@ -24,6 +24,12 @@ _TEXTS = ("", " ", "?!,", "qxzvjk", "naïve 你好", "Return the list of all.")
 _ENDS = ("the", "of", "list", "return", "is", "good")
 _LENGTHS = (8, 32)  # In words.
 _LONG = 600  # Words that have more tokens than encoders take.
+_MANY = 200  # Words of which an embedding may cut some if its card says so.
+_LIMIT = re.compile(
+  r"(?i)trunc|\bcut|max\w*[ _](seq|len|tok)|(seq\w*|input)[ _]len"
+  r"|\b(first|last|at most|up to|limit\w*|maximum|longer)\b[^.|]{0,40}"
+  r"\b(words?|tokens?|pieces|characters)\b"
+)
 _SEGMENTS = (
   ("", "It is", "Return the list of all. " * 120, "naïve 你好 мир 🙂", " ?!,"),
   ("The end.", "", "Of a much longer text, " * 9, "مرحبا", "is not"),
@@ -71,11 +77,13 @@ def embeds_text(subject: Subject) -> findings.Finding:
     return finding
   # An argument, such as seq_length, may say where texts are cut.
   has_length = any(type(x) is int for x in subject.hyperparameters.values())
-  for length in _LENGTHS[:1] if has_length else _LENGTHS:
+  for length in _LENGTHS[:1] if has_length else (*_LENGTHS, _MANY):
+    if length == _MANY and _may_be_cut(subject):
+      continue
     if _is_cut(subject.model, length):
       return findings.failed(
         f"The last of {length} words, on a line of its own, has no effect on"
-        " the vector.",
+        f" the vector{', and the card names no limit' * (length == _MANY)}.",
         "Compute each vector from the whole text.",
       )
   if problem := _miscased(
@@ -101,11 +109,34 @@ def embeds_text(subject: Subject) -> findings.Finding:
   )
 
 
-def _is_cut(represent: Callable[[tf.Tensor], Any], length: int) -> bool:
-  """Tells whether vectors, or tokens, of texts ignore the last word."""
-  # Equal words before it: others could hide it from a maximum over words.
-  before = " ".join([_ENDS[0]] * (length - 1))
-  texts = [f"{before}.\r\n\t{end}" for end in _ENDS]
+def _may_be_cut(subject: Subject) -> bool:
+  """Tells whether long texts may be cut, as far as can be known.
+
+  The card may say so, and sums over many words may hide each of them.
+  """
+  if not subject.card or _LIMIT.search(subject.card) or subject.is_half:
+    return True
+  try:
+    return _is_cut(subject.model, _MANY, at_start=True)
+  except Exception:  # It takes only short ones.
+    return True
+
+
+def _is_cut(
+  represent: Callable[[tf.Tensor], Any], length: int, *, at_start: bool = False
+) -> bool:
+  """Tells whether vectors, or tokens, of texts ignore the last word.
+
+  Args:
+    represent: Returns the vectors, or tokens, of texts.
+    length: The number of words.
+    at_start: Whether the first word is meant instead.
+  """
+  # Equal words beside it: others could hide it from a maximum over words.
+  others = " ".join([_ENDS[0]] * (length - 1))
+  texts = [
+    f"{end} {others}" if at_start else f"{others}.\r\n\t{end}" for end in _ENDS
+  ]
   alone, in_texts = (
     represent(tf.constant(x)).numpy().tolist() for x in (_ENDS, texts)
   )

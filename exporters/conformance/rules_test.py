@@ -2217,6 +2217,16 @@ _BROKEN = (
   ),
   ("T1", _of(_text_embedding, cut=16), "The last of 8 words.* has no effect"),
   ("T1", _of(_text_embedding, cut=100), "The last of 32 words"),
+  (
+    "T1",
+    _of(
+      _of_words,
+      decode=lambda x: tf.strings.reduce_join(
+        tf.strings.split(x)[:, :64], 1, separator=" "
+      ),
+    ),
+    "The last of 200 words.* names no limit",
+  ),
   ("T1", _of(_of_words, shift=1), "another vector for '.*' than a call"),
   ("T1", _of(_of_words, padding=1.0), "another vector for '' than"),
   ("T1", _of(_of_words, most=3), "another vector for '.+' than"),
