@@ -619,7 +619,33 @@ def _limited(subject: Subject) -> tuple[str, int]:
         f" first row is not used: {subject_lib.cause(e)}.",
         rows,
       )
-  return "", max(effects)
+  longest = max(effects)
+  if _is_cut_in_training(subject, longest):
+    return f"In training the last 4 of {longest} tokens change nothing.", longest
+  return "", longest
+
+
+def _is_cut_in_training(subject: Subject, length: int) -> bool:
+  """Tells whether training ignores the last tokens."""
+  # In the twin, noise is the same in each call.
+  exact = subject if subject.steady is not None else subject.twin
+  if exact is None or not exact.training:
+    return False
+  inputs = exact.example(1, (length,))
+  ids = inputs["input_word_ids"]
+  is_last = tf.range(length) >= length - 4
+  first, second = (
+    exact.model(
+      {
+        **inputs,
+        "input_word_ids": tf.where(is_last, f(ids), ids),
+        "input_mask": tf.ones_like(ids),
+      },
+      **exact.steady,
+    )["sequence_output"]
+    for f in (tf.reduce_min, tf.reduce_max)
+  )
+  return bool(np.all(first == second))
 
 
 def _takes_list_otherwise(subject: Subject) -> findings.Finding | None:

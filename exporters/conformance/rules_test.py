@@ -1377,6 +1377,7 @@ def _encoder(
   mlm_sees=lambda x: x,
   scales=0,
   mlm_of=lambda outputs: outputs["sequence_output"],
+  trained=None,
 ):
   """Writes an encoder of a table and means over tokens; by default intact.
 
@@ -1402,6 +1403,7 @@ def _encoder(
     mlm_sees: What `mlm` makes of the mask.
     scales: By how many variables its last layer multiplies.
     mlm_of: Of which outputs `mlm` makes logits.
+    trained: What training makes of ids. None: it has no modes.
   """
   table = tf.Variable(tf.random.stateless_normal([16, 4], [0, 0]), name="table")
   of_places = tf.random.stateless_normal([places or 1, 4], [1, 0])
@@ -1438,6 +1440,13 @@ def _encoder(
   if lists:
     forms.append([tf.TensorSpec([None, None], tf.int32)] * len(_WORDS))
   root = _callable(call, *([form] for form in forms))
+  if trained:
+
+    def in_modes(inputs, training=False):
+      x = inputs["input_word_ids"]
+      return call({**inputs, "input_word_ids": trained(x) if training else x})
+
+    root = _callable(in_modes, *([_WORDS, mode] for mode in (False, True)))
   _lists(root, [table, *[of_places] * bool(places), *factors])
   if vocabulary:
     file = f"{directory}.vocab"
@@ -2474,6 +2483,11 @@ _BROKEN = (
     "T3",
     _of(_encoder, places=64, first_place=1),
     "table of 64 positions has no row for the last one",
+  ),
+  (
+    "T3",
+    _of(_encoder, trained=lambda x: tf.where(_past(x, 32), 0, x)),
+    "In training the last 4 of 160 tokens",
   ),
   (
     "T3",
