@@ -621,7 +621,10 @@ def _limited(subject: Subject) -> tuple[str, int]:
       )
   longest = max(effects)
   if _is_cut_in_training(subject, longest):
-    return f"In training the last 4 of {longest} tokens change nothing.", longest
+    return (
+      f"In training the last 4 of {longest} tokens change nothing.",
+      longest,
+    )
   return "", longest
 
 
