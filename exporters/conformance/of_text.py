@@ -3,6 +3,7 @@
 Source: TensorFlow Hub, common SavedModel APIs for text tasks.
 """
 
+import collections
 from collections.abc import Callable, Mapping, Sequence
 import itertools
 import re
@@ -48,6 +49,7 @@ _LEAST = 0.9  # Share of the rows of a table that are tokens.
 _CASED = 0.1  # Share of tokens with capitals that shows the casing.
 _IN_BRACKETS = re.compile(r"\[.+\]|<.+>")
 _SPECIAL_TOKEN = re.compile(rf"{_IN_BRACKETS.pattern}|_*(PAD|CLS|SEP|MASK)_*")
+_OF_LAYER = 8  # Least variables of a layer of attention.
 _OF_PROJECTION = 4  # Most variables of what may follow the last layer.
 _TRIED = 4  # Words to look up.
 _COMBINERS = ("mean", "sqrtn", "sum")  # Of `tf.nn.embedding_lookup_sparse`.
@@ -574,6 +576,13 @@ def encodes(subject: Subject) -> findings.Finding:
     return findings.failed(
       f"{findings.some(wrong)} is not float32.", "Cast it."
     )
+  listed = len(tf.nest.flatten(outputs["encoder_outputs"]))
+  layers = _layers(subject)
+  if listed < layers:
+    return findings.failed(
+      f"encoder_outputs has {listed} of {layers} layers.",
+      "Return the outputs of each.",
+    )
   problem, longest = _limited(subject)
   if problem:
     return findings.failed(
@@ -582,6 +591,19 @@ def encodes(subject: Subject) -> findings.Finding:
   if finding := _takes_list_otherwise(subject):
     return finding
   return findings.passed(f"as an encoder, with {longest} tokens too")
+
+
+def _layers(subject: Subject) -> int:
+  """Counts layers with many variables that are named alike but for a number."""
+  numbers = collections.defaultdict(set)
+  for v in subject.variables:
+    for x in re.finditer(r"\d+", v.name):
+      numbers[v.name[: x.start()], v.name[x.end() :]].add(x[0])
+  alike = collections.Counter(
+    (before, frozenset(x)) for (before, _), x in numbers.items()
+  )
+  counts = [len(x) for (_, x), n in alike.items() if n >= _OF_LAYER]
+  return max(counts, default=0)
 
 
 def _limited(subject: Subject) -> tuple[str, int]:

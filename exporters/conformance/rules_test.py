@@ -1408,7 +1408,10 @@ def _encoder(
   table = tf.Variable(tf.random.stateless_normal([16, 4], [0, 0]), name="table")
   of_places = tf.random.stateless_normal([places or 1, 4], [1, 0])
   of_places = tf.Variable(of_places, name="places")
-  factors = [tf.Variable(tf.ones([4]), name=f"last/{i}") for i in range(scales)]
+  factors = [
+    tf.Variable(tf.ones([4]), name=f"last/{i // 8}/{i % 8}")
+    for i in range(scales)
+  ]
 
   def call(inputs):
     if isinstance(inputs, list):
@@ -2417,6 +2420,11 @@ _BROKEN = (
   ("T3", _of(_encoder, default=lambda x: 2 * x), "default is not pooled"),
   ("T3", _of(_encoder, layers=lambda x, y: [x, 2 * y]), "no list that ends"),
   ("T3", _of(_encoder, layers=lambda x, y: [y, x, y]), "has a layer twice"),
+  (
+    "T3",
+    _of(_encoder, scales=16, layers=lambda x, y: [y]),
+    "encoder_outputs has 1 of 2 layers",
+  ),
   (
     "T5",
     _of(_encoder, mlm="mlm_logits", positions=lambda x: x * 0),
