@@ -24,6 +24,8 @@ _NO_GRADIENT = re.compile(r"(?:op type: |no entry for: )(\w+)")
 _REGULARIZER = re.compile(rb'_regularizer\\?": \{')
 _RATE = 0.1  # Of dropout, so that most gradients pass it.
 _INPUT = "the_input"
+# Kinds whose tables have a column for each dimension.
+_EMBEDDINGS = ("text embedding", "word embedding")
 _SCALE = 2.0**10  # Of gradients: those of a loss may be as large.
 _REPEATS = 8  # Calls of random training, as each drops other units.
 _ELEMENTS = 250_000  # Most elements of examples to differentiate.
@@ -346,7 +348,9 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
   if arguments is None:
     arguments, repeats = subject.training, _REPEATS
   calls = [_gradient(subject, inputs, arguments) for _ in range(repeats)]
-  if not all(g is not None and np.any(g) for g in calls[0]):
+  if not all(
+    g is not None and np.any(g) and not _unused(subject, [g]) for g in calls[0]
+  ):
     # Some variables get a gradient only from inputs of the range of pixels, or
     # where noise is: they may stand for what is masked.
     large = subject_lib.scaled(subject.example(5), 255.0)
@@ -387,7 +391,31 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
       " for all inputs tried.",
       "Remove it from the list, or let the outputs depend on it.",
     )
+  for name, gradients in made:
+    if columns := _unused(subject, [g for g in gradients if g is not None]):
+      return findings.failed(
+        f"The gradient of the columns {columns[0]} to {columns[-1]} of {name}"
+        " is zero for all inputs tried.",
+        "Remove them, or let the outputs depend on them.",
+      )
   return None
+
+
+def _unused(subject: Subject, gradients: Sequence[np.ndarray]) -> range:
+  """Returns neighboring columns of a table, many or none, without gradients.
+
+  Scattered ones may be those of units that are off for the inputs tried. Of a
+  table, most rows are not looked up.
+  """
+  if subject.kind.name not in _EMBEDDINGS or gradients[0].ndim != 2:
+    return range(0)
+  if np.any(gradients, (0, 2)).mean() > 0.5:
+    return range(0)
+  ends = np.flatnonzero(np.pad(np.any(gradients, (0, 1)), 1, constant_values=1))
+  widths = np.diff(ends) - 1
+  start, width = ends[widths.argmax()], widths.max()
+  is_much = width >= max(8, gradients[0].shape[1] / 4)
+  return range(start, start + width * is_much)
 
 
 def _endless_for_zeros(

@@ -1189,6 +1189,8 @@ def _of_words(
   padding=0.0,
   most=999,
   says="do_lower_case false",
+  dimensions=3,
+  of_vectors=lambda x: x,
 ):
   """Writes means or sums of word vectors; by default intact.
 
@@ -1201,13 +1203,15 @@ def _of_words(
     padding: The vector of "" in `word_embedding`.
     most: How many words `word_embedding` tells apart.
     says: What the card says of the case.
+    dimensions: Of the vectors.
+    of_vectors: What it makes of the vectors of texts.
   """
   words = tf.lookup.StaticHashTable(
     tf.lookup.KeyValueTensorInitializer(["the", "of", "list", "is"], range(4)),
     4,
   )
-  known = tf.random.stateless_normal([4, 3], [0, 0])
-  table = tf.Variable(tf.pad(known, [[0, 1], [0, 0]]), name="table")
+  known = tf.random.stateless_normal([4, dimensions], [0, 0])
+  table = tf.Variable(tf.pad(known, [[0, 9], [0, 0]]), name="table")
 
   def embed(texts):
     places = words.lookup(texts)
@@ -1220,7 +1224,7 @@ def _of_words(
     counts = tf.cast(tf.maximum(split.row_lengths(), 1), tf.float32)
     chosen = tf.equal(["mean", "sqrtn", "sum"], only or combiner)
     exponent = tf.reduce_sum(tf.where(chosen, exponents, 0.0))
-    return total / (counts**exponent)[:, tf.newaxis]
+    return of_vectors(total / (counts**exponent)[:, tf.newaxis])
 
   def look_up(x):
     vectors = tf.where((x == "")[..., tf.newaxis], padding, embed(x))
@@ -2245,6 +2249,15 @@ _BROKEN = (
   ("T1", _of(_of_words, says="A text is lowercased"), "case are not the same"),
   ("T1", _of(_of_words, exponents=(1.0, 0.0, 0.5)), "sum divided by 1, the"),
   ("T1", _of(_of_words, exponents=(0.0, 0.5, 1.0)), "sum divided by 1, the"),
+  (
+    "R5",
+    _of(
+      _of_words,
+      dimensions=32,
+      of_vectors=lambda x: tf.tile(x[:, :16], [1, 2]),
+    ),
+    "columns 16 to 31 of table:0 is zero",
+  ),
   ("R7", _of(_of_words, only="sum"), "combiner changes nothing"),
   ("R8", _of(_of_words, decode=_strictly), "A text that is not UTF-8 fails"),
   ("R8", _of(_preprocessor, decode=_strictly), "A text that is not UTF-8"),
