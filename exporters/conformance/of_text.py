@@ -387,7 +387,7 @@ def _badly_tokenized(subject: Subject) -> str:
   model = subject.model
   own = [x for x in subject.words if x.isalpha()][:_TRIED]
   assets = vocabulary.of_assets(subject.directory, subject.files)
-  known = [set(x) for x in assets if _UNKNOWN.intersection(x)]
+  known = [x for x in assets if _UNKNOWN.intersection(x)]
   marks = [x for x in _MARKS if any(x in lines for lines in known)]
   is_hidden = not own and not known
   if is_hidden and subject.card and not _WITHOUT_MARKS.search(subject.card):
@@ -397,6 +397,8 @@ def _badly_tokenized(subject: Subject) -> str:
   counts = _tokens(model, texts).row_lengths().numpy()
   if lost := [x for x, n in zip(texts, counts, strict=True) if not n]:
     return f"The text {lost[0]!r} has no tokens"
+  if problem := _otherwise_numbered(model, known):
+    return problem
   if _is_unordered(model, own or _ENDS):
     return "The tokens of a text are not those of its words, in their order"
   if word := _lost_end(model, own or _ENDS):
@@ -405,6 +407,34 @@ def _badly_tokenized(subject: Subject) -> str:
     if _is_cut(lambda x: _tokens(model, x).to_tensor(-1), length):
       return f"The last of {length} words has no tokens"
   return _miscased(subject, lambda x: _tokens(model, x).to_list())
+
+
+def _otherwise_numbered(model: Any, vocabularies: Sequence[list[str]]) -> str:
+  """Describes a word that is in WordPiece vocabularies by another id.
+
+  Only those count whose line of [MASK] is its id.
+  """
+  special = getattr(model.tokenize, "get_special_tokens_dict", dict)()
+  problem = ""
+  for lines in vocabularies:
+    ids = {word: i for i, word in reversed([*enumerate(lines)])}
+    if "mask_id" not in special or ids.get("[MASK]") != special["mask_id"]:
+      continue
+    words = [x for x in ids if re.fullmatch("[a-z]{2,}", x)]
+    if not words or not any(x.startswith("##") for x in lines):
+      continue
+    words = words[:: len(words) // _TRIED + 1]
+    tokens = _tokens(model, words).to_list()
+    wrong = [
+      (x, y) for x, y in zip(words, tokens, strict=True) if y != [ids[x]]
+    ]
+    if not wrong:
+      return ""
+    (word, found), *_ = wrong
+    problem = (
+      f"{word!r} has the ids {found}, and the vocabulary says {ids[word]}"
+    )
+  return problem
 
 
 def _is_unordered(model: Any, words: Sequence[str]) -> bool:

@@ -1281,6 +1281,7 @@ def _preprocessor(
   use=lambda segments: segments,
   card=_CARD,
   change=lambda outputs, ids: outputs,
+  vocabulary=(),
 ):
   """Writes a preprocessor, with letters for words; by default intact."""
 
@@ -1333,6 +1334,10 @@ def _preprocessor(
   root = _callable(call, [_TEXTS], *[[_TEXTS, scalar]] * (longest is None))
   if with_tokenize:
     root.tokenize = _callable(split, [_TEXTS])
+  if vocabulary:
+    file = f"{directory}.vocab"
+    pathlib.Path(file).write_text("\n".join(vocabulary))
+    root.vocabulary = tf.saved_model.Asset(file)
   if special and with_tokenize:
     ids = {
       "mask_id": 3,
@@ -2298,6 +2303,14 @@ _BROKEN = (
       decode=_replaced(r"\p{Han}"),
     ),
     "'你好' has no tokens",
+  ),
+  (
+    "T2",
+    _of(
+      _preprocessor,
+      vocabulary=["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "##s", "the"],
+    ),
+    r"'the' has the ids \[116, 104, 101\], and the vocabulary says 6",
   ),
   *(
     ("T2", _of(_preprocessor, decode=_replaced(pattern)), words)
