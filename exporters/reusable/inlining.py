@@ -36,25 +36,24 @@ def inline(meta_graph: meta_graph_pb2.MetaGraphDef) -> None:
     and name not in known
     and _ATTRIBUTES.issuperset(function.attr)
   }
-  outputs = {
-    op.name: len(op.output_arg)
-    for op in meta_graph.meta_info_def.stripped_op_list.op
-  }
   inlined = []
   for node in list(graph.node):
     signature = graphs.callee(node, by_name)
     if signature and signature.signature.name not in private:
       inlined += _inline_into_function(signature, private)
-    elif (
-      (function := _inlinable(node, private))
-      # The graph names the Tensors of other ops differently.
-      and all(outputs.get(n.op, 2) < 2 for n in function.node_def)
-      and len(function.signature.output_arg) == 1
-    ):
-      (result,) = _add_body(graph.node, node, function)
+    elif (function := _inlinable(node, private)) and len(
+      function.signature.output_arg
+    ) == 1:
+      results = _add_body(graph.node, node, function)
+      node.op, node.input[:] = "Identity", [*results, *node.input]
+      # The graph counts the Tensors of a node.
+      in_graph = {
+        name: f"{n.name}:{i}".removesuffix(":0")
+        for n in graph.node[-len(function.node_def) :]
+        for i, (name, _) in enumerate(graphs.outputs(n))
+      }
       for other in graph.node:
-        other.input[:] = map(_in_graph, other.input)
-      node.op, node.input[:0] = "Identity", [_in_graph(result)]
+        other.input[:] = [in_graph.get(x, x) for x in other.input]
       node.attr["T"].type = function.signature.output_arg[0].type
       inlined.append(function)
   for function in inlined:
@@ -84,10 +83,8 @@ def _inline_into_function(
       for key, name in sorted(caller.control_ret.items()):
         if name == node.name:  # Slimming would drop a wait for a NoOp.
           del caller.control_ret[key]
-          caller.signature.control_output.remove(key)
           ends = [end.removeprefix("^") for end in node.input]
           caller.control_ret.update(zip(ends, ends, strict=True))
-          caller.signature.control_output.extend(ends)
       yield function
 
 
@@ -122,11 +119,3 @@ def _add_body(
   ]
   call.attr.clear()
   return [renamed(function.ret[x.name]) for x in function.signature.output_arg]
-
-
-def _in_graph(name: str) -> str:
-  """Turns the name of a Tensor in a function into the name in a graph."""
-  node, *output = name.split(":")
-  if len(output) < 2:
-    return name
-  return node if output[1] == "0" else f"{node}:{output[1]}"

@@ -548,7 +548,7 @@ def _change_node(
 
 def _result(op: str) -> str:
   """Names the first result of an op."""
-  return private_api.op_def_registry.get(op).output_arg[0].name
+  return private_api.op_def(op).output_arg[0].name
 
 
 def _differentiated(node: graphs.Node) -> list[str]:

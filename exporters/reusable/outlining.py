@@ -410,7 +410,6 @@ def _function(
     signature.output_arg.add(name=f"output_{i}", type=x.dtype)
     function.ret[f"output_{i}"] = renamed(tensor)
   for effect in piece.effects:
-    signature.control_output.append(new[effect])
     function.control_ret[new[effect]] = new[effect]
   for nodes in zip(*(p.nodes for p in pieces), strict=True):
     node = nodes[0]
@@ -458,10 +457,8 @@ def _call(piece: _Piece, function: graphs.Function) -> dict[str, str]:
   for key, end in sorted(caller.control_ret.items()):
     if end in names:
       del caller.control_ret[key]
-      caller.signature.control_output.remove(key)
   if piece.effects:
     caller.control_ret[name] = name
-    caller.signature.control_output.append(name)
   tensors = {x: f"{name}:output:{i}" for i, x in enumerate(piece.results)}
   return tensors | {f"^{x}": f"^{name}" for x in piece.effects}
 

@@ -31,6 +31,10 @@ from tensorflow.core.protobuf import (
   trackable_object_graph_pb2 as trackable_object_graph_pb2,
 )
 
+# The operands, results and attributes of ops. Without them nothing can be
+# exported or checked.
+from tensorflow.python.framework import op_def_registry
+
 try:
   from tensorflow.python.saved_model import save_context
 except ImportError:
@@ -39,10 +43,6 @@ try:
   from tensorflow.python.saved_model import fingerprinting_utils
 except ImportError:
   fingerprinting_utils = None
-try:
-  from tensorflow.python.framework import op_def_registry
-except ImportError:
-  op_def_registry = None
 try:
   from tensorflow.python.framework import random_seed
 except ImportError:
@@ -139,7 +139,7 @@ def numbered_seeds() -> Iterator[Callable[[], int]]:
 
 def op_def(op: str) -> Any | None:
   """Returns the definition of an op, if it is known."""
-  return op_def_registry and op_def_registry.get(op)
+  return op_def_registry.get(op)
 
 
 def is_stateful(op: str) -> bool:
@@ -150,7 +150,7 @@ def is_stateful(op: str) -> bool:
 
 def default_attributes(op: str) -> dict[str, Any]:
   """Returns the attributes that nodes may omit; {} if they are unknown."""
-  definition = op_def_registry and op_def_registry.get(op)
+  definition = op_def(op)
   return {
     attr.name: attr.default_value
     for attr in (definition.attr if definition else ())

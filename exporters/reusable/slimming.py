@@ -21,8 +21,6 @@ from exporters.reusable.private_api import graph_pb2
 from exporters.reusable.private_api import saved_model_pb2
 from exporters.reusable.private_api import types_pb2
 
-# Ops without side effects, so that no caller has to wait for them.
-_WITHOUT_EFFECT = ("Identity", "NoOp", "ReadVariableOp")
 _WRITES = ("AssignAddVariableOp", "AssignSubVariableOp", "AssignVariableOp")
 _SHAPES = "_output_shapes"
 _NODE = re.compile(r"[^:^]+")  # The node in the name of an input.
@@ -119,9 +117,8 @@ def _remove_waiting_for_reads(function: graphs.Function) -> None:
   """Drops control dependencies on reads of variables."""
   ops = {node.name: node.op for node in function.node_def}
   for key, name in list(function.control_ret.items()):
-    if ops[name] in _WITHOUT_EFFECT:
+    if ops[name] in graphs.PURE:
       del function.control_ret[key]
-      function.signature.control_output.remove(key)
   reads = {name for name, op in ops.items() if op == "ReadVariableOp"}
   for node in function.node_def:
     if node.op in ("Identity", "NoOp"):
@@ -176,7 +173,6 @@ def _remove_needless(
   functions use (`captured`), and Identity ops that copy between devices.
   """
   kept = {*captured, *map(graphs.node_of, function.ret.values())}
-  kept.update(function.control_ret.values())
   waited_for = set()
   taken_on = collections.defaultdict(set)
   for node in function.node_def:
@@ -272,9 +268,7 @@ def _shorten_names(function: graphs.Function) -> Callable[[str], str]:
   ends = {rename(k): rename(v) for k, v in function.control_ret.items()}
   function.control_ret.clear()
   function.control_ret.update(ends)
-  function.signature.control_output[:] = map(
-    rename, function.signature.control_output
-  )
+  function.signature.control_output[:] = sorted(ends)
   return rename
 
 

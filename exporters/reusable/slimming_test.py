@@ -245,6 +245,28 @@ class SlimmingTest(tf.test.TestCase):
       waits_for = [nodes[i[1:]].op for i in nodes[name].input if i[0] == "^"]
       self.assertIn("ReadVariableOp", waits_for)
 
+  def test_a_signature_has_effects_on_their_devices(self):
+    root = tf.train.Checkpoint(v=tf.Variable(0.0))
+
+    @tf.function(input_signature=[tf.TensorSpec([], name="x")])
+    def serve(x):
+      with tf.device("/CPU:0"):
+        root.v.assign_add(x)
+      # The result of the op is called z, too.
+      return {"y": tf.multiply(2.0, x, "z")}
+
+    directory = os.path.join(self.get_temp_dir(), "of_effects")
+    tf.saved_model.save(root, directory, serve)
+    slimming.slim(directory)
+    (function,) = _functions(directory)
+    (end,) = function.control_ret.values()
+    (effect,) = (node for node in function.node_def if node.name == end)
+    self.assertEqual(effect.op, "AssignAddVariableOp")
+    self.assertEqual(effect.device, "/device:CPU:0")
+    loaded = tf.saved_model.load(directory)
+    served = loaded.signatures["serving_default"](x=tf.constant(3.0))
+    self.assertAllEqual(served["y"], 6.0)
+
   def test_loads_without_python_functions(self):
     """As TensorFlow Serving does, by the names of the graph."""
     expected = tf.saved_model.load(self.directories[0])(self.images, False)
