@@ -545,13 +545,15 @@ class BertSourcesTest(absltest.TestCase):
       self.assertEqual(source.problem, problem)
 
   def saved(self, core, config):
-    """Saves what the exports of //exporters:bert have beside functions."""
+    """Saves what //exporters:safetensors reads of an export."""
     for name, content in (("config.json", config), ("vocab.txt", "[PAD]\n")):
       with open(os.path.join(self.directory, name), "w") as f:
         f.write(content)
     root = tf.Module()
     root.weights = core.variables
     root.do_lower_case = tf.Variable(True, name="do_lower_case")
+    root.activation = tf.function(tf.nn.gelu)
+    root.activation.get_concrete_function(tf.TensorSpec([]))
     root.assets = [
       tf.saved_model.Asset(os.path.join(self.directory, name))
       for name in ("config.json", "vocab.txt")
@@ -591,6 +593,8 @@ class BertSourcesTest(absltest.TestCase):
       (json.dumps({**config, "n_layers": 3}), "layer_2/.* is not in both"),
       ("{}", "has no assets/config.json of bert"),
       (json.dumps({**config, "n_heads": 4}), "shape .12, 2, 6., and"),
+      (json.dumps({**config, "activation": "relu"}), "compute the activation"),
+      (json.dumps({**config, "activation": "silu"}), "compute the activation"),
       (json.dumps(config), "word_embeddings/embeddings has values that are no"),
     ):
       if "values that are no" in message:

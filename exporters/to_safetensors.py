@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import copy
 import functools
+import itertools
 import json
 import os
 import re
@@ -41,6 +42,8 @@ with epy.lazy_imports():
 
   from exporters import bert_tables
   from exporters.reusable import checkpoints
+  from exporters.reusable import graphs
+  from exporters.reusable import private_api
   from exporters.reusable import weight_tables
   from models.nlp import bert
   from models.nlp import encoder_config
@@ -52,6 +55,8 @@ _ARCHITECTURES = {
   "electra": "Electra",
   "mobilebert": "MobileBert",
 }
+# Ops of an encoder that only this activation has.
+_ACTIVATIONS = {"Erf": "gelu_exact", "Erfc": "gelu_exact", "Relu": "relu"}
 _MLM = "bert/cls/"
 _KERNELS_OF_POOLERS = ("pooler/kernel", "pooler_transform/kernel")
 _POOLERS = ("pooler/", "pooler_transform/")
@@ -136,6 +141,7 @@ def _read(saved_model_dir: str) -> _Encoder:
       " do_lower_case, and one asset beside config.json."
     )
   _check_shapes(saved_model_dir, described, tensors)
+  _check_activation(saved_model_dir, described.get().hidden_activation)
   values = {
     name: functools.partial(_finite, saved_model_dir, tensor)
     for name, tensor in tensors.items()
@@ -202,6 +208,19 @@ def _check_shapes(
         f"{saved_model_dir}: {name} has the shape {tensor.shape}, and by"
         f" assets/config.json {expected}."
       )
+
+
+def _check_activation(saved_model_dir: str, said: str) -> None:
+  """Raises an ExportError if the functions have not the config's activation."""
+  with open(os.path.join(saved_model_dir, "saved_model.pb"), "rb") as f:
+    model = private_api.saved_model_pb2.SavedModel.FromString(f.read())
+  nodes = (graphs.all_nodes(x.graph_def) for x in model.meta_graphs)
+  found = {_ACTIVATIONS.get(node.op) for node in itertools.chain(*nodes)}
+  if found - {None} != {said}.intersection(_ACTIVATIONS.values()):
+    raise errors.ExportError(
+      f"{saved_model_dir}: its functions do not compute the activation that"
+      " assets/config.json names."
+    )
 
 
 def _finite(path: str, tensor: weight_tables.Tensor) -> np.ndarray:
