@@ -69,7 +69,7 @@ _WORDS = "only words and refusals change"
 _WITHOUT_EFFECT = {
   **dict.fromkeys(
     (
-      *("print", "errors.", "warn", "_print_table"),
+      *("print", "errors.", "warn", "_print_table", "mark = ", ", 0.0, "),
       "if form is not specs[0]",
       "where = name or",
     ),

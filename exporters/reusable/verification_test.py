@@ -1226,10 +1226,13 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       problems, ["y differs by 5 in [:, 1]; its largest value there is 20"]
     )
     half = np.ones(2, np.float16)
-    _, problems = comparison.compare(
-      "outputs", {"y": half}, {"y": half + half / 1024}
-    )
-    self.assertEmpty(problems)
+    for kind, ulps, count in (
+      *(("outputs", 1, 0), ("outputs", 3, 1)),
+      *(("gradients", 16, 0), ("gradients", 17, 1)),
+    ):
+      other = half + np.float16(ulps / 1024)
+      _, problems = comparison.compare(kind, {"y": half}, {"y": other})
+      self.assertLen(problems, count)
     _, problems = comparison.compare(
       "outputs", {"y": old}, {"y": old * 1.000001}
     )
@@ -1323,6 +1326,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertLen(problems(2e-5, 0.0), 1)
     # Repeated calls show no rounding errors of half precision.
     self.assertEmpty(problems(2e-6, dtype=np.float16))
+    for name in ("y", comparison.INPUT):  # Nothing is large.
+      pair = ({name: np.array([x], np.float32)} for x in (1e-6, 2e-6))
+      self.assertLen(comparison.compare("gradients", *pair)[1], 1)
 
   @parameterized.named_parameters(
     ("feature", [4, 3], lambda x, weight: x @ weight, 3),
