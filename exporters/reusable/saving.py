@@ -343,10 +343,18 @@ def save(
     "A function of the export uses a resource that the export does not hold."
     " Set it as an attribute. TensorFlow says: "
   )
-  # TensorFlow raises these for resources that `root` does not reach.
-  with errors.of_input(AssertionError, KeyError, about=about):
-    with private_api.tensors_equal_by_identity():
-      tf.saved_model.save(root, export_dir, signatures=dict(signatures))
+  try:
+    # TensorFlow raises these for resources that `root` does not reach.
+    with errors.of_input(AssertionError, KeyError, about=about):
+      with private_api.tensors_equal_by_identity():
+        tf.saved_model.save(root, export_dir, signatures=dict(signatures))
+  except ValueError as e:
+    if "custom gradient" not in str(e):
+      raise
+    raise errors.ExportError(
+      "A custom gradient of the model uses a Tensor from outside of it. Compute"
+      " it in the gradient, or pass it as an argument."
+    ) from e
   endpoints.add(export_dir)
   return slimming.slim(export_dir)
 
@@ -855,26 +863,38 @@ def _check_seeds(traces: Sequence[ConcreteFunction]) -> None:
 
 
 def _fixed_draws(trace: ConcreteFunction) -> list[str]:
-  """Returns the stateless random ops whose seeds no input and no op draws."""
+  """Returns the stateless random ops whose seeds no input and no op draws.
+
+  Only those that outputs depend on.
+  """
   captured = {x.op for x in trace.graph.internal_captures}
   arguments = {x.op for x in trace.inputs} - captured
 
   def is_fixed(op: tf.Operation) -> bool:
-    seen, waiting = set(), [x.op for x in op.inputs[1:]]  # Without the shape.
-    while waiting:
-      op = waiting.pop()
-      if op in arguments or (graphs.RANDOM.match(op.type)):
-        return False
-      if op not in seen:
-        seen.add(op)
-        waiting += [x.op for x in op.inputs]
-    return True
+    return not any(
+      x in arguments or graphs.RANDOM.match(x.type)
+      for x in _upstream(op.inputs[1:])  # Without the shape.
+    )
 
   return [
     f"{op.type} {op.name}"
-    for op in trace.graph.get_operations()
+    for op in _upstream(trace.outputs)
     if _STATELESS.match(op.type) and is_fixed(op)
   ]
+
+
+def _upstream(
+  tensors: Iterable[tf.Tensor], *, without: str = ""
+) -> set[tf.Operation]:
+  """Returns the ops that Tensors depend on, but not through ops `without`."""
+  found = set()
+  waiting = [x.op for x in tensors]
+  while waiting:
+    op = waiting.pop()
+    if op not in found and op.type != without:
+      found.add(op)
+      waiting += [x.op for x in op.inputs]
+  return found
 
 
 def _check_captured(
@@ -904,13 +924,7 @@ def _check_reached(
   training: ConcreteFunction, trainable_variables: Sequence[tf.Variable]
 ) -> None:
   """Refuses trainable variables that get no gradient from any output."""
-  reached = set()
-  waiting = [output.op for output in training.outputs]
-  while waiting:
-    op = waiting.pop()
-    if op not in reached and op.type != "StopGradient":
-      reached.add(op)
-      waiting += [x.op for x in op.inputs]
+  reached = _upstream(training.outputs, without="StopGradient")
   captured = zip(
     reversed(training.captured_inputs), reversed(training.inputs), strict=False
   )
@@ -933,7 +947,8 @@ def _check_effects(traces: Sequence[ConcreteFunction], model: Source) -> None:
       raise errors.ExportError(
         f"Hyperparameter {hyperparameter.name} changes nothing: neither an"
         " output nor an update of a variable depends on it. Bind it to the"
-        " layers that use it, or leave it out."
+        " layers that use it, or leave it out. Custom gradients must take it as"
+        " an argument."
       )
 
 

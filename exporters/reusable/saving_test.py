@@ -416,6 +416,51 @@ class SavingTest(tf.test.TestCase):
     of_file = lambda x: x * tf.strings.to_number(tf.io.read_file("/scale"))  # noqa: E731
     self.assert_refused("has the op ReadFile", of_file, _SPEC)
 
+  def test_refuses_names_and_values_that_functions_cannot_have(self):
+    call = lambda x, k=1: x * tf.cast(k, x.dtype)  # noqa: E731
+    for name, default, message in (
+      ("inputs", 1.0, "A hyperparameter is called 'inputs'"),
+      ("a b", 1.0, "A hyperparameter is called 'a b'"),
+      ("k", 2**31, "k is 2147483648, and an int32 has no such value"),
+    ):
+      h = hyperparameters.Hyperparameter(name, default, "")
+      self.assert_refused(message, call, _SPEC, hyperparameters=[h])
+    spec = {"a": {"b": _SPEC}, "a_b": _SPEC}
+    self.assert_refused("a_b must be different", lambda x: x["a_b"], spec)
+    slices = lambda x: tf.IndexedSlices(x, tf.range(2))  # noqa: E731
+    for call, message in (
+      (lambda x: {3: x}, "a dict with the key 3; outputs are named"),
+      (slices, "returns IndexedSlices, and consumers do not have it"),
+      (lambda x: tf.cast(x, tf.qint8), "returns qint8. Return dequantized"),
+      (lambda x: x if x[0, 0] > 0 else -x, "has control flow that needs"),
+    ):
+      self.assert_refused(message, call, _SPEC, autograph=False)
+    with self.assertRaisesRegex(errors.ExportError, "2 outputs, .* are y"):
+      saving.signature(_reusable(lambda x: [x, x], _SPEC), _SPEC, ["y"])
+    tf.config.run_functions_eagerly(True)
+    self.addCleanup(tf.config.run_functions_eagerly, False)
+    self.assert_refused("no function has a graph", lambda x: x, _SPEC)
+
+  def test_refuses_seeds_that_all_consumers_share(self):
+    seed = tf.Variable([1, 2], trainable=False)
+
+    def drawing(given):
+      def call(x, training=False):
+        fixed = x + tf.random.stateless_normal(tf.shape(x), [3, 4])
+        noise = tf.random.stateless_normal(tf.shape(x), given())
+        return fixed + noise if training else fixed
+
+      return call
+
+    for given in (lambda: seed, lambda: [1, 2]):
+      self.assert_refused(
+        "Training draws by StatelessRandomNormal.* from a seed",
+        drawing(given),
+        _SPEC,
+        variables=[seed],
+      )
+    _reusable(drawing(lambda: tf.random.uniform([2], 0, 9, tf.int32)), _SPEC)
+
   def test_recurrent_dropout(self):
     """TensorFlow cannot list the submodules of such a layer."""
     inputs = tf_keras.Input((None, 4))

@@ -63,7 +63,9 @@ _OTHER_EXAMPLES = 3
 # Rows of a large batch, and where a call costs little: where the weights have
 # few values times those of a row. Their order has no period, as errors may.
 _MANY, _MORE = 36, 300
+_TRAINED = 8  # In training, where `_MANY` in inference; else `_MANY`.
 _LITTLE = 5e8
+
 
 # A model or a sub-object, and its inputs.
 Part = tuple[saving.Source, Sequence[Any]]
@@ -590,13 +592,25 @@ def _calls(
       )
   if level == "full" and source.variables:
     yield from _reweighted_calls(source, examples[0], steadily, is_random)
-  if can_be_empty and (training or not is_random):
-    for other in _of_other_sizes(source, examples):
+  others = list(_of_other_sizes(source, examples)) if can_be_empty else []
+  if training or not is_random:
+    for other in others:
       yield observation.Call(f"inference {_size(other)}", other, {})
+  learns = training or any(learning.values())
+  larger = _larger(others[-1]) if others and learns else None
+  if larger is not None and not is_random:
+    yield observation.Call(
+      f"{'training' if training else 'inference'} {_size(larger)}",
+      larger,
+      steadily,
+      **learning,
+    )
   if level == "full":
     yield from _changed_calls(source, examples[0], steadily, is_random)
   if by_default:
-    yield from _random_calls(part, source, examples[0], level, learning)
+    yield from _random_calls(
+      part, source, examples[0], level, learning, larger if is_random else None
+    )
 
 
 def _has_averages(source: saving.Source) -> bool:
@@ -685,14 +699,26 @@ def _of_other_sizes(
     yield tf.nest.map_structure(lambda x: tf.gather(x, index), first)
 
 
+def _larger(many: Any) -> Any:
+  """Returns rows of a large batch to train on; None if it has too few."""
+  count = _MANY if observation.rows(many) > _MANY else _TRAINED
+  if observation.rows(many) < count:
+    return None
+  return tf.nest.map_structure(lambda x: x[:count], many)
+
+
 def _random_calls(
   part: str,
   source: saving.Source,
   example: Any,
   level: str,
   learning: Mapping[str, bool],
+  larger: Any,
 ) -> Iterator[observation.Call]:
-  """Plans calls with fixed seeds, or samples of calls."""
+  """Plans calls with fixed seeds, or samples of calls.
+
+  With fixed seeds also one of the batch `larger`, if it is not None.
+  """
   training = {"training": True} if "training" in source.defaults else {}
   drawn = observation.draws(source, source.call, example, training)
   is_straight = drawn == randomness.draws(_graph(source, example))
@@ -714,6 +740,9 @@ def _random_calls(
     sampled=count,
   )
   yield call
+  if is_straight and larger is not None:
+    mode = "training" if training else "inference"
+    yield call._replace(name=f"{mode} {_size(larger)}, {how}", example=larger)
   rates = [h for h in source.hyperparameters if h.off is not None]
   if not rates or level != "full":
     return

@@ -651,6 +651,27 @@ def _with_nested():
   return {**parts, "head.inner": parts["head"]}
 
 
+def _times_two_in_large_batches(x):
+  return tf.where(tf.shape(x)[0] > 5, 2.0, 1.0) * x
+
+
+def _two_heads(factor):
+  """Returns a model with an output of 1e8; scales a gradient of the other."""
+  kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
+  other = tf.Variable(1e8 * tf.ones([4, 2]), name="other")
+
+  @tf.custom_gradient
+  def scaled(x):
+    return tf.identity(x), lambda dy: factor * dy
+
+  def call(inputs):
+    return {"class": scaled(inputs @ kernel), "people": inputs @ other}
+
+  variables = [kernel, other]
+  source = saving.source(call, _SPEC, variables=variables)
+  return {"": (source, _SPEC, _EXAMPLES)}
+
+
 def _plain():
   return {"": (_source(_model()), _SPEC, _EXAMPLES)}
 
@@ -1099,6 +1120,22 @@ _BROKEN = [
     r"cannot compile the gradient of StatelessIf \(cond\S* in \S+\)",
   ),
   (
+    "many_rows_in_training",
+    lambda: _matmul(lambda x: x),
+    _broken_parts(lambda: _matmul(_times_two_in_large_batches)),
+    "outputs",
+    r"outputs, training \(36, 4\), one seed",
+    r"differs by .* in \[:, 0\]",
+  ),
+  (
+    "gradient_beside_a_large_output",
+    lambda: _two_heads(1.0),
+    _broken_parts(lambda: _two_heads(0.5)),
+    "gradients",
+    r"gradients, inference \(5, 4\)",
+    "0 kernel:0 differs",
+  ),
+  (
     "no_signature",
     _plain,
     _no_signature,
@@ -1137,6 +1174,7 @@ training (5, 4), other weights: training=True rate=0.0 updates reweighted
 inference (0, 4):
 inference (2, 4):
 inference (300, 4):
+training (36, 4): training=True rate=0.0 gradients updates
 rate 0.5: (5, 4) training=True rate=0.5 without
 momentum 0.4: (5, 4) training=True rate=0.0 momentum=0.4 updates
 momentum 0.95: (5, 4) training=True rate=0.0 momentum=0.95 updates
@@ -1160,6 +1198,7 @@ inference (0, 4):
 inference (2, 4):
 inference (300, 4):
 training (5, 4), one seed: training=True gradients updates seeded
+training (36, 4), one seed: training=True gradients updates seeded
 """
 # Of one without modes, weights and floats.
 _PREPROCESSOR_PLAN = """
@@ -1527,9 +1566,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       self.assertStartsWith(f"{kind}: {found}", f"{kind}: {by}")
 
   @parameterized.parameters(
-    (_with_head, 80),
+    (_with_head, 86),
     (_preprocessor, 38),
-    *[(_plain, 41), (_noisy_loop, 21), (_with_seed, 41)] * nightly.IS_ON,
+    *[(_plain, 44), (_noisy_loop, 21), (_with_seed, 44)] * nightly.IS_ON,
   )
   def test_intact(self, live, count):
     parts = live()
@@ -1542,6 +1581,62 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertLen(results, count)
     for variable, value in zip(variables, before, strict=True):
       self.assertAllEqual(variable, value)
+
+  def test_takes_what_is_no_batch(self):
+    """Rows of inputs, nested names and forms of outputs may be any."""
+    kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
+
+    def call(graph):
+      nodes = graph["z"]["nodes"] @ kernel
+      edges = graph["edges"]
+      return {"a/b": tf.gather(nodes, edges), "scale": 3.5, "nodes": nodes}
+
+    spec = {
+      "z": {"nodes": _SPEC},
+      "edges": tf.TensorSpec([None, 2], tf.int32),
+    }
+    examples = [
+      {"edges": tf.constant([[0, 0]] * n), "z": {"nodes": x}}
+      for n, x in zip((9, 2), _EXAMPLES, strict=False)
+    ]
+    source = saving.source(call, spec, variables=[kernel])
+    export_dir = os.path.join(self.get_temp_dir(), "graph")
+    parts = {"": (source, spec, examples)}
+    _export_parts(parts, export_dir)
+    results = _check(export_dir, parts)
+    self.assertEmpty([r for r in results if r.problems])
+    self.assertIn("signatures, serving_default", [r.place for r in results])
+
+  def test_compares_signatures_of_sub_objects(self):
+    parts = _with_head()
+    export_dir = os.path.join(self.get_temp_dir(), "export")
+    root = saving.reusable(parts[""][0])
+    root.head = saving.reusable(parts["head"][0])
+    signatures = {
+      "serving_default": saving.signature(root, _SPEC),
+    }
+    root.other = saving.reusable(_with_head(2.0)["head"][0])
+    signatures["head"] = saving.signature(root.other, _SPEC)
+    saving.save(root, export_dir, signatures=signatures)
+    parts = {name: (part[0], part[2]) for name, part in parts.items()}
+    served = {"serving_default": "", "head": "head"}
+    results = export_checks.check(
+      export_dir,
+      observation.load(export_dir),
+      *verification.observe(parts, "fast", served),
+      save_again=False,
+    )
+    self.assertEqual(
+      [r.place for r in results if r.problems], ["head, signatures, head"]
+    )
+
+  def test_refuses_examples_that_say_nothing(self):
+    source = _source(_model())
+    _, _, seen = verification.observe(
+      {"": (source, [tf.fill([3, 4], np.nan)])}, "fast"
+    )
+    with self.assertRaisesRegex(errors.ExportError, "is NaN everywhere"):
+      list(seen)
 
   def test_finds_a_hyperparameter_without_effect_on_either_side(self):
     kernel = tf.Variable(tf.ones([4, 2]))
