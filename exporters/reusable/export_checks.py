@@ -195,11 +195,16 @@ def _check_part(
   @functools.cache
   def perturbed(name: str, seed: int) -> list[Observation]:
     made = next(made for made in calls if made.name == name)
-    made = made._replace(example=_rounded(made.example))
+    # Those with other weights share the moving averages of the last one.
+    alike = [made]
+    if made.reweighted and not made.seeded:
+      alike = [c for c in calls if c.reweighted and not c.seeded]
+    alike = [c._replace(example=_rounded(c.example)) for c in alike]
     with _perturbed(with_seeds() if made.seeded else model, seed):
       if made.seeded:
-        return list(_observe_seeded(part, [made], with_seeds))
-      return list(observation.observe_calls(part, model, model, [made], steps))
+        return list(_observe_seeded(part, alike, with_seeds))
+      seen = observation.observe_calls(part, model, model, alike, steps)
+      return [o for o in seen if o.call == name]
 
   for new, old in zip(
     itertools.chain(
@@ -425,6 +430,7 @@ def _observe_seeded(
       call,
       [made._replace(seeded=False)],
       _graph_steps(model, [made]),
+      moves=False,
     )
 
 

@@ -145,6 +145,7 @@ def observe_calls(
   call: Callable[..., Any],
   calls: Iterable[Call],
   steps: Callable[..., Callable[..., Any]],
+  moves: bool = True,
 ) -> Iterator[Observation]:
   """Observes calls of a model, and restores its variables.
 
@@ -154,6 +155,8 @@ def observe_calls(
     call: The model as a function.
     calls: The calls to make; those with `without` are left out.
     steps: Takes names of arguments, and returns a `train_step` of the model.
+    moves: Whether other weights begin with moving averages that a call without
+      seeds has moved.
   """
   repeats = True  # Whether to try that calls with the same seeds are equal.
   for is_reweighted, alike in itertools.groupby(calls, lambda c: c.reweighted):
@@ -164,7 +167,7 @@ def observe_calls(
       continue
     *others, last = alike
     moved, seen = {}, []
-    if last.updates:
+    if last.updates and moves and not last.seeded:
       _, moved = run(model, call, last.example, last.arguments)
     with _reweighted(model, moved):
       for made in (*others, last):

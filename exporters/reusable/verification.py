@@ -528,70 +528,60 @@ def _explained(call: Callable[..., Any]) -> Callable[..., Any]:
 def _calls(
   part: str, source: saving.Source, examples: Sequence[Any], level: str
 ) -> Iterator[observation.Call]:
-  """Plans the calls that compare the live model with its export."""
+  """Plans the calls that compare the live model with its export.
+
+  Differentiating the export takes longer than loading it. So gradients are
+  those of the last example, which is often a single row, of a larger batch, of
+  other weights and of other rates.
+  """
   if not examples:
     return
+  first, last = examples[0], examples[-1]
   steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
   training = {"training": True} if "training" in source.defaults else {}
   steadily = {**training, **steady}
-  differ = functools.partial(
-    observation.differ, source, source.call, examples[0]
-  )
-  with saving.no_losses_of_calls(source.model):  # Not when called in graphs.
-    # Two calls may draw the same by chance.
-    by_default = differ(training, training) or bool(
-      randomness.draws(_graph(source, examples[0]))
-    )
-  is_random = by_default and (
-    steadily == training or differ(steadily, steadily)
-  )
-  # Differentiating the export takes longer than loading it.
+  by_default, is_random = _is_random(source, first, training, steadily)
   is_trained = level == "full" and bool(source.trainable_variables)
   gradients = is_trained or (
-    level == "full" and bool(observation.float_inputs(examples[0]))
+    level == "full" and bool(observation.float_inputs(first))
   )
-  learning = {
-    "gradients": gradients,
-    "updates": _has_averages(source),
-  }
+  learning = {"gradients": gradients, "updates": _has_averages(source)}
   can_be_empty = level == "full" and all(
     spec.shape.rank and spec.shape[0] is None
     for spec in tf.nest.flatten(source.input_spec)
   )
-  for i, example in enumerate(examples if level == "full" else examples[:1]):
-    # With fixed seeds, the first example has gradients of training already.
-    is_seeded = training and by_default and not is_random
-    differentiated = i == (len(examples) - 1 if is_seeded else 0)
+  mode = "training" if training else "inference"
+  for example in examples if level == "full" else [first]:
+    updates = {"updates": learning["updates"]}
+    of_last = learning if example is last else updates
     once = {
-      "compilation": is_trained and differentiated,
-      "empty": i == 0 and can_be_empty,
+      "compilation": is_trained and example is (first if is_random else last),
+      "empty": example is first and can_be_empty,
     }
-    size = _size(example)
     # A model without modes is trained in its only mode.
     if training or not is_random:
-      in_inference = {**learning, **once}
+      in_inference = {**of_last, **once}
       if training:  # Consumers may train with normalization as in inference.
-        in_inference = learning if is_random or i == 0 else {}
+        in_inference = of_last if is_random else updates
+        in_inference = in_inference if is_random or example is first else {}
       yield observation.Call(
-        f"inference {size}", example, {}, forms=i == 0, **in_inference
-      )
-    mode = f"{'training' if training else 'inference'} {size}"
-    if is_random and i == 0:
-      yield observation.Call(mode, example, steadily, **once, random=True)
-    elif training and not is_random:
-      keras = level == "full" and i == 0
-      yield observation.Call(
-        mode,
+        f"inference {_size(example)}",
         example,
-        steadily,
-        gradients=gradients and (differentiated or not by_default),
-        updates=learning["updates"],
-        keras=keras,
-        forms=keras and not by_default,
-        **once,
+        {},
+        forms=example is first,
+        **in_inference,
+      )
+    name = f"{mode} {_size(example)}"
+    if is_random and example is first:
+      yield observation.Call(name, example, steadily, **once, random=True)
+    elif training and not is_random:
+      keras = level == "full" and example is first
+      forms = keras and not by_default
+      yield observation.Call(
+        name, example, steadily, keras=keras, forms=forms, **of_last, **once
       )
   if level == "full" and source.variables:
-    yield from _reweighted_calls(source, examples[0], steadily, is_random)
+    yield from _reweighted_calls(source, first, steadily, is_random, gradients)
   others = list(_of_other_sizes(source, examples)) if can_be_empty else []
   if training or not is_random:
     for other in others:
@@ -599,18 +589,31 @@ def _calls(
   learns = training or any(learning.values())
   larger = _larger(others[-1]) if others and learns else None
   if larger is not None and not is_random:
-    yield observation.Call(
-      f"{'training' if training else 'inference'} {_size(larger)}",
-      larger,
-      steadily,
-      **learning,
-    )
+    name = f"{mode} {_size(larger)}"
+    yield observation.Call(name, larger, steadily, **learning)
   if level == "full":
-    yield from _changed_calls(source, examples[0], steadily, is_random)
+    yield from _changed_calls(source, first, steadily, is_random, gradients)
   if by_default:
-    yield from _random_calls(
-      part, source, examples[0], level, learning, larger if is_random else None
+    more = (larger, is_random and level == "full")
+    yield from _random_calls(part, source, first, level, learning, *more)
+
+
+def _is_random(
+  source: saving.Source,
+  example: Any,
+  training: Mapping[str, Any],
+  steadily: Mapping[str, Any],
+) -> tuple[bool, bool]:
+  """Tells whether training is random, and whether it stays so `steadily`."""
+  differ = functools.partial(observation.differ, source, source.call, example)
+  with saving.no_losses_of_calls(source.model):  # Not when called in graphs.
+    # Two calls may draw the same by chance.
+    by_default = differ(training, training) or bool(
+      randomness.draws(_graph(source, example))
     )
+  return by_default, by_default and (
+    steadily == training or differ(steadily, steadily)
+  )
 
 
 def _has_averages(source: saving.Source) -> bool:
@@ -623,12 +626,19 @@ def _changed_calls(
   example: Any,
   steadily: Mapping[str, Any],
   is_random: bool,
+  gradients: bool,
 ) -> Iterator[observation.Call]:
   """Plans calls with another value of each hyperparameter.
 
   Rates, which bring noise, are called by `_random_calls`; here only their
   effect is to be seen.
   """
+  others = {
+    h.name: (h.others() or [h.default])[0] for h in source.hyperparameters
+  }
+  if "training" in steadily and others:
+    # Consumers pass them in inference too, where most change nothing.
+    yield observation.Call(f"inference, {_in_words(others)}", example, others)
   for h in source.hyperparameters:
     is_rate = h.off is not None
     # A small rate may drop nothing of a small example.
@@ -643,10 +653,17 @@ def _changed_calls(
       for value in values
     ]
     if not is_rate and not is_random:
-      yield from (
-        call._replace(updates=_has_averages(source)) for call in calls
-      )
+      for i, call in enumerate(calls):
+        yield call._replace(
+          gradients=gradients and i == 0, updates=_has_averages(source)
+        )
     yield calls[0]._replace(without=steadily)
+
+
+def _in_words(values: Mapping[str, Any]) -> str:
+  return ", ".join(
+    f"{k} {hyperparameters.literal(v)}" for k, v in values.items()
+  )
 
 
 def _reweighted_calls(
@@ -654,19 +671,21 @@ def _reweighted_calls(
   example: Any,
   steadily: Mapping[str, Any],
   is_random: bool,
+  gradients: bool,
 ) -> Iterator[observation.Call]:
   """Plans calls with other weights and moving averages, in each mode."""
   size, has_modes = _size(example), "training" in steadily
-  has_averages = _has_averages(source)
-  call = observation.Call("", example, {}, reweighted=True)
+  updates = _has_averages(source)
+  call = observation.Call("", example, {}, gradients=gradients, reweighted=True)
   if has_modes or not is_random:
     yield call._replace(
-      name=f"inference {size}, other weights",
-      updates=has_averages and not has_modes,
+      name=f"inference {size}, other weights", updates=updates and not has_modes
     )
-  if has_modes and has_averages and not is_random:
+  if has_modes and (updates or gradients) and not is_random:
     yield call._replace(
-      name=f"training {size}, other weights", arguments=steadily, updates=True
+      name=f"training {size}, other weights",
+      arguments=steadily,
+      updates=updates,
     )
 
 
@@ -714,10 +733,12 @@ def _random_calls(
   level: str,
   learning: Mapping[str, bool],
   larger: Any,
+  is_only: bool,
 ) -> Iterator[observation.Call]:
   """Plans calls with fixed seeds, or samples of calls.
 
-  With fixed seeds also one of the batch `larger`, if it is not None.
+  If `is_only`, as no call in training is without noise, fixed seeds serve for a
+  larger batch, if there is one, and for other weights too.
   """
   training = {"training": True} if "training" in source.defaults else {}
   drawn = observation.draws(source, source.call, example, training)
@@ -731,20 +752,25 @@ def _random_calls(
     f" {how}",
     flush=True,
   )
+  mode = "training" if training else "inference"
+  rates = [h for h in source.hyperparameters if h.off is not None]
+  rates = rates if level == "full" else []
   call = observation.Call(
-    f"{'training' if training else 'inference'} {_size(example)}, {how}",
+    f"{mode} {_size(example)}, {how}",
     example,
     training,
     **learning,
     seeded=is_straight,
     sampled=count,
   )
-  yield call
-  if is_straight and larger is not None:
-    mode = "training" if training else "inference"
-    yield call._replace(name=f"{mode} {_size(larger)}, {how}", example=larger)
-  rates = [h for h in source.hyperparameters if h.off is not None]
-  if not rates or level != "full":
+  # With other rates it has the gradients.
+  yield call._replace(gradients=call.gradients and not (is_straight and rates))
+  if is_straight and is_only:
+    if larger is not None:
+      yield call._replace(name=f"{mode} {_size(larger)}, {how}", example=larger)
+    if source.variables:
+      yield call._replace(name=f"{call.name}, other weights", reweighted=True)
+  if not rates:
     return
   # Different ones, to tell apart rates with the same default.
   for is_small in (False, True)[: 1 + is_straight]:
@@ -754,11 +780,10 @@ def _random_calls(
       else _larger_rate(h.default, i + 4)
       for i, h in enumerate(rates)
     }
-    names = (f"{k} {hyperparameters.literal(v)}" for k, v in changed.items())
     yield call._replace(
-      name=f"{', '.join(names)}, {how}",
+      name=f"{_in_words(changed)}, {how}",
       arguments={**training, **changed},
-      gradients=False,
+      gradients=is_straight and not is_small and call.gradients,
       forms=is_straight and not is_small,
     )
 

@@ -1165,22 +1165,24 @@ _BROKEN = [
 # The calls of a model: the name, the size of the example if the name lacks it,
 # the arguments, and how each is observed.
 _PLAN = """
-inference (5, 4): gradients updates forms
+inference (5, 4): updates forms
 training (5, 4): training=True rate=0.0 updates keras empty
 inference (1, 4):
 training (1, 4): training=True rate=0.0 gradients updates compilation
-inference (5, 4), other weights: reweighted
-training (5, 4), other weights: training=True rate=0.0 updates reweighted
+inference (5, 4), other weights: gradients reweighted
+training (5, 4), other weights: training=True rate=0.0 gradients updates \
+reweighted
 inference (0, 4):
 inference (2, 4):
 inference (300, 4):
 training (36, 4): training=True rate=0.0 gradients updates
 rate 0.5: (5, 4) training=True rate=0.5 without
-momentum 0.4: (5, 4) training=True rate=0.0 momentum=0.4 updates
+momentum 0.4: (5, 4) training=True rate=0.0 momentum=0.4 gradients updates
 momentum 0.95: (5, 4) training=True rate=0.0 momentum=0.95 updates
 momentum 0.4: (5, 4) training=True rate=0.0 momentum=0.4 without
-training (5, 4), one seed: training=True gradients updates seeded
-rate 0.875, one seed: (5, 4) training=True rate=0.875 updates forms seeded
+training (5, 4), one seed: training=True updates seeded
+rate 0.875, one seed: (5, 4) training=True rate=0.875 gradients updates forms \
+seeded
 rate 0.125, one seed: (5, 4) training=True rate=0.125 updates seeded
 """
 _FAST_PLAN = """
@@ -1190,10 +1192,10 @@ training (5, 4), one seed: training=True updates seeded
 """
 # Of a model that is random whatever its arguments are.
 _RANDOM_PLAN = """
-inference (5, 4): gradients updates forms
+inference (5, 4): updates forms
 training (5, 4): training=True compilation empty random
 inference (1, 4): gradients updates
-inference (5, 4), other weights: reweighted
+inference (5, 4), other weights: gradients reweighted
 inference (0, 4):
 inference (2, 4):
 inference (300, 4):
@@ -1436,7 +1438,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
 
   @parameterized.parameters(
     (1.0, False, 2, None),
-    (1.5, False, 2, r"^(?!.*rounding).* differs by"),
+    (1.5, False, 1, " differs by"),  # Other weights decide.
     (1.0, True, 4, "in each of 4 examples, so nothing is decided$"),
   )
   def test_takes_other_examples_where_rounding_decides(
@@ -1468,9 +1470,13 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
 
     source = saving.source(lambda x: call(x), _SPEC, variables=[kernel])
     examples = [tf.repeat(x[:, :2], 2, axis=1) for x in _EXAMPLES]
-    with mock.patch.object(
-      verification, "_compared", side_effect=compared
-    ) as mocked:
+    with (
+      mock.patch.object(
+        verification, "_compared", side_effect=compared
+      ) as mocked,
+      # In many rows, one may never cross the kink that all rows are at.
+      mock.patch.object(verification, "_larger", lambda many: None),
+    ):
       results, _ = verification._decided(
         export_dir, {"": (source, examples)}, None, "full", None
       )
@@ -1552,7 +1558,13 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     results = mutants.check(subject, directory)
     self.assertEmpty([r for r in results if r.problems])
     every = mutants.faults(mutants.read(directory))
-    faults = {f.kind: f for f in every if not f.equivalent}
+    # Those of one kind come in the order of functions' names, which depend on
+    # other tests. A bias before normalization has no gradient.
+    faults = {
+      f.kind: f
+      for f in every
+      if not f.equivalent and not f.where.startswith(("BiasAdd", "Identity"))
+    }
     for kind, by in (
       ("weights: last bit of a value", "variables"),
       ("default of an argument", "updates"),
@@ -1566,9 +1578,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       self.assertStartsWith(f"{kind}: {found}", f"{kind}: {by}")
 
   @parameterized.parameters(
-    (_with_head, 86),
+    (_with_head, 90),
     (_preprocessor, 38),
-    *[(_plain, 44), (_noisy_loop, 21), (_with_seed, 44)] * nightly.IS_ON,
+    *[(_plain, 46), (_noisy_loop, 21), (_with_seed, 46)] * nightly.IS_ON,
   )
   def test_intact(self, live, count):
     parts = live()
@@ -1654,7 +1666,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       [("hyperparameters, scale 0.5", ["it changes nothing"])],
     )
     # It has no modes: consumers train with the one there is.
-    self.assertIn("gradients, inference (5, 4)", [r.place for r in results])
+    self.assertIn("gradients, inference (1, 4)", [r.place for r in results])
 
   @parameterized.parameters(
     ([1.0, 0.0, -2.0, 3.0], [-0.5, 2**-7, 1.0, 3.0]),
