@@ -57,8 +57,7 @@ def _unused(subject: Subject) -> tuple[list[str], list[str]]:
   names = _names(subject.spec)
   if len(names) == 1:
     return [], []
-  # In the twin, noise is the same in each call.
-  exact = subject if subject.steady is not None else subject.twin
+  exact = subject.repeatable
   if exact is None:
     return [], []
   modes = [exact.steady]

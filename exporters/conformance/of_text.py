@@ -79,13 +79,18 @@ def embeds_text(subject: Subject) -> findings.Finding:
     return finding
   # An argument, such as seq_length, may say where texts are cut.
   has_length = any(type(x) is int for x in subject.hyperparameters.values())
-  for length in _LENGTHS[:1] if has_length else (*_LENGTHS, _MANY):
+  lengths = _LENGTHS[:1] if has_length else (*_LENGTHS, _MANY)
+  modes = {"inference": subject.model}
+  if (exact := subject.repeatable) and exact.training:
+    modes["training"] = lambda x: exact.model(x, **exact.steady)
+  for length, (mode, represent) in itertools.product(lengths, modes.items()):
     if length == _MANY and _may_be_cut(subject):
       continue
-    if _is_cut(subject.model, length):
+    if _is_cut(represent, length):
       return findings.failed(
         f"The last of {length} words, on a line of its own, has no effect on"
-        f" the vector{', and the card names no limit' * (length == _MANY)}.",
+        f" the vector in {mode}"
+        f"{', and the card names no limit' * (length == _MANY)}.",
         "Compute each vector from the whole text.",
       )
   if problem := _miscased(
@@ -142,9 +147,9 @@ def _is_cut(
   alone, in_texts = (
     represent(tf.constant(x)).numpy().tolist() for x in (_ENDS, texts)
   )
-  # Words that the model does not know may all have one vector.
-  known = [y for x, y in zip(alone, in_texts, strict=True) if x != alone[0]]
-  return bool(known) and known == [in_texts[0]] * len(known)
+  # Words that the model does not know may all have one vector, and no effect.
+  is_known = len(set(map(str, alone))) > 2
+  return is_known and in_texts == [in_texts[0]] * len(texts)
 
 
 def _miscased(
@@ -182,12 +187,13 @@ def _miscombined(subject: Subject) -> bool:
     x in (subject.card or "") for x in _COMBINERS
   ):
     return False
+  texts = tf.constant([*_TEXTS, " ".join(2 * subject.words[:16])])
   mean, root, total = (
-    subject.model(tf.constant(_TEXTS), combiner=tf.constant(x)).numpy()
-    for x in _COMBINERS
+    subject.model(texts, combiner=tf.constant(x)).numpy() for x in _COMBINERS
   )
   is_power = np.allclose(mean * total, root**2, rtol=1e-3, atol=1e-12)
-  return not is_power or np.abs(total).sum() <= np.abs(mean).sum()
+  is_less = np.any(mean) and np.abs(total).sum() <= np.abs(mean).sum()
+  return not is_power or is_less
 
 
 def _other_word(subject: Subject) -> str:
@@ -682,8 +688,7 @@ def _limited(subject: Subject) -> tuple[str, int]:
 
 def _is_cut_in_training(subject: Subject, length: int) -> bool:
   """Tells whether training ignores the last tokens."""
-  # In the twin, noise is the same in each call.
-  exact = subject if subject.steady is not None else subject.twin
+  exact = subject.repeatable
   if exact is None or not exact.training:
     return False
   inputs = exact.example(1, (length,))
@@ -762,7 +767,7 @@ def _encoded(subject: Subject, length: int) -> str:
   plain, masked = encode({}), encode(mask)
   try:
     short = encode(
-      {k: x[:, : length // 2] for k, x in {**inputs, **mask}.items()}
+      {k: x[:, : length // 2 + 2] for k, x in {**inputs, **mask}.items()}
     )
   except Exception:  # It takes only some lengths, such as those of blocks.
     short = masked

@@ -213,7 +213,7 @@ def _standing(subject: Subject) -> list[str]:
   ]
   if not others:
     return standing
-  exact = subject if subject.steady is not None else subject.twin
+  exact = subject.repeatable
   if not exact:
     return standing
   modes = (exact.steady, {**exact.steady, "training": False})
@@ -251,7 +251,7 @@ def _stale(subject: Subject) -> list[str]:
 
 def _moved_by_gradients(subject: Subject) -> list[str]:
   """Names the variables that a train step does not leave as a call does."""
-  exact = subject if subject.steady is not None else subject.twin
+  exact = subject.repeatable
   if exact is None or not exact.training or not exact.resting:
     return []
   inputs = exact.example(4)

@@ -414,6 +414,11 @@ class Subject:
     return None
 
   @property
+  def repeatable(self) -> "Subject | None":
+    """Itself, or its twin, whose noise is the same in each call, if needed."""
+    return self if self.steady is not None else self.twin
+
+  @property
   def rates(self) -> list[str]:
     """The arguments with which noise grows, by their names."""
     arguments = self.hyperparameters.items()
