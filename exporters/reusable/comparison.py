@@ -75,15 +75,17 @@ COMPARISONS = {
   ),
   "outputs": Comparison(
     "Outputs in inference, in training without randomness, with changed"
-    " hyperparameters and with other weights, for inputs of several sizes,"
-    " batches of 1, 2 and 36 (300 of small models), and lists of each length.",
+    " hyperparameters and with other weights, for inputs of several sizes and"
+    " lists of each length; batches of 1, 2 and 36 (300 of small models) in"
+    " inference, of 8 (36) in training.",
     "The live model computes op by op and the export in a graph, which may sum"
     " float32 values in another order.",
     1e-5,
   ),
   "gradients": Comparison(
     "The gradient of a scalar of the outputs for every trainable variable and"
-    " every floating-point input.",
+    " every floating-point input: of the last example, of a batch of 8 (36 of"
+    " small models), with other weights and with changed hyperparameters.",
     "Rounding errors accumulate over the forward and the backward pass; some"
     " gradients, such as that of a bias before a softmax, are zero up to"
     " rounding.",
@@ -111,7 +113,8 @@ COMPARISONS = {
     "Where training is random: with the same seeds in all random ops, two calls"
     " are equal, and the model and its export draw as often. Outputs, gradients"
     " and updates with these seeds are compared, too, with the defaults and"
-    " with other rates.",
+    " with other rates; if nothing else makes training repeat, also with other"
+    " weights and a larger batch.",
     "They are equal or not.",
   ),
   SAMPLED: Comparison(
