@@ -1176,6 +1176,7 @@ inference (0, 4):
 inference (2, 4):
 inference (300, 4):
 training (36, 4): training=True rate=0.0 gradients updates
+inference, rate 0.25, momentum 0.4: (5, 4) rate=0.25 momentum=0.4
 rate 0.5: (5, 4) training=True rate=0.5 without
 momentum 0.4: (5, 4) training=True rate=0.0 momentum=0.4 gradients updates
 momentum 0.95: (5, 4) training=True rate=0.0 momentum=0.95 updates
@@ -1201,6 +1202,8 @@ inference (2, 4):
 inference (300, 4):
 training (5, 4), one seed: training=True gradients updates seeded
 training (36, 4), one seed: training=True gradients updates seeded
+training (5, 4), one seed, other weights: training=True gradients updates \
+seeded reweighted
 """
 # Of one without modes, weights and floats.
 _PREPROCESSOR_PLAN = """
@@ -1578,9 +1581,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       self.assertStartsWith(f"{kind}: {found}", f"{kind}: {by}")
 
   @parameterized.parameters(
-    (_with_head, 90),
+    (_with_head, 92),
     (_preprocessor, 38),
-    *[(_plain, 46), (_noisy_loop, 21), (_with_seed, 46)] * nightly.IS_ON,
+    *[(_plain, 47), (_noisy_loop, 21), (_with_seed, 47)] * nightly.IS_ON,
   )
   def test_intact(self, live, count):
     parts = live()
