@@ -25,6 +25,7 @@ _PRECISION = {"bfloat16": 2**-7, "float16": 2**-10}
 # largest value, if rounding errors of other slices reach it.
 _OTHER_SLICES = 0.1
 _TIMES, _MOST, _UNSEEN = 4, 100, 0.01  # See `compare`.
+_CONSTANTS = (bool, int, float, complex, np.ndarray, np.generic)
 _TINY = np.finfo(np.float64).tiny
 _BLOCK = 2**18  # Values compared at a time; larger blocks need fresh memory.
 
@@ -178,8 +179,7 @@ def named(structure: Any, path: str = "") -> dict[str, Any]:
   elif isinstance(structure, (tf.RaggedTensor, tf.SparseTensor)):
     items = {f"{path}/{x}": getattr(structure, x) for x in _parts(structure)}
   else:
-    # In a graph, numbers and arrays become Tensors.
-    if not (structure is None or tf.is_tensor(structure)):
+    if isinstance(structure, _CONSTANTS):  # In a graph, Tensors.
       structure = tf.convert_to_tensor(structure)
     return {path.removeprefix("/") or ONLY: structure}
   return {

@@ -970,7 +970,9 @@ def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:
 def _losses_of_keras(model: Any) -> list[Callable[[], tf.Tensor]]:
   """Returns the losses that a Keras model trains with; [] for other models."""
   found = _weight_losses(model)
-  if not isinstance(model, tf_keras.layers.Layer):
+  if not isinstance(model, tf_keras.layers.Layer) or any(
+    map(tf.is_symbolic_tensor, model.losses)  # Of a call: refused later.
+  ):
     return found
   # Layers in a tf.Module have losses that Keras does not see, and others may
   # override `losses`.
