@@ -352,8 +352,6 @@ def _traced_once(model: Any, calls: Iterable[Call]) -> Callable[..., Any]:
   each value of an argument. Lists of another length have another trace.
   """
   specs = _common_specs([c.example for c in calls if not c.arguments])
-  if isinstance(model, tf_keras.Model):
-    return model
 
   @functools.cache
   def trace(count: int) -> Callable[..., Any]:

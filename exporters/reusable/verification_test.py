@@ -797,20 +797,20 @@ _BROKEN = [
     "0 first/kernel:0 is missing",
   ),
   (
-    "trainable_variable_missing",
-    _plain,
-    _last_missing("trainable_variables"),
-    "trainable variables",
-    "trainable variables",
-    "5 second/bias:0 is missing",
-  ),
-  (
     "trainable_variables_in_another_order",
     _plain,
     _reversed("trainable_variables"),
     "trainable variables",
     "trainable variables",
     "0 first/kernel:0 is missing",
+  ),
+  (
+    "trainable_variable_missing",
+    _plain,
+    _last_missing("trainable_variables"),
+    "trainable variables",
+    "trainable variables",
+    "5 second/bias:0 is missing",
   ),
   (
     "trainable_variable_not_listed",
