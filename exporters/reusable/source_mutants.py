@@ -32,8 +32,8 @@ _PLANS = (
 )
 _CHECKS = (
   None,
-  "verification_test *allows* *intact* *notes* *order* *other* *rounding*"
-  " *xla*",
+  "verification_test *allows* *intact* *largest* *notes* *order* *other*"
+  " *rounding* *xla*",
 )
 _MODULES = {
   "comparison": ("verification_test *allows* *compares*", *_CHECKS),
