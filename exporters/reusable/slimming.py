@@ -207,8 +207,6 @@ def _remove_needless(
       instead[f"{node.name}:output:0"] = node.input[0]
   for node in function.node_def:
     _replace_inputs(node, instead)
-  removed = set(map(graphs.node_of, instead))
-  _remove(function.node_def, lambda node: node.name in removed)
 
   used = collections.Counter(
     graphs.node_of(name) for node in function.node_def for name in node.input
