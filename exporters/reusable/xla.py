@@ -52,21 +52,22 @@ def with_own_gradient(layer: Any) -> Callable[..., Any]:
   activation = vars(layer).get("activation")
   is_known = _is_of_keras(layer)
 
-  def call(inputs: Any, **kwargs: Any) -> Any:
+  def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
     def compute(*flat_inputs: tf.Tensor) -> tf.Tensor:
       # Applied outside: its gradient would compute the layer again.
       now = vars(layer).get("activation")  # Gradients are traced later.
       if now:
         layer.activation = None
       try:
-        return original(tf.nest.pack_sequence_as(inputs, flat_inputs), **kwargs)
+        again = tf.nest.pack_sequence_as(inputs, flat_inputs)
+        return original(again, *args, **kwargs)
       finally:
         if now:
           layer.activation = now
 
     flat = tf.nest.flatten(inputs)
     if not is_known and _draws_random_numbers(compute, *flat):
-      return original(inputs, **kwargs)
+      return original(inputs, *args, **kwargs)
     outputs = computed_again(compute)(*flat)
     return activation(outputs) if activation else outputs
 
@@ -277,12 +278,15 @@ def with_own_loop(layer: Any) -> Callable[..., Any]:
 
     return swapped(outputs) if layer.return_sequences else outputs[-1], gradient
 
-  def call(inputs: Any, mask: Any = None, **kwargs: Any) -> Any:
-    others = [v for k, v in kwargs.items() if k != "training" and v is not None]
-    if not isinstance(inputs, tf.Tensor) or mask is not None or others:
-      return original(inputs, mask=mask, **kwargs)
-    if not is_known and _draws_random_numbers(first_step, inputs):
-      return original(inputs, mask=mask, **kwargs)
+  # Saving in Keras' format passes all arguments by position.
+  def call(inputs: Any, mask: Any = None, *args: Any, **kwargs: Any) -> Any:
+    others = [mask, *args[1:]]  # The first of `args` is `training`.
+    others += [v for k, v in kwargs.items() if k != "training"]
+    is_plain = isinstance(inputs, tf.Tensor) and all(x is None for x in others)
+    if not is_plain or (
+      not is_known and _draws_random_numbers(first_step, inputs)
+    ):
+      return original(inputs, mask, *args, **kwargs)
     outputs = run(inputs)
     return tf.ensure_shape(outputs, layer.compute_output_shape(inputs.shape))
 

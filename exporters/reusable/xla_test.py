@@ -21,6 +21,7 @@ from exporters.reusable import hyperparameters
 from exporters.reusable import layer_calls
 from exporters.reusable import saving
 from exporters.reusable import xla
+from exporters.reusable import xla_trap
 from models.vision import stochastic_depth
 from tools import nightly
 
@@ -425,6 +426,24 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
     actual = loss_and_gradients(loaded, loaded.trainable_variables)
     for a, e in zip(actual, expected, strict=True):
       self.assertAllClose(a, e, rtol=1e-4, atol=1e-3)
+
+  @parameterized.parameters(
+    (xla.with_own_loop, layers.SimpleRNN(4), (None, True)),
+    (xla.with_own_loop, layers.RNN(layers.GRUCell(4)), (None, True, None)),
+    (xla.with_own_gradient, Doubled(), (True,)),
+  )
+  def test_arguments_by_position(self, replacement, layer, others):
+    inputs = _batch(3, 0)
+    expected = layer(inputs)
+    self.assertAllClose(replacement(layer)(inputs, *others), expected)
+
+  def test_shapes_of_variables_are_known(self):
+    layer = layers.SimpleRNN(4)  # Keras loads it without the cure.
+    layer(_batch(3, 0))
+    step = tf.function(_step(layer, layer.trainable_weights))
+    graph = step.get_concrete_function(_batch(3, 0)).graph.as_graph_def()
+    self.assertIn("VariableShape", {node.op for node in graph.node})
+    self.assertEmpty(xla_trap.constants(graph))
 
   def test_functions_are_computed_again_and_dropout_is_not(self):
     layer = Doubled(0.5)

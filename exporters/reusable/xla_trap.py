@@ -48,8 +48,14 @@ _CONSTANT_OPERANDS = {
   )
   for op in ops.split()
 }
-# Ops whose result XLA infers from the static shape of their operand.
-_OF_SHAPES = frozenset(["Rank", "Shape", "ShapeN", "Size"])
+# Ops whose result XLA infers from the static shape of their operand. XLA calls
+# them metadata ops.
+_OF_SHAPES = frozenset(
+  [
+    *("Rank", "Shape", "ShapeN", "Size", "VariableShape"),
+    *("TensorListElementShape", "TensorListLength"),
+  ]
+)
 # If a tf.cond is differentiated outside of XLA, its branches store intermediate
 # values for the gradient with these ops, for which XLA has no kernel.
 _OPTIONALS = frozenset(["OptionalFromValue", "OptionalNone"])
