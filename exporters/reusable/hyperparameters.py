@@ -49,8 +49,8 @@ class Hyperparameter:
 
   Attributes:
     name: Name of the argument.
-    default: The default. The dtype of the argument is int32 for an int, string
-      for a str, and float32 otherwise.
+    default: The default. The dtype of the argument is float32 for a float,
+      int32 for an int, and string for a str. `saving.source` refuses others.
     description: Its effect, for the model card.
     layers: The layers that read it. Empty if the model takes it as an argument.
     attribute: The attribute that these layers read it from.

@@ -376,13 +376,18 @@ def constraints(model: Source) -> str:
 def _check_names(
   input_spec: Any, hyperparameters: Sequence[Hyperparameter]
 ) -> None:
-  """Refuses names that name two things, and int32 defaults that overflow."""
+  """Refuses names that name two things, and defaults without a dtype."""
   for hyperparameter in hyperparameters:
     name, default = hyperparameter.name, hyperparameter.default
     if not name.isidentifier() or name in ("inputs", "self", "training"):
       raise errors.ExportError(
         f"A hyperparameter is called {name!r}. It names an argument beside"
         " `inputs` and `training`: choose another identifier of Python."
+      )
+    if type(default) not in (float, int, str):
+      raise errors.ExportError(
+        f"Hyperparameter {name} is {default!r}, and consumers can give a float,"
+        " an int or a str only. Give it one of these; for a bool, 0 or 1."
       )
     if type(default) is int and not tf.int32.min <= default <= tf.int32.max:
       raise errors.ExportError(
