@@ -848,7 +848,12 @@ def _in_order_of(expected: Arrays, arrays: Arrays) -> Arrays:
 
 def _load_keras(export_dir: str) -> Any:
   """Loads a complete Keras model; adds the interface of other exports."""
-  model = tf_keras.models.load_model(export_dir, compile=False)
+  try:
+    model = tf_keras.models.load_model(export_dir, compile=False)
+  except (MemoryError, OSError, tf.errors.OpError):
+    raise
+  except Exception as e:  # Keras rebuilds and calls layers of any kind.
+    raise ValueError(f"Keras raises {type(e).__name__}: {e}") from e
   # Bypasses Keras' setter, after which Keras would save them.
   vars(model)["regularization_losses"] = [
     lambda i=i: model.losses[i] for i in range(len(model.losses))

@@ -8,6 +8,7 @@ functions that were traced here, so consumers need none of their code.
 from collections.abc import Iterator, Mapping
 import contextlib
 import functools
+import json
 from typing import Any
 
 from absl import logging
@@ -43,7 +44,8 @@ def save(
     Notes for the verification report, as `saving.save` returns them.
 
   Raises:
-    ExportError: The model is not a functional or sequential Keras model.
+    ExportError: The model is not a functional or sequential Keras model, or a
+      layer of Keras holds a Python function.
   """
   model = source.model
   if not isinstance(model, tf_keras.Model) or not model.inputs:
@@ -66,6 +68,7 @@ def save(
     layer_calls.replaced(model, source.layer_calls),
     _without_warnings(),
   ):
+    _check_configs(model)
     model.save(
       export_dir,
       save_format="tf",
@@ -74,6 +77,26 @@ def save(
     )
   endpoints.add(export_dir)
   return slimming.slim(export_dir)
+
+
+def _check_configs(model: tf_keras.Model) -> None:
+  """Refuses Python functions in configs, such as those of Lambda layers.
+
+  Keras would save their bytecode, and run it when it loads the model.
+  """
+  for layer in saving.layers_of(model)[::-1]:  # The inner ones first.
+    try:
+      config = layer.get_config()
+    except NotImplementedError:  # Keras saves such a layer without a config.
+      continue
+    text = json.dumps(config, default=str, skipkeys=True)
+    if '_type": "lambda"' in text or '"__lambda__"' in text:
+      raise errors.ExportError(
+        f"Layer {layer.name} ({type(layer).__name__}) has a Python function,"
+        " and loading a complete Keras model would run its code. Compute in a"
+        " layer of a class of your own, or export the model with"
+        " --saved_model_format=reusable."
+      )
 
 
 @contextlib.contextmanager

@@ -373,7 +373,7 @@ def _for_keras(card: Card) -> Card:
   )
   needs = card.needs
   if "hub." not in example:
-    _, example = example.split("import tensorflow_hub as hub\n")
+    example = example.split("import tensorflow_hub as hub\n")[-1]
     needs = [name for name in needs if name != "tensorflow-hub"]
   return dataclasses.replace(card, example=example, needs=needs)
 

@@ -6,6 +6,8 @@ import tf_keras
 
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters
+from exporters.reusable import keras_saving
+from exporters.reusable import model_card
 from exporters.reusable import observation
 from exporters.reusable import private_api
 from exporters.reusable import saving
@@ -422,6 +424,7 @@ class SavingTest(tf.test.TestCase):
       ("inputs", 1.0, "A hyperparameter is called 'inputs'"),
       ("a b", 1.0, "A hyperparameter is called 'a b'"),
       ("k", 2**31, "k is 2147483648, and an int32 has no such value"),
+      ("k", True, "k is True, and consumers can give a float, an int or a str"),
     ):
       h = hyperparameters.Hyperparameter(name, default, "")
       self.assert_refused(message, call, _SPEC, hyperparameters=[h])
@@ -593,6 +596,32 @@ class SavingTest(tf.test.TestCase):
       _SPEC,
       hyperparameters=[hyperparameters.Hyperparameter("missing", 1.0, "")],
     )
+
+  def test_complete_keras_models_hold_no_python_functions(self):
+    layers = tf_keras.layers
+    for layer in (
+      layers.Dense(2, kernel_regularizer=lambda w: tf.reduce_sum(w), name="a"),
+      tf_keras.Sequential([layers.Lambda(lambda x: x, name="a")]),
+    ):
+      model = tf_keras.Sequential([layers.InputLayer((2,)), layer])
+      source = saving.source(model, _SPEC, variables=model.weights)
+      with self.assertRaisesRegex(errors.ExportError, "^Layer a .* has a Pyth"):
+        directory = self.create_tempdir().full_path
+        keras_saving.save(source, directory, signatures={}, attributes={})
+
+  def test_examples_of_complete_keras_models(self):
+    for start in ("", "import tensorflow_hub as hub\n"):
+      card = model_card.Card(
+        name="",
+        description="",
+        meanings={},
+        example=f'{start}import tf_keras\nx = hub.KerasLayer("y")',
+        provenance={},
+      )
+      self.assertEqual(
+        model_card.usage(card, 1, is_keras=True)["example"],
+        'import tf_keras\nx = tf_keras.models.load_model("y")',
+      )
 
   def test_refuses_models_that_cannot_be_called(self):
     for model in (tf.Module(), tf.train.Checkpoint()):

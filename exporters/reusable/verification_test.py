@@ -1882,6 +1882,12 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
         source, examples, {comparison.ONLY: sizes}
       )
 
+  def test_keras_may_raise_anything(self):
+    with mock.patch.object(tf_keras.models, "load_model") as load_model:
+      load_model.side_effect = AssertionError("Found 1 object")
+      with self.assertRaisesRegex(ValueError, "raises AssertionError: Found 1"):
+        export_checks._load_keras("export")
+
   def test_other_order_is_an_error(self):
     parts = _with_head()
     export_dir = os.path.join(self.get_temp_dir(), "export")
