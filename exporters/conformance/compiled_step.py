@@ -49,7 +49,6 @@ def compiled(model: Any, example: Any) -> Compilation:
     traced = tf.function(step).get_concrete_function(example)
   except Exception as e:  # A stranger's program may raise anything.
     return Compilation(failed=subject.cause(e))
-  graph = traced.graph.as_graph_def()
   try:
     hlo = tf.function(step, jit_compile=True).experimental_get_compiler_ir(
       example
@@ -59,9 +58,10 @@ def compiled(model: Any, example: Any) -> Compilation:
       tf.function(step)(example)
     except tf.errors.OpError as e:
       return Compilation(failed=subject.cause(e))
+    graph = traced.graph.as_graph_def()
     flow = [*xla_trap.branches(graph), *xla_trap.loops(graph)]
     return Compilation(refused=_cause(str(e), flow))
-  return Compilation(_baked(hlo, traced, example), xla_trap.constants(graph))
+  return Compilation(_baked(hlo, traced, example), xla_trap.constants(traced))
 
 
 def _cause(message: str, control_flow: Sequence[str]) -> str:

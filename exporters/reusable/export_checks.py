@@ -604,7 +604,7 @@ def _under_xla(
     f"{cause}, and every train step is compiled anew: reduce with"
     " keepdims=True, or give its layer xla.with_own_gradient, by the"
     " layer_calls of saving.source"
-    for cause in xla_trap.constants(graph)
+    for cause in xla_trap.constants(trace)
   ] + [
     f"XLA cannot compile the gradient of {op}: compute without a branch on a"
     " Tensor"

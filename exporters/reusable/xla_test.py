@@ -441,9 +441,26 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
     layer = layers.SimpleRNN(4)  # Keras loads it without the cure.
     layer(_batch(3, 0))
     step = tf.function(_step(layer, layer.trainable_weights))
-    graph = step.get_concrete_function(_batch(3, 0)).graph.as_graph_def()
-    self.assertIn("VariableShape", {node.op for node in graph.node})
-    self.assertEmpty(xla_trap.constants(graph))
+    trace = step.get_concrete_function(_batch(3, 0))
+    nodes = trace.graph.as_graph_def().node
+    self.assertIn("VariableShape", {node.op for node in nodes})
+    self.assertEmpty(xla_trap.constants(trace))
+
+  def test_names_the_variables_and_arguments_that_are_needed(self):
+    variable = tf.Variable(2, name="count")
+    same = tf.function(lambda n: (n, n))
+
+    def step(size):
+      return tf.zeros([variable, same(size)[0]])
+
+    trace = tf.function(step).get_concrete_function(tf.TensorSpec([], tf.int32))
+    self.assertEqual(
+      xla_trap.constants(trace),
+      [
+        f"XLA needs the value of {name} at compile time"
+        for name in ("count:0", "size")
+      ],
+    )
 
   def test_functions_are_computed_again_and_dropout_is_not(self):
     layer = Doubled(0.5)

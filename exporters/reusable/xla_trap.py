@@ -61,18 +61,24 @@ _OF_SHAPES = frozenset(
 _OPTIONALS = frozenset(["OptionalFromValue", "OptionalNone"])
 
 
-def constants(graph: graph_pb2.GraphDef) -> list[str]:
+def constants(trace: tf.types.experimental.ConcreteFunction) -> list[str]:
   """Returns the reasons why XLA recompiles every train step.
 
   Args:
-    graph: The graph of a train step that calls a loaded model.
+    trace: The trace of a train step that calls a loaded model.
 
   Returns:
     A text for each op whose gradient takes a compile-time constant from the
     model, and for each argument of the step that XLA needs at compile time for
     another reason. Empty if the step compiles once.
   """
+  graph = trace.graph.as_graph_def()
   by_name = graphs.functions(graph)
+  variables = {id(v.handle): v.name for v in trace.variables}
+  captured = zip(
+    trace.captured_inputs, trace.graph.internal_captures, strict=True
+  )
+  names = {inner.op.name: variables.get(id(x)) for x, inner in captured}
 
   @functools.cache
   def needed_arguments(name: str) -> list[int]:
@@ -88,6 +94,7 @@ def constants(graph: graph_pb2.GraphDef) -> list[str]:
 
   nodes = {node.name: node for node in graph.node}
   found = set()
+  needed = set()
   # The search ends at calls: their operands are not constants of the step.
   ends = _OF_SHAPES | graphs.CALLS
   for tensor in _needed(graph.node, needed_operands, ends):
@@ -95,11 +102,20 @@ def constants(graph: graph_pb2.GraphDef) -> list[str]:
     if node is None:
       continue
     if graphs.callee(node, by_name):
-      op = _blamed(graph, by_name, tensor)
-      found.add(f"the gradient of {op} takes a constant out of the model")
+      op, place = _blamed(graph, by_name, tensor)
+      if place:
+        cause = f"the gradient of {op.op} ({op.name} in {place})"
+        found.add(f"{cause} takes a constant out of the model")
+      else:  # A function in the model takes it out of another one.
+        needed.add(op.name)
     elif node.op == "Placeholder":
-      found.add(f"XLA needs the value of {node.name} at compile time")
-  return sorted(found)
+      needed.add(node.name)
+  return sorted(
+    found.union(
+      f"XLA needs the value of {names.get(name) or name} at compile time"
+      for name in needed
+    )
+  )
 
 
 def branches(graph: graph_pb2.GraphDef) -> list[str]:
@@ -166,17 +182,21 @@ def _blamed(
   graph: graph_pb2.GraphDef,
   by_name: Mapping[str, graphs.Function],
   tensor: str,
-) -> str:
-  """Names the op in the model that causes a constant output of a call."""
+) -> tuple[graphs.Node, str]:
+  """Finds the op in the model that causes a constant output of a call.
+
+  Returns:
+    The op and the name of its function; "" for an argument of the step.
+  """
   *_, (made, place) = graphs.origins(graph, tensor)
-  if made.op == "Const":
+  if place and made.op == "Const":
     users = [
       n
       for n in by_name[place].node_def
       if made.name in map(_node_name, n.input) and n.op != "Identity"
     ]
     made = (users or [made])[0]
-  return f"{made.op} ({made.name} in {place})"
+  return made, place
 
 
 def _needed(
