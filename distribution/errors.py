@@ -41,7 +41,7 @@ _OF_FULL_DISKS = {errno.EDQUOT, errno.EFBIG, errno.ENOSPC}
 _OF_FILES = {
   *_OF_FULL_DISKS,
   *(errno.EACCES, errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG),
-  *(errno.ENOTDIR, errno.EPERM, errno.EPIPE, errno.EROFS),
+  *(errno.EBUSY, errno.ENOTDIR, errno.EPERM, errno.EPIPE, errno.EROFS),
   *(errno.EAGAIN, errno.EMFILE, errno.ENFILE),  # Limits, as of ulimit.
 }
 # Messages of Python and of the dynamic linker.

@@ -168,18 +168,43 @@ def _check_writable(flag: str, path: str, directory: str) -> None:
 
 
 def check_output_file(flag: str, path: str) -> None:
-  """Raises an InputError if a local file cannot be written."""
+  """Raises an InputError if a local file cannot be written.
+
+  It may replace a file, but none of a model.
+  """
   if os.path.isdir(path):
     raise errors.InputError(f"--{flag}={path} is a directory, not a file.")
   directory = os.path.dirname(path)
   if not os.path.isdir(directory):
     raise errors.InputError(f"--{flag}={path}: {directory} is no directory.")
-  if os.path.lexists(path) and not os.path.isfile(path):
+  with errors.of_input(OSError, about=f"--{flag}={path}: "):
+    check_replaceable(path, f"--{flag}={path}")
+  folder = os.path.realpath(directory)
+  if os.path.basename(folder) in ("assets", "assets.extra", "variables"):
+    folder = os.path.dirname(folder)
+  if os.path.exists(os.path.join(folder, "saved_model.pb")):
     raise errors.InputError(
-      f"--{flag}={path} is no file, but a device, a pipe or a broken link."
-      " Choose another path."
+      f"--{flag}={path} is in the SavedModel {folder}. Choose another path."
+    )
+  # Programs with --output_file write models, and replace one if asked to.
+  found = None if flag == "output_file" else _format_of_file(path)
+  if _FILES_OF_CHECKPOINT.search(path) and os.path.isfile(path):
+    found = "of a checkpoint"
+  if found not in (None, _PAGE):
+    raise errors.InputError(
+      f"--{flag}={path} exists and is {found}. Choose another path."
     )
   _check_writable(flag, path, directory)
+
+
+def check_replaceable(path: str | os.PathLike[str], name: str = "") -> None:
+  """Raises an InputError for links, pipes and devices, such as /dev/stdout."""
+  with contextlib.suppress(FileNotFoundError):
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+      raise errors.InputError(
+        f"{name or path} is a link, a pipe or a device, which a file would"
+        " replace. Choose another path."
+      )
 
 
 def described(path: str) -> tuple[str, str] | None:

@@ -7,9 +7,11 @@ import itertools
 import os
 import pathlib
 import re
+import tempfile
 from typing import NamedTuple
 
 from distribution import errors
+from distribution import formats
 from distribution import scratch
 
 _AT_FDCWD = -100  # From <fcntl.h>.
@@ -141,6 +143,7 @@ def write_all(contents: Mapping[str | os.PathLike[str], bytes]) -> None:
       with errors.writing(str(path)):
         new[target].write_bytes(content)
     for target, path in new.items():
+      formats.check_replaceable(target)
       path.replace(target)
 
 
@@ -157,6 +160,12 @@ def _check(target: pathlib.Path, kind: Kind, overwrite: bool) -> None:
       )
     if not names:
       return
+    scratch_dir = pathlib.Path(tempfile.gettempdir()).resolve()
+    if scratch_dir.is_relative_to(target):
+      raise errors.InputError(
+        f"{target} is, or has in it, the directory for temporary files. Choose"
+        " another directory, or set TMPDIR to one elsewhere."
+      )
     foreign, found = "", False
     for name in _leaves(target):
       found |= name.endswith(kind.marker)

@@ -5,7 +5,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from unittest import mock
 
 from absl.testing import absltest
 
@@ -111,8 +113,26 @@ class PublishTest(absltest.TestCase):
           path, publishing.CHECKPOINT, overwrite=overwrite
         ):
           self.fail("The work started.")
+    with (
+      mock.patch.object(tempfile, "tempdir", str(self.target)),
+      self.assertRaisesRegex(errors.InputError, "directory for temporary file"),
+    ):
+      self.publish()
     self.assert_published("old")
     self.assert_only("export", "file", "loop")
+
+  def test_a_file_replaces_only_a_file(self):
+    path = self.parent / "file"
+    path.write_text("old")
+    publishing.write(path, b"new")
+    (self.parent / "link").symlink_to(path)
+    os.mkfifo(self.parent / "pipe")
+    for name in ("link", "pipe"):
+      with self.assertRaisesRegex(errors.InputError, f"{name} is a link, a pi"):
+        publishing.write(self.parent / name, b"newer")
+    self.assertTrue((self.parent / "link").is_symlink())
+    self.assertEqual(path.read_text(), "new")
+    self.assert_only("file", "link", "pipe")
 
   def test_overwrites_only_what_an_exporter_writes(self):
     whole = (
