@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator
 import contextlib
 import errno
 import os
+import pathlib
 import re
 import stat
 import sys
@@ -105,6 +106,15 @@ def copy(
   """
   source = formats.absolute(source)  # Of a local file's URL.
   formats.check_saved_model(source)
+  if (
+    not only
+    and "://" not in source
+    and pathlib.Path(target).resolve().is_relative_to(os.path.realpath(source))
+  ):
+    raise errors.InputError(
+      f"{source} is, or has in it, the directory for temporary files, where it"
+      " would be copied to. Set TMPDIR to one elsewhere."
+    )
   problems: list[str] = []
   copies: dict[tuple[int, int], str] = {}  # By the file's number.
   loaded: dict[int, int] = {}  # Sizes, by the number of the copy.

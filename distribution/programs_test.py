@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,6 +47,11 @@ def _fail(path: str) -> None:
   while not os.path.exists(os.path.join(os.environ["TMPDIR"], "9")):
     time.sleep(0.01)
   raise errors.InputError(f"No {path}.")
+
+
+def _lose_files(path: str) -> None:
+  shutil.rmtree(tempfile.gettempdir())
+  pathlib.Path(tempfile.gettempdir(), "file").write_text(path)
 
 
 def _print(path: str) -> None:
@@ -138,6 +144,15 @@ class ProgramsTest(absltest.TestCase):
     self.assertEqual(process.returncode, 1)
     self.assertEqual(self.left(), ["tmp"])
 
+  def test_lost_temporary_files_are_one_line(self):
+    process = self.start("_lose_files")
+    self.assertRegex(
+      process.communicate()[0],
+      r"\AERROR: \S+, for temporary files, was removed while .* stays\.\n\Z",
+    )
+    self.assertEqual(process.returncode, 1)
+    self.assertEqual(self.left(), ["tmp"])
+
   def test_no_file_gets_the_number_of_a_closed_stream(self):
     process = self.start("_print", "sh", "-c", 'exec "$@" >&- 2>&-', "sh")
     self.assertEqual(process.communicate()[0], "")
@@ -191,7 +206,7 @@ class ProgramsTest(absltest.TestCase):
 
 if __name__ == "__main__":
   if sys.argv[1:2] and sys.argv[1] in (
-    *("_wait_for_ever", "_fail", "_print", "_lack_memory"),
+    *("_wait_for_ever", "_fail", "_print", "_lack_memory", "_lose_files"),
   ):
     function, argument = globals()[sys.argv[1]], sys.argv[2]
     del sys.argv[1:]

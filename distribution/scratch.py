@@ -180,6 +180,13 @@ def of_program() -> Iterator[None]:
   try:
     errors.check_scratch()  # AutoGraph only warns that it cannot write there.
     yield
+  except Exception as e:
+    if os.path.isdir(path):
+      raise
+    raise errors.InputError(
+      f"{path}, for temporary files, was removed while the program ran. Set"
+      " TMPDIR to a directory that stays."
+    ) from e
   finally:
     os.environ["TMPDIR"], tempfile.tempdir = before[0] or parent, before[1]
     _kill_children()

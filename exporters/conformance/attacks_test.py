@@ -1104,6 +1104,8 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEqual(os.stat(f"{target}/assets_2").st_nlink, 4)
     again = copying.copy(place.directory, self.create_tempdir().full_path)
     self.assertEqual(again.size, before.size)
+    with self.assertRaisesRegex(errors.ExportError, "directory for temporary"):
+      copying.copy(place.directory, f"{place.directory}/assets")
 
   def test_nothing_is_loaded_without_a_sandbox(self):
     with mock.patch.object(sandbox, "missing", lambda: "no sandbox"):
