@@ -1,9 +1,9 @@
 """Finds suspicious ops in a SavedModel without loading it.
 
 A SavedModel is a program: loading it runs its initializers. An op is suspicious
-if it is not in `allowed_ops`, or if it reads or writes files other than the
-assets and checkpoints of the SavedModel. All MetaGraphs, functions and
-gradients are examined, even if nothing calls them.
+if it is not in `allowed_ops`, if it reads or writes files other than the assets
+and checkpoints of the SavedModel, or if it has too many inputs. All MetaGraphs,
+functions and gradients are examined, even if nothing calls them.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -42,6 +42,9 @@ _PYTHON_CODE = re.compile(rb'"__lambda__"|_type"\s*:\s*"lambda"|\\u00[0-7]')
 
 # A function and a node in it; the main graph has the name "".
 _Place = tuple[str, str]
+
+# TensorFlow calls an op of a million inputs for minutes.
+_MOST_INPUTS = 2**16
 
 
 def nodes(graph: graph_pb2.GraphDef) -> Iterator[tuple[str, Node]]:
@@ -134,6 +137,8 @@ def _of_nodes(graph: meta_graph_pb2.MetaGraphDef) -> Iterator[str]:
         gradient = attribute.s.decode(errors="replace")
         if gradient not in allowed_ops.NAMES and _is_op(gradient):
           problem = f"has the gradient of {gradient}"
+    if len(node.input) > _MOST_INPUTS:
+      problem = f"has {len(node.input):,} inputs; models need fewer"
     if problem:
       place = function or "the main graph"
       yield f"{node.op} ({node.name}) in {place} {problem}"

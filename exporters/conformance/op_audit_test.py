@@ -81,6 +81,14 @@ class OpAuditTest(parameterized.TestCase, tf.test.TestCase):
     (found,) = self.suspicious(self.call(tf.identity), change)
     self.assertStartsWith(found, "Custom>Op (x) in __inference")
 
+  def test_finds_too_many_inputs(self):
+    def change(graph):
+      node = graph.graph_def.library.function[0].node_def.add(op="AddN")
+      node.input.extend(["x"] * 100_000)
+
+    (found,) = self.suspicious(self.call(tf.identity), change)
+    self.assertRegex(found, "^AddN .* has 100,000 inputs; models need fewer$")
+
   def test_finds_savers_that_are_called_otherwise(self):
     def change(graph):
       saver = next(
