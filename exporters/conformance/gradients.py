@@ -72,14 +72,22 @@ def moved(
 def _noise(values: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
   """Draws noise of the size of the values, deterministic for a seed."""
   rng = np.random.default_rng(seed)
-  return [
-    np.asarray(rng.standard_normal(x.shape) * _size(x), x.dtype) for x in values
-  ]
+
+  def drawn(x: np.ndarray) -> np.ndarray:
+    noise = rng.standard_normal(x.shape)
+    if np.iscomplexobj(x):
+      noise = noise + 1j * rng.standard_normal(x.shape)
+    return np.asarray(noise * _size(x), x.dtype)
+
+  return [*map(drawn, values)]
 
 
 def _size(values: np.ndarray) -> float:
-  """Returns the magnitude of a variable's values; 1 if all are zero."""
-  return np.sqrt(np.mean(np.square(values, dtype=np.float64))) or 1.0
+  """Returns the magnitude of a variable's values; 1 if all are 0, or none."""
+  if not values.size:
+    return 1.0
+  real = np.abs(values) if np.iscomplexobj(values) else values
+  return np.sqrt(np.mean(np.square(real, dtype=np.float64))) or 1.0
 
 
 @functools.cache
@@ -267,7 +275,10 @@ def _moments(
   gradient: np.ndarray, direction: np.ndarray
 ) -> tuple[float, float]:
   """Returns the sum of the products of values, and their norm."""
-  terms = np.float64(gradient) * np.float64(direction)
+  if np.iscomplexobj(gradient):
+    terms = np.real(np.conj(gradient) * np.complex128(direction))
+  else:
+    terms = np.float64(gradient) * np.float64(direction)
   return np.sum(terms), np.linalg.norm(terms)
 
 

@@ -26,7 +26,8 @@ _ELEMENTS = 400_000  # Most values of a layer to compute.
 _ROWS, _SIZE = 8, 4  # Unknown dimensions, the first and others.
 _SHIFT = 0.05  # Of a mean, relative; and so many of its standard errors:
 _ERRORS = 6.0
-_INPUT, _NOISE, _STATE = "<input>", "<noise>", "<state>"  # What an op is of.
+# What an op is of.
+INPUT, _NOISE, _STATE = "<input>", "<noise>", "<state>"
 _DROPS = re.compile("drop|depth")  # Rates of masks that keep the mean.
 _OF_SHAPE = ("OnesLike", "Rank", "Shape", "ShapeN", "Size", "ZerosLike")
 _MASKS = ("Floor", "Greater", "GreaterEqual", "Less", "LessEqual")
@@ -185,7 +186,7 @@ def _layers(
   trace: Any, scalars: Mapping[str, tf.Tensor], rates: set[str]
 ) -> list[_Layer]:
   """Finds the layers; none if the rates are used in other ways too."""
-  of = _origins(trace, scalars)
+  of = origins(trace, scalars)
   layers = []
   for op in of:
     if subject_lib.RANDOM.match(op.type) and op.outputs[0].dtype.is_floating:
@@ -197,14 +198,14 @@ def _layers(
     return []
   for op in {*of} - {*owned}:
     kinds = [of[x.op] for x in op.inputs]
-    if any(_INPUT in kind for kind in kinds) and any(
-      kind & rates and _INPUT not in kind for kind in kinds
+    if any(INPUT in kind for kind in kinds) and any(
+      kind & rates and INPUT not in kind for kind in kinds
     ):
       return []
   return layers
 
 
-def _origins(
+def origins(
   trace: Any, scalars: Mapping[str, tf.Tensor]
 ) -> dict[tf.Operation, frozenset[str]]:
   """Returns what the value of each op depends on, not its shape.
@@ -213,7 +214,7 @@ def _origins(
   their names.
   """
   inputs = len(trace.inputs) - len(trace.captured_inputs)
-  own = {x.op: frozenset([_INPUT]) for x in trace.inputs[:inputs]}
+  own = {x.op: frozenset([INPUT]) for x in trace.inputs[:inputs]}
   own |= {x.op: frozenset([_STATE]) for x in trace.inputs[inputs:]}
   own |= {x.op: frozenset([name]) for name, x in scalars.items()}
   of: dict[tf.Operation, frozenset[str]] = {}
@@ -240,8 +241,8 @@ def _layer(
   noise, merging = {op}, set()
   queue = [op]
   while queue:
-    for c in _consumers(queue.pop()):
-      if of[c] & {_INPUT, _STATE}:
+    for c in consumers(queue.pop()):
+      if of[c] & {INPUT, _STATE}:
         merging.add(c)
       elif c not in noise:
         noise.add(c)
@@ -251,11 +252,11 @@ def _layer(
   (merge,) = merging
   is_mask = any(x.type in _MASKS for x in noise)
   forms = ("Mul", "Select", "SelectV2") if is_mask else ("Add", "AddV2")
-  taken = [x for x in merge.inputs if _INPUT in of[x.op]]
-  others = [x for x in merge.inputs if _INPUT not in of[x.op]]
+  taken = [x for x in merge.inputs if INPUT in of[x.op]]
+  others = [x for x in merge.inputs if INPUT not in of[x.op]]
   if merge.type not in forms or len(taken) != 1:
     return None
-  if "Select" in merge.type and _INPUT in of[merge.inputs[0].op]:
+  if "Select" in merge.type and INPUT in of[merge.inputs[0].op]:
     return None
   if any(_STATE in of[x.op] for x in others):
     return None
@@ -263,11 +264,11 @@ def _layer(
   after = list(_scaled(merge, of, up=False))
   ops = [*before, merge, *after]
   numbers = [of[y.op] for x in (*noise, *ops) for y in x.inputs]
-  used = rates & set().union(*(x for x in numbers if _INPUT not in x))
+  used = rates & set().union(*(x for x in numbers if INPUT not in x))
   if not used or (is_mask and not all(map(_DROPS.search, used))):
     return None
   if before:
-    taken = [x for x in before[-1].inputs if _INPUT in of[x.op]]
+    taken = [x for x in before[-1].inputs if INPUT in of[x.op]]
   made = (after[-1] if after else merge).outputs[0]
   is_float = taken[0].dtype in (tf.float32, tf.float64)
   if not is_float or not taken[0].shape.rank:
@@ -280,16 +281,16 @@ def _scaled(
 ) -> Iterator[tf.Operation]:
   """Yields ops that multiply by numbers: `op` and those before, or after it."""
   if not up:
-    consumers = _consumers(op)
-    if len(consumers) != 1:
+    users = consumers(op)
+    if len(users) != 1:
       return
-    (op,) = consumers
-  data = [x for x in op.inputs if _INPUT in of[x.op]]
-  others = [of[x.op] for x in op.inputs if _INPUT not in of[x.op]]
+    (op,) = users
+  data = [x for x in op.inputs if INPUT in of[x.op]]
+  others = [of[x.op] for x in op.inputs if INPUT not in of[x.op]]
   if (
     op.type not in _SCALES
     or len(data) != 1
-    or (op.type == "RealDiv" and _INPUT not in of[op.inputs[0].op])
+    or (op.type == "RealDiv" and INPUT not in of[op.inputs[0].op])
     or any(x & {_NOISE, _STATE} for x in others)
   ):
     return
@@ -297,7 +298,7 @@ def _scaled(
   yield from _scaled(data[0].op if up else op, of, up)
 
 
-def _consumers(op: tf.Operation) -> set[tf.Operation]:
+def consumers(op: tf.Operation) -> set[tf.Operation]:
   """Returns the ops that use the values of an op."""
   return {
     c for y in op.outputs for c in y.consumers() if c.type not in _OF_SHAPE

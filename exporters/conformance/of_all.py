@@ -498,8 +498,11 @@ def _name(variable: tf.Variable) -> str:
 
 def compiles_once(subject: Subject) -> findings.Finding:
   """A train step compiles once under XLA (`jit_compile=True`)."""
-  if subject.takes_strings:
+  leaves = tf.nest.flatten(subject.spec)
+  if any(x.dtype == tf.string for x in leaves):
     return findings.not_applicable("XLA takes no strings")
+  if any(isinstance(x, tf.RaggedTensorSpec) for x in leaves):
+    return findings.not_applicable("XLA takes no RaggedTensors")
   if not subject.trainable_variables:
     return findings.not_applicable("there is nothing to train")
   step = compiled_step.compiled(subject.model, subject.example())

@@ -262,6 +262,7 @@ def _spoiled(subject: Subject, inputs: Any) -> list[str]:
 
 def _is_endless(output: np.ndarray) -> bool:
   """Tells whether a value is NaN or infinite; -inf may be a masked logit."""
+  output = np.asarray(output)  # A string variable may be bytes.
   return output.dtype.kind == "f" and bool(
     np.any(np.isnan(output) | np.isposinf(output))
   )
@@ -434,8 +435,9 @@ def _padded(inputs: Any, rows: np.ndarray, start: int) -> Any:
   return tf.nest.map_structure(padded, inputs)
 
 
-def _is_same(first: np.ndarray, second: np.ndarray) -> bool:
-  return np.array_equal(first, second, equal_nan=first.dtype.kind == "f")
+def _is_same(first: np.ndarray | bytes, second: np.ndarray | bytes) -> bool:
+  is_float = np.asarray(first).dtype.kind == "f"
+  return np.array_equal(first, second, equal_nan=is_float)
 
 
 def _depends_on_input(
@@ -452,7 +454,7 @@ def _depends_on_input(
     floats = _floats(tf.nest.flatten(inputs))
     with tf.GradientTape() as tape:
       tape.watch(floats)
-      made = _floats(comparison.named(subject.model(inputs)).values())
+      made = subject_lib.floats(subject.model(inputs))
       total = gradients.weighted(made) if made else None
     if not floats or not made:
       return False

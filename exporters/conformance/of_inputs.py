@@ -156,7 +156,8 @@ def _observed(subject: Subject, inputs: Any, arguments: _Arguments) -> _Arrays:
   with subject.unchanged():
     outputs = of_inference.arrays(subject.model(inputs, **arguments))
     updates = {f"{i} of updates": v for i, v in enumerate(subject.resting)}
-    return outputs | {name: v.numpy() for name, v in updates.items()}
+    # The value of a string variable may be bytes.
+    return outputs | {k: np.asarray(v.numpy()) for k, v in updates.items()}
 
 
 def _is_same(first: _Arrays, second: _Arrays) -> bool:

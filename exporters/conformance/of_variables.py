@@ -1,12 +1,14 @@
 """Rules on variables and their gradients: R5 and R6."""
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import re
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from exporters.conformance import choices
 from exporters.conformance import findings
 from exporters.conformance import gradients as gradients_lib
 from exporters.conformance import subject as subject_lib
@@ -27,6 +29,7 @@ _INPUT = "the_input"
 # Kinds whose tables have a column for each dimension.
 _EMBEDDINGS = ("text embedding", "word embedding")
 _SCALE = 2.0**10  # Of gradients: those of a loss may be as large.
+_PIXEL = 255.0  # The largest.
 _REPEATS = 8  # Calls of random training, as each drops other units.
 _ELEMENTS = 250_000  # Most elements of examples to differentiate.
 
@@ -347,20 +350,27 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
   arguments, repeats = subject.steady, 1
   if arguments is None:
     arguments, repeats = subject.training, _REPEATS
-  calls = [_gradient(subject, inputs, arguments) for _ in range(repeats)]
+  # Of a variable without values there is no gradient.
+  variables = [v for v in subject.trainable_variables if 0 not in v.shape]
+  if not variables:
+    return None
+
+  def gradient(inputs: Any, arguments: Mapping[str, Any]) -> list[Any]:
+    return _gradient(subject, inputs, arguments, variables)
+
+  calls = [gradient(inputs, arguments) for _ in range(repeats)]
   if not all(
     g is not None and np.any(g) and not _unused(subject, [g]) for g in calls[0]
   ):
     # Some variables get a gradient only from inputs of the range of pixels, or
     # where noise is: they may stand for what is masked.
-    large = subject_lib.scaled(subject.example(5), 255.0)
+    large = subject_lib.scaled(subject.example(5), _PIXEL)
     rates = dict.fromkeys(subject.rates, 0.5)
     noisy = {**subject.training, **subject.changed, **rates}
-    calls += [_gradient(subject, inputs, noisy) for _ in range(_REPEATS)]
-    calls.append(_gradient(subject, large, arguments))
+    calls += [gradient(inputs, noisy) for _ in range(_REPEATS)]
+    calls.append(gradient(large, arguments))
   made = [  # Names may repeat.
-    (v.name, gradients)
-    for v, *gradients in zip(subject.trainable_variables, *calls, strict=True)
+    (v.name, gradients) for v, *gradients in zip(variables, *calls, strict=True)
   ]
   dead = [n for n, gs in made if gs[-1] is None]
   if dead:
@@ -385,12 +395,9 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
       "Divide by no number that may be 0, and take no root of 0, also where"
       " tf.where drops the result.",
     )
-  if zero := [n for n, x in sizes if not any(x)]:
-    return findings.failed(
-      f"The gradient of {findings.some(zero)} in `trainable_variables` is zero"
-      " for all inputs tried.",
-      "Remove it from the list, or let the outputs depend on it.",
-    )
+  zero = [v for v, (_, x) in zip(variables, sizes, strict=True) if not any(x)]
+  if finding := _zero(subject, zero, arguments):
+    return finding
   for name, gradients in made:
     if columns := _unused(subject, [g for g in gradients if g is not None]):
       return findings.failed(
@@ -398,6 +405,43 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
         " is zero for all inputs tried.",
         "Remove them, or let the outputs depend on them.",
       )
+  return None
+
+
+def _zero(
+  subject: Subject,
+  variables: Sequence[tf.Variable],
+  arguments: Mapping[str, Any],
+) -> findings.Finding | None:
+  """Judges variables whose gradient was zero for all inputs tried.
+
+  More inputs are tried: a model may choose variables by their values.
+  """
+  for factors in (-_PIXEL, np.resize([1.0, np.nan], 5)):
+    if not variables:
+      return None
+    inputs = subject.example(5)
+    inputs = subject_lib.scaled_rows(inputs, np.broadcast_to(factors, 5))
+    with contextlib.suppress(tf.errors.OpError):  # It may refuse them.
+      made = _gradient(subject, inputs, arguments, variables)
+      variables = [
+        v
+        for v, g in zip(variables, made, strict=True)
+        if g is None or not np.any(np.nan_to_num(g, posinf=0, neginf=0))
+      ]
+  zero = [v.name for v in choices.without(subject, variables)]
+  if zero:
+    return findings.failed(
+      f"The gradient of {findings.some(zero)} in `trainable_variables` is zero"
+      " for all inputs tried.",
+      "Remove it from the list, or let the outputs depend on it.",
+    )
+  if variables:
+    names = findings.some([v.name for v in variables])
+    return findings.not_decidable(
+      f"whether {names} gets a gradient: it is zero for all inputs tried, and"
+      " the model chooses by values of its input"
+    )
   return None
 
 

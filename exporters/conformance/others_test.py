@@ -186,6 +186,26 @@ def _function(spec, call, *variables):
   return build
 
 
+def _with_odd_variables(directory):
+  root = tf.train.Checkpoint()
+  version = tf.Variable("1.0", trainable=False)
+  values = tf.Variable(tf.complex(tf.ones([3]), tf.ones([3])))
+  empty = tf.Variable(tf.zeros([0, 3]))
+  root.trainable_variables = [values, empty]
+  root.variables = [version, values, empty]
+  root.regularization_losses = []
+  root.__call__ = tf.function(
+    lambda x: (
+      x * tf.math.real(values)
+      + x**2 * tf.math.imag(values)
+      + tf.reduce_sum(empty)
+      + tf.strings.to_number(version)
+    )
+  )
+  root.__call__.get_concrete_function(tf.TensorSpec([None, 3]))
+  tf.saved_model.save(root, directory)
+
+
 def _embedded(texts, table):
   words = tf.strings.split(texts)
   ids = tf.strings.to_hash_bucket_fast(words, 50)
@@ -303,6 +323,8 @@ _NIGHTLY = (
   *("ids of a small vocabulary", "masked", "ragged", "texts"),
   *("channels first", "numbers", "tags of words", "volumes"),
   *("batch renormalization", "quantized", "records", "segmenter"),
+  *("complex", "expert", "missing numbers", "nested inputs"),
+  *("odd variables", "tasks"),
   "spectral normalization",
 )
 
@@ -608,6 +630,64 @@ _MODELS = (
     ),
     "plain",
     {},
+  ),
+  (
+    "complex",
+    _function(
+      _spec(tf.float32, None, 4),
+      lambda x, v: tf.complex(x @ v, tf.tanh(x @ v)),
+      [4, 3],
+    ),
+    "vector",
+    {},
+  ),
+  (
+    "nested inputs",
+    _function(
+      {"a": {"x": _spec(tf.float32, None, 4)}, "b": [_spec(tf.int32, None)]},
+      lambda x, v: (
+        x["a"]["x"] @ v + tf.cast(x["b"][0][:, tf.newaxis], tf.float32)
+      ),
+      [4, 3],
+    ),
+    "plain",
+    {},
+  ),
+  ("odd variables", _with_odd_variables, "vector", {}),
+  (
+    "expert",
+    _function(
+      _spec(tf.float32, None, 4),
+      lambda x, v, w: tf.where(x[:, :1] < -5.0, x @ w, x @ v),
+      [4, 3],
+      [4, 3],
+    ),
+    "vector",
+    {},
+  ),
+  (
+    "missing numbers",
+    _function(
+      _spec(tf.float32, None, 4),
+      lambda x, v, w: tf.where(tf.math.is_nan(x), w, x) @ v,
+      [4, 3],
+      [4],
+    ),
+    "vector",
+    {},
+  ),
+  (
+    "tasks",
+    _function(
+      {"task": _spec(tf.string, None), "x": _spec(tf.float32, None, 4)},
+      lambda x, v, w: tf.where(
+        (x["task"] == "one")[:, tf.newaxis], x["x"] @ w, x["x"] @ v
+      ),
+      [4, 3],
+      [4, 3],
+    ),
+    "plain",
+    {"R5": "whether v_1:0 gets a gradient"},
   ),
   (
     "pictures",

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from exporters.conformance import findings
 from exporters.conformance import noise
+from exporters.conformance import of_all
 from exporters.conformance import of_inference
 from exporters.conformance import of_text
 from exporters.conformance import of_training
@@ -607,6 +608,16 @@ def _counts_calls(directory):
 def _without_effect(directory):
   idle = tf.Variable(tf.ones([4]), name="idle")
   _plain(directory, lambda x: x + 0.0 * idle, _VECTORS, variables=[idle])
+
+
+def _of_ragged(directory):
+  kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
+  _plain(
+    directory,
+    lambda x: tf.reduce_sum(x, 1) @ kernel,
+    spec=tf.RaggedTensorSpec([None, None, 4], tf.float32, 1),
+    variables=[kernel],
+  )
 
 
 def _left_out(directory):
@@ -2896,8 +2907,13 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     finding = of_inference.batch_is_free(self.subject(_graph_of_nodes))
     self.assertEqual(finding.verdict, findings.NOT_DECIDABLE, finding)
 
-  def test_noise_may_be_drawn_by_an_input(self):
-    finding = of_training.can_be_tuned(self.subject(_with_seed))
+  @parameterized.parameters(
+    # Noise may be drawn by an input.
+    (of_training.can_be_tuned, _with_seed),
+    (of_all.compiles_once, _of_ragged),
+  )
+  def test_does_not_apply(self, judge, build):
+    finding = judge(self.subject(build))
     self.assertEqual(finding.verdict, findings.NOT_APPLICABLE, finding)
 
   # The rules of exports, one test for each, judge most kinds too.

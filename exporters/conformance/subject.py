@@ -197,7 +197,7 @@ class Subject:
     # Of several forms, prefer the one that the signature has.
     dtypes = {name: spec.dtype for name, spec in served.items()}
     for form in filter(lambda form: isinstance(form, Mapping), self.forms):
-      if dtypes == {name: spec.dtype for name, spec in form.items()}:
+      if dtypes == {k: getattr(x, "dtype", None) for k, x in form.items()}:
         return form
     return self.forms[0]
 
@@ -594,7 +594,9 @@ def _filled(
 
   is_sound = _is_sound(tf.nest.flatten(form))
   leaves = itertools.count()
-  if isinstance(form, Mapping):
+  if isinstance(form, Mapping) and all(
+    isinstance(x, tf.TypeSpec) for x in form.values()
+  ):
     several = False
     return {name: array(name, spec) for name, spec in form.items()}
   # One input of a list may be the token types, of which BERT has only two.
@@ -783,9 +785,14 @@ def scaled_rows(inputs: Any, factors: Any) -> Any:
 
 
 def floats(outputs: Any) -> list[tf.Tensor]:
-  """Returns the Tensors of floats in the outputs of a call."""
-  named = comparison.named(outputs)
-  return [y for y in named.values() if tf.is_tensor(y) and y.dtype.is_floating]
+  """Returns the Tensors of floats in outputs, two of a complex one."""
+  made = []
+  for y in comparison.named(outputs).values():
+    if tf.is_tensor(y) and y.dtype.is_complex:
+      made += [tf.math.real(y), tf.math.imag(y)]
+    elif tf.is_tensor(y) and y.dtype.is_floating:
+      made.append(y)
+  return made
 
 
 def cause(error: BaseException) -> str:
