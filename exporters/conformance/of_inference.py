@@ -286,7 +286,11 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
       for key, v in used.items()
       if not _is_same(v.numpy(), before[key]) and not _KERAS_SEED.search(v.name)
     ]
-  if problem := next(filter(None, (_difference(first, y) for y in again)), ""):
+  pairs = [(first, y) for y in again]
+  if subject.is_random(training=False):
+    # Noise may depend on the input.
+    pairs += zip(*(_others(subject, inputs) for _ in range(2)), strict=False)
+  if problem := next(filter(None, itertools.starmap(_difference, pairs)), ""):
     return findings.failed(
       f"Two calls return different outputs: {problem}.",
       "Apply dropout and noise with training=True only.",
@@ -396,9 +400,15 @@ def _mixed(subject: Subject, inputs: Any) -> str:
   size = sum(map(tf.size, tf.nest.flatten(inputs, expand_composites=True)))
   if size <= _ELEMENTS:
     batches.append([*others * 5, 0])
+  each = {}
   for indices in batches:
-    beside = _row(subject, inputs, indices, indices.index(0))
-    if problem := _difference(alone, beside):
+    made = _batched(subject, inputs, indices)
+    row = indices.index(0)
+    beside = {name: y[row : row + 1] for name, y in made.items()}
+    # The first batch has the examples in their order.
+    each = each or {k: y for k, y in made.items() if y.dtype.kind in "fc"}
+    expected = {name: y[indices] for name, y in each.items()}
+    if problem := _difference(alone, beside) or _difference(expected, made):
       return problem
   is_odd = np.arange(_ROWS) % 2
   usual = _row(subject, inputs, [1], 0)
@@ -491,11 +501,17 @@ def _row(
   subject: Subject, inputs: Any, indices: Sequence[int], row: int
 ) -> dict[str, np.ndarray]:
   """Calls the model with the inputs at `indices`; returns one row."""
+  made = _batched(subject, inputs, indices)
+  return {name: y[row : row + 1] for name, y in made.items()}
+
+
+def _batched(
+  subject: Subject, inputs: Any, indices: Sequence[int]
+) -> dict[str, np.ndarray]:
+  """Returns what has a row for each of the inputs at `indices`."""
   outputs = _outputs(subject, subject_lib.rows(inputs, *indices))
   return {
-    name: y[row : row + 1]
-    for name, y in outputs.items()
-    if y.ndim and len(y) == len(indices)
+    name: y for name, y in outputs.items() if y.ndim and len(y) == len(indices)
   }
 
 

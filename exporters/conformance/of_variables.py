@@ -30,6 +30,7 @@ _INPUT = "the_input"
 _EMBEDDINGS = ("text embedding", "word embedding")
 _SCALE = 2.0**10  # Of gradients: those of a loss may be as large.
 _PIXEL = 255.0  # The largest.
+_TIMES = 9  # Repetitions of examples in a larger batch.
 _REPEATS = 8  # Calls of random training, as each drops other units.
 _ELEMENTS = 250_000  # Most elements of examples to differentiate.
 
@@ -180,6 +181,12 @@ def _gradients(subject: Subject) -> findings.Finding:
     )
   if finding:
     return finding
+  if name := _unlearned(subject, inputs):
+    return findings.failed(
+      f"In a batch of {4 * _TIMES} the gradient of {name} is not the sum of the"
+      " gradients of its examples: some are not learned from.",
+      "Remove the stop_gradient, or what depends on the place in a batch.",
+    )
   exact = subject.twin or subject
   if any(v.dtype != tf.float64 for v in exact.trainable_variables):
     said += ", compared in single precision"
@@ -217,6 +224,68 @@ def _gradients(subject: Subject) -> findings.Finding:
       "Remove or mend the custom gradient.",
     )
   return findings.passed(said)
+
+
+def _unlearned(subject: Subject, inputs: Any) -> str:
+  """Names a variable whose gradient lacks rows of a larger batch.
+
+  Where examples that are repeated have the same outputs, whatever the weights,
+  gradients are as many times as large.
+  """
+  flat = tf.nest.flatten(inputs, expand_composites=True)
+  size = _TIMES * sum(tf.size(x).numpy() for x in flat)
+  if (
+    not subject.is_batched
+    or subject.is_half
+    or size > _ELEMENTS
+    or not _stops_gradients(subject)
+  ):
+    return ""
+  variables = subject.trainable_variables
+  mode = subject.steady
+  if mode is None:
+    mode = {"training": False} if subject.training else {}
+  with gradients_lib.moved(variables):
+    few, of_few = _of_repeated(subject, inputs, mode, 1)
+    many, of_many = _of_repeated(subject, inputs, mode, _TIMES)
+  for x, y in zip(few, many, strict=True):
+    expected = np.concatenate([np.atleast_1d(x)] * _TIMES)
+    if expected.shape != y.shape or not np.allclose(
+      expected, y, 1e-3, 1e-4 * np.max(np.abs(y), initial=0.0)
+    ):
+      return ""
+  norms = [_TIMES * np.linalg.norm(g) for g in of_few]
+  for v, norm, one, other in zip(
+    variables, norms, of_few, of_many, strict=True
+  ):
+    off = np.linalg.norm(_TIMES * one - other)
+    # Those that normalization makes zero are rounding errors.
+    if off > 0.05 * norm and off > 1e-3 * max(norms):
+      return v.name
+  return ""
+
+
+def _of_repeated(
+  subject: Subject, inputs: Any, arguments: Mapping[str, Any], times: int
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+  """Returns outputs for repeated examples, and gradients of a sum of them.
+
+  Each repetition has the same weights in this sum.
+  """
+  variables = subject.trainable_variables
+  inputs = subject_lib.rows(inputs, *[*range(4)] * times)
+  with subject.unchanged(), tf.GradientTape() as tape:
+    outputs = subject_lib.floats(subject.model(inputs, **arguments))
+  weights = []
+  for i, y in enumerate(outputs):
+    drawn = np.random.default_rng(i).standard_normal(tf.size(y) // times)
+    drawn = np.resize(drawn, y.shape)  # Repeats them.
+    weights.append(tf.constant(drawn, y.dtype))
+  made = tape.gradient(outputs, variables, weights)
+  return [np.asarray(y) for y in outputs], [
+    np.zeros(v.shape) if g is None else tf.convert_to_tensor(g).numpy()
+    for v, g in zip(variables, made, strict=True)
+  ]
 
 
 def _stops_gradients(subject: Subject) -> bool:

@@ -145,6 +145,12 @@ _part_of_gradient = tf.custom_gradient(
 )
 
 
+def _learned_first(x):
+  """Stops the gradients of all but the first 4 examples."""
+  is_first = tf.range(tf.shape(x)[0])[:, tf.newaxis] < 4
+  return tf.where(is_first, x, tf.stop_gradient(x))
+
+
 @tf.custom_gradient
 def _clipped(x):
   """Passes the argument on, and gradients of norm 1 at most."""
@@ -1685,6 +1691,21 @@ def _last_row_lost(directory):
   )
 
 
+def _next_of_row_8(x):
+  """Returns a batch with its row 9 in place of row 8."""
+  last = tf.shape(x)[0] - 1
+  rows = tf.range(last + 1)
+  return tf.gather(x, tf.where(rows == 8, tf.minimum(9, last), rows))
+
+
+def _without_second(x):
+  """Makes examples that are there twice zero the second time."""
+  is_same = tf.reduce_all(x[:, tf.newaxis] == x, -1)
+  first = tf.argmax(is_same, 1, tf.int32)
+  is_first = first == tf.range(tf.shape(x)[0])
+  return tf.where(is_first[:, tf.newaxis], x, 0.0)
+
+
 def _next(x):
   return tf.pad(x[:, 1:], [[0, 0], [0, 1]])
 
@@ -1768,6 +1789,7 @@ _BROKEN = (
     "kernel_0:0 is not finite for an input that is all 0",
   ),
   ("R5", _of(_layers, start=_with_gradient(2.0)), "gradient of the input is w"),
+  ("R5", _of(_layers, change=_learned_first), "In a batch of 36 .* kernel_0:0"),
   *(
     ("R5", _of(_layers, change=change), "kernel_0:0 is wrong")
     for change in (
@@ -2139,12 +2161,23 @@ _BROKEN = (
       lambda x: tf.pad(
         x[:32], [[0, tf.maximum(0, tf.shape(x)[0] - 32)], [0, 0]]
       ),
+      _next_of_row_8,
+      _without_second,
     )
   ),
   ("R15", _other_in_double, "tf.float64.* does not compute the same"),
   (
     "R15",
     _of(_plain, call=lambda x: tf.nn.dropout(x, 0.02), spec=_VECTORS),
+    "Two calls return different outputs",
+  ),
+  (
+    "R15",
+    _of(
+      _plain,
+      call=lambda x: tf.where(x > 3.0, tf.random.normal(tf.shape(x)), x),
+      spec=_VECTORS,
+    ),
     "Two calls return different outputs",
   ),
   (
