@@ -103,6 +103,12 @@ def batch_is_free(subject: Subject) -> findings.Finding:
       f"For a length of 1 an output ({name}) is NaN or infinite.",
       "Divide by no length less one, and by no number of differences.",
     )
+  if _is_endless_below(subject):
+    return findings.failed(
+      "The gradient for an input whose steps are equal is not finite: layers"
+      " below would get it.",
+      "Take no root of a difference that may be 0.",
+    )
   if name := _unknown_dim(subject):
     return findings.failed(
       f"The last dimension of {name} is always the same, and unknown in the"
@@ -209,6 +215,21 @@ def _endless_for_one(subject: Subject) -> str:
       if _is_endless(y):
         return name
   return ""
+
+
+def _is_endless_below(subject: Subject) -> bool:
+  """Tells whether a gradient for equal steps is not finite; outputs are."""
+  x = subject.example(2) if is_sequence(subject.spec) else tf.constant(0)
+  if not x.dtype.is_floating:
+    return False
+  x = tf.repeat(x[:, :1], x.shape[1], 1)
+  with contextlib.suppress(LookupError, *REFUSALS), tf.GradientTape() as tape:
+    tape.watch(x)
+    total = gradients.weighted(subject_lib.floats(subject.model(x)))
+    made = tape.gradient(total, x)
+    if made is not None and np.isfinite(total):
+      return not np.isfinite(tf.convert_to_tensor(made)).all()
+  return False
 
 
 def _unknown_dim(subject: Subject) -> str:

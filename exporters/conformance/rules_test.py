@@ -1990,6 +1990,15 @@ _BROKEN = (
   (
     "R8",
     _of(
+      _plain,
+      call=lambda x: tf.sqrt(tf.reduce_sum((x[:, 1:] - x[:, :-1]) ** 2, 1)),
+      spec=tf.TensorSpec([None, None, 4], name="series"),
+    ),
+    "for an input whose steps are equal is not finite",
+  ),
+  (
+    "R8",
+    _of(
       _of_ids,
       call=lambda x, mask: tf.reduce_mean((x * mask)[:, 1:], 1),
     ),
