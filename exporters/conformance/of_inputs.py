@@ -1,6 +1,7 @@
 """The rule on the effect of inputs: R17."""
 
 from collections.abc import Iterator, Mapping
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ _ROWS = 8  # Examples, whose inputs are exchanged.
 _CALLS = 50  # Of random training, whose outputs are compared.
 _ERRORS = 6.0  # Standard errors by which means differ.
 _LONG = 64  # Positions of an input of which one half changes.
+_LONGEST = 4096  # Of these more are not tried.
 _UNUSED = "input_type_ids"  # Encoders without types take them as others do.
 
 
@@ -39,12 +41,16 @@ def have_effect(subject: Subject) -> findings.Finding:
       " training.",
       "Compute with it in both modes.",
     )
-  if mode := _ignores_end(subject):
-    return findings.failed(
-      f"Of {_LONG} positions the last {_LONG // 2} have no effect on a call"
-      f" in {mode}.",
-      "Use all positions, or trace with a shape that has their number.",
-    )
+  for length in _lengths(subject):
+    mode = ""
+    with contextlib.suppress(*of_inference.REFUSALS):  # It may refuse some.
+      mode = _ignores_end(subject, length)
+    if mode:
+      return findings.failed(
+        f"Of {length} positions the last {length // 2} have no effect on a call"
+        f" in {mode}.",
+        "Use all positions, or trace with a shape that has their number.",
+      )
   return findings.passed("no input without effect was found")
 
 
@@ -167,19 +173,35 @@ def _is_same(first: _Arrays, second: _Arrays) -> bool:
   )
 
 
-def _ignores_end(subject: Subject) -> str:
-  """Names a mode in which the second half of a long input has no effect.
+def _lengths(subject: Subject) -> list[int]:
+  """Returns lengths to try: `_LONG`, and twice those to which a call cuts.
 
   Only an input that is alone is tried: others may have lengths. Sounds, texts
-  and images of this length are short. Random training may crop its inputs.
+  and images of this length are short.
   """
   if subject.kind.name != "plain" or not of_inference.is_sequence(subject.spec):
-    return ""
-  x = subject.example(2, (_LONG,))
+    return []
+  lengths = {_LONG}
+  for trace in subject.traces:
+    for op in trace.graph.get_operations():
+      is_cut = op.type == "StridedSlice" and (op.inputs[0].shape.rank or 0) > 1
+      if is_cut and op.inputs[0].shape[1] is None:
+        _, end, *_ = *np.ravel(tf.get_static_value(op.inputs[2])), 0
+        if end and _LONG < 2 * end <= _LONGEST:
+          lengths.add(2 * int(end))
+  return sorted(lengths)
+
+
+def _ignores_end(subject: Subject, length: int) -> str:
+  """Names a mode in which the second half of a long input has no effect.
+
+  Random training may crop its inputs.
+  """
+  x = subject.example(2, (length,))
   first, second = x, tf.reverse(-x, [1])
   if x.dtype.is_integer:
     first, second = (0 * x + f(x) for f in (tf.reduce_min, tf.reduce_max))
-  is_end = np.arange(_LONG) >= _LONG // 2
+  is_end = np.arange(length) >= length // 2
   is_end = np.expand_dims(is_end, [0, *range(2, x.ndim)])
   modes = {"inference": {"training": False} if subject.training else {}}
   if subject.training and subject.steady is not None:
