@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import contextlib
+import functools
 import re
 from typing import Any
 
@@ -169,24 +170,9 @@ def _gradients(subject: Subject) -> findings.Finding:
       "No output is of floats, so no variable gets a gradient.",
       "Return logits or scores too.",
     )
-  try:
-    with gradients_lib.moved(variables), subject.unchanged():
-      finding = _badly_made(subject, inputs)
-    finding = finding or _lost_in_inference(subject)
-  except LookupError as e:
-    op = _NO_GRADIENT.search(str(e))
-    finding = findings.failed(
-      f"{op[1] if op else 'An op'} has no gradient: nobody can fine-tune it.",
-      "Replace this op, or remove it from the model.",
-    )
-  if finding:
+  finding = _plainly_wrong(subject, inputs)
+  if finding and finding.verdict == findings.FAIL:
     return finding
-  if name := _unlearned(subject, inputs):
-    return findings.failed(
-      f"In a batch of {4 * _TIMES} the gradient of {name} is not the sum of the"
-      " gradients of its examples: some are not learned from.",
-      "Remove the stop_gradient, or what depends on the place in a batch.",
-    )
   exact = subject.twin or subject
   if any(v.dtype != tf.float64 for v in exact.trainable_variables):
     said += ", compared in single precision"
@@ -223,11 +209,27 @@ def _gradients(subject: Subject) -> findings.Finding:
       f" {claimed:.3g}, and the outputs change by {measured:.3g}.",
       "Remove or mend the custom gradient.",
     )
-  return findings.passed(said)
+  return finding or findings.passed(said)
 
 
-def _unlearned(subject: Subject, inputs: Any) -> str:
-  """Names a variable whose gradient lacks rows of a larger batch.
+def _plainly_wrong(subject: Subject, inputs: Any) -> findings.Finding | None:
+  """Judges gradients without finite differences."""
+  try:
+    with gradients_lib.moved(subject.trainable_variables), subject.unchanged():
+      finding = _badly_made(subject, inputs)
+    if finding and finding.verdict == findings.FAIL:
+      return finding
+    return _lost_in_inference(subject) or _unlearned(subject, inputs) or finding
+  except LookupError as e:
+    op = _NO_GRADIENT.search(str(e))
+    return findings.failed(
+      f"{op[1] if op else 'An op'} has no gradient: nobody can fine-tune it.",
+      "Replace this op, or remove it from the model.",
+    )
+
+
+def _unlearned(subject: Subject, inputs: Any) -> findings.Finding | None:
+  """Finds a variable whose gradient lacks rows of a larger batch.
 
   Where examples that are repeated have the same outputs, whatever the weights,
   gradients are as many times as large.
@@ -240,20 +242,23 @@ def _unlearned(subject: Subject, inputs: Any) -> str:
     or size > _ELEMENTS
     or not _stops_gradients(subject)
   ):
-    return ""
+    return None
   variables = subject.trainable_variables
   mode = subject.steady
   if mode is None:
     mode = {"training": False} if subject.training else {}
   with gradients_lib.moved(variables):
-    few, of_few = _of_repeated(subject, inputs, mode, 1)
-    many, of_many = _of_repeated(subject, inputs, mode, _TIMES)
+    try:
+      few, of_few = _of_repeated(subject, inputs, mode, 1)
+      many, of_many = _of_repeated(subject, inputs, mode, _TIMES)
+    except tf.errors.OpError:  # It may refuse some batches.
+      return None
   for x, y in zip(few, many, strict=True):
     expected = np.concatenate([np.atleast_1d(x)] * _TIMES)
     if expected.shape != y.shape or not np.allclose(
       expected, y, 1e-3, 1e-4 * np.max(np.abs(y), initial=0.0)
     ):
-      return ""
+      return None
   norms = [_TIMES * np.linalg.norm(g) for g in of_few]
   for v, norm, one, other in zip(
     variables, norms, of_few, of_many, strict=True
@@ -261,8 +266,12 @@ def _unlearned(subject: Subject, inputs: Any) -> str:
     off = np.linalg.norm(_TIMES * one - other)
     # Those that normalization makes zero are rounding errors.
     if off > 0.05 * norm and off > 1e-3 * max(norms):
-      return v.name
-  return ""
+      return findings.failed(
+        f"In a batch of {4 * _TIMES} the gradient of {v.name} is not the sum of"
+        " the gradients of its examples: some are not learned from.",
+        "Remove the stop_gradient, or what depends on the place in a batch.",
+      )
+  return None
 
 
 def _of_repeated(
@@ -283,7 +292,7 @@ def _of_repeated(
     weights.append(tf.constant(drawn, y.dtype))
   made = tape.gradient(outputs, variables, weights)
   return [np.asarray(y) for y in outputs], [
-    np.zeros(v.shape) if g is None else tf.convert_to_tensor(g).numpy()
+    np.zeros_like(v.numpy()) if g is None else tf.convert_to_tensor(g).numpy()
     for v, g in zip(variables, made, strict=True)
   ]
 
@@ -420,13 +429,10 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
   if arguments is None:
     arguments, repeats = subject.training, _REPEATS
   # Of a variable without values there is no gradient.
-  variables = [v for v in subject.trainable_variables if 0 not in v.shape]
+  variables = [v for v in subject.trainable_variables if tf.size(v) > 0]
   if not variables:
     return None
-
-  def gradient(inputs: Any, arguments: Mapping[str, Any]) -> list[Any]:
-    return _gradient(subject, inputs, arguments, variables)
-
+  gradient = functools.partial(_gradient, subject, variables=variables)
   calls = [gradient(inputs, arguments) for _ in range(repeats)]
   if not all(
     g is not None and np.any(g) and not _unused(subject, [g]) for g in calls[0]
