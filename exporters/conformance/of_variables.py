@@ -13,6 +13,7 @@ from exporters.conformance import choices
 from exporters.conformance import findings
 from exporters.conformance import gradients as gradients_lib
 from exporters.conformance import subject as subject_lib
+from exporters.conformance import vocabulary
 from exporters.reusable import observation
 
 Subject = subject_lib.Subject
@@ -471,7 +472,7 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
       " tf.where drops the result.",
     )
   zero = [v for v, (_, x) in zip(variables, sizes, strict=True) if not any(x)]
-  if finding := _zero(subject, zero, arguments):
+  if zero and (finding := _zero(subject, zero, arguments)):
     return finding
   for name, gradients in made:
     if columns := _unused(subject, [g for g in gradients if g is not None]):
@@ -492,13 +493,22 @@ def _zero(
 
   More inputs are tried: a model may choose variables by their values.
   """
-  for factors in (-_PIXEL, np.resize([1.0, np.nan], 5)):
+  inputs = subject.example(5)
+  words = [b"", *vocabulary.texts(subject.nodes)]
+
+  def compared(x: Any) -> Any:
+    is_text = isinstance(x, tf.Tensor) and x.dtype == tf.string
+    return tf.constant(np.resize(words, x.shape)) if is_text else x
+
+  for tried in (
+    subject_lib.scaled(inputs, -_PIXEL),
+    subject_lib.scaled_rows(inputs, np.resize([1.0, np.nan], 5)),
+    tf.nest.map_structure(compared, subject.example(len(words))),
+  ):
     if not variables:
       return None
-    inputs = subject.example(5)
-    inputs = subject_lib.scaled_rows(inputs, np.broadcast_to(factors, 5))
     with contextlib.suppress(tf.errors.OpError):  # It may refuse them.
-      made = _gradient(subject, inputs, arguments, variables)
+      made = _gradient(subject, tried, arguments, variables)
       variables = [
         v
         for v, g in zip(variables, made, strict=True)

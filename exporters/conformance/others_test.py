@@ -324,7 +324,7 @@ _NIGHTLY = (
   *("channels first", "numbers", "tags of words", "volumes"),
   *("batch renormalization", "quantized", "records", "segmenter"),
   *("complex", "expert", "missing numbers", "nested inputs"),
-  *("odd variables", "tasks"),
+  *("odd variables", "outliers", "tasks"),
   "spectral normalization",
 )
 
@@ -666,6 +666,17 @@ _MODELS = (
     {},
   ),
   (
+    "outliers",
+    _function(
+      _spec(tf.float32, None, 4),
+      lambda x, v, w: tf.where(x[:, :1] > 1e6, x @ w, x @ v),
+      [4, 3],
+      [4, 3],
+    ),
+    "vector",
+    {"R5": "whether v_1:0 gets a gradient"},
+  ),
+  (
     "missing numbers",
     _function(
       _spec(tf.float32, None, 4),
@@ -687,7 +698,7 @@ _MODELS = (
       [4, 3],
     ),
     "plain",
-    {"R5": "whether v_1:0 gets a gradient"},
+    {},
   ),
   (
     "pictures",

@@ -13,6 +13,7 @@ from exporters.conformance import op_audit
 _VARIABLES = "variables/variables"
 _CHECKPOINT = b"_CHECKPOINTABLE_OBJECT_GRAPH"
 _MOST = 64  # Words from each file, table or constant.
+_LONGEST = 64  # Bytes of a string with which texts are compared.
 _SOURCES = 4  # The files, tables and constants with the most words.
 
 
@@ -62,6 +63,18 @@ def numbers(nodes: Iterable[op_audit.Node]) -> list[int]:
     if len(tensor.tensor_shape.dim) == 1
     for x in tf.make_ndarray(tensor)[:_MOST]
   ]
+
+
+def texts(nodes: Iterable[op_audit.Node]) -> list[bytes]:
+  """Returns single strings in constants, with which texts may be compared."""
+  tensors = [
+    node.attr["value"].tensor
+    for node in nodes
+    if node.op == "Const" and node.attr["dtype"].type == tf.string
+  ]
+  found = [x for t in tensors if len(t.string_val) == 1 for x in t.string_val]
+  words = (x for x in dict.fromkeys(found) if len(x) <= _LONGEST)
+  return [*itertools.islice(words, _MOST)]
 
 
 def _entries(
