@@ -145,7 +145,7 @@ def of_model(model: Any) -> list[Hyperparameter]:
   dropouts = []
   for layer in layer_calls.modules(model):
     attribute = layer_calls.find(_ATTRIBUTES, layer)
-    value = getattr(layer, attribute or "", None)
+    value = getattr(layer, attribute) if attribute else None
     if isinstance(value, tf.Variable):  # Whoever trains sets it already.
       continue
     if attribute == "momentum":

@@ -459,9 +459,11 @@ def restored(model: Any) -> Iterator[list[tf.Variable]]:
   """Yields the moving (non-trainable) variables; restores them on exit."""
   moving = moving_variables(model)
   before = [tf.identity(v) for v in moving]
-  yield moving
-  for variable, value in zip(moving, before, strict=True):
-    variable.assign(value)
+  try:
+    yield moving
+  finally:
+    for variable, value in zip(moving, before, strict=True):
+      variable.assign(value)
 
 
 def run(

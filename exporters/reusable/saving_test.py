@@ -444,6 +444,33 @@ class SavingTest(tf.test.TestCase):
     self.addCleanup(tf.config.run_functions_eagerly, False)
     self.assert_refused("no function has a graph", lambda x: x, _SPEC)
 
+  def test_keeps_what_was_set_on_a_model(self):
+    """A `call` on a layer, losses of its own, a rate that is scheduled."""
+
+    class Doubled(tf_keras.layers.Dense):
+      @property
+      def losses(self):
+        return [2.0 * loss for loss in super().losses]
+
+    model = _keras_model()
+    model.add(Doubled(2, kernel_regularizer="l2"))
+    dense = next(
+      x for x in model.layers if isinstance(x, tf_keras.layers.Dense)
+    )
+    original = dense.call
+    dense.call = lambda x: 3.0 * original(x)
+    rate = tf.Variable(0.5, trainable=False)
+    model.add(tf_keras.layers.Dropout(rate))
+    bound = [x for h in hyperparameters.of_model(model) for x in h.layers]
+    self.assertNotIn(model.layers[-1], bound)
+    x = tf.ones([3, 2])
+    before = model(x)
+    root = _reusable(model, _SPEC)
+    self.assertAllClose(root.__call__(x), before)
+    self.assertAllClose(model(x), before)
+    (loss,) = root.regularization_losses
+    self.assertAllClose(loss(), sum(model.losses))
+
   def test_refuses_seeds_that_all_consumers_share(self):
     seed = tf.Variable([1, 2], trainable=False)
 

@@ -560,10 +560,15 @@ def _calls(
     }
     # A model without modes is trained in its only mode.
     if training or not is_random:
-      in_inference = {**of_last, **once}
-      if training:  # Consumers may train with normalization as in inference.
-        in_inference = of_last if is_random else updates
-        in_inference = in_inference if is_random or example is first else {}
+      # Consumers may train with normalization as in inference, whose gradients
+      # are those of other weights, if there are weights.
+      in_inference = updates if source.variables else learning
+      if not training:
+        in_inference = {**of_last, **once}
+      elif is_random:
+        in_inference = of_last
+      elif example is not first:
+        in_inference = {}
       yield observation.Call(
         f"inference {_size(example)}",
         example,
