@@ -35,6 +35,8 @@ _PIXEL = 255.0  # The largest.
 _TIMES = 9  # Repetitions of examples in a larger batch.
 _REPEATS = 8  # Calls of random training, as each drops other units.
 _ELEMENTS = 250_000  # Most elements of examples to differentiate.
+# Times which variables are tried where a loss has no effect, as in a range.
+_FACTORS = (1.0, 100.0, -1.0, 0.01)
 
 
 def unlisted(model: Any) -> list[str]:
@@ -121,7 +123,9 @@ def _left_out(subject: Subject) -> list[str]:
   used = {v.ref(): v for trace in subject.traces for v in trace.variables}
   for v in subject.trainable_variables:
     used.pop(v.ref(), None)
-  left = [v for v in used.values() if v.trainable]
+  # Layers of which no variable is listed are frozen, not forgotten.
+  scopes = {"", *map(_scope, subject.trainable_variables)}
+  left = [v for v in used.values() if v.trainable and _scope(v) in scopes]
   if not left:
     return []
   made = _gradient(subject, subject.example(4), subject.training, left)
@@ -131,6 +135,10 @@ def _left_out(subject: Subject) -> list[str]:
     for v, g in zip(left, made, strict=True)
     if g is not None and np.any(g)
   ]
+
+
+def _scope(variable: tf.Variable) -> str:
+  return variable.name.rpartition("/")[0]
 
 
 def _not_finite(subject: Subject) -> findings.Finding | None:
@@ -671,12 +679,26 @@ def _moving(subject: Subject, loss: Any) -> list[str]:
 def _badly_lost(
   variables: Sequence[tf.Variable], losses: Sequence[Any]
 ) -> findings.Finding | None:
-  """Finds losses that are listed twice or have a wrong gradient."""
+  """Finds losses that are listed twice or have a wrong gradient.
+
+  Losses of frozen layers, which Keras lists too, are constants.
+  """
   found: dict[Any, int] = {}
+  before = [v.numpy() for v in variables]
+  trained = {v.ref() for v in variables}
   for i, loss in enumerate(losses):
-    with tf.GradientTape() as tape:
-      value = loss()
-    made = tape.gradient(value, variables)
+    traces = getattr(loss, "concrete_functions", ())
+    used = {v.ref() for trace in traces for v in trace.variables}
+    if used and not used & trained:
+      continue
+    for factor in _FACTORS:
+      for v, old in zip(variables, before, strict=True):
+        v.assign(np.asarray(factor * old, old.dtype))
+      with tf.GradientTape() as tape:
+        value = loss()
+      made = tape.gradient(value, variables)
+      if all(g is None or np.any(tf.convert_to_tensor(g)) for g in made):
+        break
     if problem := _of_loss(variables, loss, made):
       return findings.failed(
         f"Regularization loss {i} {problem}.",

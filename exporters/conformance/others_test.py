@@ -115,6 +115,17 @@ def _transferred():
   return tf_keras.Model(inputs, layers.Dense(5)(x))
 
 
+def _frozen(directory):
+  """Saves a model without the settings of Keras; its backbone is frozen."""
+  parts = [
+    layers.Dense(5, "relu", name="backbone", kernel_regularizer="l2"),
+    layers.Dense(3, kernel_regularizer="l2"),
+  ]
+  parts[0].trainable = False
+  model = tf_keras.Sequential([tf_keras.Input([6]), *parts])
+  tf.saved_model.save(model, directory)
+
+
 def _attention():
   inputs = tf_keras.Input([None, 8])
   x = layers.MultiHeadAttention(2, 4, dropout=0.1)(inputs, inputs)
@@ -324,7 +335,7 @@ _NIGHTLY = (
   *("channels first", "numbers", "tags of words", "volumes"),
   *("batch renormalization", "quantized", "records", "segmenter"),
   *("complex", "expert", "missing numbers", "nested inputs"),
-  *("odd variables", "outliers", "tasks"),
+  *("frozen", "odd variables", "outliers", "tasks"),
   "spectral normalization",
 )
 
@@ -520,6 +531,7 @@ _MODELS = (
     {},
   ),
   ("transferred", _saved(_transferred), "image", {}),
+  ("frozen", _frozen, "vector", {}),
   ("attention", _saved(_attention), "plain", {}),
   ("subclassed", _saved(_subclassed), "vector", {}),
   (

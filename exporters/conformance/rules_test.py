@@ -2868,6 +2868,13 @@ _KEPT = (
   ("R5", _teacher),
   ("R5", _with_temperature),
   ("R5", _with_keep_prob),
+  (
+    "R6",
+    _of(
+      _image,
+      losses=lambda kernel: [lambda: tf.nn.relu(tf.norm(kernel) - 99.0)],
+    ),
+  ),
   ("R7", _of(_averaged_weights, momentum=True)),
   ("R7", _of(_layers, training=(_in_proportion(0.5), _dropout))),
   ("R9", _backbone),
