@@ -272,7 +272,7 @@ def _recommended(directory):
   """Saves a model that knows three users, and returns names of films."""
   users = tf.lookup.KeyValueTensorInitializer(["ann", "bob", "eve"], [1, 2, 3])
   root = tf.train.Checkpoint(users=tf.lookup.StaticHashTable(users, 0))
-  films = tf.constant(["m1", "m2", "m3", "m4", "m5"])
+  films = tf.constant(["m1", "m2", "m3", "/home/x", "/tmp"])
   root.variables = root.trainable_variables = tables = [
     tf.Variable(tf.random.stateless_normal([n, 3], [n, 0])) for n in (4, 5)
   ]

@@ -2878,6 +2878,7 @@ _KEPT = (
   ("R7", _of(_averaged_weights, momentum=True)),
   ("R7", _of(_layers, training=(_in_proportion(0.5), _dropout))),
   ("R9", _backbone),
+  ("R10", _of(_image, card=f"{_CARD} Unpack it to /tmp/model.")),
   (
     "R13",
     _of(

@@ -28,9 +28,9 @@ def words(
     nodes: The nodes of its graph.
   """
   found = {}  # Several tables and constants may have the same words.
-  for entries in _entries(directory, files, nodes):
+  for lines in entries(directory, files, nodes):
     # A count may follow the word on its line.
-    firsts = (entry.split()[:1] for entry in dict.fromkeys(entries))
+    firsts = (entry.split()[:1] for entry in dict.fromkeys(lines))
     known = [x for first in firsts for x in first if re.match(r"\w", x)]
     if known:
       found[tuple(known[:: len(known) // _MOST + 1])] = len(known)
@@ -77,7 +77,7 @@ def texts(nodes: Iterable[op_audit.Node]) -> list[bytes]:
   return [*itertools.islice(words, _MOST)]
 
 
-def _entries(
+def entries(
   directory: str, files: Iterable[str], nodes: Iterable[op_audit.Node]
 ) -> Iterator[list[str]]:
   """Yields the strings of each text file, table, variable and constant."""
