@@ -35,6 +35,8 @@ _ABSOLUTE_PATH = re.compile(
 _DEFAULT = re.compile(
   r"\b(\w+)`? (?:is (\d*\.?\d+) by default|defaults to (\d*\.?\d+))\b"
 )
+# An input or output that a card names.
+_TAKES = re.compile(r"(?i)\b(takes|returns|(in|out)puts?)\b[^.`]{0,40}`\w+`")
 _FEW = 100  # Values of a string variable that is no vocabulary.
 _CPU = re.compile(
   "(?i)(/job:localhost)?(/replica:0)?(/task:0)?(/device:CPU:[0*]|/cpu:0)?"
@@ -451,7 +453,9 @@ def _of_another(subject: Subject, card: str) -> str:
     specs |= subject_lib.specs(subject.serving.outputs)
     named = [x for x in specs if not of_inference.NO_NAME.fullmatch(x)]
     without = [x for x in named if not _is_named(x, card)]
-    if without and (rows or len(without) == len(specs)):
+    # Prose need not name any, but may name those of another model.
+    names_others = rows or _TAKES.search(card)
+    if without and len(without) == len(specs) and names_others:
       return f"it does not name {findings.some(without)}"
   if specs:
     for name, dtype, shape in rows:
@@ -460,13 +464,22 @@ def _of_another(subject: Subject, card: str) -> str:
       if actual is None:
         return f"it names {name}, which the model neither takes nor returns"
       found = f"{actual.dtype.name} {actual.shape.as_list()}"
-      if found != said:
+      if not _may_be(actual, dtype, shape):
         return f"it says that {name} is {said}, and it is {found}"
   count = re.search(r"\| parameters \| ([\d,]+) \|", card)
   size = sum(int(tf.size(v)) for v in subject.variables)
   if count and int(count[1].replace(",", "")) != size:
     return f"it says {count[1]} parameters, and it has {size:,}"
   return ""
+
+
+def _may_be(spec: tf.TensorSpec, dtype: str, shape: str) -> bool:
+  """Tells whether a card may mean this spec; its sizes may be words."""
+  said = getattr(tf, dtype, None)
+  if isinstance(said, tf.DType) and said != spec.dtype:
+    return False
+  sizes = [int(x) if x.isdecimal() else None for x in re.split(", *", shape)]
+  return spec.shape.is_compatible_with(sizes if shape else [])
 
 
 def _is_named(name: str, card: str) -> bool:

@@ -2112,7 +2112,9 @@ _BROKEN = (
   ),
   (
     "R13",
-    _of(_image, card=_CARD.replace("image", "text").replace("feature ", "")),
+    _of(
+      _image, card=_CARD.replace("an image", "`text`").replace("feature ", "")
+    ),
     "does not name images, feature_vector",
   ),
   (
@@ -2887,6 +2889,8 @@ _KEPT = (
       " version `dropout_rate` defaults to 0.1.",
     ),
   ),
+  ("R13", _of(_image, card=_CARD.split(" Takes")[0])),
+  ("R13", _of(_image, card=_TABLES.replace("None, 6", "batch, dim"))),
   ("R17", _with_labels),
   ("T1", _of(_of_words, vocabulary=("der", "und", "ist", "das"))),
   (
