@@ -1532,7 +1532,11 @@ def _word_embedding(directory, *, change=lambda x: x, padding=0.0):
       tf.stack([lengths, tf.where(words == "", padding, 1.0)], axis=2)
     )
 
-  _plain(directory, call, tf.TensorSpec([None, None], tf.string, "words"))
+  words = tf.TensorSpec([None, None], tf.string, "words")
+  serve = tf.function(lambda words: {"word_embeddings": call(words)})
+  card = f"{_CARD} Takes words, returns word embeddings."
+  root = _lists(_callable(call, [words]), [])
+  _write(root, directory, serve.get_concrete_function(words), card)
 
 
 def _cell(

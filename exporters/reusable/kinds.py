@@ -35,7 +35,8 @@ class Kind(NamedTuple):
     takes: The pattern of the input.
     returns: The pattern of the outputs.
     rules: The rules for this kind. Rules that no kind names apply to all kinds.
-    has: Names of attributes or signatures that it must have.
+    has: Names of attributes, signatures or outputs it must have. Interfaces
+      of this project need their names, as other models have the same specs.
     without: Rules for all kinds that do not apply to this one.
     classifies: Whether names of outputs may match `CLASSES`.
     takes_pictures: Whether input strings are encoded images.
@@ -83,7 +84,7 @@ KINDS = (
       "floats [batch, frames, height, width, channels]",
     ),
     returns=(_CLASSIFIED, _SEGMENTED),
-    has=("class_names", "images"),
+    has=("class_names", "class_names_file", "images"),
     rules=("D1", "D2"),
     without=_OF_TRAINING,
     takes_pictures=True,
@@ -93,7 +94,7 @@ KINDS = (
     "text classifier",
     takes="strings [batch]",
     returns=_CLASSIFIED,
-    has=("class_names",),
+    has=("class_names", "class_names_file"),
     rules=("D1",),
     without=_OF_TRAINING,
   ),
@@ -142,14 +143,14 @@ KINDS = (
     "word embedding",
     takes="strings [batch, None]",
     returns="floats [batch, length, dim]",
+    has=("word_embeddings",),
     rules=("W1",),
-    classifies=False,
   ),
   Kind(
     "generator",
     takes="integers [batch, length]",
     returns="floats [batch, length, vocab_size]",
-    has=("generate",),
+    has=("generate", "step", "state_sizes", "tokenize", "detokenize"),
     rules=("R12", "G1", "G2", "G3"),
   ),
   Kind(
@@ -185,7 +186,7 @@ def of(
     for kind in KINDS
     if _fits(kind.takes, taken)
     and _fits(kind.returns, returned)
-    and set(kind.has) <= set(attributes)
+    and set(kind.has) <= {*attributes, *names}
     and (kind.classifies or not is_classifier)
   )
 

@@ -39,6 +39,9 @@ _LABELLED = {
   "scores": _floats(_N, 5),
   "logits": _floats(_N, 5),
 }
+_GENERATES = {"generate", "step", "tokenize", "detokenize"}
+_WORDS = ["word_embeddings"]
+_NAMES = {"class_names", "class_names_file"}
 _STATES = [_floats(_N, 4), _floats(_N, 4)]
 
 
@@ -81,10 +84,10 @@ class KindsTest(parameterized.TestCase):
     ("plain", _strings(_N, 1), _floats(_N, 64)),
     ("plain", _strings(_N, 1), _floats(_N, 1, 64)),
     ("plain", _strings(), _floats(64)),
-    ("word embedding", _strings(_N, _N), _floats(_N, _N, 50)),
+    ("plain", _strings(_N, _N), _floats(_N, _N, 50)),  # Of words in sentences.
     ("plain", _strings(_N, _N), _floats(_N, 50)),  # An average of words.
     ("plain", _RAGGED, _floats(_N, _N, 50)),
-    ("plain", _ids(_N, _N), _floats(_N, _N, 90)),  # No `generate`.
+    ("plain", _ids(_N, _N), _floats(_N, _N, 90)),
     ("vector", _floats(_N), _floats(_N)),
     ("vector", _floats(_N, 4), _floats(_N, 3)),
     ("vector", _spec(tf.float64, _N, _N), [_floats(_N), _floats(_N)]),
@@ -100,11 +103,11 @@ class KindsTest(parameterized.TestCase):
     self.assertEqual(kinds.of(taken, returned).name, name)
 
   @parameterized.parameters(
-    ("generator", _ids(_N, _N), _floats(_N, _N, 90), {"generate", "step"}),
-    ("plain", _ids(_N, _N), _floats(_N, _N, 90), {"step"}),
-    ("plain", _strings(_N), _strings(_N), {"generate"}),
-    ("plain", _ids(_N, _N), _floats(_N, 90), {"generate"}),
-    ("plain", [_ids(_N), *_STATES], [_floats(_N, 90), *_STATES], {"generate"}),
+    ("generator", _ids(_N, _N), _floats(_N, _N, 90), _GENERATES),
+    ("plain", _ids(_N, _N), _floats(_N, _N, 90), {"generate", "tokenize"}),
+    ("plain", _strings(_N), _strings(_N), _GENERATES),
+    ("plain", _ids(_N, _N), _floats(_N, 90), _GENERATES),
+    ("plain", [_ids(_N), *_STATES], [_floats(_N, 90), *_STATES], _GENERATES),
     ("cell", [_floats(_N, 4), *_STATES], [_floats(_N, 9), *_STATES], {"units"}),
     ("cell", _STATES, _STATES, ()),
     (
@@ -114,16 +117,17 @@ class KindsTest(parameterized.TestCase):
       {"serve", "non_trainable_variables"},
     ),
     ("image", _floats(_N, 32, 32, 3), _floats(_N, 9), {"serve"}),
-    ("text classifier", _strings(_N), _LABELLED, {"class_names"}),
-    ("image classifier", _strings(_N), _LABELLED, {"class_names", "images"}),
+    ("text classifier", _strings(_N), _LABELLED, _NAMES),
+    ("plain", _strings(_N), _LABELLED, {"class_names"}),
+    ("image classifier", _strings(_N), _LABELLED, {*_NAMES, "images"}),
     (
       "image classifier",
       _floats(_N, 8, 64, 64, 3),
       _LABELLED,
-      {"class_names", "images"},
+      {*_NAMES, "images"},
     ),
     ("plain", _strings(_N), _LABELLED, {"images"}),
-    ("image", _floats(_N, 64, 64, 3), _LABELLED, {"class_names", "images"}),
+    ("image", _floats(_N, 64, 64, 3), _LABELLED, {*_NAMES, "images"}),
     ("plain", [_floats(_N, 4)], [_floats(_N, 9)], ()),
     ("plain", [_floats(_N, _N, 4), *_STATES], [_floats(_N, 9), *_STATES], ()),
     ("plain", _STATES, _floats(_N, 4), ()),
@@ -137,7 +141,8 @@ class KindsTest(parameterized.TestCase):
     ("plain", _strings(_N), _floats(_N, 5), ["probabilities"]),
     ("plain", _strings(_N), _floats(_N, 5), ["logits"]),
     ("text embedding", _strings(_N), _floats(_N, 5), ["embedding"]),
-    ("plain", _strings(_N, _N), _floats(_N, _N, 5), ["tag_logits"]),
+    ("plain", _strings(_N, _N), _floats(_N, _N, 5), ["elmo"]),
+    ("word embedding", _strings(_N, _N), _floats(_N, _N, 5), _WORDS),
     ("grey image", _floats(_N, 28, 28, 1), _floats(_N, 10), ["logits"]),
   )
   def test_is_decided_by_names_of_outputs(self, name, taken, returned, names):
