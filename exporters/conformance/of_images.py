@@ -87,9 +87,10 @@ def returns_features(subject: Subject) -> findings.Finding:
   return findings.passed(f"float32, {spec.shape[1]} features")
 
 
-def _is_map(spec: tf.TensorSpec) -> bool:
-  """Tells whether an output has values for each pixel."""
-  return (spec.shape.rank or 0) > 3 and 1 not in spec.shape[1:-1]
+def _is_no_class(spec: tf.TensorSpec) -> bool:
+  """Tells whether an output has one value, or values of pixels, boxes, …."""
+  rank = spec.shape.rank or 2
+  return rank < 2 or (rank > 2 and 1 not in spec.shape[1:-1])
 
 
 def returns_classes(subject: Subject) -> findings.Finding:
@@ -100,7 +101,7 @@ def returns_classes(subject: Subject) -> findings.Finding:
   if (
     not isinstance(spec, tf.TensorSpec)
     or (not returned and not findings.is_float_vector(spec))
-    or _is_map(spec)
+    or _is_no_class(spec)
   ):
     return findings.not_applicable(
       f"it returns {findings.described(spec)}, not the classes of images"

@@ -11,6 +11,7 @@ import tensorflow as tf
 from exporters.conformance import findings
 from exporters.conformance import noise
 from exporters.conformance import of_all
+from exporters.conformance import of_images
 from exporters.conformance import of_inference
 from exporters.conformance import of_text
 from exporters.conformance import of_training
@@ -2974,6 +2975,17 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     # Noise may be drawn by an input.
     (of_training.can_be_tuned, _with_seed),
     (of_all.compiles_once, _of_ragged),
+    # Quality and boxes are no classes.
+    *(
+      (
+        of_images.returns_classes,
+        _of(_image, finish=finish, names=("images", "scores")),
+      )
+      for finish in (
+        lambda x, *_: x[:, 0],
+        lambda x, *_: tf.stack([x, x], 1),
+      )
+    ),
   )
   def test_does_not_apply(self, judge, build):
     finding = judge(self.subject(build))
