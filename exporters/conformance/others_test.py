@@ -315,6 +315,13 @@ def _parsed(records, kernel):
   return tf.io.parse_example(records, {"x": feature})["x"] @ kernel
 
 
+def _attended(x, table, kernel):
+  mask = tf.cast(x["attention_mask"], tf.float32)[:, tf.newaxis]
+  y = tf.gather(table, x["input_ids"])
+  weights = tf.matmul(y, y, transpose_b=True) + (mask - 1.0) * 1e9
+  return (mask @ (tf.nn.softmax(weights) @ y @ kernel))[:, 0]
+
+
 def _in_steps(x, kernel):
   return tf.reshape(x @ kernel, [tf.shape(x)[0], 2, 2])
 
@@ -331,7 +338,7 @@ _MADE_UP = {"R5": "round or choose, or spectral normalization, whose gradients"}
 # besides `_NOT_JUDGED`.
 # Models that only nightly tests judge.
 _NIGHTLY = (
-  *("ids of a small vocabulary", "masked", "ragged", "texts"),
+  *("attention mask", "ids of a small vocabulary", "masked", "ragged", "texts"),
   *("channels first", "numbers", "tags of words", "volumes"),
   *("batch renormalization", "quantized", "records", "segmenter"),
   *("complex", "expert", "missing numbers", "nested inputs"),
@@ -499,6 +506,20 @@ _MODELS = (
       _dense(3),
     ),
     "vector",
+    {},
+  ),
+  (
+    "attention mask",
+    _function(
+      {
+        name: _spec(tf.int32, None, None)
+        for name in ("input_ids", "attention_mask")
+      },
+      _attended,
+      [20, 4],
+      [4, 3],
+    ),
+    "plain",
     {},
   ),
   (

@@ -42,6 +42,8 @@ CARD = "assets.extra/README.md"
 MODEL = "assets.extra/model.json"
 # The verification report that this project's exporters write.
 VERIFICATION = "assets.extra/verification.json"
+# Inputs that are 1 where there is no padding.
+_MASK = re.compile("mask(?!ed)")
 # Marks an argument without a default.
 NO_DEFAULT = inspect.Parameter.empty
 _SENTENCES = ("It rains.", "A much longer sentence, with a comma!", "naïve", "")
@@ -578,10 +580,12 @@ def _filled(
     seed = [shape[0] if shape else 0, next(leaves)]
     if spec.dtype.is_integer:
       # Each input of BERT has its own range of ids.
-      ends = {"input_mask": 2, "input_type_ids": 1, "masked_lm_positions": 8}
-      most = min(ends.get(name, end), 2 if several else end)
-      least = int(most > 2 or (most > 1 and (several or name in ends)))
-      if name == "input_mask" and len(shape) == 2:  # A fourth is padding.
+      ends = {"input_type_ids": 1, "masked_lm_positions": 8}
+      is_mask = bool(_MASK.search(name))
+      most = min(ends.get(name, end), 2 if several or is_mask else end)
+      is_known = several or is_mask or name in ends
+      least = int(most > 2 or (most > 1 and is_known))
+      if is_mask and len(shape) == 2:  # A fourth is padding.
         used = tf.fill([shape[0]], shape[1] - shape[1] // 4)
         return tf.sequence_mask(used, shape[1], spec.dtype)
       values = tf.random.stateless_uniform(shape, seed, least, most, tf.int32)
