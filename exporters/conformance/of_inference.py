@@ -1,6 +1,6 @@
 """Rules on calls in inference mode: R4, R8, R11, R12 and R15."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import itertools
 import re
@@ -329,7 +329,8 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
       f"A call in inference changes {findings.some(changed)}.",
       "Update variables with training=True only.",
     )
-  if subject.is_batched and (problem := _mixed(subject, inputs)):
+  problem = _mixed(subject, inputs) if subject.is_batched else ""
+  if problem and not _is_of_steps(subject, inputs, first):
     return findings.failed(
       f"An input has other outputs in a batch than alone: {problem}.",
       "Compute each output from its own input. Use the moving averages of"
@@ -416,23 +417,28 @@ def _cast(inputs: Any, form: Any) -> Any:
 def _mixed(subject: Subject, inputs: Any) -> str:
   """Describes how outputs depend on the rest of the batch; empty if not."""
   others = [*range(1, _ROWS)]
-  alone = _row(subject, inputs, [0], 0)
+  called = _of_examples(subject, inputs)
+
+  def row(x: Any, indices: Sequence[int], place: int) -> dict[str, np.ndarray]:
+    return {k: y[place : place + 1] for k, y in called(x, indices).items()}
+
+  alone = row(inputs, [0], 0)
   batches = [[0, *others], [2, 0]]
   size = sum(map(tf.size, tf.nest.flatten(inputs, expand_composites=True)))
   if size <= _ELEMENTS:
     batches.append([*others * 5, 0])
   each = {}
   for indices in batches:
-    made = _batched(subject, inputs, indices)
-    row = indices.index(0)
-    beside = {name: y[row : row + 1] for name, y in made.items()}
+    made = called(inputs, indices)
+    first = indices.index(0)
+    beside = {name: y[first : first + 1] for name, y in made.items()}
     # The first batch has the examples in their order.
     each = each or {k: y for k, y in made.items() if y.dtype.kind in "fc"}
     expected = {name: y[indices] for name, y in each.items()}
     if problem := _difference(alone, beside) or _difference(expected, made):
       return problem
   is_odd = np.arange(_ROWS) % 2
-  usual = _row(subject, inputs, [1], 0)
+  usual = row(inputs, [1], 0)
   # What becomes of NaN depends on its place in a batch of one size.
   backward = [2, 1, *range(_ROWS - 1, 1, -1)]
   for changed, mates in (
@@ -441,14 +447,43 @@ def _mixed(subject: Subject, inputs: Any) -> str:
     (_padded(inputs, is_odd, 2), [1]),
   ):
     with contextlib.suppress(*REFUSALS):  # The model may refuse some.
-      beside = [_row(subject, changed, range(_ROWS), row) for row in (0, 1)]
-      alone = _row(subject, changed, [0], 0)
-      other = _row(subject, changed, mates, mates.index(1))
+      beside = [row(changed, range(_ROWS), place) for place in (0, 1)]
+      alone = row(changed, [0], 0)
+      other = row(changed, mates, mates.index(1))
       if problem := (
         _difference(alone, beside[0]) or _difference(other, beside[1], usual)
       ):
         return problem
   return ""
+
+
+def _is_of_steps(
+  subject: Subject, inputs: Any, outputs: Mapping[str, np.ndarray]
+) -> bool:
+  """Tells whether the first dimension counts steps, or rows of pixels.
+
+  Their order matters, unlike that of examples. The second dimension counts the
+  examples, or the columns of a picture.
+  """
+  spec = subject.spec
+  if (
+    subject.kind.name != "plain"
+    or not isinstance(inputs, tf.Tensor)
+    or not spec.dtype.is_floating
+    or spec.shape.rank < 3
+    or spec.shape[1] is not None
+  ):
+    return False
+  size = inputs.shape[:2]
+  flipped = _outputs(subject, tf.reverse(inputs, [0]))
+  if any(y.shape[:2] != size for y in (outputs | flipped).values()):
+    return False
+  if not _difference({k: y[::-1] for k, y in flipped.items()}, outputs):
+    return False
+  column = _outputs(subject, inputs[:, :1])
+  return spec.shape[2:] in ([1], [3]) or not _difference(
+    column, {name: y[:, :1] for name, y in outputs.items()}
+  )
 
 
 def _padded(inputs: Any, rows: np.ndarray, start: int) -> Any:
@@ -518,22 +553,31 @@ def arrays(outputs: Any) -> dict[str, np.ndarray]:
   }
 
 
-def _row(
-  subject: Subject, inputs: Any, indices: Sequence[int], row: int
-) -> dict[str, np.ndarray]:
-  """Calls the model with the inputs at `indices`; returns one row."""
-  made = _batched(subject, inputs, indices)
-  return {name: y[row : row + 1] for name, y in made.items()}
+def _of_examples(
+  subject: Subject, inputs: Any
+) -> Callable[[Any, Sequence[int]], dict[str, np.ndarray]]:
+  """Returns a function that calls with some inputs, and returns their outputs.
 
+  Outputs of other sizes, such as tables, may have as many rows by chance. Of
+  outputs for all pairs of examples, those of each with itself are taken.
+  """
+  one, two = (
+    {k: y.shape for k, y in _outputs(subject, x).items()}
+    for x in (subject_lib.rows(inputs, *range(n)) for n in (1, 2))
+  )
+  names = [k for k in one if (one[k][:1], two[k][:1]) == ((1,), (2,))]
+  pairs = [k for k in names if (one[k][:2], two[k][:2]) == ((1, 1), (2, 2))]
 
-def _batched(
-  subject: Subject, inputs: Any, indices: Sequence[int]
-) -> dict[str, np.ndarray]:
-  """Returns what has a row for each of the inputs at `indices`."""
-  outputs = _outputs(subject, subject_lib.rows(inputs, *indices))
-  return {
-    name: y for name, y in outputs.items() if y.ndim and len(y) == len(indices)
-  }
+  def called(x: Any, indices: Sequence[int]) -> dict[str, np.ndarray]:
+    made = _outputs(subject, subject_lib.rows(x, *indices))
+    each = np.arange(len(indices))
+    return {
+      k: made[k][each, each] if k in pairs else made[k]
+      for k in names
+      if len(made[k]) == len(indices)
+    }
+
+  return called
 
 
 def _others(subject: Subject, inputs: Any) -> Iterator[dict[str, np.ndarray]]:

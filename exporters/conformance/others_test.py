@@ -322,6 +322,18 @@ def _attended(x, table, kernel):
   return (mask @ (tf.nn.softmax(weights) @ y @ kernel))[:, 0]
 
 
+def _paired(x, kernel, table):
+  """Returns the likeness of all texts and images of a batch."""
+  texts, images = x["texts"] @ kernel, x["images"] @ kernel
+  vectors = [tf.reduce_mean(y, 1) for y in (texts, images)]
+  return {
+    "pairs": tf.matmul(*vectors, transpose_b=True),
+    "likeness": vectors[0] @ tf.transpose(table),
+    "steps": tf.transpose(texts, [1, 0, 2]),
+    "table": tf.identity(table),
+  }
+
+
 def _in_steps(x, kernel):
   return tf.reshape(x @ kernel, [tf.shape(x)[0], 2, 2])
 
@@ -342,7 +354,8 @@ _NIGHTLY = (
   *("channels first", "numbers", "tags of words", "volumes"),
   *("batch renormalization", "quantized", "records", "segmenter"),
   *("complex", "expert", "missing numbers", "nested inputs"),
-  *("frozen", "odd variables", "outliers", "tasks"),
+  *("frozen", "odd variables", "outliers", "pairs, a table and steps"),
+  *("picture", "steps before examples", "tasks"),
   "spectral normalization",
 )
 
@@ -632,6 +645,35 @@ _MODELS = (
       _of(layers.Permute, (2, 3, 1)),
       _of(layers.Conv2D, 2, 3),
       _of(layers.Flatten),
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "steps before examples",
+    _function(
+      _spec(tf.float32, None, None, 4), lambda x, v: tf.cumsum(x @ v), [4, 3]
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "picture",
+    _function(
+      _spec(tf.float32, None, None, 3),
+      lambda x, v: tf.nn.conv2d(x[tf.newaxis], v, 1, "SAME")[0],
+      [3, 3, 3, 3],
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "pairs, a table and steps",
+    _function(
+      {x: _spec(tf.float32, None, None, 4) for x in ("texts", "images")},
+      _paired,
+      [4, 3],
+      [8, 3],
     ),
     "plain",
     {},
