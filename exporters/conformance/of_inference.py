@@ -583,10 +583,23 @@ def _of_examples(
 def _others(subject: Subject, inputs: Any) -> Iterator[dict[str, np.ndarray]]:
   """Yields the outputs for other inputs; pixels stay in [0, 1]."""
   count = 1 if subject.kind.name in _PICTURES else None
-  for other in itertools.islice(other_inputs(subject, inputs), count):
+  others = itertools.islice(other_inputs(subject, inputs), count)
+  for other in itertools.chain(others, [_at_times(inputs)]):
     # The model may refuse some of these, such as ids beyond its tables.
     with contextlib.suppress(*REFUSALS):
       yield _outputs(subject, other)
+
+
+def _at_times(inputs: Any) -> Any:
+  """Sets integers to seconds since 1970: others may be in the same hour."""
+
+  def at_times(x: Any) -> Any:
+    if not isinstance(x, tf.Tensor) or not x.dtype.is_integer:
+      return x
+    times = 10**9 + 10_000 * tf.reshape(tf.range(tf.size(x)), x.shape)
+    return tf.cast(times, x.dtype)
+
+  return tf.nest.map_structure(at_times, inputs)
 
 
 def other_inputs(subject: Subject, inputs: Any) -> Iterator[Any]:

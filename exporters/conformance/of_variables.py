@@ -33,6 +33,7 @@ _EMBEDDINGS = ("text embedding", "word embedding")
 _SCALE = 2.0**10  # Of gradients: those of a loss may be as large.
 _PIXEL = 255.0  # The largest.
 _TIMES = 9  # Repetitions of examples in a larger batch.
+_LONG = 64  # Steps, or pixels, of which some variables are for distant ones.
 _REPEATS = 8  # Calls of random training, as each drops other units.
 _ELEMENTS = 250_000  # Most elements of examples to differentiate.
 # Times which variables are tried where a loss has no effect, as in a range.
@@ -512,6 +513,7 @@ def _zero(
     subject_lib.scaled(inputs, -_PIXEL),
     subject_lib.scaled_rows(inputs, np.resize([1.0, np.nan], 5)),
     tf.nest.map_structure(compared, subject.example(len(words))),
+    subject.example(2, (_LONG,)),
   ):
     if not variables:
       return None

@@ -334,6 +334,16 @@ def _paired(x, kernel, table):
   }
 
 
+def _at_hours(seconds, table):
+  return tf.gather(table, seconds // 3600 % 24)
+
+
+def _with_distances(x, near, far):
+  distances = tf.range(tf.shape(x)[1])
+  weights = tf.where(distances < 16, tf.gather(near, distances % 16), far)
+  return x * tf.sin(weights)[:, tf.newaxis]
+
+
 def _in_steps(x, kernel):
   return tf.reshape(x @ kernel, [tf.shape(x)[0], 2, 2])
 
@@ -355,7 +365,7 @@ _NIGHTLY = (
   *("batch renormalization", "quantized", "records", "segmenter"),
   *("complex", "expert", "missing numbers", "nested inputs"),
   *("frozen", "odd variables", "outliers", "pairs, a table and steps"),
-  *("picture", "steps before examples", "tasks"),
+  *("distances", "hours", "picture", "steps before examples", "tasks"),
   "spectral normalization",
 )
 
@@ -654,6 +664,18 @@ _MODELS = (
     _function(
       _spec(tf.float32, None, None, 4), lambda x, v: tf.cumsum(x @ v), [4, 3]
     ),
+    "plain",
+    {},
+  ),
+  (
+    "distances",
+    _function(_spec(tf.float32, None, None, 4), _with_distances, [16], [1]),
+    "plain",
+    {},
+  ),
+  (
+    "hours",
+    _function(_spec(tf.int64, None), _at_hours, [24, 3]),
     "plain",
     {},
   ),
