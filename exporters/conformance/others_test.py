@@ -365,7 +365,7 @@ _NIGHTLY = (
   *("batch renormalization", "quantized", "records", "segmenter"),
   *("complex", "expert", "missing numbers", "nested inputs"),
   *("frozen", "odd variables", "outliers", "pairs, a table and steps"),
-  *("distances", "hours", "picture", "steps before examples", "tasks"),
+  *("distances", "graph", "hours", "picture", "steps before examples", "tasks"),
   "spectral normalization",
 )
 
@@ -676,6 +676,19 @@ _MODELS = (
   (
     "hours",
     _function(_spec(tf.int64, None), _at_hours, [24, 3]),
+    "plain",
+    {},
+  ),
+  (
+    "graph",
+    _function(
+      {
+        "nodes": _spec(tf.float32, None, 4),
+        "to": _spec(tf.float32, None, None),
+      },
+      lambda x, v: x["to"] @ tf.tanh(x["nodes"] @ v),
+      [4, 3],
+    ),
     "plain",
     {},
   ),

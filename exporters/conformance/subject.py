@@ -292,9 +292,13 @@ class Subject:
   def is_batched(self) -> bool:
     """Whether the first dimension is known to count examples.
 
-    The only dimension of an input may be the length of a sound instead.
+    The only dimension of an input may be the length of a sound instead, and two
+    equal ones those of a matrix.
     """
     specs = [x for x in tf.nest.flatten(self.spec) if x.shape.rank != 0]
+    with contextlib.suppress(NoInputError):
+      if not self._fitting(repr(self.spec), self.spec)[1]:
+        return False
     return (
       bool(specs)
       and all(x.shape.rank and x.shape[0] is None for x in specs)
@@ -473,7 +477,8 @@ class Subject:
     """
     form = self.spec if form is None else form
     shape, sizes, *filling = self._fitting(repr(form), form)
-    return _filled(form, batch_size, shape, size or sizes, *filling, self.words)
+    size = size or sizes or (batch_size,)
+    return _filled(form, batch_size, shape, size, *filling, self.words)
 
   @property
   def strings(self) -> str:
@@ -484,7 +489,10 @@ class Subject:
       return _STRINGS[0]
 
   def _fitting(self, key: str, form: Any) -> tuple[Any, ...]:
-    """Returns arguments of `_filled` with which a call succeeds."""
+    """Returns arguments of `_filled` with which a call succeeds.
+
+    Without sizes, unknown dimensions are as large as the batch.
+    """
     if key in self._found:
       if isinstance(self._found[key], NoInputError):
         raise self._found[key]
@@ -515,10 +523,24 @@ class Subject:
             break
         except Exception as e:  # A stranger's program may raise anything.
           reason = reason or cause(e)
+      if usable and usable[1] == (2,) and self._is_square(form, *usable):
+        usable = (usable[0], (), *usable[2:])
     self._found[key] = usable or NoInputError(
       f"no input was found that it takes: {reason}"
     )
     return self._fitting(key, form)
+
+  def _is_square(self, form: Any, shape: Any, *filling: Any) -> bool:
+    """Tells whether all unknown sizes must be equal, as of a matrix."""
+    works = []
+    for size in (filling[0], (3,)):
+      try:
+        example = _filled(form, 3, shape, size, *filling[1:], self.words)
+        self.model(example)
+        works.append(True)
+      except Exception:  # A stranger's program may raise anything.
+        works.append(False)
+    return works == [False, True]
 
 
 def _is_finite(output: Any) -> bool:
