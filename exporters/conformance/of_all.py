@@ -421,7 +421,8 @@ def is_documented(subject: Subject) -> findings.Finding:
 def _of_another(subject: Subject, card: str) -> str:
   """Describes a contradiction between card and model; empty if none."""
   arguments = set(subject.hyperparameters)
-  if unnamed := [x for x in arguments if x not in card]:
+  unnamed = {x for x in arguments if x not in card}
+  if unnamed and unnamed != arguments:  # Prose need not name any.
     return f"it does not name the argument {findings.some(sorted(unnamed))}"
   named = {
     name
@@ -467,8 +468,11 @@ def _of_another(subject: Subject, card: str) -> str:
       if not _may_be(actual, dtype, shape):
         return f"it says that {name} is {said}, and it is {found}"
   count = re.search(r"\| parameters \| ([\d,]+) \|", card)
-  size = sum(int(tf.size(v)) for v in subject.variables)
-  if count and int(count[1].replace(",", "")) != size:
+  size, trained = (
+    sum(int(tf.size(v)) for v in variables)
+    for variables in (subject.variables, subject.trainable_variables)
+  )
+  if count and int(count[1].replace(",", "")) not in (size, trained):
     return f"it says {count[1]} parameters, and it has {size:,}"
   return ""
 

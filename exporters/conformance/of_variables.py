@@ -79,9 +79,9 @@ def _badly_listed(
       + ("." if listed else ": consumers train and save nothing, in silence."),
       f"{save} The lists of a tf.Module are properties, which are not saved.",
     )
-  if not trainable and any(
-    v.trainable for trace in subject.traces for v in trace.variables
-  ):
+  used = [v for trace in subject.traces for v in trace.variables]
+  is_frozen = "keras_metadata.pb" in subject.files  # Keras lists them itself.
+  if not trainable and not is_frozen and any(v.trainable for v in used):
     return findings.failed(
       "`trainable_variables` is empty: consumers train nothing, in silence.",
       save,

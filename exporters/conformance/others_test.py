@@ -364,8 +364,9 @@ _NIGHTLY = (
   *("channels first", "numbers", "tags of words", "volumes"),
   *("batch renormalization", "quantized", "records", "segmenter"),
   *("complex", "expert", "missing numbers", "nested inputs"),
-  *("frozen", "odd variables", "outliers", "pairs, a table and steps"),
-  *("distances", "graph", "hours", "picture", "steps before examples", "tasks"),
+  *("all frozen", "frozen", "odd variables", "outliers"),
+  *("distances", "graph", "hours", "pairs, a table and steps", "picture"),
+  *("steps before examples", "tasks"),
   "spectral normalization",
 )
 
@@ -576,6 +577,12 @@ _MODELS = (
   ),
   ("transferred", _saved(_transferred), "image", {}),
   ("frozen", _frozen, "vector", {}),
+  (
+    "all frozen",
+    _sequential(_input(4), _dense(3, trainable=False)),
+    "vector",
+    {},
+  ),
   ("attention", _saved(_attention), "plain", {}),
   ("subclassed", _saved(_subclassed), "vector", {}),
   (

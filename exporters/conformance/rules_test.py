@@ -2894,7 +2894,10 @@ _KEPT = (
       " version `dropout_rate` defaults to 0.1.",
     ),
   ),
-  ("R13", _of(_image, card=_CARD.split(" Takes")[0])),
+  (
+    "R13",
+    _of(_image, card=f"{_CARD.split(' Arguments')[0]} | parameters | 15 |"),
+  ),
   ("R13", _of(_image, card=_TABLES.replace("None, 6", "batch, dim"))),
   ("R17", _with_labels),
   ("T1", _of(_of_words, vocabulary=("der", "und", "ist", "das"))),
