@@ -424,8 +424,7 @@ def _mixed(subject: Subject, inputs: Any) -> str:
 
   alone = row(inputs, [0], 0)
   batches = [[0, *others], [2, 0]]
-  size = sum(map(tf.size, tf.nest.flatten(inputs, expand_composites=True)))
-  if size <= _ELEMENTS:
+  if _size(inputs) <= _ELEMENTS:
     batches.append([*others * 5, 0])
   each = {}
   for indices in batches:
@@ -486,11 +485,18 @@ def _is_of_steps(
   )
 
 
+def _size(inputs: Any) -> int:
+  return sum(map(tf.size, tf.nest.flatten(inputs, expand_composites=True)))
+
+
 def _padded(inputs: Any, rows: np.ndarray, start: int) -> Any:
-  """Sets the integers of some rows to 0, from a position on."""
+  """Sets numbers of some rows to 0, from a position on."""
 
   def padded(x: Any) -> Any:
-    if not isinstance(x, tf.Tensor) or not x.dtype.is_integer or not x.ndim:
+    is_number = isinstance(x, tf.Tensor) and (
+      x.dtype.is_integer or x.dtype.is_floating
+    )
+    if not is_number or not x.ndim:
       return x
     is_kept = np.expand_dims(rows == 0, [*range(1, x.ndim)])
     if x.ndim > 1:
@@ -603,14 +609,14 @@ def _at_times(inputs: Any) -> Any:
 
 
 def other_inputs(subject: Subject, inputs: Any) -> Iterator[Any]:
-  """Yields inputs of other scales and signs, and with other ids."""
+  """Yields inputs of other scales and signs, and with other ids or strings."""
   # Integers may be ids of a table, or numbers to count.
   numbers = vocabulary.numbers(subject.graph.graph_def.node) or [0]
   for scale, of_ids in (
-    (1, tf.identity),
-    (255, lambda x: 0 * x + tf.reduce_max(x)),
-    (-1000, lambda x: 0 * x + tf.reduce_min(x)),
-    (2, lambda x: tf.cast(np.resize(numbers, x.shape), x.dtype)),
+    (1, np.asarray),
+    (255, lambda x: np.sort(x)[-1:]),
+    (-1000, lambda x: np.sort(x)[:1]),
+    (2, lambda x: x if x.dtype == object else numbers),
   ):
 
     def other(x: Any, scale: int = scale, of_ids: Any = of_ids) -> Any:
@@ -618,10 +624,13 @@ def other_inputs(subject: Subject, inputs: Any) -> Iterator[Any]:
         return x.with_flat_values(other(x.flat_values))
       if isinstance(x, tf.SparseTensor):
         return x.with_values(other(x.values))
-      y = tf.reshape(tf.reverse(tf.reshape(x, [-1]), [0]), x.shape)
+      y = tf.reverse(tf.reshape(x, [-1]), [0])
       if y.dtype.is_floating:
-        return y * tf.cast(scale, y.dtype)
-      return of_ids(y) if y.dtype.is_integer else y
+        y *= tf.cast(scale, y.dtype)
+      elif y.dtype.is_integer or y.dtype == tf.string:
+        ids = np.resize(of_ids(np.asarray(y)), y.shape)
+        y = tf.constant(ids.astype(y.dtype.as_numpy_dtype), y.dtype)
+      return tf.reshape(y, x.shape)
 
     yield tf.nest.map_structure(other, inputs)
 
@@ -729,6 +738,8 @@ def _served_otherwise(subject: Subject, name: str) -> str:
       return ""
   taken = _in_order(signature.structured_input_signature[1], called.spec)
   example = called.example(_ROWS + 1)
+  if 10 * _size(example) <= _ELEMENTS:
+    example = called.example(4 * _ROWS + 1)
   for inputs in (
     example,
     *with_segments(example),

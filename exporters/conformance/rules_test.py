@@ -976,6 +976,30 @@ def _graph_of_nodes(directory):
   _plain(directory, call, spec=spec, variables=[kernel])
 
 
+def _of_tags(directory):
+  """Writes a model of sets of words."""
+  kernel = tf.Variable(tf.random.stateless_normal([3, 2], [0, 0]))
+  table = tf.constant(["drama", "comedy", "horror"])
+  spec = tf.TensorSpec([None, None], tf.string, "tags")
+
+  def call(x):
+    is_tag = tf.reduce_any(x[..., tf.newaxis] == table, 1)
+    return tf.cast(is_tag, tf.float32) @ kernel
+
+  _plain(directory, call, spec=spec, variables=[kernel])
+
+
+def _of_steps(directory, call):
+  """Writes a model of series, of which steps of zeros are padding."""
+  kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
+
+  def of_steps(x):
+    return call(x @ kernel, tf.cast(tf.reduce_any(x != 0.0, -1), tf.float32))
+
+  spec = tf.TensorSpec([None, None, 4], name="steps")
+  _plain(directory, of_steps, spec=spec, variables=[kernel])
+
+
 def _without_modes(directory):
   _two_modes(directory, lambda x, training=False: 2.0 * x)
 
@@ -2857,6 +2881,26 @@ _BROKEN = (
     _of(_image, card=_CARD + " Pixels are in [0, 255]."),
     r"The card says \[0, 255\] of pixels",
   ),
+  (
+    "R11",
+    _of(
+      _image,
+      served=lambda x: tf.pad(
+        x[:16], [[0, tf.maximum(0, tf.shape(x)[0] - 16)], [0, 0]]
+      ),
+    ),
+    "serving_default does not compute",
+  ),
+  (
+    "R15",
+    _of(
+      _of_steps,
+      call=lambda x, mask: (
+        tf.reduce_sum(x, 1) / tf.reduce_max(tf.reduce_sum(mask, 1))
+      ),
+    ),
+    "other outputs in a batch than alone",
+  ),
 )
 # Models of which a rule is kept: the rule, and what saves one.
 _KEPT = (
@@ -2909,8 +2953,9 @@ _KEPT = (
       train=lambda left, right: left + _keeps_few(right),
     ),
   ),
-  # The last one is nightly: tokens are mixed with the next, as in MobileBERT.
+  # The others are nightly. Tokens are mixed with the next, as in MobileBERT:
   ("T3", _of(_encoder, ids=lambda x: (x + _next(x)) % 16)),
+  ("R15", _of_tags),
 )
 _INTACT = (
   ("image", _image),
@@ -2964,7 +3009,7 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     self.assertRegex(finding.text, words)
     self.assertNotEmpty(finding.fix)
 
-  @parameterized.parameters(*_KEPT[: None if nightly.IS_ON else -1])
+  @parameterized.parameters(*_KEPT[: None if nightly.IS_ON else 15])
   def test_keeps(self, name, build):
     (rule,) = [rule for rule in rules.RULES if rule.name == name]
     finding = rule.judge(self.subject(build))
