@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from exporters.conformance import choices
 from exporters.conformance import findings
 from exporters.conformance import gradients as gradients_lib
 from exporters.conformance import noise
@@ -22,10 +23,8 @@ Subject = subject_lib.Subject
 _MOMENTUM = "batch_norm_momentum"
 # Names of moving averages of batch normalization in programs without a library.
 _STATISTIC = re.compile("(mean|var|std|average|avg)[^/]*$")
-# Those, and exponential moving averages of weights.
-_AVERAGE = re.compile(f"(^|[_/.])ema([_:]|$)|{_STATISTIC.pattern}")
-# What the data had before training, to undo a normalization in inference.
-_OF_DATA = re.compile("target|label|input|output|data|pixel")
+# Names of exponential moving averages of weights.
+_OF_WEIGHTS = re.compile("(^|[_/.])ema([_:]|$)")
 _ASSIGNS = re.compile("Assign.*VariableOp|ResourceScatter.*")
 # Names or values of arguments that may select training.
 _MODE = re.compile("train|infer|eval|determin")
@@ -178,75 +177,107 @@ def _averages(subject: Subject) -> list[tf.Variable]:
   ]
 
 
-def _standing(subject: Subject) -> list[str]:
-  """Names the moving averages that a training call does not update.
-
-  Those of other names are variables with which inference alone computes.
-  """
-  averages = {v.ref() for v in _averages(subject)}
-  named = {v.ref() for v in subject.batch_norms}
+def _still(subject: Subject) -> list[tf.Variable]:
+  """Returns the finite floats that training calls do not move each time."""
+  arguments, repeats = subject.steady, 1
+  if arguments is None:  # A layer may be dropped by chance.
+    arguments, repeats = subject.training, _REPEATS
+  # Infinite averages stay where they are, and R5 names them.
+  floats = [
+    v
+    for v in subject.resting
+    if v.dtype.is_floating and np.isfinite(v.numpy()).all()
+  ]
+  still = set()
   with (
     gradients_lib.moved(subject.trainable_variables),
     subject.unchanged(),
   ):
-    before = [v.numpy() for v in subject.resting]
-    subject.model(subject.example(), training=True)
-    between = [v.numpy() for v in subject.resting]
-    # Of another size, so of other values: an average may be that of its batch.
-    subject.model(subject.example(_ROWS), training=True)
-    still = [
-      v
-      for v, *values in zip(subject.resting, before, between, strict=True)
-      # Infinite averages stay where they are, and R5 names them.
-      if v.dtype.is_floating
-      and np.isfinite(values[0]).all()
-      and (np.array_equal(*values) or np.array_equal(v, values[1]))
-    ]
-  standing = [v.name for v in still if v.ref() in averages]
-  others = [
+    # Of two sizes, so of other values: an average may be that of its batch.
+    for size in (2, _ROWS):
+      before = [v.numpy() for v in floats]
+      for _ in range(repeats):
+        subject.model(subject.example(size), **arguments)
+      pairs = zip(floats, before, strict=True)
+      still |= {v.ref() for v, x in pairs if np.array_equal(v, x)}
+  # Inputs may choose which are used.
+  return choices.without(subject, [v for v in floats if v.ref() in still])
+
+
+def _standing(subject: Subject) -> list[str]:
+  """Names moving averages that inference uses, and training does not move.
+
+  Those that training uses, too, are frozen. Under other names than those of
+  batch normalization they are of weights, or belong to one that moves.
+  """
+  still = _still(subject)
+  refs = {v.ref() for v in still}
+  moving = {_layer(v) for v in subject.resting if v.ref() not in refs}
+  averages = {v.ref() for v in _averages(subject)}
+  named = {v.ref() for v in subject.batch_norms}
+  names = [
     v.name
     for v in still
-    if v.ref() not in named
-    and v.shape.rank
-    and _AVERAGE.search(v.name)
-    and not _OF_DATA.search(v.name)
+    if v.ref() in averages
+    or (
+      v.ref() not in named
+      and v.shape.rank
+      and (
+        _OF_WEIGHTS.search(v.name)
+        or ("/" in v.name and _STATISTIC.search(v.name) and _layer(v) in moving)
+      )
+    )
   ]
-  if not others:
-    return standing
   exact = subject.repeatable
-  if not exact:
-    return standing
-  modes = (exact.steady, {**exact.steady, "training": False})
-  training, inference = (_used(exact, others, mode) for mode in modes)
-  return [*standing, *(n for n in inference if n not in training)]
+  if not names or not exact:
+    return []
+  unused = _unused(
+    exact, [v for v in exact.resting if v.name in names], exact.steady
+  )
+  in_inference = _unused(exact, unused, {**exact.steady, "training": False})
+  refs = {v.ref() for v in in_inference}
+  return [v.name for v in unused if v.ref() not in refs]
 
 
 def _stale(subject: Subject) -> list[str]:
   """Names moving averages of batch normalization that inference lost.
 
-  Those that inference uses have a gradient, or change outputs if they move. Of
-  the others, a few may serve layers that are there in training only.
+  A few may serve layers that are there in training only.
   """
-  inputs, averages = subject.example(4), _averages(subject)
-  averages = [v for v in averages if v.dtype.is_floating]
-  with tf.GradientTape(watch_accessed_variables=False) as tape:
-    tape.watch(averages)
-    usual = subject_lib.floats(subject.model(inputs, training=False))
-    scalar = gradients_lib.weighted(usual) if usual and averages else None
-  if scalar is None:
-    return []
-  try:
-    made = tape.gradient(scalar, averages)
-  except LookupError:  # An op has no gradient.
-    made = [None] * len(averages)
-  unused = [v for v, g in zip(averages, made, strict=True) if g is None]
-  with gradients_lib.moved(unused, upward=True):
-    again = subject_lib.floats(subject.model(inputs, training=False))
-  if not all(map(np.array_equal, usual, again)):
-    return []
+  averages = [v for v in _averages(subject) if v.dtype.is_floating]
+  unused = _unused(subject, averages, {"training": False})
   if 2 * len(unused) > len(averages):
     return [v.name for v in unused]
   return subject.constants_of(unused, least_rank=1)
+
+
+def _unused(
+  subject: Subject,
+  variables: Sequence[tf.Variable],
+  arguments: Mapping[str, Any],
+) -> list[tf.Variable]:
+  """Returns variables that a call does not use.
+
+  They have no gradient. None is returned if they change outputs all the same.
+  """
+  inputs = subject.example(4)
+  if not variables:
+    return []
+  with (
+    subject.unchanged(),
+    tf.GradientTape(watch_accessed_variables=False) as tape,
+  ):
+    tape.watch(variables)
+    usual = subject_lib.floats(subject.model(inputs, **arguments))
+    scalar = gradients_lib.weighted(usual) if usual else tf.constant(0.0)
+  try:
+    made = tape.gradient(scalar, variables)
+  except LookupError:  # An op has no gradient.
+    made = [None] * len(variables)
+  unused = [v for v, g in zip(variables, made, strict=True) if g is None]
+  with subject.unchanged(), gradients_lib.moved(unused, upward=True):
+    again = subject_lib.floats(subject.model(inputs, **arguments))
+  return unused if all(map(np.array_equal, usual, again)) else []
 
 
 def _moved_by_gradients(subject: Subject) -> list[str]:
@@ -277,21 +308,6 @@ def _differentiate(subject: Subject, inputs: Any) -> None:
     outputs = subject_lib.floats(subject.model(inputs, **subject.steady))
     scalar = gradients_lib.weighted(outputs) if outputs else tf.constant(0.0)
   tape.gradient(scalar, subject.trainable_variables)
-
-
-def _used(
-  subject: Subject, names: Sequence[str], arguments: Mapping[str, Any]
-) -> list[str]:
-  """Returns the names of the variables that change the outputs of a call."""
-  used, inputs = [], subject.example(4)
-  with subject.unchanged():
-    usual = subject_lib.floats(subject.model(inputs, **arguments))
-    for v in [v for v in subject.resting if v.name in names]:
-      with gradients_lib.moved([v], 1.0):
-        again = subject_lib.floats(subject.model(inputs, **arguments))
-      if not all(map(np.allclose, usual, again)):
-        used.append(v.name)
-  return used
 
 
 def can_be_tuned(subject: Subject) -> findings.Finding:
@@ -373,8 +389,19 @@ def _without_effect(
         f"{name} changes nothing.",
         "Bind it to the layers that use it, or remove it.",
       )
-  if _MOMENTUM in subject.hyperparameters and subject.training:
+  if not subject.training:
+    return None
+  if _MOMENTUM in subject.hyperparameters:
     return _badly_followed(subject, steady)
+  averages = {v.ref() for v in _averages(subject)}
+  still = _still(subject) if averages else ()
+  if frozen := [v.name for v in still if v.ref() in averages]:
+    return findings.failed(
+      f"Training normalizes with {findings.some(frozen)}, and moves none of"
+      " them.",
+      "Pass `training` on to the layers when tracing, unless they are frozen"
+      " on purpose.",
+    )
   return None
 
 
@@ -401,12 +428,12 @@ def _badly_followed(
     if v.ref() not in named and v.ref() not in of_batches:
       continue  # A constant, or an average of weights.
     if np.array_equal(x, y):
-      deaf.append(v.name)
+      deaf.append(v)
     elif np.linalg.norm(x - old) > (
       1.25 * np.linalg.norm(y - old) + 1e-4 * np.linalg.norm(old)
     ):
       inverse.append(v.name)
-  if deaf:
+  if deaf := [v.name for v in choices.without(subject, deaf)]:
     return findings.failed(
       f"{_MOMENTUM} does not reach {findings.some(deaf)}.",
       "Bind it to all layers of batch normalization.",

@@ -464,7 +464,7 @@ def _recomputed(directory):
 def _of_normalized_targets(directory):
   """Writes a model that was trained on normalized targets."""
   kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
-  std = tf.Variable([2.0, 3.0], trainable=False, name="target_std")
+  std = tf.Variable([2.0, 3.0], trainable=False, name="price_std")
   root = _lists(tf.train.Checkpoint(), [kernel, std], [kernel])
 
   def call(inputs, training=False):
@@ -736,7 +736,7 @@ def _standing_batch_norm(directory):
   mean = tf.Variable(tf.zeros([4]), trainable=False, name="running_mean")
 
   def call(inputs, training=False):
-    return inputs - mean + float(training)
+    return inputs - (_mean(inputs, 0, keepdims=True) if training else mean)
 
   root = _lists(tf.train.Checkpoint(), [mean], [])
   root.__call__ = tf.function(call)
@@ -998,6 +998,35 @@ def _of_steps(directory, call):
 
   spec = tf.TensorSpec([None, None, 4], name="steps")
   _plain(directory, of_steps, spec=spec, variables=[kernel])
+
+
+def _with_average(directory, train):
+  """Writes noise, and an average that training uses by a function."""
+  mean = tf.Variable(tf.ones([4]), trainable=False, name="bn/moving_mean")
+
+  def call(x, training=False, drop_rate=0.9):
+    return train(x, mean, drop_rate) if training else x - mean
+
+  root = _lists(tf.train.Checkpoint(), [mean], [])
+  root.__call__ = tf.function(call)
+  for training in (False, True):
+    root.__call__.get_concrete_function(_VECTORS, training, _SCALAR)
+  _write(root, directory)
+
+
+def _frozen_statistics(x, mean, rate):
+  return tf.nn.dropout(x - mean, rate)
+
+
+def _dropped_layer(x, mean, rate):
+  """Normalizes, or does nothing at all by chance."""
+
+  def normalize():
+    center = _mean(x, 0, keepdims=True)
+    mean.assign(0.9 * mean + 0.1 * center[0])
+    return x - center
+
+  return tf.cond(tf.random.uniform([]) < rate, lambda: x, normalize)
 
 
 def _without_modes(directory):
@@ -2901,6 +2930,11 @@ _BROKEN = (
     ),
     "other outputs in a batch than alone",
   ),
+  (
+    "R7",
+    _of(_with_average, train=_frozen_statistics),
+    "normalizes with bn/moving_mean:0, and moves none",
+  ),
 )
 # Models of which a rule is kept: the rule, and what saves one.
 _KEPT = (
@@ -2956,6 +2990,8 @@ _KEPT = (
   # The others are nightly. Tokens are mixed with the next, as in MobileBERT:
   ("T3", _of(_encoder, ids=lambda x: (x + _next(x)) % 16)),
   ("R15", _of_tags),
+  ("R3", _of(_with_average, train=_frozen_statistics)),
+  ("R3", _of(_with_average, train=_dropped_layer)),
 )
 _INTACT = (
   ("image", _image),
