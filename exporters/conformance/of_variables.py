@@ -20,6 +20,8 @@ Subject = subject_lib.Subject
 
 # Ops with straight-through gradients, which differ from the derivative.
 _ROUNDED = re.compile("ArgM(ax|in)|FakeQuant.*|Rint|Round|Sign")
+# The same, but common: they explain a gradient where outputs do not change.
+_STEPS = re.compile("Ceil|Floor|(Not)?Equal|(Greater|Less)(Equal)?|TopK.*")
 # The state of spectral normalization, through which Keras stops gradients.
 _SPECTRAL = re.compile("(sn_u|vector_u|weight_u)[:_]")
 # An op without a gradient, in an error message of TensorFlow.
@@ -206,6 +208,10 @@ def _gradients(subject: Subject) -> findings.Finding:
   if wrong and (
     any(map(_ROUNDED.fullmatch, subject.op_counts))
     or any(_SPECTRAL.search(v.name) for v in subject.resting)
+    or (
+      abs(wrong[2]) < 1e-6 * abs(wrong[1])
+      and any(map(_STEPS.fullmatch, subject.op_counts))
+    )
   ):
     return findings.not_decidable(
       "whether gradients are right: it has ops that round or choose, or"

@@ -1029,6 +1029,17 @@ def _dropped_layer(x, mean, rate):
   return tf.cond(tf.random.uniform([]) < rate, lambda: x, normalize)
 
 
+def _straight_through(directory):
+  """Writes a model that masks by scores, which have a made-up gradient."""
+  scores = tf.Variable(tf.random.stateless_normal([4], [0, 0]))
+
+  def call(x):
+    mask = tf.cast(scores > 0.0, tf.float32)
+    return x * (scores + tf.stop_gradient(mask - scores))
+
+  _plain(directory, call, spec=_VECTORS, variables=[scores])
+
+
 def _without_modes(directory):
   _two_modes(directory, lambda x, training=False: 2.0 * x)
 
@@ -3051,8 +3062,13 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     finding = rule.judge(self.subject(build))
     self.assertEqual(finding.verdict, findings.PASS, finding.text)
 
-  def test_rows_may_be_counted_by_another_input(self):
-    finding = of_inference.batch_is_free(self.subject(_graph_of_nodes))
+  @parameterized.parameters(
+    # Rows may be counted by another input.
+    (of_inference.batch_is_free, _graph_of_nodes),
+    (of_variables.lists_variables, _straight_through),
+  )
+  def test_is_not_decidable(self, judge, build):
+    finding = judge(self.subject(build))
     self.assertEqual(finding.verdict, findings.NOT_DECIDABLE, finding)
 
   @parameterized.parameters(
