@@ -522,6 +522,10 @@ def _depends_on_input(
     outputs = _outputs(subject, inputs)
     if any(_differs(outputs, x) for x in _others(subject, inputs)):
       return True
+    for near in subject_lib.near(inputs, subject.offsets):
+      with contextlib.suppress(*REFUSALS):
+        if _differs(outputs, _outputs(subject, near)):
+          return True
     # Gradients show effects too small for the precision of the outputs.
     floats = _floats(tf.nest.flatten(inputs))
     with tf.GradientTape() as tape:

@@ -520,6 +520,7 @@ def _zero(
     subject_lib.scaled_rows(inputs, np.resize([1.0, np.nan], 5)),
     tf.nest.map_structure(compared, subject.example(len(words))),
     subject.example(2, (_LONG,)),
+    *subject_lib.near(inputs, subject.offsets),
   ):
     if not variables:
       return None

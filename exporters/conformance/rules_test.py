@@ -1040,6 +1040,14 @@ def _straight_through(directory):
   _plain(directory, call, spec=_VECTORS, variables=[scores])
 
 
+def _of_years(directory):
+  """Writes a model of years, which are alike before 1990."""
+  kernel = tf.Variable(tf.random.stateless_normal([2, 2], [0, 0]))
+  call = lambda x: tf.nn.relu(x - [[1990.0, 2000.0]]) @ kernel  # noqa: E731
+  spec = tf.TensorSpec([None, 1], name="years")
+  _plain(directory, call, spec=spec, variables=[kernel])
+
+
 def _without_modes(directory):
   _two_modes(directory, lambda x, training=False: 2.0 * x)
 
@@ -3003,6 +3011,8 @@ _KEPT = (
   ("R15", _of_tags),
   ("R3", _of(_with_average, train=_frozen_statistics)),
   ("R3", _of(_with_average, train=_dropped_layer)),
+  ("R5", _of_years),
+  ("R15", _of_years),
 )
 _INTACT = (
   ("image", _image),
@@ -3069,7 +3079,7 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
   )
   def test_is_not_decidable(self, judge, build):
     finding = judge(self.subject(build))
-    self.assertEqual(finding.verdict, findings.NOT_DECIDABLE, finding)
+    self.assertEqual(finding.verdict, findings.NOT_DECIDABLE, finding.text)
 
   @parameterized.parameters(
     # Noise may be drawn by an input.

@@ -62,6 +62,8 @@ _NO_CAUSE = re.compile(
   r"|^\d+ root error.*|^\s*\(\d+\) [A-Z_]+: |\s*\[\[.*\]\]|\s*\[Op:.*"
   r"|\{\{function_node [^}]*\}\}\s*"
 )
+_LARGE, _ENDLESS = 10.0, 1e12  # Numbers near which inputs are tried; of them:
+_MOST_OFFSETS, _TOO_MANY = 16, 4096  # Fewer, each of fewer values.
 _LARGE_MODEL = 2**29  # Bytes of the graph and the variables.
 _LONGEST = 10_000  # Characters of an error message.
 _MATCHING = "Could not find matching concrete function"
@@ -346,6 +348,23 @@ class Subject:
   def words(self) -> list[str]:
     """Words in the vocabularies of the model."""
     return vocabulary.words(self.directory, self.files, self.nodes)
+
+  @functools.cached_property
+  def offsets(self) -> list[np.ndarray]:
+    """Large constants and states: inputs, such as years, may be near them."""
+    states = (v.numpy() for v in self.resting if v.dtype.is_floating)
+    constants = (
+      tf.make_ndarray(node.attr["value"].tensor)
+      for node in self.nodes
+      if node.op == "Const" and tf.as_dtype(node.attr["dtype"].type).is_floating
+    )
+    large = (
+      np.float64(x)
+      for x in itertools.chain(states, constants)
+      if 0 < x.size < _TOO_MANY and _LARGE <= np.abs(x).max() < _ENDLESS
+    )
+    found = {x.tobytes(): x for x in large}
+    return [*found.values()][:_MOST_OFFSETS]
 
   @functools.cached_property
   def op_counts(self) -> dict[str, int]:
@@ -808,6 +827,29 @@ def scaled_rows(inputs: Any, factors: Any) -> Any:
     return x * tf.cast(np.expand_dims(factors, [*range(1, x.ndim)]), x.dtype)
 
   return tf.nest.map_structure(multiplied, inputs)
+
+
+def near(inputs: Any, offsets: Sequence[np.ndarray]) -> Iterator[Any]:
+  """Yields inputs whose floats are near offsets, row by row ever nearer.
+
+  Each input has an offset of its own, or a part of it for each column.
+  """
+  for i in range(len(offsets)):
+    turns = itertools.cycle([*offsets[i:], *offsets[:i]])
+
+    def moved(x: Any, turns: Iterator[np.ndarray] = turns) -> Any:
+      is_float = isinstance(x, tf.Tensor) and x.dtype.is_floating
+      if not is_float or not x.shape.rank:
+        return x
+      offset = next(turns)
+      is_of_columns = x.shape[-1:] == offset.shape[-1:]
+      offset = np.ravel(offset)
+      offset = offset[-x.shape[-1] :] if is_of_columns else np.max(offset)
+      shares = 0.1 ** np.arange(len(x))
+      shares = np.expand_dims(shares, [*range(1, x.ndim)])
+      return tf.cast(offset * (1.0 + (x - 0.5) * shares), x.dtype)
+
+    yield tf.nest.map_structure(moved, inputs)
 
 
 def floats(outputs: Any) -> list[tf.Tensor]:
