@@ -36,7 +36,8 @@ def _always_used(trace: Any, variables: list[tf.Variable]) -> list[tf.Variable]:
   (first, *_), _ = trace.structured_input_signature
   taken = len(tf.nest.flatten(first, expand_composites=True))
   inputs = len(trace.inputs) - len(trace.captured_inputs)
-  of = noise.origins(trace, {x.name: x for x in trace.inputs[taken:inputs]})
+  scalars = {x.name: x for x in trace.inputs[taken:inputs]}
+  of = noise.origins(trace.graph, trace.inputs, trace.inputs[inputs:], scalars)
   choosing = {
     node.op
     for function, node in op_audit.nodes(trace.graph.as_graph_def())

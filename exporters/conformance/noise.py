@@ -4,7 +4,7 @@ A layer is computed by itself, from ones: what follows it would bend the mean of
 its noise. It is judged only if all that is made of the rates is understood.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 import itertools
 import math
@@ -15,6 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from exporters.conformance import subject as subject_lib
+from exporters.reusable import graphs
+from exporters.reusable import private_api
 
 Subject = subject_lib.Subject
 
@@ -28,7 +30,7 @@ _SHIFT = 0.05  # Of a mean, relative; and so many of its standard errors:
 _ERRORS = 6.0
 # What an op is of.
 INPUT, _NOISE, _STATE = "<input>", "<noise>", "<state>"
-_DROPS = re.compile("drop|depth")  # Rates of masks that keep the mean.
+_DROPS = re.compile("drop|depth|keep|surviv")  # Of noise that keeps the mean.
 _OF_SHAPE = ("OnesLike", "Rank", "Shape", "ShapeN", "Size", "ZerosLike")
 _MASKS = ("Floor", "Greater", "GreaterEqual", "Less", "LessEqual")
 _SCALES = ("Identity", "Mul", "RealDiv")
@@ -42,7 +44,7 @@ class _Layer:
     taken: The Tensor from which it is computed.
     made: What it makes of it.
     ops: The ops between them that use the Tensor.
-    is_added: Whether its noise is added; otherwise a mask is multiplied.
+    is_added: Whether its noise is added; otherwise it is multiplied.
   """
 
   taken: tf.Tensor
@@ -57,10 +59,9 @@ def problem(subject: Subject) -> str:
   The mean of dropout is its input, that of added noise is 0, and dropout drops
   of each example.
   """
-  names = subject.rates
-  for trace in subject.traces if names else ():
+  for trace in subject.traces if subject.rates else ():
     arguments = subject.arguments_of(trace)
-    given = [arguments.get(name) for name in names]
+    given = [arguments.get(name) for name in subject.rates]
     if (
       arguments.get("training") is True
       and trace.structured_input_signature[0][0] == subject.spec
@@ -69,7 +70,7 @@ def problem(subject: Subject) -> str:
       found = _measured(subject, trace, arguments)
       # Some drop without scaling in training, and scale in inference.
       inference = [
-        {"training": False, **dict.fromkeys(names, x)} for x in (0.0, _RATE)
+        {"training": False, **subject.noisy(x)} for x in (0.0, _RATE)
       ]
       return "" if found and subject.differ(*inference) else found
   return ""
@@ -84,12 +85,17 @@ def _measured(
     for x in tf.nest.flatten(trace.structured_input_signature)
     if isinstance(x, tf.TypeSpec)
   ]
+  graph = _inlined(trace)
+  inputs = [graph.get_tensor_by_name(x.name) for x in trace.inputs]
   scalars = {
-    name: trace.inputs[next(i for i, x in enumerate(specs) if x is spec)]
+    name: inputs[next(i for i, x in enumerate(specs) if x is spec)]
     for name, spec in arguments.items()
     if isinstance(spec, tf.TensorSpec) and name in subject.changed
   }
-  layers = _layers(trace, scalars, {*subject.rates})
+  captured = inputs[len(inputs) - len(trace.captured_inputs) :]
+  layers = _layers(
+    origins(graph, inputs, captured, scalars), scalars, {*subject.rates}
+  )
   layers = [x for x in layers if math.prod(_shape(x.taken)) <= _ELEMENTS]
   if not layers:
     return ""
@@ -97,11 +103,11 @@ def _measured(
   ones = {layer.taken.name: np.ones(_shape(layer.taken)) for layer in layers}
 
   def made(rate: float) -> list[np.ndarray]:
-    values = {**subject.changed, **dict.fromkeys(subject.rates, rate)}
+    values = {**subject.changed, **subject.noisy(rate)}
     fed = {x.name: values[name] for name, x in scalars.items()}
     return session.run([layer.made for layer in layers], {**fed, **ones})
 
-  with tf.compat.v1.Session(graph=trace.graph) as session:
+  with tf.compat.v1.Session(graph=graph) as session:
     try:
       usual, first = made(0.0), made(_RATE)
       calls = [
@@ -113,8 +119,51 @@ def _measured(
   by_layer = zip(*calls, strict=True)
   for layer, y, found in zip(layers, usual, by_layer, strict=True):
     if said := _described(layer, y, *map(np.array, zip(*found, strict=True))):
-      return f"With {', '.join(subject.rates)} of {_RATE} {said}"
+      given = subject.noisy(_RATE).items()
+      return f"With {', '.join(f'{n}={x}' for n, x in given)} {said}"
   return ""
+
+
+def _inlined(trace: Any) -> tf.Graph:
+  """Returns the graph of a trace, without calls and without updates.
+
+  Inputs keep their names. Variables that it captured tell their shapes.
+  """
+  graph, passed = private_api.inlined(trace), {}
+  shapes = {x.op.name: x.shape for x in trace.inputs}
+  count = len(trace.inputs) - len(trace.captured_inputs)
+  pairs = zip(trace.captured_inputs, trace.inputs[count:], strict=True)
+  captured = {id(x): inside.op.name for x, inside in pairs}
+  variables = {captured.get(id(v.handle)): v for v in trace.variables}
+  for node in graph.node:
+    node.input[:] = graphs.operands(node)
+    if node.op == "IdentityN":  # Of a call, and what its gradient takes.
+      for i, x in enumerate(node.input):
+        passed[f"{node.name}:{i}".removesuffix(":0")] = x
+    shape, v = shapes.get(node.name), variables.get(node.name)
+    if v is not None:
+      node.op, shape = "VarHandleOp", v.shape
+      node.attr["dtype"].type = v.dtype.as_datatype_enum
+    if shape is not None:
+      node.attr["shape"].shape.CopyFrom(shape.as_proto())
+  by_name, used = {node.name: node for node in graph.node}, set(shapes)
+  # Others are what gradients take.
+  queue = [x.op.name for x in trace.outputs if x.op.type == "Identity"]
+  while queue:
+    node = by_name[queue.pop()]
+    used.add(node.name)
+    for i, x in enumerate(node.input):
+      while x in passed:
+        x = passed[x]
+      node.input[i] = x
+      if graphs.node_of(x) not in used:
+        queue.append(graphs.node_of(x))
+  unused = [node for node in graph.node if node.name not in used]
+  for node in unused:
+    graph.node.remove(node)
+  with tf.Graph().as_default() as made:
+    tf.graph_util.import_graph_def(graph, name="")
+  return made
 
 
 def _statistics(
@@ -183,10 +232,11 @@ def _shape(x: tf.Tensor) -> list[int]:
 
 
 def _layers(
-  trace: Any, scalars: Mapping[str, tf.Tensor], rates: set[str]
+  of: Mapping[tf.Operation, frozenset[str]],
+  scalars: Mapping[str, tf.Tensor],
+  rates: set[str],
 ) -> list[_Layer]:
   """Finds the layers; none if the rates are used in other ways too."""
-  of = origins(trace, scalars)
   layers = []
   for op in of:
     if subject_lib.RANDOM.match(op.type) and op.outputs[0].dtype.is_floating:
@@ -206,19 +256,21 @@ def _layers(
 
 
 def origins(
-  trace: Any, scalars: Mapping[str, tf.Tensor]
+  graph: tf.Graph,
+  inputs: Iterable[tf.Tensor],
+  captured: Iterable[tf.Tensor],
+  scalars: Mapping[str, tf.Tensor],
 ) -> dict[tf.Operation, frozenset[str]]:
-  """Returns what the value of each op depends on, not its shape.
+  """Returns what the value of each op of a graph depends on, not its shape.
 
-  This is the input, noise, a state such as a variable, and scalar arguments by
-  their names.
+  This is the input, noise, a state such as a variable that the graph captured,
+  and scalar arguments by their names.
   """
-  inputs = len(trace.inputs) - len(trace.captured_inputs)
-  own = {x.op: frozenset([INPUT]) for x in trace.inputs[:inputs]}
-  own |= {x.op: frozenset([_STATE]) for x in trace.inputs[inputs:]}
+  own = {x.op: frozenset([INPUT]) for x in inputs}
+  own |= {x.op: frozenset([_STATE]) for x in captured}
   own |= {x.op: frozenset([name]) for name, x in scalars.items()}
   of: dict[tf.Operation, frozenset[str]] = {}
-  operations, before = trace.graph.get_operations(), None
+  operations, before = graph.get_operations(), None
   while of != before:  # They are in no order.
     before = dict(of)
     for op in operations:
@@ -251,7 +303,7 @@ def _layer(
     return None
   (merge,) = merging
   is_mask = any(x.type in _MASKS for x in noise)
-  forms = ("Mul", "Select", "SelectV2") if is_mask else ("Add", "AddV2")
+  forms = ("Mul", "Select", "SelectV2") if is_mask else ("Add", "AddV2", "Mul")
   taken = [x for x in merge.inputs if INPUT in of[x.op]]
   others = [x for x in merge.inputs if INPUT not in of[x.op]]
   if merge.type not in forms or len(taken) != 1:
@@ -265,7 +317,8 @@ def _layer(
   ops = [*before, merge, *after]
   numbers = [of[y.op] for x in (*noise, *ops) for y in x.inputs]
   used = rates & set().union(*(x for x in numbers if INPUT not in x))
-  if not used or (is_mask and not all(map(_DROPS.search, used))):
+  is_added = not merge.type.startswith(("Mul", "Select"))
+  if not used or not (is_added or all(map(_DROPS.search, used))):
     return None
   if before:
     taken = [x for x in before[-1].inputs if INPUT in of[x.op]]
@@ -273,7 +326,7 @@ def _layer(
   is_float = taken[0].dtype in (tf.float32, tf.float64)
   if not is_float or not taken[0].shape.rank:
     return None
-  return _Layer(taken[0], made, ops, not is_mask)
+  return _Layer(taken[0], made, ops, is_added)
 
 
 def _scaled(

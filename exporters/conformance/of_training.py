@@ -455,15 +455,19 @@ def _noise_elsewhere(
     rates = _TINY_RATE, 0.1, 0.4
     for repeats in (12, 50):  # More calls where few tell too little.
       tiny, small, large = (
-        _noise(subject, {**steady, name: rate}, repeats) for rate in rates
+        _noise(subject, {**steady, name: subject.noisy(rate)[name]}, repeats)
+        for rate in rates
       )
       if tiny < 0.25 * large and small < 0.8 * large:
         break
     stays, shrinks = tiny > 0.5 * large, small > 1.25 * large
     if large and (stays or shrinks):
-      rate = _TINY_RATE if stays else 0.1
+      less, more = (
+        subject.noisy(rate)[name]
+        for rate in (_TINY_RATE if stays else 0.1, 0.4)
+      )
       return findings.failed(
-        f"Training is no less noisy with {name}={rate} than with 0.4.",
+        f"Training is no less noisy with {name}={less} than with {more}.",
         "Drop with this rate, in all layers with dropout or other noise.",
       )
   if problem := noise.problem(subject):

@@ -193,7 +193,7 @@ def _gradients(subject: Subject) -> findings.Finding:
     arguments = {"training": False} if subject.training else {}
     said += ". Training is always random: its gradients were not compared"
   elif exact is subject.twin:  # It draws the same numbers in each call.
-    noisy = {**arguments, **dict.fromkeys(exact.rates, _RATE)}
+    noisy = {**arguments, **exact.noisy(_RATE)}
     arguments = arguments if exact.varies(noisy) else noisy
   inputs = exact.example(_rows(inputs))
   if subject.training and _is_moved(exact, inputs, arguments):
@@ -456,8 +456,7 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
     # Some variables get a gradient only from inputs of the range of pixels, or
     # where noise is: they may stand for what is masked.
     large = subject_lib.scaled(subject.example(5), _PIXEL)
-    rates = dict.fromkeys(subject.rates, 0.5)
-    noisy = {**subject.training, **subject.changed, **rates}
+    noisy = {**subject.training, **subject.changed, **subject.noisy(0.5)}
     calls += [gradient(inputs, noisy) for _ in range(_REPEATS)]
     calls.append(gradient(large, arguments))
   made = [  # Names may repeat.

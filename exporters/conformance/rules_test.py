@@ -393,6 +393,7 @@ _NOISES = (
   _stochastic_depth,
   _scaled_later,
   _drops_words,
+  lambda x, rate, _: tf.function(_dropout)(x, rate, 0),
 )
 
 
@@ -912,14 +913,14 @@ def _with_mask_token(directory):
   _two_modes(directory, call, _SCALAR, variables=[kernel, token])
 
 
-def _with_keep_prob(directory):
+def _with_keep_prob(directory, scale=lambda x, share: x / share):
   """Writes a model with an argument that says what dropout keeps."""
   kernel = tf.Variable(tf.ones([4, 2]))
 
   def call(x, training=False, keep_prob=0.8):
     if training:
       is_kept = tf.random.uniform(tf.shape(x)) < keep_prob
-      x = tf.where(is_kept, x / keep_prob, 0.0)
+      x = tf.where(is_kept, scale(x, keep_prob), 0.0)
     return x @ kernel
 
   _two_modes(directory, call, _SCALAR, variables=[kernel])
@@ -2874,10 +2875,23 @@ _BROKEN = (
       (lambda x, rate, _: x + rate * tf.random.uniform(tf.shape(x)), "adds"),
       (_drops_of_odd_rows, "not random for some examples"),
       (
+        lambda x, rate, _: tf.function(_unscaled)(x, rate, 0),
+        r"is 0\.\d* times its input",
+      ),
+      (
+        lambda x, rate, _: x * tf.random.normal(tf.shape(x), 1 - rate, rate),
+        r"is 0\.\d* times its input",
+      ),
+      (
         lambda x, rate, _: _drops_many(x, rate, tf.minimum(rate, 0.2)),
         "drops 2.% at most, and .*% at least with 0.1",
       ),
     )
+  ),
+  (
+    "R7",
+    _of(_with_keep_prob, scale=lambda x, share: x),
+    r"With keep_prob=0.6 .* is 0\.\d* times its input",
   ),
   (
     "R3",
@@ -3013,6 +3027,7 @@ _KEPT = (
   ("R3", _of(_with_average, train=_dropped_layer)),
   ("R5", _of_years),
   ("R15", _of_years),
+  ("R7", _with_keep_prob),
 )
 _INTACT = (
   ("image", _image),

@@ -34,8 +34,9 @@ from exporters.reusable.private_api import saved_model_pb2
 RANDOM = re.compile(r"(Stateless)?(Random|TruncatedNormal|Multinomial)")
 # Names of moving averages of batch normalization in several libraries.
 _AVERAGE = re.compile("(moving|running|population|pop)_(mean|var)")
-# Arguments with which noise grows, unlike a probability to keep a value.
-_RATE = re.compile("^(?!.*(keep|surviv)).*(rate|drop|noise)")
+# Arguments that set noise, and those of them that are shares to keep.
+_RATE = re.compile("rate|drop|noise|keep|surviv")
+_KEEPS = re.compile("keep|surviv")
 # The model card in a SavedModel.
 CARD = "assets.extra/README.md"
 # The machine-readable description that this project's exporters write.
@@ -397,9 +398,9 @@ class Subject:
   def steady(self) -> dict[str, Any] | None:
     """Arguments that make training repeatable; None if there are none."""
     numbers = [n for n, v in self.hyperparameters.items() if type(v) is float]
-    rates = [n for n in numbers if re.search("rate|drop|noise|prob", n)]
+    rates = [n for n in numbers if _RATE.search(n) or "prob" in n]
     for names in ((), rates, numbers):
-      off = {n: 1.0 if "keep" in n or "surviv" in n else 0.0 for n in names}
+      off = {n: float(bool(_KEEPS.search(n))) for n in names}
       arguments = {**self.training, **off}
       with self.unchanged():
         outputs = floats(self.model(self.example(), **arguments))
@@ -445,9 +446,13 @@ class Subject:
 
   @property
   def rates(self) -> list[str]:
-    """The arguments with which noise grows, by their names."""
+    """The arguments that set noise, by their names."""
     arguments = self.hyperparameters.items()
     return [n for n, v in arguments if type(v) is float and _RATE.search(n)]
+
+  def noisy(self, rate: float) -> dict[str, float]:
+    """Returns arguments with which noise has a rate."""
+    return {n: 1 - rate if _KEEPS.search(n) else rate for n in self.rates}
 
   @property
   def training(self) -> dict[str, Any]:

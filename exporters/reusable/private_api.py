@@ -47,6 +47,10 @@ try:
   from tensorflow.python.framework import random_seed
 except ImportError:
   random_seed = None
+try:
+  from tensorflow.python.framework import convert_to_constants
+except ImportError:
+  convert_to_constants = None
 
 
 def as_in_a_save() -> contextlib.AbstractContextManager[None]:
@@ -135,6 +139,19 @@ def numbered_seeds() -> Iterator[Callable[[], int]]:
   )
   with patch:
     yield lambda: given
+
+
+def inlined(function: Any) -> graph_pb2.GraphDef:
+  """Returns the graph of a concrete function, its calls inlined.
+
+  If TensorFlow cannot do it, or lacks `convert_to_constants`, the graph is as
+  it was.
+  """
+  name = "_run_inline_graph_optimization"
+  try:
+    return getattr(convert_to_constants, name)(function, False, False)
+  except (AttributeError, tf.errors.OpError):
+    return function.graph.as_graph_def()
 
 
 def op_def(op: str) -> Any | None:

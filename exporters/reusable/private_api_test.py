@@ -21,6 +21,13 @@ class PrivateApiTest(tf.test.TestCase):
       self.assertIs(a == tf.identity(a), False)
     self.assertAllEqual(a == tf.identity(a), [True, True])
 
+  def test_inlines(self):
+    inner = tf.function(tf.tanh)
+    trace = tf.function(lambda x: inner(x)).get_concrete_function(_SPEC)
+    self.assertIn("Tanh", [n.op for n in private_api.inlined(trace).node])
+    with mock.patch.object(private_api, "convert_to_constants", None):
+      self.assertNotIn("Tanh", [n.op for n in private_api.inlined(trace).node])
+
   def test_what_documented_objects_have_undocumented(self):
     function = tf.function(lambda x: {"y": 2.0 * x})
     self.assertTrue(callable(function.python_function))
