@@ -14,6 +14,7 @@ from exporters.conformance import findings
 from exporters.conformance import gradients as gradients_lib
 from exporters.conformance import subject as subject_lib
 from exporters.conformance import vocabulary
+from exporters.reusable import graphs
 from exporters.reusable import observation
 
 Subject = subject_lib.Subject
@@ -256,7 +257,10 @@ def _unlearned(subject: Subject, inputs: Any) -> findings.Finding | None:
     not subject.is_batched
     or subject.is_half
     or size > _ELEMENTS
-    or not _stops_gradients(subject)
+    or not (
+      _stops_gradients(subject)
+      or any("CustomGradient" in graphs.gradient(x) for x in subject.nodes)
+    )
   ):
     return None
   variables = subject.trainable_variables
@@ -285,7 +289,8 @@ def _unlearned(subject: Subject, inputs: Any) -> findings.Finding | None:
       return findings.failed(
         f"In a batch of {4 * _TIMES} the gradient of {v.name} is not the sum of"
         " the gradients of its examples: some are not learned from.",
-        "Remove the stop_gradient, or what depends on the place in a batch.",
+        "Remove the stop_gradient or custom gradient, or what depends in it on"
+        " the batch.",
       )
   return None
 

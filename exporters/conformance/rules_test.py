@@ -153,6 +153,13 @@ def _learned_first(x):
 
 
 @tf.custom_gradient
+def _learned_on_average(x):
+  """Passes the argument on, and gradients that are divided by a batch of 4."""
+  rows = tf.cast(tf.shape(x)[0], tf.float32)
+  return tf.identity(x), lambda dy: dy * 4.0 / tf.maximum(4.0, rows)
+
+
+@tf.custom_gradient
 def _clipped(x):
   """Passes the argument on, and gradients of norm 1 at most."""
   return tf.identity(x), lambda dy: tf.clip_by_norm(dy, 1.0)
@@ -2967,6 +2974,11 @@ _BROKEN = (
     "R7",
     _of(_with_average, train=_frozen_statistics),
     "normalizes with bn/moving_mean:0, and moves none",
+  ),
+  (
+    "R5",
+    _of(_layers, change=_learned_on_average),
+    "is not the sum of the gradients of its examples",
   ),
 )
 # Models of which a rule is kept: the rule, and what saves one.
