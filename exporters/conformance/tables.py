@@ -35,7 +35,12 @@ def kinds() -> str:
         kinds_lib.text(kind.takes),
         kinds_lib.text(kind.returns)
         + (", not named as logits or classes" if not kind.classifies else ""),
-        ", ".join(f"`{name}`" for name in kind.has),
+        ", ".join(
+          [
+            *(f"`{name}`" for name in kind.has),
+            *(f"no `{name}`" for name in kind.lacks),
+          ]
+        ),
         ", ".join(kind.rules),
       )
       for kind in kinds_lib.KINDS

@@ -37,6 +37,7 @@ class Kind(NamedTuple):
     rules: The rules for this kind. Rules that no kind names apply to all kinds.
     has: Names of attributes, signatures or outputs it must have. Interfaces
       of this project need their names, as other models have the same specs.
+      lacks: Names of attributes that it must not have.
     without: Rules for all kinds that do not apply to this one.
     classifies: Whether names of outputs may match `CLASSES`.
     takes_pictures: Whether input strings are encoded images.
@@ -48,6 +49,7 @@ class Kind(NamedTuple):
   returns: Any = "anything"
   rules: tuple[str, ...] = ()
   has: tuple[str, ...] = ()
+  lacks: tuple[str, ...] = ()
   without: tuple[str, ...] = ()
   classifies: bool = True
   takes_pictures: bool = False
@@ -73,6 +75,7 @@ KINDS = (
     "Keras 3 export",
     takes="anything",
     has=("serve", "non_trainable_variables"),
+    lacks=("__call__",),
     rules=("K1",),
     without=("R1", "R2", "R4", "R9", "R14", "R15", "R17", *_OF_TRAINING),
   ),
@@ -187,6 +190,7 @@ def of(
     if _fits(kind.takes, taken)
     and _fits(kind.returns, returned)
     and set(kind.has) <= {*attributes, *names}
+    and not set(kind.lacks) & set(attributes)
     and (kind.classifies or not is_classifier)
   )
 

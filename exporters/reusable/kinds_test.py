@@ -117,6 +117,12 @@ class KindsTest(parameterized.TestCase):
       {"serve", "non_trainable_variables"},
     ),
     ("image", _floats(_N, 32, 32, 3), _floats(_N, 9), {"serve"}),
+    (
+      "vector",
+      _floats(_N, 4),
+      _floats(_N, 9),
+      {"__call__", "serve", "non_trainable_variables"},
+    ),
     ("text classifier", _strings(_N), _LABELLED, _NAMES),
     ("plain", _strings(_N), _LABELLED, {"class_names"}),
     ("image classifier", _strings(_N), _LABELLED, {*_NAMES, "images"}),
