@@ -374,14 +374,14 @@ def _of_other_form(
         f"Two calls with {form} return different outputs: {problem}.",
         "Trace inference with training=False for all forms of the input.",
       )
-    same = _cast(inputs, form)
+    same = cast(inputs, form, exactly=True)
     if same is None:
       continue
     problem = _difference(expected, _outputs(subject, same))
     for typed in with_segments(inputs):
       with contextlib.suppress(*REFUSALS):
         problem = problem or _difference(
-          _outputs(subject, typed), _outputs(subject, _cast(typed, form))
+          _outputs(subject, typed), _outputs(subject, cast(typed, form))
         )
     if problem:
       return findings.failed(
@@ -400,18 +400,20 @@ def with_segments(inputs: Any) -> Iterator[Any]:
     yield {**inputs, "input_type_ids": tf.zeros_like(types) + second}
 
 
-def _cast(inputs: Any, form: Any) -> Any:
-  """Converts inputs to another form; None if that rounds them, or cannot be."""
+def cast(inputs: Any, form: Any, *, exactly: bool = False) -> Any:
+  """Converts inputs to another form; None if it cannot, or rounds `exactly`."""
   try:
     made = tf.nest.map_structure(
-      lambda x, spec: tf.cast(x, spec.dtype), inputs, form
+      lambda x, spec: tf.cast(tf.ensure_shape(x, spec.shape), spec.dtype),
+      inputs,
+      form,
     )
     back = tf.nest.map_structure(
       lambda x, y: bool(tf.reduce_all(tf.cast(y, x.dtype) == x)), inputs, made
     )
-  except (TypeError, *REFUSALS):  # Another structure.
+  except (TypeError, *REFUSALS):  # Another structure or shape.
     return None
-  return made if all(tf.nest.flatten(back)) else None
+  return made if not exactly or all(tf.nest.flatten(back)) else None
 
 
 def _mixed(subject: Subject, inputs: Any) -> str:

@@ -87,6 +87,12 @@ def has_modes(subject: Subject) -> findings.Finding:
       " gradient moves them too.",
       "Recompute without updates in the backward pass.",
     )
+  if untrained := _other_form(subject):
+    return findings.failed(
+      f"Training with {untrained} neither draws random numbers nor moves"
+      f" variables, as training with {subject.spec} does.",
+      "Convert the input, and call the same function.",
+    )
   # A rate may be 0 by default, so that only other values have an effect.
   if any(
     subject.differ({**values, "training": True}, {**values, "training": False})
@@ -123,6 +129,24 @@ def _other_mode(subject: Subject) -> str:
     if any(other) and not any(usual):
       return name
   return ""
+
+
+def _other_form(subject: Subject) -> Any:
+  """Returns a form of the input for which no trace of training trains."""
+  training = [t for t in subject.traces if subject.arguments_of(t)["training"]]
+  trains = {
+    repr(form): any(
+      _trains(trace)
+      for trace in training
+      if trace.structured_input_signature[0][0] == form
+    )
+    for form in subject.forms
+  }
+  for form in subject.forms if trains[repr(subject.spec)] else ():
+    is_same = of_inference.cast(subject.example(), form) is not None
+    if is_same and not trains[repr(form)]:
+      return form
+  return None
 
 
 def _trains(trace: Any) -> bool:

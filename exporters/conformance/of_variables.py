@@ -12,6 +12,7 @@ import tensorflow as tf
 from exporters.conformance import choices
 from exporters.conformance import findings
 from exporters.conformance import gradients as gradients_lib
+from exporters.conformance import of_inference
 from exporters.conformance import subject as subject_lib
 from exporters.conformance import vocabulary
 from exporters.reusable import graphs
@@ -236,7 +237,12 @@ def _plainly_wrong(subject: Subject, inputs: Any) -> findings.Finding | None:
       finding = _badly_made(subject, inputs)
     if finding and finding.verdict == findings.FAIL:
       return finding
-    return _lost_in_inference(subject) or _unlearned(subject, inputs) or finding
+    return (
+      _lost_in_inference(subject)
+      or _unlearned(subject, inputs)
+      or _lost_in_form(subject)
+      or finding
+    )
   except LookupError as e:
     op = _NO_GRADIENT.search(str(e))
     return findings.failed(
@@ -438,6 +444,31 @@ def _lost_in_inference(subject: Subject) -> findings.Finding | None:
       " fine-tuning is lost there.",
       "Trace both modes with the same variables.",
     )
+  return None
+
+
+def _lost_in_form(subject: Subject) -> findings.Finding | None:
+  """Finds variables that get no gradient from another form of the input."""
+  arguments = subject.steady
+  if arguments is None:
+    arguments = {"training": False} if subject.training else {}
+  for form in subject.forms:
+    inputs = subject.example(1, form=form)
+    usual = of_inference.cast(inputs, subject.spec)
+    if form == subject.spec or usual is None:
+      continue
+    variables = subject.trainable_variables
+    expected, made = (_gradient(subject, x, arguments) for x in (usual, inputs))
+    if lost := [
+      v.name
+      for v, x, g in zip(variables, expected, made, strict=True)
+      if x is not None and g is None
+    ]:
+      return findings.failed(
+        f"With {form} {findings.some(lost)} gets no gradient, and with"
+        f" {subject.spec} it does.",
+        "Convert the input, and call the same function.",
+      )
   return None
 
 

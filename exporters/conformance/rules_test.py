@@ -1056,6 +1056,24 @@ def _of_years(directory):
   _plain(directory, call, spec=spec, variables=[kernel])
 
 
+def _of_two_dtypes_of_input(directory, change):
+  """Writes dropout for floats and doubles; `change` is what doubles get."""
+  kernel = tf.Variable(tf.random.stateless_normal([4, 4], [0, 0]))
+  root = _lists(tf.train.Checkpoint(), [kernel])
+
+  def call(x, training=False):
+    y = tf.cast(x, tf.float32) @ kernel
+    dropped = tf.nn.dropout(y, 0.5) if training else y
+    return change(y, dropped) if x.dtype == tf.float64 else dropped
+
+  root.__call__ = tf.function(call)
+  for dtype in (tf.float32, tf.float64):
+    for training in (False, True):
+      spec = tf.TensorSpec([None, 4], dtype)
+      root.__call__.get_concrete_function(spec, training)
+  _write(root, directory)
+
+
 def _without_modes(directory):
   _two_modes(directory, lambda x, training=False: 2.0 * x)
 
@@ -2979,6 +2997,19 @@ _BROKEN = (
     "R5",
     _of(_layers, change=_learned_on_average),
     "is not the sum of the gradients of its examples",
+  ),
+  (
+    "R3",
+    _of(_of_two_dtypes_of_input, change=lambda usual, dropped: usual),
+    "Training with .*float64.* neither draws random numbers nor moves",
+  ),
+  (
+    "R5",
+    _of(
+      _of_two_dtypes_of_input,
+      change=lambda usual, dropped: tf.stop_gradient(dropped),
+    ),
+    "With .*float64.* gets no gradient",
   ),
 )
 # Models of which a rule is kept: the rule, and what saves one.
