@@ -38,8 +38,10 @@ _OF_TEXTS = (
 _BYTES = b"caf\xe9 \xff"
 _HALF = (tf.bfloat16, tf.float16)
 _ROWS = 8  # Examples in the batch that is compared with single examples.
+_LONG = 8  # Times as long as others is a long sequence.
 _ELEMENTS = 500_000  # Most elements of inputs to call in a larger batch.
-_PICTURES = ("image", "grey image", "video")
+# Kinds that take pixels.
+PICTURES = ("image", "grey image", "video")
 _REPEATS = 16  # Calls of a model that has random ops.
 _TOLERANCE = 1e-4  # The batch size changes the rounding of float32 sums.
 
@@ -49,11 +51,13 @@ def has_traces(subject: Subject) -> findings.Finding:
   tensors = {name: tf.constant(v) for name, v in subject.changed.items()}
   values = [{}, subject.changed, tensors] if tensors else [{}]
   modes = [{"training": False}, {"training": True}]
-  calls = list(
-    itertools.product(
-      subject.forms, modes if subject.training else [{}], values
-    )
-  )
+  calls = [
+    (form, mode, {**flags, **value})
+    for form in subject.forms
+    for flags in _flags(subject, form)
+    for mode in (modes if subject.training else [{}])
+    for value in values
+  ]
   with subject.unchanged():
     for form, mode, value in calls:
       try:
@@ -71,6 +75,25 @@ def has_traces(subject: Subject) -> findings.Finding:
           "Trace __call__ for every combination of its arguments.",
         )
   return findings.passed(f"{len(calls)} combinations of arguments were called")
+
+
+def _flags(subject: Subject, form: Any) -> list[dict[str, Any]]:
+  """Returns the sets of Python arguments with which a form was traced.
+
+  A default is not among them, as a call need not give it.
+  """
+  found = {}
+  for trace in subject.traces:
+    if trace.structured_input_signature[0][0] == form:
+      flags = {
+        name: value
+        for name, value in subject.arguments_of(trace).items()
+        if name not in ("training", *subject.hyperparameters)
+        and not isinstance(value, tf.TypeSpec)
+        and repr(value) != repr(subject.parameters.get(name))
+      }
+      found[repr(sorted(flags.items()))] = flags
+  return [*found.values()]
 
 
 def batch_is_free(subject: Subject) -> findings.Finding:
@@ -594,7 +617,7 @@ def _of_examples(
 
 def _others(subject: Subject, inputs: Any) -> Iterator[dict[str, np.ndarray]]:
   """Yields the outputs for other inputs; pixels stay in [0, 1]."""
-  count = 1 if subject.kind.name in _PICTURES else None
+  count = 1 if subject.kind.name in PICTURES else None
   others = itertools.islice(other_inputs(subject, inputs), count)
   for other in itertools.chain(others, [_at_times(inputs)]):
     # The model may refuse some of these, such as ids beyond its tables.
@@ -798,18 +821,20 @@ def is_sequence(spec: Any) -> bool:
 
 
 def _of_other_size(subject: Subject) -> Iterator[Any]:
-  """Yields an input of another size, if sizes are free."""
+  """Yields inputs of other sizes, if sizes are free."""
   example = subject.example(2)
   for x, spec in zip(
     tf.nest.flatten(example), tf.nest.flatten(subject.spec), strict=True
   ):
     if not isinstance(x, tf.Tensor) or not spec.shape.rank:
       return
-    if free := _free_sizes(x, spec):
-      other = subject.example(2, tuple(size * 3 // 2 for size in free))
+    free = _free_sizes(x, spec)
+    for factor in (1.5, *[_LONG] * is_sequence(subject.spec)) if free else ():
+      other = subject.example(2, tuple(int(size * factor) for size in free))
       with contextlib.suppress(*REFUSALS):
         subject.model(other)  # It may be too large.
         yield other
+    if free:
       return
 
 

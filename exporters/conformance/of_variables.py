@@ -197,7 +197,10 @@ def _gradients(subject: Subject) -> findings.Finding:
   elif exact is subject.twin:  # It draws the same numbers in each call.
     noisy = {**arguments, **exact.noisy(_RATE)}
     arguments = arguments if exact.varies(noisy) else noisy
-  inputs = exact.example(_rows(inputs))
+  count = _rows(inputs)
+  inputs = exact.example(count)
+  if subject.kind.name not in of_inference.PICTURES:
+    inputs = _of_both_signs(exact, inputs, count, arguments)
   if subject.training and _is_moved(exact, inputs, arguments):
     arguments = {"training": False}
     said += (
@@ -348,6 +351,19 @@ def _is_moved(
     )
     is_still = all(map(np.allclose, first, second))
     return not (is_still and all(map(np.array_equal, variables, before)))
+
+
+def _of_both_signs(
+  subject: Subject, inputs: Any, count: int, arguments: Mapping[str, Any]
+) -> Any:
+  """Makes floats of every other example negative, if outputs stay finite."""
+  with contextlib.suppress(*of_inference.REFUSALS), subject.unchanged():
+    signs = (-1.0) ** np.arange(count)
+    signed = subject_lib.scaled_rows(inputs, signs)
+    outputs = subject_lib.floats(subject.model(signed, **arguments))
+    if all(np.isfinite(y).all() for y in outputs):
+      return signed
+  return inputs
 
 
 def _rows(inputs: Any) -> int:

@@ -1076,6 +1076,33 @@ def _of_two_dtypes_of_input(directory, change=tf.identity, drops=True):
   _write(root, directory)
 
 
+def _with_flag(directory):
+  """Writes a model with a flag that was not traced in training."""
+
+  def call(x, training=False, double=False):
+    return 2.0 * x if double else x
+
+  calls = [_VECTORS, False], [_VECTORS, True], [_VECTORS, False, True]
+  _write(_lists(_callable(call, *calls), []), directory)
+
+
+def _cut_in_a_signature(directory):
+  """Writes a model of series, of which a signature uses 16 steps."""
+  spec = tf.TensorSpec([None, None, 4], name="steps")
+  root = _lists(_callable(lambda x: tf.reduce_sum(x, 1), [spec]), [])
+  serve = tf.function(lambda steps: {"sums": root.__call__(steps[:, :16])})
+  _write(root, directory, serve.get_concrete_function(spec))
+
+
+def _plain_layer(directory, change):
+  """Writes a layer; `change` gets its input and its output."""
+  kernel = tf.Variable(
+    tf.random.stateless_normal([4, 4], [0, 0]), name="kernel"
+  )
+  call = lambda x: change(x, x @ kernel)  # noqa: E731
+  _plain(directory, call, spec=_VECTORS, variables=[kernel])
+
+
 def _without_modes(directory):
   _two_modes(directory, lambda x, training=False: 2.0 * x)
 
@@ -3012,6 +3039,16 @@ _BROKEN = (
       change=tf.stop_gradient,
     ),
     "With .*float64.* gets no gradient",
+  ),
+  ("R4", _with_flag, "'training': True, 'double': True.* fails"),
+  ("R11", _cut_in_a_signature, "sums differs by"),
+  (
+    "R5",
+    _of(
+      _plain_layer,
+      change=lambda x, y: tf.where(x[:, :1] > 0.0, y, tf.stop_gradient(y)),
+    ),
+    "The gradient of kernel:0 is wrong",
   ),
 )
 # Models of which a rule is kept: the rule, and what saves one.

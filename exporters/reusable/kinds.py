@@ -37,7 +37,7 @@ class Kind(NamedTuple):
     rules: The rules for this kind. Rules that no kind names apply to all kinds.
     has: Names of attributes, signatures or outputs it must have. Interfaces
       of this project need their names, as other models have the same specs.
-      lacks: Names of attributes that it must not have.
+    lacks: Names of attributes that it must not have.
     without: Rules for all kinds that do not apply to this one.
     classifies: Whether names of outputs may match `CLASSES`.
     takes_pictures: Whether input strings are encoded images.
