@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import functools
+import itertools
 import os
 import re
 from typing import Any
@@ -527,28 +528,32 @@ def _settled(
   Nothing is found where they do not, because a layer is called twice or
   normalizes parts of a batch.
   """
-  exact = subject.twin if subject.training and subject.is_batched else None
-  if exact is None:
+  if not subject.training or not subject.is_batched:
+    return None
+  exact = subject.twin or subject  # An op may have no double precision.
+  if exact.is_half:
     return None
   momentum = {_MOMENTUM: _HELD} if _MOMENTUM in subject.hyperparameters else {}
   arguments, batch = {**steady, **momentum}, exact.example(_ROWS)
   averages = _moved_once(exact, batch, arguments)
-  if averages is None or any(v.dtype != tf.float64 for v in averages):
+  if averages is None or any(v.dtype.size < 4 for v in averages):
     return None
+  is_double = all(v.dtype == tf.float64 for v in averages)
   with exact.unchanged():
     found = _statistics(exact, averages, batch, arguments)
     if found is None:
       return None
     training, statistics, shares = found
-    if finding := momentum and _unlike_momentum(
-      exact, averages, shares, arguments
-    ):
-      return finding
+    if is_double and momentum:
+      finding = _unlike_momentum(exact, averages, shares, arguments)
+      if finding:
+        return finding
     for v, value in zip(averages, statistics, strict=True):
       v.assign(value)
     arguments["training"] = False
     inference = subject_lib.floats(exact.model(batch, **arguments))
-  if all(map(_is_close, training, inference)):
+  tolerances = itertools.repeat(1e-2 if is_double else 5e-2)
+  if all(map(_is_close, training, inference, tolerances)):
     return None
   return findings.failed(
     "With the statistics of a batch as moving averages, inference does not"
@@ -677,7 +682,7 @@ def _statistics(
   """Computes the statistics of a batch from updates of moving averages.
 
   Args:
-    subject: A twin in double precision.
+    subject: A twin in double precision, if there is one.
     averages: The moving averages.
     batch: Inputs of `_ROWS` examples.
     arguments: The arguments of a training call.
@@ -697,7 +702,11 @@ def _statistics(
     outputs = subject_lib.floats(subject.model(inputs, **arguments))
     return outputs, [v.numpy() for v in averages]
 
-  zeros = [np.zeros(v.shape) for v in averages]
+  def is_equal(x: np.ndarray, y: np.ndarray | float) -> bool:
+    tolerance = 1e-5 if x.dtype == np.float64 else 1e-3
+    return np.allclose(x, y, tolerance, tolerance * np.abs(x).max(initial=0.0))
+
+  zeros = [np.zeros(v.shape, v.dtype.as_numpy_dtype) for v in averages]
   outputs, of_zero = trained(batch, zeros)
   _, of_one = trained(batch, [x + 1.0 for x in zeros])
   order = [*range(0, _ROWS, 2), *range(1, _ROWS, 2)] * 2
@@ -708,13 +717,13 @@ def _statistics(
   if not (
     all(map(_is_close, alone, of_both))
     and all(share > 1e-5 for share in means)
-    and all(map(np.allclose, shares, means))
+    and all(map(is_equal, shares, means))
   ):
     return None
   statistics = [x / share for x, share in zip(of_zero, shares, strict=True)]
   outputs, still = trained(batch, statistics)
   # Others divide by a share that grows with the number of calls.
-  if not all(map(np.allclose, statistics, still)):
+  if not all(map(is_equal, statistics, still)):
     return None
   of_doubled = [x / share for x, share in zip(of_doubled, shares, strict=True)]
   # The variance of n values may have been multiplied by n / (n - 1).
@@ -727,11 +736,11 @@ def _statistics(
   return outputs, corrected, means
 
 
-def _is_close(first: Any, second: Any) -> bool:
+def _is_close(first: Any, second: Any, tolerance: float = 1e-2) -> bool:
   """Returns whether arrays of the same shape differ by little."""
   x, y = np.float64(first), np.float64(second)
   return x.shape == y.shape and np.abs(x - y).max(initial=0.0) <= (
-    1e-2 * np.abs(x).max(initial=0.0)
+    tolerance * np.abs(x).max(initial=0.0)
   )
 
 

@@ -295,6 +295,11 @@ def _averaged(
   _write(root, directory)
 
 
+def _quantized(x):
+  """Rounds by an op that takes no doubles."""
+  return tf.quantization.fake_quant_with_min_max_args(x, -9.0, 9.0)
+
+
 def _debiased(v, statistic, count):
   """Updates an average as exponential smoothing without bias at its start."""
   count.assign_add(1.0)
@@ -3050,6 +3055,14 @@ _BROKEN = (
     ),
     "The gradient of kernel:0 is wrong",
   ),
+  (
+    "R7",
+    _of(
+      _averaged,
+      finish=lambda x, training: _quantized(x) * (1.5 if training else 1.0),
+    ),
+    "With the statistics of a batch as moving averages",
+  ),
 )
 # Models of which a rule is kept: the rule, and what saves one.
 _KEPT = (
@@ -3110,6 +3123,7 @@ _KEPT = (
   ("R5", _of_years),
   ("R15", _of_years),
   ("R7", _with_keep_prob),
+  ("R7", _of(_layers, start=_quantized)),
 )
 _INTACT = (
   ("image", _image),
