@@ -29,7 +29,7 @@ _NO_SUB_OBJECT = re.compile(
 _ABSOLUTE_PATH = re.compile(
   rb"/(?:content/drive|home|kaggle|mnt|private|proc|root|srv|tmp|usr|Users"
   rb"|Volumes|var/(?:folders|lib|tmp)|workspace)"
-  rb"/[\w./-]*"
+  rb"/[\w./-]*|[A-Z]:\\Users\\[\w.\\-]*"
 )
 # A default in the text of a card.
 _DEFAULT = re.compile(
@@ -152,7 +152,7 @@ def serves(subject: Subject) -> findings.Finding:
 
 
 def sub_objects_are_whole(subject: Subject) -> findings.Finding:
-  """Callable sub-objects list variables and losses, and keep R5 and R15.
+  """Callable sub-objects list variables and losses, and keep R3, R5, R6, R15.
 
   They use `training` as the model does, and it has all their losses.
   """
@@ -244,13 +244,15 @@ def _sub_objects(subject: Subject) -> list[tuple[str, Any]]:
 
 
 def _tried(subject: Subject, name: str) -> findings.Finding:
-  """Applies the rules on gradients and inference (R5, R15) to a sub-object.
+  """Applies rules on training and inference to a sub-object.
 
   Compares its modes and losses with those of the model.
   """
   part = subject.part(name)
   try:
     for judge in (
+      *[of_training.has_modes] * bool(part.training),
+      of_variables.has_losses,
       of_variables.lists_variables,
       of_inference.depends_on_input_alone,
     ):

@@ -136,25 +136,29 @@ def size_is_free(subject: Subject) -> findings.Finding:
       )
   # Some architectures take multiples of a size only.
   subject.model(subject.example(1, (*more, n * 3 // 2, n * 9 // 8)))
-  if size.rank == 2 and _ignores_corner(subject):
+  sizes, part = ((_LARGE, _LARGE), "lower right quarter")
+  if size.rank == 3:
+    sizes, part = ((*more, n, n), "second half of the frames")
+  if _ignores_end(subject, sizes):
     return findings.failed(
-      f"Of {_LARGE} x {_LARGE} pixels the lower right quarter has no effect.",
+      f"Of {' x '.join(map(str, sizes))} pixels the {part} has no effect.",
       "Resize large images, or compute with all of their pixels.",
     )
   return findings.passed(f"free: {names}")
 
 
-def _ignores_corner(subject: Subject) -> bool:
-  """Tells whether the lower right quarter of a large image has no effect."""
-  image = subject.example(1, (_LARGE, _LARGE))
-  is_far = np.arange(_LARGE) >= _LARGE // 2
-  is_corner = (is_far[:, None] & is_far)[..., None]
-  changed = tf.where(is_corner, tf.reverse(image, [1, 2]), image)
+def _ignores_end(subject: Subject, sizes: tuple[int, ...]) -> bool:
+  """Tells whether the last half of rows and columns, or frames, is unused."""
+  images = subject.example(1, sizes)
+  is_end = np.zeros([*sizes, 1], bool)
+  axes = sizes[:1] if len(sizes) == 3 else sizes
+  is_end[tuple(slice(n // 2, None) for n in axes)] = True
+  changed = tf.where(is_end, tf.reverse(images, [1, 2]), images)
   with gradients.moved(subject.trainable_variables):
     return all(
       map(
         np.array_equal,
-        *(subject_lib.floats(subject.model(x)) for x in (image, changed)),
+        *(subject_lib.floats(subject.model(x)) for x in (images, changed)),
       )
     )
 

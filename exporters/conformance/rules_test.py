@@ -1108,6 +1108,14 @@ def _plain_layer(directory, change):
   _plain(directory, call, spec=_VECTORS, variables=[kernel])
 
 
+def _first_frame(directory):
+  """Writes a model of videos that uses one frame of each."""
+  kernel = tf.Variable(tf.random.stateless_normal([3, 2], [0, 0]))
+  call = lambda x: tf.reduce_mean(x[:, 0], [1, 2]) @ kernel  # noqa: E731
+  spec = tf.TensorSpec([None, None, None, None, 3], name="videos")
+  _plain(directory, call, spec=spec, variables=[kernel])
+
+
 def _without_modes(directory):
   _two_modes(directory, lambda x, training=False: 2.0 * x)
 
@@ -1215,12 +1223,15 @@ def _sub_object(directory, call, is_nested=False):
   _image(directory, change=lambda root: setattr(root, "inner", held))
 
 
-def _backbone(directory, *, use=True, lost=False):
+def _backbone(directory, *, use=True, lost=False, factor=1.0):
   """Writes dropout, and a sub-object that computes the same in inference."""
   kernel = tf.Variable(
     tf.random.stateless_normal([4, 4], [0, 0]), name="kernel"
   )
-  loss = tf.function(lambda: tf.reduce_sum(kernel**2), input_signature=[])
+  loss, of_part = (
+    tf.function(lambda c=c: c * tf.reduce_sum(kernel**2), input_signature=[])
+    for c in (1.0, factor)
+  )
 
   def call(x, training=False):
     return tf.nn.dropout(x @ kernel, 0.5) if training else x @ kernel
@@ -1229,7 +1240,7 @@ def _backbone(directory, *, use=True, lost=False):
   root = _lists(_callable(call, *modes), [kernel])
   part = lambda x, training=False: call(x, training and use)  # noqa: E731
   root.backbone = _lists(_callable(part, *modes), [kernel])
-  root.backbone.regularization_losses = [loss]
+  root.backbone.regularization_losses = [of_part]
   root.regularization_losses = [] if lost else [loss]
   _write(root, directory)
 
@@ -1280,8 +1291,8 @@ def _path_in_an_asset(directory):
   )
 
 
-def _path_in_a_variable(directory):
-  notes = tf.Variable("/home/somebody/train.py", name="notes")
+def _path_in_a_variable(directory, path="/home/somebody/train.py"):
+  notes = tf.Variable(path, name="notes")
   _image(directory, change=lambda root: setattr(root, "notes", notes))
 
 
@@ -3062,6 +3073,17 @@ _BROKEN = (
       finish=lambda x, training: _quantized(x) * (1.5 if training else 1.0),
     ),
     "With the statistics of a batch as moving averages",
+  ),
+  ("I4", _first_frame, "the second half of the frames has no effect"),
+  (
+    "R9",
+    _of(_backbone, factor=-1.0),
+    "`backbone`: Regularization loss 0 falls without end",
+  ),
+  (
+    "R10",
+    _of(_path_in_a_variable, path=r"C:\Users\somebody\train.py"),
+    r"has the path C:.Users.somebody.train\.py",
   ),
 )
 # Models of which a rule is kept: the rule, and what saves one.
