@@ -101,7 +101,7 @@ def takes_one_input(subject: Subject) -> findings.Finding:
     ("output", subject.output_spec),
   ):
     for x in tf.nest.flatten(structure):
-      if not isinstance(x, tf.TypeSpec):
+      if not (isinstance(x, tf.TypeSpec) and hasattr(x, "dtype")):
         return findings.failed(
           f"The {what} contains {x!r}, which is not a Tensor.",
           "Take and return Tensors, or lists or dicts of them.",

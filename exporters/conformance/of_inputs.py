@@ -174,14 +174,14 @@ def _is_same(first: _Arrays, second: _Arrays) -> bool:
 
 
 def _lengths(subject: Subject) -> list[int]:
-  """Returns lengths to try: `_LONG`, and twice those to which a call cuts.
+  """Returns lengths to try: long ones, and twice those to which a call cuts.
 
   Only an input that is alone is tried: others may have lengths. Sounds, texts
   and images of this length are short.
   """
   if subject.kind.name != "plain" or not of_inference.is_sequence(subject.spec):
     return []
-  lengths = {_LONG}
+  lengths = {_LONG, 4 * _LONG}
   for trace in subject.traces:
     for op in trace.graph.get_operations():
       is_cut = op.type == "StridedSlice" and (op.inputs[0].shape.rank or 0) > 1

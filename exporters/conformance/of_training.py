@@ -442,17 +442,17 @@ def _badly_followed(
     and v.dtype.is_floating
     and _STATISTIC.search(v.name)
   ]
-  slow, fast = (
+  slow, fast, *slowest = (
     _updates(subject, {**steady, _MOMENTUM: m}, averages, _ROWS)
-    for m in (0.9, 0.5)
+    for m in (0.9, 0.5, 0.99, 0.999)
   )
   of_batches = _of_batches(subject, averages, steady)
   deaf, inverse = [], []
-  for v, x, y in zip(averages, slow, fast, strict=True):
+  for v, x, y, *others in zip(averages, slow, fast, *slowest, strict=True):
     old = v.numpy()
     if v.ref() not in named and v.ref() not in of_batches:
       continue  # A constant, or an average of weights.
-    if np.array_equal(x, y):
+    if np.array_equal(x, y) or np.array_equal(*others):
       deaf.append(v)
     elif np.linalg.norm(x - old) > (
       1.25 * np.linalg.norm(y - old) + 1e-4 * np.linalg.norm(old)

@@ -96,6 +96,13 @@ def _badly_listed(
       " consumers leave it as it is, in silence.",
       "List it, or create it with trainable=False.",
     )
+  if others := [
+    v.name for v in trainable if not (v.dtype.is_floating or v.dtype.is_complex)
+  ]:
+    return findings.failed(
+      f"{findings.some(others)} in `trainable_variables` is not of floats.",
+      "List exactly the trainable variables.",
+    )
   outside = [v.name for v in trainable if v.ref() not in listed]
   frozen = [v.name for v in trainable if not v.trainable]
   if outside or frozen:

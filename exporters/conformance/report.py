@@ -52,7 +52,7 @@ def _tensors(structure: Any, only: str) -> list[dict[str, Any]]:
       "shape": None if spec.shape.rank is None else spec.shape.as_list(),
     }
     for name, spec in comparison.named(structure).items()
-    if isinstance(spec, tf.TypeSpec)
+    if isinstance(spec, tf.TypeSpec) and hasattr(spec, "dtype")
   ]
 
 

@@ -1091,12 +1091,29 @@ def _with_flag(directory):
   _write(_lists(_callable(call, *calls), []), directory)
 
 
-def _cut_in_a_signature(directory):
+def _cut_in_a_signature(directory, names=("steps",)):
   """Writes a model of series, of which a signature uses 16 steps."""
-  spec = tf.TensorSpec([None, None, 4], name="steps")
+  spec = tf.TensorSpec([None, None, 4])
   root = _lists(_callable(lambda x: tf.reduce_sum(x, 1), [spec]), [])
-  serve = tf.function(lambda steps: {"sums": root.__call__(steps[:, :16])})
-  _write(root, directory, serve.get_concrete_function(spec))
+
+  def serve(**series):
+    return {"sums": root.__call__(series[names[0]][:, :16])}
+
+  taken = {name: tf.TensorSpec(spec.shape, name=name) for name in names}
+  serve = tf.function(serve).get_concrete_function(**taken)
+  _write(root, directory, serve)
+
+
+def _trains_words(directory):
+  word = tf.Variable("a", name="word")
+  root = _lists(_callable(lambda x: 2.0 * x, [_VECTORS]), [word])
+  _write(root, directory)
+
+
+def _of_a_dataset(directory):
+  """Writes a model that takes no Tensor."""
+  spec = tf.data.DatasetSpec(tf.TensorSpec([4]))
+  _write(_callable(lambda x: tf.constant(1.0), [spec]), directory)
 
 
 def _plain_layer(directory, change):
@@ -3084,6 +3101,45 @@ _BROKEN = (
     "R10",
     _of(_path_in_a_variable, path=r"C:\Users\somebody\train.py"),
     r"has the path C:.Users.somebody.train\.py",
+  ),
+  (
+    "R11",
+    _of(_cut_in_a_signature, names=("steps", "weights")),
+    "takes 2 inputs, and a call 1",
+  ),
+  ("R2", _of_a_dataset, "contains DatasetSpec.* which is not a Tensor"),
+  ("R5", _trains_words, "word:0 in `trainable_variables` is not of floats"),
+  (
+    "R7",
+    _of(
+      _layers,
+      training=(
+        lambda i, mean, center, momentum: _moves(
+          i, mean, center, tf.minimum(momentum, 0.97)
+        ),
+        _dropout,
+      ),
+    ),
+    "batch_norm_momentum does not reach",
+  ),
+  (
+    "R8",
+    _of(
+      _plain,
+      call=lambda x: x + tf.reduce_sum(tf.ensure_shape(x[64:], [0, 4])),
+      spec=_VECTORS,
+    ),
+    "A batch of 100 fails",
+  ),
+  (
+    "R17",
+    _of(
+      _of_ids,
+      call=lambda x, mask: tf.reduce_sum(
+        (x * mask)[:, : tf.minimum(tf.shape(x)[1], 40)], 1
+      ),
+    ),
+    "Of 256 positions the last 128 have no effect",
   ),
 )
 # Models of which a rule is kept: the rule, and what saves one.
