@@ -274,7 +274,7 @@ def _unknown_dim(subject: Subject) -> str:
   ]
   if not unknown or subject.takes_strings:
     return ""
-  tried = [subject.example(2), subject.example(5), *_of_other_size(subject)]
+  tried = [subject.example(2), subject.example(5), *of_other_size(subject)]
   specs = tf.nest.flatten(subject.spec)
   is_fixed = all(
     isinstance(x, tf.TensorSpec) and x.shape.rank and None not in x.shape[1:]
@@ -348,7 +348,7 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
       f"Two calls in inference differ with {subject.changed}.",
       "Apply dropout and noise with training=True only.",
     )
-  if finding := _of_other_form(subject, inputs, first):
+  if finding := _of_other_form(subject, inputs):
     return finding
   if changed:
     return findings.failed(
@@ -389,11 +389,9 @@ def _ignores_input(
   return None
 
 
-def _of_other_form(
-  subject: Subject, inputs: Any, expected: Mapping[str, np.ndarray]
-) -> findings.Finding | None:
+def _of_other_form(subject: Subject, inputs: Any) -> findings.Finding | None:
   """Finds a form of the input that is random, or computes something else."""
-  for form in subject.forms:
+  for form in [x for x in subject.forms if x != subject.spec]:
     other = subject.example(form=form)
     if problem := _difference(*(_outputs(subject, other) for _ in range(2))):
       return findings.failed(
@@ -403,12 +401,14 @@ def _of_other_form(
     same = cast(inputs, form, exactly=True)
     if same is None:
       continue
-    problem = _difference(expected, _outputs(subject, same))
-    for typed in with_segments(inputs):
-      with contextlib.suppress(*REFUSALS):
-        problem = problem or _difference(
-          _outputs(subject, typed), _outputs(subject, cast(typed, form))
-        )
+    problem = ""
+    # Move the weights, in case a form has them as constants.
+    with gradients.moved(subject.trainable_variables):
+      for usual in (inputs, *with_segments(inputs)):
+        with contextlib.suppress(*REFUSALS):
+          problem = problem or _difference(
+            _outputs(subject, usual), _outputs(subject, cast(usual, form))
+          )
     if problem:
       return findings.failed(
         f"A call with {form} does not compute the same: {problem}.",
@@ -776,7 +776,7 @@ def _served_otherwise(subject: Subject, name: str) -> str:
     example,
     *with_segments(example),
     *other_inputs(called, called.example(2)),
-    *_of_other_size(called),
+    *of_other_size(called),
   ):
     named = inputs
     if not isinstance(inputs, Mapping) or set(inputs) != set(taken):
@@ -826,7 +826,7 @@ def is_sequence(spec: Any) -> bool:
   return is_known and spec.shape[1] is None and None not in spec.shape[2:]
 
 
-def _of_other_size(subject: Subject) -> Iterator[Any]:
+def of_other_size(subject: Subject) -> Iterator[Any]:
   """Yields inputs of other sizes, if sizes are free."""
   example = subject.example(2)
   for x, spec in zip(

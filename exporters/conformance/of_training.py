@@ -1,6 +1,7 @@
 """Rules on calls in training mode: R3, R7 and R16."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import functools
 import itertools
 import os
@@ -88,10 +89,10 @@ def has_modes(subject: Subject) -> findings.Finding:
       " gradient moves them too.",
       "Recompute without updates in the backward pass.",
     )
-  if untrained := _other_form(subject):
+  for untrained, what in _other_forms(subject):
     return findings.failed(
-      f"Training with {untrained} neither draws random numbers nor moves"
-      f" variables, as training with {subject.spec} does.",
+      f"Training with {untrained} does not {what}, as training with"
+      f" {subject.spec} does.",
       "Convert the input, and call the same function.",
     )
   # A rate may be 0 by default, so that only other values have an effect.
@@ -132,30 +133,27 @@ def _other_mode(subject: Subject) -> str:
   return ""
 
 
-def _other_form(subject: Subject) -> Any:
-  """Returns a form of the input for which no trace of training trains."""
-  training = [t for t in subject.traces if subject.arguments_of(t)["training"]]
-  trains = {
-    repr(form): any(
-      _trains(trace)
-      for trace in training
-      if trace.structured_input_signature[0][0] == form
-    )
-    for form in subject.forms
+def _other_forms(subject: Subject) -> Iterator[tuple[Any, str]]:
+  """Yields forms of the input, and what training with them lacks."""
+  done: dict[str, set[str]] = {repr(form): set() for form in subject.forms}
+  for trace in subject.traces:
+    if subject.arguments_of(trace)["training"]:
+      form = trace.structured_input_signature[0][0]
+      done[repr(form)] |= _trains(trace)
+  for form in subject.forms:
+    lacking = done[repr(subject.spec)] - done[repr(form)]
+    if lacking and of_inference.cast(subject.example(), form) is not None:
+      yield form, min(lacking)
+
+
+def _trains(trace: Any) -> set[str]:
+  """Tells whether a trace draws random numbers, and assigns variables."""
+  ops = {node.op for _, node in op_audit.nodes(trace.graph.as_graph_def())}
+  done = {
+    "draw random numbers": subject_lib.RANDOM.match,
+    "move variables": _ASSIGNS.fullmatch,
   }
-  for form in subject.forms if trains[repr(subject.spec)] else ():
-    is_same = of_inference.cast(subject.example(), form) is not None
-    if is_same and not trains[repr(form)]:
-      return form
-  return None
-
-
-def _trains(trace: Any) -> bool:
-  """Returns whether a trace draws random numbers or assigns variables."""
-  return any(
-    subject_lib.RANDOM.match(node.op) or _ASSIGNS.fullmatch(node.op)
-    for _, node in op_audit.nodes(trace.graph.as_graph_def())
-  )
+  return {what for what, is_it in done.items() if any(map(is_it, ops))}
 
 
 def _different_structures(subject: Subject) -> findings.Finding | None:
@@ -932,12 +930,24 @@ def _draws_once(subject: Subject) -> bool:
 
 def _is_frozen(subject: Subject, arguments: Mapping[str, Any]) -> bool:
   """Returns whether training differs from inference and moves no variable."""
+  inputs = [subject.example(), *of_inference.of_other_size(subject)]
+  if subject.kind.name not in of_inference.PICTURES:
+    inputs.append(subject_lib.scaled(inputs[0], -3.0))
+  for x in inputs:
+    with contextlib.suppress(*of_inference.REFUSALS):
+      if _computes_otherwise(subject, x, arguments):
+        return True
+  return False
+
+
+def _computes_otherwise(
+  subject: Subject, inputs: Any, arguments: Mapping[str, Any]
+) -> bool:
+  """Does what `_is_frozen` does, for some inputs."""
   with subject.unchanged():
     before = [v.numpy() for v in subject.resting]
     inference, training = (
-      subject_lib.floats(
-        subject.model(subject.example(), **{**arguments, **mode})
-      )
+      subject_lib.floats(subject.model(inputs, **{**arguments, **mode}))
       for mode in ({"training": False}, {})
     )
     # Updated variables, such as moving averages, also explain a difference.
@@ -945,7 +955,8 @@ def _is_frozen(subject: Subject, arguments: Mapping[str, Any]) -> bool:
       return False
   # Rounding errors add up over the layers of two graphs.
   return any(
-    np.abs(x - y).max(initial=0.0) > 1e-3 * np.abs(x).max(initial=0.0)
+    x.shape != y.shape
+    or np.abs(x - y).max(initial=0.0) > 1e-3 * np.abs(x).max(initial=0.0)
     for x, y in (
       (np.float64(x), np.float64(y))
       for x, y in zip(inference, training, strict=True)

@@ -543,15 +543,28 @@ def _noise_by_argument(directory):
   )
 
 
-def _without_noise(directory):
-  """Writes a model whose training is scaled, at a rate of 0 too."""
-  _two_modes(
-    directory,
-    lambda x, training=False, rate=0.0: (
-      tf.nn.dropout(1.5 * x, rate) if training else x
-    ),
-    _SCALAR,
-  )
+def _without_noise(directory, change=lambda x: 1.5 * x, spec=_VECTORS):
+  """Writes a model whose training is changed, at a rate of 0 too."""
+
+  def call(x, training=False, rate=0.0):
+    x = tf.nn.dropout(change(x), rate) if training else x
+    return x if spec is _VECTORS else tf.reduce_sum(x, 1)
+
+  calls = [spec, False, _SCALAR], [spec, True, _SCALAR]
+  _write(_callable(call, *calls), directory)
+
+
+def _stale_in_double(directory):
+  """Writes a model that has its weights as constants for doubles."""
+  kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
+  constant = tf.constant(kernel.numpy())
+
+  def call(x):
+    is_double = x.dtype == tf.float64
+    return tf.cast(x, tf.float32) @ (constant if is_double else kernel)
+
+  traces = ([tf.TensorSpec([None, 4], x)] for x in (tf.float32, tf.float64))
+  _write(_lists(_callable(call, *traces), [kernel]), directory)
 
 
 def _in_half(directory, factor):
@@ -3063,7 +3076,7 @@ _BROKEN = (
   (
     "R3",
     _of(_of_two_dtypes_of_input, drops=False),
-    "Training with .*float64.* neither draws random numbers nor moves",
+    "Training with .*float64.* does not draw random numbers",
   ),
   (
     "R5",
@@ -3140,6 +3153,17 @@ _BROKEN = (
       ),
     ),
     "Of 256 positions the last 128 have no effect",
+  ),
+  ("R15", _stale_in_double, "tf.float64.* does not compute the same"),
+  *(
+    ("R7", _of(_without_noise, **changes), "computes something else")
+    for changes in (
+      {"change": lambda x: tf.clip_by_value(x, 0.0, 1.0)},
+      {
+        "change": lambda x: x[:, :8],
+        "spec": tf.TensorSpec([None, None, 4], name="steps"),
+      },
+    )
   ),
 )
 # Models of which a rule is kept: the rule, and what saves one.
