@@ -493,6 +493,11 @@ def _noise_elsewhere(
         f"Training is no less noisy with {name}={less} than with {more}.",
         "Drop with this rate, in all layers with dropout or other noise.",
       )
+  if _is_quiet(subject, {**steady, **subject.noisy(0.5)}):
+    return findings.failed(
+      "Of equal examples in a batch, some have noise and others none.",
+      "Draw for all examples.",
+    )
   if problem := noise.problem(subject):
     return findings.failed(
       f"{problem}.",
@@ -500,6 +505,25 @@ def _noise_elsewhere(
       " kept by 1 - rate. Add noise whose mean is 0.",
     )
   return None
+
+
+def _is_quiet(subject: Subject, arguments: Mapping[str, Any]) -> bool:
+  """Tells whether noise is for some of equal examples in a batch alone."""
+  if not subject.rates or not subject.is_batched:
+    return False
+  inputs = subject_lib.rows(subject.example(), 0, 1, 1, 0)
+  with subject.unchanged():
+    calls = [
+      subject_lib.floats(subject.model(inputs, **arguments))
+      for _ in range(2 * _REPEATS)
+    ]
+  for y in zip(*calls, strict=True):
+    if y[0].shape[:1] == (4,):
+      spread = np.ptp(np.float64(y), 0).reshape(4, -1)
+      noisy = np.any(spread > 1e-5 * np.abs(y).max(initial=0.0), 1)
+      if not np.array_equal(noisy, noisy[::-1]):
+        return True
+  return False
 
 
 def _unlike(

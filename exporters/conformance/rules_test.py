@@ -543,11 +543,13 @@ def _noise_by_argument(directory):
   )
 
 
-def _without_noise(directory, change=lambda x: 1.5 * x, spec=_VECTORS):
+def _without_noise(
+  directory, change=lambda x: 1.5 * x, spec=_VECTORS, drop=tf.nn.dropout
+):
   """Writes a model whose training is changed, at a rate of 0 too."""
 
   def call(x, training=False, rate=0.0):
-    x = tf.nn.dropout(change(x), rate) if training else x
+    x = drop(change(x), rate) if training else x
     return x if spec is _VECTORS else tf.reduce_sum(x, 1)
 
   calls = [spec, False, _SCALAR], [spec, True, _SCALAR]
@@ -3164,6 +3166,19 @@ _BROKEN = (
         "spec": tf.TensorSpec([None, None, 4], name="steps"),
       },
     )
+  ),
+  (
+    "R7",
+    _of(
+      _without_noise,
+      change=tf.identity,
+      drop=lambda x, rate: tf.where(
+        tf.range(tf.shape(x)[0])[:, tf.newaxis] % 2 == 0,
+        tf.nn.dropout(x, rate),
+        x,
+      ),
+    ),
+    "Of equal examples in a batch, some have noise",
   ),
 )
 # Models of which a rule is kept: the rule, and what saves one.
