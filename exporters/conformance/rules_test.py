@@ -3180,6 +3180,11 @@ _BROKEN = (
     ),
     "Of equal examples in a batch, some have noise",
   ),
+  (
+    "T6",
+    _of(_encoder, vocabulary=["[CLS]", *"abcdefghijklmn"]),
+    "has 15 tokens, and table:0 16 rows",
+  ),
 )
 # Models of which a rule is kept: the rule, and what saves one.
 _KEPT = (
