@@ -524,7 +524,7 @@ def _padded(inputs: Any, rows: np.ndarray, start: int) -> Any:
     is_number = isinstance(x, tf.Tensor) and (
       x.dtype.is_integer or x.dtype.is_floating
     )
-    if not is_number or not x.ndim:
+    if not is_number or x.shape[:1] != rows.shape:  # It may be a sound.
       return x
     is_kept = np.expand_dims(rows == 0, [*range(1, x.ndim)])
     if x.ndim > 1:

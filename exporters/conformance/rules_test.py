@@ -3246,6 +3246,14 @@ _KEPT = (
   ("R15", _of_years),
   ("R7", _with_keep_prob),
   ("R7", _of(_layers, start=_quantized)),
+  (
+    "R8",
+    _of(
+      _plain,
+      call=lambda x: tf.signal.frame(x, 64, 16),
+      spec=tf.TensorSpec([None], name="sound"),
+    ),
+  ),
 )
 _INTACT = (
   ("image", _image),
