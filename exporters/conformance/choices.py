@@ -1,6 +1,6 @@
 """Finds variables that a call uses or not, by the values of its input."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 import re
 from typing import Any
 
@@ -79,3 +79,38 @@ def _reached(ops: Iterable[tf.Operation]) -> set[tf.Operation]:
       seen.add(op)
       queue.append(op)
   return seen
+
+
+def is_shared(subject: Subject, variable: tf.Variable) -> bool:
+  """Tells whether a call uses a variable twice.
+
+  Its gradients may cancel, as those of a bias do where the outputs of two calls
+  of a layer are subtracted.
+  """
+  return any(
+    _count_uses(trace, inside.op.name) > 1
+    for trace in subject.traces
+    for x, inside in zip(
+      trace.captured_inputs[::-1], trace.inputs[::-1], strict=False
+    )
+    if x is variable.handle
+  )
+
+
+def _count_uses(trace: Any, name: str) -> int:
+  """Counts the ops that take an input of a trace, also in functions."""
+  graph = trace.graph.as_graph_def()
+  functions = {f.signature.name: f for f in graph.library.function}
+
+  def count(nodes: Sequence[op_audit.Node], name: str) -> int:
+    used = 0
+    for node in nodes:
+      called = functions.get(node.attr["f"].func.name)
+      for i, x in enumerate(node.input):
+        if x == name and called:
+          used += count(called.node_def, called.signature.input_arg[i].name)
+        elif x == name:
+          used += 1
+    return used
+
+  return count(graph.node, name)

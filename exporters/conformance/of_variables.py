@@ -589,6 +589,7 @@ def _zero(
         for v, g in zip(variables, made, strict=True)
         if g is None or not np.any(np.nan_to_num(g, posinf=0, neginf=0))
       ]
+  variables = [v for v in variables if not choices.is_shared(subject, v)]
   zero = [v.name for v in choices.without(subject, variables)]
   if zero:
     return findings.failed(

@@ -366,7 +366,7 @@ _NIGHTLY = (
   *("complex", "expert", "missing numbers", "nested inputs"),
   *("all frozen", "frozen", "odd variables", "outliers"),
   *("distances", "graph", "hours", "pairs, a table and steps", "picture"),
-  *("steps before examples", "tasks"),
+  *("differences", "steps before examples", "tasks"),
   "spectral normalization",
 )
 
@@ -563,7 +563,8 @@ _MODELS = (
     "ids of a table",
     _sequential(
       _input(1, dtype=tf.int64),
-      _of(layers.IntegerLookup, vocabulary=[1999, 2000], output_mode="one_hot"),
+      _of(layers.IntegerLookup, vocabulary=[*range(2000, 2012)]),
+      _of(layers.Embedding, 13, 4),
       _dense(2),
     ),
     "plain",
@@ -670,6 +671,17 @@ _MODELS = (
     "steps before examples",
     _function(
       _spec(tf.float32, None, None, 4), lambda x, v: tf.cumsum(x @ v), [4, 3]
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "differences",
+    _function(
+      {x: _spec(tf.float32, None, 4) for x in ("left", "right")},
+      lambda x, v, b: (x["left"] @ v + b) - (x["right"] @ v + b),
+      [4, 3],
+      [3],
     ),
     "plain",
     {},

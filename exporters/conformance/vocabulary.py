@@ -51,18 +51,22 @@ def of_assets(directory: str, files: Iterable[str]) -> Iterator[list[str]]:
 
 
 def numbers(nodes: Iterable[op_audit.Node]) -> list[int]:
-  """Returns the integers in constant vectors, which may be keys of tables."""
+  """Returns the integers in constant vectors, which may be keys of tables.
+
+  They alternate between the vectors: some may be values of tables.
+  """
   tensors = [
     node.attr["value"].tensor
     for node in nodes
     if node.op == "Const" and node.attr["dtype"].type == tf.int64
   ]
-  return [
-    int(x)
+  vectors = (
+    tf.make_ndarray(tensor)[:_MOST].tolist()
     for tensor in tensors
     if len(tensor.tensor_shape.dim) == 1
-    for x in tf.make_ndarray(tensor)[:_MOST]
-  ]
+  )
+  turns = itertools.zip_longest(*vectors)
+  return [x for turn in turns for x in turn if x is not None]
 
 
 def texts(nodes: Iterable[op_audit.Node]) -> list[bytes]:
