@@ -87,7 +87,7 @@ KINDS = (
       "floats [batch, frames, height, width, channels]",
     ),
     returns=(_CLASSIFIED, _SEGMENTED),
-    has=("class_names", "class_names_file", "images"),
+    has=("class_names", "images"),
     rules=("D1", "D2"),
     without=_OF_TRAINING,
     takes_pictures=True,
