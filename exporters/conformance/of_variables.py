@@ -37,6 +37,7 @@ _EMBEDDINGS = ("text embedding", "word embedding")
 _SCALE = 2.0**10  # Of gradients: those of a loss may be as large.
 _PIXEL = 255.0  # The largest.
 _TIMES = 9  # Repetitions of examples in a larger batch.
+_LARGE = 100.0  # Times the weights.
 _LONG = 64  # Steps, or pixels, of which some variables are for distant ones.
 _REPEATS = 8  # Calls of random training, as each drops other units.
 _ELEMENTS = 250_000  # Most elements of examples to differentiate.
@@ -564,7 +565,8 @@ def _zero(
 ) -> findings.Finding | None:
   """Judges variables whose gradient was zero for all inputs tried.
 
-  More inputs are tried: a model may choose variables by their values.
+  More inputs are tried: a model may choose variables by their values. So are
+  other weights: some variables are for those out of a range.
   """
   inputs = subject.example(5)
   words = [b"", *vocabulary.texts(subject.nodes)]
@@ -573,7 +575,10 @@ def _zero(
     is_text = isinstance(x, tf.Tensor) and x.dtype == tf.string
     return tf.constant(np.resize(words, x.shape)) if is_text else x
 
+  zero = {v.ref() for v in variables}
+  others = [v for v in subject.trainable_variables if v.ref() not in zero]
   for tried in (
+    inputs,
     subject_lib.scaled(inputs, -_PIXEL),
     subject_lib.scaled_rows(inputs, np.resize([1.0, np.nan], 5)),
     tf.nest.map_structure(compared, subject.example(len(words))),
@@ -582,7 +587,10 @@ def _zero(
   ):
     if not variables:
       return None
-    with contextlib.suppress(tf.errors.OpError):  # It may refuse them.
+    with (
+      contextlib.suppress(tf.errors.OpError),  # It may refuse them.
+      gradients_lib.moved(others, _LARGE if tried is inputs else 0.0),
+    ):
       made = _gradient(subject, tried, arguments, variables)
       variables = [
         v
@@ -749,7 +757,8 @@ def _badly_lost(
 ) -> findings.Finding | None:
   """Finds losses that are listed twice or have a wrong gradient.
 
-  Losses of frozen layers, which Keras lists too, are constants.
+  Losses of frozen layers, which Keras lists too, are constants, and those of
+  weight 0 are 0.
   """
   found: dict[Any, int] = {}
   before = [v.numpy() for v in variables]
@@ -759,14 +768,19 @@ def _badly_lost(
     used = {v.ref() for trace in traces for v in trace.variables}
     if used and not used & trained:
       continue
+    values = []
     for factor in _FACTORS:
       for v, old in zip(variables, before, strict=True):
         v.assign(np.asarray(factor * old, old.dtype))
       with tf.GradientTape() as tape:
         value = loss()
       made = tape.gradient(value, variables)
+      values.append(float(value))
       if all(g is None or np.any(tf.convert_to_tensor(g)) for g in made):
         break
+    else:
+      if not any(values):  # Its weight is 0.
+        continue
     if problem := _of_loss(variables, loss, made):
       return findings.failed(
         f"Regularization loss {i} {problem}.",

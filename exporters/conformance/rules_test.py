@@ -645,6 +645,17 @@ def _without_effect(directory):
   _plain(directory, lambda x: x + 0.0 * idle, _VECTORS, variables=[idle])
 
 
+def _clipped_by_range(directory):
+  """Writes a layer whose weights are in a range that is trained."""
+  least, kernel = tf.Variable(-9.0), tf.Variable(tf.eye(4), name="kernel")
+  _plain(
+    directory,
+    lambda x: x @ tf.maximum(kernel, least),
+    spec=_VECTORS,
+    variables=[least, kernel],
+  )
+
+
 def _of_ragged(directory):
   kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
   _plain(
@@ -3210,6 +3221,11 @@ _KEPT = (
       losses=lambda kernel: [lambda: tf.nn.relu(tf.norm(kernel) - 99.0)],
     ),
   ),
+  (
+    "R6",
+    _of(_image, losses=lambda kernel: [lambda: 0.0 * tf.reduce_sum(kernel)]),
+  ),
+  ("R5", _clipped_by_range),
   ("R7", _of(_averaged_weights, momentum=True)),
   ("R7", _of(_layers, training=(_in_proportion(0.5), _dropout))),
   ("R9", _backbone),
