@@ -322,6 +322,12 @@ def _attended(x, table, kernel):
   return (mask @ (tf.nn.softmax(weights) @ y @ kernel))[:, 0]
 
 
+def _attended_pairs(x, kernel):
+  y = x["x"] @ kernel
+  weights = tf.matmul(y, y, transpose_b=True)
+  return tf.nn.softmax(tf.where(x["mask"], weights, weights - 1e9)) @ y
+
+
 def _paired(x, kernel, table):
   """Returns the likeness of all texts and images of a batch."""
   texts, images = x["texts"] @ kernel, x["images"] @ kernel
@@ -366,7 +372,7 @@ _NIGHTLY = (
   *("complex", "expert", "missing numbers", "nested inputs"),
   *("all frozen", "frozen", "odd variables", "outliers"),
   *("distances", "graph", "hours", "pairs, a table and steps", "picture"),
-  *("differences", "steps before examples", "tasks"),
+  *("differences", "mask of pairs", "steps before examples", "tasks"),
   "spectral normalization",
 )
 
@@ -671,6 +677,19 @@ _MODELS = (
     "steps before examples",
     _function(
       _spec(tf.float32, None, None, 4), lambda x, v: tf.cumsum(x @ v), [4, 3]
+    ),
+    "plain",
+    {},
+  ),
+  (
+    "mask of pairs",
+    _function(
+      {
+        "x": _spec(tf.float32, None, 6, 4),
+        "mask": _spec(tf.bool, None, 6, 6),
+      },
+      _attended_pairs,
+      [4, 4],
     ),
     "plain",
     {},

@@ -640,7 +640,11 @@ def _filled(
         values = tf.reshape(tf.concat([[most - 1], rest], 0), shape)
       return tf.cast(values, spec.dtype)
     uniform = tf.random.stateless_uniform(shape, seed)
-    return uniform > 0.5 if spec.dtype.is_bool else tf.cast(uniform, spec.dtype)
+    if not spec.dtype.is_bool:
+      return tf.cast(uniform, spec.dtype)
+    # Masks have no row that is False throughout.
+    is_kept = len(shape) > 1 and tf.range(shape[-1]) == 0
+    return (uniform > 0.5) | is_kept
 
   is_sound = _is_sound(tf.nest.flatten(form))
   leaves = itertools.count()
