@@ -705,6 +705,11 @@ def _difference(
   return ""
 
 
+def _is_alike(first: np.ndarray, second: np.ndarray) -> bool:
+  is_same_form = (first.shape, first.dtype) == (second.shape, second.dtype)
+  return is_same_form and not _difference({"": first}, {"": second})
+
+
 def _differs(
   first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]
 ) -> bool:
@@ -797,8 +802,15 @@ def _served_otherwise(subject: Subject, name: str) -> str:
     if not expected.keys() & served.keys():
       if len(expected) != len(served):
         return f"its outputs ({', '.join(served)}) are not those of a call"
-      # The outputs of a list are in the order of their names.
-      expected = dict(zip(sorted(served), expected.values(), strict=True))
+      # The outputs of a list are in the order of their names. For those of a
+      # dict, Keras has the names of layers.
+      names = sorted(served)
+      if isinstance(called.output_spec, Mapping):
+        names = [
+          next((k for k in names if _is_alike(y, served[k])), name)
+          for name, y in zip(names, expected.values(), strict=True)
+        ]
+      expected = dict(zip(names, expected.values(), strict=True))
     for key in expected.keys() & served.keys():
       shapes = expected[key].shape, served[key].shape
       if shapes[0] != shapes[1]:

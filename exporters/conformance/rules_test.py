@@ -656,6 +656,21 @@ def _clipped_by_range(directory):
   )
 
 
+def _named_by_layers(directory):
+  """Writes outputs whose names in the signature are others, as Keras does."""
+  kernel = tf.Variable(tf.random.stateless_normal([4, 3], [0, 0]))
+
+  def call(vectors):
+    return {"pooled": vectors @ kernel, "sequence": vectors[:, tf.newaxis]}
+
+  def serve(vectors):
+    made = call(vectors)
+    return {"dense": made["sequence"], "norm": made["pooled"]}
+
+  root = _lists(_callable(call, [_VECTORS]), [kernel])
+  _write(root, directory, tf.function(serve).get_concrete_function(_VECTORS))
+
+
 def _of_ragged(directory):
   kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
   _plain(
@@ -3242,6 +3257,7 @@ _KEPT = (
     "R13",
     _of(_image, card=f"{_CARD.split(' Arguments')[0]} | parameters | 15 |"),
   ),
+  ("R11", _named_by_layers),
   ("R13", _of(_image, card=_TABLES.replace("None, 6", "batch, dim"))),
   ("R17", _with_labels),
   ("T1", _of(_of_words, vocabulary=("der", "und", "ist", "das"))),
