@@ -465,7 +465,7 @@ def _mixed(subject: Subject, inputs: Any) -> str:
     if problem := _difference(alone, beside) or _difference(expected, made):
       return problem
   is_odd = np.arange(_ROWS) % 2
-  usual = row(inputs, [1], 0)
+  usual = called(inputs, range(_ROWS))
   # What becomes of NaN depends on its place in a batch of one size.
   backward = [2, 1, *range(_ROWS - 1, 1, -1)]
   for changed, mates in (
