@@ -85,7 +85,10 @@ def _measured(
     for x in tf.nest.flatten(trace.structured_input_signature)
     if isinstance(x, tf.TypeSpec)
   ]
-  graph = _inlined(trace)
+  try:
+    graph = _inlined(trace)
+  except ValueError:  # It cannot be imported.
+    return ""
   inputs = [graph.get_tensor_by_name(x.name) for x in trace.inputs]
   scalars = {
     name: inputs[next(i for i, x in enumerate(specs) if x is spec)]
@@ -137,6 +140,7 @@ def _inlined(trace: Any) -> tf.Graph:
   variables = {captured.get(id(v.handle)): v for v in trace.variables}
   for node in graph.node:
     node.input[:] = graphs.operands(node)
+    node.attr.pop("_class", None)  # Colocation is a hint.
     if node.op == "IdentityN":  # Of a call, and what its gradient takes.
       for i, x in enumerate(node.input):
         passed[f"{node.name}:{i}".removesuffix(":0")] = x
