@@ -46,7 +46,11 @@ def find(table: Mapping[str, _T], layer: Any) -> _T | None:
 
 
 def modules(model: Any) -> Sequence[tf.Module]:
-  """Returns a model and all layers and modules in it; () for a function."""
+  """Returns a model and all layers and modules in it; () for a function.
+
+  Those of a method are those of its object.
+  """
+  model = getattr(model, "__self__", model)
   if not isinstance(model, tf.Module):
     return ()
   try:

@@ -31,6 +31,7 @@ from exporters.reusable.private_api import types_pb2
 _LEAST_NODES = 10
 _LEAST_SAVED = 150
 _FLOATS = (types_pb2.DT_FLOAT, types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
+_OF_SHAPES = (types_pb2.DT_INT32, types_pb2.DT_INT64)
 _CONTEXT = "_construction_context"
 _INPUT_SHAPES = "_input_shapes"
 _SHAPES = "_output_shapes"
@@ -96,7 +97,8 @@ def outline(meta_graph: meta_graph_pb2.MetaGraphDef) -> None:
   Nodes in one name scope, such as that of a layer, become a function if another
   scope has equal ones: with equal ops, attributes and inputs, and with equal
   custom gradients. Sizes may differ, as those of variables do. Nodes stay where
-  they are if they wait for nodes elsewhere, or have to be on the same device.
+  they are if they wait for nodes elsewhere, have to be on the same device, or
+  compute integers for others.
 
   Args:
     meta_graph: The functions and objects as TensorFlow saved them. Changed in
@@ -300,6 +302,10 @@ class _Caller:
           else:
             results[tensor] = self._tensors[tensor]
     except KeyError:  # Nodes that wait, or Tensors of unknown shapes.
+      return None
+    # If XLA needs a shape that a call returns, it needs all inputs of the call
+    # at compile time; see `xla`.
+    if any(x.dtype in _OF_SHAPES for x in results.values()):
       return None
     results = {x: results[x] for x in sorted(results, key=place)}
     key = (

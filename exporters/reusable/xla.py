@@ -23,6 +23,7 @@ gradient of each mean with a separate op, to a shape computed at every step.
 from collections.abc import Callable, Sequence
 import contextlib
 import functools
+import inspect
 import sys
 from typing import Any
 
@@ -43,32 +44,42 @@ def with_own_gradient(layer: Any) -> Callable[..., Any]:
   Outputs and gradients stay the same.
 
   Args:
-    layer: A Keras layer whose `call` takes one input, of any structure, and
-      returns one Tensor. A layer that draws random numbers, such as dropout,
-      keeps its own gradient, since a second call would draw other numbers.
+    layer: A Keras layer whose `call` returns one Tensor. A layer that draws
+      random numbers, such as dropout, keeps its own gradient, since a second
+      call would draw other numbers. So does one that is not of Keras and uses
+      Tensors from outside: a custom gradient has none for them.
   """
   original = layer.call
   # The `activation` of an RNN is a property, and belongs to the cell.
-  activation = vars(layer).get("activation")
+  attributes = vars(layer)
+  activation = attributes.get("activation")
   is_known = _is_of_keras(layer)
 
-  def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-    def compute(*flat_inputs: tf.Tensor) -> tf.Tensor:
-      # Applied outside: its gradient would compute the layer again.
-      now = vars(layer).get("activation")  # Gradients are traced later.
-      if now:
-        layer.activation = None
-      try:
-        again = tf.nest.pack_sequence_as(inputs, flat_inputs)
-        return original(again, *args, **kwargs)
-      finally:
-        if now:
-          layer.activation = now
+  def call(*args: Any, **kwargs: Any) -> Any:
+    # A wrapper may have made a kernel, as weight normalization does. Scalars
+    # are hyperparameters.
+    made = {
+      name: x
+      for name, x in attributes.items()
+      if is_known and isinstance(x, tf.Tensor) and x.shape.rank
+    }
 
-    flat = tf.nest.flatten(inputs)
-    if not is_known and _draws_random_numbers(compute, *flat):
-      return original(inputs, *args, **kwargs)
-    outputs = computed_again(compute)(*flat)
+    def compute(of_made: Sequence[tf.Tensor], *args: Any, **kwargs: Any) -> Any:
+      # Applied outside: its gradient would compute the layer again.
+      linear = tf_keras.activations.linear
+      values = {"activation": linear} if activation else {}
+      values.update(zip(made, of_made, strict=True))
+      now = {name: attributes[name] for name in values}
+      attributes.update(values)  # Again in the gradient, which is traced later.
+      try:
+        return original(*args, **kwargs)
+      finally:
+        attributes.update(now)
+
+    taken = [*made.values()]
+    if not is_known and _draws_or_captures(compute, taken, *args, **kwargs):
+      return original(*args, **kwargs)
+    outputs = _function_computed_again(compute)(taken, *args, **kwargs)
     return activation(outputs) if activation else outputs
 
   return call
@@ -78,13 +89,20 @@ def _is_of_keras(layer: Any) -> bool:
   return type(layer).__module__.startswith(f"{tf_keras.__name__}.")
 
 
-def _draws_random_numbers(
-  compute: Callable[..., Any], *inputs: tf.Tensor
+def _draws_or_captures(
+  compute: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> bool:
-  """Traces a function to see whether it draws random numbers."""
-  trace = tf.function(compute, autograph=False).get_concrete_function(*inputs)
+  """Traces a function to see if it draws random numbers or uses other floats.
+
+  The latter are Tensors of the graph in which the function is called.
+  """
+  function = tf.function(compute, autograph=False)
+  trace = function.get_concrete_function(*args, **kwargs)
   nodes = graphs.all_nodes(trace.graph.as_graph_def())
-  return any(graphs.RANDOM.match(node.op) for node in nodes)
+  return any(graphs.RANDOM.match(node.op) for node in nodes) or any(
+    tf.is_symbolic_tensor(x) and x.dtype.is_floating
+    for x in trace.captured_inputs
+  )
 
 
 def with_own_gradients_of(
@@ -218,9 +236,9 @@ def with_own_loop(layer: Any) -> Callable[..., Any]:
 
   Outputs and gradients stay the same. The backward pass is a separate loop that
   recomputes each step from its input and states. The layer's own `call` is the
-  fallback for masks, initial states, cells that draw random numbers, and layers
-  that keep or return states. `REPLACEMENTS` omits LSTM and GRU layers, whose
-  own `call` has a cuDNN kernel for GPUs.
+  fallback for masks, initial states, cells that draw random numbers or update
+  variables, and layers that keep or return states. `REPLACEMENTS` omits LSTM
+  and GRU layers, whose own `call` has a cuDNN kernel for GPUs.
 
   Args:
     layer: A `tf_keras.layers.RNN`, or an instance of a subclass.
@@ -235,8 +253,44 @@ def with_own_loop(layer: Any) -> Callable[..., Any]:
     return original
   is_known = all(map(_is_of_keras, parts))
 
-  def first_step(inputs: tf.Tensor) -> Any:
-    return layer.cell(inputs[:, 0], layer.get_initial_state(inputs))
+  takes_training = "training" in inspect.signature(layer.cell.call).parameters
+
+  # Saving in Keras' format passes all arguments by position.
+  def call(
+    inputs: Any,
+    mask: Any = None,
+    training: Any = None,
+    *args: Any,
+    **kwargs: Any,
+  ) -> Any:
+    others = [mask, *args, *kwargs.values()]
+    is_plain = isinstance(inputs, tf.Tensor) and all(x is None for x in others)
+    # As Keras does: where gradients are traced, later, it knows no mode.
+    mode = {"training": training} if takes_training else {}
+    cell = functools.partial(layer.cell, **mode)
+
+    def first_step(x: tf.Tensor) -> Any:
+      return cell(x[:, 0], layer.get_initial_state(x))
+
+    if (
+      not is_plain
+      or not all(v.trainable for v in layer.variables)
+      or not (is_known or not _draws_or_captures(first_step, inputs))
+    ):
+      return original(inputs, mask, training, *args, **kwargs)
+    outputs = _looped(layer, cell)(inputs)
+    return tf.ensure_shape(outputs, layer.compute_output_shape(inputs.shape))
+
+  return call
+
+
+def _looped(layer: Any, cell: Callable[..., Any]) -> Callable[..., Any]:
+  """Makes a function that runs a recurrent layer, with a gradient of its own.
+
+  Args:
+    layer: The layer.
+    cell: Its cell, in the mode of the call.
+  """
 
   def swapped(x: tf.Tensor) -> tf.Tensor:
     """Swaps the axes of batch and steps."""
@@ -251,7 +305,7 @@ def with_own_loop(layer: Any) -> Callable[..., Any]:
 
     def step(x: tf.Tensor, states: Sequence[tf.Tensor]) -> list[tf.Tensor]:
       structure = tf.nest.pack_sequence_as(initial, states)
-      return tf.nest.flatten(layer.cell(x, structure))
+      return tf.nest.flatten(cell(x, structure))
 
     def forward(i: tf.Tensor, states: Sequence[tf.Tensor]) -> Any:
       output, *new_states = step(by_step[i], states)
@@ -278,19 +332,7 @@ def with_own_loop(layer: Any) -> Callable[..., Any]:
 
     return swapped(outputs) if layer.return_sequences else outputs[-1], gradient
 
-  # Saving in Keras' format passes all arguments by position.
-  def call(inputs: Any, mask: Any = None, *args: Any, **kwargs: Any) -> Any:
-    others = [mask, *args[1:]]  # The first of `args` is `training`.
-    others += [v for k, v in kwargs.items() if k != "training"]
-    is_plain = isinstance(inputs, tf.Tensor) and all(x is None for x in others)
-    if not is_plain or (
-      not is_known and _draws_random_numbers(first_step, inputs)
-    ):
-      return original(inputs, mask, *args, **kwargs)
-    outputs = run(inputs)
-    return tf.ensure_shape(outputs, layer.compute_output_shape(inputs.shape))
-
-  return call
+  return run
 
 
 def _backward(

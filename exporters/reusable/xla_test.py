@@ -150,6 +150,26 @@ class DroppingCell(layers.Layer):
     return tf.nn.dropout(inputs, 0.5), states
 
 
+class TrainingCell(layers.SimpleRNNCell):
+  """A cell that computes something else in training."""
+
+  def call(self, inputs, states, training=None):
+    outputs, states = super().call(inputs, states)
+    return (0.5 * outputs if training else outputs), states
+
+
+class WeightNormalized(layers.Wrapper):
+  """Makes the kernel of a layer before each call."""
+
+  def build(self, shape):
+    self.layer.build(shape)
+    self.direction = self.layer.kernel
+
+  def call(self, inputs):
+    self.layer.kernel = tf.math.l2_normalize(self.direction, 0)
+    return self.layer(inputs)
+
+
 class Dropped(layers.Layer):
   def call(self, inputs):
     return tf.nn.dropout(inputs, 0.5)
@@ -164,12 +184,18 @@ _LAYER_CALLS[layer_calls.class_name(Doubled)] = xla.with_own_gradients_of(
 _NIGHTLY = (
   *("global_average", "global_average_1d", "global_average_3d"),
   *("global_max_1d", "global_max_3d", "permute", "recurrent", "repeat_vector"),
+  *("dot", "global_max", "separable_convolution", "weight_normalized"),
+  "zero_padding",
   *("up_sampling_1d", "up_sampling_3d", "zero_padding_1d", "zero_padding_3d"),
 )
 
 _TRAPPED = {
   "concatenate": (_branches, 4),
   "subclass": (lambda: _sequences(Scaled(4)), 3),
+  "weight_normalized": (
+    lambda: _sequences(WeightNormalized(layers.Dense(4))),
+    3,
+  ),
   "causal_convolution": (
     lambda: _sequences(layers.Conv1D(4, 3, padding="causal")),
     3,
@@ -399,6 +425,32 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
     gradient = tape.gradient(outputs, ones)
     self.assertAllEqual(gradient, tf.add_n(parts))
     self.assertBetween(np.mean(outputs == 0.0), 0.3, 0.7)
+
+  @nightly.only
+  def test_compiles_a_deep_stack_once(self):
+    """Functions of equal layers return no shapes, which XLA would need."""
+    inputs = layers.Input((None, 4))
+    outputs = inputs
+    for _ in range(6):
+      dense = layers.Dense(4, "gelu")(outputs)
+      outputs = layers.Add()([outputs, layers.Dropout(0.1)(dense)])
+    model = tf_keras.Model(inputs, outputs)
+    loaded = self.export(model, _batch(3, 0))
+    self.assertFalse(self.is_trapped(loaded, _batch(3, 0), training=True))
+
+  @nightly.only
+  def test_cells_know_the_mode_in_gradients(self):
+    inputs = layers.Input((None, 4))
+    model = tf_keras.Model(inputs, layers.RNN(TrainingCell(4))(inputs))
+    loaded = self.export(model, _batch(3, 0))
+    expected, actual = (
+      _step(lambda x, m=m: m(x, training=True), m.trainable_variables)(
+        _batch(3, 0)
+      )
+      for m in (model, loaded)
+    )
+    for a, e in zip(*map(tf.nest.flatten, (actual, expected)), strict=True):
+      self.assertAllClose(a, e, rtol=1e-5, atol=1e-6)
 
   def test_gradients_as_of_the_compiled_live_model(self):
     """XLA in TensorFlow 2.20 computes others if the batch is a constant."""
