@@ -184,6 +184,8 @@ def _export(
   served = dict(_signatures(piece, "serving_default"))
   root = _exported(piece, "serving_default", signatures)
   frozen = _with_profiles(root, piece.source, options.freezing_profiles)
+  if options.verification == "full" and piece.examples:
+    verification.check_forms(piece.source, piece.also_takes, piece.examples[0])
   is_keras = options.saved_model_format == "keras"
   if is_keras:
     notes = keras_saving.save(
@@ -194,9 +196,10 @@ def _export(
     )
   else:
     notes = saving.save(root, piece_dir, signatures=signatures)
-    if lost := saving.constraints(piece.source):
-      print(f"  - constraints: {lost}")
-      known = {**card.provenance, "constraints": lost}
+    if lost := saving.lost(piece.source):
+      for kind, text in lost.items():
+        print(f"  - {kind}: {text}")
+      known = {**card.provenance, **lost}
       card = dataclasses.replace(card, provenance=known)
   parts = dict(_parts(piece))
   described = model_json.describe(

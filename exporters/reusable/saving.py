@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import itertools
 import math
 import re
 from typing import Any
@@ -97,7 +98,8 @@ def source(
     regularization_losses: Functions without arguments, each returning a float
       scalar. The export returns their sum. Default:
       `model.regularization_losses`, or else one for each weight regularizer of
-      the Keras layers.
+      the Keras layers; for a function, of those layers that it names whose
+      weights are among `trainable_variables`.
     check: A function that returns the input, with ops that fail if the model
       does not support it.
     layer_calls: Replaces the `call` of layers in the trace, by class. Outputs
@@ -132,8 +134,9 @@ def source(
         f"regularization_losses of {type(model).__name__} is a method; it must"
         " be a property or an attribute, a list of functions."
       )
+  trained = _trainable(model, variables, trainable_variables)
   if regularization_losses is None:
-    regularization_losses = _losses_of_keras(model)
+    regularization_losses = _losses_of_keras(model, trained)
   return _traced(
     Source(
       model=model,
@@ -142,7 +145,7 @@ def source(
       defaults=defaults,
       hyperparameters=hyperparameters,
       variables=variables,
-      trainable_variables=_trainable(model, variables, trainable_variables),
+      trainable_variables=trained,
       regularization_losses=regularization_losses,
       layer_calls={**xla.REPLACEMENTS, **(layer_calls or {})},
       autograph=autograph,
@@ -285,8 +288,8 @@ def signature(
       kinds = {type(out).__name__ for out in outputs.values()}
       raise errors.ExportError(
         "A signature needs an output that is a Tensor, and the model returns"
-        f" {' and '.join(sorted(kinds)) or 'nothing'}. Return a dict of outputs"
-        " with a Tensor among them."
+        f" {' and '.join(sorted(kinds)) or 'nothing'}. Return a flat dict with"
+        " a Tensor among its values."
       )
     return served
 
@@ -359,18 +362,35 @@ def save(
   return slimming.slim(export_dir)
 
 
-def constraints(model: Source) -> str:
-  """Says which variables have constraints, such as `NonNeg`; "" if none has."""
+def lost(model: Source) -> dict[str, str]:
+  """Says what of a Keras model its SavedModel lacks, by kind.
+
+  These are constraints of variables, such as `NonNeg`, and arguments of `call`.
+  """
+  found = {}
   names = [
     v.name for v in model.trainable_variables if getattr(v, "constraint", None)
   ]
   more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-  if not names:
-    return ""
-  return (
-    f"A SavedModel has none. To keep those of {', '.join(names[:3])}{more},"
-    " apply them after each step of training."
-  )
+  if names:
+    found["constraints"] = (
+      f"A SavedModel has none. To keep those of {', '.join(names[:3])}{more},"
+      " apply them after each step of training."
+    )
+  if isinstance(model.model, tf_keras.layers.Layer):
+    _, *parameters = inspect.signature(model.model.call).parameters.values()
+    own = {*model.defaults, "training", "mask"}
+    fixed = [
+      str(p)
+      for p in parameters
+      if p.name not in own and p.default is not p.empty
+    ]
+    if fixed and not type(model.model).__module__.startswith("tf_keras."):
+      found["arguments"] = (
+        f"Calls have {', '.join(fixed)}. Consumers can set what is a"
+        " Hyperparameter."
+      )
+  return found
 
 
 def _check_names(
@@ -524,11 +544,15 @@ def _trainable(
     if not variable.shape.is_fully_defined():
       raise errors.ExportError(
         f"Variable {variable.name} has the shape {variable.shape}. Give it a"
-        " size: consumers and optimizers need one."
+        " size: consumers and optimizers need one. If calls do not read it, as"
+        " what layers.Discretization adapts, pass `variables` without it."
       )
     try:
-      if variable.dtype in _CHECKED:
+      if variable.dtype in _CHECKED and variable.trainable:
         tf.debugging.check_numerics(variable, "")  # Allocates no memory.
+      elif variable.dtype in _CHECKED:  # Masks and minima may be infinite.
+        value = tf.where(tf.math.is_inf(variable), 0, variable)
+        tf.debugging.check_numerics(value, "")
     except tf.errors.InvalidArgumentError as e:
       raise errors.ExportError(
         f"Variable {variable.name} has values that are not finite (NaN or"
@@ -972,8 +996,14 @@ def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:
   return False
 
 
-def _losses_of_keras(model: Any) -> list[Callable[[], tf.Tensor]]:
+def _losses_of_keras(
+  model: Any, trained: Sequence[tf.Variable]
+) -> list[Callable[[], tf.Tensor]]:
   """Returns the losses that a Keras model trains with; [] for other models."""
+  if not isinstance(model, (tf.Module, tf.train.Checkpoint)):
+    listed = {v.ref() for v in trained}
+    losses = itertools.chain(*map(_weight_losses, _modules_of(model)))
+    return [x for x in losses if set() < observation.regularized([x]) <= listed]
   found = _weight_losses(model)
   if not isinstance(model, tf_keras.layers.Layer) or any(
     map(tf.is_symbolic_tensor, model.losses)  # Of a call: refused later.
@@ -988,6 +1018,19 @@ def _losses_of_keras(model: Any) -> list[Callable[[], tf.Tensor]]:
   if math.isclose(own, others, rel_tol=1e-6):
     return found
   return [lambda i=i: model.losses[i] for i in range(len(model.losses))]
+
+
+def _modules_of(function: Callable[..., Any]) -> list[tf.Module]:
+  """Returns the modules that a function names, and the object of a method."""
+  function = _python_function(function)
+  names = [getattr(function, "__self__", None)]
+  if isinstance(function, functools.partial):
+    names += [*function.args, *function.keywords.values()]
+  elif inspect.isfunction(function) or inspect.ismethod(function):
+    closure = inspect.getclosurevars(function)
+    names += [*closure.nonlocals.values(), *closure.globals.values()]
+  by_id = {id(x): x for x in names if isinstance(x, tf.Module)}
+  return list(by_id.values())
 
 
 def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:

@@ -219,6 +219,26 @@ class SavingTest(tf.test.TestCase):
     x = tf.ones([100, 2])
     self.assertNotAllClose(loaded(x, training=True)[0], loaded(x)[0])
 
+  def test_losses_of_methods_and_functions(self):
+    class Coder(tf_keras.Model):
+      def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = _keras_model(), _keras_model()
+
+      def encode(self, inputs):
+        return self.encoder(inputs)
+
+      def call(self, inputs):
+        return self.encoder(inputs), self.decoder(inputs)
+
+    model = Coder()
+    model(tf.ones([1, 2]))
+    for function in (model.encode, lambda x: model.encode(x)):
+      loaded = self.save_and_load(
+        function, _SPEC, variables=model.encoder.variables
+      )
+      self.assert_regularized(loaded, model.encoder, 3)
+
   def test_sub_object(self):
     module = Affine()
     root = _reusable(module, _SPEC, hyperparameters=[_SCALE])
@@ -366,14 +386,24 @@ class SavingTest(tf.test.TestCase):
     with self.assertRaisesRegex(errors.ExportError, "Freeze its layers before"):
       saving.reusable(source)
 
-  def test_says_whose_constraints_are_lost(self):
+  def test_says_what_is_lost(self):
     layers = tf_keras.layers
+
+    class Scaled(layers.Dense):
+      def call(self, inputs, scale=2.0):
+        return scale * super().call(inputs)
+
+    layer = Scaled(2)
+    layer.build([None, 2])
+    scaled = saving.source(layer, _SPEC)
+    self.assertIn("have scale=2.0. Consumers", saving.lost(scaled)["arguments"])
     spec = tf.TensorSpec([None, 3])
     for constraint, words in ((None, "^$"), ("non_neg", "dense/kernel:0")):
       tf_keras.backend.reset_uids()
       dense = layers.Dense(2, kernel_constraint=constraint)
       model = tf_keras.Sequential([layers.InputLayer((3,)), dense])
-      self.assertRegex(saving.constraints(saving.source(model, spec)), words)
+      lost = saving.lost(saving.source(model, spec))
+      self.assertRegex(lost.get("constraints", ""), words)
 
   def test_other_forms(self):
     """A tuple is a list, outputs may be None, and complex."""
@@ -563,6 +593,16 @@ class SavingTest(tf.test.TestCase):
       _SPEC,
       hyperparameters=[_SCALE],
     )
+
+  def test_other_values_may_be_infinite(self):
+    module = Affine()
+    module.mask = tf.Variable([[float("-inf")]], trainable=False)
+    loaded = self.save_and_load(
+      lambda x: x @ module.kernel + module.mask,
+      _SPEC,
+      variables=[module.kernel, module.mask],
+    )
+    self.assertAllEqual(loaded(tf.ones([1, 2])), [[float("-inf")]])
 
   def test_refuses_training_that_cannot_be_found(self):
     self.assert_refused(r"takes \*\*kwargs", lambda x, **kwargs: x, _SPEC)
