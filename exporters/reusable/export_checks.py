@@ -191,6 +191,7 @@ def _check_part(
   steps = _graph_steps(model, [c for c in calls if not c.seeded])
   call = _traced_once(model, calls)
   skipped = None
+  unseen = []  # For each call, the variables whose gradients are zero.
 
   @functools.cache
   def perturbed(name: str, seed: int) -> list[Observation]:
@@ -221,6 +222,8 @@ def _check_part(
     if new.call == skipped:
       continue
     expected, arrays = old.arrays, new.arrays
+    if new.kind == "gradients":
+      unseen.append({k for k, x in expected.items() if not x.any()})
     if isinstance(model, tf_keras.Model):
       arrays = _in_order_of(expected, arrays)
       if new.kind == "trainable variables":  # The values are positions.
@@ -249,6 +252,12 @@ def _check_part(
     elif new.kind == comparison.SAMPLED:
       problems = randomness.compare(expected, arrays)
     yield _result(*new[:3], largest, problems, undecided=undecided)
+  if names := sorted(set.intersection(*unseen)) if unseen else []:
+    note = (
+      f"those of {', '.join(names)} are zero in all calls, so that nothing is"
+      " known of them"
+    )
+    yield _result(part, "gradients", "", 0.0, [], [note])
   for made in calls:
     yield from _check_alone(part, model, call, calls, made, steps, with_seeds)
 
@@ -273,9 +282,10 @@ def _check_alone(
     yield _result(part, kind, made.name, *compared)
   if made.forms and not is_keras:
     called = (with_seeds(),) * 2 if made.seeded else (model, call)
+    name = made.name.removesuffix(observation.OTHER_WEIGHTS)  # It has its own.
     for form, kind, *arrays in _in_other_forms(*called, made):
       compared = comparison.compare(kind, *arrays)
-      yield _result(part, kind, f"{made.name}, {form}", *compared)
+      yield _result(part, kind, f"{name}, {form}", *compared)
   # Keras rebuilds its own layers under the strategy of each consumer.
   if made.empty and not is_keras:
     takes_none = any(observation.rows(c.example) == 0 for c in calls)
@@ -511,9 +521,15 @@ def _result(
 
 
 def _has_effect(model: Any, made: Call) -> bool:
-  """Tells whether arguments change outputs or updates of an export."""
-  arguments = map(_as_tensors, (made.arguments, made.without))
-  return observation.differ(model, model, made.example, *arguments)
+  """Tells whether arguments change outputs or updates of an export.
+
+  With other weights, too: some begin with zeros, such as those of adapters.
+  """
+  arguments = [*map(_as_tensors, (made.arguments, made.without))]
+  if observation.differ(model, model, made.example, *arguments):
+    return True
+  with observation.reweighted(model, {}):
+    return observation.differ(model, model, made.example, *arguments)
 
 
 def _of_no_examples(model: Any, made: Call, takes_none: bool) -> list[str]:
@@ -548,6 +564,8 @@ def _of_no_examples(model: Any, made: Call, takes_none: bool) -> list[str]:
       for values in (observation.by_variable(moving, moving), updates)
     ),
   )
+  nothing = "; a replica may get no examples, and must then update nothing"
+  problems = [f"{problem}{nothing}" for problem in problems]
   floats = {
     k: y
     for k, y in observation.named_arrays(outputs).items()

@@ -26,6 +26,9 @@ _NO_ZEROS = (2.0**-7, 2.0**-8, 2.0**-9, 2.0**-10)
 # Calls to try before randomness is denied, as a coin may fall alike many times.
 _RARELY = 64
 
+# How the names of calls with other weights end.
+OTHER_WEIGHTS = ", other weights"
+
 # Attributes of an export, or of a sub-object, that consumers use.
 INTERFACE = (
   "__call__",
@@ -167,13 +170,13 @@ def observe_calls(
       continue
     *others, last = alike
     moved, seen = {}, []
-    if last.updates and moves and not last.seeded:
+    if last.updates and moves and not (last.seeded or last.sampled):
       _, moved = run(model, call, last.example, last.arguments)
-    with _reweighted(model, moved):
+    with reweighted(model, moved):
       for made in (*others, last):
         seen += _observe_call(part, model, call, made, steps)
-        # Last, as they are as large as the weights, and of one mode only.
-        if not made.arguments:
+        # Last, as they are as large as the weights, and of one call only.
+        if made is last and moves and not made.seeded:
           kind = "regularization losses"
           seen.append(Observation(part, kind, made.name, _losses(model)))
     yield from seen
@@ -236,7 +239,7 @@ def _without_seed(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def _reweighted(model: Any, moved: Arrays) -> Iterator[None]:
+def reweighted(model: Any, moved: Arrays) -> Iterator[None]:
   """Changes the weights of a model, and undoes that exactly on exit.
 
   Other weights show which values of weights an export has as constants.
@@ -541,7 +544,11 @@ def weights_sha256(parts: Iterable[Any]) -> str:
 
 
 def _scalar(outputs: Any) -> tf.Tensor:
-  """Returns a weighted sum of outputs, so that no symmetry hides an error."""
+  """Returns a weighted sum of outputs, so that no symmetry hides an error.
+
+  No value hides the gradients of others either: large ones, such as the -1e9 of
+  a mask, are scaled to 1 each, and those that are not finite are left out.
+  """
   return tf.add_n(
     [
       tf.constant(0.0),
@@ -558,9 +565,8 @@ def _scalar(outputs: Any) -> tf.Tensor:
 
 
 def _of_one_scale(output: tf.Tensor) -> tf.Tensor:
-  """Scales large outputs down, whose gradients would hide those of others."""
-  largest = tf.reduce_max(tf.abs(tf.reshape(output, [-1])))
-  return output / tf.stop_gradient(tf.maximum(largest, 1.0))
+  output = tf.where(tf.math.is_finite(output), output, 0.0)
+  return output / tf.stop_gradient(tf.maximum(tf.abs(output), 1.0))
 
 
 def _real(output: Any) -> Any:

@@ -23,13 +23,14 @@ from exporters.reusable import private_api
 from exporters.reusable.private_api import graph_pb2
 
 PILOT_CALLS = 128
-_LEAST_CALLS, _MOST_CALLS = 256, 2**14
+LEAST_CALLS, _MOST_CALLS = 256, 2**14
 _FALSE_ALARM = 1e-6  # Probability that equal models fail a test.
 _BOUND = 1.1  # Ratio of standard deviations to detect,
 _SIGMAS = 9.0  # by so many standard errors; five fail a test.
 _MOST_VALUES = 2**20  # Values of one array in a sample.
 _MOST_CORRELATED = 256  # Values whose correlations are compared,
 _SIGNIFICANT = 4.0  # if they differ by so many standard errors.
+_TIED = 0.01  # Standard deviations below which numbers are taken for equal.
 _SAVED_MODEL = "saved_model.pb"
 
 
@@ -203,7 +204,7 @@ def calls_to_compare(pilot: comparison.Arrays) -> int:
   Args:
     pilot: A `sample` of outputs.
   """
-  counts = [_LEAST_CALLS]
+  counts = [LEAST_CALLS]
   for x in pilot.values():
     if np.isfinite(x).all() and np.any(x.std(0)):
       squares = _squares(x, x.mean(0), x.std(0))
@@ -309,12 +310,20 @@ def _apart(old: np.ndarray, new: np.ndarray, false_alarm: float) -> bool:
   The normal approximation is conservative: beyond five standard deviations, the
   rank sum of 64 or more numbers has smaller tails.
   """
-  sigmas = (_share_above(old, new) - 0.5) * math.sqrt(6 * len(old) - 3)
+  # Rounding errors tell apart no numbers that are equal otherwise.
+  tied = _TIED * np.concatenate([old, new]).std()
+  sigmas = (_share_above(old, new, tied) - 0.5) * math.sqrt(6 * len(old) - 3)
   return math.erfc(abs(sigmas) / math.sqrt(2)) < false_alarm
 
 
-def _share_above(old: np.ndarray, new: np.ndarray) -> float:
-  """Returns the share of pairs in which `new` is larger; ties count half."""
+def _share_above(old: np.ndarray, new: np.ndarray, tied: float = 0.0) -> float:
+  """Returns the share of pairs in which `new` is larger.
+
+  Pairs that differ by `tied` at most count half.
+  """
   ordered = np.sort(old)
-  below = [np.searchsorted(ordered, new, side) for side in ("left", "right")]
+  below = [
+    np.searchsorted(ordered, new - tied, "left"),
+    np.searchsorted(ordered, new + tied, "right"),
+  ]
   return np.mean(below) / len(old)

@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import platform
+import random
 import re
 import shutil
 import signal
@@ -184,6 +185,44 @@ def verify(
     )
   results.append(export_checks.Result("slimming", "", (), list(notes)))
   return _write_report(export_dir, results, {**(record or {}), **entries})
+
+
+def check_forms(
+  source: saving.Source, forms: Iterable[Any], example: Any
+) -> None:
+  """Refuses a form of other dtypes that the live model computes otherwise.
+
+  The export casts it. A model may do more, such as scale integers.
+
+  Raises:
+    ExportError: The outputs of the live model differ.
+  """
+  if observation.differ(source, source.call, example, {}, {}):
+    return  # What is random tells nothing.
+
+  def cast(x: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
+    is_rounded = x.dtype.is_floating and spec.dtype.is_integer
+    return tf.cast(100 * tf.abs(x) if is_rounded else x, spec.dtype)
+
+  for form in forms:
+    try:
+      given = tf.nest.map_structure(cast, example, form)
+      actual = _explained(source.call)(given)
+    except (ValueError, TypeError, errors.ExportError):
+      continue  # Only the export takes it, such as a list.
+    cast_back = tf.nest.map_structure(cast, given, source.input_spec)
+    expected = observation.named_arrays(source.call(cast_back))
+    for name, x in observation.named_arrays(actual).items():
+      y = expected[name]
+      if not comparison.is_inexact(x) or x.shape != y.shape:
+        continue
+      # Beyond the precision of any dtype.
+      if np.abs(x - y).max(initial=0.0) > 0.1 * np.abs(y).max(initial=0.0):
+        raise errors.ExportError(
+          f"The model computes {name} otherwise for {form} than for the same"
+          " numbers in the form of its input, to which the export casts them."
+          " Leave it out of also_takes, or compute the same for both."
+        )
 
 
 def _failed(
@@ -403,6 +442,7 @@ def observe(
         observation.train_step(source, source.call, of_inputs=True)
       )
       sizes = collections.defaultdict(set)
+      as_it_is = {c.name for c in plan[name] if not c.reweighted}
       for observed in observation.observe_calls(
         name, source, source.call, plan[name], lambda *_, s=step: s
       ):
@@ -411,18 +451,22 @@ def observe(
             sizes[output].update(y.shape[-1:])
             if observed.call == plan[name][0].name:
               _check_numbers(f"{observed.place}: {output}", y)
+        if observed.kind == "gradients" and observed.call in as_it_is:
+          for variable, x in observed.arrays.items():
+            if not variable.startswith(comparison.INPUT):
+              _check_numbers(f"{observed.place}: {variable}", x)
         yield observed
       _check_last_dimensions(source, [c.example for c in plan[name]], sizes)
 
   return plan, named, seen()
 
 
-def _check_numbers(place: str, output: np.ndarray) -> None:
-  """Refuses an output that is NaN everywhere, as any NaN would equal it."""
-  if output.size and comparison.is_inexact(output) and np.isnan(output).all():
+def _check_numbers(place: str, values: np.ndarray) -> None:
+  """Refuses what is NaN everywhere, as any NaN would equal it."""
+  if values.size and comparison.is_inexact(values) and np.isnan(values).all():
     raise errors.ExportError(
       f"{place} is NaN everywhere, so that nothing could be compared. Give"
-      " examples whose outputs are numbers."
+      " examples for which outputs and gradients are numbers."
     )
 
 
@@ -585,22 +629,23 @@ def _calls(
       yield observation.Call(
         name, example, steadily, keras=keras, forms=forms, **of_last, **once
       )
-  if level == "full" and source.variables:
-    yield from _reweighted_calls(source, first, steadily, is_random, gradients)
-  others = list(_of_other_sizes(source, examples)) if can_be_empty else []
+  others = list(_of_other_sizes(source, examples)) if level == "full" else []
   if training or not is_random:
-    for other in others:
+    longer = _of_other_lengths(source, last) if level == "full" else ()
+    for other in (*longer, *others):
       yield observation.Call(f"inference {_size(other)}", other, {})
   learns = training or any(learning.values())
-  larger = _larger(others[-1]) if others and learns else None
-  if larger is not None and not is_random:
-    name = f"{mode} {_size(larger)}"
-    yield observation.Call(name, larger, steadily, **learning)
+  larger = _larger(source, others[-1]) if others and learns else None
+  larger = first if larger is None else larger
   if level == "full":
+    yield from _reweighted_calls(
+      source, first, larger, steadily, is_random, learning
+    )
     yield from _changed_calls(source, first, steadily, is_random, gradients)
   if by_default:
-    more = (larger, is_random and level == "full")
-    yield from _random_calls(part, source, first, level, learning, *more)
+    yield from _random_calls(
+      part, source, first, level, learning, larger, is_random
+    )
 
 
 def _is_random(
@@ -610,15 +655,58 @@ def _is_random(
   steadily: Mapping[str, Any],
 ) -> tuple[bool, bool]:
   """Tells whether training is random, and whether it stays so `steadily`."""
-  differ = functools.partial(observation.differ, source, source.call, example)
+  states = []
+
+  def call(*args: Any, **kwargs: Any) -> Any:
+    states.append(_python_state(source.model))
+    return source.call(*args, **kwargs)
+
+  differ = functools.partial(observation.differ, source, call, example)
   with saving.no_losses_of_calls(source.model):  # Not when called in graphs.
+    differs = differ(training, training)
+    _, before = states  # The first call may build layers.
+    _check_same(before, _python_state(source.model))
     # Two calls may draw the same by chance.
-    by_default = differ(training, training) or bool(
-      randomness.draws(_graph(source, example))
-    )
+    by_default = differs or bool(randomness.draws(_graph(source, example)))
   return by_default, by_default and (
     steadily == training or differ(steadily, steadily)
   )
+
+
+def _python_state(model: Any) -> dict[Any, Any]:
+  """Returns the state of random numbers, and numbers in a model's modules."""
+  _, keys, *more = np.random.get_state()
+  return {
+    "Python's random": random.getstate(),
+    "numpy.random": (keys.tolist(), *more),
+    **{
+      (i, f"{type(module).__name__}.{name}"): value
+      for i, module in enumerate(layer_calls.modules(model))
+      for name, value in vars(module).items()
+      if isinstance(value, (bool, int, float, str))
+    },
+  }
+
+
+def _check_same(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> None:
+  """Refuses a call that changes what a graph keeps as it was traced.
+
+  Raises:
+    ExportError: The values of `_python_state` differ.
+  """
+  for name, value in after.items():
+    if value == before.get(name, value):
+      continue
+    if isinstance(name, str):
+      raise errors.ExportError(
+        f"A call of the model draws numbers from {name}: its graph repeats"
+        " those that it drew while it was traced. Draw them by tf.random."
+      )
+    raise errors.ExportError(
+      f"A call of the model changes {name[1]} from {before[name]} to {value}:"
+      " its graph keeps the value that it had when it was traced. Make it a"
+      " tf.Variable."
+    )
 
 
 def _has_averages(source: saving.Source) -> bool:
@@ -674,23 +762,34 @@ def _in_words(values: Mapping[str, Any]) -> str:
 def _reweighted_calls(
   source: saving.Source,
   example: Any,
+  larger: Any,
   steadily: Mapping[str, Any],
   is_random: bool,
-  gradients: bool,
+  learning: Mapping[str, bool],
 ) -> Iterator[observation.Call]:
-  """Plans calls with other weights and moving averages, in each mode."""
-  size, has_modes = _size(example), "training" in steadily
-  updates = _has_averages(source)
-  call = observation.Call("", example, {}, gradients=gradients, reweighted=True)
-  if has_modes or not is_random:
-    yield call._replace(
-      name=f"inference {size}, other weights", updates=updates and not has_modes
+  """Plans calls with other weights and moving averages, in each mode.
+
+  A model is trained on the larger batch: what goes wrong in large batches, or
+  with other weights, goes wrong here.
+  """
+  has_modes, reweighted = "training" in steadily, bool(source.variables)
+  more = observation.OTHER_WEIGHTS * reweighted
+  if has_modes and reweighted:
+    yield observation.Call(
+      f"inference {_size(example)}{more}",
+      example,
+      {},
+      gradients=learning["gradients"],
+      reweighted=True,
     )
-  if has_modes and (updates or gradients) and not is_random:
-    yield call._replace(
-      name=f"training {size}, other weights",
-      arguments=steadily,
-      updates=updates,
+  mode = "training" if has_modes else "inference"
+  if not is_random and (reweighted or larger is not example):
+    yield observation.Call(
+      f"{mode} {_size(larger)}{more}",
+      larger,
+      steadily,
+      **learning,
+      reweighted=reweighted,
     )
 
 
@@ -701,18 +800,18 @@ def _of_other_sizes(
 
   Inputs whose numbers of rows differ, such as nodes and edges, are no batch.
   """
-  counts = [{x.shape[0] for x in tf.nest.flatten(e)} for e in examples]
-  if any(len(rows) > 1 for rows in counts):
+  counts = [{x.shape[0] for x in _batched(source, e)} for e in examples]
+  if any(len(rows) != 1 for rows in counts):
     return
-  first, counts = examples[0], set().union(*counts)
+  first, (rows,), counts = examples[0], counts[0], set().union(*counts)
   inputs = tf.nest.flatten(first)
   for count in {0, 1, 2} - counts:
-    few = tf.nest.map_structure(lambda x, n=count: x[:n], first)
+    few = _of_rows(source, first, lambda x, n=count: x[:n])
     # Ids of one input may name rows of another.
     is_sure = count > 0 and len(inputs) == 1
-    if count < observation.rows(first) and (is_sure or _takes(source, few)):
+    if count < rows and (is_sure or _takes(source, few)):
       yield few
-  if (rows := observation.rows(first)) == 0:
+  if rows == 0:
     return
   weights, values = (
     sum(float(tf.size(x)) for x in xs) for xs in (source.variables, inputs)
@@ -720,15 +819,67 @@ def _of_other_sizes(
   many = _MORE if weights * values / rows < _LITTLE else _MANY
   if max(counts) < many:
     index = tf.random.stateless_uniform([many], [0, 0], 0, rows, tf.int32)
-    yield tf.nest.map_structure(lambda x: tf.gather(x, index), first)
+    yield _of_rows(source, first, lambda x: tf.gather(x, index))
 
 
-def _larger(many: Any) -> Any:
+def _batched(source: saving.Source, example: Any) -> list[Any]:
+  """Returns the inputs that have a batch, unlike a scalar or a table."""
+  batched = []
+  _of_rows(source, example, batched.append)
+  return batched
+
+
+def _of_rows(
+  source: saving.Source, example: Any, change: Callable[[Any], Any]
+) -> Any:
+  """Changes the inputs that have a batch."""
+  specs = tf.nest.flatten(source.input_spec)
+  changed = [
+    change(x) if spec.shape.rank and spec.shape[0] is None else x
+    for x, spec in zip(tf.nest.flatten(example), specs, strict=False)
+  ]
+  return tf.nest.pack_sequence_as(example, changed)
+
+
+def _of_other_lengths(source: saving.Source, example: Any) -> Iterator[Any]:
+  """Makes inputs whose unknown dimensions, but the first, are 1 and doubled.
+
+  A model that decides in Python by such a size has another graph.
+  """
+  specs = tf.nest.flatten(source.input_spec)
+  inputs = tf.nest.flatten(example)
+  if not all(isinstance(x, tf.Tensor) for x in inputs):
+    return
+  unknown = [
+    [axis for axis, size in enumerate(spec.shape) if axis and size is None]
+    for spec in specs
+  ]
+  if not any(unknown) or not all(observation.rows(x) for x in inputs):
+    return
+
+  def one(x: tf.Tensor, axis: int) -> tf.Tensor:
+    return tf.gather(x, [0], axis=axis)
+
+  def twice(x: tf.Tensor, axis: int) -> tf.Tensor:
+    return tf.concat([x, x], axis)
+
+  for change in (one, twice):
+    changed = [
+      functools.reduce(change, axes, x)
+      for x, axes in zip(inputs, unknown, strict=False)
+    ]
+    other = tf.nest.pack_sequence_as(example, changed)
+    if any(
+      x.shape != y.shape for x, y in zip(changed, inputs, strict=True)
+    ) and _takes(source, other):
+      yield other
+
+
+def _larger(source: saving.Source, many: Any) -> Any:
   """Returns rows of a large batch to train on; None if it has too few."""
-  count = _MANY if observation.rows(many) > _MANY else _TRAINED
-  if observation.rows(many) < count:
-    return None
-  return tf.nest.map_structure(lambda x: x[:count], many)
+  rows = _batched(source, many)[0].shape[0]
+  count = _MANY if rows > _MANY else _TRAINED
+  return _of_rows(source, many, lambda x: x[:count]) if rows >= count else None
 
 
 def _random_calls(
@@ -742,8 +893,15 @@ def _random_calls(
 ) -> Iterator[observation.Call]:
   """Plans calls with fixed seeds, or samples of calls.
 
-  If `is_only`, as no call in training is without noise, fixed seeds serve for a
-  larger batch, if there is one, and for other weights too.
+  Args:
+    part: Name of the sub-object, "" for the model itself.
+    source: The model.
+    example: An input.
+    level: As in `verify`.
+    learning: What is observed besides outputs.
+    larger: An input with more rows, if there is one.
+    is_only: Whether no call in training is without noise. So these calls show
+      what other calls show of other models.
   """
   training = {"training": True} if "training" in source.defaults else {}
   drawn = observation.draws(source, source.call, example, training)
@@ -772,15 +930,38 @@ def _random_calls(
   )
   # With other rates it has the gradients.
   yield call._replace(gradients=call.gradients and not (is_straight and rates))
-  if is_straight and is_only:
-    if larger is not None:
-      yield call._replace(name=f"{mode} {_size(larger)}, {how}", example=larger)
-    if source.variables:
-      yield call._replace(name=f"{call.name}, other weights", reweighted=True)
-  if not rates:
+  if level != "full":
     return
+  reweighted = bool(source.variables)
+  fewer = min(count, randomness.LEAST_CALLS)  # They find gross errors.
+  how = f"{fewer} calls" if count else how
+  how += observation.OTHER_WEIGHTS * reweighted
+  more = call._replace(example=larger, reweighted=reweighted, sampled=fewer)
+  if is_only and (reweighted or larger is not example):
+    yield more._replace(name=f"{mode} {_size(larger)}, {how}")
+  others = {
+    h.name: (h.others() or [h.default])[0]
+    for h in source.hyperparameters
+    if h.off is None
+  }
+  if is_only and is_straight and others:
+    yield more._replace(
+      name=f"{_in_words(others)}, {how}", arguments={**training, **others}
+    )
+  if rates:
+    if not is_straight:
+      more, how = call, f"{count} calls"
+    yield from _calls_with_rates(more, rates, how)
+
+
+def _calls_with_rates(
+  call: observation.Call,
+  rates: Sequence[hyperparameters.Hyperparameter],
+  how: str,
+) -> Iterator[observation.Call]:
+  """Plans random calls with other rates."""
   # Different ones, to tell apart rates with the same default.
-  for is_small in (False, True)[: 1 + is_straight]:
+  for is_small in (False, True)[: 1 + call.seeded]:
     changed = {
       h.name: h.default / (i + 4)
       if is_small
@@ -789,9 +970,9 @@ def _random_calls(
     }
     yield call._replace(
       name=f"{_in_words(changed)}, {how}",
-      arguments={**training, **changed},
-      gradients=is_straight and not is_small and call.gradients,
-      forms=is_straight and not is_small,
+      arguments={**call.arguments, **changed},
+      gradients=call.seeded and not is_small and call.gradients,
+      forms=call.seeded and not is_small,
     )
 
 
@@ -855,11 +1036,14 @@ def _listed(example: Any, source: saving.Source) -> Any:
 def _size(example: Any) -> str:
   tensors = tf.nest.flatten(example)
   count = f"{len(tensors)} of " if len(tensors) > 1 else ""
-  return f"{count}{tensors[0].shape}"
+  sized = next((x for x in tensors if x.shape.rank), tensors[0])
+  return f"{count}{sized.shape}"
 
 
 def _print_table(problems: Sequence[tuple[str, str]]) -> None:
-  result = table.Table("compared", "problem", title="Failed verification")
+  result = table.Table(title="Failed verification")
+  for name in ("compared", "problem"):
+    result.add_column(name, overflow="fold")  # Whole names of classes.
   for row in problems:
     result.add_row(*row)
   terminal = console.Console()

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import platform
+import random
 import re
 import types
 from unittest import mock
@@ -81,10 +82,12 @@ def _source(model, tunable=("rate", "momentum"), **kwargs):
   )
 
 
-def _export(source, export_dir, change=lambda root: None, served=None):
+def _export(
+  source, export_dir, change=lambda root: None, served=None, spec=_SPEC
+):
   root = saving.reusable(source)
   change(root)
-  signature = saving.signature(served or root, _SPEC)
+  signature = saving.signature(served or root, spec)
   saving.save(root, export_dir, signatures={"serving_default": signature})
 
 
@@ -154,11 +157,14 @@ class _Frozen(layers.BatchNormalization):
     return super().call(inputs, training=False)
 
 
+_RANDOM = np.random.default_rng(0)
+
+
 class _NumpyMask(layers.Layer):
   def call(self, inputs, training=None):
     if not training:
       return inputs
-    return inputs * np.random.binomial(1, 0.5, inputs.shape[1:])
+    return inputs * _RANDOM.binomial(1, 0.5, inputs.shape[1:])
 
 
 def _noisy(**changes):
@@ -672,6 +678,21 @@ def _two_heads(factor):
   return {"": (source, _SPEC, _EXAMPLES)}
 
 
+def _masked(factor):
+  """Returns a model with masked logits; scales their gradient."""
+  kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
+
+  @tf.custom_gradient
+  def scaled(x):
+    return tf.identity(x), lambda dy: factor * dy
+
+  def call(inputs):
+    return tf.where([True, False], scaled(inputs @ kernel), tf.float32.min)
+
+  source = saving.source(call, _SPEC, variables=[kernel])
+  return {"": (source, _SPEC, _EXAMPLES)}
+
+
 def _plain():
   return {"": (_source(_model()), _SPEC, _EXAMPLES)}
 
@@ -841,7 +862,7 @@ _BROKEN = [
     _plain,
     _loss_of_old_weights,
     "regularization losses",
-    r"regularization losses, inference \(5, 4\), other weights",
+    r"regularization losses, training \(36, 4\), other weights",
     "the sum differs by",
   ),
   (
@@ -961,7 +982,7 @@ _BROKEN = [
     _with_largest,
     _broken_parts(_with_largest, update=lambda old, new: new + 0.0 * old),
     "updates",
-    r"updates, training \(5, 4\), other weights",
+    r"updates, training \(36, 4\), other weights",
     "largest:0 differs by",
   ),
   (
@@ -977,7 +998,7 @@ _BROKEN = [
     _plain,
     _averages_of_the_start,
     "updates",
-    r"updates, training \(5, 4\), other weights",
+    r"updates, training \(36, 4\), other weights",
     "batch_norm/moving_mean:0 differs by",
   ),
   (
@@ -987,7 +1008,7 @@ _BROKEN = [
       _with_largest, update=lambda old, new: tf.where(old == 0.0, new, old)
     ),
     "updates",
-    r"updates, training \(5, 4\), other weights",
+    r"updates, training \(36, 4\), other weights",
     "largest:0 differs by",
   ),
   (
@@ -1035,7 +1056,7 @@ _BROKEN = [
     _plain,
     _small_rates_lost,
     "outputs",
-    r"outputs, rate 0.125, one seed",
+    r"outputs, rate 0.125, one seed, other weights",
     "the tensor differs by",
   ),
   (
@@ -1124,13 +1145,21 @@ _BROKEN = [
     lambda: _matmul(lambda x: x),
     _broken_parts(lambda: _matmul(_times_two_in_large_batches)),
     "outputs",
-    r"outputs, training \(36, 4\), one seed",
+    r"outputs, training \(36, 4\), one seed, other weights",
     r"differs by .* in \[:, 0\]",
   ),
   (
     "gradient_beside_a_large_output",
     lambda: _two_heads(1.0),
     _broken_parts(lambda: _two_heads(0.5)),
+    "gradients",
+    r"gradients, inference \(1, 4\)",
+    "0 kernel:0 differs",
+  ),
+  (
+    "gradient_beside_a_mask",
+    lambda: _masked(1.0),
+    _broken_parts(lambda: _masked(0.5)),
     "gradients",
     r"gradients, inference \(1, 4\)",
     "0 kernel:0 differs",
@@ -1169,22 +1198,22 @@ inference (5, 4): updates forms
 training (5, 4): training=True rate=0.0 updates keras empty
 inference (1, 4):
 training (1, 4): training=True rate=0.0 gradients updates compilation
-inference (5, 4), other weights: gradients reweighted
-training (5, 4), other weights: training=True rate=0.0 gradients updates \
-reweighted
 inference (0, 4):
 inference (2, 4):
 inference (300, 4):
-training (36, 4): training=True rate=0.0 gradients updates
+inference (5, 4), other weights: gradients reweighted
+training (36, 4), other weights: training=True rate=0.0 gradients updates \
+reweighted
 inference, rate 0.25, momentum 0.4: (5, 4) rate=0.25 momentum=0.4
 rate 0.5: (5, 4) training=True rate=0.5 without
 momentum 0.4: (5, 4) training=True rate=0.0 momentum=0.4 gradients updates
 momentum 0.95: (5, 4) training=True rate=0.0 momentum=0.95 updates
 momentum 0.4: (5, 4) training=True rate=0.0 momentum=0.4 without
 training (5, 4), one seed: training=True updates seeded
-rate 0.875, one seed: (5, 4) training=True rate=0.875 gradients updates forms \
-seeded
-rate 0.125, one seed: (5, 4) training=True rate=0.125 updates seeded
+rate 0.875, one seed, other weights: (36, 4) training=True rate=0.875 \
+gradients updates forms seeded reweighted
+rate 0.125, one seed, other weights: (36, 4) training=True rate=0.125 updates \
+seeded reweighted
 """
 _FAST_PLAN = """
 inference (5, 4): updates forms
@@ -1196,13 +1225,12 @@ _RANDOM_PLAN = """
 inference (5, 4): updates forms
 training (5, 4): training=True compilation empty random
 inference (1, 4): gradients updates
-inference (5, 4), other weights: gradients reweighted
 inference (0, 4):
 inference (2, 4):
 inference (300, 4):
+inference (5, 4), other weights: gradients reweighted
 training (5, 4), one seed: training=True gradients updates seeded
-training (36, 4), one seed: training=True gradients updates seeded
-training (5, 4), one seed, other weights: training=True gradients updates \
+training (36, 4), one seed, other weights: training=True gradients updates \
 seeded reweighted
 """
 # Of one without modes, weights and floats.
@@ -1478,7 +1506,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
         verification, "_compared", side_effect=compared
       ) as mocked,
       # In many rows, one may never cross the kink that all rows are at.
-      mock.patch.object(verification, "_larger", lambda many: None),
+      mock.patch.object(verification, "_larger", lambda *_: None),
     ):
       results, _ = verification._decided(
         export_dir, {"": (source, examples)}, None, "full", None
@@ -1506,6 +1534,11 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     rows = np.tile(dropped(0.5)["y"][:, :4], 10)  # All rows share a mask.
     for other in (dropped(0.25), dropped(0.0), frozen, {"y": rows}):
       self.assertNotEmpty(randomness.compare(dropped(0.5), other))
+
+    # Rounding errors of one side move all of its few values alike.
+    self.assertEmpty(
+      randomness.compare(dropped(0.5), {"y": dropped(0.5)["y"] + 1e-8})
+    )
 
     def noise(deviation, calls):
       return {"y": rng.normal(1.0, deviation, (calls, 3))}
@@ -1581,9 +1614,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       self.assertStartsWith(f"{kind}: {found}", f"{kind}: {by}")
 
   @parameterized.parameters(
-    (_with_head, 92),
+    (_with_head, 86),
     (_preprocessor, 38),
-    *[(_plain, 47), (_noisy_loop, 21), (_with_seed, 47)] * nightly.IS_ON,
+    *[(_plain, 44), (_noisy_loop, 23), (_with_seed, 44)] * nightly.IS_ON,
   )
   def test_intact(self, live, count):
     parts = live()
@@ -1653,6 +1686,49 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     with self.assertRaisesRegex(errors.ExportError, "is NaN everywhere"):
       list(seen)
 
+  @parameterized.parameters(
+    (lambda self: random.random(), "draws numbers from Python's random: its"),
+    (lambda self: np.random.uniform(), "draws numbers from numpy.random: its"),
+    (
+      lambda self: setattr(self, "count", self.count + 1),
+      "changes Counting.count from 3 to 4: its graph keeps",
+    ),
+  )
+  def test_refuses_what_changes_in_python(self, change, words):
+    class Counting(tf.Module):
+      count = 1
+
+      def __call__(self, inputs):
+        change(self)
+        return inputs
+
+    source = saving.source(Counting(), _SPEC)
+    with self.assertRaisesRegex(errors.ExportError, words):
+      verification.observe({"": (source, _EXAMPLES)}, "fast")
+
+  def test_refuses_forms_that_the_model_computes_otherwise(self):
+    forms = [tf.TensorSpec([None, 4], d) for d in (tf.float16, tf.uint8)]
+    cast = saving.source(lambda x: tf.cast(x, tf.float32), _SPEC)
+    verification.check_forms(cast, [*forms, [_SPEC]], _EXAMPLES[0])
+    scaled = saving.source(
+      lambda x: tf.image.convert_image_dtype(x, tf.float32), _SPEC
+    )
+    with self.assertRaisesRegex(errors.ExportError, "otherwise for .*uint8"):
+      verification.check_forms(scaled, forms, _EXAMPLES[0])
+
+  @parameterized.parameters(
+    (lambda x: x if x.shape[1] == 1 else tf.concat([x, x], 1),),
+    *[(lambda x: x if x.shape[1] in (None, 4) else -x,)] * nightly.IS_ON,
+  )
+  def test_tries_other_lengths(self, call):
+    spec = tf.TensorSpec([None, None])
+    source = saving.source(call, spec)
+    export_dir = os.path.join(self.get_temp_dir(), "lengths")
+    _export(source, export_dir, spec=spec)
+    results = _check(export_dir, {"": (source, spec, _EXAMPLES)})
+    lengths = {r.place[-6:] for r in results if r.problems}
+    self.assertNotEmpty(lengths & {"(1, 1)", "(1, 8)"})
+
   def test_finds_a_hyperparameter_without_effect_on_either_side(self):
     kernel = tf.Variable(tf.ones([4, 2]))
     source = saving.source(
@@ -1686,7 +1762,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     weight = tf.Variable(values)
     moving = tf.Variable([5.0, 5.0], trainable=False)
     model = mock.Mock(variables=[weight, moving], trainable_variables=[weight])
-    with observation._reweighted(model, {"moving": np.float32([3.0, 4.0])}):
+    with observation.reweighted(model, {"moving": np.float32([3.0, 4.0])}):
       self.assertAllEqual(weight, tf.constant(expected))
       self.assertAllEqual(moving, [6.0, 2.0])
     self.assertAllEqual(weight, tf.constant(values))
@@ -1956,7 +2032,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     )
     passed = {c["kind"]: c["passed"] for c in report["comparisons"]}
     self.assertEmpty(passed["compilation under XLA"])
-    self.assertLen(passed["gradients"], 4)
+    self.assertLen(passed["gradients"], 3)
     self.assertIsNone(report["singleprint"])
 
   def test_notes_that_xla_takes_no_strings(self):
