@@ -59,9 +59,9 @@ class TextEmbeddingTest(absltest.TestCase):
     self.assertEqual(self.result.returncode, 0, self.result.stderr)
     for line in (
       "Left out 1 vectors of words that come earlier",
-      "✓ gradients, inference (7,)",
+      "✓ gradients, inference (36,), other weights",
       '✓ hyperparameters, combiner "sum"',
-      "✓ word_embedding, gradients, inference (2, 7)",
+      "✓ word_embedding, gradients, inference (1, 1)",
       "✓ saved again",
     ):
       self.assertIn(line, self.result.stdout)

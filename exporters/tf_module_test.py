@@ -34,7 +34,7 @@ class TfModuleTest(tf.test.TestCase):
       f"--export_dir={self.export_dir}",
     )
     self.assertEqual(result.returncode, 0, result.stderr)
-    self.assertIn("✓ gradients, inference (2,)", result.stdout)
+    self.assertIn("✓ gradients, inference (1,)", result.stdout)
     layer = hub.KerasLayer(self.export_dir)
     self.assertAllEqual(layer([10.0, 20.0]), [20.0, 40.0])
     self.assertEmpty(layer.trainable_weights)

@@ -40,8 +40,8 @@ _LOGS = re.compile(
 )
 # Every run tries the later mistakes of these programs; nightly tests, of all.
 _ALWAYS = (
-  *("exporters/bert", "exporters/check", "exporters/text_embedding"),
-  "integration_tests/use_text_embedding",
+  "exporters/check",
+  "exporters/text_embedding",
 )
 _IMPORTED_ONCE = (
   *("tensorflow", "tf_keras", "tensorflow_hub", "tensorflow_text"),

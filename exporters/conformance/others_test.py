@@ -373,6 +373,8 @@ _NIGHTLY = (
   *("all frozen", "frozen", "odd variables", "outliers"),
   *("distances", "graph", "hours", "pairs, a table and steps", "picture"),
   *("differences", "mask of pairs", "steps before examples", "tasks"),
+  *("dropout", "ids of a table", "list", "noisy", "normalized", "subclassed"),
+  *("image of at least 71", "sound", "table", "transferred", "waveforms"),
   "spectral normalization",
 )
 
