@@ -89,13 +89,13 @@ class TextRnnTest(absltest.TestCase):
       self.assertIn(f"\n{line}", card)
     self.assertNotIn(str(directory), card)
 
-    # Nightly tests check cells too.
-    status = check.check(
-      saved_model_dir=str(directory / "both/language_model"),
-      options=copying.Options(seconds=36_000),
-      strict=True,
-    )
-    self.assertEqual(status, 0)
+    if nightly.IS_ON:
+      status = check.check(
+        saved_model_dir=str(directory / "both/language_model"),
+        options=copying.Options(seconds=36_000),
+        strict=True,
+      )
+      self.assertEqual(status, 0)
 
     text_rnn_exporter.export(
       text_rnn_exporter.Weights(checkpoint_path=str(directory / "kept")),

@@ -1191,6 +1191,11 @@ _BROKEN = [
 ]
 
 
+_ALWAYS = (
+  *("outputs", "gradients", "regularization losses", "one seed"),
+  *("other forms", "signatures", "empty batch", "compilation under XLA"),
+)
+
 # The calls of a model: the name, the size of the example if the name lacks it,
 # the arguments, and how each is observed.
 _PLAN = """
@@ -1272,11 +1277,11 @@ def _check(export_dir, parts):
 
 
 class VerificationTest(parameterized.TestCase, tf.test.TestCase):
-  # Without nightly tests, the first of each kind: those that few lines find.
+  # Without nightly tests, the first of some kinds: those that few lines find.
   @parameterized.named_parameters(
     _BROKEN
     if nightly.IS_ON
-    else {row[3]: row for row in reversed(_BROKEN)}.values()
+    else {r[3]: r for r in reversed(_BROKEN) if r[3] in _ALWAYS}.values()
   )
   def test_finds(self, live, build, kind, where, words):
     export_dir = os.path.join(self.get_temp_dir(), "broken")
