@@ -115,16 +115,16 @@ COMPARISONS = {
   SEEDED: Comparison(
     "Where training is random: with the same seeds in all random ops, two calls"
     " are equal, and the model and its export draw as often. Outputs, gradients"
-    " and updates with these seeds are compared, too, with the defaults and"
-    " with other rates; if nothing else makes training repeat, also with other"
-    " weights and a larger batch.",
+    " and updates with these seeds are compared, too, with the defaults, and"
+    " with other rates, other weights and a larger batch; if nothing else makes"
+    " training repeat, also with other hyperparameters.",
     "They are equal or not.",
   ),
   SAMPLED: Comparison(
     "Where random ops are in a loop or a branch: means and standard deviations"
     " of outputs, gradients and updates over at least 256 calls. There are"
     " enough calls to find outputs with standard deviations x 1.1 or means"
-    " shifted by one.",
+    " shifted by one. 256 calls have other weights and a larger batch.",
     "Rank sum tests. Equal models fail one in a million times at most."
     " Differences of the means within the tolerance do not count.",
     1e-3,
