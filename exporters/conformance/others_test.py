@@ -824,7 +824,7 @@ _MODELS = (
       [4, 3],
     ),
     "vector",
-    {"R5": "whether v_1:0 gets a gradient"},
+    {},
   ),
   (
     "missing numbers",
