@@ -894,13 +894,15 @@ def _check_seeds(traces: Sequence[ConcreteFunction]) -> None:
 def _fixed_draws(trace: ConcreteFunction) -> list[str]:
   """Returns the stateless random ops whose seeds no input and no op draws.
 
-  Only those that outputs depend on.
+  Only those that outputs depend on. Normal numbers of a constant shape are left
+  out: they are projections, such as those of Model Garden's KernelAttention.
   """
   captured = {x.op for x in trace.graph.internal_captures}
   arguments = {x.op for x in trace.inputs} - captured
 
   def is_fixed(op: tf.Operation) -> bool:
-    return not any(
+    is_projection = "Normal" in op.type and op.inputs[0].op.type == "Const"
+    return not is_projection and not any(
       x in arguments or graphs.RANDOM.match(x.type)
       for x in _upstream(op.inputs[1:])  # Without the shape.
     )

@@ -833,12 +833,19 @@ def _of_rows(
   source: saving.Source, example: Any, change: Callable[[Any], Any]
 ) -> Any:
   """Changes the inputs that have a batch."""
-  specs = tf.nest.flatten(source.input_spec)
   changed = [
     change(x) if spec.shape.rank and spec.shape[0] is None else x
-    for x, spec in zip(tf.nest.flatten(example), specs, strict=False)
+    for x, spec in zip(*_with_specs(source, example), strict=True)
   ]
   return tf.nest.pack_sequence_as(example, changed)
+
+
+def _with_specs(
+  source: saving.Source, example: Any
+) -> tuple[list[Any], list[Any]]:
+  """Returns inputs and their specs; a longer list has more of the last."""
+  inputs, specs = map(tf.nest.flatten, (example, source.input_spec))
+  return inputs, (specs + specs[-1:] * len(inputs))[: len(inputs)]
 
 
 def _of_other_lengths(source: saving.Source, example: Any) -> Iterator[Any]:
@@ -846,8 +853,7 @@ def _of_other_lengths(source: saving.Source, example: Any) -> Iterator[Any]:
 
   A model that decides in Python by such a size has another graph.
   """
-  specs = tf.nest.flatten(source.input_spec)
-  inputs = tf.nest.flatten(example)
+  inputs, specs = _with_specs(source, example)
   if not all(isinstance(x, tf.Tensor) for x in inputs):
     return
   unknown = [
@@ -866,7 +872,7 @@ def _of_other_lengths(source: saving.Source, example: Any) -> Iterator[Any]:
   for change in (one, twice):
     changed = [
       functools.reduce(change, axes, x)
-      for x, axes in zip(inputs, unknown, strict=False)
+      for x, axes in zip(inputs, unknown, strict=True)
     ]
     other = tf.nest.pack_sequence_as(example, changed)
     if any(
