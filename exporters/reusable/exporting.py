@@ -184,8 +184,9 @@ def _export(
   served = dict(_signatures(piece, "serving_default"))
   root = _exported(piece, "serving_default", signatures)
   frozen = _with_profiles(root, piece.source, options.freezing_profiles)
-  if options.verification == "full" and piece.examples:
-    verification.check_forms(piece.source, piece.also_takes, piece.examples[0])
+  for part in _pieces(piece) if options.verification == "full" else ():
+    if part.examples:
+      verification.check_forms(part.source, part.also_takes, part.examples[0])
   is_keras = options.saved_model_format == "keras"
   if is_keras:
     notes = keras_saving.save(
@@ -238,6 +239,13 @@ def _export(
     notes=notes,
   )
   model_json.write(piece_dir, described | model_json.verified(report))
+
+
+def _pieces(piece: Piece) -> Iterator[Piece]:
+  """Yields a piece and its sub-objects."""
+  yield piece
+  for sub_object in piece.sub_objects.values():
+    yield from _pieces(sub_object)
 
 
 def _parts(

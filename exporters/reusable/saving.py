@@ -378,11 +378,11 @@ def lost(model: Source) -> dict[str, str]:
       " apply them after each step of training."
     )
   if isinstance(model.model, tf_keras.layers.Layer):
-    _, *parameters = inspect.signature(model.model.call).parameters.values()
+    parameters = [*inspect.signature(model.model.call).parameters.values()]
     own = {*model.defaults, "training", "mask"}
     fixed = [
       str(p)
-      for p in parameters
+      for p in parameters[1:]
       if p.name not in own and p.default is not p.empty
     ]
     if fixed and not type(model.model).__module__.startswith("tf_keras."):

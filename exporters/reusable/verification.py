@@ -207,10 +207,10 @@ def check_forms(
   for form in forms:
     try:
       given = tf.nest.map_structure(cast, example, form)
+      cast_back = tf.nest.map_structure(cast, given, source.input_spec)
       actual = _explained(source.call)(given)
     except (ValueError, TypeError, errors.ExportError):
       continue  # Only the export takes it, such as a list.
-    cast_back = tf.nest.map_structure(cast, given, source.input_spec)
     expected = observation.named_arrays(source.call(cast_back))
     for name, x in observation.named_arrays(actual).items():
       y = expected[name]
@@ -415,7 +415,7 @@ def observe(
     for name, (source, _) in parts.items()
   }
   plan = {
-    name: list(
+    name: _named_apart(
       _calls(name, source, [_listed(x, source) for x in examples], level)
     )
     for name, (source, examples) in parts.items()
@@ -646,6 +646,20 @@ def _calls(
     yield from _random_calls(
       part, source, first, level, learning, larger, is_random
     )
+
+
+def _named_apart(
+  calls: Iterable[observation.Call],
+) -> list[observation.Call]:
+  """Numbers calls of one name, which has the shape of one input alone."""
+  apart, count = [], collections.Counter()
+  for call in calls:
+    if call.without is None:  # Others have the name of a call that is made.
+      count[call.name] += 1
+      if count[call.name] > 1:
+        call = call._replace(name=f"{call.name} ({count[call.name]})")
+    apart.append(call)
+  return apart
 
 
 def _is_random(

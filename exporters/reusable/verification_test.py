@@ -1711,6 +1711,15 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     with self.assertRaisesRegex(errors.ExportError, words):
       verification.observe({"": (source, _EXAMPLES)}, "fast")
 
+  def test_names_of_calls_differ(self):
+    spec = [_SPEC, tf.TensorSpec([None, None])]
+    source = saving.source(lambda x: x[0] + tf.reduce_sum(x[1]), spec)
+    example = [_EXAMPLES[0], _EXAMPLES[0]]
+    calls, *_ = verification.observe({"": (source, [example])}, "full")
+    names = [call.name for call in calls[""]]
+    self.assertIn("inference 2 of (5, 4) (3)", names)
+    self.assertCountEqual(names, set(names))
+
   def test_refuses_forms_that_the_model_computes_otherwise(self):
     forms = [tf.TensorSpec([None, 4], d) for d in (tf.float16, tf.uint8)]
     cast = saving.source(lambda x: tf.cast(x, tf.float32), _SPEC)
