@@ -28,6 +28,7 @@ _SMALLER = {"MobileNet": {"alpha": 0.25}, "MobileNetV2": {"alpha": 0.35}}
 _NOT_JUDGED = ("R13", "R14")
 
 layers = tf_keras.layers
+_TINY = tf_keras.initializers.RandomNormal(stddev=1e-4)
 
 
 def _saved(make):
@@ -375,7 +376,7 @@ _NIGHTLY = (
   *("differences", "mask of pairs", "steps before examples", "tasks"),
   *("dropout", "ids of a table", "list", "noisy", "normalized", "subclassed"),
   *("image of at least 71", "sound", "table", "transferred", "waveforms"),
-  "spectral normalization",
+  *("spectral normalization", "vanishing image"),
 )
 
 _MODELS = (
@@ -414,6 +415,23 @@ _MODELS = (
       _of(layers.Conv2D, 4, 3, strides=2, use_bias=False),
       _of(layers.BatchNormalization),
       _of(layers.ReLU),
+      _of(layers.GlobalAveragePooling2D),
+      _dense(5, activation="softmax"),
+    ),
+    "image",
+    {},
+  ),
+  (
+    # Its signals vanish in inference, as in deep models with initial weights.
+    "vanishing image",
+    _sequential(
+      _input(20, 20, 3),
+      *[
+        _of(layers.Conv2D, 4, 1, kernel_initializer=_TINY),
+        _of(layers.BatchNormalization),
+        _of(layers.ReLU),
+      ]
+      * 4,
       _of(layers.GlobalAveragePooling2D),
       _dense(5, activation="softmax"),
     ),
