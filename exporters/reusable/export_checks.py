@@ -643,7 +643,7 @@ def _check_served(
   tf.random.set_seed(1)  # Random ops with seeds draw the same again.
   structure = observation.run(called, called, example, {})[0]
   tf.random.set_seed(1)
-  served = observation.named_arrays(model.signatures[signature](**inputs))
+  served = model.signatures[signature](**inputs)
   if isinstance(structure, Mapping):
     named = structure
   else:  # Outputs of a list are sorted by name.
@@ -654,7 +654,7 @@ def _check_served(
   outputs = observation.named_arrays(
     {k: y for k, y in named.items() if isinstance(y, tf.Tensor)}
   )
-  compared = comparison.compare(kind, outputs, served)
+  compared = comparison.compare(kind, outputs, observation.named_arrays(served))
   return _result(part, kind, signature, *compared)
 
 

@@ -551,7 +551,8 @@ def _trainable(
       if variable.dtype in _CHECKED and variable.trainable:
         tf.debugging.check_numerics(variable, "")  # Allocates no memory.
       elif variable.dtype in _CHECKED:  # Masks and minima may be infinite.
-        value = tf.where(tf.math.is_inf(variable), 0, variable)
+        value = tf.convert_to_tensor(variable)
+        value = tf.where(tf.math.is_inf(value), tf.zeros_like(value), value)
         tf.debugging.check_numerics(value, "")
     except tf.errors.InvalidArgumentError as e:
       raise errors.ExportError(

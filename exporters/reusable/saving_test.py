@@ -596,7 +596,13 @@ class SavingTest(tf.test.TestCase):
 
   def test_other_values_may_be_infinite(self):
     module = Affine()
-    module.mask = tf.Variable([[float("-inf")]], trainable=False)
+
+    @tf.function  # As the first call of a Keras model by fit.
+    def build():
+      if not hasattr(module, "mask"):
+        module.mask = tf.Variable([[float("-inf")]], trainable=False)
+
+    build()
     loaded = self.save_and_load(
       lambda x: x @ module.kernel + module.mask,
       _SPEC,

@@ -823,7 +823,7 @@ def _of_other_sizes(
     few = _of_rows(source, first, lambda x, n=count: x[:n])
     # Ids of one input may name rows of another.
     is_sure = count > 0 and len(inputs) == 1
-    if count < rows and (is_sure or _takes(source, few)):
+    if count < rows and (is_sure or _takes(source, few, first)):
       yield few
   if rows == 0:
     return
@@ -1014,13 +1014,23 @@ def _calls_to_compare(
   return randomness.calls_to_compare(pilot.arrays)
 
 
-def _takes(source: saving.Source, example: Any) -> bool:
-  """Tells whether a model takes a batch of few rows; some ops take no 0."""
+def _takes(source: saving.Source, few: Any, usual: Any = None) -> bool:
+  """Tells whether a model takes a batch of few rows; some ops take no 0.
+
+  Loops over no rows, which are no loops of the graph, return vectors, whatever
+  they return for the usual rows.
+  """
   try:
-    observation.run(source, source.call, example, {})
+    vectors = _vectors(source, few)
   except errors.ExportError:
     return False
-  return True
+  return not any(vectors) or usual is None or vectors == _vectors(source, usual)
+
+
+def _vectors(source: saving.Source, example: Any) -> list[bool]:
+  """Tells which outputs have one dimension."""
+  outputs = observation.run(source, source.call, example, {})[0]
+  return [len(y.shape) == 1 for y in observation.named_arrays(outputs).values()]
 
 
 def _graph(source: saving.Source, example: Any) -> Any:
