@@ -197,7 +197,8 @@ def check_forms(
   Raises:
     ExportError: The outputs of the live model differ.
   """
-  if observation.differ(source, source.call, example, {}, {}):
+  call = _explained(source.call)
+  if observation.differ(source, call, example, {}, {}):
     return  # What is random tells nothing.
 
   def cast(x: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
@@ -208,10 +209,17 @@ def check_forms(
     try:
       given = tf.nest.map_structure(cast, example, form)
       cast_back = tf.nest.map_structure(cast, given, source.input_spec)
-      actual = _explained(source.call)(given)
+      actual = call(given)
     except (ValueError, TypeError, errors.ExportError):
       continue  # Only the export takes it, such as a list.
-    expected = observation.named_arrays(source.call(cast_back))
+    try:
+      expected = observation.named_arrays(call(cast_back))
+    except errors.ExportError as e:
+      raise errors.ExportError(
+        f"The model takes {form}, and not the same numbers in the form of its"
+        f" input, to which the export casts them. Leave it out of also_takes."
+        f" ({e})"
+      ) from e
     for name, x in observation.named_arrays(actual).items():
       y = expected[name]
       if not comparison.is_inexact(x) or x.shape != y.shape:

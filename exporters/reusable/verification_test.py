@@ -1730,6 +1730,15 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     with self.assertRaisesRegex(errors.ExportError, "otherwise for .*uint8"):
       verification.check_forms(scaled, forms, _EXAMPLES[0])
 
+    def bounded(x):
+      if x.dtype == tf.float32:
+        tf.debugging.assert_less(x, 9.0)
+      return tf.image.convert_image_dtype(x, tf.float32)
+
+    source = saving.source(bounded, _SPEC)
+    with self.assertRaisesRegex(errors.ExportError, "not the same numbers"):
+      verification.check_forms(source, forms[1:], _EXAMPLES[0])
+
   @parameterized.parameters(
     (lambda x: x if x.shape[1] == 1 else tf.concat([x, x], 1),),
     *[(lambda x: x if x.shape[1] in (None, 4) else -x,)] * nightly.IS_ON,
