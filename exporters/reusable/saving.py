@@ -52,6 +52,7 @@ class Source:
     output_spec: Shapes and dtypes of the outputs, in inference.
     trains_as_model: Whether `trainable_variables` are those of the model.
     unread: The variables that no trace reads.
+    masked: The positions of outputs that have a Keras mask in a trace.
   """
 
   model: Callable[..., Any]
@@ -68,6 +69,7 @@ class Source:
   output_spec: Any = None
   trains_as_model: bool = False
   unread: Sequence[tf.Variable] = ()
+  masked: set[int] = dataclasses.field(default_factory=set)
 
 
 def source(
@@ -365,7 +367,8 @@ def save(
 def lost(model: Source) -> dict[str, str]:
   """Says what of a Keras model its SavedModel lacks, by kind.
 
-  These are constraints of variables, such as `NonNeg`, and arguments of `call`.
+  These are constraints of variables, such as `NonNeg`, masks of outputs, and
+  arguments of `call`.
   """
   found = {}
   names = [
@@ -376,6 +379,12 @@ def lost(model: Source) -> dict[str, str]:
     found["constraints"] = (
       f"A SavedModel has none. To keep those of {', '.join(names[:3])}{more},"
       " apply them after each step of training."
+    )
+  if model.masked:
+    found["masks"] = (
+      "A SavedModel has none. An output of the model has a Keras mask, by which"
+      " layers after it, such as LSTM, skip padding. Return the mask as an"
+      " output, too, so that consumers can pass it on."
     )
   if isinstance(model.model, tf_keras.layers.Layer):
     parameters = [*inspect.signature(model.model.call).parameters.values()]
@@ -696,7 +705,9 @@ def _traceable(
       return function(converted, **arguments)
     more = of_training if arguments.get("training", True) else {}
     with layer_calls_lib.replaced(model.model, {**model.layer_calls, **more}):
-      return model.call(inputs, **arguments)
+      outputs = model.call(inputs, **arguments)
+    model.masked.update(_masked(outputs))
+    return outputs
 
   # tf.function and the SavedModel take argument names and defaults from here.
   parameter = functools.partial(
@@ -706,6 +717,15 @@ def _traceable(
   call.__signature__ = inspect.Signature([parameter("inputs"), *named])
   function = tf.function(call, autograph=model.autograph)
   return function
+
+
+def _masked(outputs: Any) -> Iterator[int]:
+  """Yields the positions of outputs whose Keras mask is no output."""
+  flat = tf.nest.flatten(outputs)
+  for i, y in enumerate(flat):
+    mask = getattr(y, "_keras_mask", None)
+    if mask is not None and not any(mask is x for x in flat):
+      yield i
 
 
 def _trace(

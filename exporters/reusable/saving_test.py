@@ -404,6 +404,12 @@ class SavingTest(tf.test.TestCase):
       model = tf_keras.Sequential([layers.InputLayer((3,)), dense])
       lost = saving.lost(saving.source(model, spec))
       self.assertRegex(lost.get("constraints", ""), words)
+    for zero, words in ((False, "^$"), (True, "An output of the model has")):
+      embedding = layers.Embedding(3, 2, mask_zero=zero, input_length=3)
+      source = saving.source(
+        tf_keras.Sequential([embedding]), tf.TensorSpec([None, 3], tf.int32)
+      )
+      self.assertRegex(saving.lost(source).get("masks", ""), words)
 
   def test_other_forms(self):
     """A tuple is a list, outputs may be None, and complex."""
