@@ -61,7 +61,9 @@ COMPARISONS = {
     "An attribute exists or does not.",
   ),
   "variables": Comparison(
-    "Names, order, shapes and values of all variables.", "Saving copies bits."
+    "Names, order, shapes and values of all variables. Calls change none that"
+    " is trainable.",
+    "Saving copies bits.",
   ),
   "trainable variables": Comparison(
     "Which variables are trainable, and their order; which ones gradient tapes"

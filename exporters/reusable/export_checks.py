@@ -125,6 +125,10 @@ def check(
     for part, problems in missing.items()
     if not problems
   }
+  trained = {
+    v.ref(): v for part in states for v in parts[part].trainable_variables
+  }
+  sums = [observation.checksum(v) for v in trained.values()]
   if count := randomness.seeds(export_dir):
     problem = (
       f"{count} random ops have seeds, with which all replicas draw the same"
@@ -160,6 +164,13 @@ def check(
       )
       if save_again and not (part or first.random):
         results.append(_check_saved_again(export_dir, model, signature, inputs))
+  problems = [
+    f"a call of the export changes {v.name}, which is trainable, and a call of"
+    " the model does not"
+    for v, before in zip(trained.values(), sums, strict=True)
+    if observation.checksum(v) != before
+  ]
+  results.append(_result("", "variables", "after all calls", 0.0, problems))
   return results
 
 

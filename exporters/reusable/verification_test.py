@@ -518,6 +518,18 @@ def _averages_of_nothing(export_dir):
   _export(_source(_model(batch_norm=batch_norm)), export_dir)
 
 
+def _weights_decay(export_dir):
+  class Decaying(layers.Dense):
+    def call(self, inputs, training=None):
+      outputs = super().call(inputs)
+      if training:
+        self.kernel.assign((1 - 1e-6) * self.kernel)
+      return outputs
+
+  second = Decaying(2, kernel_regularizer="l2", name="second")
+  _export(_source(_model(second=second)), export_dir)
+
+
 def _outputs_of_nothing(export_dir):
   class Filled(layers.Dense):
     def call(self, inputs):
@@ -1018,6 +1030,14 @@ _BROKEN = [
     "hyperparameters",
     "hyperparameters, momentum 0.4",
     "it changes nothing",
+  ),
+  (
+    "weights_decay",
+    _plain,
+    _weights_decay,
+    "variables",
+    "variables, after all calls",
+    "^a call of the export changes second/kernel:0",
   ),
   (
     "dropout_left_out",
@@ -1619,9 +1639,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       self.assertStartsWith(f"{kind}: {found}", f"{kind}: {by}")
 
   @parameterized.parameters(
-    (_with_head, 86),
-    (_preprocessor, 38),
-    *[(_plain, 44), (_noisy_loop, 23), (_with_seed, 44)] * nightly.IS_ON,
+    (_with_head, 87),
+    (_preprocessor, 39),
+    *[(_plain, 45), (_noisy_loop, 24), (_with_seed, 45)] * nightly.IS_ON,
   )
   def test_intact(self, live, count):
     parts = live()
