@@ -147,8 +147,10 @@ COMPARISONS = {
   ),
   EMPTY: Comparison(
     "A batch of 0 rows in training, as a replica gets if the last batch is"
-    " small: The outputs are empty, and no variable changes.",
-    "Exact comparison.",
+    " small: The outputs are empty, and no variable changes. Allowed are"
+    " changes that every batch makes, as to temperatures and averages of"
+    " weights, sums over rows, and what another batch undoes.",
+    "Exact comparison; allowed changes agree within a thousandth.",
   ),
   XLA: Comparison(
     "XLA can compile a train step, and compiles it once: no gradient has a"

@@ -1680,6 +1680,33 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEmpty([r for r in results if r.problems])
     self.assertIn("signatures, serving_default", [r.place for r in results])
 
+  @parameterized.parameters(
+    (lambda old, x, n: 0.9 * old, True),  # A temperature.
+    (lambda old, x, n: 0.9 * old + tf.reduce_sum(x), True),
+    (lambda old, x, n: tf.where(n > 0, 0.9 * old + n, old - 1e-9), True),
+    (lambda old, x, n: tf.where(n > 0, tf.reduce_max(x), old / 2), False),
+    (lambda old, x, n: 0.9 * old + 0.1 * tf.reduce_mean(x), False),
+    (lambda old, x, n: 0.9 * old + tf.reduce_sum(x) / (n + 0.1), False),
+    (lambda old, x, n: 0.9999 * old + 1e-4 * tf.reduce_max(x), False),
+    (lambda old, x, n: 0.9999 * old + tf.reduce_max(x[:1]), False),
+    (lambda old, x, n: tf.reduce_sum(x) / (n + 0.1), False),
+    (lambda old, x, n: tf.where(old < 2, tf.reduce_max(x), old), False),
+  )
+  def test_empty_batches(self, update, is_right):
+    """What does not depend on rows may change, and sums of rows."""
+
+    class Model(tf.Module):
+      def __call__(self, x):
+        rows = tf.cast(tf.shape(x)[0], tf.float32)
+        self.average.assign(update(self.average, x, rows))
+        return x
+
+    model = Model()
+    model.average = tf.Variable(1.0, trainable=False)
+    made = observation.Call("", tf.constant([3.0, 1.0, 5.0]), {})
+    problems = export_checks._of_no_examples(model, made, takes_none=True)
+    self.assertEqual(not problems, is_right, problems)
+
   def test_compares_signatures_of_sub_objects(self):
     parts = _with_head()
     export_dir = os.path.join(self.get_temp_dir(), "export")
