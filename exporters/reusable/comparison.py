@@ -21,6 +21,9 @@ SEEDED = "one seed"
 SAMPLED = "distribution"
 # Relative precision of the dtypes that are coarser than the tolerances.
 _PRECISION = {"bfloat16": 2**-7, "float16": 2**-10}
+# Outputs of double precision have the tolerances times what they are finer by,
+# unless rounding errors are larger: a model may compute in single precision.
+_DOUBLE, _FINER = (np.float64, np.complex128), 2.0**-29
 # The tolerance of a slice is relative to at most this share of the array's
 # largest value, if rounding errors of other slices reach it.
 _OTHER_SLICES = 0.1
@@ -257,6 +260,9 @@ def compare(
       of_array = _of_array(kind, old)
       of_others = of_all * largest[name.startswith(INPUT)]
       allowed = _allowed(of_array * sizes, of_others, noise, most, is_seen)
+      if is_seen and kind == "outputs" and old.dtype in _DOUBLE:
+        fine = np.fmax(_FINER * of_array * sizes, _TIMES * noise)
+        allowed = np.minimum(allowed, fine)
       # Relative to the tolerance or, if there is none, to the values.
       scale = allowed / of_array if of_array else sizes
       relative = differences / np.maximum(scale, _TINY)

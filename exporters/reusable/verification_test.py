@@ -1403,6 +1403,12 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEmpty(problems(0.19, 0.1))
     (problem,) = problems(0.21, 0.1)
     self.assertEndsWith(problem, "; rounding errors alone change it by 0.11")
+    # Doubles that were computed as floats in the graph alone, or on both sides.
+    double = {"y": old.astype(np.float64)}
+    single = {"y": double["y"] + 1e-7}
+    for noise, count in (([], 1), ([double], 0)):
+      _, found = comparison.compare("outputs", double, single, noise)
+      self.assertLen(found, count)
 
   def test_allows_what_rounding_errors_change_beside_large_gradients(self):
     """A gradient may be zero up to rounding errors, which others have too."""
