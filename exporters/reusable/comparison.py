@@ -30,7 +30,7 @@ _OTHER_SLICES = 0.1
 _TIMES, _MOST, _UNSEEN = 4, 100, 0.01  # See `compare`.
 _CONSTANTS = (bool, int, float, complex, np.ndarray, np.generic)
 _TINY = np.finfo(np.float64).tiny
-_BLOCK = 2**18  # Values compared at a time; larger blocks need fresh memory.
+_BLOCK = 2**18  # Values in a block; larger ones need fresh memory.
 
 
 class Comparison(NamedTuple):
@@ -253,7 +253,7 @@ def compare(
       noise = _noise(new, [x[name] for x in perturbed or () if name in x])
       # Perturbations are smaller than the rounding errors of other dtypes.
       is_seen = perturbed is not None and old.dtype.name not in _PRECISION
-      judged = slice(None if is_seen else _rows(old).shape[1])
+      judged = slice(None if is_seen else as_rows(old).shape[1])
       differences, sizes, noise = (
         x[judged] for x in (differences, sizes_of[name], noise)
       )
@@ -310,7 +310,7 @@ def _allowed(
 def _noise(new: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
   """Returns how much rounding errors change each slice; ignores NaN."""
   changes = [_differences(new, x) for x in others if x.shape == new.shape]
-  nothing = np.zeros(sum(_rows(new).shape))
+  nothing = np.zeros(sum(as_rows(new).shape))
   return np.fmax.reduce([nothing, *filter(len, changes)])
 
 
@@ -327,16 +327,17 @@ def is_inexact(array: np.ndarray) -> bool:
   return array.dtype.kind in "fc" or array.dtype.name in _PRECISION
 
 
-def _rows(array: np.ndarray) -> np.ndarray:
+def as_rows(array: np.ndarray) -> np.ndarray:
   """Views an array as a matrix with the rows that `Comparison` defines."""
   if array.ndim < 2:
     return array.reshape(-1, 1)
   return array.reshape(math.prod(array.shape[:-1]), array.shape[-1])
 
 
-def _blocks(rows: np.ndarray) -> Iterator[slice]:
+def blocks(rows: np.ndarray) -> Iterator[slice]:
+  """Yields slices of rows that are compared at a time."""
   count = max(1, _BLOCK // max(1, rows.shape[1]))
-  return (slice(i, i + count) for i in range(0, len(rows), count))
+  yield from (slice(i, i + count) for i in range(0, len(rows), count))
 
 
 def _differences(old: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -344,7 +345,7 @@ def _differences(old: np.ndarray, new: np.ndarray) -> np.ndarray:
 
   NaN equals NaN. The difference between NaN and a number is NaN.
   """
-  old, new = _rows(old), _rows(new)
+  old, new = as_rows(old), as_rows(new)
 
   def largest(block: slice) -> _Largest:
     x, y = old[block], new[block]
@@ -356,7 +357,7 @@ def _differences(old: np.ndarray, new: np.ndarray) -> np.ndarray:
   with np.errstate(all="ignore"):
     found = [
       (block, largest(block))
-      for block in _blocks(old)
+      for block in blocks(old)
       if not np.array_equal(old[block], new[block])
     ]
   return _by_slice(old, found) if found else np.array([])
@@ -367,10 +368,10 @@ def _sizes(array: np.ndarray) -> np.ndarray:
 
   Slices without a value, or of exact values, have 0.
   """
-  rows = _rows(array)
+  rows = as_rows(array)
   found = [
     (block, _largest(rows[block], lambda x: np.where(np.isfinite(x), x, 0)))
-    for block in _blocks(rows)
+    for block in blocks(rows)
     if is_inexact(array)
   ]
   return _by_slice(rows, found)

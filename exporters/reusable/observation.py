@@ -284,17 +284,26 @@ def _other(
     return _flipped(old)
   if old.min() < 0 < old.max():  # Variances keep their sign.
     share = -share
-  factors = _factors(old.shape, share, rest, old.dtype)
-  new = old * factors
-  free = [x for x in _NO_ZEROS if not (new == x).any()]
-  if not free or not (new / factors == old).all():
-    return _flipped(old)
+  new = np.empty_like(old)
+  for x, y, factors in _with_factors(old, new, share, rest):
+    np.multiply(x, factors, out=y)
+    if not (y / factors == x).all():
+      return _flipped(old)
+  zero = None
   if not old.all():
-    new = np.where(old == 0, np.array(free[0], new.dtype), new)
+    free = [x for x in _NO_ZEROS if not (new == x).any()]
+    if not free:
+      return _flipped(old)
+    zero = np.array(free[0], new.dtype)
+    new[old == 0] = zero
 
   def undo(new: np.ndarray) -> np.ndarray:
-    old = new / _factors(new.shape, share, rest, new.dtype)
-    return np.where(new == free[0], np.zeros([], old.dtype), old)
+    old = np.empty_like(new)
+    for x, y, factors in _with_factors(new, old, share, rest):
+      np.divide(x, factors, out=y)
+    if zero is not None:
+      old[new == zero] = 0
+    return old
 
   return new, undo
 
@@ -309,13 +318,24 @@ def _flipped(
   return flip(old), flip
 
 
-def _factors(
-  shape: Sequence[int], share: float, rest: float, dtype: Any
-) -> np.ndarray:
-  """Returns an array of `share` and `rest` in turn along each axis."""
-  odd = [(np.arange(size) % 2).astype(bool) for size in shape]
-  is_odd = functools.reduce(np.logical_xor.outer, odd, np.array(False))
-  return np.where(is_odd, np.array(rest, dtype), np.array(share, dtype))
+def _with_factors(
+  old: np.ndarray, new: np.ndarray, share: float, rest: float
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """Yields blocks of two arrays, with factors that alternate along each axis.
+
+  Blocks, because temporary arrays of the size of weights cost more than the
+  arithmetic.
+  """
+  odd = [(np.arange(size) % 2).astype(bool) for size in old.shape]
+  columns = odd.pop() if len(odd) > 1 else np.array([False])
+  of_rows = functools.reduce(np.logical_xor.outer, odd, np.array(False)).ravel()
+  # Those of even rows and of odd ones.
+  pair = np.where(
+    [columns, ~columns], np.array(rest, old.dtype), np.array(share, old.dtype)
+  )
+  old, new = map(comparison.as_rows, (old, new))
+  for block in comparison.blocks(old):
+    yield old[block], new[block], pair[of_rows[block].astype(int)]
 
 
 def train_step(
