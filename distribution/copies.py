@@ -52,10 +52,12 @@ class Copy(NamedTuple):
     size: Bytes of the files of `LOADED`.
     problems: Descriptions of the files that were left out because a load should
       not read them.
+    weights: Bytes of the values of variables, a part of `size`.
   """
 
   size: int
   problems: list[str]
+  weights: int
 
 
 @contextlib.contextmanager
@@ -76,7 +78,9 @@ def copied(
     InputError: `copy` raised it or left something out.
   """
   with tempfile.TemporaryDirectory(prefix="copy.") as target:
-    size, problems = copy(source, target, follow_links=follow_links, only=only)
+    size, problems, _ = copy(
+      source, target, follow_links=follow_links, only=only
+    )
     if problems:
       raise errors.InputError(f"{source}: {problems[0]}.")
     try:
@@ -118,6 +122,7 @@ def copy(
   problems: list[str] = []
   copies: dict[tuple[int, int], str] = {}  # By the file's number.
   loaded: dict[int, int] = {}  # Sizes, by the number of the copy.
+  weights: dict[int, int] = {}  # The same, of variables.
   size = count = 0
   for path in _paths(source, problems, follow_links, only):
     count += 1
@@ -134,6 +139,8 @@ def copy(
     if LOADED.fullmatch(path):
       status = os.stat(os.path.join(target, path))
       loaded[status.st_ino] = status.st_size
+      if "/variables.data-" in path:
+        weights[status.st_ino] = status.st_size
   model = "saved_model.pb"
   if model in (only or [model]) and not os.path.isfile(f"{target}/{model}"):
     found = [p for p in problems if p.startswith("saved_model.pb ")]
@@ -141,7 +148,7 @@ def copy(
     raise errors.InputError(
       f"{source} is no SavedModel that can be checked: {said}."
     )
-  return Copy(sum(loaded.values()), problems)
+  return Copy(sum(loaded.values()), problems, sum(weights.values()))
 
 
 def left_out(directory: str, only: Collection[str]) -> list[str]:

@@ -29,6 +29,7 @@ _GGUF = "a model of llama.cpp (GGUF)"
 _TFLITE = "a model of TensorFlow Lite"
 _SAFETENSORS = "a file of safetensors"
 _SAVED_MODEL = "a SavedModel"
+_CHUNKS = "a SavedModel in chunks"
 _LFS = "a pointer of Git LFS, without the content"
 _PAGE = "a web page, as from a download that went wrong"
 _ARCHIVE = "an archive"
@@ -54,6 +55,7 @@ _BY_PATTERN = {
 _BY_NAME = {
   "saved_model.pb": _SAVED_MODEL,
   "saved_model.pbtxt": _SAVED_MODEL,
+  ".cpb": _CHUNKS,
   ".keras": _KERAS,
   **dict.fromkeys((".h5", ".hdf5"), _HDF5),
   **dict.fromkeys((".bin", ".pt", ".pth"), _PYTORCH),
@@ -71,6 +73,7 @@ _ADVICE = {
   " save_pretrained(DIR), as safetensors.",
   _PAGE: "Download it again.",
   _ARCHIVE: "Unpack it first.",
+  _CHUNKS: "Save it without experimental_image_format.",
 }
 _FILE_URL = "file://"
 _FILES_OF_SAVED_MODEL = frozenset(("saved_model.pb", "saved_model.pbtxt"))
@@ -453,6 +456,8 @@ def _format(path: str) -> tuple[str | None, str]:
   if _FILES_OF_SAVED_MODEL.intersection(names):
     return _SAVED_MODEL, ""
   for name in names:
+    if name == "fingerprint.pb":  # Of a SavedModel without its graph.
+      continue
     if format_ := _format_of_file(os.path.join(path, name)):
       return format_, name
   return None, ""

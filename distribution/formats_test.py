@@ -150,6 +150,7 @@ class FormatsTest(absltest.TestCase):
       ("run/ckpt-1.index", "ckpt-1.index is a checkpoint, not a SavedModel"),
       (self.zip("m.keras", "config.json"), "Keras' own format, not a SavedM"),
       (self.file("m.h5", _HDF5), "weights of Keras in HDF5, not a SavedModel"),
+      (os.path.dirname(self.file("c/saved_model.cpb")), "SavedModel in chunks"),
       (self.file("m.tar.gz", b"\x1f\x8b"), "an archive, not a SavedModel. Unp"),
       (self.file("notes.txt"), "is a file. Pass the directory that has saved_"),
       (self.file("export/variables/x"), "is a file. Pass the directory that"),

@@ -124,16 +124,29 @@ class Limits(NamedTuple):
   call: float = 0.0
 
 
-def limits(size: int, seconds: float | None, gib: float | None) -> Limits:
-  """Returns limits: those of flags, or else by the size of a model in bytes.
+def limits(
+  size: int,
+  seconds: float | None,
+  gib: float | None,
+  weights: int | None = None,
+) -> Limits:
+  """Returns limits: those of flags, or else by the size of a model.
 
-  The CPU time is several times that of checks of good models: 50 s for 16 MiB,
-  90 s for 440 MiB. Attackers can add bytes, so it grows with their root; the
-  memory is at most that of the machine.
+  The CPU time is several times that of checks of good models: 60 s for 16 MiB
+  of weights, 90 s for 440 MiB. Attackers can add weights, so it grows with
+  their root; the memory is at most that of the machine.
+
+  Args:
+    size: The size of the model, in bytes.
+    seconds: The CPU time. None: by the weights.
+    gib: The memory in GiB. None: by the size.
+    weights: Bytes of the values of variables. Constants, which may be
+      compressed, do not explain long calls. None: as many as `size`.
   """
   machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  weights = size if weights is None else weights
   return Limits(
-    seconds or 40 + 30 * math.sqrt(size / 2**20),
+    seconds or 55 + 20 * math.sqrt(weights / 2**20),
     int(gib * 2**30 if gib else min(3.5 * 2**30 + 10 * size, machine)),
   )
 
@@ -225,13 +238,14 @@ def _ask(
     channel.send_bytes(json.dumps(request).encode())
     data = channel.recv_bytes(_LARGEST_MESSAGE)
     if sum(map(data.count, (b",", b"[", b"{"))) > _MOST_VALUES:
-      raise ValueError
+      raise ValueError(f"it has more than {_MOST_VALUES:,} values")
     answer = _plain(json.loads(data), names)
   except (EOFError, OSError):
     raise SandboxError(errors.shown(watch.reason())) from None
-  except (RecursionError, ValueError):
+  except (RecursionError, ValueError) as e:
     watch.kill()
-    raise SandboxError("its answer cannot be read") from None
+    reason = errors.shown(str(e))
+    raise SandboxError(f"its answer cannot be read: {reason}") from None
   watch.waited_for = False
   if not isinstance(answer, dict) or "answer" not in answer:
     problem = answer.get("failed") if isinstance(answer, dict) else None

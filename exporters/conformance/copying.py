@@ -27,7 +27,7 @@ class Options:
     trust: Whether to load a suspicious SavedModel.
     sandbox: Whether to restrict the process that loads the SavedModel.
     follow_links: Whether to follow symbolic links in its directory.
-    seconds: Limit of CPU time. 0 derives it from the size of the files.
+    seconds: Limit of CPU time. 0 derives it from the size of the weights.
     gib: Limit of memory, in GiB. 0 derives it from the size of the files.
   """
 
@@ -46,7 +46,7 @@ FLAGS = {
   "follow_links": copies.FOLLOW_LINKS,
   "seconds": (
     "CPU time in seconds that the process, or one call, may need. 0: by the"
-    " size of the files, and 40 for a call.",
+    " size of the weights, and 40 for a call.",
     0.0,
   ),
   "gib": (
@@ -96,7 +96,7 @@ def started(
     print(f"Loaded without a sandbox: {lacking}.", file=sys.stderr)
   with tempfile.TemporaryDirectory(prefix="copy.") as directory:
     copied = copy(saved_model_dir, directory, follow_links=options.follow_links)
-    limits = sandbox.limits(copied.size, None, None)
+    limits = sandbox.limits(copied.size, None, None, copied.weights)
     limits = sandbox.Limits(
       options.seconds or limits.seconds * longer,
       int(options.gib * 2**30) or limits.memory * min(longer, 2),

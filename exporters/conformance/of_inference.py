@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import contextlib
 import itertools
+import math
 import re
 from typing import Any
 
@@ -41,6 +42,8 @@ _ROWS = 8  # Examples in the batch that is compared with single examples.
 _MANY = 100  # Examples of a large batch.
 _LONG = 8  # Times as long as others is a long sequence.
 _ELEMENTS = 500_000  # Most elements of inputs to call in a larger batch.
+_MOST_COLUMNS = 2**16  # Of a sparse output. More are added up, to so many:
+_SUMS = 997
 # Kinds that take pixels.
 PICTURES = ("image", "grey image", "video")
 _REPEATS = 16  # Calls of a model that has random ops.
@@ -581,7 +584,7 @@ def arrays(outputs: Any) -> dict[str, np.ndarray]:
   def dense(x: Any) -> Any:
     if isinstance(x, tf.RaggedTensor):
       return x.to_tensor()
-    return tf.sparse.to_dense(x) if isinstance(x, tf.SparseTensor) else x
+    return _dense(x) if isinstance(x, tf.SparseTensor) else x
 
   named = comparison.named(tf.nest.map_structure(dense, outputs))
   tensors = {k: y for k, y in named.items() if tf.is_tensor(y)}
@@ -589,6 +592,17 @@ def arrays(outputs: Any) -> dict[str, np.ndarray]:
     k: np.asarray(tf.cast(y, tf.float32) if y.dtype in _HALF else y)
     for k, y in tensors.items()
   }
+
+
+def _dense(x: tf.SparseTensor) -> tf.Tensor:
+  """Makes a sparse output dense; adds up columns where there are many."""
+  rows, *columns = map(int, x.dense_shape)
+  if math.prod(columns) <= _MOST_COLUMNS:
+    return tf.sparse.to_dense(x)
+  count = _SUMS if rows <= _ELEMENTS else 1
+  row, column = tf.unstack(tf.sparse.reshape(x, [rows, -1]).indices, axis=1)
+  places = tf.stack([row, column % count], 1)
+  return tf.scatter_nd(places, x.values, [rows, count])
 
 
 def _of_examples(
