@@ -1,7 +1,8 @@
 """Rules for every reusable SavedModel on its interface: S1, and R1 to R14."""
 
 import collections
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+import contextlib
 import re
 from typing import Any
 
@@ -187,11 +188,9 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
           " `variables` lacks.",
           "Save lists of all its variables.",
         )
-      # Layers of a Keras model are judged with the model; sub-objects without
-      # variables to train, such as `generate`, have rules of their own.
-      trains = subject_lib.variables_of(child, "trainable_variables")
       # A freezing profile shares the traces of the model, and trains less.
       if all(trace in subject.traces for trace in subject_lib.traces_of(child)):
+        trains = subject_lib.variables_of(child, "trainable_variables")
         trained = {v.ref() for v in subject.trainable_variables}
         if others := [v.name for v in trains if v.ref() not in trained]:
           return findings.failed(
@@ -199,7 +198,7 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
             f" {findings.some(others)}, which the model does not.",
             "List a part of the model's trainable variables.",
           )
-      elif trains and "keras_metadata.pb" not in subject.files:
+      elif _is_trained(subject, child):
         finding = _tried(subject, name)
         if finding.verdict == findings.FAIL:
           return findings.failed(f"`{name}`: {finding.text}", finding.fix)
@@ -208,6 +207,48 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
   if not found:
     return findings.not_applicable("it has none")
   return findings.passed(", ".join(sorted(found)) + "".join(untried))
+
+
+def _is_trained(subject: Subject, child: Any) -> bool:
+  """Tells whether a sub-object has calls of its own, and variables to train.
+
+  Layers of a Keras model are judged with the model; sub-objects without
+  variables to train, such as `generate`, have rules of their own.
+  """
+  traces = subject_lib.traces_of(child)
+  return (
+    any(trace not in subject.traces for trace in traces)
+    and bool(subject_lib.variables_of(child, "trainable_variables"))
+    and "keras_metadata.pb" not in subject.files
+  )
+
+
+def can_be_tuned(subject: Subject) -> findings.Finding:
+  """Hyperparameters are scalar arguments with defaults, and have an effect.
+
+  Training differs from inference by noise and batch normalization alone. Both
+  hold for sub-objects.
+  """
+  finding = of_training.can_be_tuned(subject)
+  for name, child in _sub_objects(subject):
+    if finding.verdict == findings.FAIL:
+      return finding
+    part = subject.part(name)
+    if not _is_trained(subject, child) or not part.hyperparameters:
+      continue
+    for argument, default in part.hyperparameters.items():
+      usual = subject.hyperparameters.get(argument, default)
+      if usual != default:
+        return findings.failed(
+          f"`{name}`: {argument} is {default} by default, and {usual} in a call"
+          " of the model.",
+          "Give both the same default.",
+        )
+    with contextlib.suppress(Exception):  # A stranger's program may raise any.
+      of_part = of_training.can_be_tuned(part)
+      if of_part.verdict == findings.FAIL:
+        return findings.failed(f"`{name}`: {of_part.text}", of_part.fix)
+  return finding
 
 
 def _sub_objects(subject: Subject) -> list[tuple[str, Any]]:
@@ -269,6 +310,10 @@ def _tried(subject: Subject, name: str) -> findings.Finding:
       observation.regularized(getattr(x.model, "regularization_losses", ()))
       for x in (part, subject)
     )
+    both = [
+      v for v in subject.trainable_variables if v.ref() in of_part & of_model
+    ]
+    other = _of_other_weight(part, subject, both)
   except Exception as e:  # A stranger's program may raise anything.
     return findings.not_decidable(subject_lib.cause(e))
   lost = of_part - of_model
@@ -278,7 +323,34 @@ def _tried(subject: Subject, name: str) -> findings.Finding:
       " has none.",
       "List the losses of sub-objects in the model, too.",
     )
+  if other:
+    return findings.failed(
+      f"its regularization losses of {findings.some(other)} are not as large as"
+      " those of the model.",
+      "Give both the same losses.",
+    )
   return finding
+
+
+def _of_other_weight(
+  part: Subject, whole: Subject, variables: Sequence[tf.Variable]
+) -> list[str]:
+  """Names variables of which two objects have a loss, each times a factor."""
+  made = []
+  for each in (part, whole):
+    with tf.GradientTape() as tape:
+      total = [
+        tf.cast(loss(), tf.float64) for loss in each.model.regularization_losses
+      ]
+    made.append(tape.gradient(total, variables))
+  names = []
+  for v, *both in zip(variables, *made, strict=True):
+    x, y = (np.ravel(tf.convert_to_tensor(g)) for g in both)
+    size = np.linalg.norm(x) * np.linalg.norm(y)
+    is_multiple = np.dot(x, y) > 0.999 * size > 0
+    if is_multiple and not np.allclose(x, y, 1e-2):
+      names.append(v.name)
+  return names
 
 
 def is_clean(subject: Subject) -> findings.Finding:

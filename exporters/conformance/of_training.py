@@ -338,10 +338,7 @@ def _differentiate(subject: Subject, inputs: Any) -> None:
 
 
 def can_be_tuned(subject: Subject) -> findings.Finding:
-  """Hyperparameters are scalar arguments with defaults, and have an effect.
-
-  Training differs from inference by noise and batch normalization alone.
-  """
+  """Judges R7, of the model or of a sub-object."""
   tunable, steady = subject.hyperparameters, subject.steady
   if not tunable:
     if steady is not None and (finding := _settled(subject, steady)):

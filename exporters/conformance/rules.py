@@ -95,7 +95,7 @@ RULES = (
   Rule("R4", "must", of_inference.has_traces),
   Rule("R5", "must", of_variables.lists_variables),
   Rule("R6", "must", of_variables.has_losses, "object"),
-  Rule("R7", "should", of_training.can_be_tuned),
+  Rule("R7", "should", of_all.can_be_tuned),
   Rule("R8", "should", of_inference.batch_is_free),
   Rule("R9", "must", of_all.sub_objects_are_whole, "object"),
   Rule("R10", "must", of_all.is_clean, "file"),

@@ -1303,6 +1303,26 @@ def _backbone(directory, *, use=True, lost=False, factor=1.0):
   _write(root, directory)
 
 
+def _tuned_part(directory, *, default=0.2, drop=tf.nn.dropout):
+  """Writes a model and a sub-object, each with a rate as argument."""
+  kernel = tf.Variable(tf.random.stateless_normal([4, 4], [0, 0]), name="w")
+
+  def model(x, training=False, dropout_rate=0.2):
+    return tf.nn.dropout(x @ kernel, dropout_rate) if training else x @ kernel
+
+  def part(x, training=False, dropout_rate=default):
+    return drop(x @ kernel, dropout_rate) if training else x @ kernel
+
+  traces = [
+    (_VECTORS, training, *rate)
+    for training in (False, True)
+    for rate in ((), (_SCALAR,))
+  ]
+  root = _lists(_callable(model, *traces), [kernel])
+  root.part = _lists(_callable(part, *traces), [kernel])
+  _write(root, directory)
+
+
 def _profile_trains_averages(directory):
   """A freezing profile lists what the model does not train."""
 
@@ -3139,6 +3159,21 @@ _BROKEN = (
     "`backbone`: Regularization loss 0 falls without end",
   ),
   (
+    "R9",
+    _of(_backbone, factor=10.0),
+    "`backbone`: its regularization losses of kernel:0 are not as large",
+  ),
+  (
+    "R7",
+    _of(_tuned_part, default=0.7),
+    "`part`: dropout_rate is 0.7 by default, and 0.2 in a call of the model",
+  ),
+  (
+    "R7",
+    _of(_tuned_part, drop=lambda x, rate: 1.5 * tf.nn.dropout(x, rate)),
+    "`part`: With dropout_rate at 0 training still computes",
+  ),
+  (
     "R10",
     _of(_path_in_a_variable, path=r"C:\Users\somebody\train.py"),
     r"has the path C:.Users.somebody.train\.py",
@@ -3244,6 +3279,7 @@ _KEPT = (
   ("R7", _of(_averaged_weights, momentum=True)),
   ("R7", _of(_layers, training=(_in_proportion(0.5), _dropout))),
   ("R9", _backbone),
+  ("R7", _tuned_part),
   ("R10", _of(_image, card=f"{_CARD} Unpack it to /tmp/model.")),
   (
     "R13",
