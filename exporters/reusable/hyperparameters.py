@@ -87,7 +87,9 @@ class Hyperparameter:
     if isinstance(self.default, int):
       values = [self.default // 2, 4 * self.default + 2]
     elif 0 < self.default < 1:
-      values = [self.default / 2, (3 + self.default) / 4]
+      # Averages are moved by 1 - momentum, in which a limit shows near 1.
+      nearer = 99 if "momentum" in (self.attribute or self.name) else 3
+      values = [self.default / 2, (nearer + self.default) / (nearer + 1)]
     else:
       values = [self.default / 2, 4 * self.default + 0.5]
     return [x for x in values if x != self.default and self._allows(x)]

@@ -156,6 +156,10 @@ class HyperparametersTest(parameterized.TestCase, tf.test.TestCase):
     )
     self.assertEqual(h.others(), others)
 
+  def test_other_momentum(self):
+    h = hyperparameters.Hyperparameter("momentum", 0.5, "")
+    self.assertEqual(h.others(), [0.25, 0.995])
+
   def test_literals(self):
     self.assertEqual(
       [*map(hyperparameters.literal, (0.50, "a"))], ["0.5", '"a"']

@@ -51,7 +51,7 @@ class Source:
     function: `call` as a tf.function, traced for `input_spec` in each mode.
     output_spec: Shapes and dtypes of the outputs, in inference.
     trains_as_model: Whether `trainable_variables` are those of the model.
-    unread: The variables that no trace reads.
+    unread: For each mode, the variables that its trace does not read.
     masked: The positions of outputs that have a Keras mask in a trace.
   """
 
@@ -68,7 +68,7 @@ class Source:
   function: Function | None = None
   output_spec: Any = None
   trains_as_model: bool = False
-  unread: Sequence[tf.Variable] = ()
+  unread: Sequence[Sequence[tf.Variable]] = ()
   masked: set[int] = dataclasses.field(default_factory=set)
 
 
@@ -190,6 +190,7 @@ def reusable(
         " was called. Freeze its layers before that."
       )
   for spec in also_takes:
+    _check_ranks(model.input_spec, spec)
     _trace(model, model.function, spec)
   root = tf.train.Checkpoint()
   root.__call__ = model.function
@@ -202,6 +203,20 @@ def reusable(
   root.trainable_variables = list(model.trainable_variables)
   root.regularization_losses = _summed_losses(model)
   return root
+
+
+def _check_ranks(spec: Any, form: Any) -> None:
+  """Refuses a form of the input that differs in more than dtypes and lists."""
+  if isinstance(spec, Mapping):
+    form = [form[k] for k in spec] if isinstance(form, Mapping) else form
+    spec = list(spec.values())
+  pairs = zip(tf.nest.flatten(spec), tf.nest.flatten(form), strict=False)
+  for usual, other in pairs:
+    if usual.shape.rank != other.shape.rank:
+      raise errors.ExportError(
+        f"also_takes has {other}, whose number of dimensions is not that of"
+        f" {usual}. Nothing would compare it with the model."
+      )
 
 
 def frozen(model: Source, trainable_variables: Sequence[tf.Variable]) -> Source:
@@ -678,12 +693,14 @@ def _traced(model: Source) -> Source:
           f"An {what} of the model, {spec}, has an unknown rank. Give it a"
           " shape, in which unknown dimensions are None, as by tf.ensure_shape."
         )
-  read = {id(x) for trace in traces for x in trace.captured_inputs}
+  read = [{id(x) for x in trace.captured_inputs} for trace in traces]
   return dataclasses.replace(
     model,
     function=function,
     output_spec=outputs,
-    unread=[v for v in model.variables if id(v.handle) not in read],
+    unread=[
+      [v for v in model.variables if id(v.handle) not in ids] for ids in read
+    ],
   )
 
 

@@ -437,6 +437,9 @@ class SavingTest(tf.test.TestCase):
     with self.assertRaisesRegex(errors.ExportError, "returns SparseTensor"):
       root = _reusable(lambda x: tf.sparse.from_dense(x), _SPEC)
       saving.signature(root, _SPEC)
+    source = saving.source(lambda x: x, _SPEC)
+    with self.assertRaisesRegex(errors.ExportError, "number of dimensions"):
+      saving.reusable(source, also_takes=[tf.TensorSpec([None, None, 2])])
     for keys, message in (
       (["a b"], "use letters, digits"),
       (["_a"], "use letters, digits"),

@@ -440,7 +440,7 @@ def observe(
         " none."
       )
   for source, examples in parts.values():
-    if source.unread and examples:
+    if any(source.unread) and examples:
       _check_unread(source, _listed(examples[0], source))
 
   def seen() -> Iterator[observation.Observation]:
@@ -484,23 +484,25 @@ def _check_unread(source: saving.Source, example: Any) -> None:
   Raises:
     ExportError: A trace has the value of a variable as a constant.
   """
-  before = [tf.identity(v) for v in source.unread]
-  for mode in (False, True)[: 1 + ("training" in source.defaults)]:
+  for mode, unread in enumerate(source.unread):
     arguments = {"training": True} if mode else {}
-    if observation.differ(source, source.call, example, arguments, arguments):
+    if not unread or observation.differ(
+      source, source.call, example, arguments, arguments
+    ):
       continue  # What is random tells nothing.
+    before = [tf.identity(v) for v in unread]
     outputs, _ = observation.run(source, source.call, example, arguments)
-    for variable in source.unread:
+    for variable in unread:
       variable.assign(_changed(variable))
     try:
       others, _ = observation.run(source, source.call, example, arguments)
     except errors.ExportError:  # The model may take no such values.
       continue
     finally:
-      for variable, value in zip(source.unread, before, strict=True):
+      for variable, value in zip(unread, before, strict=True):
         variable.assign(value)
     if observation.results_differ((outputs, {}), (others, {})):
-      names = ", ".join(v.name for v in source.unread)
+      names = ", ".join(v.name for v in unread)
       raise errors.ExportError(
         f"Calls of the model read {names}, which its graph has as constants:"
         " read variables by TensorFlow's functions, not by Python's."
@@ -583,8 +585,8 @@ def _calls(
   """Plans the calls that compare the live model with its export.
 
   Differentiating the export takes longer than loading it. So gradients are
-  those of the last example, which is often a single row, of a larger batch, of
-  other weights and of other rates.
+  those of the last example of each length of a list, which is often a single
+  row, of a larger batch, of other weights and of other rates.
   """
   if not examples:
     return
@@ -593,6 +595,8 @@ def _calls(
   training = {"training": True} if "training" in source.defaults else {}
   steadily = {**training, **steady}
   by_default, is_random = _is_random(source, first, training, steadily)
+  if training:
+    _check_repeatable(source, first)
   is_trained = level == "full" and bool(source.trainable_variables)
   gradients = is_trained or (
     level == "full" and bool(observation.float_inputs(first))
@@ -603,9 +607,12 @@ def _calls(
     for spec in tf.nest.flatten(source.input_spec)
   )
   mode = "training" if training else "inference"
+  # A list of another length has a trace of its own.
+  last_ones = {len(tf.nest.flatten(x)): x for x in examples}.values()
   for example in examples if level == "full" else [first]:
     updates = {"updates": learning["updates"]}
-    of_last = learning if example is last else updates
+    is_last = any(example is x for x in last_ones)
+    of_last = learning if is_last else updates
     once = {
       "compilation": is_trained and example is (first if is_random else last),
       "empty": example is first and can_be_empty,
@@ -695,6 +702,22 @@ def _is_random(
   )
 
 
+def _check_repeatable(source: saving.Source, example: Any) -> None:
+  """Refuses a model that draws in inference, unlike models without modes.
+
+  Raises:
+    ExportError: Two calls in inference differ.
+  """
+  graph = _graph(source, example, training=False)
+  if randomness.draws(graph) and observation.differ(
+    source, source.call, example, {}, {}
+  ):
+    raise errors.ExportError(
+      "Two calls of the model differ in inference: it draws random numbers"
+      " there. Draw in training only, or let consumers pass them as an input."
+    )
+
+
 def _python_state(model: Any) -> dict[Any, Any]:
   """Returns the state of random numbers, and numbers in a model's modules."""
   _, keys, *more = np.random.get_state()
@@ -751,7 +774,8 @@ def _changed_calls(
   others = {
     h.name: (h.others() or [h.default])[0] for h in source.hyperparameters
   }
-  if "training" in steadily and others:
+  has_modes = "training" in steadily
+  if others and (has_modes or (len(others) > 1 and not is_random)):
     # Consumers pass them in inference too, where most change nothing.
     yield observation.Call(f"inference, {_in_words(others)}", example, others)
   for h in source.hyperparameters:
@@ -886,7 +910,7 @@ def _of_other_lengths(source: saving.Source, example: Any) -> Iterator[Any]:
     return
 
   def one(x: tf.Tensor, axis: int) -> tf.Tensor:
-    return tf.gather(x, [0], axis=axis)
+    return tf.gather(x, tf.range(min(1, x.shape[axis])), axis=axis)
 
   def twice(x: tf.Tensor, axis: int) -> tf.Tensor:
     return tf.concat([x, x], axis)
@@ -1041,11 +1065,11 @@ def _vectors(source: saving.Source, example: Any) -> list[bool]:
   return [len(y.shape) == 1 for y in observation.named_arrays(outputs).values()]
 
 
-def _graph(source: saving.Source, example: Any) -> Any:
-  """Returns the graph of a training call, as it will be exported."""
+def _graph(source: saving.Source, example: Any, training: bool = True) -> Any:
+  """Returns the graph of a call, as it will be exported."""
   arguments = {
     # Python numbers would need new traces.
-    name: True if name == "training" else tf.constant(default)
+    name: training if name == "training" else tf.constant(default)
     for name, default in source.defaults.items()
   }
   if source.function:  # It has this trace already.

@@ -1232,7 +1232,7 @@ reweighted
 inference, rate 0.25, momentum 0.4: (5, 4) rate=0.25 momentum=0.4
 rate 0.5: (5, 4) training=True rate=0.5 without
 momentum 0.4: (5, 4) training=True rate=0.0 momentum=0.4 gradients updates
-momentum 0.95: (5, 4) training=True rate=0.0 momentum=0.95 updates
+momentum 0.998: (5, 4) training=True rate=0.0 momentum=0.998 updates
 momentum 0.4: (5, 4) training=True rate=0.0 momentum=0.4 without
 training (5, 4), one seed: training=True updates seeded
 rate 0.875, one seed, other weights: (36, 4) training=True rate=0.875 \
@@ -1764,6 +1764,14 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     with self.assertRaisesRegex(errors.ExportError, words):
       verification.observe({"": (source, _EXAMPLES)}, "fast")
 
+  def test_refuses_noise_in_inference(self):
+    def call(inputs, training=False):
+      return inputs + tf.random.normal([4]) * (2.0 if training else 1.0)
+
+    source = saving.source(call, _SPEC)
+    with self.assertRaisesRegex(errors.ExportError, "differ in inference"):
+      verification.observe({"": (source, _EXAMPLES)}, "fast")
+
   def test_names_of_calls_differ(self):
     spec = [_SPEC, tf.TensorSpec([None, None])]
     source = saving.source(lambda x: x[0] + tf.reduce_sum(x[1]), spec)
@@ -1772,6 +1780,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     names = [call.name for call in calls[""]]
     self.assertIn("inference 2 of (5, 4) (3)", names)
     self.assertCountEqual(names, set(names))
+    empty = [_EXAMPLES[0], tf.ones([5, 0])]
+    calls, *_ = verification.observe({"": (source, [empty])}, "full")
+    self.assertLess(len(calls[""]), len(names))  # There is no other length.
 
   def test_refuses_forms_that_the_model_computes_otherwise(self):
     forms = [tf.TensorSpec([None, 4], d) for d in (tf.float16, tf.uint8)]
@@ -1943,11 +1954,10 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     kernel = tf.Variable(tf.ones([4, 2]))
     spec = tf.TensorSpec([None, 4])
 
-    def piece(factor):
+    def piece(change):
       def call(inputs):
-        scale = factor if len(inputs) == 1 else 1.0
-        y = tf.add_n([x @ kernel for x in inputs]) * scale
-        return {"y": y, "nothing": None}
+        y = tf.add_n([x @ kernel for x in inputs])
+        return {"y": change(y) if len(inputs) == 1 else y, "nothing": None}
 
       return exporting.Piece(
         source=saving.source(call, [spec, spec], variables=[kernel]),
@@ -1955,15 +1965,19 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
         also_takes=[[spec], [tf.TensorSpec([None, 4], tf.float16)] * 2],
       )
 
-    live = piece(1.0)
+    def halved(y):
+      return y / 2 + tf.stop_gradient(y / 2)
+
+    live, kinds = piece(tf.identity), ("outputs", "gradients")
     examples = exporting._examples(live)
     self.assertEqual([len(x) for x in examples], [2, 1, 2])
-    for factor, places in (
-      (1.0, []),
-      (1.5, ["outputs, inference (5, 4)"]),
+    for change, places in (
+      (tf.identity, []),
+      (tf.negative, [f"{x}, inference (5, 4)" for x in kinds]),
+      (halved, ["gradients, inference (5, 4)"]),
     ):
-      export_dir = os.path.join(self.get_temp_dir(), f"times {factor}")
-      exported = piece(factor)
+      export_dir = os.path.join(self.get_temp_dir(), change.__name__)
+      exported = piece(change)
       root = saving.reusable(exported.source, also_takes=exported.also_takes)
       signature = saving.signature(root, [spec, spec])
       saving.save(root, export_dir, signatures={"serving_default": signature})
@@ -1985,13 +1999,18 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     (True, bool, "read read:0, which its graph has as constants"),
     (2, lambda x: x > 2, "read read:0"),
     (b"a", lambda x: len(x) > 1, "read read:0"),
+    (0.5, lambda x: x > 1, "read read:0", True),
     (0.5, bool, None),  # Nothing depends on its value.
     (0.5, lambda x: x > 1 and tf.reshape(x, [2]), None),  # 1.5 is refused.
   )
-  def test_refuses_values_of_variables_in_the_graph(self, value, read, words):
+  def test_refuses_values_of_variables_in_the_graph(
+    self, value, read, words, in_training=False
+  ):
     variable = tf.Variable(value, trainable=False, name="read")
 
     def call(inputs, training=False):
+      if training and in_training:
+        return inputs * variable
       with tf.init_scope():
         factor = 2.0 if read(variable.numpy()) else 1.0
       return inputs * factor
