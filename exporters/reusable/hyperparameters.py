@@ -59,6 +59,8 @@ class Hyperparameter:
     choices: The valid values of a string.
     limits: The limits of a number, by keywords of JSON Schema: `minimum`,
       `maximum`, `exclusiveMaximum`.
+    is_found: Whether `of_model` found it: if it has no effect, because its
+      layers are always called in inference, it is not exported.
   """
 
   name: str
@@ -69,6 +71,7 @@ class Hyperparameter:
   off: float | None = None
   choices: Sequence[str] = ()
   limits: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  is_found: bool = False
 
   @property
   def spec(self) -> tf.TensorSpec:
@@ -229,6 +232,7 @@ def _of_layers(
     attribute,
     off=None if is_momentum else 0.0,
     limits={"minimum": 0, "maximum": 1} if is_momentum else RATE,
+    is_found=True,
   )
 
 

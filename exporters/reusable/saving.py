@@ -53,6 +53,7 @@ class Source:
     trains_as_model: Whether `trainable_variables` are those of the model.
     unread: For each mode, the variables that its trace does not read.
     masked: The positions of outputs that have a Keras mask in a trace.
+    inactive: Names of hyperparameters that were found and have no effect.
   """
 
   model: Callable[..., Any]
@@ -70,6 +71,7 @@ class Source:
   trains_as_model: bool = False
   unread: Sequence[Sequence[tf.Variable]] = ()
   masked: set[int] = dataclasses.field(default_factory=set)
+  inactive: Sequence[str] = ()
 
 
 def source(
@@ -139,7 +141,7 @@ def source(
   trained = _trainable(model, variables, trainable_variables)
   if regularization_losses is None:
     regularization_losses = _losses_of_keras(model, trained)
-  return _traced(
+  traced = _traced(
     Source(
       model=model,
       input_spec=input_spec,
@@ -155,6 +157,22 @@ def source(
       and hasattr(model, "trainable_variables"),
     )
   )
+  if not traced.inactive:
+    return traced
+  without = source(
+    model,
+    input_spec,
+    hyperparameters=[
+      h for h in hyperparameters if h.name not in traced.inactive
+    ],
+    variables=variables,
+    trainable_variables=trainable_variables,
+    regularization_losses=regularization_losses,
+    check=check,
+    layer_calls=layer_calls,
+    autograph=autograph,
+  )
+  return dataclasses.replace(without, inactive=traced.inactive)
 
 
 def reusable(
@@ -382,8 +400,8 @@ def save(
 def lost(model: Source) -> dict[str, str]:
   """Says what of a Keras model its SavedModel lacks, by kind.
 
-  These are constraints of variables, such as `NonNeg`, masks of outputs, and
-  arguments of `call`.
+  These are constraints of variables, such as `NonNeg`, masks of outputs,
+  arguments of `call`, and rates of layers that are always in inference.
   """
   found = {}
   names = [
@@ -394,6 +412,11 @@ def lost(model: Source) -> dict[str, str]:
     found["constraints"] = (
       f"A SavedModel has none. To keep those of {', '.join(names[:3])}{more},"
       " apply them after each step of training."
+    )
+  if model.inactive:
+    found["hyperparameters"] = (
+      f"Consumers cannot set {', '.join(model.inactive)}. No call depends on"
+      " it, because the layers are always called with training=False."
     )
   if model.masked:
     found["masks"] = (
@@ -681,7 +704,6 @@ def _traced(model: Source) -> Source:
   _check_seeds(traces)
   _check_captured(traces, model.variables)
   _check_reached(traces[-1], model.trainable_variables)
-  _check_effects(traces, model)
   _check_outputs(traces[0].structured_outputs)
   outputs = tf.nest.map_structure(
     tf.type_spec_from_value, traces[0].structured_outputs
@@ -701,6 +723,7 @@ def _traced(model: Source) -> Source:
     unread=[
       [v for v in model.variables if id(v.handle) not in ids] for ids in read
     ],
+    inactive=_inactive(traces, model),
   )
 
 
@@ -1008,17 +1031,26 @@ def _check_reached(
     )
 
 
-def _check_effects(traces: Sequence[ConcreteFunction], model: Source) -> None:
-  """Refuses hyperparameters that affect neither an output nor an update."""
+def _inactive(traces: Sequence[ConcreteFunction], model: Source) -> list[str]:
+  """Names hyperparameters that were found, and have no effect.
+
+  Raises:
+    ExportError: Another one affects neither an output nor an update.
+  """
+  inactive = []
   first = len(tf.nest.flatten(model.input_spec, expand_composites=True))
   for i, hyperparameter in enumerate(model.hyperparameters, first):
-    if not any(_has_effect(trace.inputs[i], trace) for trace in traces):
+    if any(_has_effect(trace.inputs[i], trace) for trace in traces):
+      continue
+    if not (hyperparameter.is_found and hyperparameter.layers):
       raise errors.ExportError(
         f"Hyperparameter {hyperparameter.name} changes nothing: neither an"
         " output nor an update of a variable depends on it. Bind it to the"
         " layers that use it, or leave it out. Custom gradients must take it as"
         " an argument."
       )
+    inactive.append(hyperparameter.name)
+  return inactive
 
 
 def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:

@@ -404,6 +404,14 @@ class SavingTest(tf.test.TestCase):
       model = tf_keras.Sequential([layers.InputLayer((3,)), dense])
       lost = saving.lost(saving.source(model, spec))
       self.assertRegex(lost.get("constraints", ""), words)
+    base = tf_keras.Sequential([layers.Dense(2), layers.Dropout(0.5)])
+    inputs = tf_keras.Input([2])
+    model = tf_keras.Model(inputs, base(inputs, training=False))
+    source = saving.source(
+      model, _SPEC, hyperparameters=hyperparameters.of_model(model)
+    )
+    self.assertEqual(source.defaults, {})
+    self.assertIn("set dropout_rate.", saving.lost(source)["hyperparameters"])
     for zero, words in ((False, "^$"), (True, "An output of the model has")):
       embedding = layers.Embedding(3, 2, mask_zero=zero, input_length=3)
       source = saving.source(
