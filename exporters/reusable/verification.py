@@ -895,9 +895,10 @@ def _with_specs(
 
 
 def _of_other_lengths(source: saving.Source, example: Any) -> Iterator[Any]:
-  """Makes inputs whose unknown dimensions, but the first, are 1 and doubled.
+  """Makes inputs whose unknown dimensions, but the first, are few and doubled.
 
-  A model that decides in Python by such a size has another graph.
+  Few are 1 for the first of an input, and 2 for the others. A model that decides
+  in Python by such a size has another graph.
   """
   inputs, specs = _with_specs(source, example)
   if not all(isinstance(x, tf.Tensor) for x in inputs):
@@ -909,17 +910,19 @@ def _of_other_lengths(source: saving.Source, example: Any) -> Iterator[Any]:
   if not any(unknown) or not all(observation.rows(x) for x in inputs):
     return
 
-  def one(x: tf.Tensor, axis: int) -> tf.Tensor:
-    return tf.gather(x, tf.range(min(1, x.shape[axis])), axis=axis)
+  def few(x: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
+    for i, axis in enumerate(axes):  # An image of one pixel hides resizing.
+      size = min(1 if i == 0 else 2, x.shape[axis])
+      x = tf.gather(x, tf.range(size), axis=axis)
+    return x
 
-  def twice(x: tf.Tensor, axis: int) -> tf.Tensor:
-    return tf.concat([x, x], axis)
+  def twice(x: tf.Tensor, axes: Sequence[int]) -> tf.Tensor:
+    for axis in axes:
+      x = tf.concat([x, x], axis)
+    return x
 
-  for change in (one, twice):
-    changed = [
-      functools.reduce(change, axes, x)
-      for x, axes in zip(inputs, unknown, strict=True)
-    ]
+  for change in (few, twice):
+    changed = [*map(change, inputs, unknown)]
     other = tf.nest.pack_sequence_as(example, changed)
     if any(
       x.shape != y.shape for x, y in zip(changed, inputs, strict=True)

@@ -483,6 +483,9 @@ REPLACEMENTS: layer_calls.Replacements = {
     layer_calls.class_name(layer_type): with_own_loop
     for layer_type in (tf_keras.layers.RNN, tf_keras.layers.SimpleRNN)
   },
+  layer_calls.class_name(tf_keras.layers.Bidirectional): with_own_gradients_of(
+    "backend.concatenate", "backend.reverse"
+  ),
   **{
     layer_calls.class_name(layer_type): with_own_gradient
     for layer_type in (

@@ -182,6 +182,7 @@ _LAYER_CALLS[layer_calls.class_name(Doubled)] = xla.with_own_gradients_of(
 
 # Only nightly tests compile these: each is like another one.
 _NIGHTLY = (
+  "bidirectional",
   *("global_average", "global_average_1d", "global_average_3d"),
   *("global_max_1d", "global_max_3d", "permute", "recurrent", "repeat_vector"),
   *("dot", "global_max", "separable_convolution", "weight_normalized"),
@@ -190,6 +191,12 @@ _NIGHTLY = (
 )
 
 _TRAPPED = {
+  "bidirectional": (
+    lambda: _sequences(
+      layers.Bidirectional(layers.SimpleRNN(3, return_sequences=True))
+    ),
+    3,
+  ),
   "concatenate": (_branches, 4),
   "subclass": (lambda: _sequences(Scaled(4)), 3),
   "weight_normalized": (
