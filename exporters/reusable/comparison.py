@@ -83,16 +83,17 @@ COMPARISONS = {
     "Outputs in inference, in training without randomness, with changed"
     " hyperparameters and with other weights, for inputs of several sizes and"
     " lists of each length; batches of 1, 2 and 36 (300 of small models) in"
-    " inference, of 8 (36) in training; unknown dimensions of 1 and twice those"
-    " of an example.",
+    " inference, of 8 (36) in training; unknown dimensions of 1 or 2, and twice"
+    " those of an example.",
     "The live model computes op by op and the export in a graph, which may sum"
     " float32 values in another order.",
     1e-5,
   ),
   "gradients": Comparison(
     "The gradient of a scalar of the outputs for every trainable variable and"
-    " every floating-point input: of the last example, with other weights of a"
-    " batch of 8 (36 of small models), and with changed hyperparameters. An"
+    " every floating-point input: of the last example (of each length of a"
+    " list), with other weights of a batch of 8 (36 of small models), and with"
+    " changed hyperparameters. An"
     " element counts up to 1, one that is not finite not at all.",
     "Rounding errors accumulate over the forward and the backward pass; some"
     " gradients, such as that of a bias before a softmax, are zero up to"

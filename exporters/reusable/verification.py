@@ -198,8 +198,6 @@ def check_forms(
     ExportError: The outputs of the live model differ.
   """
   call = _explained(source.call)
-  if observation.differ(source, call, example, {}, {}):
-    return  # What is random tells nothing.
 
   def cast(x: tf.Tensor, spec: tf.TensorSpec) -> tf.Tensor:
     is_rounded = x.dtype.is_floating and spec.dtype.is_integer
@@ -226,6 +224,8 @@ def check_forms(
         continue
       # Beyond the precision of any dtype.
       if np.abs(x - y).max(initial=0.0) > 0.1 * np.abs(y).max(initial=0.0):
+        if observation.differ(source, call, example, {}, {}):
+          return  # What is random tells nothing.
         raise errors.ExportError(
           f"The model computes {name} otherwise for {form} than for the same"
           " numbers in the form of its input, to which the export casts them."
@@ -597,6 +597,7 @@ def _calls(
   by_default, is_random = _is_random(source, first, training, steadily)
   if training:
     _check_repeatable(source, first)
+  is_straight = by_default and _is_straight(source, first, training)
   is_trained = level == "full" and bool(source.trainable_variables)
   gradients = is_trained or (
     level == "full" and bool(observation.float_inputs(first))
@@ -653,13 +654,15 @@ def _calls(
   larger = _larger(source, others[-1]) if others and learns else None
   larger = first if larger is None else larger
   if level == "full":
+    # Calls with the same seeds and other rates have the gradients of the batch.
+    of_noise = is_straight and bool(steady)
     yield from _reweighted_calls(
-      source, first, larger, steadily, is_random, learning
+      source, first, larger, steadily, is_random, learning, of_noise
     )
     yield from _changed_calls(source, first, steadily, is_random, gradients)
   if by_default:
     yield from _random_calls(
-      part, source, first, level, learning, larger, is_random
+      part, source, first, level, learning, larger, is_random, is_straight
     )
 
 
@@ -716,6 +719,16 @@ def _check_repeatable(source: saving.Source, example: Any) -> None:
       "Two calls of the model differ in inference: it draws random numbers"
       " there. Draw in training only, or let consumers pass them as an input."
     )
+
+
+def _is_straight(
+  source: saving.Source, example: Any, training: Mapping[str, Any]
+) -> bool:
+  """Tells whether a call and its graph can draw the same random numbers."""
+  drawn = observation.draws(source, source.call, example, training)
+  # More draws than in the graph are a difference; fewer may be of a function
+  # that was traced before.
+  return drawn >= randomness.draws(_graph(source, example)) > -1
 
 
 def _python_state(model: Any) -> dict[Any, Any]:
@@ -812,11 +825,13 @@ def _reweighted_calls(
   steadily: Mapping[str, Any],
   is_random: bool,
   learning: Mapping[str, bool],
+  of_noise: bool,
 ) -> Iterator[observation.Call]:
   """Plans calls with other weights and moving averages, in each mode.
 
   A model is trained on the larger batch: what goes wrong in large batches, or
-  with other weights, goes wrong here.
+  with other weights, goes wrong here. Its gradients are left out if calls with
+  noise have them (`of_noise`).
   """
   has_modes, reweighted = "training" in steadily, bool(source.variables)
   more = observation.OTHER_WEIGHTS * reweighted
@@ -834,7 +849,8 @@ def _reweighted_calls(
       f"{mode} {_size(larger)}{more}",
       larger,
       steadily,
-      **learning,
+      gradients=learning["gradients"] and not of_noise,
+      updates=learning["updates"],
       reweighted=reweighted,
     )
 
@@ -864,8 +880,37 @@ def _of_other_sizes(
   )
   many = _MORE if weights * values / rows < _LITTLE else _MANY
   if max(counts) < many:
+    if many == _MANY:
+      first = _shortened(source, first, examples[-1])
     index = tf.random.stateless_uniform([many], [0, 0], 0, rows, tf.int32)
     yield _of_rows(source, first, lambda x: tf.gather(x, index))
+
+
+def _shortened(source: saving.Source, example: Any, other: Any) -> Any:
+  """Cuts an example to the lengths of another one that is no longer.
+
+  A large batch of a large model takes seconds.
+  """
+  inputs, specs = _with_specs(source, example)
+  others = tf.nest.flatten(other)
+  if len(others) != len(inputs) or not all(
+    isinstance(x, tf.Tensor) and x.shape.rank for x in [*inputs, *others]
+  ):
+    return example
+  sizes = [
+    [*map(min, x.shape[1:], y.shape[1:])]
+    for x, y in zip(inputs, others, strict=True)
+  ]
+  lengths = [[*y.shape[1:]] for y in others]
+  if any(None in spec.shape[1:] for spec in specs) and sizes == lengths:
+    cut = [
+      x[(slice(None), *map(slice, size))]
+      for x, size in zip(inputs, sizes, strict=True)
+    ]
+    shorter = tf.nest.pack_sequence_as(example, cut)
+    if any(x.shape != y.shape for x, y in zip(cut, inputs, strict=True)):
+      return shorter if _takes(source, shorter) else example
+  return example
 
 
 def _batched(source: saving.Source, example: Any) -> list[Any]:
@@ -897,8 +942,8 @@ def _with_specs(
 def _of_other_lengths(source: saving.Source, example: Any) -> Iterator[Any]:
   """Makes inputs whose unknown dimensions, but the first, are few and doubled.
 
-  Few are 1 for the first of an input, and 2 for the others. A model that decides
-  in Python by such a size has another graph.
+  Few are 1 for the first of an input, and 2 for the others. A model that
+  decides in Python by such a size has another graph.
   """
   inputs, specs = _with_specs(source, example)
   if not all(isinstance(x, tf.Tensor) for x in inputs):
@@ -945,6 +990,7 @@ def _random_calls(
   learning: Mapping[str, bool],
   larger: Any,
   is_only: bool,
+  is_straight: bool,
 ) -> Iterator[observation.Call]:
   """Plans calls with fixed seeds, or samples of calls.
 
@@ -957,12 +1003,9 @@ def _random_calls(
     larger: An input with more rows, if there is one.
     is_only: Whether no call in training is without noise. So these calls show
       what other calls show of other models.
+    is_straight: Whether both models can draw the same numbers.
   """
   training = {"training": True} if "training" in source.defaults else {}
-  drawn = observation.draws(source, source.call, example, training)
-  # More draws than in the graph are a difference; fewer may be of a function
-  # that was traced before.
-  is_straight = drawn >= randomness.draws(_graph(source, example)) > -1
   count = (
     0 if is_straight else _calls_to_compare(part, source, example, training)
   )

@@ -1227,8 +1227,7 @@ inference (0, 4):
 inference (2, 4):
 inference (300, 4):
 inference (5, 4), other weights: gradients reweighted
-training (36, 4), other weights: training=True rate=0.0 gradients updates \
-reweighted
+training (36, 4), other weights: training=True rate=0.0 updates reweighted
 inference, rate 0.25, momentum 0.4: (5, 4) rate=0.25 momentum=0.4
 rate 0.5: (5, 4) training=True rate=0.5 without
 momentum 0.4: (5, 4) training=True rate=0.0 momentum=0.4 gradients updates
