@@ -598,7 +598,8 @@ def _trainable(
       if variable.dtype in _CHECKED and variable.trainable:
         tf.debugging.check_numerics(variable, "")  # Allocates no memory.
       elif variable.dtype in _CHECKED:  # Masks and minima may be infinite.
-        value = tf.convert_to_tensor(variable)
+        # As a Tensor: not all kinds of variables convert to others' dtypes.
+        value = variable.read_value()
         value = tf.where(tf.math.is_inf(value), tf.zeros_like(value), value)
         tf.debugging.check_numerics(value, "")
     except tf.errors.InvalidArgumentError as e:
