@@ -958,6 +958,16 @@ def _load_keras(export_dir: str) -> Any:
   vars(model)["regularization_losses"] = [
     lambda i=i: model.losses[i] for i in range(len(model.losses))
   ]
+  # As in `saving.source`: without vocabularies, and what layers adapt.
+  kind = type(model)
+  listed = property(
+    lambda model: [
+      v
+      for v in kind.variables.fget(model)
+      if isinstance(v, tf.Variable) and v.shape.is_fully_defined()
+    ]
+  )
+  model.__class__ = type(kind.__name__, (kind,), {"variables": listed})
   return model
 
 

@@ -6,7 +6,14 @@ Lean means that it has one traced function for each mode, and no other parts of
 the model.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 import contextlib
 import dataclasses
 import functools
@@ -588,12 +595,6 @@ def _trainable(
       " trainable_variables."
     )
   for variable in variables:
-    if not variable.shape.is_fully_defined():
-      raise errors.ExportError(
-        f"Variable {variable.name} has the shape {variable.shape}. Give it a"
-        " size: consumers and optimizers need one. If calls do not read it, as"
-        " what layers.Discretization adapts, pass `variables` without it."
-      )
     try:
       if variable.dtype in _CHECKED and variable.trainable:
         tf.debugging.check_numerics(variable, "")  # Allocates no memory.
@@ -703,6 +704,10 @@ def _traced(model: Source) -> Source:
       traces = _trace(model, function, model.input_spec)
   _check_ops(traces)
   _check_seeds(traces)
+  read = [{id(x) for x in trace.captured_inputs} for trace in traces]
+  read_by_any = set().union(*read)
+  variables = [v for v in model.variables if _is_sized(v, read_by_any)]
+  model = dataclasses.replace(model, variables=variables)
   _check_captured(traces, model.variables)
   _check_reached(traces[-1], model.trainable_variables)
   _check_outputs(traces[0].structured_outputs)
@@ -716,7 +721,6 @@ def _traced(model: Source) -> Source:
           f"An {what} of the model, {spec}, has an unknown rank. Give it a"
           " shape, in which unknown dimensions are None, as by tf.ensure_shape."
         )
-  read = [{id(x) for x in trace.captured_inputs} for trace in traces]
   return dataclasses.replace(
     model,
     function=function,
@@ -726,6 +730,21 @@ def _traced(model: Source) -> Source:
     ],
     inactive=_inactive(traces, model),
   )
+
+
+def _is_sized(variable: tf.Variable, read: Collection[int]) -> bool:
+  """Tells whether a variable has a size; refuses one without it if it is read.
+
+  Keras' preprocessing layers adapt such variables, and compute with constants.
+  `read` has the ids of handles.
+  """
+  is_sized = variable.shape.is_fully_defined()
+  if not is_sized and (variable.trainable or id(variable.handle) in read):
+    raise errors.ExportError(
+      f"Variable {variable.name} has the shape {variable.shape}. Give it a"
+      " size: consumers and optimizers need one."
+    )
+  return is_sized
 
 
 def _traceable(

@@ -627,6 +627,13 @@ class SavingTest(tf.test.TestCase):
     )
     self.assertAllEqual(loaded(tf.ones([1, 2])), [[float("-inf")]])
 
+  def test_leaves_out_what_layers_adapt_and_do_not_read(self):
+    layer = tf_keras.layers.Discretization(num_bins=2)
+    layer.adapt(np.arange(8.0))
+    self.assertLen(layer.variables, 1)
+    source = saving.source(layer, tf.TensorSpec([None, 1]))
+    self.assertEmpty(source.variables)
+
   def test_refuses_training_that_cannot_be_found(self):
     self.assert_refused(r"takes \*\*kwargs", lambda x, **kwargs: x, _SPEC)
     self.assert_refused(

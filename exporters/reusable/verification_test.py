@@ -2058,6 +2058,15 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       with self.assertRaisesRegex(ValueError, "raises AssertionError: Found 1"):
         export_checks._load_keras("export")
 
+  @nightly.only
+  def test_vocabularies_of_keras_are_no_variables(self):
+    layer = layers.TextVectorization(4, output_mode="multi_hot")
+    layer.adapt(tf.constant(["a b", "b"]))
+    model = tf_keras.Sequential([layers.InputLayer((), dtype=tf.string), layer])
+    export_dir = self.create_tempdir().full_path
+    model.save(export_dir)
+    self.assertEmpty(export_checks._load_keras(export_dir).variables)
+
   def test_other_order_is_an_error(self):
     parts = _with_head()
     export_dir = os.path.join(self.get_temp_dir(), "export")
