@@ -238,6 +238,8 @@ def compare(
   for name, sizes in sizes_of.items():
     is_input = name.startswith(INPUT)
     largest[is_input] = max(largest[is_input], sizes.max(initial=0.0))
+  # Those for inputs, too, may be nothing but rounding errors.
+  largest[True] = max(largest[True], 0.1 * largest[False])
   most = most if kind == "gradients" else _OTHER_SLICES
   worst = 0.0
   for name in common:

@@ -1431,6 +1431,15 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     for name in ("y", comparison.INPUT):  # Nothing is large.
       pair = ({name: np.array([x], np.float32)} for x in (1e-6, 2e-6))
       self.assertLen(comparison.compare("gradients", *pair)[1], 1)
+    # Those for inputs may be, too, where those for variables are ten times as
+    # large.
+    old, new, noise = (
+      {"y": np.array([1.0]), comparison.INPUT: np.array([x])}
+      for x in (0.0, 2e-8, 1e-8)
+    )
+    for others, count in (([noise], 0), ([], 1)):
+      _, found = comparison.compare("gradients", old, new, others)
+      self.assertLen(found, count)
 
   @parameterized.named_parameters(
     ("feature", [4, 3], lambda x, weight: x @ weight, 3),
