@@ -52,12 +52,12 @@ class Copy(NamedTuple):
     size: Bytes of the files of `LOADED`.
     problems: Descriptions of the files that were left out because a load should
       not read them.
-    weights: Bytes of the values of variables, a part of `size`.
+    index: Bytes of the index of the variables, about 66 for each.
   """
 
   size: int
   problems: list[str]
-  weights: int
+  index: int
 
 
 @contextlib.contextmanager
@@ -122,7 +122,6 @@ def copy(
   problems: list[str] = []
   copies: dict[tuple[int, int], str] = {}  # By the file's number.
   loaded: dict[int, int] = {}  # Sizes, by the number of the copy.
-  weights: dict[int, int] = {}  # The same, of variables.
   size = count = 0
   for path in _paths(source, problems, follow_links, only):
     count += 1
@@ -139,8 +138,6 @@ def copy(
     if LOADED.fullmatch(path):
       status = os.stat(os.path.join(target, path))
       loaded[status.st_ino] = status.st_size
-      if "/variables.data-" in path:
-        weights[status.st_ino] = status.st_size
   model = "saved_model.pb"
   if model in (only or [model]) and not os.path.isfile(f"{target}/{model}"):
     found = [p for p in problems if p.startswith("saved_model.pb ")]
@@ -148,7 +145,9 @@ def copy(
     raise errors.InputError(
       f"{source} is no SavedModel that can be checked: {said}."
     )
-  return Copy(sum(loaded.values()), problems, sum(weights.values()))
+  index = pathlib.Path(target, "variables/variables.index")
+  bytes_of_index = index.stat().st_size if index.is_file() else 0
+  return Copy(sum(loaded.values()), problems, bytes_of_index)
 
 
 def left_out(directory: str, only: Collection[str]) -> list[str]:

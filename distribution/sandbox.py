@@ -124,31 +124,26 @@ class Limits(NamedTuple):
   call: float = 0.0
 
 
-def limits(
-  size: int,
-  seconds: float | None,
-  gib: float | None,
-  weights: int | None = None,
-) -> Limits:
-  """Returns limits: those of flags, or else by the size of a model.
+def limits(size: int, seconds: float | None, gib: float | None) -> Limits:
+  """Returns limits: those of flags, or else by the size of a model in bytes.
 
-  The CPU time is several times that of checks of good models: 60 s for 16 MiB
-  of weights, 90 s for 440 MiB. Attackers can add weights, so it grows with
-  their root; the memory is at most that of the machine.
-
-  Args:
-    size: The size of the model, in bytes.
-    seconds: The CPU time. None: by the weights.
-    gib: The memory in GiB. None: by the size.
-    weights: Bytes of the values of variables. Constants, which may be
-      compressed, do not explain long calls. None: as many as `size`.
+  The CPU time is several times that of checks of good models: 50 s for 16 MiB,
+  90 s for 440 MiB. Attackers can add bytes, so it grows with their root; the
+  memory is at most that of the machine.
   """
   machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  weights = size if weights is None else weights
   return Limits(
-    seconds or 55 + 20 * math.sqrt(weights / 2**20),
+    seconds or 40 + 30 * math.sqrt(size / 2**20),
     int(gib * 2**30 if gib else min(3.5 * 2**30 + 10 * size, machine)),
   )
+
+
+def lower(seconds: float) -> None:
+  """Lowers the CPU time of this process, which cannot raise it again."""
+  _, most = resource.getrlimit(resource.RLIMIT_CPU)
+  least = math.ceil(seconds)
+  if most == resource.RLIM_INFINITY or least < most:
+    resource.setrlimit(resource.RLIMIT_CPU, (least, least + 1))
 
 
 def renew() -> None:
@@ -332,6 +327,8 @@ class _Watch:
     status = self._process.returncode
     if status == -signal.SIGPROF:
       return f"it needs more than {self._limits.call:g} s for one call"
+    if status == -signal.SIGXCPU:
+      return "it needs more CPU time than the weights that it uses explain"
     how = f"it ended with status {status}"
     if status < 0:
       how = f"it died of {signal.Signals(-status).name}"

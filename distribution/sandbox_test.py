@@ -227,6 +227,11 @@ def _babble(path):
   os.write(int(sys.argv[1]), b"\0\0\0\4junk")
 
 
+def _burn_less(path):
+  sandbox.lower(1)
+  _burn(path)
+
+
 def _nest(path):
   value = []
   for _ in range(900):
@@ -260,7 +265,18 @@ def _close_output(path):
 _ENDING = {
   f.__name__: f
   for f in (
-    *(_burn, _wait, _fill, _fault, _leave, _fail, _flood, _renew, _babble),
+    *(
+      _burn,
+      _burn_less,
+      _wait,
+      _fill,
+      _fault,
+      _leave,
+      _fail,
+      _flood,
+      _renew,
+      _babble,
+    ),
     *(_nest, _answer_too_much, _read_far_apart, _start_threads, _close_output),
   )
 }
@@ -333,6 +349,7 @@ class SandboxTest(parameterized.TestCase):
     ("_nest", "its answer cannot be read: max.* recursion|RecursionError"),
     ("_answer_too_much", "more than 4,000,000 values|MemoryError|GiB"),
     ("_close_output", "it closed its output"),
+    ("_burn_less", "more CPU time than the weights that it uses explain"),
     ("_read_far_apart", "more than 0.25 GiB|more than 2 s"),
   )
   def test_ends(self, name, reason):

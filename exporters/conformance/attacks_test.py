@@ -24,6 +24,7 @@ from distribution import copies as copies_lib
 from distribution import sandbox
 from exporters import check
 from exporters.conformance import copying
+from exporters.conformance import judging
 from exporters.conformance import subject as subject_lib
 from exporters.reusable import errors
 from exporters.reusable import observation
@@ -1072,6 +1073,12 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
         said = out.getvalue()
         self.assertRegex(said, expected)
 
+  def test_padding_buys_no_time(self):
+    place = self.place("padded")
+    _padded(place)
+    padded = subject_lib.read(place.directory)
+    self.assertLess(judging._seconds(padded), 56)
+
   def test_a_folder_becomes_a_link(self):
     place = self.place("replaced")
     _save(place)
@@ -1104,8 +1111,6 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEqual(os.stat(f"{target}/assets_2").st_nlink, 4)
     again = copying.copy(place.directory, self.create_tempdir().full_path)
     self.assertEqual(again, before)
-    limits = sandbox.limits(before.size, None, None, before.weights)
-    self.assertLess(limits.seconds, 60)  # Whatever the graph has.
     with self.assertRaisesRegex(errors.ExportError, "directory for temporary"):
       copying.copy(place.directory, f"{place.directory}/assets")
 

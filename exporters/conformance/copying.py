@@ -17,6 +17,7 @@ from distribution import errors
 from distribution import sandbox
 
 copy = copies.copy
+_SECONDS_FOR_BYTE = 0.005  # Of the index of variables.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Options:
     trust: Whether to load a suspicious SavedModel.
     sandbox: Whether to restrict the process that loads the SavedModel.
     follow_links: Whether to follow symbolic links in its directory.
-    seconds: Limit of CPU time. 0 derives it from the size of the weights.
+    seconds: Limit of CPU time. 0 derives it from the size of the files.
     gib: Limit of memory, in GiB. 0 derives it from the size of the files.
   """
 
@@ -46,7 +47,7 @@ FLAGS = {
   "follow_links": copies.FOLLOW_LINKS,
   "seconds": (
     "CPU time in seconds that the process, or one call, may need. 0: by the"
-    " size of the weights, and 40 for a call.",
+    " size of the files, and 40 for a call.",
     0.0,
   ),
   "gib": (
@@ -96,11 +97,13 @@ def started(
     print(f"Loaded without a sandbox: {lacking}.", file=sys.stderr)
   with tempfile.TemporaryDirectory(prefix="copy.") as directory:
     copied = copy(saved_model_dir, directory, follow_links=options.follow_links)
-    limits = sandbox.limits(copied.size, None, None, copied.weights)
+    limits = sandbox.limits(copied.size, None, None)
+    # Graphs of many layers take long to differentiate, for one call too.
+    more = _SECONDS_FOR_BYTE * copied.index
     limits = sandbox.Limits(
-      options.seconds or limits.seconds * longer,
+      options.seconds or (limits.seconds + more) * longer,
       int(options.gib * 2**30) or limits.memory * min(longer, 2),
-      call and (options.seconds or call),
+      call and (options.seconds or call + more / 3),
     )
     with sandbox.started(
       module,
@@ -114,5 +117,6 @@ def started(
         "directory": directory,
         "problems": copied.problems,
         "trust": options.trust,
+        "seconds": options.seconds,
       }
       yield ask, request

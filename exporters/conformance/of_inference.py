@@ -153,8 +153,7 @@ def _of_batches(subject: Subject) -> findings.Finding | None:
   """Finds sizes of batches that fail, or have other rows or endless values."""
   rows: dict[str, list[int]] = {}
   inputs = subject.example(5)
-  is_small = _size(inputs) <= _ELEMENTS // 100
-  for size in (2, 5, 1, 0, *[_MANY] * is_small):
+  for size in (2, 5, 1, 0, *[_MANY] * is_small(subject)):
     indices = (i % 5 for i in range(size))
     try:
       outputs = _outputs(subject, subject_lib.rows(inputs, *indices))
@@ -516,6 +515,11 @@ def _is_of_steps(
   )
 
 
+def is_small(subject: Subject) -> bool:
+  """Tells whether large batches are soon called."""
+  return _size(subject.example(5)) <= _ELEMENTS // 100
+
+
 def _size(inputs: Any) -> int:
   return int(sum(map(tf.size, tf.nest.flatten(inputs, expand_composites=True))))
 
@@ -852,8 +856,8 @@ def is_sequence(spec: Any) -> bool:
   return is_known and spec.shape[1] is None and None not in spec.shape[2:]
 
 
-def of_other_size(subject: Subject) -> Iterator[Any]:
-  """Yields inputs of other sizes, if sizes are free."""
+def of_other_size(subject: Subject, count: int = 2) -> Iterator[Any]:
+  """Yields batches of inputs of other sizes, if sizes are free."""
   example = subject.example(2)
   for x, spec in zip(
     tf.nest.flatten(example), tf.nest.flatten(subject.spec), strict=True
@@ -862,7 +866,8 @@ def of_other_size(subject: Subject) -> Iterator[Any]:
       return
     free = _free_sizes(x, spec)
     for factor in (1.5, *[_LONG] * is_sequence(subject.spec)) if free else ():
-      other = subject.example(2, tuple(int(size * factor) for size in free))
+      sizes = tuple(int(size * factor) for size in free)
+      other = subject.example(count, sizes)
       with contextlib.suppress(*REFUSALS):
         subject.model(other)  # It may be too large.
         yield other

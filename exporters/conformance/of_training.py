@@ -38,6 +38,7 @@ _REPEATS = 8  # Calls with random numbers, to compare their means.
 _OTHERS = {int: (3, 2), float: (0.5, 0.25), "combiner": ("sum", "mean")}
 _HELD = 0.25  # A momentum that no model has by default.
 _ROWS = 16  # Examples for batch statistics.
+_MANY = 40  # Examples of a large batch.
 
 
 def has_modes(subject: Subject) -> findings.Finding:
@@ -216,8 +217,9 @@ def _still(subject: Subject) -> list[tf.Variable]:
     gradients_lib.moved(subject.trainable_variables),
     subject.unchanged(),
   ):
-    # Of two sizes, so of other values: an average may be that of its batch.
-    for size in (2, _ROWS):
+    # Of other sizes, so of other values: an average may be that of its batch.
+    # Large batches may have another path.
+    for size in (2, _ROWS, *[_MANY] * of_inference.is_small(subject)):
       before = [v.numpy() for v in floats]
       for _ in range(repeats):
         subject.model(subject.example(size), **arguments)
@@ -557,7 +559,10 @@ def _settled(
   if exact.is_half:
     return None
   momentum = {_MOMENTUM: _HELD} if _MOMENTUM in subject.hyperparameters else {}
-  arguments, batch = {**steady, **momentum}, exact.example(_ROWS)
+  arguments = {**steady, **momentum}
+  # Training may resize to the usual size.
+  others = of_inference.of_other_size(exact, _ROWS)
+  batch = next(itertools.chain(others, [exact.example(_ROWS)]))
   averages = _moved_once(exact, batch, arguments)
   if averages is None or any(v.dtype.size < 4 for v in averages):
     return None
