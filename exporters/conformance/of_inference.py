@@ -41,6 +41,7 @@ _HALF = (tf.bfloat16, tf.float16)
 _ROWS = 8  # Examples in the batch that is compared with single examples.
 _MANY = 100  # Examples of a large batch.
 _LONG = 8  # Times as long as others is a long sequence.
+_LONGEST = 512  # Steps.
 _ELEMENTS = 500_000  # Most elements of inputs to call in a larger batch.
 _MOST_COLUMNS = 2**16  # Of a sparse output. More are added up, to so many:
 _SUMS = 997
@@ -125,11 +126,14 @@ def batch_is_free(subject: Subject) -> findings.Finding:
       f"For inputs that are {zeros} an output ({name}) is NaN or infinite.",
       "Divide by no number that may be 0, such as one of words or of pixels.",
     )
-  if name := _endless_for_one(subject):
-    return findings.failed(
-      f"For a length of 1 an output ({name}) is NaN or infinite.",
-      "Divide by no length less one, and by no number of differences.",
-    )
+  for length in (1, _LONGEST):
+    if name := _endless_for(subject, length):
+      return findings.failed(
+        f"For a length of {length} an output ({name}) is NaN or infinite.",
+        "Divide by no length less one, and by no number of differences."
+        if length == 1
+        else "Sum or multiply nothing that overflows, and take means instead.",
+      )
   if _is_endless_below(subject):
     return findings.failed(
       "The gradient for an input whose steps are equal is not finite: layers"
@@ -221,8 +225,8 @@ def _endless_for_zeros(subject: Subject) -> str:
   return ""
 
 
-def _endless_for_one(subject: Subject) -> str:
-  """Names an output that is not finite for sequences, or videos, of one step.
+def _endless_for(subject: Subject, length: int) -> str:
+  """Names an output that is not finite for sequences, or videos, of a length.
 
   Where images or sounds are small, convolutions may leave nothing.
   """
@@ -235,11 +239,13 @@ def _endless_for_one(subject: Subject) -> str:
   )
   if not is_video and not (is_certain and any(map(is_sequence, specs))):
     return ""
-  sizes = _free_sizes(tf.nest.flatten(subject.example(2))[0], specs[0])
-  with contextlib.suppress(*REFUSALS):  # It may refuse one.
-    for name, y in _outputs(
-      subject, subject.example(2, (1, *sizes[1:]))
-    ).items():
+  usual = subject.example(2)
+  sizes = _free_sizes(tf.nest.flatten(usual)[0], specs[0])
+  if length > 1 and _size(usual) / sizes[0] * length > _ELEMENTS:
+    return ""
+  with contextlib.suppress(*REFUSALS):  # It may refuse this one.
+    inputs = subject.example(2, (length, *sizes[1:]))
+    for name, y in _outputs(subject, inputs).items():
       if _is_endless(y):
         return name
   return ""
@@ -430,6 +436,10 @@ def with_segments(inputs: Any) -> Iterator[Any]:
 
 def cast(inputs: Any, form: Any, *, exactly: bool = False) -> Any:
   """Converts inputs to another form; None if it cannot, or rounds `exactly`."""
+  names = [str(getattr(x, "name", "")) for x in tf.nest.flatten(form)]
+  is_mapping = isinstance(inputs, Mapping) and isinstance(form, Sequence)
+  if is_mapping and sorted(names) == sorted(inputs):
+    inputs = tf.nest.pack_sequence_as(form, [inputs[n] for n in names])
   try:
     made = tf.nest.map_structure(
       lambda x, spec: tf.cast(tf.ensure_shape(x, spec.shape), spec.dtype),

@@ -20,12 +20,13 @@ _ROWS = 8  # Examples, whose inputs are exchanged.
 _CALLS = 50  # Of random training, whose outputs are compared.
 _ERRORS = 6.0  # Standard errors by which means differ.
 _LONG = 64  # Positions of an input of which one half changes.
+_MOST_COLUMNS = 16  # Of an input, each of which is changed alone.
 _LONGEST = 4096  # Of these more are not tried.
 _UNUSED = "input_type_ids"  # Encoders without types take them as others do.
 
 
 def have_effect(subject: Subject) -> findings.Finding:
-  """Each input has an effect on a call, and so has the end of a long one.
+  """Each input, and its columns, have an effect; so has the end of a long one.
 
   What has one in inference has one in training, too.
   """
@@ -40,6 +41,12 @@ def have_effect(subject: Subject) -> findings.Finding:
       f"{findings.some(untrained)} has an effect in inference, and none in"
       " training.",
       "Compute with it in both modes.",
+    )
+  if columns := _unused_columns(subject):
+    return findings.failed(
+      f"Of the last dimension, {findings.some(columns)} (from 0 on) has no"
+      " effect on a call.",
+      "Compute with it, or remove it from the input.",
     )
   for length in _lengths(subject):
     mode = ""
@@ -92,6 +99,45 @@ def _unused(subject: Subject) -> tuple[list[str], list[str]]:
       elif exact is subject or not _changes_noise(subject, i):
         untrained.append(name)
   return unused, untrained
+
+
+def _unused_columns(subject: Subject) -> list[str]:
+  """Returns indices of columns, or colors, that change nothing in any mode."""
+  spec = subject.spec
+  exact = subject.repeatable
+  if (
+    not isinstance(spec, tf.TensorSpec)
+    or not spec.dtype.is_floating
+    or (spec.shape.rank or 0) < 2
+    or not 2 <= (spec.shape[-1] or 0) <= _MOST_COLUMNS
+    or exact is None
+  ):
+    return []
+  inputs = exact.example(_ROWS)
+  others = [
+    *_changed(exact, inputs, 0),
+    *subject_lib.near(inputs, subject.offsets),
+  ]
+  modes = [exact.steady, *[{"training": False}] * bool(exact.training)]
+  with gradients.moved(exact.trainable_variables):
+    try:
+      usual = [_observed(exact, inputs, mode) for mode in modes]
+    except of_inference.REFUSALS:  # Training may refuse what inference takes.
+      return []
+    return [
+      str(i)
+      for i in range(spec.shape[-1])
+      if not any(
+        _has_effect(
+          exact,
+          tf.where(np.arange(spec.shape[-1]) == i, x, inputs),
+          mode,
+          expected,
+        )
+        for x in others
+        for mode, expected in zip(modes, usual, strict=True)
+      )
+    ]
 
 
 def _changes_noise(subject: Subject, index: int) -> bool:

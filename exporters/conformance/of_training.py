@@ -96,6 +96,12 @@ def has_modes(subject: Subject) -> findings.Finding:
       f" {subject.spec} does.",
       "Convert the input, and call the same function.",
     )
+  if form := _trained_otherwise(subject):
+    return findings.failed(
+      f"Training with {form} does not compute, or move, what training with"
+      f" {subject.spec} does.",
+      "Convert the input, and call the same function.",
+    )
   # A rate may be 0 by default, so that only other values have an effect.
   if any(
     subject.differ({**values, "training": True}, {**values, "training": False})
@@ -145,6 +151,28 @@ def _other_forms(subject: Subject) -> Iterator[tuple[Any, str]]:
     lacking = done[repr(subject.spec)] - done[repr(form)]
     if lacking and of_inference.cast(subject.example(), form) is not None:
       yield form, min(lacking)
+
+
+def _trained_otherwise(subject: Subject) -> Any:
+  """Returns a form of the input with which training differs; None if none."""
+  inputs = subject.example(_ROWS)
+  for form in [x for x in subject.forms if x != subject.spec]:
+    same = of_inference.cast(inputs, form, exactly=True)
+    if same is None or subject.steady is None:
+      continue
+    made = []
+    with (
+      gradients_lib.moved(subject.trainable_variables),
+      contextlib.suppress(*of_inference.REFUSALS),  # R4 tells of these.
+    ):
+      for x in (inputs, same):
+        with subject.unchanged():
+          outputs = subject.model(x, **subject.steady)
+          moved = [v.numpy() for v in subject.resting if v.dtype.is_floating]
+        made.append([*subject_lib.floats(outputs), *moved])
+      if not all(map(_is_close, *made)):
+        return form
+  return None
 
 
 def _trains(trace: Any) -> set[str]:

@@ -1102,17 +1102,20 @@ def _of_years(directory):
   _plain(directory, call, spec=spec, variables=[kernel])
 
 
-def _of_two_dtypes_of_input(directory, change=tf.identity, drops=True):
+def _of_two_dtypes_of_input(
+  directory,
+  change=tf.identity,
+  train=lambda y, is_double: tf.nn.dropout(y, 0.5),
+):
   """Writes dropout for floats, and something else for doubles."""
   kernel = tf.Variable(tf.random.stateless_normal([4, 4], [0, 0]))
   root = _lists(tf.train.Checkpoint(), [kernel])
 
   def call(x, training=False):
     y = tf.cast(x, tf.float32) @ kernel
-    if x.dtype == tf.float64:
-      y = change(y)
-      training = training and drops
-    return tf.nn.dropout(y, 0.5) if training else y
+    is_double = x.dtype == tf.float64
+    y = change(y) if is_double else y
+    return train(y, is_double) if training else y
 
   root.__call__ = tf.function(call)
   for dtype in (tf.float32, tf.float64):
@@ -1321,6 +1324,23 @@ def _tuned_part(directory, *, default=0.2, drop=tf.nn.dropout):
   root = _lists(_callable(model, *traces), [kernel])
   root.part = _lists(_callable(part, *traces), [kernel])
   _write(root, directory)
+
+
+def _resized_in_training(directory):
+  """Writes batch normalization of contrasts, of resized images in training."""
+  kernel = tf.Variable(tf.random.stateless_normal([3, 2], [0, 0]))
+  mean = tf.Variable(tf.zeros([3]), trainable=False, name="moving_mean")
+
+  def call(x, training=False):
+    x = tf.image.resize(x, [32, 32]) if training else x
+    x = tf.reduce_mean(tf.square(x[:, 1:] - x[:, :-1]), [1, 2])
+    center = tf.reduce_mean(x, 0) if training else mean
+    if training:
+      mean.assign(0.9 * mean + 0.1 * center)
+    return (x - center) @ kernel
+
+  traces = [_IMAGES, False], [_IMAGES, True]
+  _write(_lists(_callable(call, *traces), [kernel, mean], [kernel]), directory)
 
 
 def _profile_trains_averages(directory):
@@ -3123,7 +3143,10 @@ _BROKEN = (
   ),
   (
     "R3",
-    _of(_of_two_dtypes_of_input, drops=False),
+    _of(
+      _of_two_dtypes_of_input,
+      train=lambda y, is_double: y if is_double else tf.nn.dropout(y, 0.5),
+    ),
     "Training with .*float64.* does not draw random numbers",
   ),
   (
@@ -3153,6 +3176,31 @@ _BROKEN = (
     "With the statistics of a batch as moving averages",
   ),
   ("I4", _first_frame, "the second half of the frames has no effect"),
+  (
+    "R17",
+    _of(_plain, call=lambda x: 2.0 * x[:, 1:], spec=_VECTORS),
+    "Of the last dimension, 0 ",
+  ),
+  (
+    "R8",
+    _of(
+      _plain,
+      call=lambda x: (
+        x[:, -1] * tf.sqrt(400.0 - tf.cast(tf.shape(x)[1], tf.float32))
+      ),
+      spec=tf.TensorSpec([None, None, 4]),
+    ),
+    "For a length of 512 an output .* is NaN",
+  ),
+  (
+    "R3",
+    _of(
+      _of_two_dtypes_of_input,
+      train=lambda y, is_double: 1.5 * y if is_double else y,
+    ),
+    "Training with .*float64.* does not compute, or move",
+  ),
+  ("R7", _resized_in_training, "With the statistics of a batch"),
   (
     "R9",
     _of(_backbone, factor=-1.0),
