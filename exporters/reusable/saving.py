@@ -405,10 +405,11 @@ def save(
 
 
 def lost(model: Source) -> dict[str, str]:
-  """Says what of a Keras model its SavedModel lacks, by kind.
+  """Says what of a model its SavedModel lacks, by kind.
 
   These are constraints of variables, such as `NonNeg`, masks of outputs,
-  arguments of `call`, and rates of layers that are always in inference.
+  arguments of `call`, rates of layers that are always in inference, and a
+  default of `training`.
   """
   found = {}
   names = [
@@ -431,8 +432,15 @@ def lost(model: Source) -> dict[str, str]:
       " layers after it, such as LSTM, skip padding. Return the mask as an"
       " output, too, so that consumers can pass it on."
     )
-  if isinstance(model.model, tf_keras.layers.Layer):
-    parameters = [*inspect.signature(model.model.call).parameters.values()]
+  is_layer = isinstance(model.model, tf_keras.layers.Layer)
+  function = model.model.call if is_layer else _python_function(model.model)
+  named = inspect.signature(function).parameters
+  if "training" in named and named["training"].default is True:
+    found["training"] = (
+      "Its default is False, as consumers expect. That of the model is True."
+    )
+  if is_layer:
+    parameters = [*named.values()]
     own = {*model.defaults, "training", "mask"}
     fixed = [
       str(p)

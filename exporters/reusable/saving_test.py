@@ -412,6 +412,10 @@ class SavingTest(tf.test.TestCase):
     )
     self.assertEqual(source.defaults, {})
     self.assertIn("set dropout_rate.", saving.lost(source)["hyperparameters"])
+    source = saving.source(
+      lambda x, training=True: x if training else 2.0 * x, _SPEC
+    )
+    self.assertRegex(saving.lost(source)["training"], "^Its default is False")
     for zero, words in ((False, "^$"), (True, "An output of the model has")):
       embedding = layers.Embedding(3, 2, mask_zero=zero, input_length=3)
       source = saving.source(

@@ -1653,7 +1653,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       self.assertStartsWith(f"{kind}: {found}", f"{kind}: {by}")
 
   @parameterized.parameters(
-    (_with_head, 87),
+    (_with_head, 85),
     (_preprocessor, 39),
     *[(_plain, 45), (_noisy_loop, 24), (_with_seed, 45)] * nightly.IS_ON,
   )
