@@ -445,7 +445,7 @@ def _observe_seeded(
   def call(example: Any, **arguments: Any) -> Any:
     return function(example, **_as_tensors(arguments))
 
-  for made in calls:
+  def observe(made: Call) -> Iterator[Observation]:
     trace = function.get_concrete_function(
       made.example, **_as_tensors(made.arguments)
     )
@@ -457,10 +457,19 @@ def _observe_seeded(
       part,
       model,
       call,
-      [made._replace(seeded=False)],
+      [made._replace(seeded=False, reweighted=False)],
       _graph_steps(model, [made]),
       moves=False,
     )
+
+  for is_reweighted, alike in itertools.groupby(calls, lambda c: c.reweighted):
+    if is_reweighted:  # As in `observation.observe_calls`.
+      with observation.reweighted(model, {}):
+        seen = [o for made in alike for o in observe(made)]
+      yield from seen
+    else:
+      for made in alike:
+        yield from observe(made)
 
 
 def _of_seeds(live: Arrays, export: Arrays) -> list[str]:

@@ -1655,7 +1655,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
   @parameterized.parameters(
     (_with_head, 85),
     (_preprocessor, 39),
-    *[(_plain, 45), (_noisy_loop, 24), (_with_seed, 45)] * nightly.IS_ON,
+    *[(_plain, 44), (_noisy_loop, 24), (_with_seed, 44)] * nightly.IS_ON,
   )
   def test_intact(self, live, count):
     parts = live()
