@@ -43,6 +43,7 @@ Function = tf.types.experimental.PolymorphicFunction
 Hyperparameter = hyperparameters_lib.Hyperparameter
 
 _NAME = re.compile("[a-z0-9][a-z0-9_]*")
+_OF_TABLES = re.compile("LookupTable(Insert|Remove|Import)")
 _STATELESS = re.compile("Stateless(?!RandomGet).*(Random|Normal|Multinomial)")
 # The dtypes that CheckNumerics takes.
 _CHECKED = (tf.bfloat16, tf.float16, tf.float32, tf.float64)
@@ -135,7 +136,8 @@ def source(
   if _has_training(model, hyperparameters):
     defaults = {"training": False, **defaults}
   if variables is None:
-    variables = getattr(model, "variables", ())
+    with errors.of_input(ValueError):  # Keras' model may not be built.
+      variables = getattr(model, "variables", ())
   # Keras lists the vocabularies of its lookup layers, too.
   variables = [v for v in variables if isinstance(v, tf.Variable)]
   if regularization_losses is None:
@@ -408,8 +410,8 @@ def lost(model: Source) -> dict[str, str]:
   """Says what of a model its SavedModel lacks, by kind.
 
   These are constraints of variables, such as `NonNeg`, masks of outputs,
-  arguments of `call`, rates of layers that are always in inference, and a
-  default of `training`.
+  arguments of `call`, rates of layers that are always in inference, a default of
+  `training`, and losses of a module that has them by Keras' name.
   """
   found = {}
   names = [
@@ -433,6 +435,13 @@ def lost(model: Source) -> dict[str, str]:
       " output, too, so that consumers can pass it on."
     )
   is_layer = isinstance(model.model, tf_keras.layers.Layer)
+  if not (is_layer or model.regularization_losses) and hasattr(
+    type(model.model), "losses"
+  ):
+    found["losses"] = (
+      "`losses` of the model are not read: name regularization losses"
+      " `regularization_losses`, a list of functions."
+    )
   function = model.model.call if is_layer else _python_function(model.model)
   named = inspect.signature(function).parameters
   if "training" in named and named["training"].default is True:
@@ -676,10 +685,15 @@ def _caller(
   """Wraps a model in a Python function whose arguments have defaults."""
   function = _python_function(model)
   layers = layers_of(model)
+  # ConvLSTM keeps its mask from call to call, for batches of one size alone.
+  cells = [x for x in layers if hasattr(x, "reset_recurrent_dropout_mask")]
 
   def call(inputs: Any, **arguments: Any) -> Any:
     if check is not None:
       inputs = check(inputs)
+    for cell in cells:
+      cell.reset_dropout_mask()
+      cell.reset_recurrent_dropout_mask()
     values = {**defaults, **arguments}
     mode = {"training": values["training"]} if "training" in defaults else {}
     with (
@@ -716,7 +730,7 @@ def _traced(model: Source) -> Source:
   read_by_any = set().union(*read)
   variables = [v for v in model.variables if _is_sized(v, read_by_any)]
   model = dataclasses.replace(model, variables=variables)
-  _check_captured(traces, model.variables)
+  _check_captured(traces, model)
   _check_reached(traces[-1], model.trainable_variables)
   _check_outputs(traces[0].structured_outputs)
   outputs = tf.nest.map_structure(
@@ -808,10 +822,7 @@ def _trace(
     no_losses_of_calls(model.model),
     private_api.as_in_a_save(),
     _without_determinism(),
-    errors.of_input(
-      tf.errors.OperatorNotAllowedInGraphError,
-      about="The model has control flow that needs autograph=True: ",
-    ),
+    _without_python_control_flow(model.autograph),
   ):
     return [
       function.get_concrete_function(_named(spec), **mode, **arguments)
@@ -831,6 +842,25 @@ def _without_determinism() -> Iterator[None]:
       "tf.config.experimental.enable_op_determinism() is on. It wants seeds,"
       " with which all consumers would draw the same. Export without it, in a"
       " process of its own."
+    ) from e
+
+
+@contextlib.contextmanager
+def _without_python_control_flow(autograph: bool) -> Iterator[None]:
+  """Says where Python decides by a Tensor, which has no value in a graph."""
+  try:
+    yield
+  except tf.errors.OperatorNotAllowedInGraphError as e:
+    layer = re.search(r"calling layer '(\S+)' \(type (\w+)\)", str(e))
+    where = f"Layer {layer[1]}, a {layer[2]}," if layer else "The model"
+    cure = (
+      "where AutoGraph cannot rewrite it: use tf.where or tf.cond, or bind no"
+      " hyperparameter to it"
+      if autograph
+      else "which needs autograph=True"
+    )
+    raise errors.ExportError(
+      f"{where} has Python control flow over a Tensor, {cure}."
     ) from e
 
 
@@ -958,6 +988,12 @@ def _check_ops(traces: Sequence[ConcreteFunction]) -> None:
           " SavedModel cannot hold. Compute with TensorFlow's functions instead"
           " of tf.py_function and tf.numpy_function."
         )
+      if _OF_TABLES.match(node.op):
+        raise errors.ExportError(
+          f"A call of the model changes a table ({node.op} {node.name}), which"
+          " verification cannot undo. Fill it before the export, or keep what"
+          " changes in a variable that is not trainable."
+        )
       if node.op not in allowed_ops.NAMES and hasattr(tf.raw_ops, node.op):
         raise errors.ExportError(
           f"The model has the op {node.op} ({node.name}), which prints, uses"
@@ -1017,27 +1053,47 @@ def _upstream(
   return found
 
 
-def _check_captured(
-  traces: Sequence[ConcreteFunction], variables: Sequence[tf.Variable]
-) -> None:
+def _check_captured(traces: Sequence[ConcreteFunction], model: Source) -> None:
   """Refuses variables that are used and not listed."""
-  for variable in variables:
+  for variable in model.variables:
     if hasattr(variable, "true_dtype"):  # Keras casts it in mixed precision.
       raise errors.ExportError(
         f"The layer of {variable.name} has a policy of mixed precision. Build"
         " the model in float32 and set these weights: consumers choose their"
         " precision."
       )
-  listed = {v.ref() for v in variables}
+  listed = {v.ref() for v in model.variables}
   missing = {
-    v.name for trace in traces for v in trace.variables if v.ref() not in listed
+    v.ref(): v.name
+    for trace in traces
+    for v in trace.variables
+    if v.ref() not in listed
   }
-  if missing:
-    raise errors.ExportError(
-      f"The model uses {', '.join(sorted(missing))}, which `variables` lacks:"
-      " consumers could neither train nor save it. Make it an attribute of the"
-      " model before the export, or list it."
+  if not missing:
+    return
+  cure = "Make it an attribute of the model before the export, or list it."
+  layers = layers_of(model.model)
+  measured = {
+    v.ref()
+    for layer in layers
+    for metric in getattr(layer, "_metrics", ())
+    for v in metric.variables
+  }
+  if measured & missing.keys():
+    cure = "It is of a metric: leave add_metric out of the call."
+  elif layers[:1] == [model.model] and not model.variables:
+    cure = "The model was not built: call it once before."
+  elif any(getattr(layer, "stateful", False) for layer in layers):
+    cure = (
+      "Keras leaves out the states of stateful layers: pass variables as"
+      " [*model.variables, *layer.states]."
     )
+  names = sorted(missing.values())
+  more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+  raise errors.ExportError(
+    f"The model uses {', '.join(names[:3])}{more}, which `variables` lacks:"
+    f" consumers could neither train nor save it. {cure}"
+  )
 
 
 def _check_reached(

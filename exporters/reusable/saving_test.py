@@ -397,6 +397,9 @@ class SavingTest(tf.test.TestCase):
     layer.build([None, 2])
     scaled = saving.source(layer, _SPEC)
     self.assertIn("have scale=2.0. Consumers", saving.lost(scaled)["arguments"])
+    module = type("WithLosses", (Affine,), {"losses": ()})()
+    lost = saving.lost(saving.source(module, _SPEC, hyperparameters=[_SCALE]))
+    self.assertIn("`losses` of the model are not read", lost["losses"])
     spec = tf.TensorSpec([None, 3])
     for constraint, words in ((None, "^$"), ("non_neg", "dense/kernel:0")):
       tf_keras.backend.reset_uids()
@@ -486,7 +489,10 @@ class SavingTest(tf.test.TestCase):
       (lambda x: {3: x}, "a dict with the key 3; outputs are named"),
       (slices, "returns IndexedSlices, and consumers do not have it"),
       (lambda x: tf.cast(x, tf.qint8), "returns qint8. Return dequantized"),
-      (lambda x: x if x[0, 0] > 0 else -x, "has control flow that needs"),
+      (
+        lambda x: x if x[0, 0] > 0 else -x,
+        "over a Tensor, which needs",
+      ),
     ):
       self.assert_refused(message, call, _SPEC, autograph=False)
     with self.assertRaisesRegex(errors.ExportError, "2 outputs, .* are y"):
@@ -561,6 +567,43 @@ class SavingTest(tf.test.TestCase):
     hidden = tf.Variable(1.0, name="hidden")
     nested = tf.function(lambda x: x * hidden)
     self.assert_refused("uses hidden:0, which", lambda x: nested(x), _SPEC)
+    layers = tf_keras.layers
+    self.assert_refused("call it once before", layers.Dense(2), _SPEC)
+    unbuilt = tf_keras.Sequential([layers.Dense(2)])
+    self.assert_refused("have not yet been created", unbuilt, _SPEC)
+    lstm = layers.LSTM(2, stateful=True, batch_input_shape=(3, 4, 2))
+    self.assert_refused(
+      "Keras leaves out the states",
+      tf_keras.Sequential([lstm]),
+      tf.TensorSpec([3, 4, 2]),
+    )
+
+    class Measured(layers.Dense):
+      def call(self, inputs):
+        self.add_metric(tf.norm(inputs), name="norm")
+        return super().call(inputs)
+
+    layer = Measured(2)
+    layer.build([None, 2])
+    self.assert_refused("leave add_metric out", layer, _SPEC)
+
+  def test_refuses_python_control_flow_and_changes_of_tables(self):
+    leaky = tf_keras.layers.LeakyReLU(input_shape=(2,))
+    tunable = hyperparameters.Hyperparameter("a", 0.5, "", [leaky], "alpha")
+    self.assert_refused(
+      "Layer leaky_re_lu, a LeakyReLU, has Python control flow over a Tensor",
+      tf_keras.Sequential([leaky]),
+      _SPEC,
+      hyperparameters=[tunable],
+    )
+    table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, -1)
+
+    def call(ids):
+      table.insert(ids, ids)
+      return table.lookup(ids)
+
+    ids = tf.TensorSpec([None], tf.int64)
+    self.assert_refused("A call of the model changes a table", call, ids)
 
   def test_refuses_a_trainable_variable_that_is_not_listed(self):
     kernel = tf.Variable([[1.0], [2.0]], name="kernel")

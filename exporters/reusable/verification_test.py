@@ -1431,6 +1431,10 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     for name in ("y", comparison.INPUT):  # Nothing is large.
       pair = ({name: np.array([x], np.float32)} for x in (1e-6, 2e-6))
       self.assertLen(comparison.compare("gradients", *pair)[1], 1)
+    y = {"y": np.array([1.0])}
+    for x, count in ((0.0, 0), (1.0, 1)):  # An eager tape has None for 0.
+      _, found = comparison.compare("gradients", y, {**y, "x": np.array([x])})
+      self.assertLen(found, count)
     # Those for inputs may be, too, where those for variables are ten times as
     # large.
     old, new, noise = (
