@@ -483,7 +483,8 @@ def _of_seeds(live: Arrays, export: Arrays) -> list[str]:
   if not live.get("repeats", True):
     return [
       "training draws random numbers that are not TensorFlow's, such as"
-      " NumPy's: the export repeats those of its trace"
+      " NumPy's, or reads what calls change in Python: the export repeats what"
+      " its trace has"
     ]
   if live["draws"] != export["draws"]:
     count = int(export["draws"])

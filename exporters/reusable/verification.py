@@ -774,12 +774,20 @@ def _python_state(model: Any) -> dict[Any, Any]:
     "Python's random": random.getstate(),
     "numpy.random": (keys.tolist(), *more),
     **{
-      (i, f"{type(module).__name__}.{name}"): value
+      (i, f"{type(module).__name__}.{name}{key}"): value
       for i, module in enumerate(layer_calls.modules(model))
-      for name, value in vars(module).items()
+      for name, held in vars(module).items()
+      for key, value in _items(held)
       if isinstance(value, (bool, int, float, str))
     },
   }
+
+
+def _items(held: Any) -> Iterable[tuple[str, Any]]:
+  """Lists what an attribute holds, and its key there."""
+  if isinstance(held, dict):
+    return [(f"[{key!r}]", value) for key, value in held.items()]
+  return [("", held)]
 
 
 def _check_same(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> None:

@@ -1763,6 +1763,10 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       lambda self: setattr(self, "count", self.count + 1),
       "changes Counting.count from 3 to 4: its graph keeps",
     ),
+    (
+      lambda self: self.counts.update(n=self.counts["n"] + 1),
+      r"changes Counting.counts\['n'\] from 3 to 4: its graph keeps",
+    ),
   )
   def test_refuses_what_changes_in_python(self, change, words):
     class Counting(tf.Module):
@@ -1772,7 +1776,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
         change(self)
         return inputs
 
-    source = saving.source(Counting(), _SPEC)
+    model = Counting()
+    model.counts = {"n": 1}
+    source = saving.source(model, _SPEC)
     with self.assertRaisesRegex(errors.ExportError, words):
       verification.observe({"": (source, _EXAMPLES)}, "fast")
 
