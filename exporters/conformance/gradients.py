@@ -289,13 +289,17 @@ def _rounding(
   steps = np.array([-3, -2, -1, 1, 2, 3])
   before = [v.numpy() for v in variables]
   at = functools.partial(_at, value, variables, before, _noise(before))
-  try:
-    values = [at(step * noise) for step in steps]
-  finally:
-    at(0.0)
-  rest = values - np.polyval(np.polyfit(steps, values, 1), steps)
-  least = min(noise, 3e-7) / 3 * np.max(np.abs(values))
-  return least + 3 * np.max(np.abs(rest))
+  found = []
+  # A function that adds a large number is flat at first.
+  for size in (noise, *[1000 * noise] * (noise < 1e-12)):
+    try:
+      values = [at(step * size) for step in steps]
+    finally:
+      at(0.0)
+    rest = values - np.polyval(np.polyfit(steps, values, 1), steps)
+    least = min(noise, 3e-7) / 3 * np.max(np.abs(values))
+    found.append(least + 3 * np.max(np.abs(rest)))
+  return max(found)
 
 
 def _at(

@@ -241,7 +241,7 @@ def _endless_for(subject: Subject, length: int) -> str:
     return ""
   usual = subject.example(2)
   sizes = _free_sizes(tf.nest.flatten(usual)[0], specs[0])
-  if length > 1 and _size(usual) / sizes[0] * length > _ELEMENTS:
+  if _size(usual) * length > _ELEMENTS * max(sizes[:1], default=1):
     return ""
   with contextlib.suppress(*REFUSALS):  # It may refuse this one.
     inputs = subject.example(2, (length, *sizes[1:]))

@@ -104,13 +104,12 @@ def _unused(subject: Subject) -> tuple[list[str], list[str]]:
 def _unused_columns(subject: Subject) -> list[str]:
   """Returns indices of columns, or colors, that change nothing in any mode."""
   spec = subject.spec
-  exact = subject.repeatable
   if (
     not isinstance(spec, tf.TensorSpec)
     or not spec.dtype.is_floating
     or (spec.shape.rank or 0) < 2
     or not 2 <= (spec.shape[-1] or 0) <= _MOST_COLUMNS
-    or exact is None
+    or (exact := subject.repeatable) is None
   ):
     return []
   inputs = exact.example(_ROWS)

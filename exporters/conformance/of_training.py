@@ -772,7 +772,8 @@ def _statistics(
   means = [np.mean(x) for x in shares]
   if not (
     all(map(_is_close, alone, of_both))
-    and all(share > 1e-5 for share in means)
+    # What is replaced, such as a queue of examples, is no average.
+    and all(1e-5 < share < 1 - 1e-5 for share in means)
     and all(map(is_equal, shares, means))
   ):
     return None
