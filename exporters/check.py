@@ -34,7 +34,7 @@ from exporters.conformance import report_page
 from exporters.reusable import command_line
 from exporters.reusable import errors
 
-_CALL_SECONDS = 40.0  # Gradients of large models need some, endless loops all.
+_CALL_SECONDS = 30.0  # Gradients of large models need some, endless loops all.
 _OPTIONS = copying.Options()
 _AUDIT = "S1"  # The rule that is judged before the load.
 _OF_TRAINING = "R5"  # A rule for all kinds that can be trained.

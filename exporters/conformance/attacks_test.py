@@ -916,7 +916,7 @@ _ENDING = {
   ),
   "a padded loop": (
     _padded,
-    "judging R4: it needs more than 40 s for one call",
+    "judging R4: it needs more than 30 s for one call",
     False,
     True,
   ),

@@ -28,7 +28,7 @@ class Options:
     trust: Whether to load a suspicious SavedModel.
     sandbox: Whether to restrict the process that loads the SavedModel.
     follow_links: Whether to follow symbolic links in its directory.
-    seconds: Limit of CPU time. 0 derives it from the size of the files.
+    seconds: Limit of CPU time. 0 derives it from the variables.
     gib: Limit of memory, in GiB. 0 derives it from the size of the files.
   """
 
@@ -47,7 +47,7 @@ FLAGS = {
   "follow_links": copies.FOLLOW_LINKS,
   "seconds": (
     "CPU time in seconds that the process, or one call, may need. 0: by the"
-    " size of the files, and 40 for a call.",
+    " variables, and from 30 on for a call.",
     0.0,
   ),
   "gib": (
@@ -103,7 +103,7 @@ def started(
     limits = sandbox.Limits(
       options.seconds or (limits.seconds + more) * longer,
       int(options.gib * 2**30) or limits.memory * min(longer, 2),
-      call and (options.seconds or call + more / 3),
+      call and (options.seconds or round(call + more / 3)),
     )
     with sandbox.started(
       module,

@@ -249,6 +249,7 @@ def _direction(
   """
   best = None
   for attempt in range(8):
+    sandbox.renew()  # Noise for a gigabyte takes seconds.
     noise = _noise(values, 8 * seed + attempt)
     sums, spreads = np.transpose(
       [_moments(g, x) for g, x in zip(gradients, noise, strict=True)]
