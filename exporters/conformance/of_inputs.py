@@ -1,6 +1,6 @@
 """The rule on the effect of inputs: R17."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 from typing import Any
 
@@ -42,12 +42,6 @@ def have_effect(subject: Subject) -> findings.Finding:
       " training.",
       "Compute with it in both modes.",
     )
-  if columns := _unused_columns(subject):
-    return findings.failed(
-      f"Of the last dimension, {findings.some(columns)} (from 0 on) has no"
-      " effect on a call.",
-      "Compute with it, or remove it from the input.",
-    )
   for length in _lengths(subject):
     mode = ""
     with contextlib.suppress(*of_inference.REFUSALS):  # It may refuse some.
@@ -64,14 +58,14 @@ def have_effect(subject: Subject) -> findings.Finding:
 def _unused(subject: Subject) -> tuple[list[str], list[str]]:
   """Names those of several inputs that change neither outputs nor updates.
 
-  The first list has those without effect in any mode, the second one those
-  without effect in training only. Some, such as labels, are for training only.
+  Of a single one, these are its columns. The first list has those without
+  effect in any mode, the second one those without effect in training only.
+  Some, such as labels, are for training only.
   """
-  names = _names(subject.spec)
+  names, changed = _names(subject.spec), _changed
   if len(names) == 1:
-    return [], []
-  exact = subject.repeatable
-  if exact is None:
+    names, changed = _columns(subject.spec), _changed_column
+  if not names or (exact := subject.repeatable) is None:
     return [], []
   modes = [exact.steady]
   if exact.training:
@@ -85,7 +79,7 @@ def _unused(subject: Subject) -> tuple[list[str], list[str]]:
     except of_inference.REFUSALS:  # Training may refuse what inference takes.
       return [], []
     for i, name in enumerate(names):
-      others = [*_changed(exact, inputs, i)]
+      others = [*changed(exact, inputs, i)]
       effects = (
         any(_has_effect(exact, x, mode, expected) for x in others)
         for mode, expected in zip(modes, usual, strict=True)
@@ -96,55 +90,19 @@ def _unused(subject: Subject) -> tuple[list[str], list[str]]:
       if not any(effects):
         unused.extend([name] * (name != _UNUSED))
       # The fixed noise of the twin may drop an input.
-      elif exact is subject or not _changes_noise(subject, i):
+      elif exact is subject or not _changes_noise(subject, changed, i):
         untrained.append(name)
   return unused, untrained
 
 
-def _unused_columns(subject: Subject) -> list[str]:
-  """Returns indices of columns, or colors, that change nothing in any mode."""
-  spec = subject.spec
-  if (
-    not isinstance(spec, tf.TensorSpec)
-    or not spec.dtype.is_floating
-    or (spec.shape.rank or 0) < 2
-    or not 2 <= (spec.shape[-1] or 0) <= _MOST_COLUMNS
-    or (exact := subject.repeatable) is None
-  ):
-    return []
-  inputs = exact.example(_ROWS)
-  others = [
-    *_changed(exact, inputs, 0),
-    *subject_lib.near(inputs, subject.offsets),
-  ]
-  modes = [exact.steady, *[{"training": False}] * bool(exact.training)]
-  with gradients.moved(exact.trainable_variables):
-    try:
-      usual = [_observed(exact, inputs, mode) for mode in modes]
-    except of_inference.REFUSALS:  # Training may refuse what inference takes.
-      return []
-    return [
-      str(i)
-      for i in range(spec.shape[-1])
-      if not any(
-        _has_effect(
-          exact,
-          tf.where(np.arange(spec.shape[-1]) == i, x, inputs),
-          mode,
-          expected,
-        )
-        for x in others
-        for mode, expected in zip(modes, usual, strict=True)
-      )
-    ]
-
-
-def _changes_noise(subject: Subject, index: int) -> bool:
+def _changes_noise(
+  subject: Subject, changed: Callable[..., Iterator[Any]], index: int
+) -> bool:
   """Tells whether an input changes mean or size of random training outputs."""
   inputs = subject.example(_ROWS)
   usual, *others = (
     np.array([_flat(subject, x) for _ in range(_CALLS)])
-    for x in (inputs, *_changed(subject, inputs, index))
+    for x in (inputs, *changed(subject, inputs, index))
   )
   for x in others:
     error = np.sqrt((np.var(usual, 0) + np.var(x, 0)) / _CALLS)
@@ -183,6 +141,28 @@ def _changed(subject: Subject, inputs: Any, index: int) -> Iterator[Any]:
     if x.dtype != tf.string and not _is_same(*map(of_inference.arrays, (x, y))):
       flat = [*before[:index], y, *before[index + 1 :]]
       yield tf.nest.pack_sequence_as(inputs, flat)
+
+
+def _columns(spec: Any) -> list[str]:
+  """Returns names for the columns, or colors, of a single input of floats."""
+  if (
+    not isinstance(spec, tf.TensorSpec)
+    or not spec.dtype.is_floating
+    or (spec.shape.rank or 0) < 2
+    or not 2 <= (spec.shape[-1] or 0) <= _MOST_COLUMNS
+  ):
+    return []
+  return [f"column {i} (from 0 on)" for i in range(spec.shape[-1])]
+
+
+def _changed_column(
+  subject: Subject, inputs: tf.Tensor, index: int
+) -> Iterator[tf.Tensor]:
+  """Yields inputs, of which one column has other values."""
+  is_changed = np.arange(inputs.shape[-1]) == index
+  near = subject_lib.near(inputs, subject.offsets)
+  for x in (*_changed(subject, inputs, 0), *near):
+    yield tf.where(is_changed, x, inputs)
 
 
 def _has_effect(

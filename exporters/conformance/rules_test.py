@@ -3179,7 +3179,7 @@ _BROKEN = (
   (
     "R17",
     _of(_plain, call=lambda x: 2.0 * x[:, 1:], spec=_VECTORS),
-    "Of the last dimension, 0 ",
+    "column 0 .from 0 on. has no effect",
   ),
   (
     "R8",
