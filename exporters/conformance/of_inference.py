@@ -611,7 +611,8 @@ def arrays(outputs: Any) -> dict[str, np.ndarray]:
 def _dense(x: tf.SparseTensor) -> tf.Tensor:
   """Makes a sparse output dense; adds up columns where there are many."""
   rows, *columns = map(int, x.dense_shape)
-  if math.prod(columns) <= _MOST_COLUMNS:
+  is_number = x.dtype.is_floating or x.dtype.is_integer
+  if math.prod(columns) <= _MOST_COLUMNS or not is_number:
     return tf.sparse.to_dense(x)
   count = _SUMS if rows <= _ELEMENTS else 1
   row, column = tf.unstack(tf.sparse.reshape(x, [rows, -1]).indices, axis=1)

@@ -1169,6 +1169,18 @@ def _plain_layer(directory, change):
   _plain(directory, call, spec=_VECTORS, variables=[kernel])
 
 
+def _of_many_columns(directory):
+  """Writes a model that returns a sparse matrix."""
+
+  def call(x):
+    rows = tf.range(tf.shape(x, tf.int64)[0])
+    places = tf.stack([rows, 12_345_678 + 0 * rows], 1)
+    shape = tf.stack([tf.shape(x, tf.int64)[0], 10**12])
+    return tf.sparse.SparseTensor(places, tf.reduce_sum(x, 1), shape)
+
+  _plain(directory, call, spec=_VECTORS)
+
+
 def _first_frame(directory):
   """Writes a model of videos that uses one frame of each."""
   kernel = tf.Variable(tf.random.stateless_normal([3, 2], [0, 0]))
@@ -3330,6 +3342,7 @@ _KEPT = (
   ("R7", _of(_layers, training=(_in_proportion(0.5), _dropout))),
   ("R9", _backbone),
   ("R7", _tuned_part),
+  ("R15", _of_many_columns),
   ("R10", _of(_image, card=f"{_CARD} Unpack it to /tmp/model.")),
   (
     "R13",
