@@ -265,19 +265,9 @@ def _close_output(path):
 _ENDING = {
   f.__name__: f
   for f in (
-    *(
-      _burn,
-      _burn_less,
-      _wait,
-      _fill,
-      _fault,
-      _leave,
-      _fail,
-      _flood,
-      _renew,
-      _babble,
-    ),
-    *(_nest, _answer_too_much, _read_far_apart, _start_threads, _close_output),
+    *(_burn, _burn_less, _wait, _fill, _fault, _leave, _fail, _flood),
+    *(_renew, _babble, _nest, _answer_too_much, _read_far_apart),
+    *(_start_threads, _close_output),
   )
 }
 

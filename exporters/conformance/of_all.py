@@ -313,7 +313,7 @@ def _tried(subject: Subject, name: str) -> findings.Finding:
     both = [
       v for v in subject.trainable_variables if v.ref() in of_part & of_model
     ]
-    other = _of_other_weight(part, subject, both)
+    other = _of_other_weight(part, subject, both) if both else []
   except Exception as e:  # A stranger's program may raise anything.
     return findings.not_decidable(subject_lib.cause(e))
   lost = of_part - of_model
@@ -342,7 +342,8 @@ def _of_other_weight(
       total = [
         tf.cast(loss(), tf.float64) for loss in each.model.regularization_losses
       ]
-    made.append(tape.gradient(total, variables))
+    zero = tf.UnconnectedGradients.ZERO
+    made.append(tape.gradient(total, variables, unconnected_gradients=zero))
   names = []
   for v, *both in zip(variables, *made, strict=True):
     x, y = (np.ravel(tf.convert_to_tensor(g)) for g in both)
