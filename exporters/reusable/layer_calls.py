@@ -46,20 +46,31 @@ def find(table: Mapping[str, _T], layer: Any) -> _T | None:
 
 
 def modules(model: Any) -> Sequence[tf.Module]:
-  """Returns a model and all layers and modules in it; () for a function.
+  """Returns a model and all layers and modules in it, and those of `named`."""
+  found = {}
+  for root in [model] if isinstance(model, tf.Module) else named(model):
+    try:
+      inner = root.submodules
+    except ValueError:
+      # TensorFlow cannot sort the masks that a recurrent layer caches for each
+      # graph that called it.
+      inner = tf.train.TrackableView(root).descendants()
+    modules_of = [root, *(x for x in inner if isinstance(x, tf.Module))]
+    found.update({id(x): x for x in modules_of if id(x) not in found})
+  return tuple(found.values())
 
-  Those of a method are those of its object.
-  """
-  model = getattr(model, "__self__", model)
-  if not isinstance(model, tf.Module):
-    return ()
-  try:
-    return (model, *model.submodules)
-  except ValueError:
-    # TensorFlow cannot sort the masks that a recurrent layer caches for each
-    # graph that called it.
-    tracked = tf.train.TrackableView(model).descendants()
-    return [x for x in tracked if isinstance(x, tf.Module)]  # `model` first.
+
+def named(function: Any) -> list[tf.Module]:
+  """Returns the modules that a function names, and the object of a method."""
+  function = getattr(function, "python_function", function)
+  names = [getattr(function, "__self__", None)]
+  if isinstance(function, functools.partial):
+    names += [*function.args, *function.keywords.values()]
+  elif inspect.isfunction(function) or inspect.ismethod(function):
+    closure = inspect.getclosurevars(function)
+    names += [*closure.nonlocals.values(), *closure.globals.values()]
+  by_id = {id(x): x for x in names if isinstance(x, tf.Module)}
+  return list(by_id.values())
 
 
 @contextlib.contextmanager

@@ -410,8 +410,8 @@ def lost(model: Source) -> dict[str, str]:
   """Says what of a model its SavedModel lacks, by kind.
 
   These are constraints of variables, such as `NonNeg`, masks of outputs,
-  arguments of `call`, rates of layers that are always in inference, a default of
-  `training`, and losses of a module that has them by Keras' name.
+  arguments of `call`, rates of layers that are always in inference, a default
+  of `training`, and losses of a module that has them by Keras' name.
   """
   found = {}
   names = [
@@ -1158,7 +1158,8 @@ def _losses_of_keras(
   """Returns the losses that a Keras model trains with; [] for other models."""
   if not isinstance(model, (tf.Module, tf.train.Checkpoint)):
     listed = {v.ref() for v in trained}
-    losses = itertools.chain(*map(_weight_losses, _modules_of(model)))
+    named = layer_calls_lib.named(model)
+    losses = itertools.chain(*map(_weight_losses, named))
     return [x for x in losses if set() < observation.regularized([x]) <= listed]
   found = _weight_losses(model)
   if not isinstance(model, tf_keras.layers.Layer) or any(
@@ -1174,19 +1175,6 @@ def _losses_of_keras(
   if math.isclose(own, others, rel_tol=1e-6):
     return found
   return [lambda i=i: model.losses[i] for i in range(len(model.losses))]
-
-
-def _modules_of(function: Callable[..., Any]) -> list[tf.Module]:
-  """Returns the modules that a function names, and the object of a method."""
-  function = _python_function(function)
-  names = [getattr(function, "__self__", None)]
-  if isinstance(function, functools.partial):
-    names += [*function.args, *function.keywords.values()]
-  elif inspect.isfunction(function) or inspect.ismethod(function):
-    closure = inspect.getclosurevars(function)
-    names += [*closure.nonlocals.values(), *closure.globals.values()]
-  by_id = {id(x): x for x in names if isinstance(x, tf.Module)}
-  return list(by_id.values())
 
 
 def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:

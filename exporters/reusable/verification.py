@@ -208,7 +208,7 @@ def check_forms(
       given = tf.nest.map_structure(cast, example, form)
       cast_back = tf.nest.map_structure(cast, given, source.input_spec)
       actual = call(given)
-    except (ValueError, TypeError, errors.ExportError):
+    except (ValueError, TypeError, tf.errors.OpError, errors.ExportError):
       continue  # Only the export takes it, such as a list.
     try:
       expected = observation.named_arrays(call(cast_back))
@@ -884,7 +884,7 @@ def _reweighted_calls(
       f"inference {_size(example)}{more}",
       example,
       {},
-      gradients=learning["gradients"],
+      **learning,
       reweighted=True,
     )
   mode = "training" if has_modes else "inference"
@@ -904,10 +904,14 @@ def _of_other_sizes(
 ) -> Iterator[Any]:
   """Makes batches of few and of many rows from the first example.
 
-  Inputs whose numbers of rows differ, such as nodes and edges, are no batch.
+  Inputs whose numbers of rows differ, such as nodes and edges, are no batch:
+  they are repeated.
   """
   counts = [{x.shape[0] for x in _batched(source, e)} for e in examples]
   if any(len(rows) != 1 for rows in counts):
+    repeated = _of_rows(source, examples[0], _repeated)
+    if all(map(all, counts)) and _takes(source, repeated):
+      yield repeated
     return
   first, (rows,), counts = examples[0], counts[0], set().union(*counts)
   inputs = tf.nest.flatten(first)
@@ -925,6 +929,11 @@ def _of_other_sizes(
       first = _shortened(source, first, examples[-1])
     index = tf.random.stateless_uniform([many], [0, 0], 0, rows, tf.int32)
     yield _of_rows(source, first, lambda x: tf.gather(x, index))
+
+
+def _repeated(x: Any) -> Any:
+  index = tf.range(x.shape[0])
+  return tf.gather(x, tf.tile(index, [-(-_TRAINED // x.shape[0])]))
 
 
 def _is_large(source: saving.Source, example: Any) -> bool:
@@ -1027,7 +1036,9 @@ def _of_other_lengths(source: saving.Source, example: Any) -> Iterator[Any]:
 
 def _larger(source: saving.Source, many: Any) -> Any:
   """Returns rows of a large batch to train on; None if it has too few."""
-  rows = _batched(source, many)[0].shape[0]
+  rows, *others = {x.shape[0] for x in _batched(source, many)}
+  if others:  # Ids of one input may name rows of another.
+    return many
   count = _MANY if rows > _MANY else _TRAINED
   return _of_rows(source, many, lambda x: x[:count]) if rows >= count else None
 

@@ -1226,7 +1226,7 @@ training (1, 4): training=True rate=0.0 gradients updates compilation
 inference (0, 4):
 inference (2, 4):
 inference (300, 4):
-inference (5, 4), other weights: gradients reweighted
+inference (5, 4), other weights: gradients updates reweighted
 training (36, 4), other weights: training=True rate=0.0 updates reweighted
 inference, rate 0.25, momentum 0.4: (5, 4) rate=0.25 momentum=0.4
 rate 0.5: (5, 4) training=True rate=0.5 without
@@ -1252,7 +1252,7 @@ inference (1, 4): gradients updates
 inference (0, 4):
 inference (2, 4):
 inference (300, 4):
-inference (5, 4), other weights: gradients reweighted
+inference (5, 4), other weights: gradients updates reweighted
 training (5, 4), one seed: training=True gradients updates seeded
 training (36, 4), one seed, other weights: training=True gradients updates \
 seeded reweighted
@@ -1657,9 +1657,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       self.assertStartsWith(f"{kind}: {found}", f"{kind}: {by}")
 
   @parameterized.parameters(
-    (_with_head, 85),
+    (_with_head, 87),
     (_preprocessor, 39),
-    *[(_plain, 44), (_noisy_loop, 24), (_with_seed, 44)] * nightly.IS_ON,
+    *[(_plain, 45), (_noisy_loop, 25), (_with_seed, 45)] * nightly.IS_ON,
   )
   def test_intact(self, live, count):
     parts = live()
