@@ -93,8 +93,10 @@ COMPARISONS = {
     "The gradient of a scalar of the outputs for every trainable variable and"
     " every floating-point input: of the last example (of each length of a"
     " list), with other weights of a batch of 8 (36 of small models), and with"
-    " changed hyperparameters. An"
-    " element counts up to 1, one that is not finite not at all.",
+    " changed hyperparameters. Where training has rates, that batch is"
+    " differentiated with noise; a large model is differentiated without noise"
+    " in inference only. An element counts up to 1, one that is not finite not"
+    " at all.",
     "Rounding errors accumulate over the forward and the backward pass; some"
     " gradients, such as that of a bias before a softmax, are zero up to"
     " rounding.",
