@@ -1885,31 +1885,6 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEqual([*map(_in_words, calls[""])], plan.strip().split("\n"))
 
   @parameterized.parameters(
-    (
-      {"rate": 0.5, "tunable": ("rate", "momentum")},
-      ["inference (1, 4)", "inference (5, 4), other weights"],
-      ["momentum 0.4", "rate 0.875, one seed, other weights"],
-      "rate 0.875, one seed, other weights",
-    ),
-    (
-      {"rate": 0.0, "tunable": ("momentum",)},
-      ["training (1, 4), momentum 0.4", "inference (5, 4), other weights"],
-      ["training (8, 4), other weights"],
-      "training (1, 4), momentum 0.4",
-    ),
-  )
-  def test_plans_fewer_gradients_of_large_models(
-    self, how, gradients, more, compiled
-  ):
-    dropout = layers.Dropout(how["rate"], name="dropout")
-    source = _source(_model(dropout=dropout), how["tunable"])
-    with mock.patch.object(verification, "_LITTLE", 1):
-      calls, *_ = verification.observe({"": (source, _EXAMPLES)}, "full")
-    names = [c.name for c in calls[""] if c.gradients]
-    self.assertEqual(names, [*gradients, *more])
-    self.assertEqual([c.name for c in calls[""] if c.compilation], [compiled])
-
-  @parameterized.parameters(
     (True, tf.int32, True), (False, tf.int32, False), (False, tf.float32, True)
   )
   def test_plans_gradients(self, has_weights, dtype, expected):
