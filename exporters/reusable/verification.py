@@ -606,11 +606,7 @@ def _calls(
   # Calls with the same seeds, other rates and other weights have gradients.
   of_noise = is_straight and bool(steady)
   # Tracing those of a large model takes seconds, so only they and inference do.
-  is_large = bool(training) and _is_large(source, first)
-  is_shared = is_large and of_noise
-  # In training without noise they share a trace with other hyperparameters.
-  others = _other_values(source) if is_large and not by_default else {}
-  others = others if last is not first else {}
+  is_shared = bool(training) and of_noise and _is_large(source, first)
   can_be_empty = level == "full" and all(
     spec.shape.rank and spec.shape[0] is None
     for spec in tf.nest.flatten(source.input_spec)
@@ -647,10 +643,7 @@ def _calls(
         forms=example is first,
         **in_inference,
       )
-    changed = others if example is last else {}
-    name = ", ".join(
-      [f"{mode} {_size(example)}", *([_in_words(changed)] if changed else [])]
-    )
+    name = f"{mode} {_size(example)}"
     if is_random and example is first:
       yield observation.Call(name, example, steadily, **once, random=True)
     elif training and not is_random:
@@ -659,33 +652,25 @@ def _calls(
       yield observation.Call(
         name,
         example,
-        {**steadily, **changed},
+        steadily,
         keras=keras,
         forms=forms,
         **(updates if is_shared else of_last),
         **once,
       )
-  sizes = list(_of_other_sizes(source, examples)) if level == "full" else []
+  others = list(_of_other_sizes(source, examples)) if level == "full" else []
   if training or not is_random:
     longer = _of_other_lengths(source, last) if level == "full" else ()
-    for other in (*longer, *sizes):
+    for other in (*longer, *others):
       yield observation.Call(f"inference {_size(other)}", other, {})
   learns = training or any(learning.values())
-  larger = _larger(source, sizes[-1]) if sizes and learns else None
+  larger = _larger(source, others[-1]) if others and learns else None
   larger = first if larger is None else larger
   if level == "full":
     yield from _reweighted_calls(
-      source,
-      first,
-      larger,
-      {**steadily, **others},
-      is_random,
-      learning,
-      of_noise,
+      source, first, larger, steadily, is_random, learning, of_noise
     )
-    yield from _changed_calls(
-      source, first, steadily, is_random, gradients and not others
-    )
+    yield from _changed_calls(source, first, steadily, is_random, gradients)
   if by_default:
     learning["compilation"] = is_trained and is_shared
     yield from _random_calls(
@@ -746,15 +731,6 @@ def _check_repeatable(source: saving.Source, example: Any) -> None:
       "Two calls of the model differ in inference: it draws random numbers"
       " there. Draw in training only, or let consumers pass them as an input."
     )
-
-
-def _other_values(source: saving.Source) -> dict[str, Any]:
-  """Returns another value of each hyperparameter that is no rate."""
-  return {
-    h.name: (h.others() or [h.default])[0]
-    for h in source.hyperparameters
-    if h.off is None
-  }
 
 
 def _is_straight(
@@ -1102,7 +1078,11 @@ def _random_calls(
   more = call._replace(example=larger, reweighted=reweighted, sampled=fewer)
   if is_only and (reweighted or larger is not example):
     yield more._replace(name=f"{mode} {_size(larger)}, {how}")
-  others = _other_values(source)
+  others = {
+    h.name: (h.others() or [h.default])[0]
+    for h in source.hyperparameters
+    if h.off is None
+  }
   if is_only and is_straight and others:
     yield more._replace(
       name=f"{_in_words(others)}, {how}", arguments={**training, **others}
