@@ -210,8 +210,6 @@ def _check_part(
     with_seeds: Loads `model` with numbered seeds in its random ops.
   """
   steps = _graph_steps(model, [c for c in calls if not c.seeded])
-  seeded = [c for c in calls if c.seeded]
-  seeded_steps = functools.cache(lambda: _graph_steps(with_seeds(), seeded))
   call = _traced_once(model, calls)
   skipped = None
   unseen = []  # For each call, the variables whose gradients are zero.
@@ -226,7 +224,7 @@ def _check_part(
     alike = [c._replace(example=_rounded(c.example)) for c in alike]
     with _perturbed(with_seeds() if made.seeded else model, seed):
       if made.seeded:
-        return list(_observe_seeded(part, alike, with_seeds, seeded_steps))
+        return list(_observe_seeded(part, alike, with_seeds))
       seen = observation.observe_calls(part, model, model, alike, steps)
       return [o for o in seen if o.call == name]
 
@@ -236,7 +234,7 @@ def _check_part(
       observation.observe_calls(
         part, model, call, [c for c in calls if not c.seeded], steps
       ),
-      _observe_seeded(part, seeded, with_seeds, seeded_steps),
+      _observe_seeded(part, [c for c in calls if c.seeded], with_seeds),
     ),
     of_live,
     strict=False,  # `strict` would wait for a next item of the last part.
@@ -282,8 +280,7 @@ def _check_part(
     )
     yield _result(part, "gradients", "", 0.0, [], [note])
   for made in calls:
-    own = seeded_steps() if made.seeded and made.compilation else steps
-    yield from _check_alone(part, model, call, calls, made, own, with_seeds)
+    yield from _check_alone(part, model, call, calls, made, steps, with_seeds)
 
 
 def _check_alone(
@@ -437,10 +434,7 @@ def _as_tensors(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _observe_seeded(
-  part: str,
-  calls: Sequence[Call],
-  with_seeds: Callable[[], Any],
-  steps: Callable[[], Callable[..., Callable[..., Any]]],
+  part: str, calls: Sequence[Call], with_seeds: Callable[[], Any]
 ) -> Iterator[Observation]:
   """Observes calls of an export with numbered seeds in its random ops."""
   if not calls:
@@ -464,7 +458,7 @@ def _observe_seeded(
       model,
       call,
       [made._replace(seeded=False, reweighted=False)],
-      steps(),
+      _graph_steps(model, [made]),
       moves=False,
     )
 

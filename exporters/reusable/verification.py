@@ -603,10 +603,6 @@ def _calls(
     level == "full" and bool(observation.float_inputs(first))
   )
   learning = {"gradients": gradients, "updates": _has_averages(source)}
-  # Calls with the same seeds, other rates and other weights have gradients.
-  of_noise = is_straight and bool(steady)
-  # Tracing those of a large model takes seconds, so only they and inference do.
-  is_shared = bool(training) and of_noise and _is_large(source, first)
   can_be_empty = level == "full" and all(
     spec.shape.rank and spec.shape[0] is None
     for spec in tf.nest.flatten(source.input_spec)
@@ -618,9 +614,8 @@ def _calls(
     updates = {"updates": learning["updates"]}
     is_last = any(example is x for x in last_ones)
     of_last = learning if is_last else updates
-    compiled = None if is_shared else first if is_random else last
     once = {
-      "compilation": is_trained and example is compiled,
+      "compilation": is_trained and example is (first if is_random else last),
       "empty": example is first and can_be_empty,
     }
     # A model without modes is trained in its only mode.
@@ -632,8 +627,6 @@ def _calls(
         in_inference = {**of_last, **once}
       elif is_random:
         in_inference = of_last
-      elif is_shared and example is last:
-        in_inference = learning
       elif example is not first:
         in_inference = {}
       yield observation.Call(
@@ -650,13 +643,7 @@ def _calls(
       keras = level == "full" and example is first
       forms = keras and not by_default
       yield observation.Call(
-        name,
-        example,
-        steadily,
-        keras=keras,
-        forms=forms,
-        **(updates if is_shared else of_last),
-        **once,
+        name, example, steadily, keras=keras, forms=forms, **of_last, **once
       )
   others = list(_of_other_sizes(source, examples)) if level == "full" else []
   if training or not is_random:
@@ -667,12 +654,13 @@ def _calls(
   larger = _larger(source, others[-1]) if others and learns else None
   larger = first if larger is None else larger
   if level == "full":
+    # Calls with the same seeds and other rates have the gradients of the batch.
+    of_noise = is_straight and bool(steady)
     yield from _reweighted_calls(
       source, first, larger, steadily, is_random, learning, of_noise
     )
     yield from _changed_calls(source, first, steadily, is_random, gradients)
   if by_default:
-    learning["compilation"] = is_trained and is_shared
     yield from _random_calls(
       part, source, first, level, learning, larger, is_random, is_straight
     )
@@ -900,7 +888,10 @@ def _of_other_sizes(
       yield few
   if rows == 0:
     return
-  many = _MANY if _is_large(source, first) else _MORE
+  weights, values = (
+    sum(float(tf.size(x)) for x in xs) for xs in (source.variables, inputs)
+  )
+  many = _MORE if weights * values / rows < _LITTLE else _MANY
   if max(counts) < many:
     if many == _MANY:
       first = _shortened(source, first, examples[-1])
@@ -911,15 +902,6 @@ def _of_other_sizes(
 def _repeated(x: Any) -> Any:
   index = tf.range(x.shape[0])
   return tf.gather(x, tf.tile(index, [-(-_TRAINED // x.shape[0])]))
-
-
-def _is_large(source: saving.Source, example: Any) -> bool:
-  """Tells whether calls of a model take long."""
-  weights, values = (
-    sum(float(tf.size(x)) for x in xs)
-    for xs in (source.variables, tf.nest.flatten(example))
-  )
-  return weights * values / (observation.rows(example) or 1) >= _LITTLE
 
 
 def _shortened(source: saving.Source, example: Any, other: Any) -> Any:
@@ -1065,10 +1047,7 @@ def _random_calls(
     sampled=count,
   )
   # With other rates it has the gradients.
-  yield call._replace(
-    gradients=call.gradients and not (is_straight and rates),
-    compilation=False,
-  )
+  yield call._replace(gradients=call.gradients and not (is_straight and rates))
   if level != "full":
     return
   reweighted = bool(source.variables)
@@ -1111,7 +1090,6 @@ def _calls_with_rates(
       name=f"{_in_words(changed)}, {how}",
       arguments={**call.arguments, **changed},
       gradients=call.seeded and not is_small and call.gradients,
-      compilation=not is_small and call.compilation,
       forms=call.seeded and not is_small,
     )
 
