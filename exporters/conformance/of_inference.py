@@ -867,7 +867,9 @@ def is_sequence(spec: Any) -> bool:
   return is_known and spec.shape[1] is None and None not in spec.shape[2:]
 
 
-def of_other_size(subject: Subject, count: int = 2) -> Iterator[Any]:
+def of_other_size(
+  subject: Subject, count: int = 2, factor: float = 1.5
+) -> Iterator[Any]:
   """Yields batches of inputs of other sizes, if sizes are free."""
   example = subject.example(2)
   for x, spec in zip(
@@ -876,8 +878,9 @@ def of_other_size(subject: Subject, count: int = 2) -> Iterator[Any]:
     if not isinstance(x, tf.Tensor) or not spec.shape.rank:
       return
     free = _free_sizes(x, spec)
-    for factor in (1.5, *[_LONG] * is_sequence(subject.spec)) if free else ():
-      sizes = tuple(int(size * factor) for size in free)
+    factors = (factor, *[_LONG] * is_sequence(subject.spec)) if free else ()
+    for each in factors:
+      sizes = tuple(int(size * each) for size in free)
       other = subject.example(count, sizes)
       with contextlib.suppress(*REFUSALS):
         subject.model(other)  # It may be too large.

@@ -590,7 +590,7 @@ def _settled(
   momentum = {_MOMENTUM: _HELD} if _MOMENTUM in subject.hyperparameters else {}
   arguments = {**steady, **momentum}
   # Training may resize to the usual size.
-  others = of_inference.of_other_size(exact, _ROWS)
+  others = of_inference.of_other_size(exact, _ROWS, 0.75)
   batch = next(itertools.chain(others, [exact.example(_ROWS)]))
   averages = _moved_once(exact, batch, arguments)
   if averages is None or any(v.dtype.size < 4 for v in averages):
