@@ -94,9 +94,8 @@ COMPARISONS = {
     " every floating-point input: of the last example (of each length of a"
     " list), with other weights of a batch of 8 (36 of small models), and with"
     " changed hyperparameters. Where training has rates, that batch is"
-    " differentiated with noise; a large model is differentiated without noise"
-    " in inference only. An element counts up to 1, one that is not finite not"
-    " at all.",
+    " differentiated with noise. An element counts up to 1, one that is not"
+    " finite not at all.",
     "Rounding errors accumulate over the forward and the backward pass; some"
     " gradients, such as that of a bias before a softmax, are zero up to"
     " rounding.",
