@@ -239,7 +239,10 @@ def _check_ranks(spec: Any, form: Any) -> None:
     spec = list(spec.values())
   pairs = zip(tf.nest.flatten(spec), tf.nest.flatten(form), strict=False)
   for usual, other in pairs:
-    if usual.shape.rank != other.shape.rank:
+    # A ragged one may have words of pieces, where another one has pieces.
+    if (
+      isinstance(other, tf.TensorSpec) and usual.shape.rank != other.shape.rank
+    ):
       raise errors.ExportError(
         f"also_takes has {other}, whose number of dimensions is not that of"
         f" {usual}. Nothing would compare it with the model."
