@@ -62,6 +62,7 @@ class Source:
     unread: For each mode, the variables that its trace does not read.
     masked: The positions of outputs that have a Keras mask in a trace.
     inactive: Names of hyperparameters that were found and have no effect.
+    inference: `call` in inference, if it is traced alike and left out.
   """
 
   model: Callable[..., Any]
@@ -80,6 +81,7 @@ class Source:
   unread: Sequence[Sequence[tf.Variable]] = ()
   masked: set[int] = dataclasses.field(default_factory=set)
   inactive: Sequence[str] = ()
+  inference: Callable[..., Any] | None = None
 
 
 def source(
@@ -718,6 +720,7 @@ def _traced(model: Source) -> Source:
     always_training = dataclasses.replace(
       model,
       call=functools.partial(model.call, training=True),
+      inference=model.call,
       defaults={h.name: h.default for h in model.hyperparameters},
     )
     # The inference trace has no closed gradients either.

@@ -597,6 +597,8 @@ def _calls(
   by_default, is_random = _is_random(source, first, training, steadily)
   if training:
     _check_repeatable(source, first)
+  if source.inference and not by_default:
+    _check_modes(source, first)
   is_straight = by_default and _is_straight(source, first, training)
   is_trained = level == "full" and bool(source.trainable_variables)
   gradients = is_trained or (
@@ -719,6 +721,37 @@ def _check_repeatable(source: saving.Source, example: Any) -> None:
       "Two calls of the model differ in inference: it draws random numbers"
       " there. Draw in training only, or let consumers pass them as an input."
     )
+
+
+def _check_modes(source: saving.Source, example: Any) -> None:
+  """Refuses a model whose modes differ where their graphs do not.
+
+  Raises:
+    ExportError: A call in inference differs from one in training.
+  """
+  others = _other_values(source)
+  if any(
+    observation.results_differ(
+      *(
+        observation.run(source, _explained(call), example, arguments)
+        for call in (source.call, source.inference)
+      )
+    )
+    for arguments in ({}, others)
+  ):
+    raise errors.ExportError(
+      "A call of the model with training=False differs from one with"
+      " training=True, and their graphs do not. Decide by `training` alone."
+    )
+
+
+def _other_values(source: saving.Source) -> dict[str, Any]:
+  """Returns another value of each hyperparameter that is no rate."""
+  return {
+    h.name: (h.others() or [h.default])[0]
+    for h in source.hyperparameters
+    if h.off is None
+  }
 
 
 def _is_straight(
@@ -1057,11 +1090,7 @@ def _random_calls(
   more = call._replace(example=larger, reweighted=reweighted, sampled=fewer)
   if is_only and (reweighted or larger is not example):
     yield more._replace(name=f"{mode} {_size(larger)}, {how}")
-  others = {
-    h.name: (h.others() or [h.default])[0]
-    for h in source.hyperparameters
-    if h.off is None
-  }
+  others = _other_values(source)
   if is_only and is_straight and others:
     yield more._replace(
       name=f"{_in_words(others)}, {how}", arguments={**training, **others}

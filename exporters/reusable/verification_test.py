@@ -1782,6 +1782,16 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     with self.assertRaisesRegex(errors.ExportError, words):
       verification.observe({"": (source, _EXAMPLES)}, "fast")
 
+  def test_refuses_modes_that_differ_in_calls_alone(self):
+    def call(inputs, scale, training=False):
+      is_used = training or not tf.executing_eagerly()
+      return inputs * scale if is_used else inputs
+
+    scale = hyperparameters.Hyperparameter("scale", 1.0, "")
+    source = saving.source(call, _SPEC, hyperparameters=[scale])
+    with self.assertRaisesRegex(errors.ExportError, "by `training` alone"):
+      verification.observe({"": (source, _EXAMPLES)}, "fast")
+
   def test_refuses_noise_in_inference(self):
     def call(inputs, training=False):
       return inputs + tf.random.normal([4]) * (2.0 if training else 1.0)
