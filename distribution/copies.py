@@ -78,13 +78,11 @@ def copied(
     InputError: `copy` raised it or left something out.
   """
   with tempfile.TemporaryDirectory(prefix="copy.") as target:
-    size, problems, _ = copy(
-      source, target, follow_links=follow_links, only=only
-    )
-    if problems:
-      raise errors.InputError(f"{source}: {problems[0]}.")
+    made = copy(source, target, follow_links=follow_links, only=only)
+    if made.problems:
+      raise errors.InputError(f"{source}: {made.problems[0]}.")
     try:
-      yield target, size
+      yield target, made.size
     except errors.InputError as e:
       raise errors.InputError(str(e).replace(target, source)) from e
 

@@ -92,12 +92,12 @@ def describe(
   tf.io.gfile.makedirs(origin)
   with tempfile.TemporaryDirectory(prefix="copy.") as scratch_dir:
     try:
-      _, left_out = copies.copy(
+      left_out = copies.copy(
         hub.resolve(original_dir),
         scratch_dir,
         follow_links=follow_links,
         only=("fingerprint.pb", "assets.extra"),
-      )
+      ).problems
     except errors.InputError as e:  # The trained weights are not lost.
       left_out = [str(e)]
     for problem in left_out:
