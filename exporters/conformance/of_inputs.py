@@ -26,7 +26,7 @@ _UNUSED = "input_type_ids"  # Encoders without types take them as others do.
 
 
 def have_effect(subject: Subject) -> findings.Finding:
-  """Each input, and its columns, have an effect; so has the end of a long one.
+  """Each input, each of its columns and the end of a long one have an effect.
 
   What has one in inference has one in training, too.
   """
