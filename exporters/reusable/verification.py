@@ -906,6 +906,8 @@ def _of_other_sizes(
   they are repeated.
   """
   counts = [{x.shape[0] for x in _batched(source, e)} for e in examples]
+  if not all(counts):  # No input has a batch.
+    return
   if any(len(rows) != 1 for rows in counts):
     repeated = _of_rows(source, examples[0], _repeated)
     if all(map(all, counts)) and _takes(source, repeated):

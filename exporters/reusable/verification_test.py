@@ -1961,6 +1961,11 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       )
       self.assertEqual([len(x) for x in made], others)
 
+  def test_no_other_counts_without_a_batch(self):
+    source = saving.source(lambda x: 2.0 * x, tf.TensorSpec([2, 5]))
+    calls, *_ = verification.observe({"": (source, [tf.ones([2, 5])])}, "full")
+    self.assertEqual([call.name for call in calls[""]], ["inference (2, 5)"])
+
   def test_one_trace_for_examples_of_other_sizes(self):
     examples = [tf.ones([n, size, 4]) for n, size in ((3, 8), (1, 8), (1, 6))]
     ragged = tf.ragged.constant([[1], []])
