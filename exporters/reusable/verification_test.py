@@ -1961,6 +1961,19 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       )
       self.assertEqual([len(x) for x in made], others)
 
+  @parameterized.parameters(("a", []), ("ab", ["inference, a 0.5, b 0.5"]))
+  def test_changes_hyperparameters_together(self, names, expected):
+    source = saving.source(
+      (lambda x, a, b: x * a * b) if names == "ab" else lambda x, a: x * a,
+      _SPEC,
+      hyperparameters=[
+        hyperparameters.Hyperparameter(name, 1.0, "") for name in names
+      ],
+    )
+    calls, *_ = verification.observe({"": (source, _EXAMPLES)}, "full")
+    found = [c.name for c in calls[""] if c.name.startswith("inference, ")]
+    self.assertEqual(found, expected)
+
   def test_no_other_counts_without_a_batch(self):
     source = saving.source(lambda x: 2.0 * x, tf.TensorSpec([2, 5]))
     calls, *_ = verification.observe({"": (source, [tf.ones([2, 5])])}, "full")
