@@ -61,16 +61,39 @@ def modules(model: Any) -> Sequence[tf.Module]:
 
 
 def named(function: Any) -> list[tf.Module]:
-  """Returns the modules that a function names, and the object of a method."""
-  function = getattr(function, "python_function", function)
+  """Returns the modules that a function names, and the object of a method.
+
+  Functions of the same Python module that it names count, too.
+  """
+  waiting, seen = [function], {}
+  while waiting:
+    function = waiting.pop()
+    seen[id(function)] = function
+    names = list(_names(getattr(function, "python_function", function)))
+    waiting += [x for x in names[::-1] if id(x) not in seen]
+  return [x for x in seen.values() if isinstance(x, tf.Module)]
+
+
+def _names(function: Any) -> Iterator[Any]:
+  """Yields the modules and functions that a function names."""
   names = [getattr(function, "__self__", None)]
   if isinstance(function, functools.partial):
-    names += [*function.args, *function.keywords.values()]
+    names += [function.func, *function.args, *function.keywords.values()]
+    function = function.func
   elif inspect.isfunction(function) or inspect.ismethod(function):
-    closure = inspect.getclosurevars(function)
-    names += [*closure.nonlocals.values(), *closure.globals.values()]
-  by_id = {id(x): x for x in names if isinstance(x, tf.Module)}
-  return list(by_id.values())
+    function = getattr(function, "__func__", function)
+    for cell in function.__closure__ or ():
+      with contextlib.suppress(ValueError):  # A name may have no value yet.
+        names.append(cell.cell_contents)
+    of_module = function.__globals__
+    used = [name for name in function.__code__.co_names if name in of_module]
+    names += [of_module[name] for name in used]
+  module = getattr(function, "__module__", None)
+  for x in names:
+    held = x.__self__ if inspect.ismethod(x) else x
+    is_near = inspect.isfunction(held) and held.__module__ == module
+    if isinstance(held, (tf.Module, functools.partial)) or is_near:
+      yield held
 
 
 @contextlib.contextmanager

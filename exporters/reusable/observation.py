@@ -290,7 +290,9 @@ def _other(
     if not (y / factors == x).all():
       return _flipped(old)
   zero = None
+  negative = np.array([], int)  # Zeros, which a pruned weight may have.
   if not old.all():
+    negative = np.flatnonzero((old == 0) & np.signbit(old))
     free = [x for x in _NO_ZEROS if not (new == x).any()]
     if not free:
       return _flipped(old)
@@ -303,6 +305,7 @@ def _other(
       np.divide(x, factors, out=y)
     if zero is not None:
       old[new == zero] = 0
+      old.reshape(-1)[negative] = -0.0
     return old
 
   return new, undo

@@ -1,3 +1,4 @@
+import functools
 import os
 
 import numpy as np
@@ -233,7 +234,8 @@ class SavingTest(tf.test.TestCase):
 
     model = Coder()
     model(tf.ones([1, 2]))
-    for function in (model.encode, lambda x: model.encode(x)):
+    encode = functools.partial(lambda function, x: function(x), model.encode)
+    for function in (model.encode, lambda x: encode(x)):
       loaded = self.save_and_load(
         function, _SPEC, variables=model.encoder.variables
       )

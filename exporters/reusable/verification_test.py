@@ -1865,6 +1865,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
   @parameterized.parameters(
     ([1.0, 0.0, -2.0, 3.0], [-0.5, 2**-7, 1.0, 3.0]),
     ([1.0, 2.0, 2**-7], [0.5, 2.0, 2**-8]),
+    ([[-0.0, 3.0, 0.0]], [[2**-7, 3.0, 2**-7]]),
     ([0.0, 2**-7], [2**-8, 2**-7]),  # Else 0 would become what is there.
     ([1e-45, 0.0, 3.0], [3.0, 0.0, 1e-45]),  # A half of it would be zero.
     ([2, 1, 3], [3, 1, 2]),
@@ -1880,7 +1881,9 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     with observation.reweighted(model, {"moving": np.float32([3.0, 4.0])}):
       self.assertAllEqual(weight, tf.constant(expected))
       self.assertAllEqual(moving, [6.0, 2.0])
-    self.assertAllEqual(weight, tf.constant(values))
+    self.assertEqual(  # To the bit.
+      tf.io.serialize_tensor(weight), tf.io.serialize_tensor(values)
+    )
     self.assertAllEqual(moving, [5.0, 5.0])
 
   @parameterized.parameters(
