@@ -242,18 +242,20 @@ def _still(subject: Subject) -> list[tf.Variable]:
     if v.dtype.is_floating and np.isfinite(v.numpy()).all()
   ]
   still = set()
-  with (
-    gradients_lib.moved(subject.trainable_variables),
-    subject.unchanged(),
-  ):
-    # Of other sizes, so of other values: an average may be that of its batch.
-    # Large batches may have another path.
-    for size in (2, _ROWS, *[_MANY] * of_inference.is_small(subject)):
-      before = [v.numpy() for v in floats]
-      for _ in range(repeats):
-        subject.model(subject.example(size), **arguments)
-      pairs = zip(floats, before, strict=True)
-      still |= {v.ref() for v, x in pairs if np.array_equal(v, x)}
+  # Of other sizes, so of other values: an average may be that of its batch.
+  # Large batches may have another path.
+  large = [(_MANY,)] * of_inference.is_small(subject)
+  for sizes in ((2, _ROWS), *large):
+    with (
+      gradients_lib.moved(subject.trainable_variables),
+      subject.unchanged(),
+    ):
+      for size in sizes:
+        before = [v.numpy() for v in floats]
+        for _ in range(repeats):
+          subject.model(subject.example(size), **arguments)
+        pairs = zip(floats, before, strict=True)
+        still |= {v.ref() for v, x in pairs if np.array_equal(v, x)}
   # Inputs may choose which are used.
   return choices.without(subject, [v for v in floats if v.ref() in still])
 
@@ -774,7 +776,7 @@ def _statistics(
   if not (
     all(map(_is_close, alone, of_both))
     # What is replaced, such as a queue of examples, is no average.
-    and all(1e-5 < share < 1 - 1e-5 for share in means)
+    and all(share > 1e-5 and abs(share - 1) > 1e-5 for share in means)
     and all(map(is_equal, shares, means))
   ):
     return None
