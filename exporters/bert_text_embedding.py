@@ -141,11 +141,15 @@ def piece(
     dataclasses.replace(h, layers=()) for h in encoder.source.hyperparameters
   ]
   if spec["input_word_ids"].shape[1] is None:
+    longest = bert.max_seq_length(core.encoder_config)
     description = (
       "Length in tokens that texts are cut to, [CLS] and [SEP] included, from 3"
-      f" to {bert.max_seq_length(core.encoder_config)}."
+      f" to {longest}."
     )
-    tunable.append(dataclasses.replace(seq_length, description=description))
+    limits = {**seq_length.limits, "maximum": longest}
+    tunable.append(
+      dataclasses.replace(seq_length, description=description, limits=limits)
+    )
 
   def embed(sentences: tf.Tensor, **arguments: Any) -> tf.Tensor:
     # The trace calls the traces of encoder and preprocessor.

@@ -646,8 +646,10 @@ def _rightly_moved(
   - Those that end as without the empty batch, as in batch renormalization.
   """
 
-  def after(*batches: Any) -> Arrays:
+  def after(*batches: Any, zeroed: bool = False) -> Arrays:
     def calls(_: Any, **arguments: Any) -> None:
+      for v in observation.moving_variables(model) if zeroed else ():
+        v.assign(tf.zeros_like(v))
       for batch in batches:
         call(batch, **arguments)
 
@@ -659,6 +661,8 @@ def _rightly_moved(
   orders = [], [none], [some], [first], [twice], [none, some], [some, none]
   try:
     seen = [after(*batches) for batches in orders]
+    # Beside large values, those of data may not show.
+    of_zeros = [after(batch, zeroed=True) for batch in (none, some, first)]
   except (ValueError, tf.errors.OpError):  # It takes no other sizes.
     return set()
 
@@ -671,7 +675,10 @@ def _rightly_moved(
       x[name].astype(np.complex128) for x in seen
     )
     rest = max(apart(empty, full), apart(empty, one))
-    is_alike = rest <= 1e-3 * apart(empty, old)
+    from_0, *others = (x[name].astype(np.complex128) for x in of_zeros)
+    is_alike = rest <= 1e-3 * apart(empty, old) and all(
+      apart(from_0, x) <= 1e-3 * np.abs(from_0).max(initial=0.0) for x in others
+    )
     summed = apart(full, empty)
     is_sum = apart(double - full, full - empty) <= 0.1 * summed > 0
     little = 1e-3 * apart(full, old)

@@ -1709,6 +1709,8 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     (lambda old, x, n: 0.9999 * old + tf.reduce_max(x[:1]), False),
     (lambda old, x, n: tf.reduce_sum(x) / (n + 0.1), False),
     (lambda old, x, n: tf.where(old < 2, tf.reduce_max(x), old), False),
+    # Of data that are little beside it.
+    (lambda old, x, n: 0.9 * old + 1e-6 * tf.reduce_sum(x) / (n + 0.1), False),
   )
   def test_empty_batches(self, update, is_right):
     """What does not depend on rows may change, and sums of rows."""
