@@ -657,7 +657,7 @@ class BertTest(parameterized.TestCase):
     )
     self.assertEqual(result.returncode, 0, result.stderr)
     for line in (
-      "✓ gradients, training (4,)",
+      "✓ gradients, training (1,)",
       "✓ hyperparameters, seq_length 8",
       "✓ hub.KerasLayer, training (4,)",
       "- compilation under XLA, training (1,): XLA takes no strings.",
