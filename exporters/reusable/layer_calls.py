@@ -90,7 +90,9 @@ def _names(function: Any) -> Iterator[Any]:
     names += [of_module[name] for name in used]
   module = getattr(function, "__module__", None)
   for x in names:
-    held = x.__self__ if inspect.ismethod(x) else x
+    is_traced = isinstance(x, tf.types.experimental.PolymorphicFunction)
+    held = x.python_function if is_traced else x
+    held = held.__self__ if inspect.ismethod(held) else held
     is_near = inspect.isfunction(held) and held.__module__ == module
     if isinstance(held, (tf.Module, functools.partial)) or is_near:
       yield held

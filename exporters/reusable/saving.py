@@ -237,17 +237,23 @@ def reusable(
 def _check_ranks(spec: Any, form: Any) -> None:
   """Refuses a form of the input that differs in more than dtypes and lists."""
   if isinstance(spec, Mapping):
+    if isinstance(form, Mapping) and set(form) != set(spec):
+      raise errors.ExportError(
+        f"also_takes has a dict of {', '.join(form)}; the input is one of"
+        f" {', '.join(spec)}."
+      )
     form = [form[k] for k in spec] if isinstance(form, Mapping) else form
     spec = list(spec.values())
   pairs = zip(tf.nest.flatten(spec), tf.nest.flatten(form), strict=False)
   for usual, other in pairs:
     # A ragged one may have words of pieces, where another one has pieces.
-    if (
-      isinstance(other, tf.TensorSpec) and usual.shape.rank != other.shape.rank
+    is_ragged = isinstance(usual, tf.RaggedTensorSpec)
+    if isinstance(other, tf.RaggedTensorSpec) != is_ragged or (
+      not is_ragged and usual.shape.rank != other.shape.rank
     ):
       raise errors.ExportError(
-        f"also_takes has {other}, whose number of dimensions is not that of"
-        f" {usual}. Nothing would compare it with the model."
+        f"also_takes has {other}, whose dimensions are not those of {usual}."
+        " Nothing would compare it with the model."
       )
 
 

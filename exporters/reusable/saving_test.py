@@ -455,8 +455,15 @@ class SavingTest(tf.test.TestCase):
       root = _reusable(lambda x: tf.sparse.from_dense(x), _SPEC)
       saving.signature(root, _SPEC)
     source = saving.source(lambda x: x, _SPEC)
-    with self.assertRaisesRegex(errors.ExportError, "number of dimensions"):
-      saving.reusable(source, also_takes=[tf.TensorSpec([None, None, 2])])
+    for form in (
+      tf.TensorSpec([None, None, 2]),
+      tf.RaggedTensorSpec([None, None]),
+    ):
+      with self.assertRaisesRegex(errors.ExportError, "dimensions are not"):
+        saving.reusable(source, also_takes=[form])
+    source = saving.source(lambda x: x["a"], {"a": _SPEC})
+    with self.assertRaisesRegex(errors.ExportError, "a dict of b; the input"):
+      saving.reusable(source, also_takes=[{"b": _SPEC}])
     for keys, message in (
       (["a b"], "use letters, digits"),
       (["_a"], "use letters, digits"),

@@ -745,10 +745,10 @@ def _check_modes(source: saving.Source, example: Any) -> None:
     )
 
 
-def _other_values(source: saving.Source) -> dict[str, Any]:
+def _other_values(source: saving.Source, i: int = 0) -> dict[str, Any]:
   """Returns another value of each hyperparameter that is no rate."""
   return {
-    h.name: (h.others() or [h.default])[0]
+    h.name: (h.others() or [h.default])[i]
     for h in source.hyperparameters
     if h.off is None
   }
@@ -1092,11 +1092,12 @@ def _random_calls(
   more = call._replace(example=larger, reweighted=reweighted, sampled=fewer)
   if is_only and (reweighted or larger is not example):
     yield more._replace(name=f"{mode} {_size(larger)}, {how}")
-  others = _other_values(source)
-  if is_only and is_straight and others:
-    yield more._replace(
-      name=f"{_in_words(others)}, {how}", arguments={**training, **others}
-    )
+  for i in (0, -1) if is_only and is_straight else ():
+    others = _other_values(source, i)
+    if others and (i == 0 or others != _other_values(source)):
+      yield more._replace(
+        name=f"{_in_words(others)}, {how}", arguments={**training, **others}
+      )
   if rates:
     if not is_straight:
       more, how = call, f"{count} calls"
