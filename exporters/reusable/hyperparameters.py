@@ -140,7 +140,8 @@ def of_model(model: Any) -> list[Hyperparameter]:
   argument is valid for all layers.
 
   Args:
-    model: A Keras model or a module. Other objects have no hyperparameters.
+    model: A Keras model, a module, or a function that names them. Other objects
+      have no hyperparameters.
 
   Returns:
     The hyperparameters found. Each default is the shortest decimal number that

@@ -46,7 +46,10 @@ def find(table: Mapping[str, _T], layer: Any) -> _T | None:
 
 
 def modules(model: Any) -> Sequence[tf.Module]:
-  """Returns a model and all layers and modules in it, and those of `named`."""
+  """Returns a model and all layers and modules in it.
+
+  Of a function, these are those that it names; see `named`.
+  """
   found = {}
   for root in [model] if isinstance(model, tf.Module) else named(model):
     try:

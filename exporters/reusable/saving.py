@@ -219,7 +219,7 @@ def reusable(
         " was called. Freeze its layers before that."
       )
   for spec in also_takes:
-    _check_ranks(model.input_spec, spec)
+    _check_form(model.input_spec, spec)
     _trace(model, model.function, spec)
   root = tf.train.Checkpoint()
   root.__call__ = model.function
@@ -234,15 +234,16 @@ def reusable(
   return root
 
 
-def _check_ranks(spec: Any, form: Any) -> None:
+def _check_form(spec: Any, form: Any) -> None:
   """Refuses a form of the input that differs in more than dtypes and lists."""
   if isinstance(spec, Mapping):
-    if isinstance(form, Mapping) and set(form) != set(spec):
-      raise errors.ExportError(
-        f"also_takes has a dict of {', '.join(form)}; the input is one of"
-        f" {', '.join(spec)}."
-      )
-    form = [form[k] for k in spec] if isinstance(form, Mapping) else form
+    if isinstance(form, Mapping):
+      if set(form) != set(spec):
+        raise errors.ExportError(
+          f"also_takes has a dict of {', '.join(form)}; the input is one of"
+          f" {', '.join(spec)}."
+        )
+      form = [form[k] for k in spec]
     spec = list(spec.values())
   pairs = zip(tf.nest.flatten(spec), tf.nest.flatten(form), strict=False)
   for usual, other in pairs:
@@ -817,6 +818,7 @@ def _masked(outputs: Any) -> Iterator[int]:
   """Yields the positions of outputs whose Keras mask is no output."""
   flat = tf.nest.flatten(outputs)
   for i, y in enumerate(flat):
+    # Keras has no public way to ask; `saving_test` fails if its name changes.
     mask = getattr(y, "_keras_mask", None)
     if mask is not None and not any(mask is x for x in flat):
       yield i
@@ -1088,7 +1090,7 @@ def _check_captured(traces: Sequence[ConcreteFunction], model: Source) -> None:
   measured = {
     v.ref()
     for layer in layers
-    for metric in getattr(layer, "_metrics", ())
+    for metric in layer.metrics
     for v in metric.variables
   }
   if measured & missing.keys():
