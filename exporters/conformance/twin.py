@@ -19,6 +19,7 @@ from exporters.reusable import private_api
 from exporters.reusable.private_api import function_pb2
 from exporters.reusable.private_api import graph_pb2
 from exporters.reusable.private_api import meta_graph_pb2
+from exporters.reusable.private_api import node_def_pb2
 from exporters.reusable.private_api import saved_model_pb2
 
 _Attributes = Mapping[str, Any]  # Of a node, as AttrValue.
@@ -26,6 +27,7 @@ _Attributes = Mapping[str, Any]  # Of a node, as AttrValue.
 # In memory, as the sandbox is read-only. A removed name cannot be reused.
 _DIRECTORIES = map("ram://twin_{}".format, itertools.count())
 _VARIABLES = "variables/variables"
+_COMPILED = "_XlaMustCompile"
 _FLOATS = (tf.float32, tf.bfloat16, tf.float16)
 # Stateful random ops, and the ops that draw the same for the same seed.
 _STATELESS = {
@@ -62,6 +64,7 @@ def load(
     types[tf.complex64.as_datatype_enum] = tf.complex128.as_datatype_enum
   _convert(graph, types)
   if dtype == tf.float64:
+    _run_without_xla(graph.graph_def.library)
     _replace_single(graph.graph_def.library)
   path = next(_DIRECTORIES)
   try:
@@ -157,6 +160,17 @@ def _convert(proto: message.Message, types: Mapping[int, int]) -> None:
           _convert(each, types)
 
 
+def _run_without_xla(library: function_pb2.FunctionDefLibrary) -> None:
+  """Lets TensorFlow run what XLA would compile, unless an op is of XLA alone.
+
+  XLA's convolutions in double precision take 70 times as long on CPUs.
+  """
+  nodes = [node for f in library.function for node in f.node_def]
+  if not any(node.op.startswith("Xla") for node in nodes):
+    for compiled in (*library.function, *nodes):
+      compiled.attr.pop(_COMPILED, None)
+
+
 def _replace_single(library: function_pb2.FunctionDefLibrary) -> None:
   """Replaces ops that lack double precision by calls of functions."""
   made = {}
@@ -166,9 +180,13 @@ def _replace_single(library: function_pb2.FunctionDefLibrary) -> None:
       if node.op not in _IN_DOUBLE:
         continue
       compute, outputs, dtypes = _IN_DOUBLE[node.op]
-      key = node.op, str(sorted(node.attr.items()))
+      specs = [tf.TensorSpec(None, dtype) for dtype in dtypes]
+      if node.op == "Conv2D":
+        specs = _inputs(function, node)
+        if not _is_grouped(node.attr, *specs):
+          continue
+      key = node.op, str(specs), str(sorted(node.attr.items()))
       if key not in made:
-        specs = [tf.TensorSpec(None, dtype) for dtype in dtypes]
         computed = tf.function(
           functools.partial(compute, dict(node.attr)), autograph=False
         )
@@ -189,6 +207,61 @@ def _replace_single(library: function_pb2.FunctionDefLibrary) -> None:
       node.input[:] = [renamed.get(x, x) for x in node.input]
     for name, value in function.ret.items():
       function.ret[name] = renamed.get(value, value)
+
+
+def _inputs(
+  function: function_pb2.FunctionDef, node: node_def_pb2.NodeDef
+) -> list[tf.TensorSpec]:
+  """Returns the specs of a node's inputs, as far as shapes are recorded."""
+  names = [arg.name for arg in function.signature.input_arg]
+  recorded = {name: function.arg_attr[i].attr for i, name in enumerate(names)}
+  recorded |= {other.name: other.attr for other in function.node_def}
+  specs = []
+  for name, _, output in (x.partition(":") for x in node.input):
+    held = recorded[name].get("_output_shapes")
+    is_known = held and (name in names or output.endswith(":0"))
+    shape = tf.TensorShape(held.list.shape[0] if is_known else None)
+    specs.append(tf.TensorSpec(shape, tf.float64))
+  return specs
+
+
+def _is_grouped(
+  attributes: _Attributes, images: tf.TensorSpec, kernel: tf.TensorSpec
+) -> bool:
+  """Returns whether a Conv2D is known to have groups, and channels last."""
+  return (
+    attributes["T"].type == tf.float64.as_datatype_enum
+    and attributes["data_format"].s == b"NHWC"
+    and images.shape.rank == kernel.shape.rank == 4
+    and None not in (images.shape[3], *kernel.shape)
+    and images.shape[3] != kernel.shape[2]
+  )
+
+
+def _grouped_conv(
+  attributes: _Attributes, images: tf.Tensor, kernel: tf.Tensor
+) -> tf.Tensor:
+  """Computes Conv2D with groups, which has no gradient on CPUs."""
+  height, width, depth, _ = kernel.shape
+  groups = images.shape[3] // depth
+  options = {
+    name: [*attributes[name].list.i]
+    for name in ("strides", "dilations", "explicit_paddings")
+  } | {"padding": attributes["padding"].s.decode()}
+  if depth == 1 and {*options["dilations"]} == {1}:
+    kernel = tf.reshape(kernel, [height, width, groups, -1])
+    return tf.raw_ops.DepthwiseConv2dNative(
+      input=images, filter=kernel, **options
+    )
+  return tf.concat(
+    [
+      tf.raw_ops.Conv2D(input=x, filter=k, **options)
+      for x, k in zip(
+        tf.split(images, groups, 3), tf.split(kernel, groups, 3), strict=True
+      )
+    ],
+    3,
+  )
 
 
 def _batch_norm(
@@ -261,6 +334,7 @@ def _interpolation(
 
 # The functions that replace ops, the names of their outputs, and input dtypes.
 _IN_DOUBLE = {
+  "Conv2D": (_grouped_conv, ("output",), [tf.float64] * 2),
   "FusedBatchNormV3": (
     _batch_norm,
     ("y", "batch_mean", "batch_variance"),
