@@ -26,7 +26,7 @@ def without(
   """Returns the variables whose use does not depend on values of the input."""
   left = list(variables)
   for trace in subject.traces:
-    if left and trace.structured_input_signature[0][0] == subject.spec:
+    if left and subject.form_of(trace) == subject.spec:
       left = _always_used(trace, left)
   return left
 

@@ -64,7 +64,7 @@ def problem(subject: Subject) -> str:
     given = [arguments.get(name) for name in subject.rates]
     if (
       arguments.get("training") is True
-      and trace.structured_input_signature[0][0] == subject.spec
+      and subject.form_of(trace) == subject.spec
       and all(isinstance(x, tf.TensorSpec) for x in given)
     ):
       found = _measured(subject, trace, arguments)

@@ -89,7 +89,7 @@ def _flags(subject: Subject, form: Any) -> list[dict[str, Any]]:
   """
   found = {}
   for trace in subject.traces:
-    if trace.structured_input_signature[0][0] == form:
+    if subject.form_of(trace) == form:
       flags = {
         name: value
         for name, value in subject.arguments_of(trace).items()
@@ -269,9 +269,7 @@ def _is_endless_below(subject: Subject) -> bool:
 def _unknown_dim(subject: Subject) -> str:
   """Names an output of floats whose last dimension is unknown for no reason."""
   trace = next(
-    trace
-    for trace in subject.traces
-    if trace.structured_input_signature[0][0] == subject.spec
+    trace for trace in subject.traces if subject.form_of(trace) == subject.spec
   )
   unknown = [
     name

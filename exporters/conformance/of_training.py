@@ -145,8 +145,7 @@ def _other_forms(subject: Subject) -> Iterator[tuple[Any, str]]:
   done: dict[str, set[str]] = {repr(form): set() for form in subject.forms}
   for trace in subject.traces:
     if subject.arguments_of(trace)["training"]:
-      form = trace.structured_input_signature[0][0]
-      done[repr(form)] |= _trains(trace)
+      done[repr(subject.form_of(trace))] |= _trains(trace)
   for form in subject.forms:
     lacking = done[repr(subject.spec)] - done[repr(form)]
     if lacking and of_inference.cast(subject.example(), form) is not None:
@@ -190,7 +189,7 @@ def _different_structures(subject: Subject) -> findings.Finding | None:
   first, *others = [
     trace.structured_outputs
     for trace in subject.traces
-    if trace.structured_input_signature[0][0] == subject.spec
+    if subject.form_of(trace) == subject.spec
   ]
   for structure in others:
     try:
@@ -707,7 +706,7 @@ def _moved_once(
   counts = [
     _assignments(trace.graph.as_graph_def())
     for trace in subject.traces
-    if trace.structured_input_signature[0][0] == subject.spec
+    if subject.form_of(trace) == subject.spec
   ]
   if not moved or max(counts) > len(moved):
     return None

@@ -799,6 +799,21 @@ def _standing_batch_norm(directory):
   _write(root, directory)
 
 
+def _traced_by_a_signature(directory):
+  """Writes a signature that traces inference once more, for another name."""
+
+  def call(inputs, training=False, dropout_rate=0.2):
+    return tf.nn.dropout(inputs, dropout_rate) if training else inputs
+
+  root = _lists(tf.train.Checkpoint(), [])
+  root.__call__ = tf.function(call)
+  for training in (False, True):
+    root.__call__.get_concrete_function(_VECTORS, training, _SCALAR)
+  serve = tf.function(lambda x: {"features": root.__call__(x)})
+  spec = tf.TensorSpec([None, 4], name="x")
+  _write(root, directory, serve.get_concrete_function(spec))
+
+
 def _two_modes(directory, call, *specs, variables=()):
   root = _lists(tf.train.Checkpoint(), list(variables))
   root.__call__ = tf.function(call)
@@ -3371,6 +3386,7 @@ _KEPT = (
   # The others are nightly. Tokens are mixed with the next, as in MobileBERT:
   ("T3", _of(_encoder, ids=lambda x: (x + _next(x)) % 16)),
   ("R15", _of_tags),
+  ("R3", _traced_by_a_signature),
   ("R3", _of(_with_average, train=_frozen_statistics)),
   ("R3", _of(_with_average, train=_dropped_layer)),
   ("R5", _of_years),

@@ -206,14 +206,22 @@ class Subject:
         return form
     return self.forms[0]
 
-  @functools.cached_property
+  @property
   def forms(self) -> list[Any]:
     """The different input specs that `__call__` was traced with."""
+    return list(self._forms.values())
+
+  @functools.cached_property
+  def _forms(self) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for trace in self.traces:
       form = trace.structured_input_signature[0][0]
-      found.setdefault(repr(form), form)
-    return list(found.values())
+      found.setdefault(_unnamed(form), form)
+    return found
+
+  def form_of(self, trace: Any) -> Any:
+    """Returns the one of `forms` that a trace takes."""
+    return self._forms[_unnamed(trace.structured_input_signature[0][0])]
 
   @functools.cached_property
   def output_spec(self) -> Any:
@@ -380,7 +388,7 @@ class Subject:
     return any(
       value.type in half
       for trace in self.traces
-      if trace.structured_input_signature[0][0] == self.spec
+      if self.form_of(trace) == self.spec
       for _, node in op_audit.nodes(trace.graph.as_graph_def())
       for value in node.attr.values()
     )
@@ -891,6 +899,17 @@ def specs(tensors: Mapping[str, Any]) -> dict[str, tf.TensorSpec]:
     )
     for name, info in tensors.items()
   }
+
+
+def _unnamed(form: Any) -> str:
+  """Returns a key of a form without names of Tensors, which calls ignore."""
+
+  def unnamed(x: Any) -> Any:
+    return (
+      tf.TensorSpec(x.shape, x.dtype) if isinstance(x, tf.TensorSpec) else x
+    )
+
+  return repr(tf.nest.map_structure(unnamed, form))
 
 
 def _only(specs: dict[str, tf.TensorSpec]) -> Any:
