@@ -597,7 +597,8 @@ def _settled(
   if averages is None or any(v.dtype.size < 4 for v in averages):
     return None
   is_double = all(v.dtype == tf.float64 for v in averages)
-  with exact.unchanged():
+  # Move the weights, in case one mode has what is computed from them.
+  with exact.unchanged(), gradients_lib.moved(exact.trainable_variables):
     found = _statistics(exact, averages, batch, arguments)
     if found is None:
       return None
@@ -994,10 +995,14 @@ def _is_frozen(subject: Subject, arguments: Mapping[str, Any]) -> bool:
   inputs = [subject.example(), *of_inference.of_other_size(subject)]
   if subject.kind.name not in of_inference.PICTURES:
     inputs.append(subject_lib.scaled(inputs[0], -3.0))
-  for x in inputs:
-    with contextlib.suppress(*of_inference.REFUSALS):
-      if _computes_otherwise(subject, x, arguments):
-        return True
+  if of_inference.is_small(subject):
+    inputs.append(subject.example(_MANY))
+  # Move the weights, in case one mode has what is computed from them.
+  with gradients_lib.moved(subject.trainable_variables):
+    for x in inputs:
+      with contextlib.suppress(*of_inference.REFUSALS):
+        if _computes_otherwise(subject, x, arguments):
+          return True
   return False
 
 
