@@ -120,7 +120,7 @@ def batch_is_free(subject: Subject) -> findings.Finding:
       f"A text that is not UTF-8 fails its whole batch: {problem}",
       'Decode with errors="replace".',
     )
-  zeros = "empty" if subject.kind.name in _OF_TEXTS else "all 0"
+  zeros = "empty" if subject.takes_strings else "all 0"
   if name := _endless_for_zeros(subject):
     return findings.failed(
       f"For inputs that are {zeros} an output ({name}) is NaN or infinite.",
@@ -212,16 +212,25 @@ def _strict(subject: Subject) -> str:
 
 
 def _endless_for_zeros(subject: Subject) -> str:
-  """Names an output that is not finite where inputs are 0, as padding is."""
+  """Names an output that is not finite where inputs are 0, as padding is.
+
+  Strings are empty.
+  """
   inputs = subject_lib.scaled(subject.example(2), 0.0)
-  others = [_padded(inputs, np.ones(2), 0)]
-  if subject.kind.name in _OF_TEXTS:
-    others = [tf.fill(inputs.shape, "")]
-  for zeros in (inputs, *others):
-    with contextlib.suppress(*REFUSALS):  # 0 may be no id.
-      for name, y in _outputs(subject, zeros).items():
-        if _is_endless(y):
-          return name
+  others = _padded(inputs, np.ones(2), 0)
+  if subject.takes_strings:
+    others = tf.nest.map_structure(
+      lambda x: tf.zeros_like(x) if x.dtype == tf.string else x,
+      inputs,
+      expand_composites=True,
+    )
+  modes = [{}, *[subject.training] * bool(subject.training)]
+  with subject.unchanged():
+    for zeros, mode in itertools.product((inputs, others), modes):
+      with contextlib.suppress(*REFUSALS):  # 0 may be no id.
+        for name, y in arrays(subject.model(zeros, **mode)).items():
+          if _is_endless(y):
+            return f"{name}, in training" if mode else name
   return ""
 
 
