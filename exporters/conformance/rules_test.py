@@ -556,6 +556,18 @@ def _without_noise(
   _write(_callable(call, *calls), directory)
 
 
+def _stale_in_training(directory):
+  """Writes a model whose training has the weights as constants."""
+  kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
+  constant = tf.constant(kernel.numpy())
+
+  def call(x, training=False, rate=0.0):
+    return tf.nn.dropout(x @ constant, rate) if training else x @ kernel
+
+  calls = [_VECTORS, False, _SCALAR], [_VECTORS, True, _SCALAR]
+  _write(_lists(_callable(call, *calls), [kernel]), directory)
+
+
 def _stale_in_double(directory):
   """Writes a model that has its weights as constants for doubles."""
   kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
@@ -1842,6 +1854,7 @@ def _generator(
   coldest=0.1,
   coldest_code=97,
   step_reads=lambda ids: ids,
+  change=lambda x: x,
 ):
   """Writes a language model of letters that only trains; by default intact."""
   table = tf.Variable(tf.random.stateless_normal([128, 4], [0, 0]))
@@ -1853,7 +1866,7 @@ def _generator(
     x = tf.nn.embedding_lookup(table, ids)
     length = tf.shape(ids)[1]
     past = tf.linalg.band_part(tf.ones([length, length]), -1, 0)
-    return logits(tf.einsum("ts,bsd->btd", past, x))
+    return change(logits(tf.einsum("ts,bsd->btd", past, x)))
 
   def step(inputs):
     ids, state = inputs
@@ -2249,6 +2262,23 @@ _BROKEN = (
       spec=_VECTORS,
     ),
     "For inputs that are all 0 an output .* infinite",
+  ),
+  (
+    "R8",
+    _of(
+      _two_modes,
+      call=lambda x, training=False: x / tf.norm(x, axis=0) if training else x,
+    ),
+    "all 0 an output .*, in training. is NaN",
+  ),
+  (
+    "R8",
+    _of(
+      _plain,
+      call=lambda x: 1.0 / tf.cast(tf.strings.length(x), tf.float32),
+      spec=tf.TensorSpec([None], tf.string, "names"),
+    ),
+    "For inputs that are empty an output .* infinite",
   ),
   (
     "R8",
@@ -2970,6 +3000,13 @@ _BROKEN = (
   ("G2", _of(_generator, change_step=lambda x: 0.9 * x), "is not the call"),
   (
     "G2",
+    _of(
+      _generator, change=lambda x: tf.concat([x[:, :50], 2.0 * x[:, 50:]], 1)
+    ),
+    "is not the call",
+  ),
+  (
+    "G2",
     _of(_generator, change_step=lambda x: tf.tile(x, [2, 1])),
     "take and return",
   ),
@@ -3292,11 +3329,13 @@ _BROKEN = (
     ),
     "Of 256 positions the last 128 have no effect",
   ),
+  ("R7", _stale_in_training, "computes something else"),
   ("R15", _stale_in_double, "tf.float64.* does not compute the same"),
   *(
     ("R7", _of(_without_noise, **changes), "computes something else")
     for changes in (
       {"change": lambda x: tf.clip_by_value(x, 0.0, 1.0)},
+      {"change": lambda x: tf.concat([x[:30], 1.5 * x[30:]], 0)},
       {
         "change": lambda x: x[:, :8],
         "spec": tf.TensorSpec([None, None, 4], name="steps"),
