@@ -48,6 +48,7 @@ _SUMS = 997
 # Kinds that take pixels.
 PICTURES = ("image", "grey image", "video")
 _REPEATS = 16  # Calls of a model that has random ops.
+OF_HALF = 0.25  # How much outputs may differ that are computed in half.
 _TOLERANCE = 1e-4  # The batch size changes the rounding of float32 sums.
 
 
@@ -406,6 +407,7 @@ def _ignores_input(
 
 def _of_other_form(subject: Subject, inputs: Any) -> findings.Finding | None:
   """Finds a form of the input that is random, or computes something else."""
+  inputs = rounded(inputs)
   for form in [x for x in subject.forms if x != subject.spec]:
     other = subject.example(form=form)
     if problem := _difference(*(_outputs(subject, other) for _ in range(2))):
@@ -422,7 +424,9 @@ def _of_other_form(subject: Subject, inputs: Any) -> findings.Finding | None:
       for usual in (inputs, *with_segments(inputs)):
         with contextlib.suppress(*REFUSALS):
           problem = problem or _difference(
-            _outputs(subject, usual), _outputs(subject, cast(usual, form))
+            _outputs(subject, usual),
+            _outputs(subject, cast(usual, form)),
+            tolerance=OF_HALF if is_half(form) else _TOLERANCE,
           )
     if problem:
       return findings.failed(
@@ -439,6 +443,22 @@ def with_segments(inputs: Any) -> Iterator[Any]:
     length = types.shape[-1]
     second = tf.cast(tf.range(length) >= length // 2, types.dtype)
     yield {**inputs, "input_type_ids": tf.zeros_like(types) + second}
+
+
+def rounded(inputs: Any) -> Any:
+  """Rounds floats so that lower precision has them, too."""
+  return tf.nest.map_structure(
+    lambda x: (
+      tf.cast(tf.cast(x, tf.bfloat16), x.dtype) if x.dtype.is_floating else x
+    ),
+    inputs,
+    expand_composites=True,
+  )
+
+
+def is_half(form: Any) -> bool:
+  """Tells whether a form of the input has bfloat16 or float16."""
+  return any(getattr(x, "dtype", None) in _HALF for x in tf.nest.flatten(form))
 
 
 def cast(inputs: Any, form: Any, *, exactly: bool = False) -> Any:
@@ -707,6 +727,7 @@ def _difference(
   first: Mapping[str, np.ndarray],
   second: Mapping[str, np.ndarray],
   usual: Mapping[str, np.ndarray] | None = None,
+  tolerance: float = _TOLERANCE,
 ) -> str:
   """Describes how outputs differ; empty if they are equal.
 
@@ -718,6 +739,7 @@ def _difference(
     second: Those of the other.
     usual: Outputs whose size counts too, as saturated ones are small, and so
       inexact.
+    tolerance: How much of its largest value an output may differ.
   """
   for name in first.keys() & second.keys():
     x, y = first[name], second[name]
@@ -736,7 +758,7 @@ def _difference(
       np.max(np.abs(values[name]), initial=0.0, where=np.isfinite(values[name]))
       for values in (first, usual or first)
     )
-    if not difference <= _TOLERANCE * largest:
+    if not difference <= tolerance * largest:
       return f"{name} differs by {difference:.2g}"
   return ""
 

@@ -154,8 +154,9 @@ def _other_forms(subject: Subject) -> Iterator[tuple[Any, str]]:
 
 def _trained_otherwise(subject: Subject) -> Any:
   """Returns a form of the input with which training differs; None if none."""
-  inputs = subject.example(_ROWS)
+  inputs = of_inference.rounded(subject.example(_ROWS))
   for form in [x for x in subject.forms if x != subject.spec]:
+    tolerance = of_inference.OF_HALF if of_inference.is_half(form) else 1e-2
     same = of_inference.cast(inputs, form, exactly=True)
     if same is None or subject.steady is None:
       continue
@@ -170,7 +171,8 @@ def _trained_otherwise(subject: Subject) -> Any:
           moved = [v.numpy() for v in subject.resting if v.dtype.is_floating]
         made.append([*map(np.float64, subject_lib.floats(outputs)), *moved])
       for x, y in zip(*made, strict=True):
-        if not (np.array_equal(x, y, equal_nan=True) or _is_close(x, y)):
+        is_same = np.array_equal(x, y, equal_nan=True)
+        if not (is_same or _is_close(x, y, tolerance)):
           return form
   return None
 

@@ -568,6 +568,20 @@ def _stale_in_training(directory):
   _write(_lists(_callable(call, *calls), [kernel]), directory)
 
 
+def _with_half(directory, call):
+  """Writes the modes of a function for float32 and for bfloat16."""
+  traces = (
+    [tf.TensorSpec([None, 4], dtype), training]
+    for dtype in (tf.float32, tf.bfloat16)
+    for training in (False, True)
+  )
+  _write(_lists(_callable(call, *traces), []), directory)
+
+
+def _twice_in_half(x, training=False):
+  return tf.cast(x, tf.float32) * (2.0 if x.dtype == tf.bfloat16 else 1.0)
+
+
 def _stale_in_double(directory):
   """Writes a model that has its weights as constants for doubles."""
   kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
@@ -3330,6 +3344,8 @@ _BROKEN = (
     "Of 256 positions the last 128 have no effect",
   ),
   ("R7", _stale_in_training, "computes something else"),
+  ("R3", _of(_with_half, call=_twice_in_half), "Training with .*bfloat16"),
+  ("R15", _of(_with_half, call=_twice_in_half), "bfloat16.* not compute the"),
   ("R15", _stale_in_double, "tf.float64.* does not compute the same"),
   *(
     ("R7", _of(_without_noise, **changes), "computes something else")
@@ -3426,6 +3442,10 @@ _KEPT = (
   ("T3", _of(_encoder, ids=lambda x: (x + _next(x)) % 16)),
   ("R15", _of_tags),
   ("R3", _traced_by_a_signature),
+  *(
+    (rule, _of(_with_half, call=lambda x, training=False: tf.tanh(9.0 * x)))
+    for rule in ("R3", "R15")
+  ),
   ("R3", _of(_with_average, train=_frozen_statistics)),
   ("R3", _of(_with_average, train=_dropped_layer)),
   ("R5", _of_years),
