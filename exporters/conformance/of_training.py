@@ -26,7 +26,7 @@ _MOMENTUM = "batch_norm_momentum"
 # Names of moving averages of batch normalization in programs without a library.
 _STATISTIC = re.compile("(mean|var|std|average|avg)[^/]*$")
 # Names of exponential moving averages of weights.
-_OF_WEIGHTS = re.compile("(^|[_/.])ema([_:]|$)")
+_OF_WEIGHTS = re.compile("(^|[_/.])(ema|ExponentialMovingAverage)([_:]|$)")
 _ASSIGNS = re.compile("Assign.*VariableOp|ResourceScatter.*")
 # Names or values of arguments that may select training.
 _MODE = re.compile("train|infer|eval|determin")
@@ -265,8 +265,10 @@ def _standing(subject: Subject) -> list[str]:
   """Names moving averages that inference uses, and training does not move.
 
   Those that training uses, too, are frozen. Under other names than those of
-  batch normalization they are of weights, or belong to one that moves.
+  batch normalization they are of weights, which their names or values show, or
+  belong to one that moves.
   """
+  weights = [v.numpy() for v in subject.trainable_variables if v.shape.rank > 1]
   still = _still(subject)
   refs = {v.ref() for v in still}
   moving = {_layer(v) for v in subject.resting if v.ref() not in refs}
@@ -281,6 +283,7 @@ def _standing(subject: Subject) -> list[str]:
       and v.shape.rank
       and (
         _OF_WEIGHTS.search(v.name)
+        or any(np.array_equal(v, x) for x in weights)
         or ("/" in v.name and _STATISTIC.search(v.name) and _layer(v) in moving)
       )
     )

@@ -1020,11 +1020,13 @@ def _with_keep_prob(directory, scale=lambda x, share: x / share):
   _two_modes(directory, call, _SCALAR, variables=[kernel])
 
 
-def _averaged_weights(directory, *, moves=True, momentum=False):
+def _averaged_weights(
+  directory, *, moves=True, momentum=False, name="kernel_ema"
+):
   """Writes a model that infers with moving averages of its weights."""
   kernel = tf.Variable(tf.random.stateless_normal([4, 4], [0, 0]))
   mean = tf.Variable(tf.zeros([4]), trainable=False, name="bn/moving_mean")
-  average = tf.Variable(kernel, trainable=False, name="kernel_ema")
+  average = tf.Variable(kernel, trainable=False, name=name)
 
   def call(x, training=False, batch_norm_momentum=0.9):
     if training and moves:
@@ -3143,6 +3145,11 @@ _BROKEN = (
     "R3",
     _of(_averaged_weights, moves=False),
     "do not move in a call with training=True: kernel_ema:0",
+  ),
+  (
+    "R3",
+    _of(_averaged_weights, moves=False, name="shadow"),
+    "do not move in a call with training=True: shadow:0",
   ),
   ("R3", _of(_layers, training=(_once, _dropout)), "do not move in a call"),
   ("R5", _only_classes, "No output is of floats"),
