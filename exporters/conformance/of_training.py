@@ -570,7 +570,10 @@ def _unlike(
   """Finds training that differs from inference even without noise."""
   if not subject.training:
     return None
-  if _is_frozen(subject, steady):
+  # Move the weights, in case one mode has what is computed from them.
+  with gradients_lib.moved(subject.trainable_variables):
+    is_frozen = _is_frozen(subject, steady)
+  if is_frozen:
     return findings.failed(
       f"With {', '.join(subject.hyperparameters)} at 0 training still computes"
       " something else than inference.",
@@ -1002,12 +1005,10 @@ def _is_frozen(subject: Subject, arguments: Mapping[str, Any]) -> bool:
     inputs.append(subject_lib.scaled(inputs[0], -3.0))
   if of_inference.is_small(subject):
     inputs.append(subject.example(_MANY))
-  # Move the weights, in case one mode has what is computed from them.
-  with gradients_lib.moved(subject.trainable_variables):
-    for x in inputs:
-      with contextlib.suppress(*of_inference.REFUSALS):
-        if _computes_otherwise(subject, x, arguments):
-          return True
+  for x in inputs:
+    with contextlib.suppress(*of_inference.REFUSALS):
+      if _computes_otherwise(subject, x, arguments):
+        return True
   return False
 
 
