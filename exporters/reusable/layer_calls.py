@@ -102,7 +102,9 @@ def _names(function: Any) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def replaced(model: Any, replacements: Replacements) -> Iterator[None]:
+def replaced(
+  model: Any, replacements: Replacements
+) -> Iterator[list[tf_keras.layers.Layer]]:
   """Replaces the `call` of a model's layers; restores it on exit.
 
   A subclass that overrides `call` gets the replacement where it calls the
@@ -110,6 +112,9 @@ def replaced(model: Any, replacements: Replacements) -> Iterator[None]:
   class gets none, since `call` may use that method. Cells of recurrent layers
   get none: in loops TensorFlow supports no gradient that reads variables. Nor
   does a layer with a `call` of its own, which someone has set.
+
+  Yields:
+    A list that gets the layers that are called, whatever object holds them.
   """
   layers = modules(model)
   recurrent = [x for x in layers if isinstance(x, tf_keras.layers.RNN)]
@@ -129,7 +134,17 @@ def replaced(model: Any, replacements: Replacements) -> Iterator[None]:
       else:
         stack.callback(delattr, base, "call")
       base.call = _dispatching(base, calls)
-    yield
+    called: list[tf_keras.layers.Layer] = []
+    call = tf_keras.layers.Layer.__call__
+    stack.callback(setattr, tf_keras.layers.Layer, "__call__", call)
+
+    @functools.wraps(call)
+    def listed(layer: Any, *args: Any, **kwargs: Any) -> Any:
+      called.append(layer)
+      return call(layer, *args, **kwargs)
+
+    tf_keras.layers.Layer.__call__ = listed
+    yield called
 
 
 def _base(table: Mapping[str, Any], layer_type: type[Any]) -> type[Any] | None:

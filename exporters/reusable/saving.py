@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import hashlib
 import inspect
-import itertools
 import math
 import re
 from typing import Any
@@ -61,6 +60,7 @@ class Source:
     trains_as_model: Whether `trainable_variables` are those of the model.
     unread: For each mode, the variables that its trace does not read.
     masked: The positions of outputs that have a Keras mask in a trace.
+    called: The Keras layers that the traces have called, whatever holds them.
     inactive: Names of hyperparameters that were found and have no effect.
     inference: `call` in inference, if it is traced alike and left out.
   """
@@ -80,6 +80,7 @@ class Source:
   trains_as_model: bool = False
   unread: Sequence[Sequence[tf.Variable]] = ()
   masked: set[int] = dataclasses.field(default_factory=set)
+  called: list[tf_keras.layers.Layer] = dataclasses.field(default_factory=list)
   inactive: Sequence[str] = ()
   inference: Callable[..., Any] | None = None
 
@@ -112,8 +113,8 @@ def source(
     regularization_losses: Functions without arguments, each returning a float
       scalar. The export returns their sum. Default:
       `model.regularization_losses`, or else one for each weight regularizer of
-      the Keras layers; for a function, of those layers that it names whose
-      weights are among `trainable_variables`.
+      the Keras layers that `model` has or calls; for a function, of those that
+      it names or calls, and whose weights are among `trainable_variables`.
     check: A function that returns the input, with ops that fail if the model
       does not support it.
     layer_calls: Replaces the `call` of layers in the trace, by class. Outputs
@@ -149,9 +150,6 @@ def source(
         f"regularization_losses of {type(model).__name__} is a method; it must"
         " be a property or an attribute, a list of functions."
       )
-  trained = _trainable(model, variables, trainable_variables)
-  if regularization_losses is None:
-    regularization_losses = _losses_of_keras(model, trained)
   traced = _traced(
     Source(
       model=model,
@@ -160,7 +158,7 @@ def source(
       defaults=defaults,
       hyperparameters=hyperparameters,
       variables=variables,
-      trainable_variables=trained,
+      trainable_variables=_trainable(model, variables, trainable_variables),
       regularization_losses=regularization_losses,
       layer_calls={**xla.REPLACEMENTS, **(layer_calls or {})},
       autograph=autograph,
@@ -168,6 +166,11 @@ def source(
       and hasattr(model, "trainable_variables"),
     )
   )
+  if regularization_losses is None:
+    regularization_losses = _losses_of_keras(traced)
+    traced = dataclasses.replace(
+      traced, regularization_losses=regularization_losses
+    )
   if not traced.inactive:
     return traced
   without = source(
@@ -799,8 +802,10 @@ def _traceable(
     if converted is not None:
       return function(converted, **arguments)
     more = of_training if arguments.get("training", True) else {}
-    with layer_calls_lib.replaced(model.model, {**model.layer_calls, **more}):
+    replacements = {**model.layer_calls, **more}
+    with layer_calls_lib.replaced(model.model, replacements) as called:
       outputs = model.call(inputs, **arguments)
+    model.called.extend(called)
     model.masked.update(_masked(outputs))
     return outputs
 
@@ -833,7 +838,7 @@ def _trace(
   if "training" in model.defaults:
     modes = [{"training": False}, {"training": True}]
   with (
-    no_losses_of_calls(model.model),
+    no_losses_of_calls(model),
     private_api.as_in_a_save(),
     _without_determinism(),
     _without_python_control_flow(model.autograph),
@@ -879,14 +884,29 @@ def _without_python_control_flow(autograph: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_losses_of_calls(model: Any) -> Iterator[None]:
-  """Refuses a Keras model whose last call inside has added losses."""
-  before = len(getattr(model, "losses", ()))
+def no_losses_of_calls(model: Source) -> Iterator[None]:
+  """Refuses layers whose last call inside has added losses.
+
+  Of a function that says which losses it has, other ones may be lost.
+  """
+  is_layer = isinstance(model.model, tf_keras.layers.Layer)
+  before = len(model.model.losses) if is_layer else 0
   yield
-  if len(getattr(model, "losses", ())) > before:
+  is_judged = is_layer or model.regularization_losses is None
+  called = [*dict.fromkeys(model.called)] if is_judged else []
+  called = called[::-1]  # The inner ones first.
+  for layer in called:
+    if getattr(layer, "activity_regularizer", None) is not None:
+      raise errors.ExportError(
+        f"Layer {layer.name} has an activity regularizer, which a SavedModel"
+        " cannot apply. Remove it."
+      )
+  names = [x.name for x in called if any(map(tf.is_symbolic_tensor, x.losses))]
+  if names or (is_layer and len(model.model.losses) > before):
+    what = f"layer {names[0]}" if names else "the model"
     raise errors.ExportError(
-      "Calling the model adds losses that depend on its input, by add_loss;"
-      " a SavedModel cannot. Return the Tensors that they need as outputs."
+      f"A call of {what} adds losses that depend on its input, by add_loss; a"
+      " SavedModel cannot. Return the Tensors that they need as outputs."
     )
 
 
@@ -1166,40 +1186,38 @@ def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:
   return False
 
 
-def _losses_of_keras(
-  model: Any, trained: Sequence[tf.Variable]
-) -> list[Callable[[], tf.Tensor]]:
-  """Returns the losses that a Keras model trains with; [] for other models."""
-  if not isinstance(model, (tf.Module, tf.train.Checkpoint)):
-    listed = {v.ref() for v in trained}
-    named = layer_calls_lib.named(model)
-    losses = itertools.chain(*map(_weight_losses, named))
-    return [x for x in losses if set() < observation.regularized([x]) <= listed]
-  found = _weight_losses(model)
-  if not isinstance(model, tf_keras.layers.Layer) or any(
-    map(tf.is_symbolic_tensor, model.losses)  # Of a call: refused later.
-  ):
+def _losses_of_keras(model: Source) -> list[Callable[[], tf.Tensor]]:
+  """Returns the losses that a Keras model trains with.
+
+  For other models, those of the layers that they have, name or call; for a
+  function, only losses of variables that it trains.
+  """
+  root = model.model
+  layers = [*dict.fromkeys([*layers_of(root), *model.called])]
+  found = _weight_losses(layers, model.variables)
+  if not isinstance(root, (tf.Module, tf.train.Checkpoint)):
+    listed = {v.ref() for v in model.trainable_variables}
+    return [x for x in found if set() < observation.regularized([x]) <= listed]
+  if not isinstance(root, tf_keras.layers.Layer):
     return found
   # Layers in a tf.Module have losses that Keras does not see, and others may
   # override `losses`.
   own, others = (
     float(sum((tf.cast(x, tf.float64) for x in losses), 0.0))
-    for losses in (model.losses, [loss() for loss in found])
+    for losses in (root.losses, [loss() for loss in found])
   )
   if math.isclose(own, others, rel_tol=1e-6):
     return found
-  return [lambda i=i: model.losses[i] for i in range(len(model.losses))]
+  return [lambda i=i: root.losses[i] for i in range(len(root.losses))]
 
 
-def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
-  """Returns a function for each weight regularizer of the Keras layers."""
-  layers = layers_of(model)
-  for layer in layers:
-    if getattr(layer, "activity_regularizer", None) is not None:
-      raise errors.ExportError(
-        f"Layer {layer.name} has an activity regularizer, which a SavedModel"
-        " cannot apply. Remove it."
-      )
+def _weight_losses(
+  layers: Sequence[tf_keras.layers.Layer], variables: Sequence[tf.Variable]
+) -> list[Callable[[], tf.Tensor]]:
+  """Returns a function for each weight regularizer of layers.
+
+  They are in the order of `variables`, as in Keras' `losses`.
+  """
   # A layer's losses are its own, then those of its inner layers. Finding inner
   # layers takes time, and only layers that share weights can have any.
   losses = {layer: len(layer.losses) for layer in layers}
@@ -1215,23 +1233,12 @@ def _weight_losses(model: Any) -> list[Callable[[], tf.Tensor]]:
   own: dict[tf_keras.layers.Layer, int] = {}
   for layer in sorted(inner, key=lambda layer: len(inner[layer])):
     own[layer] = losses[layer] - sum(own.get(x, 0) for x in inner[layer])
-    if own[layer] and not weights[layer]:
-      raise errors.ExportError(
-        f"Layer {layer.name} has no weights and adds a loss, by add_loss. It"
-        " depends on the input, which a SavedModel cannot hold. Return the"
-        " Tensors that the loss needs as outputs."
-      )
-  # In the order of the weights, as in Keras' `losses`.
-  position = {
-    v.ref(): i
-    for i, v in enumerate(getattr(model, "variables", ()))
-    if isinstance(v, tf.Variable)
-  }
+  position = {v.ref(): i for i, v in enumerate(variables)}
   return [
     _loss_of_layer(layer, index)
     for layer in sorted(
-      filter(own.get, layers),
-      key=lambda layer: min(position[v.ref()] for v in layer.weights),
+      (x for x in layers if own.get(x) and weights[x]),
+      key=lambda x: min(position.get(v.ref(), 0) for v in x.weights),
     )
     for index in range(own[layer])
   ]

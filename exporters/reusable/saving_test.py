@@ -1,5 +1,6 @@
 import functools
 import os
+import types
 
 import numpy as np
 import tensorflow as tf
@@ -238,6 +239,22 @@ class SavingTest(tf.test.TestCase):
     for function in (model.encode, lambda x: encode(x)):
       loaded = self.save_and_load(
         function, _SPEC, variables=model.encoder.variables
+      )
+      self.assert_regularized(loaded, model.encoder, 3)
+    # What holds a layer may be of any kind, and hold others.
+    held = types.SimpleNamespace(encoder=model.encoder)
+    model.other = tf_keras.layers.Dense(2, activity_regularizer="l2")
+
+    class Holder(tf.Module):
+      def __call__(self, inputs):
+        return held.encoder(inputs)
+
+    for function in (Holder(), lambda x: model.encoder(x)):
+      loaded = self.save_and_load(
+        function,
+        _SPEC,
+        variables=model.encoder.variables,
+        trainable_variables=model.encoder.trainable_variables,
       )
       self.assert_regularized(loaded, model.encoder, 3)
 
@@ -832,7 +849,7 @@ class SavingTest(tf.test.TestCase):
     self.assert_refused("adds losses that depend", AddsLoss(), _SPEC)
     inputs = tf_keras.Input([2])
     model = tf_keras.Model(inputs, AddsLoss(name="of_inputs")(inputs))
-    self.assert_refused("Layer of_inputs has no weights and adds", model, _SPEC)
+    self.assert_refused("layer of_inputs adds losses that depend", model, _SPEC)
 
   def test_holds_the_tables_of_a_model(self):
     lookup = tf_keras.layers.TextVectorization(output_sequence_length=2)

@@ -696,7 +696,7 @@ def _is_random(
     return source.call(*args, **kwargs)
 
   differ = functools.partial(observation.differ, source, call, example)
-  with saving.no_losses_of_calls(source.model):  # Not when called in graphs.
+  with saving.no_losses_of_calls(source):  # Not when called in graphs.
     differs = differ(training, training)
     _, before = states  # The first call may build layers.
     _check_same(before, _python_state(source.model))
