@@ -240,12 +240,7 @@ def compare(
   common = [name for name in expected if name in actual]
   of_all = COMPARISONS[kind].of_all
   sizes_of = {name: _sizes(expected[name]) for name in common}
-  largest = {False: 0.0, True: 0.0}  # By whether a gradient is for an input.
-  for name, sizes in sizes_of.items():
-    is_input = name.startswith(INPUT)
-    largest[is_input] = max(largest[is_input], sizes.max(initial=0.0))
-  # Those for inputs, too, may be nothing but rounding errors.
-  largest[True] = max(largest[True], 0.1 * largest[False])
+  largest = _largest_of_all(sizes_of)
   most = most if kind == "gradients" else _OTHER_SLICES
   worst = 0.0
   for name in common:
@@ -288,6 +283,32 @@ def compare(
           problem += f"; rounding errors alone change it by {noise[i]:.2g}"
         problems.append(problem)
   return worst, problems
+
+
+def unseen(gradients: Arrays) -> set[str]:
+  """Names gradients that are zero or, for inputs, that others would hide."""
+  names = {name for name, x in gradients.items() if not x.any()}
+  if any(name.startswith(INPUT) for name in gradients):
+    sizes_of = {name: _sizes(x) for name, x in gradients.items()}
+    least = _UNSEEN * COMPARISONS["gradients"].of_all
+    least *= _largest_of_all(sizes_of)[True]
+    names |= {
+      name
+      for name, sizes in sizes_of.items()
+      if name.startswith(INPUT) and sizes.max(initial=0.0) <= least
+    }
+  return names
+
+
+def _largest_of_all(sizes_of: Arrays) -> dict[bool, float]:
+  """Returns the largest values, by whether a gradient is for an input."""
+  largest = {False: 0.0, True: 0.0}
+  for name, sizes in sizes_of.items():
+    is_input = name.startswith(INPUT)
+    largest[is_input] = max(largest[is_input], sizes.max(initial=0.0))
+  # Those for inputs, too, may be nothing but rounding errors.
+  largest[True] = max(largest[True], 0.1 * largest[False])
+  return largest
 
 
 def _allowed(

@@ -212,7 +212,7 @@ def _check_part(
   steps = _graph_steps(model, [c for c in calls if not c.seeded])
   call = _traced_once(model, calls)
   skipped = None
-  unseen = []  # For each call, the variables whose gradients are zero.
+  unseen = []  # For each call, the gradients of which nothing is known.
 
   @functools.cache
   def perturbed(name: str, seed: int) -> list[Observation]:
@@ -244,7 +244,7 @@ def _check_part(
       continue
     expected, arrays = old.arrays, new.arrays
     if new.kind == "gradients":
-      unseen.append({k for k, x in expected.items() if not x.any()})
+      unseen.append(comparison.unseen(expected))
     if isinstance(model, tf_keras.Model):
       arrays = _in_order_of(expected, arrays)
       if new.kind == "trainable variables":  # The values are positions.
@@ -275,8 +275,8 @@ def _check_part(
     yield _result(*new[:3], largest, problems, undecided=undecided)
   if names := sorted(set.intersection(*unseen)) if unseen else []:
     note = (
-      f"those of {', '.join(names)} are zero in all calls, so that nothing is"
-      " known of them"
+      f"those of {', '.join(names)} are zero, or nothing beside others, in all"
+      " calls, so that nothing is known of them"
     )
     yield _result(part, "gradients", "", 0.0, [], [note])
   for made in calls:

@@ -457,18 +457,16 @@ def lost(model: Source) -> dict[str, str]:
       "`losses` of the model are not read: name regularization losses"
       " `regularization_losses`, a list of functions."
     )
-  function = model.model.call if is_layer else _python_function(model.model)
-  named = inspect.signature(function).parameters
+  named = parameters_of(model.model)
   if "training" in named and named["training"].default is True:
     found["training"] = (
       "Its default is False, as consumers expect. That of the model is True."
     )
   if is_layer:
-    parameters = [*named.values()]
     own = {*model.defaults, "training", "mask"}
     fixed = [
       str(p)
-      for p in parameters[1:]
+      for p in [*named.values()][1:]
       if p.name not in own and p.default is not p.empty
     ]
     if fixed and not type(model.model).__module__.startswith("tf_keras."):
@@ -477,6 +475,13 @@ def lost(model: Source) -> dict[str, str]:
         " Hyperparameter."
       )
   return found
+
+
+def parameters_of(model: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+  """Returns the parameters of the function that computes a model."""
+  is_layer = isinstance(model, tf_keras.layers.Layer)
+  function = model.call if is_layer else _python_function(model)
+  return inspect.signature(function).parameters
 
 
 def _check_names(

@@ -597,6 +597,8 @@ def _calls(
   by_default, is_random = _is_random(source, first, training, steadily)
   if training:
     _check_repeatable(source, first)
+  if training or not by_default:
+    _note_default(source, first)
   if source.inference and not by_default:
     _check_modes(source, first)
   is_straight = by_default and _is_straight(source, first, training)
@@ -720,6 +722,25 @@ def _check_repeatable(source: saving.Source, example: Any) -> None:
     raise errors.ExportError(
       "Two calls of the model differ in inference: it draws random numbers"
       " there. Draw in training only, or let consumers pass them as an input."
+    )
+
+
+def _note_default(source: saving.Source, example: Any) -> None:
+  """Says whether `training=None`, a model's default, is no inference."""
+  default = saving.parameters_of(source.model).get("training")
+  if not default or default.default is not None:
+    return
+  try:
+    differs = observation.differ(
+      source, source.call, example, {}, {"training": None}
+    )
+  except errors.ExportError:  # It takes no None.
+    return
+  if differs:
+    print(
+      "  - training: Its default is False, as consumers expect. A call of the"
+      " model without it computes something else.",
+      flush=True,
     )
 
 

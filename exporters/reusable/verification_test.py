@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import io
 import json
 import os
 import pathlib
@@ -1409,6 +1410,13 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       _, found = comparison.compare("outputs", double, single, noise)
       self.assertLen(found, count)
 
+  def test_names_gradients_that_others_hide(self):
+    for y, names in ((1e-5, {"2 u"}), (1e-7, {"2 u", "the input y"})):
+      sizes = {"0 w": 1.0, "1 v": 1e-9, "2 u": 0.0, "the input x": 10.0}
+      sizes["the input y"] = y
+      arrays = {k: np.float32([0.0, x]) for k, x in sizes.items()}
+      self.assertEqual(comparison.unseen(arrays), names)
+
   def test_allows_what_rounding_errors_change_beside_large_gradients(self):
     """A gradient may be zero up to rounding errors, which others have too."""
 
@@ -1793,6 +1801,17 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     source = saving.source(call, _SPEC, hyperparameters=[scale])
     with self.assertRaisesRegex(errors.ExportError, "by `training` alone"):
       verification.observe({"": (source, _EXAMPLES)}, "fast")
+
+  @parameterized.parameters(1.0, 2.0)
+  def test_says_that_none_is_no_inference(self, scale):
+    def call(inputs, training=None):
+      return inputs * (scale if training is None else 3.0 if training else 1.0)
+
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+      source = saving.source(call, _SPEC)
+      verification.observe({"": (source, _EXAMPLES)}, "fast")
+    is_said = "A call of the model without it" in printed.getvalue()
+    self.assertEqual(is_said, scale != 1.0)
 
   def test_refuses_noise_in_inference(self):
     def call(inputs, training=False):
