@@ -209,70 +209,33 @@ def _check_part(
     state: The observations of `observe_state` before any call.
     with_seeds: Loads `model` with numbered seeds in its random ops.
   """
-  steps = _graph_steps(model, [c for c in calls if not c.seeded])
+  plain = [c for c in calls if not c.seeded]
+  seeded = [c for c in calls if c.seeded]
+  steps = _graph_steps(model, plain)
   call = _traced_once(model, calls)
+  seen = itertools.chain(
+    state,
+    observation.observe_calls(part, model, call, plain, steps),
+    _observe_seeded(part, seeded, with_seeds),
+  )
+  perturbed = functools.cache(
+    functools.partial(_observe_perturbed, part, model, calls, steps, with_seeds)
+  )
   skipped = None
   unseen = []  # For each call, the gradients of which nothing is known.
-
-  @functools.cache
-  def perturbed(name: str, seed: int) -> list[Observation]:
-    made = next(made for made in calls if made.name == name)
-    # Those with other weights share the moving averages of the last one.
-    alike = [made]
-    if made.reweighted and not made.seeded:
-      alike = [c for c in calls if c.reweighted and not c.seeded]
-    alike = [c._replace(example=_rounded(c.example)) for c in alike]
-    with _perturbed(with_seeds() if made.seeded else model, seed):
-      if made.seeded:
-        return list(_observe_seeded(part, alike, with_seeds))
-      seen = observation.observe_calls(part, model, model, alike, steps)
-      return [o for o in seen if o.call == name]
-
-  for new, old in zip(
-    itertools.chain(
-      state,
-      observation.observe_calls(
-        part, model, call, [c for c in calls if not c.seeded], steps
-      ),
-      _observe_seeded(part, [c for c in calls if c.seeded], with_seeds),
-    ),
-    of_live,
-    strict=False,  # `strict` would wait for a next item of the last part.
-  ):
+  # `strict` would wait for a next item of the last part.
+  for new, old in zip(seen, of_live, strict=False):
     _check_order(new.place, old.place)
     if new.call == skipped:
       continue
-    expected, arrays = old.arrays, new.arrays
     if new.kind == "gradients":
-      unseen.append(comparison.unseen(expected))
+      unseen.append(comparison.unseen(old.arrays))
     if isinstance(model, tf_keras.Model):
-      arrays = _in_order_of(expected, arrays)
-      if new.kind == "trainable variables":  # The values are positions.
-        expected, arrays = (
-          dict.fromkeys(x, np.array(0)) for x in (expected, arrays)
-        )
-    is_seen = new.kind in ("outputs", "gradients", "updates")
-    largest, problems = comparison.compare(
-      new.kind, expected, arrays, () if is_seen else None
-    )
-    noise = []
-    while problems and is_seen and len(noise) < _PERTURBATIONS:
-      seen = perturbed(new.call, len(noise))
-      noise += [o.arrays for o in seen if o.kind == new.kind]
-      largest, problems = comparison.compare(new.kind, expected, arrays, noise)
-    undecided = (
-      new.kind == "gradients"
-      and bool(problems)
-      and not any(
-        comparison.compare(new.kind, expected, arrays, noise, math.inf)[1]
-      )
-    )  # They jump at kinks.
-    if new.kind == comparison.SEEDED:
-      problems = _of_seeds(old.arrays, new.arrays)
-      skipped = new.call if problems else None
-    elif new.kind == comparison.SAMPLED:
-      problems = randomness.compare(expected, arrays)
-    yield _result(*new[:3], largest, problems, undecided=undecided)
+      new, old = _in_one_order(new, old)
+    result = _judged(new, old, perturbed)
+    if new.kind == comparison.SEEDED and result.problems:
+      skipped = new.call
+    yield result
   if names := sorted(set.intersection(*unseen)) if unseen else []:
     note = (
       f"those of {', '.join(names)} are zero, or nothing beside others, in all"
@@ -281,6 +244,62 @@ def _check_part(
     yield _result(part, "gradients", "", 0.0, [], [note])
   for made in calls:
     yield from _check_alone(part, model, call, calls, made, steps, with_seeds)
+
+
+def _judged(
+  new: Observation,
+  old: Observation,
+  perturbed: Callable[[str, int], Sequence[Observation]],
+) -> Result:
+  """Compares an observation of an export with that of its live model.
+
+  If they differ too much, `perturbed` shows what rounding errors change: it
+  takes the name of the call and a seed.
+  """
+  if new.kind == comparison.SEEDED:
+    return _result(*new[:3], 0.0, _of_seeds(old.arrays, new.arrays))
+  if new.kind == comparison.SAMPLED:
+    problems = randomness.compare(old.arrays, new.arrays)
+    return _result(*new[:3], 0.0, problems)
+  compare = functools.partial(
+    comparison.compare, new.kind, old.arrays, new.arrays
+  )
+  if new.kind not in ("outputs", "gradients", "updates"):
+    return _result(*new[:3], *compare())
+  noise: list[Arrays] = []
+  largest, problems = compare(noise)
+  while problems and len(noise) < _PERTURBATIONS:
+    seen = perturbed(new.call, len(noise))
+    noise += [o.arrays for o in seen if o.kind == new.kind]
+    largest, problems = compare(noise)
+  is_of_gradients = new.kind == "gradients"  # They jump at kinks.
+  undecided = (
+    is_of_gradients and bool(problems) and not compare(noise, math.inf)[1]
+  )
+  return _result(*new[:3], largest, problems, undecided=undecided)
+
+
+def _observe_perturbed(
+  part: str,
+  model: Any,
+  calls: Sequence[Call],
+  steps: Callable[..., tf.types.experimental.PolymorphicFunction],
+  with_seeds: Callable[[], Any],
+  name: str,
+  seed: int,
+) -> list[Observation]:
+  """Observes a call with weights and inputs that rounding errors change."""
+  made = next(made for made in calls if made.name == name)
+  # Those with other weights share the moving averages of the last one.
+  alike = [made]
+  if made.reweighted and not made.seeded:
+    alike = [c for c in calls if c.reweighted and not c.seeded]
+  alike = [c._replace(example=_rounded(c.example)) for c in alike]
+  with _perturbed(with_seeds() if made.seeded else model, seed):
+    if made.seeded:
+      return list(_observe_seeded(part, alike, with_seeds))
+    seen = observation.observe_calls(part, model, model, alike, steps)
+    return [o for o in seen if o.call == name]
 
 
 def _check_alone(
@@ -601,20 +620,24 @@ def _of_no_examples(model: Any, made: Call, takes_none: bool) -> list[str]:
     "; a replica may get no examples, and must then update nothing, as by"
     " tf.where(rows > 0, new, old)"
   )
-  problems = [f"{problem}{nothing}" for problem in problems]
-  floats = {
-    k: y
-    for k, y in observation.named_arrays(outputs).items()
+  return [
+    *(f"{problem}{nothing}" for problem in problems),
+    *_wrong_outputs_of_none(model, call, made, outputs),
+  ]
+
+
+def _wrong_outputs_of_none(
+  model: Any, call: Callable[..., Any], made: Call, outputs: Any
+) -> list[str]:
+  """Returns a problem for each of the `outputs` for 0 rows that is wrong."""
+  arrays = observation.named_arrays(outputs)
+  problems = [
+    f"{name} is not finite"
+    for name, y in arrays.items()
     if comparison.is_inexact(y)
-  }
-  for name, y in floats.items():
-    if not np.isfinite(y.astype(np.complex64)).all():
-      problems.append(f"{name} is not finite")
-  shapes = {
-    k: y.shape
-    for k, y in observation.named_arrays(outputs).items()
-    if any(y.shape[:1])
-  }
+    and not np.isfinite(y.astype(np.complex64)).all()
+  ]
+  shapes = {k: y.shape for k, y in arrays.items() if any(y.shape[:1])}
   if shapes:
     some, _ = observation.run(model, call, made.example, made.arguments)
     # Other outputs do not depend on the batch.
@@ -641,7 +664,7 @@ def _rightly_moved(
   """Finds moving variables that a batch of 0 rows, `none`, may change.
 
   - Those that change alike with every batch: steps, temperatures, averages of
-    weights.
+    weights. From zeros, too: beside large values, those of data may not show.
   - Sums over rows, of which there are none, as those of a codebook.
   - Those that end as without the empty batch, as in batch renormalization.
   """
@@ -661,34 +684,42 @@ def _rightly_moved(
   orders = [], [none], [some], [first], [twice], [none, some], [some, none]
   try:
     seen = [after(*batches) for batches in orders]
-    # Beside large values, those of data may not show.
-    of_zeros = [after(batch, zeroed=True) for batch in (none, some, first)]
+    seen += [after(batch, zeroed=True) for batch in (none, some, first)]
   except (ValueError, tf.errors.OpError):  # It takes no other sizes.
     return set()
+  return {
+    name
+    for name in names
+    if _is_rightly_moved(*(x[name].astype(np.complex128) for x in seen))
+  }
 
-  def apart(x: np.ndarray, y: np.ndarray) -> float:
-    return float(np.abs(x - y).max(initial=0.0))
 
-  right = set()
-  for name in names:
-    old, empty, full, one, double, before, last = (
-      x[name].astype(np.complex128) for x in seen
-    )
-    rest = max(apart(empty, full), apart(empty, one))
-    from_0, *others = (x[name].astype(np.complex128) for x in of_zeros)
-    is_alike = rest <= 1e-3 * apart(empty, old) and all(
-      apart(from_0, x) <= 1e-3 * np.abs(from_0).max(initial=0.0) for x in others
-    )
-    summed = apart(full, empty)
-    is_sum = apart(double - full, full - empty) <= 0.1 * summed > 0
-    little = 1e-3 * apart(full, old)
-    is_harmless = apart(last, full) <= little and (
-      apart(before, full) <= little or apart(empty, old) <= little
-    )
-    is_finite = np.isfinite(empty).all()
-    if is_finite and (is_alike or is_sum or is_harmless):
-      right.add(name)
-  return right
+def _is_rightly_moved(
+  old: np.ndarray,
+  empty: np.ndarray,
+  full: np.ndarray,
+  one: np.ndarray,
+  double: np.ndarray,
+  before: np.ndarray,
+  last: np.ndarray,
+  *of_zeros: np.ndarray,
+) -> bool:
+  """Judges a variable by its values after the batches of `_rightly_moved`."""
+
+  def near(x: np.ndarray, y: np.ndarray, of: Any, share: float = 1e-3) -> bool:
+    x, y = np.abs(x - y).max(initial=0.0), np.abs(of).max(initial=0.0)
+    return bool(x <= share * y)
+
+  from_0, *others = of_zeros
+  is_alike = all(near(x, empty, empty - old) for x in (full, one)) and all(
+    near(x, from_0, from_0) for x in others
+  )
+  rows = full - empty
+  is_sum = near(double - full, rows, rows, 0.1) and rows.any()
+  is_harmless = near(last, full, full - old) and (
+    near(before, full, full - old) or near(empty, old, full - old)
+  )
+  return bool(np.isfinite(empty).all() and (is_alike or is_sum or is_harmless))
 
 
 def _under_xla(
@@ -945,22 +976,32 @@ def _saved_again(
       os.rename(moved, export_dir)
 
 
-def _in_order_of(expected: Arrays, arrays: Arrays) -> Arrays:
-  """Renumbers variables like the expected variables of the same name.
+def _in_one_order(
+  new: Observation, old: Observation
+) -> tuple[Observation, Observation]:
+  """Renumbers the variables in `new` like those of the same name in `old`.
 
-  Keras lists the variables of some layers in another order.
+  Keras lists the variables of some layers in another order. So their positions
+  are left out of both.
   """
 
   def name(key: str) -> str:
     return key.partition(" ")[2] or key  # Without the index.
 
   keys = collections.defaultdict(list)
-  for key in expected:
+  for key in old.arrays:
     keys[name(key)].append(key)
-  return {
+  arrays = {
     keys[name(key)].pop(0) if keys[name(key)] else key: array
-    for key, array in arrays.items()
+    for key, array in new.arrays.items()
   }
+  if new.kind != "trainable variables":
+    return new._replace(arrays=arrays), old
+  nothing = np.array(0)
+  return (
+    new._replace(arrays=dict.fromkeys(arrays, nothing)),
+    old._replace(arrays=dict.fromkeys(old.arrays, nothing)),
+  )
 
 
 def _load_keras(export_dir: str) -> Any:
