@@ -135,58 +135,55 @@ def source(
     )
   input_spec = _checked(input_spec)
   _check_names(input_spec, hyperparameters)
-  defaults = {h.name: h.default for h in hyperparameters}
-  if _has_training(model, hyperparameters):
-    defaults = {"training": False, **defaults}
+  mode = {"training": False} if _has_training(model, hyperparameters) else {}
   if variables is None:
     with errors.of_input(ValueError):  # Keras' model may not be built.
       variables = getattr(model, "variables", ())
   # Keras lists the vocabularies of its lookup layers, too.
   variables = [v for v in variables if isinstance(v, tf.Variable)]
   if regularization_losses is None:
-    regularization_losses = getattr(model, "regularization_losses", None)
-    if callable(regularization_losses):
-      raise errors.ExportError(
-        f"regularization_losses of {type(model).__name__} is a method; it must"
-        " be a property or an attribute, a list of functions."
+    regularization_losses = _listed_losses(model)
+  trained = _trainable(model, variables, trainable_variables)
+
+  def traced(tunable: Sequence[Hyperparameter]) -> Source:
+    defaults = {**mode, **{h.name: h.default for h in tunable}}
+    return _traced(
+      Source(
+        model=model,
+        input_spec=input_spec,
+        call=_caller(model, defaults, tunable, check),
+        defaults=defaults,
+        hyperparameters=tunable,
+        variables=variables,
+        trainable_variables=trained,
+        regularization_losses=regularization_losses,
+        layer_calls={**xla.REPLACEMENTS, **(layer_calls or {})},
+        autograph=autograph,
+        trains_as_model=trainable_variables is None
+        and hasattr(model, "trainable_variables"),
       )
-  traced = _traced(
-    Source(
-      model=model,
-      input_spec=input_spec,
-      call=_caller(model, defaults, hyperparameters, check),
-      defaults=defaults,
-      hyperparameters=hyperparameters,
-      variables=variables,
-      trainable_variables=_trainable(model, variables, trainable_variables),
-      regularization_losses=regularization_losses,
-      layer_calls={**xla.REPLACEMENTS, **(layer_calls or {})},
-      autograph=autograph,
-      trains_as_model=trainable_variables is None
-      and hasattr(model, "trainable_variables"),
     )
-  )
+
+  result = traced(hyperparameters)
+  if inactive := result.inactive:
+    active = [h for h in hyperparameters if h.name not in inactive]
+    result = dataclasses.replace(traced(active), inactive=inactive)
   if regularization_losses is None:
-    regularization_losses = _losses_of_keras(traced)
-    traced = dataclasses.replace(
-      traced, regularization_losses=regularization_losses
+    result = dataclasses.replace(
+      result, regularization_losses=_losses_of_keras(result)
     )
-  if not traced.inactive:
-    return traced
-  without = source(
-    model,
-    input_spec,
-    hyperparameters=[
-      h for h in hyperparameters if h.name not in traced.inactive
-    ],
-    variables=variables,
-    trainable_variables=trainable_variables,
-    regularization_losses=regularization_losses,
-    check=check,
-    layer_calls=layer_calls,
-    autograph=autograph,
-  )
-  return dataclasses.replace(without, inactive=traced.inactive)
+  return result
+
+
+def _listed_losses(model: Any) -> Sequence[Callable[[], tf.Tensor]] | None:
+  """Returns the losses that a model lists, or None."""
+  losses = getattr(model, "regularization_losses", None)
+  if callable(losses):
+    raise errors.ExportError(
+      f"regularization_losses of {type(model).__name__} is a method; it must be"
+      " a property or an attribute, a list of functions."
+    )
+  return losses
 
 
 def reusable(
