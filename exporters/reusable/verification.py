@@ -27,7 +27,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich import console
@@ -70,6 +70,31 @@ _LITTLE = 5e8
 
 # A model or a sub-object, and its inputs.
 Part = tuple[saving.Source, Sequence[Any]]
+
+
+class _Training(NamedTuple):
+  """How a model is trained.
+
+  Attributes:
+    arguments: The arguments of a call in training; none without modes.
+    steadily: The same, and rates that switch noise off.
+    by_default: Whether training is random.
+    is_random: Whether it stays so `steadily`.
+    is_straight: Whether a call and its graph can draw the same numbers.
+    learning: What is observed besides outputs: `gradients` and `updates`.
+  """
+
+  arguments: Mapping[str, Any]
+  steadily: Mapping[str, Any]
+  by_default: bool
+  is_random: bool
+  is_straight: bool
+  learning: Mapping[str, bool]
+
+  @property
+  def mode(self) -> str:
+    """The mode in which consumers train."""
+    return "training" if self.arguments else "inference"
 
 
 def start(level: str) -> subprocess.Popen | None:
@@ -590,84 +615,101 @@ def _calls(
   """
   if not examples:
     return
-  first, last = examples[0], examples[-1]
-  steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
-  training = {"training": True} if "training" in source.defaults else {}
-  steadily = {**training, **steady}
-  by_default, is_random = _is_random(source, first, training, steadily)
-  if training:
-    _check_repeatable(source, first)
-  if training or not by_default:
-    _note_default(source, first)
-  if source.inference and not by_default:
-    _check_modes(source, first)
-  is_straight = by_default and _is_straight(source, first, training)
-  is_trained = level == "full" and bool(source.trainable_variables)
-  gradients = is_trained or (
-    level == "full" and bool(observation.float_inputs(first))
-  )
-  learning = {"gradients": gradients, "updates": _has_averages(source)}
-  can_be_empty = level == "full" and all(
-    spec.shape.rank and spec.shape[0] is None
-    for spec in tf.nest.flatten(source.input_spec)
-  )
-  mode = "training" if training else "inference"
-  # A list of another length has a trace of its own.
-  last_ones = {len(tf.nest.flatten(x)): x for x in examples}.values()
-  for example in examples if level == "full" else [first]:
-    updates = {"updates": learning["updates"]}
-    is_last = any(example is x for x in last_ones)
-    of_last = learning if is_last else updates
-    once = {
-      "compilation": is_trained and example is (first if is_random else last),
-      "empty": example is first and can_be_empty,
-    }
-    # A model without modes is trained in its only mode.
-    if training or not is_random:
-      # Consumers may train with normalization as in inference, whose gradients
-      # are those of other weights, if there are weights.
-      in_inference = updates if source.variables else learning
-      if not training:
-        in_inference = {**of_last, **once}
-      elif is_random:
-        in_inference = of_last
-      elif example is not first:
-        in_inference = {}
-      yield observation.Call(
-        f"inference {_size(example)}",
-        example,
-        {},
-        forms=example is first,
-        **in_inference,
-      )
-    name = f"{mode} {_size(example)}"
-    if is_random and example is first:
-      yield observation.Call(name, example, steadily, **once, random=True)
-    elif training and not is_random:
-      keras = level == "full" and example is first
-      forms = keras and not by_default
-      yield observation.Call(
-        name, example, steadily, keras=keras, forms=forms, **of_last, **once
-      )
-  others = list(_of_other_sizes(source, examples)) if level == "full" else []
-  if training or not is_random:
-    longer = _of_other_lengths(source, last) if level == "full" else ()
+  first, last, is_full = examples[0], examples[-1], level == "full"
+  how = _training(source, first, level)
+  for example in examples if is_full else [first]:
+    yield from _calls_of_example(source, examples, example, level, how)
+  others = list(_of_other_sizes(source, examples)) if is_full else []
+  if how.arguments or not how.is_random:
+    longer = _of_other_lengths(source, last) if is_full else ()
     for other in (*longer, *others):
       yield observation.Call(f"inference {_size(other)}", other, {})
-  learns = training or any(learning.values())
+  learns = how.arguments or any(how.learning.values())
   larger = _larger(source, others[-1]) if others and learns else None
   larger = first if larger is None else larger
-  if level == "full":
-    # Calls with the same seeds and other rates have the gradients of the batch.
-    of_noise = is_straight and bool(steady)
-    yield from _reweighted_calls(
-      source, first, larger, steadily, is_random, learning, of_noise
+  if is_full:
+    yield from _reweighted_calls(source, first, larger, how)
+    yield from _changed_calls(source, first, how)
+  if how.by_default:
+    yield from _random_calls(part, source, first, level, larger, how)
+
+
+def _training(source: saving.Source, example: Any, level: str) -> _Training:
+  """Finds out how a model is trained; refuses what no graph can have."""
+  steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
+  arguments = {"training": True} if "training" in source.defaults else {}
+  steadily = {**arguments, **steady}
+  by_default, is_random = _is_random(source, example, arguments, steadily)
+  if arguments:
+    _check_repeatable(source, example)
+  if arguments or not by_default:
+    _note_default(source, example)
+  if source.inference and not by_default:
+    _check_modes(source, example)
+  given = source.trainable_variables or observation.float_inputs(example)
+  return _Training(
+    arguments,
+    steadily,
+    by_default,
+    is_random,
+    is_straight=by_default and _is_straight(source, example, arguments),
+    learning={
+      "gradients": level == "full" and bool(given),
+      # Variables that only calls change.
+      "updates": len(source.variables) > len(source.trainable_variables),
+    },
+  )
+
+
+def _calls_of_example(
+  source: saving.Source,
+  examples: Sequence[Any],
+  example: Any,
+  level: str,
+  how: _Training,
+) -> Iterator[observation.Call]:
+  """Plans the calls of one of the examples, in each mode."""
+  first, is_full = examples[0], level == "full"
+  is_first = example is first
+  # A list of another length has a trace of its own.
+  last_ones = {len(tf.nest.flatten(x)): x for x in examples}.values()
+  updates = {"updates": how.learning["updates"]}
+  of_last = how.learning if any(example is x for x in last_ones) else updates
+  compiled = first if how.is_random else examples[-1]
+  once = {
+    "compilation": is_full
+    and bool(source.trainable_variables)
+    and example is compiled,
+    "empty": is_full
+    and is_first
+    and all(
+      spec.shape.rank and spec.shape[0] is None
+      for spec in tf.nest.flatten(source.input_spec)
+    ),
+  }
+  # A model without modes is trained in its only mode.
+  if how.arguments or not how.is_random:
+    # Consumers may train with normalization as in inference, whose gradients
+    # are those of other weights, if there are weights.
+    in_inference = updates if source.variables else how.learning
+    if not how.arguments:
+      in_inference = {**of_last, **once}
+    elif how.is_random:
+      in_inference = of_last
+    elif not is_first:
+      in_inference = {}
+    yield observation.Call(
+      f"inference {_size(example)}", example, {}, forms=is_first, **in_inference
     )
-    yield from _changed_calls(source, first, steadily, is_random, gradients)
-  if by_default:
-    yield from _random_calls(
-      part, source, first, level, learning, larger, is_random, is_straight
-    )
+  call = observation.Call(
+    f"{how.mode} {_size(example)}", example, how.steadily, **once
+  )
+  if how.is_random and is_first:
+    yield call._replace(random=True)
+  elif how.arguments and not how.is_random:
+    keras = is_full and is_first
+    forms = keras and not how.by_default
+    yield call._replace(keras=keras, forms=forms, **of_last)
 
 
 def _named_apart(
@@ -830,17 +872,10 @@ def _check_same(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> None:
     )
 
 
-def _has_averages(source: saving.Source) -> bool:
-  """Returns whether there are variables that only calls change."""
-  return len(source.variables) > len(source.trainable_variables)
-
-
 def _changed_calls(
   source: saving.Source,
   example: Any,
-  steadily: Mapping[str, Any],
-  is_random: bool,
-  gradients: bool,
+  how: _Training,
 ) -> Iterator[observation.Call]:
   """Plans calls with another value of each hyperparameter.
 
@@ -850,8 +885,7 @@ def _changed_calls(
   others = {
     h.name: (h.others() or [h.default])[0] for h in source.hyperparameters
   }
-  has_modes = "training" in steadily
-  if others and (has_modes or (len(others) > 1 and not is_random)):
+  if others and (how.arguments or (len(others) > 1 and not how.is_random)):
     # Consumers pass them in inference too, where most change nothing.
     yield observation.Call(f"inference, {_in_words(others)}", example, others)
   for h in source.hyperparameters:
@@ -863,16 +897,15 @@ def _changed_calls(
       observation.Call(
         f"{h.name} {hyperparameters.literal(value)}",
         example,
-        {**steadily, h.name: value},
+        {**how.steadily, h.name: value},
       )
       for value in values
     ]
-    if not is_rate and not is_random:
+    if not is_rate and not how.is_random:
       for i, call in enumerate(calls):
-        yield call._replace(
-          gradients=gradients and i == 0, updates=_has_averages(source)
-        )
-    yield calls[0]._replace(without=steadily)
+        gradients = how.learning["gradients"] and i == 0
+        yield call._replace(**{**how.learning, "gradients": gradients})
+    yield calls[0]._replace(without=how.steadily)
 
 
 def _in_words(values: Mapping[str, Any]) -> str:
@@ -885,35 +918,32 @@ def _reweighted_calls(
   source: saving.Source,
   example: Any,
   larger: Any,
-  steadily: Mapping[str, Any],
-  is_random: bool,
-  learning: Mapping[str, bool],
-  of_noise: bool,
+  how: _Training,
 ) -> Iterator[observation.Call]:
   """Plans calls with other weights and moving averages, in each mode.
 
   A model is trained on the larger batch: what goes wrong in large batches, or
-  with other weights, goes wrong here. Its gradients are left out if calls with
-  noise have them (`of_noise`).
+  with other weights, goes wrong here. Its gradients are left out if
+  `_random_calls` with other rates have them.
   """
-  has_modes, reweighted = "training" in steadily, bool(source.variables)
+  reweighted = bool(source.variables)
   more = observation.OTHER_WEIGHTS * reweighted
-  if has_modes and reweighted:
+  if how.arguments and reweighted:
     yield observation.Call(
       f"inference {_size(example)}{more}",
       example,
       {},
-      **learning,
+      **how.learning,
       reweighted=True,
     )
-  mode = "training" if has_modes else "inference"
-  if not is_random and (reweighted or larger is not example):
+  if not how.is_random and (reweighted or larger is not example):
+    of_noise = how.is_straight and how.steadily != how.arguments
     yield observation.Call(
-      f"{mode} {_size(larger)}{more}",
+      f"{how.mode} {_size(larger)}{more}",
       larger,
-      steadily,
-      gradients=learning["gradients"] and not of_noise,
-      updates=learning["updates"],
+      how.steadily,
+      gradients=how.learning["gradients"] and not of_noise,
+      updates=how.learning["updates"],
       reweighted=reweighted,
     )
 
@@ -971,19 +1001,18 @@ def _shortened(source: saving.Source, example: Any, other: Any) -> Any:
     isinstance(x, tf.Tensor) and x.shape.rank for x in [*inputs, *others]
   ):
     return example
-  sizes = [
-    [*map(min, x.shape[1:], y.shape[1:])]
-    for x, y in zip(inputs, others, strict=True)
+  lengths = [x.shape[1:] for x in others]
+  cut = [
+    x[(slice(None), *map(slice, of_x))]
+    for x, of_x in zip(inputs, lengths, strict=True)
   ]
-  lengths = [[*y.shape[1:]] for y in others]
-  if any(None in spec.shape[1:] for spec in specs) and sizes == lengths:
-    cut = [
-      x[(slice(None), *map(slice, size))]
-      for x, size in zip(inputs, sizes, strict=True)
-    ]
+  if (
+    any(None in spec.shape[1:] for spec in specs)
+    and lengths != [x.shape[1:] for x in inputs]
+    and lengths == [x.shape[1:] for x in cut]
+  ):
     shorter = tf.nest.pack_sequence_as(example, cut)
-    if any(x.shape != y.shape for x, y in zip(cut, inputs, strict=True)):
-      return shorter if _takes(source, shorter) else example
+    return shorter if _takes(source, shorter) else example
   return example
 
 
@@ -1063,66 +1092,55 @@ def _random_calls(
   source: saving.Source,
   example: Any,
   level: str,
-  learning: Mapping[str, bool],
   larger: Any,
-  is_only: bool,
-  is_straight: bool,
+  how: _Training,
 ) -> Iterator[observation.Call]:
   """Plans calls with fixed seeds, or samples of calls.
 
-  Args:
-    part: Name of the sub-object, "" for the model itself.
-    source: The model.
-    example: An input.
-    level: As in `verify`.
-    learning: What is observed besides outputs.
-    larger: An input with more rows, if there is one.
-    is_only: Whether no call in training is without noise. So these calls show
-      what other calls show of other models.
-    is_straight: Whether both models can draw the same numbers.
+  If all calls in training have noise, these show what other calls show of other
+  models.
   """
-  training = {"training": True} if "training" in source.defaults else {}
-  count = (
-    0 if is_straight else _calls_to_compare(part, source, example, training)
-  )
-  how = f"{count} calls" if count else "one seed"
+  count = 0
+  if not how.is_straight:
+    count = _calls_to_compare(part, source, example, how.arguments)
+  words = f"{count} calls" if count else "one seed"
   print(
     f"  - {part}{': ' if part else ''}training is random: it is compared with"
-    f" {how}",
+    f" {words}",
     flush=True,
   )
-  mode = "training" if training else "inference"
   rates = [h for h in source.hyperparameters if h.off is not None]
   rates = rates if level == "full" else []
   call = observation.Call(
-    f"{mode} {_size(example)}, {how}",
+    f"{how.mode} {_size(example)}, {words}",
     example,
-    training,
-    **learning,
-    seeded=is_straight,
+    how.arguments,
+    **how.learning,
+    seeded=how.is_straight,
     sampled=count,
   )
   # With other rates it has the gradients.
-  yield call._replace(gradients=call.gradients and not (is_straight and rates))
+  of_rates = how.is_straight and bool(rates)
+  yield call._replace(gradients=call.gradients and not of_rates)
   if level != "full":
     return
   reweighted = bool(source.variables)
   fewer = min(count, randomness.LEAST_CALLS)  # They find gross errors.
-  how = f"{fewer} calls" if count else how
-  how += observation.OTHER_WEIGHTS * reweighted
+  of_fewer = f"{fewer} calls" if count else words
+  of_fewer += observation.OTHER_WEIGHTS * reweighted
   more = call._replace(example=larger, reweighted=reweighted, sampled=fewer)
-  if is_only and (reweighted or larger is not example):
-    yield more._replace(name=f"{mode} {_size(larger)}, {how}")
-  for i in (0, -1) if is_only and is_straight else ():
-    others = _other_values(source, i)
-    if others and (i == 0 or others != _other_values(source)):
+  if how.is_random and (reweighted or larger is not example):
+    yield more._replace(name=f"{how.mode} {_size(larger)}, {of_fewer}")
+  others = [_other_values(source, i) for i in (0, -1)]
+  for values in others[: 1 + (others[0] != others[1])]:
+    if how.is_random and how.is_straight and values:
       yield more._replace(
-        name=f"{_in_words(others)}, {how}", arguments={**training, **others}
+        name=f"{_in_words(values)}, {of_fewer}",
+        arguments={**how.arguments, **values},
       )
   if rates:
-    if not is_straight:
-      more, how = call, f"{count} calls"
-    yield from _calls_with_rates(more, rates, how)
+    of = (more, rates, of_fewer) if how.is_straight else (call, rates, words)
+    yield from _calls_with_rates(*of)
 
 
 def _calls_with_rates(
