@@ -148,20 +148,14 @@ def check(
     for signature, (part, names) in served.items():
       if missing[""] or missing[part]:
         continue
-      if signature not in model.signatures:
-        problem = "there is no signature of this name"
-        results.append(_result(part, "signatures", signature, 0.0, [problem]))
-        continue
       first = plan[part][0]
-      called = with_seeds() if first.random else model
       tensors = tf.nest.flatten(first.example, expand_composites=True)
       inputs = dict(zip(names, tensors, strict=True))
-      results.append(
-        _check_served(
-          called, part, signature, inputs, first.example, first.random
-        )
-      )
-      if save_again and not (part or first.random):
+      called = with_seeds() if first.random else model
+      result = _check_served(called, part, signature, inputs, first)
+      results.append(result)
+      is_served = signature in model.signatures
+      if save_again and is_served and not (part or first.random):
         results.append(_check_saved_again(export_dir, model, signature, inputs))
   results.append(still())
   return results
@@ -762,16 +756,18 @@ def _check_served(
   part: str,
   signature: str,
   inputs: Mapping[str, tf.Tensor],
-  example: Any,
-  is_random: bool,
+  made: Call,
 ) -> Result:
   """Compares a signature of an export with a call of what it calls."""
   kind = "signatures"
+  if signature not in model.signatures:
+    problem = "there is no signature of this name"
+    return _result(part, kind, signature, 0.0, [problem])
   called = _part(model, part)
-  if is_random:  # Random ops with seeds draw the same again.
+  if made.random:  # Random ops with seeds draw the same again.
     tf.random.set_seed(1)
-  structure = observation.run(called, called, example, {})[0]
-  if is_random:
+  structure = observation.run(called, called, made.example, {})[0]
+  if made.random:
     tf.random.set_seed(1)
   served = model.signatures[signature](**inputs)
   if isinstance(structure, Mapping):

@@ -471,27 +471,32 @@ def observe(
   def seen() -> Iterator[observation.Observation]:
     for name, (source, _) in parts.items():
       yield from states[name]
-      step = _explained(
-        observation.train_step(source, source.call, of_inputs=True)
-      )
-      sizes = collections.defaultdict(set)
-      as_it_is = {c.name for c in plan[name] if not c.reweighted}
-      for observed in observation.observe_calls(
-        name, source, source.call, plan[name], lambda *_, s=step: s
-      ):
-        if observed.kind == "outputs":
-          for output, y in observed.arrays.items():
-            sizes[output].update(y.shape[-1:])
-            if observed.call == plan[name][0].name:
-              _check_numbers(f"{observed.place}: {output}", y)
-        if observed.kind == "gradients" and observed.call in as_it_is:
-          for variable, x in observed.arrays.items():
-            if not variable.startswith(comparison.INPUT):
-              _check_numbers(f"{observed.place}: {variable}", x)
-        yield observed
-      _check_last_dimensions(source, [c.example for c in plan[name]], sizes)
+      yield from _observe_calls(name, source, plan[name])
 
   return plan, named, seen()
+
+
+def _observe_calls(
+  part: str, source: saving.Source, calls: Sequence[observation.Call]
+) -> Iterator[observation.Observation]:
+  """Observes calls of a live model; refuses what would decide nothing."""
+  step = _explained(observation.train_step(source, source.call, of_inputs=True))
+  sizes = collections.defaultdict(set)
+  as_it_is = {c.name for c in calls if not c.reweighted}
+  for observed in observation.observe_calls(
+    part, source, source.call, calls, lambda *_: step
+  ):
+    if observed.kind == "outputs":
+      for output, y in observed.arrays.items():
+        sizes[output].update(y.shape[-1:])
+        if observed.call == calls[0].name:
+          _check_numbers(f"{observed.place}: {output}", y)
+    if observed.kind == "gradients" and observed.call in as_it_is:
+      for variable, x in observed.arrays.items():
+        if not variable.startswith(comparison.INPUT):
+          _check_numbers(f"{observed.place}: {variable}", x)
+    yield observed
+  _check_last_dimensions(source, [c.example for c in calls], sizes)
 
 
 def _check_numbers(place: str, values: np.ndarray) -> None:
