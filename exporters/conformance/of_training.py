@@ -269,6 +269,8 @@ def _standing(subject: Subject) -> list[str]:
   belong to one that moves.
   """
   weights = [v.numpy() for v in subject.trainable_variables if v.shape.rank > 1]
+  # Constants, such as zeros, are equal by chance.
+  weights = [x for x in weights if x.size and np.ptp(x)]
   still = _still(subject)
   refs = {v.ref() for v in still}
   moving = {_layer(v) for v in subject.resting if v.ref() not in refs}
