@@ -69,17 +69,14 @@ def moved(
       v.assign(value)
 
 
-def _noise(values: Sequence[np.ndarray], seed: int = 0) -> list[np.ndarray]:
+def _noise(values: Sequence[np.ndarray], seed: int = 0) -> Iterator[np.ndarray]:
   """Draws noise of the size of the values, deterministic for a seed."""
   rng = np.random.default_rng(seed)
-
-  def drawn(x: np.ndarray) -> np.ndarray:
+  for x in values:
     noise = rng.standard_normal(x.shape)
     if np.iscomplexobj(x):
       noise = noise + 1j * rng.standard_normal(x.shape)
-    return np.asarray(noise * _size(x), x.dtype)
-
-  return [*map(drawn, values)]
+    yield np.asarray(noise * _size(x), x.dtype)
 
 
 def _size(values: np.ndarray) -> float:
@@ -257,7 +254,7 @@ def _direction(
   best = None
   for attempt in range(8):
     sandbox.renew()  # Noise for a gigabyte takes seconds.
-    noise = _noise(values, 8 * seed + attempt)
+    noise = [*_noise(values, 8 * seed + attempt)]
     sums, spreads = np.transpose(
       [_moments(g, x) for g, x in zip(gradients, noise, strict=True)]
     )
@@ -266,10 +263,8 @@ def _direction(
     goal = max(min(spreads[spreads > 0], default=0), least)
     shares = goal / np.maximum(spreads, goal or 1.0)
     shares[spreads == 0] = 1.0
-    noise = [
-      np.asarray(share * x, x.dtype)
-      for x, share in zip(noise, shares, strict=True)
-    ]
+    for i, share in enumerate(shares):  # One by one, to save memory.
+      noise[i] = np.asarray(share * noise[i], noise[i].dtype)
     derivative = np.dot(shares, sums)
     spread = np.linalg.norm(shares * spreads)
     if best is None or abs(derivative) * best[2] > abs(best[1]) * spread:
@@ -296,7 +291,7 @@ def _rounding(
   """Estimates a function's rounding error by its deviation from a line."""
   steps = np.array([-3, -2, -1, 1, 2, 3])
   before = [v.numpy() for v in variables]
-  at = functools.partial(_at, value, variables, before, _noise(before))
+  at = functools.partial(_at, value, variables, before, [*_noise(before)])
   found = []
   # A function that adds a large number is flat at first.
   for size in (noise, *[1000 * noise] * (noise < 1e-12)):

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import contextlib
-import functools
 import re
 from typing import Any
 
@@ -419,9 +418,7 @@ def _wrong(
     with subject.unchanged(), tf.GradientTape() as tape:
       scalar = value()
     made = tape.gradient(scalar, sources)
-    return [
-      None if g is None else tf.convert_to_tensor(g).numpy() for g in made
-    ]
+    return [*map(_array, made)]
 
   with gradients_lib.moved(variables), subject.unchanged():
     with subject.unchanged():
@@ -508,7 +505,11 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
   variables = [v for v in subject.trainable_variables if tf.size(v) > 0]
   if not variables:
     return None
-  gradient = functools.partial(_gradient, subject, variables=variables)
+
+  def gradient(inputs: Any, arguments: Mapping[str, Any]) -> list[Any]:
+    made = _gradient(subject, inputs, arguments, variables)
+    return [g if g is None else _reduced(subject, g) for g in made]
+
   calls = [gradient(inputs, arguments) for _ in range(repeats)]
   if not all(
     g is not None and np.any(g) and not _unused(subject, [g]) for g in calls[0]
@@ -614,15 +615,29 @@ def _zero(
   return None
 
 
+def _reduced(subject: Subject, gradient: np.ndarray) -> np.ndarray:
+  """Returns the largest value of a gradient, to save memory, but of tables.
+
+  Of a table, most rows are not looked up.
+  """
+  is_table = subject.kind.name in _EMBEDDINGS and gradient.ndim == 2
+  if is_table and np.any(gradient, 1).mean() <= 0.5:
+    return gradient
+  return np.max(np.abs(gradient), initial=0.0)
+
+
 def _unused(subject: Subject, gradients: Sequence[np.ndarray]) -> range:
   """Returns neighboring columns of a table, many or none, without gradients.
 
-  Scattered ones may be those of units that are off for the inputs tried. Of a
-  table, most rows are not looked up.
+  Scattered ones may be those of units that are off for the inputs tried.
+
+  Args:
+    subject: The SavedModel.
+    gradients: Of one variable, as `_reduced` returns them.
   """
-  if subject.kind.name not in _EMBEDDINGS or gradients[0].ndim != 2:
-    return range(0)
-  if np.any(gradients, (0, 2)).mean() > 0.5:
+  if (
+    not all(g.ndim for g in gradients) or np.any(gradients, (0, 2)).mean() > 0.5
+  ):
     return range(0)
   ends = np.flatnonzero(np.pad(np.any(gradients, (0, 1)), 1, constant_values=1))
   widths = np.diff(ends) - 1
@@ -665,7 +680,14 @@ def _gradient(
     outputs = subject.model(inputs, **arguments)
     scalar = gradients_lib.weighted(subject_lib.floats(outputs))
   made = tape.gradient(scalar, variables or subject.trainable_variables)
-  return [None if g is None else tf.convert_to_tensor(g).numpy() for g in made]
+  return [*map(_array, made)]
+
+
+def _array(gradient: tf.Tensor | tf.IndexedSlices | None) -> np.ndarray | None:
+  # It shares the memory of a Tensor: gradients are as large as the weights.
+  return (
+    None if gradient is None else np.asarray(tf.convert_to_tensor(gradient))
+  )
 
 
 def has_losses(subject: Subject) -> findings.Finding:
