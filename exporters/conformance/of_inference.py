@@ -135,6 +135,11 @@ def batch_is_free(subject: Subject) -> findings.Finding:
         if length == 1
         else "Sum or multiply nothing that overflows, and take means instead.",
       )
+  if name := _overflowing(subject):
+    return findings.failed(
+      f"For inputs ten times as large an output ({name}) is NaN.",
+      "Subtract the largest value before exp, as tf.nn.softmax does.",
+    )
   if _is_endless_below(subject):
     return findings.failed(
       "The gradient for an input whose steps are equal is not finite: layers"
@@ -257,6 +262,28 @@ def _endless_for(subject: Subject, length: int) -> str:
     inputs = subject.example(2, (length, *sizes[1:]))
     for name, y in _outputs(subject, inputs).items():
       if _is_endless(y):
+        return name
+  return ""
+
+
+def _overflowing(subject: Subject) -> str:
+  """Names an output that is NaN for larger floats, such as standardized ones.
+
+  Where it is NaN for floats twice as large, too, those are out of a domain.
+  """
+  dtypes = [x.dtype for x in tf.nest.flatten(subject.spec)]
+  has_floats = any(dtype.is_floating for dtype in dtypes)
+  if subject.kind.name in PICTURES or not has_floats:
+    return ""
+  with contextlib.suppress(*REFUSALS):
+    usual, large = (
+      _outputs(subject, subject_lib.scaled(subject.example(2), factor))
+      for factor in (2.0, 10.0)
+    )
+    for name, y in large.items():
+      if (
+        y.dtype.kind == "f" and np.isnan(y).any() > np.isnan(usual[name]).any()
+      ):
         return name
   return ""
 
