@@ -837,6 +837,17 @@ def is_served(subject: Subject) -> findings.Finding:
         f"The signature {name} does not compute what a call does: {problem}.",
         "Make it a call of the same object in inference.",
       )
+  # What a call does not return cannot be compared with it.
+  more = len(subject.serving.outputs) - len(
+    tf.nest.flatten(subject.output_spec)
+  )
+  weights = subject.trainable_variables
+  if more > 0 and (found := subject.constants_of(weights, least_rank=2)):
+    return findings.failed(
+      f"serving_default returns {more} more than a call, and there the value of"
+      f" {findings.some(found)} is a constant: fine-tuning is lost.",
+      "Compute it with the variables.",
+    )
   return findings.passed(f"serving_default with {', '.join(names)}")
 
 

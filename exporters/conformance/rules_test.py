@@ -1178,6 +1178,22 @@ def _with_flag(directory):
   _write(_lists(_callable(call, *calls), []), directory)
 
 
+def _more_in_a_signature(directory):
+  """Writes a signature with one output more, which has weights as constants."""
+  kernel = tf.Variable(
+    tf.random.stateless_normal([4, 2], [0, 0]), name="kernel"
+  )
+  constant = tf.constant(kernel.numpy())
+  call = lambda x: {"logits": x @ kernel}  # noqa: E731
+  serve = tf.function(
+    lambda vectors: (
+      call(vectors) | {"scores": tf.nn.softmax(vectors @ constant)}
+    )
+  )
+  root = _lists(_callable(call, [_VECTORS]), [kernel])
+  _write(root, directory, serve.get_concrete_function(_VECTORS))
+
+
 def _cut_in_a_signature(directory, names=("steps",)):
   """Writes a model of series, of which a signature uses 16 steps."""
   spec = tf.TensorSpec([None, None, 4])
@@ -3326,6 +3342,11 @@ _BROKEN = (
     "R11",
     _of(_cut_in_a_signature, names=("steps", "weights")),
     "takes 2 inputs, and a call 1",
+  ),
+  (
+    "R11",
+    _more_in_a_signature,
+    "1 more .* the value of kernel:0 is a constant",
   ),
   ("R2", _of_a_dataset, "contains DatasetSpec.* which is not a Tensor"),
   ("R5", _trains_words, "word:0 in `trainable_variables` is not of floats"),
