@@ -124,18 +124,29 @@ class Limits(NamedTuple):
   call: float = 0.0
 
 
-def limits(size: int, seconds: float | None, gib: float | None) -> Limits:
-  """Returns limits: those of flags, or else by the size of a model in bytes.
+def limits(
+  size: int, seconds: float | None, gib: float | None, index: int = 0
+) -> Limits:
+  """Returns limits: those of flags, or else by the size of a model.
 
   The CPU time is several times that of checks of good models: 50 s for 16 MiB,
-  90 s for 440 MiB. Attackers can add bytes, so it grows with their root. The
-  memory is enough for gradients of a twin in double precision, which took 14
-  times the bytes of ResNet-101; it is at most that of the machine.
+  90 s for 440 MiB. Attackers can add bytes, so it grows with their root.
+
+  The memory is enough for gradients of a twin in double precision. They took 14
+  times the bytes of ResNet-101, and 100 times those of DenseNet-201, which has
+  1,006 small variables. It is at most that of the machine.
+
+  Args:
+    size: Bytes of the files that a load has in memory.
+    seconds: The CPU time, or None.
+    gib: The memory, or None.
+    index: Bytes of the index of the variables, about 66 for each.
   """
   machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+  memory = min(3.5 * 2**30 + 20 * size + 2**16 * index, machine)
   return Limits(
     seconds or 40 + 30 * math.sqrt(size / 2**20),
-    int(gib * 2**30 if gib else min(3.5 * 2**30 + 20 * size, machine)),
+    int(gib * 2**30 if gib else memory),
   )
 
 

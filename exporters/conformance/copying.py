@@ -97,7 +97,7 @@ def started(
     print(f"Loaded without a sandbox: {lacking}.", file=sys.stderr)
   with tempfile.TemporaryDirectory(prefix="copy.") as directory:
     copied = copy(saved_model_dir, directory, follow_links=options.follow_links)
-    limits = sandbox.limits(copied.size, None, None)
+    limits = sandbox.limits(copied.size, None, None, copied.index)
     # Graphs of many layers take long to differentiate, for one call too.
     more = _SECONDS_FOR_BYTE * copied.index
     limits = sandbox.Limits(
