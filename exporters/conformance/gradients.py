@@ -55,10 +55,11 @@ def moved(
   With noise, no gradient vanishes because a variable was initialized to zero.
 
   Args:
-    variables: The variables.
+    variables: The variables; those of no numbers stay as they are.
     share: The standard deviation relative to the values; zeros count as 1.
     upward: Whether values only grow, as variances must not be negative.
   """
+  variables = [v for v in variables if v.dtype != tf.string]
   before = [v.numpy() for v in variables]
   try:
     for v, value, noise in zip(variables, before, _noise(before), strict=True):

@@ -3481,6 +3481,7 @@ _KEPT = (
   ("T3", _of(_encoder, ids=lambda x: (x + _next(x)) % 16)),
   ("R15", _of_tags),
   ("R3", _traced_by_a_signature),
+  ("R17", _trains_words),
   *(
     (rule, _of(_with_half, call=lambda x, training=False: tf.tanh(9.0 * x)))
     for rule in ("R3", "R15")
