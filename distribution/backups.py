@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+import fcntl
 import functools
 import hashlib
 import json
@@ -29,6 +30,9 @@ _STATE = "epoch-"  # Prefix of the files of a `Backup`.
 _OF_KERAS = "chief"  # The directory of Keras' checkpoints.
 
 _FINGERPRINTED_BYTES = 2**28
+
+# Locks that this process holds, by device and inode of the directory.
+_locked: dict[tuple[int, int], int] = {}
 
 
 def callbacks(
@@ -220,6 +224,8 @@ def claim(
 ) -> dict[str, Any]:
   """Records which training run a directory belongs to, or compares the record.
 
+  A local directory is locked until the process ends.
+
   Args:
     directory: The directory, which need not exist.
     training: What must be the same when the run resumes: options, which may be
@@ -230,9 +236,13 @@ def claim(
     The record in the directory.
 
   Raises:
-    ValueError: The directory has the state of another run.
+    ValueError: The directory has the state of another run, or another program
+      uses it.
   """
   files = tf.io.gfile
+  if is_chief:
+    files.makedirs(directory)
+    _lock(directory)
   folders = [directory, os.path.join(directory, _OF_KERAS)]
   for folder in filter(files.exists, folders if is_chief else ()):
     remove_unfinished(folder)
@@ -270,6 +280,30 @@ def claim(
       " Resume with the same, or use another directory."
     )
   return there
+
+
+def _lock(directory: str) -> None:
+  """Locks a local directory until the process ends."""
+  try:  # Files in it are replaced, and with them their locks.
+    lock = os.open(directory, os.O_RDONLY)
+  except OSError:  # It is of another file system, such as gs://.
+    return
+  status = os.fstat(lock)
+  key = status.st_dev, status.st_ino
+  try:
+    if key not in _locked:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      _locked[key] = lock
+  except BlockingIOError as e:
+    raise ValueError(
+      f"Another program trains with the state in {directory}. Wait for its end,"
+      " or use another directory."
+    ) from e
+  except OSError:  # The file system has no locks.
+    pass
+  finally:
+    if _locked.get(key) != lock:
+      os.close(lock)
 
 
 def logs_of(record: Mapping[str, Any]) -> list[dict[str, float]]:

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import pathlib
@@ -47,6 +48,20 @@ class BackupsTest(tf.test.TestCase):
             continue
           with self.assertRaisesRegex(ValueError, message):
             self.claim(directory, state, **{**first, **change})
+
+  def test_one_program_at_a_time(self):
+    directory = self.create_tempdir("used").full_path
+    lock = os.open(directory, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # As another process does.
+    with self.assertRaisesRegex(ValueError, "Another program trains with"):
+      backups.claim(directory, {"rate": 1})
+    self.assertEmpty(os.listdir(directory))
+    backups.claim(directory, {"rate": 1}, is_chief=False)
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    for rate in (1, 2):
+      backups.claim(directory, {"rate": rate})
+      with self.assertRaises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
   def test_a_record_without_state_is_replaced(self):
     directory = os.path.join(self.get_temp_dir(), "early")

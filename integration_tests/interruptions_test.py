@@ -81,6 +81,7 @@ _ABORTED = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, 127)
 _TICK = os.sysconf("SC_CLK_TCK")
 _LOST = (
   r"^ERROR: (Another program is writing .*export.unfinished\. Wait for its"
+  r"|Another program trains with the state in \S+state\. Wait for its"
   r"|\S+export (exists|has|is not empty))"
 )
 

@@ -332,8 +332,8 @@ def _resume(
   vocab_file = os.path.join(manager.directory, "vocab.txt")
   vocabulary = "".join(f"{token}\n" for token in tokenizer.tokens)
   if not manager.latest_checkpoint:
-    tf.io.write_file(vocab_file, vocabulary)
     backups.claim(manager.directory, run)
+    tf.io.write_file(vocab_file, vocabulary)
     manager.save(0, options=options)
     return []
   if not tf.io.gfile.exists(vocab_file):
