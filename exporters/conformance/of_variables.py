@@ -684,10 +684,12 @@ def _gradient(
 
 
 def _array(gradient: tf.Tensor | tf.IndexedSlices | None) -> np.ndarray | None:
-  # It shares the memory of a Tensor: gradients are as large as the weights.
-  return (
-    None if gradient is None else np.asarray(tf.convert_to_tensor(gradient))
-  )
+  """Returns a gradient's array, which shares its memory if it is no scalar."""
+  if gradient is None:
+    return None
+  tensor = tf.convert_to_tensor(gradient)
+  # NumPy cannot share scalars of bfloat16.
+  return np.asarray(tensor) if tensor.shape.rank else tensor.numpy()
 
 
 def has_losses(subject: Subject) -> findings.Finding:

@@ -203,12 +203,13 @@ def _with_odd_variables(directory):
   version = tf.Variable("1.0", trainable=False)
   values = tf.Variable(tf.complex(tf.ones([3]), tf.ones([3])))
   empty = tf.Variable(tf.zeros([0, 3]))
-  root.trainable_variables = [values, empty]
-  root.variables = [version, values, empty]
+  scale = tf.Variable(1.5, dtype=tf.bfloat16)
+  root.trainable_variables = [values, empty, scale]
+  root.variables = [version, *root.trainable_variables]
   root.regularization_losses = []
   root.__call__ = tf.function(
     lambda x: (
-      x * tf.math.real(values)
+      x * tf.math.real(values) * tf.cast(scale, tf.float32)
       + x**2 * tf.math.imag(values)
       + tf.reduce_sum(empty)
       + tf.strings.to_number(version)
