@@ -1,5 +1,6 @@
 """Rules on calls in training mode: R3, R7 and R16."""
 
+import collections
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import functools
@@ -268,14 +269,12 @@ def _standing(subject: Subject) -> list[str]:
   batch normalization they are of weights, which their names or values show, or
   belong to one that moves.
   """
-  weights = [v.numpy() for v in subject.trainable_variables if v.shape.rank > 1]
-  # Constants, such as zeros, are equal by chance.
-  weights = [x for x in weights if x.size and np.ptp(x)]
   still = _still(subject)
   refs = {v.ref() for v in still}
   moving = {_layer(v) for v in subject.resting if v.ref() not in refs}
   averages = {v.ref() for v in _averages(subject)}
   named = {v.ref() for v in subject.batch_norms}
+  copies = {v.ref() for v in _copies(still, subject.trainable_variables)}
   names = [
     v.name
     for v in still
@@ -285,7 +284,7 @@ def _standing(subject: Subject) -> list[str]:
       and v.shape.rank
       and (
         _OF_WEIGHTS.search(v.name)
-        or any(np.array_equal(v, x) for x in weights)
+        or v.ref() in copies
         or ("/" in v.name and _STATISTIC.search(v.name) and _layer(v) in moving)
       )
     )
@@ -299,6 +298,22 @@ def _standing(subject: Subject) -> list[str]:
   in_inference = _unused(exact, unused, {**exact.steady, "training": False})
   refs = {v.ref() for v in in_inference}
   return [v.name for v in unused if v.ref() not in refs]
+
+
+def _copies(
+  variables: Sequence[tf.Variable], weights: Sequence[tf.Variable]
+) -> Iterator[tf.Variable]:
+  """Yields variables of at least two dimensions that equal a weight."""
+  by_shape = collections.defaultdict(list)
+  for w in weights:
+    # Constants, such as zeros, are equal by chance.
+    if w.shape.rank > 1 and tf.size(w) and np.ptp(w):
+      by_shape[tuple(w.shape)].append(w)
+  for v in variables:
+    if alike := by_shape.get(tuple(v.shape)):
+      value = v.numpy()
+      if any(np.array_equal(value, w) for w in alike):
+        yield v
 
 
 def _stale(subject: Subject) -> list[str]:
