@@ -51,7 +51,8 @@ FLAGS = {
     0.0,
   ),
   "gib": (
-    "Memory in GiB that the process may need. 0: by the size of the files.",
+    "Memory in GiB that the process may need. 0: by the size of the files, and"
+    " the number of variables.",
     0.0,
   ),
 }
