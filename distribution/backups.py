@@ -325,7 +325,6 @@ def _record(directory: str) -> str:
 
 
 def _write(directory: str, record: Mapping[str, Any]) -> None:
-  tf.io.gfile.makedirs(directory)
   path = _record(directory)
   with tf.io.gfile.GFile(f"{path}.new", "w") as f:
     f.write(json.dumps(record, indent=2) + "\n")

@@ -1,6 +1,6 @@
 """Rules for recurrent models: G1 to G3 for generators, C1 for cells."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import re
 
@@ -126,8 +126,8 @@ def steps(subject: Subject) -> findings.Finding:
   return findings.passed(f"the same for {count} ids")
 
 
-def _any_ids(subject: Subject) -> Iterator[tf.Tensor]:
-  """Yields ids of the whole vocabulary if a call takes them, few and many."""
+def _any_ids(subject: Subject) -> list[tf.Tensor]:
+  """Makes ids of the whole vocabulary if a call takes them, few and many."""
   ids = subject.example()
   size = subject.output_spec.shape[-1] or 1
   few, many = (
@@ -139,7 +139,7 @@ def _any_ids(subject: Subject) -> Iterator[tf.Tensor]:
     with contextlib.suppress(ValueError, tf.errors.OpError):
       subject.model(each)
       taken.append(each)
-  yield from taken or [ids]
+  return taken or [ids]
 
 
 def tokenizes(subject: Subject) -> findings.Finding:

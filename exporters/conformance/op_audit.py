@@ -171,22 +171,22 @@ class _Paths:
       for name, f in self.functions.items()
     }
     self._assets = {
-      _node_name(asset.tensor_info.name) for asset in graph.asset_file_def
+      graphs.node_of(asset.tensor_info.name) for asset in graph.asset_file_def
     }
-    self._checkpoint = _node_name(graph.saver_def.filename_tensor_name)
+    self._checkpoint = graphs.node_of(graph.saver_def.filename_tensor_name)
     self._users: dict[str, list[Node]] = {}
     for node in definition.node:
-      for name in set(map(_node_name, node.input)):
+      for name in set(map(graphs.node_of, node.input)):
         self._users.setdefault(name, []).append(node)
     self._known: dict[tuple[bool, str, str], bool] = {}
 
   def is_asset(self, function: str, tensor: str) -> bool:
     """Returns whether a Tensor in a function is the path of an asset."""
-    return self._is_path(True, function, _node_name(tensor))
+    return self._is_path(True, function, graphs.node_of(tensor))
 
   def is_checkpoint(self, function: str, tensor: str) -> bool:
     """Returns whether a Tensor is the path of a saver, or a path beside it."""
-    return self._is_path(False, function, _node_name(tensor))
+    return self._is_path(False, function, graphs.node_of(tensor))
 
   def _is_path(self, asset: bool, function: str, name: str) -> bool:
     """Examines all origins of a Tensor, without recursion."""
@@ -222,7 +222,7 @@ class _Paths:
       is_read = not function and node.op == "ReadVariableOp"
       return self._of_variable(node) if is_read else None
     if not function and name == self._checkpoint:
-      return [(function, _node_name(x)) for x in graphs.operands(node)]
+      return [(function, graphs.node_of(x)) for x in graphs.operands(node)]
     if node.op == "Const":
       values = node.attr["value"].tensor.string_val
       return [] if values and all(map(_SUFFIX.fullmatch, values)) else None
@@ -236,18 +236,18 @@ class _Paths:
       "StringJoin": (0, None),
     }.get(node.op, (0, 0))
     inputs = graphs.operands(node)[first:last]
-    return [(function, _node_name(x)) for x in inputs] or None
+    return [(function, graphs.node_of(x)) for x in inputs] or None
 
   def _of_variable(self, read: Node) -> list[_Place] | None:
     """Returns the sources of a variable in the main graph: its assignments.
 
     Model Garden keeps the paths of assets in variables.
     """
-    handle = _node_name(read.input[0]) if read.input else ""
+    handle = graphs.node_of(read.input[0]) if read.input else ""
     sources = []
     for node in self._users.get(handle, []):
       if node.op == "AssignVariableOp":
-        sources.append(("", _node_name(node.input[-1])))
+        sources.append(("", graphs.node_of(node.input[-1])))
       elif node.op not in ("ReadVariableOp", "VarIsInitializedOp"):
         return None
     return sources or None
@@ -275,7 +275,7 @@ class _Paths:
     for caller, op, operands in calls:
       if op not in (*graphs.CALLS, function) or index >= len(operands):
         return None
-      sources.append((caller, _node_name(operands[index])))
+      sources.append((caller, graphs.node_of(operands[index])))
     return sources
 
 
@@ -311,7 +311,7 @@ def _reached(
     if function:
       inside.setdefault(function, []).append(node)
   reached: set[_Place] = set()
-  waiting = [("", _node_name(t)) for t in tensors]
+  waiting = [("", graphs.node_of(t)) for t in tensors]
   waiting += [(f, "") for f in functions]
   while waiting:
     place = waiting.pop()
@@ -323,11 +323,7 @@ def _reached(
       needing = inside.get(function, [])
     else:
       needing = [paths.nodes[place]] if place in paths.nodes else []
-      waiting += [("", _node_name(x)) for n in needing for x in n.input]
+      waiting += [("", graphs.node_of(x)) for n in needing for x in n.input]
     called = itertools.chain.from_iterable(map(graphs.called, needing))
     waiting += [(f, "") for f in called if f in paths.functions]
   return reached
-
-
-def _node_name(tensor: str) -> str:
-  return tensor.removeprefix("^").partition(":")[0]

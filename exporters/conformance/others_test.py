@@ -931,15 +931,17 @@ class OthersTest(parameterized.TestCase, tf.test.TestCase):
           classes=9,
           **_SMALLER.get(name, {}),
         )
-        directory = os.path.join(self.get_temp_dir(), name)
+        directory = os.path.join(self.get_temp_dir(), "export")
         _saved(make)(directory)
         # With limits of time and memory, as for users.
         with contextlib.redirect_stdout(io.StringIO()) as printed:
           check.check(saved_model_dir=directory, as_json=True)
+        report = json.loads(printed.getvalue())
+        self.assertEqual(report["kind"], "image")
         self.assertEmpty(
           {
             judged["rule"]: judged["found"]
-            for judged in json.loads(printed.getvalue())["rules"]
+            for judged in report["rules"]
             if judged["level"] == "must"
             and judged["verdict"] in (findings.FAIL, findings.NOT_DECIDABLE)
             and judged["rule"] not in _NOT_JUDGED

@@ -14,6 +14,7 @@ from google.protobuf import message
 import numpy as np
 import tensorflow as tf
 
+from exporters.reusable import graphs
 from exporters.reusable import observation
 from exporters.reusable import private_api
 from exporters.reusable.private_api import function_pb2
@@ -28,6 +29,7 @@ _Attributes = Mapping[str, Any]  # Of a node, as AttrValue.
 _DIRECTORIES = map("ram://twin_{}".format, itertools.count())
 _VARIABLES = "variables/variables"
 _COMPILED = "_XlaMustCompile"
+_SHAPES = "_output_shapes"
 _FLOATS = (tf.float32, tf.bfloat16, tf.float16)
 # Stateful random ops, and the ops that draw the same for the same seed.
 _STATELESS = {
@@ -217,10 +219,12 @@ def _inputs(
   recorded = {name: function.arg_attr[i].attr for i, name in enumerate(names)}
   recorded |= {other.name: other.attr for other in function.node_def}
   specs = []
-  for name, _, output in (x.partition(":") for x in node.input):
-    held = recorded[name].get("_output_shapes")
-    is_known = held and (name in names or output.endswith(":0"))
-    shape = tf.TensorShape(held.list.shape[0] if is_known else None)
+  for tensor in graphs.operands(node):
+    name = graphs.node_of(tensor)
+    attributes = recorded[name]
+    shapes = attributes[_SHAPES].list.shape if _SHAPES in attributes else ()
+    is_known = shapes and (name in names or tensor.endswith(":0"))
+    shape = tf.TensorShape(shapes[0] if is_known else None)
     specs.append(tf.TensorSpec(shape, tf.float64))
   return specs
 

@@ -14,6 +14,12 @@ def _convolved(x, w):
   return tf.nn.conv2d(x, w, 2, "SAME")
 
 
+def _convolved_after(x, w):
+  kernel = tf.identity(w)
+  with tf.control_dependencies([w + 1.0]):
+    return tf.nn.conv2d(x, kernel, 2, "SAME")
+
+
 def _normalized(x, w):
   return tf.compat.v1.nn.fused_batch_norm(x, tf.ones([4]), w)[0]
 
@@ -23,6 +29,7 @@ class TwinTest(parameterized.TestCase, tf.test.TestCase):
     ("a group for each channel", [3, 3, 1, 8], _convolved),
     ("groups", [3, 3, 2, 6], _convolved),
     ("no groups", [3, 3, 4, 6], _convolved),
+    ("groups after another op", [3, 3, 2, 6], _convolved_after),
     ("normalization", [4], _normalized),
     (
       "resizing",

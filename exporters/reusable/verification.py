@@ -815,11 +815,15 @@ def _check_modes(source: saving.Source, example: Any) -> None:
 
 def _other_values(source: saving.Source, i: int = 0) -> dict[str, Any]:
   """Returns another value of each hyperparameter that is no rate."""
-  return {
-    h.name: (h.others() or [h.default])[i]
-    for h in source.hyperparameters
-    if h.off is None
-  }
+  rest = [h for h in source.hyperparameters if h.off is None]
+  return {h.name: _values_of(h)[i] for h in rest}
+
+
+def _values_of(
+  hyperparameter: hyperparameters.Hyperparameter,
+) -> Sequence[Any]:
+  """Returns other values; the default if there are none, which is refused."""
+  return hyperparameter.others() or [hyperparameter.default]
 
 
 def _is_straight(
@@ -887,17 +891,14 @@ def _changed_calls(
   Rates, which bring noise, are called by `_random_calls`; here only their
   effect is to be seen.
   """
-  others = {
-    h.name: (h.others() or [h.default])[0] for h in source.hyperparameters
-  }
+  others = {h.name: _values_of(h)[0] for h in source.hyperparameters}
   if others and (how.arguments or (len(others) > 1 and not how.is_random)):
     # Consumers pass them in inference too, where most change nothing.
     yield observation.Call(f"inference, {_in_words(others)}", example, others)
   for h in source.hyperparameters:
     is_rate = h.off is not None
     # A small rate may drop nothing of a small example.
-    # One without other values changes nothing, and is refused.
-    values = [0.5] if is_rate else h.others() or [h.default]
+    values = [0.5] if is_rate else _values_of(h)
     calls = [
       observation.Call(
         f"{h.name} {hyperparameters.literal(value)}",
