@@ -724,8 +724,9 @@ class BertTest(parameterized.TestCase):
       "text", "".join(f"{words} the fox\n\n" for _ in range(60))
     )
     checkpoint_dir = self.directory / "trained"
-    for epochs in (1, 2):
-      export = self.export(
+
+    def train(epochs):
+      return self.export(
         checkpoint_path=None,
         vocab_file=None,
         training=bert_pretraining.Training(
@@ -739,6 +740,9 @@ class BertTest(parameterized.TestCase):
         ),
         pooler="random",
       )
+
+    for epochs in (1, 2):
+      export = train(epochs)
       newest = tf.train.latest_checkpoint(str(checkpoint_dir))
       self.assertEndsWith(newest, f"/ckpt-{2 * epochs}")
       positions = tf.train.load_variable(
@@ -763,6 +767,10 @@ class BertTest(parameterized.TestCase):
       again.variables, export.variables, strict=True
     ):
       np.testing.assert_array_equal(variable, expected)
+    with self.assertRaisesRegex(
+      errors.ExportError, f"^{checkpoint_dir} has a checkpoint of 4 steps"
+    ):
+      train(1)
 
   def test_what_does_not_go_together(self):
     text = pathlib.Path(self.vocab_file).read_text()
