@@ -73,7 +73,7 @@ def named(function: Any) -> list[tf.Module]:
     function = waiting.pop()
     seen[id(function)] = function
     names = list(_names(getattr(function, "python_function", function)))
-    waiting += [x for x in names[::-1] if id(x) not in seen]
+    waiting += [x for x in reversed(names) if id(x) not in seen]
   return [x for x in seen.values() if isinstance(x, tf.Module)]
 
 

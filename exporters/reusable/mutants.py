@@ -489,7 +489,10 @@ def _of_operands(
         same = _of_factor(node, taken_by)
       elif kind == "operand without gradient":
         stops = node.op == "StopGradient"
+        scope, norm, _ = node.name.partition("/batchnorm/")
+        of_average = norm and f"{scope}/moments/SquaredDifference" not in ops
         is_dead = stops or node.name not in differentiated
+        is_dead |= operands[0] == "Rsqrt" and bool(of_average)
         same = "no gradient passes there" * is_dead
       plant = functools.partial(_insert, i=i, j=is_select, inserted=inserted)
       yield kind, f"{node.op} {node.name}", plant, same

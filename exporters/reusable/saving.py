@@ -892,11 +892,11 @@ def no_losses_of_calls(model: Source) -> Iterator[None]:
   Of a function that says which losses it has, other ones may be lost.
   """
   is_layer = isinstance(model.model, tf_keras.layers.Layer)
-  before = len(model.model.losses) if is_layer else 0
+  before = is_layer and len(model.model.losses)
   yield
   is_judged = is_layer or model.regularization_losses is None
   called = [*dict.fromkeys(model.called)] if is_judged else []
-  called = called[::-1]  # The inner ones first.
+  called.reverse()  # The inner ones first.
   for layer in called:
     if getattr(layer, "activity_regularizer", None) is not None:
       raise errors.ExportError(

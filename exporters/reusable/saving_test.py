@@ -9,12 +9,24 @@ import tf_keras
 from exporters.reusable import errors
 from exporters.reusable import hyperparameters
 from exporters.reusable import keras_saving
+from exporters.reusable import layer_calls
 from exporters.reusable import model_card
 from exporters.reusable import observation
 from exporters.reusable import private_api
 from exporters.reusable import saving
 
 _SPEC = tf.TensorSpec([None, 2], tf.float32)
+
+
+_FIRST, _SECOND = (tf_keras.layers.Dense(2) for _ in range(2))
+
+
+def _first_layer(x):
+  return _FIRST(x)
+
+
+def _sum_of_layers(x):
+  return _first_layer(x) + _SECOND(x)
 
 
 class Affine(tf.Module):
@@ -740,6 +752,9 @@ class SavingTest(tf.test.TestCase):
     loaded = self.save_and_load(model, _SPEC)
     self.assertLen(loaded.variables, len(model.layers[0].weights) + 4 + 2)
 
+  def test_functions_name_layers(self):
+    self.assertEqual(layer_calls.named(_sum_of_layers), [_FIRST, _SECOND])
+
   def test_refuses_a_hyperparameter_without_effect(self):
     model = _keras_model()
     dense, batch_norm, *_ = model.layers
@@ -758,6 +773,13 @@ class SavingTest(tf.test.TestCase):
       "unused changes nothing",
       lambda x, unused: x + 0.0 * tf.stop_gradient(x),
       _SPEC,
+      hyperparameters=[hyperparameters.Hyperparameter("unused", 1.0, "")],
+    )
+    # A ragged input is two inputs of a trace.
+    self.assert_refused(
+      "unused changes nothing",
+      lambda x, unused: x * 2.0,
+      tf.RaggedTensorSpec([None, None]),
       hyperparameters=[hyperparameters.Hyperparameter("unused", 1.0, "")],
     )
     self.assert_refused(

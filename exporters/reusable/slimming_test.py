@@ -434,6 +434,10 @@ class SlimmingTest(tf.test.TestCase):
           if node.op == "Const":
             ranks[tensor.dtype].add(len(tensor.tensor_shape.dim))
         self.assertEqual(ranks, {tf.float32: {0}, tf.int32: {1}})
+        # As every function that TensorFlow traces.
+        shapes = function.attr["_input_shapes"].list.shape
+        self.assertLen(shapes, len(signature.input_arg))
+        self.assertIn("_construction_context", function.attr)
       for i, arg in enumerate(function.signature.input_arg):
         if function.signature.name in calls and arg.type == tf.float32:
           (shape,) = function.arg_attr[i].attr["_output_shapes"].list.shape

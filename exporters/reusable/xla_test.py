@@ -524,14 +524,29 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
   def test_functions_are_computed_again_and_dropout_is_not(self):
     layer = Doubled(0.5)
     inputs = tf.random.stateless_uniform([4, 8, 4], [0, 0], 1.0, 2.0)
-    concat = tf.concat
+    concat, call = tf.concat, layers.Layer.__call__
     with layer_calls.replaced(layer, _LAYER_CALLS), tf.GradientTape() as tape:
       tape.watch(inputs)
       outputs = layer(inputs, training=True)
     self.assertIs(tf.concat, concat)
+    self.assertIs(layers.Layer.__call__, call)
     # Each output is an input, doubled or dropped.
     gradient = tape.gradient(outputs, inputs)
     self.assertAllClose(gradient * inputs, sum(tf.split(outputs, 2, axis=-1)))
+
+  def test_gradients_pass_through_a_kernel_that_a_wrapper_makes(self):
+    layer = WeightNormalized(layers.Dense(4))
+    inputs = tf.random.stateless_normal([3, 5], [0, 0])
+    gradients = []
+    for replacements in ({}, xla.REPLACEMENTS):
+      with (
+        layer_calls.replaced(layer, replacements),
+        tf.GradientTape() as tape,
+      ):
+        outputs = layer(inputs)
+      gradients.append(tape.gradient(outputs, layer.trainable_variables))
+    self.assertNotAllClose(gradients[0][0], tf.zeros([5, 4]))
+    self.assertAllClose(*gradients)
 
   def test_hyperparameters_compile_once(self):
     from official.nlp.modeling import layers as nlp_layers
