@@ -173,8 +173,8 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
       "image",
       {"R7", "R8", "R11", "R14", "I4", "I5"},
       {
-        "R6": "are lost and do not show",
-        "R7": "batch normalization is fixed",
+        "R6": "trained with any, they are lost",
+        "R7": "The graph fixes batch normalization",
         "R14": "gradient of Mean .*global_average_pooling2d",
         "I4": r"height, width are free: \(32, 32\)",
       },
@@ -207,7 +207,7 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
       _tf_module,
       "vector",
       {"R5", "R11"},
-      {"R5": "consumers train and save nothing, in silence"},
+      {"R5": "consumers silently train and save nothing"},
     ),
     (_tensorflow_1, "vector", {"R1"}, {"R1": "with TensorFlow 1"}),
   )

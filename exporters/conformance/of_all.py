@@ -145,8 +145,8 @@ def serves(subject: Subject) -> findings.Finding:
   unused = [v for v in listed if v.ref() not in used]
   if names := subject.constants_of(unused, least_rank=2):
     return findings.failed(
-      f"`serve` has the value of {findings.some(names)} as a constant:"
-      " fine-tuning is lost.",
+      f"`serve` holds the value of {findings.some(names)} as a constant, so"
+      " fine-tuning does not reach its outputs.",
       "Export with keras.Model.export.",
     )
   return of_inference.depends_on_input_alone(called)
@@ -641,12 +641,11 @@ def compiles_once(subject: Subject) -> findings.Finding:
     )
   if step.baked:
     return findings.failed(
-      f"Under jit_compile=True {findings.some(step.baked, 2)} are constants of"
-      " the compiled train step, and every step compiles anew"
-      + "".join(f"; {cause}" for cause in step.causes[:3])
-      + ".",
-      "Give these ops a gradient that makes its own constants. For a global"
-      " mean, keep the dimensions and squeeze them.",
+      "Under jit_compile=True XLA needs the value of"
+      f" {findings.some(step.baked, 2)} at compile time, so every train step"
+      " recompiles" + "".join(f"; {cause}" for cause in step.causes[:3]) + ".",
+      "Give these ops a gradient that computes its own constants. For a global"
+      " mean, use keepdims=True, then squeeze.",
     )
   return findings.passed(
     "batch and variables are parameters of a compiled train step"

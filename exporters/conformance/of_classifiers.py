@@ -71,8 +71,8 @@ def _depends_on_batch(
   if not problems:
     return None
   return findings.failed(
-    f"An input has other logits in a batch than alone: {problems[0]}.",
-    "Classify each input from itself alone.",
+    f"An input has different logits in a batch than alone: {problems[0]}.",
+    "Compute the logits of each input from that input alone.",
   )
 
 
@@ -122,7 +122,7 @@ def decodes(subject: Subject) -> findings.Finding:
     error = np.abs(logits - expected).max()
     if problems and not ("JPEG" in what and error < 0.1 * np.ptp(expected)):
       return findings.failed(
-        f"{what} is classified otherwise than its pixels: {problems[0]}.",
+        f"{what} is classified differently from its pixels: {problems[0]}.",
         "Scale decoded pictures to [0, 1], and resize only other sizes.",
       )
   return findings.passed("PNG, grey, with alpha, JPEG and GIF")

@@ -141,8 +141,9 @@ def size_is_free(subject: Subject) -> findings.Finding:
     sizes, part = ((*more, n, n), "second half of the frames")
   if _ignores_end(subject, sizes):
     return findings.failed(
-      f"Of {' x '.join(map(str, sizes))} pixels the {part} has no effect.",
-      "Resize large images, or compute with all of their pixels.",
+      f"In images of {' x '.join(map(str, sizes))} pixels the {part} has no"
+      " effect.",
+      "Resize large images, or use all of their pixels.",
     )
   return findings.passed(f"free: {names}")
 

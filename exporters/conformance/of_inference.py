@@ -103,9 +103,9 @@ def _flags(subject: Subject, form: Any) -> list[dict[str, Any]]:
 
 
 def batch_is_free(subject: Subject) -> findings.Finding:
-  """The batch has any size, 0 too; outputs are finite and have as many rows.
+  """Batches of any size work, 0 too; outputs are finite and have as many rows.
 
-  Dimensions that are always the same are known. Texts need not be UTF-8.
+  Constant dimensions are known. Texts need not be UTF-8.
   """
   specs = tf.nest.flatten(subject.spec)
   for x in specs:
@@ -125,15 +125,16 @@ def batch_is_free(subject: Subject) -> findings.Finding:
   if name := _endless_for_zeros(subject):
     return findings.failed(
       f"For inputs that are {zeros} an output ({name}) is NaN or infinite.",
-      "Divide by no number that may be 0, such as one of words or of pixels.",
+      "Do not divide by a number that can be 0, such as the number of words or"
+      " pixels.",
     )
   for length in (1, _LONGEST):
     if name := _endless_for(subject, length):
       return findings.failed(
         f"For a length of {length} an output ({name}) is NaN or infinite.",
-        "Divide by no length less one, and by no number of differences."
+        "Do not divide by the length minus 1 or by the number of differences."
         if length == 1
-        else "Sum or multiply nothing that overflows, and take means instead.",
+        else "Avoid sums and products that overflow; use means.",
       )
   if name := _overflowing(subject):
     return findings.failed(
@@ -142,14 +143,14 @@ def batch_is_free(subject: Subject) -> findings.Finding:
     )
   if _is_endless_below(subject):
     return findings.failed(
-      "The gradient for an input whose steps are equal is not finite: layers"
-      " below would get it.",
-      "Take no root of a difference that may be 0.",
+      "The gradient with respect to an input whose steps are equal is not"
+      " finite. Layers below would receive it.",
+      "Do not take the root of a difference that can be 0.",
     )
   if name := _unknown_dim(subject):
     return findings.failed(
-      f"The last dimension of {name} is always the same, and unknown in the"
-      " trace: Dense refuses it in a functional model of Keras.",
+      f"The last dimension of {name} is constant, but unknown in the trace, so"
+      " Dense refuses it in a functional Keras model.",
       "Set it with tf.ensure_shape.",
     )
   if not subject.is_batched:
@@ -171,38 +172,40 @@ def _of_batches(subject: Subject) -> findings.Finding | None:
       said = subject_lib.cause(e)
       if _OUT_OF_ROWS.search(said) and len(tf.nest.flatten(inputs)) > 1:
         return findings.not_decidable(
-          f"integers may be numbers of rows, as of the nodes of a graph: {said}"
+          "integers may be row indices, such as those of a graph's nodes:"
+          f" {said}"
         )
       return findings.failed(
         f"A batch of {size} fails: {said}",
-        "Compute shapes from tf.shape, and divide by no number of rows.",
+        "Compute shapes from tf.shape, and do not divide by the number of"
+        " rows.",
       )
     for name, y in outputs.items():
       rows.setdefault(name, []).append(len(y) if y.ndim else -1)
       if _is_endless(y):
         return findings.failed(
           f"In a batch of {size} an output ({name}) is NaN or infinite.",
-          "Divide by no number that may be 0.",
+          "Do not divide by a number that can be 0.",
         )
   for name, found in rows.items():
     if found[0] != 2 and 5 * found[0] == 2 * found[1]:
       return findings.failed(
         f"A batch of 2 has {found[0]} rows of {name}.",
-        "Return one row for each of the batch, and its parts in an axis of"
-        " their own.",
+        "Return one row per example, and put the parts of an example on"
+        " another axis.",
       )
     if found[:2] == [2, 5] and found[2:4] != [1, 0]:
       return findings.failed(
         f"Batches of 1 and 0 have {found[2:]} rows of {name}.",
-        "Return one row for each of the batch.",
+        "Return one row per example.",
       )
   for size in (0, 1):
     if spoiled := _spoiled(subject, subject_lib.rows(inputs, *range(size))):
       return findings.failed(
         f"A batch of {size} in training makes {findings.some(spoiled)} NaN or"
         " infinite.",
-        "Update moving averages only where the batch has examples, and divide"
-        " by no number of examples less one.",
+        "Update moving averages only if the batch has examples, and do not"
+        " divide by the number of examples minus 1.",
       )
   return None
 
@@ -401,14 +404,14 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
   problem = _mixed(subject, inputs) if subject.is_batched else ""
   if problem and not _is_of_steps(subject, inputs, first):
     return findings.failed(
-      f"An input has other outputs in a batch than alone: {problem}.",
+      f"An input has different outputs in a batch than alone: {problem}.",
       "Compute each output from its own input. Use the moving averages of"
       " batch normalization.",
     )
   if problem := embeddings.confused(subject):
     return findings.failed(
-      f"An id has the outputs of another one: {problem}.",
-      "Look up ids as they are: neither clipped, nor as smaller integers.",
+      f"An id has the outputs of a different id: {problem}.",
+      "Do not clip ids or cast them to smaller integers.",
     )
   return _ignores_input(subject, inputs, first) or findings.passed(
     "the same twice, alone and in a batch"
@@ -423,8 +426,8 @@ def _ignores_input(
     dtypes = {x.dtype for x in tf.nest.flatten(inputs)}
     if not any(dtype.is_floating for dtype in dtypes):
       return findings.not_decidable(
-        "the same outputs were returned for all inputs tried, whose vocabulary"
-        " is unknown"
+        "the outputs are the same for all inputs tried, but the vocabulary is"
+        " unknown"
       )
     return findings.failed(
       "The outputs are the same for all inputs.", "Export the model itself."
@@ -457,7 +460,7 @@ def _of_other_form(subject: Subject, inputs: Any) -> findings.Finding | None:
           )
     if problem:
       return findings.failed(
-        f"A call with {form} does not compute the same: {problem}.",
+        f"A call with {form} has different outputs: {problem}.",
         "Convert the input, and call the same function.",
       )
   return None
@@ -802,7 +805,7 @@ def _differs(
 
 
 def is_served(subject: Subject) -> findings.Finding:
-  """`serving_default` has named inputs and outputs, and computes a call's."""
+  """`serving_default` names inputs and outputs, and returns what calls do."""
   if subject.serving is None:
     return findings.failed(
       "There is no signature serving_default; there are:"
@@ -844,8 +847,9 @@ def is_served(subject: Subject) -> findings.Finding:
   weights = subject.trainable_variables
   if more > 0 and (found := subject.constants_of(weights, least_rank=2)):
     return findings.failed(
-      f"serving_default returns {more} more than a call, and there the value of"
-      f" {findings.some(found)} is a constant: fine-tuning is lost.",
+      f"serving_default returns {more} more than a call, and holds the value"
+      f" of {findings.some(found)} as a constant, so fine-tuning does not"
+      " reach these outputs.",
       "Compute it with the variables.",
     )
   return findings.passed(f"serving_default with {', '.join(names)}")

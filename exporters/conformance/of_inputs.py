@@ -28,7 +28,7 @@ _UNUSED = "input_type_ids"  # Encoders without types take them as others do.
 def have_effect(subject: Subject) -> findings.Finding:
   """Each input, each of its columns and the end of a long one have an effect.
 
-  What has one in inference has one in training, too.
+  An input with an effect in inference has one in training, too.
   """
   unused, untrained = _unused(subject)
   if unused:
@@ -48,9 +48,9 @@ def have_effect(subject: Subject) -> findings.Finding:
       mode = _ignores_end(subject, length)
     if mode:
       return findings.failed(
-        f"Of {length} positions the last {length // 2} have no effect on a call"
-        f" in {mode}.",
-        "Use all positions, or trace with a shape that has their number.",
+        f"The last {length // 2} of {length} positions have no effect on a"
+        f" call in {mode}.",
+        "Use all positions, or trace with their number in the shape.",
       )
   return findings.passed("no input without effect was found")
 

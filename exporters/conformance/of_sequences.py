@@ -119,7 +119,7 @@ def steps(subject: Subject) -> findings.Finding:
     )
     if problems:
       return findings.failed(
-        f"`step` is not the call: {problems[0]}.",
+        f"`step` and a call differ: {problems[0]}.",
         "Compute both with the same cell, from states of zeros.",
       )
     count = ids.shape[1]
@@ -169,14 +169,15 @@ def tokenizes(subject: Subject) -> findings.Finding:
   kept = [x == y for x, y in pairs]
   if kept[1] and not kept[2]:
     return findings.failed(
-      f"The ids of {len(pairs[2][0])} words are those of {len(pairs[2][1])}.",
+      f"A text of {len(pairs[2][0])} words has the ids of one of"
+      f" {len(pairs[2][1])} words.",
       "Return all ids of a text, of any length.",
     )
   if is_known and not any(kept):
     return findings.failed(
-      f"`detokenize` makes {' '.join(pairs[1][1])!r} of the ids of"
+      f"`detokenize` returns {' '.join(pairs[1][1])!r} for the ids of"
       f" {' '.join(pairs[1][0])!r}.",
-      "Return the text that `tokenize` made the ids of.",
+      "Return the text that `tokenize` took.",
     )
   return findings.passed(f"{ids.flat_values.shape[0]} ids, {logits.shape}")
 

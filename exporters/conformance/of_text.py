@@ -101,14 +101,14 @@ def embeds_text(subject: Subject) -> findings.Finding:
     )
   if _miscombined(subject):
     return findings.failed(
-      "The vectors of combiner=sum, sqrtn and mean are not a sum divided by 1,"
-      " the square root of a number, and that number.",
+      "The vectors of combiner=sum, sqrtn and mean are not the same sum,"
+      " divided by 1, by the square root of n, and by n.",
       "Compute them as tf.nn.embedding_lookup_sparse does.",
     )
   if word := _other_word(subject):
     return findings.failed(
-      f"`word_embedding` returns another vector for {word} than a call, or in"
-      " a list of words.",
+      f"`word_embedding` returns a vector for {word} that differs from that of"
+      " a call, or from that in a list of words.",
       'Look both up in the same table; the vector of "" is zero.',
     )
   return findings.passed(
@@ -295,8 +295,8 @@ def _not_an_embedding(
     if problems:
       return findings.failed(
         f"{problems[0]}.",
-        "Compute each vector from its own text alone, and divide by no number"
-        " of words or norm that may be 0.",
+        "Compute each vector from its own text alone, and do not divide by a"
+        " number of words or a norm that can be 0.",
       )
   return None
 
@@ -728,7 +728,7 @@ def _takes_list_otherwise(subject: Subject) -> findings.Finding | None:
     expected = subject.model(inputs)["pooled_output"]
     if not any(np.allclose(x, expected, atol=1e-4) for x in results):
       return findings.failed(
-        "A list of the inputs has other outputs than a dict of them.",
+        "A list of the inputs has different outputs than a dict of them.",
         f"Take {', '.join(_INPUTS)} in this order.",
       )
   return None

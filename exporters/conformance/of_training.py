@@ -62,7 +62,7 @@ def has_modes(subject: Subject) -> findings.Finding:
         " False and with True.",
       )
     return findings.not_applicable(
-      "no `training`, and nothing is seen that would need it"
+      "there is no `training`, and nothing in the graph seems to need it"
     )
   default = subject.parameters["training"]
   if default is not False:
@@ -74,15 +74,15 @@ def has_modes(subject: Subject) -> findings.Finding:
     return finding
   if standing := _standing(subject):
     return findings.failed(
-      "Moving averages with which inference computes do not move in a call"
-      f" with training=True: {findings.some(standing)}.",
+      "Moving averages that inference uses do not move in a call with"
+      f" training=True: {findings.some(standing)}.",
       "Pass `training` on to the layers when tracing, and update every moving"
       " average there.",
     )
   if stale := _stale(subject):
     return findings.failed(
       f"Inference does not depend on {findings.some(stale)}, which training"
-      " moves: it normalizes with today's averages for ever.",
+      " moves. It always normalizes with the averages at export time.",
       "Trace inference with the variables, not with their values.",
     )
   if moved := _moved_by_gradients(subject):
@@ -93,14 +93,14 @@ def has_modes(subject: Subject) -> findings.Finding:
     )
   for untrained, what in _other_forms(subject):
     return findings.failed(
-      f"Training with {untrained} does not {what}, as training with"
-      f" {subject.spec} does.",
+      f"Unlike training with {subject.spec}, training with {untrained} does"
+      f" not {what}.",
       "Convert the input, and call the same function.",
     )
   if form := _trained_otherwise(subject):
     return findings.failed(
-      f"Training with {form} does not compute, or move, what training with"
-      f" {subject.spec} does.",
+      f"Training with {form} has other outputs or updates than training with"
+      f" {subject.spec}.",
       "Convert the input, and call the same function.",
     )
   # A rate may be 0 by default, so that only other values have an effect.
@@ -404,8 +404,7 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
       fixed.append("dropout or other noise")
     if fixed:
       return findings.failed(
-        f"Nothing can be adjusted: {' and '.join(fixed)} is fixed in the"
-        " graph.",
+        f"Nothing can be adjusted. The graph fixes {' and '.join(fixed)}.",
         "Make rates and momentum scalar Tensor arguments with defaults.",
       )
     return findings.not_applicable("there is nothing to tune")
@@ -455,8 +454,8 @@ def _without_effect(
       unlike = subject.differ(rest, {**rest, **given})
     if unlike:
       return findings.failed(
-        f"{name} has the default {default}, and a call without it does not"
-        " compute the same.",
+        f"{name} has the default {default}, but a call without it has"
+        " different outputs.",
         "Make the default that of the trace.",
       )
     values = _OTHERS.get(name if type(default) is str else type(default), ())
@@ -514,7 +513,7 @@ def _badly_followed(
   if deaf := [v.name for v in choices.without(subject, deaf)]:
     return findings.failed(
       f"{_MOMENTUM} does not reach {findings.some(deaf)}.",
-      "Bind it to all layers of batch normalization.",
+      "Bind it to every batch normalization layer.",
     )
   if inverse:
     return findings.failed(
@@ -550,8 +549,8 @@ def _noise_elsewhere(
       )
   if _is_quiet(subject, {**steady, **subject.noisy(0.5)}):
     return findings.failed(
-      "Of equal examples in a batch, some have noise and others none.",
-      "Draw for all examples.",
+      "Among equal examples in a batch, some get noise and others none.",
+      "Draw random numbers for all examples.",
     )
   if problem := noise.problem(subject):
     return findings.failed(
@@ -594,7 +593,8 @@ def _unlike(
     return findings.failed(
       f"With {', '.join(subject.hyperparameters)} at 0 training still computes"
       " something else than inference.",
-      "Compute the same in both modes, but for noise and batch normalization.",
+      "Compute the same in both modes, except for noise and batch"
+      " normalization.",
     )
   return _settled(subject, steady)
 
@@ -642,7 +642,7 @@ def _settled(
   return findings.failed(
     "With the statistics of a batch as moving averages, inference does not"
     " compute what training does.",
-    "Compute the same in both modes, but for noise and batch normalization.",
+    "Compute the same in both modes, except for noise and batch normalization.",
   )
 
 
@@ -911,7 +911,7 @@ def ignores_mode(part: Subject, whole: Subject) -> bool:
 
 
 def is_random(subject: Subject) -> findings.Finding:
-  """What is random in training differs by call, example and load."""
+  """Random numbers in training differ by call, example and load."""
   if not subject.training:
     return findings.not_applicable("it has no argument `training`")
   for node in subject.nodes:
@@ -931,16 +931,16 @@ def is_random(subject: Subject) -> findings.Finding:
   if not any(map(subject.varies, train)):
     if _draws_once(subject):
       return findings.failed(
-        "Training differs from inference, and two calls do not differ: what is"
-        " random was drawn once, when it was traced, or training computes"
-        " something else.",
+        "Training differs from inference, but two calls in training are equal."
+        " Random numbers were drawn once, when the model was traced, or"
+        " training computes something else.",
         "Draw random numbers with ops, not in Python, and trace both modes of"
         " the same model.",
       )
     return findings.not_applicable("training is not random")
   if _is_shared(subject):
     return findings.failed(
-      "Dropout drops the same of all examples of a batch.",
+      "Dropout drops the same values in all examples of a batch.",
       "Draw a mask with one row for each example.",
     )
   for node in subject.nodes:

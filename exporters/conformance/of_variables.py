@@ -80,27 +80,28 @@ def _badly_listed(
   if missing:
     return findings.failed(
       f"A call uses {findings.some(missing)}, which `variables` lacks"
-      + ("." if listed else ": consumers train and save nothing, in silence."),
+      + ("." if listed else ": consumers silently train and save nothing."),
       f"{save} The lists of a tf.Module are properties, which are not saved.",
     )
   used = [v for trace in subject.traces for v in trace.variables]
   is_frozen = "keras_metadata.pb" in subject.files  # Keras lists them itself.
   if not trainable and not is_frozen and any(v.trainable for v in used):
     return findings.failed(
-      "`trainable_variables` is empty: consumers train nothing, in silence.",
+      "`trainable_variables` is empty: consumers silently train nothing.",
       save,
     )
   if left := _left_out(subject):
     return findings.failed(
-      f"{findings.some(left)} is trainable and not in `trainable_variables`:"
-      " consumers leave it as it is, in silence.",
+      f"Trainable, but not in `trainable_variables`: {findings.some(left)}."
+      " Consumers silently do not train it.",
       "List it, or create it with trainable=False.",
     )
   if others := [
     v.name for v in trainable if not (v.dtype.is_floating or v.dtype.is_complex)
   ]:
     return findings.failed(
-      f"{findings.some(others)} in `trainable_variables` is not of floats.",
+      "In `trainable_variables`, but of no float dtype:"
+      f" {findings.some(others)}.",
       "List exactly the trainable variables.",
     )
   outside = [v.name for v in trainable if v.ref() not in listed]
@@ -188,7 +189,7 @@ def _gradients(subject: Subject) -> findings.Finding:
   inputs = subject.example(4)
   if not subject_lib.floats(subject.model(inputs)):
     return findings.failed(
-      "No output is of floats, so no variable gets a gradient.",
+      "No output has a float dtype, so no variable gets a gradient.",
       "Return logits or scores too.",
     )
   finding = _plainly_wrong(subject, inputs)
@@ -226,8 +227,8 @@ def _gradients(subject: Subject) -> findings.Finding:
     )
   ):
     return findings.not_decidable(
-      "whether gradients are right: it has ops that round or choose, or"
-      " spectral normalization, whose gradients are made up"
+      "whether gradients are right: the gradients of ops that round or choose,"
+      " and of spectral normalization, are approximations by design"
     )
   if wrong:
     name, claimed, measured = wrong
@@ -256,7 +257,8 @@ def _plainly_wrong(subject: Subject, inputs: Any) -> findings.Finding | None:
   except LookupError as e:
     op = _NO_GRADIENT.search(str(e))
     return findings.failed(
-      f"{op[1] if op else 'An op'} has no gradient: nobody can fine-tune it.",
+      f"{op[1] if op else 'An op'} has no gradient, so the model cannot be"
+      " fine-tuned.",
       "Replace this op, or remove it from the model.",
     )
 
@@ -303,10 +305,10 @@ def _unlearned(subject: Subject, inputs: Any) -> findings.Finding | None:
     # Those that normalization makes zero are rounding errors.
     if off > 0.05 * norm and off > 1e-3 * max(norms):
       return findings.failed(
-        f"In a batch of {4 * _TIMES} the gradient of {v.name} is not the sum of"
-        " the gradients of its examples: some are not learned from.",
-        "Remove the stop_gradient or custom gradient, or what depends in it on"
-        " the batch.",
+        f"In a batch of {4 * _TIMES} the gradient of {v.name} is not the sum"
+        " over its examples, so training ignores some of them.",
+        "Remove the stop_gradient or custom gradient, or make it independent"
+        " of the batch.",
       )
   return None
 
@@ -455,14 +457,14 @@ def _lost_in_inference(subject: Subject) -> findings.Finding | None:
   # A few may serve training only, such as the variance of a sampler.
   if 2 * len(unused) > len(used):
     return findings.failed(
-      "Most of `trainable_variables` change nothing in inference: fine-tuning"
-      " is lost there.",
+      "Most of `trainable_variables` have no effect in inference, so"
+      " fine-tuning does not reach it.",
       "Trace both modes with the same variables.",
     )
   if names := subject.constants_of(unused, least_rank=2):
     return findings.failed(
-      f"Inference has the value of {findings.some(names)} as a constant:"
-      " fine-tuning is lost there.",
+      f"Inference holds the value of {findings.some(names)} as a constant, so"
+      " fine-tuning does not reach it.",
       "Trace both modes with the same variables.",
     )
   return None
@@ -486,8 +488,8 @@ def _lost_in_form(subject: Subject) -> findings.Finding | None:
       if x is not None and g is None
     ]:
       return findings.failed(
-        f"With {form} {findings.some(lost)} gets no gradient, and with"
-        f" {subject.spec} it does.",
+        f"With {form} there is no gradient for {findings.some(lost)}; with"
+        f" {subject.spec} there is one.",
         "Convert the input, and call the same function.",
       )
   return None
@@ -526,8 +528,8 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
   dead = [n for n, gs in made if gs[-1] is None]
   if dead:
     return findings.failed(
-      f"{findings.some(dead)} in `trainable_variables` gets no gradient from"
-      " any output.",
+      "No output has a gradient for these variables in `trainable_variables`:"
+      f" {findings.some(dead)}.",
       "Remove the stop_gradient from the model, or the variables from the"
       " list.",
     )
@@ -537,14 +539,14 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
   if bad := [n for n, x in sizes if not np.isfinite(x).all()]:
     return findings.failed(
       f"The gradient of {findings.some(bad)} is not finite.",
-      "Divide by no number that may be 0, and take no root of 0.",
+      "Do not divide by a number that can be 0, and do not take the root of 0.",
     )
   if name := _endless_for_zeros(subject, inputs, arguments):
     return findings.failed(
       f"The gradient of {name} is not finite for an input that is all 0, such"
       " as padding.",
-      "Divide by no number that may be 0, and take no root of 0, also where"
-      " tf.where drops the result.",
+      "Do not divide by a number that can be 0, and do not take the root of 0,"
+      " even where tf.where drops the result.",
     )
   zero = [v for v, (_, x) in zip(variables, sizes, strict=True) if not any(x)]
   if zero and (finding := _zero(subject, zero, arguments)):
@@ -602,15 +604,15 @@ def _zero(
   zero = [v.name for v in choices.without(subject, variables)]
   if zero:
     return findings.failed(
-      f"The gradient of {findings.some(zero)} in `trainable_variables` is zero"
-      " for all inputs tried.",
+      "The gradient is zero for all inputs tried, for these variables in"
+      f" `trainable_variables`: {findings.some(zero)}.",
       "Remove it from the list, or let the outputs depend on it.",
     )
   if variables:
     names = findings.some([v.name for v in variables])
     return findings.not_decidable(
-      f"whether {names} gets a gradient: it is zero for all inputs tried, and"
-      " the model chooses by values of its input"
+      f"whether {names} gets a gradient: it is zero for all inputs tried, but"
+      " the model chooses variables by its input"
     )
   return None
 
@@ -712,8 +714,7 @@ def has_losses(subject: Subject) -> findings.Finding:
     if "regularization losses" in subject.claims:
       claim = "; its own verification claims that the live model has none"
     return findings.passed(
-      "none. Those that its training had, if any, are lost and do not show"
-      + claim
+      "none. If the model was trained with any, they are lost" + claim
     )
   for i, loss in enumerate(losses):
     try:
@@ -744,12 +745,13 @@ def has_losses(subject: Subject) -> findings.Finding:
       if g is not None and not np.isfinite(tf.convert_to_tensor(g)).all():
         return findings.failed(
           f"The gradient of regularization loss {i} is not finite.",
-          "Take no root of 0, and divide by no number that may be 0.",
+          "Do not take the root of 0, and do not divide by a number that can"
+          " be 0.",
         )
     if moving := _moving(subject, loss):
       return findings.failed(
         f"Regularization loss {i} depends on {findings.some(moving)}, which"
-        " training changes by other means than gradients.",
+        " training updates without gradients.",
         "Compute it from trainable variables alone.",
       )
   with gradients_lib.moved(subject.trainable_variables):
@@ -838,9 +840,9 @@ def _of_loss(
     if float(loss()) != value:
       return "has no gradient for some of the variables that it depends on"
   if _falls(reached, loss):
-    return "falls without end as the variables grow"
+    return "decreases without bound as the variables grow"
   if linear := _linear(reached, loss, gradients):
-    return f"is linear in {linear[0]}, so it falls without end"
+    return f"is linear in {linear[0]}, so it has no minimum"
   wrong = gradients_lib.wrong(loss, reached, gradients)
   if wrong:
     name, claimed, measured = wrong

@@ -365,7 +365,7 @@ def _spec(dtype, *shape, **kwargs):
 
 # True: hub.KerasLayer loses these regularization losses.
 _OF_INNER_LAYERS = {"R6": "hub.KerasLayer gets none"}
-_MADE_UP = {"R5": "round or choose, or spectral normalization, whose gradients"}
+_MADE_UP = {"R5": "the gradients of ops that round or choose"}
 
 # A name, what saves it, its kind, and the must that is broken or undecided
 # besides `_NOT_JUDGED`.

@@ -106,7 +106,7 @@ REASONS = {
   ),
   "R14": Reason(
     "It matters only if you train with `jit_compile=True` or on TPUs: every"
-    " step compiles anew, or none does.",
+    " step recompiles, or XLA refuses it.",
     "a global mean without `keepdims`",
     "Give the op a gradient that takes no constant from the forward pass.",
     trains=True,

@@ -159,7 +159,7 @@ COMPARISONS = {
   ),
   XLA: Comparison(
     "XLA can compile a train step, and compiles it once: no gradient has a"
-    " branch or takes a compile-time constant out of the model. Strings and a"
+    " branch or takes a compile-time constant from the model. Strings and a"
     " loop of unlimited length, which XLA cannot compile, are noted only.",
     "Found in the graph of the train step; nothing is compiled.",
   ),

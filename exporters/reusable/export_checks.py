@@ -740,9 +740,9 @@ def _under_xla(
       for loop in loops
     ]
   return [
-    f"{cause}, and every train step is compiled anew: reduce with"
-    " keepdims=True, or give its layer xla.with_own_gradient, by the"
-    " layer_calls of saving.source"
+    f"{cause}, so XLA recompiles every train step: reduce with keepdims=True,"
+    " or give its layer xla.with_own_gradient, by the layer_calls of"
+    " saving.source"
     for cause in xla_trap.constants(trace)
   ] + [
     f"XLA cannot compile the gradient of {op}: compute without a branch on a"

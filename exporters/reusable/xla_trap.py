@@ -105,7 +105,7 @@ def constants(trace: tf.types.experimental.ConcreteFunction) -> list[str]:
       op, place = _blamed(graph, by_name, tensor)
       if place:
         cause = f"the gradient of {op.op} ({op.name} in {place})"
-        found.add(f"{cause} takes a constant out of the model")
+        found.add(f"{cause} takes a compile-time constant from the model")
       else:  # A function in the model takes it out of another one.
         needed.add(op.name)
     elif node.op == "Placeholder":
