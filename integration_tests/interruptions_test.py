@@ -78,6 +78,8 @@ _LONGEST = 300  # Seconds from an interruption to the end.
 _CLONE_NEWNS, _MS_REC_PRIVATE = 0x20000, 0x44000
 # The dynamic linker exits with 127 if it lacks memory.
 _ABORTED = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, 127)
+# What Python says, with status 1, if it lacks memory to start.
+_NO_PYTHON = "Fatal Python error: init"
 _TICK = os.sysconf("SC_CLK_TCK")
 _LOST = (
   r"^ERROR: (Another program is writing .*export.unfinished\. Wait for its"
@@ -428,7 +430,8 @@ class InterruptionsTest(absltest.TestCase):
     if status == 0:
       self.check_record(run)
       return "completed"
-    if action == "memory" and status in _ABORTED:
+    is_aborted = status in _ABORTED or told.startswith(_NO_PYTHON)
+    if action == "memory" and is_aborted:
       return "aborted"
     self.assertNotIn("Traceback", told)
     if action in ("disk", "memory"):
