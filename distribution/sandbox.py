@@ -129,8 +129,10 @@ def limits(
 ) -> Limits:
   """Returns limits: those of flags, or else by the size of a model.
 
-  The CPU time is several times that of checks of good models: 50 s for 16 MiB,
-  90 s for 440 MiB. Attackers can add bytes, so it grows with their root.
+  The CPU time is more than twice that of checks of good models: 50 s for
+  16 MiB, 90 s for 440 MiB of a text encoder, and beside other work 710 s for
+  750 MiB of an image model. Attackers can add bytes, so that a small model gets
+  more for each byte.
 
   The memory is enough for gradients of a twin in double precision. They took 14
   times the bytes of ResNet-101, and 100 times those of DenseNet-201, which has
@@ -145,7 +147,7 @@ def limits(
   machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
   memory = min(3.5 * 2**30 + 20 * size + 2**16 * index, machine)
   return Limits(
-    seconds or 40 + 30 * math.sqrt(size / 2**20),
+    seconds or 40 + 30 * math.sqrt(size / 2**20) + 1.5 * size / 2**20,
     int(gib * 2**30 if gib else memory),
   )
 

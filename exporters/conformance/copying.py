@@ -18,6 +18,7 @@ from distribution import sandbox
 
 copy = copies.copy
 _SECONDS_FOR_BYTE = 0.005  # Of the index of variables.
+_CALL = 2.0**-24  # Seconds for a byte, one for 16 MiB, that one call may need.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,8 @@ def started(
     limits = sandbox.Limits(
       options.seconds or (limits.seconds + more) * longer,
       int(options.gib * 2**30) or limits.memory * min(longer, 2),
-      call and (options.seconds or round(call + more / 3)),
+      call
+      and (options.seconds or round(call + more / 3 + _CALL * copied.size)),
     )
     with sandbox.started(
       module,

@@ -57,8 +57,9 @@ def _seconds(subject: subject_lib.Subject) -> float:
   """Returns the CPU time for all answers, by the variables that calls use.
 
   It is more than twice that of good models: EfficientNet-B0 needs 60 s,
-  NASNetMobile 240 s, BERT-base 90 s. Constants, which may be compressed, and
-  variables without use explain no long calls.
+  NASNetMobile 240 s, BERT-base 90 s, and beside other work ConvNeXtLarge 710 s.
+  Constants, which may be compressed, and variables without use explain no long
+  calls.
   """
   objects = subject.graph.object_graph_def
   used = {
@@ -70,4 +71,5 @@ def _seconds(subject: subject_lib.Subject) -> float:
   shapes = (objects.nodes[i].variable.shape.dim for i in used)
   claimed = 4 * sum(math.prod(abs(d.size) for d in dims) for dims in shapes)
   size = sum(n for f, n in subject.files.items() if f.startswith("variables/"))
-  return 55 + 20 * math.sqrt(min(claimed, size) / 2**20) + 0.3 * len(used)
+  mebibytes = min(claimed, size) / 2**20
+  return 55 + 20 * math.sqrt(mebibytes) + 1.5 * mebibytes + 0.3 * len(used)
