@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from unittest import mock
 
 from absl.testing import parameterized
 import numpy as np
@@ -1226,6 +1227,26 @@ def _plain_layer(directory, change):
   )
   call = lambda x: change(x, x @ kernel)  # noqa: E731
   _plain(directory, call, spec=_VECTORS, variables=[kernel])
+
+
+def _chaotic(directory, change=tf.identity):
+  """Writes a model whose rounding errors grow, as in very deep ones."""
+  kernel = tf.Variable(tf.random.stateless_normal([256, 8], [0, 0]) / 16)
+
+  def call(x):
+    # As kernels of ops do, whose sums have another order for other batches.
+    y = tf.cond(
+      tf.shape(x)[0] > 1,
+      lambda: x @ kernel,
+      lambda: tf.reduce_sum(x[:, :, tf.newaxis] * kernel, 1),
+    )
+    y = tf.sigmoid(y)
+    for _ in range(35):
+      y *= 3.99 * (1 - y)
+    return change(y)
+
+  spec = tf.TensorSpec([None, 256], name="vectors")
+  _plain(directory, call, spec=spec, variables=[kernel])
 
 
 def _of_many_columns(directory):
@@ -2530,6 +2551,11 @@ _BROKEN = (
       _without_second,
     )
   ),
+  (
+    "R15",
+    _of(_chaotic, change=lambda y: y - tf.reduce_mean(y, 0)),
+    "in a batch than alone",
+  ),
   ("R15", _other_in_double, "tf.float64.* has different outputs"),
   (
     "R15",
@@ -3468,6 +3494,7 @@ _KEPT = (
   ("R9", _backbone),
   ("R7", _tuned_part),
   ("R15", _of_many_columns),
+  ("R15", _chaotic),
   ("R10", _of(_image, card=f"{_CARD} Unpack it to /tmp/model.")),
   (
     "R13",
@@ -3667,6 +3694,11 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
       lambda directory: _two_modes(directory, call, _SCALAR)
     )
     self.assertEmpty(noise.problem(subject))
+
+  def test_rounding_errors_of_large_models_do_not_mix_examples(self):
+    with mock.patch.object(subject_lib, "_LARGE_MODEL", -1):
+      finding = of_inference.depends_on_input_alone(self.subject(_chaotic))
+    self.assertEqual(finding.verdict, findings.PASS, finding.text)
 
   def test_words_that_do_not_count_are_not_cut(self):
     self.assertFalse(

@@ -382,6 +382,12 @@ class Subject:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
   @property
+  def is_double(self) -> bool:
+    """Whether it computes in float64, as a twin does."""
+    used = tf.nest.flatten([self.spec, list(self.trainable_variables)])
+    return any(x.dtype == tf.float64 for x in used)
+
+  @property
   def is_half(self) -> bool:
     """Whether a call with `spec` computes in bfloat16 or float16."""
     half = {x.as_datatype_enum for x in (tf.bfloat16, tf.float16)}
