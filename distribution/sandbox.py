@@ -130,7 +130,7 @@ def limits(
   """Returns limits: those of flags, or else by the size of a model.
 
   The CPU time is more than twice that of checks of good models: 50 s for
-  16 MiB, 90 s for 440 MiB of a text encoder, and beside other work 710 s for
+  16 MiB, 90 s for 440 MiB of a text encoder, and beside other work 900 s for
   750 MiB of an image model. Attackers can add bytes, so that a small model gets
   more for each byte.
 

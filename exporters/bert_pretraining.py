@@ -118,7 +118,7 @@ def train(
       )
       if tokenizer is None:
         tokenizer = _new_tokenizer(corpus, config, training)
-    # Of the directory of checkpoints, not of the text.
+    # These errors are about `checkpoint_dir`, not about the text.
     with errors.of_input(OSError, ValueError):
       tf_keras.utils.set_random_seed(training.config.seed)
       with strategies.precision(training.distribution.mixed_precision):

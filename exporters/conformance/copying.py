@@ -18,7 +18,7 @@ from distribution import sandbox
 
 copy = copies.copy
 _SECONDS_FOR_BYTE = 0.005  # Of the index of variables.
-_CALL = 2.0**-24  # Seconds for a byte, one for 16 MiB, that one call may need.
+_CALL_SECONDS_FOR_BYTE = 2.0**-24  # One second for 16 MiB of the model.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +102,11 @@ def started(
     limits = sandbox.limits(copied.size, None, None, copied.index)
     # Graphs of many layers take long to differentiate, for one call too.
     more = _SECONDS_FOR_BYTE * copied.index
+    more_for_call = more / 3 + _CALL_SECONDS_FOR_BYTE * copied.size
     limits = sandbox.Limits(
       options.seconds or (limits.seconds + more) * longer,
       int(options.gib * 2**30) or limits.memory * min(longer, 2),
-      call
-      and (options.seconds or round(call + more / 3 + _CALL * copied.size)),
+      call and (options.seconds or round(call + more_for_call)),
     )
     with sandbox.started(
       module,

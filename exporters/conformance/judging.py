@@ -57,7 +57,7 @@ def _seconds(subject: subject_lib.Subject) -> float:
   """Returns the CPU time for all answers, by the variables that calls use.
 
   It is more than twice that of good models: EfficientNet-B0 needs 60 s,
-  NASNetMobile 240 s, BERT-base 90 s, and beside other work ConvNeXtLarge 710 s.
+  NASNetMobile 240 s, BERT-base 90 s, and beside other work ConvNeXtLarge 900 s.
   Constants, which may be compressed, and variables without use explain no long
   calls.
   """

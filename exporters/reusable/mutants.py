@@ -489,11 +489,12 @@ def _of_operands(
         same = _of_factor(node, taken_by)
       elif kind == "operand without gradient":
         stops = node.op == "StopGradient"
+        # In inference the variance is a moving average, which is not trained.
         scope, norm, _ = node.name.partition("/batchnorm/")
-        of_average = norm and f"{scope}/moments/SquaredDifference" not in ops
-        is_dead = stops or node.name not in differentiated
-        is_dead |= operands[0] == "Rsqrt" and bool(of_average)
-        same = "no gradient passes there" * is_dead
+        has_moments = f"{scope}/moments/SquaredDifference" in ops
+        is_average = operands[0] == "Rsqrt" and norm and not has_moments
+        is_dead = stops or is_average or node.name not in differentiated
+        same = "no gradient passes there" if is_dead else ""
       plant = functools.partial(_insert, i=i, j=is_select, inserted=inserted)
       yield kind, f"{node.op} {node.name}", plant, same
 
