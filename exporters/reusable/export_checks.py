@@ -587,8 +587,7 @@ def _of_no_examples(model: Any, made: Call, takes_none: bool) -> list[str]:
   example = tf.nest.map_structure(lambda x: x[:0], made.example)
   # On CPUs oneDNN's convolutions fail without rows. XLA crashes on strings.
   jitted = tf.function(model, autograph=False, jit_compile=True)
-  tensors = tf.nest.flatten(example, expand_composites=True)
-  is_text = any(x.dtype == tf.string for x in tensors)
+  is_text = any(x.dtype == tf.string for x in tf.nest.flatten(example))
   # Compiling takes longer than a call.
   both = (model, jitted) if takes_none else (jitted, model)
   for call in (model,) if is_text else both:

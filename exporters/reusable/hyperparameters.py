@@ -9,6 +9,7 @@ import collections
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import math
 import statistics
 from typing import Any
 
@@ -98,8 +99,9 @@ class Hyperparameter:
     return [x for x in values if x != self.default and self._allows(x)]
 
   def _allows(self, value: float) -> bool:
-    least, most = (self.limits.get(f"{x}imum", value) for x in ("min", "max"))
-    below = self.limits.get("exclusiveMaximum", value + 1)
+    least = self.limits.get("minimum", -math.inf)
+    most = self.limits.get("maximum", math.inf)
+    below = self.limits.get("exclusiveMaximum", math.inf)
     return least <= value <= most and value < below
 
   def of_layer(self, own: Any, value: Any) -> Any:

@@ -2209,20 +2209,30 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertLen(passed["gradients"], 3)
     self.assertIsNone(report["singleprint"])
 
-  def test_notes_that_xla_takes_no_strings(self):
+  @parameterized.parameters(
+    (_TEXTS, _TEXT_EXAMPLES, tf.strings.length, "strings"),
+    (
+      _IDS,
+      [*map(_tokenize, _TEXT_EXAMPLES)],
+      lambda ids: tf.reduce_sum(ids, 1),
+      "RaggedTensors",
+    ),
+  )
+  def test_notes_what_xla_does_not_take(self, spec, examples, number, words):
     kernel = tf.Variable([3.0])
-    lengths = saving.source(
-      lambda x: kernel * tf.cast(tf.strings.length(x), tf.float32),
-      _TEXTS,
+    source = saving.source(
+      lambda x: kernel * tf.cast(number(x), tf.float32),
+      spec,
       variables=[kernel],
     )
-    export_dir = os.path.join(self.get_temp_dir(), "strings")
-    parts = {"": (lengths, _TEXTS, _TEXT_EXAMPLES)}
+    export_dir = os.path.join(self.get_temp_dir(), "not_for_xla")
+    parts = {"": (source, spec, examples)}
     _export_parts(parts, export_dir)
-    noted = [r for r in _check(export_dir, parts) if r.notes or r.problems]
-    self.assertLen(noted, 1, noted)
-    self.assertEmpty(noted[0].problems)
-    self.assertStartsWith(noted[0].notes[0], "XLA takes no strings.")
+    results = _check(export_dir, parts)
+    (noted,) = [r for r in results if r.notes or r.problems]
+    self.assertEmpty(noted.problems)
+    self.assertStartsWith(noted.notes[0], f"XLA takes no {words}.")
+    self.assertIn("signatures, serving_default", [r.place for r in results])
 
   @nightly.only
   def test_xla_can_compile_an_unrolled_loop(self):
