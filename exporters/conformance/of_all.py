@@ -1,4 +1,4 @@
-"""Rules for every reusable SavedModel on its interface: S1, and R1 to R14."""
+"""Rules on the interface: S1, R1, R2, R7, R9, R10, R13, R14 and K1."""
 
 import collections
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ _NO_SUB_OBJECT = re.compile(
   "_|layer-|layer_with_weights-|keras_api|signatures$"
   "|call_and_return_all_conditional_losses$"
 )
-# Folder names that do not occur in names of ops.
+# Absolute paths, recognized by folders that do not occur in names of ops.
 _ABSOLUTE_PATH = re.compile(
   rb"/(?:content/drive|home|kaggle|mnt|private|proc|root|srv|tmp|usr|Users"
   rb"|Volumes|var/(?:folders|lib|tmp)|workspace)"
@@ -38,7 +38,7 @@ _DEFAULT = re.compile(
 )
 # An input or output that a card names.
 _TAKES = re.compile(r"(?i)\b(takes|returns|(in|out)puts?)\b[^.`]{0,40}`\w+`")
-_FEW = 100  # Values of a string variable that is no vocabulary.
+_FEW = 100  # Most values of a string variable that is searched for paths.
 _CPU = re.compile(
   "(?i)(/job:localhost)?(/replica:0)?(/task:0)?(/device:CPU:[0*]|/cpu:0)?"
 )
@@ -210,10 +210,10 @@ def sub_objects_are_whole(subject: Subject) -> findings.Finding:
 
 
 def _is_trained(subject: Subject, child: Any) -> bool:
-  """Tells whether a sub-object has calls of its own, and variables to train.
+  """Tells whether a sub-object has its own traces and trainable variables.
 
-  Layers of a Keras model are judged with the model; sub-objects without
-  variables to train, such as `generate`, have rules of their own.
+  Returns False for layers of a Keras model, which are judged with the model.
+  Sub-objects without trainable variables, such as `generate`, have other rules.
   """
   traces = subject_lib.traces_of(child)
   return (
@@ -254,8 +254,9 @@ def can_be_tuned(subject: Subject) -> findings.Finding:
 def _sub_objects(subject: Subject) -> list[tuple[str, Any]]:
   """Returns the sub-objects by their names, such as `encoder` or `heads.0`.
 
-  Those in lists, dicts and other objects that cannot be called need not be for
-  consumers. They are if they have lists of variables.
+  An object that is nested in a list, dict or other object without traces may
+  not be meant for consumers. It is returned only if it can be called and lists
+  variables and losses.
   """
   children = tf.train.TrackableView.children
   queue = [
@@ -287,7 +288,7 @@ def _sub_objects(subject: Subject) -> list[tuple[str, Any]]:
 def _tried(subject: Subject, name: str) -> findings.Finding:
   """Applies rules on training and inference to a sub-object.
 
-  Compares its modes and losses with those of the model.
+  Also compares its modes and losses with those of the model.
   """
   part = subject.part(name)
   try:
@@ -335,7 +336,7 @@ def _tried(subject: Subject, name: str) -> findings.Finding:
 def _of_other_weight(
   part: Subject, whole: Subject, variables: Sequence[tf.Variable]
 ) -> list[str]:
-  """Names variables of which two objects have a loss, each times a factor."""
+  """Names variables whose losses in two objects differ only by a factor."""
   made = []
   for each in (part, whole):
     with tf.GradientTape() as tape:
@@ -401,10 +402,11 @@ def is_clean(subject: Subject) -> findings.Finding:
 
 
 def _doubles(objects: Any) -> list[str]:
-  """Names the unused variables if they double the trainable ones.
+  """Names unused variables that look like copies of the trained variables.
 
-  Examples are moving averages of the weights and the slots of an optimizer. A
-  few unused variables may be settings or belong to another head.
+  They do if they match more than half of the trained variables in dtype and
+  shape. Examples are moving averages of the weights and the slots of an
+  optimizer. A few unused variables may be settings or belong to another head.
   """
   used = {
     i for f in objects.concrete_functions.values() for i in f.bound_inputs
@@ -424,9 +426,10 @@ def _doubles(objects: Any) -> list[str]:
 
 
 def _contents(subject: Subject) -> Iterator[tuple[str, bytes]]:
-  """Yields names and contents of files, and of string variables with few.
+  """Yields names and contents of files and of string variables of few values.
 
-  Paths in the card are those of its reader.
+  Leaves out the checkpoint, and the card, whose paths are on the reader's
+  machine.
   """
   for file in subject.files:
     if not file.startswith("variables/") and file != subject_lib.CARD:
@@ -440,7 +443,11 @@ def _contents(subject: Subject) -> Iterator[tuple[str, bytes]]:
 
 
 def _paths_as_words(subject: Subject) -> list[bytes]:
-  """Returns the words of vocabularies, as of code, that are like paths."""
+  """Returns words in vocabularies, such as those of code, that look like paths.
+
+  They are words if none of them has a space, and if at most half of the entries
+  of their vocabulary look like paths.
+  """
   found = []
   for entries in vocabulary.entries(
     subject.directory, subject.files, subject.nodes
@@ -497,7 +504,7 @@ def _of_another(subject: Subject, card: str) -> str:
   """Describes a contradiction between card and model; empty if none."""
   arguments = set(subject.hyperparameters)
   unnamed = {x for x in arguments if x not in card}
-  if unnamed and unnamed != arguments:  # Prose need not name any.
+  if unnamed and unnamed != arguments:  # Prose may name no argument.
     return f"it does not name the argument {findings.some(sorted(unnamed))}"
   named = {
     name
@@ -529,7 +536,7 @@ def _of_another(subject: Subject, card: str) -> str:
     specs |= subject_lib.specs(subject.serving.outputs)
     named = [x for x in specs if not of_inference.NO_NAME.fullmatch(x)]
     without = [x for x in named if not _is_named(x, card)]
-    # Prose need not name any, but may name those of another model.
+    # A card need not name inputs or outputs, but must not name only others.
     names_others = rows or _TAKES.search(card)
     if without and len(without) == len(specs) and names_others:
       return f"it does not name {findings.some(without)}"
@@ -553,7 +560,10 @@ def _of_another(subject: Subject, card: str) -> str:
 
 
 def _may_be(spec: tf.TensorSpec, dtype: str, shape: str) -> bool:
-  """Tells whether a card may mean this spec; its sizes may be words."""
+  """Tells whether a spec fits a dtype and a shape that a card states.
+
+  A word for a size, such as `batch`, fits any size.
+  """
   said = getattr(tf, dtype, None)
   if isinstance(said, tf.DType) and said != spec.dtype:
     return False
@@ -562,13 +572,13 @@ def _may_be(spec: tf.TensorSpec, dtype: str, shape: str) -> bool:
 
 
 def _is_named(name: str, card: str) -> bool:
-  """Tells whether a card names `image_size`, be it as “image sizes”."""
+  """Tells whether a card has a name, also as words, such as “image sizes”."""
   word = re.escape(name.removesuffix("s")).replace("_", "[ _]")
   return bool(re.search(rf"(?i)\b{word}s?\b", card))
 
 
 def _described_otherwise(subject: Subject) -> str:
-  """Describes a contradiction of `model.json` to the model; empty if none."""
+  """Describes where `model.json` contradicts the model; empty if nowhere."""
   if not subject.described:
     return ""
   try:
@@ -593,7 +603,8 @@ def _described_otherwise(subject: Subject) -> str:
     return f"the model has no {frozen}trainable variable {name} {shape}"
   if len(variables) != len(actual):
     return f"it lists {len(variables)} variables of {len(actual)}"
-  is_keras = subject.described.get("format") == "keras"  # Keras fixes them.
+  # The hyperparameters of a Keras model are fixed, so calls do not take them.
+  is_keras = subject.described.get("format") == "keras"
   if not is_keras and dict(hyperparameters) != subject.hyperparameters:
     return f"the hyperparameters are {subject.hyperparameters}"
   for name, names in profiles:

@@ -19,7 +19,7 @@ from exporters.conformance import vocabulary
 from exporters.reusable import comparison
 
 Subject = subject_lib.Subject
-# What calls raise for inputs that do not fit.
+# Errors that a call raises for inputs that do not fit.
 REFUSALS = (tf.errors.OpError, ValueError)
 
 
@@ -27,10 +27,10 @@ REFUSALS = (tf.errors.OpError, ValueError)
 NO_NAME = re.compile(r"(args?|inputs?|outputs?|keras_tensor)(_?\d+)*")
 # Keras 3 advances the seed of a recurrent layer's dropout in inference too.
 _KERAS_SEED = re.compile("seed_generator_state")
-# An index that is beyond the rows of a smaller batch.
+# The error for an index that is beyond the rows of a smaller batch.
 _OUT_OF_ROWS = re.compile(r"indices\S* = \d+ is not in \[0, \d\)")
 _UNSERVED = re.compile("Anonymous.*HashTable.*")
-# Kinds that take texts, and bytes that are none.
+# Kinds of models that take texts, and bytes that are not UTF-8.
 _OF_TEXTS = (
   "preprocessor",
   "text classifier",
@@ -41,15 +41,15 @@ _BYTES = b"caf\xe9 \xff"
 _HALF = (tf.bfloat16, tf.float16)
 _ROWS = 8  # Examples in the batch that is compared with single examples.
 _MANY = 100  # Examples of a large batch.
-_LONG = 8  # Times as long as others is a long sequence.
-_LONGEST = 512  # Steps.
-_ELEMENTS = 500_000  # Most elements of inputs to call in a larger batch.
-_MOST_COLUMNS = 2**16  # Of a sparse output. More are added up, to so many:
-_SUMS = 997
+_LONG = 8  # Factor by which a long sequence is longer than the example.
+_LONGEST = 512  # Steps of the longest sequence that is tried.
+_ELEMENTS = 500_000  # Most elements of an input to try in larger batches.
+_MOST_COLUMNS = 2**16  # Most columns of a sparse output to make dense.
+_SUMS = 997  # Sums that replace the columns of a larger sparse output.
 # Kinds that take pixels.
 PICTURES = ("image", "grey image", "video")
 _REPEATS = 16  # Calls of a model that has random ops.
-OF_HALF = 0.25  # How much outputs may differ that are computed in half.
+OF_HALF = 0.25  # Relative tolerance for outputs computed in half precision.
 _TOLERANCE = 1e-4  # The batch size changes the rounding of float32 sums.
 
 
@@ -87,7 +87,8 @@ def has_traces(subject: Subject) -> findings.Finding:
 def _flags(subject: Subject, form: Any) -> list[dict[str, Any]]:
   """Returns the sets of Python arguments with which a form was traced.
 
-  A default is not among them, as a call need not give it.
+  Leaves out `training`, hyperparameters, and defaults, which a call need not
+  pass.
   """
   found = {}
   for trace in subject.traces:
@@ -156,13 +157,18 @@ def batch_is_free(subject: Subject) -> findings.Finding:
     )
   if not subject.is_batched:
     return findings.passed("the first dimension is free")
-  with subject.unchanged():  # Other rules tell of calls that move variables.
+  with subject.unchanged():  # Other rules report calls that change variables.
     finding = _of_batches(subject)
   return finding or findings.passed("batches of 0, 1, 2 and 5 were called")
 
 
 def _of_batches(subject: Subject) -> findings.Finding | None:
-  """Finds sizes of batches that fail, or have other rows or endless values."""
+  """Finds a batch size for which a call fails or returns wrong outputs.
+
+  Wrong outputs have another number of rows than the batch, or are NaN or
+  infinite. A training call with 0 or 1 examples must not make variables NaN or
+  infinite, either.
+  """
   rows: dict[str, list[int]] = {}
   inputs = subject.example(5)
   for size in (2, 5, 1, 0, *[_MANY] * is_small(subject)):
@@ -222,9 +228,10 @@ def _strict(subject: Subject) -> str:
 
 
 def _endless_for_zeros(subject: Subject) -> str:
-  """Names an output that is not finite where inputs are 0, as padding is.
+  """Names an output that is not finite for inputs of zeros, such as padding.
 
-  Strings are empty.
+  Floats are set to 0 alone, and then together with integers. If the model takes
+  strings, these are made empty instead of the integers.
   """
   inputs = subject_lib.scaled(subject.example(2), 0.0)
   others = _padded(inputs, np.ones(2), 0)
@@ -237,7 +244,7 @@ def _endless_for_zeros(subject: Subject) -> str:
   modes = [{}, *[subject.training] * bool(subject.training)]
   with subject.unchanged():
     for zeros, mode in itertools.product((inputs, others), modes):
-      with contextlib.suppress(*REFUSALS):  # 0 may be no id.
+      with contextlib.suppress(*REFUSALS):  # 0 may be an invalid id.
         for name, y in arrays(subject.model(zeros, **mode)).items():
           if _is_endless(y):
             return f"{name}, in training" if mode else name
@@ -247,7 +254,8 @@ def _endless_for_zeros(subject: Subject) -> str:
 def _endless_for(subject: Subject, length: int) -> str:
   """Names an output that is not finite for sequences, or videos, of a length.
 
-  Where images or sounds are small, convolutions may leave nothing.
+  Images and sounds are not tried, because convolutions may leave nothing of
+  small ones.
   """
   specs = tf.nest.flatten(subject.spec)
   is_video = subject.kind.name == "video" and specs[0].shape[1] is None
@@ -262,7 +270,7 @@ def _endless_for(subject: Subject, length: int) -> str:
   sizes = _free_sizes(tf.nest.flatten(usual)[0], specs[0])
   if _size(usual) * length > _ELEMENTS * max(sizes[:1], default=1):
     return ""
-  with contextlib.suppress(*REFUSALS):  # It may refuse this one.
+  with contextlib.suppress(*REFUSALS):  # The model may refuse this length.
     inputs = subject.example(2, (length, *sizes[1:]))
     for name, y in _outputs(subject, inputs).items():
       if _is_endless(y):
@@ -271,9 +279,10 @@ def _endless_for(subject: Subject, length: int) -> str:
 
 
 def _overflowing(subject: Subject) -> str:
-  """Names an output that is NaN for larger floats, such as standardized ones.
+  """Names an output that is NaN for floats ten times as large as examples.
 
-  Where it is NaN for floats twice as large, too, those are out of a domain.
+  Standardized inputs may be so large. If the output is NaN for floats twice as
+  large already, such floats are outside of the model's domain.
   """
   dtypes = [x.dtype for x in tf.nest.flatten(subject.spec)]
   has_floats = any(dtype.is_floating for dtype in dtypes)
@@ -293,7 +302,7 @@ def _overflowing(subject: Subject) -> str:
 
 
 def _is_endless_below(subject: Subject) -> bool:
-  """Tells whether a gradient for equal steps is not finite; outputs are."""
+  """Tells whether equal steps have finite outputs, but no finite gradient."""
   x = subject.example(2) if is_sequence(subject.spec) else tf.constant(0)
   if not x.dtype.is_floating:
     return False
@@ -308,7 +317,7 @@ def _is_endless_below(subject: Subject) -> bool:
 
 
 def _unknown_dim(subject: Subject) -> str:
-  """Names an output of floats whose last dimension is unknown for no reason."""
+  """Names a float output whose constant last dimension the trace lacks."""
   trace = next(
     trace for trace in subject.traces if subject.form_of(trace) == subject.spec
   )
@@ -331,7 +340,7 @@ def _unknown_dim(subject: Subject) -> str:
     return ""
   try:
     found = [_outputs(subject, inputs) for inputs in tried]
-  except REFUSALS:  # It may refuse other sizes.
+  except REFUSALS:  # The model may refuse other sizes.
     return ""
   for name in unknown:
     shapes = [y[name].shape for y in found]
@@ -355,7 +364,7 @@ def _spoiled(subject: Subject, inputs: Any) -> list[str]:
 
 
 def _is_endless(output: np.ndarray) -> bool:
-  """Tells whether a value is NaN or infinite; -inf may be a masked logit."""
+  """Tells whether a value has NaN or +inf; -inf may be a masked logit."""
   output = np.asarray(output)  # A string variable may be bytes.
   return output.dtype.kind == "f" and bool(
     np.any(np.isnan(output) | np.isposinf(output))
@@ -369,7 +378,7 @@ def depends_on_input_alone(subject: Subject) -> findings.Finding:
   """
   inputs = subject.example(_ROWS)
   with subject.unchanged():
-    # A call may also change variables that are called trainable.
+    # A call may also change variables that are marked as trainable.
     used = {v.ref(): v for trace in subject.traces for v in trace.variables}
     before = {key: v.numpy() for key, v in used.items()}
     first = _outputs(subject, inputs)
@@ -437,7 +446,11 @@ def _ignores_input(
 
 
 def _of_other_form(subject: Subject, inputs: Any) -> findings.Finding | None:
-  """Finds a form of the input that is random, or computes something else."""
+  """Finds a form of the input that makes outputs random, or changes them.
+
+  Inputs of the form `subject.spec` are converted to each other form that can
+  represent them exactly, and the outputs for both are compared.
+  """
   inputs = rounded(inputs)
   for form in [x for x in subject.forms if x != subject.spec]:
     other = subject.example(form=form)
@@ -450,7 +463,7 @@ def _of_other_form(subject: Subject, inputs: Any) -> findings.Finding | None:
     if same is None:
       continue
     problem = ""
-    # Move the weights, in case a form has them as constants.
+    # Add noise to the weights, in case a form has them as constants.
     with gradients.moved(subject.trainable_variables):
       for usual in (inputs, *with_segments(inputs)):
         with contextlib.suppress(*REFUSALS):
@@ -468,7 +481,10 @@ def _of_other_form(subject: Subject, inputs: Any) -> findings.Finding | None:
 
 
 def with_segments(inputs: Any) -> Iterator[Any]:
-  """Yields the inputs of an encoder with a second segment, which few refuse."""
+  """Yields encoder inputs with a second segment, which few encoders refuse.
+
+  Yields nothing for inputs without `input_type_ids`.
+  """
   if isinstance(inputs, Mapping) and "input_type_ids" in inputs:
     types = inputs["input_type_ids"]
     length = types.shape[-1]
@@ -477,7 +493,7 @@ def with_segments(inputs: Any) -> Iterator[Any]:
 
 
 def rounded(inputs: Any) -> Any:
-  """Rounds floats so that lower precision has them, too."""
+  """Rounds floats to values that bfloat16 can represent."""
   return tf.nest.map_structure(
     lambda x: (
       tf.cast(tf.cast(x, tf.bfloat16), x.dtype) if x.dtype.is_floating else x
@@ -493,7 +509,10 @@ def is_half(form: Any) -> bool:
 
 
 def cast(inputs: Any, form: Any, *, exactly: bool = False) -> Any:
-  """Converts inputs to another form; None if it cannot, or rounds `exactly`."""
+  """Converts inputs to another form; None if they do not fit it.
+
+  With `exactly`, also returns None if the conversion changes a value.
+  """
   names = [str(getattr(x, "name", "")) for x in tf.nest.flatten(form)]
   is_mapping = isinstance(inputs, Mapping) and isinstance(form, Sequence)
   if is_mapping and sorted(names) == sorted(inputs):
@@ -513,9 +532,10 @@ def cast(inputs: Any, form: Any, *, exactly: bool = False) -> Any:
 
 
 def _mixed_exactly(subject: Subject, inputs: Any) -> str:
-  """Describes what `_mixed` does, unless rounding errors explain it.
+  """Describes the problem that `_mixed` finds, unless it is a rounding error.
 
-  Very deep models with initial weights return one of two classes by chance.
+  In very deep models with initial weights, rounding errors alone may decide
+  which of two classes is returned.
   """
   problem = _mixed(subject, inputs)
   if not problem:
@@ -533,7 +553,7 @@ def _mixed_exactly(subject: Subject, inputs: Any) -> str:
 
 
 def _mixed(subject: Subject, inputs: Any) -> str:
-  """Describes how outputs depend on the rest of the batch; empty if not."""
+  """Describes how outputs depend on other examples; empty if they do not."""
   others = [*range(1, _ROWS)]
   called = _of_examples(subject, inputs)
 
@@ -556,7 +576,7 @@ def _mixed(subject: Subject, inputs: Any) -> str:
       return problem
   is_odd = np.arange(_ROWS) % 2
   usual = called(inputs, range(_ROWS))
-  # What becomes of NaN depends on its place in a batch of one size.
+  # Kernels treat NaN differently by place and batch size, so keep both.
   backward = [2, 1, *range(_ROWS - 1, 1, -1)]
   for changed, mates in (
     (subject_lib.scaled_rows(inputs, np.where(is_odd, 255, 1)), [1]),
@@ -579,8 +599,8 @@ def _is_of_steps(
 ) -> bool:
   """Tells whether the first dimension counts steps, or rows of pixels.
 
-  Their order matters, unlike that of examples. The second dimension counts the
-  examples, or the columns of a picture.
+  The order of steps and rows matters, unlike that of examples. The second
+  dimension then counts the examples, or the columns of a picture.
   """
   spec = subject.spec
   if (
@@ -604,7 +624,7 @@ def _is_of_steps(
 
 
 def is_small(subject: Subject) -> bool:
-  """Tells whether large batches are soon called."""
+  """Tells whether inputs are so small that large batches are fast."""
   return _size(subject.example(5)) <= _ELEMENTS // 100
 
 
@@ -613,13 +633,13 @@ def _size(inputs: Any) -> int:
 
 
 def _padded(inputs: Any, rows: np.ndarray, start: int) -> Any:
-  """Sets numbers of some rows to 0, from a position on."""
+  """Sets the numbers of marked rows to 0, from position `start` on."""
 
   def padded(x: Any) -> Any:
     is_number = isinstance(x, tf.Tensor) and (
       x.dtype.is_integer or x.dtype.is_floating
     )
-    if not is_number or x.shape[:1] != rows.shape:  # It may be a sound.
+    if not is_number or x.shape[:1] != rows.shape:  # x may be a sound.
       return x
     is_kept = np.expand_dims(rows == 0, [*range(1, x.ndim)])
     if x.ndim > 1:
@@ -687,7 +707,7 @@ def arrays(outputs: Any) -> dict[str, np.ndarray]:
 
 
 def _dense(x: tf.SparseTensor) -> tf.Tensor:
-  """Makes a sparse output dense; adds up columns where there are many."""
+  """Makes a sparse output dense; adds up columns if there are too many."""
   rows, *columns = map(int, x.dense_shape)
   is_number = x.dtype.is_floating or x.dtype.is_integer
   if math.prod(columns) <= _MOST_COLUMNS or not is_number:
@@ -701,10 +721,12 @@ def _dense(x: tf.SparseTensor) -> tf.Tensor:
 def _of_examples(
   subject: Subject, inputs: Any
 ) -> Callable[[Any, Sequence[int]], dict[str, np.ndarray]]:
-  """Returns a function that calls with some inputs, and returns their outputs.
+  """Returns a function that calls the model with the examples at some indices.
 
-  Outputs of other sizes, such as tables, may have as many rows by chance. Of
-  outputs for all pairs of examples, those of each with itself are taken.
+  It returns the outputs that have a row for each example. An output without,
+  such as a table, may have as many rows by chance, so two batch sizes are
+  compared. Outputs for all pairs of examples are reduced to the pairs of an
+  example with itself.
   """
   one, two = (
     {k: y.shape for k, y in _outputs(subject, x).items()}
@@ -736,7 +758,10 @@ def _others(subject: Subject, inputs: Any) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _at_times(inputs: Any) -> Any:
-  """Sets integers to seconds since 1970: others may be in the same hour."""
+  """Sets integers to seconds since 1970, hours apart.
+
+  Smaller integers may all be times in the same hour.
+  """
 
   def at_times(x: Any) -> Any:
     if not isinstance(x, tf.Tensor) or not x.dtype.is_integer:
@@ -749,7 +774,7 @@ def _at_times(inputs: Any) -> Any:
 
 def other_inputs(subject: Subject, inputs: Any) -> Iterator[Any]:
   """Yields inputs of other scales and signs, and with other ids or strings."""
-  # Integers may be ids of a table, or numbers to count.
+  # Integers may be keys of a table, or quantities.
   numbers = vocabulary.numbers(subject.graph.graph_def.node) or [0]
   for scale, of_ids in (
     (1, np.asarray),
@@ -787,10 +812,10 @@ def _difference(
 
   Args:
     first: The outputs of one call.
-    second: Those of the other.
-    usual: Outputs whose size counts too, as saturated ones are small, and so
-      inexact.
-    tolerance: How much of its largest value an output may differ.
+    second: The outputs of the other call.
+    usual: Outputs whose largest values also count for the tolerance, because
+      saturated outputs are small and therefore inexact.
+    tolerance: The allowed difference, relative to an output's largest value.
   """
   for name in first.keys() & second.keys():
     x, y = first[name], second[name]
@@ -849,7 +874,7 @@ def is_served(subject: Subject) -> findings.Finding:
   if subject.model is None or not subject.traces:
     return findings.passed(f"serving_default with {', '.join(names)}")
   for name in subject.signatures:
-    # Move the weights, in case the signature has them as constants.
+    # Add noise to the weights, in case the signature has them as constants.
     averages = [v for v in subject.resting if v.dtype.is_floating]
     with (
       gradients.moved(subject.trainable_variables),
@@ -861,7 +886,7 @@ def is_served(subject: Subject) -> findings.Finding:
         f"The signature {name} does not compute what a call does: {problem}.",
         "Make it a call of the same object in inference.",
       )
-  # What a call does not return cannot be compared with it.
+  # Outputs that a call does not return cannot be compared with its outputs.
   more = len(subject.serving.outputs) - len(
     tf.nest.flatten(subject.output_spec)
   )
@@ -879,9 +904,9 @@ def is_served(subject: Subject) -> findings.Finding:
 def _served_otherwise(subject: Subject, name: str) -> str:
   """Describes how a signature differs from a call; empty if it does not.
 
-  A signature with the name of a sub-object is compared with a call of that.
-  Others than `serving_default` are compared if they have the inputs and outputs
-  of a call.
+  A signature with the name of a sub-object is compared with a call of the
+  sub-object. Any other signature is compared with a call of the model, but only
+  if its inputs and outputs have the dtypes and shapes of `serving_default`.
   """
   signature = subject.model.signatures[name]
   usual = subject.model.signatures["serving_default"]
@@ -923,8 +948,8 @@ def _served_otherwise(subject: Subject, name: str) -> str:
     if not expected.keys() & served.keys():
       if len(expected) != len(served):
         return f"its outputs ({', '.join(served)}) are not those of a call"
-      # The outputs of a list are in the order of their names. For those of a
-      # dict, Keras has the names of layers.
+      # The outputs of a list are in the order of their names. Keras renames the
+      # outputs of a dict by layers, so match these by value.
       names = sorted(served)
       if isinstance(called.output_spec, Mapping):
         names = [
@@ -945,13 +970,13 @@ def _served_otherwise(subject: Subject, name: str) -> str:
 
 
 def _free_sizes(x: tf.Tensor, spec: tf.TensorSpec) -> list[int]:
-  """Returns the sizes of the unknown dimensions but that of the batch."""
+  """Returns the sizes of the unknown dimensions, without the batch size."""
   pairs = zip(x.shape[1:], spec.shape[1:], strict=True)
   return [size for size, known in pairs if known is None]
 
 
 def is_sequence(spec: Any) -> bool:
-  """Tells whether an input has any number of ids, or of vectors or frames."""
+  """Tells whether an input has a free number of ids, vectors or frames."""
   if not isinstance(spec, tf.TensorSpec) or (spec.shape.rank or 0) < 2:
     return False
   dtype = spec.dtype
@@ -975,7 +1000,7 @@ def of_other_size(
       sizes = tuple(int(size * each) for size in free)
       other = subject.example(count, sizes)
       with contextlib.suppress(*REFUSALS):
-        subject.model(other)  # It may be too large.
+        subject.model(other)  # The size may be too large.
         yield other
     if free:
       return
@@ -984,7 +1009,8 @@ def of_other_size(
 def _in_order(taken: Mapping[str, Any], spec: Any) -> list[str]:
   """Returns the names of a signature's inputs in the order of a call's list.
 
-  They are the names of that list or, if these do not fit, sorted: a_2, a_10.
+  Takes the names in the call's spec. If these do not fit, sorts the signature's
+  names, with a_2 before a_10.
   """
   leaves = tf.nest.flatten(spec)
   names = [getattr(leaf, "name", None) for leaf in leaves]
