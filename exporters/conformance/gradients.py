@@ -11,20 +11,24 @@ import tensorflow as tf
 
 from distribution import sandbox
 
-_EXCESS = 5  # Directions in which a gradient is wrong, less those it is right.
-_LARGEST_GROUP = 2**24  # Values that are moved at once, unless in one variable.
+# A gradient is wrong if it is wrong in so many more directions than right.
+_EXCESS = 5
+# Most values that are moved at once. A single variable may have more.
+_LARGEST_GROUP = 2**24
 
 
 class _Precision(NamedTuple):
   """Steps and tolerances for finite differences in one precision.
 
   Attributes:
-    groups: Least number of groups of variables, moved one after another.
-    excess: Directions in which a right gradient is right, less wrong ones.
+    groups: The least number of groups of variables. Each is moved by itself.
+    excess: A gradient is right if it is right in so many more directions than
+      wrong.
     largest: The largest step, relative to the variables.
     rounding: The step that moves values by one rounding error.
     tolerance: Tolerance relative to the derivative.
-    of_spread: Tolerance relative to its standard deviation over directions.
+    of_spread: Tolerance relative to the derivative's standard deviation over
+      directions.
     of_all: Tolerance relative to the largest derivative, for rounding errors.
     least: The least share of a step that a variable moves.
   """
@@ -55,9 +59,11 @@ def moved(
   With noise, no gradient vanishes because a variable was initialized to zero.
 
   Args:
-    variables: The variables; those of no numbers stay as they are.
-    share: The standard deviation relative to the values; zeros count as 1.
-    upward: Whether values only grow, as variances must not be negative.
+    variables: The variables. String variables stay unchanged.
+    share: The standard deviation, relative to the magnitude of a variable. The
+      magnitude of a variable of zeros counts as 1.
+    upward: Whether values only increase, because variances must not become
+      negative.
   """
   variables = [v for v in variables if v.dtype != tf.string]
   before = [v.numpy() for v in variables]
@@ -81,7 +87,7 @@ def _noise(values: Sequence[np.ndarray], seed: int = 0) -> Iterator[np.ndarray]:
 
 
 def _size(values: np.ndarray) -> float:
-  """Returns the magnitude of a variable's values; 1 if all are 0, or none."""
+  """Returns the root mean square of values; 1 if it is 0 or there are none."""
   if not values.size:
     return 1.0
   real = np.abs(values) if np.iscomplexobj(values) else values
@@ -94,7 +100,7 @@ def _weights(shape: tuple[int, ...], seed: int) -> tf.Tensor:
 
 
 def weighted(outputs: Sequence[tf.Tensor]) -> tf.Tensor:
-  """Computes a weighted sum of outputs in float64; weights differ by value."""
+  """Computes a sum of outputs in float64, each value with its own weight."""
   return tf.add_n(
     [
       tf.reduce_sum(tf.cast(y, tf.float64) * _weights(tuple(y.shape), i))
@@ -113,15 +119,15 @@ def wrong(
 
   Each difference moves a group of variables along a random direction. Moving
   all variables by a rounding error estimates the error of the differences. In
-  double precision they are so exact that one wrong column of one variable shows
-  when all variables move at once.
+  double precision all variables move at once: differences are so exact that
+  even one wrong column of one variable shows.
 
   Args:
     value: Returns the function's value at the current variables, in float64.
     variables: The variables.
     gradients: The gradient to check for each variable.
-    is_half: Whether half precision is used in part of the function, or in the
-      one of which it is the twin.
+    is_half: Whether part of the function is computed in half precision. For a
+      twin: whether part of the original function is.
 
   Returns:
     The variable's name, and the claimed and the measured derivative along the
@@ -164,7 +170,7 @@ def _wrong_along(
   otherwise: Callable[..., float | None],
   precision: _Precision,
 ) -> tuple[float, float] | None:
-  """Returns the derivatives along a direction in which a gradient is wrong.
+  """Finds a direction in which the gradients of a group are wrong.
 
   Args:
     value: As in `wrong`.
@@ -172,9 +178,13 @@ def _wrong_along(
     gradients: The gradient to check for each of them.
     otherwise: `_otherwise` with its first arguments.
     precision: The precision.
+
+  Returns:
+    The claimed and the measured derivative along the direction. None if the
+    gradients are right.
   """
   before = [v.numpy() for v in variables]
-  # A wrong gradient is wrong in most directions; kinks are in few.
+  # A wrong gradient is wrong in most directions; kinks disturb only a few.
   excess = 0
   for seed in itertools.count():
     noise, claimed, spread = _direction(before, gradients, seed, precision)
@@ -200,8 +210,9 @@ def _otherwise(
 ) -> float | None:
   """Measures a derivative; returns it if it differs from the claimed one.
 
-  Steps should be small, but large enough to exceed rounding errors. Differences
-  at several steps that disagree prove nothing, because the function has kinks.
+  Steps should be small, but large enough to exceed rounding errors. If the
+  differences at several steps disagree, the function has kinks, and they prove
+  nothing.
 
   Args:
     error: The rounding error of a value.
@@ -225,8 +236,8 @@ def _otherwise(
     if before is not None and abs(measured - before) < min(
       0.2 * size, 0.5 * off
     ):
-      # Where kinks are dense, as in 100 layers, they explain differences at
-      # large steps. The least step at which this one exceeds rounding errors:
+      # Dense kinks, such as those of 100 layers, explain differences at large
+      # steps. Measure again with the least step that exceeds rounding errors.
       least = max(5 * error / off, 1e-6 * precision.largest)
       if least < step / 4:
         closer = (at(least) - at(-least)) / (2 * least)
@@ -278,7 +289,7 @@ def _direction(
 def _moments(
   gradient: np.ndarray, direction: np.ndarray
 ) -> tuple[float, float]:
-  """Returns the sum of the products of values, and their norm."""
+  """Returns the sum of gradient times direction, and the norm of its terms."""
   if np.iscomplexobj(gradient):
     terms = np.real(np.conj(gradient) * np.complex128(direction))
   else:
@@ -294,7 +305,7 @@ def _rounding(
   before = [v.numpy() for v in variables]
   at = functools.partial(_at, value, variables, before, [*_noise(before)])
   found = []
-  # A function that adds a large number is flat at first.
+  # A function that adds a large number is flat for very small steps.
   for size in (noise, *[1000 * noise] * (noise < 1e-12)):
     try:
       values = [at(step * size) for step in steps]

@@ -1,7 +1,8 @@
 """Measures the noise of single layers in the graph of a training call.
 
-A layer is computed by itself, from ones: what follows it would bend the mean of
-its noise. It is judged only if all that is made of the rates is understood.
+Each layer is computed by itself, from ones, because later layers would distort
+the mean of its noise. Layers are judged only if every use of the rates in the
+graph is understood.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,17 +21,18 @@ from exporters.reusable import private_api
 
 Subject = subject_lib.Subject
 
-_RATE = 0.4  # Of noise that is measured.
-_SMALL_RATE = 0.1  # In whose proportion layers drop; and at least this share:
-_PROPORTION = 0.6
-_CALLS = 50  # In all of which an example keeps everything by chance: never.
-_ELEMENTS = 400_000  # Most values of a layer to compute.
-_ROWS, _SIZE = 8, 4  # Unknown dimensions, the first and others.
-_SHIFT = 0.05  # Of a mean, relative; and so many of its standard errors:
-_ERRORS = 6.0
-# What an op is of.
+_RATE = 0.4  # The rate with which noise is measured.
+_SMALL_RATE = 0.1  # Another rate, because drops must be in proportion to rates.
+_PROPORTION = 0.6  # Least ratio of drops, relative to the ratio of the rates.
+_CALLS = 50  # So many that no example keeps all values in every call by chance.
+_ELEMENTS = 400_000  # Most values in the input of a layer to compute.
+_ROWS, _SIZE = 8, 4  # Sizes for unknown dimensions: the first, and others.
+_SHIFT = 0.05  # Tolerance for a mean, relative to the output or added noise.
+_ERRORS = 6.0  # Tolerance for statistics, in standard errors.
+# The values that an op may depend on, besides scalar arguments; see `origins`.
 INPUT, _NOISE, _STATE = "<input>", "<noise>", "<state>"
-_DROPS = re.compile("drop|depth|keep|surviv")  # Of noise that keeps the mean.
+# Names of rates whose noise keeps the mean.
+_DROPS = re.compile("drop|depth|keep|surviv")
 _OF_SHAPE = ("OnesLike", "Rank", "Shape", "ShapeN", "Size", "ZerosLike")
 _MASKS = ("Floor", "Greater", "GreaterEqual", "Less", "LessEqual")
 _SCALES = ("Identity", "Mul", "RealDiv")
@@ -41,10 +43,11 @@ class _Layer:
   """A layer with dropout or other noise.
 
   Attributes:
-    taken: The Tensor from which it is computed.
-    made: What it makes of it.
-    ops: The ops between them that use the Tensor.
-    is_added: Whether its noise is added; otherwise it is multiplied.
+    taken: The layer's input.
+    made: The layer's output.
+    ops: The ops between input and output that depend on the input.
+    is_added: Whether the noise is added to the input. Otherwise the input is
+      multiplied by it.
   """
 
   taken: tf.Tensor
@@ -56,8 +59,8 @@ class _Layer:
 def problem(subject: Subject) -> str:
   """Describes a layer whose noise is wrong in training; empty if none is seen.
 
-  The mean of dropout is its input, that of added noise is 0, and dropout drops
-  of each example.
+  The mean of dropout must be its input, and the mean of added noise 0. Noise
+  must change each example, and dropout must drop in proportion to its rate.
   """
   for trace in subject.traces if subject.rates else ():
     arguments = subject.arguments_of(trace)
@@ -68,7 +71,7 @@ def problem(subject: Subject) -> str:
       and all(isinstance(x, tf.TensorSpec) for x in given)
     ):
       found = _measured(subject, trace, arguments)
-      # Some drop without scaling in training, and scale in inference.
+      # Some layers drop without scaling in training, and scale in inference.
       inference = [
         {"training": False, **subject.noisy(x)} for x in (0.0, _RATE)
       ]
@@ -79,7 +82,13 @@ def problem(subject: Subject) -> str:
 def _measured(
   subject: Subject, trace: Any, arguments: Mapping[str, Any]
 ) -> str:
-  """Measures the layers of a trace, which has these arguments."""
+  """Describes a wrong layer of a trace; empty if none is seen.
+
+  Args:
+    subject: The SavedModel.
+    trace: A trace of training, with rates that are Tensors.
+    arguments: The arguments of the trace after the input, by name.
+  """
   specs = [
     x
     for x in tf.nest.flatten(trace.structured_input_signature)
@@ -87,7 +96,7 @@ def _measured(
   ]
   try:
     graph = _inlined(trace)
-  except ValueError:  # It cannot be imported.
+  except ValueError:  # The graph cannot be imported.
     return ""
   inputs = [graph.get_tensor_by_name(x.name) for x in trace.inputs]
   scalars = {
@@ -102,7 +111,7 @@ def _measured(
   layers = [x for x in layers if math.prod(_shape(x.taken)) <= _ELEMENTS]
   if not layers:
     return ""
-  # Tensors of graphs cannot be keys.
+  # Tensors of graphs are not hashable, so their names are the keys.
   ones = {layer.taken.name: np.ones(_shape(layer.taken)) for layer in layers}
 
   def made(rate: float) -> list[np.ndarray]:
@@ -117,7 +126,7 @@ def _measured(
         [*map(_statistics, usual, first, made(_RATE), made(_SMALL_RATE))]
         for _ in range(_CALLS)
       ]
-    except tf.errors.OpError:  # Other sizes would fit.
+    except tf.errors.OpError:  # Unknown dimensions may need other sizes.
       return ""
   by_layer = zip(*calls, strict=True)
   for layer, y, found in zip(layers, usual, by_layer, strict=True):
@@ -128,9 +137,9 @@ def _measured(
 
 
 def _inlined(trace: Any) -> tf.Graph:
-  """Returns the graph of a trace, without calls and without updates.
+  """Returns the graph of a trace, with calls inlined and without updates.
 
-  Inputs keep their names. Variables that it captured tell their shapes.
+  Inputs keep their names. Captured variables become handles with a shape.
   """
   graph, passed = private_api.inlined(trace), {}
   shapes = {x.op.name: x.shape for x in trace.inputs}
@@ -141,7 +150,8 @@ def _inlined(trace: Any) -> tf.Graph:
   for node in graph.node:
     node.input[:] = graphs.operands(node)
     node.attr.pop("_class", None)  # Colocation is a hint.
-    if node.op == "IdentityN":  # Of a call, and what its gradient takes.
+    # It has the outputs of a call, and Tensors that the call's gradient takes.
+    if node.op == "IdentityN":
       for i, x in enumerate(node.input):
         passed[f"{node.name}:{i}".removesuffix(":0")] = x
     shape, v = shapes.get(node.name), variables.get(node.name)
@@ -151,7 +161,7 @@ def _inlined(trace: Any) -> tf.Graph:
     if shape is not None:
       node.attr["shape"].shape.CopyFrom(shape.as_proto())
   by_name, used = {node.name: node for node in graph.node}, set(shapes)
-  # Others are what gradients take.
+  # The other outputs of the trace are Tensors that gradients take.
   queue = [x.op.name for x in trace.outputs if x.op.type == "Identity"]
   while queue:
     node = by_name[queue.pop()]
@@ -176,14 +186,14 @@ def _statistics(
   """Returns statistics of the noise in one call.
 
   Args:
-    usual: What a layer makes without noise.
-    first: What it made in the first call.
-    made: What it makes now.
-    small: What it makes with a rate of `_SMALL_RATE`.
+    usual: The output of a layer without noise.
+    first: Its output in the first call.
+    made: Its output in this call.
+    small: Its output with a rate of `_SMALL_RATE`.
 
   Returns:
-    The mean and deviation of noise, the rows unlike the first ones, and the
-    shares of zeros in `made` and `small`.
+    The mean and the standard deviation of the noise, whether each row differs
+    from that of the first call, and the shares of zeros in `made` and `small`.
   """
   noise = made - usual
   unlike = (made != first).any(tuple(range(1, made.ndim)))
@@ -203,10 +213,10 @@ def _described(
 
   Args:
     layer: The layer.
-    usual: What it makes without noise.
+    usual: Its output without noise.
     means: The mean of its noise, by call.
     deviations: The standard deviation of its noise, by call.
-    unlike: Whether rows differ from those of another call, by call and row.
+    unlike: Whether rows differ from those of the first call, by call and row.
     zeros: The shares of zeros with `_RATE` and with `_SMALL_RATE`, by call.
   """
   name, changed = layer.made.op.name, unlike.any(0)
@@ -222,7 +232,7 @@ def _described(
   shift = np.mean(means)
   size = np.mean(deviations if layer.is_added else usual)
   error = np.std(means) / np.sqrt(_CALLS)
-  # Not of NaN, either.
+  # A shift of NaN is accepted too.
   if not abs(shift) > max(_ERRORS * error, _SHIFT * abs(size)) or not size:
     return ""
   if layer.is_added:
@@ -240,7 +250,7 @@ def _layers(
   scalars: Mapping[str, tf.Tensor],
   rates: set[str],
 ) -> list[_Layer]:
-  """Finds the layers; none if the rates are used in other ways too."""
+  """Finds the layers with noise; none if the rates have other uses too."""
   layers = []
   for op in of:
     if subject_lib.RANDOM.match(op.type) and op.outputs[0].dtype.is_floating:
@@ -265,17 +275,17 @@ def origins(
   captured: Iterable[tf.Tensor],
   scalars: Mapping[str, tf.Tensor],
 ) -> dict[tf.Operation, frozenset[str]]:
-  """Returns what the value of each op of a graph depends on, not its shape.
+  """Returns the dependences of each op's value, without those of its shape.
 
-  This is the input, noise, a state such as a variable that the graph captured,
-  and scalar arguments by their names.
+  A value may depend on the input, on noise, on a state such as a variable that
+  the graph captured, and on scalar arguments, by their names.
   """
   own = {x.op: frozenset([INPUT]) for x in inputs}
   own |= {x.op: frozenset([_STATE]) for x in captured}
   own |= {x.op: frozenset([name]) for name, x in scalars.items()}
   of: dict[tf.Operation, frozenset[str]] = {}
   operations, before = graph.get_operations(), None
-  while of != before:  # They are in no order.
+  while of != before:  # The operations are in no order.
     before = dict(of)
     for op in operations:
       made = own.get(op, frozenset())
@@ -336,7 +346,11 @@ def _layer(
 def _scaled(
   op: tf.Operation, of: Mapping[tf.Operation, frozenset[str]], up: bool
 ) -> Iterator[tf.Operation]:
-  """Yields ops that multiply by numbers: `op` and those before, or after it."""
+  """Yields the chain of ops that scale by numbers, before or after an op.
+
+  With `up` the chain begins with `op` and goes on to its inputs. Otherwise it
+  begins with the only op that uses `op`.
+  """
   if not up:
     users = consumers(op)
     if len(users) != 1:
