@@ -1,4 +1,4 @@
-"""Finds variables that a call uses or not, by the values of its input."""
+"""Finds variables that a call uses only for some values of its input."""
 
 from collections.abc import Iterable, Sequence
 import re
@@ -12,7 +12,7 @@ from exporters.conformance import subject as subject_lib
 
 Subject = subject_lib.Subject
 
-# Ops that make choices of values, and those that run one of several functions.
+# Ops that turn values into choices, and ops that run one of several functions.
 _CHOOSES = re.compile(
   "ArgM(ax|in)|Bucketize|(Not)?Equal|(Greater|Less)(Equal)?|Is(Finite|Inf|Nan)"
   "|LookupTableFind.*|(Static)?Regex.*Match|TopK.*|.*Unique.*"
@@ -32,7 +32,7 @@ def without(
 
 
 def _always_used(trace: Any, variables: list[tf.Variable]) -> list[tf.Variable]:
-  """Returns the variables that do not meet a choice in a trace."""
+  """Returns the variables whose use in a trace depends on no choice."""
   (first, *_), _ = trace.structured_input_signature
   taken = len(tf.nest.flatten(first, expand_composites=True))
   inputs = len(trace.inputs) - len(trace.captured_inputs)
@@ -59,7 +59,7 @@ def _always_used(trace: Any, variables: list[tf.Variable]) -> list[tf.Variable]:
     if id(v.handle) not in handles:
       return False
     using = _reached([handles[id(v.handle)].op])
-    # A class, made of all of it, is no choice.
+    # A choice computed from the variable itself, such as a class, is none.
     return any(
       (op in made and not _CHOOSES.fullmatch(op.type))
       or any(x.op in choices and x.op not in using for x in op.inputs)
@@ -72,7 +72,7 @@ def _always_used(trace: Any, variables: list[tf.Variable]) -> list[tf.Variable]:
 
 
 def _reached(ops: Iterable[tf.Operation]) -> set[tf.Operation]:
-  """Returns ops, and those that depend on their values."""
+  """Returns the ops, and all ops that depend on their values."""
   seen, queue = set(ops), [*ops]
   while queue:
     for op in noise.consumers(queue.pop()) - seen:
@@ -82,10 +82,10 @@ def _reached(ops: Iterable[tf.Operation]) -> set[tf.Operation]:
 
 
 def is_shared(subject: Subject, variable: tf.Variable) -> bool:
-  """Tells whether a call uses a variable twice.
+  """Tells whether a call uses a variable more than once.
 
-  Its gradients may cancel, as those of a bias do where the outputs of two calls
-  of a layer are subtracted.
+  The gradients of the uses may cancel, such as those of a bias if the outputs
+  of two calls of a layer are subtracted.
   """
   return any(
     _count_uses(trace, inside.op.name) > 1
@@ -98,7 +98,7 @@ def is_shared(subject: Subject, variable: tf.Variable) -> bool:
 
 
 def _count_uses(trace: Any, name: str) -> int:
-  """Counts the ops that take an input of a trace, also in functions."""
+  """Counts the ops that take an input of a trace, also inside functions."""
   graph = trace.graph.as_graph_def()
   functions = {f.signature.name: f for f in graph.library.function}
 

@@ -21,9 +21,9 @@ class Compilation(NamedTuple):
   Attributes:
     baked: Descriptions of the inputs and variables that the program holds as
       constants instead of parameters. Empty if the step compiles once.
-    causes: Why they are constants, as `xla_trap.constants` returns it.
+    causes: The reasons from `xla_trap.constants` why these are constants.
     refused: Why XLA cannot compile the step. Empty if it can.
-    failed: The error of the step without XLA. Empty if the step runs there.
+    failed: The error of the step without XLA. Empty if it runs without XLA.
   """
 
   baked: Sequence[str] = ()

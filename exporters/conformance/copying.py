@@ -17,7 +17,7 @@ from distribution import errors
 from distribution import sandbox
 
 copy = copies.copy
-_SECONDS_FOR_BYTE = 0.005  # Of the index of variables.
+_SECONDS_FOR_BYTE = 0.005  # CPU seconds for a byte of the variables' index.
 _CALL_SECONDS_FOR_BYTE = 2.0**-24  # One second for 16 MiB of the model.
 
 
@@ -81,11 +81,12 @@ def started(
       doubles. Limits in `options` override both.
     call: As in `sandbox.Limits`; `options.seconds` overrides it too.
     names: As in `sandbox.started`, for paths besides the copy.
-    readable: The same.
+    readable: As in `sandbox.started`, for paths besides the copy.
     **kwargs: Further arguments of `sandbox.started`.
 
   Yields:
-    What `sandbox.started` yields, and the fields for `subject.requested`.
+    The function that `sandbox.started` yields, and the request for
+    `subject.requested`.
 
   Raises:
     InputError: The SavedModel cannot be copied, or there is no sandbox here.
@@ -100,7 +101,7 @@ def started(
   with tempfile.TemporaryDirectory(prefix="copy.") as directory:
     copied = copy(saved_model_dir, directory, follow_links=options.follow_links)
     limits = sandbox.limits(copied.size, None, None, copied.index)
-    # Graphs of many layers take long to differentiate, for one call too.
+    # Graphs of many layers take long to differentiate, even for one call.
     more = _SECONDS_FOR_BYTE * copied.index
     more_for_call = more / 3 + _CALL_SECONDS_FOR_BYTE * copied.size
     limits = sandbox.Limits(

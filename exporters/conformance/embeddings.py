@@ -13,18 +13,18 @@ from exporters.conformance import subject as subject_lib
 Subject = subject_lib.Subject
 
 _IDS = "input_word_ids"
-_TRIED = 128  # Ids.
-_FEWEST = 16  # Rows of a table whose ids are tried.
-_FEW = 0.1  # Share of ids without a row, such as that of padding.
+_TRIED = 128  # Number of ids to try.
+_FEWEST = 16  # Least number of rows of a table whose ids are tried.
+_FEW = 0.1  # Share of ids that need not use a row, such as padding.
 
 
 class Tables(NamedTuple):
   """Tables of a model.
 
   Attributes:
-    of_ids: The embeddings of ids. None: none was found.
-    positions: For how many positions there are embeddings; 0 if unknown.
-    unused: How many rows are before that of the first position.
+    of_ids: The table of ids. None: no table was found.
+    positions: The number of positions with an embedding; 0 if unknown.
+    unused: The number of rows before that of the first position.
   """
 
   of_ids: tf.Variable | None = None
@@ -46,21 +46,21 @@ def tables(subject: Subject) -> Tables:
       of_ids = table
     elif rows and rows == set(range(min(rows), min(rows) + length)):
       positions, unused = table.shape[0] - min(rows), min(rows)
-  # All rows of a square kernel are used too.
+  # A square kernel looks like a table of positions: all its rows are used.
   if positions <= length:
     return Tables(of_ids)
   return Tables(of_ids, positions, unused)
 
 
 def confused(subject: Subject) -> str:
-  """Describes ids that have the embeddings of others; empty if none have."""
+  """Describes an id that has another id's embedding; empty if none has."""
   table = tables(subject).of_ids
   if table is None or table.shape[0] < _FEWEST:
     return ""
   size = table.shape[0]
   shape = _ids(subject.example(1)).shape[1:]
   count = math.ceil(min(_TRIED, size // 2) / math.prod(shape))
-  # No id next to the last, whose row shows ids that are clipped.
+  # Leave out the second-last id: if its row is used, the last id was clipped.
   tried = np.random.default_rng(0).integers(1, size - 2, [count, *shape])
   np.ravel(tried)[-1] = size - 1
   inputs = _unmasked(subject.example(count))
@@ -68,7 +68,7 @@ def confused(subject: Subject) -> str:
   inputs = {**inputs, _IDS: ids} if isinstance(inputs, Mapping) else ids
   unique = set(np.ravel(tried).tolist())
   used = [rows for v, rows in _used(subject, inputs) if v is table]
-  rows = used[0] if used else unique  # It may refuse some ids.
+  rows = used[0] if used else unique  # The model may refuse some ids.
   missing = sorted(unique - rows)
   if len(missing) > _FEW * len(unique) or (missing and rows - unique):
     return f"{missing[-1]} does not use its row of {table.name}"
@@ -89,7 +89,10 @@ def _unmasked(inputs: Any) -> Any:
 
 
 def _used(subject: Subject, inputs: Any) -> list[tuple[tf.Variable, set[int]]]:
-  """Returns matrices with the rows that outputs depend on, if known."""
+  """Returns matrices with the rows that outputs depend on.
+
+  Leaves out matrices without a gradient.
+  """
   matrices = [
     v for v in subject.variables if v.shape.rank == 2 and v.dtype.is_floating
   ]

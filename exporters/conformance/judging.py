@@ -1,4 +1,4 @@
-"""Serves the requests of `//exporters:check` inside the sandbox."""
+"""Answers the requests of `//exporters:check` inside the sandbox."""
 
 from collections.abc import Iterator
 import math
@@ -9,7 +9,7 @@ from exporters.conformance import report
 from exporters.conformance import rules
 from exporters.conformance import subject as subject_lib
 
-_LONGEST = 4000  # Characters of a finding.
+_LONGEST = 4000  # Most characters of a finding.
 
 
 def serve(requests: Iterator[Any]) -> Iterator[Any]:
@@ -54,12 +54,12 @@ def serve(requests: Iterator[Any]) -> Iterator[Any]:
 
 
 def _seconds(subject: subject_lib.Subject) -> float:
-  """Returns the CPU time for all answers, by the variables that calls use.
+  """Returns the limit of CPU time for all answers, in seconds.
 
-  It is more than twice that of good models: EfficientNet-B0 needs 60 s,
-  NASNetMobile 240 s, BERT-base 90 s, and beside other work ConvNeXtLarge 900 s.
-  Constants, which may be compressed, and variables without use explain no long
-  calls.
+  The limit depends on the variables that calls use. Constants, which may be
+  compressed, and unused variables do not explain long calls. Good models need
+  less than half of it: EfficientNet-B0 60 s, NASNetMobile 240 s, BERT-base
+  90 s, and ConvNeXtLarge 900 s on a busy machine.
   """
   objects = subject.graph.object_graph_def
   used = {

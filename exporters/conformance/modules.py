@@ -9,9 +9,9 @@ import tensorflow as tf
 from exporters.conformance import subject as subject_lib
 from exporters.reusable import graphs
 
-_MOST = 40  # Modules. More are merged into their outer scopes.
+_MOST = 40  # Most modules. More are merged into their outer scopes.
 _DEEPEST = 8
-_LONGEST = 200  # Characters of a name.
+_LONGEST = 200  # Most characters of a name.
 _READ = "ReadVariableOp"
 _OF_SIZES = re.compile(
   "Cast|ConcatV2|GatherV2|Pack|Prod|Range|Shape|StridedSlice|Sub"
@@ -23,9 +23,9 @@ _PLAIN = frozenset(["Const", "Identity", "NoOp", "Placeholder", _READ])
 def collect(subject: subject_lib.Subject) -> list[dict[str, Any]]:
   """Returns the modules of a call in inference, in the order of their ops.
 
-  Each has its `name`, the shape of its `output` or None, the number of its
-  `parameters`, its `bytes`, and in `after` the indices of the modules that
-  feed it. Modules that share a variable each count it.
+  A module is a dict of its `name`, the shape of its `output` or None, the
+  number of its `parameters`, their `bytes`, and `after`, the indices of the
+  modules that feed it. A shared variable counts in each module that uses it.
   """
   if not subject.traces:
     return []
@@ -120,7 +120,7 @@ def _sizes(node: graphs.Node) -> bool:
 
 
 def _scope(node: graphs.Node, depth: int) -> str:
-  """Returns the name scope of a node; of a call, its name is the scope."""
+  """Returns the name scope of a node. That of a call is the call's name."""
   parts = node.name.split("/")
   if node.op not in graphs.CALLS:
     parts.pop()

@@ -189,7 +189,10 @@ class _Paths:
     return self._is_path(False, function, graphs.node_of(tensor))
 
   def _is_path(self, asset: bool, function: str, name: str) -> bool:
-    """Examines all origins of a Tensor, without recursion."""
+    """Returns whether all origins of a Tensor are good, without recursion.
+
+    Good origins are assets if `asset`, and otherwise paths of the saver.
+    """
     waiting, seen, good = [(function, name)], set(), True
     while waiting and good:
       place = waiting.pop()
@@ -202,7 +205,8 @@ class _Paths:
       sources = self._sources(asset, *place)
       good = sources is not None
       waiting += sources or []
-    # Cache the result for all places seen: one suspicious path is enough.
+    # Cache the result for all places seen. If one is bad, the SavedModel is
+    # suspicious, whatever the result for the others is.
     self._known.update({(asset, *place): good for place in seen})
     return good
 
@@ -241,7 +245,8 @@ class _Paths:
   def _of_variable(self, read: Node) -> list[_Place] | None:
     """Returns the sources of a variable in the main graph: its assignments.
 
-    Model Garden keeps the paths of assets in variables.
+    Model Garden keeps the paths of assets in variables. Returns None if another
+    op uses the variable, or if nothing is assigned.
     """
     handle = graphs.node_of(read.input[0]) if read.input else ""
     sources = []
