@@ -46,7 +46,7 @@ def tables(subject: Subject) -> Tables:
       of_ids = table
     elif rows and rows == set(range(min(rows), min(rows) + length)):
       positions, unused = table.shape[0] - min(rows), min(rows)
-  # A square kernel looks like a table of positions: all its rows are used.
+  # All rows of a square kernel are used too, so it is no table of positions.
   if positions <= length:
     return Tables(of_ids)
   return Tables(of_ids, positions, unused)
@@ -60,7 +60,7 @@ def confused(subject: Subject) -> str:
   size = table.shape[0]
   shape = _ids(subject.example(1)).shape[1:]
   count = math.ceil(min(_TRIED, size // 2) / math.prod(shape))
-  # Leave out the second-last id: if its row is used, the last id was clipped.
+  # Leave out the second-last id, because its row shows that ids are clipped.
   tried = np.random.default_rng(0).integers(1, size - 2, [count, *shape])
   np.ravel(tried)[-1] = size - 1
   inputs = _unmasked(subject.example(count))

@@ -16,13 +16,14 @@ from exporters.reusable import kinds
 
 Subject = subject_lib.Subject
 
-# Other ranges of pixels than [0, 1] in a card, and what makes them right.
+# Pixel ranges other than [0, 1] in a card, and text by which the model takes
+# [0, 1] all the same, such as “by 255”.
 _OTHER_RANGE = re.compile(
   r"(?i)(?:image|pixel|rgb)[^.]{0,40}"
   r"(\[(?:0(?:\.0)?, ?255|-1(?:\.0)?, ?1)(?:\.0)?\])"
 )
 _RIGHT_RANGE = re.compile(r"\[0(\.0)?, ?1(\.0)?\]|(/|by) ?255")
-_LARGE = 256  # Pixels, more than those of examples.
+_LARGE = 256  # Height and width in pixels, larger than those of examples.
 # Ops between the random numbers of a dropout layer and the layer's output.
 _OF_DROPOUT = frozenset(
   ["AddV2", "Cast", "GreaterEqual", "Identity", "Mul", "RealDiv", "SelectV2"]
@@ -50,7 +51,7 @@ def takes_images(subject: Subject) -> findings.Finding:
 
 
 def _returned(subject: Subject) -> str:
-  """Names the kind of output by its name and values; empty if unknown."""
+  """Returns "features" or "classes", whichever is returned; "" if unknown."""
   called = ", ".join(subject.serving.outputs if subject.serving else ())
   if "feature" in called or "embedding" in called:
     return "features"
@@ -88,7 +89,7 @@ def returns_features(subject: Subject) -> findings.Finding:
 
 
 def _is_no_class(spec: tf.TensorSpec) -> bool:
-  """Tells whether an output has one value, or values of pixels, boxes, …."""
+  """Tells whether an output has one value, or values for pixels or boxes."""
   rank = spec.shape.rank or 2
   return rank < 2 or (rank > 2 and 1 not in spec.shape[1:-1])
 
@@ -134,7 +135,8 @@ def size_is_free(subject: Subject) -> findings.Finding:
         f"A size of {other} fails: {subject_lib.cause(e)}",
         "Compute shapes from tf.shape, or trace with the size that it takes.",
       )
-  # Some architectures take multiples of a size only.
+  # Some architectures take only multiples of a size. An error here makes the
+  # rule not decidable.
   subject.model(subject.example(1, (*more, n * 3 // 2, n * 9 // 8)))
   sizes, part = ((_LARGE, _LARGE), "lower right quarter")
   if size.rank == 3:
@@ -149,7 +151,7 @@ def size_is_free(subject: Subject) -> findings.Finding:
 
 
 def _ignores_end(subject: Subject, sizes: tuple[int, ...]) -> bool:
-  """Tells whether the last half of rows and columns, or frames, is unused."""
+  """Tells whether the lower right quarter, or later frames, have no effect."""
   images = subject.example(1, sizes)
   is_end = np.zeros([*sizes, 1], bool)
   axes = sizes[:1] if len(sizes) == 3 else sizes

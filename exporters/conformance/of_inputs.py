@@ -16,13 +16,13 @@ Subject = subject_lib.Subject
 _Arguments = Mapping[str, Any]
 _Arrays = Mapping[str, np.ndarray]
 
-_ROWS = 8  # Examples, whose inputs are exchanged.
-_CALLS = 50  # Of random training, whose outputs are compared.
-_ERRORS = 6.0  # Standard errors by which means differ.
-_LONG = 64  # Positions of an input of which one half changes.
-_MOST_COLUMNS = 16  # Of an input, each of which is changed alone.
-_LONGEST = 4096  # Of these more are not tried.
-_UNUSED = "input_type_ids"  # Encoders without types take them as others do.
+_ROWS = 8  # Examples in the batch whose inputs are changed.
+_CALLS = 50  # Calls in random training whose outputs are compared.
+_ERRORS = 6.0  # Standard errors by which means must differ.
+_LONG = 64  # Positions of a long input, one half of which is changed.
+_MOST_COLUMNS = 16  # Most columns of an input to change one by one.
+_LONGEST = 4096  # Most positions of a long input.
+_UNUSED = "input_type_ids"  # Encoders without token types take and ignore it.
 
 
 def have_effect(subject: Subject) -> findings.Finding:
@@ -56,11 +56,14 @@ def have_effect(subject: Subject) -> findings.Finding:
 
 
 def _unused(subject: Subject) -> tuple[list[str], list[str]]:
-  """Names those of several inputs that change neither outputs nor updates.
+  """Names the inputs that change neither outputs nor updates.
 
-  Of a single one, these are its columns. The first list has those without
-  effect in any mode, the second one those without effect in training only.
-  Some, such as labels, are for training only.
+  The columns of a single input are tried instead of the input. An input with an
+  effect in training only, such as labels, is not named.
+
+  Returns:
+    The inputs without effect in any mode, and those with an effect in inference
+    but none in training.
   """
   names, changed = _names(subject.spec), _changed
   if len(names) == 1:
@@ -72,7 +75,7 @@ def _unused(subject: Subject) -> tuple[list[str], list[str]]:
     modes.append({"training": False})
   inputs = exact.example(_ROWS)
   unused, untrained = [], []
-  # An untrained layer may be 0.
+  # The weights of an untrained layer may be 0.
   with gradients.moved(exact.trainable_variables):
     try:
       usual = [_observed(exact, inputs, mode) for mode in modes]
@@ -84,7 +87,7 @@ def _unused(subject: Subject) -> tuple[list[str], list[str]]:
         any(_has_effect(exact, x, mode, expected) for x in others)
         for mode, expected in zip(modes, usual, strict=True)
       )
-      # Not of inputs that could not be changed.
+      # Skip inputs that cannot be changed, or have an effect in the first mode.
       if not others or next(effects):
         continue
       if not any(effects):
@@ -115,7 +118,7 @@ def _changes_noise(
 
 
 def _flat(subject: Subject, inputs: Any) -> np.ndarray:
-  """Returns all floats that a call in training makes of inputs."""
+  """Returns all float outputs of a training call as one vector."""
   with subject.unchanged():
     outputs = subject_lib.floats(subject.model(inputs, **subject.training))
   return np.concatenate([np.float64(y).ravel() for y in outputs])
@@ -130,14 +133,14 @@ def _names(spec: Any) -> list[str]:
 
 
 def _changed(subject: Subject, inputs: Any, index: int) -> Iterator[Any]:
-  """Yields inputs, of which one has other values."""
+  """Yields the inputs with other values for the input at `index`."""
   before = tf.nest.flatten(inputs)
   others = of_inference.other_inputs(subject, inputs)
   for other in (*others, *of_inference.with_segments(inputs)):
     x, y = before[index], tf.nest.flatten(other)[index]
     if x.dtype == tf.bool:
       y = tf.logical_not(x)
-    # Other words may be unknown too.
+    # Strings stay the same, because other words may be unknown too.
     if x.dtype != tf.string and not _is_same(*map(of_inference.arrays, (x, y))):
       flat = [*before[:index], y, *before[index + 1 :]]
       yield tf.nest.pack_sequence_as(inputs, flat)
@@ -158,7 +161,7 @@ def _columns(spec: Any) -> list[str]:
 def _changed_column(
   subject: Subject, inputs: tf.Tensor, index: int
 ) -> Iterator[tf.Tensor]:
-  """Yields inputs, of which one column has other values."""
+  """Yields the input with other values in one column."""
   is_changed = np.arange(inputs.shape[-1]) == index
   near = subject_lib.near(inputs, subject.offsets)
   for x in (*_changed(subject, inputs, 0), *near):
@@ -168,13 +171,13 @@ def _changed_column(
 def _has_effect(
   subject: Subject, inputs: Any, mode: _Arguments, usual: _Arrays
 ) -> bool:
-  """Tells whether inputs change what a call makes, or are refused.
+  """Tells whether changed inputs change outputs or updates, or are refused.
 
   Args:
     subject: The SavedModel.
     inputs: The changed inputs.
     mode: The arguments of the call.
-    usual: What the call makes of the unchanged inputs.
+    usual: The outputs and updates of the call with the unchanged inputs.
   """
   try:
     return not _is_same(usual, _observed(subject, inputs, mode))
@@ -201,8 +204,8 @@ def _is_same(first: _Arrays, second: _Arrays) -> bool:
 def _lengths(subject: Subject) -> list[int]:
   """Returns lengths to try: long ones, and twice those to which a call cuts.
 
-  Only an input that is alone is tried: others may have lengths. Sounds, texts
-  and images of this length are short.
+  Tries only a single input of a `plain` model. One of several inputs may be the
+  lengths of another, and sounds, texts and images of these lengths are short.
   """
   if subject.kind.name != "plain" or not of_inference.is_sequence(subject.spec):
     return []
@@ -220,7 +223,7 @@ def _lengths(subject: Subject) -> list[int]:
 def _ignores_end(subject: Subject, length: int) -> str:
   """Names a mode in which the second half of a long input has no effect.
 
-  Random training may crop its inputs.
+  Random training is not tried, because it may crop its inputs.
   """
   x = subject.example(2, (length,))
   first, second = x, tf.reverse(-x, [1])
@@ -241,7 +244,7 @@ def _ignores_end(subject: Subject, length: int) -> str:
             mode,
             _observed(subject, old, mode),
           )
-          # One id may end what is used.
+          # One of the ids may mark the end of the positions to use.
           for old, new in ((x, second), (first, second), (second, first))
         )
         for is_changed in (~is_end, is_end)

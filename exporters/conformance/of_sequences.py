@@ -15,9 +15,9 @@ Subject = subject_lib.Subject
 
 _PROMPTS = ("It is", "", "naïve")
 _LIST = "return the list of all"
-_MANY = 70  # Ids, more than are trained at once.
+_MANY = 70  # Ids in a long sequence, more than in a sequence for training.
 _COLD = 1e-3  # A temperature at which the most likely ids are taken.
-# What tokenizers write for words that they do not know.
+# Parts of the tokens that tokenizers write for unknown words.
 _UNKNOWN = re.compile("unk|⁇", re.I)
 
 
@@ -82,13 +82,13 @@ def _ignored(texts: Callable[..., list[bytes]]) -> str:
     is_deaf.append(first[1] == second[1])
   if all(is_deaf):
     return "ignores a prompt, or continues another one"
-  with contextlib.suppress(tf.errors.OpError):  # It may refuse 0.
+  with contextlib.suppress(tf.errors.OpError):  # 0 may be refused.
     coldest, cold = (texts(1, temperature=x) for x in (0.0, _COLD**2))
     if not set(coldest) & set(cold):
       return "does not take the most likely ids with a temperature of 0"
   (made,) = texts(1, [_LIST])
   made = made.decode(errors="replace")
-  # It may return the continuation alone.
+  # `generate` may return the continuation alone.
   if _LIST[-8:] in made and _LIST not in made and not _UNKNOWN.search(made):
     return f"returns {made[: len(_LIST)]!r}… for the prompt {_LIST!r}"
   return ""
@@ -127,7 +127,10 @@ def steps(subject: Subject) -> findings.Finding:
 
 
 def _any_ids(subject: Subject) -> list[tf.Tensor]:
-  """Makes ids of the whole vocabulary if a call takes them, few and many."""
+  """Makes short and long sequences of ids from the whole vocabulary.
+
+  Leaves out those that a call refuses. If it refuses all, returns the example.
+  """
   ids = subject.example()
   size = subject.output_spec.shape[-1] or 1
   few, many = (
@@ -223,6 +226,6 @@ def is_cell(subject: Subject) -> findings.Finding:
 
 
 def _zeros(subject: Subject, batch_size: int) -> list[tf.Tensor]:
-  """Returns the initial states."""
+  """Returns the initial states: zeros of `state_sizes`."""
   sizes = np.asarray(subject.model.state_sizes()).tolist()
   return [tf.zeros([batch_size, units]) for units in sizes]
