@@ -35,7 +35,7 @@ from models.vision import stochastic_depth
 
 
 def _small() -> tuple[Any, ...]:
-  """Builds a model that has most of what `saving` and `xla` treat."""
+  """Builds a model with most of the features that `saving` and `xla` handle."""
   layers = tf_keras.layers
   model = tf_keras.Sequential(
     [
@@ -105,19 +105,20 @@ def _resnet() -> tuple[Any, ...]:
 _SUBJECTS = {
   "small": (_small, [4, 3], 48, 150),
   "bert": (_bert, [6], 38, 60),
-  # Of 32 x 32 pixels one is left, and normalization of few equal values makes
-  # much of rounding errors.
+  # 32 x 32 pixels shrink to one, and batch normalization of so few and nearly
+  # equal values magnifies rounding errors.
   "resnet": (_resnet, [64, 64, 3], 46, 60),
 }
 
-_OPERANDS = 853  # Of "small", after slimming.
+_OPERANDS = 853  # The most ops and operands of "small" after slimming.
 
 
 def _subject(name: str, directory: str) -> mutants.Subject:
   """Exports one of `_SUBJECTS`.
 
   Raises:
-    AssertionError: Verification refuses it.
+    AssertionError: Verification refuses the export, or makes another number of
+      comparisons than expected.
   """
   tf_keras.utils.set_random_seed(0)
   build, size, count, _ = _SUBJECTS[name]
@@ -153,7 +154,8 @@ def prove() -> None:
   """Exports and verifies a model, and plants some faults in the export.
 
   Raises:
-    AssertionError: Verification refuses the export, or misses a fault.
+    AssertionError: Verification refuses the export or misses a fault, or the
+      export has too many ops and operands.
   """
   with tempfile.TemporaryDirectory() as directory:
     of = _subject("small", directory)
@@ -174,7 +176,10 @@ _Found = tuple[str, str, str | None]
 def _of_exports(
   names: Sequence[str], not_planted: collections.Counter[str]
 ) -> Iterator[_Found]:
-  """Plants faults in exports of `names`; counts those that are not planted."""
+  """Plants faults in exports of `names`, and yields what finds each.
+
+  Faults without effect are not planted. `not_planted` counts them by reason.
+  """
   for name in names:
     with tempfile.TemporaryDirectory() as directory:
       of = _subject(name, directory)
@@ -216,5 +221,6 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  # Tests in this process need flags. Forks leave temporary files behind.
+  # Tests that run in this process need parsed flags. `scratch` removes the
+  # temporary files that forks leave behind.
   app.run(scratch.of_program()(main))

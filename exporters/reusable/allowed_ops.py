@@ -1,4 +1,4 @@
-"""The ops of which a model may be made."""
+"""Lists the names of the ops that a model may contain."""
 
 import pathlib
 

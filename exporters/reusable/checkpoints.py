@@ -1,4 +1,4 @@
-"""Restores checkpoints that match a model, and reports how others differ."""
+"""Restores a checkpoint that matches a model, or reports how it differs."""
 
 from collections.abc import (
   Callable,
@@ -26,7 +26,7 @@ from exporters.reusable.private_api import trackable_object_graph_pb2
 
 Graph = trackable_object_graph_pb2.TrackableObjectGraph
 
-_MOST_PROBLEMS = 6  # The most that an error lists.
+_MOST_PROBLEMS = 6  # The most problems or layers that a message lists.
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
@@ -59,7 +59,7 @@ def restore(
   optional: Sequence[tf.Variable] = (),
   weights: str | None = None,
 ) -> list[tf.Variable]:
-  """Restores a checkpoint that matches exactly, in both directions.
+  """Restores a checkpoint that has the variables of a model, and no others.
 
   Args:
     checkpoint_path: The prefix of the checkpoint's files; a directory, whose
@@ -68,8 +68,9 @@ def restore(
     roots: The object to restore, in each structure in which it may have been
       saved: a `tf.train.Checkpoint`, or a model whose weights Keras saved. The
       first structure that matches is restored.
-    parts: Further structures, tried after `roots`. Other objects in the
-      checkpoint, such as the heads of other tasks, are left out and printed.
+    parts: Structures of a part of the checkpoint, tried after `roots`. Objects
+      outside the part, such as heads of other tasks, are not restored; their
+      names are printed.
     left_out: Paths of objects in the checkpoint, such as `model/optimizer`,
       that `roots` may lack. A `*` in a name matches any characters.
     optional: Variables that the checkpoint may lack.
@@ -81,8 +82,9 @@ def restore(
     The `optional` variables that the checkpoint lacks. They keep their values.
 
   Raises:
-    ExportError: There is no checkpoint; it lacks a variable or the averages; a
-      shape differs; or neither `roots` nor `left_out` has one of its variables.
+    ExportError: There is no checkpoint; the checkpoint lacks a variable or the
+      averages, or has a variable that neither the structures nor `left_out`
+      have; a shape differs; or a restored value is not finite.
   """
   if _is_saved_model(checkpoint_path):
     return _restore_saved_model(checkpoint_path, roots[0], parts, optional)
@@ -256,7 +258,10 @@ def _reading(prefix: str) -> contextlib.AbstractContextManager[None]:
 
 
 def _files(prefix: str) -> list[str]:
-  """Returns the files of a checkpoint. A reader would wait for a pipe."""
+  """Returns the files of a checkpoint, all of which must be regular files.
+
+  TensorFlow's reader would wait for a pipe.
+  """
   data = sorted(tf.io.gfile.glob(f"{glob.escape(prefix)}.data-*"))
   files = [f"{prefix}.index", *data]
   for path in files:
@@ -271,7 +276,7 @@ def _reader(prefix: str) -> Any:
 
 
 def _graph(prefix: str, reader: Any) -> Graph:
-  """Reads the object graph of a checkpoint, without values that it lacks.
+  """Reads the object graph of a checkpoint; drops attributes without a value.
 
   Raises:
     ValueError: The graph refers to objects that it lacks.
@@ -360,7 +365,10 @@ def _mismatch(prefix: str, root: Any, problems: Sequence[str]) -> str:
 def _wanted_averages(
   prefix: str, graph: Graph, weights: str | None
 ) -> dict[int, int]:
-  """Maps saved nodes of variables to those of their averages, if wanted."""
+  """Maps nodes of variables to nodes of the averages to restore instead.
+
+  The map is empty if the raw weights are to be restored.
+  """
   averages = {
     slot.original_variable_node_id: slot.slot_variable_node_id
     for node in graph.nodes
@@ -503,9 +511,10 @@ def _print_left_out(
 
 
 def _layer(attribute: Any) -> str:
-  """Returns the name of the part of a model that has a saved variable.
+  """Returns the name of the part of a model that a saved variable belongs to.
 
-  It is the attribute or, where Keras numbers layers, the name of the layer.
+  This is the name of the model's attribute or, where Keras numbers layers, the
+  name of the layer.
   """
   path = attribute.checkpoint_key.partition("/.ATTRIBUTES")[0].split("/")[:-1]
   names = [name for name in path if name not in ("model", "_config_dict")]

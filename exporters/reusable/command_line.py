@@ -40,14 +40,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 _T = TypeVar("_T")
 
-_MODEL_PATHS = ("_dir", "_path", "keep_failed")  # Names end in these.
+_MODEL_PATHS = ("_dir", "_path", "keep_failed")  # Suffixes of names of flags.
 _PATHS = (*_MODEL_PATHS, "_file")
 _INPUTS = ("checkpoint_path", "original_dir", "saved_model_dir")
 _LARGEST_INT = 2**31 - 1
 
 _M_ARENA_MAX = -8  # In malloc.h.
 
-# Flags that do not affect the export. Records of it lack them.
+# Flags that do not affect the export. Records of the export omit them.
 OF_THE_RUN = (
   *("checkpoint_report", "debug", "keep_failed", "measure_latency"),
   "overwrite",
@@ -303,7 +303,7 @@ def _record() -> dict[str, Any]:
     is_output = name.endswith("_dir") and name not in _INPUTS
     if is_output or name in OF_THE_RUN:
       continue
-    if isinstance(value, list):  # Some are paths.
+    if isinstance(value, list):  # Some lists have paths.
       value = [os.path.basename(v) for v in value]
     elif value and (
       name.endswith(_PATHS)
@@ -355,7 +355,8 @@ def _configure_process(without_init: Sequence[str]) -> None:
   else:
     # Only training uses GPUs.
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-  # Image data sets, whose flag is not a list, and named TPUs need OPTIONAL.
+  # Image data sets, for which --train_on is a string and not a list, and named
+  # TPUs need the packages of OPTIONAL.
   reads_images = isinstance(train_on, str) or (
     "calibration_data" in flags.FLAGS and flags.FLAGS.calibration_data
   )

@@ -21,16 +21,17 @@ SEEDED = "one seed"
 SAMPLED = "distribution"
 # Relative precision of the dtypes that are coarser than the tolerances.
 _PRECISION = {"bfloat16": 2**-7, "float16": 2**-10}
-# Outputs of double precision have the tolerances times what they are finer by,
-# unless rounding errors are larger: a model may compute in single precision.
+# The tolerances of outputs in double precision are multiplied by `_FINER`, the
+# ratio of the precisions. Larger rounding errors raise them again, because a
+# model may compute in single precision.
 _DOUBLE, _FINER = (np.float64, np.complex128), 2.0**-29
-# The tolerance of a slice is relative to at most this share of the array's
-# largest value, if rounding errors of other slices reach it.
+# If rounding errors of other slices reach a slice, its tolerance is relative to
+# at most this share of the array's largest value.
 _OTHER_SLICES = 0.1
-_TIMES, _MOST, _UNSEEN = 4, 100, 0.01  # See `compare`.
+_TIMES, _MOST, _UNSEEN = 4, 100, 0.01  # See `compare` and `Comparison`.
 _CONSTANTS = (bool, int, float, complex, np.ndarray, np.generic)
 _TINY = np.finfo(np.float64).tiny
-_BLOCK = 2**18  # Values in a block; larger ones need fresh memory.
+_BLOCK = 2**18  # Values in a block; larger blocks need fresh memory.
 
 
 class Comparison(NamedTuple):
@@ -41,13 +42,14 @@ class Comparison(NamedTuple):
   Attributes:
     description: What must be the same.
     why: The reason for the tolerance.
-    of_array: Tolerance relative to the largest value of a slice: of a column,
-      which is an index of the last axis, and of a row, which is the values of
+    of_array: Tolerance relative to the largest value of a slice. A slice is a
+      column, the values at one index of the last axis; or a row, the values at
       one index of all other axes. An array with one axis is one column.
     of_all: Tolerance relative to the largest value of all arrays of the same
-      observation; gradients for inputs, which have another scale, are apart. It
-      is added to `of_array`, as far as rounding errors change the array, and by
-      `_UNSEEN` in any case.
+      observation. Gradients for inputs have another scale, so they have a
+      largest value of their own. The tolerance is added to that of `of_array`,
+      up to `_TIMES` the change of the array by rounding errors. The share
+      `_UNSEEN` of it is always added.
   """
 
   description: str
@@ -190,7 +192,7 @@ def named(structure: Any, path: str = "") -> dict[str, Any]:
   elif isinstance(structure, (tf.RaggedTensor, tf.SparseTensor)):
     items = {f"{path}/{x}": getattr(structure, x) for x in _parts(structure)}
   else:
-    if isinstance(structure, _CONSTANTS):  # In a graph, Tensors.
+    if isinstance(structure, _CONSTANTS):  # A graph returns Tensors instead.
       structure = tf.convert_to_tensor(structure)
     return {path.removeprefix("/") or ONLY: structure}
   return {
@@ -219,11 +221,11 @@ def compare(
     kind: A key of `COMPARISONS`.
     expected: The observation of the first model.
     actual: The observation of the second model.
-    perturbed: What the second model does with weights and inputs changed by
-      rounding errors. A slice may differ by `_TIMES` as much as it changes, but
-      by no more than the tolerance of a slice with `_OTHER_SLICES` of the
-      array's largest value; in gradients, with `most` times that value. None
-      assumes that rounding errors reach all columns, and compares no rows.
+    perturbed: Observations of the second model with weights and inputs changed
+      by rounding errors. A slice may differ by `_TIMES` its change in them, up
+      to the tolerance for a slice whose largest value is `_OTHER_SLICES` of the
+      array's, or in gradients `most` times the array's. With None, rounding
+      errors are assumed to reach all columns, and rows are not compared.
     most: See `perturbed`.
 
   Returns:
@@ -234,7 +236,8 @@ def compare(
   problems += [
     f"{name} is new"
     for name, array in actual.items()
-    # Graphs have zeros where an eager tape has none, such as of `tf.cond`.
+    # A graph returns zeros where an eager tape returns no gradient, such as for
+    # variables in the other branch of a `tf.cond`.
     if name not in expected and (kind != "gradients" or array.any())
   ]
   common = [name for name in expected if name in actual]
@@ -255,7 +258,7 @@ def compare(
         problems.append(f"{name} differs")
     elif len(differences := _differences(old, new)):
       noise = _noise(new, [x[name] for x in perturbed or () if name in x])
-      # Perturbations are smaller than the rounding errors of other dtypes.
+      # Perturbations are too small to show rounding errors in coarser dtypes.
       is_seen = perturbed is not None and old.dtype.name not in _PRECISION
       judged = slice(None if is_seen else as_rows(old).shape[1])
       differences, sizes, noise = (
@@ -267,7 +270,8 @@ def compare(
       if is_seen and kind == "outputs" and old.dtype in _DOUBLE:
         fine = np.fmax(_FINER * of_array * sizes, _TIMES * noise)
         allowed = np.minimum(allowed, fine)
-      # Relative to the tolerance or, if there is none, to the values.
+      # Scaled so that `of_array` is the limit, or relative to the values if
+      # there is no tolerance.
       scale = allowed / of_array if of_array else sizes
       relative = differences / np.maximum(scale, _TINY)
       i = int(np.argmax(relative))  # The first NaN, if there is one.
@@ -286,7 +290,11 @@ def compare(
 
 
 def unseen(gradients: Arrays) -> set[str]:
-  """Names gradients that are zero or, for inputs, that others would hide."""
+  """Returns the names of the gradients that `compare` cannot judge.
+
+  These are gradients that are zero, and gradients for inputs that are no larger
+  than the tolerance that other gradients always add.
+  """
   names = {name for name, x in gradients.items() if not x.any()}
   if any(name.startswith(INPUT) for name in gradients):
     sizes_of = {name: _sizes(x) for name, x in gradients.items()}
@@ -306,7 +314,7 @@ def _largest_of_all(sizes_of: Arrays) -> dict[bool, float]:
   for name, sizes in sizes_of.items():
     is_input = name.startswith(INPUT)
     largest[is_input] = max(largest[is_input], sizes.max(initial=0.0))
-  # Those for inputs, too, may be nothing but rounding errors.
+  # All gradients for inputs may be nothing but rounding errors.
   largest[True] = max(largest[True], 0.1 * largest[False])
   return largest
 
@@ -321,10 +329,11 @@ def _allowed(
   """Returns by how much each slice of an array may differ.
 
   Args:
-    tolerance: The tolerance relative to the values of each slice.
-    of_others: The tolerance relative to the values of other arrays.
+    tolerance: `of_array` times the largest value of each slice.
+    of_others: `of_all` times the largest value of all arrays.
     noise: How much perturbations change each slice.
-    most: How many times the largest tolerance rounding errors may change.
+    most: The limit of what rounding errors allow, as a multiple of the largest
+      `tolerance`.
     is_seen: Whether perturbations show all rounding errors.
   """
   largest = tolerance.max()
@@ -345,9 +354,9 @@ def _noise(new: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _of_array(kind: str, array: np.ndarray) -> float:
-  """Returns the tolerance of an array: at least two rounding errors."""
+  """Returns the `of_array` of a kind, raised for the dtypes of `_PRECISION`."""
   of_array = COMPARISONS[kind].of_array
-  errors = 16 if kind == "gradients" else 2  # Each layer adds some.
+  errors = 16 if kind == "gradients" else 2  # Each layer adds errors.
   precision = _PRECISION.get(array.dtype.name, 0.0)
   return of_array and max(of_array, errors * precision)
 
@@ -365,7 +374,7 @@ def as_rows(array: np.ndarray) -> np.ndarray:
 
 
 def blocks(rows: np.ndarray) -> Iterator[slice]:
-  """Yields slices of rows that are compared at a time."""
+  """Yields slices of rows, each a block that is compared at a time."""
   count = max(1, _BLOCK // max(1, rows.shape[1]))
   yield from (slice(i, i + count) for i in range(0, len(rows), count))
 
@@ -396,7 +405,7 @@ def _differences(old: np.ndarray, new: np.ndarray) -> np.ndarray:
 def _sizes(array: np.ndarray) -> np.ndarray:
   """Returns the largest finite absolute value in each slice.
 
-  Slices without a value, or of exact values, have 0.
+  Slices without a finite value, and slices of exact values, have 0.
   """
   rows = as_rows(array)
   found = [
@@ -410,7 +419,7 @@ def _sizes(array: np.ndarray) -> np.ndarray:
 def _by_slice(
   rows: np.ndarray, largest: Iterable[tuple[slice, _Largest]]
 ) -> np.ndarray:
-  """Joins the largest values of blocks: those of columns, then of rows."""
+  """Joins the largest values of blocks, first of columns and then of rows."""
   of_columns, of_rows = np.zeros(rows.shape[1]), np.zeros(len(rows))
   for block, found in largest:
     of_columns = np.maximum(of_columns, found[0])
@@ -419,7 +428,7 @@ def _by_slice(
 
 
 def _slice(shape: Sequence[int], i: int) -> str:
-  """Returns the index of a slice, counted as in `_by_slice`."""
+  """Formats slice number `i`, in the order of `_by_slice`, as an index."""
   others, columns = shape[:-1], shape[-1]
   if not others:
     others, columns = shape, 1
@@ -436,8 +445,8 @@ def _largest(
 ) -> _Largest:
   """Returns the largest absolute values in columns and rows of a block.
 
-  NaN is the largest. A block with a value that is not finite is first replaced
-  by what `finite` returns.
+  NaN counts as the largest value. A block with a value that is not finite is
+  first replaced by what `finite` returns.
   """
   columns = _magnitudes(block, 0)
   if not np.isfinite(columns).all():

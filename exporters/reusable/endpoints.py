@@ -14,7 +14,7 @@ def add(export_dir: str) -> None:
 
   `serve` is `__call__`. `train` is `__call__` with the default `training=True`,
   or `__call__` itself if it has no such argument. Both reuse the traces of
-  `__call__`, so they add no graph. Existing attributes keep these names.
+  `__call__`, so they add no graph. Existing attributes of these names are kept.
 
   Args:
     export_dir: The directory of the SavedModel.

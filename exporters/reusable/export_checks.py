@@ -6,7 +6,8 @@ process. Besides this module and those that read graphs, the fresh process
 imports only what a consumer imports.
 
 Each line of standard input is a path as JSON: first the directory of the
-export, then the file for the results, then the files of `write`, in order.
+export, then the file for the results, then the files that `write` wrote, in
+order.
 """
 
 import collections
@@ -37,7 +38,7 @@ from typing import Any, NamedTuple
 from distribution import errors
 
 if __name__ == "__main__":
-  # Consumers need not have these packages: importing one fails from here on.
+  # Importing these packages fails from here on, as consumers may lack them.
   sys.modules.update(dict.fromkeys(sys.argv[2:]))
 
   def _end(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -102,10 +103,10 @@ def check(
   Args:
     export_dir: The directory of the export.
     model: The loaded export.
-    plan: The calls by name of the sub-object. The first name is "", for the
-      model itself.
-    served: For each signature the name of the sub-object that it calls, and the
-      names of its inputs.
+    plan: The calls to make, by name of the sub-object. The first name is "",
+      for the model itself.
+    served: For each signature, the name of the sub-object that it calls, and
+      the names of its inputs.
     seen: The observations of the live model and its sub-objects, from
       `observe_state` and `observe_calls`, in the order of `plan`.
     save_again: Whether to save the loaded export again, and to load the copy
@@ -119,7 +120,7 @@ def check(
   parts = {part: _part(model, part) for part in plan}
   missing = {part: _missing(parts[part], plan[part]) for part in plan}
   missing[""] = missing[""] or _wrong_endpoints(model)
-  # Before the first call, as in `verification.observe`.
+  # Observed before the first call, as in `verification.observe`.
   states = {
     part: list(observation.observe_state(part, parts[part]))
     for part, problems in missing.items()
@@ -162,7 +163,7 @@ def check(
 
 
 def _still_the_same(models: Iterable[Any]) -> Callable[[], Result]:
-  """Makes a check that trainable variables keep their present values."""
+  """Returns a function that checks that trainable variables did not change."""
   trained = {v.ref(): v for model in models for v in model.trainable_variables}
   sums = {ref: observation.checksum(v) for ref, v in trained.items()}
 
@@ -216,8 +217,8 @@ def _check_part(
     functools.partial(_observe_perturbed, part, model, calls, steps, with_seeds)
   )
   skipped = None
-  unseen = []  # For each call, the gradients of which nothing is known.
-  # `strict` would wait for a next item of the last part.
+  unseen = []  # For each call, the gradients that no comparison can judge.
+  # With `strict`, the last part would wait for a further line of input.
   for new, old in zip(seen, of_live, strict=False):
     _check_order(new.place, old.place)
     if new.call == skipped:
@@ -247,8 +248,9 @@ def _judged(
 ) -> Result:
   """Compares an observation of an export with that of its live model.
 
-  If they differ too much, `perturbed` shows what rounding errors change: it
-  takes the name of the call and a seed.
+  If they differ too much, the comparison allows for the rounding errors that
+  perturbed weights and inputs show. `perturbed` takes the name of the call and
+  a seed, and observes the perturbed export.
   """
   if new.kind == comparison.SEEDED:
     return _result(*new[:3], 0.0, _of_seeds(old.arrays, new.arrays))
@@ -266,7 +268,7 @@ def _judged(
     seen = perturbed(new.call, len(noise))
     noise += [o.arrays for o in seen if o.kind == new.kind]
     largest, problems = compare(noise)
-  is_of_gradients = new.kind == "gradients"  # They jump at kinks.
+  is_of_gradients = new.kind == "gradients"  # Gradients jump at kinks.
   undecided = (
     is_of_gradients and bool(problems) and not compare(noise, math.inf)[1]
   )
@@ -282,9 +284,9 @@ def _observe_perturbed(
   name: str,
   seed: int,
 ) -> list[Observation]:
-  """Observes a call with weights and inputs that rounding errors change."""
+  """Observes a call with weights and inputs changed by rounding errors."""
   made = next(made for made in calls if made.name == name)
-  # Those with other weights share the moving averages of the last one.
+  # Calls with other weights share moving averages, which their last one sets.
   alike = [made]
   if made.reweighted and not made.seeded:
     alike = [c for c in calls if c.reweighted and not c.seeded]
@@ -305,7 +307,7 @@ def _check_alone(
   steps: Callable[..., tf.types.experimental.PolymorphicFunction],
   with_seeds: Callable[[], Any],
 ) -> Iterator[Result]:
-  """Checks what a call shows of an export without the live model."""
+  """Makes those checks of a call that need no observation of the live model."""
   is_keras = isinstance(model, tf_keras.Model)
   if made.without is not None:
     problems = [] if _has_effect(model, made) else ["it changes nothing"]
@@ -316,11 +318,13 @@ def _check_alone(
     yield _result(part, kind, made.name, *compared)
   if made.forms and not is_keras:
     called = (with_seeds(),) * 2 if made.seeded else (model, call)
-    name = made.name.removesuffix(observation.OTHER_WEIGHTS)  # It has its own.
+    # The export has its original weights here.
+    name = made.name.removesuffix(observation.OTHER_WEIGHTS)
     for form, kind, *arrays in _in_other_forms(*called, made):
       compared = comparison.compare(kind, *arrays)
       yield _result(part, kind, f"{name}, {form}", *compared)
-  # Keras rebuilds its own layers under the strategy of each consumer.
+  # Keras rebuilds its own layers under the consumer's strategy, in which they
+  # handle empty batches.
   if made.empty and not is_keras:
     takes_none = any(observation.rows(c.example) == 0 for c in calls)
     problems = _of_no_examples(model, made, takes_none)
@@ -338,11 +342,11 @@ def _check_alone(
 def _graph_steps(
   model: Any, calls: Sequence[Call]
 ) -> Callable[..., tf.types.experimental.PolymorphicFunction]:
-  """Makes a function that returns a train step for names of arguments.
+  """Returns a function that returns the train step for names of arguments.
 
-  Each set of names has its own step, as TensorFlow fails to retrace one. It is
-  traced once for the examples of all `calls` with these names, for each length
-  of a list.
+  Each set of names has its own step because TensorFlow fails to retrace a step.
+  A step has one trace for the examples of all `calls` with these names, or one
+  for each length if the examples are lists.
   """
 
   @functools.cache
@@ -390,10 +394,11 @@ def _perturbed(model: Any, seed: int) -> Iterator[None]:
 
 
 def _traced_once(model: Any, calls: Iterable[Call]) -> Callable[..., Any]:
-  """Wraps a loaded model: one trace for all examples without arguments.
+  """Wraps a loaded model so that all calls without arguments share a trace.
 
-  Otherwise TensorFlow would prepare a graph for each of their sizes, and for
-  each value of an argument. Lists of another length have another trace.
+  Lists of another length have another trace. Without the wrapper TensorFlow
+  would prepare a graph for each size of the examples, and for each value of a
+  float argument.
   """
   specs = _common_specs([c.example for c in calls if not c.arguments])
 
@@ -412,9 +417,9 @@ def _traced_once(model: Any, calls: Iterable[Call]) -> Callable[..., Any]:
 
 
 def _common_specs(examples: Sequence[Any]) -> dict[int, Any]:
-  """Returns a spec of all examples with as many Tensors, by their number.
+  """Returns specs by number of Tensors; each fits all examples with so many.
 
-  Leaves out examples with other tensors, such as RaggedTensors.
+  Examples with other tensors, such as RaggedTensors, are left out.
   """
   alike = collections.defaultdict(list)
   for example in examples:
@@ -428,7 +433,7 @@ def _common_specs(examples: Sequence[Any]) -> dict[int, Any]:
 
 
 def _common_spec(*tensors: tf.Tensor) -> tf.TensorSpec:
-  """Returns a spec of all Tensors."""
+  """Returns a spec that fits all `tensors`."""
   return tf.TensorSpec(
     [
       sizes[0] if len(set(sizes)) == 1 else None
@@ -439,7 +444,7 @@ def _common_spec(*tensors: tf.Tensor) -> tf.TensorSpec:
 
 
 def _as_tensors(arguments: Mapping[str, Any]) -> dict[str, Any]:
-  """Turns floats into Tensors: each Python number would need its own trace."""
+  """Turns floats into Tensors because each float would need its own trace."""
   return {
     k: tf.constant(v) if isinstance(v, float) else v
     for k, v in arguments.items()
@@ -465,7 +470,7 @@ def _observe_seeded(
     count = randomness.draws(trace.graph.as_graph_def())
     arrays = {"draws": np.array(count)}
     yield Observation(part, comparison.SEEDED, made.name, arrays)
-    tf.random.set_seed(1)  # Random ops with seeds draw the same again.
+    tf.random.set_seed(1)  # Random ops with seeds draw the same values again.
     yield from observation.observe_calls(
       part,
       model,
@@ -567,7 +572,8 @@ def _result(
 def _has_effect(model: Any, made: Call) -> bool:
   """Tells whether arguments change outputs or updates of an export.
 
-  With other weights, too: some begin with zeros, such as those of adapters.
+  Other weights are tried too, because some weights, such as those of adapters,
+  begin as zeros.
   """
   arguments = [*map(_as_tensors, (made.arguments, made.without))]
   if observation.differ(model, model, made.example, *arguments):
@@ -581,14 +587,14 @@ def _of_no_examples(model: Any, made: Call, takes_none: bool) -> list[str]:
 
   Args:
     model: The export or a sub-object.
-    made: The call, with more rows.
+    made: The call, with an example that has rows.
     takes_none: Whether the live model takes 0 rows in inference.
   """
   example = tf.nest.map_structure(lambda x: x[:0], made.example)
   # On CPUs oneDNN's convolutions fail without rows. XLA crashes on strings.
   jitted = tf.function(model, autograph=False, jit_compile=True)
   is_text = any(x.dtype == tf.string for x in tf.nest.flatten(example))
-  # Compiling takes longer than a call.
+  # A plain call is tried first if it may work, because compiling takes longer.
   both = (model, jitted) if takes_none else (jitted, model)
   for call in (model,) if is_text else both:
     try:
@@ -599,7 +605,7 @@ def _of_no_examples(model: Any, made: Call, takes_none: bool) -> list[str]:
   else:
     return [failure]
   moving = observation.moving_variables(model)
-  # Integers may count calls.
+  # Integers are left out because they may count calls.
   values = [
     {k: x for k, x in values.items() if comparison.is_inexact(x)}
     for values in (observation.by_variable(moving, moving), updates)
@@ -622,7 +628,7 @@ def _of_no_examples(model: Any, made: Call, takes_none: bool) -> list[str]:
 def _wrong_outputs_of_none(
   model: Any, call: Callable[..., Any], made: Call, outputs: Any
 ) -> list[str]:
-  """Returns a problem for each of the `outputs` for 0 rows that is wrong."""
+  """Returns a problem for each wrong output of a call with 0 rows."""
   arrays = observation.named_arrays(outputs)
   problems = [
     f"{name} is not finite"
@@ -633,7 +639,7 @@ def _wrong_outputs_of_none(
   shapes = {k: y.shape for k, y in arrays.items() if any(y.shape[:1])}
   if shapes:
     some, _ = observation.run(model, call, made.example, made.arguments)
-    # Other outputs do not depend on the batch.
+    # Outputs without a batch dimension may have any shape.
     batched = {
       k
       for k, y in observation.named_arrays(some).items()
@@ -654,12 +660,15 @@ def _rightly_moved(
   none: Any,
   names: Iterable[str],
 ) -> set[str]:
-  """Finds moving variables that a batch of 0 rows, `none`, may change.
+  """Finds non-trainable variables that a batch of 0 rows, `none`, may change.
 
-  - Those that change alike with every batch: steps, temperatures, averages of
-    weights. From zeros, too: beside large values, those of data may not show.
-  - Sums over rows, of which there are none, as those of a codebook.
-  - Those that end as without the empty batch, as in batch renormalization.
+  - Variables that every batch changes alike, such as steps, temperatures and
+    averages of weights. They must also change alike from zeros, because a small
+    effect of the data may not show beside large values.
+  - Sums over rows, such as those of a codebook. Twice the rows add twice as
+    much to the value that an empty batch leaves.
+  - Variables that another batch sets to the same values with and without the
+    empty batch, as in batch renormalization.
   """
 
   def after(*batches: Any, zeroed: bool = False) -> Arrays:
@@ -678,7 +687,7 @@ def _rightly_moved(
   try:
     seen = [after(*batches) for batches in orders]
     seen += [after(batch, zeroed=True) for batch in (none, some, first)]
-  except (ValueError, tf.errors.OpError):  # It takes no other sizes.
+  except (ValueError, tf.errors.OpError):  # The model takes no other sizes.
     return set()
   return {
     name
@@ -757,13 +766,13 @@ def _check_served(
   inputs: Mapping[str, tf.Tensor],
   made: Call,
 ) -> Result:
-  """Compares a signature of an export with a call of what it calls."""
+  """Compares a signature with a direct call of the model or sub-object."""
   kind = "signatures"
   if signature not in model.signatures:
     problem = "there is no signature of this name"
     return _result(part, kind, signature, 0.0, [problem])
   called = _part(model, part)
-  if made.random:  # Random ops with seeds draw the same again.
+  if made.random:  # Random ops with seeds draw the same values again.
     tf.random.set_seed(1)
   structure = observation.run(called, called, made.example, {})[0]
   if made.random:
@@ -771,7 +780,7 @@ def _check_served(
   served = model.signatures[signature](**inputs)
   if isinstance(structure, Mapping):
     named = structure
-  else:  # Outputs of a list are sorted by name.
+  else:  # The names of a list's outputs are sorted.
     is_list = isinstance(structure, (list, tuple))
     listed = structure if is_list else [structure]
     tensors = [y for y in listed if isinstance(y, tf.Tensor)]
@@ -789,7 +798,7 @@ def _check_saved_again(
   signature: str,
   inputs: Mapping[str, tf.Tensor],
 ) -> Result:
-  """Compares a signature with that of a copy that was saved again."""
+  """Compares a signature of the export with that of a copy saved from it."""
   kind = "saved again"
   try:
     again = _saved_again(export_dir, model, signature, inputs)
@@ -837,8 +846,8 @@ def _in_other_forms(
   """Calls a loaded model with each other form of the input that it takes.
 
   `call` calls the model with inputs like the example. Tracing gradients takes
-  seconds, so they are not compared where a form calls the function of the
-  example's form and only converts.
+  seconds, so gradients are not compared where a form only converts the input
+  for the function of the example's form.
 
   Yields:
     The name of the form, the kind of the comparison, and the outputs and
@@ -853,7 +862,8 @@ def _in_other_forms(
 
   def see(like: Any, specs: Sequence[tf.TensorSpec], kind: str) -> Arrays:
     def function(given: Sequence[tf.Tensor], **arguments: Any) -> Any:
-      # Cast back here, so that gradients are rounded as in the other form.
+      # The function casts the values of both forms, which rounds their
+      # gradients alike.
       given = [tf.cast(x, s.dtype) for x, s in zip(given, specs, strict=True)]
       if like is example:
         given = [
@@ -866,8 +876,8 @@ def _in_other_forms(
       )
       return (call if like is example else model)(inputs, **arguments)
 
-    if made.seeded:  # TensorFlow prepares all graphs again afterwards.
-      tf.random.set_seed(1)  # Random ops with seeds draw the same again.
+    if made.seeded:  # After `set_seed` TensorFlow prepares all graphs again.
+      tf.random.set_seed(1)  # Random ops with seeds draw the same values again.
     if kind == "gradients":
       function = observation.train_step(model, function, of_inputs=True)
     result, updates = observation.run(model, function, values, made.arguments)
@@ -875,7 +885,8 @@ def _in_other_forms(
       return observation.gradient_arrays(model, result[1])
     return observation.named_arrays({"outputs": result}) | updates
 
-  # Values that all forms can express need one call in the example's form.
+  # For values that all forms can express, one call in the example's form is
+  # enough.
   for _, specs, _ in forms.values():
     values = [
       tf.cast(tf.cast(x, s.dtype), x.dtype) if s.dtype.is_floating else x
@@ -940,7 +951,7 @@ def _other_forms(
 
 
 def _only_converts(graph: tf.Graph, functions: Collection[str]) -> bool:
-  """Tells whether a graph calls one of the functions and else only converts."""
+  """Tells whether a graph only converts Tensors and calls `functions`."""
   return all(
     op.get_attr("f").name in functions
     if op.type in graphs.CALLS
@@ -955,7 +966,10 @@ def _saved_again(
   signature: str,
   inputs: Mapping[str, tf.Tensor],
 ) -> Arrays:
-  """Saves a loaded export again; returns outputs of the copy alone."""
+  """Saves a loaded export again; returns outputs of the copy.
+
+  The export is moved away before the copy is loaded.
+  """
   with tempfile.TemporaryDirectory() as again:
     if is_keras := isinstance(model, tf_keras.Model):
       model.save(again, include_optimizer=False, signatures=model.signatures)
@@ -976,8 +990,8 @@ def _in_one_order(
 ) -> tuple[Observation, Observation]:
   """Renumbers the variables in `new` like those of the same name in `old`.
 
-  Keras lists the variables of some layers in another order. So their positions
-  are left out of both.
+  Keras lists the variables of some layers in another order, so the positions of
+  trainable variables are left out of both.
   """
 
   def name(key: str) -> str:
@@ -1005,13 +1019,14 @@ def _load_keras(export_dir: str) -> Any:
     model = tf_keras.models.load_model(export_dir, compile=False)
   except (MemoryError, OSError, tf.errors.OpError):
     raise
-  except Exception as e:  # Keras rebuilds and calls layers of any kind.
+  except Exception as e:  # Layers that Keras rebuilds may raise anything.
     raise ValueError(f"Keras raises {type(e).__name__}: {e}") from e
-  # Bypasses Keras' setter, after which Keras would save them.
+  # Bypasses Keras' setter, which would make Keras save the losses.
   vars(model)["regularization_losses"] = [
     lambda i=i: model.losses[i] for i in range(len(model.losses))
   ]
-  # As in `saving.source`: without vocabularies, and what layers adapt.
+  # As in `saving.source`, leaves out vocabularies and variables without a size,
+  # which preprocessing layers adapt.
   kind = type(model)
   listed = property(
     lambda model: [

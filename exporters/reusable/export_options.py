@@ -1,7 +1,7 @@
 """The options that all exporters have.
 
-They are apart from `exporting`: programs that export nothing, and their
-tests, do not depend on what makes an export.
+They have a module of their own, so that programs that export nothing, and their
+tests, do not depend on `exporting`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Options:
     measure_latency: Whether to measure the latency of model and export.
     warmup_batch_sizes: Batch sizes of warm-up requests, as `warmup.write` takes
       them.
-    warmup_lengths: The sizes of their other dynamic dimensions.
+    warmup_lengths: Sizes of the other dynamic dimensions of these requests.
   """
 
   export_dir: str

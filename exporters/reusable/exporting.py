@@ -40,7 +40,7 @@ if TYPE_CHECKING:
   from exporters.reusable import model_card
 
 
-# TensorFlow reads it: the number of threads of an op.
+# The environment variable of the number of threads per op in TensorFlow.
 THREADS = "TF_NUM_INTRAOP_THREADS"
 
 Options = export_options.Options
@@ -49,8 +49,8 @@ Options = export_options.Options
 def origin(options: Options) -> dict[str, Any]:
   """Returns what a model depends on besides the flags and the checkpoint.
 
-  That is the program, the lock file of its packages and, if it trains the
-  model, the number of threads, which changes the rounding of sums.
+  These are the program, the lock file of its packages and, if the program
+  trains the model, the number of threads, which changes the rounding of sums.
   """
   flag_values = options.flag_values or {}
   threads = int(os.environ.get(THREADS, 0)) or len(os.sched_getaffinity(0))
@@ -97,8 +97,8 @@ class Piece:
     source: The live model, from `saving.source`.
     examples: Inputs of different sizes, to verify the export with.
     also_takes: Other forms of the input, as `saving.reusable` takes them.
-    output_name: Name of the output in the signature if it is one Tensor; the
-      names if it is a list.
+    output_name: Name of the output in the signature if the output is one
+      Tensor; the names if the output is a list.
     attributes: Further attributes of the exported object, by name: assets,
       variables and `saving.constant`s.
     sub_objects: Models that the exported object has as attributes, by name.
@@ -145,7 +145,7 @@ def exporting(
   with publishing.publish(
     options.export_dir, overwrite=options.overwrite
   ) as directory:
-    # They import TensorFlow, which takes seconds, in parallel to this process.
+    # These processes import TensorFlow, which takes seconds, beside this one.
     processes = {n: verification.start(options.verification) for n in names}
     training_records.epochs.clear()
 
@@ -165,7 +165,7 @@ def exporting(
       yield export
     finally:
       for process in filter(None, processes.values()):
-        process.kill()  # One that has ended stays as it is.
+        process.kill()  # Without effect on a process that has ended.
         process.wait()
   print(f"Exported {' and '.join(filter(None, names))}".rstrip(), end=" ")
   print(f"to {options.export_dir}")
@@ -258,10 +258,11 @@ def _parts(
 
 
 def _examples(piece: Piece) -> list[Any]:
-  """Returns the examples, with one of each length of a list that is taken.
+  """Returns the examples, with one for each length of a list that is taken.
 
-  Verification finds other forms in the export, and calls them with values of
-  the first example; those of another length it must have from the live model.
+  Verification calls other forms of the input with values of the first example.
+  A list of another length needs an example, because its outputs are compared
+  with those of the live model.
   """
   first, *others = piece.examples
   lists = [x for x in piece.examples if isinstance(x, (list, tuple))]
@@ -271,14 +272,15 @@ def _examples(piece: Piece) -> list[Any]:
       made = [x for x, _ in zip(itertools.cycle(first), spec, strict=False)]
       if [x.dtype for x in made] == [x.dtype for x in spec]:
         lengths.add(len(spec))
-        others.insert(0, made)  # The last one keeps its role.
+        # The last example stays last, as verification compares its gradients.
+        others.insert(0, made)
   return [first, *others]
 
 
 def _with_profiles(
   root: tf.train.Checkpoint, source: saving.Source, names: Sequence[str]
 ) -> dict[str, verification.Part]:
-  """Adds freezing profiles to an exported object; returns them to verify.
+  """Adds freezing profiles to an exported object; returns the parts to verify.
 
   Profiles share the call, so only their variables and losses are compared.
   """
@@ -296,10 +298,10 @@ def _with_profiles(
 def _signatures(
   piece: Piece, signature: str | None, path: str = ""
 ) -> Iterator[tuple[str, str]]:
-  """Yields the names of signatures, with the paths of what they call.
+  """Yields the name of each signature, and the path of the piece it calls.
 
   Raises:
-    ExportError: A piece has no example, or two things have one name.
+    ExportError: A piece has no example, or a name is invalid or used twice.
   """
   if not piece.examples:
     raise errors.ExportError(
@@ -333,7 +335,7 @@ def _signatures(
 def _exported(
   piece: Piece, signature: str | None, signatures: dict[str, Any]
 ) -> tf.train.Checkpoint:
-  """Makes the object to save for a piece; adds to `signatures`."""
+  """Returns the object to save for a piece; adds to `signatures`."""
   root = saving.reusable(piece.source, also_takes=piece.also_takes)
   if signature:
     signatures[signature] = saving.signature(

@@ -14,7 +14,7 @@ Node = node_def_pb2.NodeDef
 
 CALLS = frozenset(["PartitionedCall", "StatefulPartitionedCall"])
 # Ops whose results depend on their inputs alone. A read that follows a write
-# takes it as a control input.
+# has the write as a control input.
 PURE = frozenset(
   [
     *("AddV2", "BiasAdd", "BroadcastTo", "Cast", "ConcatV2", "Const"),
@@ -67,7 +67,7 @@ def called(node: Node) -> Iterator[str]:
 
 
 def node_of(tensor: str) -> str:
-  """Returns the node of a Tensor or of a control input, by its name."""
+  """Returns the name of the node of a Tensor or of a control input."""
   return tensor.removeprefix("^").partition(":")[0]
 
 
@@ -103,7 +103,7 @@ def outputs(node: Node) -> Iterator[tuple[str, int]]:
 
 
 def remove_objects(objects: Any, gone: Collection[int]) -> None:
-  """Removes objects of a SavedModel by their numbers; numbers the others anew.
+  """Removes objects of a SavedModel by their numbers; renumbers the others.
 
   Args:
     objects: The message of the objects, `object_graph_def`. Changed in place.

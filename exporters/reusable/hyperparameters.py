@@ -19,7 +19,7 @@ import tf_keras
 
 from exporters.reusable import layer_calls
 
-# By class, the attribute from which `call` reads a hyperparameter.
+# The attribute from which the `call` of each class reads a hyperparameter.
 _ATTRIBUTES = {
   layer_calls.class_name(tf_keras.layers.Dropout): "rate",
   layer_calls.class_name(tf_keras.layers.BatchNormalization): "momentum",
@@ -60,8 +60,8 @@ class Hyperparameter:
     choices: The valid values of a string.
     limits: The limits of a number, by keywords of JSON Schema: `minimum`,
       `maximum`, `exclusiveMaximum`.
-    is_found: Whether `of_model` found it: if it has no effect, because its
-      layers are always called in inference, it is not exported.
+    is_found: Whether `of_model` found it. Such a hyperparameter is not exported
+      if it has no effect, because its layers are always called in inference.
   """
 
   name: str
@@ -82,16 +82,18 @@ class Hyperparameter:
     return tf.TensorSpec([], dtype, self.name)
 
   def others(self) -> list[float | int | str]:
-    """Returns other values to try: each choice, or one on each side.
+    """Returns values to try besides the default.
 
-    The larger one is much larger, as a model may limit what it is given.
+    These are the other choices of a string, or a smaller and a larger number.
+    The larger one is much larger, because a model may limit the argument.
     """
     if isinstance(self.default, str):
       return [x for x in self.choices if x != self.default]
     if isinstance(self.default, int):
       values = [self.default // 2, 4 * self.default + 2]
     elif 0 < self.default < 1:
-      # Averages are moved by 1 - momentum, in which a limit shows near 1.
+      # Moving averages are updated by the share 1 - momentum, so a limit of the
+      # momentum shows only near 1.
       nearer = 99 if "momentum" in (self.attribute or self.name) else 3
       values = [self.default / 2, (nearer + self.default) / (nearer + 1)]
     else:
@@ -154,7 +156,7 @@ def of_model(model: Any) -> list[Hyperparameter]:
   for layer in layer_calls.modules(model):
     attribute = layer_calls.find(_ATTRIBUTES, layer)
     value = getattr(layer, attribute) if attribute else None
-    if isinstance(value, tf.Variable):  # Whoever trains sets it already.
+    if isinstance(value, tf.Variable):  # Consumers can assign it already.
       continue
     if attribute == "momentum":
       if layer.trainable:
@@ -215,7 +217,7 @@ def _of_layers(
   name: str, description: str, layers: Sequence[Any]
 ) -> Hyperparameter:
   """Makes one hyperparameter from an attribute of several layers."""
-  # If there are two classes of stochastic depth, the more frequent one.
+  # If stochastic depth has layers of two classes, the more frequent one counts.
   attribute = statistics.mode(layer_calls.find(_ATTRIBUTES, x) for x in layers)
   layers = [x for x in layers if layer_calls.find(_ATTRIBUTES, x) == attribute]
   values = {_rounded(getattr(layer, attribute)) for layer in layers}

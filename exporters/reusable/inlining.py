@@ -46,7 +46,7 @@ def inline(meta_graph: meta_graph_pb2.MetaGraphDef) -> None:
     ) == 1:
       results = _add_body(graph.node, node, function)
       node.op, node.input[:] = "Identity", [*results, *node.input]
-      # The graph counts the Tensors of a node.
+      # `node:output:index` in a function is `node:index` in a graph.
       in_graph = {
         name: f"{n.name}:{i}".removesuffix(":0")
         for n in graph.node[-len(function.node_def) :]

@@ -115,7 +115,7 @@ def _unpacked(path: str) -> IO[bytes]:
   """Extracts the weights of an archive, because seeking in it is slow."""
   with zipfile.ZipFile(path) as archive, archive.open(_IN_ARCHIVE) as f:
     directory = tempfile.gettempdir()
-    size = archive.getinfo(_IN_ARCHIVE).file_size  # No more is read.
+    size = archive.getinfo(_IN_ARCHIVE).file_size  # At most this is read.
     if size > 2**26 + _MOST_COMPRESSION * os.path.getsize(path):
       raise errors.ExportError(
         f"{path} would unpack to {size:,} bytes, more than {_MOST_COMPRESSION}"
@@ -146,7 +146,7 @@ def variables(model: tf_keras.Model, by_attribute: bool) -> dict[str, Any]:
 
 
 def numbered(names: Sequence[str]) -> dict[str, str]:
-  """Renumbers the names of layers, from 0 on in each group.
+  """Renumbers the names of layers, from 0 on for each parent and base name.
 
   Synchronized batch normalization layers count as ordinary ones.
 
@@ -189,7 +189,8 @@ def restore(
   Args:
     path: The file.
     models: Models whose weights the file may have. The best match is restored.
-    needed: Variables to restore. Others may have another shape in the file.
+    needed: Variables to restore. Other variables of the model may have another
+      shape in the file.
 
   Raises:
     ExportError: Names or shapes do not match, or the file is damaged.

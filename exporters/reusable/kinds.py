@@ -35,8 +35,8 @@ class Kind(NamedTuple):
     takes: The pattern of the input.
     returns: The pattern of the outputs.
     rules: The rules for this kind. Rules that no kind names apply to all kinds.
-    has: Names of attributes, signatures or outputs it must have. Interfaces
-      of this project need their names, as other models have the same specs.
+    has: Names of attributes, signatures or outputs that it must have. They tell
+      interfaces of this project from other models with the same specs.
     lacks: Names of attributes that it must not have.
     without: Rules for all kinds that do not apply to this one.
     classifies: Whether names of outputs may match `CLASSES`.
@@ -107,8 +107,8 @@ KINDS = (
     rules=("R12", "I1", "I2", "I3", "I4", "I5"),
     sizes=(32,),
   ),
-  # Small images, such as MNIST's. Their architectures have one size, which
-  # breaks I4, and no colors, which I1 requires.
+  # Small images, such as MNIST's. Their models take only one size, which breaks
+  # I4, and no colors, which I1 requires.
   Kind(
     "grey image",
     takes="floats [batch, height, width, 1]",

@@ -1,8 +1,8 @@
 """Measures how long calls of a live model and of its export take.
 
-Times differ in each run. They are measured on request only, and everything
-that has them names the entry `latency`, so that others can leave it out when
-they compare bytes.
+Times differ in each run, so they are measured on request only. Each file that
+has them calls the entry `latency`, so that comparisons of files can leave it
+out.
 """
 
 from collections.abc import Callable, Iterator
@@ -110,7 +110,7 @@ def _summary(seconds: list[float]) -> dict[str, float]:
 
 
 def _shown(tensor: Any) -> str:
-  """Describes an input: dtype, shape and, of texts, their length."""
+  """Describes an input: dtype, shape and, for texts, length of the first."""
   shown = f"{tensor.dtype.name} {tensor.shape.as_list()}"
   if tensor.dtype == tf.string and tensor.shape.num_elements():
     length = int(tf.strings.length(tf.reshape(tensor, [-1])[0]))

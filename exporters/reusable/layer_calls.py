@@ -36,7 +36,7 @@ def find(table: Mapping[str, _T], layer: Any) -> _T | None:
   """Looks up a layer in a table by `class_name`, without importing classes.
 
   A subclass has the value of its base class if it inherits `call`. A subclass
-  that overrides `call` has none, since the value may be wrong for it.
+  that overrides `call` has no value, since that of the base class may be wrong.
   """
   call = getattr(type(layer), "call", None)
   for base in type(layer).__mro__:
@@ -48,7 +48,8 @@ def find(table: Mapping[str, _T], layer: Any) -> _T | None:
 def modules(model: Any) -> Sequence[tf.Module]:
   """Returns a model and all layers and modules in it.
 
-  Of a function, these are those that it names; see `named`.
+  For a function, returns the modules that it names, and all in them; see
+  `named`.
   """
   found = {}
   for root in [model] if isinstance(model, tf.Module) else named(model):
@@ -66,7 +67,7 @@ def modules(model: Any) -> Sequence[tf.Module]:
 def named(function: Any) -> list[tf.Module]:
   """Returns the modules that a function names, and the object of a method.
 
-  Functions of the same Python module that it names count, too.
+  Functions of the same Python module that it names are searched, too.
   """
   waiting, seen = [function], {}
   while waiting:
@@ -110,11 +111,11 @@ def replaced(
   A subclass that overrides `call` gets the replacement where it calls the
   `call` of its base class. A subclass that overrides another method of the base
   class gets none, since `call` may use that method. Cells of recurrent layers
-  get none: in loops TensorFlow supports no gradient that reads variables. Nor
-  does a layer with a `call` of its own, which someone has set.
+  get none, because in loops TensorFlow supports no gradient that reads
+  variables. A layer gets none if its `call` has been set as an attribute.
 
   Yields:
-    A list that gets the layers that are called, whatever object holds them.
+    A list to which every layer that is called is added, in the model or not.
   """
   layers = modules(model)
   recurrent = [x for x in layers if isinstance(x, tf_keras.layers.RNN)]

@@ -1,4 +1,4 @@
-"""The model card, `assets.extra/README.md`, from an export's `model.json`."""
+"""Generates an export's card, `assets.extra/README.md`, from `model.json`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
@@ -43,8 +43,9 @@ class Card:
   needs: Sequence[str] = ("tensorflow", "tf-keras", "tensorflow-hub")
 
 
-_LONGEST = 2000  # Characters of a text, or of a line of one with many.
-# What begins a heading of Markdown, underlines one, or begins a fence.
+_LONGEST = 2000  # Characters of a text of one line, or of each line of a text.
+# The start of a line that begins or underlines a heading of Markdown, or begins
+# a fence.
 _BLOCK = re.compile(r"^(\s*)(?=#|=|-\s*-|-+\s*$|```|~~~)")
 
 _TEMPLATE = """\
@@ -180,17 +181,17 @@ def usage(
 
 
 def one_line(text: Any) -> str:
-  """Returns a text of others as one line, of limited length."""
+  """Returns a stranger's text as one line of limited length."""
   text = errors.shown(" ".join(str(text)[: _LONGEST + 1].split()))
   return f"{text[:_LONGEST]}…" if len(text) > _LONGEST else text
 
 
 def _as_text(value: Any, name: str = "") -> Any:
-  """Replaces what others could make headings, HTML or control of the card.
+  """Neutralizes headings, HTML, fences and control characters in a value.
 
   Args:
     value: A value of `model.json`.
-    name: Its key, if it is not in a value.
+    name: The key of the value at the top level; "" for a nested value.
   """
   if isinstance(value, Mapping):
     return {one_line(k): _as_text(v) for k, v in value.items()}
@@ -201,7 +202,7 @@ def _as_text(value: Any, name: str = "") -> Any:
   if name not in ("description", "example"):
     return one_line(value).replace("<", "&lt;")
   lines = [line[:_LONGEST] for line in value[: 10 * _LONGEST].split("\n")]
-  if name == "example":  # It is in a fence of backticks.
+  if name == "example":  # The card puts it in a fence of backticks.
     lines = [line.replace("```", "") for line in lines]
   else:
     lines = [_BLOCK.sub(r"\1\\", line.replace("<", "&lt;")) for line in lines]
@@ -212,8 +213,8 @@ def text(model: Mapping[str, Any]) -> str:
   """Returns the card of an export in Markdown.
 
   Args:
-    model: The description of the export, as in its `model.json`. It may be that
-      of a stranger's export.
+    model: The description of the export, as in its `model.json`. It may come
+      from a stranger's export.
   """
   model = {name: _as_text(value, name) for name, value in model.items()}
   is_keras = model["format"] == "keras"

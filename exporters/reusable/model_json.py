@@ -170,7 +170,7 @@ def read(export_dir: str) -> dict[str, Any]:
   """Reads the description of an export.
 
   Raises:
-    ExportError: There is none, or it is damaged.
+    ExportError: There is no description, or it is damaged.
   """
   path = pathlib.Path(export_dir, PATH)
   if not path.is_file():
@@ -193,7 +193,7 @@ def parsed(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write(export_dir: str, described: Mapping[str, Any]) -> None:
-  """Writes the description, and the card made from it, into an export."""
+  """Writes the description, and the card generated from it, into an export."""
   made = contents(export_dir, described)
   pathlib.Path(export_dir, PATH).parent.mkdir(exist_ok=True)
   publishing.write_all(made)
