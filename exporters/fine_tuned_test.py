@@ -67,7 +67,11 @@ def _export_with_sub_object(directory):
   served = saving.signature(root, spec, "products")
   saving.save(root, directory, signatures={"serving_default": served})
   described = model_json.read(_PRODUCT.value)
-  texts = {"description": "It scales.\n# <i>", "example": "```"}
+  texts = {
+    "description": "It scales.\n# <i>",
+    "example": "```",
+    "provenance": {"<u>": "a|b"},
+  }
   model_json.write(directory, {**described, **texts, "name": "Scale"})
 
 
@@ -253,6 +257,7 @@ class FineTunedTest(tf.test.TestCase):
     card = pathlib.Path(card).read_text()
     self.assertIn(r" on numbers # &lt;b>\x1b" + "\n", card)
     self.assertIn("It scales.\n\\# &lt;i>\n\n", card)
+    self.assertIn("\n| &lt;u> | a\\|b |\n", card)
     self.assertIn("```python\n\n```\n", card)
 
   @nightly.only

@@ -1086,7 +1086,6 @@ def main(level: str) -> None:
   results_path = next(lines)
   is_keras = os.path.exists(os.path.join(export_dir, "keras_metadata.pb"))
   if is_keras:  # Keras warns at every save.
-    tf.get_logger().setLevel("ERROR")
     logging.set_verbosity(logging.ERROR)
   try:
     model = (_load_keras if is_keras else observation.load)(export_dir)

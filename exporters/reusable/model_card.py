@@ -194,7 +194,7 @@ def _as_text(value: Any, name: str = "") -> Any:
     name: The key of the value at the top level; "" for a nested value.
   """
   if isinstance(value, Mapping):
-    return {one_line(k): _as_text(v) for k, v in value.items()}
+    return {_as_text(k): _as_text(v) for k, v in value.items()}
   if isinstance(value, list):
     return [_as_text(v) for v in value]
   if not isinstance(value, str):
@@ -437,4 +437,5 @@ def _meaning(tensor: Mapping[str, Any]) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
   """Returns a table in Markdown."""
   lines = [header, ["---"] * len(header), *rows]
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+  cells = ([cell.replace("|", r"\|") for cell in line] for line in lines)
+  return "\n".join(f"| {' | '.join(line)} |" for line in cells)
