@@ -52,7 +52,7 @@ _SPECIAL_TOKEN = re.compile(rf"{_IN_BRACKETS.pattern}|_*(PAD|CLS|SEP|MASK)_*")
 _OF_LAYER = 8  # Least number of variables of an attention layer.
 _OF_PROJECTION = 4  # Most variables of a projection after the last layer.
 _TRIED = 4  # Words to look up.
-_COMBINERS = ("mean", "sqrtn", "sum")  # Of `tf.nn.embedding_lookup_sparse`.
+_COMBINERS = ("mean", "sqrtn", "sum")  # See `tf.nn.embedding_lookup_sparse`.
 # Matches the card of a tokenizer that drops punctuation.
 _WITHOUT_MARKS = re.compile(r"(?i)punctuation|\bwords\b|regular expression")
 _ACCENTS = re.compile(r"(?<!never )strips (?:\w+ )?accents(?!\W+(?:no|false))")

@@ -21,7 +21,8 @@ Subject = subject_lib.Subject
 
 # Ops with straight-through gradients, which differ from the derivative.
 _ROUNDED = re.compile("ArgM(ax|in)|FakeQuant.*|Rint|Round|Sign")
-# Common ones: they explain a wrong gradient only if outputs do not change.
+# Common ops without a derivative. They explain a wrong gradient only if outputs
+# do not change.
 _STEPS = re.compile("Ceil|Floor|(Not)?Equal|(Greater|Less)(Equal)?|TopK.*")
 # The state of spectral normalization, through which Keras stops gradients.
 _SPECTRAL = re.compile("(sn_u|vector_u|weight_u)[:_]")

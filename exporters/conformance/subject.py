@@ -385,7 +385,7 @@ class Subject:
 
   @property
   def is_double(self) -> bool:
-    """Whether the model computes in float64, as a twin does."""
+    """Whether an input or a trainable variable is float64, as in most twins."""
     used = tf.nest.flatten([self.spec, list(self.trainable_variables)])
     return any(x.dtype == tf.float64 for x in used)
 
@@ -588,7 +588,7 @@ class Subject:
 def _is_finite(output: Any) -> bool:
   """Returns whether an output is no float, or has values but no NaN.
 
-  A too small input may yield no values, or their mean, which is NaN.
+  An input that is too small may yield no values, or NaN as their mean.
   """
   is_float = tf.is_tensor(output) and output.dtype.is_floating
   return not is_float or not (

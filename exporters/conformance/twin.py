@@ -1,6 +1,7 @@
 """Loads the twin of a SavedModel, to check its gradients exactly.
 
-The twin computes in double precision and draws the same numbers in each call.
+The twin draws the same numbers in each call. It computes in double precision
+unless that needs too much memory or an op lacks it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -126,7 +127,7 @@ def _fix_noise(graph: graph_pb2.GraphDef) -> None:
       output = "" if nodes is graph.node else ":output:0"
       node.input.insert(1, f"{seed.name}{output}")
       node.attr["Tseed"].type = tf.int32.as_datatype_enum
-      if "Tout" in node.attr:  # Of RandomUniformInt.
+      if "Tout" in node.attr:  # RandomUniformInt has this attribute.
         node.attr["dtype"].CopyFrom(node.attr["Tout"])
       for name in {"seed", "seed2", "Tout"} & {*node.attr}:
         del node.attr[name]
