@@ -1,9 +1,9 @@
-"""Tests the check with SavedModels that attack who loads them.
+"""Tests the check with SavedModels that attack the machine that loads them.
 
-Each attack is found by the audit. Those that do harm when they are loaded or
-called also run in the sandbox, as with --trust, and the harm does not come.
+The audit must find each attack. Attacks that do harm on load or in a call also
+run in the sandbox, as with --trust. The sandbox must prevent the harm.
 
-This module is also what loads them in the sandbox.
+`serve` of this module loads the SavedModels inside the sandbox.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ raw = tf.raw_ops
 
 
 class Place:
-  """Where an attack strikes.
+  """The paths that an attack uses.
 
   Attributes:
     directory: The SavedModel to make.
@@ -56,7 +56,7 @@ class Place:
 
 
 def _save(place, call=tf.identity, root=None, **attributes):
-  """Saves a model that does something when it is called."""
+  """Saves a model that runs `call` when it is called."""
   root = root or tf.train.Checkpoint(v=tf.Variable(1.0))
 
   def both(inputs):
@@ -81,12 +81,12 @@ def _changed(place, change, call=tf.identity, **attributes):
 
 
 def _called(make):
-  """An attack by the ops that a function makes, in a call."""
+  """Returns an attack that runs the ops of a function in each call."""
   return lambda place: _save(place, lambda inputs: make(place))
 
 
 def _node(name, op, *inputs, **attributes):
-  """Makes a node by hand, of an op that a function cannot make."""
+  """Makes a node of an op that a Python function cannot create."""
   node = node_def_pb2.NodeDef(name=name, op=op, input=inputs)
   for key, value in attributes.items():
     if isinstance(value, list):
@@ -99,7 +99,7 @@ def _node(name, op, *inputs, **attributes):
 
 
 def _added(*nodes):
-  """An attack by nodes in the function that a call runs."""
+  """Returns an attack that adds nodes to the function that a call runs."""
 
   def change(graph):
     function = _function(graph, "__inference_both")
@@ -191,7 +191,7 @@ class _Resource(tf.saved_model.experimental.TrackableResource):
       _write(self._place)
     if self._when == "endless":
       (ended,) = tf.nest.flatten(_endless(tf.zeros([1])))
-      tf.Assert(tf.reduce_all(ended > 0.0), [ended])  # Else it is not run.
+      tf.Assert(tf.reduce_all(ended > 0.0), [ended])  # Keeps the loop.
 
 
 def _at_load(when):
@@ -229,7 +229,7 @@ def _init_op(place):
 
 
 def _saves_elsewhere(start, op, prefix):
-  """An attack by a saver's function that takes a path of its own."""
+  """Returns an attack that gives an op of a saver's function another path."""
 
   def attack(place):
     def change(graph):
@@ -270,7 +270,10 @@ def _saver_in_gradient(place):
 
 
 def _named_like_the_main_graph(place):
-  """Hides an op in a function whose name the audit once used itself."""
+  """Adds an op to the main graph, and functions that are named to hide it.
+
+  The audit once used these names itself.
+  """
 
   def change(graph):
     _write_node(graph.graph_def.node)
@@ -351,7 +354,7 @@ def _initializer_with_another_path(place):
 
 
 def _asset(name):
-  """An attack by the name of an asset."""
+  """Returns an attack that renames an asset; None means the secret's path."""
 
   def attack(place):
     def change(graph):
@@ -363,7 +366,7 @@ def _asset(name):
 
 
 def _linked(file):
-  """An attack by a symbolic link in place of a file."""
+  """Returns an attack by a symbolic link in place of a file."""
 
   def attack(place):
     _table(place)
@@ -418,7 +421,8 @@ def _dataset(make):
 
 _STRING = tf.string.as_datatype_enum
 
-# By name: what does it, and what is said of it.
+# Attacks by name: the function that makes the SavedModel, and a pattern of what
+# the audit says of it.
 _FOUND = {
   # Writes.
   "write": (_called(_write), r"WriteFile \(WriteFile\) in __inference_both"),
@@ -663,7 +667,7 @@ def _huge_constant(place):
 
 
 def _nested(place):
-  """Calls a function that calls a function, and so on."""
+  """Makes a chain of 5,000 functions, each of which calls the next."""
 
   def change(graph):
     library = graph.graph_def.library
@@ -690,7 +694,7 @@ def _recursive(place):
 
 
 def _deep_structure(place):
-  """A signature whose structure is deeper than the stack."""
+  """Makes a signature with a deeply nested structure."""
 
   def change(graph):
     functions = graph.object_graph_def.concrete_functions
@@ -723,7 +727,7 @@ def _many(place):
 
 
 def _cycle(place):
-  """An object that is its own child, and a list in its own entries."""
+  """Makes the root its own child, and a list its own element."""
 
   def change(graph):
     nodes = graph.object_graph_def.nodes
@@ -739,7 +743,7 @@ def _cycle(place):
 
 
 def _child(node_id, name):
-  """Adds a child to the root that cannot be one."""
+  """Returns an attack that adds an invalid child to the root."""
 
   def change(graph):
     root = graph.object_graph_def.nodes[0]
@@ -782,7 +786,7 @@ def _gradient_of_itself(place):
 
 
 def _used(make):
-  """An attack by a text, whose use keeps its op in the graph."""
+  """Returns an attack by a string, whose op an Assert keeps in the graph."""
 
   def call(inputs):
     del inputs
@@ -807,14 +811,14 @@ def _replaced():
 
 
 def _says(*parts):
-  """Fails with an error message."""
+  """Returns an attack that fails with an error message."""
   return lambda place: _save(
     place, lambda x: tf.debugging.Assert(tf.size(x) < 0, list(parts))
   )
 
 
 def _padded(place):
-  """A loop beside a variable, which must not buy time."""
+  """Saves an endless loop and a large variable, which must not buy time."""
   root = tf.train.Checkpoint(v=tf.Variable(1.0))
   root.padding = tf.Variable(tf.random.uniform([2**23]))
   _save(place, _endless, root)
@@ -864,9 +868,9 @@ def _recursive_links(place):
   os.symlink(".", f"{place.directory}/assets/again")
 
 
-# Of these the check itself must say, in a line, why it ends. By name: what does
-# it, and what is said; whether the SavedModel is trusted, and whether it is
-# tried only with --all, because it takes a process of its own.
+# Attacks that end the check, which must say why in a line. For each name: the
+# function that makes the SavedModel, a pattern of the line, whether the
+# SavedModel is trusted, and whether the attack runs only with --all.
 _ENDING = {
   "a pipe": (_fifo, "saved_model.pb is a .*pipe .* not a file", False, False),
   "a linked model": (_linked_model, "is a symbolic link", False, False),
@@ -1038,7 +1042,7 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
         self.assertFalse(os.path.exists(place.target), name)
         self.assertNotIn(_SECRET, said, name)
         refused += [name] * ("PermissionDenied" in said)
-    # The others fail by themselves, or are not run by TensorFlow 2.
+    # The other attacks fail by themselves, or TensorFlow 2 does not run them.
     self.assertContainsSubset(
       {
         *("write", "write by a saver's op", "write by slices"),
@@ -1101,7 +1105,7 @@ class AttacksTest(parameterized.TestCase, tf.test.TestCase):
     place = self.place("names")
     _save(place)
     before = copying.copy(place.directory, self.create_tempdir().full_path)
-    # Nor do files that a load does not read raise the limits.
+    # Files that a load does not read must not raise the limits either.
     pathlib.Path(place.directory, "assets/padding").write_bytes(bytes(999))
     model = os.path.join(place.directory, "saved_model.pb")
     for i in range(3):

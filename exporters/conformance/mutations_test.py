@@ -1,7 +1,9 @@
 """Tests the check with damaged SavedModels.
 
-However a file is damaged, there is a verdict: no exception, no hang, and no
-pass of what cannot be called. This module is also what checks in the sandbox.
+However a file is damaged, the check must reach a verdict. It must not raise an
+exception, hang, or pass a model that cannot be called.
+
+`serve` of this module checks the SavedModels inside the sandbox.
 """
 
 import json
@@ -74,7 +76,7 @@ def _damaged_bytes(content, rng):
 
 
 def _damaged_objects(content, rng):
-  """Changes the object graph, in its terms."""
+  """Changes fields of the object graph; the file can still be parsed."""
   model = saved_model_pb2.SavedModel.FromString(content)
   graph = model.meta_graphs[0]
   objects = graph.object_graph_def

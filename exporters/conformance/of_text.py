@@ -1,4 +1,4 @@
-"""Rules for models of text: T1 to T7, and W1.
+"""Rules for models of text: T1 to T8, and W1.
 
 Source: TensorFlow Hub, common SavedModel APIs for text tasks.
 """
@@ -24,8 +24,8 @@ Subject = subject_lib.Subject
 _TEXTS = ("", " ", "?!,", "qxzvjk", "naïve 你好", "Return the list of all.")
 _ENDS = ("the", "of", "list", "return", "is", "good")
 _LENGTHS = (8, 32)  # In words.
-_LONG = 600  # Words that have more tokens than encoders take.
-_MANY = 200  # Words of which an embedding may cut some if its card says so.
+_LONG = 600  # In words. Such texts have more tokens than encoders take.
+_MANY = 200  # In words. Embeddings may cut such a text if the card says so.
 _LIMIT = re.compile(
   r"(?i)trunc|\bcut|max\w*[ _](seq|len|tok)|(seq\w*|input)[ _]len"
   r"|\b(first|last|at most|up to|limit\w*|maximum|longer)\b[^.|]{0,40}"
@@ -38,22 +38,22 @@ _SEGMENTS = (
 )
 _PACKED = (12, 16, 40, 130, 512, 9, 33, 256)  # Lengths.
 _UNKNOWN = frozenset(("[UNK]", "<unk>"))
-# Texts of which any tokenizer makes tokens.
+# Texts for which every tokenizer returns tokens.
 _ALONE = ("the", "2026", "你好", "мир", "مرحبا", "qxzvjk" * 5)
 _MARKS = (",", ".", "?")
 _INPUTS = ("input_word_ids", "input_mask", "input_type_ids")
 _WORDS = (("the", "qxzvjk", "of"), ("", "", ""), ("is", "?", ""))
 _ORDER = "the order of the tokens"
 _MOST = 512  # Tokens.
-_LEAST = 0.9  # Share of the rows of a table that are tokens.
-_CASED = 0.1  # Share of tokens with capitals that shows the casing.
+_LEAST = 0.9  # Least share of the rows of an embedding table that have tokens.
+_CASED = 0.1  # A vocabulary with a larger share of capitals is cased.
 _IN_BRACKETS = re.compile(r"\[.+\]|<.+>")
 _SPECIAL_TOKEN = re.compile(rf"{_IN_BRACKETS.pattern}|_*(PAD|CLS|SEP|MASK)_*")
-_OF_LAYER = 8  # Least variables of a layer of attention.
-_OF_PROJECTION = 4  # Most variables of what may follow the last layer.
+_OF_LAYER = 8  # Least number of variables of an attention layer.
+_OF_PROJECTION = 4  # Most variables of a projection after the last layer.
 _TRIED = 4  # Words to look up.
-_COMBINERS = ("mean", "sqrtn", "sum")  # Of `tf.nn.embedding_lookup_sparse`.
-# What the card of a tokenizer says that drops punctuation.
+_COMBINERS = ("mean", "sqrtn", "sum")  # See `tf.nn.embedding_lookup_sparse`.
+# Matches the card of a tokenizer that drops punctuation.
 _WITHOUT_MARKS = re.compile(r"(?i)punctuation|\bwords\b|regular expression")
 _ACCENTS = re.compile(r"(?<!never )strips (?:\w+ )?accents(?!\W+(?:no|false))")
 _CASING = re.compile(r"(?:do_lower_case\W+|text is )(true|false|lowercased)")
@@ -117,15 +117,16 @@ def embeds_text(subject: Subject) -> findings.Finding:
 
 
 def _may_be_cut(subject: Subject) -> bool:
-  """Tells whether long texts may be cut, as far as can be known.
+  """Tells whether the model may ignore the end of long texts.
 
-  The card may say so, and sums over many words may hide each of them.
+  Without a card, or in half precision, it may. A sum over many words may hide
+  each of them, so that the first word has no effect either.
   """
   if not subject.card or _LIMIT.search(subject.card) or subject.is_half:
     return True
   try:
     return _is_cut(subject.model, _MANY, at_start=True)
-  except Exception:  # It takes only short ones.
+  except Exception:  # The model takes only short texts.
     return True
 
 
@@ -137,9 +138,10 @@ def _is_cut(
   Args:
     represent: Returns the vectors, or tokens, of texts.
     length: The number of words.
-    at_start: Whether the first word is meant instead.
+    at_start: Whether to test the first word instead.
   """
-  # Equal words beside it: others could hide it from a maximum over words.
+  # All other words are equal: different ones could exceed the tested word in a
+  # maximum over words.
   others = " ".join([_ENDS[0]] * (length - 1))
   texts = [
     f"{end} {others}" if at_start else f"{others}.\r\n\t{end}" for end in _ENDS
@@ -147,7 +149,7 @@ def _is_cut(
   alone, in_texts = (
     represent(tf.constant(x)).numpy().tolist() for x in (_ENDS, texts)
   )
-  # Words that the model does not know may all have one vector, and no effect.
+  # Unknown words may all have the same vector, so changing one has no effect.
   is_known = len(set(map(str, alone))) > 2
   return is_known and in_texts == [in_texts[0]] * len(texts)
 
@@ -155,7 +157,7 @@ def _is_cut(
 def _miscased(
   subject: Subject, represent: Callable[[Sequence[str]], list[Any]]
 ) -> str:
-  """Describes case or accents that the card denies; empty if there are none.
+  """Describes how case or accents contradict the card; empty if they do not.
 
   Args:
     subject: The SavedModel.
@@ -182,7 +184,7 @@ def _miscased(
 
 
 def _miscombined(subject: Subject) -> bool:
-  """Tells whether the sums of vectors are not their means times a number."""
+  """Tells whether the results of different combiners contradict each other."""
   if "combiner" not in subject.parameters or not all(
     x in (subject.card or "") for x in _COMBINERS
   ):
@@ -197,10 +199,11 @@ def _miscombined(subject: Subject) -> bool:
 
 
 def _other_word(subject: Subject) -> str:
-  """Returns a word, quoted, whose vector is another one in `word_embedding`.
+  """Returns a word, quoted, to which `word_embedding` gives another vector.
 
-  To be compared, a call must return the rows of a table for words, as means of
-  them do: with other layers, the vectors of texts are not those of words.
+  Returns "" if there is none, or if the two cannot be compared. They can if a
+  call with one word returns a row of a table, as a mean over words does. With
+  more layers, the vector of a text is not that of a word.
   """
   of_words = getattr(subject.model, "word_embedding", None)
   words = [x for x in subject.words if x.isalpha() and x.islower()][:_TRIED]
@@ -218,7 +221,8 @@ def _other_word(subject: Subject) -> str:
     if not np.allclose(one, other):
       return repr(word.decode())
   tables = [v for v in subject.variables if v.shape[1:] == vectors.shape[1:]]
-  is_known = np.any(vectors, axis=1)  # The name of a combiner may be no word.
+  # `words` may contain the names of combiners, which have no vector.
+  is_known = np.any(vectors, axis=1)
   for vector, other in zip(vectors[is_known], others[is_known], strict=True):
     is_other = np.any(other) and not np.allclose(vector, other)
     if not is_other or not any(
@@ -264,7 +268,7 @@ def _not_an_embedding(
   Args:
     subject: The SavedModel.
     inputs: A batch.
-    ways: Other functions to call the model with, by their descriptions.
+    ways: Further functions that call the model, by their descriptions.
   """
   model = subject.model
   ways = {
@@ -281,7 +285,7 @@ def _not_an_embedding(
       results[way] = call(inputs).numpy()
     except Exception as e:
       if way == "in a batch":
-        subject.example()  # Its strings may be no texts, but records.
+        subject.example()  # Raises NoInputError if its strings are records.
       return findings.failed(
         f"It cannot be called {way}: {subject_lib.cause(e)}",
         "Use ops that run in a graph, on any number of strings of any length.",
@@ -398,7 +402,7 @@ def _badly_tokenized(subject: Subject) -> str:
   is_hidden = not own and not known
   if is_hidden and subject.card and not _WITHOUT_MARKS.search(subject.card):
     marks = list(_MARKS)
-  # Without a token for them, it may drop unknown words.
+  # A tokenizer without a token for unknown words may drop such words.
   texts = own if own and not known else [*_ALONE, *marks]
   counts = _tokens(model, texts).row_lengths().numpy()
   if lost := [x for x, n in zip(texts, counts, strict=True) if not n]:
@@ -416,9 +420,10 @@ def _badly_tokenized(subject: Subject) -> str:
 
 
 def _otherwise_numbered(model: Any, vocabularies: Sequence[list[str]]) -> str:
-  """Describes a word that is in WordPiece vocabularies by another id.
+  """Describes a word whose id is not its line in WordPiece vocabularies.
 
-  Only those count whose line of [MASK] is its id.
+  Compares only vocabularies whose line of [MASK] is `mask_id`. Returns "" if
+  one of them has the same ids as the tokenizer.
   """
   special = getattr(model.tokenize, "get_special_tokens_dict", dict)()
   problem = ""
@@ -457,9 +462,10 @@ def _is_unordered(model: Any, words: Sequence[str]) -> bool:
 
 
 def _lost_end(model: Any, words: Sequence[str]) -> str:
-  """Returns a compound with the tokens of its first word; "" if few have.
+  """Returns a compound that has only the tokens of its first word.
 
-  A few have them where the first word is unknown, as is the compound.
+  Returns "" if that holds for at most half of the compounds. A few are no
+  error: if the first word is unknown, the compound is unknown too.
   """
   tokens = map(str, _tokens(model, words).to_list())
   distinct = dict(zip(tokens, words, strict=True))
@@ -492,14 +498,14 @@ def _badly_packed(subject: Subject) -> str:
     return "An empty text is not packed as a start and an end token"
   packed = {"A call": (model(tf.constant(_SEGMENTS[0])), tokens[:1], length)}
   for n, count in itertools.product(_PACKED, (1, 2, 3)):
-    if n < 4 * count:  # Each segment is to have a token.
+    if n < 4 * count:  # Too short for a token of each segment.
       continue
     try:
       made = model.bert_pack_inputs(tokens[:count], seq_length=tf.constant(n))
     except (TypeError, ValueError):
       if count == 2:
         raise
-      continue  # It may pack pairs of segments only.
+      continue  # The model may pack only pairs of segments.
     packed[f"{count} segments in {n} tokens"] = (made, tokens[:count], n)
   for n in (12, 512) if "seq_length" in subject.parameters else ():
     made = model(tf.constant(_SEGMENTS[0]), seq_length=tf.constant(n))
@@ -534,8 +540,9 @@ def _badly_packed_row(
     length - used
   ):
     return f"the mask is not 1 for the tokens, and then 0: {mask}"
-  # If several segments are too long, the split may differ by up to 2 tokens, or
-  # be that of `tensorflow_text.WaterfallTrimmer`, from left to right.
+  # If the segments are too long together, the split may differ by up to 2
+  # tokens, or fill up the segments from left to right, as
+  # `tensorflow_text.WaterfallTrimmer` does.
   ends = [0, *(i for i, x in enumerate(ids[:used]) if x == end)]
   found = [b - a - 1 for a, b in itertools.pairwise(ends)]
   is_cut = sum(kept) < sum(map(len, segments))
@@ -545,7 +552,7 @@ def _badly_packed_row(
       kept = found
   for i, (tokens, count) in enumerate(zip(segments, kept, strict=True)):
     expected += [*tokens[:count], end]
-    type_id = min(i, max(1, *types))  # Encoders may have two types only.
+    type_id = min(i, max(1, *types))  # Encoders may have only two types.
     expected_types += [type_id] * (count + 1)
   rest = length - used
   if ids != expected + [padding] * rest:
@@ -630,7 +637,7 @@ def encodes(subject: Subject) -> findings.Finding:
 
 
 def _layers(subject: Subject) -> int:
-  """Counts layers with many variables that are named alike but for a number."""
+  """Counts attention layers, whose variables' names differ only by a number."""
   numbers = collections.defaultdict(set)
   for v in subject.variables:
     for x in re.finditer(r"\d+", v.name):
@@ -643,7 +650,7 @@ def _layers(subject: Subject) -> int:
 
 
 def _limited(subject: Subject) -> tuple[str, int]:
-  """Returns an error with some number of tokens, and the most that it takes."""
+  """Returns an error or "", and the largest number of tokens that was tried."""
   effects: dict[int, dict[str, float]] = {}
   _, positions, unused = embeddings.tables(subject)
   for length in (8, 16, 40, min(positions or 160, _MOST)):
@@ -659,15 +666,15 @@ def _limited(subject: Subject) -> tuple[str, int]:
       problem = f"a call fails: {subject_lib.cause(e)}"
     for name, effect in effects.get(length, {}).items():
       if name == _ORDER and length > 40 and not positions:
-        continue  # Positions past the table may be its last one.
-      # Sums over tokens in another order differ by rounding.
+        continue  # Positions past the table's end may use its last row.
+      # Sums over tokens in another order differ by rounding errors.
       least, none = (1e-4, 1e-5) if name == _ORDER else (1e-6, 1e-9)
       if not problem and effects[8][name] > least and effect < none:
         problem = f"{name} has no effect from token {start} on"
     if problem:
       return f"With {length} tokens {problem}.", length
   rows = positions + unused
-  # Tables with rows for padding have more than a power of 2.
+  # A table with rows for padding should have more rows than a power of 2.
   if unused == 1 and rows in (64, 128, 256, _MOST):
     try:
       _effects(subject, rows, rows - 4)
@@ -711,7 +718,7 @@ def _is_cut_in_training(subject: Subject, length: int) -> bool:
 def _takes_list_otherwise(subject: Subject) -> findings.Finding | None:
   """Finds a trace for lists that mixes up the inputs.
 
-  Their order is that of BERT or, as Keras sorts them, of their names.
+  A list may have BERT's order, or be sorted by name, as Keras does.
   """
   inputs = subject.example(2)
   types = tf.cumsum(tf.ones_like(inputs["input_type_ids"]), 1) // 9
@@ -769,7 +776,7 @@ def _encoded(subject: Subject, length: int) -> str:
     short = encode(
       {k: x[:, : length // 2 + 2] for k, x in {**inputs, **mask}.items()}
     )
-  except Exception:  # It takes only some lengths, such as those of blocks.
+  except Exception:  # It takes only some lengths, such as multiples of a block.
     short = masked
   pairs = [
     (plain, encode(other)),
@@ -788,7 +795,7 @@ def _encoded(subject: Subject, length: int) -> str:
 
 
 def _effects(subject: Subject, length: int, start: int) -> dict[str, float]:
-  """Returns the effects from a token on: of mask, types and order."""
+  """Returns the effects of mask, types and order from the token `start` on."""
   inputs = subject.example(1, (length,))
   ids = inputs["input_word_ids"]
   last = tf.cast(tf.range(length) >= start, tf.int32)[tf.newaxis]
@@ -916,7 +923,7 @@ def _unordered(subject: Subject, mlm: Any, inputs: Mapping[str, Any]) -> str:
   try:
     _ = mlm(longer)
     inputs = longer
-  except Exception:  # It takes only some lengths.
+  except Exception:  # `mlm` takes only some lengths.
     pass
   ids = inputs["input_word_ids"]
   inputs = {**inputs, "input_mask": tf.ones_like(ids)}
@@ -954,7 +961,7 @@ def _untied(subject: Subject, mlm: Any, inputs: Mapping[str, Any]) -> str:
   unused = sorted(set(range(size)) - set(np.ravel(ids)))
   if not tables or not unused:
     return ""
-  # If a token is not in the inputs, its embedding only affects the logits.
+  # The embedding of a token that is not in the inputs affects only the logits.
   for table in tables:
     with tf.GradientTape() as tape:
       outputs = mlm(inputs)["mlm_logits"]
@@ -1075,8 +1082,8 @@ def names_its_vocabulary(subject: Subject) -> findings.Finding:
     tokens = f.read().splitlines()
   table = embeddings.tables(subject).of_ids
   rows = len(tokens) if table is None else table.shape[0]
-  # Tables often have some more rows, for the speed of their products. Without
-  # its first line, the ids of all tokens are off by one.
+  # Tables often have more rows than tokens, for faster products. If the file
+  # lacks its first line, the ids of all tokens are off by one.
   is_cut = len(tokens) < rows and "[CLS]" in tokens and "[PAD]" not in tokens
   if is_cut or not _LEAST * rows <= len(tokens) <= rows:
     return findings.failed(

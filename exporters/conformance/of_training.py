@@ -33,9 +33,9 @@ _ASSIGNS = re.compile("Assign.*VariableOp|ResourceScatter.*")
 _MODE = re.compile("train|infer|eval|determin")
 # Ops that draw random numbers from a state saved in the SavedModel.
 _OF_STATE = re.compile("RngReadAndSkip|Stateful(Random|Standard|Trunc|Unif).*")
-_TINY_RATE = 0.001  # Of which noise does not show, in any number of layers.
-_REPEATS = 8  # Calls with random numbers, to compare their means.
-# Values to try of numbers, and of arguments that are strings.
+_TINY_RATE = 0.001  # Too small for its noise to show, in any number of layers.
+_REPEATS = 8  # Number of calls that draw random numbers.
+# Values to try for arguments: of numbers by type, of strings by name.
 _OTHERS = {int: (3, 2), float: (0.5, 0.25), "combiner": ("sum", "mean")}
 _HELD = 0.25  # A momentum that no model has by default.
 _ROWS = 16  # Examples for batch statistics.
@@ -142,7 +142,7 @@ def _other_mode(subject: Subject) -> str:
 
 
 def _other_forms(subject: Subject) -> Iterator[tuple[Any, str]]:
-  """Yields forms of the input, and what training with them lacks."""
+  """Yields forms of the input, and what training with them fails to do."""
   done: dict[str, set[str]] = {repr(form): set() for form in subject.forms}
   for trace in subject.traces:
     if subject.arguments_of(trace)["training"]:
@@ -164,7 +164,7 @@ def _trained_otherwise(subject: Subject) -> Any:
     made = []
     with (
       gradients_lib.moved(subject.trainable_variables),
-      contextlib.suppress(*of_inference.REFUSALS),  # R4 tells of these.
+      contextlib.suppress(*of_inference.REFUSALS),  # R4 reports these.
     ):
       for x in (inputs, same):
         with subject.unchanged():
@@ -179,7 +179,7 @@ def _trained_otherwise(subject: Subject) -> Any:
 
 
 def _trains(trace: Any) -> set[str]:
-  """Tells whether a trace draws random numbers, and assigns variables."""
+  """Returns the signs of training that a trace has: noise, moved variables."""
   ops = {node.op for _, node in op_audit.nodes(trace.graph.as_graph_def())}
   done = {
     "draw random numbers": subject_lib.RANDOM.match,
@@ -233,19 +233,19 @@ def _averages(subject: Subject) -> list[tf.Variable]:
 
 
 def _still(subject: Subject) -> list[tf.Variable]:
-  """Returns the finite floats that training calls do not move each time."""
+  """Returns finite float variables that some training calls do not move."""
   arguments, repeats = subject.steady, 1
-  if arguments is None:  # A layer may be dropped by chance.
+  if arguments is None:  # A random call may skip a layer.
     arguments, repeats = subject.training, _REPEATS
-  # Infinite averages stay where they are, and R5 names them.
+  # Infinite averages never change, and R5 reports them.
   floats = [
     v
     for v in subject.resting
     if v.dtype.is_floating and np.isfinite(v.numpy()).all()
   ]
   still = set()
-  # Of other sizes, so of other values: an average may be that of its batch.
-  # Large batches may have another path.
+  # The second batch differs, because an average may equal the statistic of the
+  # first one. Large batches may take another path.
   large = [(_MANY,)] * of_inference.is_small(subject)
   for sizes in ((2, _ROWS), *large):
     with (
@@ -258,16 +258,17 @@ def _still(subject: Subject) -> list[tf.Variable]:
           subject.model(subject.example(size), **arguments)
         pairs = zip(floats, before, strict=True)
         still |= {v.ref() for v, x in pairs if np.array_equal(v, x)}
-  # Inputs may choose which are used.
+  # Values of the input may decide which variables a call uses.
   return choices.without(subject, [v for v in floats if v.ref() in still])
 
 
 def _standing(subject: Subject) -> list[str]:
   """Names moving averages that inference uses, and training does not move.
 
-  Those that training uses, too, are frozen. Under other names than those of
-  batch normalization they are of weights, which their names or values show, or
-  belong to one that moves.
+  Leaves out averages that training uses too, because they are frozen.
+  Variables without a name of batch normalization count if their names or values
+  show that they are averages of weights. They also count if they have the name
+  of a statistic, in a layer where another variable moves.
   """
   still = _still(subject)
   refs = {v.ref() for v in still}
@@ -306,7 +307,7 @@ def _copies(
   """Yields variables of at least two dimensions that equal a weight."""
   by_shape = collections.defaultdict(list)
   for w in weights:
-    # Constants, such as zeros, are equal by chance.
+    # Weights of one value, such as zeros, may be equal by chance.
     if w.shape.rank > 1 and tf.size(w) and np.ptp(w):
       by_shape[tuple(w.shape)].append(w)
   for v in variables:
@@ -317,9 +318,10 @@ def _copies(
 
 
 def _stale(subject: Subject) -> list[str]:
-  """Names moving averages of batch normalization that inference lost.
+  """Names moving averages of batch normalization that inference ignores.
 
-  A few may serve layers that are there in training only.
+  If at most half are unused, they may belong to layers that exist in training
+  only. Then an average counts only if its value is a constant of the graph.
   """
   averages = [v for v in _averages(subject) if v.dtype.is_floating]
   unused = _unused(subject, averages, {"training": False})
@@ -335,7 +337,8 @@ def _unused(
 ) -> list[tf.Variable]:
   """Returns variables that a call does not use.
 
-  They have no gradient. None is returned if they change outputs all the same.
+  A variable without a gradient is unused. Returns no variables if moving those
+  without a gradient changes the outputs.
   """
   inputs = subject.example(4)
   if not variables:
@@ -352,7 +355,7 @@ def _unused(
   except LookupError:  # An op has no gradient.
     made = [None] * len(variables)
   unused = [v for v, g in zip(variables, made, strict=True) if g is None]
-  # Signals of deep models may have vanished, so that only large steps show.
+  # Signals may vanish in deep models, so only large steps may have an effect.
   for share in (0.05, 1.0):
     with subject.unchanged(), gradients_lib.moved(unused, share):
       again = subject_lib.floats(subject.model(inputs, **arguments))
@@ -362,7 +365,7 @@ def _unused(
 
 
 def _moved_by_gradients(subject: Subject) -> list[str]:
-  """Names the variables that a train step does not leave as a call does."""
+  """Names the variables that a train step moves otherwise than a call does."""
   exact = subject.repeatable
   if exact is None or not exact.training or not exact.resting:
     return []
@@ -392,13 +395,13 @@ def _differentiate(subject: Subject, inputs: Any) -> None:
 
 
 def can_be_tuned(subject: Subject) -> findings.Finding:
-  """Judges R7, of the model or of a sub-object."""
+  """Judges R7 for the model or for a sub-object."""
   tunable, steady = subject.hyperparameters, subject.steady
   if not tunable:
     if steady is not None and (finding := _settled(subject, steady)):
       return finding
     fixed = ["batch normalization"] * bool(subject.batch_norms)
-    # Noise of both modes that repeats is drawn by an input.
+    # If inference has noise too, and calls repeat, an input seeds the noise.
     repeats = steady is not None and subject.is_random(training=False)
     if subject.is_random() and not repeats:
       fixed.append("dropout or other noise")
@@ -444,8 +447,8 @@ def _without_effect(
   for name, default in subject.hyperparameters.items():
     given = {name: tf.constant(default)}
     rest = {k: v for k, v in steady.items() if k != name}
-    if subject.varies(rest):  # Random by default.
-      # Traces may name their ops differently, and the twin draws by name.
+    if subject.varies(rest):  # Training is random by default.
+      # The twin's seeds depend on names of ops, which traces may not share.
       unlike = _draws_differ(subject.twin, rest, name, default) and all(
         _noise_differs(subject, rest, {**rest, **given}, repeats)
         for repeats in (10 * _REPEATS, 50 * _REPEATS)
@@ -527,10 +530,10 @@ def _badly_followed(
 def _noise_elsewhere(
   subject: Subject, steady: Mapping[str, Any]
 ) -> findings.Finding | None:
-  """Finds noise that does not grow with its rate, from none at 0."""
+  """Finds noise that does not grow with its rate, or is otherwise wrong."""
   for name in subject.rates:
     rates = _TINY_RATE, 0.1, 0.4
-    for repeats in (12, 50):  # More calls where few tell too little.
+    for repeats in (12, 50):  # More calls if a few find a problem.
       tiny, small, large = (
         _noise(subject, {**steady, name: subject.noisy(rate)[name]}, repeats)
         for rate in rates
@@ -562,7 +565,7 @@ def _noise_elsewhere(
 
 
 def _is_quiet(subject: Subject, arguments: Mapping[str, Any]) -> bool:
-  """Tells whether noise is for some of equal examples in a batch alone."""
+  """Tells whether only some of equal examples in a batch get noise."""
   if not subject.rates or not subject.is_batched:
     return False
   inputs = subject_lib.rows(subject.example(), 0, 1, 1, 0)
@@ -586,7 +589,7 @@ def _unlike(
   """Finds training that differs from inference even without noise."""
   if not subject.training:
     return None
-  # Move the weights, in case one mode has what is computed from them.
+  # Move the weights, in case one mode has constants computed from them.
   with gradients_lib.moved(subject.trainable_variables):
     is_frozen = _is_frozen(subject, steady)
   if is_frozen:
@@ -602,27 +605,27 @@ def _unlike(
 def _settled(
   subject: Subject, steady: Mapping[str, Any]
 ) -> findings.Finding | None:
-  """Finds training that is not inference with the statistics of its batch.
+  """Finds training that differs from inference with statistics of its batch.
 
-  Calls that start from different moving averages reveal these statistics.
-  Nothing is found where they do not, because a layer is called twice or
-  normalizes parts of a batch.
+  Training calls that start from different moving averages reveal these
+  statistics. If they do not, this function finds nothing: a layer may be called
+  twice, or normalize parts of a batch.
   """
   if not subject.training or not subject.is_batched:
     return None
-  exact = subject.twin or subject  # An op may have no double precision.
+  exact = subject.twin or subject  # Some ops lack double precision.
   if exact.is_half:
     return None
   momentum = {_MOMENTUM: _HELD} if _MOMENTUM in subject.hyperparameters else {}
   arguments = {**steady, **momentum}
-  # Training may resize to the usual size.
+  # Take another size, because training may resize inputs to the usual one.
   others = of_inference.of_other_size(exact, _ROWS, 0.75)
   batch = next(itertools.chain(others, [exact.example(_ROWS)]))
   averages = _moved_once(exact, batch, arguments)
   if averages is None or any(v.dtype.size < 4 for v in averages):
     return None
   is_double = all(v.dtype == tf.float64 for v in averages)
-  # Move the weights, in case one mode has what is computed from them.
+  # Move the weights, in case one mode has constants computed from them.
   with exact.unchanged(), gradients_lib.moved(exact.trainable_variables):
     found = _statistics(exact, averages, batch, arguments)
     if found is None:
@@ -652,10 +655,10 @@ def _unlike_momentum(
   shares: Sequence[float],
   arguments: Mapping[str, Any],
 ) -> findings.Finding | None:
-  """Finds moving averages whose share does not follow 1 - momentum.
+  """Finds moving averages that do not move by a share of 1 - momentum.
 
-  Those of a layer with a larger momentum follow it in proportion, its mean as
-  its variance.
+  A layer may have a larger momentum than the argument. Its mean and variance
+  must then move by equal shares, in proportion to 1 - momentum.
   """
   of_layers: dict[tuple[str, str], list[float]] = {}
   for v, share in zip(averages, shares, strict=True):
@@ -691,7 +694,7 @@ def _unlike_momentum(
 
 
 def _layer(average: tf.Variable) -> tuple[str, str]:
-  """Returns what tells the layer of a moving average; "", … if unknown."""
+  """Returns a key for the layer of a moving average; "", … if unknown."""
   return os.path.dirname(average.name), str(average.shape)
 
 
@@ -702,7 +705,7 @@ def _of_batches(
 ) -> set[Any]:
   """Returns references of the averages whose update depends on the batch.
 
-  Those of weights do not.
+  The updates of averages of weights do not.
   """
   first, second = (
     _updates(subject, arguments, averages, size) for size in (_ROWS, 4)
@@ -717,9 +720,10 @@ def _of_batches(
 def _moved_once(
   subject: Subject, inputs: Any, arguments: Mapping[str, Any]
 ) -> list[tf.Variable] | None:
-  """Returns the floats that a call moves; None if it moves one twice, or none.
+  """Returns the float variables that a call moves, each once.
 
-  Then not all of its updates are of a variable of their own.
+  Returns None if the call moves no variable, or if a trace has more updates
+  than the call moves variables.
   """
   with subject.unchanged():
     before = [v.numpy() for v in subject.resting]
@@ -740,7 +744,7 @@ def _moved_once(
 
 
 def _assignments(graph: Any) -> int:
-  """Counts the updates of variables in a call; those of a loop count twice."""
+  """Counts the updates of variables in a call; those in loops count twice."""
   by_name = graphs.functions(graph)
 
   @functools.cache
@@ -772,10 +776,10 @@ def _statistics(
     arguments: The arguments of a training call.
 
   Returns:
-    The outputs of training with these averages, the statistic for each of
-    them, and the share by which a call moves each. None if an update is not
-    `momentum * average + (1 - momentum) * statistic`, or if outputs depend on
-    the order of the batch.
+    The outputs of training that starts from these statistics, the statistic
+    for each average, and the share by which a call moves each average. None if
+    an update is not `momentum * average + (1 - momentum) * statistic`, or if
+    outputs depend on the order of the batch.
   """
 
   def trained(
@@ -800,14 +804,14 @@ def _statistics(
   means = [np.mean(x) for x in shares]
   if not (
     all(map(_is_close, alone, of_both))
-    # What is replaced, such as a queue of examples, is no average.
+    # A value that a call replaces, such as a queue of examples, is no average.
     and all(share > 1e-5 and abs(share - 1) > 1e-5 for share in means)
     and all(map(is_equal, shares, means))
   ):
     return None
   statistics = [x / share for x, share in zip(of_zero, shares, strict=True)]
   outputs, still = trained(batch, statistics)
-  # Others divide by a share that grows with the number of calls.
+  # Some averages divide by a share that grows with the number of calls.
   if not all(map(is_equal, statistics, still)):
     return None
   of_doubled = [x / share for x, share in zip(of_doubled, shares, strict=True)]
@@ -832,7 +836,10 @@ def _is_close(first: Any, second: Any, tolerance: float = 1e-2) -> bool:
 def _draws_differ(
   twin: Subject | None, arguments: Mapping[str, Any], name: str, default: Any
 ) -> bool:
-  """Returns whether giving a default changes a call with fixed noise."""
+  """Returns whether passing the default changes a call with fixed noise.
+
+  Also returns True if there is no twin in double precision.
+  """
   if twin is None or not any(v.dtype == tf.float64 for v in twin.variables):
     return True
   given = tf.constant(default, tf.float64 if type(default) is float else None)
@@ -845,7 +852,7 @@ def _noise_differs(
   other: Mapping[str, Any],
   repeats: int,
 ) -> bool:
-  """Tells whether outputs vary more by a quarter with some arguments."""
+  """Tells whether the noise of outputs differs by more than a quarter."""
   first, second = (_noise(subject, x, repeats) for x in (one, other))
   return not 0.8 < (first + 1e-9) / (second + 1e-9) < 1.25
 
@@ -853,7 +860,7 @@ def _noise_differs(
 def _noise(
   subject: Subject, arguments: Mapping[str, Any], repeats: int
 ) -> float:
-  """Returns how much the outputs vary between calls."""
+  """Returns the mean standard deviation of the outputs over several calls."""
   with subject.unchanged():
     calls = [
       np.concatenate(
@@ -884,9 +891,9 @@ def _updates(
 
 
 def ignores_mode(part: Subject, whole: Subject) -> bool:
-  """Tells whether a sub-object has modes that compute the same, unlike a model.
+  """Tells whether a sub-object ignores `training`, which changes the model.
 
-  Those outputs of the model are compared that the sub-object returns, too.
+  Compares the outputs of the model that the sub-object returns too.
   """
   if not (part.training and whole.training) or any(
     part.differ({**values, "training": True}, {**values, "training": False})
@@ -902,11 +909,11 @@ def ignores_mode(part: Subject, whole: Subject) -> bool:
     with whole.unchanged():
       arguments = {**whole.training, **whole.changed}
       trained = subject_lib.floats(whole.model(taken, **arguments))
-  except of_inference.REFUSALS:  # They take other inputs.
+  except of_inference.REFUSALS:  # The two take different inputs.
     return False
   return any(
     not _is_close(x, y) and any(_is_close(x, z) for z in returned)
-    for x, y in zip(usual, trained, strict=False)  # R3 tells of other numbers.
+    for x, y in zip(usual, trained, strict=False)  # R3 reports other lengths.
   )
 
 
@@ -954,7 +961,7 @@ def is_random(subject: Subject) -> findings.Finding:
 
 
 def _counters(subject: Subject) -> list[str]:
-  """Names integers that calls move, and by which training draws its noise."""
+  """Names integer variables that calls move and that seed noise in training."""
   integers = [v for v in subject.resting if v.dtype.is_integer]
   if not integers or not subject.is_random():
     return []
@@ -982,14 +989,14 @@ def _counters(subject: Subject) -> list[str]:
 
 
 def _is_shared(subject: Subject) -> bool:
-  """Returns whether dropout drops the same of all examples of a batch.
+  """Returns whether dropout drops the same values in all examples of a batch.
 
-  Other noise may be for a batch, such as stochastic depth.
+  Other noise, such as stochastic depth, may be the same for a whole batch.
   """
   rates = subject.rates
   if not (rates and subject.is_batched and all("dropout" in n for n in rates)):
     return False
-  # Two examples, twice: normalization would make zeros of equal ones.
+  # Two examples, each twice: batch normalization turns equal ones into zeros.
   pairs = subject_lib.rows(subject.example(), 0, 1, 0, 1)
   for _ in range(_REPEATS):
     with subject.unchanged():
@@ -1032,7 +1039,7 @@ def _is_frozen(subject: Subject, arguments: Mapping[str, Any]) -> bool:
 def _computes_otherwise(
   subject: Subject, inputs: Any, arguments: Mapping[str, Any]
 ) -> bool:
-  """Does what `_is_frozen` does, for some inputs."""
+  """Returns what `_is_frozen` returns, for one input."""
   with subject.unchanged():
     before = [v.numpy() for v in subject.resting]
     inference, training = (

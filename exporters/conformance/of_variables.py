@@ -21,7 +21,8 @@ Subject = subject_lib.Subject
 
 # Ops with straight-through gradients, which differ from the derivative.
 _ROUNDED = re.compile("ArgM(ax|in)|FakeQuant.*|Rint|Round|Sign")
-# The same, but common: they explain a gradient where outputs do not change.
+# Common ops without a derivative. They explain a wrong gradient only if outputs
+# do not change.
 _STEPS = re.compile("Ceil|Floor|(Not)?Equal|(Greater|Less)(Equal)?|TopK.*")
 # The state of spectral normalization, through which Keras stops gradients.
 _SPECTRAL = re.compile("(sn_u|vector_u|weight_u)[:_]")
@@ -29,18 +30,19 @@ _SPECTRAL = re.compile("(sn_u|vector_u|weight_u)[:_]")
 _NO_GRADIENT = re.compile(r"(?:op type: |no entry for: )(\w+)")
 # A layer with a regularizer, in the metadata of Keras.
 _REGULARIZER = re.compile(rb'_regularizer\\?": \{')
-_RATE = 0.1  # Of dropout, so that most gradients pass it.
+_RATE = 0.1  # Rate of dropout that lets most gradients pass.
 _INPUT = "the_input"
-# Kinds whose tables have a column for each dimension.
+# Kinds whose tables have a column for each dimension of the vectors.
 _EMBEDDINGS = ("text embedding", "word embedding")
-_SCALE = 2.0**10  # Of gradients: those of a loss may be as large.
-_PIXEL = 255.0  # The largest.
+_SCALE = 2.0**10  # Scales gradients, because those of a loss may be as large.
+_PIXEL = 255.0  # The largest value of a pixel.
 _TIMES = 9  # Repetitions of examples in a larger batch.
-_LARGE = 100.0  # Times the weights.
-_LONG = 64  # Steps, or pixels, of which some variables are for distant ones.
-_REPEATS = 8  # Calls of random training, as each drops other units.
+_LARGE = 100.0  # Size of noise relative to the weights.
+_LONG = 64  # Steps or pixels. Some variables matter only for distant ones.
+_REPEATS = 8  # Calls of random training, because each drops other units.
 _ELEMENTS = 250_000  # Most elements of examples to differentiate.
-# Times which variables are tried where a loss has no effect, as in a range.
+# Factors of variables, tried until a loss has gradients: it may be constant in
+# a range of values.
 _FACTORS = (1.0, 100.0, -1.0, 0.01)
 
 
@@ -84,7 +86,7 @@ def _badly_listed(
       f"{save} The lists of a tf.Module are properties, which are not saved.",
     )
   used = [v for trace in subject.traces for v in trace.variables]
-  is_frozen = "keras_metadata.pb" in subject.files  # Keras lists them itself.
+  is_frozen = "keras_metadata.pb" in subject.files  # Keras makes the lists.
   if not trainable and not is_frozen and any(v.trainable for v in used):
     return findings.failed(
       "`trainable_variables` is empty: consumers silently train nothing.",
@@ -136,7 +138,7 @@ def _left_out(subject: Subject) -> list[str]:
   used = {v.ref(): v for trace in subject.traces for v in trace.variables}
   for v in subject.trainable_variables:
     used.pop(v.ref(), None)
-  # Layers of which no variable is listed are frozen, not forgotten.
+  # A layer without any listed variable is frozen, not forgotten.
   scopes = {"", *map(_scope, subject.trainable_variables)}
   left = [v for v in used.values() if v.trainable and _scope(v) in scopes]
   if not left:
@@ -169,7 +171,10 @@ def _not_finite(subject: Subject) -> findings.Finding | None:
 
 
 def _moves_from_zero(subject: Subject, variable: tf.Variable) -> bool:
-  """Returns whether a training call assigns a variable; infinity hides it."""
+  """Returns whether a training call changes a variable.
+
+  The variable starts at zero, because an infinite one would not change.
+  """
   with subject.unchanged():
     variable.assign(tf.zeros_like(variable))
     subject.model(subject.example(), **subject.training)
@@ -202,7 +207,7 @@ def _gradients(subject: Subject) -> findings.Finding:
   if arguments is None:
     arguments = {"training": False} if subject.training else {}
     said += ". Training is always random: its gradients were not compared"
-  elif exact is subject.twin:  # It draws the same numbers in each call.
+  elif exact is subject.twin:  # The twin draws the same in each call.
     noisy = {**arguments, **exact.noisy(_RATE)}
     arguments = arguments if exact.varies(noisy) else noisy
   count = _rows(inputs)
@@ -264,10 +269,10 @@ def _plainly_wrong(subject: Subject, inputs: Any) -> findings.Finding | None:
 
 
 def _unlearned(subject: Subject, inputs: Any) -> findings.Finding | None:
-  """Finds a variable whose gradient lacks rows of a larger batch.
+  """Finds a variable whose gradient ignores examples of a larger batch.
 
-  Where examples that are repeated have the same outputs, whatever the weights,
-  gradients are as many times as large.
+  If repeated examples have the same outputs, gradients must be larger by the
+  number of repetitions.
   """
   flat = tf.nest.flatten(inputs, expand_composites=True)
   size = _TIMES * sum(tf.size(x).numpy() for x in flat)
@@ -289,7 +294,7 @@ def _unlearned(subject: Subject, inputs: Any) -> findings.Finding | None:
     try:
       few, of_few = _of_repeated(subject, inputs, mode, 1)
       many, of_many = _of_repeated(subject, inputs, mode, _TIMES)
-    except tf.errors.OpError:  # It may refuse some batches.
+    except tf.errors.OpError:  # The model may refuse some batches.
       return None
   for x, y in zip(few, many, strict=True):
     expected = np.concatenate([np.atleast_1d(x)] * _TIMES)
@@ -302,7 +307,7 @@ def _unlearned(subject: Subject, inputs: Any) -> findings.Finding | None:
     variables, norms, of_few, of_many, strict=True
   ):
     off = np.linalg.norm(_TIMES * one - other)
-    # Those that normalization makes zero are rounding errors.
+    # Gradients that normalization makes zero are rounding errors.
     if off > 0.05 * norm and off > 1e-3 * max(norms):
       return findings.failed(
         f"In a batch of {4 * _TIMES} the gradient of {v.name} is not the sum"
@@ -316,9 +321,9 @@ def _unlearned(subject: Subject, inputs: Any) -> findings.Finding | None:
 def _of_repeated(
   subject: Subject, inputs: Any, arguments: Mapping[str, Any], times: int
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-  """Returns outputs for repeated examples, and gradients of a sum of them.
+  """Returns outputs for repeated examples, and gradients of a weighted sum.
 
-  Each repetition has the same weights in this sum.
+  The sum has the same weights for each repetition.
   """
   variables = subject.trainable_variables
   inputs = subject_lib.rows(inputs, *[*range(4)] * times)
@@ -327,7 +332,7 @@ def _of_repeated(
   weights = []
   for i, y in enumerate(outputs):
     drawn = np.random.default_rng(i).standard_normal(tf.size(y) // times)
-    drawn = np.resize(drawn, y.shape)  # Repeats them.
+    drawn = np.resize(drawn, y.shape)  # Repeats the weights.
     weights.append(tf.constant(drawn, y.dtype))
   made = tape.gradient(outputs, variables, weights)
   return [np.asarray(y) for y in outputs], [
@@ -347,10 +352,10 @@ def _stops_gradients(subject: Subject) -> bool:
 def _is_moved(
   subject: Subject, inputs: Any, arguments: Mapping[str, Any]
 ) -> bool:
-  """Returns whether outputs of training depend on what it assigns.
+  """Returns whether outputs of training depend on variables that it assigns.
 
-  These are trainable variables, such as projected ones, or states such as
-  averages of weights. No gradient passes the assignment.
+  Training may assign trainable variables, for example to project them, or
+  states such as averages of weights. No gradient passes an assignment.
   """
   variables = subject.trainable_variables
   with gradients_lib.moved(variables), subject.unchanged():
@@ -376,7 +381,7 @@ def _of_both_signs(
 
 
 def _rows(inputs: Any) -> int:
-  """Returns how many examples to differentiate, fewer of large ones."""
+  """Returns how many examples to differentiate: fewer if they are large."""
   flat = tf.nest.flatten(inputs, expand_composites=True)
   return min(4, max(1, 4 * _ELEMENTS // (sum(map(tf.size, flat)) + 1)))
 
@@ -391,7 +396,8 @@ def _wrong(
 ) -> tuple[str, float, float] | None:
   """Compares gradients with finite differences, as `gradients.wrong` does.
 
-  They are those of trainable variables, and of inputs that gradients reach.
+  Covers trainable variables and, in double precision, inputs that gradients
+  reach.
   """
   variables = subject.trainable_variables
   is_double = all(v.dtype == tf.float64 for v in variables)
@@ -454,7 +460,7 @@ def _lost_in_inference(subject: Subject) -> findings.Finding | None:
     for v, g in zip(subject.trainable_variables, used, strict=True)
     if g is None
   ]
-  # A few may serve training only, such as the variance of a sampler.
+  # Training alone may use a few, such as the variance of a sampler.
   if 2 * len(unused) > len(used):
     return findings.failed(
       "Most of `trainable_variables` have no effect in inference, so"
@@ -498,12 +504,12 @@ def _lost_in_form(subject: Subject) -> findings.Finding | None:
 def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
   """Finds gradients that are missing, not finite, or always zero.
 
-  Of random training several calls count, as each drops other units.
+  Judges random training by several calls, because each drops other units.
   """
   arguments, repeats = subject.steady, 1
   if arguments is None:
     arguments, repeats = subject.training, _REPEATS
-  # Of a variable without values there is no gradient.
+  # A variable without values gets no gradient.
   variables = [v for v in subject.trainable_variables if tf.size(v) > 0]
   if not variables:
     return None
@@ -516,13 +522,13 @@ def _badly_made(subject: Subject, inputs: Any) -> findings.Finding | None:
   if not all(
     g is not None and np.any(g) and not _unused(subject, [g]) for g in calls[0]
   ):
-    # Some variables get a gradient only from inputs of the range of pixels, or
-    # where noise is: they may stand for what is masked.
+    # Some variables get a gradient only from inputs as large as pixels. Others,
+    # such as the embedding of a mask, get one only with noise.
     large = subject_lib.scaled(subject.example(5), _PIXEL)
     noisy = {**subject.training, **subject.changed, **subject.noisy(0.5)}
     calls += [gradient(inputs, noisy) for _ in range(_REPEATS)]
     calls.append(gradient(large, arguments))
-  made = [  # Names may repeat.
+  made = [  # Not a dict, because names may repeat.
     (v.name, gradients) for v, *gradients in zip(variables, *calls, strict=True)
   ]
   dead = [n for n, gs in made if gs[-1] is None]
@@ -568,8 +574,9 @@ def _zero(
 ) -> findings.Finding | None:
   """Judges variables whose gradient was zero for all inputs tried.
 
-  More inputs are tried: a model may choose variables by their values. So are
-  other weights: some variables are for those out of a range.
+  Tries more inputs, because a model may choose variables by values of the
+  input. Tries other weights too, because some variables matter only for values
+  out of a range.
   """
   inputs = subject.example(5)
   words = [b"", *vocabulary.texts(subject.nodes)]
@@ -591,7 +598,7 @@ def _zero(
     if not variables:
       return None
     with (
-      contextlib.suppress(tf.errors.OpError),  # It may refuse them.
+      contextlib.suppress(tf.errors.OpError),  # The model may refuse inputs.
       gradients_lib.moved(others, _LARGE if tried is inputs else 0.0),
     ):
       made = _gradient(subject, tried, arguments, variables)
@@ -618,9 +625,9 @@ def _zero(
 
 
 def _reduced(subject: Subject, gradient: np.ndarray) -> np.ndarray:
-  """Returns the largest value of a gradient, to save memory, but of tables.
+  """Reduces a gradient to its largest magnitude, to save memory.
 
-  Of a table, most rows are not looked up.
+  Keeps the gradients of embedding tables, most of whose rows are not looked up.
   """
   is_table = subject.kind.name in _EMBEDDINGS and gradient.ndim == 2
   if is_table and np.any(gradient, 1).mean() <= 0.5:
@@ -629,13 +636,14 @@ def _reduced(subject: Subject, gradient: np.ndarray) -> np.ndarray:
 
 
 def _unused(subject: Subject, gradients: Sequence[np.ndarray]) -> range:
-  """Returns neighboring columns of a table, many or none, without gradients.
+  """Returns neighboring columns of a table whose gradients are zero.
 
-  Scattered ones may be those of units that are off for the inputs tried.
+  Returns no columns if they are few: scattered ones may belong to units that
+  are off for the inputs tried.
 
   Args:
     subject: The SavedModel.
-    gradients: Of one variable, as `_reduced` returns them.
+    gradients: The gradients of one variable, as `_reduced` returns them.
   """
   if (
     not all(g.ndim for g in gradients) or np.any(gradients, (0, 2)).mean() > 0.5
@@ -651,9 +659,9 @@ def _unused(subject: Subject, gradients: Sequence[np.ndarray]) -> range:
 def _endless_for_zeros(
   subject: Subject, inputs: Any, arguments: Mapping[str, Any]
 ) -> str:
-  """Names a variable whose gradient for zeros is not finite; outputs are."""
-  # In training, normalization of equal examples multiplies gradients, until
-  # they overflow: there, the first example alone is 0.
+  """Names a variable whose gradient for zeros is not finite, unlike outputs."""
+  # If all examples are equal, normalization in training multiplies gradients
+  # until they overflow. So in training, only the first example is 0.
   mode = {"training": False} if subject.training else {}
   calls = [(subject_lib.scaled(inputs, 0.0), {**arguments, **mode})]
   if subject.training and subject.is_batched:
@@ -665,7 +673,7 @@ def _endless_for_zeros(
       if g is not None and not np.isfinite(g).all():
         with subject.unchanged():
           outputs = subject_lib.floats(subject.model(zeros, **mode))
-        # Of others, such as logarithms, R8 tells.
+        # R8 reports outputs that are not finite, such as logarithms.
         are_finite = all(np.isfinite(y).all() for y in outputs)
         return v.name if are_finite else ""
   return ""
@@ -783,8 +791,8 @@ def _badly_lost(
 ) -> findings.Finding | None:
   """Finds losses that are listed twice or have a wrong gradient.
 
-  Losses of frozen layers, which Keras lists too, are constants, and those of
-  weight 0 are 0.
+  Skips constant losses, which Keras also lists for frozen layers, and losses of
+  weight 0.
   """
   found: dict[Any, int] = {}
   before = [v.numpy() for v in variables]
@@ -805,7 +813,7 @@ def _badly_lost(
       if all(g is None or np.any(tf.convert_to_tensor(g)) for g in made):
         break
     else:
-      if not any(values):  # Its weight is 0.
+      if not any(values):  # The weight of the loss is 0.
         continue
     if problem := _of_loss(variables, loss, made):
       return findings.failed(

@@ -43,12 +43,12 @@ _PYTHON_CODE = re.compile(rb'"__lambda__"|_type"\s*:\s*"lambda"|\\u00[0-7]')
 # A function and a node in it; the main graph has the name "".
 _Place = tuple[str, str]
 
-# TensorFlow calls an op of a million inputs for minutes.
+# TensorFlow needs minutes to call an op with a million inputs.
 _MOST_INPUTS = 2**16
 
 
 def nodes(graph: graph_pb2.GraphDef) -> Iterator[tuple[str, Node]]:
-  """Yields all nodes with the names of their functions, "" in the graph."""
+  """Yields all nodes, with the names of their functions or "" (main graph)."""
   for node in graph.node:
     yield "", node
   for function in graph.library.function:
@@ -287,7 +287,7 @@ class _Paths:
 def _of_savers_alone(
   graph: meta_graph_pb2.MetaGraphDef, paths: _Paths
 ) -> set[_Place]:
-  """Returns the functions, and nodes of the graph, that only savers use."""
+  """Returns the functions and main-graph nodes that only savers use."""
   objects, library = graph.object_graph_def, graph.graph_def.library
   tensors = [
     tensor.name
@@ -310,7 +310,7 @@ def _of_savers_alone(
 def _reached(
   paths: _Paths, tensors: Sequence[str], functions: Sequence[str]
 ) -> set[_Place]:
-  """Returns the functions, and nodes of the graph, that these depend on."""
+  """Returns the functions and main-graph nodes that the arguments depend on."""
   inside: dict[str, list[Node]] = {}
   for (function, _), node in paths.nodes.items():
     if function:

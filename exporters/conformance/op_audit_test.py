@@ -1,4 +1,4 @@
-"""Tests of the op audit, on SavedModels that do what they must not."""
+"""Tests the op audit with SavedModels whose ops must not run."""
 
 import os
 
@@ -126,7 +126,7 @@ class OpAuditTest(parameterized.TestCase, tf.test.TestCase):
     def change(graph):
       for node in graph.object_graph_def.nodes:
         if node.WhichOneof("kind") == "asset":
-          node.constant.operation = "Const"  # A path that may be any.
+          node.constant.operation = "Const"  # May be any path.
 
     directory = os.path.join(self.get_temp_dir(), "once")
     tf.saved_model.save(root, directory)
@@ -137,9 +137,10 @@ class OpAuditTest(parameterized.TestCase, tf.test.TestCase):
       self.assertIn("fills a table from a file that is not an asset", found)
 
   def test_models_pass(self):
-    """Savers' own ops too, and those of tensorflow-text."""
+    """The ops of savers and of tensorflow-text pass too."""
     tokenizer = tensorflow_text.WhitespaceTokenizer()
-    # Its op has the name of a node that saves: StatefulPartitionedCall.
+    # The op of this call, StatefulPartitionedCall, is also the name of a node
+    # that saves.
     count = tf.function(lambda text: root.v.assign_add(1.0))
     root = self.call(lambda text: (tokenizer.tokenize([text]), count(text)))
     self.assertEmpty(self.suspicious(root, signatures={}))
@@ -156,7 +157,7 @@ class OpAuditTest(parameterized.TestCase, tf.test.TestCase):
 
 
 def _is_registered(op):
-  """Tells whether there is an op that no module of TensorFlow offers."""
+  """Tells whether an op is registered, even if no Python module offers it."""
   graph = tf.compat.v1.GraphDef()
   graph.node.add(name="x", op=op)
   try:

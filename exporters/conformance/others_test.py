@@ -1,6 +1,6 @@
-"""Judges good models as others make them: no rule of level must is broken.
+"""Judges good models of other projects, which must break no rule of level must.
 
-Where a verdict is another one, the table says which, and in which words.
+`_MODELS` lists the exceptions, and the words of their findings.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _APPLICATIONS = flags.DEFINE_list(
   "Models of tf_keras.applications to judge. Empty: all of them.",
 )
 _SMALLER = {"MobileNet": {"alpha": 0.25}, "MobileNetV2": {"alpha": 0.35}}
-# They have no card. XLA takes long, and bakes in the pooling of Keras.
+# The models have no card. XLA takes long, and Keras' pooling breaks R14.
 _NOT_JUDGED = ("R13", "R14")
 
 layers = tf_keras.layers
@@ -120,7 +120,7 @@ def _transferred():
 
 
 def _frozen(directory):
-  """Saves a model without the settings of Keras; its backbone is frozen."""
+  """Saves a model with a frozen backbone, without the metadata of Keras."""
   parts = [
     layers.Dense(5, "relu", name="backbone", kernel_regularizer="l2"),
     layers.Dense(3, kernel_regularizer="l2"),
@@ -184,7 +184,7 @@ def _mlp(directory):
 
 
 def _function(spec, call, *variables):
-  """Returns a function that saves a function with its variables."""
+  """Returns a function that saves `call` with variables of given shapes."""
 
   def build(directory):
     root = tf.train.Checkpoint()
@@ -235,7 +235,7 @@ def _embedded(texts, table):
 
 
 def _heard(waveform, kernel):
-  """Returns classes of each frame of a sound, as YAMNet does."""
+  """Returns scores and spectrum of each frame of a sound, as YAMNet does."""
   frames = tf.signal.frame(waveform, 400, 160, pad_end=True)
   spectrum = tf.math.log(tf.abs(tf.signal.rfft(frames, [512])) + 0.01)
   return tf.sigmoid(spectrum @ kernel), spectrum
@@ -294,7 +294,7 @@ def _recommended(directory):
 
 
 def _transformed(waveforms, kernel):
-  """Returns NaN for a sound that is shorter than a frame."""
+  """Returns features of sounds; NaN for a sound shorter than a frame."""
   spectrum = tf.abs(tf.signal.stft(waveforms, 256, 128))
   return tf.reduce_mean(tf.math.log(spectrum + 1e-3) @ kernel, 1)
 
@@ -363,12 +363,10 @@ def _spec(dtype, *shape, **kwargs):
   return tf.TensorSpec(shape, dtype, **kwargs)
 
 
-# True: hub.KerasLayer loses these regularization losses.
+# The finding is true: hub.KerasLayer loses these regularization losses.
 _OF_INNER_LAYERS = {"R6": "hub.KerasLayer gets none"}
 _MADE_UP = {"R5": "the gradients of ops that round or choose"}
 
-# A name, what saves it, its kind, and the must that is broken or undecided
-# besides `_NOT_JUDGED`.
 # Models that only nightly tests judge.
 _NIGHTLY = (
   *("attention mask", "ids of a small vocabulary", "masked", "ragged", "texts"),
@@ -383,6 +381,9 @@ _NIGHTLY = (
   *("spectral normalization", "vanishing image"),
 )
 
+# The name of each model, the function that saves it, and its kind. Last, the
+# rules of level must that are broken or not decidable, besides `_NOT_JUDGED`,
+# with a pattern of the finding.
 _MODELS = (
   ("dense", _sequential(_input(4), _dense(3)), "vector", {}),
   (
@@ -457,7 +458,7 @@ _MODELS = (
     _sequential(
       _input(28, 28, 1),
       _of(layers.Conv2D, 4, 3, activation="relu"),
-      _of(layers.MaxPool2D),  # What it makes of NaN depends on the memory.
+      _of(layers.MaxPool2D),  # Its output for NaN depends on the memory.
       _of(layers.Flatten),
       _of(layers.Dropout, 0.4),
       _dense(10),
@@ -887,7 +888,7 @@ _MODELS = (
 
 class OthersTest(parameterized.TestCase, tf.test.TestCase):
   def broken(self, build, kind):
-    """Returns the must that is broken or undecided, and what is found."""
+    """Returns the findings on broken or undecidable rules of level must."""
     directory = os.path.join(self.get_temp_dir(), "export")
     with contextlib.redirect_stderr(None):
       build(directory)
@@ -933,7 +934,7 @@ class OthersTest(parameterized.TestCase, tf.test.TestCase):
         )
         directory = os.path.join(self.get_temp_dir(), "export")
         _saved(make)(directory)
-        # With limits of time and memory, as for users.
+        # `check` sets limits of time and memory, as for users.
         with contextlib.redirect_stdout(io.StringIO()) as printed:
           check.check(saved_model_dir=directory, as_json=True)
         report = json.loads(printed.getvalue())

@@ -1,4 +1,4 @@
-"""Breaks each rule at least once, and tests that it is found there."""
+"""Breaks each rule at least once, and tests that the rule finds it."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def _lists(root, variables, trainable_variables=None):
 
 
 def _mean(x, axis, keepdims):
-  """Returns a mean; 0 of no values."""
+  """Returns a mean; 0 if there are no values."""
   count = tf.cast(tf.maximum(1, tf.shape(x)[axis]), x.dtype)
   return tf.reduce_sum(x, axis, keepdims=keepdims) / count
 
@@ -127,7 +127,7 @@ def _image(
 
 
 def _plain(directory, call, *arguments, spec=None, variables=(), **attributes):
-  """Writes a small model of a function; without a signature."""
+  """Writes a function as a small model without a signature."""
   root = _lists(tf.train.Checkpoint(**attributes), list(variables))
   root.__call__ = tf.function(call)
   root.__call__.get_concrete_function(*([spec] if spec else arguments))
@@ -138,7 +138,7 @@ _VECTORS = tf.TensorSpec([None, 4], tf.float32, "vectors")
 
 
 def _with_gradient(factor):
-  """Returns a function that passes its argument on, and a wrong gradient."""
+  """Returns an identity function whose gradient is multiplied by `factor`."""
   return tf.custom_gradient(lambda x: (tf.identity(x), lambda dy: dy * factor))
 
 
@@ -155,19 +155,19 @@ def _learned_first(x):
 
 @tf.custom_gradient
 def _learned_on_average(x):
-  """Passes the argument on, and gradients that are divided by a batch of 4."""
+  """Returns `x`; for larger batches than 4, scales gradients by 4 / rows."""
   rows = tf.cast(tf.shape(x)[0], tf.float32)
   return tf.identity(x), lambda dy: dy * 4.0 / tf.maximum(4.0, rows)
 
 
 @tf.custom_gradient
 def _clipped(x):
-  """Passes the argument on, and gradients of norm 1 at most."""
+  """Returns `x`; clips its gradient to a norm of 1."""
   return tf.identity(x), lambda dy: tf.clip_by_norm(dy, 1.0)
 
 
 def _without_mask(x, rate, generator):
-  """Drops values, and gives those a gradient too."""
+  """Drops values, but gives dropped values a gradient too."""
   del generator
   return tf.stop_gradient(tf.nn.dropout(x, rate) - x) + x
 
@@ -250,15 +250,16 @@ def _averaged(
   """Writes batch normalization without hyperparameters; by default intact.
 
   Args:
-    directory: Where to.
+    directory: The directory to write.
     calls: How often the layer is called.
-    parts: How many parts of a batch are normalized by themselves.
+    parts: How many parts of a batch are normalized separately.
     moving: How many of the two averages move.
-    variance: The value of the second one.
-    change: What training makes of a variance of so many values.
-    finish: What the model makes of the outputs.
-    learn: What updates an average.
-    loss: What computes a loss of the kernel and the variance.
+    variance: The initial value of the second average.
+    change: Takes the variance and the number of values of a batch; returns the
+      variance by which training updates the average.
+    finish: Changes the outputs of the model.
+    learn: Updates an average by a statistic.
+    loss: Returns a loss of the kernel and the variance. None: no loss.
   """
   initial = tf.random.stateless_normal([4, 4], [0, 0])
   kernel = tf.Variable(initial, name="kernel")
@@ -297,12 +298,12 @@ def _averaged(
 
 
 def _quantized(x):
-  """Rounds by an op that takes no doubles."""
+  """Rounds with an op that does not take float64."""
   return tf.quantization.fake_quant_with_min_max_args(x, -9.0, 9.0)
 
 
 def _debiased(v, statistic, count):
-  """Updates an average as exponential smoothing without bias at its start."""
+  """Updates an average by exponential smoothing with bias correction."""
   count.assign_add(1.0)
   past = 1.0 - 0.9**count
   v.assign((0.9 * v * (1.0 - 0.9 ** (count - 1.0)) + 0.1 * statistic) / past)
@@ -326,7 +327,7 @@ def _first_follows(i, mean, batch_mean, momentum):
 
 
 def _in_proportion(factor):
-  """Returns what moves the first average by a multiple of the usual share."""
+  """Returns an update that moves the first average `factor` times as far."""
 
   def moves(i, mean, batch_mean, momentum):
     share = (1.0 if i else factor) * (1.0 - momentum)
@@ -345,13 +346,13 @@ def _unscaled(x, rate, _):
 
 
 def _drops_many(x, rate, other):
-  """Drops with two rates, and 99 copies of each value with the second one."""
+  """Drops values at one rate, and 99 copies of each at the other rate."""
   copies = tf.tile(tf.nn.dropout(x, rate)[:, tf.newaxis], [1, 99, 1])
   return tf.reduce_mean(tf.nn.dropout(copies, other), 1)
 
 
 def _drops_words(x, rate, _):
-  """Drops whole words, which are not scaled."""
+  """Drops whole words, and does not scale the others."""
   drawn = tf.random.uniform([tf.shape(x)[0], tf.shape(x)[1], 1])
   return (x[..., tf.newaxis] * tf.cast(drawn >= rate, tf.float32))[..., 0]
 
@@ -363,7 +364,7 @@ def _drops_of_odd_rows(x, rate, _):
 
 
 def _alpha_dropout(x, rate, _):
-  """Keeps mean and variance of values whose mean is 0, and variance 1."""
+  """Drops values, but keeps a mean of 0 and a variance of 1."""
   kept = tf.cast(tf.random.uniform(tf.shape(x)) >= rate, tf.float32)
   scale = tf.math.rsqrt((1 - rate) * (1 + rate * 1.7**2))
   return scale * (x * kept - 1.7 * (1 - kept)) + scale * 1.7 * rate
@@ -375,7 +376,7 @@ def _stochastic_depth(x, rate, _):
 
 
 def _keeps_few(x):
-  """Keeps all examples of a batch, or none of them as the twin does."""
+  """Keeps all examples of a batch or none, by chance; the twin keeps none."""
   return x * tf.cast(tf.random.uniform([]) < 0.5, tf.float32)
 
 
@@ -383,7 +384,7 @@ def _scaled_later(x, rate, _):
   return _unscaled(x, rate, _) @ tf.ones([4, 4]) / (1 - rate)
 
 
-# Noise that is as it should be, or of a form that cannot be measured.
+# Noise that is correct, or of a form that cannot be measured.
 _NOISES = (
   _dropout,
   lambda x, rate, _: tf.nn.dropout(x, rate, [tf.shape(x)[0], 1]),
@@ -411,9 +412,10 @@ _NOISES = (
 
 
 def _baked(inference, served, averaged=False):
-  """Returns what writes a model with constants in inference, or as served.
+  """Returns a builder of a model with constants in inference or a signature.
 
-  They are the values of a kernel or, if `averaged`, of a moving average.
+  The constants are the values of a kernel or, if `averaged`, of a moving
+  average.
   """
 
   def build(directory):
@@ -547,7 +549,7 @@ def _noise_by_argument(directory):
 def _without_noise(
   directory, change=lambda x: 1.5 * x, spec=_VECTORS, drop=tf.nn.dropout
 ):
-  """Writes a model whose training is changed, at a rate of 0 too."""
+  """Writes a model whose training applies `change`, even at a rate of 0."""
 
   def call(x, training=False, rate=0.0):
     x = drop(change(x), rate) if training else x
@@ -570,7 +572,7 @@ def _stale_in_training(directory):
 
 
 def _with_half(directory, call):
-  """Writes the modes of a function for float32 and for bfloat16."""
+  """Writes a function traced in both modes, for float32 and for bfloat16."""
   traces = (
     [tf.TensorSpec([None, 4], dtype), training]
     for dtype in (tf.float32, tf.bfloat16)
@@ -584,7 +586,7 @@ def _twice_in_half(x, training=False):
 
 
 def _stale_in_double(directory):
-  """Writes a model that has its weights as constants for doubles."""
+  """Writes a model that has its weights as constants for float64 inputs."""
   kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
   constant = tf.constant(kernel.numpy())
 
@@ -631,7 +633,7 @@ def _dropout_of_state(x, rate, generator):
 
 
 def _counted_dropout(directory):
-  """Writes dropout whose seed is a number of calls that is saved."""
+  """Writes dropout seeded by the number of calls, which is saved."""
   count = tf.Variable(0, trainable=False, name="count")
 
   def call(x, training=False):
@@ -649,7 +651,7 @@ def _fixed_dropout(x, rate, generator):
 
 
 def _frozen_mask(directory):
-  """Writes a model whose mask was drawn by NumPy, without an argument."""
+  """Writes dropout without a rate, whose mask NumPy drew before tracing."""
 
   def call(inputs, training=False):
     return inputs * 2.0 * _MASK if training else inputs
@@ -673,7 +675,7 @@ def _without_effect(directory):
 
 
 def _clipped_by_range(directory):
-  """Writes a layer whose weights are in a range that is trained."""
+  """Writes a layer whose weights are clipped by a trainable minimum."""
   least, kernel = tf.Variable(-9.0), tf.Variable(tf.eye(4), name="kernel")
   _plain(
     directory,
@@ -684,7 +686,7 @@ def _clipped_by_range(directory):
 
 
 def _named_by_layers(directory):
-  """Writes outputs whose names in the signature are others, as Keras does."""
+  """Writes a signature that renames the outputs, as Keras does."""
   kernel = tf.Variable(tf.random.stateless_normal([4, 3], [0, 0]))
 
   def call(vectors):
@@ -738,7 +740,7 @@ def _on_a_gpu(directory):
 
 
 def _default_of_another_trace(directory):
-  """Writes a model whose call without an argument has another value."""
+  """Writes a model whose call without `rate` does not use its default."""
 
   def call(inputs, training=False, rate=0.1):
     rate = tf.constant(0.7) if isinstance(rate, float) else rate
@@ -753,7 +755,7 @@ def _default_of_another_trace(directory):
 
 
 def _drops_more_by_default(directory):
-  """Writes a model whose training without an argument has another rate."""
+  """Writes a model whose training without `rate` has another rate."""
   kernel = tf.Variable(tf.random.stateless_normal([4, 9], [0, 0]))
   root = _lists(tf.train.Checkpoint(), [kernel])
 
@@ -771,7 +773,7 @@ def _drops_more_by_default(directory):
 def _of_keras_3(
   directory, listed=True, offset=True, is_stale=False, spec=_VECTORS
 ):
-  """Writes what Keras 3's Model.export does: endpoints and no call."""
+  """Writes an export like Keras 3's Model.export: endpoints, but no call."""
   kernel = tf.Variable(
     tf.random.stateless_normal([4, 2], [0, 0]), name="kernel"
   )
@@ -827,7 +829,7 @@ def _standing_batch_norm(directory):
 
 
 def _traced_by_a_signature(directory):
-  """Writes a signature that traces inference once more, for another name."""
+  """Writes a signature that traces inference again, for another input name."""
 
   def call(inputs, training=False, dropout_rate=0.2):
     return tf.nn.dropout(inputs, dropout_rate) if training else inputs
@@ -850,7 +852,7 @@ def _two_modes(directory, call, *specs, variables=()):
 
 
 def _folded(directory):
-  """Writes a model that infers with constants for one of three kernels."""
+  """Writes a model whose inference has one of three kernels as a constant."""
   kernels = [
     tf.Variable(tf.random.stateless_normal([4, 4], [i, 0]), name="kernel")
     for i in range(3)
@@ -867,14 +869,14 @@ def _folded(directory):
 
 
 def _same_names(directory):
-  """Writes variables of one name, of which the first has no gradient."""
+  """Writes two variables of the same name; the first gets no gradient."""
   kernels = [tf.Variable(tf.ones([4, 4])) for _ in range(2)]
   call = lambda x: x @ tf.stop_gradient(kernels[0]) @ kernels[1]  # noqa: E731
   _plain(directory, call, spec=_VECTORS, variables=kernels)
 
 
 def _pairs(directory, call, train=None):
-  """Writes a model of two inputs of one shape; `train` is its training."""
+  """Writes a model of two inputs of one shape; `train` computes training."""
   kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
   spec = {name: tf.TensorSpec([None, 4]) for name in ("left", "right")}
 
@@ -893,7 +895,7 @@ def _pairs(directory, call, train=None):
 
 
 def _cut_in_training(directory):
-  """Writes a model of series that uses 8 of their steps in training."""
+  """Writes a model of series whose training uses only the first 8 steps."""
   spec = tf.TensorSpec([None, None, 4])
 
   def call(x, training=False):
@@ -903,7 +905,7 @@ def _cut_in_training(directory):
 
 
 def _with_labels(directory):
-  """Writes a model that takes labels for a loss of random training."""
+  """Writes a model that takes labels, for a loss in training with dropout."""
   kernel = tf.Variable(tf.zeros([4, 10]))
 
   def call(x, training=False):
@@ -924,7 +926,7 @@ def _with_labels(directory):
 
 
 def _with_seed(directory):
-  """Writes a model that makes samples by a seed, in both modes."""
+  """Writes a model whose input seeds its noise, in both modes."""
   kernel = tf.Variable(tf.ones([4, 2]))
   spec = {"vectors": _VECTORS, "seed": tf.TensorSpec([2], tf.int32)}
 
@@ -941,7 +943,7 @@ def _with_seed(directory):
 
 
 def _teacher(directory):
-  """Writes a model that returns what an average of its weights makes, too."""
+  """Writes a model that also returns the outputs of its averaged weights."""
   kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
   average = tf.Variable(kernel, trainable=False, name="teacher")
 
@@ -958,7 +960,7 @@ def _teacher(directory):
 
 
 def _with_temperature(directory):
-  """Writes a model that is random, and divides by an argument."""
+  """Writes a model with noise in training, which divides by an argument."""
   kernel = tf.Variable(tf.random.stateless_normal([4, 4], [0, 0]))
 
   def call(x, training=False, temperature=1.0):
@@ -969,7 +971,7 @@ def _with_temperature(directory):
 
 
 def _drops_anew(directory):
-  """Writes a model that drops other values where gradients are computed."""
+  """Writes a model whose gradient drops other values than its forward pass."""
   kernel = tf.Variable(
     tf.random.stateless_normal([4, 4], [0, 0]), name="kernel"
   )
@@ -997,7 +999,7 @@ def _only_classes(directory):
 
 
 def _with_mask_token(directory):
-  """Writes a model with a variable that stands for what noise masks."""
+  """Writes a model with a variable that replaces masked inputs."""
   kernel, token = tf.Variable(tf.ones([4, 2])), tf.Variable(tf.ones([4]))
 
   def call(x, training=False, mask_rate=0.5):
@@ -1009,7 +1011,7 @@ def _with_mask_token(directory):
 
 
 def _with_keep_prob(directory, scale=lambda x, share: x / share):
-  """Writes a model with an argument that says what dropout keeps."""
+  """Writes a model with an argument for the share that dropout keeps."""
   kernel = tf.Variable(tf.ones([4, 2]))
 
   def call(x, training=False, keep_prob=0.8):
@@ -1048,13 +1050,13 @@ def _averaged_weights(
 
 
 def _once(index, mean, center, momentum):
-  """Moves an average that has not moved."""
+  """Moves an average only if it is still 0."""
   is_first = tf.cast(tf.reduce_all(mean == 0.0), tf.float32)
   mean.assign_add(is_first * (1.0 - momentum) * (center - mean))
 
 
 def _of_ids(directory, call):
-  """Writes a model of ids, of which 0 is padding."""
+  """Writes a model of ids, with 0 for padding."""
   table = tf.Variable(tf.random.stateless_normal([12, 4], [0, 0]))
   spec = tf.TensorSpec([None, None], tf.int32, "ids")
   by_row = lambda ids: call(  # noqa: E731
@@ -1064,7 +1066,7 @@ def _of_ids(directory, call):
 
 
 def _graph_of_nodes(directory):
-  """Writes a model whose second input are numbers of rows of the first."""
+  """Writes a model whose second input has row indices of the first input."""
   kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
   spec = {
     "nodes": tf.TensorSpec([None, 4]),
@@ -1088,7 +1090,7 @@ def _of_tags(directory):
 
 
 def _of_steps(directory, call):
-  """Writes a model of series, of which steps of zeros are padding."""
+  """Writes a model of series, in which steps of zeros are padding."""
   kernel = tf.Variable(tf.random.stateless_normal([4, 2], [0, 0]))
 
   def of_steps(x):
@@ -1099,7 +1101,7 @@ def _of_steps(directory, call):
 
 
 def _with_average(directory, train):
-  """Writes noise, and an average that training uses by a function."""
+  """Writes a model whose training passes a moving average to `train`."""
   mean = tf.Variable(tf.ones([4]), trainable=False, name="bn/moving_mean")
 
   def call(x, training=False, drop_rate=0.9):
@@ -1117,7 +1119,7 @@ def _frozen_statistics(x, mean, rate):
 
 
 def _dropped_layer(x, mean, rate):
-  """Normalizes, or does nothing at all by chance."""
+  """Normalizes or, by chance, returns the input."""
 
   def normalize():
     center = _mean(x, 0, keepdims=True)
@@ -1128,7 +1130,7 @@ def _dropped_layer(x, mean, rate):
 
 
 def _straight_through(directory):
-  """Writes a model that masks by scores, which have a made-up gradient."""
+  """Writes a model that masks by scores with a straight-through gradient."""
   scores = tf.Variable(tf.random.stateless_normal([4], [0, 0]))
 
   def call(x):
@@ -1139,7 +1141,7 @@ def _straight_through(directory):
 
 
 def _of_years(directory):
-  """Writes a model of years, which are alike before 1990."""
+  """Writes a model of years, with the same outputs for all before 1990."""
   kernel = tf.Variable(tf.random.stateless_normal([2, 2], [0, 0]))
   call = lambda x: tf.nn.relu(x - [[1990.0, 2000.0]]) @ kernel  # noqa: E731
   spec = tf.TensorSpec([None, 1], name="years")
@@ -1151,7 +1153,7 @@ def _of_two_dtypes_of_input(
   change=tf.identity,
   train=lambda y, is_double: tf.nn.dropout(y, 0.5),
 ):
-  """Writes dropout for floats, and something else for doubles."""
+  """Writes dropout for float32 and float64; arguments change float64."""
   kernel = tf.Variable(tf.random.stateless_normal([4, 4], [0, 0]))
   root = _lists(tf.train.Checkpoint(), [kernel])
 
@@ -1180,7 +1182,7 @@ def _with_flag(directory):
 
 
 def _more_in_a_signature(directory):
-  """Writes a signature with one output more, which has weights as constants."""
+  """Writes a signature with one output more, which uses constant weights."""
   kernel = tf.Variable(
     tf.random.stateless_normal([4, 2], [0, 0]), name="kernel"
   )
@@ -1196,7 +1198,7 @@ def _more_in_a_signature(directory):
 
 
 def _cut_in_a_signature(directory, names=("steps",)):
-  """Writes a model of series, of which a signature uses 16 steps."""
+  """Writes a model of series whose signature uses only the first 16 steps."""
   spec = tf.TensorSpec([None, None, 4])
   root = _lists(_callable(lambda x: tf.reduce_sum(x, 1), [spec]), [])
 
@@ -1215,7 +1217,7 @@ def _trains_words(directory):
 
 
 def _of_a_dataset(directory):
-  """Writes a model that takes no Tensor."""
+  """Writes a model that takes a data set instead of a Tensor."""
   spec = tf.data.DatasetSpec(tf.TensorSpec([4]))
   _write(_callable(lambda x: tf.constant(1.0), [spec]), directory)
 
@@ -1230,11 +1232,11 @@ def _plain_layer(directory, change):
 
 
 def _chaotic(directory, change=tf.identity):
-  """Writes a model whose rounding errors grow, as in very deep ones."""
+  """Writes a model whose rounding errors grow, as in very deep models."""
   kernel = tf.Variable(tf.random.stateless_normal([256, 8], [0, 0]) / 16)
 
   def call(x):
-    # As kernels of ops do, whose sums have another order for other batches.
+    # Kernels of ops, too, sum in another order for other batch sizes.
     y = tf.cond(
       tf.shape(x)[0] > 1,
       lambda: x @ kernel,
@@ -1250,7 +1252,7 @@ def _chaotic(directory, change=tf.identity):
 
 
 def _of_many_columns(directory):
-  """Writes a model that returns a sparse matrix."""
+  """Writes a model that returns a sparse matrix of 10**12 columns."""
 
   def call(x):
     rows = tf.range(tf.shape(x, tf.int64)[0])
@@ -1262,7 +1264,7 @@ def _of_many_columns(directory):
 
 
 def _first_frame(directory):
-  """Writes a model of videos that uses one frame of each."""
+  """Writes a model of videos that uses only the first frame."""
   kernel = tf.Variable(tf.random.stateless_normal([3, 2], [0, 0]))
   call = lambda x: tf.reduce_mean(x[:, 0], [1, 2]) @ kernel  # noqa: E731
   spec = tf.TensorSpec([None, None, None, None, 3], name="videos")
@@ -1419,7 +1421,7 @@ def _tuned_part(directory, *, default=0.2, drop=tf.nn.dropout):
 
 
 def _resized_in_training(directory):
-  """Writes batch normalization of contrasts, of resized images in training."""
+  """Writes batch normalization of contrasts; training resizes images before."""
   kernel = tf.Variable(tf.random.stateless_normal([3, 2], [0, 0]))
   mean = tf.Variable(tf.zeros([3]), trainable=False, name="moving_mean")
 
@@ -1436,7 +1438,7 @@ def _resized_in_training(directory):
 
 
 def _profile_trains_averages(directory):
-  """A freezing profile lists what the model does not train."""
+  """Writes a profile that trains a moving average, unlike the model."""
 
   def change(root):
     root.profile = _lists(tf.train.Checkpoint(), root.variables)
@@ -1522,7 +1524,7 @@ def _text_embedding(directory, features=2, change=lambda x: x, cut=999):
     )
     return change(tf.stack([lengths - 4.0] * features, axis=1))
 
-  def letters(texts, unit="BYTE"):  # As many as the longest text has.
+  def letters(texts, unit="BYTE"):  # Pads to the length of the longest text.
     return tf.cast(
       tf.strings.unicode_decode(texts, "UTF-8").to_tensor(), tf.float32
     )
@@ -1549,18 +1551,20 @@ def _of_words(
   """Writes means or sums of word vectors; by default intact.
 
   Args:
-    directory: Where to.
+    directory: The directory to write.
     shift: By how many places `word_embedding` rolls its vectors.
-    only: The combiner that is used whatever the argument says. None: that.
-    decode: What the model makes of texts.
-    exponents: By combiner, that of the number of words by which it divides.
-    padding: The vector of "" in `word_embedding`.
+    only: The combiner to use instead of the argument. None: the argument.
+    decode: Changes texts before they are split.
+    exponents: For mean, sqrtn and sum, the power of the number of words by
+      which the model divides.
+    padding: The value of the vector of "" in `word_embedding`.
     most: How many words `word_embedding` tells apart.
-    trained: How many words of a text training uses. None: it has no modes.
+    trained: How many words of a text training uses. None: the model has no
+      modes.
     vocabulary: Four words.
-    says: What the card says of the case.
-    dimensions: Of the vectors.
-    of_vectors: What it makes of the vectors of texts.
+    says: What the card says about case.
+    dimensions: The dimensions of the vectors.
+    of_vectors: Changes the vectors of texts.
   """
   words = tf.lookup.StaticHashTable(
     tf.lookup.KeyValueTensorInitializer(vocabulary, range(4)),
@@ -1647,7 +1651,7 @@ def _preprocessor(
   change=lambda outputs, ids: outputs,
   vocabulary=(),
 ):
-  """Writes a preprocessor, with letters for words; by default intact."""
+  """Writes a preprocessor whose tokens are letters; by default intact."""
 
   def split(texts):
     if with_assert:
@@ -1659,7 +1663,7 @@ def _preprocessor(
     rows = tf.shape(segments[0].row_lengths())[0]
     start = tf.fill([rows, 1], 1)
     kept = [s[:, : (seq_length - 1) // len(segments) - 1] for s in segments]
-    if len(segments) == 2:  # The shorter one leaves its places to the other.
+    if len(segments) == 2:  # A short segment leaves its room to the other.
       first, second = segments
       room = seq_length - 3
       a, b = first.row_lengths(), second.row_lengths()
@@ -1755,28 +1759,29 @@ def _encoder(
   """Writes an encoder of a table and means over tokens; by default intact.
 
   Args:
-    directory: Where to.
-    spec: What it takes.
-    mlm: The name of the output of `mlm`. None: it has none.
-    vocabulary: The tokens of its vocabulary. None: it names none.
+    directory: The directory to write.
+    spec: The specs of the inputs. None: `_WORDS`.
+    mlm: The name of the output of `mlm`. None: the encoder has no `mlm`.
+    vocabulary: The tokens of the vocabulary. None: the encoder names none.
     card: The card.
-    see: What the encoder makes of mask and types.
-    default: What it makes of the pooled output.
-    layers: What it makes of tokens and sequence outputs as `encoder_outputs`.
-    pool: What it makes of the output of all tokens.
-    order: What it makes of the positions of tokens.
-    positions: What `mlm` makes of positions.
-    tied: What it makes of the table.
-    logits: What it makes of its logits.
-    ids: What the encoder makes of ids.
-    places: For how many positions, but four, it has a table. 0: it has none.
+    see: Changes mask and types.
+    default: Changes the pooled output, to return it as `default`.
+    layers: Takes tokens and sequence outputs, and returns `encoder_outputs`.
+    pool: Takes sequence outputs, and returns the pooled output.
+    order: Changes positions, whose sines are added to tokens.
+    positions: Changes the positions that `mlm` takes.
+    tied: Changes the table by which `mlm` multiplies.
+    logits: Changes the logits of `mlm`.
+    ids: Changes ids before they are looked up.
+    places: The number of positions of a table, the last four of which have no
+      row of their own unless `first_place` is set. 0: there is no such table.
     first_place: The row of that table for the first position.
-    lists: What it makes of a list of its inputs. None: it takes none.
-    served: What its signature makes of types. None: it has none.
-    mlm_sees: What `mlm` makes of the mask.
-    scales: By how many variables its last layer multiplies.
-    mlm_of: Of which outputs `mlm` makes logits.
-    trained: What training makes of ids. None: it has no modes.
+    lists: Changes the order of inputs in a list. None: lists are not taken.
+    served: Changes types in the signature. None: there is no signature.
+    mlm_sees: Changes the mask that `mlm` takes.
+    scales: The number of variables by which the last layer multiplies.
+    mlm_of: Selects the encoder's output that `mlm` uses.
+    trained: Changes ids in training. None: the encoder has no modes.
   """
   table = tf.Variable(tf.random.stateless_normal([16, 4], [0, 0]), name="table")
   of_places = tf.random.stateless_normal([places or 1, 4], [1, 0])
@@ -1797,7 +1802,7 @@ def _encoder(
     if first_place:
       tokens += tf.gather(of_places, numbers + first_place)
     elif places:
-      numbers = tf.where(numbers < places, numbers, -1)  # Refuses more.
+      numbers = tf.where(numbers < places, numbers, -1)  # Refuses longer texts.
       tokens += tf.gather(of_places, tf.minimum(numbers, places - 5))
     count = tf.maximum(tf.reduce_sum(mask, 1, True), 1.0)
     seen = tf.reduce_sum(tokens * mask, 1, True) / count
@@ -1909,7 +1914,7 @@ def _generator(
   step_reads=lambda ids: ids,
   change=lambda x: x,
 ):
-  """Writes a language model of letters that only trains; by default intact."""
+  """Writes a language model that draws random letters; by default intact."""
   table = tf.Variable(tf.random.stateless_normal([128, 4], [0, 0]))
 
   def logits(state):
@@ -2004,7 +2009,7 @@ def _classifier(
 
 
 def _all_frames(encoded):
-  """Decodes a picture; a GIF as frames, which are not resized."""
+  """Decodes a picture; fails for a GIF, which has a dimension of frames."""
   return tf.ensure_shape(tf.io.decode_image(encoded), [None, None, None])
 
 
@@ -2038,7 +2043,7 @@ def _next_of_row_8(x):
 
 
 def _without_second(x):
-  """Makes examples that are there twice zero the second time."""
+  """Replaces repetitions of an example in a batch by zeros."""
   is_same = tf.reduce_all(x[:, tf.newaxis] == x, -1)
   first = tf.argmax(is_same, 1, tf.int32)
   is_first = first == tf.range(tf.shape(x)[0])
@@ -2050,7 +2055,7 @@ def _next(x):
 
 
 def _replaced(pattern):
-  """Returns what replaces matches by their first group, if there is one."""
+  """Returns a function that replaces matches by their first group or ""."""
   by = r"\1" if "(" in pattern else ""
   return lambda x: tf.strings.regex_replace(x, pattern, by)
 
@@ -2070,7 +2075,8 @@ _TABLES = f"""{_CARD}
 """
 
 
-# A rule, what breaks it, and the words in which it is said.
+# A rule, a function that writes a SavedModel that breaks it, and a pattern of
+# the finding.
 _BROKEN = (
   ("S1", _writes_files, r"WriteFile \(.*\) in __inference"),
   ("R1", _not_callable, "hub.KerasLayer refuses it.*: serving_default"),
@@ -3458,7 +3464,7 @@ _BROKEN = (
     "has 15 tokens, and table:0 16 rows",
   ),
 )
-# Models of which a rule is kept: the rule, and what saves one.
+# A rule, and a function that writes a SavedModel that keeps it.
 _KEPT = (
   ("R3", _of_normalized_targets),
   ("R5", _of(_layers, start=tf.math.log)),
@@ -3487,11 +3493,12 @@ _KEPT = (
     _of(_image, losses=lambda kernel: [lambda: 0.0 * tf.reduce_sum(kernel)]),
   ),
   ("R5", _clipped_by_range),
-  # In double precision it is flat for small steps.
+  # In double precision this function is flat for small steps.
   ("R5", _of(_plain_layer, change=lambda x, y: (tf.tanh(y) - 4e4) + 4e4)),
   ("R7", _of(_averaged_weights, momentum=True)),
   ("R7", _of(_layers, training=(_in_proportion(0.5), _dropout))),
   ("R9", _backbone),
+  # The rest is nightly.
   ("R7", _tuned_part),
   ("R15", _of_many_columns),
   ("R15", _chaotic),
@@ -3520,7 +3527,7 @@ _KEPT = (
       train=lambda left, right: left + _keeps_few(right),
     ),
   ),
-  # The others are nightly. Tokens are mixed with the next, as in MobileBERT:
+  # Each token is mixed with the next one, as in MobileBERT.
   ("T3", _of(_encoder, ids=lambda x: (x + _next(x)) % 16)),
   ("R15", _of_tags),
   ("R3", _traced_by_a_signature),
@@ -3574,11 +3581,11 @@ _INTACT = (
 class RulesTest(parameterized.TestCase, tf.test.TestCase):
   def subject(self, build):
     directory = os.path.join(self.get_temp_dir(), "export")
-    tf.random.set_seed(None)  # That of tf.test would be saved.
+    tf.random.set_seed(None)  # The seed of tf.test would be saved.
     build(directory)
     return subject_lib.load(directory, trust=False)
 
-  # Without nightly tests, the first of each rule.
+  # Without nightly cases, only the first broken model of each rule.
   @parameterized.parameters(
     *(
       _BROKEN
@@ -3603,7 +3610,7 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEqual(finding.verdict, findings.PASS, finding.text)
 
   @parameterized.parameters(
-    # Rows may be counted by another input.
+    # Another input may set the number of rows.
     (of_inference.batch_is_free, _graph_of_nodes),
     (of_variables.lists_variables, _straight_through),
   )
@@ -3612,10 +3619,10 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEqual(finding.verdict, findings.NOT_DECIDABLE, finding.text)
 
   @parameterized.parameters(
-    # Noise may be drawn by an input.
+    # An input may seed the noise.
     (of_training.can_be_tuned, _with_seed),
     (of_all.compiles_once, _of_ragged),
-    # Quality and boxes are no classes.
+    # Scores of quality and of boxes are not classes.
     *(
       (
         of_images.returns_classes,
@@ -3631,7 +3638,7 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     finding = judge(self.subject(build))
     self.assertEqual(finding.verdict, findings.NOT_APPLICABLE, finding)
 
-  # The rules of exports, one test for each, judge most kinds too.
+  # The tests that check exports cover most kinds too.
   @parameterized.parameters(*_INTACT[: None if nightly.IS_ON else 5])
   def test_passes(self, kind, build):
     subject = self.subject(build)
@@ -3639,8 +3646,8 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     verdicts = {r.name: f for r, f in rules.judge(subject)}
     allowed = (findings.PASS, findings.NOT_APPLICABLE)
     not_passed = {n: f for n, f in verdicts.items() if f.verdict not in allowed}
-    # Of these nothing is to be seen where there is nothing, and ragged Tensors
-    # are made with Asserts.
+    # Some of these models have no losses (R6), signature (R11) or classes (I3),
+    # and ragged Tensors are made with Asserts (T8).
     self.assertContainsSubset(not_passed, {"R6", "R11", "I3", "T8"})
 
   @parameterized.parameters(

@@ -34,7 +34,7 @@ from exporters.reusable.private_api import saved_model_pb2
 RANDOM = re.compile(r"(Stateless)?(Random|TruncatedNormal|Multinomial)")
 # Names of moving averages of batch normalization in several libraries.
 _AVERAGE = re.compile("(moving|running|population|pop)_(mean|var)")
-# Arguments that set noise, and those of them that are shares to keep.
+# Names of arguments that set noise. Those of `_KEEPS` set the share to keep.
 _RATE = re.compile("rate|drop|noise|keep|surviv")
 _KEEPS = re.compile("keep|surviv")
 # The model card in a SavedModel.
@@ -43,7 +43,7 @@ CARD = "assets.extra/README.md"
 MODEL = "assets.extra/model.json"
 # The verification report that this project's exporters write.
 VERIFICATION = "assets.extra/verification.json"
-# Inputs that are 1 where there is no padding.
+# Names of inputs that are 1 where there is no padding.
 _MASK = re.compile("mask(?!ed)")
 # Marks an argument without a default.
 NO_DEFAULT = inspect.Parameter.empty
@@ -63,8 +63,10 @@ _NO_CAUSE = re.compile(
   r"|^\d+ root error.*|^\s*\(\d+\) [A-Z_]+: |\s*\[\[.*\]\]|\s*\[Op:.*"
   r"|\{\{function_node [^}]*\}\}\s*"
 )
-_LARGE, _ENDLESS = 10.0, 1e12  # Numbers near which inputs are tried; of them:
-_MOST_OFFSETS, _TOO_MANY = 16, 4096  # Fewer, each of fewer values.
+# Range of the constants near which inputs are tried.
+_LARGE, _ENDLESS = 10.0, 1e12
+# Most of these constants, and the size from which they are left out.
+_MOST_OFFSETS, _TOO_MANY = 16, 4096
 _LARGE_MODEL = 2**29  # Bytes of the graph and the variables.
 _LONGEST = 10_000  # Characters of an error message.
 _MATCHING = "Could not find matching concrete function"
@@ -97,7 +99,7 @@ class Subject:
 
   @property
   def model(self) -> Any:
-    """The loaded object, whose next call may take its time in a sandbox."""
+    """The loaded object. Each access restarts the sandbox's limit of a call."""
     sandbox.renew()
     return self.loaded
 
@@ -136,7 +138,7 @@ class Subject:
 
   @property
   def claims(self) -> list[str]:
-    """The comparisons with the live model that the exporter claims."""
+    """The comparisons with the live model that passed, as the exporter says."""
     try:
       return [str(kind) for kind in self.described["verification"]["passed"]]
     except (KeyError, TypeError):
@@ -256,7 +258,7 @@ class Subject:
 
   @functools.cached_property
   def batch_norms(self) -> list[tf.Variable]:
-    """The moving averages of batch normalization, by their names."""
+    """The moving averages of batch normalization, found by their names."""
     return [v for v in self.variables if _AVERAGE.search(v.name)]
 
   @property
@@ -281,8 +283,8 @@ class Subject:
   ) -> list[str]:
     """Names the variables whose values are constants of the graph.
 
-    Those of less than `least_rank` dimensions, or of one value, may be there
-    for other reasons.
+    Leaves out variables of less than `least_rank` dimensions or of one value,
+    because the graph may have such constants for other reasons.
     """
     values = {
       (v.shape, v.numpy().tobytes()): v.name
@@ -303,8 +305,8 @@ class Subject:
   def is_batched(self) -> bool:
     """Whether the first dimension is known to count examples.
 
-    The only dimension of an input may be the length of a sound instead, and two
-    equal ones those of a matrix.
+    The only dimension of an input may be the length of a sound instead. Two
+    dimensions that must be equal may be those of a matrix.
     """
     specs = [x for x in tf.nest.flatten(self.spec) if x.shape.rank != 0]
     with contextlib.suppress(NoInputError):
@@ -318,7 +320,7 @@ class Subject:
 
   @functools.cached_property
   def probabilities(self) -> str:
-    """The op that computes probabilities; empty if outputs are others."""
+    """The op that computes probabilities; empty if outputs are none."""
     spec, name = self.output_spec, ""
     if isinstance(spec, Mapping) and "logits" in spec:
       spec, name = spec["logits"], "logits"
@@ -341,7 +343,7 @@ class Subject:
       and np.all(outputs >= 0)
       and np.allclose(outputs.sum(-1), 1, atol=1e-5)
     )
-    # Outputs of the input's shape are inputs again, such as pixels.
+    # Outputs of the input's shape reconstruct the input, such as pixels.
     is_input = spec.shape.rank > 2 and spec.shape == getattr(
       self.spec, "shape", None
     )
@@ -383,7 +385,7 @@ class Subject:
 
   @property
   def is_double(self) -> bool:
-    """Whether it computes in float64, as a twin does."""
+    """Whether an input or a trainable variable is float64, as in most twins."""
     used = tf.nest.flatten([self.spec, list(self.trainable_variables)])
     return any(x.dtype == tf.float64 for x in used)
 
@@ -418,7 +420,7 @@ class Subject:
       arguments = {**self.training, **off}
       with self.unchanged():
         outputs = floats(self.model(self.example(), **arguments))
-      # Some numbers divide, such as a temperature.
+      # With 0, outputs may be NaN: a temperature is a divisor.
       if all(map(_is_finite, outputs)) and not self.varies(arguments):
         return arguments
     return None
@@ -430,9 +432,10 @@ class Subject:
 
   @functools.cached_property
   def twin(self) -> "Subject | None":
-    """Its twin, see `twin.load`; None if that cannot be called, or is random.
+    """The twin, see `twin.load`; None if it cannot be called, or is random.
 
-    In double precision the weights of large models need too much memory.
+    Large models have no twin in double precision, because its weights would
+    need too much memory.
     """
     names = [v.name for v in self.trainable_variables]
     is_inexact = self.is_half or self.steady is None
@@ -455,17 +458,17 @@ class Subject:
 
   @property
   def repeatable(self) -> "Subject | None":
-    """Itself, or its twin, whose noise is the same in each call, if needed."""
+    """This subject if its training is repeatable; otherwise the twin."""
     return self if self.steady is not None else self.twin
 
   @property
   def rates(self) -> list[str]:
-    """The arguments that set noise, by their names."""
+    """The names of the arguments that set noise."""
     arguments = self.hyperparameters.items()
     return [n for n, v in arguments if type(v) is float and _RATE.search(n)]
 
   def noisy(self, rate: float) -> dict[str, float]:
-    """Returns arguments with which noise has a rate."""
+    """Returns arguments that set the rate of all noise."""
     return {n: 1 - rate if _KEEPS.search(n) else rate for n in self.rates}
 
   @property
@@ -491,7 +494,8 @@ class Subject:
   def varies(self, arguments: Mapping[str, Any]) -> bool:
     """Returns whether repeated calls vary.
 
-    Several may agree: of stochastic depth, most draws keep all examples.
+    Makes several calls, because some may agree: with stochastic depth, most
+    draws keep all examples.
     """
     inputs = self.example(4)
     return any(
@@ -520,7 +524,7 @@ class Subject:
 
   @property
   def strings(self) -> str:
-    """The kind of strings it takes, of `_STRINGS`; by default the first."""
+    """The kind of strings it takes, one of `_STRINGS`; the first if unknown."""
     try:
       return self._fitting(repr(self.spec), self.spec)[-1]
     except NoInputError:
@@ -529,7 +533,7 @@ class Subject:
   def _fitting(self, key: str, form: Any) -> tuple[Any, ...]:
     """Returns arguments of `_filled` with which a call succeeds.
 
-    Without sizes, unknown dimensions are as large as the batch.
+    If the returned sizes are empty, unknown dimensions equal the batch size.
     """
     if key in self._found:
       if isinstance(self._found[key], NoInputError):
@@ -569,7 +573,7 @@ class Subject:
     return self._fitting(key, form)
 
   def _is_square(self, form: Any, shape: Any, *filling: Any) -> bool:
-    """Tells whether all unknown sizes must be equal, as of a matrix."""
+    """Tells whether all unknown sizes must be equal, as for a square matrix."""
     works = []
     for size in (filling[0], (3,)):
       try:
@@ -582,7 +586,10 @@ class Subject:
 
 
 def _is_finite(output: Any) -> bool:
-  """Returns whether there are values and none is NaN, as the mean of none."""
+  """Returns whether an output is no float, or has values but no NaN.
+
+  An input that is too small may yield no values, or NaN as their mean.
+  """
   is_float = tf.is_tensor(output) and output.dtype.is_floating
   return not is_float or not (
     np.size(output) == 0 or np.isnan(tf.cast(output, tf.float32)).any()
@@ -590,7 +597,7 @@ def _is_finite(output: Any) -> bool:
 
 
 def _is_sound(specs: Iterable[Any]) -> bool:
-  """Returns whether the only dimension may be a length, as of a sound."""
+  """Returns whether the only dimension may be the length of a sound."""
   return all(x.shape.rank == 1 and x.dtype.is_floating for x in specs)
 
 
@@ -636,7 +643,7 @@ def _filled(
       return tf.sparse.from_dense(array(name, tf.TensorSpec(shape, spec.dtype)))
     if spec.dtype == tf.string:
       return _strings(texts, shape, words)
-    # Inputs of one shape get other values: a model may return the difference.
+    # Inputs of the same shape differ: a model may return their difference.
     seed = [shape[0] if shape else 0, next(leaves)]
     if spec.dtype.is_integer:
       # Each input of BERT has its own range of ids.
@@ -645,7 +652,7 @@ def _filled(
       most = min(ends.get(name, end), 2 if several or is_mask else end)
       is_known = several or is_mask or name in ends
       least = int(most > 2 or (most > 1 and is_known))
-      if is_mask and len(shape) == 2:  # A fourth is padding.
+      if is_mask and len(shape) == 2:  # A quarter is padding.
         used = tf.fill([shape[0]], shape[1] - shape[1] // 4)
         return tf.sequence_mask(used, shape[1], spec.dtype)
       values = tf.random.stateless_uniform(shape, seed, least, most, tf.int32)
@@ -853,9 +860,10 @@ def scaled_rows(inputs: Any, factors: Any) -> Any:
 
 
 def near(inputs: Any, offsets: Sequence[np.ndarray]) -> Iterator[Any]:
-  """Yields inputs whose floats are near offsets, row by row ever nearer.
+  """Yields inputs whose floats are near offsets, each row nearer than the last.
 
-  Each input has an offset of its own, or a part of it for each column.
+  Each Tensor of an input gets another offset: one value for each column if the
+  sizes match, otherwise the largest value.
   """
   for i in range(len(offsets)):
     turns = itertools.cycle([*offsets[i:], *offsets[:i]])
@@ -876,7 +884,7 @@ def near(inputs: Any, offsets: Sequence[np.ndarray]) -> Iterator[Any]:
 
 
 def floats(outputs: Any) -> list[tf.Tensor]:
-  """Returns the Tensors of floats in outputs, two of a complex one."""
+  """Returns the float Tensors in outputs; a complex Tensor counts as two."""
   made = []
   for y in comparison.named(outputs).values():
     if tf.is_tensor(y) and y.dtype.is_complex:

@@ -1,6 +1,7 @@
 """Loads the twin of a SavedModel, to check its gradients exactly.
 
-The twin computes in double precision and draws the same numbers in each call.
+The twin draws the same numbers in each call. It computes in double precision
+unless that needs too much memory or an op lacks it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,9 +24,9 @@ from exporters.reusable.private_api import meta_graph_pb2
 from exporters.reusable.private_api import node_def_pb2
 from exporters.reusable.private_api import saved_model_pb2
 
-_Attributes = Mapping[str, Any]  # Of a node, as AttrValue.
+_Attributes = Mapping[str, Any]  # The AttrValues of a node, by name.
 
-# In memory, as the sandbox is read-only. A removed name cannot be reused.
+# In memory, because the sandbox is read-only. A removed name cannot be reused.
 _DIRECTORIES = map("ram://twin_{}".format, itertools.count())
 _VARIABLES = "variables/variables"
 _COMPILED = "_XlaMustCompile"
@@ -43,15 +44,15 @@ _STATELESS = {
 def load(
   directory: str, files: Iterable[str], dtype: tf.DType
 ) -> tuple[meta_graph_pb2.MetaGraphDef, Any]:
-  """Loads a SavedModel with other floats, and with fixed noise.
+  """Loads a SavedModel with another float dtype, and with fixed noise.
 
   Random ops that are not in `_STATELESS` still draw other numbers in each call.
 
   Args:
     directory: Its directory.
     files: The paths of its files.
-    dtype: The dtype of all floats that have at most its precision. With
-      float64, complex numbers are of double precision too.
+    dtype: The dtype that replaces float32, bfloat16 and float16. With float64,
+      complex128 also replaces complex64.
 
   Returns:
     The changed MetaGraph, and the loaded object.
@@ -88,7 +89,7 @@ def load(
 def _convert_variables(
   source: str, target: str, types: Mapping[int, int]
 ) -> None:
-  """Copies the values of variables, some types replaced by others."""
+  """Copies the values of variables, and casts those of a type in `types`."""
   reader = tf.train.load_checkpoint(f"{source}/{_VARIABLES}")
   dtypes = reader.get_variable_to_dtype_map()
   values = [
@@ -106,9 +107,10 @@ def _convert_variables(
 
 
 def _fix_noise(graph: graph_pb2.GraphDef) -> None:
-  """Replaces stateful random ops, each with a seed by its name.
+  """Replaces stateful random ops by stateless ones, seeded by their names.
 
-  A custom gradient that draws anew has other numbers than the forward pass.
+  A custom gradient that draws without a seed gets other numbers than the
+  forward pass.
   """
   gradients = {x.gradient_func for x in graph.library.registered_gradients}
   bodies = {f.signature.name: f.node_def for f in graph.library.function}
@@ -125,7 +127,7 @@ def _fix_noise(graph: graph_pb2.GraphDef) -> None:
       output = "" if nodes is graph.node else ":output:0"
       node.input.insert(1, f"{seed.name}{output}")
       node.attr["Tseed"].type = tf.int32.as_datatype_enum
-      if "Tout" in node.attr:  # Of RandomUniformInt.
+      if "Tout" in node.attr:  # RandomUniformInt has this attribute.
         node.attr["dtype"].CopyFrom(node.attr["Tout"])
       for name in {"seed", "seed2", "Tout"} & {*node.attr}:
         del node.attr[name]
@@ -163,7 +165,7 @@ def _convert(proto: message.Message, types: Mapping[int, int]) -> None:
 
 
 def _run_without_xla(library: function_pb2.FunctionDefLibrary) -> None:
-  """Lets TensorFlow run what XLA would compile, unless an op is of XLA alone.
+  """Lets TensorFlow run functions for XLA, unless an op exists only in XLA.
 
   XLA's convolutions in double precision take 70 times as long on CPUs.
   """
@@ -276,9 +278,9 @@ def _batch_norm(
   mean: tf.Tensor,
   variance: tf.Tensor,
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-  """Computes FusedBatchNormV3, with the variance of the batch as it is.
+  """Computes FusedBatchNormV3, but returns the batch's variance uncorrected.
 
-  The op multiplies that by n / (n - 1), for moving averages only.
+  The op multiplies that variance by n / (n - 1), for moving averages only.
   """
   size, shape = tf.size(scale), tf.shape(x)
   is_first = attributes["data_format"].s.startswith(b"NC")
@@ -292,7 +294,7 @@ def _batch_norm(
 
 
 def _max_pool_3d(attributes: _Attributes, x: tf.Tensor) -> tf.Tensor:
-  """Computes MaxPool3D of channels last: rows and columns, then frames."""
+  """Computes MaxPool3D with channels last; pools frames after rows, columns."""
   _, *sizes, _ = attributes["ksize"].list.i
   _, *strides, _ = attributes["strides"].list.i
   padding = attributes["padding"].s.decode()

@@ -53,7 +53,8 @@ def of_assets(directory: str, files: Iterable[str]) -> Iterator[list[str]]:
 def numbers(nodes: Iterable[op_audit.Node]) -> list[int]:
   """Returns the integers in constant vectors, which may be keys of tables.
 
-  They alternate between the vectors: some may be values of tables.
+  They alternate between the vectors, because some vectors may be the values of
+  tables.
   """
   tensors = [
     node.attr["value"].tensor
