@@ -29,11 +29,11 @@ _NODE = re.compile(r"[^:^]+")  # The node in the name of an input.
 def slim(export_dir: str) -> list[str]:
   """Shrinks the `saved_model.pb` of a SavedModel; updates its fingerprint.
 
-  The results of all functions stay the same. Removed are:
+  The results of all functions stay the same. This function removes:
 
   - Identity ops, and ops without effects that a function does not use or has
     twice. In training, Keras' batch normalization reads its averages twice; in
-    inference it computes the batch size in vain;
+    inference it computes the batch size and does not use it;
   - shapes that the loader infers from an op and its inputs. Shapes that Python
     code may have set stay: those of results and of reshaped Tensors;
   - control dependencies of a function's outputs on reads of variables. An op
@@ -211,7 +211,7 @@ def _remove_needless(
   used = collections.Counter(
     graphs.node_of(name) for node in function.node_def for name in node.input
   )
-  # Backwards: an op is used only by later ones.
+  # Backwards, because an op is used only by later ops.
   for i in reversed(range(len(function.node_def))):
     node = function.node_def[i]
     if node.op in graphs.PURE and not used[node.name] and node.name not in kept:
