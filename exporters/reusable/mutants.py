@@ -100,7 +100,7 @@ class Fault(NamedTuple):
   """One fault.
 
   Attributes:
-    kind: What is changed.
+    kind: The kind of change.
     where: The place, in words.
     plant: Plants the fault in an export, in place.
     equivalent: Why the fault would have no effect, or "" if it has one. Only
@@ -121,7 +121,7 @@ _Insertion = Callable[[graphs.Function, str], str]
 
 
 class Subject(NamedTuple):
-  """An export and what was observed of its live model."""
+  """An export and the observations of its live model."""
 
   name: str
   export_dir: str
@@ -484,7 +484,7 @@ def _of_operands(
     for name in graphs.operands(node):
       taken_by[name.partition(":")[0]].append(node)
   for i, node in enumerate(function.node_def):
-    is_select = node.op in ("Select", "SelectV2")  # Their first one is bool.
+    is_select = node.op in ("Select", "SelectV2")  # Operand 0 is bool.
     floats = "T" in node.attr and node.attr["T"].type == _FLOAT
     operands = [ops.get(x.partition(":")[0]) for x in graphs.operands(node)]
     if not (floats and operands and operands[is_select] != "Const"):
@@ -575,12 +575,12 @@ def _differentiated(node: graphs.Node) -> list[str]:
 def _live(
   function: graphs.Function, operands: Callable[[graphs.Node], Iterable[str]]
 ) -> set[str]:
-  """Names the nodes that results depend on and, without gradients, effects.
+  """Names the nodes that the results and effects of a function depend on.
 
   Args:
     function: The function.
-    operands: Returns the names of the operands to follow. `_differentiated`
-      returns those with gradients.
+    operands: Returns the operands of a node that count. With `_differentiated`,
+      which returns those that get a gradient, effects do not count.
   """
   by_name = {node.name: node for node in function.node_def}
   waiting = list(function.ret.values())

@@ -599,7 +599,7 @@ def _scalar(outputs: Any) -> tf.Tensor:
   """Returns a weighted sum of outputs, so that no symmetry hides an error.
 
   Large values, such as the -1e9 of a mask, are scaled to a magnitude of 1, and
-  values that are not finite become 0. They would hide the gradients of others.
+  values that are not finite become 0. They would hide other gradients.
   """
   return tf.add_n(
     [

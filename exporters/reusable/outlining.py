@@ -78,7 +78,8 @@ class _Piece(NamedTuple):
     effects: Names of nodes that a call of `caller` waits for.
     gradients: The types of the custom gradients.
     names: The names of Tensors in functions, by their names in graphs.
-    key: What the nodes compute. One function can replace pieces of equal key.
+    key: Describes what the nodes compute. One function can replace pieces of
+      equal key.
   """
 
   caller: graphs.Function
@@ -138,7 +139,7 @@ def outline(meta_graph: meta_graph_pb2.MetaGraphDef) -> None:
       instead[piece.caller.signature.name].update(_call(piece, function))
       unused.update(piece.gradients if i else ())
     library.function.append(function)
-    read(library.function[-1])  # Its own parts may be those of others.
+    read(library.function[-1])  # Its parts may repeat elsewhere.
   for function in library.function:
     _rename(function, instead[function.signature.name])
   _remove_gradients(meta_graph, unused)

@@ -134,7 +134,7 @@ def _remove_waiting_for_reads(function: graphs.Function) -> None:
 
 
 def _remove_known_shapes(function: graphs.Function) -> None:
-  """Removes shapes that the loader infers; see `slim`. Keeps those of calls."""
+  """Removes shapes that the loader infers, except in calls; see `slim`."""
   resources = {
     arg.name: arg
     for arg in function.signature.input_arg
@@ -169,7 +169,7 @@ def _remove_needless(
 ) -> None:
   """Removes Identity ops, and ops that are duplicate or not used.
 
-  Keeps nodes that are returned, that others are colocated with, that other
+  Keeps nodes that are returned, that other nodes are colocated with, that other
   functions use (`captured`), and Identity ops that copy between devices.
   """
   kept = {*captured, *map(graphs.node_of, function.ret.values())}

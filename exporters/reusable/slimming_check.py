@@ -211,7 +211,7 @@ class _Reader:
   def _captures(
     self, gradient: str, function: graphs.Function
   ) -> tuple[list[str], tuple[Any, ...]]:
-    """Returns what a custom gradient captures.
+    """Returns the values that a custom gradient captures.
 
     Args:
       gradient: The name of its function.

@@ -218,7 +218,7 @@ def verify(
 def check_forms(
   source: saving.Source, forms: Iterable[Any], example: Any
 ) -> None:
-  """Refuses forms of other dtypes for which the live model computes otherwise.
+  """Refuses other dtypes for which the live model computes other results.
 
   The export casts the input. A model may do more, such as scale integers.
 
@@ -269,7 +269,7 @@ def _failed(
   if keep_failed:
     try:
       os.rename(export_dir, keep_failed)
-    except OSError:  # It is on another file system.
+    except OSError:  # `keep_failed` is on another file system.
       with publishing.publish(keep_failed) as failed_dir:
         shutil.copytree(export_dir, failed_dir, dirs_exist_ok=True)
   return errors.ExportError(
@@ -730,7 +730,7 @@ def _named_apart(
   """Numbers calls of the same name, which has the shape of only one input."""
   apart, count = [], collections.Counter()
   for call in calls:
-    if call.without is None:  # Others are named as a call without `without`.
+    if call.without is None:  # Calls with it share the name of another call.
       count[call.name] += 1
       if count[call.name] > 1:
         call = call._replace(name=f"{call.name} ({count[call.name]})")
@@ -866,7 +866,7 @@ def _items(held: Any) -> Iterable[tuple[str, Any]]:
   """Returns the values that an attribute holds, with their keys as text."""
   if not isinstance(held, dict):
     return [("", held)]
-  items = held.items()  # The text of another kind of key may take long.
+  items = held.items()  # `repr` of another kind of key may take long.
   return [(f"[{k!r}]", x) for k, x in items if isinstance(k, (int, str))]
 
 
@@ -898,8 +898,8 @@ def _changed_calls(
 ) -> Iterator[observation.Call]:
   """Plans calls with another value of each hyperparameter.
 
-  Rates bring noise, so `_random_calls` compares them. These calls only show
-  that rates have an effect.
+  Rates bring noise, so `_random_calls` compares calls with other rates. Here it
+  is only checked that rates have an effect.
   """
   others = {h.name: _values_of(h)[0] for h in source.hyperparameters}
   if others and (how.arguments or (len(others) > 1 and not how.is_random)):
@@ -984,7 +984,7 @@ def _of_other_sizes(
   inputs = tf.nest.flatten(first)
   for count in {0, 1, 2} - counts:
     few = _of_rows(source, first, lambda x, n=count: x[:n])
-    # Ids in one input may be rows of another input.
+    # Ids in one input may refer to rows of another input.
     is_sure = count > 0 and len(inputs) == 1
     if count < rows and (is_sure or _takes(source, few, first)):
       yield few
@@ -1098,7 +1098,7 @@ def _of_other_lengths(source: saving.Source, example: Any) -> Iterator[Any]:
 def _larger(source: saving.Source, many: Any) -> Any:
   """Returns rows of a large batch to train on; None if it has too few."""
   rows, *others = {x.shape[0] for x in _batched(source, many)}
-  if others:  # Ids in one input may be rows of another input.
+  if others:  # Ids in one input may refer to rows of another input.
     return many
   count = _MANY if rows > _MANY else _TRAINED
   return _of_rows(source, many, lambda x: x[:count]) if rows >= count else None

@@ -47,7 +47,7 @@ def with_own_gradient(layer: Any) -> Callable[..., Any]:
     layer: A Keras layer whose `call` returns one Tensor. A layer that draws
       random numbers, such as dropout, keeps its own gradient, because a second
       call would draw other numbers. So does a layer that is not part of Keras
-      and uses Tensors from outside, for which a custom gradient has no result.
+      and uses Tensors from outside, which would get no gradient.
   """
   original = layer.call
   # The `activation` of an RNN is a property, and belongs to the cell.
