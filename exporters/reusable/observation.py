@@ -433,7 +433,7 @@ def _randomness(
   example: Any,
   arguments: Mapping[str, Any],
 ) -> Arrays:
-  """Observes whether equal calls differ, and which variables they update."""
+  """Observes whether equal calls differ, and which updates need `arguments`."""
   _, still = run(model, call, example, {})
   _, moved = run(model, call, example, arguments)
   calls = [arguments] * _RARELY

@@ -269,7 +269,7 @@ def _problem(
 
   Call it in a process of its own: a fault may change other modules.
   """
-  # Before the change, because importing some tests makes a `saving.Source`.
+  # Before the change, because some test modules call the module on import.
   tests = _tests(test) if test else None
   with (
     contextlib.redirect_stdout(io.StringIO()),

@@ -1204,7 +1204,7 @@ def _takes(source: saving.Source, few: Any, usual: Any = None) -> bool:
   """Tells whether a model takes a batch of few rows. Some ops do not take 0.
 
   Eager loops over 0 rows return vectors, whatever they return for more rows.
-  Such a batch is not used.
+  Such a batch is used only if the usual outputs are vectors, too.
   """
   try:
     vectors = _vectors(source, few)
