@@ -142,7 +142,7 @@ class RestoreTest(tf.test.TestCase):
       " TensorFlow. Left out: counters (1), heads (2), optimizer (14).\n",
     )
     self.assertAllEqual(body.weights[0], self.full_model.body.weights[0])
-    # What is below the part must match in both directions.
+    # The variables below the part must match in both directions.
     with self.assertRaisesRegex(errors.ExportError, "no value for dense2/ker"):
       restore(_model(layers=3))
     with self.assertRaisesRegex(
@@ -272,7 +272,7 @@ class RestoreTest(tf.test.TestCase):
     )
     manager.save()
     manager.save()
-    # As a program on another machine leaves it, and another one moves it.
+    # A program on another machine wrote the directory, which was moved later.
     state = os.path.join(old, "checkpoint")
     with open(state) as f:
       text = f.read()

@@ -11,7 +11,7 @@ layers = tf_keras.layers
 
 
 class Rate(layers.Dropout):
-  """A dropout of a user's own, which does not read its rate."""
+  """A user's dropout layer, which does not read its rate."""
 
   def call(self, inputs, training=None):
     return inputs
@@ -40,7 +40,7 @@ def _found(*modules):
 
 
 def _values(hyperparameter, value):
-  """Returns what the layers read when the argument has a value."""
+  """Returns the values that layers read if the argument is `value`."""
   values = {hyperparameter.name: tf.constant(value)}
   with hyperparameters.bound([hyperparameter], values):
     return [

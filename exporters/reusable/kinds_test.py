@@ -1,4 +1,4 @@
-"""Tests which kind a SavedModel is of."""
+"""Tests how the kind of a SavedModel is decided."""
 
 from absl.testing import absltest
 from absl.testing import parameterized
@@ -84,7 +84,7 @@ class KindsTest(parameterized.TestCase):
     ("plain", _strings(_N, 1), _floats(_N, 64)),
     ("plain", _strings(_N, 1), _floats(_N, 1, 64)),
     ("plain", _strings(), _floats(64)),
-    ("plain", _strings(_N, _N), _floats(_N, _N, 50)),  # Of words in sentences.
+    ("plain", _strings(_N, _N), _floats(_N, _N, 50)),  # Word embeddings.
     ("plain", _strings(_N, _N), _floats(_N, 50)),  # An average of words.
     ("plain", _RAGGED, _floats(_N, _N, 50)),
     ("plain", _ids(_N, _N), _floats(_N, _N, 90)),

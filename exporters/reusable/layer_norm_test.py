@@ -30,7 +30,7 @@ def _loss_and_gradients(model, inputs):
 
 
 def _ops(model, rank):
-  """Counts the ops of a training step with free lengths."""
+  """Counts the ops of a training step with dynamic lengths."""
   spec = tf.TensorSpec([None] * (rank - 1) + [4])
   graph = (
     tf.function(lambda x: _loss_and_gradients(model, x))

@@ -1,7 +1,7 @@
 """Plants faults in exports.
 
-Each fault is one change of a SavedModel: of a weight, an op, an attribute, a
-constant, a default, a list of variables or losses, a signature. Verification
+Each fault changes one thing in a SavedModel: a weight, an op, an attribute, a
+constant, a default, a list of variables or losses, or a signature. Verification
 must find it.
 """
 
@@ -30,7 +30,7 @@ from exporters.reusable import private_api
 from exporters.reusable import saving
 from exporters.reusable import verification
 
-# Ops of the same inputs and attributes that compute something else.
+# Ops, and replacements with the same inputs and attributes but other results.
 _SIMILAR = dict(
   re.findall(
     r"(\w+)→(\w+)",
@@ -55,16 +55,16 @@ _ORDERED = {
 _FLAGS = ("is_training", "transpose_a", "transpose_b", "adj_x", "adj_y")
 _FLOAT = tf.float32.as_datatype_enum
 
-# Why a fault that fits is not planted.
+# Reasons not to plant a fault, because it has no effect.
 _UNUSED = "no result and no effect depends on the op"
 _IN_INFERENCE = "a signature does not use what it passes to inference"
 _SAME = "it would change nothing"
-# Batch normalization divides out what these hand on.
+# Ops that pass on a factor of their input, which batch normalization removes.
 _KEEPS_FACTORS = {"AvgPool", "Conv2D", "MaxPool", "Relu"}
 
 
 class Export(NamedTuple):
-  """What a fault changes.
+  """The parts of an export that faults change.
 
   Attributes:
     message: The `saved_model.pb`.
@@ -91,7 +91,7 @@ class Export(NamedTuple):
     return self.objects.nodes[ids[name]]
 
   def to_bytes(self) -> tuple[bytes, dict[str, bytes]]:
-    """Returns what two equal exports have in common."""
+    """Returns the export as bytes, which are equal for equal exports."""
     weights = {name: x.tobytes() for name, x in self.weights.items()}
     return self.message.SerializeToString(deterministic=True), weights
 
@@ -100,10 +100,11 @@ class Fault(NamedTuple):
   """One fault.
 
   Attributes:
-    kind: What is changed.
+    kind: The kind of change.
     where: The place, in words.
-    plant: Changes an export.
-    equivalent: Why it would have no effect. Such a fault is not planted.
+    plant: Plants the fault in an export, in place.
+    equivalent: Why the fault would have no effect, or "" if it has one. Only
+      faults with an effect are planted.
   """
 
   kind: str
@@ -112,14 +113,15 @@ class Fault(NamedTuple):
   equivalent: str = ""
 
 
-# A kind and a place, a change of a function, and `Fault.equivalent`.
+# `kind` and `where` of a `Fault`, a change of a function, and `equivalent`.
 _Change = tuple[str, str, Callable[[graphs.Function], None], str]
-# Puts nodes into a function that take a Tensor; returns the name of the result.
+# Adds nodes that compute with a Tensor of a function; returns their result's
+# name.
 _Insertion = Callable[[graphs.Function, str], str]
 
 
 class Subject(NamedTuple):
-  """An export and what was observed of its live model."""
+  """An export and the observations of its live model."""
 
   name: str
   export_dir: str
@@ -135,7 +137,7 @@ def subject(
   export_dir: str,
   also_takes: Sequence[Any] = (),
 ) -> Subject:
-  """Exports a model, and observes the live one once for all faults."""
+  """Exports a model, and observes the live model once for all faults."""
   root = saving.reusable(source, also_takes=also_takes)
   signature = saving.signature(root, source.input_spec)
   notes = saving.save(
@@ -174,7 +176,7 @@ def _write(export: Export, directory: str) -> None:
 
 
 def check(subject: Subject, directory: str) -> list[export_checks.Result]:
-  """Compares an export, of `subject` or with a fault, with the live model."""
+  """Compares the export in `directory`, faulty or not, with the live model."""
   with contextlib.redirect_stdout(io.StringIO()):
     return export_checks.check(
       directory,
@@ -191,7 +193,7 @@ class _FoundError(Exception):
 
 
 def found_by(subject: Subject, fault: Fault) -> str | None:
-  """Plants a fault; returns what finds it, None if nothing does."""
+  """Plants a fault; returns the problem that verification finds, or None."""
   result = export_checks._result
 
   def stop_at_problems(part, kind, call, largest, problems, *args, **kwargs):
@@ -243,7 +245,7 @@ def faults(export: Export) -> Iterator[Fault]:
 
 
 def _reached(export: Export) -> dict[str, str]:
-  """Names what each function of a library is for."""
+  """Returns the role of each function that an export uses, by its name."""
   by_name = {f.signature.name: f for f in export.library.function}
   waiting = [("call", name) for name in _functions_of(export.child("__call__"))]
   waiting += [
@@ -325,7 +327,7 @@ _OF_LISTS = {
 
 
 def _of_objects(export: Export) -> Iterator[Fault]:
-  """Yields changes of lists, and of which variables tapes watch."""
+  """Yields changes of lists of variables and losses, and of `trainable`."""
 
   def change_list(export: Export, name: str, i: int, change: Any) -> None:
     children = export.child(name).children
@@ -371,7 +373,7 @@ def _of_defaults(export: Export) -> Iterator[Fault]:
 
 
 def _of_bindings(export: Export) -> Iterator[Fault]:
-  """Yields functions that read other variables, or are taken for others."""
+  """Yields swaps of the variables that functions read, and of signatures."""
 
   def swap(export: Export, name: str, i: int, j: int) -> None:
     bound = export.objects.concrete_functions[name].bound_inputs
@@ -413,7 +415,7 @@ def _of_function(
   """Yields faults in a function."""
   live = _live(function, lambda node: node.input)
   ops = {node.name: node.op for node in function.node_def}
-  # A fault in these has no effect.
+  # Nodes in which a fault has no effect, and why.
   nowhere = {
     name.partition(":")[0]: "the end of a slice of one element is not read"
     for node in function.node_def
@@ -445,7 +447,7 @@ def _of_function(
 
 
 def _of_subtraction(function: graphs.Function, node: graphs.Node) -> str:
-  """Tells why Sub in place of AddV2 has no effect; "" if it has."""
+  """Tells why Sub in place of AddV2 has no effect; "" if it has one."""
   for other in function.node_def:
     if other.op == "FloorMod" and f"{node.name}:z:0" == other.input[0]:
       return _SAME  # As in (axis + rank) % rank.
@@ -459,8 +461,13 @@ def _of_subtraction(function: graphs.Function, node: graphs.Node) -> str:
 def _of_operands(
   function: graphs.Function, role: str, ops: Mapping[str, str]
 ) -> Iterator[_Change]:
-  """Yields faults in the first operands of ops, which are named in `ops`."""
-  # Gradients have a larger tolerance, and are not differentiated.
+  """Yields faults in the first operands of nodes.
+
+  Args:
+    function: The function.
+    role: Its role, from `_reached`.
+    ops: The op of each node, by the node's name.
+  """
   of_operands: dict[str, _Insertion] = {
     "operand x 1.0001": _times(1.0001),
     "operand in bfloat16": _rounded,
@@ -468,6 +475,7 @@ def _of_operands(
       function, "StopGradient", operand, T=tf.float32
     ),
   }
+  # Neither is differentiated, and gradients have a larger tolerance.
   if role in ("gradient", "signature"):
     of_operands = {"operand x 1.01": _times(1.01)}
   differentiated = _live(function, _differentiated)
@@ -476,7 +484,7 @@ def _of_operands(
     for name in graphs.operands(node):
       taken_by[name.partition(":")[0]].append(node)
   for i, node in enumerate(function.node_def):
-    is_select = node.op in ("Select", "SelectV2")  # Their first one is bool.
+    is_select = node.op in ("Select", "SelectV2")  # Operand 0 is bool.
     floats = "T" in node.attr and node.attr["T"].type == _FLOAT
     operands = [ops.get(x.partition(":")[0]) for x in graphs.operands(node)]
     if not (floats and operands and operands[is_select] != "Const"):
@@ -502,7 +510,7 @@ def _of_operands(
 def _of_factor(
   node: graphs.Node, taken_by: Mapping[str, Sequence[graphs.Node]]
 ) -> str:
-  """Tells why a factor of 1.0001 before an op has no effect; "" if it has."""
+  """Tells why a factor of 1.0001 has no effect; "" if it has one."""
 
   def is_normalized(node):
     takers = taken_by[node.name] if node.op in _KEEPS_FACTORS else ()
@@ -537,7 +545,7 @@ def _forget(function: graphs.Function, name: str) -> None:
 def _change_node(
   function: graphs.Function, i: int, change: Callable[[graphs.Node], None]
 ) -> None:
-  """Changes a node, and names its result as other nodes know it."""
+  """Changes a node, and updates the references to its result."""
   node = function.node_def[i]
   op = node.op
   change(node)
@@ -551,15 +559,15 @@ def _change_node(
 
 
 def _result(op: str) -> str:
-  """Names the first result of an op."""
+  """Returns the name of the first result of an op."""
   return private_api.op_def(op).output_arg[0].name
 
 
 def _differentiated(node: graphs.Node) -> list[str]:
-  """Returns the operands to which the gradient of a node goes."""
+  """Returns the operands of a node that get a gradient."""
   if node.op == "StopGradient":
     return []
-  # A custom gradient is that of the inputs, which come after the result.
+  # The operands are the result, which gets none, and then the inputs.
   is_custom = bool(graphs.gradient(node))
   return graphs.operands(node)[1 if is_custom else 0 :]
 
@@ -567,7 +575,13 @@ def _differentiated(node: graphs.Node) -> list[str]:
 def _live(
   function: graphs.Function, operands: Callable[[graphs.Node], Iterable[str]]
 ) -> set[str]:
-  """Names the nodes that the results, or an effect, depend on by `operands`."""
+  """Names the nodes that the results and effects of a function depend on.
+
+  Args:
+    function: The function.
+    operands: Returns the operands of a node that count. With `_differentiated`,
+      which returns those that get a gradient, effects do not count.
+  """
   by_name = {node.name: node for node in function.node_def}
   waiting = list(function.ret.values())
   if operands is not _differentiated:
@@ -586,7 +600,7 @@ def _of_scalars(
   by_name: Mapping[str, graphs.Function],
   live: set[str],
 ) -> Iterator[_Change]:
-  """Yields uses of hyperparameters that are lost."""
+  """Yields faults that drop or halve a hyperparameter in one of its uses."""
   names = set()
   for i, arg in enumerate(function.signature.input_arg):
     shapes = function.arg_attr[i].attr["_output_shapes"].list.shape
@@ -610,7 +624,7 @@ def _of_scalars(
 def _insert(
   function: graphs.Function, i: int, j: int, inserted: _Insertion
 ) -> None:
-  """Puts nodes before an operand of a node."""
+  """Inserts nodes between node `i` and its operand `j`."""
   new = inserted(function, function.node_def[i].input[j])
   function.node_def[i].input[j] = new
 
@@ -647,7 +661,7 @@ def _rounded(function: graphs.Function, operand: str) -> str:
 def _of_node(
   node: graphs.Node, role: str
 ) -> Iterator[tuple[str, Callable[[graphs.Node], None], str]]:
-  """Yields kind and change of faults in a node, and `Fault.equivalent`."""
+  """Yields kind, change and `Fault.equivalent` of each fault in a node."""
 
   def replace(node):
     node.op = similar
@@ -720,7 +734,10 @@ def _of_constant(
 
 
 def sample(faults: Iterable[Fault], count: int, seed: int = 0) -> list[Fault]:
-  """Chooses faults at random, always the same, and as many of each kind."""
+  """Chooses `count` faults with an effect, spread evenly over all kinds.
+
+  The choice is random, and the same for equal seeds.
+  """
   rng = random.Random(seed)
   by_kind = collections.defaultdict(list)
   for fault in faults:
@@ -734,7 +751,7 @@ def sample(faults: Iterable[Fault], count: int, seed: int = 0) -> list[Fault]:
 
 
 def spread(model: tf_keras.Model) -> None:
-  """Gives all weights values of their own, so large that every op counts."""
+  """Adds noise to all weights, so large that every op affects the results."""
   rng = np.random.default_rng(0)
   for variable in model.variables:
     if variable.dtype == tf.float32:

@@ -20,13 +20,14 @@ from exporters.reusable import randomness
 
 Arrays = comparison.Arrays
 
-# What zeros may become in other weights: powers of two, which each dtype has.
+# Replacements of zeros in other weights: powers of two, exact in every dtype.
 _NO_ZEROS = (2.0**-7, 2.0**-8, 2.0**-9, 2.0**-10)
 
-# Calls to try before randomness is denied, as a coin may fall alike many times.
+# Equal calls after which a model counts as deterministic. They are many because
+# a random choice between two values often repeats.
 _RARELY = 64
 
-# How the names of calls with other weights end.
+# The suffix in the names of calls with other weights.
 OTHER_WEIGHTS = ", other weights"
 
 # Attributes of an export, or of a sub-object, that consumers use.
@@ -56,7 +57,8 @@ class Call(NamedTuple):
     forms: Whether to call the export with all other forms of the input too.
     random: Whether to observe only what `_randomness` returns, because two
       calls of the model differ.
-    seeded: Whether the random ops of both models get the same seeds.
+    seeded: Whether the random ops of the live model and the export get the same
+      seeds.
     sampled: The number of calls in a `randomness.sample`; 0 for a single call.
     reweighted: Whether the weights are changed for the call.
   """
@@ -156,10 +158,11 @@ def observe_calls(
     part: Name of the sub-object, "" for the model itself.
     model: An object with `variables` and `trainable_variables`.
     call: The model as a function.
-    calls: The calls to make; those with `without` are left out.
+    calls: The calls to make. Calls with `without` are skipped.
     steps: Takes names of arguments, and returns a `train_step` of the model.
-    moves: Whether other weights begin with moving averages that a call without
-      seeds has moved.
+    moves: Whether calls with other weights start from moving averages that a
+      call without seeds has updated, and whether the regularization losses are
+      observed with other weights too.
   """
   repeats = True  # Whether to try that calls with the same seeds are equal.
   for is_reweighted, alike in itertools.groupby(calls, lambda c: c.reweighted):
@@ -175,7 +178,7 @@ def observe_calls(
     with reweighted(model, moved):
       for made in (*others, last):
         seen += _observe_call(part, model, call, made, steps)
-        # Last, as they are as large as the weights, and of one call only.
+        # Their gradients are as large as the weights: last, and only once.
         if made is last and moves and not made.seeded:
           kind = "regularization losses"
           seen.append(Observation(part, kind, made.name, _losses(model)))
@@ -199,7 +202,8 @@ def _observe_call(
     return
   function = steps(*made.arguments) if made.gradients else call
   if made.sampled:
-    # Keras draws new masks for recurrent layers at each step only in graphs.
+    # Only in graphs does Keras draw new dropout masks for recurrent layers at
+    # each step.
     function = tf.function(_without_seed(function))
     runs = (
       _flat(model, made, *run(model, function, made.example, made.arguments))
@@ -226,9 +230,9 @@ def _observe_call(
 
 
 def _without_seed(function: Callable[..., Any]) -> Callable[..., Any]:
-  """Wraps a function to be traced without the seed of this process.
+  """Wraps a function so that its traces do not use the seed of this process.
 
-  With it, the bodies of two equal loops would draw the same.
+  With the seed, the bodies of two equal loops would draw the same numbers.
   """
 
   def call(*args: Any, **kwargs: Any) -> Any:
@@ -244,9 +248,9 @@ def reweighted(model: Any, moved: Arrays) -> Iterator[None]:
 
   Other weights show which values of weights an export has as constants.
 
-  Non-trainable variables start from `moved`, the updates by a call. Half of
-  their values are doubled and half are halved: those that only grow, such as
-  maxima, are then above and below what a call finds.
+  Non-trainable variables start from `moved`, their values after a call. Half of
+  these values are doubled and half are halved. Values that can only grow, such
+  as maxima, then lie above and below the values that a call computes.
   """
   moving = moving_variables(model)
   before = [tf.identity(v) for v in moving]
@@ -274,11 +278,14 @@ def _other(
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
   """Returns other weights, and a function that undoes the change exactly.
 
-  Every other float is multiplied by `share`, and the others by `rest`, as some
-  models do not see the scale of all. The former change signs too, as some see
-  only signs. Zeros become one of `_NO_ZEROS`. Other values change places:
-  integers may have to be in a range. So do floats that would lose their last
-  bit, as very small ones do.
+  Floats are multiplied by `share` and `rest` in turn, because a common factor
+  has no effect on some models. If the values have both signs, every value
+  multiplied by `share` also changes its sign, because some models depend only
+  on signs. Zeros become one of `_NO_ZEROS`.
+
+  Values of other dtypes are reversed instead, because integers may have to stay
+  in a range. So are floats that would lose their last bit, such as very small
+  ones.
   """
   if not comparison.is_inexact(old) or not old.size or np.iscomplexobj(old):
     return _flipped(old)
@@ -326,13 +333,13 @@ def _with_factors(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
   """Yields blocks of two arrays, with factors that alternate along each axis.
 
-  Blocks, because temporary arrays of the size of weights cost more than the
-  arithmetic.
+  The arrays are split into blocks because temporary arrays as large as the
+  weights would cost more than the arithmetic.
   """
   odd = [(np.arange(size) % 2).astype(bool) for size in old.shape]
   columns = odd.pop() if len(odd) > 1 else np.array([False])
   of_rows = functools.reduce(np.logical_xor.outer, odd, np.array(False)).ravel()
-  # Those of even rows and of odd ones.
+  # The factors of even rows and of odd rows.
   pair = np.where(
     [columns, ~columns], np.array(rest, old.dtype), np.array(share, old.dtype)
   )
@@ -357,13 +364,15 @@ def train_step(
 
   Returns:
     A function with the arguments of `call`. It returns the outputs, and the
-    gradients of a scalar of the outputs, for `gradient_arrays`: a list for all
-    trainable variables, and a dict for floating-point inputs, if `of_inputs`.
+    gradients of a scalar computed from the outputs and losses. The gradients
+    are a list for all trainable variables and a dict for floating-point inputs,
+    which is empty without `of_inputs`. `gradient_arrays` takes both.
   """
 
   def step(example: Any, **arguments: Any) -> tuple[Any, list[Any]]:
     inputs = float_inputs(example) if of_inputs else {}
-    # Only train steps have a tape: it costs seconds even without gradients.
+    # Only train steps use a tape because it costs seconds, even without
+    # gradients.
     with tf.GradientTape() as tape:
       tape.watch(inputs)
       outputs = call(example, **arguments)
@@ -403,7 +412,7 @@ def differ(
   example: Any,
   *arguments: Mapping[str, Any],
 ) -> bool:
-  """Tells whether sets of arguments lead to other outputs or updates.
+  """Tells whether calls with these arguments differ in outputs or updates.
 
   Variables that the model does not list are neither observed nor restored.
   """
@@ -424,7 +433,7 @@ def _randomness(
   example: Any,
   arguments: Mapping[str, Any],
 ) -> Arrays:
-  """Observes whether any calls differ, and which variables they update."""
+  """Observes whether equal calls differ, and which updates need `arguments`."""
   _, still = run(model, call, example, {})
   _, moved = run(model, call, example, arguments)
   calls = [arguments] * _RARELY
@@ -436,7 +445,7 @@ def _randomness(
 
 
 def _flat(model: Any, made: Call, result: Any, updates: Arrays) -> Arrays:
-  """Returns all arrays that a call observes, by name."""
+  """Returns all arrays that are observed of a call, by name."""
   outputs, gradients = result if made.gradients else (result, None)
   seen = {f"{k} of the outputs": y for k, y in named_arrays(outputs).items()}
   if made.gradients:
@@ -451,7 +460,18 @@ def _seeded(
   step: Callable[..., Any],
   made: Call,
 ) -> tuple[Arrays, tuple[Any, Arrays]]:
-  """Runs `step` with numbered seeds; observes whether `first` does the same."""
+  """Runs `step` with numbered seeds; observes whether `first` agrees with it.
+
+  Args:
+    model: The model.
+    first: The model as a function, or None to skip this comparison.
+    step: The model as a function, or its train step.
+    made: The call to make.
+
+  Returns:
+    The number of draws and the comparison with `first`, and the result of
+    `run` for `step`.
+  """
 
   def seeded(function: Callable[..., Any]) -> tuple[tuple[Any, Arrays], int]:
     with private_api.numbered_seeds() as given:
@@ -543,7 +563,8 @@ def as_array(tensor: tf.Tensor | None) -> np.ndarray:
   """Views a Tensor as an array, without a copy."""
   if tensor is None:
     return np.array("None")
-  # NumPy takes no scalar bfloat16 Tensor. Its strings lose trailing zero bytes.
+  # NumPy cannot convert a scalar bfloat16 Tensor, and NumPy's strings lose
+  # trailing zero bytes.
   values = tensor if tensor.shape.rank else tensor.numpy()
   return np.asarray(values, object if tensor.dtype == tf.string else None)
 
@@ -552,7 +573,7 @@ def _digest(variable: tf.Variable) -> np.ndarray:
   """Hashes dtype, shape and value of a variable."""
   array = as_array(variable.read_value())
   digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-  # An array of strings has their addresses.
+  # The bytes of an array of objects are addresses, not the strings.
   is_text = array.dtype == object
   digest.update(repr(array.tolist()).encode() if is_text else array)
   return np.frombuffer(digest.digest(), np.uint8)
@@ -577,8 +598,8 @@ def weights_sha256(parts: Iterable[Any]) -> str:
 def _scalar(outputs: Any) -> tf.Tensor:
   """Returns a weighted sum of outputs, so that no symmetry hides an error.
 
-  No value hides the gradients of others either: large ones, such as the -1e9 of
-  a mask, are scaled to 1 each, and those that are not finite are left out.
+  Large values, such as the -1e9 of a mask, are scaled to a magnitude of 1, and
+  values that are not finite become 0. They would hide other gradients.
   """
   return tf.add_n(
     [

@@ -1,8 +1,8 @@
-"""Makes functions of what a SavedModel computes several times.
+"""Replaces repeated nodes in a SavedModel by calls of one function.
 
-An encoder of twelve layers computes one layer twelve times, with other weights.
-As one function with twelve calls, the layer is imported once when the
-SavedModel is loaded, and differentiated once when it is trained.
+For example, the twelve layers of an encoder differ only in their weights. As
+one function with twelve calls, the layer is imported once when the SavedModel
+is loaded, and differentiated once when it is trained.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from exporters.reusable import private_api
 from exporters.reusable.private_api import meta_graph_pb2
 from exporters.reusable.private_api import types_pb2
 
-# Nodes of a function, and nodes that it saves. One that saves fewer makes the
-# first train step slower; measured with ResNet-50.
+# The minimum number of nodes in a function, and of nodes that it must save.
+# Functions that save fewer make the first train step slower, as measured with
+# ResNet-50.
 _LEAST_NODES = 10
 _LEAST_SAVED = 150
 _FLOATS = (types_pb2.DT_FLOAT, types_pb2.DT_HALF, types_pb2.DT_BFLOAT16)
@@ -43,7 +44,7 @@ class _Tensor(NamedTuple):
   Attributes:
     dtype: The number of its data type.
     shape: The message of its shape.
-    handle: The messages of the variables' shapes, of a resource.
+    handle: For a resource, the messages of its variables' dtypes and shapes.
   """
 
   dtype: int
@@ -55,7 +56,8 @@ class _Gradient(NamedTuple):
   """A custom gradient.
 
   Attributes:
-    body: What it computes; its type if it captures more than Tensors.
+    body: The function in bytes, or the gradient's type if it captures more than
+      Tensors.
     captured: Messages of the Tensors that it captures.
   """
 
@@ -69,14 +71,15 @@ class _Piece(NamedTuple):
   Attributes:
     caller: The function.
     scope: The name scope.
-    places: The name of the function and the place of each node in it.
+    places: The name of the function with the index of each node in it.
     nodes: The nodes.
     arguments: Tensors that the nodes and their gradients take from elsewhere.
-    results: Tensors that are used elsewhere.
+    results: Tensors of the nodes that are used elsewhere.
     effects: Names of nodes that a call of `caller` waits for.
     gradients: The types of the custom gradients.
     names: The names of Tensors in functions, by their names in graphs.
-    key: What the nodes compute. One function can replace pieces of equal key.
+    key: Describes what the nodes compute. One function can replace pieces of
+      equal key.
   """
 
   caller: graphs.Function
@@ -94,11 +97,11 @@ class _Piece(NamedTuple):
 def outline(meta_graph: meta_graph_pb2.MetaGraphDef) -> None:
   """Replaces repeated nodes by calls of one function.
 
-  Nodes in one name scope, such as that of a layer, become a function if another
-  scope has equal ones: with equal ops, attributes and inputs, and with equal
-  custom gradients. Sizes may differ, as those of variables do. Nodes stay where
-  they are if they wait for nodes elsewhere, have to be on the same device, or
-  compute integers for others.
+  The nodes of a name scope, such as a layer's, become a function if another
+  scope has equal nodes, with the same ops, attributes, inputs and custom
+  gradients. Sizes in shapes, such as those of variables, may differ. The nodes
+  stay in place if they have control inputs from elsewhere, must share a device
+  with other nodes, or compute integers for other nodes.
 
   Args:
     meta_graph: The functions and objects as TensorFlow saved them. Changed in
@@ -113,7 +116,7 @@ def outline(meta_graph: meta_graph_pb2.MetaGraphDef) -> None:
     for piece in _pieces(function, gradients):
       if piece.key not in same:
         same[piece.key] = []
-        # In this order, two exports have the same bytes.
+        # Size, then discovery: this order gives two exports the same bytes.
         order = (-len(piece.nodes), len(same), piece.key)
         heapq.heappush(largest, order)
       same[piece.key].append(piece)
@@ -136,14 +139,14 @@ def outline(meta_graph: meta_graph_pb2.MetaGraphDef) -> None:
       instead[piece.caller.signature.name].update(_call(piece, function))
       unused.update(piece.gradients if i else ())
     library.function.append(function)
-    read(library.function[-1])  # Its own parts may be those of others.
+    read(library.function[-1])  # Its parts may repeat elsewhere.
   for function in library.function:
     _rename(function, instead[function.signature.name])
   _remove_gradients(meta_graph, unused)
 
 
 def _rename(function: graphs.Function, new: Mapping[str, str]) -> None:
-  """Renames the Tensors and nodes that nodes use and that are returned."""
+  """Renames Tensors and nodes in the inputs of nodes and in the results."""
   for node in function.node_def if new else ():
     inputs = [new.get(x, x) for x in node.input]
     waits = dict.fromkeys(x for x in inputs if x[0] == "^")
@@ -174,7 +177,7 @@ def _gradients(
 
 
 def _without_names(function: graphs.Function) -> bytes:
-  """Serializes a function without its name and those of its arguments."""
+  """Serializes a function without the names of the function and arguments."""
   copy = graphs.Function()
   copy.CopyFrom(function)
   copy.signature.name = ""
@@ -193,7 +196,7 @@ def _pieces(
   function: graphs.Function,
   gradients: Mapping[str, _Gradient],
 ) -> Iterator[_Piece]:
-  """Yields what functions could replace in a function."""
+  """Yields the pieces of a function that another function could replace."""
   if any(node.op == "Merge" for node in function.node_def):
     return
   caller = _Caller(function, gradients)
@@ -225,21 +228,21 @@ class _Caller:
     self._described = {
       node.name: _described(node, self._gradient(node)) for node in self._nodes
     }
-    # By the name in functions: NODE:OUTPUT:INDEX, or the argument.
+    # By name in functions: NODE:OUTPUT:INDEX, or the name of an argument.
     self._tensors: dict[str, _Tensor] = {}
-    # By the name in graphs, NODE:INDEX: that in functions.
+    # From names in graphs, NODE:INDEX, to names in functions.
     self._names: dict[str, str] = {}
     shapes = function.attr[_INPUT_SHAPES].list.shape
     for arg, shape in zip(function.signature.input_arg, shapes, strict=False):
       self._names[f"{arg.name}:0"] = arg.name
       handle = tuple(arg.handle_data)
       self._tensors[arg.name] = _Tensor(arg.type, shape, handle)
-    # Places and inputs of the nodes that use or wait for a node.
+    # By node: the index of each node that uses or waits for it, and the input.
     self._users = collections.defaultdict(list)
     for i, node in enumerate(self._nodes):
       for x in node.input:
         self._users[graphs.node_of(x)].append((i, x))
-      # Users that must not be apart from the node.
+      # Users that must stay in one function with the node.
       apart = [graphs.node_of(x.name) for x in self._captured(node)]
       for x in (*apart, *graphs.colocated(node)):
         self._users[x].append((i, ""))
@@ -331,10 +334,11 @@ class _Caller:
 
 
 def _is_lifted(node: graphs.Node) -> bool:
-  """Tells whether a constant stays with the caller, who passes it.
+  """Tells whether a node is a constant that the caller keeps and passes.
 
-  Layers of different widths are equal but for such constants. Functions need
-  other constants, such as axes and paddings, to know shapes.
+  Layers of different widths differ only in such constants. Other constants,
+  such as axes and paddings, stay in the function, which needs them to infer
+  shapes.
   """
   tensor = node.attr["value"].tensor if node.op == "Const" else None
   return tensor is not None and (
@@ -359,7 +363,7 @@ def _of_tensor(tensor: _Tensor) -> Hashable:
 
 
 def _merged(messages: Iterable[Any]) -> Any:
-  """Returns a message of shapes, without the sizes in which others differ."""
+  """Returns a message of shapes, in which sizes that differ are unknown."""
   first, *others = messages
   merged = type(first)()
   merged.CopyFrom(first)
@@ -384,7 +388,11 @@ def _bytes(message: Any) -> bytes:
 def _function(
   name: str, pieces: Sequence[_Piece], gradients: Mapping[str, _Gradient]
 ) -> graphs.Function:
-  """Returns the function of pieces; gradients of the first capture from it."""
+  """Returns the function that replaces pieces.
+
+  Changes the custom gradients of the first piece: they then capture Tensors of
+  this function.
+  """
   piece = pieces[0]
   new = {x.name: x.name.removeprefix(f"{piece.scope}/") for x in piece.nodes}
   free = (
@@ -439,7 +447,7 @@ def _function(
 
 
 def _call(piece: _Piece, function: graphs.Function) -> dict[str, str]:
-  """Replaces a piece by a call; returns new names of Tensors."""
+  """Replaces a piece by a call; returns new names of Tensors and effects."""
   caller = piece.caller
   taken = {node.name for node in caller.node_def}
   taken.update(arg.name for arg in caller.signature.input_arg)
@@ -472,7 +480,7 @@ def _call(piece: _Piece, function: graphs.Function) -> dict[str, str]:
 def _remove_gradients(
   meta_graph: meta_graph_pb2.MetaGraphDef, op_types: Collection[str]
 ) -> None:
-  """Removes custom gradients that no node has any more."""
+  """Removes custom gradients that no node uses any more."""
   library = meta_graph.graph_def.library
   objects = meta_graph.object_graph_def
   gone = {

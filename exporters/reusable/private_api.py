@@ -117,8 +117,8 @@ def forget_seed() -> None:
 def numbered_seeds() -> Iterator[Callable[[], int]]:
   """Gives random ops the seeds (1, 1), (1, 2), … in the order of their calls.
 
-  The seeds of layers are replaced too. If TensorFlow lacks `random_seed`, they
-  are not, and verification compares distributions.
+  The seeds of layers are replaced too. If TensorFlow lacks `random_seed`, no
+  seed is replaced, and verification compares distributions.
 
   Yields:
     A function that returns the number of seeds given.
@@ -142,10 +142,10 @@ def numbered_seeds() -> Iterator[Callable[[], int]]:
 
 
 def inlined(function: Any) -> graph_pb2.GraphDef:
-  """Returns the graph of a concrete function, its calls inlined.
+  """Returns the graph of a concrete function with all calls inlined.
 
-  If TensorFlow cannot do it, or lacks `convert_to_constants`, the graph is as
-  it was.
+  If TensorFlow cannot inline them, or lacks `convert_to_constants`, the graph
+  is returned unchanged.
   """
   name = "_run_inline_graph_optimization"
   try:
@@ -200,9 +200,9 @@ def write_fingerprint(export_dir: str) -> None:
 def keras_paths(model: Any) -> dict[str, tf.Variable]:
   """Returns the variables of a model by their paths in Keras' own format.
 
-  Keras numbers the values of a layer in the order of two attributes. Without
-  `saving_lib`, files of this format are refused. The import is local because
-  not all programs need Keras.
+  Keras numbers a layer's `_trainable_weights`, then its
+  `_non_trainable_weights`. Without `saving_lib`, files of this format are
+  refused. The import is local because not all programs need Keras.
   """
   try:
     from tf_keras.src.saving import saving_lib

@@ -25,12 +25,12 @@ from exporters.reusable.private_api import graph_pb2
 PILOT_CALLS = 128
 LEAST_CALLS, _MOST_CALLS = 256, 2**14
 _FALSE_ALARM = 1e-6  # Probability that equal models fail a test.
-_BOUND = 1.1  # Ratio of standard deviations to detect,
-_SIGMAS = 9.0  # by so many standard errors; five fail a test.
+_BOUND = 1.1  # Ratio of standard deviations that must be detected.
+_SIGMAS = 9.0  # Standard errors that it must differ by; five fail a test.
 _MOST_VALUES = 2**20  # Values of one array in a sample.
-_MOST_CORRELATED = 256  # Values whose correlations are compared,
-_SIGNIFICANT = 4.0  # if they differ by so many standard errors.
-_TIED = 0.01  # Standard deviations below which numbers are taken for equal.
+_MOST_CORRELATED = 256  # Values whose correlations are compared.
+_SIGNIFICANT = 4.0  # Standard errors that a difference of correlations exceeds.
+_TIED = 0.01  # Standard deviations within which numbers count as equal.
 _SAVED_MODEL = "saved_model.pb"
 
 
@@ -101,11 +101,12 @@ def with_seeds(
 
 
 def _write_seeds(meta_graph: private_api.meta_graph_pb2.MetaGraphDef) -> None:
-  """Gives the random ops that a call of each function runs seeds from 1 on.
+  """Numbers the seeds of random ops in the order in which a call runs them.
 
-  A function that is called after other random ops is copied, and the copy gets
-  the next seeds. Other functions keep their names, by which TensorFlow finds
-  the Tensors that gradient functions capture.
+  The numbers of each function start at 1. A function that is called after other
+  random ops is copied, and the copy gets the next numbers. Other functions keep
+  their names, by which TensorFlow finds the Tensors that gradient functions
+  capture.
   """
   library = meta_graph.graph_def.library
   functions = list(library.function)
@@ -199,7 +200,7 @@ def _values(array: np.ndarray, most: int) -> np.ndarray:
 
 
 def calls_to_compare(pilot: comparison.Arrays) -> int:
-  """Returns how many calls detect standard deviations x 1.1.
+  """Returns how many calls detect standard deviations that differ by 10%.
 
   Args:
     pilot: A `sample` of outputs.
@@ -294,7 +295,8 @@ def _of_directions(
     "variances",
     later**2 @ np.where(deviation > small, variances, 0.0),
   )
-  # A mask that all rows share has the same means and variances.
+  # A mask that all rows share differs from separate masks in correlations, but
+  # not in means and variances.
   varies = np.flatnonzero(deviation > small)
   varies = varies[:: max(1, -(-len(varies) // _MOST_CORRELATED))]
   old, new = (((y - center) / scale)[:, varies] for y in first)
@@ -310,7 +312,7 @@ def _apart(old: np.ndarray, new: np.ndarray, false_alarm: float) -> bool:
   The normal approximation is conservative: beyond five standard deviations, the
   rank sum of 64 or more numbers has smaller tails.
   """
-  # Rounding errors tell apart no numbers that are equal otherwise.
+  # Numbers that differ only by rounding errors count as equal.
   tied = _TIED * np.concatenate([old, new]).std()
   sigmas = (_share_above(old, new, tied) - 0.5) * math.sqrt(6 * len(old) - 3)
   return math.erfc(abs(sigmas) / math.sqrt(2)) < false_alarm

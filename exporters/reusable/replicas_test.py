@@ -91,7 +91,7 @@ class ReplicasTest(parameterized.TestCase, tf.test.TestCase):
     *[(False, 9), (False, 11), (True, 8), (True, 11)] * nightly.IS_ON,
   )
   def test_trains_like_the_live_model(self, normalized, examples):
-    """The last batch has 4, 1 or 3 examples: of 1, a replica gets none."""
+    """The last batch has 4, 1 or 3 examples. With 1, a replica gets none."""
     export = self.export(normalized)
     found = _train(_TWO, export, examples)
     live = _train(_TWO, lambda: _features(normalized), examples)
@@ -105,7 +105,7 @@ class ReplicasTest(parameterized.TestCase, tf.test.TestCase):
       self.assertAllClose(found, one, atol=1e-5, rtol=1e-5)
 
   def test_names_no_devices(self):
-    """What is saved under a strategy loads on any machine."""
+    """A SavedModel that is written under a strategy loads on any machine."""
     load = self.export(normalized=True)
     with _TWO.scope():
       layer = load()
@@ -119,7 +119,7 @@ class ReplicasTest(parameterized.TestCase, tf.test.TestCase):
     nodes = list(proto.graph_def.node)
     for function in proto.graph_def.library.function:
       nodes += function.node_def
-    # TensorFlow's saver names those that every machine has.
+    # TensorFlow's saver names devices that every machine has.
     of_saver = {"/device:CPU:0", "/device:CPU:*"}
     self.assertEqual({n.device for n in nodes} - of_saver, {""})
     objects = proto.object_graph_def.nodes

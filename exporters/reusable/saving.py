@@ -50,19 +50,23 @@ _CHECKED = (tf.bfloat16, tf.float16, tf.float32, tf.float64)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-  """A model to export, made by `source`, which documents other attributes.
+  """A model to export. `source` makes it, and documents the other attributes.
 
   Attributes:
-    call: A Python function of the input and of keyword arguments, `defaults`.
+    call: A Python function of the input and of the keyword arguments in
+      `defaults`.
     defaults: The arguments that consumers may set, and their defaults.
     function: `call` as a tf.function, traced for `input_spec` in each mode.
     output_spec: Shapes and dtypes of the outputs, in inference.
     trains_as_model: Whether `trainable_variables` are those of the model.
     unread: For each mode, the variables that its trace does not read.
-    masked: The positions of outputs that have a Keras mask in a trace.
-    called: The Keras layers that the traces have called, whatever holds them.
-    inactive: Names of hyperparameters that were found and have no effect.
-    inference: `call` in inference, if it is traced alike and left out.
+    masked: The positions of outputs whose Keras mask is not an output.
+    called: The Keras layers that the traces have called, whatever object holds
+      them.
+    inactive: Names of hyperparameters that `hyperparameters.of_model` found and
+      that have no effect.
+    inference: `call` in inference, if its trace equals that of training. Only
+      training is exported then.
   """
 
   model: Callable[..., Any]
@@ -103,7 +107,7 @@ def source(
     model: A Keras model or layer, a `tf.Module`, a `tf.train.Checkpoint` with
       `__call__`, or a function. It takes one input, `training` if it has modes,
       and the hyperparameters that no layers read. If `training` changes
-      nothing, it is not exported.
+      nothing, the export does not take it.
     input_spec: `tf.TensorSpec`, or a list or dict of them: shape and dtype of
       the input. Dynamic dimensions are `None`. The batch dimension comes first.
     hyperparameters: The values that consumers may tune.
@@ -112,14 +116,16 @@ def source(
       Default: those of `model`; for a function, the trainable `variables`.
     regularization_losses: Functions without arguments, each returning a float
       scalar. The export returns their sum. Default:
-      `model.regularization_losses`, or else one for each weight regularizer of
-      the Keras layers that `model` has or calls; for a function, of those that
-      it names or calls, and whose weights are among `trainable_variables`.
+      `model.regularization_losses`, or else one loss for each weight
+      regularizer of the Keras layers that `model` has or calls. For a function
+      these are the layers that it names or calls, and only losses of
+      `trainable_variables` count.
     check: A function that returns the input, with ops that fail if the model
-      does not support it.
+      does not support the input.
     layer_calls: Replaces the `call` of layers in the trace, by class. Outputs
       and gradients must stay the same. Use it for layers that XLA recompiles at
-      every step or cannot compile. Those of Keras are replaced by default.
+      every step or cannot compile. Such layers of Keras are replaced by
+      default.
     autograph: Whether AutoGraph rewrites the Python code of the model. Only
       Python control flow over Tensors needs it, and it takes time.
 
@@ -196,14 +202,15 @@ def reusable(
 
   Args:
     model: The model.
-    also_takes: Other forms of the input: other dtypes, which are cast; for a
-      dict also lists, in the order of its keys; for a list other lengths.
+    also_takes: Specs of other forms of the input. Their dtypes may differ, and
+      are cast. A dict may be a list in the order of the dict's keys. A list may
+      have another length.
 
   Returns:
     An object whose `__call__` takes the input and the arguments of the model,
     by the same names and with the same defaults. `regularization_losses` has
-    one function, which returns the sum, or none. The object holds the tables of
-    the model, too.
+    one function, which returns the sum of the losses, or no function. The
+    object also holds the tables of the model.
 
   Raises:
     ExportError: A regularization loss is not a finite float scalar, or layers
@@ -247,7 +254,7 @@ def _check_form(spec: Any, form: Any) -> None:
     spec = list(spec.values())
   pairs = zip(tf.nest.flatten(spec), tf.nest.flatten(form), strict=False)
   for usual, other in pairs:
-    # A ragged one may have words of pieces, where another one has pieces.
+    # RaggedTensors may differ in rank, as pieces and words of pieces do.
     is_ragged = isinstance(usual, tf.RaggedTensorSpec)
     if isinstance(other, tf.RaggedTensorSpec) != is_ragged or (
       not is_ragged and usual.shape.rank != other.shape.rank
@@ -280,7 +287,7 @@ def profile(root: tf.train.Checkpoint, model: Source) -> tf.train.Checkpoint:
 
   Args:
     root: The export, an object that `reusable` made.
-    model: What `frozen` returns for the model of the export.
+    model: The source that `frozen` returns for the model of the export.
   """
   result = tf.train.Checkpoint()
   result.__call__ = root.__call__
@@ -304,8 +311,8 @@ def signature(
 
   Args:
     reusable_object: An object that `reusable` made.
-    input_spec: Its input. The names of Tensors are the keys of a dict, or else
-      the names of their specs. The default is `inputs`.
+    input_spec: The spec of its input. The signature names Tensors by the keys
+      of a dict, or else by the names of their specs. The default is `inputs`.
     output_name: Name of a single output; for a list, the sorted names or their
       common prefix. Outputs in a dict are named by their keys. Outputs that are
       not Tensors are left out.
@@ -319,7 +326,7 @@ def signature(
   def serve(*inputs):
     outputs = reusable_object.__call__(
       tf.nest.pack_sequence_as(named_spec, inputs),
-      # Tensors reuse a trace; each Python number would get its own.
+      # Tensors reuse a trace; each Python number would need a new trace.
       **{
         name: tf.constant(parameter.default)
         for name, parameter in parameters.items()
@@ -358,7 +365,7 @@ def signature(
 def constant(value: Any) -> tf.train.Checkpoint:
   """Makes an attribute of an export that returns a constant when called.
 
-  A variable would not work for strings, which TPUs cannot load.
+  It is no variable, because TPUs cannot load variables of strings.
 
   Args:
     value: A value that TensorFlow converts to a Tensor, or a dict of them.
@@ -419,11 +426,12 @@ def save(
 
 
 def lost(model: Source) -> dict[str, str]:
-  """Says what of a model its SavedModel lacks, by kind.
+  """Describes what a SavedModel loses of its model, by kind.
 
-  These are constraints of variables, such as `NonNeg`, masks of outputs,
-  arguments of `call`, rates of layers that are always in inference, a default
-  of `training`, and losses of a module that has them by Keras' name.
+  A SavedModel may lose constraints of variables such as `NonNeg`, masks of
+  outputs, arguments of `call`, rates of layers that are always in inference,
+  the default of `training`, and losses that a module lists under Keras' name
+  `losses`.
   """
   found = {}
   names = [
@@ -484,7 +492,7 @@ def parameters_of(model: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 def _check_names(
   input_spec: Any, hyperparameters: Sequence[Hyperparameter]
 ) -> None:
-  """Refuses names that name two things, and defaults without a dtype."""
+  """Refuses unusable or ambiguous names, and defaults of unusable types."""
   for hyperparameter in hyperparameters:
     name, default = hyperparameter.name, hyperparameter.default
     if not name.isidentifier() or name in ("inputs", "self", "training"):
@@ -518,7 +526,7 @@ def _check_names(
 def input_specs(spec: Any) -> dict[str, tf.TensorSpec]:
   """Returns the inputs of a signature, by name, for the input of a model.
 
-  TensorFlow names the Tensors of a RaggedTensor by its place.
+  TensorFlow names the Tensors of a RaggedTensor by its place in the input.
   """
   named = {}
   for i, part in enumerate(tf.nest.flatten(_named(spec))):
@@ -581,7 +589,7 @@ def _has_training(
 
 
 def _python_function(model: Callable[..., Any]) -> Callable[..., Any]:
-  """Unwraps a tf.function: nested ones slow down every step under XLA."""
+  """Unwraps a tf.function. Nested ones slow down every step under XLA."""
   is_layer = isinstance(model, tf_keras.layers.Layer)
   if isinstance(model, (tf.Module, tf.train.Checkpoint)) and not is_layer:
     try:
@@ -633,7 +641,8 @@ def _trainable(
       if variable.dtype in _CHECKED and variable.trainable:
         tf.debugging.check_numerics(variable, "")  # Allocates no memory.
       elif variable.dtype in _CHECKED:  # Masks and minima may be infinite.
-        # As a Tensor: not all kinds of variables convert to others' dtypes.
+        # As a Tensor, because not all kinds of variables convert to the dtypes
+        # of other operands.
         value = variable.read_value()
         value = tf.where(tf.math.is_inf(value), tf.zeros_like(value), value)
         tf.debugging.check_numerics(value, "")
@@ -672,11 +681,12 @@ def layers_of(model: Any) -> list[tf_keras.layers.Layer]:
 def for_any_strategy(layers: Iterable[tf_keras.layers.Layer]) -> Iterator[None]:
   """Lets batch normalization be traced for consumers under any strategy.
 
-  `layers` are those of the model.
-
   A replica normalizes over its own examples, because a SavedModel cannot sum
-  over replicas, and TensorFlow warns about each gradient that would. A replica
-  without examples updates nothing.
+  over replicas. TensorFlow would warn about each gradient of such a sum. A
+  replica without examples updates nothing.
+
+  Args:
+    layers: The layers of the model.
   """
   synchronized = [
     layer for layer in layers if getattr(layer, "synchronized", False)
@@ -702,7 +712,8 @@ def _caller(
   """Wraps a model in a Python function whose arguments have defaults."""
   function = _python_function(model)
   layers = layers_of(model)
-  # ConvLSTM keeps its mask from call to call, for batches of one size alone.
+  # ConvLSTM keeps its dropout masks between calls, although they fit only
+  # batches of one size.
   cells = [x for x in layers if hasattr(x, "reset_recurrent_dropout_mask")]
 
   def call(inputs: Any, **arguments: Any) -> Any:
@@ -735,7 +746,7 @@ def _traced(model: Source) -> Source:
       inference=model.call,
       defaults={h.name: h.default for h in model.hyperparameters},
     )
-    # The inference trace has no closed gradients either.
+    # Without closed gradients, because the inference trace has none.
     plain = _traceable(always_training, {})
     (training,) = _trace(always_training, plain, model.input_spec)
     if _canonical(training) == _canonical(traces[0]):
@@ -773,10 +784,17 @@ def _traced(model: Source) -> Source:
 
 
 def _is_sized(variable: tf.Variable, read: Collection[int]) -> bool:
-  """Tells whether a variable has a size; refuses one without it if it is read.
+  """Tells whether a variable has a size.
 
-  Keras' preprocessing layers adapt such variables, and compute with constants.
-  `read` has the ids of handles.
+  Preprocessing layers of Keras have variables without a size, which `adapt`
+  sets, and compute with constants.
+
+  Args:
+    variable: The variable.
+    read: The ids of the handles that the traces read.
+
+  Raises:
+    ExportError: The variable has no size, and is trainable or read.
   """
   is_sized = variable.shape.is_fully_defined()
   if not is_sized and (variable.trainable or id(variable.handle) in read):
@@ -792,9 +810,10 @@ def _traceable(
 ) -> Function:
   """Makes a tf.function with named arguments and defaults.
 
-  A trace for another form of the input converts it and calls the trace for
-  `input_spec`, so that the model is traced once per mode. Only the training
-  trace has the replacements in `of_training`, as inference needs no gradients.
+  A trace for another form of the input converts the input and calls the trace
+  for `input_spec`, so that the model is traced once per mode. Only the training
+  trace has the replacements in `of_training`, because inference needs no
+  gradients.
   """
 
   def call(inputs: Any, *values: Any) -> Any:
@@ -822,10 +841,11 @@ def _traceable(
 
 
 def _masked(outputs: Any) -> Iterator[int]:
-  """Yields the positions of outputs whose Keras mask is no output."""
+  """Yields the positions of outputs whose Keras mask is not an output."""
   flat = tf.nest.flatten(outputs)
   for i, y in enumerate(flat):
-    # Keras has no public way to ask; `saving_test` fails if its name changes.
+    # Keras has no public attribute for it; `saving_test` fails if this one is
+    # renamed.
     mask = getattr(y, "_keras_mask", None)
     if mask is not None and not any(mask is x for x in flat):
       yield i
@@ -853,7 +873,7 @@ def _trace(
 
 @contextlib.contextmanager
 def _without_determinism() -> Iterator[None]:
-  """Says that random ops of an export cannot have the seeds of a process."""
+  """Explains the error that TensorFlow raises under op determinism."""
   try:
     yield
   except RuntimeError as e:
@@ -868,7 +888,7 @@ def _without_determinism() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_python_control_flow(autograph: bool) -> Iterator[None]:
-  """Says where Python decides by a Tensor, which has no value in a graph."""
+  """Explains TensorFlow's error about Python control flow over a Tensor."""
   try:
     yield
   except tf.errors.OperatorNotAllowedInGraphError as e:
@@ -887,16 +907,17 @@ def _without_python_control_flow(autograph: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_losses_of_calls(model: Source) -> Iterator[None]:
-  """Refuses layers whose last call inside has added losses.
+  """Refuses layers whose last call inside the context has added losses.
 
-  Of a function that says which losses it has, other ones may be lost.
+  A function or module that lists its regularization losses is not checked: it
+  may lose other losses.
   """
   is_layer = isinstance(model.model, tf_keras.layers.Layer)
   before = is_layer and len(model.model.losses)
   yield
   is_judged = is_layer or model.regularization_losses is None
   called = [*dict.fromkeys(model.called)] if is_judged else []
-  called.reverse()  # The inner ones first.
+  called.reverse()  # Inner layers first.
   for layer in called:
     if getattr(layer, "activity_regularizer", None) is not None:
       raise errors.ExportError(
@@ -938,7 +959,7 @@ def _canonical(trace: ConcreteFunction) -> str:
 
 
 def _named(spec: Any, *path: str | int) -> Any:
-  """Names the Tensors of an input: by their keys, or as their specs say."""
+  """Names the Tensors of an input by their keys, or by their specs."""
   if isinstance(spec, Mapping):
     return {key: _named(part, *path, str(key)) for key, part in spec.items()}
   if isinstance(spec, (list, tuple)):
@@ -1041,7 +1062,8 @@ def _check_ops(traces: Sequence[ConcreteFunction]) -> None:
 def _check_seeds(traces: Sequence[ConcreteFunction]) -> None:
   """Refuses training with random numbers that are the same in every load.
 
-  In inference too, such numbers are part of the model, as fixed projections.
+  Numbers that inference draws too are part of the model, such as fixed
+  projections.
   """
   inference, training = (_fixed_draws(t) for t in (traces[0], traces[-1]))
   if len(training) > len(inference):
@@ -1053,10 +1075,11 @@ def _check_seeds(traces: Sequence[ConcreteFunction]) -> None:
 
 
 def _fixed_draws(trace: ConcreteFunction) -> list[str]:
-  """Returns the stateless random ops whose seeds no input and no op draws.
+  """Returns the stateless random ops whose seeds are fixed.
 
-  Only those that outputs depend on. Normal numbers of a constant shape are left
-  out: they are projections, such as those of Model Garden's KernelAttention.
+  A seed is fixed if it depends on no input and on no random op. Only ops that
+  outputs depend on count. Normal numbers of a constant shape do not count,
+  because they are projections, such as those of Model Garden's KernelAttention.
   """
   captured = {x.op for x in trace.graph.internal_captures}
   arguments = {x.op for x in trace.inputs} - captured
@@ -1078,7 +1101,7 @@ def _fixed_draws(trace: ConcreteFunction) -> list[str]:
 def _upstream(
   tensors: Iterable[tf.Tensor], *, without: str = ""
 ) -> set[tf.Operation]:
-  """Returns the ops that Tensors depend on, but not through ops `without`."""
+  """Returns the ops that Tensors depend on; stops at ops of type `without`."""
   found = set()
   waiting = [x.op for x in tensors]
   while waiting:
@@ -1155,7 +1178,7 @@ def _inactive(traces: Sequence[ConcreteFunction], model: Source) -> list[str]:
   """Names hyperparameters that were found, and have no effect.
 
   Raises:
-    ExportError: Another one affects neither an output nor an update.
+    ExportError: Another hyperparameter affects neither an output nor an update.
   """
   inactive = []
   first = len(tf.nest.flatten(model.input_spec, expand_composites=True))
@@ -1191,8 +1214,8 @@ def _has_effect(tensor: tf.Tensor, trace: ConcreteFunction) -> bool:
 def _losses_of_keras(model: Source) -> list[Callable[[], tf.Tensor]]:
   """Returns the losses that a Keras model trains with.
 
-  For other models, those of the layers that they have, name or call; for a
-  function, only losses of variables that it trains.
+  For other models, returns the losses of the layers that the model has, names
+  or calls. For a function, returns only losses of variables that it trains.
   """
   root = model.model
   layers = [*dict.fromkeys([*layers_of(root), *model.called])]
@@ -1202,7 +1225,7 @@ def _losses_of_keras(model: Source) -> list[Callable[[], tf.Tensor]]:
     return [x for x in found if set() < observation.regularized([x]) <= listed]
   if not isinstance(root, tf_keras.layers.Layer):
     return found
-  # Layers in a tf.Module have losses that Keras does not see, and others may
+  # Keras does not see the losses of layers in a tf.Module, and a model may
   # override `losses`.
   own, others = (
     float(sum((tf.cast(x, tf.float64) for x in losses), 0.0))
@@ -1218,10 +1241,11 @@ def _weight_losses(
 ) -> list[Callable[[], tf.Tensor]]:
   """Returns a function for each weight regularizer of layers.
 
-  They are in the order of `variables`, as in Keras' `losses`.
+  The functions are in the order of `variables`, as in Keras' `losses`.
   """
   # A layer's losses are its own, then those of its inner layers. Finding inner
-  # layers takes time, and only layers that share weights can have any.
+  # layers takes time, and only a layer with all weights of another layer can
+  # have any.
   losses = {layer: len(layer.losses) for layer in layers}
   weights = {
     layer: {v.ref() for v in layer.weights} for layer in layers if losses[layer]

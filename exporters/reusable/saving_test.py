@@ -30,7 +30,7 @@ def _sum_of_layers(x):
 
 
 class Affine(tf.Module):
-  """A module whose training differs: it scales, and counts its calls."""
+  """A module that in training scales its outputs and counts its calls."""
 
   def __init__(self):
     super().__init__()
@@ -118,12 +118,12 @@ class SavingTest(tf.test.TestCase):
     signature = saving.signature(root, spec)
     traces = root.__call__.experimental_get_tracing_count()
     saving.save(root, export_dir, signatures={"serving_default": signature})
-    # TensorFlow has taken what there was, and traced nothing by itself.
+    # TensorFlow has saved the traces that there were, and made no others.
     self.assertEqual(root.__call__.experimental_get_tracing_count(), traces)
     return tf.saved_model.load(export_dir)
 
   def assert_regularized(self, loaded, model, count):
-    """Compares the sum of the losses, and its gradients, in one function."""
+    """Checks that one function has the sum of the losses, and its gradients."""
     (loss,) = loaded.regularization_losses
     self.assertAllClose(loss(), sum(model.losses), rtol=1e-6)
     with tf.GradientTape(persistent=True) as tape:
@@ -229,7 +229,7 @@ class SavingTest(tf.test.TestCase):
     outer(tf.ones([1, 2]))
     loaded = self.save_and_load(outer, _SPEC)
     self.assert_regularized(loaded, outer, 4)
-    # Keras hands `training` on to the dropout, though `call` does not name it.
+    # Keras passes `training` to the dropout, though `call` does not name it.
     x = tf.ones([100, 2])
     self.assertNotAllClose(loaded(x, training=True)[0], loaded(x)[0])
 
@@ -253,7 +253,7 @@ class SavingTest(tf.test.TestCase):
         function, _SPEC, variables=model.encoder.variables
       )
       self.assert_regularized(loaded, model.encoder, 3)
-    # What holds a layer may be of any kind, and hold others.
+    # An object of any kind may hold the layer, and may hold other layers.
     held = types.SimpleNamespace(encoder=model.encoder)
     model.other = tf_keras.layers.Dense(2, activity_regularizer="l2")
 
@@ -349,7 +349,7 @@ class SavingTest(tf.test.TestCase):
     source = saving.source(model, _SPEC)
     self.assertTrue(layer.synchronized)
     trace = source.function.get_concrete_function(_SPEC, training=True)
-    # The one that sums over replicas.
+    # The sum over replicas would be an IdentityN, with a custom gradient.
     ops = trace.graph.get_operations()
     self.assertNotIn("IdentityN", {op.type for op in ops})
 
@@ -381,7 +381,7 @@ class SavingTest(tf.test.TestCase):
           loaded(tf.ones([3, *shape]), training=True)
           mean = loaded.variables[2]
           self.assertAllClose(mean, [0.01, 0.01])
-    # The layers themselves stay as Keras has them.
+    # The layers themselves keep Keras' behavior.
     whole(tf.ones([0, 2, 2, 2]), training=True)
     self.assertTrue(np.isnan(whole.moving_mean).all())
 
@@ -458,7 +458,7 @@ class SavingTest(tf.test.TestCase):
       self.assertRegex(saving.lost(source).get("masks", ""), words)
 
   def test_other_forms(self):
-    """A tuple is a list, outputs may be None, and complex."""
+    """A tuple becomes a list, and outputs may be None or complex."""
 
     def model(pair):
       total = pair[0] + pair[1]
@@ -540,7 +540,7 @@ class SavingTest(tf.test.TestCase):
     self.assert_refused("no function has a graph", lambda x: x, _SPEC)
 
   def test_keeps_what_was_set_on_a_model(self):
-    """A `call` on a layer, losses of its own, a rate that is scheduled."""
+    """Keeps a `call` set on a layer, overridden losses and a scheduled rate."""
 
     class Doubled(tf_keras.layers.Dense):
       @property
@@ -674,7 +674,7 @@ class SavingTest(tf.test.TestCase):
         variables=[kernel, dead],
         regularization_losses=losses,
       )
-    # As for one that a sub-object trains.
+    # A model may leave `dead` to a sub-object to train.
     arguments = {"variables": [kernel, dead], "trainable_variables": [kernel]}
     loaded = self.save_and_load(lambda x: x @ kernel, _SPEC, **arguments)
     self.assertLen(loaded.variables, 2)
@@ -699,7 +699,7 @@ class SavingTest(tf.test.TestCase):
   def test_other_values_may_be_infinite(self):
     module = Affine()
 
-    @tf.function  # As the first call of a Keras model by fit.
+    @tf.function  # Keras' fit builds variables in a function, too.
     def build():
       if not hasattr(module, "mask"):
         module.mask = tf.Variable([[float("-inf")]], trainable=False)

@@ -29,11 +29,11 @@ _NODE = re.compile(r"[^:^]+")  # The node in the name of an input.
 def slim(export_dir: str) -> list[str]:
   """Shrinks the `saved_model.pb` of a SavedModel; updates its fingerprint.
 
-  The results of all functions stay the same. Removed are:
+  The results of all functions stay the same. This function removes:
 
   - Identity ops, and ops without effects that a function does not use or has
     twice. In training, Keras' batch normalization reads its averages twice; in
-    inference it computes the batch size in vain;
+    inference it computes the batch size and does not use it;
   - shapes that the loader infers from an op and its inputs. Shapes that Python
     code may have set stay: those of results and of reshaped Tensors;
   - control dependencies of a function's outputs on reads of variables. An op
@@ -134,7 +134,7 @@ def _remove_waiting_for_reads(function: graphs.Function) -> None:
 
 
 def _remove_known_shapes(function: graphs.Function) -> None:
-  """Removes shapes that the loader infers; see `slim`. Keeps those of calls."""
+  """Removes shapes that the loader infers, except in calls; see `slim`."""
   resources = {
     arg.name: arg
     for arg in function.signature.input_arg
@@ -169,7 +169,7 @@ def _remove_needless(
 ) -> None:
   """Removes Identity ops, and ops that are duplicate or not used.
 
-  Keeps nodes that are returned, that others are colocated with, that other
+  Keeps nodes that are returned, that other nodes are colocated with, that other
   functions use (`captured`), and Identity ops that copy between devices.
   """
   kept = {*captured, *map(graphs.node_of, function.ret.values())}
@@ -211,7 +211,7 @@ def _remove_needless(
   used = collections.Counter(
     graphs.node_of(name) for node in function.node_def for name in node.input
   )
-  # Backwards: an op is used only by later ones.
+  # Backwards, because an op is used only by later ops.
   for i in reversed(range(len(function.node_def))):
     node = function.node_def[i]
     if node.op in graphs.PURE and not used[node.name] and node.name not in kept:

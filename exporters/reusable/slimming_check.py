@@ -34,11 +34,11 @@ def difference(
   """Describes a difference in results or effects between two SavedModels.
 
   A call of a function that only `after` has counts as the function's nodes.
-  Clears what it has compared.
+  Changes both SavedModels: the parts that it has compared are cleared.
 
   Args:
     before: The SavedModel that TensorFlow wrote.
-    after: The slimmed one.
+    after: The slimmed SavedModel.
 
   Returns:
     The difference in words, or "" if there is none.
@@ -76,15 +76,17 @@ def difference(
 
 
 class _Meaning(NamedTuple):
-  """What a function does, by numbers of values.
+  """The behavior of a function. All values and ops are numbers.
 
   Attributes:
-    keys: The names of the results, as they are.
+    keys: The names of the results.
     results: The results.
     ops: All ops with a state or an effect, except reads.
     effects: The ops that a call waits for.
-    order: Each op with a variable that was read before, and these reads.
-    gradients: Each op with a custom gradient, and what the gradient captures.
+    order: Each op with a variable that was read before, the variable, and these
+      reads.
+    gradients: Each op with a custom gradient, and the values that the gradient
+      captures.
   """
 
   keys: list[str]
@@ -95,8 +97,8 @@ class _Meaning(NamedTuple):
   gradients: set[tuple[int, ...]]
 
 
-# By op with a custom gradient: a number of what the gradient computes, and the
-# names of the values that it captures.
+# By the name of an op with a custom gradient: the number of the gradient's
+# function, and the names of the values that it captures.
 _Captured = dict[str, tuple[int, list[str]]]
 
 
@@ -118,7 +120,8 @@ class _Reader:
 
     Args:
       meta_graph: The graph, its functions and its objects.
-      known: Names of functions. Calls of others count as their nodes.
+      known: Names of functions. A call of any other function counts as that
+        function's nodes.
       number: Returns the number of a description.
     """
     self._meta_graph, self._number = meta_graph, number
@@ -150,10 +153,10 @@ class _Reader:
   def _flat(
     self, function: graphs.Function
   ) -> tuple[graphs.Function, _Captured]:
-    """Replaces calls of functions that were added by the functions' nodes."""
+    """Replaces each call of an added function by the nodes of that function."""
     flat = graphs.Function(signature=function.signature)
     captured: _Captured = {}
-    instead: dict[str, list[str]] = {}  # For results and ends of calls.
+    instead: dict[str, list[str]] = {}  # By results and ends of calls.
 
     def add(
       body: graphs.Function, scope: str, operands: Mapping[str, str]
@@ -208,15 +211,16 @@ class _Reader:
   def _captures(
     self, gradient: str, function: graphs.Function
   ) -> tuple[list[str], tuple[Any, ...]]:
-    """Returns what a custom gradient captures.
+    """Returns the values that a custom gradient captures.
 
     Args:
       gradient: The name of its function.
       function: The function that has the op.
 
     Returns:
-      The names of values in the function, and what is captured elsewhere: the
-      numbers of objects, and functions whose values verification compares.
+      The names of the captured values in the function, and the captures from
+      elsewhere. Those are numbers of objects, and names of functions, whose
+      values verification compares.
     """
     objects = self._meta_graph.object_graph_def
     nodes = {node.name: node for node in function.node_def}
@@ -224,7 +228,7 @@ class _Reader:
     for i in objects.concrete_functions[gradient].bound_inputs:
       tensor = objects.nodes[i].captured_tensor
       if not tensor.concrete_function:
-        # Captured Tensors may be fewer afterwards, and have numbers, too.
+        # Captured Tensors do not count, because slimming may leave fewer.
         before = (x.HasField("captured_tensor") for x in objects.nodes[:i])
         others.append(i - sum(before))
         continue
@@ -293,8 +297,9 @@ def _meaning(
   results = [function.ret[key] for key in keys]
   nodes = {node.name: node for node in function.node_def}
   arguments = [arg.name for arg in function.signature.input_arg]
-  # By name: arguments and values that a node passes on, other nodes, the ops
-  # that have run before each of them, and the reads of variables, as bits.
+  # By name. `values`: numbers of arguments, and of nodes that pass on a value.
+  # `ops`: numbers of other nodes. `waited`: the ops that have run after a wait
+  # for the name. `past`: the reads of variables that ran before, as bits.
   values = {name: number("argument", i) for i, name in enumerate(arguments)}
   ops: dict[str, int] = {}
   waited = dict.fromkeys(arguments, frozenset())

@@ -27,7 +27,7 @@ def _functions(export_dir):
 
 @tf.custom_gradient
 def _doubled(x):
-  """Doubles, with a gradient that takes ops out of the function."""
+  """Doubles a Tensor. The gradient captures Tensors of the function."""
   handed_on = tf.identity(x)
   two = tf.constant(2.0)
   return handed_on * two, lambda upstream: upstream * two + handed_on
@@ -35,7 +35,7 @@ def _doubled(x):
 
 @tf.custom_gradient
 def _also_doubled(x):
-  """As `_doubled`, with a gradient that takes another op."""
+  """Like `_doubled`, but the gradient captures another Tensor."""
   handed_on = tf.identity(x)
   two = tf.constant(2.0)
   doubled = handed_on * two
@@ -43,9 +43,9 @@ def _also_doubled(x):
 
 
 def _blocks():
-  """Builds equal blocks of other widths.
+  """Builds blocks that differ only in their widths.
 
-  They have dropout, moving averages and gradients of their own.
+  They have dropout, moving averages and custom gradients.
   """
   blocks = []
   for i, width in enumerate([8, 16, 8, 16] + [8] * 8):
@@ -108,7 +108,7 @@ class SlimmingTest(tf.test.TestCase):
         lambda: [outputs * factor for factor in range(2, 22)],
         lambda: [outputs + term for term in range(2, 22)],
       )
-      outputs.set_shape([None, 144])  # Which no op of it tells.
+      outputs.set_shape([None, 144])  # TensorFlow cannot infer this shape.
       return outputs
 
     root.__call__ = tf.function(call)
@@ -137,7 +137,7 @@ class SlimmingTest(tf.test.TestCase):
         [
           outputs,
           *tape.gradient(loss, list(model.trained)),
-          # The averages have moved.
+          # The averages after the call in training.
           *model.averages,
           model(self.images, False),
         ]
@@ -164,7 +164,7 @@ class SlimmingTest(tf.test.TestCase):
 
   def test_nothing_is_handed_on_or_there_twice(self):
     def ops(export_dir):
-      """Returns the devices of Identity ops, and the constants."""
+      """Returns the devices of Identity ops, and the number of constants 2."""
       (call,) = (
         function
         for function in _functions(export_dir)
@@ -185,12 +185,12 @@ class SlimmingTest(tf.test.TestCase):
     self.assertGreater(len(identities), 4)
     self.assertEqual(twos, 3)
     identities, twos = ops(self.directories[1])
-    # Of the gradient, between devices, waited for and waiting, a place and
-    # what is returned.
+    # The gradient captures one, one copies between devices, one waits, one is
+    # waited for, another op is colocated with one, and one is returned.
     self.assertCountEqual(identities, ["/device:CPU:0"] + [""] * 5)
     self.assertEqual(twos, 2)  # One is the gradient's.
     for function in _functions(self.directories[1]):
-      if "_traced_" in function.signature.name:  # That save and restore.
+      if "_traced_" in function.signature.name:  # These save and restore.
         left = [n.name for n in function.node_def if n.op == "Identity"]
         self.assertLessEqual(len(left), 2, function.signature.name)
 
@@ -268,7 +268,7 @@ class SlimmingTest(tf.test.TestCase):
     self.assertAllEqual(served["y"], 6.0)
 
   def test_loads_without_python_functions(self):
-    """As TensorFlow Serving does, by the names of the graph."""
+    """Loads the graph and uses its names, as TensorFlow Serving does."""
     expected = tf.saved_model.load(self.directories[0])(self.images, False)
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
       meta_graph = tf.compat.v1.saved_model.load(
@@ -427,14 +427,15 @@ class SlimmingTest(tf.test.TestCase):
       signature = function.signature
       self.assertCountEqual(function.control_ret, signature.control_output)
       if signature.name in calls:
-        # Of the others TensorFlow must know the values, as those of axes.
+        # Floats with dimensions are arguments. Other constants stay, because
+        # TensorFlow must know values such as those of axes.
         ranks = collections.defaultdict(set)
         for node in function.node_def:
           tensor = node.attr["value"].tensor
           if node.op == "Const":
             ranks[tensor.dtype].add(len(tensor.tensor_shape.dim))
         self.assertEqual(ranks, {tf.float32: {0}, tf.int32: {1}})
-        # As every function that TensorFlow traces.
+        # Every function that TensorFlow traces has these attributes.
         shapes = function.attr["_input_shapes"].list.shape
         self.assertLen(shapes, len(signature.input_arg))
         self.assertIn("_construction_context", function.attr)
@@ -480,7 +481,7 @@ class SlimmingTest(tf.test.TestCase):
       self.assertIn(words, output.getvalue())
 
   def test_the_fingerprint_is_of_the_new_file(self):
-    """Fails when TensorFlow's private module goes away."""
+    """Fails if TensorFlow's private module is gone."""
     before, after = map(
       tf.saved_model.experimental.read_fingerprint, self.directories
     )

@@ -1,8 +1,8 @@
 """Plants faults in the code of exporters, and returns what finds each.
 
 Each fault is one change of a module of this folder: a condition negated, a
-statement dropped, a number or a comparison changed. The tests of the module
-look for it, and the export and verification of a small model.
+statement dropped, a number or a comparison changed. The tests of the module, or
+the export and verification of a small model, must find it.
 """
 
 import ast
@@ -22,9 +22,9 @@ import sys
 from typing import Any, NamedTuple
 import unittest
 
-# What finds the faults of each module: a module of tests and patterns of their
-# names or, for None, the export of a model and its verification. What finds
-# most in the least time comes first.
+# The tests that look for the faults of each module: a test module and patterns
+# of test names or, for None, the export and verification of a model. The tests
+# that find most in the least time come first.
 _OF_BLOCKS = "slimming_test *equal_blocks*"
 _OF_ROUNDING = "verification_test *rounding*"
 _PLANS = (
@@ -66,7 +66,7 @@ _OPPOSITES = {
 }
 _OPPOSITES |= {new: old for old, new in _OPPOSITES.items()}
 _WORDS = "only words and refusals change"
-# Why faults of these words are not planted.
+# Why faults in code with these words are not planted.
 _WITHOUT_EFFECT = {
   **dict.fromkeys(
     (
@@ -112,8 +112,9 @@ class Mutant(NamedTuple):
     kind: The kind of change.
     place: The number of the source line.
     line: The source line.
-    index: The changed node, as `ast.walk` counts them.
-    equivalent: Why it would have no effect. Such a fault is not planted.
+    index: The index of the changed node in `ast.walk`.
+    equivalent: Why the fault would have no effect, or "" if it has one. Only
+      faults with an effect are planted.
   """
 
   module: str
@@ -153,7 +154,7 @@ def _is_message(node: ast.AST) -> bool:
 
 
 def _changed(mutant: Mutant) -> ast.Module:
-  """Returns the source of a mutant's module, with its fault."""
+  """Returns the syntax tree of a mutant's module, with its fault."""
   tree = ast.parse(_path(mutant.module).read_text())
   node = next(itertools.islice(ast.walk(tree), mutant.index, None))
   for kind, _, change in _changes(node):
@@ -191,12 +192,12 @@ def _changes(
       change = setting("value", ast.Constant(not value))
       yield "flag flipped", node, change
     case ast.Constant(value=value) if type(value) in (int, float):
-      # One more of many is often as good.
+      # Adding 1 to a large number often has no effect.
       new = value + 1 if value < _MANY else 0
       yield "number changed", node, setting("value", new)
     case ast.Return(value=ast.Name()):
       yield "returns None", node, setting("value", ast.Constant(None))
-  body = getattr(node, "body", None)  # Of a lambda it is no list.
+  body = getattr(node, "body", None)  # The body of a lambda is no list.
   for i, statement in enumerate(body if isinstance(body, list) else ()):
     match statement:
       case ast.Expr(value=ast.Call()):
@@ -227,8 +228,8 @@ def _executed(prove: Callable[[], None]) -> dict[str, set[int]]:
 
 
 def _tests(patterns: str) -> unittest.TestSuite:
-  """Loads tests: a module, and patterns of their names."""
-  os.environ["NIGHTLY"] = ""  # Their cases are part of the proof.
+  """Loads the tests of a module: its name, and patterns of their names."""
+  os.environ["NIGHTLY"] = ""  # Nightly cases look for faults, too.
   name, *of_names = patterns.split()
   loader = unittest.TestLoader()
   loader.testNamePatterns = of_names or None
@@ -242,7 +243,7 @@ def _in_child(function: Callable[..., Any], *args: Any) -> Any:
 
   Raises:
     EOFError: The copy ends early.
-    TimeoutError: It takes too long, and is killed.
+    TimeoutError: The copy takes too long, and is killed.
   """
   receiver, sender = multiprocessing.Pipe(duplex=False)
   process = multiprocessing.get_context("fork").Process(
@@ -262,11 +263,13 @@ def _in_child(function: Callable[..., Any], *args: Any) -> Any:
 def _problem(
   mutant: Mutant | None, test: str | None, prove: Callable[[], None]
 ) -> str | None:
-  """Plants a fault, if any; returns what a test finds or, for None, `prove`.
+  """Plants a fault, if any; returns the problem that a test finds, or None.
+
+  If `test` is None, `prove` looks for the problem.
 
   Call it in a process of its own: a fault may change other modules.
   """
-  # Before the change: some tests make sources when they are imported.
+  # Before the change, because some test modules call the module on import.
   tests = _tests(test) if test else None
   with (
     contextlib.redirect_stdout(io.StringIO()),
@@ -309,14 +312,14 @@ def planted(
   not_planted: Counter[str],
   seed: int,
 ) -> Iterator[tuple[str, str, str | None]]:
-  """Plants some faults in each module, always the same.
+  """Plants some faults in each module, the same for equal seeds.
 
   Call it before the first op.
 
   Args:
     of_module: The number of faults in each module.
-    prove: Exports and verifies a model. Raises if that fails. It is a function
-      of a module.
+    prove: Exports and verifies a model. Raises if that fails. It must be
+      defined at the top level of a module, so that it can be pickled.
     not_planted: Counts other faults by `Mutant.equivalent`.
     seed: Chooses the faults.
 
@@ -332,7 +335,7 @@ def planted(
     every = list(_mutants(name, lines[name]))
     not_planted.update(m.equivalent for m in every if m.equivalent)
     found = [m for m in every if not m.equivalent]
-    # At random, and the same when other lines of the module change.
+    # In random order, which stays the same when other lines change.
     found.sort(
       key=lambda m: random.Random(f"{seed} {m.kind} {m.line}").random()
     )

@@ -58,13 +58,14 @@ _KERAS_NOTE = (
   " none of these is compared."
 )
 
-# How many other examples to take where rounding errors decide.
+# The number of other examples to try if rounding errors decide.
 _OTHER_EXAMPLES = 3
 
-# Rows of a large batch, and where a call costs little: where the weights have
-# few values times those of a row. Their order has no period, as errors may.
+# Rows of a large batch. It has `_MORE` rows if a call costs little: if the
+# number of weights times the number of values in a row is below `_LITTLE`. The
+# rows are in random order, because errors may have a period.
 _MANY, _MORE = 36, 300
-_TRAINED = 8  # In training, where `_MANY` in inference; else `_MANY`.
+_TRAINED = 8  # In training, if inference has `_MANY`; else `_MANY`.
 _LITTLE = 5e8
 
 
@@ -76,12 +77,13 @@ class _Training(NamedTuple):
   """How a model is trained.
 
   Attributes:
-    arguments: The arguments of a call in training; none without modes.
-    steadily: The same, and rates that switch noise off.
-    by_default: Whether training is random.
-    is_random: Whether it stays so `steadily`.
-    is_straight: Whether a call and its graph can draw the same numbers.
-    learning: What is observed besides outputs: `gradients` and `updates`.
+    arguments: The arguments of a call in training; {} for a model without
+      modes.
+    steadily: The same arguments, and rates that switch noise off.
+    by_default: Whether training with `arguments` is random.
+    is_random: Whether training with `steadily` is still random.
+    is_straight: Whether a call and its graph can draw the same random numbers.
+    learning: Whether to observe `gradients` and `updates`, by these names.
   """
 
   arguments: Mapping[str, Any]
@@ -159,8 +161,9 @@ def verify(
     sub_objects: Model and inputs of each attribute of the export that is
       reusable by itself, such as `mlm`. Each is compared like `source`. Without
       inputs, only its variables and losses are compared.
-    served: What each signature calls, by its name: the name of a sub-object, or
-      "". Default: `serving_default` calls the model.
+    served: The name of the sub-object that each signature calls, by the name of
+      the signature; "" is the model. Default: `serving_default` calls the
+      model.
     is_keras: Whether the export is a complete Keras model. It is then loaded by
       Keras, and compared without changed hyperparameters.
     process: The result of `start`, if it was called before.
@@ -215,9 +218,9 @@ def verify(
 def check_forms(
   source: saving.Source, forms: Iterable[Any], example: Any
 ) -> None:
-  """Refuses a form of other dtypes that the live model computes otherwise.
+  """Refuses other dtypes for which the live model computes other results.
 
-  The export casts it. A model may do more, such as scale integers.
+  The export casts the input. A model may do more, such as scale integers.
 
   Raises:
     ExportError: The outputs of the live model differ.
@@ -234,7 +237,7 @@ def check_forms(
       cast_back = tf.nest.map_structure(cast, given, source.input_spec)
       actual = call(given)
     except (ValueError, TypeError, tf.errors.OpError, errors.ExportError):
-      continue  # Only the export takes it, such as a list.
+      continue  # Only the export takes this form, such as a list.
     try:
       expected = observation.named_arrays(call(cast_back))
     except errors.ExportError as e:
@@ -247,10 +250,10 @@ def check_forms(
       y = expected[name]
       if not comparison.is_inexact(x) or x.shape != y.shape:
         continue
-      # Beyond the precision of any dtype.
+      # The difference exceeds the precision of any dtype.
       if np.abs(x - y).max(initial=0.0) > 0.1 * np.abs(y).max(initial=0.0):
         if observation.differ(source, call, example, {}, {}):
-          return  # What is random tells nothing.
+          return  # Random outputs always differ.
         raise errors.ExportError(
           f"The model computes {name} otherwise for {form} than for the same"
           " numbers in the form of its input, to which the export casts them."
@@ -266,7 +269,7 @@ def _failed(
   if keep_failed:
     try:
       os.rename(export_dir, keep_failed)
-    except OSError:  # It is on another file system.
+    except OSError:  # `keep_failed` is on another file system.
       with publishing.publish(keep_failed) as failed_dir:
         shutil.copytree(export_dir, failed_dir, dirs_exist_ok=True)
   return errors.ExportError(
@@ -283,7 +286,7 @@ def _decided(
   level: str,
   process: subprocess.Popen | None,
 ) -> tuple[list[export_checks.Result], str]:
-  """Compares an export with its model, with other examples if one is undecided.
+  """Compares an export with its model; tries other examples if undecided.
 
   An export passes if each comparison has passed with one of the examples, and
   none has failed with any of them.
@@ -304,7 +307,7 @@ def _decided(
     }
     try:
       again, _ = _compared(export_dir, others, served, level, None)
-    except errors.ExportError as e:  # The model may take no such values.
+    except errors.ExportError as e:  # The model may not take such values.
       print(f"  - other examples failed: {e}")
       break
     where = f"in each of {seed + 2} examples"
@@ -405,7 +408,7 @@ def _end(status: int) -> str:
 
 
 def _layer(parts: Mapping[str, Part], problem: str) -> str:
-  """Returns the innermost layer in the path in a problem, with its class."""
+  """Names the innermost layer in the path that a problem has, and its class."""
   by_name = {
     layer.name: layer_calls.class_name(type(layer))
     for source, _ in parts.values()
@@ -457,7 +460,7 @@ def observe(
     after = next(observation.observe_state(name, source)).arrays
     _, changed = comparison.compare("variables", states[name][0].arrays, after)
     if changed:
-      # What calls do to other variables is undone.
+      # Changes of other variables are undone.
       raise errors.ExportError(
         "A call of the model changes a trainable variable, or a regularization"
         f" loss changes a variable: {changed[0]}. Verification could not undo"
@@ -479,7 +482,7 @@ def observe(
 def _observe_calls(
   part: str, source: saving.Source, calls: Sequence[observation.Call]
 ) -> Iterator[observation.Observation]:
-  """Observes calls of a live model; refuses what would decide nothing."""
+  """Observes calls of a live model; refuses results that prove nothing."""
   step = _explained(observation.train_step(source, source.call, of_inputs=True))
   sizes = collections.defaultdict(set)
   as_it_is = {c.name for c in calls if not c.reweighted}
@@ -500,7 +503,7 @@ def _observe_calls(
 
 
 def _check_numbers(place: str, values: np.ndarray) -> None:
-  """Refuses what is NaN everywhere, as any NaN would equal it."""
+  """Refuses values that are all NaN, because all NaN values count as equal."""
   if values.size and comparison.is_inexact(values) and np.isnan(values).all():
     raise errors.ExportError(
       f"{place} is NaN everywhere, so that nothing could be compared. Give"
@@ -519,14 +522,14 @@ def _check_unread(source: saving.Source, example: Any) -> None:
     if not unread or observation.differ(
       source, source.call, example, arguments, arguments
     ):
-      continue  # What is random tells nothing.
+      continue  # Random outputs always differ.
     before = [tf.identity(v) for v in unread]
     outputs, _ = observation.run(source, source.call, example, arguments)
     for variable in unread:
       variable.assign(_changed(variable))
     try:
       others, _ = observation.run(source, source.call, example, arguments)
-    except errors.ExportError:  # The model may take no such values.
+    except errors.ExportError:  # The model may not take such values.
       continue
     finally:
       for variable, value in zip(unread, before, strict=True):
@@ -552,10 +555,10 @@ def _check_last_dimensions(
   examples: Sequence[Any],
   sizes: Mapping[str, Collection[int]],
 ) -> None:
-  """Refuses an output that is a single Tensor, if its graph lost its features.
+  """Refuses a single output Tensor whose graph lost the number of features.
 
-  Layers on it need their number. Other unknown dimensions follow from those of
-  the input and, of texts and ragged inputs, from its values.
+  Layers on the output need this number. Other unknown dimensions follow from
+  dimensions of the input or, for texts and ragged inputs, from its values.
 
   Args:
     source: The live model. A loaded export has no `output_spec`.
@@ -563,8 +566,8 @@ def _check_last_dimensions(
     sizes: The last dimensions of each output that calls have returned.
 
   Raises:
-    ExportError: The trace does not know a dimension that was always the same,
-      whatever unknown dimensions the inputs had.
+    ExportError: The trace does not know the last dimension, although it was the
+      same in all calls, with different unknown dimensions of the inputs.
   """
   output = source.output_spec
   if not isinstance(output, tf.TensorSpec) or not output.dtype.is_floating:
@@ -614,9 +617,13 @@ def _calls(
 ) -> Iterator[observation.Call]:
   """Plans the calls that compare the live model with its export.
 
-  Differentiating the export takes longer than loading it. So gradients are
-  those of the last example of each length of a list, which is often a single
-  row, of a larger batch, of other weights and of other rates.
+  Differentiating the export takes longer than loading it. Therefore only these
+  calls compare gradients:
+
+  - the last example of each length of a list, which is often a single row;
+  - a larger batch;
+  - other weights;
+  - other values of hyperparameters.
   """
   if not examples:
     return
@@ -640,7 +647,7 @@ def _calls(
 
 
 def _training(source: saving.Source, example: Any, level: str) -> _Training:
-  """Finds out how a model is trained; refuses what no graph can have."""
+  """Finds out how a model is trained; refuses behavior that no graph has."""
   steady = {h.name: h.off for h in source.hyperparameters if h.off is not None}
   arguments = {"training": True} if "training" in source.defaults else {}
   steadily = {**arguments, **steady}
@@ -660,7 +667,7 @@ def _training(source: saving.Source, example: Any, level: str) -> _Training:
     is_straight=by_default and _is_straight(source, example, arguments),
     learning={
       "gradients": level == "full" and bool(given),
-      # Variables that only calls change.
+      # Whether there are variables that only calls change.
       "updates": len(source.variables) > len(source.trainable_variables),
     },
   )
@@ -673,10 +680,10 @@ def _calls_of_example(
   level: str,
   how: _Training,
 ) -> Iterator[observation.Call]:
-  """Plans the calls of one of the examples, in each mode."""
+  """Plans the calls with one of the examples, in each mode."""
   first, is_full = examples[0], level == "full"
   is_first = example is first
-  # A list of another length has a trace of its own.
+  # A list of another length has another trace.
   last_ones = {len(tf.nest.flatten(x)): x for x in examples}.values()
   updates = {"updates": how.learning["updates"]}
   of_last = how.learning if any(example is x for x in last_ones) else updates
@@ -694,8 +701,8 @@ def _calls_of_example(
   }
   # A model without modes is trained in its only mode.
   if how.arguments or not how.is_random:
-    # Consumers may train with normalization as in inference, whose gradients
-    # are those of other weights, if there are weights.
+    # Consumers may train with normalization as in inference. If there are
+    # weights, the gradients of this mode are compared with other weights.
     in_inference = updates if source.variables else how.learning
     if not how.arguments:
       in_inference = {**of_last, **once}
@@ -720,10 +727,10 @@ def _calls_of_example(
 def _named_apart(
   calls: Iterable[observation.Call],
 ) -> list[observation.Call]:
-  """Numbers calls of one name, which has the shape of one input alone."""
+  """Numbers calls of the same name, which has the shape of only one input."""
   apart, count = [], collections.Counter()
   for call in calls:
-    if call.without is None:  # Others have the name of a call that is made.
+    if call.without is None:  # Calls with it share the name of another call.
       count[call.name] += 1
       if count[call.name] > 1:
         call = call._replace(name=f"{call.name} ({count[call.name]})")
@@ -737,7 +744,7 @@ def _is_random(
   training: Mapping[str, Any],
   steadily: Mapping[str, Any],
 ) -> tuple[bool, bool]:
-  """Tells whether training is random, and whether it stays so `steadily`."""
+  """Tells whether training is random with `training` and with `steadily`."""
   states = []
 
   def call(*args: Any, **kwargs: Any) -> Any:
@@ -745,11 +752,11 @@ def _is_random(
     return source.call(*args, **kwargs)
 
   differ = functools.partial(observation.differ, source, call, example)
-  with saving.no_losses_of_calls(source):  # Not when called in graphs.
+  with saving.no_losses_of_calls(source):  # Traces were checked in `saving`.
     differs = differ(training, training)
     _, before = states  # The first call may build layers.
     _check_same(before, _python_state(source.model))
-    # Two calls may draw the same by chance.
+    # Two calls may draw the same numbers by chance.
     by_default = differs or bool(randomness.draws(_graph(source, example)))
   return by_default, by_default and (
     steadily == training or differ(steadily, steadily)
@@ -757,7 +764,7 @@ def _is_random(
 
 
 def _check_repeatable(source: saving.Source, example: Any) -> None:
-  """Refuses a model that draws in inference, unlike models without modes.
+  """Refuses a model with modes that draws random numbers in inference.
 
   Raises:
     ExportError: Two calls in inference differ.
@@ -773,7 +780,7 @@ def _check_repeatable(source: saving.Source, example: Any) -> None:
 
 
 def _note_default(source: saving.Source, example: Any) -> None:
-  """Says whether `training=None`, a model's default, is no inference."""
+  """Prints a note if a model's default, `training=None`, is not inference."""
   default = saving.parameters_of(source.model).get("training")
   if not default or default.default is not None:
     return
@@ -781,7 +788,7 @@ def _note_default(source: saving.Source, example: Any) -> None:
     differs = observation.differ(
       source, source.call, example, {}, {"training": None}
     )
-  except errors.ExportError:  # It takes no None.
+  except errors.ExportError:  # The model does not take None.
     return
   if differs:
     print(
@@ -792,7 +799,7 @@ def _note_default(source: saving.Source, example: Any) -> None:
 
 
 def _check_modes(source: saving.Source, example: Any) -> None:
-  """Refuses a model whose modes differ where their graphs do not.
+  """Refuses a model whose modes differ in eager calls, but not in graphs.
 
   Raises:
     ExportError: A call in inference differs from one in training.
@@ -814,7 +821,7 @@ def _check_modes(source: saving.Source, example: Any) -> None:
 
 
 def _other_values(source: saving.Source, i: int = 0) -> dict[str, Any]:
-  """Returns another value of each hyperparameter that is no rate."""
+  """Returns another value of each hyperparameter that is not a rate."""
   rest = [h for h in source.hyperparameters if h.off is None]
   return {h.name: _values_of(h)[i] for h in rest}
 
@@ -822,7 +829,10 @@ def _other_values(source: saving.Source, i: int = 0) -> dict[str, Any]:
 def _values_of(
   hyperparameter: hyperparameters.Hyperparameter,
 ) -> Sequence[Any]:
-  """Returns other values; the default if there are none, which is refused."""
+  """Returns other values of a hyperparameter; its default if there are none.
+
+  The comparison finds no effect of the default, and refuses the export.
+  """
   return hyperparameter.others() or [hyperparameter.default]
 
 
@@ -831,13 +841,13 @@ def _is_straight(
 ) -> bool:
   """Tells whether a call and its graph can draw the same random numbers."""
   drawn = observation.draws(source, source.call, example, training)
-  # More draws than in the graph are a difference; fewer may be of a function
-  # that was traced before.
+  # More draws than in the graph are a fault, which the comparison finds. There
+  # may be fewer if the call uses a function that was traced before.
   return drawn >= randomness.draws(_graph(source, example)) > -1
 
 
 def _python_state(model: Any) -> dict[Any, Any]:
-  """Returns the state of random numbers, and numbers in a model's modules."""
+  """Returns random states, and Python values in a model's modules, by name."""
   _, keys, *more = np.random.get_state()
   return {
     "Python's random": random.getstate(),
@@ -853,15 +863,15 @@ def _python_state(model: Any) -> dict[Any, Any]:
 
 
 def _items(held: Any) -> Iterable[tuple[str, Any]]:
-  """Lists what an attribute holds, and its key there."""
+  """Returns the values that an attribute holds, with their keys as text."""
   if not isinstance(held, dict):
     return [("", held)]
-  items = held.items()  # Writing another kind of key may take long.
+  items = held.items()  # `repr` of another kind of key may take long.
   return [(f"[{k!r}]", x) for k, x in items if isinstance(k, (int, str))]
 
 
 def _check_same(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> None:
-  """Refuses a call that changes what a graph keeps as it was traced.
+  """Refuses a call that changes Python values, which are constants in graphs.
 
   Raises:
     ExportError: The values of `_python_state` differ.
@@ -888,12 +898,12 @@ def _changed_calls(
 ) -> Iterator[observation.Call]:
   """Plans calls with another value of each hyperparameter.
 
-  Rates, which bring noise, are called by `_random_calls`; here only their
-  effect is to be seen.
+  Rates bring noise, so `_random_calls` compares calls with other rates. Here it
+  is only checked that rates have an effect.
   """
   others = {h.name: _values_of(h)[0] for h in source.hyperparameters}
   if others and (how.arguments or (len(others) > 1 and not how.is_random)):
-    # Consumers pass them in inference too, where most change nothing.
+    # Consumers pass them in inference too, where most have no effect.
     yield observation.Call(f"inference, {_in_words(others)}", example, others)
   for h in source.hyperparameters:
     is_rate = h.off is not None
@@ -928,9 +938,9 @@ def _reweighted_calls(
 ) -> Iterator[observation.Call]:
   """Plans calls with other weights and moving averages, in each mode.
 
-  A model is trained on the larger batch: what goes wrong in large batches, or
-  with other weights, goes wrong here. Its gradients are left out if
-  `_random_calls` with other rates have them.
+  The training call takes the larger batch: it shows faults of large batches and
+  of other weights at once. It has no gradients if the calls of `_random_calls`
+  with other rates have them.
   """
   reweighted = bool(source.variables)
   more = observation.OTHER_WEIGHTS * reweighted
@@ -959,8 +969,8 @@ def _of_other_sizes(
 ) -> Iterator[Any]:
   """Makes batches of few and of many rows from the first example.
 
-  Inputs whose numbers of rows differ, such as nodes and edges, are no batch:
-  they are repeated.
+  Inputs with different numbers of rows, such as nodes and edges, are no batch.
+  They are repeated instead.
   """
   counts = [{x.shape[0] for x in _batched(source, e)} for e in examples]
   if not all(counts):  # No input has a batch.
@@ -974,7 +984,7 @@ def _of_other_sizes(
   inputs = tf.nest.flatten(first)
   for count in {0, 1, 2} - counts:
     few = _of_rows(source, first, lambda x, n=count: x[:n])
-    # Ids of one input may name rows of another.
+    # Ids in one input may refer to rows of another input.
     is_sure = count > 0 and len(inputs) == 1
     if count < rows and (is_sure or _takes(source, few, first)):
       yield few
@@ -997,9 +1007,9 @@ def _repeated(x: Any) -> Any:
 
 
 def _shortened(source: saving.Source, example: Any, other: Any) -> Any:
-  """Cuts an example to the lengths of another one that is no longer.
+  """Cuts an example to the lengths of another example that is not longer.
 
-  A large batch of a large model takes seconds.
+  This saves time, because a large batch of a large model takes seconds.
   """
   inputs, specs = _with_specs(source, example)
   others = tf.nest.flatten(other)
@@ -1043,16 +1053,17 @@ def _of_rows(
 def _with_specs(
   source: saving.Source, example: Any
 ) -> tuple[list[Any], list[Any]]:
-  """Returns inputs and their specs; a longer list has more of the last."""
+  """Returns inputs and their specs; repeats the last spec for a longer list."""
   inputs, specs = map(tf.nest.flatten, (example, source.input_spec))
   return inputs, (specs + specs[-1:] * len(inputs))[: len(inputs)]
 
 
 def _of_other_lengths(source: saving.Source, example: Any) -> Iterator[Any]:
-  """Makes inputs whose unknown dimensions, but the first, are few and doubled.
+  """Yields an input with small unknown dimensions, and one with doubled ones.
 
-  Few are 1 for the first of an input, and 2 for the others. A model that
-  decides in Python by such a size has another graph.
+  The dimension of the batch stays. The small sizes are 1 for the first unknown
+  dimension of each Tensor, and 2 for the others. If Python code of the model
+  branches on such a size, its graph has only one of the branches.
   """
   inputs, specs = _with_specs(source, example)
   if not all(isinstance(x, tf.Tensor) for x in inputs):
@@ -1087,7 +1098,7 @@ def _of_other_lengths(source: saving.Source, example: Any) -> Iterator[Any]:
 def _larger(source: saving.Source, many: Any) -> Any:
   """Returns rows of a large batch to train on; None if it has too few."""
   rows, *others = {x.shape[0] for x in _batched(source, many)}
-  if others:  # Ids of one input may name rows of another.
+  if others:  # Ids in one input may refer to rows of another input.
     return many
   count = _MANY if rows > _MANY else _TRAINED
   return _of_rows(source, many, lambda x: x[:count]) if rows >= count else None
@@ -1103,8 +1114,8 @@ def _random_calls(
 ) -> Iterator[observation.Call]:
   """Plans calls with fixed seeds, or samples of calls.
 
-  If all calls in training have noise, these show what other calls show of other
-  models.
+  If training is always random, these calls take the place of the other training
+  calls.
   """
   count = 0
   if not how.is_straight:
@@ -1125,7 +1136,7 @@ def _random_calls(
     seeded=how.is_straight,
     sampled=count,
   )
-  # With other rates it has the gradients.
+  # If there is a call with other rates, that call has the gradients.
   of_rates = how.is_straight and bool(rates)
   yield call._replace(gradients=call.gradients and not of_rates)
   if level != "full":
@@ -1155,7 +1166,7 @@ def _calls_with_rates(
   how: str,
 ) -> Iterator[observation.Call]:
   """Plans random calls with other rates."""
-  # Different ones, to tell apart rates with the same default.
+  # Different values tell apart rates with the same default.
   for is_small in (False, True)[: 1 + call.seeded]:
     changed = {
       h.name: h.default / (i + 4)
@@ -1190,10 +1201,10 @@ def _calls_to_compare(
 
 
 def _takes(source: saving.Source, few: Any, usual: Any = None) -> bool:
-  """Tells whether a model takes a batch of few rows; some ops take no 0.
+  """Tells whether a model takes a batch of few rows. Some ops do not take 0.
 
-  Loops over no rows, which are no loops of the graph, return vectors, whatever
-  they return for the usual rows.
+  Eager loops over 0 rows return vectors, whatever they return for more rows.
+  Such a batch is used only if the usual outputs are vectors, too.
   """
   try:
     vectors = _vectors(source, few)
@@ -1215,7 +1226,7 @@ def _graph(source: saving.Source, example: Any, training: bool = True) -> Any:
     name: training if name == "training" else tf.constant(default)
     for name, default in source.defaults.items()
   }
-  if source.function:  # It has this trace already.
+  if source.function:  # The function has this trace already.
     with private_api.as_in_a_save():
       trace = source.function.get_concrete_function(
         source.input_spec, **arguments
@@ -1228,8 +1239,8 @@ def _graph(source: saving.Source, example: Any, training: bool = True) -> Any:
 def _listed(example: Any, source: saving.Source) -> Any:
   """Turns a tuple into a list, as `saving.source` does with the spec.
 
-  The keys of a dict get the order of the spec, which is that of lists. Copies
-  Tensors: one that is there twice would have one gradient.
+  The keys of a dict get the order of the spec, in which lists have the inputs.
+  Tensors are copied, because a Tensor that occurs twice would get one gradient.
   """
   spec = source.input_spec
   if isinstance(spec, Mapping) and set(spec) == set(example):

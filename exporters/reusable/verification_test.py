@@ -1,4 +1,4 @@
-"""Breaks exports in one place each, and tests that it is found there."""
+"""Breaks exports in one place each, and tests that the fault is found there."""
 
 import contextlib
 import functools
@@ -33,7 +33,7 @@ from exporters.reusable import verification
 from exporters.reusable.private_api import saved_model_pb2
 from tools import nightly
 
-# Two devices, of which the second stands in for a GPU.
+# Two devices. Tests use the second in place of a GPU.
 tf.config.set_logical_device_configuration(
   tf.config.list_physical_devices("CPU")[0],
   [tf.config.LogicalDeviceConfiguration()] * 2,
@@ -387,7 +387,7 @@ def _dropout_left_on(export_dir):
 
 
 def _weight_as_constant(index, change=lambda x: x):
-  """Returns a builder of an export with what it makes of a weight."""
+  """Returns a builder of an export with `change` of a weight as a constant."""
   return lambda export_dir: _of_constant(export_dir, index, change)
 
 
@@ -419,7 +419,7 @@ def _momentum_ignored(export_dir):
   momentum = hyperparameters.Hyperparameter("momentum", 0.8, "")
 
   def call(inputs, momentum, training=False):
-    # Something depends on it, so that saving does not refuse it.
+    # The outputs depend on it, so that saving does not refuse it.
     return model(inputs, training=training) + 0.0 * momentum
 
   source = _source(model)
@@ -473,7 +473,7 @@ def _averages_stand_still(export_dir):
 
 
 def _averages_of_the_start(export_dir):
-  """Exports averages that move by what a batch differs from their start."""
+  """Exports averages that also move by their distance from their start."""
 
   class FromStart(layers.BatchNormalization):
     def _assign_moving_average(self, variable, value, momentum, inputs_size):
@@ -491,14 +491,14 @@ def _with_largest(update=tf.maximum):
   """Returns the source and examples of a model that keeps the largest inputs.
 
   Args:
-    update: What it makes of them and of those of a batch.
+    update: Computes the new largest inputs from the old ones and a batch's.
   """
   kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
   largest = tf.Variable(tf.zeros([4]), trainable=False, name="largest")
 
   def call(inputs, training=False):
     if training:
-      # No values have no maximum.
+      # An empty batch has no maximum.
       of_batch = tf.maximum(tf.reduce_max(tf.abs(inputs), 0), 0.0)
       largest.assign(update(largest, of_batch))
       return inputs @ kernel
@@ -582,7 +582,7 @@ def _serving_differs(export_dir):
   )
 
 
-# Texts to token ids, as a preprocessor has it.
+# A preprocessor from texts to token ids.
 _TEXTS = tf.TensorSpec([None], tf.string, "texts")
 _IDS = tf.RaggedTensorSpec([None, None], tf.int32)
 _TEXT_EXAMPLES = [
@@ -675,7 +675,7 @@ def _times_two_in_large_batches(x):
 
 
 def _two_heads(factor):
-  """Returns a model with an output of 1e8; scales a gradient of the other."""
+  """Returns a model with an output of 1e8; scales the other's gradient."""
   kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
   other = tf.Variable(1e8 * tf.ones([4, 2]), name="other")
 
@@ -711,7 +711,7 @@ def _plain():
 
 
 def _matmul(change):
-  """Returns the source and examples of a function, which is not cured."""
+  """Returns the source and examples of a function, which `xla` cannot cure."""
   kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
 
   def call(inputs, training=False):
@@ -1128,7 +1128,7 @@ _BROKEN = [
     r"hub.KerasLayer, training \(5, 4\)",
     "outputs differs by",
   ),
-  # Random in training, where nothing else is compared.
+  # The model is random in training, so this call has no outputs to compare.
   (
     "constant_for_xla",
     _transposed,
@@ -1245,7 +1245,7 @@ inference (5, 4): updates forms
 training (5, 4): training=True rate=0.0 updates
 training (5, 4), one seed: training=True updates seeded
 """
-# Of a model that is random whatever its arguments are.
+# The calls of a model that is random with any arguments.
 _RANDOM_PLAN = """
 inference (5, 4): updates forms
 training (5, 4): training=True compilation empty random
@@ -1258,7 +1258,7 @@ training (5, 4), one seed: training=True gradients updates seeded
 training (36, 4), one seed, other weights: training=True gradients updates \
 seeded reweighted
 """
-# Of one without modes, weights and floats.
+# The calls of a model without modes, weights and floats.
 _PREPROCESSOR_PLAN = """
 inference 2 of (3, None): empty forms
 inference 2 of (1, None):
@@ -1297,7 +1297,8 @@ def _check(export_dir, parts):
 
 
 class VerificationTest(parameterized.TestCase, tf.test.TestCase):
-  # Without nightly tests, the first of some kinds: those that few lines find.
+  # Without nightly cases, only the first fault of each kind in `_ALWAYS`. Few
+  # lines of code find these kinds.
   @parameterized.named_parameters(
     _BROKEN
     if nightly.IS_ON
@@ -1313,7 +1314,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertRegex("; ".join(matching[0].problems), words)
 
   def test_compares_columns_and_structure(self):
-    """A large column hides no small one, nor a name another."""
+    """A large column hides no small one, and no two paths share a name."""
     old = np.array([[1e6, 10.0], [1e6, 20.0]], np.float32)
     worst, problems = comparison.compare(
       "outputs", {"y": old}, {"y": old + np.float32([0.0, 5.0])}
@@ -1337,7 +1338,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     for other in (old[:1], old.astype(np.float64)):
       _, (problem,) = comparison.compare("outputs", {"y": old}, {"y": other})
       self.assertIn("and was float32[2, 2]", problem)
-    # It may differ by what rounding errors change in it.
+    # The small column may differ by as much as rounding errors change it.
     small = {"y": old + np.float32([0.0, 0.5])}
     _, problems = comparison.compare("outputs", {"y": old}, small)
     self.assertEmpty(problems)
@@ -1361,7 +1362,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEmpty(comparison.compare("outputs", {"y": old}, {"y": new})[1])
     _, (problem,) = comparison.compare("outputs", {"y": old}, {"y": new}, ())
     self.assertStartsWith(problem, "y differs by 0.1 in [1, 0, :]; its largest")
-    # Neither does an infinite value, or a NaN, that both have.
+    # An infinite value or a NaN that both have hides nothing, either.
     old = np.array([[np.inf, np.nan, 2.0]] * 2, np.float32)
     new = np.where(np.isfinite(old), 2.000001, old).astype(np.float32)
     self.assertEmpty(comparison.compare("outputs", {"y": old}, {"y": new})[1])
@@ -1376,7 +1377,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     old[:, 0] = [np.inf, 5.0]
     _, problems = comparison.compare("outputs", {"y": old}, {"y": old + 1})
     self.assertLen(problems, 1)
-    # It has no size.
+    # An infinite value does not count in the size of its column.
     old = np.array([[np.inf], [1e-3]], np.float32)
     _, problems = comparison.compare(
       "outputs", {"y": old}, {"y": old + np.float32(5e-6)}
@@ -1399,11 +1400,11 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertEmpty(problems(0.02, 0.02, 0.03))
     self.assertLen(problems(0.02, 0.02, 0.024), 1)
     self.assertLen(problems(0.02, np.nan), 1)
-    # By 100 times the tolerance at most.
+    # Rounding errors allow 100 times the tolerance at most.
     self.assertEmpty(problems(0.19, 0.1))
     (problem,) = problems(0.21, 0.1)
     self.assertEndsWith(problem, "; rounding errors alone change it by 0.11")
-    # Doubles that were computed as floats in the graph alone, or on both sides.
+    # A float64 may be computed as float32 in the graph alone, or on both sides.
     double = {"y": old.astype(np.float64)}
     single = {"y": double["y"] + 1e-7}
     for noise, count in (([], 1), ([double], 0)):
@@ -1418,7 +1419,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       self.assertEqual(comparison.unseen(arrays), names)
 
   def test_allows_what_rounding_errors_change_beside_large_gradients(self):
-    """A gradient may be zero up to rounding errors, which others have too."""
+    """A gradient may be zero up to the rounding errors of other gradients."""
 
     def problems(actual, *perturbed, dtype=np.float32):
       small, *others = (np.array([x], dtype) for x in (actual, *perturbed))
@@ -1436,14 +1437,14 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertLen(problems(2e-5, 0.0), 1)
     # Repeated calls show no rounding errors of half precision.
     self.assertEmpty(problems(2e-6, dtype=np.float16))
-    for name in ("y", comparison.INPUT):  # Nothing is large.
+    for name in ("y", comparison.INPUT):  # No gradient is large.
       pair = ({name: np.array([x], np.float32)} for x in (1e-6, 2e-6))
       self.assertLen(comparison.compare("gradients", *pair)[1], 1)
     y = {"y": np.array([1.0])}
     for x, count in ((0.0, 0), (1.0, 1)):  # An eager tape has None for 0.
       _, found = comparison.compare("gradients", y, {**y, "x": np.array([x])})
       self.assertLen(found, count)
-    # Those for inputs may be, too, where those for variables are ten times as
+    # So may gradients for inputs, if gradients for variables are ten times as
     # large.
     old, new, noise = (
       {"y": np.array([1.0]), comparison.INPUT: np.array([x])}
@@ -1556,7 +1557,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       mock.patch.object(
         verification, "_compared", side_effect=compared
       ) as mocked,
-      # In many rows, one may never cross the kink that all rows are at.
+      # With many rows, one row may never cross the kink at which all rows are.
       mock.patch.object(verification, "_larger", lambda *_: None),
     ):
       results, _ = verification._decided(
@@ -1572,7 +1573,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
         self.assertRegex(problem, words)
 
   def test_compares_distributions(self):
-    """Samples of one distribution never differ; those of others do."""
+    """Samples of one distribution never differ; other samples do."""
     rng = np.random.default_rng(0)
 
     def dropped(rate, calls=256):
@@ -1586,7 +1587,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     for other in (dropped(0.25), dropped(0.0), frozen, {"y": rows}):
       self.assertNotEmpty(randomness.compare(dropped(0.5), other))
 
-    # Rounding errors of one side move all of its few values alike.
+    # Rounding errors of one side change equal values by the same amount.
     self.assertEmpty(
       randomness.compare(dropped(0.5), {"y": dropped(0.5)["y"] + 1e-8})
     )
@@ -1603,7 +1604,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       self.assertEmpty(randomness.compare(noise(0.5, calls), noise(0.5, calls)))
 
   def test_counts_draws(self):
-    """Functions with gradients of their own are counted like others."""
+    """Functions with custom gradients are counted like other functions."""
 
     @tf.custom_gradient
     def same(x):
@@ -1618,7 +1619,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
         functools.partial(twice, inner)
       ).get_concrete_function()
       self.assertEqual(randomness.draws(trace.graph.as_graph_def()), 3)
-    # Those in a loop cannot be numbered, whatever is drawn later.
+    # Draws in a loop cannot be numbered, whatever a call draws later.
     looped = tf.function(
       lambda: tf.while_loop(
         lambda x: tf.reduce_sum(x) < 9.0,
@@ -1636,7 +1637,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     )
 
   def test_finds_planted_faults(self):
-    """Of each kind `mutants` has many more."""
+    """The program `mutants` plants many more faults of each kind."""
     spec = saving.of_mixed_precision(_SPEC)
     directory = os.path.join(self.get_temp_dir(), "subject")
     model = _model()
@@ -1645,7 +1646,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     results = mutants.check(subject, directory)
     self.assertEmpty([r for r in results if r.problems])
     every = mutants.faults(mutants.read(directory))
-    # Those of one kind come in the order of functions' names, which depend on
+    # Faults of one kind come in the order of functions' names, which depend on
     # other tests. A bias before normalization has no gradient.
     faults = {
       f.kind: f
@@ -1682,7 +1683,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       self.assertAllEqual(variable, value)
 
   def test_takes_what_is_no_batch(self):
-    """Rows of inputs, nested names and forms of outputs may be any."""
+    """Inputs may have different rows and nested names, and outputs any form."""
     kernel = tf.Variable(tf.ones([4, 2]), name="kernel")
 
     def call(graph):
@@ -1707,7 +1708,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     self.assertIn("signatures, serving_default", [r.place for r in results])
 
   @parameterized.parameters(
-    (lambda old, x, n: 0.9 * old, True),  # A temperature.
+    (lambda old, x, n: 0.9 * old, True),  # A falling temperature.
     (lambda old, x, n: 0.9 * old + tf.reduce_sum(x), True),
     (lambda old, x, n: tf.where(n > 0, 0.9 * old + n, old - 1e-9), True),
     (lambda old, x, n: tf.where(n > 0, tf.reduce_max(x), old / 2), False),
@@ -1717,11 +1718,11 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     (lambda old, x, n: 0.9999 * old + tf.reduce_max(x[:1]), False),
     (lambda old, x, n: tf.reduce_sum(x) / (n + 0.1), False),
     (lambda old, x, n: tf.where(old < 2, tf.reduce_max(x), old), False),
-    # Of data that are little beside it.
+    # An average of data that are small beside the variable.
     (lambda old, x, n: 0.9 * old + 1e-6 * tf.reduce_sum(x) / (n + 0.1), False),
   )
   def test_empty_batches(self, update, is_right):
-    """What does not depend on rows may change, and sums of rows."""
+    """Empty batches may change sums of rows, and values that need no rows."""
 
     class Model(tf.Module):
       def __call__(self, x):
@@ -1880,14 +1881,14 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       [(r.place, r.problems) for r in results if r.problems],
       [("hyperparameters, scale 0.5", ["it changes nothing"])],
     )
-    # It has no modes: consumers train with the one there is.
+    # Consumers train a model without modes in its only mode.
     self.assertIn("gradients, inference (1, 4)", [r.place for r in results])
 
   @parameterized.parameters(
     ([1.0, 0.0, -2.0, 3.0], [-0.5, 2**-7, 1.0, 3.0]),
     ([1.0, 2.0, 2**-7], [0.5, 2.0, 2**-8]),
     ([[-0.0, 3.0, 0.0]], [[2**-7, 3.0, 2**-7]]),
-    ([0.0, 2**-7], [2**-8, 2**-7]),  # Else 0 would become what is there.
+    ([0.0, 2**-7], [2**-8, 2**-7]),  # Else 0 would become an existing value.
     ([1e-45, 0.0, 3.0], [3.0, 0.0, 1e-45]),  # A half of it would be zero.
     ([2, 1, 3], [3, 1, 2]),
     (["b", "a", "c"], ["c", "a", "b"]),
@@ -2186,7 +2187,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     export_dir = os.path.join(self.get_temp_dir(), "sequences")
     source = saving.source(model, spec, **kwargs)
     _export_parts({"": (source, spec, None)}, export_dir)
-    # As in a TensorFlow whose writer of fingerprints is gone.
+    # As if TensorFlow had no writer of fingerprints.
     pathlib.Path(export_dir, "fingerprint.pb").unlink()
     verification.verify(export_dir, source, [tf.ones([2, 5, 4])], "full")
     with open(f"{export_dir}/assets.extra/verification.json") as f:

@@ -195,7 +195,7 @@ def restore(
       f"{source} does not match the model: it {listed(problems, '; it ')}."
     )
   records: dict[str, Record] = {}
-  zeros = []  # Of a layer that was lost or never trained.
+  zeros = []  # The layer of such a tensor was lost or never trained.
   for line, tensor in plan:
     value = _value(source, line, tensor, variables[line.ours])
     if tensor and value.ndim > 1 and not value.any():
@@ -234,7 +234,7 @@ def sum_up(restored: Restored) -> None:
 
 
 def check_layers(source: str, layers: int, tensors: Collection[str]) -> None:
-  """Raises an ExportError for more layers than tensors can be of.
+  """Raises an ExportError if there are too few tensors for the layers.
 
   Call it before the model is built, which takes long for many layers.
   """
@@ -306,7 +306,7 @@ def read_safetensors(path: str) -> dict[str, Tensor]:
   has_index = os.path.lexists(index)
   if not has_index or os.path.lexists(whole):
     _check_has_safetensors(path)
-    if has_index:  # transformers does the same, without a word.
+    if has_index:  # transformers does the same, without a message.
       print(f"{path} has {_WHOLE} and {_INDEX}; the shards are not read.")
     return _of_file(whole)
   tensors: dict[str, Tensor] = {}

@@ -45,9 +45,9 @@ def with_own_gradient(layer: Any) -> Callable[..., Any]:
 
   Args:
     layer: A Keras layer whose `call` returns one Tensor. A layer that draws
-      random numbers, such as dropout, keeps its own gradient, since a second
-      call would draw other numbers. So does one that is not of Keras and uses
-      Tensors from outside: a custom gradient has none for them.
+      random numbers, such as dropout, keeps its own gradient, because a second
+      call would draw other numbers. So does a layer that is not part of Keras
+      and uses Tensors from outside, which would get no gradient.
   """
   original = layer.call
   # The `activation` of an RNN is a property, and belongs to the cell.
@@ -56,8 +56,8 @@ def with_own_gradient(layer: Any) -> Callable[..., Any]:
   is_known = _is_of_keras(layer)
 
   def call(*args: Any, **kwargs: Any) -> Any:
-    # A wrapper may have made a kernel, as weight normalization does. Scalars
-    # are hyperparameters.
+    # A wrapper may have set a Tensor as kernel, as weight normalization does.
+    # Scalars are hyperparameters.
     made = {
       name: x
       for name, x in attributes.items()
@@ -65,7 +65,8 @@ def with_own_gradient(layer: Any) -> Callable[..., Any]:
     }
 
     def compute(of_made: Sequence[tf.Tensor], *args: Any, **kwargs: Any) -> Any:
-      # Applied outside: its gradient would compute the layer again.
+      # The activation is applied outside, because its gradient would compute
+      # the layer again.
       linear = tf_keras.activations.linear
       values = {"activation": linear} if activation else {}
       values.update(zip(made, of_made, strict=True))
@@ -116,7 +117,7 @@ def with_own_gradients_of(
     *functions: Names of functions in the module of the layer's class, such as
       `tf.concat`. Each may take Tensors and other arguments, and returns a
       Tensor. It must neither read variables nor draw random numbers. While
-      `call` runs, it is replaced process-wide.
+      `call` runs, the functions are replaced process-wide.
   """
 
   def replacement(layer: Any) -> Callable[..., Any]:
@@ -168,7 +169,7 @@ def _function_computed_again(
 
 
 def computed_again(compute: Callable[..., Any]) -> Callable[..., Any]:
-  """Gives a function a gradient that calls it again and differentiates that.
+  """Gives a function a gradient that differentiates a second call of it.
 
   Args:
     compute: Takes Tensors, and returns a Tensor or a list of them.
@@ -265,7 +266,8 @@ def with_own_loop(layer: Any) -> Callable[..., Any]:
   ) -> Any:
     others = [mask, *args, *kwargs.values()]
     is_plain = isinstance(inputs, tf.Tensor) and all(x is None for x in others)
-    # As Keras does: where gradients are traced, later, it knows no mode.
+    # Passed to the cell, as in Keras, because Keras does not know the mode when
+    # gradients are traced.
     mode = {"training": training} if takes_training else {}
     cell = functools.partial(layer.cell, **mode)
 

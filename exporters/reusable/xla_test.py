@@ -1,6 +1,6 @@
 """Trains small exports under XLA, one for each kind of layer that needs a cure.
 
-Without the cure each of them must fail, or it would be of no use.
+Without the cure each export must fail, or the cure would be of no use.
 """
 
 import collections
@@ -31,7 +31,7 @@ _LARGE_MODELS = flags.DEFINE_bool(
   "large_models", False, "Test models too that take minutes to compile."
 )
 
-# What models with Model Garden's layers pass to `saving.source`.
+# The `layer_calls` of `saving.source` for models with Model Garden's layers.
 _LAYER_CALLS = {
   "official.vision.modeling.layers.nn_layers.StochasticDepth": (
     stochastic_depth.without_branch
@@ -105,7 +105,7 @@ def _volumes(*inner):
 
 
 class Positions(tf_keras.layers.Layer):
-  """Model Garden's layer, which takes its weights by the sequence length."""
+  """Has Model Garden's layer, which slices its weights by sequence length."""
 
   def __init__(self):
     super().__init__()
@@ -159,7 +159,7 @@ class TrainingCell(layers.SimpleRNNCell):
 
 
 class WeightNormalized(layers.Wrapper):
-  """Makes the kernel of a layer before each call."""
+  """Computes the kernel of a layer before each call."""
 
   def build(self, shape):
     self.layer.build(shape)
@@ -180,7 +180,7 @@ _LAYER_CALLS[layer_calls.class_name(Doubled)] = xla.with_own_gradients_of(
   "tf.concat"
 )
 
-# Only nightly tests compile these: each is like another one.
+# Only nightly tests compile these models, because each is like another model.
 _NIGHTLY = (
   "bidirectional",
   *("global_average", "global_average_1d", "global_average_3d"),
@@ -400,7 +400,7 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
       lambda f: tf.function(f, jit_compile=True),
     ):
       expected_step, actual_step = wrap(live), wrap(step)
-      # Another size of the batch and the images.
+      # The second batch has other sizes.
       for batch in (_batch(rank, 0), _batch(rank, 1, batch_size=2)):
         expected = tf.nest.flatten(expected_step(batch))
         actual = tf.nest.flatten(actual_step(batch))
@@ -408,7 +408,7 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
           scale = tf.reduce_max(tf.abs(e)) + 1e-6
           self.assertAllClose(a / scale, e / scale, rtol=0, atol=1e-6)
 
-    # The step that is compiled by now compiles no more.
+    # The compiled step is not compiled again.
     compiled = _compilations()
     self.assertGreater(compiled, 0)
     actual_step(_batch(rank, 0) + 1.0)
@@ -460,7 +460,7 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
       self.assertAllClose(a, e, rtol=1e-5, atol=1e-6)
 
   def test_gradients_as_of_the_compiled_live_model(self):
-    """XLA in TensorFlow 2.20 computes others if the batch is a constant."""
+    """XLA in TensorFlow 2.20 changes gradients if the batch is a constant."""
     model = tf_keras.Sequential(
       [
         layers.InputLayer((None, None, 4)),
@@ -610,7 +610,7 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
     ("mobilenet_v2", _application("MobileNetV2"), _photos, True, True),
     ("resnet50", _application("ResNet50"), _photos, True, True),
     ("densenet121", _application("DenseNet121"), _photos, True, True),
-    # Its dropout would differ.
+    # Not in training, because dropout would differ.
     ("encoder", _encoder, _tokens, False),
   )
   @nightly.only

@@ -106,7 +106,7 @@ def constants(trace: tf.types.experimental.ConcreteFunction) -> list[str]:
       if place:
         cause = f"the gradient of {op.op} ({op.name} in {place})"
         found.add(f"{cause} takes a compile-time constant from the model")
-      else:  # A function in the model takes it out of another one.
+      else:  # A function in the model takes it from another function.
         needed.add(op.name)
     elif node.op == "Placeholder":
       needed.add(node.name)
