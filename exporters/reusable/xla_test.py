@@ -635,8 +635,6 @@ class XlaTest(parameterized.TestCase, tf.test.TestCase):
       self.assertEqual(_compilations(), compiled)
       return [tf.convert_to_tensor(x) for x in flat]
 
-    # The live model first: a call in training moves its averages, not those
-    # of the export.
     expected = results(model, model.trainable_variables)
     actual = results(loaded, loaded.trainable_variables)
     largest = max(float(tf.reduce_max(tf.abs(x))) for x in expected)
