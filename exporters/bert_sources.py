@@ -132,7 +132,8 @@ class Source:
     description: The path and the kind of directory, for messages.
     model_type: The type of the encoder, as its library names it.
     config: The config of the same encoder in Model Garden.
-    tensors: The weights, by name. Names lack the prefix of the encoder.
+    tensors: The weights, by name. Hugging Face's names lack the prefix of the
+      encoder.
     options: Values of flags that the source determines, by flag.
     origins: The files that determine these values, by flag.
     problem: Why the vectors of sentence-transformers cannot be computed, or "".
@@ -525,8 +526,9 @@ def restore(
 ) -> list[tf.Variable]:
   """Restores an encoder from a source.
 
-  Arguments and result are those of `checkpoints.restore`, but `parts` and
-  `left_out` have no effect: the table for the library replaces them.
+  The arguments after `source` and the result are those of
+  `checkpoints.restore`. `parts`, `left_out` and further `roots` have no effect:
+  `bert_tables` says which tensors to ignore.
   """
   del parts, left_out
   table, left_out = {

@@ -34,8 +34,8 @@ from exporters.conformance import report_page
 from exporters.reusable import command_line
 from exporters.reusable import errors
 
-# CPU time for one call. The gradients of large models need some; endless loops
-# would take all.
+# CPU time limit of one call: enough for the gradients of large models, and an
+# end for endless loops.
 _CALL_SECONDS = 30.0
 _OPTIONS = copying.Options()
 _AUDIT = "S1"  # The rule that is judged before the SavedModel is loaded.

@@ -178,7 +178,7 @@ def _ask(
 
 
 def serve(requests: Iterator[Any]) -> Iterator[Any]:
-  """Answers one request in the sandbox. It has the arguments of `export`."""
+  """Answers one request, the arguments of `export`, in the sandbox."""
   request = next(requests)
   saved_model_dir, directory = request["directory"], request["export_dir"]
   subject = subject_lib.requested(request)

@@ -445,9 +445,9 @@ def _example(spec: tf.TensorSpec, batch_size: int, *size: int) -> tf.Tensor:
   """Makes random images or videos.
 
   Args:
-    spec: Their shape, with rank 4 for images and 5 for videos.
-    batch_size: Their number.
-    *size: Frames, height and width. Images ignore the frames.
+    spec: A spec of rank 4 for images, of rank 5 for videos.
+    batch_size: Number of images or videos.
+    *size: Frames, height and width. Images have no frames.
   """
   return tf.random.stateless_uniform(
     [batch_size, *size[5 - spec.shape.rank :], 3], [batch_size, 0]

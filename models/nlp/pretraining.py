@@ -1,9 +1,9 @@
 """Pre-trains encoders with masked language modeling.
 
 As in BERT (Devlin et al., arXiv:1810.04805), a share of the tokens is masked,
-and the model predicts them. Text is packed like RoBERTa's "full sentences" (Liu
-et al., arXiv:1907.11692): documents are concatenated with separators, so no
-sequence is padded.
+and the model predicts these tokens. Text is packed like RoBERTa's "full
+sentences" (Liu et al., arXiv:1907.11692): documents are concatenated with
+separators, so no sequence is padded.
 """
 
 from __future__ import annotations
