@@ -63,7 +63,7 @@ _EXPORT_TYPES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-  """The source of an encoder's weights: flags of the same names.
+  """The source of an encoder's weights: values of the flags of the same names.
 
   Attributes:
     source: The encoder at `checkpoint_path`, if another library wrote it.
@@ -158,7 +158,7 @@ def _attributes(
   weights: Weights,
   scratch: str,
 ) -> dict[str, Any]:
-  """Makes the attributes of an encoder: its vocabulary and its config."""
+  """Creates the attributes of an encoder, such as its vocabulary and config."""
   file = preprocessor.token_file or f"{weights.checkpoint_path}/vocab.txt"
   model_type = weights.source and weights.source.model_type
   hub_config = encoder_config.to_hugging_face(config, model_type)
@@ -168,7 +168,7 @@ def _attributes(
 def _restored(
   config: encoders.EncoderConfig, weights: Weights, export_type: str
 ) -> tuple[tf_keras.Model, tf_keras.Model | None]:
-  """Restores an encoder and, for the `mlm` head, its pre-training model."""
+  """Restores an encoder, and its pre-training model if `mlm` is exported."""
   tf_keras.utils.set_random_seed(weights.seed)
   about = (
     f"An encoder of type {config.type} with --export_type={export_type}"
@@ -269,7 +269,8 @@ def define_flags() -> None:
 def _counts(is_needed: bool, *names: str) -> tuple[int, ...]:
   """Returns how many of several alternative flags may be set.
 
-  None is needed if the directory of --checkpoint_path has the file.
+  None of the flags is needed if the directory of --checkpoint_path has a file
+  for one of them.
   """
   if not is_needed:
     return (0,)

@@ -73,7 +73,13 @@ def piece(
   pretrainer: tf_keras.Model | None,
   attributes: Mapping[str, Any],
 ) -> exporting.Piece:
-  """Describes the encoder, with a sub-object `mlm` if it has that head."""
+  """Describes the encoder to export; `pretrainer` becomes its sub-object `mlm`.
+
+  Args:
+    core: A model from `bert.core_model`.
+    pretrainer: The pretrain model of `core`. None: do not export `mlm`.
+    attributes: Further attributes of the SavedModel.
+  """
   config = core.encoder_config
   tunable = hyperparameters.of_model(core)
   spec = {
@@ -124,7 +130,15 @@ def card(
   provenance: Mapping[str, str],
   trained_length: int | None,
 ) -> model_card.Card:
-  """Makes the card of the encoder, including any pre-training here."""
+  """Creates the card of the encoder.
+
+  Args:
+    config: The config of the encoder.
+    with_mlm: Whether the export has the sub-object `mlm`.
+    tokenizer: The tokenizer of its preprocessor.
+    provenance: Rows about the weights and the training.
+    trained_length: Sequence length of pre-training by this program, if any.
+  """
   sizes = ", ".join(
     f"`{key}` {value}"
     for key, value in config.get().as_dict().items()

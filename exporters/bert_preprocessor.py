@@ -58,7 +58,7 @@ _FLAGS = {
   " Wordpieces only.",
 }
 
-_LEAST_SHARE = 0.9  # Of ids with a token.
+_LEAST_SHARE = 0.9  # Minimum share of the encoder's ids that have a token.
 
 # Examples for the verification of exports.
 SENTENCES = [
@@ -125,7 +125,7 @@ def read_tokenizer(
     if options.vocab_file:
       tokens = preprocessing.read_vocabulary(file)
       if options.as_transformers and len(tokens) < (vocab_size or 0):
-        # Encoders often have some more word embeddings than tokens.
+        # Encoders often have a few more word embeddings than tokens.
         if len(tokens) < _LEAST_SHARE * vocab_size:
           raise ValueError(
             f"it has {len(tokens):,} tokens for {vocab_size:,} ids. It may be"
@@ -189,7 +189,7 @@ def _check_casing(
 def piece(
   tokenizer: preprocessing.Tokenizer, options: Options
 ) -> exporting.Piece:
-  """Makes the preprocessor.
+  """Describes the preprocessor to export.
 
   It takes sentences, strings `[batch]`, and has the interface of TensorFlow Hub
   (`docs/common_saved_model_apis/text.md`). Its sub-objects are `tokenize`, with
@@ -222,7 +222,7 @@ def piece(
     for count in (1, 2, 3)
   )
   tokens = tokenizer.tokenize(examples[0])
-  pieces = tokens.merge_dims(1, -1)  # Not grouped by words.
+  pieces = tokens.merge_dims(1, -1)  # Wordpieces that are not grouped by words.
   sub_objects = {
     "bert_pack_inputs": exporting.Piece(
       source=saving.source(bert_pack_inputs, segments, hyperparameters=tunable),
@@ -286,7 +286,7 @@ def attributes(
 
 
 def card(tokenizer: preprocessing.Tokenizer) -> model_card.Card:
-  """Makes the card of the preprocessor."""
+  """Creates the card of the preprocessor."""
   return model_card.Card(
     name="Preprocessor of a text encoder",
     description="Splits text into the tokens of a vocabulary of"

@@ -41,9 +41,10 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
-_VOCABULARY_DOCUMENTS = 20_000  # More would hardly change the wordpieces.
+# Further documents would hardly change the wordpieces.
+_VOCABULARY_DOCUMENTS = 20_000
 
-# Fields of `pretraining.Config` and of `Training`.
+# Help texts and limits of the flags for fields of `pretraining.Config`.
 _CONFIG_FLAGS = {
   "epochs": ("number of epochs; 0 keeps the initial weights.", 0),
   "steps_per_epoch": ("steps in an epoch, for text of any length.", 1),
@@ -53,6 +54,7 @@ _CONFIG_FLAGS = {
   "dropout": "train with the encoder's dropout. Without it models learn faster"
   " until they overfit.",
 }
+# The same for fields of `Training`.
 _TRAINING_FLAGS = {
   "checkpoint_dir": "keep a checkpoint of each epoch in this directory, with"
   " encoder.yaml and vocab.txt. Training resumes from the newest checkpoint"
@@ -83,8 +85,8 @@ def train(
 ) -> tuple[preprocessing.Tokenizer, dict[str, str]]:
   """Pre-trains an encoder and saves a checkpoint of it.
 
-  Beside the checkpoints it writes `vocab.txt` and `encoder.yaml`. In a cluster
-  only the chief returns; the other workers exit.
+  It also writes `vocab.txt` and `encoder.yaml` to `checkpoint_dir`. In a
+  cluster only the chief returns; the other workers exit.
 
   Args:
     training: The text and the hyperparameters.
@@ -153,9 +155,9 @@ def train(
 
 
 def _copy_for_worker(checkpoint_dir: str, worker_dir: str) -> None:
-  """Copies the checkpoints to resume from to a worker's own directory.
+  """Copies the checkpoints that training resumes from to a worker's directory.
 
-  Workers other than the chief must copy before the chief writes again.
+  Every worker must copy before the chief writes its next checkpoint.
   """
   files = tf.io.gfile  # The checkpoints may be in a bucket.
   if files.isdir(checkpoint_dir):

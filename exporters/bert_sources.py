@@ -50,18 +50,21 @@ _POOLINGS = {
 }
 _LOWERCASES = "its sentence_bert_config.json lowercases texts"
 _OLD_NAMES = {".gamma": ".weight", ".beta": ".bias"}
-# Parts of variable names that identify the types of the first releases.
+# Parts of variable names in TensorFlow 1 checkpoints, and the type of encoder
+# that each identifies.
 _PARTS_OF_NAMES = {
   "transformer/group_0/": "albert",
   "/bottleneck/": "mobilebert",
   "electra/": "electra",
 }
-# Files of the first releases, beside their checkpoints.
+# Names of files beside the checkpoints of the first releases, by the flag whose
+# value they determine.
 _BESIDE = {
   "bert_config_file": ("albert_config.json", "bert_config.json"),
   "sp_model_file": ("30k-clean.model",),
   "vocab_file": ("vocab.txt",),
 }
+# The flags that make a file of `_BESIDE` unnecessary.
 _EITHER = {
   "bert_config_file": ("bert_config_file", "encoder_config_file"),
   "sp_model_file": ("sp_model_file", "vocab_file"),
@@ -129,7 +132,8 @@ class Source:
     description: The path and the kind of directory, for messages.
     model_type: The type of the encoder, as its library names it.
     config: The config of the same encoder in Model Garden.
-    tensors: The weights, by their names without the prefix of the encoder.
+    tensors: The weights, by name. Hugging Face's names lack the prefix of the
+      encoder.
     options: Values of flags that the source determines, by flag.
     origins: The files that determine these values, by flag.
     problem: Why the vectors of sentence-transformers cannot be computed, or "".
@@ -146,10 +150,14 @@ class Source:
   library: str = "Hugging Face"
 
   def __post_init__(self) -> None:
-    """Raises an ExportError for layers without weights, slow to build."""
+    """Raises an ExportError if the config has more layers than the weights.
+
+    This precedes the build of the model, which is slow for many layers.
+    """
     sizes = self.config.get().as_dict()
     layers = sizes.get("num_layers") or sizes.get("num_blocks") or 0
-    layers *= sizes.get("num_feedforward_networks", 1)  # Of MobileBERT.
+    # A block of MobileBERT has several feed-forward networks.
+    layers *= sizes.get("num_feedforward_networks", 1)
     if self.config.type != "albert":  # Its layers share their weights.
       weight_tables.check_layers(self.description, layers, self.tensors)
 
@@ -194,8 +202,12 @@ def _beside(path: str) -> dict[str, str]:
 def from_flags() -> Source | None:
   """Reads the directory in --checkpoint_path, if it is of another library.
 
-  Its values become the defaults of flags that were not given. So do the files
-  beside a checkpoint of the first releases, and its pooler.
+  The values in the directory become the defaults of flags that the user did
+  not set. So do the files beside a checkpoint of the first releases, and its
+  pooler.
+
+  Returns:
+    The encoder; None if the checkpoint is not of another library.
 
   Raises:
     ExportError: As in `read`; or a required flag has no value.
@@ -226,7 +238,8 @@ def from_flags() -> Source | None:
       except flags.IllegalFlagValueError as e:
         where = origins.get(name, "the position table")
         raise errors.ExportError(f"{path} ({where}): {e}. Say --{name}.") from e
-      if name == "do_lower_case":  # Overrides the vocabulary.
+      # The config decides the casing, whatever the vocabulary looks like.
+      if name == "do_lower_case":
         values.set_default("check_casing", False)
       shown = os.path.basename(str(value))
       said.append(f"--{name}={shown} ({origins.get(name, 'default')})")
@@ -343,7 +356,8 @@ def read(path: str) -> Source:
       origins["seq_length"] = "sentence_bert_config.json"
     if problem == _LOWERCASES and options.get("do_lower_case"):
       problem = ""  # The tokenizer lowercases anyway.
-  # By default, sentence-transformers cuts texts at the last position.
+  # By default, sentence-transformers cuts texts at the end of the position
+  # table.
   longest = _LARGEST_LENGTH if "pooling" in options else 128
   options["seq_length"] = min(
     options.get("seq_length", longest), bert.max_seq_length(config)
@@ -356,7 +370,8 @@ def read(path: str) -> Source:
     or "pooling" in options
     or (values.get("classifier_activation") is False)
   ):
-    # Without a pooler, heads in transformers take the vector of [CLS].
+    # In transformers, heads of encoders without a pooler take the vector of
+    # [CLS].
     options["pooler"], origins["pooler"] = "identity", "its lack in the weights"
   return Source(
     description=description,
@@ -370,7 +385,7 @@ def read(path: str) -> Source:
 
 
 def _read_keras_hub(path: str, description: str, model_type: str) -> Source:
-  """Reads a preset of keras-hub."""
+  """Reads an encoder from a preset of keras-hub."""
   file = os.path.join(path, "config.json")
   said = formats.typed(file, formats.read_json(file), "config", dict) or {}
   values: dict[str, Any] = {"model_type": model_type}
@@ -478,7 +493,11 @@ def of_keras(path: str, config: encoders.EncoderConfig) -> Source | None:
 def _by_attribute(
   path: str, config: encoders.EncoderConfig
 ) -> dict[str, weight_tables.Tensor]:
-  """Returns the tensors of a `.weights.h5` or `.keras`, by relative paths."""
+  """Returns the tensors of a `.weights.h5` or `.keras` file.
+
+  Their names are attribute paths, relative to the encoder. Those of the heads
+  are relative to the model.
+  """
   _, found = keras_files.read(path)
   end = "transformer_layers/transformer_encoder_block/_output_dense/vars/0"
   prefix = next((x.removesuffix(end) for x in found if x.endswith(end)), None)
@@ -505,7 +524,12 @@ def restore(
   left_out: Collection[str] = (),
   optional: Sequence[tf.Variable] = (),
 ) -> list[tf.Variable]:
-  """Restores an encoder from a source; see `checkpoints.restore`."""
+  """Restores an encoder from a source.
+
+  The arguments after `source` and the result are those of
+  `checkpoints.restore`. `parts`, `left_out` and further `roots` have no effect:
+  `bert_tables` says which tensors to ignore.
+  """
   del parts, left_out
   table, left_out = {
     "Hugging Face": (bert_tables.hugging_face, bert_tables.LEFT_OUT),
@@ -573,7 +597,7 @@ def _check_sizes(
   values: Mapping[str, Any],
   tensors: Mapping[str, weight_tables.Tensor],
 ) -> None:
-  """Raises an ExportError for sizes larger than those of any tensor."""
+  """Raises an ExportError if a size in a config is larger than any tensor."""
   sizes = {size for tensor in tensors.values() for size in tensor.shape}
   for key, value in values.items():
     is_size = key.endswith(("_size", "dim", "_embeddings"))
@@ -584,7 +608,7 @@ def _check_sizes(
 
 
 def _tokenizer(directory: str) -> tuple[dict[str, Any], dict[str, str]]:
-  """Returns the values of flags in tokenizer files, and their origins."""
+  """Returns values of flags by tokenizer files, and the file of each value."""
   options: dict[str, Any] = {}
   origins: dict[str, str] = {}
   for name in ("vocab.txt", "tokenizer.json"):

@@ -28,7 +28,7 @@ from models.nlp import encoder_config
 from models.nlp import preprocessing
 from tools import nightly
 
-# See make_goldens.py and make_keras_hub_goldens.py.
+# make_goldens.py and make_keras_hub_goldens.py in peers/ write these files.
 _PEERS = os.path.join(os.path.dirname(__file__), "peers", "testdata")
 _GOLDENS = os.path.join(_PEERS, "hugging_face")
 
@@ -55,7 +55,8 @@ _TF1 = {
 }
 
 _ADDED = '{"added_tokens": [], "normalizer": {"type": "BertNormalizer"}'
-# Files of a directory, content or None for a pipe, and errors.
+# The name of a file; its content, or None for a pipe; and the expected error,
+# or None.
 _UNUSABLE = (
   ("config.json", "{", "config.json is no JSON: Expecting"),
   ("config.json", "[]", "config.json: its JSON is not an object"),
@@ -99,7 +100,7 @@ def _expected(path):
 
 
 def _restored(source, with_mlm=None):
-  tf_keras.backend.clear_session()  # Names of layers count from 0 again.
+  tf_keras.backend.clear_session()  # Numbers layer names from 0 again.
   core = bert.core_model(source.config)
   with contextlib.redirect_stdout(io.StringIO()) as printed:
     pretrainer = encoder_checkpoints.restore(
@@ -112,7 +113,10 @@ def _restored(source, with_mlm=None):
 
 
 class _Published:
-  """The formulas and the variables of the first releases, as published."""
+  """Computes encoders by the published formulas of the first releases.
+
+  The names of variables are also those of the first releases.
+  """
 
   def __init__(self, kind, sizes):
     self.kind, self.sizes = kind, sizes
@@ -222,7 +226,7 @@ class _Published:
     return self.norm(x + y, f"{name}/output/bottleneck/LayerNorm")
 
   def write(self, path, inputs):
-    """Writes a checkpoint; returns the outputs."""
+    """Writes a TensorFlow 1 checkpoint; returns the encoder's outputs."""
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
       ids, mask, types = map(tf.constant, inputs)
       with tf.compat.v1.variable_scope("", reuse=tf.compat.v1.AUTO_REUSE):
@@ -277,7 +281,8 @@ class BertSourcesTest(absltest.TestCase):
       expected = _expected(path)
       if "sequence_output" not in expected:
         continue
-      if name == "mobilebert":  # Its head there is another computation.
+      # The head of MobileBERT in transformers computes something else.
+      if name == "mobilebert":
         del expected["mlm_logits"]
       with self.subTest(name):
         inputs = {
@@ -398,7 +403,7 @@ class BertSourcesTest(absltest.TestCase):
       source = bert_sources.of_keras(path, config)
       source.options["pooler"] = "checkpoint"
       core, pretrainer, printed = _restored(source)
-      del source  # It has the file open.
+      del source  # It keeps the file open.
       self.assertIsNotNone(pretrainer)
       self.assertIn(f"Left out: {left_out}.", printed)
       expected = saved(inputs)
@@ -490,7 +495,8 @@ class BertSourcesTest(absltest.TestCase):
     return bert_sources._tokenizer(self.directory)
 
   def test_files_of_tokenizers(self):
-    # As transformers does, the class replaces what tokenizer.json says.
+    # As in transformers, tokenizer_config.json overrides tokenizer.json, unless
+    # the tokenizer class is generic.
     for kind, lower, file in (
       ("BertTokenizerFast", False, "tokenizer_config.json"),
       ("PreTrainedTokenizerFast", True, "tokenizer.json"),
@@ -545,7 +551,7 @@ class BertSourcesTest(absltest.TestCase):
       self.assertEqual(source.problem, problem)
 
   def saved(self, core, config):
-    """Saves what //exporters:safetensors reads of an export."""
+    """Saves the parts of an export that //exporters:safetensors reads."""
     for name, content in (("config.json", config), ("vocab.txt", "[PAD]\n")):
       with open(os.path.join(self.directory, name), "w") as f:
         f.write(content)
@@ -569,7 +575,8 @@ class BertSourcesTest(absltest.TestCase):
     names_code = {**config, "auto_map": {"AutoModelForMaskedLM": "x/y--m.Z"}}
     path = self.saved(core, json.dumps(names_code))
     to_safetensors.write(path, out, 5_000)
-    self.assertGreater(len(os.listdir(out)), 5)  # Shards, and their index.
+    # The shards and their index are several files.
+    self.assertGreater(len(os.listdir(out)), 5)
     tensors = weight_tables.read_safetensors(golden)
     written = weight_tables.read_safetensors(out)
     self.assertLen(written, 36)
@@ -703,7 +710,8 @@ class BertSourcesTest(absltest.TestCase):
         self.assertNotIn("\n", str(raised and raised.exception))
         os.remove(file)
         if whole is not None:
-          with open(file, "w", encoding="utf-8-sig") as f:  # With a mark.
+          # Files may begin with a byte order mark.
+          with open(file, "w", encoding="utf-8-sig") as f:
             f.write(whole)
     self.assertEqual(bert_sources.read(path).options["pooling"], "mean")
 

@@ -169,7 +169,8 @@ norm/gamma                 output.LayerNorm.weight
 norm/beta                  output.LayerNorm.bias
 """
 
-# keras-hub's presets number the layers of a class, and the values of a layer.
+# keras-hub's presets number the layers of each class, and the variables of each
+# layer.
 _EMBEDDINGS_OF_KERAS_HUB = """
 word_embeddings/embeddings     reversible_embedding/vars/0
 position_embedding/embeddings  position_embedding/vars/0
@@ -203,7 +204,7 @@ output_layer_norm/gamma                 _feedforward_layer_norm/vars/0
 output_layer_norm/beta                  _feedforward_layer_norm/vars/1
 """  # noqa: E501
 
-# BERT of official.legacy in `.weights.h5` and `.keras`.
+# BERT of official.legacy in `.weights.h5` and `.keras` files.
 _EMBEDDINGS_OF_KERAS = """
 word_embeddings/embeddings     layers/on_device_embedding/vars/0
 position_embedding/embeddings  layers/position_embedding/vars/0
@@ -239,7 +240,7 @@ _TABLES_OF_MLM = {
   "distilbert": ("", _MLM_OF_DISTILBERT),
   "electra": ("", _MLM_OF_ELECTRA),
 }
-# Optional copies of the word embedding in the heads.
+# Names of the copy of the word embedding that a head may have.
 _DECODERS = {
   "albert": "predictions.decoder.weight",
   "bert": "cls.predictions.decoder.weight",
@@ -247,7 +248,7 @@ _DECODERS = {
   "electra": "generator_lm_head.weight",
 }
 
-# Tensors without effect on the encoder, for all types.
+# Hugging Face's tensors without effect on any type of encoder, by pattern.
 LEFT_OUT = {
   "*position_ids": "buffers",
   "*token_type_ids": "buffers",
@@ -262,7 +263,7 @@ LEFT_OUT = {
 }
 
 
-# The same for the first releases, in TensorFlow 1 checkpoints.
+# The same for TensorFlow 1 checkpoints of the first releases.
 LEFT_OUT_OF_TF1 = {
   **dict.fromkeys(("*/adam_[mv]", "*/lamb_[mv]", "beta?_power"), "optimizer"),
   "*global_step": "counters",
@@ -270,7 +271,7 @@ LEFT_OUT_OF_TF1 = {
     ("cls/*", "discriminator_*", "generator*", "output_*", "finetune*"), "heads"
   ),
 }
-# The same for the models of `official.legacy.bert`, in Keras files.
+# The same for Keras files of the models of `official.legacy.bert`.
 LEFT_OUT_OF_KERAS = dict.fromkeys(
   (
     *("cls/*", "classification/*", "predictions/*", "sentence_prediction/*"),
@@ -340,7 +341,10 @@ def tensorflow_1(
 def keras(
   model_type: str, config: encoders.EncoderConfig, *, with_mlm: bool
 ) -> list[Line]:
-  """Returns the table of HDF5 files of official.legacy's BERT in Keras."""
+  """Returns the table for Keras files of official.legacy's BERT.
+
+  It is for `.weights.h5` and `.keras` files, whose names are attribute paths.
+  """
   del model_type
   lines = weight_tables.parsed(_EMBEDDINGS_OF_KERAS)
   for i in range(config.get().num_layers):
@@ -359,7 +363,7 @@ def keras(
 def keras_hub(
   model_type: str, config: encoders.EncoderConfig, *, with_mlm: bool
 ) -> list[Line]:
-  """Returns the table of a preset of keras-hub, which has no head."""
+  """Returns the table for a preset of keras-hub, which has no head."""
   del with_mlm
   parsed, sizes = weight_tables.parsed, config.get()
   if model_type == "distilbert":
@@ -386,7 +390,7 @@ def keras_hub(
 def hugging_face(
   model_type: str, config: encoders.EncoderConfig, *, with_mlm: bool
 ) -> list[Line]:
-  """Returns the table of a Hugging Face model.
+  """Returns the table for a Hugging Face model.
 
   Args:
     model_type: One of `encoder_config.HUGGING_FACE_TYPES`.

@@ -1,4 +1,4 @@
-"""Exports checkpoints that Model Garden writes, and checks the exports."""
+"""Exports checkpoints in Model Garden's structures, and checks the exports."""
 
 import contextlib
 import dataclasses
@@ -73,7 +73,7 @@ _SIZES = {
   "embedding_size": 16,
   "word_embed_size": 8,
   "intra_bottleneck_size": 16,
-  # Unlike the rates of attention, to tell the two apart.
+  # Other values than those of attention, to tell the two kinds of rates apart.
   "dropout_rate": 0.1,
   "output_dropout": 0.1,
   "hidden_dropout_prob": 0.1,
@@ -102,7 +102,7 @@ _TYPES = (
   "reuse",
 )
 
-# A consumer, in a process without our code and without Model Garden.
+# A consumer's program. Its process imports neither our code nor Model Garden.
 _CONSUMER = """
 import sys
 import numpy as np
@@ -216,7 +216,7 @@ def _hashes(directory):
 
 
 def _config(kind, **changes):
-  """Makes a small config: the values for its YAML, and the object."""
+  """Makes a small config; returns the values for its YAML, and the object."""
   fields = dataclasses.fields(encoders.EncoderConfig(type=kind).get())
   sizes = {**_SIZES, **changes}
   values = {f.name: sizes[f.name] for f in fields if f.name in sizes}
@@ -226,13 +226,13 @@ def _config(kind, **changes):
 
 
 def _from_fields(cls, values):
-  """Makes a dataclass from those values that it has fields for."""
+  """Creates a dataclass; ignores values for which it has no field."""
   names = {field.name for field in dataclasses.fields(cls)}
   return cls(**{k: v for k, v in values.items() if k in names})
 
 
 def _pretrainer(core):
-  """Makes Model Garden's model with a head for next sentence prediction."""
+  """Builds Model Garden's model with a head for next sentence prediction."""
   head = layers.ClassificationHead(16, num_classes=2, name="next_sentence")
   model = models.BertPretrainerV2(
     core.encoder,
@@ -285,7 +285,7 @@ class BertTest(parameterized.TestCase):
       "model_is_pretrainer": tf.train.Checkpoint(model=cls.pretrainer),
     }.items():
       checkpoint.write(str(cls.directory / name))
-    # As `orbit` and `official.core.base_trainer` do.
+    # The structure that `orbit` and `official.core.base_trainer` save.
     trainer = tf.train.Checkpoint(
       model=cls.pretrainer,
       optimizer=optimizer,
@@ -303,7 +303,10 @@ class BertTest(parameterized.TestCase):
     return str(path)
 
   def export(self, **kwargs):
-    """Exports in this process; returns the encoder or preprocessor, loaded."""
+    """Exports in this process; loads and returns the exported SavedModel.
+
+    With --export_type=all, it returns the encoder.
+    """
     export_dir = self.directory / "export"
     shutil.rmtree(export_dir, ignore_errors=True)
     arguments = {
@@ -380,7 +383,8 @@ class BertTest(parameterized.TestCase):
     ):
       self.assertIn(line, result.stdout)
     hashes = _hashes(export_dir)
-    if nightly.IS_ON:  # In other tests, mnist_cnn_test exports twice.
+    # Outside of nightly tests, mnist_cnn_test alone exports twice.
+    if nightly.IS_ON:
       result = _run(*arguments, f"--export_dir={second}")
       self.assertEqual(result.returncode, 0, result.stderr)
       self.assertEqual(hashes, _hashes(second))
@@ -500,7 +504,7 @@ class BertTest(parameterized.TestCase):
 
   @nightly.only
   def test_the_pooler_that_fine_tuning_trained(self):
-    """It is the head's, as Model Garden's task builds it by default."""
+    """By default, Model Garden's task fine-tunes the head's pooler."""
     path = str(self.directory / "fine_tuned")
     model = models.BertClassifier(
       self.core.encoder, 3, use_encoder_pooler=False
@@ -530,7 +534,7 @@ class BertTest(parameterized.TestCase):
   def test_no_pooler_in_the_checkpoint(self):
     encoder = self.core.encoder
     view = tf.train.TrackableView(encoder)
-    # The object graph without what leads to the pooler.
+    # Save the object graph without the paths that lead to the pooler.
     without = tf.train.Checkpoint()
     for name, child in view.children(encoder).items():
       is_layer = isinstance(child, tf_keras.layers.Layer)
@@ -623,7 +627,7 @@ class BertTest(parameterized.TestCase):
       self.assert_same_weights(embed)
       close = functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5)
       close(embed(texts), vectors)
-      # Neither padding nor the other texts of the batch matter.
+      # Vectors depend neither on padding nor on the other texts of the batch.
       for i, text in enumerate(texts):
         close(embed([text])[0], vectors[i])
       close(embed(texts[-3:-1], seq_length=30), vectors[-3:-1])
@@ -683,7 +687,7 @@ class BertTest(parameterized.TestCase):
     np.testing.assert_allclose(
       vectors, tf.math.l2_normalize(mean, -1), rtol=0, atol=1e-5
     )
-    # Each weight is stored once.
+    # The file stores each weight once, although encoder and embedding share it.
     size = sum(v.numpy().nbytes for v in self.core.variables)
     (file,) = (export_dir / "variables").glob("*.data*")
     self.assertLess(file.stat().st_size, 1.5 * size)
@@ -708,12 +712,13 @@ class BertTest(parameterized.TestCase):
       for w, old in zip(layer.trainable_weights, before, strict=True)
       if np.array_equal(w, old)
     ]
-    # A bias of keys shifts all scores before a softmax: its gradient is 0.
+    # A bias of keys shifts all scores before a softmax alike, so its gradient
+    # is 0.
     self.assertEmpty([name for name in still if "key/bias" not in name])
     embed = layer.resolved_object
     mean = _mean_over_tokens(embed, texts, seq_length=12)
     np.testing.assert_allclose(layer(texts), mean, rtol=0, atol=1e-5)
-    # A number instead of a Tensor is an error.
+    # Pass a Tensor, because a Python number of 0 is an error.
     vectors = embed(texts, seq_length=tf.constant(0))
     np.testing.assert_array_equal(vectors, 0.0)
 
@@ -756,7 +761,7 @@ class BertTest(parameterized.TestCase):
       vocabulary,
     )
     self.assertLen(vocabulary.splitlines(), export.variables[0].shape[0])
-    # Its checkpoint can be exported without the text.
+    # The trained checkpoint can be exported again without the text.
     again = self.export(
       checkpoint_path=str(checkpoint_dir),
       encoder_config_file=str(checkpoint_dir / "encoder.yaml"),
@@ -827,7 +832,7 @@ class BertTest(parameterized.TestCase):
     step = tf.function(
       observation.train_step(source, source.function), autograph=False
     )
-    # Not of examples: other ops need constants where all shapes are known.
+    # Trace the spec, not examples: with static shapes other ops need constants.
     trace = step.get_concrete_function(
       source.input_spec,
       training=True,
@@ -837,7 +842,8 @@ class BertTest(parameterized.TestCase):
     graph = trace.graph.as_graph_def()
     for find in xla_trap.branches, xla_trap.loops:
       self.assertEmpty(find(graph))
-    # Dropout that is computed again would drop others.
+    # The backward pass must not draw random numbers: a repeated dropout would
+    # drop other units.
     random = {"forward": 0, "backward": 0}
     for function in graph.library.function:
       for name in random:
@@ -851,7 +857,7 @@ class BertTest(parameterized.TestCase):
   def test_encoder_type(self, kind):
     if kind != "bert_v2" and not _ALL_TYPES.value:
       self.skipTest("bert_all_types_test runs it.")
-    # The default takes minutes.
+    # Full verification takes minutes.
     verification = "full" if _ALL_TYPES.value else "fast"
     values, config = _config(kind)
     core = bert.core_model(config)
@@ -868,7 +874,7 @@ class BertTest(parameterized.TestCase):
     )
     self.assertLen(export.variables, len(core.variables))
     if kind == "bert_v2":
-      return  # The tests of text embeddings have such an encoder.
+      return  # The tests of text embeddings use an encoder of this type.
     embed = functools.partial(
       self.export,
       export_type="text_embedding",
@@ -894,7 +900,7 @@ class BertTest(parameterized.TestCase):
     sp_model_file = self.directory / "sentencepiece.model"
     sentencepiece.SentencePieceTrainer.train(
       sentence_iterator=iter(_SENTENCES * 9),
-      # The file names this path, which must not be in the export.
+      # The file contains this path, which must not get into the export.
       model_prefix=str(sp_model_file.with_suffix("")),
       vocab_size=36,
       pad_id=0,

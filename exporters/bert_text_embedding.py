@@ -129,11 +129,11 @@ def check(
 def piece(
   encoder: exporting.Piece, preprocessor: exporting.Piece, options: Options
 ) -> exporting.Piece:
-  """Makes a text embedding from an encoder and its preprocessor.
+  """Describes the text embedding of an encoder and its preprocessor.
 
-  It takes sentences, strings `[batch]`, and returns float32 `[batch, dim]`. It
-  has the variables of the encoder. The arguments become its sub-objects
-  `encoder` and `preprocessor`.
+  The embedding takes sentences, strings `[batch]`, and returns float32
+  `[batch, dim]`. Its variables are those of the encoder. Encoder and
+  preprocessor become its sub-objects of these names.
   """
   core, spec = encoder.source.model, encoder.source.input_spec
   (seq_length,) = preprocessor.source.hyperparameters
@@ -152,7 +152,7 @@ def piece(
     )
 
   def embed(sentences: tf.Tensor, **arguments: Any) -> tf.Tensor:
-    # The trace calls the traces of encoder and preprocessor.
+    # In a trace, call the traces of encoder and preprocessor.
     preprocess, encode = (
       part.source.call if tf.executing_eagerly() else part.source.function
       for part in (preprocessor, encoder)

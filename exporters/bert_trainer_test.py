@@ -1,4 +1,4 @@
-"""Exports the directory of Model Garden's own trainer."""
+"""Exports the directory that Model Garden's trainer writes."""
 
 import json
 import os
@@ -37,7 +37,7 @@ _STRATEGY = tf.distribute.OneDeviceStrategy("CPU:0")
 
 
 def _records():
-  """Yields records as Model Garden's create_pretraining_data.py writes them."""
+  """Yields records like those of Model Garden's create_pretraining_data.py."""
   random = np.random.RandomState(0)
   for _ in range(64):
     features = {
@@ -160,13 +160,13 @@ class BertTrainerTest(tf.test.TestCase):
       preprocessor = hub.load(self.path("export/preprocessor"))
       encoder = hub.load(self.path("export/encoder"))
       inputs = preprocessor(sentences)
-      self.assertNotIn(1, inputs["input_word_ids"].numpy())  # [UNK]
+      self.assertNotIn(1, inputs["input_word_ids"].numpy())  # 1 is [UNK].
       inputs["masked_lm_positions"] = tf.constant([[1, 2, 0]] * 5)
       expected = model(inputs, training=False)
       actual = encoder.mlm(inputs)
       for name in names:
         self.assertAllClose(actual[name], expected[name], rtol=0, atol=1e-5)
-        # Outputs vary, so that those of another model would differ.
+        # If outputs did not vary, those of another model might be equal.
         self.assertGreater(np.std(expected[name]), 1e-3)
         if weights == "average":
           self.assertNotAllClose(actual[name], raw[name], atol=1e-3)

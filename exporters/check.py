@@ -34,10 +34,12 @@ from exporters.conformance import report_page
 from exporters.reusable import command_line
 from exporters.reusable import errors
 
-_CALL_SECONDS = 30.0  # Gradients of large models need some, endless loops all.
+# CPU time limit of one call: enough for the gradients of large models, and an
+# end for endless loops.
+_CALL_SECONDS = 30.0
 _OPTIONS = copying.Options()
-_AUDIT = "S1"  # The rule that is judged before the load.
-_OF_TRAINING = "R5"  # A rule for all kinds that can be trained.
+_AUDIT = "S1"  # The rule that is judged before the SavedModel is loaded.
+_OF_TRAINING = "R5"  # This rule applies to every kind that can be trained.
 
 
 def check(
@@ -71,7 +73,7 @@ def check(
   """
   _check_html_file(html_file)
   with (
-    # An untrusted model may take over the process and send anything.
+    # An untrusted model may take over the sandboxed process and send anything.
     errors.of_input(KeyError, TypeError, about="The sandbox answers: "),
     copying.started(
       "exporters.conformance.judging",
@@ -101,7 +103,8 @@ def _judged(
 ) -> Iterator[dict[str, Any]]:
   """Yields parts of the report: the kind, each rule's finding, and facts.
 
-  If the process in the sandbox ends, the other rules are undecided.
+  If the process in the sandbox ends, the rules that it has not judged yet are
+  undecided, except the audit, whose result is already known.
   """
   try:
     answer = ask(request)

@@ -140,7 +140,7 @@ _NIGHTLY = (
 
 
 class _Page(html.parser.HTMLParser):
-  """Collects the text of a page, and what it would fetch from elsewhere."""
+  """Collects the text of a page, and the URLs that it would fetch."""
 
   def __init__(self):
     super().__init__()
@@ -160,7 +160,7 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     self.directory = os.path.join(self.get_temp_dir(), "saved_model")
 
   def judged(self, directory, **kwargs):
-    """Returns what is found, by rule, and whether the exit status is 0."""
+    """Returns the report, findings by rule, and whether the check passed."""
     kwargs.setdefault("options", copying.Options(seconds=36_000))
     with contextlib.redirect_stdout(io.StringIO()) as out:
       status = check.check(saved_model_dir=directory, as_json=True, **kwargs)
@@ -214,7 +214,7 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
   def test_verdicts(self, build, kind, failing, words):
     if build in _NIGHTLY and not nightly.IS_ON:
       self.skipTest("Only nightly tests run this case.")
-    tf.random.set_seed(None)  # That of tf.test would be saved.
+    tf.random.set_seed(None)  # The seed that tf.test sets would be saved.
     build(self.directory)
     report, by_rule, passed = self.judged(self.directory)
     self.assertEqual(report["kind"], kind)
@@ -226,7 +226,8 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
 
   @nightly.only  # Other tests run the check on each export.
   def test_our_export(self):
-    options = copying.Options(follow_links=True)  # Bazel's sandbox has some.
+    # Files in Bazel's sandbox are links.
+    options = copying.Options(follow_links=True)
     report, by_rule, passed = self.judged(
       _SAVED_MODEL_DIR.value, strict=True, options=options
     )
@@ -284,7 +285,7 @@ class CheckTest(parameterized.TestCase, tf.test.TestCase):
     self.assertRegex(by_rule["R5"]["found"], "which `variables` lacks")
     _, _, passed = self.judged(self.directory, excepted_rules=["R11"])
     self.assertFalse(passed)
-    # One that is kept, and one that does not apply.
+    # R8 is kept, and I4 does not apply.
     with self.assertRaisesRegex(errors.ExportError, "R8, I4 is not broken"):
       self.judged(self.directory, excepted_rules=[*broken, "I4", "R8"])
 

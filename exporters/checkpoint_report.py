@@ -23,7 +23,7 @@ from distribution import formats
 from distribution import programs
 from distribution import scratch
 
-# Exporters for directories with a config, by the beginning of the type.
+# Exporters for directories with a config, by the start of the type in it.
 _OF_TYPES = {
   "vit": "vit",
   "deit": "deit",
@@ -55,7 +55,8 @@ def main(others: list[str]) -> None:
     if not exporter and type_.lower().startswith(start):
       exporter = name
   if library == "Hugging Face":
-    exporter = exporter or "bert"  # Its error names the reason.
+    # bert reports why it cannot export a directory of another type.
+    exporter = exporter or "bert"
   if not exporter:
     raise errors.InputError(
       f"Say whose model {path} is of: --exporter={'|'.join(EXPORTERS)}."

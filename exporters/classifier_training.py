@@ -29,7 +29,7 @@ with epy.lazy_imports():
 flags.disclaim_key_flags()
 
 
-# Fields of Weights and of training.Config.
+# Help texts of the flags for fields of Weights.
 _DIRECTORY_FLAGS = {
   "checkpoint_dir": "directory for the checkpoint of the trained classifier. It"
   " must not exist, or be empty; --overwrite replaces one with a checkpoint.",
@@ -38,6 +38,7 @@ _DIRECTORY_FLAGS = {
   " command resumes from it. All machines need access to it.",
   "tensorboard_dir": command_line.TENSORBOARD,
 }
+# Help texts and limits of the flags for fields of training.Config.
 _TRAINING_FLAGS = {
   "epochs": ("number of epochs; 0 exports the initial weights.", 0),
   "batch_size": (
@@ -122,8 +123,9 @@ def weights() -> Weights:
   )
 
 
-# Builds a classifier for a number of classes. Returns the object to save in a
-# checkpoint, and the model to train, from images in [0, 1], float32, to logits.
+# Builds a classifier for a number of classes. Returns the checkpoint object to
+# save, and the model to train. The model maps images, float32 in [0, 1], to
+# logits.
 Build = Callable[[int], tuple["tf.train.Checkpoint", "tf_keras.Model"]]
 
 
@@ -142,15 +144,15 @@ def train(
     image_shape: Height, width and channels of the images.
     how: How to train. In a cluster only the chief returns; the other processes
       exit.
-    about: Further options that must be unchanged for training to resume.
-    overwrite: Whether to replace an existing directory of the checkpoint.
+    about: Further options. Training resumes only if they are unchanged.
+    overwrite: Whether to replace an existing `checkpoint_dir`.
 
   Returns:
-    The trained first result of `build`, outside of any strategy and in float32;
-    and rows about the training for the model card.
+    The checkpoint object that `build` returns, trained, in float32 and outside
+    of any strategy; and rows about the training for the model card.
 
   Raises:
-    ExportError: The directory of the checkpoint is taken, the state belongs to
+    ExportError: `checkpoint_dir` is taken, the state in `backup_dir` belongs to
       another run, or the data set or the devices are missing.
   """
   strategy = command_line.strategy(how.distribution)
@@ -177,7 +179,7 @@ def train(
     held_out = f"{accuracy:.4f} on {dataset.num_held_out:,} images held out"
     print(f"Test accuracy: {held_out}")
     if how.distribution != strategies.DEFAULT:
-      values = model.get_weights()  # All workers take part.
+      values = model.get_weights()  # All workers must take part.
       command_line.end_unless_chief(strategy)
       root, model = build(len(dataset.classes))
       model.set_weights(values)

@@ -37,7 +37,7 @@ from exporters.reusable import command_line
 from exporters.reusable import errors
 from exporters.tpu import pjrt
 
-# This imports TensorFlow. Flags must be parsed before that.
+# This imports TensorFlow, which must wait until the flags are parsed.
 with epy.lazy_imports():
   from exporters.tpu import recording
 
@@ -54,7 +54,7 @@ _MEMORY = {
   "tpu7x": 96,
 }
 _TOPOLOGY = rf"({'|'.join(_MEMORY)}):[1-9]\d*(x[1-9]\d*){{1,2}}"
-_BATCH_SIZES = tuple(2**i for i in range(17))  # With --batch_size=max.
+_BATCH_SIZES = tuple(2**i for i in range(17))  # For --batch_size=max.
 
 
 def compile_for_tpu(
@@ -74,7 +74,8 @@ def compile_for_tpu(
     saved_model_dir: The export.
     libtpu: Path of libtpu.so.
     topologies: Generations with their chips, such as `v5e:2x2`.
-    batch_size: Examples per core; None: the largest power of two that fits.
+    batch_size: Examples per core. None: find the largest power of two that
+      fits.
     image_size: Height and width of images, if the export leaves them free.
     seq_length: Sequence length, if the export leaves it free.
     loading: How to load the export.
@@ -84,8 +85,8 @@ def compile_for_tpu(
     Whether the step compiles for all topologies.
 
   Raises:
-    ExportError: TPUs cannot run the step at any size, or libtpu does not work
-      on this machine.
+    ExportError: An argument is invalid, TPUs cannot run the step at any size,
+      or libtpu does not work on this machine.
   """
   _check_arguments(libtpu, topologies)
   if record:
@@ -128,7 +129,7 @@ def _check_arguments(libtpu: str, topologies: list[str]) -> None:
 def _lowering(
   saved_model_dir: str, loading: copying.Options
 ) -> Iterator[tuple[Callable[[Any], dict[str, Any]], dict[str, Any]]]:
-  """Yields a function that asks `lowering.serve`, and the first request."""
+  """Starts `lowering.serve`; yields a function to ask it, and its request."""
   with copying.started(
     "exporters.tpu.lowering",
     saved_model_dir,
@@ -173,7 +174,7 @@ def _check_compiler(
 def _compile_step(
   lowered: dict[str, Any], libtpu: str, topology: str, batch_size: int
 ) -> dict[str, Any]:
-  """Compiles a step. Prints and returns the result, as in `recording`."""
+  """Compiles a step; prints the result and returns it for `recording`."""
   program = base64.b64decode(lowered["program"])
   result = {"topology": topology, "inputs": lowered["shapes"]}
   what = f"{topology}, batch {batch_size}"
@@ -277,7 +278,7 @@ def main() -> None:
   size = values.batch_size
   good = compile_for_tpu(
     saved_model_dir=command_line.model_path("saved_model_dir"),
-    # Bazel's path, relative to where the program starts.
+    # BUILD files set a path that is relative to the working directory.
     libtpu=os.path.expanduser(values.libtpu),
     topologies=values.topology,
     batch_size=None if size == "max" else int(size),

@@ -1,4 +1,4 @@
-"""Compiles train steps for TPUs, and reads the errors of those that fail."""
+"""Compiles train steps for TPUs, and tests the errors of steps that fail."""
 
 import ctypes
 import json
@@ -47,14 +47,14 @@ def _nearest_neighbours(inputs):
 class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
   def run_binary(self, *arguments):
     return subprocess.run(
-      # Bazel's sandbox has links.
+      # Files in Bazel's sandbox are links.
       [_BINARY, f"--libtpu={_LIBTPU.value}", "--follow_links", *arguments],
       capture_output=True,
       encoding="utf-8",
     )
 
   def copy(self, directory):
-    """Returns a copy, as what was built cannot be written to."""
+    """Copies an export, because files that Bazel built are read-only."""
     export = pathlib.Path(self.create_tempdir(), "export")
     shutil.copytree(directory, export)
     for path in export, *export.rglob("*"):
@@ -62,7 +62,7 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
     return export
 
   def export(self, function, **attributes):
-    """Exports an encoder that has a function for its last layer."""
+    """Exports an encoder whose last layer is `function`."""
     inputs = {
       name: layers.Input([None], dtype=tf.int32, name=name)
       for name in ("input_word_ids", "input_mask", "input_type_ids")
@@ -107,14 +107,14 @@ class CompileForTpuTest(parameterized.TestCase, tf.test.TestCase):
         r" [\d.e+]+ flops",
       )
     needed = [int(n) for n in re.findall(r"(\d+) MiB of", done.stdout)]
-    self.assertAllInRange(needed, 5, 200)  # 26 to 49 were measured.
+    self.assertAllInRange(needed, 5, 200)  # Measured: 26 to 49 MiB.
 
     card = export / "assets.extra" / "README.md"
     report = export / "assets.extra" / "model.json"
     recorded = json.loads(report.read_text())
     self.assertEqual(
       {**recorded, **json.loads(files[report])}, recorded
-    )  # The rest is as it was.
+    )  # Recording changes no other file.
     recorded = recorded["compilation_for_tpus"]
     self.assertRegex(recorded["compiler"], r"^libtpu \d+\.")
     self.assertEqual(

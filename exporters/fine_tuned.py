@@ -51,18 +51,18 @@ if TYPE_CHECKING:
   Part = tuple[saving.Source, list[Any]]
 
 _LOADING = copying.Options()
-# Cards contain this layer for Keras 3. In Bazel's runfiles it is a link.
+# Cards contain this layer for Keras 3. In Bazel's runfiles the file is a link.
 _LAYER = (
   pathlib.Path(__file__)
   .parents[1]
   .joinpath("integration_tests/keras3/reusable_layer.py")
 )
-# The directory where `use_*` record the original export and the data.
+# The directory where `use_*` programs record the original export and the data.
 _ORIGIN = "assets.extra/fine_tuned_from"
 
 
 class Description(NamedTuple):
-  """The records in an export.
+  """The records that an export contains.
 
   Attributes:
     model: The content of `model.json`.
@@ -87,7 +87,7 @@ def export(
   Args:
     options: Where to export and how to verify.
     saved_model_dir: The SavedModel.
-    piece: The name of the piece, as in `_pieces`. None: the only piece.
+    piece: The object path of the piece, as in `_pieces`. None: the only piece.
     original_dir: The export that the piece was fine-tuned from. None: read it
       from the SavedModel.
     fine_tuned_on: A description of the data. None: read it from the SavedModel.
@@ -134,7 +134,7 @@ def _export_into(
   request: dict[str, Any],
   loading: copying.Options,
 ) -> None:
-  """Exports in the sandbox, with all paths in a working directory."""
+  """Exports in the sandbox, which reads and writes in a working directory."""
   inner = {name: f"{work_dir}/{name}" for name, path in paths.items() if path}
   if original := paths["original_dir"]:
     copied = inner["original_dir"]
@@ -157,7 +157,7 @@ def _ask(
   names: dict[str, str],
   loading: copying.Options,
 ) -> None:
-  """Runs the export, in the sandbox, into a working directory."""
+  """Starts the sandbox, and sends it the request to export."""
   with copying.started(
     "exporters.fine_tuned",
     saved_model_dir,
@@ -178,7 +178,7 @@ def _ask(
 
 
 def serve(requests: Iterator[Any]) -> Iterator[Any]:
-  """Serves one request, with the arguments of `export`, in the sandbox."""
+  """Answers one request, the arguments of `export`, in the sandbox."""
   request = next(requests)
   saved_model_dir, directory = request["directory"], request["export_dir"]
   subject = subject_lib.requested(request)
@@ -250,10 +250,10 @@ def _piece(saved_model_dir: str, model: Any, name: str | None) -> Any:
 
 
 def _pieces(model: Any) -> dict[str, Any]:
-  """Finds the exports in a loaded SavedModel, by their object paths.
+  """Finds the exports in a loaded SavedModel; returns them by object path.
 
-  A hub.KerasLayer keeps its SavedModel as `_func`. If there is no such layer,
-  the piece is the SavedModel itself, unless Keras saved it.
+  A hub.KerasLayer keeps its SavedModel as `_func`. Without such a layer, the
+  SavedModel itself is the piece, unless Keras saved it.
   """
   view = tf.train.TrackableView
   found, seen, waiting = {}, {}, [("", model)]
@@ -284,7 +284,7 @@ def _is_whole(model: Any) -> bool:
 
 
 def _check_described(described: dict[str, Any], model: Any) -> None:
-  """Raises an ExportError if the records of the original are of another model.
+  """Raises an ExportError if the original's records describe another model.
 
   Args:
     described: The description of the original, as in its `model.json`.
@@ -324,7 +324,7 @@ def _parts(
   subject = dataclasses.replace(subject_lib.read(directory), loaded=model)
   source, examples = _part(subject)
   yield "", (source, examples)
-  # The order of exporters, in which hashes of the weights are made.
+  # Exporters hash the weights in this order.
   yield from _sub_parts(directory, model, "", profiles)
   for name in profiles:
     if profile := getattr(model, name, None):
@@ -350,7 +350,7 @@ def _sub_parts(
 
 
 def _part(subject: subject_lib.Subject) -> Part:
-  """Describes a loaded object as a live model, and makes inputs for it."""
+  """Describes a loaded object as the source of an export, with examples."""
   model, steady = subject.model, subject.steady
   is_random = steady is None or bool(steady.keys() - subject.training.keys())
   tunable = [
@@ -379,7 +379,7 @@ def _part(subject: subject_lib.Subject) -> Part:
 def _fine_tuned(
   saved_model_dir: str, original_dir: str | None, data: str | None
 ) -> Description:
-  """Makes the records of a fine-tuned export from those of the original.
+  """Derives the records of a fine-tuned export from those of the original.
 
   Args:
     saved_model_dir: The SavedModel of the fine-tuned export or model.
@@ -420,7 +420,7 @@ def _fine_tuned(
   }
   with errors.of_input(about=f"{origin}: model.json: "):
     name = model_card.one_line(model["name"])
-    # These are of the old weights.
+    # These entries describe the old weights.
     for entry in ("latency", "verification", "weights_sha256"):
       model.pop(entry, None)
     step = {"from": name, "singleprint": singleprint, "data": data}
@@ -441,7 +441,8 @@ def _check_weights(
   sources: Iterable[saving.Source], original: dict[str, Any]
 ) -> None:
   """Raises an ExportError if the weights equal those of the original."""
-  known = original.get("weights_sha256")  # None without verification.
+  # None if the original was not verified.
+  known = original.get("weights_sha256")
   if known and known == observation.weights_sha256(sources):
     raise errors.ExportError(
       "All weights are those of the original: nothing was fine-tuned. Train"

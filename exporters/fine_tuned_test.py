@@ -32,7 +32,7 @@ def _save_as_documented(layer, directory):
   tf.saved_model.save(trained, directory, signatures=trained.signatures)
 
 
-_PROFILES = ["last_1", "batch_norm_frozen"]  # Of --mnist_cnn.
+_PROFILES = ["last_1", "batch_norm_frozen"]  # Those of the --mnist_cnn export.
 
 
 def _arguments(model):
@@ -87,7 +87,8 @@ class FineTunedTest(tf.test.TestCase):
     options = exporting.Options(
       export_dir=self.path(name), verification=verification
     )
-    loading = copying.Options(follow_links=True)  # Bazel's sandbox has some.
+    # Files in Bazel's sandbox are links.
+    loading = copying.Options(follow_links=True)
     fine_tuned.export(options, self.path(source), loading=loading, **kwargs)
     return self.path(name)
 
@@ -199,7 +200,8 @@ class FineTunedTest(tf.test.TestCase):
   def test_freezing_profiles_train_their_variables(self):
     images = np.random.default_rng(0).random((8, 28, 28, 1), np.float32)
     described = model_json.read(_MNIST_CNN.value)
-    kernels = {"last_1": 1, "batch_norm_frozen": 3}  # Regularized ones.
+    # The number of regularized kernels that each profile trains.
+    kernels = {"last_1": 1, "batch_norm_frozen": 3}
     for profile in described["profiles"]:
       for momentum, moving in ((0.9, True), (1.0, False)):
         export = hub.load(_MNIST_CNN.value)
@@ -231,7 +233,7 @@ class FineTunedTest(tf.test.TestCase):
     layer = hub.KerasLayer(self.path("original"), trainable=True)
     layer.trainable_weights[0].assign(4.0)
     _save_as_documented(layer, self.path("piece"))
-    # As `use_*` leave it.
+    # Records in the form in which `use_*` programs write them.
     origin = self.path("piece/assets.extra/fine_tuned_from")
     os.makedirs(origin)
     pathlib.Path(origin, "data.txt").write_text("numbers\n# <b>\x1b")
@@ -303,7 +305,7 @@ class FineTunedTest(tf.test.TestCase):
     self.assert_error("truncated or damaged", "reader", **known)
 
   def test_help_is_answered_at_once(self):
-    # Python names on standard error what it imports.
+    # Python prints all imports to standard error.
     result = subprocess.run(
       [_PROGRAM, "--help"],
       capture_output=True,

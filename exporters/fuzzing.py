@@ -22,7 +22,7 @@ _PARTS = (
 
 @st.composite
 def damaged(draw: Callable, whole: bytes) -> bytes:
-  """Draws bytes with a few parts removed, inserted or changed."""
+  """Draws copies of `whole` with a few parts removed, inserted or changed."""
   data = bytearray(whole)
   for _ in range(draw(st.integers(1, 3))):
     start = draw(st.integers(0, len(data)))
@@ -36,7 +36,11 @@ def damaged(draw: Callable, whole: bytes) -> bytes:
 
 
 def files(wholes: Sequence[bytes]) -> st.SearchStrategy[bytes]:
-  """Draws the content of a file: random, or a valid file with damage."""
+  """Draws contents of a file: random bytes, or a valid file with damage.
+
+  Args:
+    wholes: The contents of valid files.
+  """
   return st.one_of(st.binary(max_size=64), *map(damaged, wholes))
 
 
@@ -51,7 +55,7 @@ def fuzz(
   Args:
     check: Called with an example; raises an error if a parser is wrong.
     strategy: Draws examples.
-    found: Examples that have failed in the past.
+    found: Examples that failed in the past; they are checked first.
     max_examples: Number of examples to draw.
   """
   configuration.set_hypothesis_home_dir(absltest.TEST_TMPDIR.value)

@@ -34,7 +34,8 @@ _REFUSED = {
   "resnet": "whose convolutions with strides pad both sides alike, as those of"
   " torch; Model Garden's pad as TensorFlow does",
   "mobilenet_v2": "whose classifier has another head than Model Garden's",
-  # Measured with random weights: keras-hub's layers with TensorFlow's padding.
+  # The differences were measured with random weights, between keras-hub's
+  # layers as they are and with TensorFlow's padding.
   "EfficientNet": "whose convolutions with strides pad both sides alike; padded"
   " as Model Garden's, the features of a B0 differ by 0.11 of 0.83. timm's"
   " tf_efficientnet_* can be exported",
@@ -61,7 +62,8 @@ _NUMBERS = {
   "attention_probs_dropout_prob": (int, float),
 }
 
-# Names in transformers. In models with a head, `vit.` or `deit.` precedes them.
+# Tables for transformers. In models with a head, `vit.` or `deit.` precedes the
+# names of the encoder's tensors.
 _EMBEDDINGS = [
   _Line("class_token/cls", "embeddings.cls_token"),
   _Line("distillation_token/cls", "embeddings.distillation_token"),
@@ -121,7 +123,7 @@ _VIT_LEFT_OUT = {
   "decoder.*": "head",
 }
 
-# keras-hub: keys of configs, and layers of a block.
+# keras-hub's config keys, and the keys of transformers for them.
 _OF_KERAS_HUB = {
   "hidden_dim": "hidden_size",
   "mlp_dim": "intermediate_size",
@@ -132,9 +134,11 @@ _OF_KERAS_HUB = {
   "attention_dropout": "attention_probs_dropout_prob",
   "patch_size": "patch_size",
 }
+# Keys of keras-hub that must be true.
 _NEEDED_OF_KERAS_HUB = (
   *("use_mha_bias", "use_mlp_bias", "use_patch_bias", "use_class_token"),
 )
+# Model Garden's layers of a block, and keras-hub's layers for them.
 _BLOCK_OF_KERAS_HUB = {
   "self_attention_layer_norm/{gamma}": "layer_norm_1",
   "output_layer_norm/{gamma}": "layer_norm_2",
@@ -146,7 +150,7 @@ _BLOCK_OF_KERAS_HUB = {
   "output/{kernel}": "mlp/dense_2",
 }
 
-# timm: the blocks of the first stage have no expansion.
+# Tables for timm. The blocks of the first stage have no expansion.
 _NORM = {
   "gamma": "weight",
   "beta": "bias",
@@ -177,7 +181,8 @@ class Source(NamedTuple):
     tensors: The tensors, by name.
     lines: The table that maps variables to tensors.
     left_out: Descriptions of the tensors to ignore, by pattern.
-    is_numbered: Whether `lines` has names of `keras_files.numbered`.
+    is_numbered: Whether `lines` names variables as `keras_files.numbered`
+      renumbers them.
   """
 
   setup: image_classification.Setup
@@ -200,8 +205,9 @@ def read(
   Args:
     architecture: The architecture of the exporter.
     directory: The directory.
-    overrides: Overrides of the configuration, as in `configure`.
-    normalization: The normalization that the user requests, or None.
+    overrides: Overrides, as in `image_classification.configure`.
+    normalization: The normalization that the user requests. None: read it from
+      the directory.
 
   Raises:
     ExportError: Model Garden cannot compute the classifier, another program
@@ -236,7 +242,15 @@ def configured(
   model: Mapping[str, Any],
   overrides: Sequence[str],
 ) -> image_classification.Setup:
-  """Sets up an experiment with the configuration of a source."""
+  """Configures an experiment by the values of a source.
+
+  Args:
+    architecture: The architecture.
+    directory: The path of the source, for the name of the experiment.
+    experiment: The experiment.
+    model: The values to set in `task.model`.
+    overrides: Further overrides, which take precedence.
+  """
   name = f"{architecture.name} of {os.path.basename(directory)}"
   with errors.of_input(ValueError):
     return image_classification.configure(
@@ -596,7 +610,7 @@ def _pair(value: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _classes(config: Mapping[str, Any], count: int) -> list[str]:
-  """Returns the names of the classes; [] for numbered placeholders."""
+  """Returns the names of the classes; [] if all are placeholders."""
   names = config.get("id2label") or {}
   found = [str(names.get(str(i), f"LABEL_{i}")) for i in range(count)]
   return [] if all(n == f"LABEL_{i}" for i, n in enumerate(found)) else found

@@ -36,7 +36,7 @@ def _images(*shape):
 
 
 def _normalized(images):
-  """Normalizes images as Model Garden's training does; not those of videos."""
+  """Normalizes images as Model Garden's training does; returns videos as is."""
   if len(images.shape) == 5:
     return images
   return tf.stack(
@@ -65,12 +65,12 @@ class ImageArchitectureTest(absltest.TestCase):
     shape = cls.model.inputs[0].shape
     cls.frames = [5] if shape.rank == 5 else []
     cls.size = shape[-2] or 48
-    # Noise for all variables, also those that start at 0 or 1.
+    # Add noise to all variables, because many start at 0 or 1.
     for i, variable in enumerate(cls.model.variables):
       noise = tf.random.stateless_uniform(variable.shape, [i, 0])
       variable.assign(variable * (0.9 + 0.2 * noise) + 0.01 * noise)
     directory = tempfile.mkdtemp(dir=absltest.TEST_TMPDIR.value)
-    # As `official.core.base_trainer` has it.
+    # The structure that `official.core.base_trainer` saves.
     checkpoint = tf.train.Checkpoint(
       global_step=tf.Variable(0, dtype=tf.int64),
       model=cls.model,
@@ -78,7 +78,7 @@ class ImageArchitectureTest(absltest.TestCase):
       **cls.model.checkpoint_items,
     )
     cls.export_dir = pathlib.Path(directory, "export")
-    # In this process: the program would import TensorFlow once more.
+    # Export in this process, because a program would import TensorFlow again.
     image_classifier.export(
       image_classifier.Config(
         architecture=architecture,
@@ -131,7 +131,8 @@ class ImageArchitectureTest(absltest.TestCase):
 
   @nightly.only
   def test_a_step_compiles_once_whatever_the_hyperparameters_are(self):
-    self.export = tf.saved_model.load(str(self.export_dir))  # It changes.
+    # Load the export again, because the steps change its variables.
+    self.export = tf.saved_model.load(str(self.export_dir))
     images = _images(4, *self.frames, 64, 64)
     defaults = {
       name: parameter.default
@@ -159,7 +160,7 @@ class ImageArchitectureTest(absltest.TestCase):
     calm = {name: 0.0 if name.endswith("_rate") else 1.0 for name in defaults}
     logits, norm = run(images, **calm)
     self.assertTrue(np.isfinite(norm) and norm > 0)
-    # Without randomness the same step has the same outputs.
+    # Without randomness, a repeated step returns the same outputs.
     np.testing.assert_allclose(run(images, **calm)[0], logits, rtol=1e-4)
     for name in filter(lambda n: n.endswith("_rate"), defaults):
       with self.subTest(name):
@@ -174,7 +175,7 @@ class ImageArchitectureTest(absltest.TestCase):
         self.assertFalse(np.array_equal(variable, old), variable.name)
         self.assertTrue(np.isfinite(variable.numpy()).all())
     self.assertEqual(step.experimental_get_tracing_count(), 1)
-    # The batch and the weights are parameters of the compiled program.
+    # The batch is a parameter of the compiled program, not a constant in it.
     hlo = step.experimental_get_compiler_ir(
       images, **{k: tf.constant(v) for k, v in calm.items()}
     )(stage="hlo")

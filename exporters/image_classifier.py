@@ -61,8 +61,9 @@ _LEFT_OUT = (
   "keras_api",
 )
 
-# The same for checkpoints of TensorFlow 1, by pattern.
 _AVERAGE = "/ExponentialMovingAverage"
+# Variables in TensorFlow 1 checkpoints that do not belong to the classifier, by
+# pattern.
 _LEFT_OUT_OF_TF1 = {
   f"*{_AVERAGE}": "averages",
   "global_step": "counter",
@@ -254,10 +255,10 @@ def restored(
 ) -> tuple[
   image_classification.Setup, dict[str, tf_keras.Model], dict[str, str]
 ]:
-  """Restores the pieces of a classifier from its source of weights.
+  """Builds the pieces of a classifier, and restores their weights.
 
   Returns:
-    The configuration, the pieces by kind, and rows about the weights for the
+    The configuration; the pieces, by kind; and rows about the weights for the
     card.
 
   Raises:
@@ -399,7 +400,8 @@ def _restore_tf1(
   lines = []
   for name, variable in weight_tables.by_name(model.variables).items():
     average = name + _AVERAGE
-    # Moving averages of batch normalization are not averaged again.
+    # The moving averages of batch normalization may have no average of their
+    # own.
     if weights == "average" and (variable.trainable or average in tensors):
       lines.append(weight_tables.Line(name, average))
     else:
@@ -440,7 +442,13 @@ def _piece(
 
 
 def _example(spec: tf.TensorSpec, batch_size: int, *size: int) -> tf.Tensor:
-  """Makes images, or videos, of a number of frames, height and width."""
+  """Makes random images or videos.
+
+  Args:
+    spec: A spec of rank 4 for images, of rank 5 for videos.
+    batch_size: Number of images or videos.
+    *size: Frames, height and width. Images have no frames.
+  """
   return tf.random.stateless_uniform(
     [batch_size, *size[5 - spec.shape.rank :], 3], [batch_size, 0]
   )
@@ -490,7 +498,7 @@ def _card(
 def _endpoints(
   endpoints: Sequence[str], piece: exporting.Piece
 ) -> dict[str, str]:
-  """Describes each endpoint by the size of its cells in pixels."""
+  """Describes each endpoint by the pixels that a cell of it covers."""
   if not endpoints:
     return {}
   size = 128
@@ -529,7 +537,7 @@ def _example_code(
 
 
 def define_flags(architecture: image_classification.Architecture) -> None:
-  """Defines the flags of the exporter of an architecture."""
+  """Defines the flags of an architecture's exporter."""
   flags.DEFINE_enum(
     "export_type",
     "feature_vector",
@@ -582,7 +590,7 @@ def define_flags(architecture: image_classification.Architecture) -> None:
 
 
 def run(architecture: image_classification.Architecture) -> None:
-  """Runs the exporter of an architecture as a program."""
+  """Runs an architecture's exporter as a program."""
 
   def main() -> None:
     overrides = [*map(formats.absolute, flags.FLAGS.config_file)]

@@ -1,4 +1,4 @@
-"""Exports checkpoints as Model Garden writes them, and looks at the exports."""
+"""Exports checkpoints in Model Garden's structures, and checks the exports."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ from official.core import task_factory
 from official.core import train_lib
 from official.core import train_utils
 from official.legacy.image_classification.resnet import resnet_model
-from official.vision.configs import image_classification  # Registers.
+from official.vision.configs import image_classification  # Adds experiments.
 from official.vision.modeling import segmentation_model
 from official.vision.modeling.heads import segmentation_heads
 from official.vision.ops import preprocess_ops
@@ -55,7 +55,7 @@ def _classifier(*arguments):
 
 
 def _shake(model):
-  """Gives all variables, also those that start at 0 or 1, some noise."""
+  """Adds noise to all variables, because many start at 0 or 1."""
   for i, variable in enumerate(model.variables):
     noise = tf.random.stateless_uniform(variable.shape, [i, 0])
     variable.assign(variable * (0.9 + 0.2 * noise) + 0.01 * noise)
@@ -78,7 +78,7 @@ def _normalized(images):
 
 
 class Colored(tfds.core.GeneratorBasedBuilder):
-  """Twenty images, black and white by turns."""
+  """Data set of twenty images, alternately black and white."""
 
   VERSION = tfds.core.Version("1.0.0")
 
@@ -104,7 +104,7 @@ class Colored(tfds.core.GeneratorBasedBuilder):
 
 
 def _write_forms(model, images, path):
-  """Writes weights of a classifier, and of models with its backbone."""
+  """Writes weights of a classifier, and of other models with its backbone."""
   tf.train.Checkpoint(model=model).write(f"{path}/model")
   tf.train.Checkpoint(backbone=model.backbone).write(f"{path}/backbone")
   model.save_weights(f"{path}/weights")
@@ -139,7 +139,7 @@ class ImageClassifierTest(absltest.TestCase):
     )
 
   def run_exporter(self, name, *arguments, **kwargs):
-    """Exports as a user does; returns the directory and the output."""
+    """Runs the program; returns the directory of the export and the output."""
     export_dir = self.directory / name
     result = _run(f"--export_dir={export_dir}", *arguments, **kwargs)
     self.assertEqual(result.returncode, 0, result.stderr)
@@ -155,7 +155,7 @@ class ImageClassifierTest(absltest.TestCase):
     )
 
   def export(self, name, checkpoint_path, **kwargs):
-    """Exports in this process; returns what is loaded."""
+    """Exports in this process; loads and returns the export."""
     self.export_to(self.directory / name, checkpoint_path, **kwargs)
     return tf.saved_model.load(str(self.directory / name))
 
@@ -179,7 +179,7 @@ class ImageClassifierTest(absltest.TestCase):
     self.assertNotIn("Traceback", result.stderr)
 
   def test_help_is_answered_at_once(self):
-    # Python names on standard error what it imports.
+    # Python prints all imports to standard error.
     result = _run("--help", env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
     self.assertIn("models.vision.resnet", result.stderr)
     self.assertNotIn("tensorflow", result.stderr)
@@ -188,7 +188,11 @@ class ImageClassifierTest(absltest.TestCase):
       self.assertIn(flag, result.stdout)
 
   def assert_trains_alike(self, classifier, model):
-    """Asserts that two steps move averages as in the live model."""
+    """Asserts that two training steps equal those of the live model.
+
+    Outputs and, after the steps, all variables are compared. They include the
+    moving averages.
+    """
     calm = {"dropout_rate": 0.0, "stochastic_depth_rate": 0.0}
     for layer in model.submodules:
       if isinstance(layer, tf_keras.layers.BatchNormalization):
@@ -226,7 +230,7 @@ class ImageClassifierTest(absltest.TestCase):
 
   @nightly.only
   def test_both_pieces_with_all_that_a_variant_has(self):
-    """ResNet-RS: dropout, stochastic depth, squeeze and excitation."""
+    """A ResNet-RS has dropout, stochastic depth, squeeze and excitation."""
     overrides = (
       f"{_TINY},task.model.backbone.resnet.depth_multiplier=0.25,"
       "task.model.backbone.resnet.stochastic_depth_drop_rate=0.2"
@@ -263,7 +267,7 @@ class ImageClassifierTest(absltest.TestCase):
       sorted(features.signatures["serving_default"].structured_outputs),
       ["2", "3", "4", "5", "feature_vector"],
     )
-    # The anchor, Model Garden's own exporter, exports none of these.
+    # Model Garden's own exporter exports no regularization losses.
     for export, losses in (
       (classifier, model.losses),
       (features, model.losses[:-1]),
@@ -292,7 +296,8 @@ class ImageClassifierTest(absltest.TestCase):
           loaded = self.export(
             f"of_{name}",
             checkpoint_path=f"{path}/{name}",
-            # Trained with it or not: an export cannot synchronize.
+            # Exports never synchronize batch normalization, so this override
+            # makes no difference.
             overrides=[_TINY, f"{_SYNC}={name == 'model'}"],
           )
         self.assert_same(loaded(images), features)
@@ -446,7 +451,7 @@ class ImageClassifierTest(absltest.TestCase):
 
   @nightly.only
   def test_model_gardens_trainer(self):
-    """Its directory is exported as it is, with its params.yaml."""
+    """Exports the directory of the trainer, with the params.yaml in it."""
     records = str(self.directory / "records")
     random = np.random.default_rng(0)
     with tf.io.TFRecordWriter(records) as writer:

@@ -1,6 +1,6 @@
 """Restores image classifiers from the files of other programs.
 
-`peers/image_goldens.py` wrote what transformers and timm compute.
+`peers/image_goldens.py` wrote the outputs of transformers and timm.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ _ARCHITECTURES = {
 
 
 def _restored(architecture, path, export_type="all", **config):
-  """Restores the pieces of a classifier; returns what is printed, too."""
+  """Restores a classifier; returns its setup, its pieces and the output."""
   with contextlib.redirect_stdout(io.StringIO()) as stdout:
     setup, pieces, _ = image_classifier.restored(
       image_classifier.Config(
@@ -66,7 +66,7 @@ def _restored(architecture, path, export_type="all", **config):
 
 
 def _shake(model):
-  """Gives all variables some noise, which another order would show."""
+  """Adds noise to all variables, so that a swap of two changes outputs."""
   for i, variable in enumerate(model.variables):
     if variable.dtype.is_floating:
       noise = tf.random.stateless_uniform(variable.shape, [i, 0])
@@ -74,7 +74,7 @@ def _shake(model):
 
 
 def _save_tf1(path, arrays):
-  """Writes a checkpoint of names, as TensorFlow 1 did."""
+  """Writes a checkpoint that has variables by name, as in TensorFlow 1."""
   with tf.Graph().as_default(), tf.compat.v1.Session() as session:
     for name, array in arrays.items():
       tf.compat.v1.get_variable(name, initializer=tf.constant(array))
@@ -83,7 +83,11 @@ def _save_tf1(path, arrays):
 
 
 def _write_tf1(path, images):
-  """Writes a ResNet-50 by its formulas; returns its probabilities."""
+  """Computes a ResNet-50 by its formulas, and writes its weights.
+
+  Returns:
+    The probabilities for `images`.
+  """
   random = np.random.default_rng(0)
   arrays = {
     "global_step": np.int64(7),
@@ -156,7 +160,7 @@ class ImageWeightsTest(absltest.TestCase):
     self.assertNotIn("\n", str(raised.exception))
 
   def write(self, golden, change=lambda arrays: None):
-    """Writes the directory of a golden; returns its path."""
+    """Writes the directory that a golden describes; returns its path."""
     path = self.directory / "hub"
     path.mkdir(exist_ok=True)
     for name, content in golden["files"].items():
@@ -167,7 +171,7 @@ class ImageWeightsTest(absltest.TestCase):
     }
     change(arrays)
     files = {name.rpartition(":")[0] for name in arrays}
-    for file in files - {""}:  # Of keras-hub.
+    for file in files - {""}:  # HDF5 files of keras-hub.
       with h5py.File(path / file, "w") as f:
         for name, array in arrays.items():
           if name.startswith(f"{file}:"):
@@ -234,7 +238,8 @@ class ImageWeightsTest(absltest.TestCase):
         path = str(self.directory / name)
         (model.save if "all" in name else model.save_weights)(path)
         if name == "w.h5":
-          with h5py.File(path, "a") as f:  # The order that Keras goes by.
+          # Keras itself loads layers in this order.
+          with h5py.File(path, "a") as f:
             f.attrs["layer_names"] = f.attrs["layer_names"][::-1]
         _, pieces, text = _restored("resnet", path, overrides=[_TINY])
         np.testing.assert_allclose(
@@ -243,7 +248,7 @@ class ImageWeightsTest(absltest.TestCase):
         self.assertEqual("optimizer" in text, name != "w.h5", text)
         if name != "all.keras":
           self.check_refusals_of_keras(path)
-    # For features the head may have any number of classes.
+    # Feature vectors do not depend on the number of classes of the head.
     _, _, text = _restored(
       "resnet", path, "feature_vector", overrides=[_TINY[:-1] + "7"]
     )
@@ -288,7 +293,8 @@ class ImageWeightsTest(absltest.TestCase):
   def test_tf_keras_applications(self):
     images = image_goldens.images(64, 96)
     mean, variance = [0.4, 0.5, 0.6], [0.05, 0.06, 0.07]
-    scale = np.sqrt([0.229, 0.224, 0.225])  # Of the weights of ImageNet.
+    # Models with ImageNet's weights also divide by these factors.
+    scale = np.sqrt([0.229, 0.224, 0.225])
     normalized = (images - mean) / np.sqrt(variance) / scale
     path = str(self.directory / "weights.h5")
     for architecture, name, first, inputs in (

@@ -25,7 +25,8 @@ from models.vision import image_classification
 _Line = weight_tables.Line
 _NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 
-# By a name in the file: a description of the model, and its exporter or None.
+# Maps the name of a weight that identifies a model to a description of the
+# model and to its exporter. None: no exporter exists.
 _MODELS = {
   "block1a_dwconv/depthwise_kernel": ("an EfficientNet", "efficientnet"),
   "expanded_conv_depthwise/depthwise_kernel": ("MobileNetV2", "mobilenet"),
@@ -39,7 +40,8 @@ _MODELS = {
     None,
   ),
 }
-# By channels of the last convolution and number of blocks: variant, image size.
+# Maps the channels of the last convolution and the number of blocks to the
+# variant and its image size.
 _EFFICIENTNETS = {
   (1280, 16): ("b0", 224),
   (1280, 23): ("b1", 240),
@@ -50,7 +52,7 @@ _EFFICIENTNETS = {
   (2304, 45): ("b6", 528),
   (2560, 55): ("b7", 600),
 }
-_DEVIATIONS = (0.229, 0.224, 0.225)  # ImageNet's channels.
+_DEVIATIONS = (0.229, 0.224, 0.225)  # Of ImageNet's channels.
 
 
 def read(
@@ -59,6 +61,9 @@ def read(
   overrides: Sequence[str],
 ) -> hugging_face_images.Source | None:
   """Reads an HDF5 file if it has weights of tf_keras.applications.
+
+  Returns:
+    The classifier; None if the file has no weights of a model in `_MODELS`.
 
   Raises:
     ExportError: Model Garden's model computes something else, or another
@@ -123,9 +128,10 @@ def _size(path: str, tensors: Mapping[str, Any]) -> tuple[str, int]:
 def _normalization(
   path: str, tensors: Mapping[str, weight_tables.Tensor]
 ) -> image_classification.Normalization:
-  """Returns the normalization of images in an EfficientNet's first layers.
+  """Returns the normalization by an EfficientNet's first layers.
 
-  Models created with the weights of ImageNet have one more multiplication.
+  Models that were created with ImageNet's weights have a further multiplication
+  in these layers.
   """
   with errors.of_input(LookupError, about=f"{path} has no "):
     mean, variance = (

@@ -47,8 +47,10 @@ _TOLERANCES = {
   "dynamic_range": 0.15,
   "int8": 0.2,
 }
-_TRAINING_TOLERANCE = 1e-3  # After some steps.
-_READ = 108  # Number of examples, for calibration and for the comparison.
+# Maximum difference of losses and logits after some training steps, as a share
+# of the largest value.
+_TRAINING_TOLERANCE = 1e-3
+_READ = 108  # Number of images to read, for calibration and the comparison.
 
 
 class Sizes(NamedTuple):
@@ -96,7 +98,7 @@ def convert(
     quantization: A key of `_TOLERANCES`.
     compared: Whether to try all quantizations, for the table.
     signature: The signature to convert.
-    sizes: The batch size, and the image size or sequence length where free.
+    sizes: Sizes of the dimensions that the signature leaves free.
     calibration_data: A data set of images, as `images.load` takes it. None:
       random numbers.
     training: Options for training on the device. None: only inference.
@@ -148,7 +150,10 @@ def _converting(
   request: dict[str, Any],
   loading: copying.Options,
 ) -> Iterator[Any]:
-  """Starts `phones.converting`; yields a function that sends it a request."""
+  """Starts `phones.converting`; yields a function that sends it a request.
+
+  Each request also has the fields of `request`.
+  """
   with copying.started(
     "exporters.phones.converting",
     saved_model_dir,
@@ -170,7 +175,7 @@ def _converting(
 def _write_images(
   name: str, inputs: dict[str, tuple[list[int], str]], path: str
 ) -> None:
-  """Writes images of a data set in the input shape of the signature."""
+  """Writes images of a data set, resized to the input of the signature."""
   shapes = [shape for shape, dtype in inputs.values() if dtype == "float32"]
   if len(inputs) != 1 or not shapes or len(shapes[0]) not in (4, 5):
     raise errors.ExportError(
@@ -265,7 +270,7 @@ def _check(
 
 
 def _publish(path: str, output_file: str, overwrite: bool) -> None:
-  """Copies a file out of the sandbox atomically."""
+  """Copies a file that the sandbox wrote to `output_file`, atomically."""
   # The process in the sandbox could have created a link.
   with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as f:
     if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):

@@ -1,4 +1,4 @@
-"""Converts exports to LiteRT and trains one there, without TensorFlow."""
+"""Converts exports to LiteRT, and trains one in LiteRT without TensorFlow."""
 
 import os
 import pathlib
@@ -17,12 +17,12 @@ from exporters.reusable import errors
 _BERT = flags.DEFINE_string("bert", None, "An export of type all.")
 _MNIST_CNN = flags.DEFINE_string("mnist_cnn", None, "An export of digits 0-4.")
 _TEXT_EMBEDDING = flags.DEFINE_string("text_embedding", None, "An export.")
-# In Bazel's sandbox files are links, and it may be slow.
+# Files in Bazel's sandbox are links.
 _LOADING = copying.Options(follow_links=True)
 
 
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-  """Returns digits 5 to 9 as the export takes them, and labels from 0."""
+  """Returns digits 5 to 9 in the export's input size, and labels from 0 on."""
   digits = datasets.load_digits(n_class=10)
   chosen = digits.target > 4
   images = np.kron(digits.images[chosen] / 16, np.ones([3, 3]))
@@ -38,7 +38,7 @@ def _logits(infer, images: np.ndarray) -> np.ndarray:
 
 class LitertTest(absltest.TestCase):
   def convert(self, saved_model_dir: str, **kwargs) -> str:
-    """Returns the path of the model for LiteRT."""
+    """Converts a SavedModel; returns the path of the LiteRT model."""
     path = os.path.join(self.create_tempdir(), "model.tflite")
     litert.convert(
       saved_model_dir=saved_model_dir,
@@ -61,7 +61,7 @@ class LitertTest(absltest.TestCase):
     most = {"float16": 1e-3, "dynamic_range": 0.02, "int8": 0.05}
     for kind, error in most.items():
       self.assertBetween(found[kind]["error"], 1e-5, error, kind)
-    # The weights have a quarter of 1.6 MB, and the types of the interface stay.
+    # Weights in int8 take a quarter of 1.6 MB. Inputs and outputs stay float32.
     self.assertBetween(os.path.getsize(path), 400_000, 500_000)
     model = interpreter.Interpreter(path)
     details = model.get_input_details() + model.get_output_details()

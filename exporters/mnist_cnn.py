@@ -109,7 +109,7 @@ def export(
 
 
 def _piece(extractor: tf_keras.Model) -> exporting.Piece:
-  """Describes the SavedModel: the model, its input and its hyperparameters."""
+  """Describes the SavedModel to export."""
   images = tf.TensorSpec([None, *mnist_cnn.IMAGE_SHAPE], tf.float32, "images")
   return exporting.Piece(
     source=saving.source(

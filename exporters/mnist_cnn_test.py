@@ -1,4 +1,4 @@
-"""Runs the exporter as a user does, and looks at what it writes."""
+"""Runs the exporter as a program, and checks the exports."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from tools import nightly
 
 _EXPORTER = pathlib.Path("exporters/mnist_cnn").absolute()
 
-# What a consumer sees, in a process without our code and Model Garden's.
+# A consumer's program. Its process imports neither our code nor Model Garden.
 _CONSUMER = """
 import sys
 import numpy as np
@@ -43,7 +43,7 @@ assert not {"models", "exporters", "official"} & set(sys.modules)
 """
 
 
-# The same of a complete Keras model. Its dropout is switched off in its layer.
+# The same for a complete Keras model. It sets the dropout rate in the layer.
 _KERAS_CONSUMER = """
 import sys
 import numpy as np
@@ -85,7 +85,7 @@ def _hashes(directory):
 class MnistCnnTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
-    """Kills exports while they are saved, then makes two whole ones."""
+    """Kills exporters while they save, then runs two to completion."""
     super().setUpClass()
     cls.classifier = mnist_cnn.classifier(mnist_cnn.feature_extractor(), 7)
     for seed, variable in enumerate(cls.classifier.variables):
@@ -121,7 +121,11 @@ class MnistCnnTest(absltest.TestCase):
 
   @classmethod
   def kill_when_it_writes(cls, path):
-    """Returns what is there after a SIGKILL: the export, unfinished ones."""
+    """Kills an exporter as soon as it writes `path` in the export.
+
+    Returns:
+      Whether the export exists, and the number of unfinished directories.
+    """
     process = subprocess.Popen(
       [*cls.arguments(cls.export_dir), "--verification=off"],
       start_new_session=True,
@@ -144,7 +148,7 @@ class MnistCnnTest(absltest.TestCase):
     self.assertEqual(result.stdout, "")
 
   def test_help_is_answered_at_once(self):
-    # Python names on standard error what it imports.
+    # Python prints all imports to standard error.
     result = _run("--help", env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
     self.assertIn("models.vision.mnist_cnn", result.stderr)
     self.assertNotIn("tensorflow", result.stderr)
@@ -159,7 +163,8 @@ class MnistCnnTest(absltest.TestCase):
     self.assertIn("bazel run //exporters:mnist_cnn", result.stdout)
 
   def test_killed_while_it_saves(self):
-    # No export, and one unfinished directory: the next run removed the first.
+    # Each kill leaves no export and one unfinished directory, because the next
+    # run removes that of an earlier kill.
     self.assertEqual(set(self.left_by_kills), {(False, 1)})
     self.assertEmpty(list(self.directory.glob(".*.unfinished")))
     tf.saved_model.load(str(self.export_dir))
@@ -308,7 +313,7 @@ class MnistCnnTest(absltest.TestCase):
       )
 
   def test_training_exports_and_keeps_the_checkpoint(self):
-    # A relative path is one of the directory that the user is in.
+    # Relative paths start at the user's working directory.
     result = _run(
       "--train_on=digits_0_4",
       "--epochs=2",
@@ -324,7 +329,7 @@ class MnistCnnTest(absltest.TestCase):
     record = self.directory / "trained/assets.extra/training.json"
     first, last = json.loads(record.read_text())["epochs"]
     self.assertLess(last["loss"], first["loss"])
-    # Those restored from a checkpoint were not trained.
+    # An export of a checkpoint has no record of training.
     self.assertFalse((self.export_dir / "assets.extra/training.json").exists())
     mnist_cnn_exporter.export(
       classifier_training.Weights(checkpoint_path=str(self.directory / "kept")),
@@ -340,7 +345,7 @@ class MnistCnnTest(absltest.TestCase):
 
   @nightly.only
   def test_moving_averages(self):
-    # As Model Garden's optimizer for them has them.
+    # Moving averages are slots, as in Model Garden's optimizer.
     optimizer = tf_keras.optimizers.legacy.SGD()
     for variable in self.classifier.feature_extractor.trainable_variables:
       optimizer.add_slot(variable, "average").assign(variable / 2)

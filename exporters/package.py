@@ -51,8 +51,8 @@ def package(
     saved_model_dir: The directory of the SavedModel.
     output_dir: The directory to write the package to.
     card_file: The publisher's description of the model, in YAML.
-    fine_tuning_record: The --training_record of a use_* program. None: the card
-      has no curve of the fine-tuning.
+    fine_tuning_record: The file that a use_* program wrote to its
+      --training_record. None: the card shows no curve of the fine-tuning.
     signing_key: The private key to sign with, in PEM.
     sigstore_token_file: An identity token to sign with Sigstore, without a key.
     source_revision: The commit that the exporter was built from, if known.

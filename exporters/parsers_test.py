@@ -1,4 +1,4 @@
-"""Parsers that need no TensorFlow, on damaged and arbitrary input."""
+"""Fuzzes parsers that do not need TensorFlow."""
 
 import contextlib
 import functools
@@ -28,7 +28,7 @@ from exporters.packages import description
 from models.nlp import preprocessing
 from models.nlp import word_vectors
 
-_MORE_MEMORY = 2**30  # What a parser may need.
+_MORE_MEMORY = 2**30  # Bytes that a parser may allocate.
 _COLUMNS = {"text_column": None, "label_column": None}
 _CSV = b'text,label\n"a, b",x\nc,y\nd,x\n'
 _TSV = b"text\tlabel\na\tx\nc\ty\nd\tx\n"
@@ -101,7 +101,7 @@ def _read_table(path: str) -> None:
 def _read_vectors(file_format: str | None, path: str) -> None:
   with (
     errors.of_input(OSError, ValueError, about=f"{path}: "),
-    contextlib.redirect_stdout(io.StringIO()),  # It shows its progress.
+    contextlib.redirect_stdout(io.StringIO()),  # Hides the progress.
   ):
     word_vectors.read(path, os.path.dirname(path), file_format)
 
@@ -125,7 +125,8 @@ def _read_cluster(path: str) -> None:
     strategies._read_tf_config("parameter_server")
 
 
-# Name of the file, parser, whole files, and what was once not answered.
+# Name of the file; parser; valid contents; and contents that once broke the
+# parser.
 _PARSERS = (
   ("vocab.txt", _read_vocabulary, [_VOCABULARY], []),
   (
@@ -138,7 +139,7 @@ _PARSERS = (
     (f"vectors.{name}", functools.partial(_read_vectors, name), wholes, found)
     for name, wholes, found in (
       (None, [_WORD2VEC, _BINARY, gzip.compress(_WORD2VEC)], []),
-      # The text of the error was searched for minutes.
+      # The last content once made a search in the error's text take minutes.
       ("glove", [b"the 1 2\n. . 1 2\n"], [b"the 1\nof " + b"x" * 2**21]),
       ("word2vec_binary", [_BINARY], []),
     )

@@ -43,9 +43,10 @@ def publish(
   Args:
     package: The directory of the package.
     to: The URL to publish to.
-    public_key: The key that must have signed it. None: no signature is needed.
-    dry_run: Whether to print the files and their destination only.
-    overwrite: Whether to replace a package there.
+    public_key: The key that must have signed the package. None: it need not be
+      signed.
+    dry_run: Whether to only print the files and their destination.
+    overwrite: Whether to replace a package at `to`.
     audit: Whether to look for ops that models do not need.
 
   Raises:

@@ -1,6 +1,6 @@
-"""Tests the way from an export to a place, and back.
+"""Publishes packages, and loads or checks the published models.
 
-The places are stand-ins on this machine: no service is reached.
+Fake services on this machine replace the real ones.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ class PublishTest(parameterized.TestCase):
         },
       )
     )
-    # The clients read the environment when they are imported.
+    # Import the clients here, because they read the environment at the import.
     cls.huggingface_hub = importlib.import_module("huggingface_hub")
     cls.package = importlib.import_module("exporters.package")
     cls.publish = importlib.import_module("exporters.publish")
@@ -127,12 +127,12 @@ class PublishTest(parameterized.TestCase):
     x = tf.random.normal([3, 200])
     expected = tf.saved_model.load(self.model)(x).numpy()
     self.assert_equal(layer(x).numpy(), expected)
-    # Somebody fine-tunes it.
+    # Consumers can fine-tune the layer.
     model = tf_keras.Sequential([layer, tf_keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     model.fit(x, tf.ones([3, 1]), verbose=0)
     self.assertLen(model.trainable_variables, 3)
-    # The second time the server is gone.
+    # Without the server, the model comes from the cache.
     self.services.files.clear()
     resolved = hub.resolve(url)
     again = tf.saved_model.load(resolved)
@@ -219,7 +219,8 @@ class PublishTest(parameterized.TestCase):
     self.check(target)
     resolved = hub.resolve(f"{url}/model.tar.gz")
     self.assertLen(tf.saved_model.load(resolved).variables, 1)
-    # The other load format: a web server names the bucket that has the files.
+    # In the load format UNCOMPRESSED, a web server names the bucket with the
+    # files.
     for name, path in archive.files_in(self.model).items():
       tf.io.gfile.copy(path, f"gs://bucket/files/{name}")
     self.services.locations["/model"] = "gs://bucket/files"

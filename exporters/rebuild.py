@@ -39,9 +39,11 @@ from exporters.reusable import errors
 from exporters.reusable import exporting
 
 _ROOT = pathlib.Path(__file__).parents[1]
-# Suffixes of flags for inputs. The provenance has their names without folders.
+# Suffixes of flags that name input files. The provenance records the names of
+# these files without their folders.
 _INPUTS = ("_dir", "_file", "_path")
-# Where files have the times of --measure_latency, which differ in each run.
+# The times of --measure_latency, which differ in each run, as patterns in the
+# files that contain them.
 _ENTRY = rb',\n  "latency": \{\n.*?\n  \}'
 _TIMES = {
   documents.VERIFICATION: _ENTRY,
@@ -96,7 +98,7 @@ def rebuild(
 
 
 def _check_lock(build: Mapping[str, Any]) -> None:
-  """Checks that the Python packages match the provenance."""
+  """Raises an ExportError if other Python packages made the model."""
   here = exporting.lock_sha256()
   for dependency in build["resolvedDependencies"]:
     there = dependency.get("digest", {}).get("sha256")
@@ -109,7 +111,7 @@ def _check_lock(build: Mapping[str, Any]) -> None:
 
 
 def _command(parameters: Mapping[str, Any], inputs: Iterable[str]) -> list[str]:
-  """Returns the program to run, and its flags."""
+  """Returns the exporter to run, with its flags."""
   exporter = str(parameters.get("exporter"))
   program = _ROOT / "exporters" / f"{exporter}.py"
   if not exporter.isidentifier() or not program.exists():
@@ -125,7 +127,7 @@ def _command(parameters: Mapping[str, Any], inputs: Iterable[str]) -> list[str]:
     paths.setdefault(name, []).append(formats.absolute(path))
   defaults = _defaults(command[0])
   for name, value in parameters["flags"].items():
-    # The package may be a stranger's. Some flags name files to write.
+    # A stranger's package must not set flags that name files to write.
     others = ("export_dir", "flagfile", *command_line.OF_THE_RUN)
     if name not in defaults or name in others:
       raise errors.ExportError(f"{exporter} has no flag --{name} to record.")
@@ -137,7 +139,7 @@ def _command(parameters: Mapping[str, Any], inputs: Iterable[str]) -> list[str]:
         f"The exporter has read {text}. Say where it is: --input={name}=PATH."
       )
     elif value is not None and text != defaults[name]:
-      # Some flags raise an error if they have no effect.
+      # Leave out defaults: some flags are errors where they have no effect.
       command.append(f"--{name}={text}")
   return command
 
@@ -179,7 +181,8 @@ def _saved_models(directory: str) -> Iterator[str]:
 def _differences(first: str, second: str) -> Iterator[str]:
   """Yields a sentence for each file that differs between two SavedModels."""
   files, others = archive.files_in(first), archive.files_in(second)
-  follows = ("assets.extra", "fingerprint.pb")  # From other files.
+  # These files depend on the others, so their differences come last.
+  follows = ("assets.extra", "fingerprint.pb")
   names = sorted(
     files.keys() | others.keys(), key=lambda n: (n.startswith(follows), n)
   )

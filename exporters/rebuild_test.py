@@ -1,4 +1,4 @@
-"""Packages an export and makes it again."""
+"""Packages an export, and rebuilds it from the package."""
 
 import contextlib
 import io
@@ -47,7 +47,7 @@ class RebuildTest(absltest.TestCase):
     _add_latency(pathlib.Path(export, "assets.extra"))
     packaged = os.path.join(self.create_tempdir().full_path, "package")
     package.package(saved_model_dir=export, output_dir=packaged)
-    # In another directory, language and time zone, with other threads.
+    # Rebuild with another directory, language, time zone and number of threads.
     others = {
       "LC_ALL": "C",
       "OMP_NUM_THREADS": "1",
@@ -89,7 +89,7 @@ class RebuildTest(absltest.TestCase):
       "flags": {
         "checkpoint_path": "ckpt",
         "endpoints": ["2", "3"],
-        "epochs": 12,  # The default.
+        "epochs": 12,  # The default, which the command leaves out.
         "weights": None,
       },
     }

@@ -26,7 +26,8 @@ from models.vision import mnist_cnn
 from models.vision import resnet
 
 _WITH_FILES = {"MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"}
-_DIMENSIONS = (3, 8, 32)  # Of unknown dimensions, tried in this order.
+# Values to try for unknown dimensions, in this order.
+_DIMENSIONS = (3, 8, 32)
 
 
 def _mnist_cnn():
@@ -66,7 +67,12 @@ def _product():
 
 
 def _values(function, size):
-  """Makes random arguments of a function; None if it takes other objects."""
+  """Makes random arguments for a function; None if it takes other objects.
+
+  Args:
+    function: A FunctionDef.
+    size: The value of unknown dimensions.
+  """
   values = []
   for i, arg in enumerate(function.signature.input_arg):
     if arg.type == tf.resource.as_datatype_enum:
@@ -79,7 +85,7 @@ def _values(function, size):
       dtype = arg.type
     dims = [size if d.size < 0 else d.size for d in shape.dim]
     dtype = tf.as_dtype(dtype)
-    if dtype == tf.variant:  # A list of Tensors, in a loop.
+    if dtype == tf.variant:  # Loops take lists of Tensors as variants.
       return None
     if dtype == tf.string:
       value = tf.fill(dims, "some words")
@@ -92,7 +98,10 @@ def _values(function, size):
 
 
 def _run(graph, function, values):
-  """Runs a function of a graph; returns results, and variables after it."""
+  """Runs a function of a graph; returns its results and the new variables.
+
+  If the function fails, it returns the type of the error.
+  """
   call = tf.compat.v1.GraphDef(library=graph.library, versions=graph.versions)
   node = call.node.add(name="call", op="StatefulPartitionedCall")
   node.attr["f"].func.name = function.signature.name
@@ -154,12 +163,14 @@ class SlimmingOfExportsTest(parameterized.TestCase):
     count = 0
     later = graphs.functions(new)
     earlier = graphs.functions(old)
-    # TensorFlow may optimize layers that are functions differently.
+    # Slimming may turn layers into functions, which TensorFlow optimizes
+    # differently.
     rtol = 1e-5 * bool(later.keys() - earlier)
     for name, function in earlier.items():
       if _WITH_FILES & {node.op for node in function.node_def}:
         continue
-      # Part of its caller, or the gradient of an equal layer.
+      # Slimming inlines functions that serve, and shares the gradients of equal
+      # layers.
       if name not in later:
         self.assertRegex(name, "serve|_grad_fn")
         continue
@@ -173,7 +184,8 @@ class SlimmingOfExportsTest(parameterized.TestCase):
           self.assertIs(actual, expected, name)
           continue
         again = _run(old, function, values)
-        if all(map(np.array_equal, expected, again)):  # Not random by itself.
+        # Functions that draw random numbers cannot be compared.
+        if all(map(np.array_equal, expected, again)):
           for x, y in zip(expected, actual, strict=True):
             if rtol and x.dtype.kind == "f":
               np.testing.assert_allclose(y, x, rtol, err_msg=name)

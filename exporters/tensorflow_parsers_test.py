@@ -1,4 +1,4 @@
-"""Parsers that need TensorFlow, on damaged and arbitrary input."""
+"""Fuzzes parsers that need TensorFlow."""
 
 import contextlib
 import functools
@@ -46,7 +46,7 @@ _JSON = json.dumps(
 ).encode()
 _CSV = b"text,label\n" + b'"a, b",x\nc,y\n' * 4
 _RECORD = json.dumps({"a": 1, "logs of the epochs": [{"b": 2}]}).encode()
-# Fields of an experiment to override.
+# Fields of an experiment that the test overrides.
 _FIELDS = (
   *("task", "task.model", "task.losses", "task.train_data", "runtime"),
   *(
@@ -114,7 +114,8 @@ def _read_backup(path: str) -> None:
     backups.callbacks(directory, {"a": 1}, tf.distribute.get_strategy(), 3)
 
 
-# Name of the file, parser, whole files, and what was once not answered.
+# Name of the file; parser; valid contents; and contents that once broke the
+# parser.
 _PARSERS = (
   (
     "encoder.yaml",
@@ -220,7 +221,8 @@ class ParsersTest(parameterized.TestCase):
   @nightly.only
   def test_pictures(self):
     wholes = [_picture(x) for x in ("PNG", "JPEG", "GIF", "BMP", "WEBP")]
-    # Pillow refuses the first, as a bomb; the second is a line.
+    # Pillow refuses the first as a decompression bomb. The second is 1 pixel
+    # high.
     wide = _picture(size=(16_383, 16_383)), _picture(size=(65_535, 1))
     nothing = wholes[2].replace(b"\x08\0\x08\0", bytes(4), 1)
     root = pathlib.Path(self.create_tempdir().full_path)

@@ -132,7 +132,8 @@ def export(
     options: Where to export and how to verify.
     export_type: One of `_EXPORT_TYPES`.
     vectors: The source of the word vectors.
-    do_lower_case: Whether to lowercase text; None: if no word has capitals.
+    do_lower_case: Whether to lowercase text. None: lowercase if no word of
+      `vectors` has capitals.
     separators: Regular expression of separators of words.
     num_oov_buckets: Number of vectors that unknown words share.
     trainable: Whether consumers may train the vectors.
@@ -216,7 +217,7 @@ def _piece(
   embedding: text_embedding.Embedding,
   vectors: word_vectors.WordVectors,
 ) -> exporting.Piece:
-  """Describes the SavedModel."""
+  """Describes the SavedModel to export."""
   words = tf.constant(_some_words(vectors.vocab_file))
   of_words = exporting.Piece(
     source=saving.source(

@@ -1,4 +1,4 @@
-"""Runs the exporter as a user does, and looks at what it writes."""
+"""Runs the exporter as a program, and checks the exports."""
 
 import json
 import os
@@ -15,7 +15,7 @@ _EXPORTER = pathlib.Path("exporters/text_embedding").absolute()
 
 _GLOVE = b"the 1 2\ncat 3 -4\n. . 5 6\nthe 7 8\nsat 0.5 0\n"
 
-# What a consumer sees who has TensorFlow alone.
+# The program of a consumer that uses only TensorFlow.
 _CONSUMER = """
 import sys
 import tensorflow as tf

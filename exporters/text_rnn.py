@@ -255,7 +255,7 @@ def _train(
   options: exporting.Options,
   export_type: str,
 ) -> tuple[tf_keras.Model, dict[str, str]]:
-  """Trains a model; returns it in float32, with rows for its card."""
+  """Trains a model; returns the model in float32, and rows for its card."""
   strategy = command_line.strategy(weights.distribution)
   with contextlib.ExitStack() as stack:
     if weights.checkpoint_dir:
@@ -289,7 +289,7 @@ def _train(
         perplexity = text_rnn.train(model, corpus, weights.config, callbacks)
     print(f"Perplexity per byte of held-out text: {perplexity:.3f}")
     if weights.distribution != strategies.DEFAULT:
-      values = model.get_weights()  # All workers take part.
+      values = model.get_weights()  # All workers must take part.
       command_line.end_unless_chief(strategy)
       model = text_rnn.language_model(architecture)
       model.set_weights(values)
@@ -466,7 +466,7 @@ def _step_piece(
     output, states = step(x, states)
     return [output, *states]
 
-  # The gradient needs constants of the forward pass; see `xla`.
+  # The gradient needs compile-time constants of the forward pass; see `xla`.
   computed = xla.step_computed_again(layer, flat)
 
   def call(inputs: Sequence[tf.Tensor]) -> list[tf.Tensor]:

@@ -1,4 +1,4 @@
-"""Runs the exporter as a user does, and looks at what it writes."""
+"""Runs the exporter as a program, and checks the exports."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def _run(*arguments, **env):
 
 class TextRnnTest(absltest.TestCase):
   def test_help_is_answered_at_once(self):
-    # Python names on standard error what it imports.
+    # Python prints all imports to standard error.
     result = _run("--help", PYTHONPROFILEIMPORTTIME="1")
     self.assertIn("models.nlp.text_rnn", result.stderr)
     self.assertNotIn("tensorflow", result.stderr)

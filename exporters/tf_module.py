@@ -96,7 +96,7 @@ class Flow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-  """The source of a RealNVP's weights: flags of the same names."""
+  """The source of a RealNVP's weights: values of the flags of these names."""
 
   checkpoint_path: str | None = None
   weights: str | None = None
@@ -114,8 +114,8 @@ def export(
 
   Args:
     options: Where to export and how to verify.
-    flow: The arguments of the RealNVP. None: export the product.
-    weights: The source of its weights: training, or a checkpoint of
+    flow: The arguments of the RealNVP. None: export `product`.
+    weights: The source of the RealNVP's weights: training, or a checkpoint of
       `tf.train.Checkpoint(module=models.density.real_nvp.RealNVP(…))`.
 
   Raises:
@@ -153,7 +153,7 @@ def _product() -> tuple[exporting.Piece, model_card.Card]:
 def _real_nvp(
   flow: Flow, weights: Weights, options: exporting.Options
 ) -> tuple[exporting.Piece, model_card.Card]:
-  """Returns a normalizing flow, and its model card."""
+  """Returns a trained or restored normalizing flow, and its model card."""
   module = real_nvp.RealNVP(
     **dataclasses.asdict(flow), seed=weights.config.seed
   )

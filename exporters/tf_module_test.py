@@ -1,4 +1,4 @@
-"""Runs the exporter as a user does, and uses what it writes."""
+"""Runs the exporter as a program, and uses the exports."""
 
 import json
 import os
@@ -105,7 +105,7 @@ class TfModuleTest(tf.test.TestCase):
     self.assertEqual(names - trained, {"real_nvp/mean:0", "real_nvp/stddev:0"})
 
   def test_help_is_answered_at_once(self):
-    # Python names on standard error what it imports.
+    # Python prints all imports to standard error.
     result = _run("--help", env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
     self.assertIn("models.density.training", result.stderr)
     self.assertNotIn("tensorflow", result.stderr)

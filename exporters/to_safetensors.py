@@ -55,7 +55,7 @@ _ARCHITECTURES = {
   "electra": "Electra",
   "mobilebert": "MobileBert",
 }
-# Ops of an encoder that only this activation has.
+# Ops that identify the activation of an encoder.
 _ACTIVATIONS = {"Erf": "gelu_exact", "Erfc": "gelu_exact", "Relu": "relu"}
 _MLM = "bert/cls/"
 _KERNELS_OF_POOLERS = ("pooler/kernel", "pooler_transform/kernel")
@@ -63,11 +63,11 @@ _POOLERS = ("pooler/", "pooler_transform/")
 
 
 class _Encoder(NamedTuple):
-  """What an export has of an encoder.
+  """An encoder, as read from its export.
 
   Attributes:
     config: The content of config.json.
-    lines: The tables of `bert_tables`.
+    lines: The table of `bert_tables` for the encoder.
     values: Functions that read the weights, by name.
     vocabulary: The path of the tokenizer's file.
     lower_case: Whether the tokenizer lowercases texts.
@@ -149,7 +149,7 @@ def _read(saved_model_dir: str) -> _Encoder:
   with_mlm = any(name.startswith(_MLM) for name in values)
   lines = bert_tables.hugging_face(model_type, described, with_mlm=with_mlm)
   if _is_identity(values):
-    # The pooled output is the vector of [CLS]. Hugging Face's has a tanh.
+    # The pooled output is the vector of [CLS]. Hugging Face would apply a tanh.
     print("Left out: the pooler, which is the identity.")
     lines = [x for x in lines if not x.ours.startswith(_POOLERS)]
   names = {line.ours for line in lines}
@@ -160,7 +160,7 @@ def _read(saved_model_dir: str) -> _Encoder:
       f"{saved_model_dir} is no {model_type} of Hugging Face: {lost[0]} is not"
       " in both."
     )
-  # In models with a head, this attribute is the encoder.
+  # In models with a head, the encoder is an attribute of this name.
   prefix = f"{model_type}." if with_mlm else ""
   lines = [
     line
@@ -169,7 +169,8 @@ def _read(saved_model_dir: str) -> _Encoder:
     for line in lines
   ]
   kind = "ForMaskedLM" if with_mlm else "Model"
-  # Other keys may name code that transformers downloads and runs.
+  # Write known keys only: others may name code that transformers downloads and
+  # runs.
   known = encoder_config.to_hugging_face(described, model_type)
   known["architectures"] = [f"{_ARCHITECTURES[model_type]}{kind}"]
   return _Encoder(
@@ -187,7 +188,7 @@ def _check_shapes(
   tensors: Mapping[str, weight_tables.Tensor],
 ) -> None:
   """Raises an ExportError if weights do not have the shapes of the config."""
-  # One layer has the shapes of all, and is built in less than a second.
+  # All layers have the same shapes. Building one takes less than a second.
   one = copy.deepcopy(described)
   values = one.get().as_dict()
   (number,) = {"num_layers", "num_blocks"} & values.keys()
@@ -211,7 +212,7 @@ def _check_shapes(
 
 
 def _check_activation(saved_model_dir: str, said: str) -> None:
-  """Raises an ExportError if the functions have not the config's activation."""
+  """Raises an ExportError if functions compute another activation than said."""
   with open(os.path.join(saved_model_dir, "saved_model.pb"), "rb") as f:
     model = private_api.saved_model_pb2.SavedModel.FromString(f.read())
   nodes = (graphs.all_nodes(x.graph_def) for x in model.meta_graphs)
@@ -235,7 +236,7 @@ def _finite(path: str, tensor: weight_tables.Tensor) -> np.ndarray:
 
 
 def _is_identity(values: Mapping[str, Callable[[], np.ndarray]]) -> bool:
-  """Returns whether --pooler=identity has made the pooler."""
+  """Returns whether the pooler's kernel is that of --pooler=identity."""
   kernels = [values[name]() for name in _KERNELS_OF_POOLERS if name in values]
   return any(np.array_equal(k, np.eye(*k.shape)) for k in kernels)
 
@@ -247,7 +248,7 @@ def _write_json(directory: str, name: str, values: Mapping[str, Any]) -> None:
 
 
 def _write_tokenizer(encoder: _Encoder, directory: str) -> None:
-  """Writes the vocabulary with the file names of transformers."""
+  """Writes the vocabulary and its config to files named as in transformers."""
   is_sentencepiece = not encoder.vocabulary.endswith(".txt")
   target = "spiece.model" if is_sentencepiece else "vocab.txt"
   shutil.copyfile(encoder.vocabulary, os.path.join(directory, target))

@@ -19,12 +19,12 @@ def off(build: Callable[_P, _T]) -> Callable[_P, _T]:
   """Turns AutoGraph off in a function that builds a model or maps a data set.
 
   AutoGraph searches all called code for control flow over Tensors, which takes
-  seconds. A function that has such control flow cannot be decorated. Unlike
+  seconds. Do not decorate a function that has such control flow. Unlike
   TensorFlow's own decorator, this one does not import TensorFlow when it is
   applied.
 
   Args:
-    build: The function.
+    build: The function to decorate.
   """
 
   @functools.wraps(build)

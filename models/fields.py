@@ -18,7 +18,7 @@ def flat(values: Any, path: str = "") -> dict[str, Any]:
 
 
 def cited(message: str, values: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the fields whose values the message of an error cites."""
+  """Returns the fields whose values occur in the message of an error."""
 
   def is_cited(value: Any) -> bool:
     text = re.escape(str(value))

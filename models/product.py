@@ -9,7 +9,7 @@ class Product(tf.Module):
   """Multiplies numbers by a variable."""
 
   def __init__(self, factor: float):
-    """Makes a product with an initial value of its variable `v`."""
+    """Creates the variable `v` with the value `factor`."""
     super().__init__()
     self.v = tf.Variable(factor, name="v")
 

@@ -5,5 +5,6 @@ import unittest
 
 IS_ON = "NIGHTLY" in os.environ
 
-# Decorates a test class, or a test method, below `@parameterized.parameters`.
+# Decorates a test class or a test method. Put it below
+# `@parameterized.parameters`.
 only = unittest.skipUnless(IS_ON, "Only nightly tests run this case.")

@@ -13,7 +13,8 @@ import json
 import re
 import sys
 
-# The kinds of actions, by the first expression that matches their name.
+# Kinds of actions, by a regular expression for their names. The first match
+# counts.
 _KINDS = {
   "Making ": "exports made",
   "_check_test": "rules, one test for each export",
@@ -36,7 +37,8 @@ def seconds(path: str) -> collections.Counter[str]:
   for event in events:
     name = _ACTION.match(event["name"])
     if name and event.get("cat") == "action processing":
-      summed[name[0]] += event["dur"] / 1e6  # A test may have several shards.
+      # Sum, because a test may have several shards.
+      summed[name[0]] += event["dur"] / 1e6
   return summed
 
 

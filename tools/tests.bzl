@@ -1,6 +1,6 @@
 """Macros that decide which tests `./bazelw test //...` runs, and how."""
 
-# The tags of a test that only //:nightly runs, and of an artifact that only such
+# The tags of tests that only //:nightly runs, and of artifacts that only such
 # tests use.
 NIGHTLY = [
     "manual",
@@ -18,19 +18,21 @@ def py_test_with_nightly_cases(
         nightly_data = [],
         tags = [],
         **kwargs):
-    """A test without its cases that are marked `@nightly.only`.
+    """Defines a test, and a nightly test that also runs nightly cases.
 
-    `NAME_nightly` runs all cases. With the tags NIGHTLY the test itself does.
+    The test NAME skips the cases that are marked `@nightly.only`;
+    `NAME_nightly` runs all cases. If `tags` is NIGHTLY, only the test NAME
+    exists, and runs all cases.
 
     Args:
       name: Name of the test.
-      srcs: Its source, in a list.
-      deps: Its dependencies. `//tools:nightly` is added.
-      args: Its arguments.
-      data: Its data.
-      env: Its environment variables.
-      nightly_args: Further arguments where all cases run.
-      nightly_data: Further data there.
+      srcs: The source of the test, in a list.
+      deps: Dependencies. `//tools:nightly` is added.
+      args: Arguments of the test.
+      data: Data of the test.
+      env: Environment variables of the test.
+      nightly_args: Further arguments of the test that runs all cases.
+      nightly_data: Further data of that test.
       tags: Tags of the test.
       **kwargs: Further attributes of both tests.
     """
@@ -50,10 +52,10 @@ def py_test_with_nightly_cases(
         )
 
 def py_tests_in_one_process(name, srcs, deps, **kwargs):
-    """One test with the cases of small test modules.
+    """Defines one test that runs the cases of small test modules.
 
-    They import TensorFlow once, which takes longer than their cases. They must
-    not change settings of the whole process.
+    The modules share one process because the import of TensorFlow takes longer
+    than their cases. So they must not change settings of the whole process.
 
     Args:
       name: Name of the test.
@@ -73,7 +75,7 @@ def py_tests_in_one_process(name, srcs, deps, **kwargs):
     )
 
 def nightly_tests(name):
-    """A suite of the package's tests with the tags NIGHTLY.
+    """Defines a suite of the package's tests with the tags NIGHTLY.
 
     Call it at the end of the BUILD file.
 
@@ -82,7 +84,7 @@ def nightly_tests(name):
     """
     native.test_suite(
         name = name,
-        # Without this tag //... would contain the suite, and so its tests.
+        # Without this tag, //... would include the suite, and so run its tests.
         tags = ["manual"],
         tests = [
             ":" + test

@@ -1,9 +1,9 @@
 """RealNVP: a normalizing flow for vectors (Dinh et al., arXiv:1605.08803).
 
 A flow is an invertible map from vectors of the data to latent vectors that are
-standard normal. One set of variables serves both directions: forward it gives
-the likelihood of a vector, backward it draws new vectors. A Keras model has one
-direction only, so this is a `tf.Module`.
+standard normal. Both directions use the same variables: the forward map gives
+the likelihood of a vector, and its inverse draws new vectors. A Keras model has
+one direction only, so the flow is a `tf.Module`.
 """
 
 import math
@@ -15,7 +15,7 @@ class Dense(tf.Module):
   """A dense layer."""
 
   def __init__(self, kernel: tf.Tensor, name: str):
-    """Makes a layer with an initial kernel; its bias is 0."""
+    """Creates the variables, with the values `kernel` and a bias of 0."""
     super().__init__(name)
     with self.name_scope:
       self.kernel = tf.Variable(kernel, name="kernel")
@@ -30,11 +30,12 @@ class Coupling(tf.Module):
   """Scales and shifts some features by functions of the others."""
 
   def __init__(self, kept: list[float], units: int, seed: int, name: str):
-    """Makes a coupling that is the identity until it is trained.
+    """Creates a coupling that is the identity until it is trained.
 
     Args:
-      kept: 1 for each feature that stays as it is, 0 for the others.
-      units: Units of each of two hidden layers.
+      kept: 1 for each feature that the coupling keeps, 0 for each that it
+        changes.
+      units: Units of each of the two hidden layers.
       seed: Seed of the initial kernels.
       name: Name of the module.
     """
@@ -78,7 +79,8 @@ class Coupling(tf.Module):
 
   def inverse(self, outputs: tf.Tensor) -> tf.Tensor:
     """Returns the inputs that give these outputs."""
-    # The features that stay determine scale and shift in both directions.
+    # Scale and shift depend only on the kept features, which inputs and outputs
+    # share.
     log_scale, shift = self._log_scale_and_shift(outputs, None)
     return (outputs - shift) * tf.exp(-log_scale)
 
@@ -100,7 +102,7 @@ class RealNVP(tf.Module):
     l2_strength: float = 1e-5,
     seed: int = 0,
   ):
-    """Makes a flow that standardizes vectors until it is trained.
+    """Creates a flow that only standardizes vectors until it is trained.
 
     Args:
       num_features: Length of the vectors, 2 or more.
@@ -141,7 +143,7 @@ class RealNVP(tf.Module):
       vectors: float32 `[batch, num_features]`.
       training: Whether to apply dropout.
       dropout_rate: Share of the hidden units of the couplings that training
-        drops, in [0, 1). Each drop leaves an invertible map.
+        drops, in [0, 1). The map is invertible whichever units are dropped.
 
     Returns:
       `latents`, float32 `[batch, num_features]`, and `log_likelihood`, the

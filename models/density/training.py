@@ -40,7 +40,7 @@ class Config:
 
 
 def moons() -> tuple[np.ndarray, np.ndarray]:
-  """Returns scikit-learn's two half circles, with noise of 0.1.
+  """Returns points on scikit-learn's two half circles, with noise of 0.1.
 
   Returns:
     Vectors to train on and vectors held out, float32 `[n, 2]`.

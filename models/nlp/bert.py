@@ -28,15 +28,15 @@ with epy.lazy_imports():
 # Encoders of these types work for a single sequence length only.
 FIXED_SEQ_LENGTH = ("bigbird", "fnet", "sparse_mixer")
 
-# Model Garden's pretrainer passes all its inputs to the encoder, which does not
-# take this one.
+# Model Garden's pretrainer passes all its inputs to the encoder, which warns of
+# this one because it does not take it.
 warnings.filterwarnings(
   "ignore", r"Input dict contained keys \['masked_lm_positions'\]"
 )
 
 # Layers whose gradient needs a compile-time constant of the forward pass (see
-# `exporters/reusable/xla.py`), and the functions in the layer's module that
-# need it. An empty tuple stands for the whole `call`.
+# `exporters/reusable/xla.py`), and the functions in the layer's module that get
+# gradients of their own. An empty tuple means the whole `call`.
 OWN_GRADIENTS = {
   "official.nlp.modeling.layers.bigbird_attention.BigBirdAttention": (
     "BigBirdAttention._compute_attention",
@@ -93,7 +93,7 @@ def core_model(encoder_config: encoders.EncoderConfig) -> tf_keras.Model:
   try:
     with _activations():
       encoder = encoders.build_encoder(encoder_config)
-  except Exception as e:  # The builders raise anything.
+  except Exception as e:  # The builders may raise any exception.
     message = errors.one_line(e)
     cited = fields.cited(message, encoder_config.get().as_dict())
     config = fields.shown(cited) or "its config"
@@ -184,7 +184,7 @@ def with_checked_length(
     f"seq_length is past the position table of this encoder, which has {limit}"
     " rows. Pack to a smaller seq_length.",
   )
-  # None in eager mode.
+  # `assert_less_equal` returns None in eager mode.
   with tf.control_dependencies([within] if within is not None else []):
     rows_left = tf.fill(
       [limit - length],
@@ -198,7 +198,10 @@ def with_checked_length(
 def example_inputs(
   encoder_config: encoders.EncoderConfig, spec: Mapping[str, tf.TensorSpec]
 ) -> list[dict[str, tf.Tensor]]:
-  """Makes inputs of two sizes, with padding, for the names in a spec."""
+  """Makes two batches of random inputs, of different sizes and with padding.
+
+  The inputs are those that `spec` names.
+  """
   examples = []
   for batch_size, length in (2, 16), (1, 8):
     seq_length = min(length, max_seq_length(encoder_config))

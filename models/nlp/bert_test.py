@@ -25,16 +25,16 @@ def _config(**kwargs):
 class BertTest(tf.test.TestCase):
   def test_parameter_counts(self):
     core = bert.core_model(_config())
-    # Attention has four matrices.
+    # Attention has four matrices of 16 by 16, each with a bias.
     layer = 4 * 16 * 17 + (16 * 24 + 24) + (24 * 16 + 16) + 2 * 2 * 16
     embeddings = (50 + 12 + 2) * 16 + 2 * 16
     expected = embeddings + 2 * layer + 16 * 17
     self.assertEqual(core.count_params(), expected)
-    # Dense layer, normalization, bias of the logits; dense layer, logits.
+    # The head adds a dense layer, a normalization and a bias of the logits.
     expected += 16 * 17 + 2 * 16 + 50
     model = bert.pretrain_model(core)
     self.assertEqual(model.count_params(), expected)
-    # The sizes of BERT-base, by Devlin et al. about 110 million.
+    # The default sizes are those of BERT-base. Devlin et al. say 110 million.
     base = bert.core_model(encoders.EncoderConfig(type="bert"))
     self.assertEqual(base.count_params(), 109_482_240)
 

@@ -34,7 +34,8 @@ class Config:
     min_count: Minimum number of occurrences of a word that gets a vector.
     window: Maximum distance between two words that count as near.
     smoothing: Exponent of the counts of contexts.
-    frequency: The relative frequency of words with a weight of 1/2.
+    frequency: The relative frequency at which a word has a weight of 1/2. More
+      frequent words have less.
     seed: Seed of the decomposition.
   """
 
@@ -62,7 +63,7 @@ def train(
     ValueError: The number of words with a vector is not above `dim`.
   """
   counts = collections.Counter(word for text in texts for word in text)
-  # Alphabetical order of ties makes the result deterministic.
+  # Words of equal count are in alphabetical order, for a deterministic result.
   words = sorted(
     (w for w, count in counts.items() if count >= config.min_count),
     key=lambda w: (-counts[w], w),
@@ -75,7 +76,7 @@ def train(
   ids = {word: i for i, word in enumerate(words)}
   texts = [np.array([ids[w] for w in t if w in ids], np.int64) for t in texts]
   svd = decomposition.TruncatedSVD(config.dim, random_state=config.seed)
-  # Rounding depends on the number of threads.
+  # One thread, because rounding depends on the number of threads.
   with threadpoolctl.threadpool_limits(1):
     vectors = svd.fit_transform(_information(texts, len(words), config))
   vectors /= np.sqrt(svd.singular_values_)

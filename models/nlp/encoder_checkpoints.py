@@ -18,8 +18,8 @@ with epy.lazy_imports():
   import tensorflow as tf
   import tf_keras
 
-# Heads of Model Garden with a pooler of their own. Training them does not train
-# the pooler of the encoder.
+# Heads of Model Garden that contain a pooler. Training such a head does not
+# train the encoder's pooler.
 _WITH_POOLER = ("next_sentence", "sentence_prediction")
 
 # Sources of the pooler's weights.
@@ -56,13 +56,15 @@ def restore(
 
   Args:
     core: A model from `bert.core_model`.
-    restore_any: Restores the checkpoint into one of several structures, each a
-      `tf.train.Checkpoint`, or else into one of `parts`, which need not cover
-      the checkpoint. It ignores the paths `left_out`. It returns those of the
-      `optional` variables that the checkpoint lacks.
+    restore_any: Restores the checkpoint into one of several structures. Takes a
+      list of `tf.train.Checkpoint`; `parts`, a list of further ones that need
+      not cover the checkpoint; `left_out`, paths to ignore; and `optional`,
+      variables that the checkpoint may lack. Returns those of the optional
+      variables that the checkpoint lacks.
     pooler_from: One of `POOLERS`. None: `checkpoint` if the checkpoint has it,
       else `random`.
-    with_mlm: Whether to restore the head. None: if the checkpoint has it.
+    with_mlm: Whether to restore the head. None: restore it if the checkpoint
+      has it.
 
   Returns:
     The pretrain model of `core`; None without the head.
@@ -77,7 +79,8 @@ def restore(
   pooler = bert.pooler(core)
   of_head = {}
   if pooler_from in _WITH_POOLER:
-    with tf.name_scope(f"{pooler_from}/pooler_dense"):  # Named in errors.
+    # Error messages show this name.
+    with tf.name_scope(f"{pooler_from}/pooler_dense"):
       of_head[f"{pooler_from}.pooler_dense"] = _built_like(pooler)
   pretrainer, masked_lm, head = None, None, []
   if with_mlm is not False:
@@ -111,7 +114,7 @@ def restore(
 
 
 def other_pooler(names: Collection[str]) -> str | None:
-  """Returns the value of `POOLERS` for the pooler of a head, or None.
+  """Returns the key of `POOLERS` for a head that contains a pooler, or None.
 
   Args:
     names: The names at the root of a checkpoint.
@@ -144,7 +147,8 @@ def _structures(
 
 def _built_like(layer: tf_keras.layers.Dense) -> tf_keras.layers.Dense:
   """Builds a layer of the same sizes with new initial weights."""
-  new = type(layer).from_config(layer.get_config())  # MobileBERT: EinsumDense.
+  # MobileBERT's pooler is an EinsumDense.
+  new = type(layer).from_config(layer.get_config())
   new.build([None, layer.kernel.shape[0]])
   return new
 

@@ -16,7 +16,11 @@ def _core(kind="bert"):
 
 
 def _lacks(*names):
-  """Makes a restore that finds all but optional variables of these names."""
+  """Makes a `restore_any` for a checkpoint that lacks variables.
+
+  Args:
+    *names: Parts of the names of the optional variables that it lacks.
+  """
 
   def restore_any(structures, parts, left_out, optional):
     return [v for v in optional if any(name in v.name for name in names)]
@@ -33,7 +37,7 @@ class EncoderCheckpointsTest(tf.test.TestCase):
     return core, model
 
   def makes_new_pooler(self, restore_any):
-    """Tells whether a restore without `pooler_from` makes a new pooler."""
+    """Returns whether `pooler_from=None` gives the pooler new weights."""
     core = _core()
     before = bert.pooler(core).get_weights()
     encoder_checkpoints.restore(
@@ -52,7 +56,8 @@ class EncoderCheckpointsTest(tf.test.TestCase):
 
   def test_next_sentence_pooler(self):
     def restore_any(structures, parts, left_out, optional):
-      for structure in structures[1:3]:  # Named pretrainer and model.
+      # These structures have the attribute `pretrainer` or `model`.
+      for structure in structures[1:3]:
         (view,) = tf.train.TrackableView(structure).children(structure).values()
         view.classification_heads[0].dense.kernel.assign(tf.fill([8, 8], 3.0))
       return optional
@@ -66,7 +71,7 @@ class EncoderCheckpointsTest(tf.test.TestCase):
     head = _lacks("cls/predictions")
     _, model = self.restore(head, "checkpoint", with_mlm=None)
     self.assertIsNone(model)
-    # It is not optional, so that a restore fails that does not find it.
+    # With `with_mlm=True` the head is not optional: a real restore would fail.
     _, model = self.restore(head, "checkpoint", with_mlm=True)
     self.assertIsInstance(model, tf_keras.Model)
 

@@ -32,8 +32,8 @@ _LEGACY_NAMES = {
   "attention_probs_dropout_prob": "attention_dropout_rate",
 }
 _ALBERT_NAMES = {**_LEGACY_NAMES, "embedding_size": "embedding_width"}
-# Keys of published files without effect on the encoder, including those of
-# ALBERT and of the config.json of Hugging Face's transformers.
+# Keys that do not affect the encoder, in published files of BERT and ALBERT and
+# in the config.json of Hugging Face's transformers.
 _LEGACY_WITHOUT_EFFECT = {
   *("backward_compatible", "directionality", "pooler_fc_size", "pooler_type"),
   *("pooler_num_attention_heads", "pooler_num_fc_layers"),
@@ -45,7 +45,7 @@ _LEGACY_WITHOUT_EFFECT = {
   *("num_labels", "output_past", "pad_token_id", "problem_type"),
   *("tokenizer_class", "torch_dtype", "transformers_version", "use_cache"),
 }
-# Values of legacy keys that Model Garden's encoders cannot change.
+# The only values of these legacy keys that Model Garden's encoders support.
 _LEGACY_FIXED = {
   "add_cross_attention": False,
   "inner_group_num": 1,
@@ -55,6 +55,7 @@ _LEGACY_FIXED = {
   "num_hidden_groups": 1,
   "position_embedding_type": "absolute",
 }
+# The table of keys for BERT; see `_HUGGING_FACE`.
 _BERT_OF_HUGGING_FACE = {
   "vocab_size": ("vocab_size", 30522),
   "hidden_size": ("hidden_size", 768),
@@ -68,8 +69,8 @@ _BERT_OF_HUGGING_FACE = {
   "type_vocab_size": ("type_vocab_size", 2),
   "initializer_range": ("initializer_range", 0.02),
 }
-# By Hugging Face's model_type: Model Garden's type, and by Hugging Face's keys
-# Model Garden's keys and Hugging Face's defaults.
+# Maps Hugging Face's model_type to Model Garden's type and a table of keys. The
+# table maps Hugging Face's key to Model Garden's and to Hugging Face's default.
 _HUGGING_FACE: dict[str, tuple[str, dict[str, tuple[str, Any]]]] = {
   "bert": ("bert", _BERT_OF_HUGGING_FACE),
   "electra": (
@@ -135,7 +136,7 @@ _HUGGING_FACE: dict[str, tuple[str, dict[str, tuple[str, Any]]]] = {
   ),
 }
 HUGGING_FACE_TYPES = tuple(_HUGGING_FACE)
-# Values of keys in config.json that Model Garden's encoders cannot change.
+# The same for keys of config.json.
 _FIXED = {**_LEGACY_FIXED, "trigram_input": True, "use_bottleneck": True}
 # Hugging Face's gelu is exact; Model Garden's is an approximation.
 _ACTIVATIONS = {
@@ -144,8 +145,8 @@ _ACTIVATIONS = {
   **dict.fromkeys(("silu", "swish"), "swish"),
   **{name: name for name in ("relu", "sigmoid", "tanh")},
 }
-_MOST_BYTES_OF_YAML = 2**20  # A parser takes 10 s for so much.
-# Numbers of layers. The largest takes 20 s to build.
+_MOST_BYTES_OF_YAML = 2**20  # The parser takes 10 s for as many bytes.
+# Keys of numbers of layers. An encoder of the largest number is built in 20 s.
 _LAYERS = {
   *("n_layers", "num_blocks", "num_hidden_layers", "num_layers"),
   "num_feedforward_networks",
@@ -153,7 +154,7 @@ _LAYERS = {
 _MOST_LAYERS = 256
 _MOST_VALUES = 100_000  # Values in a config.
 _MOST_NAMED = 10  # Unknown keys that an error names.
-# Paths of the encoder's config in that of an experiment, or in a part of it.
+# Paths of the encoder's config in an experiment's config, or in a part of one.
 _PLACES = (
   ("task", "model", "encoder"),
   ("task", "model", "discriminator_encoder"),
@@ -180,7 +181,8 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
   """
   try:
     content = formats.read_file(path, _MOST_BYTES_OF_YAML)
-    values = yaml.load(content, _loader())  # It constructs plain values only.
+    # The loader constructs plain values only.
+    values = yaml.load(content, _loader())
   except yaml.YAMLError as e:
     raise ValueError(f"not YAML: {' '.join(str(e).split())}") from e
   except RecursionError as e:
@@ -365,7 +367,7 @@ def _loader() -> type[yaml.SafeLoader]:
 
 
 def _check_size(values: Any) -> None:
-  """Raises a ValueError for too many values, as from nested aliases."""
+  """Raises a ValueError for too many values, such as nested aliases yield."""
   left = [values]
   for _ in range(_MOST_VALUES):
     if not left:

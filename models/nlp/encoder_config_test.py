@@ -45,7 +45,7 @@ class EncoderConfigTest(absltest.TestCase):
     self.assertEqual(
       (values.dropout_rate, values.attention_dropout_rate), (0.25, 0.5)
     )
-    # The default of this format; that of the other one is 2.
+    # The default of this format is 16; that of Model Garden's YAML is 2.
     self.assertEqual(values.type_vocab_size, 16)
 
   def test_neighboring_formats(self):

@@ -32,7 +32,7 @@ with epy.lazy_imports():
 # BERT's special tokens, in the order of their ids in a new vocabulary.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-# Special tokens by the names that Model Garden has for their roles.
+# Special tokens, by Model Garden's names for their roles.
 _WORDPIECE_ROLES = {
   "padding_id": "[PAD]",
   "start_of_sequence_id": "[CLS]",
@@ -47,14 +47,16 @@ _ROLES = {
 # All special tokens of both kinds of tokenizers.
 ALL_SPECIAL = (*SPECIAL_TOKENS, "<pad>", "<unk>")
 
-_IN_BRACKETS = re.compile(r"\[.+\]|<.+>")  # Tokens without text.
+_IN_BRACKETS = re.compile(r"\[.+\]|<.+>")  # Tokens such as [CLS] and <pad>.
 
 # Tolerated share of tokens with letters that no text yields. It is 0.4% in the
-# vocabulary of BERT's English uncased model and 0.6% in its Chinese one. A
-# wrong do_lower_case makes it 8.7% in one of Kurdish, which has no capitals.
+# vocabulary of BERT's English uncased model, and 0.6% in that of its Chinese
+# model. With a wrong do_lower_case it is 8.7% in a vocabulary of Kurdish, which
+# has no capitals.
 _MANY_UNREACHABLE = 0.02
 
-# In transformers, longer words are unknown. TensorFlow's limit counts bytes.
+# In transformers, words of more characters are unknown. TensorFlow's limit is
+# in bytes.
 _CHARACTERS_PER_WORD = 100
 _MOST_BYTES_OF_CHARACTER = 4
 # Characters that transformers drops: control, format and private use.
@@ -62,7 +64,7 @@ _NO_TEXT = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\x{FFFD}\p{Cf}\p{Co}]"
 _SIGMA = "\N{GREEK CAPITAL LETTER SIGMA}"
 _RARE_IDEOGRAPHS = range(0x2A6D6, 0x2A600, -1)
 
-# Minimum share of tokens in scripts with capitals that shows the casing.
+# Minimum share of tokens in scripts with capitals to judge the casing by.
 _FEW_WITH_CASE = 0.1
 
 
@@ -96,7 +98,7 @@ class Tokenizer:
 
   @property
   def special_tokens(self) -> dict[str, int]:
-    """The `vocab_size`, and ids by Model Garden's names of their roles."""
+    """Ids of special tokens by Model Garden's names, and the `vocab_size`."""
     roles = _ROLES[self.kind].items()
     ids = {role: self.tokens.index(token) for role, token in roles}
     return {**ids, "vocab_size": len(self.tokens)}
@@ -278,7 +280,8 @@ def casing_problem(
       f" {_quoted(lost[:5])}, as text is {lowercased}split at punctuation and"
       " Chinese characters"
     )
-  # Count scripts with capitals only. Georgian words never begin with one.
+  # Count tokens in scripts with capitals. Georgian words never begin with a
+  # capital, so they do not count.
   words = [
     t
     for t in tokens
@@ -299,10 +302,10 @@ def casing_problem(
 def wordpiece_tokenizer(
   tokens: Sequence[str], *, do_lower_case: bool, as_transformers: bool = False
 ) -> Tokenizer:
-  """Makes BERT's tokenizer (Devlin et al., arXiv:1810.04805).
+  """Creates BERT's tokenizer (Devlin et al., arXiv:1810.04805).
 
   It uses the parts of tensorflow-text's `FastBertTokenizer` (Song et al.,
-  arXiv:2012.15524). Model Garden's `BertTokenizer` differs in two ways. Here,
+  arXiv:2012.15524). It differs from Model Garden's `BertTokenizer` in two ways:
   all Unicode white space ends a word, as in the first BERT, and offsets refer
   to the original text, with its accents.
 
@@ -354,7 +357,7 @@ def wordpiece_tokenizer(
 def _tokenizer_of_transformers(
   tokens: Sequence[str], do_lower_case: bool
 ) -> Tokenizer:
-  """Makes the tokenizer that produces the tokens of transformers."""
+  """Creates the tokenizer that produces the tokens of transformers."""
   begins_word = [not token.startswith("##") for token in tokens]
   standing_for = _ideographs(tokens)
   pieces = [standing_for.get(token, token) for token in tokens]
@@ -395,16 +398,16 @@ def _as_transformers(sentences: tf.Tensor, do_lower_case: bool) -> tf.Tensor:
 
 
 def _lowercased(sentences: tf.Tensor) -> tf.Tensor:
-  # Lowercase a final sigma like any other, which TensorFlow does not.
+  # TensorFlow lowercases a final sigma to another letter. Lowercase all alike.
   sentences = tf.strings.regex_replace(sentences, _SIGMA, _SIGMA.lower())
   return tf.strings.lower(sentences, "utf-8")
 
 
 def _ideographs(tokens: Sequence[str]) -> dict[str, str]:
-  """Returns ideographs to replace special tokens in texts.
+  """Returns an ideograph for each special token, to replace it in texts.
 
   The tokenizer splits [MASK], but keeps an ideograph as one word. No token
-  contains any of these rare ideographs.
+  of the vocabulary contains any of these rare ideographs.
   """
   known = set("".join(tokens))
   unused = (c for c in map(chr, _RARE_IDEOGRAPHS) if c not in known)
@@ -415,7 +418,7 @@ def _with_ideographs(
   sentences: tf.Tensor, standing_for: Mapping[str, str]
 ) -> tf.Tensor:
   """Replaces special tokens in texts by their ideographs."""
-  # The same ideographs in the original text become unknown words.
+  # These ideographs become unknown words where the original text has them.
   sentences = tf.strings.regex_replace(
     sentences, f"[{''.join(standing_for.values())}]", standing_for["[UNK]"]
   )
@@ -476,10 +479,11 @@ def _by_words(
 def sentencepiece_tokenizer(
   sp_model_file: str, *, do_lower_case: bool, as_transformers: bool = False
 ) -> Tokenizer:
-  """Makes ALBERT's tokenizer (Lan et al., arXiv:1909.11942).
+  """Creates ALBERT's tokenizer (Lan et al., arXiv:1909.11942).
 
-  As in Model Garden, it strips accents even without `do_lower_case`. It removes
-  file paths of the machine that trained the SentencePiece model from the model.
+  As in Model Garden, it strips accents even without `do_lower_case`. The paths
+  of files on the machine that trained the SentencePiece model are removed from
+  the model.
 
   Args:
     sp_model_file: A SentencePiece model with BERT's special tokens.
@@ -606,7 +610,7 @@ def _trimmed(lengths: tf.Tensor, budget: int | tf.Tensor) -> tf.Tensor:
   """
   segments = lengths.shape[0]
   budget = tf.maximum(budget, 0)
-  # The budget that the other segments leave for the m longest, if cut.
+  # Row j: the budget that the j shortest segments leave for the others.
   left = budget - tf.cumsum(tf.sort(lengths, axis=0), axis=0, exclusive=True)
   among = tf.range(segments, 0, -1)[:, tf.newaxis]
   limit = tf.reduce_max(left // among, axis=0)

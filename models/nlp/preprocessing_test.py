@@ -13,7 +13,8 @@ from models.nlp import preprocessing
 
 _SPECIAL = {"padding_id": 0, "start_of_sequence_id": 2, "end_of_segment_id": 3}
 _SENTENCES = [
-  *pydoc.render_doc(collections).split("\n")[::4],  # to_list is slow.
+  # Every fourth line, because `to_list` is slow.
+  *pydoc.render_doc(collections).split("\n")[::4],
   "",
   "Ärgerlich: ¡Señor Ångström isn't HERE! 漢字 ﬁ",
   "a" * 100 + " " + "b" * 101,
@@ -85,10 +86,11 @@ class PreprocessingTest(tf.test.TestCase):
         for token, begin, end in zip(*of_word, strict=True):
           piece = sentence.encode()[begin:end].decode()
           found = tokens[token].removeprefix("##")
-          # The second half of a ligature has no bytes of its own.
+          # The second letter of a ligature has no bytes in the text.
           if found != "[UNK]" and piece and piece.isascii():
             self.assertEqual(found, piece.lower())
-    # BertTokenizer counts in the text without accents.
+    # Unlike these, offsets of tensorflow-text's BertTokenizer refer to the text
+    # without accents.
     sentence = _SENTENCES[-3].encode()
     begin, end = begins[-3, 3, 0].numpy(), ends[-3, 3, -1].numpy()
     self.assertEqual(sentence[begin:end].decode(), "Señor")
@@ -135,7 +137,8 @@ class PreprocessingTest(tf.test.TestCase):
     tokenizer = preprocessing.sentencepiece_tokenizer(
       prefix + ".model", do_lower_case=True, as_transformers=True
     )
-    # What the normalizer of transformers' AlbertTokenizer makes of the text.
+    # The normalizer of transformers' AlbertTokenizer returns the second text
+    # for the first one.
     self.assertEqual(
       tokenizer.tokenize(["``\xdcn\xef'' Stra\xdfe \ufb01 \xbd"]).to_list(),
       processor.encode(['"uni" stra\xdfe fi 1\u20442']),
@@ -196,7 +199,7 @@ class PreprocessingTest(tf.test.TestCase):
       types = _op_types(function, *specs)
       self.assertIn("GatherV2", types)
       self.assertNotIn("Assert", types)
-    # As the ops that are avoided have them.
+    # The ops that the functions avoid do add Asserts.
     self.assertIn("Assert", _op_types(lambda x: x.merge_dims(1, 2), words))
 
   def test_bad_vocabularies(self):
@@ -220,7 +223,7 @@ class PreprocessingTest(tf.test.TestCase):
     ):
       with self.assertRaisesRegex(ValueError, message):
         preprocessing.read_vocabulary(self.write(data))
-    # As the first BERT reads them.
+    # The first BERT reads these variants like `good`.
     expected = preprocessing.read_vocabulary(self.write(good))
     for data in (
       b"\xef\xbb\xbf" + good,
@@ -230,7 +233,7 @@ class PreprocessingTest(tf.test.TestCase):
     ):
       path = self.write(data)
       self.assertEqual(preprocessing.read_vocabulary(path), expected)
-    # Only \n ends a line; odd white space is a token.
+    # Only \n ends a line. Other white space can be in a token or be one.
     odd = good.decode() + "x\u2028\u0085y\n\u2028\n\u00a0\n"
     tokens = preprocessing.read_vocabulary(self.write(odd.encode()))
     self.assertEqual(tokens[6:], ["x\u2028\u0085y", "\u2028", "\u00a0"])
@@ -311,7 +314,7 @@ class VocabularyTest(tf.test.TestCase):
     self.assertLen(set(tokens), len(tokens))
     self.assertContainsSubset(["the", "return", "##ing"], tokens)
     self.assertIsNone(preprocessing.casing_problem("wordpiece", tokens, True))
-    # All characters of the text are in it.
+    # The vocabulary has all characters of the text, so no token is unknown.
     tokenizer = preprocessing.wordpiece_tokenizer(tokens, do_lower_case=True)
     ids = tokenizer.tokenize(list(corpus)).flat_values
     self.assertNotIn(tokens.index("[UNK]"), ids.numpy())

@@ -1,9 +1,9 @@
 """Pre-trains encoders with masked language modeling.
 
-As in BERT (Devlin et al., arXiv:1810.04805), the model predicts a share of the
-tokens, which are masked. Text is packed like RoBERTa's "full sentences" (Liu et
-al., arXiv:1907.11692): documents are concatenated with separators, so no
-sequence is padded.
+As in BERT (Devlin et al., arXiv:1810.04805), a share of the tokens is masked,
+and the model predicts these tokens. Text is packed like RoBERTa's "full
+sentences" (Liu et al., arXiv:1907.11692): documents are concatenated with
+separators, so no sequence is padded.
 """
 
 from __future__ import annotations
@@ -80,10 +80,11 @@ def train(
       Garden's checkpoints, `ckpt-STEPS`. Training resumes from the newest one;
       its random numbers then differ from those of uninterrupted training.
     about: Other settings that the result depends on. Training resumes only if
-      they, the text and `config` without its epochs are unchanged.
-    callbacks: Keras callbacks, which are called before a checkpoint is saved.
-    logs: JSON values of each epoch, kept with the checkpoints. Resuming adds
-      past epochs; one of the callbacks must append the others.
+      these settings, the text and `config` apart from `epochs` are unchanged.
+    callbacks: Keras callbacks. Keras calls them before a checkpoint is saved.
+    logs: JSON values of each epoch, saved with the checkpoints. When training
+      resumes, this function fills in the past epochs. One of the callbacks must
+      append each new epoch.
 
   Returns:
     The share of masked tokens in the held-out text that the model predicts
@@ -100,7 +101,7 @@ def train(
     "text": backups.fingerprint(corpus.train),
     **(about or {}),
   }
-  del run["epochs"]  # The number may grow.
+  del run["epochs"]  # The number of epochs may grow.
   logs = [] if logs is None else logs
   with strategy.scope():
     trained = _compiled(model, config)
@@ -149,7 +150,7 @@ def _compiled(model: tf_keras.Model, config: Config) -> tf_keras.Model:
     if isinstance(layer, tf_keras.layers.Dense) and "pooler" in layer.name:
       layer.trainable = False
   inputs = {x.name: x for x in tf.nest.flatten(model.inputs)}
-  # The loss is computed in float32, whatever the precision of the model.
+  # Compute the loss in float32, whatever the precision of the model.
   as_float32 = tf_keras.layers.Activation("linear", dtype="float32")
   compiled = tf_keras.Model(inputs, as_float32(model(inputs)["mlm_logits"]))
   compiled.compile(
@@ -208,7 +209,7 @@ def examples(
     sequences = sequences.shuffle(1_000)
   return (
     sequences.ragged_batch(config.batch_size, drop_remainder=training)
-    # Sequential, so that random numbers are reproducible.
+    # Map sequentially, so that random numbers are reproducible.
     .map(_masking(tokenizer, config))
     .prefetch(tf.data.AUTOTUNE)
   )
@@ -217,7 +218,7 @@ def examples(
 def _masking(
   tokenizer: preprocessing.Tokenizer, config: Config
 ) -> Callable[[tf.RaggedTensor], tuple[Any, ...]]:
-  """Makes the function that masks a batch of sequences for `examples`."""
+  """Returns the function that masks a batch of sequences for `examples`."""
   ids = tokenizer.special_tokens
   predictions = math.ceil(config.masking_rate * config.seq_length)
   unselectable = [
@@ -257,7 +258,7 @@ def _masking(
     )
 
   def static(x: tf.Tensor) -> tf.Tensor:
-    """Pads the last batch with zeros: TPUs need static shapes."""
+    """Pads the last batch with zeros, because TPUs need static shapes."""
     missing = config.batch_size - tf.shape(x)[0]
     x = tf.pad(x, [[0, missing], [0, 0]])
     return tf.ensure_shape(x, [config.batch_size, x.shape[1]])
@@ -268,7 +269,7 @@ def _masking(
 def _optimizer(
   model: tf_keras.Model, config: Config
 ) -> tf_keras.optimizers.Optimizer:
-  """Makes BERT's optimizer: AdamW with warm-up and gradient clipping."""
+  """Creates BERT's optimizer: AdamW with warm-up and gradient clipping."""
   steps = config.epochs * config.steps_per_epoch
   warmup_steps = max(steps // 10, 1)
   optimizer = tf_keras.optimizers.AdamW(

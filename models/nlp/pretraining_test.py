@@ -25,7 +25,7 @@ def setUpModule():
 
 
 def _corpus():
-  """Makes documents that say one word 25 times."""
+  """Makes documents, each of a single word 25 times."""
   texts = [" ".join([_WORDS[i % 25]] * 25) for i in range(100)]
   return documents.Corpus(
     "words",
@@ -87,7 +87,7 @@ def _train_on_parameter_server(
   worker, ps, text_file, checkpoint_dir, accuracy_file
 ):
   cluster = tf.train.ClusterSpec({"worker": [worker], "ps": [ps]})
-  # Those of one process wait for each other where there are fewer threads.
+  # With fewer threads, servers in one process would wait for each other.
   config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=4)
   _servers = [
     tf.distribute.Server(cluster, job, 0, config=config) for job in cluster.jobs
@@ -120,14 +120,14 @@ class ExamplesTest(tf.test.TestCase):
     ).take(40):
       word_ids = inputs["input_word_ids"].numpy()
       self.assertEqual(word_ids.shape, (16, 16))
-      self.assertEqual(labels.shape, (16, 3))  # 15 % of 16, rounded up.
+      self.assertEqual(labels.shape, (16, 3))  # 3 is 15% of 16, rounded up.
       self.assertAllEqual(inputs["input_mask"], np.ones([16, 16]))
       self.assertAllEqual(inputs["input_type_ids"], np.zeros([16, 16]))
       rows, columns = np.nonzero(weights)
       positions = inputs["masked_lm_positions"].numpy()[rows, columns]
       masked_ids.extend(labels.numpy()[rows, columns])
       replaced.extend(word_ids[rows, positions])
-      # With the labels put back, the text is as it was.
+      # Labels in place of the masked tokens restore the text.
       word_ids[rows, positions] = labels.numpy()[rows, columns]
       self.assertAllEqual(word_ids[:, 0], [2] * 16)
       self.assertAllEqual(word_ids[:, -1], [3] * 16)
@@ -138,7 +138,7 @@ class ExamplesTest(tf.test.TestCase):
     self.assertGreater(len(masked_ids), 1200)
     self.assertGreater(min(masked_ids), 4)  # No special tokens.
     masked_ids, replaced = np.array(masked_ids), np.array(replaced)
-    # Of 1,200 and more: five standard deviations are 0.06 at most.
+    # For more than 1,200 tokens, five standard deviations are 0.06 at most.
     self.assertNear(np.mean(replaced == 4), 0.8, 0.06)
     self.assertNear(np.mean(replaced == masked_ids), 0.1, 0.06)
 
@@ -146,7 +146,8 @@ class ExamplesTest(tf.test.TestCase):
     examples = pretraining.examples(
       _corpus().held_out, _tokenizer(), _config(), training=False
     )
-    for spec in tf.nest.flatten(examples.element_spec):  # As TPUs need it.
+    # TPUs need static shapes.
+    for spec in tf.nest.flatten(examples.element_spec):
       self.assertTrue(spec.shape.is_fully_defined(), spec)
     batches = list(examples)
     masks = np.concatenate([x["input_mask"] for x, _, _ in batches])
@@ -155,7 +156,8 @@ class ExamplesTest(tf.test.TestCase):
     self.assertTrue(is_filling.any())
     self.assertEqual(weights[is_filling].sum(), 0.0)
     masks = masks[~is_filling]
-    # 25 documents of 25 words and a separator, in sequences of 14.
+    # 25 documents of 25 words and a separator are packed into sequences of 14
+    # tokens between [CLS] and [SEP].
     self.assertEqual(masks.sum(), 25 * 26 + 2 * len(masks))
     self.assertLen(masks, -(-25 * 26 // 14))
 
@@ -172,7 +174,7 @@ class TrainTest(tf.test.TestCase):
       )
       for model in models
     ]
-    self.assertGreater(accuracies[0], 0.9)  # By chance 0.04.
+    self.assertGreater(accuracies[0], 0.9)  # Chance is 0.04.
     self.assertEqual(*accuracies)
     for first, second in zip(models[0].weights, models[1].weights, strict=True):
       self.assertAllClose(first, second, rtol=1e-4, atol=1e-5)
@@ -206,7 +208,7 @@ class TrainTest(tf.test.TestCase):
       for name in ("text", "checkpoints", "accuracy")
     ]
     text_file, checkpoint_dir, accuracy_file = paths
-    # Of the documents every fiftieth is held out: each word.
+    # Every fiftieth document is held out: one document of each word.
     words = [_WORDS[(i + i // 50) % 25] for i in range(1250)]
     with open(text_file, "w") as f:
       f.write("\n\n".join(" ".join([word] * 25) for word in words))
@@ -219,8 +221,8 @@ class TrainTest(tf.test.TestCase):
     process.join()
     self.assertEqual(process.exitcode, 0)
     with open(accuracy_file) as f:
-      # By chance 0.04. 0.49 to 0.93 were measured: it depends on how busy the
-      # machine is, as the workers compute gradients of old weights.
+      # Chance is 0.04. Measured accuracies were 0.49 to 0.93, lower on a busy
+      # machine, because workers compute gradients of outdated weights.
       self.assertGreater(float(f.read()), 0.2)
     self.assertEndsWith(tf.train.latest_checkpoint(checkpoint_dir), "-160")
 
@@ -248,12 +250,12 @@ class TrainTest(tf.test.TestCase):
     steps = (epochs + 2) * 40
     self.assertEqual(os.path.basename(newest), f"ckpt-{steps}")
     self.assertEqual(tf.train.load_variable(newest, _STEPS), steps)
-    # Nothing is left to do: the weights are those of the checkpoint.
+    # No epochs are left to train, so the weights are those of the checkpoint.
     again = _model()
     self.assertEqual(_train(checkpoint_dir, again, epochs=epochs + 2), accuracy)
     for first, second in zip(model.weights, again.weights, strict=True):
       self.assertAllEqual(first, second)
-    # It is in Model Garden's form.
+    # The checkpoint has a structure of Model Garden.
     restored = _model()
     status = tf.train.Checkpoint(**restored.checkpoint_items).restore(newest)
     status.assert_nontrivial_match().expect_partial()

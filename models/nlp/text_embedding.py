@@ -39,7 +39,7 @@ class Splitter:
 
   def split(self, texts: tf.Tensor) -> tf.RaggedTensor:
     """Splits texts, strings `[batch]`, into words `[batch, (words)]`."""
-    # Zero bytes, too, because `lower` ends a text there.
+    # Also split at zero bytes, because `lower` ends a text at the first one.
     separators = rf"{self.separators}|\x00"
     texts = tf.strings.regex_replace(texts, separators, " ")
     if self.do_lower_case:
@@ -74,7 +74,7 @@ def build(
   num_oov_buckets: int = 0,
   trainable: bool = True,
 ) -> Embedding:
-  """Makes an embedding of word vectors.
+  """Creates an embedding of word vectors.
 
   Args:
     vectors: The words and their vectors.
@@ -83,7 +83,7 @@ def build(
       selects the vector. These vectors start at 0 and can be trained.
     trainable: Whether the vectors are trainable.
   """
-  # DLPack shares the memory. All other conversions copy it.
+  # DLPack shares the memory of the array. All other conversions copy it.
   memory = vectors.matrix(num_oov_buckets).__dlpack__()
   matrix = tf.Variable(
     tf.experimental.dlpack.from_dlpack(memory),
@@ -94,8 +94,8 @@ def build(
     digest = hashlib.file_digest(f, "sha256").hexdigest()
 
   class Initializer(tf.lookup.TextFileInitializer):
-    # TensorFlow Serving needs a name. The default, which would be saved, has
-    # the path of the vocabulary.
+    # TensorFlow Serving needs a name. The default name contains the path of the
+    # vocabulary, which must not be in the export.
     _shared_name = f"words_{digest}"
 
   table = tf.lookup.StaticHashTable(
@@ -109,7 +109,7 @@ def build(
   )
 
   def rows(words: tf.Tensor) -> tf.Tensor:
-    """Returns the row of each word, -1 for a word without a vector."""
+    """Returns the row of each word in `matrix`; -1 if it has no vector."""
     found = table.lookup(words)
     if not num_oov_buckets:
       return found
@@ -143,7 +143,7 @@ def _exponent(combiner: tf.Tensor) -> tf.Tensor:
   """Returns the exponent of a combiner; fails for an unknown one."""
   chosen = tf.equal(list(COMBINERS), combiner)
   exponent = tf.reduce_sum(tf.where(chosen, list(COMBINERS.values()), 0.0))
-  # Not an Assert, because TPU hosts may not run it in data pipelines.
+  # Avoid an Assert, because TPU hosts may not run one in data pipelines.
   return tf.debugging.check_numerics(
     tf.where(tf.reduce_any(chosen), exponent, float("nan")),
     f"The argument combiner must be one of {', '.join(COMBINERS)}.",

@@ -1,4 +1,4 @@
-"""Tests of embeddings of texts and words."""
+"""Tests embeddings of texts and words."""
 
 import numpy as np
 import tensorflow as tf
@@ -64,7 +64,7 @@ class TextEmbeddingTest(tf.test.TestCase):
     self.assertAllEqual(unknown, np.zeros([2, 2]))
 
   def test_trained_vectors_know_which_words_are_alike(self):
-    # Animals eat and sleep, machines hum and rust.
+    # Nouns of animals and of machines occur with different verbs.
     random = np.random.default_rng(0)
     texts = []
     for _ in range(400):

@@ -28,7 +28,7 @@ VOCAB_SIZE = 257
 
 _DOCUMENTS_AT_ONCE = 256
 _SHUFFLED_SEQUENCES = 10_000
-_HELD_OUT_SEQUENCES = 2_000  # Maximum.
+_HELD_OUT_SEQUENCES = 2_000  # Maximum number for the evaluation.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,7 @@ def detokenize(ids: tf.RaggedTensor) -> tf.Tensor:
 
 
 def _bytes() -> tf.Tensor:
-  """Returns the string of each id."""
+  """Returns the string that each id adds to a text, by id."""
   return tf.constant([b"", *(bytes([i]) for i in range(VOCAB_SIZE - 1))])
 
 
@@ -247,7 +247,7 @@ def train(
   with strategy.scope():
     trained = _compiled(model, config)
   if config.epochs and not backups.restored(trained, callbacks):
-    # Asynchronous workers draw their own batches.
+    # Asynchronous workers draw their own batches. A seed would make them equal.
     is_asynchronous = strategies.is_asynchronous(strategy)
     seed = None if is_asynchronous else config.seed
     if is_asynchronous:
@@ -267,7 +267,8 @@ def train(
         # A progress bar on a terminal, otherwise one line per epoch.
         verbose=1 if sys.stdout.isatty() else 2,
       )
-  # TPUs need batches of one size, so pad the last one, with weights of 0.
+  # TPUs need batches of equal size. So pad the last batch with sequences of
+  # weight 0.
   held_out = _sequences(corpus.held_out, config.seq_length)
   held_out = held_out.take(_HELD_OUT_SEQUENCES)
   filling = held_out.take(1).map(lambda x, y, weights: (x, y, 0.0 * weights))
@@ -279,7 +280,7 @@ def train(
 
 
 def _compiled(model: tf_keras.Model, config: Config) -> tf_keras.Model:
-  """Wraps a model for training, so that it stays without an optimizer."""
+  """Wraps and compiles a model, so that the model itself has no optimizer."""
   schedule = tf_keras.optimizers.schedules.CosineDecay(
     config.learning_rate, max(config.epochs * config.steps_per_epoch, 1)
   )

@@ -1,7 +1,7 @@
 """Reads files of word vectors, which may fill most of the memory.
 
-A file is read once. Its words and vectors are written to two files, from which
-a model reads the vectors in blocks.
+A file is read once, in blocks. Its words and vectors are written to two files.
+`WordVectors.matrix` reads the vectors straight into the memory of the model.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BLOCK = 2**20  # Bytes to read at once.
 _LONGEST = 2**22  # Maximum bytes of a line, a word or a binary vector.
 _ALIGNMENT = 16  # Alignment of a matrix, in float32 values.
 
-# The position in the file for messages, the word, and its float32 vector.
+# The position in the file, for messages; the word; and its float32 vector.
 _Row = tuple[str, bytes, "np.ndarray"]
 
 
@@ -47,8 +47,8 @@ class WordVectors:
     vectors_file: The file of the vectors, float32, in the order of the words.
     num_words: Number of words.
     dim: Dimension of the vectors.
-    num_repeated: Number of vectors that were dropped because their word had one
-      already.
+    num_repeated: Number of vectors that were dropped because an earlier vector
+      has the same word.
     has_capitals: Whether any word has capital letters.
   """
 
@@ -100,7 +100,8 @@ def read(
 
   name = os.path.basename(path)
   about = f"Reading {name}"
-  is_hidden = not sys.stdout.isatty()  # rich exits where a pipe is closed.
+  # Without a terminal, show no progress: rich exits when a pipe is closed.
+  is_hidden = not sys.stdout.isatty()
   with progress.open(
     path, "rb", description=about, disable=is_hidden
   ) as tracked:
@@ -194,7 +195,14 @@ def _rows(
 def _of_text(
   lines: Iterable[bytes], count: int | None, dim: int
 ) -> Iterator[_Row]:
-  """Yields the rows of a text file. GloVe's format has no `count`."""
+  """Yields the rows of a text file.
+
+  Args:
+    lines: The lines with words.
+    count: The number of words that line 1 states. None: the format is GloVe's,
+      and line 1 has a word.
+    dim: The dimension of the vectors.
+  """
   found = 0
   for number, line in enumerate(lines, 1 if count is None else 2):
     place = f"line {number}"
@@ -210,7 +218,8 @@ def _of_text(
       )
     try:
       if b"_" in line and any(b"_" in x for x in fields[-dim:]):
-        raise ValueError("a value has a _")  # Which Python skips in numbers.
+        # `float` would ignore it.
+        raise ValueError("a value has a _")
       vector = np.fromiter(map(float, fields[-dim:]), np.float32, dim)
     except ValueError as e:
       raise ValueError(f"{place}: {e}.") from e

@@ -1,4 +1,4 @@
-"""Tests of reading word vectors."""
+"""Tests the readers of word vectors."""
 
 import codecs
 import gzip

@@ -1,6 +1,6 @@
-"""The image classifiers of official.vision: all that BUILD files know of them.
+"""The table of official.vision's image classifiers for BUILD files.
 
-A new architecture is a line here, a module in this folder, a program in
+A new architecture needs an entry here, a module in this folder, a program in
 //exporters and one in //integration_tests.
 """
 
@@ -8,16 +8,16 @@ _BACKBONE = "task.model.backbone."
 _DROPOUT = ",task.model.dropout_rate=0.2"
 
 # For each architecture:
-#   endpoints: the levels of its backbone.
-#   variant: overrides of NAME_small that give it all hyperparameters.
-#   hyperparameters: these, beside batch_norm_momentum.
-#   excepted_rules: rules of //exporters:check that it cannot keep.
-#   use_test: what its use_* test needs beyond the defaults, `flags` and
-#     `min_accuracy` of `use_image_classifier` in //integration_tests:use_test.bzl.
-#   like: an architecture that has most of its layers. Only //:nightly runs
-#     NAME_test then.
-#   nightly: whether only //:nightly trains and fine-tunes it, verifies it in
-#     full and checks the rules. NAME_test exports it.
+#   endpoints: the levels of the backbone.
+#   variant: overrides of NAME_small that give the model all hyperparameters.
+#   hyperparameters: the hyperparameters that its export then has.
+#   excepted_rules: rules of //exporters:check that exports cannot keep.
+#   use_test: arguments of `use_image_classifier` (`flags`, `min_accuracy`) that
+#     its use_* test needs, as in //integration_tests:use_test.bzl.
+#   like: another architecture with mostly the same layers. If there is one,
+#     only //:nightly runs NAME_test.
+#   nightly: whether only //:nightly trains and fine-tunes the architecture,
+#     verifies its export in full and checks the rules. NAME_test exports it.
 IMAGE_CLASSIFIERS = {
     "deit": struct(
         endpoints = "4",
@@ -35,7 +35,8 @@ IMAGE_CLASSIFIERS = {
         like = "resnet",
         nightly = True,
         use_test = {
-            # With 0.5 its moving averages are too noisy to compare accuracies.
+            # With a momentum of 0.5, moving averages of batch normalization are
+            # too noisy to compare accuracies.
             "flags": ["--few_images_momentum=0.9"],
         },
         variant = "task.model.dropout_rate=0.2",
@@ -47,8 +48,9 @@ IMAGE_CLASSIFIERS = {
         like = "resnet",
         nightly = True,
         use_test = {
-            # On 100 images it becomes better with pretraining, by 0.08 to 0.23
-            # with three seeds, and surer of its errors: the loss may be as high.
+            # On 100 images pretraining improves the accuracy, by 0.08 to 0.23
+            # with three seeds. It also makes the model surer of its errors, so
+            # the loss may be as high as without pretraining.
             "flags": [
                 "--max_loss_ratio=1.2",
                 "--min_accuracy_gain=0",
@@ -97,7 +99,7 @@ IMAGE_CLASSIFIERS = {
     ),
 }
 
-# The same of classifiers of videos.
+# The same for classifiers of videos, without `use_test`.
 VIDEO_CLASSIFIERS = {
     "resnet_3d": struct(
         endpoints = "2,5",

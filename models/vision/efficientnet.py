@@ -21,11 +21,11 @@ def legacy_classifier(task: Any) -> tf_keras.Model:
   """Builds an EfficientNet of `official.legacy`.
 
   Args:
-    task: The config of the task, of which `model.num_classes` and the
-      `model_id` of `model.backbone`, such as `b0`, are used.
+    task: The config of the task. Only `model.num_classes` and the `model_id` of
+      `model.backbone`, such as `b0`, are used.
 
   Returns:
-    Model Garden's Keras model, without its normalization, from normalized
+    Model Garden's Keras model without its normalization. It maps normalized
     images, float32 `[batch, height, width, 3]`, to probabilities, float32
     `[batch, num_classes]`.
   """

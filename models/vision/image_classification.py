@@ -1,9 +1,9 @@
 """Builds Model Garden's image classifiers, and cuts pieces out of them.
 
-A classifier of any backbone is built from an experiment of `official.vision`
-(`official/vision/configs/image_classification.py`), and one of videos from
-`video_classification.py`. Feature vector, logits and endpoints are cut out of
-the classifier after it was restored or trained.
+A classifier of images is built from an experiment of
+`official/vision/configs/image_classification.py`, a classifier of videos from
+one of `video_classification.py` there. Feature vector, logits and endpoints are
+cut out of the classifier after its weights are restored or trained.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Kind:
 
   Attributes:
     noun: `image` or `video`.
-    axes: The names of the axes of its shape.
+    axes: The names of the axes of an image or video.
     config: The part of the task's config that has `num_classes` and the shape.
-    shape: The field of that part for the shape.
-    small: The changes of `NAME_small` to the config of the task.
+    shape: The field for the shape in the part `config`.
+    small: The changes by `NAME_small` to the config of the task.
     normalization: How training normalizes images, one of `NORMALIZATIONS`.
   """
 
@@ -84,8 +84,8 @@ class Experiment:
   """A configuration of a classifier and its training.
 
   Attributes:
-    base: The experiment of `official.vision` that it is based on.
-    changes: The changes to the config of the task.
+    base: The experiment of `official.vision` to start from.
+    changes: The changes to the config of its task.
     normalization: How training normalizes images: one of `NORMALIZATIONS`, or
       means and deviations of images in [0, 1]. None: the default of the kind.
     build: Builds the classifier from the config of the task; None: the factory
@@ -112,21 +112,23 @@ class Architecture:
       table in the backbone's module that has all variants.
     title: Name of the model; `{…}` stands for fields of the backbone's config.
     description: A noun phrase for the model card, with the source.
-    sizes: The image sizes that it takes, for the card.
+    sizes: The sizes that it takes besides those of training, for the card.
     square: Variants with this in their name take only square images.
-    experiment: Name of the experiment that is the default for checkpoints.
-    small: Changes to the config of the model with which it trains in about a
-      minute on images of 32 by 32 pixels. `NAME_small` is that experiment.
-    kind: What it classifies.
+    experiment: Name of the default experiment for checkpoints.
+    small: Changes to the config of the model that make `NAME_small` of the
+      default experiment. That experiment trains in about a minute on images of
+      32 by 32 pixels.
+    kind: Whether it classifies images or videos.
     experiments: Experiments that Model Garden lacks, by name.
-    any_size: Rebuilds Model Garden's classifier for images of one size as one
-      for images of any size, with the same layers. None: Model Garden's own
-      takes any size.
-    own_gradients: Qualified names of classes of its layers whose gradient
-      needs a compile-time constant of the forward pass (see
+    any_size: Rebuilds Model Garden's classifier for images of one size as a
+      classifier for images of any size, with the same layers. None: Model
+      Garden's classifier already takes any size.
+    own_gradients: Qualified names of layer classes whose gradient needs a
+      compile-time constant of the forward pass (see
       `exporters/reusable/xla.py`).
-    layer_calls: For qualified names of classes of its layers, a function from
-      such a layer to the `call` that is exported in place of its own.
+    layer_calls: Replacements for the `call` of layers, by the qualified name of
+      the layer's class. Each function takes a layer, and returns the `call` to
+      export instead of the layer's.
   """
 
   name: str
@@ -158,7 +160,7 @@ class Setup:
     name: Name of the experiment.
     experiment: The experiment.
     task: The config of Model Garden's task, with overrides.
-    changes: The changes by the overrides, by path, such as
+    changes: The values that overrides changed, by path, such as
       `task.model.num_classes`.
   """
 
@@ -170,7 +172,7 @@ class Setup:
 
   @property
   def data(self) -> Any:
-    """The part of `task` with `num_classes`, which may be set."""
+    """The part of `task` with `num_classes`. Callers may set its fields."""
     return getattr(self.task, self.architecture.kind.config)
 
   @property
@@ -434,7 +436,7 @@ def build(setup: Setup) -> tf_keras.Model:
       " the number of classes, 1 or more."
     )
   _backbone_module(architecture)
-  # Half of it, as in `official/vision/tasks/image_classification.py`.
+  # Halve the factor, as `official/vision/tasks/image_classification.py` does.
   weight_decay = setup.task.losses.l2_weight_decay / 2
   regularizer = tf_keras.regularizers.L2(weight_decay) if weight_decay else None
   *size, channels = setup.input_shape
@@ -468,7 +470,7 @@ def cut(
   names: Sequence[str],
   normalization: str | Normalization | None = None,
 ) -> tf_keras.Model:
-  """Cuts a piece out of a classifier. It shares the classifier's layers.
+  """Cuts a piece out of a classifier. The piece shares the classifier's layers.
 
   Args:
     setup: The result of `configure`.
@@ -479,7 +481,7 @@ def cut(
     normalization: How to normalize images; None: as training does. `imagenet`
       subtracts the means of ImageNet's channels and divides by their
       deviations, as `official.vision` does. `imagenet_means` multiplies by 255
-      and subtracts other means, as the ResNet of `official.legacy` has it.
+      and subtracts other means, as training of `official.legacy`'s ResNet does.
       `centered` maps [0, 1] to [-1, 1]. `none` leaves images as they are.
 
   Returns:
@@ -491,12 +493,14 @@ def cut(
   """
   if setup.architecture.any_size:
     model = setup.architecture.any_size(model)
-  # If `any_size` has called layers again, the last output is that of `model`.
+  # `any_size` may have called layers again. The last output of each layer is
+  # the one in `model`.
   outputs = {}
   for layer in model.layers:
     if isinstance(layer, tf_keras.Model):  # The backbone.
       outputs.update(layer.get_output_at(-1))
-  outputs.pop("pre_logits", None)  # A vision transformer's feature vector.
+  # A vision transformer's feature vector is no endpoint.
+  outputs.pop("pre_logits", None)
   logits = max(
     i
     for i, layer in enumerate(model.layers)

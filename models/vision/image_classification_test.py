@@ -11,14 +11,15 @@ import tf_keras
 from models.vision import image_classification
 from tools import nightly
 
-# Trainable parameters for 1,001 classes. For 1,000 classes they are those of
-# the papers and of other implementations: 25,557,032 for ResNet-50, 4,231,976
-# for MobileNetV1, 3,504,872 for V2, 2,542,856 and 5,483,032 for V3, 3.8 M and
-# 11.1 M for V4, 5,288,548 and 66,347,960 for EfficientNet-B0 and B7, 86,567,656
-# for ViT-B/16.
+# Numbers of trainable parameters for 1,001 classes. For 1,000 classes they are
+# those of the papers and of other implementations: 25,557,032 for ResNet-50,
+# 4,231,976 for MobileNetV1, 3,504,872 for V2, 2,542,856 and 5,483,032 for V3,
+# 3.8 M and 11.1 M for V4, 5,288,548 and 66,347,960 for EfficientNet-B0 and B7,
+# 86,567,656 for ViT-B/16.
 _PARAMETERS = (
   ("resnet", "", 25_557_032 + 2_049),
-  # Unlike elsewhere the first block has a projection of 64 channels.
+  # Unlike in other implementations, the first block has a projection of 64
+  # channels.
   ("resnet", "resnet.model_id=18", 11_689_512 + 513 + 64 * 64 + 2 * 64),
   ("mobilenet", "mobilenet.model_id=MobileNetV1", 4_231_976 + 1_025),
   ("mobilenet", "", 3_504_872 + 1_281),
@@ -33,7 +34,8 @@ _PARAMETERS = (
   # The paper's RevNet-104 has 45.2 M; Model Garden's has fewer channels.
   ("revnet", "", 22_786_665),
   ("revnet", "revnet.model_id=104", 40_628_841),
-  # With `representation_size` one more layer, of 768 to 768 features.
+  # With a `representation_size`, as in DeiT, there is a further layer from 768
+  # to 768 features.
   ("vit", "vit.representation_size=0", 86_567_656 + 769),
   ("deit", "", 86_567_656 + 769 + 768 * 769),
   ("resnet_3d", "", 33_617_872),
@@ -45,7 +47,7 @@ def _images(*shape):
 
 
 def _shake(model):
-  """Gives all variables, also those that start at 0 or 1, some noise."""
+  """Adds noise to all variables, because many start at 0 or 1."""
   for i, variable in enumerate(model.variables):
     noise = tf.random.stateless_uniform(variable.shape, [i, 0])
     variable.assign(variable * (0.9 + 0.2 * noise) + 0.01 * noise)
@@ -82,10 +84,10 @@ class ImageClassificationTest(tf.test.TestCase):
       None,
       f"{backbone}model_id=200,{backbone}depth_multiplier=0.125",
     )
-    # The depth counts all layers but the projections of the four levels.
+    # The depth of 200 does not count the projections of the four levels.
     kernels = [v for v in model.variables if "kernel" in v.name]
     self.assertLen(kernels, 204)
-    # One loss for each kernel, of half the weight decay 1e-4.
+    # Each kernel has a loss, whose factor is half the weight decay of 1e-4.
     self.assertAllClose(
       sorted(model.losses),
       sorted(5e-5 * tf.reduce_sum(kernel**2) for kernel in kernels),
@@ -218,7 +220,7 @@ class ImageClassificationTest(tf.test.TestCase):
     images = _images(2, 224, 224)
     head = original.get_layer("fc1000")
     features = tf_keras.Model(original.input, head.input)(images)
-    # Otherwise the first class would have all of the probability.
+    # Without this scaling, one class would get a probability of 1.
     head.kernel.assign(10 * head.kernel / tf.reduce_max(features))
     setup = _setup("resnet", "legacy_resnet50", "task.model.num_classes=7")
     model = image_classification.build(setup)

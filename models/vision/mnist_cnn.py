@@ -1,11 +1,11 @@
 """MNIST CNN: a small convolutional network for images of single characters.
 
-The feature extractor is the piece that is exported; the classifier adds a layer
-of logits to it, for training. Convolutions of 32 and 64
-filters, each followed by a pooling, are those of Model Garden's MNIST example
-(`official/legacy/image_classification/mnist_main.py`); batch normalization
-before the activations follows Ioffe and Szegedy (arXiv:1502.03167), and dropout
-before the dense layer Srivastava et al. (JMLR 15, 2014).
+The feature extractor is the piece that is exported. For training, the
+classifier adds a layer of logits to it. The convolutions of 32 and 64 filters,
+each with a pooling, are those of Model Garden's MNIST example
+(`official/legacy/image_classification/mnist_main.py`). Batch normalization
+before the activations follows Ioffe and Szegedy (arXiv:1502.03167). Dropout
+before the dense layer follows Srivastava et al. (JMLR 15, 2014).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def feature_extractor(
         filters,
         kernel_size=3,
         padding="same",
-        use_bias=False,  # The batch normalization has one.
+        use_bias=False,  # Batch normalization adds a bias.
         kernel_regularizer=regularizer(),
         name=f"conv{block}",
       ),
@@ -78,13 +78,13 @@ def classifier(extractor: tf_keras.Model, num_classes: int) -> tf_keras.Model:
   """Builds the model that trains a feature extractor.
 
   Args:
-    extractor: The result of `feature_extractor`, which is shared.
+    extractor: The result of `feature_extractor`. The model shares its layers.
     num_classes: Number of classes.
 
   Returns:
     A Keras model from images, as the feature extractor takes them, to logits,
-    float32 `[batch, num_classes]`. Its attributes `feature_extractor` and
-    `logits` name its two layers, in checkpoints too.
+    float32 `[batch, num_classes]`. Its two layers are the attributes
+    `feature_extractor` and `logits`, which also name them in checkpoints.
   """
   logits = tf_keras.layers.Dense(num_classes, name="logits")
   model = tf_keras.Sequential([extractor, logits], name="classifier")

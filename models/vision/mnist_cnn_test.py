@@ -7,8 +7,8 @@ from models.vision import mnist_cnn
 class MnistCnnTest(tf.test.TestCase):
   def test_parameter_counts(self):
     extractor = mnist_cnn.feature_extractor()
-    # Two 3x3 convolutions, 4 numbers a channel for batch normalization, and a
-    # dense layer on 7x7 cells of 64 channels.
+    # Two convolutions of 3x3, batch normalization with 4 numbers per channel,
+    # and a dense layer on 7x7 cells of 64 channels.
     expected = 9 * 32 + 9 * 32 * 64 + 4 * (32 + 64) + (7 * 7 * 64 + 1) * 128
     self.assertEqual(extractor.count_params(), expected)
     classifier = mnist_cnn.classifier(extractor, 10)

@@ -9,7 +9,8 @@ ARCHITECTURE = image_classification.Architecture(
   title="{model_id}",
   description="A small network of depthwise separable convolutions"
   " (arXiv:1704.04861, arXiv:1801.04381, arXiv:1905.02244, arXiv:2404.10518)",
-  square="Hybrid",  # Their attention assumes as many rows as columns.
+  # The attention of these variants assumes as many rows as columns.
+  square="Hybrid",
   experiment="mobilenet_imagenet",
   small={
     "backbone": {"mobilenet": {"filter_size_scale": 0.35}},

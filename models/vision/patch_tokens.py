@@ -7,10 +7,10 @@ import tf_keras
 
 
 class PatchTokens(tf_keras.layers.Layer):
-  """Turns patches into tokens with positions, behind the class token.
+  """Turns patches into tokens with positions, preceded by learned tokens.
 
-  For another grid of patches than that of the training, the table of positions
-  is interpolated bilinearly, as Model Garden does for `pos_embed_shape`.
+  If the grid of patches is not that of training, the table of positions is
+  interpolated bilinearly, as Model Garden does for `pos_embed_shape`.
   """
 
   def __init__(
@@ -23,7 +23,7 @@ class PatchTokens(tf_keras.layers.Layer):
 
     Args:
       positions: The `AddPositionEmbs`, with the table of positions.
-      first_tokens: The `TokenLayer`s, built, of the tokens before those of
+      first_tokens: Built `TokenLayer`s, one for each token that precedes the
         patches.
       name: Name of the layer.
     """
@@ -40,12 +40,13 @@ class PatchTokens(tf_keras.layers.Layer):
     rows, columns = tf.unstack(tf.shape(patches)[1:3])
     tokens = tf.reshape(patches, [-1, rows * columns, patches.shape[-1]])
     table = self.positions.pos_embedding
-    first = len(self.first_tokens)  # Their rows of the table come first.
+    # The first rows of the table are for these tokens.
+    first = len(self.first_tokens)
     if first:
       values = tf.concat([layer.cls for layer in self.first_tokens], axis=1)
       values = tf.cast(values, tokens.dtype) + tf.zeros_like(tokens[:, :1])
       tokens = tf.concat([values, tokens], axis=1)
-    grid = self.positions.posemb_target_shape  # Of the training.
+    grid = self.positions.posemb_target_shape  # The grid of training.
     if table.shape[1] - first != grid[0] * grid[1]:
       grid = self.positions.posemb_origin_shape
     of_patches = tf.image.resize(
@@ -62,10 +63,10 @@ class FirstTokens(tf_keras.layers.Layer):
   """Joins the features of the first tokens, `[batch, count * features]`."""
 
   def __init__(self, count: int):
-    """Takes the number of tokens."""
+    """Sets the number of tokens to join."""
     super().__init__()
     self.count = count
 
   def call(self, tokens: tf.Tensor) -> tf.Tensor:
-    """Joins features of tokens, `[batch, tokens, features]`."""
+    """Joins the features of the first of `[batch, tokens, features]`."""
     return tf.concat(tf.unstack(tokens[:, : self.count], self.count, 1), -1)

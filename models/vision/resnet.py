@@ -19,14 +19,14 @@ def legacy_classifier(task: Any) -> tf_keras.Model:
   """Builds the ResNet-50 of `official.legacy`, for images of any size.
 
   Args:
-    task: The config of the task; `model.num_classes` matters.
+    task: The config of the task. Only `model.num_classes` is used.
 
   Returns:
-    A Keras model as Model Garden's, from normalized images, float32
+    A Keras model with Model Garden's layers, from normalized images, float32
     `[batch, height, width, 3]`, to probabilities, float32
-    `[batch, num_classes]`. Its layer before the last one gives the logits.
+    `[batch, num_classes]`. The layer before the last one returns the logits.
   """
-  # Model Garden's is for 224 by 224 pixels, which no layer of it needs.
+  # Model Garden's model is for 224 by 224 pixels, but its layers take any size.
   return tf_keras.models.clone_model(
     resnet_model.resnet50(task.model.num_classes),
     input_tensors=tf_keras.Input([None, None, 3]),

@@ -18,11 +18,11 @@ with epy.lazy_imports():
 def with_derived_gradient(
   layer: nn_blocks.ReversibleLayer,
 ) -> Callable[..., tf.Tensor]:
-  """Makes a `call` of Model Garden's layer whose gradient TensorFlow derives.
+  """Makes a `call` for Model Garden's layer whose gradient TensorFlow derives.
 
-  The layer's own gradient recomputes activations to save memory. It keeps
-  Tensors of a trace as attributes, which cannot be saved. The layer also fails
-  on feature maps of odd height or width.
+  The layer's custom gradient recomputes activations to save memory. It stores
+  Tensors of a trace as attributes, so the layer cannot be saved. The layer also
+  fails on feature maps of odd height or width.
 
   Args:
     layer: The layer.

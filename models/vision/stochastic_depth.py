@@ -1,7 +1,7 @@
 """Stochastic depth (Huang et al., arXiv:1603.09382) that XLA can compile.
 
-Model Garden's layer tests whether its rate is 0. With the rate as a Tensor, as
-in an export, this is a `tf.cond`, and the gradient of a `tf.cond` that was
+Model Garden's layer tests whether its rate is 0. In an export the rate is a
+Tensor, so the test becomes a `tf.cond`. The gradient of a `tf.cond` that was
 traced outside of XLA has ops that XLA does not support.
 """
 
@@ -19,7 +19,7 @@ with epy.lazy_imports():
 def without_branch(
   layer: nn_layers.StochasticDepth,
 ) -> Callable[..., tf.Tensor]:
-  """Makes a `call` of Model Garden's layer that has no branch on the rate.
+  """Makes a `call` for Model Garden's layer that has no branch on the rate.
 
   Args:
     layer: The layer. Its rate, `_drop_rate`, is None, a number or a float
@@ -27,8 +27,8 @@ def without_branch(
 
   Returns:
     A function from a Tensor `[batch, ...]`, and `training`, to a Tensor of the
-    same shape and dtype: in training, examples times 0 with the probability of
-    the rate, or else divided by 1 - rate.
+    same shape and dtype. In training, each example becomes 0 with the
+    probability `rate`, and is divided by 1 - rate otherwise.
   """
 
   def call(inputs: tf.Tensor, training: bool | None = None) -> tf.Tensor:

@@ -24,7 +24,7 @@ class StochasticDepthTest(tf.test.TestCase):
     for rate in (0.0, 0.2, 0.75):
       outputs, gradient = step(inputs, tf.constant(rate))
       kept = outputs[:, 0, 0] > 0
-      # Of 1,000 examples, within 5 standard deviations.
+      # For 1,000 examples, 0.08 is at least 5 standard deviations.
       self.assertAllClose(
         tf.reduce_mean(tf.cast(kept, tf.float32)), 1 - rate, atol=0.08
       )

@@ -46,7 +46,7 @@ def train(
   """Trains a classifier, with a progress bar.
 
   Images, unlike videos, are shifted, rotated and zoomed a little at random.
-  Features of few classes are then better for other classes.
+  This makes features that are trained on few classes better for other classes.
 
   Args:
     model: A model from images to logits, `[batch, classes]`, built in the scope
@@ -69,7 +69,7 @@ def train(
       [
         *([augmentation(image_shape)] if is_image and not on_host else []),
         model,
-        # The loss needs float32 in any precision.
+        # Compute the loss in float32, whatever the precision of the model.
         tf_keras.layers.Activation("linear", dtype="float32"),
       ]
     )
@@ -99,7 +99,7 @@ def train(
         epochs=config.epochs,
         steps_per_epoch=steps,
         callbacks=list(callbacks),
-        # A bar on a terminal; in a log a line for each epoch.
+        # A progress bar on a terminal, otherwise one line per epoch.
         verbose=1 if sys.stdout.isatty() else 2,
       )
   return strategies.evaluate(
@@ -109,7 +109,7 @@ def train(
 
 def augmentation(image_shape: Sequence[int]) -> tf_keras.Sequential:
   """Returns layers that shift, rotate and zoom images a little in training."""
-  # Positions in an image need float32.
+  # Lower precision is too coarse for positions in an image.
   options = {"fill_mode": "constant", "dtype": "float32"}
   layers = tf_keras.Sequential(
     [
@@ -129,5 +129,5 @@ def augmented_on_host(examples: tf.data.Dataset) -> tf.data.Dataset:
     examples: Batches of images and labels.
   """
   layers = augmentation(examples.element_spec[0].shape[1:])
-  # Sequential, so that the random numbers are the same in each run.
+  # Map sequentially, so that random numbers are the same in each run.
   return examples.map(lambda x, y: (layers(x, training=True), y))

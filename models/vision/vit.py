@@ -35,8 +35,8 @@ def any_size(model: tf_keras.Model) -> tf_keras.Model:
   layers = model.backbone.layers
   by_type = {type(layer): layer for layer in layers}
   class_token = by_type.get(vit.TokenLayer)
-  # Model Garden's encoder adds a table of positions of one length. Its private
-  # attributes are what it calls, in this order.
+  # Model Garden's encoder adds a position table of fixed length. So call the
+  # encoder's private layers one by one, in the order of its `call`.
   encoder = by_type[vit.Encoder]
   images = tf_keras.Input([None, None, 3])
   patches = by_type[tf_keras.layers.Conv2D](images)
@@ -82,19 +82,19 @@ def of_any_sizes(
   tokens: Sequence[str] = ("class_token",),
   pooled: int = 1,
 ) -> tf_keras.Model:
-  """Builds a classifier of sizes that are not in Model Garden's table.
+  """Builds a vision transformer of sizes that Model Garden's table lacks.
 
   Args:
-    task: The config of the task, whose backbone has the sizes.
+    task: The config of the task. Its backbone has the sizes.
     activation: `gelu`, or `gelu_tanh`, its approximation by tanh.
     epsilon: The epsilon of the layer normalizations.
     tokens: Names of the learned tokens that precede the patches.
-    pooled: Number of these tokens that are concatenated for the head.
+    pooled: Number of these tokens whose features the head concatenates.
 
   Returns:
-    A Keras model from normalized images of any size, float32
-    `[batch, height, width, 3]`, to logits. Its variables have the names
-    in `exporters/hugging_face_images.py`.
+    A Keras classifier from normalized images of any size, float32
+    `[batch, height, width, 3]`, to logits. Its variables have the names that
+    the tables in `exporters/hugging_face_images.py` use.
   """
   config, layers = task.model.backbone.get(), tf_keras.layers
   sizes, size, patch = config.transformer, config.hidden_size, config.patch_size
@@ -135,7 +135,7 @@ def of_any_sizes(
 def _block(
   config: Any, name: str, activation: str, epsilon: float, decay: Any
 ) -> tf_keras.layers.Layer:
-  """Makes a layer of the transformer."""
+  """Creates a block of the transformer."""
   return nn_blocks.TransformerEncoderBlock(
     num_attention_heads=config.transformer.num_heads,
     inner_dim=config.transformer.mlp_dim,
@@ -153,7 +153,7 @@ def _block(
 def _patch_tokens(
   grid: tuple[int, int], size: int, names: Sequence[str]
 ) -> patch_tokens.PatchTokens:
-  """Makes the layer of learned tokens and positions, with its variables."""
+  """Builds the layer that adds learned tokens and positions."""
   positions = vit.AddPositionEmbs(posemb_target_shape=grid, name="positions")
   positions.build([None, len(names) + math.prod(grid), size])
   first = [vit.TokenLayer() for _ in names]

@@ -35,7 +35,7 @@ def _images(height, width):
 
 
 def _results(model, images):
-  """Returns outputs and gradients, of the images and of all variables."""
+  """Returns the outputs, and the gradients of the images and all variables."""
   with tf.GradientTape() as tape:
     tape.watch(images)
     outputs = model(images, training=True)
@@ -48,7 +48,7 @@ def _results(model, images):
 
 class VitTest(tf.test.TestCase):
   def assert_same(self, actual, expected):
-    """Asserts that differences are less than 1e-5 of the largest value."""
+    """Asserts that differences are at most 1e-5 of the largest value."""
     self.assertEqual(actual.keys(), expected.keys())
     largest = max(float(tf.reduce_max(tf.abs(x))) for x in expected.values())
     for key, value in expected.items():
@@ -58,7 +58,7 @@ class VitTest(tf.test.TestCase):
     names = ["logits", "1", "attention_scores"]
     for config in (
       {"pooler": "token", "representation_size": 24},
-      # The table of positions is for another grid than that of the training.
+      # The grid of the table of positions differs from the grid in training.
       {"pooler": "gap", "pos_embed_shape": (3, 3)},
       {"pooler": "none"},
     ):
@@ -82,7 +82,7 @@ class VitTest(tf.test.TestCase):
           outputs, gradients = _results(model, _images(height, width))
           self.assertEqual(outputs["1"].shape, [2, height // 2, width // 2, 16])
           for value in (*outputs.values(), *gradients.values()):
-            self.assertAllInRange(value, -1e6, 1e6)  # NaN would fail, too.
+            self.assertAllInRange(value, -1e6, 1e6)  # NaN is out of range, too.
 
   def test_positions_are_interpolated(self):
     positions = model_garden.AddPositionEmbs(posemb_target_shape=(2, 3))
@@ -93,7 +93,7 @@ class VitTest(tf.test.TestCase):
     tokens = layer(tf.zeros([1, 4, 3, 1]))
     self.assertAllClose(
       tf.squeeze(tokens),
-      # Rows of 0, 1, 2 and of 3, 4, 5, and two between them.
+      # The token 9; the row 0, 1, 2; two interpolated rows; the row 3, 4, 5.
       [9, 0, 1, 2, 0.75, 1.75, 2.75, 2.25, 3.25, 4.25, 3, 4, 5],
     )
 
