@@ -503,6 +503,26 @@ class BertTest(parameterized.TestCase):
     self.assertNotIn("mlm", dir(export))
 
   @nightly.only
+  def test_mobilebert_without_pooler(self):
+    """`classifier_activation: false` is common in Model Garden's configs."""
+    values, config = _config("mobilebert")
+    values["mobilebert"]["classifier_activation"] = False
+    config.mobilebert.classifier_activation = False
+    encoder = _randomized(encoders.build_encoder(config))
+    path = str(self.directory / "no_pooler_layer")
+    tf.train.Checkpoint(encoder=encoder).write(path)
+    arguments = {
+      "checkpoint_path": path,
+      "encoder_config_file": self.write("x.yaml", yaml.safe_dump(values)),
+    }
+    self.assert_refused("the checkpoint has no pooler", **arguments)
+    export = self.export(pooler="identity", verification="fast", **arguments)
+    inputs = {name: tf.ones([2, 5], tf.int32) for name in bert.INPUT_NAMES}
+    outputs, expected = export(inputs), encoder(inputs)
+    for name in ("pooled_output", "sequence_output"):
+      np.testing.assert_allclose(outputs[name], expected[name], atol=1e-5)
+
+  @nightly.only
   def test_the_pooler_that_fine_tuning_trained(self):
     """By default, Model Garden's task fine-tunes the head's pooler."""
     path = str(self.directory / "fine_tuned")

@@ -217,6 +217,9 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
   config = encoders.EncoderConfig(type=kind)
   _check(values, config.get().as_dict())
   config.override({kind: values})
+  if kind == "mobilebert":
+    # Without a pooler, its pooled output is that of the pooler `identity`.
+    config.get().classifier_activation = True
   return config
 
 
@@ -336,10 +339,9 @@ def to_hugging_face(
   act = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}.get(
     values["hidden_activation"]
   )
-  own = ("classifier_activation", "type_vocab_size")  # No effect there.
-  if act is None or any(
-    values[key] != defaults[key] for key in others.difference(own)
-  ):
+  # Every encoder has a pooler, and DistilBERT no types.
+  others -= {"classifier_activation", "type_vocab_size"}
+  if act is None or any(values[key] != defaults[key] for key in others):
     return None
   found = {key: values[ours] for key, (ours, _) in keys.items()}
   found["activation" if "activation" in keys else "hidden_act"] = act
