@@ -41,7 +41,7 @@ class Dataset:
 
   Attributes:
     description: Text for the model card, without paths.
-    classes: Names of the classes that the labels count, from 0 on.
+    classes: Names of the classes. A label is the index of a name.
     counts: Training and held-out examples of each class, int `[classes, 2]`.
     train: Training examples. Their form depends on the function that returns
       the data set.
@@ -250,7 +250,7 @@ def count(
   """Counts the examples of each class.
 
   Args:
-    names: Names of the classes that the labels count.
+    names: Names of the classes. A label is the index of a name.
     train: Labels of the training examples.
     test: Labels of the examples held out.
     source: Name of the data, for errors.
@@ -288,7 +288,7 @@ def count(
 def divided(
   examples: tf.data.Dataset, labels: np.ndarray, share: float | None
 ) -> tuple[Part, Part]:
-  """Splits examples into training and held-out ones, in the order of labels."""
+  """Splits examples, ordered as `labels`, into training and held-out ones."""
   return _divided(examples, labels, held_out(labels, share))
 
 

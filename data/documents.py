@@ -147,7 +147,7 @@ def define_flags(text: str) -> None:
 
 
 def _check_exist(names: Sequence[str] | None) -> bool:
-  """Raises a ValidationError if a value of --train_on is no local file."""
+  """Raises a ValidationError for directories and missing local files."""
   for name in names or ():
     path = formats.absolute(name)
     if os.path.isdir(path):

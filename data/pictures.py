@@ -147,11 +147,11 @@ def decoded(
   """Decodes pictures to images, uint8 `[batch, height, width, channels]`.
 
   Args:
-    batches: Batches of pairs of a picture, which is the bytes of a file and its
-      name, and a label.
+    batches: Batches of pairs of a picture and a label. A picture is a pair of
+      the bytes of a file and its name.
     image_shape: The last three are the shape of an image.
     total: Number of pictures in the data set, for the share of unreadable ones.
-    description: What the data set is, for the error about them.
+    description: Text about the data set, for the error about them.
     is_training: Whether to replace undecodable pictures by others. Otherwise
       their label becomes -1.
 

@@ -51,8 +51,8 @@ class Table(NamedTuple):
 
   Attributes:
     header: Names of the columns; None for formats that may lack a header.
-    rows: The rows: the number of each, from 1 on, and its cells, strings or
-      None. In text files the number is that of the first line of the row.
+    rows: For each row its number, from 1 on, and its cells, strings or None. In
+      text files the number is that of the row's first line.
   """
 
   header: list[str] | None
@@ -83,7 +83,7 @@ def suffix(path: str) -> str:
 
 
 def read(path: str) -> Table:
-  """Reads a file, by its suffix. Compressed files end in .gz.
+  """Reads a file in the format of its suffix. Compressed files end in .gz.
 
   Raises:
     ValueError: The suffix is unknown, or a row cannot be read, which may also

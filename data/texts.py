@@ -92,8 +92,9 @@ class Pairs(NamedTuple):
 def python_doc_pairs() -> tuple[Pairs, Pairs]:
   """Returns docstrings of Python's standard library, each split in two.
 
-  The first line of a docstring is its summary. One of fewer than four words is
-  left out, as are bodies of fewer than eight and repeated ones.
+  The first line of a docstring is its summary. A docstring is left out if its
+  summary has fewer than four words, or its body fewer than eight, or if another
+  docstring has the same body.
 
   Returns:
     Training pairs, and the pairs of the modules that `python_docs` holds out,
@@ -227,7 +228,7 @@ def _dataset(
 ) -> classes.Dataset:
   """Returns texts, strings `[n]`, and labels, int `[n]`, as a data set.
 
-  TensorFlow takes the `to_numpy()` of a slice of the texts.
+  To pass texts to TensorFlow, call `to_numpy()` on a slice of them.
   """
   parts = ((part, part[1]) for part in (train, test))
   return classes.dataset(description, names, *parts)

@@ -35,7 +35,7 @@ EXPORT = Kind(
   "assets.extra/README.md",
   r"(\w+/)?((saved_model|fingerprint|keras_metadata)\.pb"
   r"|variables(/variables\.(index|data-\d{5}-of-\d{5}))?|assets(/[^/]+)?"
-  # `write` leaves the last ones if it is killed.
+  # A killed `write` leaves files of the last pattern.
   r"|assets\.extra(/README\.md|/tf_serving_warmup_requests"
   r"|/(model|training|verification)\.json|/\..+\.unfinished.*)?)",
 )
