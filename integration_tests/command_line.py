@@ -580,7 +580,7 @@ def _check_first() -> None:
 def _check_assets() -> None:
   """Raises an InputError if assets that would be saved again are links.
 
-  TensorFlow would save what they point to, outside of the export.
+  TensorFlow would save the files outside of the export that they point to.
   """
   values = flags.FLAGS.flag_values_dict()
   saves = values.get("output_saved_model_dir") or values.get("output_piece_dir")
@@ -593,7 +593,7 @@ def _check_assets() -> None:
 
 
 def run(main: Callable[[], Any]) -> None:
-  """Runs a program, as `programs.run`."""
+  """Checks the flags, and runs a program by `programs.run`."""
 
   def checked() -> None:
     _check_apart()

@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 _BLOCK = re.compile(r"<!-- (runnable.*?) -->\n```sh\n(.*?)```", re.DOTALL)
-# Stands in for Bazel, and runs programs of this process' runfiles.
+# Replaces Bazel, and runs the programs in the runfiles of this process.
 _BAZELW = """#!/bin/bash
 set -e
 [ "$1" = run ] && shift
