@@ -128,8 +128,9 @@ def read_names(path: str) -> list[str]:
   """Reads names of classes, one in each line, in the order of the labels.
 
   Raises:
-    ValueError: The file is missing, is empty or is not UTF-8, or a name is
-      empty or duplicated.
+    InputError: The file cannot be read.
+    ValueError: The file is empty or is not UTF-8, or a name is empty or
+      duplicated.
   """
   about = f"Cannot read the names of classes in {path}: "
   with errors.of_input(tf.errors.OpError, about=about):

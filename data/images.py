@@ -29,7 +29,7 @@ _TFDS, _FOLDER = "tfds:", "folder:"  # Prefixes of names.
 
 _CACHED_BYTES = 2**30
 _AT_ONCE = 16  # One step of tf.data costs as much as decoding a small picture.
-_MOST_CLASSES = 2**20  # Of TFRecords.
+_MOST_CLASSES = 2**20  # In TFRecords.
 
 
 def define_flags(flag: str, default: str | None, text: str) -> None:
@@ -37,8 +37,8 @@ def define_flags(flag: str, default: str | None, text: str) -> None:
 
   Args:
     flag: Name of the flag for the data set.
-    default: Its default.
-    text: The beginning of its help text.
+    default: Default of this flag.
+    text: The beginning of the help text of this flag.
   """
   flags.DEFINE_string(
     flag,
@@ -208,7 +208,7 @@ def resized(
     )
 
   def convert(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    images = tf.image.convert_image_dtype(images, tf.float32)  # From uint8 too.
+    images = tf.image.convert_image_dtype(images, tf.float32)  # May be uint8.
     if images.shape.rank == len(image_shape):  # A video of equal frames.
       images = images[:, tf.newaxis]
     shape = [tf.shape(images)[0], *image_shape]

@@ -89,8 +89,8 @@ def _pictures(
   """Finds the pictures in the folders of classes, in random order.
 
   Returns:
-    Their paths, and their labels, int64. Files whose content contradicts their
-    suffix are left out and listed on standard error.
+    Their paths, and their labels, int64. Local files that do not begin like a
+    picture are left out, and the first of them listed on standard error.
   """
   # tf.io.gfile is slow for many local files.
   walk = tf.io.gfile.walk if "://" in path else os.walk

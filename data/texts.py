@@ -129,14 +129,16 @@ def read(
     paths: Files, or patterns of them, as `tables.read` takes them.
     text_column: Name of the column with the texts or, without a header, its
       number. None means to find it by names or values.
-    label_column: The same for the classes.
+    label_column: Name or number of the column with the classes, or None.
     held_out: Share to hold out, of each class; the default is 0.2.
     class_names_file: File with the names of the classes, in the order of their
       labels. The default is alphabetical order.
 
   Raises:
     OSError: A file cannot be read.
-    ValueError: A row cannot be read, or the classes are implausible.
+    InputError: The classes are implausible.
+    ValueError: A row cannot be read, a class is not in `class_names_file`, or
+      there are too few classes or examples.
   """
   columns = {"text_column": text_column, "label_column": label_column}
   found: dict[str, _Class] = {}

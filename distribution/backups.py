@@ -163,7 +163,7 @@ class Backup:
     options = tf.train.CheckpointOptions(
       experimental_io_device=strategies.io_device(self._strategy)
     )
-    # All workers must save: they read replicated variables together.
+    # All workers must save, because they read replicated variables together.
     with tempfile.TemporaryDirectory() as scratch_dir:
       directory = self._directory if self._is_chief else scratch_dir
       path = _path(directory, len(logs))
@@ -175,7 +175,7 @@ class Backup:
     self._remove(lambda name: not name.startswith(kept))
 
   def restore(self, state: Mapping[str, Any], epoch: int) -> None:
-    """Restores the state, or a part of it, of an epoch, counted from 1."""
+    """Restores the state, or a part of it, after an epoch, counted from 1."""
     about = f"Cannot read the state in {self._directory}. Is it in use? "
     with errors.of_input(tf.errors.OpError, about=about):
       status = tf.train.Checkpoint(**state).read(_path(self._directory, epoch))

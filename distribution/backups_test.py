@@ -138,7 +138,7 @@ class BackupsTest(tf.test.TestCase):
         programs.succeed()
       state = directory / "chief" / "checkpoint"
       self.assertEqual(state.exists(), name == "remove")
-    # A later training starts anew, and removes it all.
+    # A later training starts anew, and removes the leftovers.
     kept = backups.callbacks(str(directory), {"rate": 2}, strategy, 1)
     _model().fit(x, x, epochs=1, callbacks=kept, verbose=0)
     programs.succeed()

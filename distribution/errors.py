@@ -224,7 +224,7 @@ def unreadable(name: str, path: str) -> str:
   """Returns an error if a path is not one line of UTF-8; "" if it is.
 
   Args:
-    name: What the path is called in the error.
+    name: Name of the path in the error.
     path: The path, which is printed and written in cards.
   """
   if path.encode(errors="replace").decode() != path:
@@ -371,7 +371,7 @@ def _is_of_input_or_machine(error: Exception) -> bool:
     )
     return (
       isinstance(error, of_machine)
-      # Access to a file failed, perhaps a remote one, and no op.
+      # No op failed: a file, perhaps a remote one, cannot be accessed.
       or "[Op:" not in error.message
     )
   return False

@@ -256,7 +256,7 @@ def read_json(path: str, kind: type = dict) -> Any:
 
   Args:
     path: The file. UTF-8 may begin with a byte order mark.
-    kind: What the file must have: `dict`, an object, or `list`.
+    kind: The type of its content: `dict` for an object, or `list`.
 
   Returns:
     The content; an empty `kind` if there is no such file.
@@ -284,7 +284,8 @@ def typed(
   """Returns a value of a file's JSON; None if it is missing or null.
 
   Raises:
-    InputError: It has another type, such as the string "False" for a bool.
+    InputError: The value has another type, such as the string "False" for a
+      bool.
   """
   value = values.get(key)
   if value is not None and type(value) not in types:

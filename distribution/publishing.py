@@ -188,7 +188,7 @@ def _is_ours(target: pathlib.Path, name: str, kind: Kind) -> bool:
   path = target / name
   if path.is_symlink() or not re.fullmatch(kind.paths, name):
     return False
-  model = path.parents[1] / "saved_model.pb"  # It names its assets.
+  model = path.parents[1] / "saved_model.pb"  # A SavedModel names its assets.
   return path.parent.name != "assets" or (
     model.exists() and os.fsencode(path.name) in model.read_bytes()
   )

@@ -154,7 +154,7 @@ def limits(
 
 
 def lower(seconds: float) -> None:
-  """Lowers the CPU time of this process, which cannot raise it again."""
+  """Lowers the limit of this process's CPU time. Nothing can raise it again."""
   _, most = resource.getrlimit(resource.RLIMIT_CPU)
   least = math.ceil(seconds)
   if most == resource.RLIM_INFINITY or least < most:
@@ -198,7 +198,7 @@ def started(
   Args:
     module: The module that answers. Its generator `serve` takes an iterator of
       the requests and yields the answer to each. Both are JSON.
-    limits: What the process may use.
+    limits: Limits of the process.
     python: The interpreter, of this version or a later one.
     readable: Files and directories that it may read, besides libraries.
     writable: Directories in which it may read and write.
@@ -503,7 +503,7 @@ def _restrict_files(
 ) -> None:
   abi = _landlock_abi()
   rights = next(v for k, v in reversed(_RIGHTS.items()) if k <= abi)
-  # What the ruleset handles: files, TCP, and scopes of sockets and signals.
+  # The ruleset handles files, TCP, and scopes of sockets and signals.
   handled = struct.pack("=QQQ", rights, 3 * (abi >= 4), 3 * (abi >= 6))
   size = 8 * (1 + (abi >= 4) + (abi >= 6))
   ruleset = _check(_LIBC.syscall(444, handled, ctypes.c_size_t(size), 0))

@@ -96,7 +96,7 @@ def _lock(path: str) -> int | None:
 
   Raises:
     FileNotFoundError: The directory has just been removed.
-    InputError: It is not a temporary directory of this module.
+    InputError: The path is not a temporary directory of this module.
   """
   marker = os.path.join(path, _MARKER)
   in_way = errors.InputError(

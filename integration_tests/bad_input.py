@@ -51,7 +51,7 @@ def _damaged(
   Args:
     source: Name of the directory.
     name: A pattern of paths in it, or the path of a new file.
-    damage: Takes the content and returns another; None removes the file.
+    damage: Returns the new content of a file; None removes the file.
   """
 
   def make(path: pathlib.Path, find: _Path) -> None:

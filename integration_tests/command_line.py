@@ -255,7 +255,8 @@ def _backup(
   run = {}
   if flags.FLAGS.backup_dir:
     export = hub.resolve(model_path("saved_model_dir"))
-    files = ("saved_model.pb", "variables/variables.index")  # With checksums.
+    # The index has checksums of the variables.
+    files = ("saved_model.pb", "variables/variables.index")
     run = {
       **{
         flag.name: flag.value

@@ -89,7 +89,8 @@ def load_layer(
       `dropout_rate`.
 
   Raises:
-    ValueError: The export does not take a hyperparameter.
+    InputError: The export cannot be loaded, is not reusable, or does not take a
+      hyperparameter.
   """
   export = load(saved_model_dir)
   if hyperparameters:

@@ -53,9 +53,9 @@ def build_model(
 
   Returns:
     A model from images, float32 `[batch, height, width, channels]` in [0, 1],
-    or videos, with the number of frames before the height,
-    to logits, float32: `[batch, num_classes]` for classification, `[batch,
-    height, width, num_classes + 1]` for segmentation.
+    or videos, with the number of frames before the height, to logits, float32:
+    `[batch, num_classes]` for classification, `[batch, height, width,
+    num_classes + 1]` for segmentation.
 
   Raises:
     ValueError: The inputs or outputs of the export do not fit the arguments.

@@ -104,7 +104,7 @@ class ImageFineTuningTest(tf.test.TestCase):
 
   @nightly.only
   def test_retraining_beats_frozen_features(self):
-    """The retrained model is saved, and loaded as Keras model."""
+    """The retrained model is saved, and loaded as a Keras model."""
     accuracy = {}
     for retrain in (False, True):
       hyperparameters = {"dropout_rate": 0.2, "batch_norm_momentum": 0.8}

@@ -41,7 +41,7 @@ def edges(root: str = ".") -> set[tuple[str, str]]:
 
 
 def _folder(path: pathlib.PurePath) -> str:
-  """Returns the innermost of `_FOLDERS` that a path is in, or ""."""
+  """Returns the innermost folder of `_FOLDERS` that has a path, or ""."""
   inside = [str(p) for p in (path, *path.parents) if str(p) in _FOLDERS]
   return inside[0] if inside else ""
 

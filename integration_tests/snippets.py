@@ -27,7 +27,7 @@ PYTHONPATH=$PATHS exec "$PYTHON" "$program.py" "$@"
 
 
 def shell(text: str, slow: bool) -> list[str]:
-  """Returns the marked shell blocks of a page, the slow ones if `slow`."""
+  """Returns the marked shell blocks of a page, with slow ones if `slow`."""
   found = _BLOCK.findall(text)
   return [block for kind, block in found if slow or kind == "runnable"]
 

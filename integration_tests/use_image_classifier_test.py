@@ -125,7 +125,7 @@ class UseImageClassifierTest(tf.test.TestCase):
     }
     cls.rates = [n for n in cls.hyperparameters if n.endswith("_rate")]
     cls.has_momentum = "batch_norm_momentum" in cls.hyperparameters
-    # For `test_pretrained_weights_beat_untrained_ones`.
+    # The model for `test_pretrained_weights_beat_untrained_ones`.
     momentum = {"batch_norm_momentum": _FEW_IMAGES_MOMENTUM.value}
     cls.model = image_fine_tuning.build_model(
       _PRETRAINED.value,
@@ -166,7 +166,7 @@ class UseImageClassifierTest(tf.test.TestCase):
       )
 
   def test_regularization_loss(self):
-    """All regularized weights have the same factor, and no others have one."""
+    """All regularized weights have the same factor; other weights have none."""
     weights = _layer(self.model).trainable_variables
     with tf.GradientTape() as tape:
       loss = tf.add_n([tf.constant(0.0), *self.model.losses])
@@ -232,7 +232,7 @@ class UseImageClassifierTest(tf.test.TestCase):
     self.assertNotIn(True, self.moved(model).values())
     self.assertNotAllClose(model.get_layer("logits").get_weights()[0], head[0])
     self.assertEqual(sum(model.losses), 0.0)
-    # So only the augmentation makes training differ from inference.
+    # Only the augmentation makes training differ from inference.
     self.assertNotAllClose(model(images, training=True), model(images))
 
   def call(self, **arguments):

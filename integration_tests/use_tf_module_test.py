@@ -101,7 +101,7 @@ class UseTfModuleTest(tf.test.TestCase):
       _MOONS.value, "turned_moons", learning_rate=5e-3, dropout_rate=0.6
     )
     print({"dropout_rate 0.6": metric})
-    self.assertLess(metric, -1.8)  # With 2 seeds it was -2.5.
+    self.assertLess(metric, -1.8)  # With 2 seeds the metric was -2.5.
     module = tf.saved_model.load(_MOONS.value)
     samples = module.sample(tf.ones([4]), seed=1)
     self.assertAllEqual(samples, module.sample(tf.ones([4]), seed=1))

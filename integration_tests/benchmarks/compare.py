@@ -72,7 +72,7 @@ def compare(
     names: Keys of `subjects.SUBJECTS`.
     rounds: Number of repetitions of each measurement.
     measures: A subset of `MEASURES`. All but `answers` export the model.
-    full: Train Model Garden's exports under XLA at full size too.
+    full: Whether to train Model Garden's exports under XLA at full size too.
     output_dir: Directory for results.json, results.md and the plots.
 
   Returns:
@@ -312,7 +312,7 @@ def _export_from(directory: pathlib.Path, source: str) -> _Sample:
 
 def _size(directory: pathlib.Path) -> list[_Sample]:
   """Measures the floor, our exports of a subject, and loading."""
-  parameters = {"parameters": _weights(directory) / 4}  # All are float32.
+  parameters = {"parameters": _weights(directory) / 4}  # Weights are float32.
   found = {"floor": _floor(directory)}
   for side in ("ours", "ours_verified"):
     found[side] = _run_exporter(side, directory / side)

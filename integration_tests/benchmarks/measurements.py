@@ -139,7 +139,7 @@ def _batch(
 def _in_turn(action: Callable[[Any], Any], *batch: Any) -> None:
   """Prints an empty line, then times `action` on a batch for each line read.
 
-  The other arguments are those of `_batch`.
+  The arguments `batch` are those of `_batch`.
   """
   print(flush=True)
   for turn, _ in enumerate(sys.stdin):

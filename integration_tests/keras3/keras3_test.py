@@ -101,7 +101,7 @@ class Keras3Test(tf.test.TestCase):
     arguments = {"dropout_rate": 0.0, "batch_norm_momentum": 0.5}
     layer = reusable_layer.ReusableLayer(_MNIST_CNN.value, arguments)
     adam = keras.optimizers.Adam(1e-3)
-    model = _classifier(layer, adam, jit_compile=True)  # By XLA.
+    model = _classifier(layer, adam, jit_compile=True)  # Under XLA.
     self.assertTrue(model.jit_compile)
     old = hub.KerasLayer(_MNIST_CNN.value, True, arguments)
     old_model = tf_keras.Sequential([old, tf_keras.layers.Dense(5)])
@@ -201,7 +201,7 @@ class Keras3Test(tf.test.TestCase):
       (_Calling(loaded), loaded.variables),
     ):
       model = _classifier(layer)
-      self.assertLen(model.trainable_weights, 2)  # Those of the new head.
+      self.assertLen(model.trainable_weights, 2)  # Only the new head's.
       model.fit(*self.train, verbose=0)
       self.assertEqual(self.moved(variables)["trainable"], 0)
 
