@@ -11,8 +11,8 @@ from etils import epy
 with epy.lazy_imports():
   import tensorflow as tf
 
-# Size of the shuffle buffer. The first batch waits until it is full. Pictures
-# are in random order already.
+# Largest shuffle buffer, in examples and in bytes. The first batch waits until
+# the buffer is full. Pictures are in random order already.
 _SHUFFLED, _SHUFFLED_BYTES = 10_000, 2**28
 
 
@@ -40,7 +40,7 @@ def training(
   def one_pass(i: tf.Tensor) -> tf.data.Dataset:
     if seed is None:
       return examples.shuffle(most)
-    # In this graph: without a global seed the other one cannot be a Tensor.
+    # Sets a seed for this graph. Without it the op's seed cannot be a Tensor.
     tf.random.set_seed(1)
     return examples.shuffle(most, seed + i)
 

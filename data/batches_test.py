@@ -21,7 +21,7 @@ class BatchesTest(tf.test.TestCase):
       [y for _, y in batches.training(examples, 4, seed).take(5)]
       for seed in (0, 0, 1)
     ]
-    # Twice all of them, in another order each time.
+    # Two passes over all examples, in different orders.
     self.assertAllEqual(tf.math.bincount(tf.concat(labels[0], 0)), [2] * 10)
     self.assertAllEqual(labels[0], labels[1])
     self.assertNotAllEqual(labels[0], labels[2])
@@ -29,7 +29,7 @@ class BatchesTest(tf.test.TestCase):
     self.assertAllEqual([y for _, y in resumed.take(2)], labels[0][3:])
 
   def test_testing(self):
-    """The last batch is filled; negative classes, but no values, weigh 0."""
+    """The last batch is padded; classes below 0 weigh 0, but values do not."""
     inputs = {"x": tf.ones([5, 2])}
     for labels, weights in (
       ([3, -1, 2, 0, 1], [[1, 0, 1], [1, 1, 0]]),
@@ -72,8 +72,8 @@ class BatchesTest(tf.test.TestCase):
       (text,) = re.findall(r"Waited for input (\d+)%", output.getvalue())
       return int(text)
 
-    share(0.0, 0.0)  # What is slow at first is no matter here.
-    # Reading that takes longer is waited for; other reading is not.
+    share(0.0, 0.0)  # The first call is slower: it does not count.
+    # Training waits for slow reading, but not for reading in the background.
     self.assertGreater(share(0.2, 0.0), share(0.0, 0.2))
 
 

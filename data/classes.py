@@ -41,7 +41,7 @@ class Dataset:
 
   Attributes:
     description: Text for the model card, without paths.
-    classes: Names of the classes that the labels count, from 0 on.
+    classes: Names of the classes. A label is the index of a name.
     counts: Training and held-out examples of each class, int `[classes, 2]`.
     train: Training examples. Their form depends on the function that returns
       the data set.
@@ -128,8 +128,9 @@ def read_names(path: str) -> list[str]:
   """Reads names of classes, one in each line, in the order of the labels.
 
   Raises:
-    ValueError: The file is missing, is empty or is not UTF-8, or a name is
-      empty or duplicated.
+    InputError: The file cannot be read.
+    ValueError: The file is empty or is not UTF-8, or a name is empty or
+      duplicated.
   """
   about = f"Cannot read the names of classes in {path}: "
   with errors.of_input(tf.errors.OpError, about=about):
@@ -250,7 +251,7 @@ def count(
   """Counts the examples of each class.
 
   Args:
-    names: Names of the classes that the labels count.
+    names: Names of the classes. A label is the index of a name.
     train: Labels of the training examples.
     test: Labels of the examples held out.
     source: Name of the data, for errors.
@@ -288,7 +289,7 @@ def count(
 def divided(
   examples: tf.data.Dataset, labels: np.ndarray, share: float | None
 ) -> tuple[Part, Part]:
-  """Splits examples into training and held-out ones, in the order of labels."""
+  """Splits examples, ordered as `labels`, into training and held-out ones."""
   return _divided(examples, labels, held_out(labels, share))
 
 

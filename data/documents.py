@@ -43,7 +43,7 @@ _HELD_OUT = 50  # One of this many documents is held out.
 _MOST_HELD_OUT = 10_000
 _LINES_AT_ONCE = 100
 _LONGEST = 2**14  # Most characters of a document.
-_CHECKED_BYTES = 2**20  # Of each file.
+_CHECKED_BYTES = 2**20  # Checked at the start of each file.
 _OPEN_FILES = 16
 
 
@@ -147,7 +147,7 @@ def define_flags(text: str) -> None:
 
 
 def _check_exist(names: Sequence[str] | None) -> bool:
-  """Raises a ValidationError if a value of --train_on is no local file."""
+  """Raises a ValidationError for directories and missing local files."""
   for name in names or ():
     path = formats.absolute(name)
     if os.path.isdir(path):
@@ -177,15 +177,15 @@ def text_files(
   """Returns the documents in files, which are read lazily.
 
   Files whose suffix `tables.read` knows have a document in each row; in others
-  blank lines separate documents. Those that end in .gz are compressed. Parts of
-  documents that are longer than 16,384 characters count as documents.
+  blank lines separate documents. Files that end in .gz are compressed. A
+  document of more than 16,384 characters is split, and each part counts as one.
 
   Args:
     paths: Paths or patterns of UTF-8 files, also in buckets. Up to 16 files are
       read in parallel. One in 50 documents of each file is held out, at most
       10,000 in total.
-    text_column: The column of the documents in files with rows, as
-      `tables.pick` takes it.
+    text_column: The column of the documents in files with rows, as in
+      `tables.pick`.
     worker: Index of this worker, and the number of workers. If there are at
       least as many files, each worker reads its own files.
     is_remote: Whether other machines, which run no Python, read the files.

@@ -46,7 +46,7 @@ class DocumentsTest(tf.test.TestCase):
       corpus.description,
       f"a.txt, b.txt.gz ({_size(first, second):.3g} MB)",
     )
-    # Of the second file it would be number 49.
+    # In the second file the first held-out document would be number 49.
     held_out = [blocks[0], blocks[50]]
     self.assertEqual(_texts(corpus.held_out), held_out)
     expected = sorted(set(blocks) - set(held_out))
@@ -61,7 +61,7 @@ class DocumentsTest(tf.test.TestCase):
       [sorted(_texts(corpus.of_worker)) for corpus in of_workers],
       [sorted({*blocks[:100]} - {*held_out}), sorted(blocks[100:])],
     )
-    for corpus in of_workers:  # The vocabulary is of all of them.
+    for corpus in of_workers:  # The vocabulary needs all documents.
       self.assertEqual(sorted(_texts(corpus.train)), expected)
       self.assertEqual(_texts(corpus.held_out), held_out)
 

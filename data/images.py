@@ -29,7 +29,7 @@ _TFDS, _FOLDER = "tfds:", "folder:"  # Prefixes of names.
 
 _CACHED_BYTES = 2**30
 _AT_ONCE = 16  # One step of tf.data costs as much as decoding a small picture.
-_MOST_CLASSES = 2**20  # Of TFRecords.
+_MOST_CLASSES = 2**20  # In TFRecords.
 
 
 def define_flags(flag: str, default: str | None, text: str) -> None:
@@ -37,8 +37,8 @@ def define_flags(flag: str, default: str | None, text: str) -> None:
 
   Args:
     flag: Name of the flag for the data set.
-    default: Its default.
-    text: The beginning of its help text.
+    default: Default of this flag.
+    text: The beginning of the help text of this flag.
   """
   flags.DEFINE_string(
     flag,
@@ -105,7 +105,8 @@ def load(
 
   Raises:
     ConnectionError: The data set cannot be downloaded.
-    ValueError: It is unknown, has no single image and label, or is unreadable.
+    ValueError: The data set is unknown or unreadable, or its examples do not
+      have a single image and a single label.
   """
   names = class_names_file and classes.read_names(class_names_file)
   if name in digits.NAMES:
@@ -174,9 +175,9 @@ def resized(
     is_remote: Whether other machines, which run no Python, read the data set.
 
   Raises:
-    ValueError: A data set of videos and the shape of an image; images with
-      other numbers of channels; or pictures, which need Python, on other
-      machines.
+    ValueError: The data set has videos but the shape is that of an image, its
+      images have another number of channels, or other machines would have to
+      decode pictures, which needs Python.
   """
   is_encoded = isinstance(dataset.train.element_spec[0], tuple)
   if is_encoded and is_remote:
@@ -207,8 +208,8 @@ def resized(
     )
 
   def convert(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, ...]:
-    images = tf.image.convert_image_dtype(images, tf.float32)  # From uint8 too.
-    if images.shape.rank == len(image_shape):  # Of equal frames.
+    images = tf.image.convert_image_dtype(images, tf.float32)  # May be uint8.
+    if images.shape.rank == len(image_shape):  # A video of equal frames.
       images = images[:, tf.newaxis]
     shape = [tf.shape(images)[0], *image_shape]
     return tf.broadcast_to(images, shape), labels
@@ -359,7 +360,7 @@ def _records(
     "image/encoded": tf.io.FixedLenFeature([], tf.string, ""),
     "image/filename": tf.io.FixedLenFeature([], tf.string, ""),
   }
-  texts = {}  # By labels.
+  texts = {}  # Names of classes, by label.
 
   def part(files: Sequence[str]) -> classes.Part:
     records = tf.data.TFRecordDataset(files, num_parallel_reads=8)

@@ -74,13 +74,13 @@ def _arrays(examples):
 
 
 def _save(color, path, form=None):
-  """Saves a picture in this color, of which the upper half is darker."""
+  """Saves a picture in one color with a darker upper half."""
   pixels = np.full([48, 40, 3], color, np.uint8)
   pixels[:24] //= 2
   picture, options = Image.fromarray(pixels), {}
   if form == "turned":
     options["exif"] = picture.getexif()
-    options["exif"][0x112] = 6  # To be turned clockwise to be seen.
+    options["exif"][0x112] = 6  # A viewer turns it clockwise.
     picture = picture.transpose(Image.Transpose.ROTATE_90)
   elif form == "transparent":
     picture.putalpha(Image.new("L", picture.size, 255))
@@ -196,7 +196,7 @@ class PicturesTest(tf.test.TestCase):
       " green 8+2, red 8+2",
     )
     self.assert_colors(dataset, dataset.train.concatenate(dataset.test))
-    # All are read; in the transparent ones there is white above.
+    # All pictures are read; the transparent ones are white at the top.
     pixels, labels = _arrays(dataset.train.concatenate(dataset.test))
     self.assertAllEqual(np.bincount(labels), [10] * 3)
     self.assertEqual(sum(pixels[:, 0].min((1, 2)) > 0.95), 3)
@@ -252,7 +252,7 @@ class PicturesTest(tf.test.TestCase):
       (_, train), (_, test) = map(_arrays, (dataset.train, dataset.test))
     self.assertIn("colors/blue/half.jpg: Truncated File", output.getvalue())
     self.assertLen(output.getvalue().splitlines(), 1)
-    # Another one stands in for it in the training.
+    # In training, another picture replaces it.
     self.assertLen(train, len(dataset.train))
     self.assertGreaterEqual(train.min(), 0)
     self.assertLen(test, len(dataset.test))

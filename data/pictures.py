@@ -89,8 +89,8 @@ def _pictures(
   """Finds the pictures in the folders of classes, in random order.
 
   Returns:
-    Their paths, and their labels, int64. Files whose content contradicts their
-    suffix are left out and listed on standard error.
+    Their paths, and their labels, int64. Local files that do not begin like a
+    picture are left out, and the first of them listed on standard error.
   """
   # tf.io.gfile is slow for many local files.
   walk = tf.io.gfile.walk if "://" in path else os.walk
@@ -147,11 +147,11 @@ def decoded(
   """Decodes pictures to images, uint8 `[batch, height, width, channels]`.
 
   Args:
-    batches: Batches of pairs of a picture, which is the bytes of a file and its
-      name, and a label.
+    batches: Batches of pairs of a picture and a label. A picture is a pair of
+      the bytes of a file and its name.
     image_shape: The last three are the shape of an image.
     total: Number of pictures in the data set, for the share of unreadable ones.
-    description: What the data set is, for the error about them.
+    description: Text about the data set, for the error about them.
     is_training: Whether to replace undecodable pictures by others. Otherwise
       their label becomes -1.
 

@@ -51,8 +51,8 @@ class Table(NamedTuple):
 
   Attributes:
     header: Names of the columns; None for formats that may lack a header.
-    rows: The rows: the number of each, from 1 on, and its cells, strings or
-      None. In text files the number is that of the first line of the row.
+    rows: For each row its number, from 1 on, and its cells, strings or None. In
+      text files the number is that of the row's first line.
   """
 
   header: list[str] | None
@@ -78,12 +78,12 @@ def files(paths: Sequence[str]) -> list[str]:
 
 
 def suffix(path: str) -> str:
-  """Returns the suffix of a file, before .gz if it is compressed."""
+  """Returns the suffix of a file; if it is compressed, the one before .gz."""
   return os.path.splitext(path.lower().removesuffix(".gz"))[1]
 
 
 def read(path: str) -> Table:
-  """Reads a file, by its suffix. Compressed files end in .gz.
+  """Reads a file in the format of its suffix. Compressed files end in .gz.
 
   Raises:
     ValueError: The suffix is unknown, or a row cannot be read, which may also
@@ -141,7 +141,7 @@ def decoded(data: bytes, about: str = "") -> str:
   """Decodes UTF-8, without a byte order mark.
 
   Raises:
-    ValueError: It is not UTF-8. The message is `about` and the line.
+    ValueError: The data is not UTF-8. The message is `about` and the line.
   """
   try:
     return data.decode("utf-8-sig")
@@ -207,7 +207,7 @@ def _json_lines(path: str) -> Table:
           row = json.loads(line)
           if (
             "\\ud" in line or "\\uD" in line
-          ):  # It may be half of a surrogate pair.
+          ):  # Perhaps half of a surrogate pair.
             json.dumps(row, ensure_ascii=False).encode()
         except (RecursionError, ValueError) as e:
           raise ValueError(f"{path}, line {number}: {e}.") from e

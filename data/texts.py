@@ -92,8 +92,9 @@ class Pairs(NamedTuple):
 def python_doc_pairs() -> tuple[Pairs, Pairs]:
   """Returns docstrings of Python's standard library, each split in two.
 
-  The first line of a docstring is its summary. One of fewer than four words is
-  left out, as are bodies of fewer than eight and repeated ones.
+  The first line of a docstring is its summary. A docstring is left out if its
+  summary has fewer than four words, or its body fewer than eight, or if another
+  docstring has the same body.
 
   Returns:
     Training pairs, and the pairs of the modules that `python_docs` holds out,
@@ -128,14 +129,16 @@ def read(
     paths: Files, or patterns of them, as `tables.read` takes them.
     text_column: Name of the column with the texts or, without a header, its
       number. None means to find it by names or values.
-    label_column: The same for the classes.
+    label_column: Name or number of the column with the classes, or None.
     held_out: Share to hold out, of each class; the default is 0.2.
     class_names_file: File with the names of the classes, in the order of their
       labels. The default is alphabetical order.
 
   Raises:
     OSError: A file cannot be read.
-    ValueError: A row cannot be read, or the classes are implausible.
+    InputError: The classes are implausible.
+    ValueError: A row cannot be read, a class is not in `class_names_file`, or
+      there are too few classes or examples.
   """
   columns = {"text_column": text_column, "label_column": label_column}
   found: dict[str, _Class] = {}
@@ -227,7 +230,7 @@ def _dataset(
 ) -> classes.Dataset:
   """Returns texts, strings `[n]`, and labels, int `[n]`, as a data set.
 
-  TensorFlow takes the `to_numpy()` of a slice of the texts.
+  To pass texts to TensorFlow, call `to_numpy()` on a slice of them.
   """
   parts = ((part, part[1]) for part in (train, test))
   return classes.dataset(description, names, *parts)

@@ -22,7 +22,7 @@ _JSON = [json.dumps({"message": t, "n": 1, "topic": c}) for c, t in _ROWS]
 
 
 def _changed(lines, **changes):
-  """Replaces lines by their numbers, from 1 on."""
+  """Replaces lines: `_4` is the fourth."""
   numbers = {int(name[1:]): line for name, line in changes.items()}
   return [numbers.get(i, line) for i, line in enumerate(lines, 1)]
 
@@ -78,7 +78,7 @@ class TextsTest(tf.test.TestCase):
       [*train.to_pylist(), *spared.to_pylist()], dataset.train[0].to_pylist()
     )
     self.assertIs(divided.test, dataset.test)
-    # Of six texts one is held out.
+    # One of six texts is held out.
     for count, least in ((6, 5), (5, 4)):
       rows = [f"good,{i} a b" for i in range(20)]
       rows += [f"bad,{i} a b" for i in range(count)]
@@ -100,7 +100,7 @@ class TextsTest(tf.test.TestCase):
     dataset = texts.read([half], "b", "c", held_out=0.5, class_names_file=names)
     self.assertEqual(dataset.classes, ["pos", "neg", "none"])
     self.assertAllEqual(dataset.counts, [[10, 10], [10, 10], [0, 0]])
-    # Numbers of columns, where there is no header; several files.
+    # Several files without a header, with numbers of columns.
     for i in range(2):
       self.write(f"many{i}.csv", [f"{c},{i},{t}" for c, t in _ROWS])
     many = os.path.join(self.get_temp_dir(), "many?.csv")

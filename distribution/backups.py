@@ -24,7 +24,7 @@ with epy.lazy_imports():
 
 # The file that records which training run a directory belongs to.
 _RECORD = "training.json"
-_LOGS = "logs of the epochs"  # In the record. All else stays as it is.
+_LOGS = "logs of the epochs"  # Key in the record. No other value changes.
 
 _STATE = "epoch-"  # Prefix of the files of a `Backup`.
 _OF_KERAS = "chief"  # The directory of Keras' checkpoints.
@@ -44,18 +44,19 @@ def callbacks(
 ) -> list[tf_keras.callbacks.Callback]:
   """Makes callbacks that save the state after each epoch.
 
-  If the directory already has a state, training resumes from it. A program that
-  succeeds removes the state, so one that is killed after training need not
-  train again.
+  If the directory already has a state, training resumes from it. The state is
+  removed only when the program succeeds, so a program that is killed after
+  training does not train again.
 
   Args:
     directory: Where to save the state; None saves nothing.
     training: As in `claim`.
-    strategy: The strategy that the model is trained with. Of several workers
-      only the chief writes.
+    strategy: The strategy that the model is trained with. If it has several
+      workers, only the chief writes.
     epochs: Number of epochs, which may change when the run resumes.
-    logs: JSON values of each epoch, saved before the state. On return it has
-      those of the finished epochs; a callback before these appends the others.
+    logs: JSON values of each epoch, which are saved before the state. On return
+      the list has the values of the finished epochs. A callback before the
+      returned ones must append the values of later epochs.
 
   Raises:
     ValueError: The directory has the state of another run, or of more epochs.
@@ -64,11 +65,11 @@ def callbacks(
     return []
   is_chief = strategies.is_chief(strategy)
   there = claim(directory, training, is_chief)
-  # The number of Keras' newest checkpoint is that of the epochs.
+  # Keras numbers checkpoints by finished epochs.
   newest = tf.train.latest_checkpoint(os.path.join(directory, _OF_KERAS))
   done = int(newest.rpartition("-")[2]) if newest else 0
   logs = [] if logs is None else logs
-  # A killed process may have written one more than Keras.
+  # A killed process may have logged an epoch that Keras has not saved.
   logs[:] = logs_of(there)[:done]
   if done > epochs:
     raise ValueError(
@@ -101,9 +102,12 @@ def callbacks(
 def restored(
   model: tf_keras.Model, callbacks: Sequence[tf_keras.callbacks.Callback]
 ) -> bool:
-  """Restores a training that has no epochs left; tells whether there was one.
+  """Restores the model of a training run that has no epochs left.
 
-  `fit` fails for a model that no step has built.
+  `fit` cannot do this, because it fails for a model that no step has built.
+
+  Returns:
+    Whether the run had no epochs left.
   """
   if not any(getattr(each, "is_done", False) for each in callbacks):
     return False
@@ -147,7 +151,7 @@ class Backup:
     logs: Sequence[Mapping[str, float]],
     best: int,
   ) -> None:
-    """Saves the state after the last epoch, and keeps that of the best one.
+    """Saves the state after the last epoch, and keeps the state of the best.
 
     Args:
       state: Lists of variables, or an optimizer, under any names.
@@ -159,7 +163,7 @@ class Backup:
     options = tf.train.CheckpointOptions(
       experimental_io_device=strategies.io_device(self._strategy)
     )
-    # All workers save: the chief reads replicated variables together with them.
+    # All workers must save, because they read replicated variables together.
     with tempfile.TemporaryDirectory() as scratch_dir:
       directory = self._directory if self._is_chief else scratch_dir
       path = _path(directory, len(logs))
@@ -171,7 +175,7 @@ class Backup:
     self._remove(lambda name: not name.startswith(kept))
 
   def restore(self, state: Mapping[str, Any], epoch: int) -> None:
-    """Restores the state, or a part of it, of an epoch, counted from 1."""
+    """Restores the state, or a part of it, after an epoch, counted from 1."""
     about = f"Cannot read the state in {self._directory}. Is it in use? "
     with errors.of_input(tf.errors.OpError, about=about):
       status = tf.train.Checkpoint(**state).read(_path(self._directory, epoch))
@@ -180,7 +184,7 @@ class Backup:
   def remove(self) -> None:
     """Removes the state after the training run has ended."""
     if self._directory and self._is_chief:
-      # Goes first: without logs, files that are left over are not a state.
+      # First: without logs in the record, leftover files are not a state.
       _write(self._directory, _flat(self._training))
       self._remove(lambda name: True)
       tf.io.gfile.remove(_record(self._directory))
@@ -195,7 +199,7 @@ def _remove(directory: str) -> None:
   """Removes the checkpoints of Keras, and the record."""
   files = tf.io.gfile
   state = os.path.join(directory, _OF_KERAS)
-  # Goes first: without this file, those that are left over are not a state.
+  # First: without this file, leftover files are not a state.
   files.remove(os.path.join(state, "checkpoint"))
   files.rmtree(state)
   files.remove(_record(directory))
@@ -228,8 +232,8 @@ def claim(
 
   Args:
     directory: The directory, which need not exist.
-    training: What must be the same when the run resumes: options, which may be
-      nested, and fingerprints of data and weights. JSON values.
+    training: JSON values that must be the same when the run resumes: options,
+      which may be nested, and fingerprints of data and weights.
     is_chief: Whether to write the record if the directory has no state.
 
   Returns:
@@ -284,9 +288,9 @@ def claim(
 
 def _lock(directory: str) -> None:
   """Locks a local directory until the process ends."""
-  try:  # Files in it are replaced, and with them their locks.
+  try:  # Not a file in it: replacing the file would drop the lock.
     lock = os.open(directory, os.O_RDONLY)
-  except OSError:  # It is of another file system, such as gs://.
+  except OSError:  # The directory is not local, such as gs://.
     return
   status = os.fstat(lock)
   key = status.st_dev, status.st_ino

@@ -52,7 +52,7 @@ class BackupsTest(tf.test.TestCase):
   def test_one_program_at_a_time(self):
     directory = self.create_tempdir("used").full_path
     lock = os.open(directory, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)  # As another process does.
+    fcntl.flock(lock, fcntl.LOCK_EX)  # Like another process.
     with self.assertRaisesRegex(ValueError, "Another program trains with"):
       backups.claim(directory, {"rate": 1})
     self.assertEmpty(os.listdir(directory))
@@ -104,7 +104,7 @@ class BackupsTest(tf.test.TestCase):
     with self.assertRaisesRegex(errors.InputError, "Cannot read the state in "):
       _model().fit(x, x, epochs=2, callbacks=kept, verbose=0)
     data.write_bytes(content)
-    # It is killed between the record of an epoch and its state.
+    # The program is killed after it logs an epoch, before it saves the state.
     with self.assertRaises(ZeroDivisionError):
       fit = [record, kept[0], stop, kept[1]]
       _model().fit(x, x, epochs=2, callbacks=fit, verbose=0)
@@ -138,7 +138,7 @@ class BackupsTest(tf.test.TestCase):
         programs.succeed()
       state = directory / "chief" / "checkpoint"
       self.assertEqual(state.exists(), name == "remove")
-    # A later training starts anew, and removes it all.
+    # A later training starts anew, and removes the leftovers.
     kept = backups.callbacks(str(directory), {"rate": 2}, strategy, 1)
     _model().fit(x, x, epochs=1, callbacks=kept, verbose=0)
     programs.succeed()

@@ -1,7 +1,8 @@
 """A stand-in for Google Cloud Storage, for tests of paths gs://BUCKET/NAME.
 
-TensorFlow takes no other address for the service, but it takes a proxy from the
-environment. The proxy here answers all requests itself, with objects in memory.
+TensorFlow's address of the service is fixed, but TensorFlow uses a proxy that
+the environment names. The proxy here answers all requests itself, with objects
+in memory.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def serving() -> Iterator[None]:
   """
   with (
     tempfile.TemporaryDirectory() as directory,
-    # TensorFlow holds Python's lock while it saves, so a process serves.
+    # TensorFlow holds Python's lock while it saves, so another process serves.
     subprocess.Popen(
       [sys.executable, __file__, directory],
       stdin=subprocess.PIPE,

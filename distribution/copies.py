@@ -31,7 +31,7 @@ FOLLOW_LINKS = (
   " libraries."
 )
 
-# What a load has in memory. Other files may be padding.
+# Files that a load keeps in memory. Other files may be padding.
 LOADED = re.compile(r"saved_model\.pb|variables/variables\.(index|data-.*)")
 
 _MOST_BYTES = 2**35
@@ -67,9 +67,9 @@ def copied(
   """Copies a SavedModel's directory to a temporary one.
 
   Args:
-    source: As `copy` takes it.
-    follow_links: The same.
-    only: The same.
+    source: As in `copy`.
+    follow_links: As in `copy`.
+    only: As in `copy`.
 
   Yields:
     The copy, and `Copy.size`. InputErrors name the original instead.
@@ -100,13 +100,13 @@ def copy(
     source: The directory, or the URL of one.
     target: An empty directory.
     follow_links: Whether to copy the targets of symbolic links.
-    only: Names of the files and folders in it to copy. Empty: all.
+    only: Names of the files and folders in it to copy; empty copies all.
 
   Raises:
     InputError: There is no SavedModel, a file cannot be read, or there is too
       much to copy.
   """
-  source = formats.absolute(source)  # Of a local file's URL.
+  source = formats.absolute(source)  # A file:// URL becomes a path.
   formats.check_saved_model(source)
   if (
     not only
@@ -118,8 +118,8 @@ def copy(
       " would be copied to. Set TMPDIR to one elsewhere."
     )
   problems: list[str] = []
-  copies: dict[tuple[int, int], str] = {}  # By the file's number.
-  loaded: dict[int, int] = {}  # Sizes, by the number of the copy.
+  copies: dict[tuple[int, int], str] = {}  # By device and inode.
+  loaded: dict[int, int] = {}  # Sizes, by the inode of the copy.
   size = count = 0
   for path in _paths(source, problems, follow_links, only):
     count += 1
@@ -149,7 +149,7 @@ def copy(
 
 
 def left_out(directory: str, only: Collection[str]) -> list[str]:
-  """Returns the problems of `copy` with links and special files; [] for URLs.
+  """Returns what `copy` reports about links and special files; [] for URLs.
 
   Args:
     directory: The directory of a SavedModel.
@@ -208,9 +208,9 @@ def _copy_file(
   follow_links: bool,
   copies: dict[tuple[int, int], str],
 ) -> int:
-  """Copies a file and returns its size; 0 for another name of one in `copies`.
+  """Copies a file and returns its size; 0 for a hard link to one in `copies`.
 
-  Otherwise a small model would fill the disk with hard links.
+  Hard links stay hard links. Copies of their content could fill the disk.
   """
   new = os.path.join(target, path)
   os.makedirs(os.path.dirname(new), exist_ok=True)
@@ -264,8 +264,8 @@ def _copy_file(
 def _is_sparse(descriptor: int, status: os.stat_result) -> bool:
   """Returns whether a file has more than 1 MiB of holes."""
   if status.st_size - status.st_blocks * 512 < _BLOCK:
-    return False  # Compressing file systems do not report holes.
-  try:
+    return False
+  try:  # Compressed files also have fewer blocks, but no holes.
     hole = os.lseek(descriptor, 0, os.SEEK_HOLE)
   except OSError as e:
     return e.errno != errno.EINVAL

@@ -23,15 +23,15 @@ from absl import flags
 
 flags.disclaim_key_flags()  # --help lists them as the program's.
 
-# Python's handler would print a traceback while the program imports modules, of
-# which this is one of the first.
+# Python's handler would print a traceback if SIGINT arrived during the imports.
+# This module is one of the first to be imported.
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
   signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 _LONGEST = 800  # Characters of a library's message in an error.
 _READ = 100_000  # Characters of a library's message that are read.
 _HALF = 1000  # Characters at the start and the end of a longer error.
-_LEAST_MEMORY = 2**26  # Bytes. With less, errors are caused by that.
+_LEAST_MEMORY = 2**26  # Bytes. With fewer, memory counts as full.
 _BUG = (
   "This is a bug in the program, not in your input. Please report it with the"
   " command line and the traceback."
@@ -50,7 +50,7 @@ _NO_MEMORY = re.compile(
   "|error return without exception set"
 )
 _NOT_WRITTEN = "|".join(map(os.strerror, {*_OF_FULL_DISKS, errno.EROFS}))
-# How a full disk is reported where scratch files are written.
+# Ends the message about a full disk if scratch files fill it.
 SCRATCH = ". Set TMPDIR to a directory with more space."
 _PATHS = ("_dir", "_file", "_path", "train_on")  # Names of flags end in these.
 _CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f]")
@@ -92,14 +92,14 @@ _SAID_OTHERWISE = {
 }
 
 
-# Address space, not memory, for what follows an error of full memory; and what
-# is then called.
+# When memory is full, this reserved address space is freed, and the functions
+# in the list are called before the process ends.
 _reserve = mmap.mmap(-1, 2**24, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 before_sudden_end: list[Callable[[], Any]] = []
 
 
 def _of_other_arguments(*positional: str) -> str:
-  """Says what a SavedModel takes, beside what it got."""
+  """Describes the arguments that a SavedModel takes and those that it got."""
   got, taken = (x.split(" * ") for x in positional)
   if got[1:] == taken[1:]:  # Only the inputs differ.
     got, taken = got[:1], taken[:1]
@@ -134,10 +134,10 @@ def of_input(*types: type[Exception], about: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def of_content(path: str) -> Iterator[None]:
-  """Names a foreign file in what its values raise, as they may be anything.
+  """Names an untrusted file in the errors that its values cause.
 
-  A ValueError says what is wrong. The others come from code that takes a value
-  for what it is not, so `--debug` shows where.
+  The message of a ValueError says what is wrong. The other errors come from
+  code that got a value of an unexpected type, so only `--debug` shows where.
   """
   wrong = (ArithmeticError, AttributeError, LookupError, TypeError)
   about = f"{path}: a value is missing or of a wrong kind: "
@@ -150,9 +150,10 @@ def of_content(path: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: str, advice: str = "") -> Iterator[None]:
-  """Names the path in the errors of a full disk.
+  """Names the path in errors about a full disk.
 
-  Python names a file where it is opened, not where it is written.
+  Python's errors name a file that cannot be opened, but not one that cannot be
+  written.
   """
   try:
     yield
@@ -223,8 +224,8 @@ def unreadable(name: str, path: str) -> str:
   """Returns an error if a path is not one line of UTF-8; "" if it is.
 
   Args:
-    name: What the path is called in the error.
-    path: It is printed, and written in cards.
+    name: Name of the path in the error.
+    path: The path, which is printed and written in cards.
   """
   if path.encode(errors="replace").decode() != path:
     return f"{name} is not UTF-8. Rename the file or directory."
@@ -269,8 +270,9 @@ def reported() -> Iterator[None]:
   except Exception as e:
     lacks_memory = is_of_full_memory(e)
     if not lacks_memory and not _is_of_input_or_machine(e):
-      check_scratch()  # AutoGraph hides that its directory is full,
-      lacks_memory = _memory_is_full()  # and that memory is.
+      # AutoGraph hides that its directory or the memory is full.
+      check_scratch()
+      lacks_memory = _memory_is_full()
       if not lacks_memory:
         e.add_note(_BUG)
         raise
@@ -307,9 +309,10 @@ def _end_of_imports(
 
 
 def _check_memory(name: str, *_: Any) -> None:
-  """Raises an OSError before a package is imported that needs more memory.
+  """Raises an OSError before the import of a package that needs more memory.
 
-  OpenBLAS takes 32 MiB for each thread, and in SciPy repeats requests for ever.
+  OpenBLAS takes 32 MiB for each thread, and SciPy's OpenBLAS repeats failed
+  requests for ever.
   """
   if name in ("numpy", "scipy.linalg", "scipy.special"):
     said = os.environ.get("OPENBLAS_NUM_THREADS", "")
@@ -355,7 +358,7 @@ def _is_of_input_or_machine(error: Exception) -> bool:
     return True
   if isinstance(error, OSError):
     return error.errno in _OF_FILES
-  if is_of_full_disk(error):  # Libraries have exceptions of their own.
+  if is_of_full_disk(error):  # Libraries raise their own exceptions.
     return True
   if "InputError: " in str(getattr(error, "message", "")):
     return True
@@ -368,7 +371,7 @@ def _is_of_input_or_machine(error: Exception) -> bool:
     )
     return (
       isinstance(error, of_machine)
-      # No op failed, but access to a file, perhaps a remote one.
+      # No op failed: a file, perhaps a remote one, cannot be accessed.
       or "[Op:" not in error.message
     )
   return False

@@ -34,7 +34,7 @@ class ErrorsTest(absltest.TestCase):
       (missing, "No such file: x.txt"),
       (tf.errors.DataLossError(None, None, "no data"), "no data"),
       (ValueError("x" * 9999), f"{'x' * 800}…"),
-      (ValueError("x" * 2**21), f"{'x' * 800}…"),  # It was searched for hours.
+      (ValueError("x" * 2**21), f"{'x' * 800}…"),  # Once took hours.
       (ValueError("a\0\x1b[2J"), r"a\x00\x1b[2J"),
       (
         tf.errors.UnknownError(

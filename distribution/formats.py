@@ -45,7 +45,7 @@ _BY_START = {
   b"\x93NUMPY": _ARRAYS,
   b"\x80\x02": _PYTORCH,  # A pickle.
 }
-# By bytes that follow others.
+# Formats whose first bytes vary.
 _BY_PATTERN = {
   rb".{4}TFL3": _TFLITE,
   rb"[\x81-\x8f][\xa1-\xbf][\w ]": _FLAX,  # A map whose keys are strings.
@@ -77,7 +77,7 @@ _ADVICE = {
 }
 _FILE_URL = "file://"
 _FILES_OF_SAVED_MODEL = frozenset(("saved_model.pb", "saved_model.pbtxt"))
-# Files of several 100,000 tokens have some 10 MB.
+# Files with several 100,000 tokens have about 10 MB.
 _MOST_BYTES = 100 * 2**20
 _FILES_OF_CHECKPOINT = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
 
@@ -87,10 +87,11 @@ def absolute(path: str | None) -> str | None:
 
   Relative paths start from the user's working directory, which under `bazel
   run` is not that of the program. URLs of local files become paths, so that
-  whoever asks for "://" finds remote files only.
+  only remote files have "://" in the result.
 
   Raises:
-    InputError: The path cannot be read, or the URL of a file has none.
+    InputError: The working directory is missing or its path is unreadable, or
+      the URL of a file has no absolute path.
   """
   if path and path.startswith(_FILE_URL):
     path = path.removeprefix(_FILE_URL).removeprefix("localhost")
@@ -173,7 +174,7 @@ def _check_writable(flag: str, path: str, directory: str) -> None:
 def check_output_file(flag: str, path: str) -> None:
   """Raises an InputError if a local file cannot be written.
 
-  It may replace a file, but none of a model.
+  The file may replace another one, but no file of a model.
   """
   if os.path.isdir(path):
     raise errors.InputError(f"--{flag}={path} is a directory, not a file.")
@@ -255,7 +256,7 @@ def read_json(path: str, kind: type = dict) -> Any:
 
   Args:
     path: The file. UTF-8 may begin with a byte order mark.
-    kind: What the file must have: `dict`, an object, or `list`.
+    kind: The type of its content: `dict` for an object, or `list`.
 
   Returns:
     The content; an empty `kind` if there is no such file.
@@ -283,7 +284,8 @@ def typed(
   """Returns a value of a file's JSON; None if it is missing or null.
 
   Raises:
-    InputError: It has another type, such as the string "False" for a bool.
+    InputError: The value has another type, such as the string "False" for a
+      bool.
   """
   value = values.get(key)
   if value is not None and type(value) not in types:
@@ -299,7 +301,7 @@ def read_file(path: str, most_bytes: int = _MOST_BYTES) -> bytes:
 
   Raises:
     OSError: The file cannot be read.
-    InputError: It is too large, or as in `check_regular`.
+    InputError: The file is too large, or is no regular file.
   """
   check_regular(path)
   with open(path, "rb") as f:
@@ -397,7 +399,10 @@ def checkpoint_prefix(path: str, *, takes_others: bool = False) -> str:
 
 
 def check_content(path: str) -> None:
-  """Raises an InputError if a file is what failed downloads leave."""
+  """Raises an InputError for a pointer of Git LFS or a web page.
+
+  Failed downloads leave such files.
+  """
   format_ = _format_of_file(path)
   if format_ in (_LFS, _PAGE):
     raise errors.InputError(f"{path} is {format_}. {_ADVICE[format_]}")
@@ -456,7 +461,7 @@ def _format(path: str) -> tuple[str | None, str]:
   if _FILES_OF_SAVED_MODEL.intersection(names):
     return _SAVED_MODEL, ""
   for name in names:
-    if name == "fingerprint.pb":  # Of a SavedModel without its graph.
+    if name == "fingerprint.pb":  # Not a graph of TensorFlow 1.
       continue
     if format_ := _format_of_file(os.path.join(path, name)):
       return format_, name

@@ -31,7 +31,7 @@ _at_success: list[Callable[[], Any]] = []
 
 
 def at_success(call: Callable[[], Any]) -> None:
-  """Calls a function once the program has done its work, to clean up."""
+  """Registers a function that cleans up after the program has succeeded."""
   _at_success.append(call)
 
 
@@ -91,8 +91,8 @@ def _flush() -> None:
   """Writes the buffer of the standard output.
 
   Raises:
-    InputError: The disk is full, or nothing reads the pipe. The program's own
-      error may be the same, but name another file.
+    InputError: The disk is full, or nothing reads the pipe. It replaces an
+      error of the program, which may have the same cause but name another file.
   """
   try:
     sys.stdout.flush()
@@ -103,9 +103,10 @@ def _flush() -> None:
 
 
 def _open_streams() -> None:
-  """Opens the standard streams that are closed, and accepts all characters.
+  """Opens closed standard streams, and lets them print all characters.
 
-  A file of the program would get their numbers, and what TensorFlow prints.
+  Otherwise the next file that the program opens would get the number of a
+  closed stream, and with it all that TensorFlow prints.
   """
   for number, name in enumerate(("stdin", "stdout", "stderr")):
     try:

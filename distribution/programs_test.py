@@ -1,4 +1,4 @@
-"""Ends programs, of which this module is one, and looks at what they leave."""
+"""Ends programs and checks which files they leave. The module is a program."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ from distribution import programs
 from distribution import publishing
 from distribution import scratch
 
-# It fails once the directory is gone.
+# Fails once its temporary directory is gone.
 _CHILD = """
 import os, pathlib
 print("ready", flush=True)
@@ -30,7 +30,7 @@ print("It lives.")
 
 
 def _wait_for_ever(path: str) -> None:
-  """Writes everywhere, has a child, and swallows all that Python raises."""
+  """Writes files, starts a child, and suppresses all exceptions of Python."""
   pathlib.Path(tempfile.gettempdir(), "file").write_text("")
   child = scratch.tied([sys.executable, "-uc", _CHILD])
   with publishing.publish(path) as directory, subprocess.Popen(child):
@@ -101,7 +101,7 @@ class ProgramsTest(absltest.TestCase):
       self.assertEqual(process.stdout.readline(), "ready\n")
       self.assertLen(self.left(), 3)
       process.send_signal(number)
-      # The end of the output is also that of the child.
+      # The output ends when the child has ended, too.
       output, _ = process.communicate()
       self.assertEqual(output, f"ERROR: Interrupted by {number.name}.\n")
       self.assertEqual(process.returncode, -number)

@@ -35,7 +35,7 @@ EXPORT = Kind(
   "assets.extra/README.md",
   r"(\w+/)?((saved_model|fingerprint|keras_metadata)\.pb"
   r"|variables(/variables\.(index|data-\d{5}-of-\d{5}))?|assets(/[^/]+)?"
-  # `write` leaves the last ones if it is killed.
+  # A killed `write` leaves files of the last pattern.
   r"|assets\.extra(/README\.md|/tf_serving_warmup_requests"
   r"|/(model|training|verification)\.json|/\..+\.unfinished.*)?)",
 )
@@ -188,7 +188,7 @@ def _is_ours(target: pathlib.Path, name: str, kind: Kind) -> bool:
   path = target / name
   if path.is_symlink() or not re.fullmatch(kind.paths, name):
     return False
-  model = path.parents[1] / "saved_model.pb"  # It names its assets.
+  model = path.parents[1] / "saved_model.pb"  # A SavedModel names its assets.
   return path.parent.name != "assets" or (
     model.exists() and os.fsencode(path.name) in model.read_bytes()
   )

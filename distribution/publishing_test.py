@@ -206,7 +206,8 @@ class PublishTest(absltest.TestCase):
   def test_killed_at_any_point(self):
     self.publish("old text")
     for pauses, delay in (
-      # These two are killed while they write, the others close to the end.
+      # The first two writers are killed while they write, the others near the
+      # end.
       ((3600, 0), 0),
       ((0, 3600), 0.05),
       *(((0.05, 0.05), delay) for delay in (0.09, 0.1, 0.11, 0.12, 0.15, None)),
@@ -227,7 +228,7 @@ class PublishTest(absltest.TestCase):
       self.assertIn(
         (self.target / "checkpoint").read_text(), ("old text", "new text")
       )
-    # The last one was not killed, and found nothing in its way.
+    # The last writer was not killed, and no leftovers were in its way.
     self.assert_published("new text")
     self.assert_only("export")
 

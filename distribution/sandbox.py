@@ -5,8 +5,8 @@ cannot write files, open connections, start programs or signal other processes.
 It ends when it exceeds a limit, and with this process at the latest.
 
 Landlock, a part of Linux since 5.13, guards the files; a seccomp filter refuses
-other system calls. Both are called by ctypes: on PyPI Landlock has only a
-development release, and seccomp needs a system library.
+other system calls. Both are called by ctypes, because PyPI has only a
+development release of Landlock, and seccomp needs a system library.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ from distribution import errors
 
 _LARGEST_MESSAGE = 2**27
 _MOST_VALUES = 4_000_000  # In an answer, which this process parses.
-# A process that waits for this and thrice its CPU time is in a deadlock.
+# A process that has waited for this long plus three times its CPU time is taken
+# to be in a deadlock.
 _IDLE_SECONDS = 30.0
 _MOST_THREADS = 1000 + 16 * (os.cpu_count() or 1)
-_MOST_FILES = 4096  # Open ones. Pipes are memory too.
+_MOST_FILES = 4096  # Open files. Pipes take memory too.
 _WATCHING_SECONDS = 0.2
 _NOWHERE = "/dev/null/nowhere"  # A directory that cannot be created.
 _LIBRARIES = (
@@ -64,7 +65,7 @@ _EXECUTE, _READ_FILE, _READ_DIR = 1, 4, 8
 _RIGHTS = {1: 2**13 - 1, 2: 2**14 - 1, 3: 2**15 - 1, 5: 2**16 - 1}
 _OF_FILES = 2**0 | 2**1 | 2**2 | 2**14 | 2**15
 
-# No links, devices, sockets and pipes in directories that it may write.
+# No links, devices, sockets and pipes in writable directories.
 _OF_WRITABLE = ~(_EXECUTE | 2**6 | 2**9 | 2**10 | 2**11 | 2**12)
 
 # For each machine, by Python's name: the number of its architecture in seccomp,
@@ -127,16 +128,16 @@ class Limits(NamedTuple):
 def limits(
   size: int, seconds: float | None, gib: float | None, index: int = 0
 ) -> Limits:
-  """Returns limits: those of flags, or else by the size of a model.
+  """Returns the limits in flags; by default those for the size of a model.
 
   The CPU time is more than twice that of checks of good models: 50 s for
-  16 MiB, 90 s for 440 MiB of a text encoder, and beside other work 900 s for
-  750 MiB of an image model. Attackers can add bytes, so that a small model gets
-  more for each byte.
+  16 MiB, 90 s for a text encoder of 440 MiB, and 900 s, beside other work, for
+  an image model of 750 MiB. A small model gets more time for each byte, because
+  attackers can add bytes.
 
-  The memory is enough for gradients of a twin in double precision. They took 14
-  times the bytes of ResNet-101, and 100 times those of DenseNet-201, which has
-  1,006 small variables. It is at most that of the machine.
+  The memory is enough for the gradients of a copy in double precision, which
+  took 14 times the bytes of ResNet-101, and 100 times those of DenseNet-201
+  with its 1,006 small variables. It is at most the memory of the machine.
 
   Args:
     size: Bytes of the files that a load has in memory.
@@ -153,7 +154,7 @@ def limits(
 
 
 def lower(seconds: float) -> None:
-  """Lowers the CPU time of this process, which cannot raise it again."""
+  """Lowers the limit of this process's CPU time. Nothing can raise it again."""
   _, most = resource.getrlimit(resource.RLIMIT_CPU)
   least = math.ceil(seconds)
   if most == resource.RLIM_INFINITY or least < most:
@@ -161,7 +162,7 @@ def lower(seconds: float) -> None:
 
 
 def renew() -> None:
-  """Starts the CPU time of `Limits.call` anew, in a process that has it."""
+  """Restarts the CPU time of `Limits.call`; does nothing without that limit."""
   _, seconds = signal.getitimer(signal.ITIMER_PROF)
   signal.setitimer(signal.ITIMER_PROF, seconds, seconds)
 
@@ -197,7 +198,7 @@ def started(
   Args:
     module: The module that answers. Its generator `serve` takes an iterator of
       the requests and yields the answer to each. Both are JSON.
-    limits: What the process may use.
+    limits: Limits of the process.
     python: The interpreter, of this version or a later one.
     readable: Files and directories that it may read, besides libraries.
     writable: Directories in which it may read and write.
@@ -221,7 +222,7 @@ def started(
     "readable": list(map(os.path.realpath, readable)),
     "writable": list(map(os.path.realpath, writable)),
     "memory": limits.memory,
-    "seconds": int(limits.seconds) + 10,  # `_Watch` has the reason.
+    "seconds": int(limits.seconds) + 10,  # `_Watch` ends it earlier.
     "call": limits.call,
     "programs": programs,
     "sandboxed": sandboxed,
@@ -277,11 +278,11 @@ def _spawn(
       "CUDA_VISIBLE_DEVICES": "-1",
       "HOME": _NOWHERE,
       "KERAS_HOME": _NOWHERE,  # Not in /tmp, where its file is unreadable.
-      # Each thread takes 32 MiB. Some versions repeat failed requests for ever.
+      # A thread takes 32 MiB. Some versions repeat failed requests for ever.
       "OPENBLAS_NUM_THREADS": "1",
       "PYTHONDONTWRITEBYTECODE": "1",
       "PYTHONPATH": str(pathlib.Path(__file__).parents[1]),
-      "TF_CPP_MIN_LOG_LEVEL": "3",  # Its last line is a reason to end.
+      "TF_CPP_MIN_LOG_LEVEL": "3",  # `_Watch` shows the last line.
       **variables,
     },
     cwd="/",
@@ -293,7 +294,7 @@ def _spawn(
 
 
 def _plain(value: Any, names: Mapping[str, str]) -> Any:
-  """Removes from a value what JSON or a terminal cannot show."""
+  """Replaces paths by names, and what JSON or a terminal cannot show."""
   if isinstance(value, dict):
     return {_plain(k, names): _plain(v, names) for k, v in value.items()}
   if isinstance(value, list):
@@ -313,7 +314,7 @@ class _Watch:
   def __init__(
     self, process: subprocess.Popen, limits: Limits, has_programs: bool
   ):
-    self.waited_for = False  # For an answer.
+    self.waited_for = False  # Whether `_ask` waits for an answer.
     self._process = process
     self._limits = limits
     self._has_programs = has_programs
@@ -332,7 +333,7 @@ class _Watch:
 
   def reason(self) -> str:
     """Waits for the end of the process and returns the reason."""
-    # It closed the channel and may still run.
+    # The process has closed the channel, but may still run.
     with contextlib.suppress(subprocess.TimeoutExpired):
       self._process.wait(5)
     self.kill()
@@ -378,7 +379,7 @@ class _Watch:
   def _run(self) -> None:
     try:
       self._watch()
-    except Exception as e:  # Of full memory: nothing else ends the process.
+    except Exception as e:  # Full memory: nothing else would end it.
       self._exceeded = f"this program cannot watch it: {errors.one_line(e)}"
     with contextlib.suppress(ProcessLookupError):
       os.killpg(self._process.pid, signal.SIGKILL)
@@ -399,7 +400,7 @@ class _Watch:
         if self._has_programs:
           text = data.decode(errors="replace")
           text = "\n".join(map(errors.shown, text.split("\n")))
-          with contextlib.suppress(OSError):  # `programs` reports it.
+          with contextlib.suppress(OSError):  # `programs._flush` reports it.
             print(text, end="", flush=True)
       cpu, memory, threads, waits = self._usage()
       now = time.monotonic()
@@ -412,7 +413,7 @@ class _Watch:
       elif cpu > self._limits.seconds:
         self._exceeded = f"it needs more than {self._limits.seconds:.0f} s"
       elif idle > _IDLE_SECONDS + 3 * cpu:
-        gib = self._limits.memory / 2**30  # More is refused, not watched.
+        gib = self._limits.memory / 2**30  # The kernel refuses more.
         self._exceeded = (
           "it waits for something that does not happen, such as more than"
           f" {gib:.3g} GiB of memory"
@@ -422,7 +423,7 @@ class _Watch:
 
 
 def _fields(path: pathlib.Path) -> list[str]:
-  """Returns the fields of a file `stat` in /proc, from the state on."""
+  """Returns the fields of a `stat` file in /proc, starting with the state."""
   return path.read_text().rpartition(")")[2].split()
 
 
@@ -450,7 +451,7 @@ def _enter(config: dict[str, Any], module: str) -> None:
   signal.setitimer(signal.ITIMER_PROF, config["call"], config["call"])
   if not config["sandboxed"]:
     return
-  # TensorFlow reads the working directory when it is imported.
+  # Otherwise Python writes files to find a directory for temporary files.
   tempfile.tempdir = next(iter(writable), _NOWHERE)
   _check(_LIBC.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS
   _drop_capabilities()
@@ -463,7 +464,7 @@ def _enter(config: dict[str, Any], module: str) -> None:
 
 
 def _drop_capabilities() -> None:
-  """Takes root's rights, except for reading the files of other users."""
+  """Drops root's capabilities, except reading the files of other users."""
   header = struct.pack("=Ii", 0x20080522, 0)
   held = ctypes.create_string_buffer(24)
   _check(_LIBC.capget(header, held))
@@ -502,13 +503,14 @@ def _restrict_files(
 ) -> None:
   abi = _landlock_abi()
   rights = next(v for k, v in reversed(_RIGHTS.items()) if k <= abi)
-  # What the ruleset handles: files, TCP, and scopes of sockets and signals.
+  # The ruleset handles files, TCP, and scopes of sockets and signals.
   handled = struct.pack("=QQQ", rights, 3 * (abi >= 4), 3 * (abi >= 6))
   size = 8 * (1 + (abi >= 4) + (abi >= 6))
   ruleset = _check(_LIBC.syscall(444, handled, ctypes.c_size_t(size), 0))
   rules = [(path, _READ_FILE | _READ_DIR) for path in readable]
   rules += [(os.environ["PYTHONPATH"], _READ_DIR), ("/dev/null", 6)]
-  rules += [("/proc", _READ_FILE)] * bool(executable)  # Of each program.
+  # Each program that it starts has another /proc/self.
+  rules += [("/proc", _READ_FILE)] * bool(executable)
   rules += [(path, rights & _OF_WRITABLE) for path in writable]
   rules += [(path, _READ_FILE | _EXECUTE) for path in executable]
   for path, allowed in rules:
@@ -520,7 +522,7 @@ def _restrict_files(
     beneath = os.open(path, os.O_PATH | os.O_CLOEXEC)
     rule = struct.pack("=Qi", allowed & rights, beneath)
     _check(_LIBC.syscall(445, ruleset, 1, rule, 0))
-    if not path.startswith("/proc/"):  # Those rules hold while it is open.
+    if not path.startswith("/proc/"):  # There, rules need an open file.
       os.close(beneath)
   _check(_LIBC.syscall(446, ruleset, 0))
   os.close(ruleset)
@@ -550,18 +552,19 @@ def _refuse_system_calls(programs: bool) -> None:
     code += [(equal, 0, 1, number), no]
   # The C library falls back from clone3 to clone, which may start threads.
   code += [(equal, 0, 1, clone3), (give, 0, 0, refuse | errno.ENOSYS)]
-  if programs:  # Without new namespaces, and as children of this process.
+  if programs:  # Without new namespaces or another parent.
     threads = [(any_bit, 0, 1, 0x7E028000)]
   else:
     threads = [(any_bit, 1, 0, 0x10000)]
   me = os.getpid()
   for number, argument, *conditions in (
     (clone, 0, *threads),
-    (prlimit64, 0, (equal, 1, 0, 0)),  # Of no other process.
+    (prlimit64, 0, (equal, 1, 0, 0)),  # Only its own limits.
     (tgkill, 0, (equal, 1, 0, me)),
     # PR_SET_PDEATHSIG, except to SIGKILL.
     (prctl, 0, (equal, 0, 3, 1), (load, 0, 0, 24), (equal, 1, 0, 9)),
-    # F_SETOWN, F_SETSIG, F_SETOWN_EX, FIOSETOWN, SIOCSPGRP: whom files signal.
+    # F_SETOWN, F_SETSIG, F_SETOWN_EX, FIOSETOWN and SIOCSPGRP, which choose the
+    # process that a file signals.
     (fcntl, 1, (equal, 2, 0, 8), (equal, 1, 0, 10), (equal, 0, 1, 15)),
     (ioctl, 1, (equal, 1, 0, 0x8901), (equal, 0, 1, 0x8902)),
     # MAP_ANONYMOUS and MAP_SHARED: such memory stays if its pages are dropped.

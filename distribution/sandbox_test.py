@@ -1,6 +1,6 @@
-"""Tests the sandbox with code that does what it must not.
+"""Tests the sandbox with code that violates its restrictions.
 
-This module is also what answers in the sandbox.
+This module also answers the requests in the sandbox.
 """
 
 import ctypes
@@ -168,7 +168,7 @@ def _use_a_thread(path):
   raise thread_failed[0]
 
 
-# What raises an OSError in the sandbox, and has an effect outside of it.
+# Functions that raise an OSError in the sandbox, and take effect outside it.
 _REFUSED = {
   f.__name__: f
   for f in (
@@ -244,7 +244,7 @@ def _answer_too_much(path):
 
 
 def _read_far_apart(path):
-  size = 2**40  # Of pages that are in no memory, but for which tables are.
+  size = 2**40  # Only the page tables take memory.
   pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 1)
   for i in range(0, size, 2**21):
     pages[i]
@@ -273,7 +273,7 @@ _ENDING = {
 
 
 def serve(requests):
-  """Does what is asked for; answers with what happened."""
+  """Calls the requested functions, and answers with what happened."""
   for name, path in requests:
     if name in _ENDING:
       yield _ENDING[name](path)

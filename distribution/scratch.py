@@ -27,12 +27,13 @@ _TEXT = b"Files of a running program. If it is killed, the next removes them."
 _TRIES = 20  # Attempts: another process may be removing the directory.
 _PAUSE = 0.05  # Seconds.
 
-# The directories of this process with their locks, and its process id, because
-# a fork must not remove them.
+# Locks by directory and process id. The id tells the directories of this
+# process from those of its parent, which a fork must not remove.
 _mine: dict[tuple[str, int], int] = {}
 
-# PR_SET_PDEATHSIG is 1, SIGKILL is 9. The parent may have ended before. A
-# terminal sends SIGINT to all: the parent reports it, and kills its children.
+# PR_SET_PDEATHSIG is 1, SIGKILL is 9. The parent may have ended before the
+# call. A terminal sends SIGINT to children too, which leave it to their parent:
+# it reports the signal and kills them.
 _TIE = """
 import ctypes, os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -68,7 +69,7 @@ def directory(path: str | os.PathLike[str]) -> Iterator[None]:
           break
       except FileNotFoundError:
         pass
-      except (MemoryError, OSError):  # The disk is full, or memory.
+      except (MemoryError, OSError):  # The disk or the memory is full.
         with contextlib.suppress(OSError):
           os.rmdir(path)
         raise
@@ -95,7 +96,7 @@ def _lock(path: str) -> int | None:
 
   Raises:
     FileNotFoundError: The directory has just been removed.
-    InputError: It is not a temporary directory of this module.
+    InputError: The path is not a temporary directory of this module.
   """
   marker = os.path.join(path, _MARKER)
   in_way = errors.InputError(
@@ -143,7 +144,7 @@ def _empty(path: str) -> bool:
 
 
 def _remove(path: str, lock: int) -> bool:
-  """Removes a temporary directory, the marker last; tells if it did."""
+  """Removes a temporary directory, the marker last; returns if it did."""
   with contextlib.suppress(OSError):
     if _empty(path):
       # A signal handler may have removed the marker.

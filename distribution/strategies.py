@@ -131,7 +131,7 @@ def _register_validators() -> None:
   """Checks flags before TensorFlow is imported.
 
   TensorFlow for TPUs looks for a TPU when it is imported. On a machine without
-  one that takes more than five minutes.
+  a TPU the import takes more than five minutes.
   """
 
   def can_use(tpu: str | None) -> bool:
@@ -205,8 +205,8 @@ def from_flags() -> Config:
 def get(config: Config) -> tf.distribute.Strategy:
   """Makes a strategy. Call it before TensorFlow runs anything.
 
-  With `parameter_server` only the chief returns: workers and parameter servers
-  serve it until they are stopped. If the TPU or the cluster does not answer
+  With `parameter_server` only the chief returns; workers and parameter servers
+  run until they are stopped. If the TPU or the cluster does not answer
   within `START_TIMEOUT` seconds, the process prints an error and is killed,
   because nothing else interrupts TensorFlow's wait.
 

@@ -112,7 +112,7 @@ class StrategiesTest(parameterized.TestCase, tf.test.TestCase):
           **os.environ,
           "GCE_METADATA_HOST": address,
           "PYTHONPATH": os.pathsep.join(sys.path),
-          # Python names on standard error what it imports.
+          # Python lists its imports on standard error.
           "PYTHONPROFILEIMPORTTIME": "1",
         },
       )
@@ -124,7 +124,7 @@ class StrategiesTest(parameterized.TestCase, tf.test.TestCase):
     )
     self.assertIn("distribution", refused.stderr)
     self.assertNotIn("tensorflow", refused.stderr)
-    # It listens, and knows nothing.
+    # This server accepts connections, but answers no request.
     with socketserver.TCPServer(
       ("localhost", 0), socketserver.BaseRequestHandler
     ) as server:
@@ -217,7 +217,7 @@ class StrategiesTest(parameterized.TestCase, tf.test.TestCase):
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=600,  # Ends the test should the wait have no end.
+        timeout=600,  # Ends the test if the wait has no limit.
         env={
           **os.environ,
           "PYTHONPATH": os.pathsep.join(sys.path),

@@ -38,11 +38,11 @@ _GROUPS = {
 }
 # Descriptions of values that say no more than the type.
 _NO_NEWS = re.compile(r"|an? (integer|number|comma separated list)|.*\d{10}\]")
-# What absl's errors say, and what to say instead.
+# Patterns in absl's errors, and their replacements.
 _SAID_OTHERWISE = {
   r"^flags .*?: (?=[A-Z-])|^flag --\w+=None: (?=Flag)|^flag ": "",
   r"=None: ": ": ",
-  # Of a list, as it was given.
+  # Lists become what the user wrote.
   r"^(--\w+=)\['(.*?)'\](?=: )": lambda m: m[1] + ",".join(m[2].split("', '")),
   r"invalid literal for int.*": "It must be a whole number.",
   r"could not convert string to float.*": "It must be a number.",

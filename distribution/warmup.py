@@ -1,4 +1,4 @@
-"""Warm-up requests: TensorFlow Serving calls a model with them as it loads it.
+"""Writes requests that TensorFlow Serving runs while it loads a model.
 
 The first request of a user is then as fast as later ones. See
 https://www.tensorflow.org/tfx/serving/saved_model_warmup.
@@ -55,25 +55,26 @@ def write(
 ) -> None:
   """Writes warm-up requests for `serving_default`, after calling it with them.
 
-  All values of an input are the first one of an example, or else 0. There is no
-  file if the signature takes anything but dense Tensors, as TensorFlow Serving
-  does.
+  All values of an input are the first value of an example, or 0 without one.
+  No file is written if the signature takes anything but dense Tensors, because
+  TensorFlow Serving takes nothing else.
 
   Args:
     directory: The SavedModel.
     serve: Its signature `serving_default`, a ConcreteFunction.
     batch_sizes: The batch size of each request.
-    lengths: Values for all other dimensions that are free; for each of them
-      there is a request of each batch size.
-    examples: Inputs: structures of dense Tensors or arrays. That of an input is
-      the one of its name, or the first one that it can be. Without `lengths`,
-      free dimensions are those of the example, or 1.
-    string: The value of strings, instead of that of an example.
+    lengths: Sizes for all other free dimensions. There is a request for each
+      pair of a length and a batch size.
+    examples: Structures of dense Tensors or arrays. The example of an input is
+      the first compatible Tensor of its name, or of any name if no structure
+      has its name. Without `lengths`, free dimensions are those of the example,
+      or 1.
+    string: The value of string inputs, instead of an example's.
 
   Raises:
     InputError: The signature fails on a request.
   """
-  args, kwargs = serve.structured_input_signature  # Loaded ones have kwargs.
+  args, kwargs = serve.structured_input_signature  # kwargs if it is loaded.
   flat = tf.nest.flatten((args, kwargs))
   if not all(isinstance(spec, tf.TensorSpec) for spec in flat):
     return
@@ -89,7 +90,7 @@ def write(
       dtype = specs[name].dtype
       value = tf.reshape(like[name], [-1])[0].numpy()
       value = string if string and dtype == tf.string else value
-      # One value stands for all: the file stays small.
+      # A proto with one value for all elements keeps the file small.
       proto = tf.make_tensor_proto(value, dtype, shape)
       request.inputs[name].CopyFrom(proto)
       inputs[name] = tf.fill(shape, tf.constant(value, dtype))
@@ -110,7 +111,7 @@ def write(
 
 @contextlib.contextmanager
 def _without_optimizer() -> Iterator[None]:
-  """Temporarily runs graphs as they are: optimizing takes longer than a run."""
+  """Temporarily disables graph optimization, which takes longer than a run."""
   name = "disable_meta_optimizer"
   optimizer = tf.config.optimizer
   before = optimizer.get_experimental_options().get(name, False)
@@ -122,7 +123,7 @@ def _without_optimizer() -> Iterator[None]:
 
 
 def _like(name: str, spec: tf.TensorSpec, examples: Sequence[Any]) -> tf.Tensor:
-  """Returns an example of an input that has a value."""
+  """Returns the first nonempty example of an input, or zeros."""
   of_name = [x[name] for x in examples if isinstance(x, Mapping) and name in x]
   for x in map(tf.convert_to_tensor, of_name or tf.nest.flatten(examples)):
     if spec.is_compatible_with(x) and tf.size(x):

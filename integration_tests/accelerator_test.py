@@ -1,6 +1,7 @@
 """Runs a program on an accelerator, and checks the model that it saves.
 
-Meanwhile this process does not use the accelerator: a TPU serves one process.
+Meanwhile this process does not use the accelerator, because a TPU serves only
+one process.
 """
 
 import os
@@ -18,7 +19,7 @@ class AcceleratorTest(absltest.TestCase):
   def test_program(self):
     output_dir = os.path.join(self.create_tempdir(), "output")
     result = subprocess.run(
-      # Bazel's sandbox has links.
+      # Files in Bazel's sandbox are links.
       [*_COMMAND, "--follow_links", f"--output_saved_model_dir={output_dir}"],
       capture_output=True,
       text=True,
@@ -28,7 +29,7 @@ class AcceleratorTest(absltest.TestCase):
     (metric,) = re.findall(r"Test \w+: (\S+)", result.stdout)
     self.assertGreater(float(metric), _MIN_ACCURACY.value)
 
-    # Now that the accelerator is free.
+    # Imported here, because the accelerator is free now.
     import tensorflow as tf
     import tensorflow_text  # noqa: F401  Registers ops of the models.
 
@@ -46,7 +47,7 @@ class AcceleratorTest(absltest.TestCase):
 
 
 if __name__ == "__main__":
-  # What follows `--` is the program and its arguments.
+  # The program and its arguments follow `--`.
   index = sys.argv.index("--")
   _COMMAND = sys.argv[index + 1 :]
   sys.argv = sys.argv[:index]

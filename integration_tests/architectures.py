@@ -51,7 +51,7 @@ def page(exports: Sequence[str], seconds: Mapping[str, float]) -> str:
 
   Args:
     exports: The directories of exports. Each has one or several SavedModels.
-    seconds: The seconds that some of them took to make, by name.
+    seconds: Seconds that it took to make some of the exports, by their names.
   """
   sections = [_HEADER]
   for export in sorted(exports):

@@ -1,4 +1,4 @@
-"""Tests that docs/architectures.md has what exports have."""
+"""Tests that docs/architectures.md agrees with the exports."""
 
 import pathlib
 import re

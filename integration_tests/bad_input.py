@@ -1,9 +1,9 @@
-"""Bad input of all programs, and what they answer; `bad_input_test.py` runs it.
+"""Bad input of all programs and the expected errors, for `bad_input_test.py`.
 
-A table has pairs of a command line that is right and rows of flags that are
-added to it, each with a regular expression of the answer. In flags {name} is
-the path of a file in `FILES`, and {out} one where nothing is. The exit status
-is always 1.
+A table has pairs of a valid command line and a dict. A key of the dict has
+flags that are added to the command line, and its value is a regular expression
+of the error. In flags {name} is replaced by the path of a file in `FILES`, and
+{out} by a path where nothing exists. The exit status is always 1.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ import pathlib
 import shutil
 
 Table = Sequence[tuple[str, dict[str, str]]]
-# Finds the path of another file by its name.
+# A function that returns the path of another file in `FILES`.
 _Path = Callable[[str], str]
 
 
@@ -51,7 +51,7 @@ def _damaged(
   Args:
     source: Name of the directory.
     name: A pattern of paths in it, or the path of a new file.
-    damage: Takes the content and returns another; None removes the file.
+    damage: Returns the new content of a file; None removes the file.
   """
 
   def make(path: pathlib.Path, find: _Path) -> None:
@@ -127,7 +127,8 @@ def _with(config: bytes, old: bytes, new: bytes) -> bytes:
   return config.replace(old, new)
 
 
-# Their content, a function that makes them, or the command line that does.
+# Files by name: the content, a function that makes the file, or the command
+# line of a program that does.
 FILES: dict[str, bytes | str | Callable[[pathlib.Path, _Path], None]] = {
   "directory": _directory,
   "full": _directory,
@@ -242,7 +243,7 @@ _TRAIN = (
 )
 _RESTORE = "--export_dir={out} --verification=off --checkpoint_path="
 
-# The variant of each architecture, in its config.
+# The field of a config that names the variant of each architecture.
 _ARCHITECTURES = {
   "deit": "vit.model_name",
   **{
@@ -252,7 +253,7 @@ _ARCHITECTURES = {
   "vit": "vit.model_name",
 }
 
-# Decided before TensorFlow is imported.
+# Errors before TensorFlow is imported.
 AT_ONCE: Table = [
   (
     f"exporters/mnist_cnn {_TRAIN}",
@@ -562,7 +563,7 @@ AT_ONCE: Table = [
   ),
 ]
 
-# Decided with TensorFlow.
+# Errors after TensorFlow is imported.
 LATER: Table = [
   (
     f"exporters/mnist_cnn {_TRAIN}",

@@ -1,6 +1,6 @@
-"""Bad input of `use_*`, and what they answer, in the format of `bad_input.py`.
+"""Bad input of `use_*` and the expected errors, in the form of `bad_input.py`.
 
-In flags {name} is the path of a file in `FILES` there or here.
+In flags {name} is replaced by the path of a file in `FILES` of either module.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 Table = Sequence[tuple[str, dict[str, str]]]
-# Finds the path of another file by its name.
+# A function that returns the path of another file in `FILES`.
 _Path = Callable[[str], str]
 
 _GRAPH = """
@@ -34,7 +34,7 @@ def _tensorflow_1(path: pathlib.Path, _: _Path) -> None:
 def _without(
   source: str, name: str, share: float = 0.0
 ) -> Callable[[pathlib.Path, _Path], None]:
-  """Makes a function that copies an export and cuts off one of its files."""
+  """Makes a function that copies an export and truncates or removes a file."""
 
   def make(path: pathlib.Path, find: _Path) -> None:
     shutil.copytree(find(source), path)

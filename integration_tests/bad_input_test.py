@@ -1,8 +1,8 @@
 """Runs all programs on the tables of bad input beside this file.
 
 It is in this folder because only tests of consumers may depend on the programs
-of both exporters and consumers. Each case is a forked process, so TensorFlow is
-imported once, after the cases that must be decided without it.
+of both exporters and consumers. Each case runs in a fork of this process, which
+imports TensorFlow only once, after the cases that must fail without it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +38,7 @@ _MOUNTS = {"{full}": (0, b"size=16k"), "{read_only}": (_MS_RDONLY, b"")}
 _LOGS = re.compile(
   r"^(WARNING: All log |[EWI]0000 |\d{4}-\d\d-\d\d ).*\n", re.M
 )
-# Every run tries the later mistakes of these programs; nightly tests, of all.
+# Every run tests `LATER` for these programs; nightly runs test it for all.
 _ALWAYS = (
   "exporters/check",
   "exporters/text_embedding",
@@ -137,7 +137,7 @@ class BadInputTest(parameterized.TestCase):
     cls.made = set()
 
   def file(self, name: str) -> str:
-    """Returns the path of a file in `_FILES`, which it makes."""
+    """Returns the path of a file in `_FILES`; makes the file if necessary."""
     path = self.directory / name
     if name not in self.made:
       self.made.add(name)
@@ -151,7 +151,7 @@ class BadInputTest(parameterized.TestCase):
     return str(path)
 
   def run_case(self, program: str, text: str, out: pathlib.Path) -> Result:
-    """Runs a program; {name} in its flags is the path of a file."""
+    """Runs a program after replacing each {name} in its flags by a path."""
     work_dir = self.directory / "work"
     shutil.rmtree(work_dir, ignore_errors=True)
     work_dir.mkdir()
@@ -173,7 +173,7 @@ class BadInputTest(parameterized.TestCase):
     return result
 
   def check_good(self, text: str, out: pathlib.Path) -> None:
-    """Makes a file by a program on good input."""
+    """Makes a file by running a program on good input."""
     program, _, text = text.partition(" ")
     result = self.run_case(program, text, out)
     self.assertEqual(result.status, 0, result)
@@ -209,7 +209,7 @@ class BadInputTest(parameterized.TestCase):
       self.skipTest("Only nightly tests run this program.")
     for name in _IMPORTED_ONCE:
       importlib.import_module(name)
-    gc.freeze()  # The forks share what is imported: they need not look at it.
+    gc.freeze()  # Forks share imported objects: they need not scan them.
     self.check(program, text, expected)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 _LIBRARY = "libtensorflow_cc.so.2"
-# From tf_datatype.h: the types of what is passed, by their names in NumPy.
+# Numbers of dtypes in tf_datatype.h, by their names in NumPy.
 _TYPES = {"float32": 1, "float64": 2, "int32": 3, "int64": 9, "bool": 10}
 
 
@@ -36,7 +36,7 @@ def call(
   Args:
     library: The folder of the package tensorflow, which has the C library.
     directory: The SavedModel.
-    inputs: What to feed, by names of Tensors, as a SignatureDef has them.
+    inputs: Values to feed, by the names of Tensors in a SignatureDef.
     outputs: The names of Tensors to fetch, by the names of outputs.
   """
   result = subprocess.run(
@@ -49,7 +49,7 @@ def call(
 
 
 class _Api:
-  """Functions of the C library, which return pointers unless said otherwise."""
+  """Functions of the C library. They return pointers by default."""
 
   def __init__(self, library: str):
     ctypes.CDLL(
@@ -80,7 +80,7 @@ def _serve(
   inputs: Mapping[str, np.ndarray],
   outputs: Mapping[str, str],
 ) -> dict[str, np.ndarray]:
-  """Does what `call` says, in this process."""
+  """Implements `call`, in this process."""
   api = _Api(library)
   graph = api("TF_NewGraph")
   tags = (ctypes.c_char_p * 1)(b"serve")

@@ -13,7 +13,7 @@ _TEXTS = ["Returns the sum.", "One", "Raises an error: ", "No words at all"] * 8
 
 
 def _data(example: str) -> dict[str, object]:
-  """Returns what an example says is the reader's own."""
+  """Returns the values that an example leaves to its reader, by name."""
   grey = "[n, 28, 28, 1]" in example
   return {
     "images": tf.random.uniform([8, *((28, 28, 1) if grey else (32, 32, 3))]),

@@ -37,7 +37,7 @@ from integration_tests import pieces
 from integration_tests import report
 from integration_tests import serving
 
-# Read by TensorFlow when it is imported. tensorflow-hub is Keras 2.
+# TensorFlow reads these when it is imported. tensorflow-hub needs Keras 2.
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -106,11 +106,11 @@ def define_flags(
   """Defines the flags that all these programs have.
 
   Args:
-    examples: What the program trains on, in the plural.
+    examples: The noun for the training examples, in the plural.
     learning_rate: Default of --learning_rate.
     retraining: Names in `RETRAINING` of flags to define.
-    classifies: Also define those of classifiers, which are trained in two
-      phases.
+    classifies: Whether to also define the flags of classifiers, which are
+      trained in two phases.
   """
   for name, text in {**_PATHS, **_FILES}.items():
     flags.DEFINE_string(name, None, text)
@@ -199,11 +199,11 @@ def _define_recipe_flags(examples: str) -> None:
 
 
 def model_path(name: str) -> str | None:
-  """Returns the path of a SavedModel or a checkpoint that is in a flag.
+  """Returns the path of a SavedModel or a checkpoint in a flag.
 
   Raises:
-    InputError: TensorFlow cannot read such files there, or there is something
-      else.
+    InputError: TensorFlow cannot read files at this path, or the path of an
+      export has no SavedModel.
   """
   value = formats.absolute(flags.FLAGS[name].value)
   if value:
@@ -232,7 +232,7 @@ def _output_dir(name: str, strategy: tf.distribute.Strategy) -> str | None:
 
 
 def _check_apart() -> None:
-  """Raises an InputError if a directory to write is another or inside it."""
+  """Raises an InputError if an output directory is another or is inside it."""
   values = {
     name: flags.FLAGS[name].value
     for name in (*_WRITTEN, *_EXPORTS)
@@ -255,7 +255,8 @@ def _backup(
   run = {}
   if flags.FLAGS.backup_dir:
     export = hub.resolve(model_path("saved_model_dir"))
-    files = ("saved_model.pb", "variables/variables.index")  # With checksums.
+    # The index has checksums of the variables.
+    files = ("saved_model.pb", "variables/variables.index")
     run = {
       **{
         flag.name: flag.value
@@ -279,16 +280,16 @@ def input_errors() -> Iterator[None]:
   )
   with (
     errors.of_input(OSError, RuntimeError, ValueError, tf.errors.OpError),
-    # Code raises these that expects another object.
+    # Raised by code that expects another object.
     errors.of_input(AttributeError, LookupError, TypeError, about=about),
   ):
     yield
 
 
 def labelled_texts() -> classes.Dataset:
-  """Reads the texts that --train_file names, or docstrings; prints what it is.
+  """Reads the texts of --train_file or docstrings, and prints a description.
 
-  The program has called `texts.define_flags`.
+  The program must have called `texts.define_flags`.
   """
   values = flags.FLAGS
   with input_errors():
@@ -308,7 +309,7 @@ def labelled_texts() -> classes.Dataset:
 
 
 def with_validation(dataset: classes.Dataset) -> classes.Dataset:
-  """Takes examples for validation out of those to train on, as flags say."""
+  """Moves some training examples to the validation data, as flags say."""
   if not _recipe()["patience"]:
     return dataset
   if flags.FLAGS.strategy == "parameter_server":
@@ -325,7 +326,7 @@ def class_weights(dataset: classes.Dataset) -> Any:
 
 
 def _recipe() -> dict[str, Any]:
-  """Returns the values of the flags of two phases; of other programs, none."""
+  """Returns the values of the flags in `_RECIPE` that the program defines."""
   values = flags.FLAGS.flag_values_dict()
   return {
     name: default if values[name] is None else values[name]
@@ -356,7 +357,7 @@ def _arguments() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def of_texts(dataset: classes.Dataset) -> report.HeldOut:
-  """Returns what a report says of held-out texts."""
+  """Describes the held-out texts, for a report."""
   return report.HeldOut(
     dataset.classes,
     str(dataset),
@@ -378,11 +379,11 @@ def fine_tune(
     build: Builds the compiled model, in the scope of the strategy, from the
       values of --saved_model_dir, --retrain, --learning_rate and the flags in
       `RETRAINING` that are set, under these names.
-    prepare: Takes that model; returns the data, and what to save: a
-      `serving.Classifier`, or a Keras model.
-    examples: What the program trains on, in the plural.
-    test_model: Takes the trained model and returns the result of its test, in
-      words; the test data is then not used. Default: the metric on them.
+    prepare: Takes the built model, and returns the data and the object to save:
+      a `serving.Classifier` or a Keras model.
+    examples: The noun for the training examples, in the plural.
+    test_model: Tests the trained model without the test data, and returns the
+      result in words. Default: compute the metric on the test data.
     held_out: Describes the test data for --report. The model is a classifier.
 
   Returns:
@@ -580,7 +581,7 @@ def _check_first() -> None:
 def _check_assets() -> None:
   """Raises an InputError if assets that would be saved again are links.
 
-  TensorFlow would save what they point to, outside of the export.
+  TensorFlow would save the files outside of the export that they point to.
   """
   values = flags.FLAGS.flag_values_dict()
   saves = values.get("output_saved_model_dir") or values.get("output_piece_dir")
@@ -593,7 +594,7 @@ def _check_assets() -> None:
 
 
 def run(main: Callable[[], Any]) -> None:
-  """Runs a program, as `programs.run`."""
+  """Checks the flags, and runs a program by `programs.run`."""
 
   def checked() -> None:
     _check_apart()

@@ -1,4 +1,4 @@
-"""The help of all programs, and the numbers in their flags."""
+"""Tests the help of all programs, and errors in their flags."""
 
 import os
 import re

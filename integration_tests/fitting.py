@@ -89,7 +89,8 @@ def load_layer(
       `dropout_rate`.
 
   Raises:
-    ValueError: The export does not take a hyperparameter.
+    InputError: The export cannot be loaded, is not reusable, or does not take a
+      hyperparameter.
   """
   export = load(saved_model_dir)
   if hyperparameters:
@@ -113,7 +114,7 @@ def load_layer(
   layer = hub.KerasLayer(
     export, trainable=retrain, arguments=hyperparameters, name=name
   )
-  export.regularization_losses = losses  # The saved export has its own.
+  export.regularization_losses = losses  # A save must not scale them.
   return layer
 
 
@@ -149,8 +150,8 @@ def compiled(
     weighted_metrics=[tf_keras.metrics.SparseCategoricalAccuracy("accuracy")],
     jit_compile=jit_compile,
   )
-  # Variables that the first step made would have it traced twice: those of the
-  # optimizer, and of a metric that `compile` gets by name.
+  # The first step is traced twice if it creates variables: those of the
+  # optimizer, or those of a metric that `compile` gets by name.
   optimizer.build(model.trainable_variables)
   return model
 
@@ -210,8 +211,9 @@ def fit(
     train: Training data.
     batch_size: Number of examples in a step, on all devices together; a
       multiple of the number of replicas.
-    epochs: Most epochs, of `steps_per_epoch` steps, that train all weights.
-    frozen_epochs: Most epochs that first train the head alone.
+    epochs: Maximum number of epochs, of `steps_per_epoch` steps, that train all
+      weights.
+    frozen_epochs: Maximum number of epochs that first train the head alone.
     frozen_learning_rate: Learning rate of Adam in the frozen epochs.
     validation: Validation data. None disables early stopping.
     patience: Number of epochs without improvement that end a phase.
@@ -321,7 +323,7 @@ def _weighted(
 def _validation(
   data: tf.data.Dataset, batch_size: int, class_weights: Sequence[float] | None
 ) -> tf.data.Dataset:
-  """Returns batches whose weighted mean loss is the mean of the examples."""
+  """Returns batches, weighted so that padding does not lower the mean loss."""
   filled = -(-len(data) // batch_size) * batch_size
   return _weighted(
     batches.testing(data, batch_size), class_weights, filled / len(data)
@@ -333,7 +335,7 @@ class _Progress:
 
   Attributes:
     logs: For each epoch, its metrics, its phase and the loss to minimize.
-    end: Most epochs until the end of the phase.
+    end: Maximum number of epochs at the end of the phase, with earlier phases.
   """
 
   def __init__(
@@ -351,7 +353,7 @@ class _Progress:
       self._keep_weights()
 
   def begin(self, phase: int, most: int) -> bool:
-    """Begins a phase of some epochs; returns False if it is over."""
+    """Begins a phase of at most `most` epochs; returns False if it is over."""
     self._phase = phase
     self._start = sum(log["_phase"] < phase for log in self.logs)
     self.end = self._start + most
@@ -430,7 +432,7 @@ class _Progress:
     return {name: [log[name] for log in self.logs] for name in names}
 
   def _best(self, start: int = 0) -> int:
-    """Returns the index of the best epoch, from one on."""
+    """Returns the index of the best epoch, among those from `start` on."""
     if not self._patience:
       return len(self.logs) - 1
     losses = [log["_loss"] for log in self.logs[start:]]
@@ -474,7 +476,7 @@ def published(output_dir: str, is_chief: bool) -> Iterator[str | None]:
 def save(
   model: tf_keras.Model, output_dir: str, strategy: tf.distribute.Strategy
 ) -> None:
-  """Saves a model. Of several workers only the chief does."""
+  """Saves a model. If there are several workers, only the chief writes."""
   # All workers call save, because reading replicated variables is collective.
   with (
     published(output_dir, strategies.is_chief(strategy)) as directory,

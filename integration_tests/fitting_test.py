@@ -48,11 +48,11 @@ class RecipeTest(tf.test.TestCase):
     """Fits an export with a backup.
 
     Args:
-      directory: Of the backup.
-      interrupt_after: Number of epochs after which it is interrupted.
+      directory: The directory of the backup.
+      interrupt_after: Number of epochs after which the training is interrupted.
 
     Returns:
-      The metrics, all weights, and whether those of the export have moved.
+      The metrics, all weights, and whether each weight of the export changed.
     """
     tf_keras.utils.set_random_seed(1)
     # Without dropout, which draws other numbers when the training resumes.
@@ -101,7 +101,7 @@ class RecipeTest(tf.test.TestCase):
     for epochs in (1, 2, 4):
       interrupted, _, moved = self.fit(directory, interrupt_after=epochs)
       self.assertIsNone(interrupted)
-      # While the export is frozen its moving averages stay too.
+      # While the export is frozen, its moving averages do not change, either.
       self.assertAllEqual(moved, [epochs > 2] * 12)
     with self.assertRaisesRegex(ValueError, "rate is 1 there and 2 here"):
       backups.Backup(directory, {"rate": 2}, tf.distribute.get_strategy())
@@ -111,7 +111,7 @@ class RecipeTest(tf.test.TestCase):
     self.assertEmpty(os.listdir(directory))
 
   def test_the_weights_of_the_best_epoch_are_restored(self):
-    """The validation data contradict the training data: the first is best."""
+    """Validation and training data contradict each other: epoch 1 is best."""
     x = np.eye(2, dtype=np.float32)
     model, output = _dense(0.1), io.StringIO()
     arguments = {"batch_size": 2, "verbose": 0, "epochs": 20}
@@ -120,7 +120,7 @@ class RecipeTest(tf.test.TestCase):
         model, (x, [0, 1]), validation=(x, [1, 0]), patience=3, **arguments
       )
     self.assertLen(history["val_loss"], 4)
-    # Also of a batch that is not full the loss is the mean.
+    # The loss is the mean of the examples even if a batch is not full.
     loss, _ = model.evaluate(x, np.array([1, 0]), verbose=0)
     self.assertAllClose(loss, history["val_loss"][0])
     self.assertRegex(
@@ -131,7 +131,7 @@ class RecipeTest(tf.test.TestCase):
     self.assertNotIn("val_loss", all_epochs)
 
   def test_class_weights(self):
-    """Of two overlapping classes one has a twentieth of the examples."""
+    """One of two overlapping classes has a twentieth of the examples."""
     random = np.random.default_rng(0)
     labels = (np.arange(400) % 20 == 0).astype(int)
     x = random.normal(labels[:, np.newaxis] * 1.5, size=[400, 2])

@@ -53,9 +53,9 @@ def build_model(
 
   Returns:
     A model from images, float32 `[batch, height, width, channels]` in [0, 1],
-    or videos, with the number of frames before the height,
-    to logits, float32: `[batch, num_classes]` for classification, `[batch,
-    height, width, num_classes + 1]` for segmentation.
+    or videos, with the number of frames before the height, to logits, float32:
+    `[batch, num_classes]` for classification, `[batch, height, width,
+    num_classes + 1]` for segmentation.
 
   Raises:
     ValueError: The inputs or outputs of the export do not fit the arguments.
@@ -181,7 +181,7 @@ def define_flags() -> None:
     "With --task=classification: shift, rotate and zoom the images a little in"
     " training.",
   )
-  # Masks would have to move with the images.
+  # Augmentation would have to move the masks with the images.
   errors.apply_only_with(
     "task=classification", ("augmentation", "class_weight")
   )
@@ -221,7 +221,7 @@ def fine_tune_on_dataset(
   Args:
     build: The `build` of `command_line.fine_tune`, as a function of
       `num_classes`.
-    change: Maps batches of images and labels to others. None keeps them.
+    change: Maps an image and its label to other ones. None keeps them.
     saved: Maps the model and the data set to the object to save.
     background: Names of classes to add before those of the data set.
 

@@ -1,6 +1,6 @@
-"""Fine-tunes exports with `image_fine_tuning`, whatever the architecture.
+"""Tests `image_fine_tuning` where the architecture does not matter.
 
-`use_image_classifier_test` has what depends on the architecture.
+`use_image_classifier_test` tests what depends on the architecture.
 """
 
 import functools
@@ -47,7 +47,7 @@ def _layer(model):
 
 
 def _moved(model, before):
-  """Returns whether each weight of the export has moved."""
+  """Returns whether each weight of the export has changed."""
   return [
     not np.array_equal(old, new)
     for old, new in zip(before, _layer(model).get_weights(), strict=True)
@@ -61,9 +61,9 @@ class ImageFineTuningTest(tf.test.TestCase):
     cls.train, cls.test = image_data.arrays("digits_5_9", (28, 28, 1))
 
   def test_an_export_at_a_url(self):
-    """Of the bucket of another load format there is no more than the name."""
+    """The load format that reads a bucket is tested up to the bucket's name."""
     directory = self.create_tempdir()
-    # Bazel gives links to files, which tensorflow-hub does not take.
+    # Bazel passes links to files, which tensorflow-hub does not take.
     export = shutil.copytree(_MNIST_CNN.value, os.path.join(directory, "copy"))
     name = shutil.make_archive(
       os.path.join(directory, "export"), "gztar", export
@@ -104,7 +104,7 @@ class ImageFineTuningTest(tf.test.TestCase):
 
   @nightly.only
   def test_retraining_beats_frozen_features(self):
-    """The retrained model is saved, and loaded as Keras model."""
+    """The retrained model is saved, and loaded as a Keras model."""
     accuracy = {}
     for retrain in (False, True):
       hyperparameters = {"dropout_rate": 0.2, "batch_norm_momentum": 0.8}
@@ -165,7 +165,7 @@ class ImageFineTuningTest(tf.test.TestCase):
         loss = tf.reduce_sum(model(images, **kwargs))
       return np.any(tape.gradient(loss, kernel) != 0, axis=1)
 
-    # Momentum 1 keeps the moving averages, so that all calls see the same.
+    # Momentum 1 keeps the moving averages the same for all calls.
     everything = active_units(
       training=True, dropout_rate=0.0, batch_norm_momentum=1.0
     )
@@ -182,7 +182,7 @@ class ImageFineTuningTest(tf.test.TestCase):
         ].mean()
         for _ in range(20)
       ]
-      # Of 10,000 units and more: five standard deviations are 0.025 at most.
+      # Five standard deviations are 0.025 at most for 10,000 units or more.
       self.assertAllClose(np.mean(shares), rate, atol=0.025)
     inference = [model(images, dropout_rate=rate) for rate in (0.0, 0.9)]
     self.assertAllEqual(*inference)
@@ -288,7 +288,7 @@ class ImageFineTuningTest(tf.test.TestCase):
         self.assertRegex(result.stdout + result.stderr, message)
         self.assertNotIn("Traceback", result.stderr)
     epochs = json.loads(record.read_text())["epochs"]
-    self.assertLen(epochs, 3)  # One of the new head alone.
+    self.assertLen(epochs, 3)  # One epoch trained the head alone.
     self.assertLess(epochs[-1]["loss"], epochs[0]["loss"])
     serve = tf.saved_model.load(output_dir).signatures["images"]
     images, labels = self.test

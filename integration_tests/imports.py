@@ -30,7 +30,7 @@ _STYLE = """<style>
 
 
 def edges(root: str = ".") -> set[tuple[str, str]]:
-  """Returns pairs of folders, of which the first imports the second."""
+  """Returns pairs of folders: one, and another that it imports."""
   found = set()
   for folder in _FOLDERS:
     for path in pathlib.Path(root, folder).rglob("*.py"):
@@ -41,7 +41,7 @@ def edges(root: str = ".") -> set[tuple[str, str]]:
 
 
 def _folder(path: pathlib.PurePath) -> str:
-  """Returns the innermost of `_FOLDERS` that a path is in, or ""."""
+  """Returns the innermost folder of `_FOLDERS` that has a path, or ""."""
   inside = [str(p) for p in (path, *path.parents) if str(p) in _FOLDERS]
   return inside[0] if inside else ""
 
@@ -68,7 +68,7 @@ def _reach(pairs: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 def _levels(pairs: set[tuple[str, str]]) -> Mapping[str, int]:
-  """Returns the row of each folder: below all that import it."""
+  """Returns the row of each folder: below all folders that import it."""
   levels = dict.fromkeys(_FOLDERS, 0)
   for _ in _FOLDERS:
     for a, b in pairs:

@@ -1,12 +1,12 @@
-"""Ends a program at random moments, and looks at what it leaves.
+"""Interrupts a program at random moments, and checks what it leaves.
 
-The moments are random in each phase of the program, as its output and files
-show them. A delay within a phase is CPU time, because a busy machine stretches
-the phases. Every row of the table that this test prints is a phase.
+The output and the files of the program show which phase it is in. The moments
+within a phase are random. They are measured in CPU time, because a busy machine
+stretches the phases. The test prints a table of phases, actions and ends.
 
-Importing TensorFlow would take most of the time. After a first run, most
-programs are therefore forks of this process, which has imported the packages
-that the first run imported; those interrupted at the start are not.
+Importing TensorFlow would take most of the time. After a first run this process
+therefore imports the packages that the run imported, and most programs are
+forks of it. Programs that are interrupted at their start are not.
 """
 
 import atexit
@@ -63,7 +63,7 @@ _TRIED = flags.DEFINE_list(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments.")
 
-# By phase, a text in the output or a file that is there once it has begun.
+# The sign that a phase has begun: a text in the output, or a file.
 _PHASES = {
   "start": "",
   "training": r"Training on|Fine-tuning on",
@@ -78,7 +78,7 @@ _LONGEST = 300  # Seconds from an interruption to the end.
 _CLONE_NEWNS, _MS_REC_PRIVATE = 0x20000, 0x44000
 # The dynamic linker exits with 127 if it lacks memory.
 _ABORTED = (-signal.SIGABRT, -signal.SIGSEGV, -signal.SIGBUS, 127)
-# What Python says, with status 1, if it lacks memory to start.
+# Python's message, with exit status 1, if it lacks memory to start.
 _NO_PYTHON = "Fatal Python error: init"
 _TICK = os.sysconf("SC_CLK_TCK")
 _LOST = (
@@ -100,7 +100,7 @@ def _mount(path: pathlib.Path) -> bool:
 
 
 def _processes(directory: pathlib.Path) -> list[int]:
-  """Returns the processes of a run in a directory."""
+  """Returns the ids of the processes of a run in a directory."""
   found = []
   for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
     with contextlib.suppress(OSError):
@@ -135,7 +135,7 @@ def _digests(path: pathlib.Path) -> dict[str, tuple[int, str]]:
 
 
 def _has_epochs(state: pathlib.Path) -> bool:
-  """Returns whether a directory has the state of a training after epochs."""
+  """Returns whether a directory has the state after at least one epoch."""
   listed = [p.read_text() for p in state.glob("**/checkpoint")]
   if listed:
     return any(re.search(r'^model_\w+: ".*-0*[1-9]', x) for x in listed)
@@ -156,7 +156,7 @@ class _Fork:
     self.pid = os.fork()
     if self.pid:
       return
-    atexit._clear()  # Those of this process, such as matplotlib's.
+    atexit._clear()  # Handlers of this process, such as matplotlib's.
     os.dup2(output, 1)
     os.dup2(output, 2)
     status = 1
@@ -205,7 +205,7 @@ class _Fork:
 
 
 def _import(names: Iterable[str]) -> None:
-  """Imports packages that are not of this repository."""
+  """Imports packages from outside this repository."""
   root = pathlib.Path(__file__).parents[1]
   for name in names:
     if not (root / name.partition(".")[0]).exists():
@@ -229,7 +229,7 @@ class _Run:
     self.output_path = directory.parent / name
     self.began = time.time()
     self.goes_on = _has_epochs(directory / "state")
-    # This run may end before it removes what a killed one has left.
+    # This run may end before it removes the leftovers of a killed one.
     self.found = set(os.listdir(directory)) | set(os.listdir(directory / "tmp"))
     command = shlex.split(
       (command or _COMMAND.value).format(
@@ -239,7 +239,7 @@ class _Run:
     variables |= {"PYTHONUNBUFFERED": "1", "TMPDIR": str(directory / "tmp")}
     with open(self.output_path, "wb") as f:
       if forked:
-        # Bazel's launcher of a program stands beside its source.
+        # The source of a program is beside Bazel's launcher.
         command[0] = f"{command[0].removesuffix('.py')}.py"
         self.process = _Fork(command, f.fileno(), variables)
       else:
@@ -258,7 +258,7 @@ class _Run:
     sign = _PHASES[phase]
     if "**" in sign:
       try:
-        # A run that was killed has left older ones.
+        # Older files are leftovers of a killed run.
         return any(
           path.stat().st_mtime > self.began
           for path in self.directory.glob(sign)
@@ -305,7 +305,7 @@ class _Run:
 class InterruptionsTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
-    # A shell lets the programs that it starts in the background ignore SIGINT.
+    # Programs that a shell starts in the background ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     base = pathlib.Path(tempfile.mkdtemp(dir=absltest.TEST_TMPDIR.value))
     self.addCleanup(shutil.rmtree, base, ignore_errors=True)
@@ -327,7 +327,7 @@ class InterruptionsTest(absltest.TestCase):
     self.earlier: Mapping[str, tuple[int, str]] = {}
 
   def start(self, **options: Any) -> _Run:
-    """Starts the program, without an earlier export if it takes none."""
+    """Starts the program; removes an export that it would not overwrite."""
     if "--overwrite" not in _COMMAND.value:
       self.remove("export")
       self.earlier = {}
@@ -338,15 +338,15 @@ class InterruptionsTest(absltest.TestCase):
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
   def left(self) -> list[str]:
-    """Returns names of what a run has left, besides its export and state."""
+    """Returns names of a run's leftovers: all but its export and state."""
     names = set(os.listdir(self.directory)) - {"export", "state", "tmp"}
     return sorted(names) + os.listdir(self.directory / "tmp")
 
   def check_export(self) -> None:
-    """Checks that the export is the earlier one, or a whole one.
+    """Checks that the export is the earlier one, or a complete new one.
 
-    No process loads it: `verification.json` has the digests of the files that
-    the exporter's verification has loaded.
+    The export is not loaded: `verification.json` has the digests of the files
+    that the exporter's verification has loaded.
     """
     if not self.export.exists():
       self.assertEmpty(self.earlier, "The earlier export is lost.")
@@ -367,7 +367,7 @@ class InterruptionsTest(absltest.TestCase):
         self.assertEqual(now[f"{folder}{file}"][1], sha256, file)
     verified = "verification.json" in " ".join(self.whole)
     for name, (size, _) in now.items() if not verified else ():
-      # Others have numbers of the training, in decimals.
+      # The sizes of the others depend on the decimals of training metrics.
       if not name.endswith((".json", ".md", ".html", "fingerprint.pb")):
         self.assertEqual(size, self.whole[name][0], name)
     self.earlier = now
@@ -417,7 +417,7 @@ class InterruptionsTest(absltest.TestCase):
       run.process.send_signal(signal.Signals[action])
 
   def check_end(self, run: _Run, action: str, during: str) -> str:
-    """Checks how a run ended; returns it in a word."""
+    """Checks how a run ended; returns a description."""
     status, told = run.wait(), run.output[-2000:]
     (self.directory / "filler").unlink(missing_ok=True)
     earlier = self.earlier
@@ -453,19 +453,19 @@ class InterruptionsTest(absltest.TestCase):
       phase: began[after] - began[phase]
       for phase, after in itertools.pairwise(began)
     }
-    # Renaming lasts so short a time that it may not be seen.
+    # Renaming is so short that a run may not show it.
     last = {"renaming"} if "verifying" in began else set()
     tried = _TRIED.value or lengths.keys() | last
     phases = [phase for phase in _PHASES if phase in tried]
     table = collections.Counter()
     failures = []
     for i in range(_MOMENTS.value):
-      # The last one leaves a state to go on from.
+      # The last run leaves a state to resume from.
       phase = phases[i % len(phases)]
       action = self.actions[sum(divmod(i, len(phases))) % len(self.actions)]
       if i == _MOMENTS.value - 1 and "training on" in phases:
         phase, action = "training on", self.actions[0]
-      # A training is interrupted, and goes on while the later phases are tried.
+      # An interrupted training resumes while later phases are tried.
       if i % len(phases) == 0 or phase == "training on":
         self.remove("state")
       command = _COMMAND.value
@@ -473,11 +473,11 @@ class InterruptionsTest(absltest.TestCase):
         command += " --verification=off"  # Saves half of the time.
       is_forked = phase != "start" and _MOMENTS.value > 1
       run = self.start(command=command, forked=is_forked)
-      # Python prints a traceback while it imports its own modules.
+      # A signal during Python's own imports would print a traceback.
       least = 0.1 if phase == "start" else 0
       delay = moment.uniform(least, max(least, lengths.get(phase, 0)))
       run.wait_for(phase, delay if i < _MOMENTS.value - 1 else 0)
-      if phase == "renaming":  # CPU time is counted in hundredths.
+      if phase == "renaming":  # CPU time is too coarse.
         time.sleep(moment.uniform(0, 0.3))
       during = run.phase()
       self.act(run, action, moment)

@@ -21,7 +21,8 @@ class AdamW(tf_keras.optimizers.Adam):
   """AdamW with a factor of the learning rate for each variable.
 
   The factor applies to the step of Adam and to the weight decay. Scaling
-  gradients would not do: Adam's steps do not depend on their scale.
+  gradients would have no effect, because Adam's steps do not depend on their
+  scale.
   """
 
   def __init__(
@@ -39,7 +40,7 @@ class AdamW(tf_keras.optimizers.Adam):
       learning_rate: A number or a schedule.
       decay: Weight decay, relative to the learning rate.
       not_decayed: Regular expressions of names of variables without decay.
-      factors: Factors by the names of variables. Others have 1.
+      factors: Factors by the names of variables. Other variables have 1.
       **kwargs: Other arguments of `tf_keras.optimizers.Adam`.
     """
     self._factor = 1.0
@@ -78,10 +79,10 @@ def optimizer(
   Args:
     saved_model_dir: The export. Its `model.json` says which variables weight
       decay applies to, and which layers they are in.
-    learning_rate: That of the head: a number or a schedule.
+    learning_rate: Learning rate of the head: a number or a schedule.
     weight_decay: Weight decay, relative to the learning rate.
     layer_decay: Ratio of the learning rates of a layer and the next one. None:
-      all layers have that of the head.
+      all layers have the learning rate of the head.
     **kwargs: Other arguments of `tf_keras.optimizers.Adam`.
 
   Raises:

@@ -41,7 +41,7 @@ def _build(kind):
     }
     return model, "encoder", inputs
   model = image_fine_tuning.build_model(export, 5, retrain=True)
-  # Of 8 bits: bfloat16 and float16 have exactly these values.
+  # Pixels of 8 bits, which bfloat16 and float16 represent exactly.
   images = random.randint(256, size=[8, *model.input_shape[1:]]) / 256
   return model, "feature_extractor", images.astype(np.float32)
 
@@ -50,7 +50,7 @@ class MixedPrecisionTest(tf.test.TestCase):
   def test_a_step(self):
     for kind in _exports():
       expected_model, *_ = _build(kind)
-      # Exports compute in float32 whatever the policy: one has to show both.
+      # Exports compute in float32 under any policy: few are tested with both.
       both = ("mixed_bfloat16", "mixed_float16")
       for policy in both if kind in _IN_BOTH else both[1:]:
         with self.subTest(kind=kind, policy=policy):
@@ -79,7 +79,7 @@ class MixedPrecisionTest(tf.test.TestCase):
     self.assertLess(difference, 1e-5)
 
     before = layer.get_weights()
-    for _ in range(2):  # The rate of use_bert is 0 in the first step.
+    for _ in range(2):  # use_bert's first learning rate is 0.
       loss, _ = model.train_on_batch(inputs, _LABELS)
       self.assertTrue(np.isfinite(loss))
     stood = [
@@ -92,7 +92,7 @@ class MixedPrecisionTest(tf.test.TestCase):
 
 class LoadOptionsTest(tf.test.TestCase):
   def test_the_device_that_reads_is_handed_on(self):
-    """As on a remote TPU, up to the call of the loader."""
+    """Simulates a remote TPU, up to the call of the loader."""
     asked, load = [], tf.compat.v1.saved_model.load_v2
 
     def fake_load(*args, options=None, **kwargs):

@@ -29,8 +29,8 @@ _STRATEGY = "--strategy=multi_worker_mirrored"
 def fit(strategy):
   """Trains the head alone and with the export. Returns weights and accuracies.
 
-  There is no dropout. Replicas still sum in another order, and when the export
-  is trained, batch normalization sees half a batch on each replica.
+  There is no dropout, but replicas sum in another order than one process. When
+  the export is trained, batch normalization sees half a batch on each replica.
   """
   train, test = image_data.arrays("digits_5_9", (28, 28, 1))
   results = {}
@@ -131,7 +131,7 @@ class MultiWorkerTest(tf.test.TestCase):
     self.assertIn(f"Epoch {epochs}/{epochs}", chief_again)
     (accuracy,) = re.findall(r"Test accuracy: (\S+)", chief_again)
     self.assertGreater(float(accuracy), 0.9)
-    # One of them has saved.
+    # Only the chief has saved.
     self.assertIn(f"Saved the fine-tuned model to {output_dir}", chief_again)
     self.assertNotIn("Saved", worker_again)
     self.assertEqual(os.listdir(reports), ["0.html"])

@@ -1,4 +1,4 @@
-"""Observes an export in a sandbox, and in an environment of any TensorFlow.
+"""Observes an export in a sandbox, in an environment with any TensorFlow.
 
 It imports nothing of this repository.
 """
@@ -82,7 +82,7 @@ def observe(
 def differences(
   found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
 ) -> dict[str, float]:
-  """Returns the largest differences by kind, as shares of largest values."""
+  """Returns the largest difference of each kind, relative to its values."""
   result = {}
   for kind in dict.fromkeys(name.split(".")[0] for name in expected):
     names = [n for n in expected if n.split(".")[0] == kind]
@@ -98,10 +98,10 @@ def fine_tune(
   """Fine-tunes the export, saves the model, and loads it again.
 
   Returns:
-    The version of Keras, the losses, how many variables moved of how many, and
-    the largest difference of outputs after loading.
+    The version of Keras, the losses, the numbers of updated and of all
+    variables, and the largest difference of outputs after loading.
   """
-  keras = tf.keras  # Of hub.KerasLayer too: Keras 2, as the environment says.
+  keras = tf.keras  # As in hub.KerasLayer: Keras 2, by the environment.
   package = keras.layers.Layer.__module__.partition(".")[0]
   keras.utils.set_random_seed(1)
   taken = {

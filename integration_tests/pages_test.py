@@ -95,7 +95,7 @@ class PagesTest(parameterized.TestCase):
     for program, text in programs.items():
       with self.subTest(program):
         first, second, third, *_ = text.split("\n\n")
-        self.assertLen(first.splitlines(), 2)  # With that of the block.
+        self.assertLen(first.splitlines(), 2)  # The block's fence, and a line.
         self.assertLen(second.splitlines(), 1)
         self.assertGreaterEqual(len(re.findall("^  bazel run", third, re.M)), 3)
 

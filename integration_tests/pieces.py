@@ -51,9 +51,9 @@ def save(
     piece: The export, as `find` returns it.
     output_dir: An empty or missing directory. It appears only when complete.
     strategy: The strategy in whose scope the export was loaded.
-    original_dir: As `describe` takes it.
-    fine_tuned_on: As `describe` takes it.
-    follow_links: As `describe` takes it.
+    original_dir: As in `describe`.
+    fine_tuned_on: As in `describe`.
+    follow_links: As in `describe`.
   """
   # All workers call save, because reading replicated variables is collective.
   with (

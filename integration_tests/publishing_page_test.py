@@ -17,7 +17,7 @@ class PublishingPageTest(absltest.TestCase):
     blocks = [block for block in blocks if "OWNER/" not in block]
     self.assertLen(blocks, 3)
     for block in blocks:
-      # Without Bazel, and with the directory of the test for /tmp.
+      # Runs without Bazel, and in the directory of the test instead of /tmp.
       script = block.replace("/tmp/", f"{directory}/")
       script = _TARGET.sub(rf"{pathlib.Path.cwd()}/\1/\2", script)
       result = subprocess.run(

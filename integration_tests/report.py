@@ -95,15 +95,15 @@ summary { cursor: pointer; margin: .5rem 0 }
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-  """What a report says of held-out examples beside their numbers.
+  """Descriptions of the held-out examples, for a report.
 
   Attributes:
     class_names: Names of the classes, in the order of the logits.
     description: The data set, in words, without paths.
     text: Takes the index of an example and returns its text. None: examples are
-      images, and what the model takes is shown.
-    place: Takes the index of an example and returns the file that it is from,
-      and the line; "" if the data has none.
+      images, and the report shows the inputs of the model.
+    place: Takes the index of an example and returns its file and line; "" if
+      the data has none.
   """
 
   class_names: Sequence[str]
@@ -119,10 +119,10 @@ class Example:
   Attributes:
     loss: Its cross-entropy, the mean over its pixels if they have classes.
     index: Its number, from 0 on.
-    image: What the model took, float32 `[(frames,) height, width, channels]`;
-      None if that is no array.
+    image: The model's input, float32 `[(frames,) height, width, channels]`;
+      None if the input is no array.
     labels: Its class, int `[]`, or those of its pixels, `[height, width]`.
-    predicted: The same, as the model predicts.
+    predicted: The predictions of the model, in the form of `labels`.
     scores: The softmax of its logits, float `[…, classes]`.
   """
 
@@ -253,10 +253,10 @@ def page(
   """Makes a page of HTML that needs no other file.
 
   Args:
-    outcome: What `collect` returns.
+    outcome: The result of `collect`.
     held_out: Names, texts and places of the examples.
-    history: By metric, its value in each epoch; `val_` begins the names of
-      those on validation data.
+    history: The value of each metric in each epoch. Metrics of the validation
+      data have names that begin with `val_`.
     examples: The noun for the examples, in the plural.
     facts: Further facts about the run, by name.
   """
@@ -473,7 +473,7 @@ def _matrix(confusion: np.ndarray, names: Sequence[str]) -> list[Any]:
 def _picture_of(
   confusion: np.ndarray, names: Sequence[str]
 ) -> ElementTree.Element:
-  """Draws a matrix: shares as colors and, of few classes, counts."""
+  """Draws a matrix: shares as colors, and counts if there are few classes."""
   count = len(names)
   with np.errstate(invalid="ignore"):
     shares = np.nan_to_num(confusion / confusion.sum(axis=1, keepdims=True))

@@ -1,4 +1,4 @@
-"""The numbers of a report, and what its page shows and does not."""
+"""Tests the numbers of a report, and what its page shows and hides."""
 
 import html.parser
 import re
@@ -10,18 +10,18 @@ from sklearn import metrics
 
 from integration_tests import report
 
-# 3 is never predicted, and no example of 4 is held out.
+# Class 3 is never predicted, and no example of class 4 is held out.
 _LABELS = np.array([0, 0, 0, 1, 1, 2, 2, 3])
 _PREDICTED = np.array([0, 0, 1, 1, 0, 2, 4, 1])
 
 
 def _logits(score):
-  """Returns logits with a score for what is predicted, zeros for the rest."""
+  """Returns logits: a score for the predicted class, and 0 for the others."""
   return score[:, np.newaxis] * np.eye(5)[_PREDICTED]
 
 
 def _batches(logits, labels=_LABELS, **inputs):
-  """Yields batches of three; the last is filled."""
+  """Yields batches of three; the last one is padded."""
   for i in range(0, len(labels), 3):
     missing = max(0, i + 3 - len(labels))
 
@@ -78,12 +78,12 @@ class ReportTest(absltest.TestCase):
     np.testing.assert_allclose([precision, recall], expected[:2])
 
   def test_worst_examples(self):
-    """The wrong ones, the surest first, then the right ones, the other way."""
+    """Wrong predictions, surest first, then right ones, surest last."""
     worst = self.outcome.worst
     self.assertEqual([x.index for x in worst], [7, 6, 4, 2, 0, 1, 3, 5])
     self.assertAlmostEqual(worst[0].loss, np.log(np.exp(8) + 4))
     np.testing.assert_allclose(worst[1].image.ravel() * 100, range(72, 84))
-    # Of many examples those stay, wherever they are; NaN is worst.
+    # The worst of many examples are kept, wherever they are. NaN is worst.
     losses = np.random.default_rng(0).permutation(100).astype(float)
     losses[50] = np.nan
     logits = losses[:, np.newaxis] * [0, 1]
@@ -128,13 +128,13 @@ class ReportTest(absltest.TestCase):
       self.assertNotIn("script", page.tags)
       self.assertEqual(page.tags.count("img"), 0 if text else 8)
       self.assertNotIn("onerror", page.attributes)
-      # It loads nothing.
+      # The page loads nothing.
       urls = page.attributes["href"] + page.attributes.get("src", [])
       self.assertTrue(all(x.startswith("data:image/png") for x in urls))
       self.assertIn("default-src 'none'", source)
 
   def test_many_classes(self):
-    """They have no counts in their cells, and the worst come first."""
+    """A large matrix has no counts, and the worst classes come first."""
     count = 100
     labels = np.arange(2 * count) % count
     predicted = np.where(np.arange(2 * count) == 142, 0, labels)

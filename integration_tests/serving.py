@@ -1,6 +1,6 @@
 """Saves trained classifiers for deployment, from encoded pictures or strings.
 
-They need nothing but TensorFlow, and tensorflow-text for texts.
+The classifiers need only TensorFlow, and tensorflow-text for texts.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def decode(
   image = colors + (1.0 - alpha) * (1.0 - colors) + tf.zeros([3])
   image = _upright(image, tf.strings.substr(encoded, 0, 4096))
   if channels == 1:
-    # The weights of Pillow. Added to green, they leave grey as it is.
+    # Pillow's weights. In this form they leave grey exactly as it is.
     red, green, blue = tf.split(image, 3, axis=2)
     image = green + 0.299 * (red - green) + 0.114 * (blue - green)
   image = tf.image.resize(image, [height, width], antialias=True)
@@ -288,7 +288,7 @@ def source(source_dir: str) -> dict[str, str]:
     print_ = tf.saved_model.experimental.read_fingerprint(
       hub.resolve(source_dir)
     ).singleprint()
-  except OSError:  # It has none.
+  except OSError:  # The export has no fingerprint.
     return {"fine-tuned from": name}
   return {"fine-tuned from": name, "its singleprint": print_}
 

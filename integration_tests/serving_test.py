@@ -1,4 +1,4 @@
-"""Tests what classifiers look like when they are deployed."""
+"""Tests classifiers that are saved for deployment."""
 
 import io
 import os
@@ -190,7 +190,7 @@ class ServingTest(parameterized.TestCase, tf.test.TestCase):
     self.assertAllClose(names["outputs"]["logits"], expected[:1], atol=1e-5)
 
   def test_warmup_requests(self):
-    """Each batch size comes with each length; what fails is refused."""
+    """Each batch size is tried with each length; failing ones are refused."""
     directory = self.create_tempdir().full_path
 
     @tf.function(
@@ -219,7 +219,7 @@ class ServingTest(parameterized.TestCase, tf.test.TestCase):
       warmup.write(directory, call, [1], [12])
 
   def test_decodes_as_training_does(self):
-    """Pillow decodes and resizes what is trained on."""
+    """Pillow decodes and resizes the pictures in training."""
     folder = self.create_tempdir().full_path
     y, x = np.mgrid[:96, :64].astype(np.float32)
     wave = np.stack([x / 63, y / 95, 0.5 + np.sin(x / 20) / 2], axis=-1)
@@ -279,7 +279,7 @@ class CheckpointsTest(tf.test.TestCase):
     for _ in range(2):
       weights = checkpoints.restore(first, directory, _CLASSES)
       checkpoints.save(weights, directory, _CLASSES, strategy)
-    self.assertLen(os.listdir(directory), 4)  # Of the latest one alone.
+    self.assertLen(os.listdir(directory), 4)  # Only the latest checkpoint's.
     checkpoints.restore(second, directory, _CLASSES)
     self.assertAllEqual(
       *(

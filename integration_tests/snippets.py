@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 _BLOCK = re.compile(r"<!-- (runnable.*?) -->\n```sh\n(.*?)```", re.DOTALL)
-# Stands in for Bazel, and runs programs of this process' runfiles.
+# Replaces Bazel, and runs the programs in the runfiles of this process.
 _BAZELW = """#!/bin/bash
 set -e
 [ "$1" = run ] && shift
@@ -27,7 +27,7 @@ PYTHONPATH=$PATHS exec "$PYTHON" "$program.py" "$@"
 
 
 def shell(text: str, slow: bool) -> list[str]:
-  """Returns the marked shell blocks of a page, the slow ones if `slow`."""
+  """Returns the marked shell blocks of a page, with slow ones if `slow`."""
   found = _BLOCK.findall(text)
   return [block for kind, block in found if slow or kind == "runnable"]
 

@@ -92,8 +92,8 @@ def build_model(
     steps: Number of steps of the training.
     learning_rate: Peak learning rate of AdamW: it rises from 0 in the first
       tenth of the steps, and falls to 0 along a cosine.
-    weight_decay: As `layerwise.optimizer` takes it.
-    layer_decay: As `layerwise.optimizer` takes it.
+    weight_decay: As in `layerwise.optimizer`.
+    layer_decay: As in `layerwise.optimizer`.
     **layer_arguments: Arguments of `fitting.load_layer`. `retrain` is required.
 
   Returns:

@@ -55,7 +55,7 @@ class UseBertTest(tf.test.TestCase):
       use_bert.preprocessed(data, cls.preprocessor)
       for data in (cls.dataset.train, cls.dataset.test)
     )
-    # A copy, to be removed.
+    # A copy, which a test removes.
     cls.export = os.path.join(
       tempfile.mkdtemp(dir=absltest.TEST_TMPDIR.value), "export"
     )
@@ -117,7 +117,7 @@ class UseBertTest(tf.test.TestCase):
       }
     )["mlm_logits"]
     correct = (np.argmax(logits, axis=-1) == labels)[weights].mean()
-    # The best that a guess can do which looks at no other word.
+    # The best accuracy of a guess that looks at no other word.
     unigram = np.bincount(labels[weights]).max() / weights.sum()
     print({"mlm": correct, "unigram": unigram, "words": weights.sum()})
     self.assertGreater(weights.sum(), 1000)
@@ -147,7 +147,7 @@ class UseBertTest(tf.test.TestCase):
       first = output(training=True, **arguments)
       self.assertNotAllClose(first, output(training=True, **arguments))
       self.assertNotAllClose(first, inference, atol=0.1)
-    # In `fit` the default is active, and in `evaluate` it is not.
+    # The default rate is active in `fit`, but not in `evaluate`.
     model = use_bert.build_model(
       os.path.join(_PRETRAINED.value, "encoder"), 2, retrain=True, steps=1
     )
@@ -157,7 +157,7 @@ class UseBertTest(tf.test.TestCase):
 
   @nightly.only
   def test_the_fine_tuned_model_serves_from_strings(self):
-    """In a process with TensorFlow and tensorflow-text alone."""
+    """The server has only TensorFlow and tensorflow-text."""
     strings = self.dataset.test[0][:50].to_numpy()
     before = hub.load(f"{_PRETRAINED.value}/encoder").trainable_variables
     preprocessor = use_bert.load_preprocessor(
@@ -229,7 +229,7 @@ class UseBertTest(tf.test.TestCase):
       "--seq_length=16",
       "--strategy=one_device",
       f"--output_saved_model_dir={output_dir}",
-      "--follow_links",  # Bazel's sandbox has some.
+      "--follow_links",  # Files in Bazel's sandbox are links.
       f"--report={output_dir}.html",
     )
     self.assertEqual(result.returncode, 0, result.stderr)

@@ -125,7 +125,7 @@ class UseImageClassifierTest(tf.test.TestCase):
     }
     cls.rates = [n for n in cls.hyperparameters if n.endswith("_rate")]
     cls.has_momentum = "batch_norm_momentum" in cls.hyperparameters
-    # For `test_pretrained_weights_beat_untrained_ones`.
+    # The model for `test_pretrained_weights_beat_untrained_ones`.
     momentum = {"batch_norm_momentum": _FEW_IMAGES_MOMENTUM.value}
     cls.model = image_fine_tuning.build_model(
       _PRETRAINED.value,
@@ -149,7 +149,7 @@ class UseImageClassifierTest(tf.test.TestCase):
     return [v for v in model.variables if "moving" in v.name]
 
   def moved(self, model):
-    """Returns whether each weight of the export has moved, by name."""
+    """Returns whether each weight of the export has changed, by name."""
     weights = {v.name: v for v in _layer(model).variables}
     return {
       v.name: not np.array_equal(weights[v.name].numpy(), value)
@@ -166,7 +166,7 @@ class UseImageClassifierTest(tf.test.TestCase):
       )
 
   def test_regularization_loss(self):
-    """All regularized weights have the same factor, and no others have one."""
+    """All regularized weights have the same factor; other weights have none."""
     weights = _layer(self.model).trainable_variables
     with tf.GradientTape() as tape:
       loss = tf.add_n([tf.constant(0.0), *self.model.losses])
@@ -189,13 +189,13 @@ class UseImageClassifierTest(tf.test.TestCase):
         self.assertAllClose(gradient, 2 * factor * v, rtol=1e-4)
 
   def test_pretrained_weights_beat_untrained_ones(self):
-    """Fine-tuned on 100 images: the same ones, from the same seed."""
+    """Both are fine-tuned on the same 100 images, from the same seed."""
     model, (images, labels) = self.model, self.train
     chosen = np.random.default_rng(0).choice(len(labels), 100, replace=False)
     head = model.get_layer("logits").get_weights()
     untrained = tf.saved_model.load(_UNTRAINED.value).variables
     losses, accuracies = {}, {}
-    # Once: TensorFlow then instantiates all functions anew.
+    # Only once, because TensorFlow then instantiates all functions anew.
     tf_keras.utils.set_random_seed(0)
     for name, weights in ("pretrained", self.weights), ("untrained", untrained):
       values = {
@@ -228,11 +228,11 @@ class UseImageClassifierTest(tf.test.TestCase):
     images, labels = (array[:96] for array in self.train)
     head = model.get_layer("logits").get_weights()
     model.fit(images, labels, batch_size=32, verbose=0)
-    # Moving averages included.
+    # The weights include the moving averages.
     self.assertNotIn(True, self.moved(model).values())
     self.assertNotAllClose(model.get_layer("logits").get_weights()[0], head[0])
     self.assertEqual(sum(model.losses), 0.0)
-    # So only the augmentation makes training differ from inference.
+    # Only the augmentation makes training differ from inference.
     self.assertNotAllClose(model(images, training=True), model(images))
 
   def call(self, **arguments):
@@ -315,7 +315,7 @@ class UseImageClassifierTest(tf.test.TestCase):
     saved = {v.name: v for v in loaded.variables if v.name in averages}
     means = {name: v.read_value() for name, v in averages.items()}
     self.assertAllClose(saved, means)
-    # Predictions of the replicas would differ: all get the mean.
+    # Replicas with their own averages would differ, so all get the mean.
     for name, variable in averages.items():
       variable.assign(means[name])
     _, (images, _) = image_data.arrays("digits_5_9", model.input_shape[1:])
@@ -325,7 +325,7 @@ class UseImageClassifierTest(tf.test.TestCase):
     self.assertAllClose(served, expected, rtol=0, atol=1e-5 * largest)
 
   def assert_replicas(self, model):
-    """Replicas have the same trained weights, and moving averages each."""
+    """Replicas have equal trained weights, but their own moving averages."""
     for variable in _layer(model).trainable_variables:
       self.assertLen(variable.values, 2)
       self.assertAllEqual(*variable.values)

@@ -43,7 +43,7 @@ def build_model(
     saved_model_dir: The model. It returns features or logits, `[batch, n]`, or
       a dict with `feature_vector`.
     num_classes: Number of classes of images.
-    retrain: Also train the weights of the model.
+    retrain: Whether to also train the weights of the model.
     learning_rate: Learning rate of Adam.
 
   Returns:
@@ -61,8 +61,9 @@ def build_model(
       " with --saved_model_format=keras."
     )
   export.trainable = retrain
-  # A layer that Keras cannot build from its config moves its averages whenever
-  # it trains, so a frozen model must not.
+  # A layer that Keras cannot build from its config updates its averages in each
+  # call in training mode, even if it is frozen. So a frozen model has no such
+  # calls.
   call, same_layers = export.call, tf_keras.Model(export.input, export.output)
 
   def call_if_trained(

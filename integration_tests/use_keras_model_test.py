@@ -1,7 +1,7 @@
-"""Fine-tunes complete Keras models in a process without the code behind them.
+"""Fine-tunes complete Keras models in a process without the models' code.
 
-The flags name exports of feature vectors: of Keras' own layers, and of layers
-that only Model Garden has.
+The flags name exports of feature vectors: one has Keras' own layers, the other
+has layers of Model Garden.
 """
 
 import contextlib
@@ -106,7 +106,7 @@ class UseKerasModelTest(tf.test.TestCase, parameterized.TestCase):
     self.assertEqual(not np.allclose(first, second), has_dropout)
     for variable, value in zip(_averages(model), averages, strict=True):
       self.assertNotAllEqual(variable, value)
-      variable.assign(value)  # As it was saved.
+      variable.assign(value)  # Back to the saved value.
     shutil.rmtree(export_dir)
     again = use_keras_model.load(output_dir)
     self.assertAllClose(again(images), model(images), rtol=0, atol=1e-5)
@@ -115,7 +115,7 @@ class UseKerasModelTest(tf.test.TestCase, parameterized.TestCase):
 
   @parameterized.parameters("mnist_cnn", "resnet")
   def test_pretrained_weights_beat_untrained_ones(self, name):
-    """Fine-tuned on 100 images: the same ones, from the same seed."""
+    """Both are fine-tuned on the same 100 images, from the same seed."""
     tf_keras.utils.set_random_seed(0)
     model = use_keras_model.build_model(
       _PRETRAINED[name].value, 5, retrain=True

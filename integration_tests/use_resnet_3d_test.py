@@ -1,4 +1,4 @@
-"""Fine-tunes a ResNet-3D that knows directions on diagonal ones."""
+"""Fine-tunes a ResNet-3D, trained on four directions, on diagonal ones."""
 
 import sys
 

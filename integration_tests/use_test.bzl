@@ -23,7 +23,7 @@ def use_test(
         min_accuracy,
         main = None,
         **kwargs):
-    """A test on the CPU, and for each accelerator a run of the program on it.
+    """Defines a test on the CPU, and a test of the program on each accelerator.
 
     Bazel skips the tests of accelerators that --config does not name. If the
     accelerator that it names is missing, the program and its test fail.
@@ -32,10 +32,10 @@ def use_test(
       name: Name of the test on the CPU. The others are `NAME_gpu` and
         `NAME_tpu`.
       program: The program.
-      export: The export that it fine-tunes on an accelerator.
-      program_args: Its arguments there.
-      min_accuracy: The accuracy, or other test metric, that it must exceed
-        there.
+      export: The export that the program fine-tunes on an accelerator.
+      program_args: Arguments of the program on an accelerator.
+      min_accuracy: The accuracy, or other test metric, that the program must
+        exceed on an accelerator.
       main: Source of the test on the CPU; None: `NAME.py`.
       **kwargs: Attributes of the test on the CPU.
     """
@@ -69,16 +69,16 @@ def use_test(
         )
 
 def use_image_classifier(name, min_accuracy, flags, tags):
-    """The program `use_NAME` of an architecture of images, and its tests.
+    """Defines the program `use_NAME` of an image classifier, and its tests.
 
-    The tests fine-tune //exporters:NAME_digits_0_4, and compare it with
-    //exporters:NAME_untrained.
+    The tests fine-tune //exporters:NAME_digits_0_4, and compare the result with
+    that of //exporters:NAME_untrained.
 
     Args:
       name: Name of the architecture.
       min_accuracy: The accuracy that retraining must exceed.
-      flags: Flags of use_image_classifier_test.py: what holds for the
-        architecture.
+      flags: Flags of use_image_classifier_test.py, which say what holds for
+        the architecture.
       tags: Tags of the test on the CPU.
     """
     program = "use_" + name

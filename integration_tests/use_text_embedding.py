@@ -72,7 +72,7 @@ def build_classifier(
 
 
 def arrays(data: tuple[Any, np.ndarray]) -> fitting.Data:
-  """Returns texts, pyarrow's strings, and labels as arrays."""
+  """Converts texts, which are pyarrow's strings, and labels to arrays."""
   strings, labels = data
   return strings.to_numpy(), labels
 

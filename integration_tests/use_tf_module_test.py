@@ -88,7 +88,7 @@ class UseTfModuleTest(tf.test.TestCase):
     near = [near_turned_moons(m.sample(ones)) for m in (original, module)]
     print({"trained": trained, "untrained": untrained, "near": near})
     self.assertLess(untrained, -10.0)
-    # With 6 seeds it was -1.40 to -1.23, and 0.87 to 0.92 of the samples.
+    # With 6 seeds the metric was -1.40 to -1.23, and 0.87 to 0.92 were near.
     self.assertGreater(trained, -1.6)
     self.assertLess(near[0], 0.6)
     self.assertGreater(near[1], 0.8)
@@ -101,7 +101,7 @@ class UseTfModuleTest(tf.test.TestCase):
       _MOONS.value, "turned_moons", learning_rate=5e-3, dropout_rate=0.6
     )
     print({"dropout_rate 0.6": metric})
-    self.assertLess(metric, -1.8)  # With 2 seeds it was -2.5.
+    self.assertLess(metric, -1.8)  # With 2 seeds the metric was -2.5.
     module = tf.saved_model.load(_MOONS.value)
     samples = module.sample(tf.ones([4]), seed=1)
     self.assertAllEqual(samples, module.sample(tf.ones([4]), seed=1))
@@ -117,7 +117,7 @@ class UseTfModuleTest(tf.test.TestCase):
       "--strategy=one_device",
       f"--output_saved_model_dir={output_dir}",
       f"--output_piece_dir={piece_dir}",
-      "--follow_links",  # Bazel's sandbox has some.
+      "--follow_links",  # Files in Bazel's sandbox are links.
       "--regularization_loss_multiplier=2",
     )
     self.assertEqual(result.returncode, 0, result.stderr)
@@ -127,7 +127,7 @@ class UseTfModuleTest(tf.test.TestCase):
     piece = tf.saved_model.load(piece_dir)
     (slope,) = loaded(tf.constant([1.0]))[0]
     self.assertAllClose(piece([2.0]), [2 * slope])
-    # The factor of the losses belongs to this training.
+    # The piece has its losses without the factor of this training.
     (loss,) = piece.regularization_losses
     self.assertAllClose(loss(), 0.001 * slope**2)
     origin = pathlib.Path(piece_dir, "assets.extra", "fine_tuned_from")

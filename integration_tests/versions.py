@@ -34,10 +34,10 @@ from distribution import programs
 from distribution import sandbox
 from distribution import scratch
 
-# The newest release of each; 2.13 is the oldest that saves as this project's
-# TensorFlow does. tf-keras exists since 2.14.
+# The newest release of each version is tried. 2.13 is the oldest that saves
+# like this project's TensorFlow. tf-keras exists since 2.14.
 _VERSIONS = [f"2.{minor}" for minor in range(13, 22)]
-_TOLERANCE = 1e-4  # Of a right value; as shares of the largest one.
+_TOLERANCE = 1e-4  # Of differences, as shares of the largest value.
 _COMPARED = ("outputs", "outputs in training", "losses", "gradients")
 
 _SAVED_MODEL_DIR = flags.DEFINE_string(
@@ -69,7 +69,7 @@ _UV = flags.DEFINE_string("uv", None, "Path of uv.")
 
 
 def packages(version: str) -> list[str]:
-  """Returns what an environment with a version of TensorFlow has."""
+  """Returns the packages of an environment with a version of TensorFlow."""
   if version == "2.13":
     others = ["tensorflow-hub==0.15.0"]  # Later ones need tf-keras.
   else:
@@ -125,7 +125,7 @@ def _environment(uv: str, directory: str, version: str) -> str:
 
 
 def row(found: dict[str, Any]) -> tuple[bool, list[str]]:
-  """Returns whether all is right, and the cells of a table."""
+  """Returns whether all results are right, and the cells of a table row."""
   if "problem" in found:
     return False, ["—", *["✗"] * len(_COMPARED), found["problem"], "✗"]
   cells = [found["keras"]]

@@ -45,12 +45,12 @@ from integration_tests.benchmarks import results
 from integration_tests.benchmarks import subjects
 
 MEASURES = ("export", "load", "train", "inference", "size", "answers")
-# Where text encoders are exported from too, by the action that writes them.
+# Other formats to export text encoders from, with the name of the file.
 _FORMATS = {"safetensors": "hub", "h5": "bert.h5", "tf1": "bert_model.ckpt"}
-# Calls by batch size, the first of which traces.
+# Number of calls for each batch size. The first call traces.
 _INFERENCE_TURNS = {1: 101, 32: 33}
 _XLA_SIZE = 64  # Largest size of train steps under XLA, without --full.
-# Steps of the reference's export under XLA, which may compile at each.
+# Train steps of the reference's export under XLA, which may compile each step.
 _REFERENCE_XLA_STEPS = 3
 _PACKAGES = ("tensorflow", "tf-keras", "tensorflow-hub", "tf-models-official")
 
@@ -72,7 +72,7 @@ def compare(
     names: Keys of `subjects.SUBJECTS`.
     rounds: Number of repetitions of each measurement.
     measures: A subset of `MEASURES`. All but `answers` export the model.
-    full: Train Model Garden's exports under XLA at full size too.
+    full: Whether to train Model Garden's exports under XLA at full size too.
     output_dir: Directory for results.json, results.md and the plots.
 
   Returns:
@@ -137,7 +137,7 @@ def _write(
   screen: console.Console,
   output_dir: pathlib.Path | None,
 ) -> None:
-  """Writes results.json, results.md and the plots, if to any directory."""
+  """Writes results.json, results.md and the plots, if there is a directory."""
   if not output_dir:
     return
   rows = results.ratios(report["samples"])
@@ -242,8 +242,8 @@ def _export(directory: pathlib.Path, measured: bool) -> list[_Sample]:
 
   Args:
     directory: The directory of the subject.
-    measured: Also export with verification and from other formats, and measure
-      the floor.
+    measured: Whether to also export with verification and from other formats,
+      and to measure the floor.
   """
   export_dir = directory / "new"
   sides = subjects.sides(directory.name)
@@ -312,7 +312,7 @@ def _export_from(directory: pathlib.Path, source: str) -> _Sample:
 
 def _size(directory: pathlib.Path) -> list[_Sample]:
   """Measures the floor, our exports of a subject, and loading."""
-  parameters = {"parameters": _weights(directory) / 4}  # All are float32.
+  parameters = {"parameters": _weights(directory) / 4}  # Weights are float32.
   found = {"floor": _floor(directory)}
   for side in ("ours", "ours_verified"):
     found[side] = _run_exporter(side, directory / side)
@@ -335,7 +335,7 @@ def _run_exporter(
 
 
 def _measure(directory: pathlib.Path, action: str, **kwargs: Any) -> Any:
-  """Runs a function of `measurements`, and returns what it prints last."""
+  """Runs a function of `measurements`, and parses the last line it prints."""
   log = directory / f"{action}.log"
   processes.run(subjects.measurement(action, **kwargs), log)
   return json.loads(log.read_text().splitlines()[-1])

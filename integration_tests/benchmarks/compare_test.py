@@ -32,7 +32,7 @@ subprocess.run([sys.executable, "-c", child])
 time.sleep(0.5)
 """
 
-# Notes its turn in a file that it shares with another.
+# Appends its name to a shared file at each turn.
 _PLAYER = """
 import json, sys
 print(flush=True)

@@ -21,5 +21,5 @@ def main(checkpoint: str, copy: str) -> None:
   tf.train.Checkpoint(variables=variables).write(copy)
 
 
-if __name__ == "__main__" and len(sys.argv) > 1:  # A preprocessor has none.
+if __name__ == "__main__" and len(sys.argv) > 1:  # Preprocessors lack weights.
   main(*sys.argv[1:])

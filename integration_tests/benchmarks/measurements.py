@@ -1,7 +1,8 @@
 """Measurements, each run in a process of its own so that nothing is warm.
 
-`subjects.measurement` returns the command for a function here. It prints lines
-of JSON. A function that takes turns with others reads a line before each turn.
+`subjects.measurement` returns the command that runs a function of this module.
+A function prints lines of JSON. If it takes turns with others, it reads a line
+before each turn.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import tf_keras
 
 from integration_tests.benchmarks import subjects
 
-# Only live models need Model Garden. Its import would count in the others.
+# Only live models need Model Garden. Importing it would add to other costs.
 with epy.lazy_imports():
   from integration_tests.benchmarks import sources
 
@@ -45,8 +46,8 @@ def load(name: str, saved_model_dir: str) -> None:
 
   Writes the outputs to the file `saved_model_dir`.npz.
   """
-  # tensorflow-hub imports Keras 3 at its first load. With Keras come packages
-  # such as scikit-learn, whose import can take longer than the load.
+  # tensorflow-hub imports Keras 3 at its first load. Keras imports packages
+  # such as scikit-learn, which can take longer than the load.
   import keras  # noqa: F401
 
   inputs = _batch(name, 3)
@@ -72,7 +73,7 @@ def _layer(
 def _load_and_call(
   name: str, saved_model_dir: str, inputs: Any
 ) -> dict[str, np.ndarray]:
-  """Returns all outputs of an export, those of lists as `NAME[INDEX]`."""
+  """Returns all outputs of an export; parts of a list are `NAME[INDEX]`."""
   outputs = _layer(name, saved_model_dir)(inputs)
   if not isinstance(outputs, dict):
     outputs = {"output": outputs}
@@ -138,7 +139,7 @@ def _batch(
 def _in_turn(action: Callable[[Any], Any], *batch: Any) -> None:
   """Prints an empty line, then times `action` on a batch for each line read.
 
-  The other arguments are those of `_batch`.
+  The arguments `batch` are those of `_batch`.
   """
   print(flush=True)
   for turn, _ in enumerate(sys.stdin):

@@ -78,7 +78,7 @@ def take_turns(
   turns: Mapping[str, int],
   log_dir: pathlib.Path,
 ) -> dict[str, list[dict[str, float]]]:
-  """Runs processes that take turns, so that the machine's load is the same.
+  """Runs processes that take turns, so that all see the same load.
 
   Args:
     commands: One command per side. It prints an empty line when it is ready.
@@ -115,7 +115,7 @@ def take_turns(
 def _started(
   command: Sequence[str], log: pathlib.Path, **pipes: int
 ) -> Iterator[subprocess.Popen]:
-  """Starts a process; what it writes goes to `log` except for `pipes`."""
+  """Starts a process; its output goes to `log`, except for that of `pipes`."""
   with open(log, "wb") as output:
     files = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
     process = subprocess.Popen(

@@ -26,10 +26,11 @@ ANSWERED = {"--help": "--help, s", "--nonsense": "a wrong flag, s"}
 _UNITS = {"per_s": "/s", "_s": "s", "_mib": "MiB", "_kib": "KiB", "": ""}
 _OTHERS = {"live": "live model", "keras3": "Keras 3 Model.export"}
 _VERIFIED = "export with --verification=fast"
-# The ratios: by measurement, numerator and denominator, the name of the value,
-# the title of its row, and the target to the live model or to Model Garden. A
-# dict has the targets of single subjects; a ratio without one is only reported.
-# Names end with the unit; of a value `per_s`, more is better.
+# The ratios to report. A key is a measurement with the sides of the numerator
+# and the denominator. Each of its ratios has the name of the measured value,
+# the title of the row, and a target or None; a dict has the targets of single
+# subjects. `_row` drops targets against references other than Model Garden.
+# Names end with the unit; only for `per_s` more is better.
 _RATIOS = {
   ("export", "ours", "reference"): (
     ("cpu_s", "export: CPU", {"bert_base": 0.5, "resnet50": 0.6}),
@@ -128,7 +129,7 @@ def differences(
         found.append(f"{name}: {(a != b).mean():.0%} of the values")
     else:
       scale = np.abs(b).max(initial=0)
-      # `not <=` and not `>`, so that NaN counts as a difference.
+      # `not <=` instead of `>`, so that NaN counts as a difference.
       if not np.abs(a - b).max(initial=0) <= TOLERANCE * scale:
         found.append(
           f"{name} by {np.abs(a - b).max():.3g}, of values up to {scale:.3g}"
@@ -141,7 +142,7 @@ def of_turns(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
   Returns:
     `first_s`, seconds of the first step; `later_per_s`, later steps per second;
-    and `later_cpu_s`, CPU seconds of a later step. Those of later steps are
+    and `later_cpu_s`, CPU seconds of a later step. Values of later steps are
     medians.
   """
   first, *later = turns
@@ -168,9 +169,9 @@ def latency(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def ratios(samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Computes the rows of the tables.
 
-  Each ratio is of two samples of the same round: mappings with `model`,
-  `measure`, `side`, `round` and `values`. A row has the median, least and
-  greatest of the ratios and of both sides.
+  Samples are mappings with `model`, `measure`, `side`, `round` and `values`.
+  Each ratio is between two samples of the same round. A row has the median,
+  least and greatest of the ratios and of both sides.
   """
   values = {
     (s["model"], s["measure"], s["side"], s["round"]): s["values"]
@@ -296,7 +297,7 @@ def _table(
   return result
 
 
-# The lines of the plot of sizes: side, the value of its memory, name and color.
+# The lines of the plot of sizes: side, key of its memory, label and color.
 _LINES = (
   ("floor", "memory_mib", "floor: import TensorFlow, copy the weights", "#888"),
   ("ours", "memory_mib", "export", "#3b6ea5"),
@@ -404,7 +405,7 @@ def sizes_svg(found: Sequence[tuple[float, Any]]) -> str:
 def _log_scale(
   values: Sequence[float], start: int, end: int
 ) -> Callable[[float], int]:
-  """Returns the function that places values, in pixels."""
+  """Returns a function that maps values to pixels, on a logarithmic scale."""
   low, high = np.log10(min(values)), np.log10(max(values))
   factor = (end - start) / ((high - low) or 1)
   return lambda value: round(start + factor * (np.log10(value) - low))

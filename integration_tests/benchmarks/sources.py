@@ -80,7 +80,7 @@ def write_tf1(name: str, work_dir: str, path: str) -> None:
     key, value = variable.name.removesuffix(":0"), variable.numpy()
     for ours, theirs in _NAMES_OF_TF1.items():
       key = key.replace(ours, theirs)
-    if value.ndim == 3:  # Heads and their size are one axis there.
+    if value.ndim == 3:  # Merges the axes of heads and their size.
       heads_first = "/output/" in key
       size = value.shape[2 if heads_first else 0]
       value = value.reshape([-1, size] if heads_first else [size, -1])

@@ -1,4 +1,4 @@
-"""What the programs that fine-tune in Keras 3 share."""
+"""Flags and training that the programs for Keras 3 share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distribution import formats
 from distribution import programs
 from distribution import publishing
 
-# The programs import this module before TensorFlow, which reads it.
+# TensorFlow reads these. The programs import this module before it.
 os.environ.pop("TF_USE_LEGACY_KERAS", None)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

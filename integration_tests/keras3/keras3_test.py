@@ -91,7 +91,7 @@ class Keras3Test(tf.test.TestCase):
     self.assertAllClose(model.losses, [loss()], rtol=1e-6)
     loaded = keras.models.load_model(path)
     self.assertAllEqual(loaded(self.test[0]), model(self.test[0]))
-    # For others to fine-tune again.
+    # Others can fine-tune the result again.
     signatures = layer.saved_model.signatures
     tf.saved_model.save(layer.saved_model, self.path("again"), signatures)
     again = hub.KerasLayer(self.path("again"))
@@ -101,7 +101,7 @@ class Keras3Test(tf.test.TestCase):
     arguments = {"dropout_rate": 0.0, "batch_norm_momentum": 0.5}
     layer = reusable_layer.ReusableLayer(_MNIST_CNN.value, arguments)
     adam = keras.optimizers.Adam(1e-3)
-    model = _classifier(layer, adam, jit_compile=True)  # By XLA.
+    model = _classifier(layer, adam, jit_compile=True)  # Under XLA.
     self.assertTrue(model.jit_compile)
     old = hub.KerasLayer(_MNIST_CNN.value, True, arguments)
     old_model = tf_keras.Sequential([old, tf_keras.layers.Dense(5)])
@@ -115,7 +115,8 @@ class Keras3Test(tf.test.TestCase):
       m.fit(*self.train, epochs=3, shuffle=False, verbose=0).history["loss"]
       for m in (model, old_model)
     ]
-    # 5e-4 by XLA, below 1e-4 without; without regularization losses 1e-2.
+    # The difference is 5e-4 with XLA, and below 1e-4 without. If regularization
+    # losses were missing, it would be 1e-2.
     self.assertAllClose(*losses, rtol=5e-3)
     # Adam moves even weights whose gradients are rounding errors.
     for new, expected in zip(layer.weights, old.weights, strict=True):
@@ -181,7 +182,7 @@ class Keras3Test(tf.test.TestCase):
     self.assert_saves_and_reloads(model, safe_mode=False)
 
   def test_keras_cannot_train_tfsm_layer_with_adam(self):
-    # If this fails, a Keras has come that can: mend the card and the page.
+    # If this test fails, a newer Keras can: correct the card and the page.
     keras_model = keras.Sequential([keras.Input([28, 28, 1])])
     keras_model.add(keras.layers.Flatten())
     keras_model.add(keras.layers.Dense(3))
@@ -200,7 +201,7 @@ class Keras3Test(tf.test.TestCase):
       (_Calling(loaded), loaded.variables),
     ):
       model = _classifier(layer)
-      self.assertLen(model.trainable_weights, 2)  # Those of the new head.
+      self.assertLen(model.trainable_weights, 2)  # Only the new head's.
       model.fit(*self.train, verbose=0)
       self.assertEqual(self.moved(variables)["trainable"], 0)
 

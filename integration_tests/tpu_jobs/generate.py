@@ -73,7 +73,7 @@ def _format(template: str, values: Mapping[str, Any]) -> str:
 
 
 def read() -> dict[str, Any]:
-  """Returns the content of jobs.yaml, with the programs for all images."""
+  """Returns the content of jobs.yaml, with those of all image classifiers."""
   text = (_DIRECTORY / "jobs.yaml").read_text()
   jobs = yaml.safe_load(text)
   for name in (_DIRECTORY / "architectures.txt").read_text().split():

@@ -21,7 +21,7 @@ _IMAGE = pathlib.Path("integration_tests/tpu_jobs/image").absolute()
 _JOBS = generate.read()
 _BUCKET = "gs://bucket"
 
-# Stands in for gcloud: the queue takes a while, and requests are logged.
+# Replaces gcloud: logs requests, and reports a TPU only at the second query.
 _GCLOUD = """#!/bin/sh
 echo "$@" >> "$LOG"
 case "$*" in
