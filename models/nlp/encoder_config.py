@@ -146,6 +146,12 @@ _ACTIVATIONS = {
   **{name: name for name in ("relu", "sigmoid", "tanh")},
 }
 _MOST_BYTES_OF_YAML = 2**20  # The parser takes 10 s for as many bytes.
+# Values with which an encoder has a pooler. They change no other variable and no
+# output but the pooled one.
+_WITH_POOLER = {
+  "bigbird": {"use_gradient_checkpointing": False},
+  "mobilebert": {"classifier_activation": True},
+}
 # Keys of numbers of layers. An encoder of the largest number is built in 20 s.
 _LAYERS = {
   *("n_layers", "num_blocks", "num_hidden_layers", "num_layers"),
@@ -217,9 +223,7 @@ def from_yaml(path: str) -> encoders.EncoderConfig:
   config = encoders.EncoderConfig(type=kind)
   _check(values, config.get().as_dict())
   config.override({kind: values})
-  if kind == "mobilebert":
-    # Without a pooler, its pooled output is that of the pooler `identity`.
-    config.get().classifier_activation = True
+  config.override({kind: _WITH_POOLER.get(kind, {})})
   return config
 
 
