@@ -15,6 +15,12 @@ from distribution import sandbox
 _EXCESS = 5
 # Most values that are moved at once. A single variable may have more.
 _LARGEST_GROUP = 2**24
+# Most rounding error of a value that differences can measure, relative to it.
+_MOST_ERROR = 0.05
+
+
+class InexactError(Exception):
+  """Rounding errors change a function too much to measure its derivatives."""
 
 
 class _Precision(NamedTuple):
@@ -132,11 +138,17 @@ def wrong(
   Returns:
     The variable's name, and the claimed and the measured derivative along the
     direction. None if all gradients are right.
+
+  Raises:
+    InexactError: In single or double precision, rounding errors change the
+      value by a twentieth, as in very deep models with initial weights.
   """
   precision = _HALF if is_half else _SINGLE
   if all(v.dtype == tf.float64 for v in variables):
     precision = _OF_HALF if is_half else _DOUBLE
-  error = _rounding(value, variables, precision.rounding)
+  error, size = _rounding(value, variables, precision.rounding)
+  if error > _MOST_ERROR * size and precision is not _HALF:
+    raise InexactError
   of_all = precision.of_all * max(
     np.linalg.norm(g) * _size(v.numpy())
     for v, g in zip(variables, gradients, strict=True)
@@ -299,12 +311,16 @@ def _moments(
 
 def _rounding(
   value: Callable[[], Any], variables: Sequence[tf.Variable], noise: float
-) -> float:
-  """Estimates a function's rounding error by its deviation from a line."""
+) -> tuple[float, float]:
+  """Estimates a function's rounding error by its deviation from a line.
+
+  Returns:
+    The rounding error, and the magnitude of the function's value.
+  """
   steps = np.array([-3, -2, -1, 1, 2, 3])
   before = [v.numpy() for v in variables]
   at = functools.partial(_at, value, variables, before, [*_noise(before)])
-  found = []
+  errors, sizes = [], []
   # A function that adds a large number is flat for very small steps.
   for size in (noise, *[1000 * noise] * (noise < 1e-12)):
     try:
@@ -312,9 +328,10 @@ def _rounding(
     finally:
       at(0.0)
     rest = values - np.polyval(np.polyfit(steps, values, 1), steps)
-    least = min(noise, 3e-7) / 3 * np.max(np.abs(values))
-    found.append(least + 3 * np.max(np.abs(rest)))
-  return max(found)
+    sizes.append(np.max(np.abs(values)))
+    least = min(noise, 3e-7) / 3 * sizes[-1]
+    errors.append(least + 3 * np.max(np.abs(rest)))
+  return max(errors), max(sizes)
 
 
 def _at(

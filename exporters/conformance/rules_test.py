@@ -1231,6 +1231,14 @@ def _plain_layer(directory, change):
   _plain(directory, call, spec=_VECTORS, variables=[kernel])
 
 
+def _with_grown_errors(x):
+  """Computes the logistic map, which doubles rounding errors at each step."""
+  y = tf.sigmoid(x)
+  for _ in range(35):
+    y *= 3.99 * (1 - y)
+  return y
+
+
 def _chaotic(directory, change=tf.identity):
   """Writes a model whose rounding errors grow, as in very deep models."""
   kernel = tf.Variable(tf.random.stateless_normal([256, 8], [0, 0]) / 16)
@@ -1242,10 +1250,7 @@ def _chaotic(directory, change=tf.identity):
       lambda: x @ kernel,
       lambda: tf.reduce_sum(x[:, :, tf.newaxis] * kernel, 1),
     )
-    y = tf.sigmoid(y)
-    for _ in range(35):
-      y *= 3.99 * (1 - y)
-    return change(y)
+    return change(_with_grown_errors(y))
 
   spec = tf.TensorSpec([None, 256], name="vectors")
   _plain(directory, call, spec=spec, variables=[kernel])
@@ -3702,10 +3707,29 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
     )
     self.assertEmpty(noise.problem(subject))
 
-  def test_rounding_errors_of_large_models_do_not_mix_examples(self):
+  @parameterized.parameters(
+    (of_inference.depends_on_input_alone, "the same twice"),
+    (of_variables.lists_variables, "Rounding errors change the outputs by"),
+  )
+  def test_rounding_errors_of_large_models(self, judge, words):
     with mock.patch.object(subject_lib, "_LARGE_MODEL", -1):
-      finding = of_inference.depends_on_input_alone(self.subject(_chaotic))
+      finding = judge(self.subject(_chaotic))
     self.assertEqual(finding.verdict, findings.PASS, finding.text)
+    self.assertIn(words, finding.text)
+
+  def test_rounding_errors_of_moving_averages(self):
+    """A train step may round otherwise than a call."""
+
+    def learn(v, statistic, count):
+      v.assign(0.9 * v + 0.1 * _with_grown_errors(statistic))
+
+    def rounding(subject, inputs):
+      inputs = subject_lib.scaled(inputs, 1 + 2.0**-21)
+      subject.model(inputs, **subject.steady)
+
+    subject = self.subject(_of(_averaged, learn=learn))
+    with mock.patch.object(of_training, "_differentiate", rounding):
+      self.assertEmpty(of_training._moved_by_gradients(subject))
 
   def test_words_that_do_not_count_are_not_cut(self):
     self.assertFalse(
