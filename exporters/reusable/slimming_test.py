@@ -42,20 +42,28 @@ def _also_doubled(x):
   return doubled, lambda upstream: upstream * two + doubled
 
 
+@tf.custom_gradient
+def _otherwise_doubled(x):
+  """Like `_doubled`, but the gradient computes something else."""
+  handed_on = tf.identity(x)
+  two = tf.constant(2.0)
+  return handed_on * two, lambda upstream: upstream * two - handed_on
+
+
 def _blocks():
   """Builds blocks that differ only in their widths.
 
   They have dropout, moving averages and custom gradients.
   """
   blocks = []
-  for i, width in enumerate([8, 16, 8, 16] + [8] * 8):
+  for i, width in enumerate([8, 16, 8, 16] + [8] * 9):
     block = tf_keras.Sequential(name=f"block_{i}")
     block.add(tf_keras.layers.Dense(width, activation="tanh"))
     block.add(tf_keras.layers.Dropout(0.5))
     block.add(tf_keras.layers.BatchNormalization())
     block.add(tf_keras.layers.Lambda(lambda x: x + tf.ones([x.shape[-1]])))
     if i > 5:
-      double = _doubled if i < 11 else _also_doubled
+      double = {11: _also_doubled, 12: _otherwise_doubled}.get(i, _doubled)
       block.add(tf_keras.layers.Lambda(double))
     block.build([None, blocks[-1].output_shape[-1] if blocks else 4])
     blocks.append(block)
