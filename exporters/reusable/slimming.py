@@ -193,7 +193,6 @@ def _remove_needless(
       like = graphs.Node()
       like.CopyFrom(node)
       like.ClearField("name")
-      like.ClearField("experimental_debug_info")
       first = firsts.setdefault(
         like.SerializeToString(deterministic=True), node.name
       )

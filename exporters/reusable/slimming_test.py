@@ -17,12 +17,16 @@ from exporters.reusable import slimming
 from exporters.reusable.private_api import saved_model_pb2
 
 
-def _functions(export_dir):
+def _meta_graph(export_dir):
   path = pathlib.Path(export_dir, "saved_model.pb")
   (meta_graph,) = saved_model_pb2.SavedModel.FromString(
     path.read_bytes()
   ).meta_graphs
-  return meta_graph.graph_def.library.function
+  return meta_graph
+
+
+def _functions(export_dir):
+  return _meta_graph(export_dir).graph_def.library.function
 
 
 @tf.custom_gradient
@@ -169,6 +173,13 @@ class SlimmingTest(tf.test.TestCase):
       ops = {node.name: node.op for node in function.node_def}
       ends = [ops[name] for name in function.control_ret.values()]
       self.assertNotIn("ReadVariableOp", ends)
+    nodes = _meta_graph(self.directories[1]).graph_def.node
+    used = {graphs.node_of(name) for node in nodes for name in node.input}
+    for node in nodes:
+      if node.op == "ReadVariableOp":
+        self.assertIn(node.name, used)
+      if node.op not in graphs.CALLS:
+        self.assertNotIn("_output_shapes", node.attr)
 
   def test_nothing_is_handed_on_or_there_twice(self):
     def ops(export_dir):
@@ -342,16 +353,20 @@ class SlimmingTest(tf.test.TestCase):
         if node.op == "Sub":
           function.node_def.add().CopyFrom(node)
 
-    def omit(function, *_):
-      nodes = [n for n in function.node_def if n.op != "Mul"]
+    def omit(function, *_, op="Mul"):
+      nodes = [n for n in function.node_def if n.op != op]
       function.ClearField("node_def")
       function.node_def.extend(nodes)
+
+    def omit_noise(function, *_):
+      omit(function, op="RandomStandardNormal")
 
     root = tf.train.Checkpoint(variable=tf.Variable(2.0))
 
     def call(x):
       y = root.variable * x - 1.0
       root.variable.assign(x)
+      tf.random.normal([])
       return y
 
     root.__call__ = tf.function(call)
@@ -367,6 +382,7 @@ class SlimmingTest(tf.test.TestCase):
       (rename, "have no value"),
       (call_twice, "have two values of one name"),
       (omit, "have no value"),
+      (omit_noise, "differ in ops"),
     ):
       with (
         self.subTest(words),
