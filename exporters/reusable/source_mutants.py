@@ -81,6 +81,7 @@ _WITHOUT_EFFECT = {
     (
       "autograph=False",
       "_BLOCK",
+      "_shortened(",
       "both = (model",
       "tf.cast(tf.cast(x, s.dtype",
       "node.attr.pop(",
