@@ -1999,6 +1999,14 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     found = [c.name for c in calls[""] if c.name.startswith("inference, ")]
     self.assertEqual(found, expected)
 
+  def test_cuts_large_examples(self):
+    spec = [tf.TensorSpec([None, None])] * 2
+    source = saving.source(lambda x: tf.concat(x, 1), spec)
+    long, short = ([tf.ones(shape)] * 2 for shape in ([3, 8], [1, 2]))
+    cut = verification._shortened(source, long, short)
+    self.assertEqual([x.shape for x in cut], [[3, 2]] * 2)
+    self.assertIs(verification._shortened(source, long, short[:1]), long)
+
   def test_no_other_counts_without_a_batch(self):
     source = saving.source(lambda x: 2.0 * x, tf.TensorSpec([2, 5]))
     calls, *_ = verification.observe({"": (source, [tf.ones([2, 5])])}, "full")

@@ -146,8 +146,8 @@ _ACTIVATIONS = {
   **{name: name for name in ("relu", "sigmoid", "tanh")},
 }
 _MOST_BYTES_OF_YAML = 2**20  # The parser takes 10 s for as many bytes.
-# Values with which an encoder has a pooler. They change no other variable and no
-# output but the pooled one.
+# Values with which an encoder has a pooler. They change no other variable, and
+# only the pooled output.
 _WITH_POOLER = {
   "bigbird": {"use_gradient_checkpointing": False},
   "mobilebert": {"classifier_activation": True},
