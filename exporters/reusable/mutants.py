@@ -421,7 +421,9 @@ def _of_function(
     for node in function.node_def
     if node.op == "StridedSlice" and node.attr["shrink_axis_mask"].i
     for name in node.input[2:]
-  } | {name: _UNUSED for name in ops if name not in live}
+  }
+  nowhere |= dict.fromkeys(_unread(function), "no slice reads the constant")
+  nowhere |= {name: _UNUSED for name in ops if name not in live}
   for i, node in enumerate(function.node_def):
     where = f"{node.op} {node.name}"
     for kind, change, same in _of_node(node, role):
@@ -444,6 +446,29 @@ def _of_function(
 
       yield "two results swapped", f"{a.name} and {b.name}", swap, ""
   yield from _of_scalars(function, by_name, live)
+
+
+def _unread(function: graphs.Function) -> set[str]:
+  """Names constants that are only begins or ends that slices ignore."""
+  every = range(8)  # A slice has fewer dimensions.
+  read = collections.defaultdict(set)  # Indices of elements, by node.
+  for node in reversed(function.node_def):  # Users come after what they use.
+    for j, name in enumerate(node.input):
+      mask = 0
+      if node.op in ("StridedSlice", "StridedSliceGrad") and j in (1, 2):
+        mask = node.attr["begin_mask" if j == 1 else "end_mask"].i
+      if node.op != "Pack" or j in read[node.name]:
+        read[graphs.node_of(name)].update(k for k in every if not mask >> k & 1)
+  for name in function.ret.values():
+    read[graphs.node_of(name)].update(every)
+  return {
+    node.name
+    for node in function.node_def
+    if node.op == "Const"
+    and read[node.name].isdisjoint(
+      range(tf.make_ndarray(node.attr["value"].tensor).size)
+    )
+  }
 
 
 def _of_subtraction(function: graphs.Function, node: graphs.Node) -> str:
