@@ -404,8 +404,13 @@ def _moved_by_gradients(subject: Subject) -> list[str]:
 
 
 def _distance(first: np.ndarray, second: np.ndarray) -> float:
-  """Returns the norm of a difference, relative to the first array."""
-  return np.linalg.norm(second - first) / (np.linalg.norm(first) + 1e-30)
+  """Returns the norm of a difference, relative to that of the first array.
+
+  The difference of a tiny array is nearly absolute: the array may be zero up to
+  rounding.
+  """
+  first, second = np.float64(first), np.float64(second)
+  return np.linalg.norm(second - first) / (np.linalg.norm(first) + 1e-3)
 
 
 def _differentiate(subject: Subject, inputs: Any) -> None:
