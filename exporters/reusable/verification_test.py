@@ -1619,6 +1619,10 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
         functools.partial(twice, inner)
       ).get_concrete_function()
       self.assertEqual(randomness.draws(trace.graph.as_graph_def()), 3)
+    # Draws of a generator cannot be numbered.
+    generator = tf.random.Generator.from_seed(1)
+    trace = tf.function(lambda: generator.normal([2])).get_concrete_function()
+    self.assertEqual(randomness.draws(trace.graph.as_graph_def()), -1)
     # Draws in a loop cannot be numbered, whatever a call draws later.
     looped = tf.function(
       lambda: tf.while_loop(
