@@ -873,6 +873,18 @@ class SavingTest(tf.test.TestCase):
     model = tf_keras.Model(inputs, AddsLoss(name="of_inputs")(inputs))
     self.assert_refused("layer of_inputs adds losses that depend", model, _SPEC)
 
+  def test_closes_gradients_in_training_alone(self):
+    layers = tf_keras.layers
+    norm = layers.LayerNormalization(epsilon=1e-6)
+    model = tf_keras.Sequential(
+      [layers.InputLayer((2,)), norm, layers.Dropout(0.5)]
+    )
+    source = saving.source(model, _SPEC)
+    for training in (False, True):
+      trace = source.function.get_concrete_function(_SPEC, training=training)
+      closed = "_gradient_op_type" in str(trace.graph.as_graph_def())
+      self.assertEqual(closed, training)
+
   def test_holds_the_tables_of_a_model(self):
     lookup = tf_keras.layers.TextVectorization(output_sequence_length=2)
     lookup.adapt(["a b", "b"])
