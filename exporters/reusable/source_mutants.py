@@ -19,6 +19,7 @@ import os
 import pathlib
 import random
 import sys
+import tempfile
 from typing import Any, NamedTuple
 import unittest
 
@@ -275,12 +276,16 @@ def _problem(
   # Before the change, because some test modules call the module on import.
   tests = _tests(test) if test else None
   with (
+    tempfile.TemporaryDirectory() as directory,
     contextlib.redirect_stdout(io.StringIO()),
     contextlib.redirect_stderr(io.StringIO()),
   ):
     if mutant:
       module = importlib.import_module(f"exporters.reusable.{mutant.module}")
-      exec(compile(_changed(mutant), module.__file__, "exec"), vars(module))
+      # A file, because AutoGraph reads the source of what it converts.
+      path = pathlib.Path(directory, "mutant.py")
+      path.write_text(ast.unparse(_changed(mutant)))
+      exec(compile(path.read_text(), path, "exec"), vars(module))
     if tests:
       result = unittest.TestResult()
       result.failfast = True
