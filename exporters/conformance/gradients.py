@@ -146,9 +146,9 @@ def wrong(
   precision = _HALF if is_half else _SINGLE
   if all(v.dtype == tf.float64 for v in variables):
     precision = _OF_HALF if is_half else _DOUBLE
-  error, size = _rounding(value, variables, precision.rounding)
+  error, size = _rounding(value, variables, precision)
   if error > _MOST_ERROR * size and precision is not _HALF:
-    raise InexactError
+    raise InexactError("rounding errors change it by more than a twentieth")
   of_all = precision.of_all * max(
     np.linalg.norm(g) * _size(v.numpy())
     for v, g in zip(variables, gradients, strict=True)
@@ -310,13 +310,17 @@ def _moments(
 
 
 def _rounding(
-  value: Callable[[], Any], variables: Sequence[tf.Variable], noise: float
+  value: Callable[[], Any],
+  variables: Sequence[tf.Variable],
+  precision: _Precision,
 ) -> tuple[float, float]:
   """Estimates a function's rounding error by its deviation from a line.
 
   Returns:
-    The rounding error, and the magnitude of the function's value.
+    The rounding error, and the magnitude of the function's value. Values after
+    large steps count too, because terms may cancel in the others.
   """
+  noise = precision.rounding
   steps = np.array([-3, -2, -1, 1, 2, 3])
   before = [v.numpy() for v in variables]
   at = functools.partial(_at, value, variables, before, [*_noise(before)])
@@ -325,11 +329,13 @@ def _rounding(
   for size in (noise, *[1000 * noise] * (noise < 1e-12)):
     try:
       values = [at(step * size) for step in steps]
+      sizes += [abs(at(step * precision.largest)) for step in (-1, 1)]
     finally:
       at(0.0)
     rest = values - np.polyval(np.polyfit(steps, values, 1), steps)
-    sizes.append(np.max(np.abs(values)))
-    least = min(noise, 3e-7) / 3 * sizes[-1]
+    largest = np.max(np.abs(values))
+    sizes.append(largest)
+    least = min(noise, 3e-7) / 3 * largest
     errors.append(least + 3 * np.max(np.abs(rest)))
   return max(errors), max(sizes)
 

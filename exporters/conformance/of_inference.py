@@ -547,7 +547,7 @@ def _mixed_exactly(subject: Subject, inputs: Any) -> str:
     _of_examples(subject, inputs), indices=range(_ROWS)
   )
   usual = called(inputs)
-  near = [subject_lib.scaled(inputs, 1 + i * 2.0**-22) for i in range(1, 5)]
+  near = [subject_lib.nudged(inputs, units) for units in range(1, 5)]
   is_chance = any(_difference(usual, called(x), tolerance=0.1) for x in near)
   return "" if is_chance else problem
 

@@ -394,7 +394,7 @@ def _moved_by_gradients(subject: Subject) -> list[str]:
   ]
   if not moved:
     return []
-  near = called(subject_lib.scaled(inputs, 1 + 2.0**-22))
+  near = called(subject_lib.nudged(inputs))
   by_rounding = max(
     _distance(*left)
     for v, *left in zip(exact.resting, usual, near, strict=True)

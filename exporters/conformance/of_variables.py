@@ -229,7 +229,7 @@ def _gradients(subject: Subject) -> findings.Finding:
   if wrong and wrong[0].startswith(_INPUT) and _stops_gradients(subject):
     wrong = _wrong(exact, inputs, arguments, subject.is_half, of_inputs=False)
     note += ". It stops gradients: those of the input were not compared"
-  if wrong and _may_be_wrong(subject, *wrong[1:]):
+  if wrong and _is_approximate(subject, *wrong[1:]):
     return findings.not_decidable(
       "whether gradients are right: the gradients of ops that round or choose,"
       " and of spectral normalization, are approximations by design"
@@ -245,7 +245,7 @@ def _gradients(subject: Subject) -> findings.Finding:
   return finding or findings.passed(said + note)
 
 
-def _may_be_wrong(subject: Subject, claimed: float, measured: float) -> bool:
+def _is_approximate(subject: Subject, claimed: float, measured: float) -> bool:
   """Tells whether the model has ops whose gradients are approximations."""
   return (
     any(map(_ROUNDED.fullmatch, subject.op_counts))
@@ -865,9 +865,7 @@ def _of_loss(
     return "decreases without bound as the variables grow"
   if linear := _linear(reached, loss, gradients):
     return f"is linear in {linear[0]}, so it has no minimum"
-  wrong = None
-  with contextlib.suppress(gradients_lib.InexactError):
-    wrong = gradients_lib.wrong(loss, reached, gradients)
+  wrong = gradients_lib.wrong(loss, reached, gradients)
   if wrong:
     name, claimed, measured = wrong
     return (

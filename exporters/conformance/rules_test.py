@@ -3728,8 +3728,7 @@ class RulesTest(parameterized.TestCase, tf.test.TestCase):
       v.assign(0.9 * v + 0.1 * _with_grown_errors(statistic))
 
     def rounding(subject, inputs):
-      inputs = subject_lib.scaled(inputs, 1 + 2.0**-21)
-      subject.model(inputs, **subject.steady)
+      subject.model(subject_lib.nudged(inputs, 2), **subject.steady)
 
     subject = self.subject(_of(_averaged, learn=learn))
     with mock.patch.object(of_training, "_differentiate", rounding):

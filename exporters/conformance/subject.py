@@ -844,6 +844,11 @@ def scaled(inputs: Any, factor: float) -> Any:
   )
 
 
+def nudged(inputs: Any, units: int = 1) -> Any:
+  """Changes the floats of inputs by some rounding errors of float32."""
+  return scaled(inputs, 1 + units * 2.0**-22)
+
+
 def scaled_rows(inputs: Any, factors: Any) -> Any:
   """Multiplies each row of the floats of inputs by a factor of its own.
 
