@@ -144,6 +144,7 @@ class HyperparametersTest(parameterized.TestCase, tf.test.TestCase):
   @parameterized.parameters(
     (0.5, [0.25, 0.875]),
     (0.0, [0.5], {"maximum": 1}),
+    (1.5, [0.75, 6.5]),
     (2.0, [1.0], {"exclusiveMaximum": 8.5}),
     (2.0, [1.0, 8.5]),
     (4, [18], {"minimum": 3}),

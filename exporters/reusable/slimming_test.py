@@ -14,6 +14,7 @@ from exporters.reusable import graphs
 from exporters.reusable import outlining
 from exporters.reusable import randomness
 from exporters.reusable import slimming
+from exporters.reusable import slimming_check
 from exporters.reusable.private_api import saved_model_pb2
 
 
@@ -413,6 +414,32 @@ class SlimmingTest(tf.test.TestCase):
       (note,) = slimming.slim(directory)
     self.assertIn("would differ in gradients", note)
     self.assertEmpty(slimming.slim(directory))
+
+  def test_a_gradient_of_another_variable_differs(self):
+    root = tf.train.Checkpoint(used=tf.Variable(2.0), other=tf.Variable(3.0))
+
+    @tf.custom_gradient
+    def same(x):
+      return tf.identity(x), lambda upstream: upstream * root.used
+
+    root.__call__ = tf.function(lambda x: same(tf.tanh(x)))
+    root.__call__.get_concrete_function(tf.TensorSpec([]))
+    directory = os.path.join(self.get_temp_dir(), "of_a_variable")
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=True)
+    tf.saved_model.save(root, directory, options=options)
+    content = pathlib.Path(directory, "saved_model.pb").read_bytes()
+    for variable in ("used", "other"):
+      # `difference` changes both.
+      before, after = map(saved_model_pb2.SavedModel.FromString, [content] * 2)
+      objects = after.meta_graphs[0].object_graph_def
+      ids = {c.local_name: c.node_id for c in objects.nodes[0].children}
+      (gradient,) = after.meta_graphs[0].graph_def.library.registered_gradients
+      function = objects.concrete_functions[gradient.gradient_func]
+      self.assertEqual([*function.bound_inputs], [ids["used"]])
+      function.bound_inputs[:] = [ids[variable]]
+      problem = slimming_check.difference(before, after)
+      differs = "would differ in results" in problem
+      self.assertEqual(differs, variable == "other", problem)
 
   def test_names_of_outputs(self):
     with tf.Graph().as_default() as graph:

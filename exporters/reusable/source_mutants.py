@@ -101,6 +101,7 @@ _WITHOUT_EFFECT = {
   "deterministic=True": "only the order of bytes changes",
   "*waits]0": "to wait twice for a node is to wait once",
   "tf.constant(0.0)": "a constant has no gradient",
+  "output, 0.0)": "a constant has no gradient",
   "dict.fromkeys(arguments, 0)": "no read of a variable has this bit",
 }
 _SECONDS = 1200  # For one test.
