@@ -2010,6 +2010,11 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     cut = verification._shortened(source, long, short)
     self.assertEqual([x.shape for x in cut], [[3, 2]] * 2)
     self.assertIs(verification._shortened(source, long, short[:1]), long)
+    with_scalar = [long[0], tf.ones([])]
+    source = saving.source(lambda x: x[0], [spec[0], tf.TensorSpec([])])
+    self.assertIs(
+      verification._shortened(source, with_scalar, short), with_scalar
+    )
 
   def test_no_other_counts_without_a_batch(self):
     source = saving.source(lambda x: 2.0 * x, tf.TensorSpec([2, 5]))
