@@ -68,7 +68,7 @@ def _blocks():
     block.add(tf_keras.layers.BatchNormalization())
     block.add(tf_keras.layers.Lambda(lambda x: x + tf.ones([x.shape[-1]])))
     if i > 5:
-      double = {11: _also_doubled, 12: _otherwise_doubled}.get(i, _doubled)
+      double = {9: _also_doubled, 10: _otherwise_doubled}.get(i, _doubled)
       block.add(tf_keras.layers.Lambda(double))
     block.build([None, blocks[-1].output_shape[-1] if blocks else 4])
     blocks.append(block)
@@ -171,6 +171,12 @@ class SlimmingTest(tf.test.TestCase):
       for node in function.node_def:
         known = node.op in ("Conv2D", "Relu", "FusedBatchNormV3", "AddV2")
         self.assertFalse(known and "_output_shapes" in node.attr, node)
+      for i, arg in enumerate(function.signature.input_arg):
+        if arg.type == tf.resource:
+          users = [n.op for n in function.node_def if arg.name in n.input]
+          is_used = not graphs.CALLS.issuperset(users)
+          self.assertEqual(bool(arg.handle_data), is_used)
+          self.assertEmpty(function.arg_attr[i].attr)
       ops = {node.name: node.op for node in function.node_def}
       ends = [ops[name] for name in function.control_ret.values()]
       self.assertNotIn("ReadVariableOp", ends)
@@ -465,6 +471,17 @@ class SlimmingTest(tf.test.TestCase):
       before,
       options=tf.saved_model.SaveOptions(experimental_custom_gradients=True),
     )
+    # A function may return Tensors of a block, without an Identity.
+    path = pathlib.Path(before, "saved_model.pb")
+    saved_model = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    for function in saved_model.meta_graphs[0].graph_def.library.function:
+      nodes = {node.name: node for node in function.node_def}
+      for key, name in list(function.ret.items()):
+        node = nodes[graphs.node_of(name)]
+        if node.op == "Identity":
+          function.ret[key] = node.input[0]
+          function.node_def.remove(node)
+    path.write_bytes(saved_model.SerializeToString())
     shutil.copytree(before, after)
     self.assertEmpty(slimming.slim(after))
     calls = collections.Counter(
@@ -494,6 +511,8 @@ class SlimmingTest(tf.test.TestCase):
         if function.signature.name in calls and arg.type == tf.float32:
           (shape,) = function.arg_attr[i].attr["_output_shapes"].list.shape
           self.assertFalse(shape.unknown_rank)
+        if function.signature.name in calls and arg.type == tf.resource:
+          self.assertLen(arg.handle_data, 1)
     seen = []
     for directory in (before, after):
       with randomness.with_seeds(directory, tf.saved_model.load) as load:

@@ -94,6 +94,7 @@ _WITHOUT_EFFECT = {
   ),
   "set_seed": "any seed will do",
   "observation.float_inputs(examples[": "any example will do",
+  "v.ref(), -1)": "any number that is no index will do",
   '"_class"': "colocation is a hint",
   "[seed, ": "any seed and scale will do",
   "tf.shape(x), [0, 0], -1, 1": "any seed and scale will do",

@@ -1818,9 +1818,11 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     is_said = "A call of the model without it" in printed.getvalue()
     self.assertEqual(is_said, scale != 1.0)
 
-  def test_refuses_noise_in_inference(self):
+  @parameterized.parameters(0.0, 2.0)
+  def test_refuses_noise_in_inference(self, in_training):
     def call(inputs, training=False):
-      return inputs + tf.random.normal([4]) * (2.0 if training else 1.0)
+      scale = in_training if training else 1.0
+      return inputs + tf.random.normal([4]) * scale if scale else inputs
 
     source = saving.source(call, _SPEC)
     with self.assertRaisesRegex(errors.ExportError, "differ in inference"):
@@ -2010,6 +2012,7 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     cut = verification._shortened(source, long, short)
     self.assertEqual([x.shape for x in cut], [[3, 2]] * 2)
     self.assertIs(verification._shortened(source, long, short[:1]), long)
+    self.assertIs(verification._shortened(source, short, long), short)
     with_scalar = [long[0], tf.ones([])]
     source = saving.source(lambda x: x[0], [spec[0], tf.TensorSpec([])])
     self.assertIs(
