@@ -324,14 +324,21 @@ class SlimmingTest(tf.test.TestCase):
       self.assertAllEqual(*(reader.get_tensor(name) for reader in readers))
 
   def test_short_names_differ_from_those_of_the_inputs(self):
-    root = tf.train.Checkpoint()
-    # TensorFlow names the constant mul/x.
-    root.__call__ = tf.function(lambda x: 2.0 * x)
-    root.__call__.get_concrete_function(tf.TensorSpec([None], name="x"))
-    directory = os.path.join(self.get_temp_dir(), "of_x")
-    tf.saved_model.save(root, directory)
-    slimming.slim(directory)
-    self.assertAllEqual(tf.saved_model.load(directory)(tf.ones([1])), [2.0])
+    for name, expected in (("x", "model/x"), ("y", "y")):
+
+      def call(x, name=name):
+        with tf.name_scope("model"):
+          return tf.square(x, name=name)
+
+      root = tf.train.Checkpoint()
+      root.__call__ = tf.function(lambda x: call(x))
+      root.__call__.get_concrete_function(tf.TensorSpec([None], name="x"))
+      directory = os.path.join(self.get_temp_dir(), f"of_{name}")
+      tf.saved_model.save(root, directory)
+      self.assertEmpty(slimming.slim(directory))
+      (function,) = _functions(directory)
+      names = [node.name for node in function.node_def]
+      self.assertEqual(names, [expected, "Identity"])
 
   def test_a_file_that_would_compute_something_else_stays(self):
     def swap(function, *_):

@@ -72,7 +72,15 @@ _WORDS = "only words and refusals change"
 _WITHOUT_EFFECT = {
   **dict.fromkeys(
     (
-      *("print", "errors.", "warn", "_print_table", "mark = ", ", 0.0, "),
+      *(
+        "print",
+        "errors.",
+        "warn",
+        "_print_table",
+        "mark = ",
+        "words = [",
+        ", 0.0, ",
+      ),
       "if form is not specs[0]",
       "where = name or",
     ),
@@ -94,6 +102,8 @@ _WITHOUT_EFFECT = {
   ),
   "set_seed": "any seed will do",
   "observation.float_inputs(examples[": "any example will do",
+  "[0, 0], 0, rows": "any seed and example will do",
+  "position.get(v.ref(), 0)": "any order will do",
   "v.ref(), -1)": "any number that is no index will do",
   '"_class"': "colocation is a hint",
   "[seed, ": "any seed and scale will do",
