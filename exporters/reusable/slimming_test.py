@@ -357,6 +357,14 @@ class SlimmingTest(tf.test.TestCase):
         if node.op.startswith("Assign"):
           node.input[:] = [x for x in node.input if x[0] != "^"]
 
+    def hurry_one(function, *_):
+      ops = {node.name: node.op for node in function.node_def}
+      first, *others = [n for n in ops if ops[n].startswith("Assign")]
+      for node in function.node_def:
+        if node.name in others:
+          inputs = [x for x in node.input if ops.get(x[1:]) != "ReadVariableOp"]
+          node.input[:] = [*inputs, f"^{first}"]
+
     def rename(function, *_):
       for node in function.node_def:
         if node.op == "Sub":
@@ -380,6 +388,8 @@ class SlimmingTest(tf.test.TestCase):
     def call(x):
       y = root.variable * x - 1.0
       root.variable.assign(x)
+      y += root.variable
+      root.variable.assign(x + 1.0)
       tf.random.normal([])
       return y
 
@@ -392,7 +402,8 @@ class SlimmingTest(tf.test.TestCase):
     for change, words in (
       (swap, "differ in results"),
       (forget, "differ in effects"),
-      (hurry, "differ in order"),
+      (hurry, "differ in results"),
+      (hurry_one, "differ in order"),
       (rename, "have no value"),
       (call_twice, "have two values of one name"),
       (omit, "have no value"),
@@ -408,6 +419,13 @@ class SlimmingTest(tf.test.TestCase):
         self.assertIn(words, output.getvalue())
         self.assertIn(note, output.getvalue())
         self.assertEqual(path.read_bytes(), before)
+
+    def call_twice_outside(graph):
+      graph.node.add().CopyFrom(graph.node[0])
+
+    with mock.patch.object(slimming, "_slim_top_level", call_twice_outside):
+      (note,) = slimming.slim(directory)
+    self.assertRegex(note, "outside of functions would have two values of one")
 
   def test_a_gradient_that_would_take_something_else_stays(self):
     root = tf.train.Checkpoint()
