@@ -92,6 +92,7 @@ _WITHOUT_EFFECT = {
       "_BLOCK",
       "_shortened(",
       "both = (model",
+      "takes_none = ",
       "tf.cast(tf.cast(x, s.dtype",
       "node.attr.pop(",
       "os.path.dirname(name)",
