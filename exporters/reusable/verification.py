@@ -953,12 +953,11 @@ def _reweighted_calls(
       reweighted=True,
     )
   if not how.is_random and (reweighted or larger is not example):
-    of_noise = how.is_straight and how.steadily != how.arguments
     yield observation.Call(
       f"{how.mode} {_size(larger)}{more}",
       larger,
       how.steadily,
-      gradients=how.learning["gradients"] and not of_noise,
+      gradients=how.learning["gradients"] and not how.is_straight,
       updates=how.learning["updates"],
       reweighted=reweighted,
     )
