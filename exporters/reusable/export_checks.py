@@ -329,13 +329,8 @@ def _check_alone(
     problems = _of_no_examples(model, made, takes_none)
     yield _result(part, comparison.EMPTY, made.name, 0.0, problems)
   if made.compilation:
-    yield _result(
-      part,
-      comparison.XLA,
-      made.name,
-      0.0,
-      *_under_xla(steps(*made.arguments), made),
-    )
+    compared = _under_xla(steps(*made.arguments), made)
+    yield _result(part, comparison.XLA, made.name, 0.0, *compared)
 
 
 def _graph_steps(

@@ -754,6 +754,8 @@ class SavingTest(tf.test.TestCase):
 
   def test_functions_name_layers(self):
     self.assertEqual(layer_calls.named(_sum_of_layers), [_FIRST, _SECOND])
+    dense = tf_keras.layers.Dense(2)
+    self.assertEqual(layer_calls.named(lambda x: dense(x)), [dense])
 
   def test_refuses_a_hyperparameter_without_effect(self):
     model = _keras_model()

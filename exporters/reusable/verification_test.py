@@ -2019,6 +2019,13 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
       verification._shortened(source, with_scalar, short), with_scalar
     )
 
+  def test_cuts_inputs_that_have_a_batch(self):
+    """The last spec is that of all further inputs."""
+    fixed, batch = tf.TensorSpec([2]), tf.TensorSpec([None])
+    source = saving.source(lambda x: x[0], [fixed, batch])
+    cut = verification._of_rows(source, [tf.ones([2])] * 4, lambda x: x[:1])
+    self.assertEqual([len(x) for x in cut], [2, 1, 1, 1])
+
   def test_no_other_counts_without_a_batch(self):
     source = saving.source(lambda x: 2.0 * x, tf.TensorSpec([2, 5]))
     calls, *_ = verification.observe({"": (source, [tf.ones([2, 5])])}, "full")
