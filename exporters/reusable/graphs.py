@@ -71,6 +71,12 @@ def node_of(tensor: str) -> str:
   return tensor.removeprefix("^").partition(":")[0]
 
 
+def with_node(tensor: str, node: str) -> str:
+  """Returns the name of a Tensor or of a control input, with another node."""
+  # An output may have the name of the node.
+  return tensor.replace(node_of(tensor), node, 1)
+
+
 def gradient(node: Node) -> str:
   """Returns the type of a node's custom gradient, or ""."""
   return node.attr[GRADIENT].s.decode() if GRADIENT in node.attr else ""

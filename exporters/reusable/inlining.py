@@ -105,7 +105,7 @@ def _add_body(
 
   def renamed(name: str) -> str:
     node = graphs.node_of(name)
-    return operands.get(name) or name.replace(node, short[node], 1)
+    return operands.get(name) or graphs.with_node(name, short[node])
 
   for node in function.node_def:
     added = nodes.add()

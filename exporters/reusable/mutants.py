@@ -417,7 +417,7 @@ def _of_function(
   ops = {node.name: node.op for node in function.node_def}
   # Nodes in which a fault has no effect, and why.
   nowhere = {
-    name.partition(":")[0]: "the end of a slice of one element is not read"
+    graphs.node_of(name): "the end of a slice of one element is not read"
     for node in function.node_def
     if node.op == "StridedSlice" and node.attr["shrink_axis_mask"].i
     for name in node.input[2:]
@@ -507,11 +507,11 @@ def _of_operands(
   taken_by = collections.defaultdict(list)
   for node in function.node_def:
     for name in graphs.operands(node):
-      taken_by[name.partition(":")[0]].append(node)
+      taken_by[graphs.node_of(name)].append(node)
   for i, node in enumerate(function.node_def):
     is_select = node.op in ("Select", "SelectV2")  # Operand 0 is bool.
     floats = "T" in node.attr and node.attr["T"].type == _FLOAT
-    operands = [ops.get(x.partition(":")[0]) for x in graphs.operands(node)]
+    operands = [ops.get(graphs.node_of(x)) for x in graphs.operands(node)]
     if not (floats and operands and operands[is_select] != "Const"):
       continue
     for kind, inserted in of_operands.items():

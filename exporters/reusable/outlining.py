@@ -402,7 +402,7 @@ def _function(
 
   def renamed(tensor: str) -> str:
     node = graphs.node_of(tensor)
-    return arguments.get(tensor) or tensor.replace(node, new[node], 1)
+    return arguments.get(tensor) or graphs.with_node(tensor, new[node])
 
   function = graphs.Function()
   function.attr[_CONTEXT].CopyFrom(piece.caller.attr[_CONTEXT])

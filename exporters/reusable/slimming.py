@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection
 import itertools
 import os
 import pathlib
-import re
 from typing import Any
 
 from exporters.reusable import graphs
@@ -23,7 +22,6 @@ from exporters.reusable.private_api import types_pb2
 
 _WRITES = ("AssignAddVariableOp", "AssignSubVariableOp", "AssignVariableOp")
 _SHAPES = "_output_shapes"
-_NODE = re.compile(r"[^:^]+")  # The node in the name of an input.
 
 
 def slim(export_dir: str) -> list[str]:
@@ -225,7 +223,7 @@ def _replace_inputs(node: graphs.Node, instead: dict[str, str]) -> None:
       if known:
         name = instead[name]
       else:
-        name = _NODE.sub(lambda node: instead[node[0]], name, count=1)
+        name = graphs.with_node(name, instead[graphs.node_of(name)])
     inputs["^" * (name[0] == "^")].append(name)
   node.input[:] = [*inputs[""], *dict.fromkeys(inputs["^"])]
 
@@ -250,7 +248,8 @@ def _shorten_names(function: graphs.Function) -> Callable[[str], str]:
       new[node.name] = next(free)
 
   def rename(name: str) -> str:
-    return _NODE.sub(lambda node: new.get(node[0], node[0]), name, count=1)
+    node = graphs.node_of(name)
+    return graphs.with_node(name, new.get(node, node))
 
   for node in function.node_def:
     node.name = rename(node.name)
