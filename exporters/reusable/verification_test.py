@@ -2005,6 +2005,27 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     found = [c.name for c in calls[""] if c.name.startswith("inference, ")]
     self.assertEqual(found, expected)
 
+  @parameterized.parameters(
+    ({}, ["a 0.5, one seed", "a 4.5, one seed"]),
+    ({"maximum": 1.0}, ["a 0.5, one seed"]),
+  )
+  def test_plans_other_values_beside_noise(self, limits, expected):
+    source = saving.source(
+      lambda x, a: x * a + tf.random.normal([4]),
+      _SPEC,
+      hyperparameters=[
+        hyperparameters.Hyperparameter("a", 1.0, "", limits=limits)
+      ],
+    )
+    calls, *_ = verification.observe({"": (source, _EXAMPLES)}, "full")
+    found = [c.name for c in calls[""] if c.name.startswith("a ") and c.seeded]
+    self.assertEqual(found, expected)
+
+  def test_keys_get_the_order_of_the_spec(self):
+    source = saving.source(lambda x: x["b"], {"b": _SPEC, "a": _SPEC})
+    example = {"a": _EXAMPLES[0], "b": _EXAMPLES[0]}
+    self.assertEqual([*verification._listed(example, source)], ["b", "a"])
+
   def test_cuts_large_examples(self):
     spec = [tf.TensorSpec([None, None])] * 2
     source = saving.source(lambda x: tf.concat(x, 1), spec)
