@@ -4,6 +4,7 @@ import io
 import os
 import pathlib
 import shutil
+import tempfile
 from unittest import mock
 
 import numpy as np
@@ -92,8 +93,9 @@ def _blocks():
 
 
 class SlimmingTest(tf.test.TestCase):
-  def setUp(self):
-    super().setUp()
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
     model = tf_keras.Sequential(
       [
         tf_keras.layers.InputLayer((None, 8, 3), name="images"),
@@ -128,18 +130,18 @@ class SlimmingTest(tf.test.TestCase):
     images = tf.TensorSpec([None, None, 8, 3], name="images")
     for training in (False, True):
       root.__call__.get_concrete_function(images, training)
-    self.directories = [
-      os.path.join(self.get_temp_dir(), name) for name in ("before", "after")
-    ]
+    parent = cls.enterClassContext(tempfile.TemporaryDirectory())
+    cls.directories = [os.path.join(parent, x) for x in ("before", "after")]
     serve = tf.function(lambda images: {"y": call(images, False)})
     tf.saved_model.save(
-      root, self.directories[0], serve.get_concrete_function(images)
+      root, cls.directories[0], serve.get_concrete_function(images)
     )
-    shutil.copytree(*self.directories)
-    self.assertEmpty(slimming.slim(self.directories[1]))
-    self.images = tf.random.stateless_uniform([2, 8, 8, 3], [0, 0])
+    shutil.copytree(*cls.directories)
+    cls.notes = slimming.slim(cls.directories[1])
+    cls.images = tf.random.stateless_uniform([2, 8, 8, 3], [0, 0])
 
   def test_it_computes_the_same(self):
+    self.assertEmpty(self.notes)
     before, after = map(tf.saved_model.load, self.directories)
     seen = []
     for model in (before, after):
