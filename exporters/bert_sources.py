@@ -250,6 +250,13 @@ def from_flags() -> Source | None:
       said.append(f"--do_lower_case={lower} (the tokens)")
   if said:
     print(f"{description}. It says {', '.join(said)}.")
+  _check_choices(source, description)
+  return source
+
+
+def _check_choices(source: Source | None, description: str) -> None:
+  """Refuses flags without a value that a checkpoint leaves to the user."""
+  values = flags.FLAGS
   pooled = values.export_type != "text_embedding" or values.pooling == "pooled"
   is_encoder = values.export_type != "preprocessing"
   for missing, flag in (
@@ -273,7 +280,6 @@ def from_flags() -> Source | None:
     raise errors.ExportError(
       f"{description}, but {source.problem}. Say --pooling for other vectors."
     )
-  return source
 
 
 def _of_first_release(

@@ -48,22 +48,7 @@ def has_modes(subject: Subject) -> findings.Finding:
   Training moves every moving average, and inference depends on them.
   """
   if "training" not in subject.parameters:
-    if named := _other_mode(subject):
-      return findings.failed(
-        f"The mode is an argument `{named}`, which hub.KerasLayer and Keras"
-        " do not set.",
-        "Name it `training`.",
-      )
-    if averages := _averages(subject):
-      return findings.failed(
-        f"It has batch normalization ({averages[0].name}) and no"
-        " argument `training`: its moving averages never move.",
-        "Save a __call__ with `training=False` in its signature, traced with"
-        " False and with True.",
-      )
-    return findings.not_applicable(
-      "there is no `training`, and nothing in the graph seems to need it"
-    )
+    return _without_modes(subject)
   default = subject.parameters["training"]
   if default is not False:
     return findings.failed(
@@ -115,6 +100,25 @@ def has_modes(subject: Subject) -> findings.Finding:
     "`training` is False by default and changes nothing: the model has no"
     " batch normalization, and no modes that show. Dropout that was left out"
     " of both modes would not show"
+  )
+
+
+def _without_modes(subject: Subject) -> findings.Finding:
+  if named := _other_mode(subject):
+    return findings.failed(
+      f"The mode is an argument `{named}`, which hub.KerasLayer and Keras"
+      " do not set.",
+      "Name it `training`.",
+    )
+  if averages := _averages(subject):
+    return findings.failed(
+      f"It has batch normalization ({averages[0].name}) and no"
+      " argument `training`: its moving averages never move.",
+      "Save a __call__ with `training=False` in its signature, traced with"
+      " False and with True.",
+    )
+  return findings.not_applicable(
+    "there is no `training`, and nothing in the graph seems to need it"
   )
 
 

@@ -719,25 +719,8 @@ def _array(gradient: tf.Tensor | tf.IndexedSlices | None) -> np.ndarray | None:
 def has_losses(subject: Subject) -> findings.Finding:
   """`regularization_losses` return finite scalars, of trainable variables."""
   losses = list(getattr(subject.model, "regularization_losses", ()))
-  if not losses and not subject.variables:
-    return findings.not_applicable("it has no variables")
-  metadata = "keras_metadata.pb"
-  if (
-    not losses
-    and metadata in subject.files
-    and _REGULARIZER.search(subject.content(metadata))
-  ):
-    return findings.not_decidable(
-      "hub.KerasLayer gets none; tf_keras.models.load_model also gets those of"
-      " layers inside layers, if there are any",
-    )
   if not losses:
-    claim = ""
-    if "regularization losses" in subject.claims:
-      claim = "; its own verification claims that the live model has none"
-    return findings.passed(
-      "none. If the model was trained with any, they are lost" + claim
-    )
+    return _without_losses(subject)
   for i, loss in enumerate(losses):
     try:
       value, again = loss(), loss()
@@ -780,6 +763,25 @@ def has_losses(subject: Subject) -> findings.Finding:
     finding = _badly_lost(subject.trainable_variables, losses)
   count = len(observation.regularized(losses))
   return finding or findings.passed(f"with gradients for {count} variables")
+
+
+def _without_losses(subject: Subject) -> findings.Finding:
+  if not subject.variables:
+    return findings.not_applicable("it has no variables")
+  metadata = "keras_metadata.pb"
+  if metadata in subject.files and _REGULARIZER.search(
+    subject.content(metadata)
+  ):
+    return findings.not_decidable(
+      "hub.KerasLayer gets none; tf_keras.models.load_model also gets those of"
+      " layers inside layers, if there are any",
+    )
+  claim = ""
+  if "regularization losses" in subject.claims:
+    claim = "; its own verification claims that the live model has none"
+  return findings.passed(
+    "none. If the model was trained with any, they are lost" + claim
+  )
 
 
 def _moving(subject: Subject, loss: Any) -> list[str]:

@@ -335,9 +335,8 @@ def _meaning(
     ops[node.name] = made = number(*described, count[described])
     if ordered:
       kept.add(made)
-    waited[node.name] = (
-      frozenset() if node.op in _UNORDERED else frozenset([made])
-    )
+    is_waited_for = node.op not in _UNORDERED
+    waited[node.name] = frozenset([made] * is_waited_for)
     if node.op == _READ:
       past[node.name] |= 1 << len(past)
       reads[operands[0]].append((made, 1 << len(past)))
