@@ -227,6 +227,8 @@ class SlimmingTest(tf.test.TestCase):
 
     def call(x):
       tf.shape(x)
+      with tf.device("/CPU:0"):
+        x = tf.abs(tf.identity(x))
       products = [root.v * x, root.v * x]
       root.v.assign_add(1.0)
       return tf.add_n(products) + root.v
@@ -240,6 +242,7 @@ class SlimmingTest(tf.test.TestCase):
     ops = collections.Counter(node.op for node in function.node_def)
     self.assertEqual(ops["Shape"], 0)
     self.assertEqual(ops["Mul"], 1)
+    self.assertEqual(ops["Identity"], 1)  # It is returned.
     self.assertEqual(ops["ReadVariableOp"], 2)  # One follows the write.
     x = tf.ones([1])
     loaded = tf.saved_model.load(directory)

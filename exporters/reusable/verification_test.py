@@ -1,6 +1,7 @@
 """Breaks exports in one place each, and tests that the fault is found there."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -2020,6 +2021,12 @@ class VerificationTest(parameterized.TestCase, tf.test.TestCase):
     calls, *_ = verification.observe({"": (source, _EXAMPLES)}, "full")
     found = [c.name for c in calls[""] if c.name.startswith("a ") and c.seeded]
     self.assertEqual(found, expected)
+
+  def test_traces_a_call_without_a_python_function(self):
+    source = saving.source(lambda x: tf.tanh(x), _SPEC)
+    source = dataclasses.replace(source, function=None)
+    graph = verification._graph(source, _EXAMPLES[0])
+    self.assertIn("Tanh", [node.op for node in graph.node])
 
   def test_keys_get_the_order_of_the_spec(self):
     source = saving.source(lambda x: x["b"], {"b": _SPEC, "a": _SPEC})
