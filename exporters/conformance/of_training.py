@@ -104,6 +104,7 @@ def has_modes(subject: Subject) -> findings.Finding:
 
 
 def _without_modes(subject: Subject) -> findings.Finding:
+  """Judges a model without the argument `training`."""
   if named := _other_mode(subject):
     return findings.failed(
       f"The mode is an argument `{named}`, which hub.KerasLayer and Keras"

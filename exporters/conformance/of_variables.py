@@ -766,6 +766,7 @@ def has_losses(subject: Subject) -> findings.Finding:
 
 
 def _without_losses(subject: Subject) -> findings.Finding:
+  """Judges a model that lists no regularization losses."""
   if not subject.variables:
     return findings.not_applicable("it has no variables")
   metadata = "keras_metadata.pb"

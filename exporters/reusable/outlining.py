@@ -437,9 +437,9 @@ def _function(
     signature.is_stateful |= private_api.is_stateful(node.op)
   for op_type in piece.gradients:
     for tensor in gradients[op_type].captured if op_type in gradients else ():
-      node, _, output = tensor.name.partition(":")
+      node = graphs.node_of(tensor.name)
       if node in new:
-        tensor.name = f"{new[node]}:{output}"
+        tensor.name = graphs.with_node(tensor.name, new[node])
       else:
         tensor.name = f"{arguments[piece.names[tensor.name]]}:0"
       tensor.concrete_function = name

@@ -72,15 +72,8 @@ _WORDS = "only words and refusals change"
 _WITHOUT_EFFECT = {
   **dict.fromkeys(
     (
-      *(
-        "print",
-        "errors.",
-        "warn",
-        "_print_table",
-        "mark = ",
-        "words = [",
-        ", 0.0, ",
-      ),
+      *("print", "errors.", "warn", "_print_table"),
+      *("mark = ", "words = [", ", 0.0, "),
       "if form is not specs[0]",
       "where = name or",
     ),
